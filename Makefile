@@ -1,0 +1,44 @@
+# Every target sets up what it needs; a second run starts at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := demo
+DEMO_OPTIONS := --epochs 40 --learning-rate 0.002
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench base clean
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Train a style from pictures that the project draws, into demo/
+	@$(BIN)/python -m assets.demo_pictures $(DEMO)/pictures
+	$(BIN)/python -m entrypoints.train $(DEMO)/pictures --out $(DEMO)/style $(DEMO_OPTIONS)
+
+test: $(READY) ## Run every test that this machine can, with coverage
+	$(BIN)/pytest -m "not gpu" --cov --cov-report=term
+
+lint: $(READY) ## Check format, style, types and the hexagon's direction
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## Measure the trainer beside the plain recipe; needs a quiet machine
+	$(BIN)/python -m benchmarks.trainer
+
+base: $(READY) ## Pretrain the small base model anew (half an hour)
+	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0
+
+clean: ## Remove the demo's results and the caches
+	rm -rf $(DEMO) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,54 @@
+"""Real time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+log = logging.getLogger(__name__)
+
+
+class SystemClock:
+    """Port ``Clock`` on the machine's own clocks."""
+
+    def now(self) -> datetime:
+        """Wall-clock time, aware, in UTC. May jump."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds since some moment. Never goes back."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait. Not at all for a negative time."""
+        time.sleep(max(0.0, seconds))
+
+    @contextmanager
+    def every(self, seconds: float, action: Callable[[], None]) -> Iterator[None]:
+        """Call ``action`` every ``seconds`` on a thread of its own while the context is open.
+
+        A call that takes longer than ``seconds`` is followed by the next one at once; what it
+        missed is not made up for.
+        """
+        closed = threading.Event()
+
+        def repeat() -> None:
+            due = time.monotonic() + seconds
+            while not closed.wait(max(0.0, due - time.monotonic())):
+                try:
+                    action()
+                except Exception:
+                    log.exception("a periodic action failed")
+                due = max(due + seconds, time.monotonic())
+
+        thread = threading.Thread(target=repeat, name=f"every {seconds:g} s", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            closed.set()
+            thread.join()

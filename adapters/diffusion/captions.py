@@ -1,0 +1,24 @@
+"""What is said about a picture while it is trained on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from domain.picture import Picture
+
+
+def caption_of(picture: Picture, tags: Sequence[str], trigger_word: str | None) -> str:
+    """The picture's own caption, else the style's tags; the trigger word goes before.
+
+    A caption that already has the trigger word as a word of its own, in whatever case, is
+    left as it is. Without caption, tags and trigger word the caption is empty.
+    """
+    caption = " ".join((picture.caption or "").split()) or ", ".join(tags)
+    if trigger_word is None or _has_word(caption, trigger_word):
+        return caption
+    return f"{trigger_word}, {caption}" if caption else trigger_word
+
+
+def _has_word(text: str, word: str) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))

@@ -1,0 +1,127 @@
+"""A run between two steps, as one safetensors file that another machine can go on from.
+
+Tensors: the adapters' weights end to end, AdamW's two moments of them, and the losses summed so
+far in the epoch. All else is a function of the plan and the step, or stands in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
+from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What changes while a run goes on. Tensors are float32."""
+
+    step: int
+    """Steps done."""
+    weights: torch.Tensor
+    """(n,): every adapter's matrices, in the order of the denoiser's layers."""
+    first_moment: torch.Tensor
+    second_moment: torch.Tensor
+    epoch_loss: torch.Tensor
+    """Sum of the losses of the epoch's pictures so far; a scalar."""
+    history: Sequence[EpochRecord]
+
+
+def run_identity(
+    plan: TrainingPlan, captions: Sequence[str], base_fingerprint: str
+) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be this run's, part by part."""
+    return {
+        "parameters": asdict(plan.parameters),
+        "pictures": _hash([picture.facts.sha256 for picture in plan.pictures]),
+        "captions": _hash(captions),
+        "base model": base_fingerprint,
+    }
+
+
+def encode_checkpoint(state: RunState, identity: Mapping[str, Any]) -> bytes:
+    """Write a checkpoint. Equal runs give equal bytes at equal steps."""
+    tensors = {
+        "weights": state.weights,
+        "first_moment": state.first_moment,
+        "second_moment": state.second_moment,
+        "epoch_loss": state.epoch_loss,
+    }
+    content = {
+        "identity": identity,
+        "step": state.step,
+        "history": [asdict(record) for record in state.history],
+    }
+    run = json.dumps(content, sort_keys=True)
+    digest = _digest(run, encode(tensors, {}))
+    return encode(tensors, {"format": FORMAT, "run": run, "sha256": digest})
+
+
+def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) -> RunState:
+    """Read a checkpoint, on the CPU.
+
+    Args:
+        identity: of the run that wants to go on.
+        weights: how many it trains.
+
+    Raises:
+        CheckpointRejected: it is damaged, or another run's.
+    """
+    try:
+        tensors, metadata = decode(data)
+        found = metadata.get("format")
+        if found != FORMAT:
+            raise CheckpointRejected(f"the checkpoint has format {found!r}, not {FORMAT!r}")
+        if metadata["sha256"] != _digest(metadata["run"], data):
+            raise CheckpointRejected("the checkpoint is damaged: its checksum does not match")
+        content = json.loads(metadata["run"])
+        _compare(content["identity"], json.loads(json.dumps(identity)))
+        return RunState(
+            step=int(content["step"]),
+            weights=_tensor(tensors, "weights", (weights,)),
+            first_moment=_tensor(tensors, "first_moment", (weights,)),
+            second_moment=_tensor(tensors, "second_moment", (weights,)),
+            epoch_loss=_tensor(tensors, "epoch_loss", ()),
+            history=[EpochRecord(**record) for record in content["history"]],
+        )
+    except (TensorFileDamaged, KeyError, TypeError, ValueError) as error:
+        raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
+
+
+def _digest(run: str, file: bytes) -> str:
+    """Over all that a checkpoint says; safetensors itself notices only a wrong length."""
+    return hashlib.sha256(run.encode() + body_of(file)).hexdigest()
+
+
+def _tensor(
+    tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]
+) -> torch.Tensor:
+    tensor = tensors[name]
+    if tensor.shape != shape or tensor.dtype != torch.float32:
+        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not float32 {shape}")
+    return tensor
+
+
+def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for part in ("base model", "pictures", "captions"):
+        if found[part] != wanted[part]:
+            raise CheckpointRejected(f"the checkpoint is of another run: other {part}")
+    was, now = found["parameters"], wanted["parameters"]
+    for name in sorted({*was, *now}):
+        if was.get(name) != now.get(name):
+            raise CheckpointRejected(
+                f"the checkpoint is of another run: {name} was {was.get(name)!r}, "
+                f"now it is {now.get(name)!r}"
+            )
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

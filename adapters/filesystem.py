@@ -1,0 +1,216 @@
+"""Folders in place of buckets, on one machine or on a disk that several share.
+
+A bucket is a folder and a key is a path in it. A write goes to a file beside the blobs, is
+brought to disk, and takes the blob's place in one step. Writers of a bucket come one after the
+other, under a lock that the system frees when its holder dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from application.ports import (
+    Blob,
+    BlobDenied,
+    BlobMissing,
+    BlobTooLarge,
+    BlobUnavailable,
+    Condition,
+    IfAbsent,
+    IfMatch,
+    PreconditionFailed,
+)
+from domain.location import InvalidLocation, Location
+
+OURS = ".store"
+"""Folder in a bucket for the lock and for what is being written; no key leads there."""
+
+_NOT_A_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
+class FileBlobStore:
+    """Port ``BlobStore``. May be shared by threads, and its folders by processes.
+
+    Args:
+        buckets: each bucket's folder; made with the first write.
+        read_only: buckets whose folders are never written to, not even for a moment.
+    """
+
+    def __init__(self, buckets: Mapping[str, Path], read_only: Collection[str] = ()) -> None:
+        self._folders = {name: Path(folder) for name, folder in buckets.items()}
+        self._read_only = frozenset(read_only)
+
+    def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
+        """Read a blob."""
+        path = self._path(at)
+        try:
+            data = _read(path, max_bytes)
+        except OSError as error:
+            if error.errno in _NOT_A_FILE:
+                raise BlobMissing(str(at)) from None
+            raise _translated(error, path) from error
+        return Blob(data, _etag(data))
+
+    def put(
+        self,
+        at: Location,
+        data: bytes,
+        *,
+        content_type: str = "application/octet-stream",  # noqa: ARG002 - a file has none
+        condition: Condition | None = None,
+    ) -> str:
+        """Write a blob."""
+        with self._writing(at) as path:
+            if condition is not None:
+                _check(path, condition)
+            _make_folder(path.parent)
+            coming = self._folders[at.bucket] / OURS / "coming"
+            try:
+                _write(coming, data)
+                coming.replace(path)
+            finally:
+                coming.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        return _etag(data)
+
+    def delete(self, at: Location) -> None:
+        """Remove a blob, and the folders that held nothing else: a bucket has only blobs."""
+        with self._writing(at) as path:
+            try:
+                path.unlink()
+            except OSError as error:
+                if error.errno not in _NOT_A_FILE:
+                    raise
+                return
+            _sync_folder(path.parent)
+            root = self._folders[at.bucket]
+            emptied = path.parent
+            while emptied != root and not any(emptied.iterdir()):
+                emptied.rmdir()
+                emptied = emptied.parent
+
+    def list(self, bucket: str, prefix: str) -> list[Location]:
+        """Blobs by prefix. Files whose names no key can have are left out."""
+        root = self._folder(bucket)
+        found = []
+        try:
+            for file in _files(root):
+                key = file.relative_to(root).as_posix()
+                if key.startswith(prefix):
+                    try:
+                        found.append(Location(bucket, key))
+                    except InvalidLocation:
+                        continue
+        except OSError as error:
+            raise _translated(error, root) from error
+        return sorted(found)
+
+    def _folder(self, bucket: str) -> Path:
+        if bucket not in self._folders:
+            known = ", ".join(sorted(self._folders))
+            raise BlobDenied(f"bucket {bucket!r} is none of ours: {known}")
+        return self._folders[bucket]
+
+    def _path(self, at: Location) -> Path:
+        root = self._folder(at.bucket)
+        path = root / at.key
+        if at.key.split("/")[0] == OURS:
+            raise BlobDenied(f"{path}: the folder {OURS} holds no blobs")
+        try:
+            inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+        except ValueError:
+            raise BlobDenied(f"{at}: no file can have this name") from None
+        if not inside:
+            raise BlobDenied(f"{path}: a link leads out of the bucket; put the file itself there")
+        return path
+
+    @contextmanager
+    def _writing(self, at: Location) -> Iterator[Path]:
+        """The blob's path, while nobody else writes in its bucket."""
+        path, root = self._path(at), self._folders[at.bucket]
+        if at.bucket in self._read_only:
+            raise BlobDenied(f"{at}: the bucket {at.bucket!r} is read-only")
+        try:
+            _make_folder(root / OURS)
+            with (root / OURS / "lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield path
+        except OSError as error:
+            raise _translated(error, path) from error
+
+
+def _check(path: Path, condition: Condition) -> None:
+    try:
+        found = _etag(path.read_bytes())
+    except FileNotFoundError:
+        found = None
+    match condition:
+        case IfAbsent() if found is not None:
+            raise PreconditionFailed(f"{path} exists")
+        case IfMatch(etag) if found != etag:
+            raise PreconditionFailed(f"{path} is not the content that was seen")
+
+
+def _read(path: Path, max_bytes: int | None) -> bytes:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if max_bytes is not None and size > max_bytes:
+            raise BlobTooLarge(f"{path} has {size} bytes, more than {max_bytes}")
+        return file.read()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder and those above it, so that a power cut takes none of them away."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        if error.errno not in _NOT_A_FILE:
+            raise error
+
+    for folder, below, names in os.walk(root, onerror=stop):
+        if Path(folder) == root and OURS in below:
+            below.remove(OURS)
+        for name in names:
+            file = Path(folder, name)
+            if file.is_file():
+                yield file
+
+
+def _translated(error: OSError, path: Path) -> BlobDenied | BlobUnavailable:
+    text = f"{path}: {error.strerror or error}"
+    # No patience mends these; all else may pass: a full disk, a share that is away.
+    hopeless = error.errno in _NO_RIGHT | _NO_PLACE
+    return BlobDenied(text) if hopeless else BlobUnavailable(text)
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

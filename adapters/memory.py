@@ -1,0 +1,488 @@
+"""Every port in memory, for fast tests; held to the same contract tests as the real adapters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from application.ports import (
+    Blob,
+    BlobMissing,
+    BlobTooLarge,
+    Checkpoint,
+    CheckpointRejected,
+    Clock,
+    Condition,
+    Delivery,
+    DeliveryLost,
+    EpochRecord,
+    IfAbsent,
+    IfMatch,
+    PreconditionFailed,
+    Preview,
+    ReportFile,
+    StepReport,
+    StyleReport,
+    TrainingPlan,
+    TrainingSession,
+)
+from domain.events import Artifact, TrainingMetric
+from domain.failure import Failure
+from domain.location import Location
+from domain.picture import PictureFacts, PictureRefused
+from domain.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+# --- Clock -------------------------------------------------------------------------------
+
+
+class _Timer:
+    """One action that is due again and again."""
+
+    def __init__(self, period: float, first: float, action: Callable[[], None]) -> None:
+        self.period = period
+        self.due = first
+        self._action = action
+        self._calling = threading.RLock()
+        self._running = self._closed = False
+
+    def fire(self) -> None:
+        """Call the action, unless it is being called or the timer is closed."""
+        if self._running:
+            return
+        with self._calling:
+            if self._closed:
+                return
+            self._running = True
+            try:
+                self._action()
+            except Exception:
+                log.exception("a periodic action failed")
+            finally:
+                self._running = False
+
+    def close(self) -> None:
+        with self._calling:
+            self._closed = True
+
+
+class ManualClock:
+    """Port ``Clock``. Time stands still until somebody sleeps or advances it."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._lock = threading.Lock()
+        self._wall = start
+        self._elapsed = 0.0
+        self._timers: list[_Timer] = []
+
+    def now(self) -> datetime:
+        """Wall-clock time."""
+        return self._wall + timedelta(seconds=self._elapsed)
+
+    def monotonic(self) -> float:
+        """Seconds since the start."""
+        return self._elapsed
+
+    def sleep(self, seconds: float) -> None:
+        """Advance."""
+        self.advance(seconds)
+
+    def advance(self, seconds: float) -> None:
+        """Let ``seconds`` pass. What falls due is called here, at its time and in its order."""
+        target = self._elapsed + max(0.0, seconds)
+        while True:
+            with self._lock:
+                due = [timer for timer in self._timers if timer.due <= target]
+                timer = min(due, key=lambda timer: timer.due, default=None)
+                self._elapsed = max(self._elapsed, target if timer is None else timer.due)
+                if timer is None:
+                    return
+                timer.due += timer.period
+            timer.fire()
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock, and it alone, forward or back."""
+        self._wall += timedelta(seconds=seconds)
+
+    @contextmanager
+    def every(self, seconds: float, action: Callable[[], None]) -> Iterator[None]:
+        """Call ``action`` whenever another ``seconds`` have passed."""
+        timer = _Timer(seconds, self._elapsed + seconds, action)
+        with self._lock:
+            self._timers.append(timer)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._timers.remove(timer)
+            timer.close()
+
+
+# --- Queue -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    body: bytes
+    retries: int = 0
+    redelivered: bool = False
+    visible_at: float = 0.0
+
+
+class MemoryQueue:
+    """Port ``Queue``. An idle ``receive`` lets the clock pass its timeout, then looks again."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: list[_Waiting] = []
+        self._unsettled: dict[str, Delivery] = {}
+        self._dead: list[tuple[bytes, str]] = []
+        self._delivered = 0
+
+    @property
+    def waiting(self) -> list[bytes]:
+        """Messages that nobody holds, the delayed ones too."""
+        with self._lock:
+            return [message.body for message in self._waiting]
+
+    @property
+    def dead(self) -> list[tuple[bytes, str]]:
+        """Dead letters, each with its reason."""
+        with self._lock:
+            return list(self._dead)
+
+    @property
+    def unsettled(self) -> list[Delivery]:
+        """Deliveries that somebody holds."""
+        with self._lock:
+            return list(self._unsettled.values())
+
+    def lose_all(self) -> None:
+        """Take every delivery back, as a broker does whose connection broke."""
+        with self._lock:
+            self._waiting[:0] = [_back(held) for held in self._unsettled.values()]
+            self._unsettled.clear()
+
+    def publish(self, body: bytes) -> None:
+        """Put a message at the end."""
+        with self._lock:
+            self._waiting.append(_Waiting(body))
+
+    def receive(self, timeout: float) -> Delivery | None:
+        """The next message that is visible now or after ``timeout``."""
+        delivery = self._take()
+        if delivery is None:
+            self._clock.sleep(timeout)
+            delivery = self._take()
+        return delivery
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Forget the message."""
+        with self._lock:
+            self._settle(delivery)
+
+    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+        """Put the message at the end, unseen for ``delay`` seconds."""
+        with self._lock:
+            self._settle(delivery)
+            visible_at = self._clock.monotonic() + delay
+            log.info("a message waits for %.0f s: %s", delay, reason)
+            self._waiting.append(
+                _Waiting(delivery.body, delivery.retries + 1, visible_at=visible_at)
+            )
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Move the message to ``dead``."""
+        with self._lock:
+            self._settle(delivery)
+            self._dead.append((delivery.body, reason))
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """Put the message at the front."""
+        with self._lock:
+            self._settle(delivery)
+            self._waiting.insert(0, _back(delivery))
+
+    def _take(self) -> Delivery | None:
+        with self._lock:
+            now = self._clock.monotonic()
+            message = next((m for m in self._waiting if m.visible_at <= now), None)
+            if message is None:
+                return None
+            self._waiting.remove(message)
+            self._delivered += 1
+            delivery = Delivery(
+                str(self._delivered), message.body, message.retries, message.redelivered
+            )
+            self._unsettled[delivery.id] = delivery
+            return delivery
+
+    def _settle(self, delivery: Delivery) -> None:
+        if self._unsettled.pop(delivery.id, None) is None:
+            raise DeliveryLost(f"delivery {delivery.id} is no longer ours")
+
+
+def _back(delivery: Delivery) -> _Waiting:
+    return _Waiting(delivery.body, delivery.retries, redelivered=True)
+
+
+# --- BlobStore ---------------------------------------------------------------------------
+
+
+class MemoryBlobStore:
+    """Port ``BlobStore``. Every bucket exists."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blobs: dict[Location, bytes] = {}
+
+    @property
+    def blobs(self) -> dict[Location, bytes]:
+        """A copy of all there is."""
+        with self._lock:
+            return dict(self._blobs)
+
+    def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
+        """Read a blob."""
+        with self._lock:
+            data = self._blobs.get(at)
+        if data is None:
+            raise BlobMissing(str(at))
+        if max_bytes is not None and len(data) > max_bytes:
+            raise BlobTooLarge(f"{at} has {len(data)} bytes, more than {max_bytes}")
+        return Blob(data, _etag(data))
+
+    def put(
+        self,
+        at: Location,
+        data: bytes,
+        *,
+        content_type: str = "application/octet-stream",  # noqa: ARG002 - the port's; not kept
+        condition: Condition | None = None,
+    ) -> str:
+        """Write a blob."""
+        with self._lock:
+            found = self._blobs.get(at)
+            match condition:
+                case IfAbsent() if found is not None:
+                    raise PreconditionFailed(f"{at} exists")
+                case IfMatch(etag) if found is None or _etag(found) != etag:
+                    raise PreconditionFailed(f"{at} is not the content that was seen")
+            self._blobs[at] = bytes(data)
+        return _etag(data)
+
+    def delete(self, at: Location) -> None:
+        """Remove a blob."""
+        with self._lock:
+            self._blobs.pop(at, None)
+
+    def list(self, bucket: str, prefix: str) -> list[Location]:
+        """Blobs by prefix."""
+        with self._lock:
+            return sorted(
+                at for at in self._blobs if at.bucket == bucket and at.key.startswith(prefix)
+            )
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# --- Notifier, inspector, reporter -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that the backend got."""
+
+    kind: str
+    """``progress``, ``completed`` or ``failed``."""
+    style_id: int
+    payload: Progress | tuple[Artifact, TrainingMetric] | Failure
+    idempotency_key: str | None = None
+
+
+class MemoryNotifier:
+    """Port ``Notifier``. Remembers every call."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    @property
+    def final(self) -> list[Call]:
+        """The calls that the artist sees."""
+        return [call for call in self.calls if call.kind != "progress"]
+
+    def progress(self, style_id: int, progress: Progress) -> None:
+        """Note a progress call."""
+        self.calls.append(Call("progress", style_id, progress))
+
+    def completed(
+        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+    ) -> None:
+        """Note a success."""
+        self.calls.append(Call("completed", style_id, (artifact, metric), idempotency_key))
+
+    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+        """Note a failure."""
+        self.calls.append(Call("failed", style_id, failure, idempotency_key))
+
+
+class MemoryInspector:
+    """Port ``PictureInspector``. Takes any bytes for a picture but those that begin ``broken``."""
+
+    def inspect(self, data: bytes) -> PictureFacts:
+        """Facts that depend on the bytes alone."""
+        if data.startswith(b"broken"):
+            raise PictureRefused("the file is damaged")
+        digest = hashlib.sha256(data).digest()
+        return PictureFacts(
+            width=256 + digest[0],
+            height=256 + digest[1],
+            sha256=digest.hex(),
+            perceptual_hash=int.from_bytes(digest[:8], "big"),
+        )
+
+
+class MemoryReporter:
+    """Port ``Reporter``. One line for a report."""
+
+    def render(self, report: StyleReport) -> Sequence[ReportFile]:
+        """A single page."""
+        page = f"<!doctype html><title>Style {report.task.style_id}</title>"
+        return [ReportFile("report.html", "text/html; charset=utf-8", page.encode())]
+
+
+# --- Trainer -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """Where a run stands."""
+
+    plan: str
+    """Hash of the plan."""
+    step: int
+    digest: str
+    """Chained over the plan and every step, as weights would be."""
+
+
+class MemorySession:
+    """Port ``TrainingSession``: arithmetic in place of training, each step at its time."""
+
+    def __init__(
+        self, plan: TrainingPlan, clock: Clock, step_seconds: float, resume: bytes | None
+    ) -> None:
+        self._plan = plan
+        self._clock = clock
+        self._step_seconds = step_seconds
+        self._steps_per_epoch = math.ceil(len(plan.pictures) / plan.parameters.batch_size)
+        fingerprint = _fingerprint(plan)
+        self._moment = _Moment(fingerprint, 0, fingerprint)
+        if resume is not None:
+            self._moment = _decode(resume, fingerprint)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps in the whole run."""
+        return self._plan.parameters.epochs * self._steps_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        """True when no step is left."""
+        return self._moment.step == self.total_steps
+
+    @property
+    def history(self) -> Sequence[EpochRecord]:
+        """Every finished epoch; the loss halves, thirds, quarters."""
+        rate = self._plan.parameters.learning_rate
+        return [EpochRecord(epoch, 1 / (1 + epoch), rate) for epoch in range(1, self._epoch + 1)]
+
+    def advance(self) -> StepReport:
+        """Run the next step."""
+        if self.finished:
+            raise RuntimeError("no step is left")
+        self._clock.sleep(self._step_seconds)
+        step = self._moment.step + 1
+        digest = hashlib.sha256(f"{self._moment.digest} {step}".encode()).hexdigest()
+        self._moment = replace(self._moment, step=step, digest=digest)
+        epoch_finished = step % self._steps_per_epoch == 0
+        loss = self.history[-1].loss if epoch_finished else None
+        return StepReport(self._epoch, step, epoch_finished, loss)
+
+    def checkpoint(self) -> Checkpoint:
+        """The run as it stands."""
+        data = json.dumps(asdict(self._moment)).encode()
+        return Checkpoint(self._epoch, self._moment.step, data)
+
+    def weights(self) -> bytes:
+        """Bytes that a lost, repeated or reordered step would change."""
+        return f"weights {self._moment.digest}".encode()
+
+    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
+        """Bytes that begin like a PNG."""
+        drawn_by = self._moment.digest if adapted else "the base"
+        prompts = self._plan.parameters.sample_prompts or ("a painting",)
+        return tuple(
+            Preview(prompt, seed, b"\x89PNG\r\n\x1a\n" + f"{prompt} by {drawn_by}".encode())
+            for seed, prompt in enumerate(prompts)
+        )
+
+    @property
+    def _epoch(self) -> int:
+        return self._moment.step // self._steps_per_epoch
+
+
+class MemoryTrainer:
+    """Port ``Trainer``. Deterministic; a step takes ``step_seconds`` of the clock's time."""
+
+    def __init__(self, clock: Clock, step_seconds: float = 1.0) -> None:
+        self._clock = clock
+        self._step_seconds = step_seconds
+        self._busy = False
+        self.opened = 0
+        """Sessions set up so far."""
+
+    @property
+    def native_resolution(self) -> int:
+        """That of SD 1.5."""
+        return 512
+
+    @contextmanager
+    def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
+        """Set a run up."""
+        if self._busy:
+            raise RuntimeError("the trainer runs one session at a time")
+        session = MemorySession(plan, self._clock, self._step_seconds, resume)
+        self._busy = True
+        self.opened += 1
+        try:
+            yield session
+        finally:
+            self._busy = False
+
+
+def _fingerprint(plan: TrainingPlan) -> str:
+    pictures = [(picture.name, picture.caption, _etag(picture.data)) for picture in plan.pictures]
+    whole = repr((plan.style_id, pictures, plan.tags, plan.parameters))
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _decode(data: bytes, fingerprint: str) -> _Moment:
+    try:
+        moment = _Moment(**json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise CheckpointRejected(f"the checkpoint is damaged: {error}") from None
+    if moment.plan != fingerprint:
+        raise CheckpointRejected("the checkpoint belongs to another run")
+    return moment

@@ -1,0 +1,257 @@
+"""A folder in place of a broker: each JSON file in it is a message.
+
+Whoever drops a file there publishes it. A delivery is a lock on the file, which the system
+frees when its holder dies, so that a lost worker's message comes to another one by itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from application.ports import Clock, Delivery, DeliveryLost, QueueUnavailable
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 256 * 1024
+"""Of a longer message this and one byte more are delivered: enough to refuse it by."""
+POLL_SECONDS = 0.2
+SETTLING_SECONDS = 2.0
+"""How long a file that does not end like JSON must stand still to pass for complete."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is kept about a message beside it."""
+
+    stamp: int
+    """Of the file it is about: a new file under an old name starts afresh."""
+    retries: int = 0
+    not_before: float = 0.0
+    """Wall-clock time, in seconds since 1970: workers share the folder, not a monotonic clock."""
+    delivered: bool = False
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A message in our hands."""
+
+    path: Path
+    file: BinaryIO
+    """Open and locked."""
+    state: _State
+
+
+class SpoolQueue:
+    """Port ``Queue`` over a folder. Messages come in the order of their files' names.
+
+    Dead letters lie in ``dead/``, each beside ``<name>.reason.txt``; how often a message was
+    put aside, and until when, in ``.state/``.
+
+    Args:
+        folder: made when it is first used.
+        new_id: a text that has never been used in a file's name.
+    """
+
+    def __init__(self, folder: Path, clock: Clock, new_id: Callable[[], str]) -> None:
+        self._folder = folder
+        self._states = folder / ".state"
+        self._dead = folder / "dead"
+        self._clock = clock
+        self._new_id = new_id
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._held: dict[str, _Held] = {}
+        self._unfinished: dict[str, tuple[int, float]] = {}
+        self._complained: set[str] = set()
+
+    def publish(self, body: bytes) -> None:
+        """Put a message at the end."""
+        now = self._clock.now()
+        name = f"{now:%Y%m%dT%H%M%S.%f}-{next(self._numbers):06d}-{self._new_id()}.json"
+        with self._io_errors():
+            self._states.mkdir(parents=True, exist_ok=True)
+            _replace(self._folder / name, body, by=self._states / f"{name}.coming")
+
+    def receive(self, timeout: float) -> Delivery | None:
+        """The next message that is visible within ``timeout`` seconds."""
+        deadline = self._clock.monotonic() + timeout
+        while True:
+            with self._lock, self._io_errors():
+                delivery = self._take()
+            remaining = deadline - self._clock.monotonic()
+            if delivery is not None or remaining <= 0:
+                return delivery
+            self._clock.sleep(min(POLL_SECONDS, remaining))
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Remove the file."""
+        with self._settling(delivery) as held:
+            held.path.unlink()
+            self._state_path(held.path).unlink(missing_ok=True)
+
+    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+        """Leave the file unseen for ``delay`` seconds of the wall clock."""
+        with self._settling(delivery) as held:
+            log.info("%s waits for %.0f s: %s", held.path.name, delay, reason)
+            not_before = self._clock.now().timestamp() + delay
+            self._note(held.path, _State(held.state.stamp, delivery.retries + 1, not_before))
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Move the file to ``dead/``."""
+        with self._settling(delivery) as held:
+            self._dead.mkdir(exist_ok=True)
+            to = self._dead / held.path.name
+            if to.exists():
+                to = to.with_name(f"{to.stem}-{self._new_id()}{to.suffix}")
+            at = f"{self._clock.now():%Y-%m-%d %H:%M:%S} UTC"
+            to.with_name(f"{to.name}.reason.txt").write_text(f"{at}: {reason}\n", "utf-8")
+            held.path.replace(to)
+            self._state_path(held.path).unlink(missing_ok=True)
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """Unlock the file."""
+        with self._settling(delivery):
+            pass
+
+    def _take(self) -> Delivery | None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with os.scandir(self._folder) as entries:
+            names = sorted(
+                entry.name
+                for entry in entries
+                if entry.name.endswith(".json")
+                and not entry.name.startswith(".")
+                and entry.is_file()
+            )
+        for name in names:
+            delivery = self._try(self._folder / name)
+            if delivery is not None:
+                return delivery
+        return None
+
+    def _try(self, path: Path) -> Delivery | None:
+        """A delivery of this message, unless it is held, delayed or still being written."""
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if path.name not in self._complained:
+                self._complained.add(path.name)
+                log.warning("%s is left out: %s", path, error.strerror)
+            return None
+        keep = False
+        try:
+            delivery = self._lock_and_read(path, file)
+            keep = delivery is not None
+            return delivery
+        finally:
+            if not keep:
+                file.close()
+
+    def _lock_and_read(self, path: Path, file: BinaryIO) -> Delivery | None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        if not _same(path, file):
+            return None
+        stamp = os.fstat(file.fileno()).st_mtime_ns
+        state = self._state(path, stamp)
+        if self._clock.now().timestamp() < state.not_before:
+            return None
+        body = file.read(MAX_MESSAGE_BYTES + 1)
+        if not self._complete(path.name, body, stamp):
+            return None
+        self._note(path, _State(stamp, state.retries, delivered=True))
+        delivery = Delivery(
+            f"{next(self._numbers)}:{path.name}", body, state.retries, state.delivered
+        )
+        self._held[delivery.id] = _Held(path, file, state)
+        return delivery
+
+    def _complete(self, name: str, body: bytes, stamp: int) -> bool:
+        """Whether nobody is still writing the file, as far as one can tell."""
+        if body.rstrip().endswith(b"}") or len(body) > MAX_MESSAGE_BYTES:
+            self._unfinished.pop(name, None)
+            return True
+        now = self._clock.monotonic()
+        seen, since = self._unfinished.get(name, (stamp, now))
+        if seen != stamp:
+            since = now
+        self._unfinished[name] = (stamp, since)
+        return now - since >= SETTLING_SECONDS
+
+    @contextmanager
+    def _settling(self, delivery: Delivery) -> Iterator[_Held]:
+        """The held message; afterwards it is held no more, whatever happened."""
+        with self._lock:
+            held = self._held.pop(delivery.id, None)
+        if held is None:
+            raise DeliveryLost(f"{delivery.id} is settled already")
+        with held.file, self._io_errors():
+            if not _same(held.path, held.file) or _stamp(held.file) != held.state.stamp:
+                raise DeliveryLost(f"{held.path} was taken away or written anew")
+            yield held
+
+    def _state_path(self, path: Path) -> Path:
+        return self._states / path.name
+
+    def _state(self, path: Path, stamp: int) -> _State:
+        try:
+            state = _State(**json.loads(self._state_path(path).read_bytes()))
+        except FileNotFoundError:
+            return _State(stamp)
+        except (ValueError, TypeError) as error:
+            log.warning("%s is ignored: %s", self._state_path(path), error)
+            return _State(stamp)
+        return state if state.stamp == stamp else _State(stamp)
+
+    def _note(self, path: Path, state: _State) -> None:
+        self._states.mkdir(exist_ok=True)
+        at = self._state_path(path)
+        _replace(at, json.dumps(asdict(state)).encode(), by=at.with_name(f"{at.name}.coming"))
+
+    @contextmanager
+    def _io_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self._folder
+            raise QueueUnavailable(f"{where}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, data: bytes, by: Path) -> None:
+    """Write a file whole, and on disk, or not at all."""
+    with by.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    by.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _same(path: Path, file: BinaryIO) -> bool:
+    """Whether the path still names the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _stamp(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_mtime_ns

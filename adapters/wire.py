@@ -1,0 +1,263 @@
+"""The platform's messages: the task as the backend publishes it, and the webhooks' bodies."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import ValidationError as Problems
+from pydantic_core import from_json
+
+from domain.events import Artifact, TrainingMetric
+from domain.failure import Failure
+from domain.location import InvalidLocation, Location
+from domain.parameters import (
+    PARAMETER_NAMES,
+    InvalidParameter,
+    RequestedParameters,
+)
+from domain.progress import Progress
+from domain.task import InvalidTask, TrainingTask
+
+log = logging.getLogger(__name__)
+
+TYPE = "model_training"
+MAX_MESSAGE_BYTES = 256 * 1024
+"""A task with 100 pictures under the longest keys has half of this."""
+MOST_IMAGES = 100
+MOST_TAGS = 50
+LARGEST_STYLE_ID = 2**63 - 1
+
+_UNUSED = {"callback_url", "webhook_url"}
+"""Two spellings of one thing, known and never called: the token goes to our backend alone."""
+
+
+def _uuid(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    return str(UUID(value))
+
+
+def _moment(value: object) -> datetime | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    moment = datetime.fromisoformat(value)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("out of range") from None
+
+
+class _Schema(BaseModel):
+    # Kept, not forbidden: what is unknown is ignored with a warning that names it.
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Data(_Schema):
+    style_id: Annotated[int, Field(ge=1, le=LARGEST_STYLE_ID)]
+    images: Annotated[list[str], Field(min_length=1, max_length=MOST_IMAGES)]
+    tags: (
+        Annotated[
+            list[Annotated[str, StringConstraints(max_length=100)]], Field(max_length=MOST_TAGS)
+        ]
+        | None
+    ) = None
+    parameters: dict[str, Any] | None = None
+
+
+class _Message(_Schema):
+    # First, so that of several problems this is the one told.
+    type: Literal["model_training"]
+    task_id: Annotated[str, BeforeValidator(_uuid)]
+    data: _Data
+    created_at: Annotated[datetime | None, BeforeValidator(_moment)] = None
+
+
+_REMEDIES = {
+    "type": f"give {TYPE!r}",
+    "task_id": "give a UUID",
+    "created_at": "give a time in ISO 8601, or leave it out",
+    "data": "give an object with style_id and images",
+    "data.style_id": f"give a whole number from 1 to {LARGEST_STYLE_ID}",
+    "data.images": f"give a list of 1 to {MOST_IMAGES} texts of the form s3://bucket/key",
+    "data.tags": f"give a list of at most {MOST_TAGS} texts of at most 100 characters",
+    "data.parameters": "give an object, or leave it out",
+}
+
+
+@dataclass(frozen=True)
+class TaskReader:
+    """Port ``TaskParser``: reads the JSON that the backend publishes."""
+
+    backend_host: str | None
+    """A message that names another host to call back is logged."""
+
+    def __call__(self, body: bytes) -> TrainingTask:
+        """The task that the body describes.
+
+        A parameter that is null counts as not named. A time without a zone is in UTC.
+
+        Raises:
+            InvalidTask: it describes none.
+        """
+        raw = _decode(body)
+        style_id = _readable_style_id(raw)
+        try:
+            message = _Message.model_validate(raw)
+        except Problems as problems:
+            raise _translated(problems, style_id) from None
+        data = message.data
+        task = TrainingTask(
+            task_id=message.task_id,
+            style_id=data.style_id,
+            images=_locations(data.images, data.style_id),
+            tags=tuple(tag for tag in (" ".join(tag.split()) for tag in data.tags or ()) if tag),
+            requested=_requested(data.parameters or {}, data.style_id),
+            created_at=message.created_at,
+        )
+        self._warn(message)
+        return task
+
+    def _warn(self, message: _Message) -> None:
+        extra, extra_data = message.model_extra or {}, message.data.model_extra or {}
+        parameters = message.data.parameters or {}
+        unknown = [
+            *(key for key in extra if key not in _UNUSED),
+            *(f"data.{key}" for key in extra_data),
+            *(f"data.parameters.{key}" for key in parameters if key not in PARAMETER_NAMES),
+        ]
+        if unknown:
+            names = ", ".join(map(repr, unknown))
+            log.warning("task %s: unknown keys are ignored: %.1000s", message.task_id, names)
+        for key in sorted(_UNUSED & extra.keys()):
+            if self.backend_host and extra[key] and _host(extra[key]) != self.backend_host:
+                log.warning(
+                    "task %s: %s=%.200r is not on %s; it is never called",
+                    *(message.task_id, key, extra[key], self.backend_host),
+                )
+
+
+def encode_task(task: TrainingTask) -> bytes:
+    """The message that ``TaskReader`` reads as ``task``."""
+    message = {
+        "task_id": task.task_id,
+        "type": TYPE,
+        "data": {
+            "style_id": task.style_id,
+            "images": [str(image) for image in task.images],
+            "tags": list(task.tags),
+            "parameters": dict(task.requested.named),
+        },
+    }
+    if task.created_at is not None:
+        message["created_at"] = task.created_at.isoformat()
+    return json.dumps(message).encode()
+
+
+def progress_body(style_id: int, progress: Progress) -> dict[str, Any]:
+    """The body of ``PATCH /api/webhooks/training/progress``.
+
+    Raises:
+        ValueError: no speed is measured yet, and the time left must not be made up.
+    """
+    if progress.estimated_seconds is None:
+        raise ValueError("progress without a measured speed cannot be sent")
+    return {
+        "style_id": style_id,
+        "progress": {
+            "current_epoch": progress.current_epoch,
+            "total_epochs": progress.total_epochs,
+            "progress_percent": progress.percent,
+            "estimated_seconds": progress.estimated_seconds,
+        },
+    }
+
+
+def complete_body(style_id: int, artifact: Artifact, metric: TrainingMetric) -> dict[str, Any]:
+    """The body of ``POST /api/webhooks/training/complete``."""
+    return {
+        "style_id": style_id,
+        "model_path": str(artifact.location),
+        "training_metric": {"loss": metric.loss, "epochs": metric.epochs},
+    }
+
+
+def failed_body(style_id: int, failure: Failure) -> dict[str, Any]:
+    """The body of ``POST /api/webhooks/training/failed``."""
+    return {
+        "style_id": style_id,
+        "error_message": failure.message,
+        "error_code": str(failure.code),
+    }
+
+
+def _decode(body: bytes) -> object:
+    if len(body) > MAX_MESSAGE_BYTES:
+        limit = f"send at most {MAX_MESSAGE_BYTES // 1024} KiB"
+        raise InvalidTask("message", body[:40], limit)
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidTask("message", body[:40], f"send JSON in UTF-8 ({error})") from None
+
+
+def _readable_style_id(raw: object) -> int | None:
+    """The style to tell the backend about. Of another service's message, none: it is not ours."""
+    match raw:
+        case {"type": "model_training", "data": {"style_id": int(style_id)}}:
+            usable = not isinstance(style_id, bool) and 1 <= style_id <= LARGEST_STYLE_ID
+            return style_id if usable else None
+    return None
+
+
+def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
+    problem = problems.errors(include_url=False)[0]
+    field = ".".join(map(str, problem["loc"])) or "message"
+    value = None if problem["type"] == "missing" else problem["input"]
+    known = ".".join(part for part in map(str, problem["loc"]) if not part.isdecimal())
+    return InvalidTask(field, value, _REMEDIES.get(known, "give an object"), style_id)
+
+
+def _locations(images: list[str], style_id: int) -> tuple[Location, ...]:
+    found = []
+    for number, image in enumerate(images):
+        try:
+            found.append(Location.parse(image))
+        except InvalidLocation as error:
+            remedy = f"give s3://bucket/key ({error})"
+            raise InvalidTask(f"data.images.{number}", image, remedy, style_id) from None
+    return tuple(found)
+
+
+def _requested(parameters: Mapping[str, Any], style_id: int) -> RequestedParameters:
+    named = {
+        name: value
+        for name, value in parameters.items()
+        if name in PARAMETER_NAMES and value is not None
+    }
+    try:
+        if "sample_prompts" in named:
+            if not isinstance(named["sample_prompts"], list):
+                raise InvalidParameter("sample_prompts", named["sample_prompts"], "give a list")
+            named["sample_prompts"] = tuple(named["sample_prompts"])
+        requested = RequestedParameters(named)
+    except InvalidParameter as error:
+        field = f"data.parameters.{error.name}"
+        raise InvalidTask(field, error.value, error.remedy, style_id) from None
+    return requested
+
+
+def _host(url: object) -> str | None:
+    try:
+        return urlsplit(url).hostname if isinstance(url, str) else None
+    except ValueError:
+        return None

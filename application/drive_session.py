@@ -1,0 +1,110 @@
+"""Drive a training session to its end: steps, checkpoints, progress, and an ear for a stop."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from application.journal import Entry
+from application.layout import Layout
+from application.ports import (
+    BlobMissing,
+    BlobStore,
+    Clock,
+    Notifier,
+    NotifierRefused,
+    StepReport,
+    TrainingSession,
+    Unavailable,
+)
+from application.rules import Rules
+from application.stop import StopReason, StopSignal
+from domain.events import CheckpointRef
+from domain.progress import Progress, Speedometer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """What driving takes besides the session itself."""
+
+    blobs: BlobStore
+    notifier: Notifier
+    clock: Clock
+    layout: Layout
+    rules: Rules
+
+    def drive(self, session: TrainingSession, entry: Entry, stop: StopSignal) -> None:
+        """Run every step that is left.
+
+        Raises:
+            Stopped: between two steps; after a checkpoint when the worker shuts down.
+            TrainingFailed: by the session.
+            LeaseLost: another worker has the job.
+        """
+        meter = Speedometer()
+        with (
+            self.clock.every(self.rules.progress_every, lambda: self._report(entry, meter)),
+            self.clock.every(self.rules.cancel_poll, lambda: self._listen(entry, stop)),
+        ):
+            while not session.finished:
+                if stop.reason is StopReason.SHUTDOWN:
+                    self._save(session, entry)
+                stop.check()
+                step = session.advance()
+                meter.observe(step.step, self.clock.monotonic())
+                self._note(session, entry, step, meter)
+                due = step.epoch_finished and step.epoch % self.rules.checkpoint_every == 0
+                if due or session.finished:
+                    self._save(session, entry)
+
+    def _note(
+        self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer
+    ) -> None:
+        job = entry.job
+        assert job.parameters is not None  # a job in training has its parameters settled
+        progress = Progress(
+            current_epoch=step.epoch,
+            total_epochs=job.parameters.epochs,
+            current_step=step.step,
+            total_steps=session.total_steps,
+            loss=session.history[-1].loss if session.history else None,
+            steps_per_second=meter.steps_per_second,
+        )
+        entry.note(job.advance(progress, epoch_finished=step.epoch_finished))
+
+    def _save(self, session: TrainingSession, entry: Entry) -> None:
+        """Store a checkpoint; where the store is away, training is worth more than a pause."""
+        taken = session.checkpoint()
+        at = self.layout.checkpoint(entry.job.task_id, taken.epoch, taken.step)
+        try:
+            self.blobs.put(at, taken.data)
+            entry.apply(entry.job.save_checkpoint(CheckpointRef(at, taken.epoch, taken.step)))
+        except Unavailable as error:
+            log.warning("no checkpoint at epoch %d: %s", taken.epoch, error)
+
+    def _report(self, entry: Entry, meter: Speedometer) -> None:
+        progress, speed = entry.job.progress, meter.steps_per_second
+        if progress is None or speed is None:
+            return
+        try:
+            self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
+        except (Unavailable, NotifierRefused) as error:
+            log.warning("progress was not delivered, the next will be newer: %s", error)
+
+    def _listen(self, entry: Entry, stop: StopSignal) -> None:
+        if cancel_requested(entry.job.task_id, self.blobs, self.layout):
+            stop.request(StopReason.CANCELLED)
+
+
+def cancel_requested(task_id: str, blobs: BlobStore, layout: Layout) -> bool:
+    """Whether somebody has asked for the job to be stopped."""
+    try:
+        blobs.get(layout.cancellation(task_id))
+    except BlobMissing:
+        return False
+    except Unavailable as error:
+        log.warning("could not look for a request to cancel: %s", error)
+        return False
+    return True

@@ -1,0 +1,79 @@
+"""A blob that several workers may want to write, and only the one who saw it last may."""
+
+from __future__ import annotations
+
+from application.ports import (
+    BlobMissing,
+    BlobStore,
+    IfAbsent,
+    IfMatch,
+    PreconditionFailed,
+    Unavailable,
+)
+from domain.location import Location
+
+
+class Superseded(Exception):
+    """Somebody else has written the blob since we saw it; nothing was written."""
+
+
+class FencedBlob:
+    """Reads and writes one blob, each write on the condition that nobody else came between.
+
+    A write whose answer is lost (a timeout, a retry inside the store's client that meets its
+    own first try) is recognised by its content. So what is written must be unlike anything
+    that another writer writes, and unlike our own earlier writes.
+    """
+
+    def __init__(self, blobs: BlobStore, at: Location) -> None:
+        self._blobs = blobs
+        self._etag: str | None = None
+        self._in_doubt: list[bytes] = []
+        self.at = at
+
+    def read(self) -> bytes | None:
+        """The blob as it is, or None; later writes are conditional on this state."""
+        try:
+            found = self._blobs.get(self.at)
+        except BlobMissing:
+            self._etag = None
+            return None
+        self._etag = found.etag
+        return found.data
+
+    def write(self, data: bytes) -> None:
+        """Replace the blob.
+
+        Raises:
+            Superseded: somebody else wrote or removed it.
+            Unavailable: the write may or may not have happened; the next one finds out.
+        """
+        try:
+            try:
+                self._put(data)
+            except PreconditionFailed:
+                if not self._ours(data):
+                    self._put(data)
+        except PreconditionFailed:
+            raise Superseded(f"{self.at} was written by another worker") from None
+        except Unavailable:
+            self._in_doubt.append(data)
+            raise
+        self._in_doubt.clear()
+
+    def _put(self, data: bytes) -> None:
+        condition = IfAbsent() if self._etag is None else IfMatch(self._etag)
+        self._etag = self._blobs.put(
+            self.at, data, content_type="application/json", condition=condition
+        )
+
+    def _ours(self, data: bytes) -> bool:
+        """True when ``data`` itself is there; False when an earlier doubtful write of ours is."""
+        seen = self._etag
+        found = self.read()
+        if found == data:
+            return True
+        if found is None or found not in self._in_doubt:
+            self._etag = seen
+            raise PreconditionFailed(str(self.at))
+        return False

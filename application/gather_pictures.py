@@ -1,0 +1,86 @@
+"""Fetch a task's pictures and their captions, and sort the usable from the refused."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from application.ports import (
+    BlobDenied,
+    BlobMissing,
+    BlobStore,
+    BlobTooLarge,
+    PictureInspector,
+)
+from application.stop import StopSignal
+from domain.location import Location
+from domain.picture import MAX_PICTURE_BYTES, Picture, PictureRefused, PictureSet, RefusedPicture
+
+log = logging.getLogger(__name__)
+
+MAX_CAPTION_BYTES = 16 * 1024
+
+
+def gather_pictures(
+    images: tuple[Location, ...],
+    blobs: BlobStore,
+    inspector: PictureInspector,
+    stop: StopSignal,
+    concurrency: int,
+) -> PictureSet:
+    """Every picture of ``images``, in that order, usable or refused with its reason.
+
+    Raises:
+        BlobDenied: not one could be read, and access was denied: the set-up is wrong, not
+            the pictures. A single denial is no proof: S3 denies what is missing to those who
+            may not list.
+        Stopped: the work should end.
+    """
+
+    def fetch(image: Location) -> Picture | RefusedPicture | BlobDenied:
+        stop.check()
+        try:
+            data = blobs.get(image, max_bytes=MAX_PICTURE_BYTES).data
+            facts = inspector.inspect(data)
+        except BlobDenied as error:
+            return error
+        except BlobMissing:
+            return RefusedPicture(image.name, "the file is not there")
+        except BlobTooLarge:
+            limit = MAX_PICTURE_BYTES // 1024**2
+            return RefusedPicture(image.name, f"the file is larger than {limit} MB")
+        except PictureRefused as error:
+            return RefusedPicture(image.name, str(error))
+        return Picture(image.name, data, facts, _caption(blobs, image))
+
+    if concurrency == 1:
+        fetched = [fetch(image) for image in images]
+    else:
+        with ThreadPoolExecutor(concurrency, thread_name_prefix="fetch") as pool:
+            fetched = list(pool.map(fetch, images))
+
+    denials = [found for found in fetched if isinstance(found, BlobDenied)]
+    if denials and not any(isinstance(found, Picture) for found in fetched):
+        raise denials[0]
+    usable, refused = [], []
+    for image, found in zip(images, fetched, strict=True):
+        if isinstance(found, Picture):
+            usable.append(found)
+            continue
+        if isinstance(found, BlobDenied):
+            log.warning("%s: %s", image, found)
+            found = RefusedPicture(image.name, "the file is not there or may not be read")
+        refused.append(found)
+    return PictureSet(tuple(usable), tuple(refused))
+
+
+def _caption(blobs: BlobStore, image: Location) -> str | None:
+    at = image.with_suffix(".txt")
+    try:
+        text = blobs.get(at, max_bytes=MAX_CAPTION_BYTES).data.decode("utf-8-sig")
+    except (BlobMissing, BlobDenied):
+        return None
+    except (BlobTooLarge, UnicodeDecodeError) as error:
+        log.warning("the caption %s is left out: %s", at, error or "it is too large")
+        return None
+    return " ".join(text.split()) or None

@@ -1,0 +1,125 @@
+"""A job's durable record in the blob store: what makes resume and once-only possible.
+
+Every write is conditional on the record being as this worker last saw it, so a worker that
+was thought dead and comes back can change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from application.fenced import FencedBlob, Superseded
+from application.lease import LeaseLost
+from application.ports import BlobStore, EventSink
+from domain.events import Artifact, CheckpointRef, TrainingMetric
+from domain.failure import Failure, FailureCode
+from domain.job import Change, JobState, TrainingJob
+from domain.location import Location
+from domain.parameters import LearningRateSchedule, TrainingParameters
+from domain.progress import Progress
+
+
+class Entry:
+    """One job's record, open for writing by one worker."""
+
+    def __init__(self, blob: FencedBlob, writer: str, sink: EventSink, job: TrainingJob) -> None:
+        self._blob = blob
+        self._writer = writer
+        self._sink = sink
+        self._revision = 0
+        self.job = job
+        """The job as it stands."""
+
+    def load(self) -> None:
+        """Take over what is on record, if anything is."""
+        found = self._blob.read()
+        if found is not None:
+            record = json.loads(found)
+            self._revision = record["revision"]
+            self.job = decode_job(record["job"])
+
+    def apply(self, change: Change) -> None:
+        """Record the job after a transition, then tell whoever listens.
+
+        Raises:
+            LeaseLost: another worker has written the record since.
+            Unavailable: the store cannot be reached; the job here stays as it was.
+        """
+        job, event = change
+        # A failed write may have happened: a revision is never used twice.
+        self._revision += 1
+        record = {"revision": self._revision, "writer": self._writer, "job": encode_job(job)}
+        try:
+            self._blob.write(json.dumps(record, indent=1).encode())
+        except Superseded as error:
+            raise LeaseLost(str(error)) from None
+        self.job = job
+        self._sink(event)
+
+    def note(self, change: Change) -> None:
+        """Like ``apply``, for what is not worth a write: a crash may forget it."""
+        self.job, event = change
+        self._sink(event)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Opens the records of jobs."""
+
+    blobs: BlobStore
+    sink: EventSink
+
+    def open(self, at: Location, writer: str, fresh: TrainingJob) -> Entry:
+        """The record at ``at``; or one of ``fresh``, to be written with its first change."""
+        entry = Entry(FencedBlob(self.blobs, at), writer, self.sink, fresh)
+        entry.load()
+        return entry
+
+
+def encode_job(job: TrainingJob) -> dict[str, Any]:
+    """The job as JSON values."""
+    return asdict(job)
+
+
+def decode_job(values: dict[str, Any]) -> TrainingJob:
+    """The job that ``encode_job`` wrote."""
+
+    def optional(name: str, build: Any) -> Any:
+        return None if values[name] is None else build(values[name])
+
+    return TrainingJob(
+        task_id=values["task_id"],
+        style_id=values["style_id"],
+        state=JobState(values["state"]),
+        attempt=values["attempt"],
+        setbacks=values["setbacks"],
+        parameters=optional("parameters", _parameters),
+        progress=optional("progress", lambda v: Progress(**v)),
+        checkpoint=optional(
+            "checkpoint", lambda v: CheckpointRef(_location(v["location"]), v["epoch"], v["step"])
+        ),
+        metric=optional("metric", lambda v: TrainingMetric(**v)),
+        artifact=optional(
+            "artifact", lambda v: Artifact(_location(v["location"]), v["sha256"], v["size"])
+        ),
+        failure=optional(
+            "failure", lambda v: Failure(FailureCode(v["code"]), v["message"], v["retryable"])
+        ),
+        announcements=values["announcements"],
+    )
+
+
+def _location(values: dict[str, str]) -> Location:
+    return Location(values["bucket"], values["key"])
+
+
+def _parameters(values: dict[str, Any]) -> TrainingParameters:
+    return TrainingParameters(
+        **{
+            **values,
+            "sample_prompts": tuple(values["sample_prompts"]),
+            "lr_scheduler": LearningRateSchedule(values["lr_scheduler"]),
+        }
+    )

@@ -1,0 +1,55 @@
+"""Where a worker keeps what: the one place that knows the keys of our blobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from domain.location import Location
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The keys of everything that is written for a job.
+
+    ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel and the checkpoints;
+    ``models/style_<style_id>.safetensors`` is what the inference server reads.
+    """
+
+    bucket: str
+    models_prefix: str = "models/"
+    jobs_prefix: str = "jobs/"
+    report_prefix: str | None = None
+    """Where reports go; None puts each beside its job's journal."""
+
+    def weights(self, style_id: int) -> Location:
+        """The finished style."""
+        return Location(self.bucket, f"{self.models_prefix}style_{style_id}.safetensors")
+
+    def journal(self, task_id: str) -> Location:
+        """The job's durable record."""
+        return self._job(task_id, "journal.json")
+
+    def lease(self, task_id: str) -> Location:
+        """Who works on the job."""
+        return self._job(task_id, "lease.json")
+
+    def cancellation(self, task_id: str) -> Location:
+        """Present when somebody wants the job stopped."""
+        return self._job(task_id, "cancel.json")
+
+    def checkpoint(self, task_id: str, epoch: int, step: int) -> Location:
+        """One moment of the run. Zero-padded, so that listing gives them in order."""
+        return self._job(task_id, f"checkpoints/epoch_{epoch:05d}_step_{step:08d}.safetensors")
+
+    def checkpoints_prefix(self, task_id: str) -> str:
+        """What the keys of a job's checkpoints start with."""
+        return f"{self.jobs_prefix}{task_id}/checkpoints/"
+
+    def report(self, task_id: str, name: str) -> Location:
+        """One file of the job's report."""
+        if self.report_prefix is None:
+            return self._job(task_id, f"report/{name}")
+        return Location(self.bucket, f"{self.report_prefix}{name}")
+
+    def _job(self, task_id: str, name: str) -> Location:
+        return Location(self.bucket, f"{self.jobs_prefix}{task_id}/{name}")

@@ -1,0 +1,181 @@
+"""The lease: of all workers that hold a message of a job, one works on it.
+
+A lease is a blob with an owner and an expiry, taken with "only if absent", renewed and taken
+over with "only if unchanged", so that of two workers exactly one wins. Clocks of different
+machines differ and jump, so an expiry alone takes nothing away: a lease that looks expired
+is watched for as long as its owner needs to renew it, and taken over only if it stands still.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+
+from application.fenced import FencedBlob, Superseded
+from application.patience import insist
+from application.ports import BlobStore, Clock, Unavailable
+from application.stop import StopReason, StopSignal
+from domain.location import Location
+
+log = logging.getLogger(__name__)
+
+
+class LeaseHeld(Exception):
+    """Another worker is at it."""
+
+    def __init__(self, owner: str, retry_after: float) -> None:
+        super().__init__(f"worker {owner} holds the lease for {retry_after:.0f} s more")
+        self.retry_after = retry_after
+        """Seconds after which it is worth another look."""
+
+
+class LeaseLost(Exception):
+    """Another worker has taken the job over: stop, and write nothing more."""
+
+
+@dataclass(frozen=True)
+class LeaseTerms:
+    """How long a lease lives without its owner."""
+
+    seconds: float = 60.0
+
+    @property
+    def renew_every(self) -> float:
+        """Seconds between renewals: two may fail before the lease looks expired."""
+        return self.seconds / 3
+
+
+@dataclass(frozen=True)
+class _Record:
+    owner: str
+    """Empty when released."""
+    expires_at: str
+    revision: int
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    def remaining(self, now: datetime) -> float:
+        return (datetime.fromisoformat(self.expires_at) - now).total_seconds()
+
+
+class Lease:
+    """One worker's claim to one job. Held between ``acquire`` and ``release``.
+
+    ``renew`` may be called from any thread.
+    """
+
+    def __init__(
+        self, blobs: BlobStore, at: Location, owner: str, terms: LeaseTerms, clock: Clock
+    ) -> None:
+        self._blobs = blobs
+        self._blob = FencedBlob(blobs, at)
+        self._owner = owner
+        self._terms = terms
+        self._clock = clock
+        self._revision = 0
+        self._writing = threading.Lock()
+
+    def acquire(self) -> None:
+        """Take the lease.
+
+        Raises:
+            LeaseHeld: another worker has it.
+        """
+        found = self._blob.read()
+        if found is not None:
+            record = _decode(found)
+            if record.owner:
+                self._watch(record, found)
+            self._revision = record.revision
+        try:
+            self._write(self._owner)
+        except Superseded:
+            raise LeaseHeld("another", self._terms.renew_every) from None
+
+    def renew(self) -> None:
+        """Hold the lease for another term.
+
+        Raises:
+            LeaseLost: somebody else has it.
+        """
+        try:
+            self._write(self._owner)
+        except Superseded as error:
+            raise LeaseLost(str(error)) from None
+
+    def release(self, *, forget: bool) -> None:
+        """Let the next worker in at once.
+
+        ``forget`` removes the blob too: right when the job is over, since whoever comes next
+        finds that in the journal. Else a mark is left, because removing would need a condition
+        that not every store offers.
+        """
+        try:
+            self._write("")
+        except Superseded:
+            return
+        if forget:
+            self._blobs.delete(self._blob.at)
+
+    def _watch(self, record: _Record, found: bytes) -> None:
+        remaining = record.remaining(self._clock.now())
+        if 0 < remaining <= 2 * self._terms.seconds:
+            raise LeaseHeld(record.owner, min(remaining, self._terms.seconds))
+        self._clock.sleep(2 * self._terms.renew_every)
+        if self._blob.read() != found:
+            raise LeaseHeld(record.owner, self._terms.seconds)
+        log.warning("taking %s over from %s, which is gone", self._blob.at, record.owner)
+
+    def _write(self, owner: str) -> None:
+        with self._writing:
+            expires = self._clock.now() + timedelta(seconds=self._terms.seconds)
+            self._revision += 1
+            self._blob.write(_Record(owner, expires.isoformat(), self._revision).encode())
+
+
+@contextmanager
+def hold_lease(
+    lease: Lease, terms: LeaseTerms, clock: Clock, stop: StopSignal, over: Callable[[], bool]
+) -> Iterator[Lease]:
+    """Hold the lease while the context is open, renewing it beside the work.
+
+    A lease that is lost sets ``stop``. A store that cannot be reached does not: nobody can
+    take the lease over there either, and the journal's own conditions guard what is written.
+
+    Args:
+        over: asked at the end; True when the job is over and the lease can be forgotten.
+
+    Raises:
+        LeaseHeld: another worker has it.
+        Unavailable: the store cannot be reached.
+    """
+
+    def renew() -> None:
+        try:
+            lease.renew()
+        except LeaseLost:
+            stop.request(StopReason.LEASE_LOST)
+        except Unavailable as error:
+            log.warning("the lease could not be renewed, trying again: %s", error)
+
+    lease.acquire()
+    try:
+        with clock.every(terms.renew_every, renew):
+            yield lease
+    finally:
+        if stop.reason is not StopReason.LEASE_LOST:
+            try:
+                insist(lambda: lease.release(forget=over()), clock, stop, terms.seconds)
+            except Unavailable as error:
+                log.warning("the lease could not be released and will expire: %s", error)
+
+
+def _decode(data: bytes) -> _Record:
+    fields = json.loads(data)
+    return _Record(fields["owner"], fields["expires_at"], fields["revision"])

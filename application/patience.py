@@ -1,0 +1,45 @@
+"""Waiting for a world that is away for a moment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from application.ports import Clock, Unavailable
+from application.stop import StopSignal
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE = 5.0
+LONGEST_PAUSE = 600.0
+
+
+def backoff(tries: int, asked: float | None = None) -> float:
+    """Seconds to wait after ``tries`` earlier tries: doubling, bounded, never less than asked."""
+    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16))
+    return max(pause, asked or 0.0)
+
+
+def insist(call: Callable[[], T], clock: Clock, stop: StopSignal, patience: float) -> T:
+    """Call until the other side is there, for at most ``patience`` seconds or until a stop.
+
+    For what is dear to repeat: a finished style's upload, the record of an announcement.
+
+    Raises:
+        Unavailable: it did not come back in time.
+    """
+    deadline = clock.monotonic() + patience
+    tries = 0
+    while True:
+        try:
+            return call()
+        except Unavailable as error:
+            pause = min(backoff(tries, error.retry_after), 60.0)
+            if stop.reason is not None or clock.monotonic() + pause > deadline:
+                raise
+            log.warning("trying again in %.0f s: %s", pause, error)
+            clock.sleep(pause)
+            tries += 1

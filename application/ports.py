@@ -1,0 +1,394 @@
+"""The ports: what the use cases ask of the world, and the errors they are ready for.
+
+An adapter raises the errors named here and no others of its library's. Whatever else comes
+out of an adapter is a defect, and the job is retried a bounded number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from domain.events import Artifact, Event, TrainingMetric
+from domain.failure import Failure
+from domain.location import Location
+from domain.parameters import TrainingParameters
+from domain.picture import Picture, PictureFacts, PictureSet
+from domain.progress import Progress
+from domain.task import TrainingTask
+
+
+class Unavailable(Exception):
+    """The other side cannot be reached or asks for patience; the same call may work later."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds that the other side asked us to wait, where it said so."""
+
+
+# --- Queue -------------------------------------------------------------------------------
+
+
+class QueueUnavailable(Unavailable):
+    """The broker cannot be reached just now."""
+
+
+class DeliveryLost(Exception):
+    """The broker has taken the delivery back; it will deliver the message again."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message in our hands, until it is settled."""
+
+    id: str
+    """Identifies this delivery to the queue that gave it."""
+    body: bytes
+    retries: int = 0
+    """How often the message has been put aside by ``retry_later``."""
+    redelivered: bool = False
+
+
+class Queue(Protocol):
+    """A durable queue of task messages, delivered at least once.
+
+    Every call may be made from any thread. A delivery is settled by exactly one of
+    ``acknowledge``, ``retry_later``, ``dead_letter`` and ``hand_back``; one that is never
+    settled, because its worker died, is delivered again. Settling raises ``DeliveryLost``
+    when the broker has already taken the delivery back.
+    """
+
+    def publish(self, body: bytes) -> None:
+        """Put a message at the end of the queue, durably.
+
+        Raises:
+            QueueUnavailable: the message may or may not be there.
+        """
+
+    def receive(self, timeout: float) -> Delivery | None:
+        """The next message, or None when none comes within ``timeout`` seconds.
+
+        Raises:
+            QueueUnavailable: call again after a pause.
+        """
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """The message is dealt with; it is gone."""
+
+    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+        """Deliver the message again after ``delay`` seconds, with ``retries`` one higher."""
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Put the message where an operator finds it, with the reason."""
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """Give the message back for another worker, at once."""
+
+
+# --- BlobStore ---------------------------------------------------------------------------
+
+
+class BlobUnavailable(Unavailable):
+    """The store cannot be reached, is overloaded, or is full."""
+
+
+class BlobMissing(Exception):
+    """There is no blob at that location."""
+
+
+class BlobDenied(Exception):
+    """The store, or our own list of allowed buckets, refuses the access."""
+
+
+class BlobTooLarge(Exception):
+    """The blob is larger than the caller allows; its body was not read."""
+
+
+class PreconditionFailed(Exception):
+    """The blob is not in the state that the condition names; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A blob's content and the tag that names exactly this content."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass(frozen=True)
+class IfAbsent:
+    """Write only where there is no blob yet."""
+
+
+@dataclass(frozen=True)
+class IfMatch:
+    """Write only over the content that has this tag."""
+
+    etag: str
+
+
+Condition = IfAbsent | IfMatch
+
+
+class BlobStore(Protocol):
+    """Buckets of blobs. A write appears whole or not at all; a read sees one whole write.
+
+    Of several writers with conditions on the same state exactly one succeeds. Every call may
+    raise ``BlobUnavailable`` (then a write may or may not have happened) and ``BlobDenied``.
+    """
+
+    def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
+        """Read a blob.
+
+        Raises:
+            BlobMissing: nothing lies there, or there is no such bucket.
+            BlobTooLarge: it has more than ``max_bytes`` bytes.
+        """
+
+    def put(
+        self,
+        at: Location,
+        data: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        condition: Condition | None = None,
+    ) -> str:
+        """Write a blob and return its tag.
+
+        Raises:
+            PreconditionFailed: the condition does not hold.
+        """
+
+    def delete(self, at: Location) -> None:
+        """Remove a blob; nothing happens where none lies."""
+
+    def list(self, bucket: str, prefix: str) -> list[Location]:
+        """Every blob whose key starts with ``prefix``, in order of the keys."""
+
+
+# --- Notifier ----------------------------------------------------------------------------
+
+
+class NotifierUnavailable(Unavailable):
+    """The backend cannot be reached or answers 408, 429 or 5xx."""
+
+
+class NotifierRefused(Exception):
+    """The backend answers that this call will never be accepted; the text has its reason."""
+
+
+class Notifier(Protocol):
+    """The platform's backend. It is not idempotent: each final call is seen by the artist.
+
+    Every call raises ``NotifierUnavailable`` or ``NotifierRefused``. After an
+    ``Unavailable`` the call may or may not have been taken.
+    """
+
+    def progress(self, style_id: int, progress: Progress) -> None:
+        """Tell how far the job is. Not retried: the next call carries more."""
+
+    def completed(
+        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+    ) -> None:
+        """Tell that the style is ready."""
+
+    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+        """Tell that there will be no style."""
+
+
+# --- Trainer -----------------------------------------------------------------------------
+
+
+class CheckpointRejected(Exception):
+    """The checkpoint is damaged or belongs to another run; the text says in what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """All that determines a style. Equal plans on equal hardware give equal weights."""
+
+    style_id: int
+    pictures: tuple[Picture, ...]
+    tags: tuple[str, ...]
+    parameters: TrainingParameters
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did. Counts are of what is finished."""
+
+    epoch: int
+    step: int
+    epoch_finished: bool
+    loss: float | None = None
+    """Mean of the epoch, when the step finished one; reading it is not free, so only then."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One point of the loss curve."""
+
+    epoch: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All it takes to go on from a moment of a run, on this machine or another."""
+
+    epoch: int
+    step: int
+    data: bytes
+    """safetensors, the state that is not a tensor in its metadata as JSON."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One picture drawn by the model."""
+
+    prompt: str
+    seed: int
+    png: bytes
+
+
+class TrainingSession(Protocol):
+    """One run, driven step by step by the use case.
+
+    ``advance`` and ``finish`` raise ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...).
+    """
+
+    @property
+    def total_steps(self) -> int:
+        """Steps in the whole run."""
+
+    @property
+    def finished(self) -> bool:
+        """True when no step is left."""
+
+    @property
+    def history(self) -> Sequence[EpochRecord]:
+        """Every finished epoch of the whole run, those before a resume included."""
+
+    def advance(self) -> StepReport:
+        """Run the next step."""
+
+    def checkpoint(self) -> Checkpoint:
+        """The run as it stands between two steps. Resuming from it is exact."""
+
+    def weights(self) -> bytes:
+        """The adapters as they stand, as a ``.safetensors`` file for other programs."""
+
+    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
+        """Pictures from fixed prompts and seeds, with the adapters or without.
+
+        Leaves the run as it is: the steps that follow are the same with or without it.
+        """
+
+
+class Trainer(Protocol):
+    """Trains a style on one device. Runs one session at a time."""
+
+    @property
+    def native_resolution(self) -> int:
+        """Side in pixels that the base model was trained for: 512 for SD 1.5."""
+
+    def open(
+        self, plan: TrainingPlan, resume: bytes | None
+    ) -> AbstractContextManager[TrainingSession]:
+        """Set a run up, from nothing or from a checkpoint's data. Leaving frees all of it.
+
+        Raises:
+            CheckpointRejected: ``resume`` cannot be used for this plan.
+            TrainingFailed: the run cannot be set up.
+        """
+
+
+class PictureInspector(Protocol):
+    """Tells whether a file is a picture that can be trained on."""
+
+    def inspect(self, data: bytes) -> PictureFacts:
+        """Decode the picture fully and describe it.
+
+        Raises:
+            PictureRefused: with the reason, in words for the artist.
+        """
+
+
+# --- Clock, reports, events --------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Time: the only source of it that the application has."""
+
+    def now(self) -> datetime:
+        """Wall-clock time, aware, in UTC. May jump."""
+
+    def monotonic(self) -> float:
+        """Seconds since some moment. Never goes back."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    def every(self, seconds: float, action: Callable[[], None]) -> AbstractContextManager[None]:
+        """While the context is open, call ``action`` every ``seconds``, beside our own work.
+
+        Leaving waits until a call under way has ended; none comes after that. What ``action``
+        raises is logged and does not stop the calls.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleReport:
+    """What there is to show of a finished run."""
+
+    task: TrainingTask
+    parameters: TrainingParameters
+    pictures: PictureSet
+    history: Sequence[EpochRecord]
+    before: tuple[Preview, ...]
+    after: tuple[Preview, ...]
+    artifact: Artifact
+    metric: TrainingMetric
+    seconds: float
+    """Duration of this attempt, from taking the job up to the stored weights."""
+    attempt: int
+
+
+@dataclass(frozen=True)
+class ReportFile:
+    """One file of a report, to be stored under ``name``."""
+
+    name: str
+    content_type: str
+    data: bytes
+
+
+class Reporter(Protocol):
+    """Makes a report that a person can open."""
+
+    def render(self, report: StyleReport) -> Sequence[ReportFile]:
+        """The report's files."""
+
+
+class EventSink(Protocol):
+    """Somebody who listens: logs, metrics, a progress bar. Must not raise."""
+
+    def __call__(self, event: Event) -> None: ...
+
+
+class TaskParser(Protocol):
+    """Reads a message's body."""
+
+    def __call__(self, body: bytes) -> TrainingTask:
+        """The task that the body describes.
+
+        Raises:
+            InvalidTask: it describes none.
+        """

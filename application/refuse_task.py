@@ -1,0 +1,69 @@
+"""What becomes of a message that is not a task we can carry out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+from application.announce import announce
+from application.journal import Journal
+from application.layout import Layout
+from application.lease import Lease, LeaseHeld, LeaseLost, hold_lease
+from application.patience import backoff
+from application.ports import BlobDenied, BlobStore, Clock, Notifier, Unavailable
+from application.rules import Rules
+from application.settlement import DeadLetter, RetryLater, Settlement
+from application.stop import StopSignal
+from domain.failure import Failure, FailureCode
+from domain.job import UNDECIDED, TrainingJob
+from domain.task import InvalidTask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefuseTask:
+    """Tells the backend, once, where the message says which style it was; then dead-letters.
+
+    The message's content stands in for a task id, so that a repetition is recognised.
+    """
+
+    blobs: BlobStore
+    notifier: Notifier
+    clock: Clock
+    journal: Journal
+    layout: Layout
+    rules: Rules
+    worker: str
+
+    def __call__(
+        self, body: bytes, error: InvalidTask, stop: StopSignal, retries: int = 0
+    ) -> Settlement:
+        """Say what becomes of the message. Raises nothing."""
+        refused = DeadLetter(str(error))
+        if error.style_id is None:
+            return refused
+        job_id = f"invalid-{hashlib.sha256(body).hexdigest()[:32]}"
+        fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
+        failure = Failure(FailureCode.INVALID_TASK, f"The training request is invalid: {error}")
+        terms = self.rules.lease
+        stop = StopSignal(stop)
+        lease = Lease(self.blobs, self.layout.lease(job_id), self.worker, terms, self.clock)
+        try:
+            entry = self.journal.open(self.layout.journal(job_id), self.worker, fresh)
+            with hold_lease(lease, terms, self.clock, stop, lambda: entry.job.is_terminal):
+                entry.load()
+                if entry.job.state in UNDECIDED:
+                    entry.apply(entry.job.give_up(failure))
+                if not entry.job.is_terminal:
+                    announce(entry, self.notifier, self.clock, stop)
+            return refused
+        except LeaseHeld as held:
+            return RetryLater(held.retry_after, str(held))
+        except LeaseLost as lost:
+            return RetryLater(terms.seconds, str(lost))
+        except Unavailable as away:
+            return RetryLater(backoff(retries, away.retry_after), str(away))
+        except BlobDenied as denied:
+            return DeadLetter(f"{error}; and nobody could be told: {denied}")

@@ -1,0 +1,29 @@
+"""The figures that govern a worker, each with its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from application.lease import LeaseTerms
+from domain.picture import FEWEST_PICTURES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a worker treats every job."""
+
+    fewest_pictures: int = FEWEST_PICTURES
+    """Usable pictures below which a job fails with LOW_QUALITY_DATA."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints; the end of training is one always."""
+    progress_every: float = 30.0
+    """Seconds between progress calls."""
+    cancel_poll: float = 5.0
+    """Seconds between two looks for a request to cancel."""
+    most_setbacks: int = 5
+    """Crashes and unexplained failures without a checkpoint in between, before giving up."""
+    fetch_concurrency: int = 8
+    """Pictures fetched at the same time."""
+    upload_patience: float = 600.0
+    """Seconds for which a finished style's upload is tried before the job is put down."""
+    lease: LeaseTerms = field(default_factory=LeaseTerms)

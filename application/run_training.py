@@ -1,0 +1,246 @@
+"""The way of one task, from its message to its announcement."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from application.announce import announce
+from application.drive_session import Driver, cancel_requested
+from application.gather_pictures import gather_pictures
+from application.journal import Entry, Journal
+from application.layout import Layout
+from application.lease import Lease, LeaseHeld, LeaseLost, hold_lease
+from application.patience import backoff, insist
+from application.ports import (
+    BlobDenied,
+    BlobMissing,
+    BlobStore,
+    CheckpointRejected,
+    Clock,
+    Notifier,
+    PictureInspector,
+    Reporter,
+    StyleReport,
+    Trainer,
+    TrainingPlan,
+    TrainingSession,
+    Unavailable,
+)
+from application.rules import Rules
+from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
+from application.stop import Stopped, StopReason, StopSignal
+from domain.events import Artifact, TrainingMetric
+from domain.failure import Failure, FailureCode, TrainingFailed
+from domain.job import ACTIVE, UNDECIDED, TrainingJob
+from domain.picture import PictureSet
+from domain.task import TrainingTask
+
+log = logging.getLogger(__name__)
+
+CANCELLED = Failure(FailureCode.CANCELLED, "The training was cancelled.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTraining:
+    """Carries a task as far as it will go, from wherever an earlier attempt left it."""
+
+    blobs: BlobStore
+    notifier: Notifier
+    trainer: Trainer
+    inspector: PictureInspector
+    reporter: Reporter
+    clock: Clock
+    journal: Journal
+    layout: Layout
+    rules: Rules
+    worker: str
+    """This worker's name in leases and journals, unlike any other's."""
+
+    def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
+        """Run the task and say what becomes of its message. Raises nothing.
+
+        Args:
+            stop: asked between two steps.
+            retries: how often the message has been put aside already.
+        """
+        stop = StopSignal(stop)
+        at, lease = self.layout.journal(task.task_id), self._lease(task)
+        fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
+        try:
+            entry = self.journal.open(at, self.worker, fresh)
+            if entry.job.is_terminal:
+                self.blobs.delete(self.layout.lease(task.task_id))  # a crash may have left it
+                return Done()
+            with hold_lease(
+                lease, self.rules.lease, self.clock, stop, lambda: entry.job.is_terminal
+            ):
+                entry.load()
+                if entry.job.state in UNDECIDED:
+                    put_down = self._decide(task, entry, lease, stop)
+                    if put_down is not None:
+                        return put_down
+                if entry.job.is_terminal:
+                    return Done()
+                insist(lease.renew, self.clock, stop, self.rules.upload_patience)
+                return announce(entry, self.notifier, self.clock, stop)
+        except LeaseHeld as held:
+            return RetryLater(held.retry_after, str(held))
+        except LeaseLost as lost:
+            return RetryLater(self.rules.lease.seconds, str(lost))
+        except Unavailable as error:
+            if stop.reason is StopReason.SHUTDOWN:
+                return HandBack()
+            return RetryLater(backoff(retries, error.retry_after), str(error))
+        except BlobDenied as error:
+            return DeadLetter(str(error))
+        except Exception as error:
+            log.exception("task %s met a defect", task.task_id)
+            return RetryLater(backoff(retries), f"{type(error).__name__}: {error}")
+
+    def _decide(
+        self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal
+    ) -> Settlement | None:
+        """Bring the job to its outcome, weights or failure; or put it down and say how."""
+        if entry.job.state in ACTIVE:
+            entry.apply(entry.job.interrupt("its worker was lost", setback=True))
+        try:
+            self._produce(task, entry, lease, stop)
+        except TrainingFailed as error:
+            if error.failure.retryable:
+                entry.apply(entry.job.interrupt(error.failure.message, setback=True))
+                return RetryLater(backoff(entry.job.setbacks), str(error))
+            entry.apply(entry.job.give_up(error.failure))
+        except Stopped as stopped:
+            if stopped.reason is StopReason.LEASE_LOST:
+                raise LeaseLost("another worker has taken the job over") from None
+            if stopped.reason is StopReason.SHUTDOWN:
+                entry.apply(entry.job.interrupt("its worker shut down", setback=False))
+                return HandBack()
+            entry.apply(entry.job.give_up(CANCELLED))
+        except (Unavailable, BlobDenied) as error:
+            self._put_down(entry, str(error), setback=False)
+            raise
+        except LeaseLost:
+            raise
+        except Exception as error:
+            self._put_down(entry, f"{type(error).__name__}: {error}", setback=True)
+            raise
+        return None
+
+    def _produce(self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal) -> None:
+        self._refuse_hopeless(entry.job)
+        entry.apply(entry.job.start())
+        started = self.clock.monotonic()
+
+        pictures = gather_pictures(
+            task.images, self.blobs, self.inspector, stop, self.rules.fetch_concurrency
+        )
+        pictures.require(self.rules.fewest_pictures)
+
+        count = len(pictures.usable)
+        parameters = entry.job.parameters or task.requested.resolve(
+            picture_count=count, native_resolution=self.trainer.native_resolution
+        )
+        entry.apply(entry.job.begin_training(parameters, count))
+        plan = TrainingPlan(
+            style_id=task.style_id,
+            pictures=pictures.usable,
+            tags=task.tags,
+            parameters=parameters,
+            created_at=task.created_at,
+        )
+        with self._session(plan, entry) as session:
+            driver = Driver(
+                blobs=self.blobs,
+                notifier=self.notifier,
+                clock=self.clock,
+                layout=self.layout,
+                rules=self.rules,
+            )
+            driver.drive(session, entry, stop)
+            last = session.history[-1]
+            metric = TrainingMetric(last.loss, last.epoch, session.total_steps)
+            entry.apply(entry.job.finish_training(metric))
+
+            insist(lease.renew, self.clock, stop, self.rules.upload_patience)
+            artifact = self._upload(session.weights(), task.style_id, stop)
+            self._report(session, task, plan, pictures, artifact, entry.job, started)
+        entry.apply(entry.job.store(artifact))
+
+    def _refuse_hopeless(self, job: TrainingJob) -> None:
+        if cancel_requested(job.task_id, self.blobs, self.layout):
+            raise TrainingFailed(CANCELLED)
+        if job.setbacks >= self.rules.most_setbacks:
+            message = (
+                f"The training broke off {job.setbacks} times for a reason on our side. "
+                "Please try again later."
+            )
+            raise TrainingFailed(Failure(FailureCode.TRAINING_FAILED, message))
+
+    @contextmanager
+    def _session(self, plan: TrainingPlan, entry: Entry) -> Iterator[TrainingSession]:
+        """A session that goes on from the job's checkpoint, where there is a usable one."""
+        with ExitStack() as stack:
+            try:
+                opened = self.trainer.open(plan, self._checkpoint(entry.job))
+                session = stack.enter_context(opened)
+            except (CheckpointRejected, BlobMissing) as error:
+                log.warning("starting over, the checkpoint cannot be used: %s", error)
+                entry.job = entry.job.discard_checkpoint()
+                session = stack.enter_context(self.trainer.open(plan, None))
+            yield session
+
+    def _checkpoint(self, job: TrainingJob) -> bytes | None:
+        return None if job.checkpoint is None else self.blobs.get(job.checkpoint.location).data
+
+    def _upload(self, weights: bytes, style_id: int, stop: StopSignal) -> Artifact:
+        at = self.layout.weights(style_id)
+        insist(lambda: self.blobs.put(at, weights), self.clock, stop, self.rules.upload_patience)
+        return Artifact(at, hashlib.sha256(weights).hexdigest(), len(weights))
+
+    def _report(
+        self,
+        session: TrainingSession,
+        task: TrainingTask,
+        plan: TrainingPlan,
+        pictures: PictureSet,
+        artifact: Artifact,
+        job: TrainingJob,
+        started: float,
+    ) -> None:
+        """Store a report beside the weights. The style is done: nothing here may undo it."""
+        assert job.metric is not None  # recorded when training finished
+        try:
+            report = StyleReport(
+                task=task,
+                parameters=plan.parameters,
+                pictures=pictures,
+                history=session.history,
+                before=session.previews(adapted=False),
+                after=session.previews(adapted=True),
+                artifact=artifact,
+                metric=job.metric,
+                seconds=self.clock.monotonic() - started,
+                attempt=job.attempt,
+            )
+            for file in self.reporter.render(report):
+                at = self.layout.report(task.task_id, file.name)
+                self.blobs.put(at, file.data, content_type=file.content_type)
+        except Exception:
+            log.exception("no report for task %s", task.task_id)
+
+    def _put_down(self, entry: Entry, reason: str, *, setback: bool) -> None:
+        if entry.job.state not in ACTIVE:
+            return
+        try:
+            entry.apply(entry.job.interrupt(reason, setback=setback))
+        except Unavailable as error:
+            log.warning("the journal still shows the job as running: %s", error)
+
+    def _lease(self, task: TrainingTask) -> Lease:
+        at = self.layout.lease(task.task_id)
+        return Lease(self.blobs, at, self.worker, self.rules.lease, self.clock)

@@ -1,0 +1,51 @@
+"""The wish that work should end, and why; it crosses threads and signal handlers."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class StopReason(IntEnum):
+    """Why a job should stop. A higher one overrides a lower one."""
+
+    SHUTDOWN = 1
+    """The worker is asked to end: leave a checkpoint and hand the job over."""
+    CANCELLED = 2
+    """Nobody wants the style any more."""
+    LEASE_LOST = 3
+    """Another worker has the job: write nothing more."""
+
+
+class StopSignal:
+    """Set from anywhere, polled between two steps. A child also sees its parent's reason.
+
+    Plain attribute writes and no lock: a signal handler may set it at any instruction.
+    """
+
+    def __init__(self, parent: StopSignal | None = None) -> None:
+        self._parent = parent
+        self._own: StopReason | None = None
+
+    def request(self, reason: StopReason) -> None:
+        """Ask for an end."""
+        if self._own is None or reason > self._own:
+            self._own = reason
+
+    @property
+    def reason(self) -> StopReason | None:
+        """The weightiest reason given, or None to go on."""
+        inherited = self._parent.reason if self._parent else None
+        return max((r for r in (self._own, inherited) if r is not None), default=None)
+
+    def check(self) -> None:
+        """Raise ``Stopped`` when a stop was asked for."""
+        if (reason := self.reason) is not None:
+            raise Stopped(reason)
+
+
+class Stopped(Exception):
+    """Work ended before it was done, because a stop was asked for."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason.name.lower())
+        self.reason = reason

@@ -1,0 +1,82 @@
+"""A worker's life: receive, read, run, settle, until it is asked to stop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from application.patience import backoff
+from application.ports import (
+    Clock,
+    Delivery,
+    DeliveryLost,
+    Queue,
+    QueueUnavailable,
+    TaskParser,
+)
+from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
+from application.stop import StopSignal
+from domain.task import InvalidTask, TrainingTask
+
+log = logging.getLogger(__name__)
+
+RECEIVE_SECONDS = 1.0
+"""How long a stop may go unnoticed by an idle worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLoop:
+    """Deals with one message at a time."""
+
+    queue: Queue
+    parse: TaskParser
+    run: Callable[[TrainingTask, StopSignal, int], Settlement]
+    refuse: Callable[[bytes, InvalidTask, StopSignal, int], Settlement]
+    clock: Clock
+
+    def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
+        """Work until ``stop``, or until the queue has nothing for us."""
+        failures = 0
+        while stop.reason is None:
+            try:
+                delivery = self.queue.receive(RECEIVE_SECONDS)
+                failures = 0
+            except QueueUnavailable as error:
+                pause = backoff(failures, error.retry_after)
+                log.warning("no queue, looking again in %.0f s: %s", pause, error)
+                self.clock.sleep(pause)
+                failures += 1
+                continue
+            if delivery is not None:
+                self._settle(delivery, self._deal_with(delivery, stop))
+            elif until_empty:
+                return
+
+    def _deal_with(self, delivery: Delivery, stop: StopSignal) -> Settlement:
+        try:
+            task = self.parse(delivery.body)
+        except InvalidTask as error:
+            log.warning("a message is refused: %s", error)
+            return self.refuse(delivery.body, error, stop, delivery.retries)
+        log.info("task %s for style %d", task.task_id, task.style_id)
+        return self.run(task, stop, delivery.retries)
+
+    def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Tell the queue. Where it no longer listens, it redelivers, and the journal knows."""
+        try:
+            match settlement:
+                case Done():
+                    self.queue.acknowledge(delivery)
+                case RetryLater(delay, reason):
+                    log.warning("trying again in %.0f s: %s", delay, reason)
+                    self.queue.retry_later(delivery, delay, reason)
+                case DeadLetter(reason):
+                    log.error("a message goes to the dead letters: %s", reason)
+                    self.queue.dead_letter(delivery, reason)
+                case HandBack():
+                    self.queue.hand_back(delivery)
+        except DeliveryLost:
+            log.warning("the broker has taken the delivery back; its redelivery will be settled")
+        except QueueUnavailable as error:
+            log.warning("the delivery could not be settled and will come again: %s", error)

@@ -1,0 +1,1 @@
+"""Pictures the project draws itself, and the small base model pretrained on them."""

@@ -1,0 +1,74 @@
+"""The small base model's own CLIP vocabulary: every byte, and the words of the captions whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+CONTEXT_LENGTH = 77
+"""Tokens in a padded caption, as in CLIP."""
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_vocabulary(captions: Iterable[str], folder: Path) -> int:
+    """Write a folder that `CLIPTokenizer.from_pretrained` loads; return the vocabulary's size.
+
+    Byte-pair merges (Sennrich et al. 2016, arXiv:1508.07909) are learned from the captions
+    until each of their words is one token. Every byte is a token too, alone and at a word's
+    end, so any text can be encoded. The two special tokens come last, as in CLIP.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = _learn_merges(captions, alphabet)
+    tokens = dict.fromkeys(
+        [
+            *alphabet,
+            *(f"{letter}</w>" for letter in alphabet),
+            *("".join(pair) for pair in merges),
+            START,
+            END,
+        ]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(_CONFIG, indent=2) + "\n", "utf-8")
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps({name: _CONFIG[name] for name in _SPECIAL}, indent=2) + "\n", "utf-8"
+    )
+    return len(vocabulary)
+
+
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+_CONFIG: dict[str, object] = {
+    "tokenizer_class": "CLIPTokenizer",
+    "bos_token": START,
+    "eos_token": END,
+    "pad_token": END,
+    "unk_token": END,
+    "model_max_length": CONTEXT_LENGTH,
+    "add_prefix_space": False,
+    "do_lower_case": True,
+}
+
+
+def _learn_merges(captions: Iterable[str], alphabet: list[str]) -> list[tuple[str, str]]:
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+    )
+    words = sorted({word for caption in captions for word in caption.lower().split()})
+    tokenizer.train_from_iterator(words, trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [(first, second) for first, second in merges]

@@ -1,0 +1,96 @@
+"""The pictures of one job: which serve, which were refused and why, which repeat another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+from domain.failure import Failure, FailureCode, TrainingFailed
+
+MAX_PICTURE_BYTES = 10 * 1024 * 1024
+MIN_SIDE_PIXELS = 256
+FEWEST_PICTURES = 10
+NEAR_DUPLICATE_BITS = 3
+"""Perceptual hashes of 64 bits that differ in at most this many are near duplicates."""
+
+
+class PictureRefused(Exception):
+    """A file that cannot be trained on; the text is the reason, for the artist."""
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What an inspection found out about one file."""
+
+    width: int
+    """Pixels, after the EXIF orientation is applied."""
+    height: int
+    sha256: str
+    """Of the decoded pixels: equal pictures have it equal, whatever file holds them."""
+    perceptual_hash: int
+    """64 bits that barely change under rescaling and recompression."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One usable picture, as the trainer gets it."""
+
+    name: str
+    data: bytes
+    """The file as it was fetched."""
+    facts: PictureFacts
+    caption: str | None = None
+    """The sidecar caption, where there is one."""
+
+
+@dataclass(frozen=True)
+class RefusedPicture:
+    """One file that was left out."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two usable pictures that show the same thing."""
+
+    name: str
+    of: str
+    exact: bool
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """The outcome of fetching and checking a job's pictures."""
+
+    usable: tuple[Picture, ...]
+    refused: tuple[RefusedPicture, ...] = ()
+
+    @property
+    def duplicates(self) -> tuple[Duplicate, ...]:
+        """Pairs of usable pictures that are the same or nearly so; they train all the same."""
+        found = []
+        for first, second in combinations(self.usable, 2):
+            exact = first.facts.sha256 == second.facts.sha256
+            distance = (first.facts.perceptual_hash ^ second.facts.perceptual_hash).bit_count()
+            if exact or distance <= NEAR_DUPLICATE_BITS:
+                found.append(Duplicate(second.name, first.name, exact))
+        return tuple(found)
+
+    def require(self, fewest: int) -> None:
+        """Insist on enough usable pictures.
+
+        Raises:
+            TrainingFailed: LOW_QUALITY_DATA, with every refused file and its reason.
+        """
+        if len(self.usable) >= fewest:
+            return
+        reasons = "; ".join(f"{picture.name}: {picture.reason}" for picture in self.refused)
+        message = (
+            f"Only {len(self.usable)} of {len(self.usable) + len(self.refused)} pictures can be "
+            f"used, and a style needs at least {fewest}. Please replace or add pictures."
+        )
+        if reasons:
+            message += f" Left out: {reasons}."
+        raise TrainingFailed(Failure(FailureCode.LOW_QUALITY_DATA, message))

@@ -1,0 +1,44 @@
+"""What the platform asks for: one style from one set of pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from domain.location import Location
+from domain.parameters import RequestedParameters
+
+
+class InvalidTask(ValueError):
+    """A message that is not a task: names the field, the value found and the remedy.
+
+    ``style_id`` is set when it could be read all the same, so that the backend can be told.
+    """
+
+    def __init__(
+        self, field_name: str, value: object, remedy: str, style_id: int | None = None
+    ) -> None:
+        shown = repr(value)
+        self.value = shown if len(shown) <= 120 else f"{shown[:117]}..."
+        super().__init__(f"{field_name}={self.value}: {remedy}")
+        self.field = field_name
+        self.remedy = remedy
+        self.style_id = style_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """One request, as validated values."""
+
+    task_id: str
+    """Identifies the request; a message that repeats it is the same request again."""
+    style_id: int
+    """The platform's number of the style, positive."""
+    images: tuple[Location, ...]
+    """The pictures to learn from, in the order given."""
+    tags: tuple[str, ...] = ()
+    """English keywords for the whole style."""
+    requested: RequestedParameters = field(default_factory=RequestedParameters)
+    """The parameters that the task names."""
+    created_at: datetime | None = None
+    """When the platform made the request, where it says."""

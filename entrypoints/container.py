@@ -1,0 +1,168 @@
+"""Which adapter serves which port: the one place that puts the hexagon together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from dependency_injector import containers, providers
+from rich.console import Console
+
+from adapters.clock import SystemClock
+from adapters.console import ConsoleNotifier, LogEvents
+from adapters.filesystem import FileBlobStore
+from adapters.pillow import PillowInspector, decode
+from adapters.report import HtmlReporter
+from adapters.spool import SpoolQueue
+from adapters.wire import TaskReader
+from application.journal import Journal
+from application.layout import Layout
+from application.lease import LeaseTerms
+from application.refuse_task import RefuseTask
+from application.rules import Rules
+from application.run_training import RunTraining
+from application.worker_loop import WorkerLoop
+from entrypoints.default_base import default_base
+from entrypoints.settings import Settings
+
+if TYPE_CHECKING:
+    from adapters.diffusion.base_model import BaseModel
+    from adapters.diffusion.trainer import DiffusionTrainer
+
+log = logging.getLogger(__name__)
+
+
+def choose_device(settings: Settings) -> str:
+    """The device named, or the GPU where there is one."""
+    import torch
+
+    return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_base_model(settings: Settings, device: str) -> BaseModel:
+    """The base model named, or the default, on the device."""
+    _quiet_libraries()
+    from adapters.diffusion.base_model import load_base
+
+    if settings.base_model is None:
+        name, reason = default_base(device)
+        log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
+    else:
+        name = settings.base_model
+    return load_base(name, device=device, config_folder=settings.base_model_config)
+
+
+def _quiet_libraries() -> None:
+    """Their progress bars and advice about parts that we do not use hide our own lines."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def build_trainer(base: BaseModel, device: str) -> DiffusionTrainer:
+    """The trainer on this device."""
+    from adapters.diffusion.trainer import DiffusionTrainer
+
+    return DiffusionTrainer(base, decode, device)
+
+
+def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
+    """A name that no other worker has, not even this one's next process."""
+    return settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
+
+
+def bucket_folders(settings: Settings) -> dict[str, Path]:
+    """The folders that stand for buckets."""
+    names = (settings.aws_storage_bucket_name, settings.model_bucket_name)
+    return {name: settings.storage_dir / name for name in names}
+
+
+def backend_host(settings: Settings) -> str | None:
+    """The one host that the token may go to."""
+    return urlsplit(settings.backend_api_url).hostname if settings.backend_api_url else None
+
+
+def rules_from(settings: Settings) -> Rules:
+    """The use cases' figures, as the settings give them."""
+    return Rules(
+        fewest_pictures=settings.fewest_pictures,
+        checkpoint_every=settings.checkpoint_every,
+        progress_every=settings.progress_every,
+        cancel_poll=settings.cancel_poll,
+        most_setbacks=settings.most_setbacks,
+        fetch_concurrency=settings.fetch_concurrency,
+        lease=LeaseTerms(settings.lease_seconds),
+    )
+
+
+def new_id() -> str:
+    """A fresh identifier."""
+    return uuid.uuid4().hex
+
+
+class Container(containers.DeclarativeContainer):
+    """A worker's parts. What another entry point wants differently, it overrides."""
+
+    settings: providers.Dependency[Settings] = providers.Dependency(instance_of=Settings)
+
+    console = providers.Singleton(Console)
+    clock = providers.Singleton(SystemClock)
+    sink = providers.Singleton(LogEvents)
+    rules = providers.Singleton(rules_from, settings)
+    worker = providers.Singleton(worker_name, settings, new_id)
+    layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
+
+    blobs = providers.Singleton(FileBlobStore, providers.Callable(bucket_folders, settings))
+    queue = providers.Singleton(
+        SpoolQueue, settings.provided.spool_dir, clock, providers.Object(new_id)
+    )
+    notifier = providers.Singleton(ConsoleNotifier, console)
+    inspector = providers.Singleton(PillowInspector)
+    reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
+    parse_task = providers.Singleton(TaskReader, providers.Callable(backend_host, settings))
+
+    device = providers.Singleton(choose_device, settings)
+    base_model = providers.Singleton(load_base_model, settings, device)
+    trainer = providers.Singleton(build_trainer, base_model, device)
+
+    journal = providers.Singleton(Journal, blobs, sink)
+    run_training = providers.Singleton(
+        RunTraining,
+        blobs=blobs,
+        notifier=notifier,
+        trainer=trainer,
+        inspector=inspector,
+        reporter=reporter,
+        clock=clock,
+        journal=journal,
+        layout=layout,
+        rules=rules,
+        worker=worker,
+    )
+    refuse_task = providers.Singleton(
+        RefuseTask,
+        blobs=blobs,
+        notifier=notifier,
+        clock=clock,
+        journal=journal,
+        layout=layout,
+        rules=rules,
+        worker=worker,
+    )
+    worker_loop = providers.Singleton(
+        WorkerLoop,
+        queue=queue,
+        parse=parse_task,
+        run=run_training,
+        refuse=refuse_task,
+        clock=clock,
+    )

@@ -1,0 +1,238 @@
+"""One task on this machine: a folder of pictures in, a folder of results out.
+
+What is checked here is what only a person at a terminal can mend; the rest is the use case's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dependency_injector import providers
+
+from adapters.console import ConsoleNotifier, ProgressDisplay
+from adapters.filesystem import FileBlobStore
+from application.gather_pictures import gather_pictures
+from application.layout import Layout
+from application.lease import LeaseTerms
+from application.rules import Rules
+from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
+from application.stop import StopReason, StopSignal
+from domain.job import JobState, TrainingJob
+from domain.location import Location
+from domain.parameters import RequestedParameters
+from domain.picture import FEWEST_PICTURES, PictureSet
+from domain.task import TrainingTask
+from entrypoints.container import Container
+from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from entrypoints.settings import load_settings
+
+if TYPE_CHECKING:
+    from adapters.diffusion.base_model import BaseModel
+
+PICTURES, OUT = "pictures", "out"
+"""The buckets that the two folders stand for."""
+LEASE = LeaseTerms(seconds=9.0)
+"""Short: a process of this machine that was killed is soon replaced by the same command."""
+LOCAL_TASKS = uuid.UUID("6f3e0b52-9a0c-4a57-8f0e-1d8a3b5f7c11")
+"""Namespace of local task ids, so that the same run has the same id and goes on."""
+
+
+def check_writable(out: Path) -> None:
+    """Make sure that ``out`` can be written, and leave no trace of it.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    nearest = out
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"--out {out}: cannot be written ({reason}); give a folder of your own"
+        ) from None
+
+
+def build_container(arguments: argparse.Namespace) -> Container:
+    """The worker's container with folders for buckets and the terminal for a backend."""
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.debug else logging.WARNING, format="%(message)s"
+    )
+    for noisy in ("PIL", "matplotlib", "urllib3", "httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    named = {
+        "base_model": arguments.base_model,
+        "base_model_config": arguments.base_model_config,
+        "device": arguments.device,
+    }
+    settings = load_settings().model_copy(
+        update={name: value for name, value in named.items() if value is not None}
+    )
+    out: Path = arguments.out
+    container = Container(settings=settings)
+    container.layout.override(providers.Object(Layout(OUT, report_prefix="")))
+    container.rules.override(
+        providers.Object(
+            Rules(fewest_pictures=1, checkpoint_every=arguments.checkpoint_every, lease=LEASE)
+        )
+    )
+    container.blobs.override(
+        providers.Singleton(
+            FileBlobStore, {PICTURES: arguments.pictures, OUT: out}, read_only=(PICTURES,)
+        )
+    )
+    container.notifier.override(
+        providers.Singleton(ConsoleNotifier, container.console, lambda at: out / at.key)
+    )
+    container.sink.override(providers.Singleton(ProgressDisplay, container.console))
+    return container
+
+
+def inspect(names: list[str], container: Container) -> PictureSet:
+    """Look at the pictures before anything is written.
+
+    Raises:
+        UsageError: not one is usable; names each with its reason.
+    """
+    pictures = gather_pictures(
+        tuple(Location(PICTURES, name) for name in names),
+        container.blobs(),
+        container.inspector(),
+        StopSignal(),
+        concurrency=4,
+    )
+    if not pictures.usable:
+        reasons = "; ".join(f"{refused.name}: {refused.reason}" for refused in pictures.refused)
+        raise UsageError(f"no usable picture, replace these: {reasons}")
+    if len(pictures.usable) < FEWEST_PICTURES:
+        container.console().print(
+            f"only {len(pictures.usable)} usable pictures: a style is better with 10 to 30",
+            style="yellow",
+        )
+    return pictures
+
+
+def describe_task(
+    arguments: argparse.Namespace,
+    requested: RequestedParameters,
+    pictures: PictureSet,
+    base: BaseModel,
+) -> TrainingTask:
+    """The task; its id is a hash of all that determines the weights."""
+    resolved = requested.resolve(
+        picture_count=len(pictures.usable), native_resolution=base.native_resolution
+    )
+    tags = tuple(tag.strip() for tag in arguments.tags.split(",") if tag.strip())
+    identity = {
+        "style_id": arguments.style_id,
+        "tags": tags,
+        "parameters": asdict(resolved),
+        "pictures": [[p.name, p.facts.sha256, p.caption] for p in pictures.usable],
+        "base": base.fingerprint,
+    }
+    return TrainingTask(
+        task_id=str(uuid.uuid5(LOCAL_TASKS, json.dumps(identity))),
+        style_id=arguments.style_id,
+        images=tuple(Location(PICTURES, picture.name) for picture in pictures.usable),
+        tags=tags,
+        requested=requested,
+    )
+
+
+def run(task: TrainingTask, container: Container, out: Path) -> int:
+    """Run the task through the use case and return the exit code.
+
+    Raises:
+        UsageError: ``out`` holds another run.
+    """
+    console, layout, blobs = container.console(), container.layout(), container.blobs()
+    _refuse_other_run(task, container, out)
+    before = _job(task, container)
+    if before.state is JobState.FAILED:
+        blobs.delete(layout.journal(task.task_id))
+    if before.state is JobState.COMPLETED:
+        console.print(f"this run is complete already: {out}", markup=False)
+        return 0
+
+    stop = StopSignal()
+    with _interruptible(stop), container.sink():
+        settlement = _settle(task, container, stop)
+    job = _job(task, container)
+    match settlement:
+        case Done() if job.state is JobState.COMPLETED:
+            for name in ("report.html", "previews.png", "loss.png"):
+                if (out / name).exists():
+                    console.print(f"  {out / name}", markup=False, highlight=False)
+            return 0
+        case HandBack():
+            epoch = job.checkpoint.epoch if job.checkpoint else 0
+            console.print(f"interrupted in epoch {epoch}; the same command goes on from there")
+            return EXIT_INTERRUPTED
+        case RetryLater(_, reason) | DeadLetter(reason):
+            console.print(f"not finished: {reason}", style="red", markup=False)
+    return EXIT_FAILED
+
+
+def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settlement:
+    """Run the task; where a killed process left its lease, wait until it expires, once."""
+    use_case = container.run_training()
+    settlement: Settlement = use_case(task, stop)
+    if isinstance(settlement, RetryLater) and settlement.delay <= LEASE.seconds:
+        console = container.console()
+        console.print(f"waiting {settlement.delay:.0f} s: {settlement.reason}", markup=False)
+        time.sleep(settlement.delay)
+        settlement = use_case(task, stop)
+    return settlement
+
+
+def _refuse_other_run(task: TrainingTask, container: Container, out: Path) -> None:
+    layout = container.layout()
+    mine = layout.journal(task.task_id).key
+    others = [
+        at.key
+        for at in container.blobs().list(OUT, layout.jobs_prefix)
+        if at.name == "journal.json" and at.key != mine
+    ]
+    if others:
+        raise UsageError(
+            f"--out {out}: holds another run's checkpoint ({others[0].split('/')[1]}), of other "
+            "pictures, parameters or base model; give another folder, or repeat that command"
+        )
+
+
+def _job(task: TrainingTask, container: Container) -> TrainingJob:
+    fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
+    at = container.layout().journal(task.task_id)
+    return container.journal().open(at, container.worker(), fresh).job
+
+
+@contextmanager
+def _interruptible(stop: StopSignal) -> Iterator[None]:
+    """Ctrl-C asks for an orderly end; a second one ends at once."""
+    before = {}
+
+    def request(number: int, _frame: object) -> None:
+        stop.request(StopReason.SHUTDOWN)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, request)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

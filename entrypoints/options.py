@@ -1,0 +1,57 @@
+"""Training parameters as command-line options. The standard library only: `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from domain.parameters import PARAMETER_NAMES, LearningRateSchedule
+
+
+def add_parameter_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every training parameter; those not given take their defaults."""
+    group = parser.add_argument_group("training parameters")
+
+    def add(name: str, help_text: str, **kind: Any) -> None:
+        group.add_argument(name, help=help_text, default=argparse.SUPPRESS, **kind)
+
+    add(
+        "--epochs", "passes over the pictures (default: 700 - 20 x pictures, 100 to 500)", type=int
+    )
+    add("--learning-rate", "peak learning rate (default: 1e-4)", type=float)
+    add("--batch-size", "pictures per step (default: 1)", type=int)
+    add("--rank", "rank of the adapters (default: 8)", type=int)
+    add("--alpha", "adapter scale is alpha / rank (default: the rank)", type=float)
+    add("--resolution", "pixel budget per picture is its square (default: the base's)", type=int)
+    add("--seed", "seed of everything random (default: 0)", type=int)
+    add("--trigger-word", "word put before every caption", metavar="WORD")
+    add(
+        "--sample-prompt",
+        "prompt for the previews, repeatable (default: the first captions)",
+        dest="sample_prompts",
+        action="append",
+        metavar="PROMPT",
+    )
+    add(
+        "--lr-scheduler",
+        "learning rate after the warm-up (default: cosine)",
+        choices=[str(schedule) for schedule in LearningRateSchedule],
+    )
+    add("--lr-warmup-steps", "steps of warm-up (default: steps / 20, at most 100)", type=int)
+    add("--weight-decay", "AdamW's weight decay (default: 0.01)", type=float)
+    add("--max-grad-norm", "gradients are clipped to this norm (default: 1)", type=float)
+    add("--snr-gamma", "min-SNR weighting, commonly 5 (default: off)", type=float)
+    add("--noise-offset", "per-channel noise shift, commonly 0.05 (default: 0)", type=float)
+    add("--random-flip", "mirror pictures half of the time", action="store_true")
+    add("--caption-dropout", "share of visits without caption (default: 0)", type=float)
+
+
+def named_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The training parameters that were given."""
+    return {name: value for name, value in vars(arguments).items() if name in PARAMETER_NAMES}
+
+
+def option_of(parameter: str) -> str:
+    """The option that sets a parameter, for error messages."""
+    name = "sample_prompt" if parameter == "sample_prompts" else parameter
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,128 @@
+"""Train a style from a folder of pictures: no broker, no bucket, no backend.
+
+The same use case as a worker's, with folders in place of S3. See `--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domain.parameters import InvalidParameter, RequestedParameters
+from entrypoints.exits import EXIT_USAGE, UsageError
+from entrypoints.options import add_parameter_options, named_parameters, option_of
+from entrypoints.picture_folder import find_pictures
+
+if TYPE_CHECKING:
+    from domain.picture import PictureSet
+
+EPILOG = """\
+examples:
+  python -m entrypoints.train pictures --out styles/watercolour
+  python -m entrypoints.train pictures --out out --epochs 200 --trigger-word mystyle
+  python -m entrypoints.train pictures --out out --base-model model.safetensors
+
+A caption may lie beside each picture as <name>.txt. Ctrl-C leaves a checkpoint, and the same
+command goes on from it.
+
+exit codes: 0 the style is ready, 1 training failed, 2 the input is wrong, 130 interrupted
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m entrypoints.train",
+        description="Train a Stable Diffusion style (LoRA) from a folder of pictures.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pictures", type=Path, help="folder with JPEG, PNG or WebP pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--style-id", type=int, default=1, help="number in the file's name")
+    parser.add_argument("--tags", default="", help="keywords for the whole style, with commas")
+    parser.add_argument(
+        "--base-model",
+        metavar="NAME",
+        help="diffusers folder, .safetensors checkpoint or hub name (default: Stable Diffusion "
+        "1.5 where a GPU and a hub are there, else the small base)",
+    )
+    parser.add_argument(
+        "--base-model-config",
+        type=Path,
+        metavar="DIR",
+        help="configuration folder of a single-file base model, where no hub can be reached",
+    )
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: the GPU if there is one)")
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"
+    )
+    parser.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
+    add_parameter_options(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return _train(arguments)
+    except Exception as error:
+        if arguments.debug:
+            raise
+        line = _one_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _one_line(error: Exception) -> str | None:
+    """What is wrong with the input; None when the error is not about that."""
+    if isinstance(error, InvalidParameter):
+        return f"{option_of(error.name)} {error.value}: {error.remedy}"
+    if isinstance(error, UsageError):
+        return str(error)
+    from entrypoints.settings import InvalidSettings
+
+    if isinstance(error, InvalidSettings):
+        return str(error)
+    base_model = sys.modules.get("adapters.diffusion.base_model")
+    if base_model is not None and isinstance(error, base_model.BaseModelInvalid):
+        return str(error)
+    return None
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    requested = RequestedParameters(named_parameters(arguments))
+    if arguments.style_id < 1:
+        raise UsageError(f"--style-id {arguments.style_id}: give a positive number")
+    if arguments.checkpoint_every < 1:
+        raise UsageError(f"--checkpoint-every {arguments.checkpoint_every}: give 1 or more")
+
+    from entrypoints import local_run
+
+    names = find_pictures(arguments.pictures)
+    local_run.check_writable(arguments.out)
+
+    container = local_run.build_container(arguments)
+    console = container.console()
+    pictures = local_run.inspect(names, container)
+    _tell_about(pictures, console)
+
+    task = local_run.describe_task(arguments, requested, pictures, container.base_model())
+    return local_run.run(task, container, arguments.out)
+
+
+def _tell_about(pictures: PictureSet, console: Any) -> None:
+    for refused in pictures.refused:
+        console.print(f"left out {refused.name}: {refused.reason}", style="yellow", markup=False)
+    for pair in pictures.duplicates:
+        kind = "the same as" if pair.exact else "nearly the same as"
+        console.print(f"{pair.name} is {kind} {pair.of}", style="yellow", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

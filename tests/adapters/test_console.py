@@ -1,0 +1,316 @@
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from adapters.console import ConsoleNotifier, LogEvents, ProgressDisplay
+from domain.events import (
+    AnnouncementBegun,
+    Artifact,
+    ArtifactStored,
+    CheckpointRef,
+    CheckpointSaved,
+    Event,
+    JobCompleted,
+    JobFailed,
+    JobGivenUp,
+    JobInterrupted,
+    JobStarted,
+    ProgressMade,
+    TrainingBegan,
+    TrainingFinished,
+    TrainingMetric,
+)
+from domain.failure import Failure, FailureCode
+from domain.location import Location
+from domain.parameters import TrainingParameters
+from domain.progress import Progress
+
+TASK = "550e8400-e29b-41d4-a716-446655440000"
+ARTIFACT = Artifact(Location("models", "models/style_7.safetensors"), "ab" * 32, 3_000_000)
+METRIC = TrainingMetric(loss=0.0625, epochs=50, steps=500)
+FAILURE = Failure(FailureCode.GPU_OOM, "The card is\ntoo small [for this].")
+CHECKPOINT = CheckpointRef(Location("models", "jobs/x/checkpoints/y.safetensors"), 20, 200)
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def pipe(width: int = 40) -> tuple[Console, StringIO]:
+    file = StringIO()
+    return Console(file=file, width=width), file
+
+
+def terminal(width: int = 100) -> tuple[Console, StringIO]:
+    file = StringIO()
+    console = Console(
+        file=file,
+        force_terminal=True,
+        force_interactive=True,
+        width=width,
+        color_system="standard",
+    )
+    return console, file
+
+
+def started(resumed_from: CheckpointRef | None = None) -> JobStarted:
+    return JobStarted(task_id=TASK, style_id=7, attempt=2, resumed_from=resumed_from)
+
+
+def began(pictures: int = 10, epochs: int = 50) -> TrainingBegan:
+    return TrainingBegan(
+        task_id=TASK,
+        style_id=7,
+        parameters=TrainingParameters(epochs=epochs, resolution=512),
+        picture_count=pictures,
+    )
+
+
+def made(step: int, *, epochs: int = 50, per_epoch: int = 10) -> ProgressMade:
+    progress = Progress(
+        current_epoch=step // per_epoch,
+        total_epochs=epochs,
+        current_step=step,
+        total_steps=epochs * per_epoch,
+        loss=0.125 if step >= per_epoch else None,
+        steps_per_second=4.0 if step > 1 else None,
+    )
+    return ProgressMade(
+        task_id=TASK, style_id=7, progress=progress, epoch_finished=step % per_epoch == 0
+    )
+
+
+FINISHED = TrainingFinished(task_id=TASK, style_id=7, metric=METRIC)
+GIVEN_UP = JobGivenUp(task_id=TASK, style_id=7, failure=FAILURE)
+INTERRUPTED = JobInterrupted(task_id=TASK, style_id=7, reason="its worker\nshut down", setbacks=0)
+SAVED = CheckpointSaved(task_id=TASK, style_id=7, checkpoint=CHECKPOINT)
+OTHERS = [
+    SAVED,
+    ArtifactStored(task_id=TASK, style_id=7, artifact=ARTIFACT),
+    AnnouncementBegun(task_id=TASK, style_id=7, call=1),
+    JobCompleted(task_id=TASK, style_id=7, artifact=ARTIFACT),
+    JobFailed(task_id=TASK, style_id=7, failure=FAILURE),
+]
+EVERY_EVENT = [started(), started(CHECKPOINT), began(), made(10), FINISHED, GIVEN_UP, INTERRUPTED]
+EVERY_EVENT += OTHERS
+
+
+# --- the notifier ------------------------------------------------------------------------
+
+
+def test_a_finished_style_is_one_line_with_its_place() -> None:
+    console, file = pipe()
+    ConsoleNotifier(console).completed(7, ARTIFACT, METRIC, "key")
+    line = "style 7 is ready: s3://models/models/style_7.safetensors (loss 0.0625)\n"
+    assert file.getvalue() == line
+
+
+def test_the_place_is_named_as_the_caller_names_it() -> None:
+    console, file = pipe()
+    notifier = ConsoleNotifier(console, where=lambda location: f"my  [out]/{location.key}")
+    notifier.completed(7, ARTIFACT, METRIC, "key")
+    assert "ready: my  [out]/models/style_7.safetensors (" in file.getvalue()
+
+
+def test_a_failure_is_one_line_with_code_and_message() -> None:
+    console, file = pipe()
+    ConsoleNotifier(console).failed(7, FAILURE, "key")
+    assert file.getvalue() == "style 7: GPU_OOM: The card is too small [for this].\n"
+
+
+def test_progress_is_for_the_debug_log_only(caplog: pytest.LogCaptureFixture) -> None:
+    console, file = pipe()
+    with caplog.at_level(logging.DEBUG):
+        ConsoleNotifier(console).progress(7, made(250).progress)
+    assert file.getvalue() == ""
+    assert [record.levelno for record in caplog.records] == [logging.DEBUG]
+    assert "epoch 25/50 (50 %)" in caplog.text
+
+
+# --- the display where there is no terminal -------------------------------------------------
+
+
+def shown(*events: Event) -> list[str]:
+    console, file = pipe()
+    with ProgressDisplay(console) as display:
+        for event in events:
+            display(event)
+    assert "\x1b" not in file.getvalue()
+    return file.getvalue().splitlines()
+
+
+def test_a_pipe_gets_one_line_for_a_tenth_of_the_way() -> None:
+    lines = shown(started(), began(), *(made(step) for step in range(1, 501)), SAVED, FINISHED)
+    assert lines[0] == "training on 10 pictures for 50 epochs"
+    assert lines[1] == "epoch 1/50 (2 %), loss 0.1250, 4.0 steps/s, 0:02:03 left"
+    places = [line.partition(",")[0] for line in lines[2:]]
+    assert places == [f"epoch {5 * n}/50 ({10 * n} %)" for n in range(1, 11)]
+
+
+def test_a_short_run_gets_a_line_for_each_epoch() -> None:
+    steps = [made(step, epochs=3, per_epoch=4) for step in range(1, 13)]
+    assert len(shown(began(epochs=3), *steps)) == 1 + 3
+
+
+def test_a_resumed_run_says_from_where() -> None:
+    lines = shown(started(CHECKPOINT), began(), made(201), made(210))
+    assert lines[0] == "resuming from epoch 20"
+    assert lines[2].startswith("epoch 21/50 (42 %)")
+
+
+def test_a_run_that_goes_back_does_not_repeat_its_lines() -> None:
+    assert len(shown(began(), made(100), made(50), made(100))) == 2
+
+
+def test_a_second_run_is_shown_like_the_first() -> None:
+    once = [began(), made(250), made(500), FINISHED]
+    assert shown(*once, *once) == shown(*once) * 2
+
+
+def test_one_picture_and_one_epoch_are_not_called_many() -> None:
+    assert shown(began(pictures=1, epochs=1)) == ["training on 1 picture for 1 epoch"]
+
+
+def test_a_slow_step_has_a_speed_all_the_same() -> None:
+    event = made(10)
+    slow = replace(event, progress=replace(event.progress, steps_per_second=0.05))
+    assert "0.050 steps/s, 2:43:20 left" in shown(began(), slow)[-1]
+
+
+# --- the display on a terminal ---------------------------------------------------------------
+
+CURSOR_HIDDEN, CURSOR_SHOWN = "\x1b[?25l", "\x1b[?25h"
+
+
+def plain(output: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
+
+
+def test_a_terminal_gets_a_bar_that_ends_where_the_run_does() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console) as display:
+        for event in [began(), *(made(step) for step in range(1, 501)), FINISHED]:
+            display(event)
+        output = file.getvalue()
+    assert "training on 10 pictures for 50 epochs" in plain(output)
+    last = plain(output).rstrip().splitlines()[-1]
+    assert last.startswith("epoch 50/50 ━")
+    assert last.rstrip().endswith("loss 0.1250, 4.0 steps/s, 0:00:00 left")
+    assert output.count(CURSOR_HIDDEN) == output.count(CURSOR_SHOWN) == 1
+
+
+def test_steps_are_not_drawn_one_by_one() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console) as display:
+        display(began(epochs=10_000))
+        for step in range(1, 5_001):
+            display(made(step, epochs=10_000))
+    assert file.getvalue().count("epoch ") < 1_000
+
+
+@pytest.mark.parametrize("end", [FINISHED, GIVEN_UP, INTERRUPTED])
+def test_every_end_of_the_training_stops_the_bar(end: Event) -> None:
+    console, file = terminal()
+    display = ProgressDisplay(console)
+    display(began())
+    display(made(10))
+    assert CURSOR_SHOWN not in file.getvalue()
+    display(end)
+    assert CURSOR_SHOWN in file.getvalue()
+
+
+def test_an_error_leaves_the_terminal_in_order() -> None:
+    console, file = terminal()
+
+    def interrupted() -> None:
+        with ProgressDisplay(console) as display:
+            display(began())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert CURSOR_SHOWN in file.getvalue()
+
+
+def test_a_run_that_starts_anew_has_one_bar_at_a_time() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console) as display:
+        display(began())
+        display(began())
+    assert file.getvalue().count(CURSOR_HIDDEN) == file.getvalue().count(CURSOR_SHOWN) == 2
+
+
+def test_the_wish_for_no_colour_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def colours() -> list[str]:
+        console, file = terminal()
+        ConsoleNotifier(console).failed(7, FAILURE, "key")
+        return re.findall(r"\x1b\[3\dm", file.getvalue())
+
+    assert colours()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colours()
+
+
+@pytest.mark.parametrize("output", [pipe, terminal])
+@pytest.mark.parametrize("event", EVERY_EVENT)
+def test_no_event_is_an_error_to_a_display_without_a_run(
+    event: Event, output: Callable[[], tuple[Console, StringIO]]
+) -> None:
+    console, _ = output()
+    with ProgressDisplay(console) as display:
+        display(event)
+
+
+# --- the log ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", EVERY_EVENT)
+def test_every_event_is_one_line_with_its_job(
+    event: Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        LogEvents()(event)
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert text.startswith(f"task {TASK}, style 7: ")
+    assert "\n" not in text
+    assert type(event).__name__ not in text
+
+
+@pytest.mark.parametrize(
+    ("event", "level", "words"),
+    [
+        (started(), logging.INFO, "attempt 2 starts"),
+        (started(CHECKPOINT), logging.INFO, "attempt 2 resumes from epoch 20, step 200"),
+        (began(), logging.INFO, "training on 10 pictures for 50 epochs"),
+        (made(10), logging.DEBUG, "epoch 1/50 (2 %), loss 0.1250"),
+        (SAVED, logging.INFO, "checkpoint of epoch 20, step 200 saved"),
+        (GIVEN_UP, logging.WARNING, "GPU_OOM: The card is too small"),
+        (INTERRUPTED, logging.WARNING, "its worker shut down"),
+        (AnnouncementBegun(task_id=TASK, style_id=7, call=1), logging.INFO, "number 1"),
+        (AnnouncementBegun(task_id=TASK, style_id=7, call=2), logging.WARNING, "number 2"),
+        (OTHERS[1], logging.INFO, "s3://models/models/style_7.safetensors, 3000000 bytes"),
+    ],
+)
+def test_the_log_has_level_and_words_by_what_happened(
+    event: Event, level: int, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        LogEvents()(event)
+    assert caplog.records[0].levelno == level
+    assert words in caplog.text
+
+
+def test_steps_are_not_logged_above_debug(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        LogEvents()(made(10))
+        LogEvents()(SAVED)
+    assert len(caplog.records) == 1

@@ -1,0 +1,278 @@
+"""What folders add to a blob store's contract: processes, crashes, links, other people's files."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from adapters.filesystem import OURS, FileBlobStore
+from application.ports import (
+    BlobDenied,
+    BlobMissing,
+    BlobTooLarge,
+    BlobUnavailable,
+    IfMatch,
+    PreconditionFailed,
+)
+from domain.location import Location
+
+AT = Location("out", "models/style_1.safetensors")
+COUNTER = Location("out", "counter")
+INCREMENTS = 25
+processes = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def blobs(root: Path) -> FileBlobStore:
+    return FileBlobStore({"out": root})
+
+
+def files(root: Path) -> list[str]:
+    """Every file and folder but our own, and the lock that stays."""
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path not in {root / OURS, root / OURS / "lock"}
+    )
+
+
+def increment(root: Path) -> None:
+    blobs = FileBlobStore({"out": root})
+    done = 0
+    while done < INCREMENTS:
+        seen = blobs.get(COUNTER)
+        try:
+            blobs.put(COUNTER, b"%d" % (int(seen.data) + 1), condition=IfMatch(seen.etag))
+        except PreconditionFailed:
+            continue
+        done += 1
+
+
+def die_before_replacing(root: Path) -> None:
+    def die(*_arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(Path, "replace", die)  # noqa: B010 - mypy knows no method that may be assigned
+    FileBlobStore({"out": root}).put(AT, b"never whole")
+
+
+def test_processes_lose_no_increment_of_a_counter(root: Path, blobs: FileBlobStore) -> None:
+    blobs.put(COUNTER, b"0")
+    workers = [processes.Process(target=increment, args=(root,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert blobs.get(COUNTER).data == b"%d" % (2 * INCREMENTS)
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_a_writer_killed_before_the_end_leaves_what_was_there_and_no_lock(
+    root: Path, blobs: FileBlobStore, before: bytes | None
+) -> None:
+    if before is not None:
+        blobs.put(AT, before)
+    writer = processes.Process(target=die_before_replacing, args=(root,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
+    assert (root / OURS / "coming").read_bytes() == b"never whole"
+
+    assert blobs.list("out", "") == ([] if before is None else [AT])
+    if before is None:
+        with pytest.raises(BlobMissing):
+            blobs.get(AT)
+    else:
+        assert blobs.get(AT).data == before
+
+    blobs.put(AT, b"new")
+    assert blobs.get(AT).data == b"new"
+    assert files(root) == ["models", AT.key]
+
+
+def test_a_read_only_bucket_is_not_touched_at_all(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(b"1")
+    before = sorted(pictures.rglob("*")), pictures.stat().st_mtime_ns
+    blobs = FileBlobStore({"pictures": pictures}, read_only=("pictures",))
+    picture = Location("pictures", "a.png")
+
+    assert blobs.get(picture).data == b"1"
+    assert blobs.list("pictures", "") == [picture]
+    with pytest.raises(BlobMissing):
+        blobs.get(Location("pictures", "a.txt"))
+    with pytest.raises(BlobDenied, match="pictures"):
+        blobs.put(picture, b"2")
+    with pytest.raises(BlobDenied, match="pictures"):
+        blobs.delete(picture)
+
+    assert (sorted(pictures.rglob("*")), pictures.stat().st_mtime_ns) == before
+    assert (pictures / "a.png").read_bytes() == b"1"
+
+
+def test_a_folder_that_is_not_there_is_an_empty_bucket(root: Path, blobs: FileBlobStore) -> None:
+    with pytest.raises(BlobMissing):
+        blobs.get(AT)
+    assert blobs.list("out", "") == []
+    assert not root.exists()
+
+
+def test_an_unknown_bucket_is_denied_by_name(blobs: FileBlobStore) -> None:
+    stranger = Location("stranger", "a")
+    for access in (
+        lambda: blobs.get(stranger),
+        lambda: blobs.put(stranger, b"1"),
+        lambda: blobs.delete(stranger),
+        lambda: blobs.list("stranger", ""),
+    ):
+        with pytest.raises(BlobDenied, match=r"'stranger'.*out"):
+            access()
+
+
+@pytest.mark.parametrize("key", ["file", "folder/secret", "folder/new"])
+def test_a_link_does_not_lead_out_of_the_bucket(
+    tmp_path: Path, root: Path, blobs: FileBlobStore, key: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    root.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    (root / "file").symlink_to(outside / "secret")
+    (root / "folder").symlink_to(outside)
+    at = Location("out", key)
+    for access in (
+        lambda: blobs.get(at),
+        lambda: blobs.put(at, b"overwritten"),
+        lambda: blobs.delete(at),
+    ):
+        with pytest.raises(BlobDenied, match="link"):
+            access()
+    assert files(outside) == ["secret"]
+    assert (outside / "secret").read_bytes() == b"secret"
+
+
+def test_a_link_inside_the_bucket_is_followed(root: Path, blobs: FileBlobStore) -> None:
+    blobs.put(AT, b"1")
+    (root / "newest").symlink_to(root / AT.key)
+    assert blobs.get(Location("out", "newest")).data == b"1"
+
+
+def test_a_bucket_may_itself_be_a_link(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    root.symlink_to(tmp_path / "disk")
+    blobs = FileBlobStore({"out": root})
+    blobs.put(AT, b"1")
+    assert blobs.get(AT).data == b"1"
+
+
+def test_our_own_folder_holds_no_blobs(blobs: FileBlobStore) -> None:
+    blobs.put(AT, b"1")
+    own = Location("out", f"{OURS}/lock")
+    with pytest.raises(BlobDenied, match=OURS):
+        blobs.get(own)
+    with pytest.raises(BlobDenied, match=OURS):
+        blobs.put(own, b"1")
+    assert blobs.list("out", "") == [AT]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (errno.ENOSPC, BlobUnavailable),
+        (errno.EDQUOT, BlobUnavailable),
+        (errno.EIO, BlobUnavailable),
+        (errno.EACCES, BlobDenied),
+        (errno.EROFS, BlobDenied),
+    ],
+)
+def test_a_write_that_fails_names_the_file_and_the_cause_and_leaves_nothing(
+    root: Path,
+    blobs: FileBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    expected: type[Exception],
+) -> None:
+    blobs.put(AT, b"old")
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        with pytest.raises(expected, match=f"{AT.key}: {os.strerror(code)}"):
+            blobs.put(AT, b"new")
+    assert blobs.get(AT).data == b"old"
+    assert files(root) == ["models", AT.key]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(errno.EACCES, BlobDenied), (errno.EIO, BlobUnavailable)]
+)
+def test_a_read_that_fails_names_the_file_and_the_cause(
+    blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch, code: int, expected: type[Exception]
+) -> None:
+    blobs.put(AT, b"1")
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(expected, match=f"{AT.key}: {os.strerror(code)}"):
+        blobs.get(AT)
+
+
+def test_a_blob_cannot_stand_where_a_folder_is_nor_below_a_blob(blobs: FileBlobStore) -> None:
+    blobs.put(AT, b"1")
+    for key in ("models", f"{AT.key}/below", f"{AT.key}/far/below"):
+        with pytest.raises(BlobDenied, match=key):
+            blobs.put(Location("out", key), b"2")
+    assert blobs.list("out", "") == [AT]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "lone \udcff\ud800 surrogate"])
+def test_a_name_that_no_file_can_have_is_refused(blobs: FileBlobStore, name: str) -> None:
+    at = Location("out", name)
+    with pytest.raises((BlobMissing, BlobDenied)):
+        blobs.get(at)
+    with pytest.raises(BlobDenied):
+        blobs.put(at, b"1")
+
+
+def test_files_put_there_by_hand_are_blobs_unless_no_key_could_name_them(
+    root: Path, blobs: FileBlobStore
+) -> None:
+    root.mkdir()
+    for name in ("picture.png", "back\\slash", "new\nline"):
+        (root / name).write_bytes(b"1")
+    (root / "empty folder").mkdir()
+    assert blobs.list("out", "") == [Location("out", "picture.png")]
+
+
+def test_a_huge_file_is_refused_unread(root: Path, blobs: FileBlobStore) -> None:
+    root.mkdir()
+    with (root / "huge.png").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(BlobTooLarge, match=str(2**40)):
+        blobs.get(Location("out", "huge.png"), max_bytes=1000)
+
+
+def test_the_last_blob_of_a_folder_takes_the_folder_with_it(
+    root: Path, blobs: FileBlobStore
+) -> None:
+    blobs.put(Location("out", "jobs/1/lease.json"), b"1")
+    blobs.put(Location("out", "jobs/2/lease.json"), b"1")
+    blobs.delete(Location("out", "jobs/1/lease.json"))
+    assert files(root) == ["jobs", "jobs/2", "jobs/2/lease.json"]
+    blobs.put(Location("out", "jobs/1"), b"a blob where a folder was")

@@ -1,0 +1,354 @@
+import re
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from adapters.report import THUMBNAIL_PIXELS, HtmlReporter, draw_previews, plot_loss
+from application.ports import EpochRecord, Preview, StyleReport
+from domain.events import Artifact, TrainingMetric
+from domain.location import Location
+from domain.parameters import TrainingParameters
+from domain.picture import Picture, PictureFacts, PictureSet, RefusedPicture
+from domain.task import TrainingTask
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Reads a page and insists that its tags are balanced."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] != ["style"]:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def png(colour: str = "teal", size: tuple[int, int] = (64, 64)) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def picture(name: str, pixels: str, perceptual_hash: int, caption: str | None = None) -> Picture:
+    facts = PictureFacts(400, 300, pixels, perceptual_hash)
+    return Picture(name, png(size=(400, 300)), facts, caption)
+
+
+def previews(colour: str, *prompts: str) -> tuple[Preview, ...]:
+    return tuple(
+        Preview(prompt, seed, png(colour)) for seed, prompt in enumerate(prompts, start=41)
+    )
+
+
+REPORT = StyleReport(
+    task=TrainingTask(
+        task_id="550e8400-e29b-41d4-a716-446655440000",
+        style_id=123,
+        images=(),
+        tags=("watercolor", "portrait"),
+        created_at=datetime(2025, 1, 20, 10, tzinfo=UTC),
+    ),
+    parameters=TrainingParameters(epochs=40, resolution=512, trigger_word="inkwash"),
+    pictures=PictureSet(
+        (
+            picture("one.png", "a", 0, "a lighthouse in the rain"),
+            picture("two.png", "b", 0xFFFF),
+            picture("two copy.png", "b", 0xFFFF),
+            picture("two again.jpg", "c", 0xFFFE),
+        ),
+        (
+            RefusedPicture("holiday.gif", "it is a GIF file"),
+            RefusedPicture("tiny.png", "it is 10 x 10 pixels"),
+        ),
+    ),
+    history=[EpochRecord(epoch, 0.2 / epoch, 1e-4) for epoch in range(1, 41)],
+    before=previews("red", "a red fox", "a quiet harbour"),
+    after=previews("blue", "a red fox", "a quiet harbour"),
+    artifact=Artifact(Location("models", "models/style_123.safetensors"), "5f" * 32, 3_243_112),
+    metric=TrainingMetric(loss=0.0625, epochs=40, steps=1160),
+    seconds=3_725.4,
+    attempt=2,
+)
+
+
+def decode(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data)).convert("RGB")
+
+
+def render(report: StyleReport = REPORT) -> dict[str, bytes]:
+    return {file.name: file.data for file in HtmlReporter(decode).render(report)}
+
+
+def page(report: StyleReport = REPORT) -> Page:
+    return Page(render(report)["report.html"].decode())
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, bytes]:
+    return render()
+
+
+@pytest.fixture(scope="module")
+def shown(rendered: dict[str, bytes]) -> Page:
+    return Page(rendered["report.html"].decode())
+
+
+def test_a_report_has_three_files_of_the_right_types() -> None:
+    types = {file.name: file.content_type for file in HtmlReporter(decode).render(REPORT)}
+    assert types == {
+        "loss.png": "image/png",
+        "previews.png": "image/png",
+        "report.html": "text/html; charset=utf-8",
+    }
+
+
+def test_equal_reports_give_equal_files(rendered: dict[str, bytes]) -> None:
+    assert render() == rendered
+
+
+def test_the_page_asks_nothing_of_the_network(rendered: dict[str, bytes], shown: Page) -> None:
+    html = rendered["report.html"].decode()
+    named = [
+        value
+        for _, attributes in shown.tags
+        for name in ("src", "href", "srcset", "data", "action")
+        if (value := attributes.get(name)) is not None
+    ]
+    assert named
+    assert all(value.startswith(("data:image/", "#")) for value in named)
+    assert not re.search(r"https?:|url\(|@import|src=.?//|href=.?//", html)
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in shown.tags}
+    policy = next(meta for meta in shown.all("meta") if "http-equiv" in meta)
+    assert "default-src 'none'" in str(policy["content"])
+
+
+def test_the_page_says_its_language_title_and_width(shown: Page) -> None:
+    assert shown.all("html") == [{"lang": "en"}]
+    assert any(meta.get("name") == "viewport" for meta in shown.all("meta"))
+    assert "Style 123" in shown.text
+    assert [tag for tag, _ in shown.tags].count("h1") == 1
+
+
+def test_every_inner_link_has_its_place(shown: Page) -> None:
+    places = {attributes.get("id") for _, attributes in shown.tags}
+    links = [str(link["href"]) for link in shown.all("a")]
+    assert len(links) == 5
+    assert {link.removeprefix("#") for link in links} <= places
+
+
+def test_every_picture_has_words_for_those_who_do_not_see_it(shown: Page) -> None:
+    alternatives = [str(image["alt"]) for image in shown.all("img")]
+    assert "Before the training: a red fox" in alternatives
+    assert "After the training: a red fox" in alternatives
+    assert "a lighthouse in the rain" in alternatives
+    assert "two.png" in alternatives
+    curve = next(text for text in alternatives if text.startswith("Curve of the loss"))
+    assert "0.2000 in epoch 1, 0.0050 in epoch 40" in curve
+    assert len(alternatives) == 2 * 2 + 1 + 4
+    assert len(shown.all("figure")) == len(alternatives)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        REPORT.parameters,
+        TrainingParameters(
+            epochs=7,
+            resolution=768,
+            learning_rate=3e-4,
+            alpha=4.5,
+            seed=99,
+            sample_prompts=("a red fox", "a boat"),
+            lr_warmup_steps=17,
+            snr_gamma=5.0,
+            noise_offset=0.05,
+            random_flip=True,
+        ),
+    ],
+)
+def test_every_parameter_is_there_with_its_value(parameters: TrainingParameters) -> None:
+    text = page(replace(REPORT, parameters=parameters)).text
+    table = text[text.index("Parameters epochs") :]
+    for field in fields(parameters):
+        assert f" {field.name} " in table
+    for line in (
+        f"epochs {parameters.epochs} resolution {parameters.resolution} ",
+        f"learning_rate {parameters.learning_rate:g} ",
+        f"alpha {parameters.network_alpha:g} ",
+        f"lr_warmup_steps {parameters.warmup_steps(1160)} ",
+        f"random_flip {'yes' if parameters.random_flip else 'no'} ",
+    ):
+        assert line in table
+    assert "None" not in table
+
+
+def test_omitted_parameters_show_what_they_came_to() -> None:
+    parameters = TrainingParameters(epochs=40, resolution=512)
+    text = page(replace(REPORT, parameters=parameters)).text
+    assert "trigger_word none sample_prompts taken from the captions" in text
+    assert "lr_warmup_steps 58" in text
+    assert "snr_gamma off" in text
+
+
+def test_pictures_used_are_named_with_caption_and_size(shown: Page) -> None:
+    assert "one.png a lighthouse in the rain 400 \N{MULTIPLICATION SIGN} 300" in shown.text
+    assert "two.png no caption of its own" in shown.text
+
+
+def test_refused_and_repeated_pictures_are_named_with_the_reason(shown: Page) -> None:
+    assert "holiday.gif it is a GIF file" in shown.text
+    assert "tiny.png it is 10 x 10 pixels" in shown.text
+    assert "two copy.png the same as two.png" in shown.text
+    assert "two again.jpg nearly the same as two.png" in shown.text
+
+
+def test_without_refused_and_repeated_pictures_nothing_is_said_of_them() -> None:
+    text = page(replace(REPORT, pictures=PictureSet(REPORT.pictures.usable[:1]))).text
+    assert "Left out" not in text
+    assert "more than once" not in text
+
+
+def test_the_weights_are_named_and_their_use_explained(shown: Page) -> None:
+    for words in (
+        "style_123.safetensors",
+        "3.24 MB (3,243,112 bytes)",
+        "5f" * 32,
+        'load_lora_weights("style_123.safetensors")',
+        'pipeline("a red fox")',
+        "models/loras",
+        "a red fox <lora:style_123:1>",
+        "Put inkwash into the prompt",
+    ):
+        assert words in shown.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(12.4, "12 s"), (754.0, "12 min 34 s"), (3_725.4, "1 h 2 min")]
+)
+def test_the_head_shows_duration_and_attempt(seconds: float, text: str) -> None:
+    head = page(replace(REPORT, seconds=seconds)).text
+    assert f"Loss 0.0625 Duration {text} Attempt 2" in head
+    assert "Task 550e8400-e29b-41d4-a716-446655440000, requested 2025-01-20 10:00 UTC" in head
+
+
+HOSTILE = "\"><script>alert(1)</script><img src='x' onerror=\"y\">{{ 7 * 7 }}'"
+
+
+def test_names_and_words_from_outside_stay_text() -> None:
+    report = replace(
+        REPORT,
+        task=replace(REPORT.task, task_id=HOSTILE, tags=(HOSTILE,)),
+        parameters=TrainingParameters(
+            epochs=40, resolution=512, trigger_word=HOSTILE, sample_prompts=(HOSTILE,)
+        ),
+        pictures=PictureSet(
+            (picture(HOSTILE, "a", 0, HOSTILE), picture(HOSTILE, "a", 0)),
+            (RefusedPicture(HOSTILE, HOSTILE),),
+        ),
+        before=previews("red", HOSTILE),
+        after=previews("blue", HOSTILE),
+        artifact=replace(REPORT.artifact, location=Location("b", "<script>.safetensors")),
+    )
+    found = page(report)
+    assert "script" not in {tag for tag, _ in found.tags}
+    assert not any(name.startswith("on") for _, attrs in found.tags for name in attrs)
+    assert all(str(image["src"]).startswith("data:image/") for image in found.all("img"))
+    assert found.text.count(HOSTILE) >= 8
+    assert " 49'" not in found.text
+
+
+def test_a_name_that_is_not_unicode_is_shown_as_far_as_it_goes() -> None:
+    pictures = PictureSet((picture("caf\udce9.png", "a", 0),))
+    assert "caf?.png" in page(replace(REPORT, pictures=pictures)).text
+
+
+def opened(data: bytes, size: tuple[int, int]) -> Image.Image:
+    image = Image.open(BytesIO(data))
+    image.load()
+    assert (image.format, image.size) == ("PNG", size)
+    return image.convert("RGB")
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 300])
+def test_a_run_of_any_length_has_a_curve(epochs: int) -> None:
+    curve = opened(plot_loss([EpochRecord(n + 1, 0.1, 1e-4) for n in range(epochs)]), (1600, 800))
+    drawn = {colour for _, colour in curve.getcolors(2**20) or ()}
+    assert (47, 102, 144) in drawn
+
+
+def grid_size(side: int, lines: Sequence[int]) -> tuple[int, int]:
+    """Columns and rows with gaps of 24, text lines of 26 pixels, as many as given per row."""
+    rows = sum(26 * count + 12 + side for count in lines)
+    return 2 * side + 3 * 24, 26 + 2 * 24 + rows + 48 * len(lines) - 24
+
+
+def test_the_grid_has_the_pictures_before_on_the_left_and_after_on_the_right() -> None:
+    grid = opened(draw_previews(REPORT.before, REPORT.after), grid_size(256, [2, 2]))
+    colours = {colour: count for count, colour in grid.getcolors(2**20) or ()}
+    assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == 2 * 256**2
+    middle = 26 + 48 + 2 * 26 + 12 + 128
+    assert grid.getpixel((24 + 128, middle)) == (255, 0, 0)
+    assert grid.getpixel((2 * 24 + 256 + 128, middle)) == (0, 0, 255)
+
+
+def test_large_previews_are_scaled_down_and_keep_their_shape() -> None:
+    wide = (Preview("a fox", 1, png("red", (1024, 512))),)
+    grid = opened(draw_previews(wide, wide), grid_size(512, [2]))
+    colours = {colour: count for count, colour in grid.getcolors(2**20) or ()}
+    assert colours[(255, 0, 0)] == 2 * 512 * 256
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lines"), [("", 1), ("word " * 100, 4), ("x" * 500, 4), ("one\ntwo\0\udce9", 2)]
+)
+def test_a_prompt_of_any_length_fits_in_three_lines_above_its_seed(
+    prompt: str, lines: int
+) -> None:
+    one = (Preview(prompt, 1, png("red")),)
+    opened(draw_previews(one, one), grid_size(256, [lines]))
+
+
+def test_a_run_without_previews_has_a_report_all_the_same() -> None:
+    files = render(replace(REPORT, before=(), after=()))
+    assert set(files) == {"loss.png", "report.html"}
+    text = Page(files["report.html"].decode()).text
+    assert "Before and after" not in text
+    assert "inkwash a house by the sea <lora:style_123:1>" in text
+
+
+def test_thumbnails_are_small_jpegs_with_their_size_said(shown: Page) -> None:
+    thumbnails = [
+        image for image in shown.all("img") if str(image["src"]).startswith("data:image/jpeg")
+    ]
+    assert len(thumbnails) == 4
+    assert {(image["width"], image["height"]) for image in thumbnails} == {
+        (str(THUMBNAIL_PIXELS), "120")
+    }

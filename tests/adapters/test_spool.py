@@ -1,0 +1,260 @@
+"""What a spool folder adds to a queue's contract: processes, and files that people put there."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import logging
+import multiprocessing
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.clock import SystemClock
+from adapters.memory import ManualClock
+from adapters.spool import MAX_MESSAGE_BYTES, SETTLING_SECONDS, SpoolQueue
+from application.ports import Delivery, DeliveryLost, QueueUnavailable
+
+processes = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "spool"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def queue(folder: Path, clock: ManualClock) -> SpoolQueue:
+    return open_queue(folder, clock)
+
+
+def open_queue(folder: Path, clock: ManualClock) -> SpoolQueue:
+    numbers = itertools.count()
+    return SpoolQueue(folder, clock, lambda: f"id{next(numbers)}")
+
+
+def receive(queue: SpoolQueue) -> Delivery:
+    delivery = queue.receive(0.0)
+    assert delivery is not None
+    return delivery
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def hold_a_message(folder: Path, holding: Event) -> None:
+    queue = SpoolQueue(folder, SystemClock(), lambda: "unused")
+    if queue.receive(10.0) is not None:
+        holding.set()
+        time.sleep(600)
+
+
+def test_a_killed_process_gives_its_message_back(folder: Path, queue: SpoolQueue) -> None:
+    queue.publish(b"{}")
+    holding = processes.Event()
+    worker = processes.Process(target=hold_a_message, args=(folder, holding))
+    worker.start()
+    try:
+        assert holding.wait(60)
+        assert queue.receive(0.0) is None
+    finally:
+        worker.kill()
+        worker.join()
+    again = receive(queue)
+    assert (again.body, again.retries, again.redelivered) == (b"{}", 0, True)
+
+
+def test_a_message_that_goes_between_opening_and_locking_is_not_delivered(
+    folder: Path, queue: SpoolQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.publish(b"{}")
+    lock = fcntl.flock
+
+    def lock_too_late(file: Any, operation: int) -> None:
+        for message in folder.glob("*.json"):
+            message.unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_too_late)
+    assert queue.receive(0.0) is None
+
+
+def test_a_json_file_dropped_into_the_folder_is_a_message(folder: Path, queue: SpoolQueue) -> None:
+    (folder / "task.json").write_bytes(b'{"task": 1}\n')
+    (folder / "notes.txt").write_bytes(b"{}")
+    (folder / ".hidden.json").write_bytes(b"{}")
+    (folder / "below.json").mkdir()
+    (folder / "below.json" / "task.json").write_bytes(b"{}")
+    (folder / "dangling.json").symlink_to(folder / "nowhere")
+    delivery = receive(queue)
+    assert delivery.body == b'{"task": 1}\n'
+    assert queue.receive(0.0) is None
+    queue.acknowledge(delivery)
+    assert visible(folder) == [".hidden.json", "below.json/task.json", "notes.txt"]
+
+
+def test_a_file_that_somebody_is_still_writing_waits_until_it_is_whole(
+    folder: Path, queue: SpoolQueue
+) -> None:
+    (folder / "task.json").write_bytes(b'{"task":')
+    assert queue.receive(SETTLING_SECONDS / 2) is None
+    (folder / "task.json").write_bytes(b'{"task": 1}')
+    assert receive(queue).body == b'{"task": 1}'
+
+
+@pytest.mark.parametrize("body", [b"", b"not JSON", b'{"task":', b"[1]"])
+def test_a_file_that_is_no_task_is_delivered_once_it_stands_still(
+    folder: Path, queue: SpoolQueue, body: bytes
+) -> None:
+    (folder / "task.json").write_bytes(body)
+    delivery = queue.receive(SETTLING_SECONDS + 1)
+    assert delivery is not None
+    assert delivery.body == body
+
+
+def test_a_message_under_way_to_the_folder_is_not_seen(folder: Path, queue: SpoolQueue) -> None:
+    queue.publish(b"{}")
+    (name,) = (path.name for path in folder.glob("*.json"))
+    (folder / name).replace(folder / ".state" / f"{name}.coming")
+    assert queue.receive(SETTLING_SECONDS + 1) is None
+
+
+def test_of_a_long_message_as_much_is_delivered_as_it_takes_to_refuse_it(
+    folder: Path, queue: SpoolQueue
+) -> None:
+    body = b"{" + b" " * MAX_MESSAGE_BYTES + b"\n" * 100 + b"}"
+    (folder / "task.json").write_bytes(body)
+    delivery = receive(queue)
+    assert delivery.body == body[: MAX_MESSAGE_BYTES + 1]
+    queue.dead_letter(delivery, "too long")
+    assert (folder / "dead" / "task.json").read_bytes() == body
+
+
+def test_retries_and_delay_outlive_the_process(
+    folder: Path, queue: SpoolQueue, clock: ManualClock
+) -> None:
+    queue.publish(b"{}")
+    queue.retry_later(receive(queue), 60.0, "busy")
+    heir = open_queue(folder, clock)
+    assert heir.receive(0.0) is None
+    clock.advance(60.0)
+    delivery = receive(heir)
+    assert (delivery.retries, delivery.redelivered) == (1, False)
+
+
+def test_a_mended_file_under_the_old_name_starts_afresh(folder: Path, queue: SpoolQueue) -> None:
+    (folder / "task.json").write_bytes(b'{"task": "wrong"}')
+    queue.retry_later(receive(queue), 600.0, "busy")
+    (folder / "task.json").unlink()
+    (folder / "task.json").write_bytes(b'{"task": "right"}')
+    delivery = receive(queue)
+    assert (delivery.body, delivery.retries) == (b'{"task": "right"}', 0)
+
+
+def test_a_file_written_anew_while_it_is_held_is_not_lost(folder: Path, queue: SpoolQueue) -> None:
+    (folder / "task.json").write_bytes(b'{"task": "wrong"}')
+    delivery = receive(queue)
+    (folder / "task.json").write_bytes(b'{"task": "right"}')
+    with pytest.raises(DeliveryLost, match=r"task\.json"):
+        queue.acknowledge(delivery)
+    assert receive(queue).body == b'{"task": "right"}'
+
+
+def test_a_file_removed_while_it_is_held_is_a_lost_delivery(
+    folder: Path, queue: SpoolQueue
+) -> None:
+    queue.publish(b"{}")
+    delivery = receive(queue)
+    for message in folder.glob("*.json"):
+        message.unlink()
+    with pytest.raises(DeliveryLost):
+        queue.retry_later(delivery, 1.0, "busy")
+    assert queue.receive(2.0) is None
+
+
+def test_dead_letters_of_one_name_are_all_kept(folder: Path, queue: SpoolQueue) -> None:
+    for number in (b"1", b"2", b"3"):
+        (folder / "task.json").write_bytes(b'{"task": %s}' % number)
+        queue.dead_letter(receive(queue), "wrong")
+    letters = sorted((folder / "dead").glob("*.json"))
+    assert sorted(letter.read_bytes()[-2:] for letter in letters) == [b"1}", b"2}", b"3}"]
+    for letter in letters:
+        reason = letter.with_name(f"{letter.name}.reason.txt").read_text("utf-8")
+        assert reason == "2026-01-01 00:00:00 UTC: wrong\n"
+
+
+def test_nothing_is_left_of_an_acknowledged_message(folder: Path, queue: SpoolQueue) -> None:
+    queue.publish(b"{}")
+    queue.retry_later(receive(queue), 0.0, "busy")
+    queue.acknowledge(receive(queue))
+    assert visible(folder) == []
+
+
+def test_a_file_that_cannot_be_read_is_named_once_and_holds_up_no_other(
+    folder: Path,
+    queue: SpoolQueue,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (folder / "a.json").write_bytes(b'{"task": 1}')
+    (folder / "b.json").write_bytes(b'{"task": 2}')
+    opened = Path.open
+
+    def locked(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == "a.json" and path.parent == folder:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", locked)
+    with caplog.at_level(logging.WARNING):
+        assert receive(queue).body == b'{"task": 2}'
+        assert queue.receive(1.0) is None
+    assert caplog.text.count("a.json is left out: Permission denied") == 1
+
+
+def test_a_damaged_note_about_a_message_is_ignored(folder: Path, queue: SpoolQueue) -> None:
+    (folder / "task.json").write_bytes(b"{}")
+    queue.hand_back(receive(queue))
+    (folder / ".state" / "task.json").write_bytes(b"\x00\x00")
+    assert receive(queue).retries == 0
+
+
+def test_a_folder_that_cannot_be_had_is_an_absent_queue(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    queue = open_queue(tmp_path / "file" / "spool", clock)
+    with pytest.raises(QueueUnavailable, match="file"):
+        queue.receive(0.0)
+    with pytest.raises(QueueUnavailable, match="file"):
+        queue.publish(b"{}")
+
+
+def test_a_message_that_cannot_be_settled_comes_again(
+    folder: Path, queue: SpoolQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.publish(b"{}")
+    delivery = receive(queue)
+
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", fail)
+        with pytest.raises(QueueUnavailable, match="No space left"):
+            queue.dead_letter(delivery, "wrong")
+    assert receive(queue).redelivered
+    assert len(list(folder.glob("*.json"))) == 1

@@ -1,0 +1,94 @@
+"""Every port call of a run fails, or is the last one: the end is always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from application.ports import BlobUnavailable, NotifierUnavailable
+from application.settlement import Done, HandBack, RetryLater
+from application.stop import StopSignal
+from domain.job import JobState
+from tests.application.world import Crash, Fault, World, a_task
+
+TASK = a_task(epochs=12)
+
+
+def undisturbed() -> tuple[World, list[str]]:
+    world, fault = World(), Fault(at=0, error=Crash)
+    assert world.worker(fault)(TASK, StopSignal()) == Done()
+    return world, fault.calls
+
+
+REFERENCE, CALLS = undisturbed()
+
+
+def unavailable(call: str) -> Callable[[], BaseException]:
+    kind = NotifierUnavailable if call.startswith("notifier") else BlobUnavailable
+    return lambda: kind(f"{call} is away")
+
+
+def numbered(call: str) -> str:
+    number, name = call.split(" ")
+    return f"{number}-{name}"
+
+
+NUMBERED = [f"{number} {name}" for number, name in enumerate(CALLS, start=1)]
+
+
+def run_with(fault: Fault) -> World:
+    world = World()
+    try:
+        settlement = world.worker(fault)(TASK, StopSignal())
+    except Crash:
+        settlement = HandBack()
+    if isinstance(settlement, RetryLater):
+        world.clock.advance(settlement.delay)
+    if settlement != Done():
+        assert world.until_settled(TASK) == Done()
+    return world
+
+
+def assert_same_end(world: World) -> None:
+    assert world.job().state is JobState.COMPLETED
+    assert world.weights() == REFERENCE.weights()
+    assert world.job().artifact == REFERENCE.job().artifact
+    assert world.leases() == []
+    assert world.notifier.calls[-1].kind == "completed", "nothing comes after the final call"
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "answer-lost"])
+@pytest.mark.parametrize("call", NUMBERED, ids=numbered)
+def test_a_call_that_fails_changes_nothing_about_the_end(call: str, after: bool) -> None:
+    number, name = call.split(" ")
+    world = run_with(Fault(int(number), unavailable(name), after))
+    assert_same_end(world)
+    repeatable = after and name == "notifier.completed"
+    calls = world.notifier.final
+    assert len(calls) == (2 if repeatable else 1)
+    assert len({call.idempotency_key for call in calls}) == 1
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "just-after"])
+@pytest.mark.parametrize("call", NUMBERED, ids=numbered)
+def test_a_crash_changes_nothing_about_the_end(call: str, after: bool) -> None:
+    number, name = call.split(" ")
+    world = run_with(Fault(int(number), Crash, after))
+    assert_same_end(world)
+    calls = world.notifier.final
+    told = CALLS.index("notifier.completed") + 1
+    # Only a crash between the call and its record can repeat it, and then under the same key.
+    in_the_window = (int(number) == told + 1 and not after) or (int(number) == told and after)
+    assert len(calls) == (2 if in_the_window else 1), name
+    assert len({call.idempotency_key for call in calls}) == 1
+
+
+def test_the_run_that_is_disturbed_makes_every_kind_of_call() -> None:
+    assert set(CALLS) == {
+        "blobs.get",
+        "blobs.put",
+        "blobs.delete",
+        "notifier.progress",
+        "notifier.completed",
+    }

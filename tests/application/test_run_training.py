@@ -1,0 +1,385 @@
+"""The way of one task: alone, cancelled, stopped, taken over, refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from adapters.memory import MemoryTrainer
+from application.ports import (
+    BlobDenied,
+    BlobUnavailable,
+    NotifierRefused,
+    NotifierUnavailable,
+    TrainingSession,
+)
+from application.settlement import DeadLetter, Done, HandBack, RetryLater
+from application.stop import StopReason, StopSignal
+from domain.events import CheckpointSaved, JobStarted, ProgressMade
+from domain.failure import Failure, FailureCode, TrainingFailed
+from domain.job import JobState
+from domain.location import Location
+from domain.progress import Progress
+from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+class Watched(MemoryTrainer):
+    """A trainer that does something of the test's before one of its steps."""
+
+    def __init__(self, world: World, before: int, action: Any) -> None:
+        super().__init__(world.clock)
+        self._before, self._action = before, action
+
+    def open(self, plan: Any, resume: bytes | None) -> Any:
+        context = super().open(plan, resume)
+        enter = context.__enter__
+
+        class Entered:
+            def __enter__(inner) -> TrainingSession:  # noqa: N805 - two selves are at hand
+                session = enter()
+                advance, steps = session.advance, [0]
+
+                def watched() -> Any:
+                    steps[0] += 1
+                    if steps[0] == self._before:
+                        self._action()
+                    return advance()
+
+                session.advance = watched  # type: ignore[method-assign]  # the test's own seam
+                return session
+
+            def __exit__(inner, *error: Any) -> Any:  # noqa: N805 - as above
+                return context.__exit__(*error)
+
+        return Entered()
+
+
+def test_a_task_becomes_a_style_that_is_announced_once(world: World) -> None:
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.COMPLETED
+    (call,) = world.notifier.final
+    assert (call.kind, call.style_id) == ("completed", 7)
+    assert call.idempotency_key == f"{TASK_ID}:complete"
+    artifact, metric = call.payload  # type: ignore[misc]  # a completed call carries both
+    assert artifact.location == Location("models", "models/style_7.safetensors")
+    assert artifact.size == len(world.weights())
+    assert (metric.epochs, metric.steps) == (25, 75)
+    assert world.leases() == []
+
+
+def test_checkpoints_are_saved_every_ten_epochs_and_at_the_end(world: World) -> None:
+    world.worker()(a_task(), StopSignal())
+    saved = [e.checkpoint.epoch for e in world.events if isinstance(e, CheckpointSaved)]
+    assert saved == [10, 20, 25]
+    stored = world.blobs.list("models", LAYOUT.checkpoints_prefix(TASK_ID))
+    assert len(stored) == 3
+
+
+def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) -> None:
+    world.worker()(a_task(), StopSignal())
+    kinds = [call.kind for call in world.notifier.calls]
+    assert kinds[-1] == "completed"
+    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert len(told) == 75 // 7
+    assert [p.current_step for p in told] == sorted(p.current_step for p in told)
+    assert all(p.steps_per_second == pytest.approx(1.0, rel=0.2) for p in told)
+
+
+def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
+    world.worker()(a_task(), StopSignal())
+    before, opened = world.blobs.blobs, world.trainer.opened
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.blobs.blobs == before
+    assert world.trainer.opened == opened
+    assert len(world.notifier.final) == 1
+
+
+def test_a_report_lies_beside_the_journal(world: World) -> None:
+    world.worker()(a_task(), StopSignal())
+    assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+
+
+def test_a_report_that_fails_does_not_cost_the_style(world: World) -> None:
+    class Broken:
+        def render(self, report: Any) -> Any:
+            raise RuntimeError(f"no ink for {report.task.style_id}")
+
+    assert world.worker(reporter=Broken())(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.COMPLETED
+
+
+def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> None:
+    stop = StopSignal()
+    trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
+    assert world.worker(trainer=trainer)(a_task(), stop) == HandBack()
+    job = world.job()
+    assert job.state is JobState.INTERRUPTED
+    assert job.checkpoint is not None
+    assert job.checkpoint.step == 40
+    assert job.setbacks == 0
+    assert world.notifier.final == []
+
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    starts = [e for e in world.events if isinstance(e, JobStarted)]
+    assert [e.resumed_from and e.resumed_from.step for e in starts] == [None, 40]
+    steps = [e.progress.current_step for e in world.events if isinstance(e, ProgressMade)]
+    assert steps == list(range(1, 76)), "no step is lost and none is done twice"
+
+
+def test_a_resumed_style_equals_an_undisturbed_one(world: World) -> None:
+    undisturbed = World()
+    undisturbed.worker()(a_task(), StopSignal())
+    stop = StopSignal()
+    trainer = Watched(world, 33, lambda: stop.request(StopReason.SHUTDOWN))
+    world.worker(trainer=trainer)(a_task(), stop)
+    world.until_settled(a_task())
+    assert world.weights() == undisturbed.weights()
+
+
+def test_a_cancelled_job_stops_at_the_next_look_and_the_backend_is_told(world: World) -> None:
+    def cancel() -> None:
+        world.blobs.put(LAYOUT.cancellation(TASK_ID), b"{}")
+
+    trainer = Watched(world, 20, cancel)
+    assert world.worker(trainer=trainer)(a_task(), StopSignal()) == Done()
+    job = world.job()
+    assert job.state is JobState.CANCELLED
+    assert job.progress is not None
+    assert job.progress.current_step <= 20 + RULES.cancel_poll
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.CANCELLED
+
+
+def test_a_job_cancelled_while_queued_is_not_begun(world: World) -> None:
+    world.blobs.put(LAYOUT.cancellation(TASK_ID), b"{}")
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.CANCELLED
+    assert world.trainer.opened == 0
+
+
+def test_too_few_usable_pictures_fail_with_reasons_for_the_artist(world: World) -> None:
+    world.blobs.put(Location("media", "7/03.jpg"), b"broken")
+    world.blobs.delete(Location("media", "7/04.jpg"))
+    world.blobs.put(Location("media", "7/05.jpg"), b"x" * (10 * 1024**2 + 1))
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.FAILED
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.LOW_QUALITY_DATA
+    for reason in (
+        "03.jpg: the file is damaged",
+        "04.jpg: the file is not",
+        "05.jpg: the file is",
+    ):
+        assert reason in call.payload.message
+    assert call.idempotency_key == f"{TASK_ID}:failed"
+
+
+def test_captions_lie_beside_their_pictures(world: World) -> None:
+    world.blobs.put(Location("media", "7/00.txt"), "a  red\nfox ".encode("utf-8-sig"))
+    world.blobs.put(Location("media", "7/01.txt"), b"\xff\xfe\xff")
+    plans = []
+
+    class Noting(MemoryTrainer):
+        def open(self, plan: Any, resume: bytes | None) -> Any:
+            plans.append(plan)
+            return super().open(plan, resume)
+
+    world.worker(trainer=Noting(world.clock))(a_task(), StopSignal())
+    assert [picture.caption for picture in plans[0].pictures[:3]] == ["a red fox", None, None]
+
+
+def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> None:
+    inner: list[Any] = []
+
+    def meanwhile() -> None:
+        inner.append(world.worker()(a_task(), StopSignal()))
+
+    outcome = world.worker(trainer=Watched(world, 30, meanwhile))(a_task(), StopSignal())
+    assert outcome == Done()
+    (put_aside,) = inner
+    assert isinstance(put_aside, RetryLater)
+    assert 0 < put_aside.delay <= RULES.lease.seconds
+    assert len(world.notifier.final) == 1
+    assert world.trainer.opened == 0
+
+
+def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World) -> None:
+    def steal() -> None:
+        world.blobs.put(
+            LAYOUT.lease(TASK_ID),
+            json.dumps(
+                {"owner": "thief", "expires_at": "2026-01-01T00:10:00+00:00", "revision": 99}
+            ).encode(),
+        )
+
+    outcome = world.worker(trainer=Watched(world, 35, steal))(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert world.notifier.final == []
+    assert LAYOUT.weights(7) not in world.blobs.blobs
+
+
+def test_the_lease_of_a_dead_worker_is_taken_over(world: World) -> None:
+    world.blobs.put(
+        LAYOUT.lease(TASK_ID),
+        json.dumps(
+            {"owner": "dead", "expires_at": "2025-12-31T23:59:59+00:00", "revision": 4}
+        ).encode(),
+    )
+    assert world.worker()(a_task(), StopSignal()) == Done()
+
+
+def test_a_clock_that_jumps_ahead_takes_no_lease_from_the_living(world: World) -> None:
+    inner: list[Any] = []
+
+    def meanwhile() -> None:
+        world.clock.jump(10_000.0)
+        inner.append(world.worker()(a_task(), StopSignal()))
+        world.clock.jump(-10_000.0)
+
+    world.worker(trainer=Watched(world, 30, meanwhile))(a_task(), StopSignal())
+    assert isinstance(inner[0], RetryLater)
+    assert len(world.notifier.final) == 1
+
+
+def test_a_job_that_keeps_crashing_is_given_up(world: World) -> None:
+    def crash() -> None:
+        raise RuntimeError("a defect")
+
+    for retry in range(RULES.most_setbacks):
+        outcome = world.worker(trainer=Watched(world, 2, crash))(a_task(), StopSignal(), retry)
+        assert isinstance(outcome, RetryLater)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.FAILED
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.TRAINING_FAILED
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_a_failure_of_the_trainer_is_retried_if_it_says_so(world: World, retryable: bool) -> None:
+    def fail() -> None:
+        raise TrainingFailed(Failure(FailureCode.GPU_OOM, "too small a card", retryable))
+
+    outcome = world.worker(trainer=Watched(world, 12, fail))(a_task(), StopSignal())
+    if retryable:
+        assert isinstance(outcome, RetryLater)
+        assert world.until_settled(a_task()) == Done()
+        assert world.job().state is JobState.COMPLETED
+    else:
+        assert outcome == Done()
+        assert world.job().failure == Failure(FailureCode.GPU_OOM, "too small a card")
+    assert len(world.notifier.final) == 1
+
+
+def test_a_refusal_of_the_backend_goes_to_the_dead_letters_and_can_be_replayed(
+    world: World,
+) -> None:
+    class Refusing:
+        def __getattr__(self, name: str) -> Any:
+            def refuse(*args: Any) -> None:
+                raise NotifierRefused("404: the style is gone")
+
+            return refuse
+
+    outcome = world.worker(notifier=Refusing())(a_task(), StopSignal())
+    assert isinstance(outcome, DeadLetter)
+    assert "404" in outcome.reason
+    assert world.job().state is JobState.ANNOUNCING
+    assert world.weights()
+
+    opened = world.trainer.opened
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.trainer.opened == opened, "a replay announces and does not train"
+    assert len(world.notifier.final) == 1
+
+
+def test_a_backend_that_is_away_is_tried_again_with_growing_pauses(world: World) -> None:
+    class Away:
+        def __getattr__(self, name: str) -> Any:
+            def fail(*args: Any) -> None:
+                raise NotifierUnavailable("502", retry_after=90.0 if name == "completed" else None)
+
+            return fail
+
+    first = world.worker(notifier=Away())(a_task(), StopSignal(), 0)
+    later = world.worker(notifier=Away())(a_task(), StopSignal(), 6)
+    assert isinstance(first, RetryLater)
+    assert isinstance(later, RetryLater)
+    assert first.delay == 90.0
+    assert later.delay > first.delay
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert len(world.notifier.final) == 1
+
+
+def test_denied_pictures_are_the_operators_matter_not_the_artists(world: World) -> None:
+    class Denying:
+        def __getattr__(self, name: str) -> Any:
+            def get(at: Location, **options: Any) -> Any:
+                if at.bucket == "media":
+                    raise BlobDenied("403 for media: let the worker read it")
+                return world.blobs.get(at, **options)
+
+            return get if name == "get" else getattr(world.blobs, name)
+
+    outcome = world.worker(blobs=Denying())(a_task(), StopSignal())
+    assert outcome == DeadLetter("403 for media: let the worker read it")
+    assert world.notifier.final == []
+    assert world.job().state is JobState.INTERRUPTED
+
+
+def test_one_denied_picture_is_left_out(world: World) -> None:
+    class Denying:
+        def __getattr__(self, name: str) -> Any:
+            def get(at: Location, **options: Any) -> Any:
+                if at.key == "7/05.jpg":
+                    raise BlobDenied("403")
+                return world.blobs.get(at, **options)
+
+            return get if name == "get" else getattr(world.blobs, name)
+
+    assert world.worker(blobs=Denying())(a_task(12), StopSignal()) == Done()
+    assert world.job().state is JobState.COMPLETED
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(world: World) -> None:
+    stop = StopSignal()
+    trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
+    world.worker(trainer=trainer)(a_task(), stop)
+    checkpoint = world.job().checkpoint
+    assert checkpoint is not None
+    world.blobs.put(checkpoint.location, b"damaged")
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    undisturbed = World()
+    undisturbed.worker()(a_task(), StopSignal())
+    assert world.weights() == undisturbed.weights()
+
+
+def test_a_store_that_is_away_during_training_does_not_stop_it(world: World) -> None:
+    class Flaky:
+        def __getattr__(self, name: str) -> Any:
+            def put(at: Location, data: bytes, **options: Any) -> Any:
+                if "checkpoints/" in at.key:
+                    raise BlobUnavailable("503 SlowDown")
+                return world.blobs.put(at, data, **options)
+
+            return put if name == "put" else getattr(world.blobs, name)
+
+    assert world.worker(blobs=Flaky())(a_task(), StopSignal()) == Done()
+    assert world.job().checkpoint is None
+
+
+def test_a_shutdown_before_the_pictures_are_fetched_hands_the_job_over(world: World) -> None:
+    stop = StopSignal()
+    stop.request(StopReason.SHUTDOWN)
+    assert world.worker()(a_task(), stop) == HandBack()
+    assert world.job().state is JobState.INTERRUPTED
+    assert world.until_settled(a_task()) == Done()

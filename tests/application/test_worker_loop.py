@@ -1,0 +1,153 @@
+"""The loop, with the use cases behind it, over a queue in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adapters.memory import MemoryQueue
+from adapters.wire import TaskReader, encode_task
+from application.journal import Journal
+from application.ports import Delivery, DeliveryLost, NotifierUnavailable, QueueUnavailable
+from application.refuse_task import RefuseTask
+from application.stop import StopReason, StopSignal
+from application.worker_loop import WorkerLoop
+from domain.failure import Failure, FailureCode
+from domain.job import JobState
+from tests.application.world import LAYOUT, RULES, World, a_task
+
+
+def loop_over(world: World, queue: Any, **refusing: Any) -> WorkerLoop:
+    known: dict[str, Any] = {
+        "blobs": world.blobs,
+        "notifier": world.notifier,
+        "clock": world.clock,
+        "journal": Journal(world.blobs, world.events.append),
+        "layout": LAYOUT,
+        "rules": RULES,
+        "worker": "loop",
+    }
+    return WorkerLoop(
+        queue=queue,
+        parse=TaskReader(None),
+        run=world.worker(),
+        refuse=RefuseTask(**{**known, **refusing}),
+        clock=world.clock,
+    )
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def queue(world: World) -> MemoryQueue:
+    return MemoryQueue(world.clock)
+
+
+def test_a_task_is_run_and_acknowledged(world: World, queue: MemoryQueue) -> None:
+    queue.publish(encode_task(a_task()))
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    assert world.job().state is JobState.COMPLETED
+    assert (queue.waiting, queue.unsettled, queue.dead) == ([], [], [])
+
+
+def test_the_same_task_five_times_is_trained_and_announced_once(
+    world: World, queue: MemoryQueue
+) -> None:
+    for _ in range(5):
+        queue.publish(encode_task(a_task()))
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    assert world.trainer.opened == 1
+    assert len(world.notifier.final) == 1
+
+
+def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
+    world: World, queue: MemoryQueue
+) -> None:
+    bad = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
+    queue.publish(bad)
+    queue.publish(bad)
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.INVALID_TASK
+    assert [body for body, _ in queue.dead] == [bad, bad]
+    assert "epochs" in queue.dead[0][1]
+
+
+def test_garbage_is_dead_lettered_and_nobody_is_told(world: World, queue: MemoryQueue) -> None:
+    queue.publish(b"\x00garbage")
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    assert len(queue.dead) == 1
+    assert world.notifier.calls == []
+
+
+def test_a_bad_message_waits_for_a_backend_that_is_away(world: World, queue: MemoryQueue) -> None:
+    class Away:
+        def failed(self, *args: Any) -> None:
+            raise NotifierUnavailable("502")
+
+    bad = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
+    queue.publish(bad)
+    loop_over(world, queue, notifier=Away())(StopSignal(), until_empty=True)
+    assert queue.waiting == [bad]
+    world.clock.advance(600)
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    assert len(world.notifier.final) == 1
+    assert len(queue.dead) == 1
+
+
+def test_a_stop_ends_the_loop_and_gives_the_message_back(world: World) -> None:
+    stop = StopSignal()
+
+    class Stopping(MemoryQueue):
+        def receive(self, timeout: float) -> Delivery | None:
+            stop.request(StopReason.SHUTDOWN)
+            return super().receive(timeout)
+
+    stopping = Stopping(world.clock)
+    stopping.publish(encode_task(a_task()))
+    loop_over(world, stopping)(stop)
+    assert len(stopping.waiting) == 1
+    assert world.job().state is JobState.INTERRUPTED
+
+
+def test_a_broker_that_is_away_is_waited_for(world: World) -> None:
+    class Flaky(MemoryQueue):
+        away = 3
+
+        def receive(self, timeout: float) -> Delivery | None:
+            if self.away:
+                self.away -= 1
+                raise QueueUnavailable("connection refused")
+            return super().receive(timeout)
+
+    flaky = Flaky(world.clock)
+    flaky.publish(encode_task(a_task()))
+    loop_over(world, flaky)(StopSignal(), until_empty=True)
+    assert world.job().state is JobState.COMPLETED
+
+
+@pytest.mark.parametrize("error", [DeliveryLost("gone"), QueueUnavailable("gone")])
+def test_a_delivery_lost_in_mid_job_comes_again_and_is_only_acknowledged(
+    world: World, error: Exception
+) -> None:
+    class Losing(MemoryQueue):
+        lost = False
+
+        def acknowledge(self, delivery: Delivery) -> None:
+            if not self.lost:
+                self.lost = True
+                self.lose_all()
+                raise error
+            super().acknowledge(delivery)
+
+    losing = Losing(world.clock)
+    losing.publish(encode_task(a_task()))
+    loop_over(world, losing)(StopSignal(), until_empty=True)
+    assert losing.waiting == []
+    assert world.trainer.opened == 1
+    assert len(world.notifier.final) == 1

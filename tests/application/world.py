@@ -1,0 +1,162 @@
+"""A whole world in memory, and a way to let any one call on it fail or be the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapters.memory import (
+    ManualClock,
+    MemoryBlobStore,
+    MemoryInspector,
+    MemoryNotifier,
+    MemoryReporter,
+    MemoryTrainer,
+)
+from application.journal import Journal
+from application.layout import Layout
+from application.lease import LeaseTerms
+from application.rules import Rules
+from application.run_training import RunTraining
+from application.settlement import HandBack, RetryLater, Settlement
+from application.stop import StopSignal
+from domain.events import Event
+from domain.job import TrainingJob
+from domain.location import Location
+from domain.parameters import RequestedParameters
+from domain.task import TrainingTask
+
+RULES = Rules(
+    fetch_concurrency=1,
+    progress_every=7.0,
+    cancel_poll=3.0,
+    lease=LeaseTerms(12.0),
+    upload_patience=60.0,
+)
+LAYOUT = Layout("models")
+TASK_ID = "550e8400-e29b-41d4-a716-446655440000"
+
+
+def a_task(pictures: int = 10, **named: Any) -> TrainingTask:
+    """A task that takes 25 epochs unless told otherwise."""
+    return TrainingTask(
+        task_id=TASK_ID,
+        style_id=7,
+        images=tuple(Location("media", f"7/{n:02d}.jpg") for n in range(pictures)),
+        tags=("watercolour",),
+        requested=RequestedParameters({"epochs": 25, "batch_size": 4, **named}),
+    )
+
+
+class Crash(BaseException):
+    """The process is gone; nothing may catch it."""
+
+
+@dataclass
+class Fault:
+    """Strikes once, at the call of that number."""
+
+    at: int
+    error: Callable[[], BaseException]
+    after: bool = False
+    """Strike when the call has taken effect already, as when its answer is lost."""
+    calls: list[str] = field(default_factory=list)
+    dead: bool = False
+
+    def wrap(self, name: str, target: Any) -> Any:
+        """``target`` with every public method counted."""
+        return _Faulty(name, target, self)
+
+    def call(self, name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make the call, or let it fail."""
+        if self.dead:
+            raise Crash
+        self.calls.append(name)
+        strikes = len(self.calls) == self.at
+        if strikes and not self.after:
+            self._strike()
+        result = method(*args, **kwargs)
+        if strikes:
+            self._strike()
+        return result
+
+    def _strike(self) -> None:
+        error = self.error()
+        self.dead = isinstance(error, Crash)
+        raise error
+
+
+class _Faulty:
+    def __init__(self, name: str, target: Any, fault: Fault) -> None:
+        self._name, self._target, self._fault = name, target, fault
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._target, name)
+        if not callable(found):
+            return found
+        return lambda *args, **kwargs: self._fault.call(
+            f"{self._name}.{name}", found, *args, **kwargs
+        )
+
+
+class World:
+    """What outlives workers: the store, the backend and time."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.blobs = MemoryBlobStore()
+        self.notifier = MemoryNotifier()
+        self.trainer = MemoryTrainer(self.clock)
+        self.events: list[Event] = []
+        self.workers = 0
+        for n in range(30):
+            self.blobs.put(Location("media", f"7/{n:02d}.jpg"), f"picture {n}".encode())
+
+    def worker(self, fault: Fault | None = None, **parts: Any) -> RunTraining:
+        """The use case as one more worker has it."""
+        self.workers += 1
+        blobs, notifier = self.blobs, self.notifier
+        trainer: Any = MemoryTrainer(self.clock) if fault else self.trainer
+        if fault is not None:
+            blobs, notifier = fault.wrap("blobs", blobs), fault.wrap("notifier", notifier)
+        known: dict[str, Any] = {
+            "blobs": blobs,
+            "notifier": notifier,
+            "trainer": trainer,
+            "inspector": MemoryInspector(),
+            "reporter": MemoryReporter(),
+            "clock": self.clock,
+            "journal": Journal(blobs, self.events.append),
+            "layout": LAYOUT,
+            "rules": RULES,
+            "worker": f"worker-{self.workers}",
+        }
+        return RunTraining(**{**known, **parts})
+
+    def until_settled(self, task: TrainingTask, tries: int = 12) -> Settlement:
+        """What redelivery does: new workers, each at its time, until the message is settled."""
+        for retry in range(tries):
+            settlement = self.worker()(task, StopSignal(), retry)
+            if isinstance(settlement, RetryLater):
+                self.clock.advance(settlement.delay)
+            elif not isinstance(settlement, HandBack):
+                return settlement
+        raise AssertionError(f"not settled after {tries} tries: {settlement}")
+
+    def job(self) -> TrainingJob:
+        """The job as its journal shows it."""
+        fresh = TrainingJob(task_id=TASK_ID, style_id=7)
+        return (
+            Journal(self.blobs, self.events.append)
+            .open(LAYOUT.journal(TASK_ID), "observer", fresh)
+            .job
+        )
+
+    def weights(self) -> bytes:
+        """The finished style."""
+        return self.blobs.get(LAYOUT.weights(7)).data
+
+    def leases(self) -> list[Location]:
+        """The leases that lie about."""
+        return [at for at in self.blobs.blobs if at.name == "lease.json"]

@@ -1,0 +1,65 @@
+"""What every picture inspector promises."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from adapters.memory import MemoryInspector
+from adapters.pillow import PillowInspector
+from application.ports import PictureInspector
+from domain.picture import MIN_SIDE_PIXELS, PictureRefused
+
+
+@dataclass(frozen=True)
+class Harness:
+    """An inspector, two pictures that differ, and a file that is no picture."""
+
+    inspector: PictureInspector
+    pictures: tuple[bytes, bytes]
+    broken: bytes = b"broken"
+
+
+@pytest.fixture(params=["memory", "pillow"])
+def harness(request: pytest.FixtureRequest) -> Harness:
+    if request.param == "memory":
+        return Harness(MemoryInspector(), (b"one", b"two"))
+    sloped = Image.linear_gradient("L")
+    return Harness(PillowInspector(), (_png(sloped), _png(sloped.rotate(90))))
+
+
+def _png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_facts_are_plausible(harness: Harness) -> None:
+    for data in harness.pictures:
+        facts = harness.inspector.inspect(data)
+        assert min(facts.width, facts.height) >= MIN_SIDE_PIXELS
+        assert len(bytes.fromhex(facts.sha256)) == 32
+        assert 0 <= facts.perceptual_hash < 2**64
+
+
+def test_equal_files_have_equal_facts_and_others_do_not(harness: Harness) -> None:
+    first, second = (harness.inspector.inspect(data) for data in harness.pictures)
+    assert harness.inspector.inspect(harness.pictures[0]) == first
+    assert first.sha256 != second.sha256
+    assert first.perceptual_hash != second.perceptual_hash
+
+
+def test_what_is_no_picture_is_refused_with_a_reason(harness: Harness) -> None:
+    with pytest.raises(PictureRefused, match=r"^.+$"):
+        harness.inspector.inspect(harness.broken)
+
+
+def test_threads_may_share_an_inspector(harness: Harness) -> None:
+    alone = [harness.inspector.inspect(data) for data in harness.pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(harness.inspector.inspect, harness.pictures * 8))
+    assert together == alone * 8

@@ -1,0 +1,71 @@
+"""What every notifier promises. A new adapter joins by another parameter of ``harness``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from adapters.console import ConsoleNotifier
+from adapters.memory import MemoryNotifier
+from application.ports import Notifier
+from domain.events import Artifact, TrainingMetric
+from domain.failure import Failure, FailureCode
+from domain.location import Location
+from domain.progress import Progress
+
+ARTIFACT = Artifact(Location("models", "models/style_7.safetensors"), "ab" * 32, 3_000_000)
+METRIC = TrainingMetric(loss=0.05, epochs=100, steps=1000)
+PROGRESS = Progress(50, 100, 500, 1000, loss=0.07, steps_per_second=2.0)
+
+
+@dataclass(frozen=True)
+class Harness:
+    """A notifier, and what arrived on the other side."""
+
+    notifier: Notifier
+    final_calls: Callable[[], int]
+
+
+@pytest.fixture(params=["memory", "console"])
+def harness(request: pytest.FixtureRequest) -> Harness:
+    if request.param == "memory":
+        memory = MemoryNotifier()
+        return Harness(memory, lambda: len(memory.final))
+    printed = StringIO()
+    console = Console(file=printed, width=1000)
+    return Harness(ConsoleNotifier(console), lambda: printed.getvalue().count("style "))
+
+
+def test_progress_is_not_final(harness: Harness) -> None:
+    harness.notifier.progress(7, PROGRESS)
+    harness.notifier.progress(7, Progress(0, 100, 1, 1000, steps_per_second=0.001))
+    assert harness.final_calls() == 0
+
+
+def test_each_outcome_arrives_once(harness: Harness) -> None:
+    harness.notifier.completed(7, ARTIFACT, METRIC, "task:complete")
+    assert harness.final_calls() == 1
+    harness.notifier.failed(8, Failure(FailureCode.GPU_OOM, "The card is small."), "task:failed")
+    assert harness.final_calls() == 2
+
+
+@pytest.mark.parametrize("code", FailureCode)
+@pytest.mark.parametrize("message", ["", "two\nlines", "[bold]Grüße[/nope] 画 {}%s", "x" * 20_000])
+def test_every_failure_can_be_told(harness: Harness, code: FailureCode, message: str) -> None:
+    harness.notifier.failed(7, Failure(code, message), "task:failed")
+    assert harness.final_calls() == 1
+
+
+def test_calls_may_come_from_several_threads(harness: Harness) -> None:
+    def call(number: int) -> None:
+        harness.notifier.progress(number, PROGRESS)
+        harness.notifier.completed(number, ARTIFACT, METRIC, f"{number}:complete")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(call, range(40)))
+    assert harness.final_calls() == 40

@@ -1,0 +1,236 @@
+"""What every queue promises. A new adapter joins by another parameter of ``harness``."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from adapters.memory import ManualClock, MemoryQueue
+from adapters.spool import SpoolQueue
+from application.ports import Delivery, DeliveryLost, Queue
+
+SETTLE: dict[str, Callable[[Queue, Delivery], None]] = {
+    "acknowledge": lambda queue, delivery: queue.acknowledge(delivery),
+    "retry_later": lambda queue, delivery: queue.retry_later(delivery, 1.0, "reason"),
+    "dead_letter": lambda queue, delivery: queue.dead_letter(delivery, "reason"),
+    "hand_back": lambda queue, delivery: queue.hand_back(delivery),
+}
+every_way = pytest.mark.parametrize("settle", SETTLE.values(), ids=SETTLE.keys())
+
+
+@dataclass(frozen=True)
+class Harness:
+    """A queue without messages, and what a test does to the world around it."""
+
+    queue: Queue
+    advance: Callable[[float], None]
+    """Let seconds pass."""
+    lose: Callable[[], None]
+    """Take every delivery back, as when its worker died."""
+    dead: Callable[[], list[tuple[bytes, str]]]
+    """Bodies of the dead letters, each with its reason, oldest first."""
+
+    def receive(self) -> Delivery:
+        delivery = self.queue.receive(1.0)
+        assert delivery is not None
+        return delivery
+
+    def is_idle(self) -> bool:
+        return self.queue.receive(0.5) is None
+
+
+@pytest.fixture(params=["memory", "spool"])
+def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
+    clock = ManualClock()
+    if request.param == "memory":
+        queue = MemoryQueue(clock)
+        return Harness(queue, clock.advance, queue.lose_all, lambda: queue.dead)
+    return _spool(tmp_path / "spool", clock)
+
+
+def _spool(folder: Path, clock: ManualClock) -> Harness:
+    numbers = itertools.count()
+    queue = SpoolQueue(folder, clock, lambda: str(next(numbers)))
+
+    def lose() -> None:
+        # A lock goes with its file, and these files are new ones under the old names.
+        for message in folder.glob("*.json"):
+            copy = message.with_suffix(".copy")
+            shutil.copy2(message, copy)
+            copy.replace(message)
+
+    def dead() -> list[tuple[bytes, str]]:
+        letters = sorted((folder / "dead").glob("*.json"))
+        reasons = [letter.with_name(f"{letter.name}.reason.txt") for letter in letters]
+        return [
+            (letter.read_bytes(), reason.read_text("utf-8").strip().partition(" UTC: ")[2])
+            for letter, reason in zip(letters, reasons, strict=True)
+        ]
+
+    return Harness(queue, clock.advance, lose, dead)
+
+
+def test_an_empty_queue_gives_nothing(harness: Harness) -> None:
+    assert harness.is_idle()
+
+
+def test_messages_come_in_the_order_of_publishing_unchanged(harness: Harness) -> None:
+    bodies = [b'{"n": 1}', '{"tag": "Grüße 画"}'.encode(), b'{\r\n"n": 3\n}']
+    for body in bodies:
+        harness.queue.publish(body)
+    deliveries = [harness.receive() for _ in bodies]
+    assert [delivery.body for delivery in deliveries] == bodies
+    assert [(d.retries, d.redelivered) for d in deliveries] == [(0, False)] * 3
+    assert len({delivery.id for delivery in deliveries}) == 3
+
+
+def test_equal_messages_are_two_messages(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    harness.queue.publish(b"{}")
+    harness.queue.acknowledge(harness.receive())
+    harness.queue.acknowledge(harness.receive())
+    assert harness.is_idle()
+
+
+def test_a_held_message_is_delivered_to_nobody_else_however_long(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    harness.receive()
+    harness.advance(10.0)
+    assert harness.is_idle()
+
+
+def test_an_acknowledged_message_is_gone(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    harness.queue.acknowledge(harness.receive())
+    harness.lose()
+    assert harness.is_idle()
+    assert harness.dead() == []
+
+
+def test_a_lost_workers_message_is_delivered_again_and_says_so(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    first = harness.receive()
+    harness.lose()
+    again = harness.receive()
+    assert (again.body, again.retries, again.redelivered) == (b"{}", 0, True)
+    assert again.id != first.id
+
+
+@every_way
+def test_settling_what_the_broker_took_back_changes_nothing(
+    harness: Harness, settle: Callable[[Queue, Delivery], None]
+) -> None:
+    harness.queue.publish(b"{}")
+    delivery = harness.receive()
+    harness.lose()
+    with pytest.raises(DeliveryLost):
+        settle(harness.queue, delivery)
+    again = harness.receive()
+    assert (again.body, again.retries) == (b"{}", 0)
+    assert harness.dead() == []
+    harness.queue.acknowledge(again)
+
+
+@every_way
+@pytest.mark.parametrize("again", SETTLE.values(), ids=SETTLE.keys())
+def test_a_delivery_is_settled_once(
+    harness: Harness,
+    settle: Callable[[Queue, Delivery], None],
+    again: Callable[[Queue, Delivery], None],
+) -> None:
+    harness.queue.publish(b"{}")
+    delivery = harness.receive()
+    settle(harness.queue, delivery)
+    with pytest.raises(DeliveryLost):
+        again(harness.queue, delivery)
+
+
+def test_a_message_put_aside_comes_after_its_delay_and_counts(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    for retries in range(3):
+        delivery = harness.receive()
+        assert (delivery.body, delivery.retries) == (b"{}", retries)
+        harness.queue.retry_later(delivery, 5.0, "the store is away")
+        assert harness.is_idle()
+        harness.advance(5.0)
+
+
+def test_a_message_put_aside_holds_up_no_other(harness: Harness) -> None:
+    harness.queue.publish(b'{"n": 1}')
+    harness.queue.publish(b'{"n": 2}')
+    harness.queue.retry_later(harness.receive(), 5.0, "busy")
+    assert harness.receive().body == b'{"n": 2}'
+
+
+def test_the_count_of_retries_survives_a_lost_worker(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    harness.queue.retry_later(harness.receive(), 1.0, "busy")
+    harness.advance(1.0)
+    harness.receive()
+    harness.lose()
+    assert harness.receive().retries == 1
+
+
+def test_a_dead_letter_is_kept_with_its_reason_and_not_delivered(harness: Harness) -> None:
+    harness.queue.publish(b'{"n": 1}')
+    harness.queue.publish(b'{"n": 2}')
+    harness.queue.dead_letter(harness.receive(), "data.style_id='x': give a number")
+    harness.queue.dead_letter(harness.receive(), "Künstler unbekannt")
+    harness.lose()
+    assert harness.is_idle()
+    assert harness.dead() == [
+        (b'{"n": 1}', "data.style_id='x': give a number"),
+        (b'{"n": 2}', "Künstler unbekannt"),
+    ]
+
+
+def test_a_message_handed_back_comes_again_at_once_and_does_not_count(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    harness.queue.hand_back(harness.receive())
+    again = harness.receive()
+    assert (again.body, again.retries, again.redelivered) == (b"{}", 0, True)
+
+
+def test_settling_one_delivery_leaves_the_others_held(harness: Harness) -> None:
+    harness.queue.publish(b'{"n": 1}')
+    harness.queue.publish(b'{"n": 2}')
+    first, second = harness.receive(), harness.receive()
+    harness.queue.hand_back(second)
+    assert harness.receive().body == b'{"n": 2}'
+    harness.queue.acknowledge(first)
+    assert harness.is_idle()
+
+
+def test_a_delivery_may_be_settled_from_another_thread(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    delivery = harness.receive()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(harness.queue.acknowledge, delivery).result()
+    harness.lose()
+    assert harness.is_idle()
+
+
+def test_several_threads_share_the_messages_and_none_comes_twice(harness: Harness) -> None:
+    bodies = [b'{"n": %d}' % number for number in range(40)]
+    together = threading.Barrier(4)
+    for body in bodies:
+        harness.queue.publish(body)
+
+    def consume(_number: int) -> list[bytes]:
+        together.wait(30)
+        got = []
+        while (delivery := harness.queue.receive(0.5)) is not None:
+            got.append(delivery.body)
+            harness.queue.acknowledge(delivery)
+        return got
+
+    with ThreadPoolExecutor(4) as pool:
+        consumed = [body for got in pool.map(consume, range(4)) for body in got]
+    assert sorted(consumed) == sorted(bodies)

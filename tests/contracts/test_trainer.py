@@ -1,0 +1,244 @@
+"""What every trainer promises. A new adapter joins by another parameter of ``harness``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.memory import ManualClock, MemoryInspector, MemoryTrainer
+from application.ports import (
+    Checkpoint,
+    CheckpointRejected,
+    EpochRecord,
+    StepReport,
+    Trainer,
+    TrainingPlan,
+    TrainingSession,
+)
+from domain.parameters import TrainingParameters
+from domain.picture import Picture
+
+EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Harness:
+    """A trainer with pictures that it can train on: three, all of one shape."""
+
+    trainer: Trainer
+    pictures: tuple[Picture, ...]
+    resolution: int = 64
+
+    def plan(self, **parameters: Any) -> TrainingPlan:
+        """Three pictures, two at a time: two steps an epoch, the second one smaller."""
+        values = {
+            **{"epochs": EPOCHS, "resolution": self.resolution, "batch_size": 2, "rank": 2},
+            **{"learning_rate": 1e-3, "lr_warmup_steps": 0, **parameters},
+        }
+        return TrainingPlan(
+            style_id=7,
+            pictures=self.pictures,
+            tags=("ink",),
+            parameters=TrainingParameters(**values),
+        )
+
+
+@pytest.fixture
+def memory() -> Harness:
+    inspect = MemoryInspector().inspect
+    files = {f"{name}.png": f"picture {name}".encode() for name in "abc"}
+    pictures = tuple(Picture(name, data, inspect(data)) for name, data in files.items())
+    return Harness(MemoryTrainer(ManualClock()), pictures)
+
+
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    import torch
+
+    from adapters.diffusion.base_model import load_base
+    from adapters.diffusion.trainer import DiffusionTrainer
+    from adapters.pillow import PillowInspector, decode
+    from assets.drawing import draw_style_set
+
+    files = draw_style_set(tmp_path_factory.mktemp("pictures"), count=3, seed=1)
+    inspect = PillowInspector().inspect
+    pictures = tuple(
+        Picture(file.name, file.read_bytes(), inspect(file.read_bytes())) for file in files
+    )
+    small_base = Path(__file__).resolve().parents[2] / "assets" / "small_base"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # its operations are too small to share
+    yield Harness(DiffusionTrainer(load_base(str(small_base), device="cpu"), decode), pictures)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["memory", pytest.param("diffusion", marks=pytest.mark.integration)])
+def harness(request: pytest.FixtureRequest) -> Harness:
+    chosen: Harness = request.getfixturevalue(request.param)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a run shows of itself."""
+
+    reports: Sequence[StepReport]
+    history: Sequence[EpochRecord]
+    weights: bytes
+
+
+def drive(session: TrainingSession) -> list[StepReport]:
+    reports = []
+    while not session.finished:
+        reports.append(session.advance())
+    return reports
+
+
+def run(harness: Harness, plan: TrainingPlan, resume: bytes | None = None) -> Outcome:
+    with harness.trainer.open(plan, resume) as session:
+        return Outcome(drive(session), list(session.history), session.weights())
+
+
+def checkpoint_after(harness: Harness, plan: TrainingPlan, steps: int) -> Checkpoint:
+    with harness.trainer.open(plan, None) as session:
+        for _ in range(steps):
+            session.advance()
+        return session.checkpoint()
+
+
+def test_the_native_resolution_is_a_valid_one(harness: Harness) -> None:
+    TrainingParameters(epochs=1, resolution=harness.trainer.native_resolution)
+
+
+def test_a_run_counts_steps_and_epochs_and_ends(harness: Harness) -> None:
+    with harness.trainer.open(harness.plan(), None) as session:
+        assert not session.finished
+        assert list(session.history) == []
+        total = session.total_steps
+        reports = drive(session)
+        assert session.total_steps == total
+    per_epoch = total // EPOCHS
+    assert [report.step for report in reports] == list(range(1, total + 1))
+    assert [report.epoch for report in reports] == [
+        step // per_epoch for step in range(1, total + 1)
+    ]
+    assert [report.step for report in reports if report.epoch_finished] == [
+        epoch * per_epoch for epoch in range(1, EPOCHS + 1)
+    ]
+
+
+def test_the_history_has_each_finished_epoch_with_the_loss_reported(harness: Harness) -> None:
+    with harness.trainer.open(harness.plan(), None) as session:
+        for epoch in range(1, EPOCHS + 1):
+            report = session.advance()
+            while not report.epoch_finished:
+                assert report.loss is None
+                report = session.advance()
+            newest = session.history[-1]
+            assert len(session.history) == epoch
+            assert (newest.epoch, newest.loss) == (epoch, report.loss)
+            assert math.isfinite(newest.loss)
+            assert newest.learning_rate >= 0
+
+
+def test_training_changes_the_weights(harness: Harness) -> None:
+    with harness.trainer.open(harness.plan(), None) as session:
+        untrained = session.weights()
+        session.advance()
+        assert session.weights() != untrained
+
+
+def test_equal_plans_give_equal_runs_and_another_seed_another(harness: Harness) -> None:
+    first = run(harness, harness.plan())
+    assert run(harness, harness.plan()) == first
+    assert run(harness, harness.plan(seed=1)).weights != first.weights
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 6])
+def test_a_resumed_run_is_as_if_never_interrupted(harness: Harness, steps: int) -> None:
+    whole = run(harness, harness.plan())
+    taken = checkpoint_after(harness, harness.plan(), steps)
+    assert (taken.epoch, taken.step) == (steps // 2, steps)
+    rest = run(harness, harness.plan(), taken.data)
+    assert list(rest.reports) == list(whole.reports)[steps:]
+    assert rest.history == whole.history
+    assert rest.weights == whole.weights
+
+
+def test_a_resumed_session_stands_where_the_checkpoint_was_taken(harness: Harness) -> None:
+    with harness.trainer.open(harness.plan(), None) as session:
+        for _ in range(3):
+            session.advance()
+        taken, history, weights = session.checkpoint(), list(session.history), session.weights()
+    with harness.trainer.open(harness.plan(), taken.data) as session:
+        assert list(session.history) == history
+        assert session.weights() == weights
+        assert session.checkpoint() == taken
+
+
+def test_looking_at_a_run_does_not_change_it(harness: Harness) -> None:
+    undisturbed = run(harness, harness.plan())
+    with harness.trainer.open(harness.plan(), None) as session:
+        while not session.finished:
+            session.advance()
+            session.checkpoint()
+            session.weights()
+            session.previews(adapted=True)
+            session.previews(adapted=False)
+        assert session.weights() == undisturbed.weights
+        assert list(session.history) == list(undisturbed.history)
+
+
+def test_previews_show_the_prompts_before_and_after_from_the_same_seeds(harness: Harness) -> None:
+    prompts = ("a red circle", "a blue square")
+    with harness.trainer.open(harness.plan(sample_prompts=prompts), None) as session:
+        before = session.previews(adapted=False)
+        drive(session)
+        assert session.previews(adapted=False) == before
+        after = session.previews(adapted=True)
+    assert tuple(preview.prompt for preview in before) == prompts
+    assert [(p.prompt, p.seed) for p in after] == [(p.prompt, p.seed) for p in before]
+    assert all(preview.png.startswith(b"\x89PNG\r\n\x1a\n") for preview in (*before, *after))
+    assert [p.png for p in after] != [p.png for p in before]
+
+
+def test_previews_without_named_prompts_show_something(harness: Harness) -> None:
+    with harness.trainer.open(harness.plan(), None) as session:
+        assert session.previews(adapted=True)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other"])
+def test_an_unusable_checkpoint_is_rejected_and_the_trainer_goes_on(
+    harness: Harness, damage: str
+) -> None:
+    data = checkpoint_after(harness, harness.plan(), 1).data
+    damaged = {
+        "empty": b"",
+        "cut": data[: len(data) // 2],
+        "text": b"not a checkpoint at all",
+        "other": checkpoint_after(harness, harness.plan(seed=1), 1).data,
+    }[damage]
+    with (
+        pytest.raises(CheckpointRejected, match=r"\w"),
+        harness.trainer.open(harness.plan(), damaged),
+    ):
+        pass
+    assert run(harness, harness.plan()).reports
+
+
+def test_a_session_that_breaks_off_leaves_the_trainer_free(harness: Harness) -> None:
+    whole = run(harness, harness.plan())
+
+    def break_off() -> None:
+        with harness.trainer.open(harness.plan(), None) as session:
+            session.advance()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        break_off()
+    assert run(harness, harness.plan()) == whole

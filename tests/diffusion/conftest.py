@@ -1,0 +1,49 @@
+"""The small base and a few drawn pictures: what every test of the trainer needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.diffusion.base_model import BaseModel, load_base
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from assets.drawing import draw_style_set
+from domain.picture import Picture
+from tests.diffusion.runs import read_pictures
+
+SMALL_BASE = Path(__file__).resolve().parents[2] / "assets" / "small_base"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Operations this small are slower when shared, and on a busy machine they stall."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def small_base_folder() -> Path:
+    return SMALL_BASE
+
+
+@pytest.fixture(scope="session")
+def base() -> BaseModel:
+    return load_base(str(SMALL_BASE), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Picture, ...]:
+    """Five pictures with captions, the last of them not square."""
+    folder = tmp_path_factory.mktemp("pictures")
+    return read_pictures(draw_style_set(folder, count=5, seed=11, size=320))
+
+
+@pytest.fixture
+def trainer(base: BaseModel) -> DiffusionTrainer:
+    return DiffusionTrainer(base, decode, "cpu")

@@ -1,0 +1,71 @@
+"""How well a style file serves pictures of the style that were not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.dataset import Dataset, encode_dataset
+from adapters.diffusion.loss import objective_of
+from adapters.pillow import decode
+from domain.picture import Picture
+
+CPU = torch.device("cpu")
+
+
+def encode_held_out(base: BaseModel, pictures: Sequence[Picture]) -> Dataset:
+    """Squares at the base's own resolution, with the captions that belong to them."""
+    size = (base.native_resolution,) * 2
+    images = [(decode(picture.data), size) for picture in pictures]
+    captions = [picture.caption or "" for picture in pictures]
+    return encode_dataset(base, images, captions, mirrored=False, device=CPU)
+
+
+@torch.no_grad()
+def held_out_loss(
+    base: BaseModel, style: Path | None, dataset: Dataset, timesteps: Sequence[int]
+) -> float:
+    """Mean loss over every picture at every timestep, always with the same noises.
+
+    Args:
+        style: the trained file, loaded as users load it; None for the base model.
+    """
+    pipeline = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=base.noise_schedule,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    if style is not None:
+        pipeline.load_lora_weights(style)
+    try:
+        return _loss(base, dataset, timesteps)
+    finally:
+        pipeline.unload_lora_weights()
+
+
+def _loss(base: BaseModel, dataset: Dataset, timesteps: Sequence[int]) -> float:
+    objective = objective_of(base.noise_schedule, None, CPU)
+    batch = tuple(range(len(dataset.pictures)))
+    generator = torch.Generator().manual_seed(20)
+    latents = dataset.latents(
+        batch, [False] * len(batch), torch.randn(dataset.shape(batch), generator=generator)
+    )
+    states = dataset.conditioning(batch, [False] * len(batch))
+    losses = []
+    for timestep in timesteps:
+        noise = torch.randn(latents.shape, generator=generator)
+        moments = torch.full((len(batch),), timestep)
+        noisy = objective.noisy(latents, noise, moments)
+        prediction = base.unet(noisy, moments, encoder_hidden_states=states).sample
+        target = objective.target(latents, noise, moments)
+        losses.append(objective.losses(prediction, target, moments).mean())
+    return float(torch.stack(losses).mean())

@@ -1,0 +1,83 @@
+"""Plans and runs for the trainer's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import PillowInspector
+from application.ports import EpochRecord, TrainingPlan, TrainingSession
+from domain.parameters import TrainingParameters
+from domain.picture import Picture
+
+EVERY_OPTION: dict[str, Any] = {
+    "random_flip": True,
+    "caption_dropout": 0.3,
+    "noise_offset": 0.1,
+    "snr_gamma": 5.0,
+    "trigger_word": "inkwash",
+}
+
+
+def read_pictures(paths: Sequence[Path]) -> tuple[Picture, ...]:
+    """Pictures as the use case gives them to the trainer, with the captions beside them."""
+    inspect = PillowInspector().inspect
+    return tuple(
+        Picture(
+            path.name,
+            path.read_bytes(),
+            inspect(path.read_bytes()),
+            path.with_suffix(".txt").read_text(encoding="utf-8"),
+        )
+        for path in paths
+    )
+
+
+def plan_of(
+    pictures: Sequence[Picture], tags: tuple[str, ...] = ("ink", "wash"), **parameters: Any
+) -> TrainingPlan:
+    """A short run at 64 px that moves the weights visibly."""
+    values = {"epochs": 2, "resolution": 64, "learning_rate": 1e-2, "rank": 4, **parameters}
+    return TrainingPlan(
+        style_id=7,
+        pictures=tuple(pictures),
+        tags=tags,
+        parameters=TrainingParameters(**values),
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves."""
+
+    weights: bytes
+    checkpoint: bytes
+    history: Sequence[EpochRecord]
+
+
+def run(
+    trainer: DiffusionTrainer,
+    plan: TrainingPlan,
+    *,
+    resume: bytes | None = None,
+    steps: int | None = None,
+) -> Outcome:
+    """Run a plan to its end, or for a number of steps."""
+    with trainer.open(plan, resume) as session:
+        done = 0
+        while not session.finished and (steps is None or done < steps):
+            session.advance()
+            done += 1
+        return Outcome(session.weights(), session.checkpoint().data, session.history)
+
+
+def weights_of(session: TrainingSession) -> torch.Tensor:
+    """The session's own weights, to look at or to spoil."""
+    assert isinstance(session, DiffusionSession)
+    return session._adapters.flat.data

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import safetensors.torch
+import torch
+
+from adapters.diffusion.base_model import BaseModel, BaseModelInvalid, load_base
+from tests.diffusion.single_file import write_single_file
+
+pytestmark = pytest.mark.integration
+
+UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
+VAE = Path("vae") / "diffusion_pytorch_model.safetensors"
+TEXT = Path("text_encoder") / "model.safetensors"
+
+
+@pytest.fixture
+def copy(small_base_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the small base to damage."""
+    return Path(shutil.copytree(small_base_folder, tmp_path / "base"))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def refusal(name: Path | str) -> str:
+    with pytest.raises(BaseModelInvalid) as refused:
+        load_base(str(name), device="cpu")
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.startswith(f"base model {str(name)!r}: ")
+    return message
+
+
+def test_a_folder_is_loaded_frozen_and_says_what_it_was_trained_for(base: BaseModel) -> None:
+    assert (base.name, base.native_resolution, base.prediction_type) == (
+        "small_base",
+        128,
+        "epsilon",
+    )
+    for part in (base.unet, base.vae, base.text_encoder):
+        assert not part.training
+        assert not any(weight.requires_grad for weight in part.parameters())
+        assert {weight.dtype for weight in part.parameters()} == {torch.float32}
+
+
+def test_a_single_file_is_the_same_model(
+    base: BaseModel, small_base_folder: Path, tmp_path: Path
+) -> None:
+    path = write_single_file(base, tmp_path / "model.safetensors")
+    loaded = load_base(str(path), device="cpu", config_folder=small_base_folder)
+    assert loaded.fingerprint == base.fingerprint
+    assert loaded.native_resolution == base.native_resolution
+    weights = loaded.unet.state_dict()
+    assert all(torch.equal(weights[name], own) for name, own in base.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
+def test_the_fingerprint_covers_every_part(base: BaseModel, copy: Path, file: Path) -> None:
+    edit(copy / file, lambda tensors: tensors[max(tensors)].view(-1)[0].add_(1))
+    assert load_base(str(copy), device="cpu").fingerprint != base.fingerprint
+
+
+def test_the_fingerprint_covers_the_noise_schedule(base: BaseModel, copy: Path) -> None:
+    edit_json(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    loaded = load_base(str(copy), device="cpu")
+    assert loaded.fingerprint != base.fingerprint
+    assert loaded.prediction_type == "v_prediction"
+
+
+def test_the_denoiser_can_be_half_as_wide_without_another_fingerprint(
+    base: BaseModel, small_base_folder: Path
+) -> None:
+    loaded = load_base(str(small_base_folder), device="cpu", dtype=torch.bfloat16)
+    assert loaded.unet.dtype == torch.bfloat16
+    assert loaded.vae.dtype == loaded.text_encoder.dtype == torch.float32
+    assert loaded.fingerprint == base.fingerprint
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".pkl"])
+def test_a_pickle_is_refused_unread(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(pickle.dumps(Path("anything")))
+    assert "is a pickle" in refusal(path)
+
+
+@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
+def test_a_folder_that_has_a_part_only_as_pickle_is_refused(copy: Path, file: Path) -> None:
+    (copy / file).rename((copy / file).with_suffix(".bin"))
+    assert f"has only pickles in {file.parts[0]}/" in refusal(copy)
+
+
+@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
+def test_a_folder_without_a_parts_weights_is_refused(copy: Path, file: Path) -> None:
+    (copy / file).unlink()
+    assert f"has no .safetensors in {file.parts[0]}/" in refusal(copy)
+
+
+@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
+def test_a_folder_with_a_damaged_file_is_refused(copy: Path, file: Path) -> None:
+    whole = (copy / file).read_bytes()
+    (copy / file).write_bytes(whole[: len(whole) // 2])
+    assert "cannot be loaded" in refusal(copy)
+
+
+@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
+def test_a_folder_that_lacks_a_weight_is_refused(copy: Path, file: Path) -> None:
+    edit(copy / file, lambda tensors: tensors.pop(max(tensors)))
+    assert "give a whole" in refusal(copy)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    assert "no model_index.json" in refusal(tmp_path)
+
+
+def test_a_folder_whose_index_is_not_json_is_refused(copy: Path) -> None:
+    (copy / "model_index.json").write_text("{")
+    refusal(copy)
+
+
+def test_stable_diffusion_xl_is_refused(copy: Path) -> None:
+    edit_json(
+        copy / "model_index.json",
+        _class_name="StableDiffusionXLPipeline",
+        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+    )
+    assert "is a StableDiffusionXLPipeline" in refusal(copy)
+
+
+def test_code_in_a_folder_is_not_run(copy: Path) -> None:
+    (copy / "unet" / "mine.py").write_text("raise SystemExit('was run')")
+    edit_json(copy / "model_index.json", unet=["mine", "MyUNet"])
+    assert "of MyUNet" in refusal(copy)
+
+
+def test_a_model_that_predicts_the_picture_is_refused(copy: Path) -> None:
+    edit_json(copy / "scheduler" / "scheduler_config.json", prediction_type="sample")
+    assert "predicts 'sample'" in refusal(copy)
+
+
+def test_a_single_file_of_something_else_is_refused(
+    small_base_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"weight": torch.ones(3)}, path)
+    with pytest.raises(BaseModelInvalid, match="cannot be read as a Stable Diffusion"):
+        load_base(str(path), device="cpu", config_folder=small_base_folder)
+
+
+def test_a_single_file_that_is_cut_off_is_refused(
+    base: BaseModel, small_base_folder: Path, tmp_path: Path
+) -> None:
+    path = write_single_file(base, tmp_path / "model.safetensors")
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(BaseModelInvalid, match="cannot be read as a Stable Diffusion"):
+        load_base(str(path), device="cpu", config_folder=small_base_folder)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    assert "is not a .safetensors file" in refusal(path)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["someone/something", "./no/such/folder", "nonsense name"])
+def test_a_name_that_leads_nowhere_is_refused(name: str) -> None:
+    assert "neither a folder nor a file" in refusal(name)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from adapters.diffusion.captions import caption_of
+from domain.picture import Picture, PictureFacts
+
+
+def picture(caption: str | None) -> Picture:
+    return Picture("a.png", b"", PictureFacts(256, 256, "", 0), caption)
+
+
+@pytest.mark.parametrize(
+    ("caption", "tags", "trigger_word", "expected"),
+    [
+        ("a red fox", ("ink",), None, "a red fox"),
+        ("  a red\n fox \n", ("ink",), None, "a red fox"),
+        (None, ("ink", "wash"), None, "ink, wash"),
+        (" \n", ("ink", "wash"), None, "ink, wash"),
+        (None, ("ink",), "zxc", "zxc, ink"),
+        (None, (), "zxc", "zxc"),
+        (None, (), None, ""),
+        ("a red fox", (), "zxc", "zxc, a red fox"),
+        ("a ZXC fox", (), "zxc", "a ZXC fox"),
+        ("a pink fox", (), "ink", "ink, a pink fox"),
+        ("a fox, c++ style", (), "c++", "a fox, c++ style"),
+    ],
+)
+def test_caption(
+    caption: str | None, tags: tuple[str, ...], trigger_word: str | None, expected: str
+) -> None:
+    assert caption_of(picture(caption), tags, trigger_word) == expected

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.diffusion.checkpoint import RunState, decode_checkpoint, encode_checkpoint
+from application.ports import CheckpointRejected, EpochRecord
+
+IDENTITY = {
+    "parameters": {"seed": 1, "learning_rate": 0.1, "sample_prompts": ("a fox",)},
+    "pictures": "p",
+    "captions": "c",
+    "base model": "b",
+}
+STATE = RunState(
+    step=7,
+    weights=torch.arange(5.0),
+    first_moment=torch.arange(5.0) / 3,
+    second_moment=torch.arange(5.0) / 7,
+    epoch_loss=torch.tensor(0.1),
+    history=[EpochRecord(1, 1 / 3, 1e-4), EpochRecord(2, 0.1, 1e-5)],
+)
+DATA = encode_checkpoint(STATE, IDENTITY)
+
+
+def test_what_is_written_is_read_back_exactly() -> None:
+    state = decode_checkpoint(DATA, IDENTITY, 5)
+    assert (state.step, state.history) == (STATE.step, STATE.history)
+    for name in ("weights", "first_moment", "second_moment", "epoch_loss"):
+        assert torch.equal(getattr(state, name), getattr(STATE, name))
+
+
+@given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
+def test_any_altered_byte_is_noticed(position: int, change: int) -> None:
+    altered = bytearray(DATA)
+    altered[position] ^= change
+    with pytest.raises(CheckpointRejected):
+        decode_checkpoint(bytes(altered), IDENTITY, 5)
+
+
+@given(st.integers(0, len(DATA) - 1))
+def test_any_missing_end_is_noticed(length: int) -> None:
+    with pytest.raises(CheckpointRejected, match="damaged"):
+        decode_checkpoint(DATA[:length], IDENTITY, 5)
+
+
+@pytest.mark.parametrize("part", ["pictures", "captions", "base model"])
+def test_another_run_is_named_by_what_differs(part: str) -> None:
+    with pytest.raises(CheckpointRejected, match=f"other {part}"):
+        decode_checkpoint(DATA, {**IDENTITY, part: "x"}, 5)
+
+
+def test_a_parameter_that_differs_is_named_with_both_values() -> None:
+    parameters = {**IDENTITY["parameters"], "seed": 2}
+    with pytest.raises(CheckpointRejected, match="seed was 1, now it is 2"):
+        decode_checkpoint(DATA, {**IDENTITY, "parameters": parameters}, 5)
+
+
+def test_weights_of_another_number_are_rejected() -> None:
+    with pytest.raises(CheckpointRejected, match="weights"):
+        decode_checkpoint(DATA, IDENTITY, 6)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.diffusion.epoch_plan import (
+    StepDraw,
+    draw_step,
+    epoch_batches,
+    generator_for,
+    steps_per_epoch,
+)
+from domain.parameters import TrainingParameters
+
+SHAPE = (64, 4, 2, 2)
+
+
+@st.composite
+def buckets(draw: st.DrawFn) -> list[tuple[int, ...]]:
+    sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    positions = iter(range(sum(sizes)))
+    return [tuple(next(positions) for _ in range(size)) for size in sizes]
+
+
+def draw(step: int = 0, **parameters: Any) -> StepDraw:
+    values = {"epochs": 1, "resolution": 64, **parameters}
+    return draw_step(TrainingParameters(**values), step, SHAPE, 1000)
+
+
+@given(buckets(), st.integers(1, 5), st.integers(0, 99))
+def test_an_epoch_visits_every_picture_once_in_batches_of_one_bucket(
+    buckets: list[tuple[int, ...]], batch_size: int, epoch: int
+) -> None:
+    batches = epoch_batches(buckets, batch_size, 3, epoch)
+    visited = sorted(picture for batch in batches for picture in batch)
+    assert visited == sorted(picture for bucket in buckets for picture in bucket)
+    assert all(any(set(batch) <= set(bucket) for bucket in buckets) for batch in batches)
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+    assert len(batches) == steps_per_epoch(buckets, batch_size)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    buckets = [tuple(range(30))]
+    order = epoch_batches(buckets, 1, seed=1, epoch=4)
+    assert epoch_batches(buckets, 1, seed=1, epoch=4) == order
+    assert epoch_batches(buckets, 1, seed=2, epoch=4) != order
+    assert epoch_batches(buckets, 1, seed=1, epoch=5) != order
+
+
+def test_the_batches_of_all_buckets_are_mixed() -> None:
+    batches = epoch_batches([tuple(range(20)), tuple(range(20, 40))], 1, seed=0, epoch=0)
+    firsts = [batch[0] < 20 for batch in batches]
+    assert 0 < sum(firsts[:20]) < 20
+
+
+def test_a_step_draws_the_same_whatever_was_drawn_before() -> None:
+    again = draw(step=5, noise_offset=0.1, random_flip=True, caption_dropout=0.5)
+    torch.rand(1000)
+    first = draw(step=5, noise_offset=0.1, random_flip=True, caption_dropout=0.5)
+    assert torch.equal(first.noise, again.noise)
+    assert torch.equal(first.posterior, again.posterior)
+    assert torch.equal(first.timesteps, again.timesteps)
+    assert (first.mirrored, first.uncaptioned) == (again.mirrored, again.uncaptioned)
+    assert not torch.equal(draw(step=6).noise, first.noise)
+
+
+def test_drawing_leaves_the_global_generator_alone() -> None:
+    state = torch.random.get_rng_state()
+    draw()
+    generator_for(1, "anything")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_options_that_are_off_mirror_nothing_and_keep_every_caption() -> None:
+    drawn = draw()
+    assert not any(drawn.mirrored)
+    assert not any(drawn.uncaptioned)
+
+
+def test_options_that_are_on_happen_at_their_rate() -> None:
+    drawn = [draw(step, random_flip=True, caption_dropout=0.2) for step in range(20)]
+    mirrored = sum(sum(one.mirrored) for one in drawn) / (20 * SHAPE[0])
+    uncaptioned = sum(sum(one.uncaptioned) for one in drawn) / (20 * SHAPE[0])
+    assert mirrored == pytest.approx(0.5, abs=0.05)
+    assert uncaptioned == pytest.approx(0.2, abs=0.05)
+
+
+def test_the_noise_offset_is_one_value_per_picture_and_channel() -> None:
+    shift = draw(noise_offset=0.25).noise - draw().noise
+    assert shift.std(dim=(2, 3)).max() < 1e-6
+    assert shift[:, :, 0, 0].std() == pytest.approx(0.25, rel=0.15)
+
+
+def test_timesteps_span_the_noise_schedule() -> None:
+    timesteps = torch.cat([draw(step).timesteps for step in range(50)])
+    assert timesteps.min() < 10
+    assert 990 <= timesteps.max() <= 999

@@ -1,0 +1,191 @@
+"""The file that other programs load: its keys, its metadata, and the pictures it makes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+
+from adapters.diffusion import preview
+from adapters.diffusion.tensor_file import body_of, decode
+from adapters.diffusion.trainer import DiffusionTrainer
+from application.ports import TrainingPlan
+from domain.picture import Picture
+from tests.diffusion.runs import plan_of, run, weights_of
+
+pytestmark = pytest.mark.integration
+
+PROMPTS = ("a red circle on a blue background", "inkwash, a green star")
+
+
+@pytest.fixture
+def plan(pictures: tuple[Picture, ...]) -> TrainingPlan:
+    plan = plan_of(
+        pictures,
+        epochs=1,
+        rank=4,
+        alpha=6.0,
+        learning_rate=2e-2,
+        trigger_word="inkwash",
+        sample_prompts=PROMPTS,
+        snr_gamma=5.0,
+    )
+    return replace(plan, created_at=datetime(2025, 1, 20, 10, tzinfo=UTC))
+
+
+def test_every_key_is_kohyas_and_every_layer_has_its_three(
+    trainer: DiffusionTrainer, plan: TrainingPlan
+) -> None:
+    tensors, _ = decode(run(trainer, plan, steps=1).weights)
+    form = re.compile(
+        r"lora_unet_(down_blocks_\d|mid_block|up_blocks_\d)_attentions_\d_transformer_blocks_\d"
+        r"_attn[12]_to_(q|k|v|out_0)\.(lora_down\.weight|lora_up\.weight|alpha)"
+    )
+    assert all(form.fullmatch(key) for key in tensors)
+    layers = {key.partition(".")[0] for key in tensors}
+    assert len(tensors) == 3 * len(layers)
+    for layer in layers:
+        down, up = tensors[f"{layer}.lora_down.weight"], tensors[f"{layer}.lora_up.weight"]
+        assert down.shape[0] == up.shape[1] == 4
+        assert down.dtype == up.dtype == torch.float16
+        assert tensors[f"{layer}.alpha"].item() == 6.0
+
+
+def test_the_metadata_says_what_the_file_is_and_how_it_was_made(
+    trainer: DiffusionTrainer, plan: TrainingPlan, tmp_path: Path
+) -> None:
+    path = tmp_path / "style.safetensors"
+    path.write_bytes(run(trainer, plan).weights)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    expected = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "6.0",
+        "ss_base_model_version": "sd_v1",
+        "ss_sd_model_name": "small_base",
+        "ss_v2": "False",
+        "ss_learning_rate": "0.02",
+        "ss_num_epochs": "1",
+        "ss_epoch": "1",
+        "ss_steps": "5",
+        "ss_num_train_images": "5",
+        "ss_num_batches_per_epoch": "5",
+        "ss_resolution": "(64, 64)",
+        "ss_min_snr_gamma": "5.0",
+        "ss_noise_offset": "None",
+        "ss_seed": "0",
+        "ss_output_name": "style_7",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "style_7",
+        "modelspec.resolution": "64x64",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.date": "2025-01-20T10:00:00+00:00",
+        "modelspec.trigger_phrase": "inkwash",
+        "modelspec.tags": "ink, wash",
+    }
+    assert {name: metadata.get(name) for name in expected} == expected
+    frequency = json.loads(metadata["ss_tag_frequency"])["style_7"]
+    assert frequency["inkwash"] == 5
+    buckets = json.loads(metadata["ss_bucket_info"])["buckets"]
+    assert sorted((tuple(b["resolution"]), b["count"]) for b in buckets.values()) == [
+        ((64, 64), 4),
+        ((72, 56), 1),
+    ]
+
+
+def test_the_hash_in_the_metadata_is_that_of_the_tensors(
+    trainer: DiffusionTrainer, plan: TrainingPlan
+) -> None:
+    data = run(trainer, plan, steps=1).weights
+    _, metadata = decode(data)
+    assert metadata["modelspec.hash_sha256"] == f"0x{hashlib.sha256(body_of(data)).hexdigest()}"
+
+
+def test_no_clock_is_read_where_the_task_has_no_time(
+    trainer: DiffusionTrainer, plan: TrainingPlan
+) -> None:
+    _, metadata = decode(run(trainer, replace(plan, created_at=None), steps=1).weights)
+    assert "modelspec.date" not in metadata
+    assert not [name for name in metadata if "time" in name or name.endswith("_at")]
+
+
+def test_diffusers_draws_the_sessions_pictures_from_the_file(
+    trainer: DiffusionTrainer,
+    plan: TrainingPlan,
+    small_base_folder: Path,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "style.safetensors"
+    with trainer.open(plan, None) as session:
+        before = session.previews(adapted=False)
+        while not session.finished:
+            session.advance()
+        weights = weights_of(session)
+        weights.copy_(weights.half().float())  # the file's precision
+        path.write_bytes(session.weights())
+        after = session.previews(adapted=True)
+
+    pipeline = StableDiffusionPipeline.from_pretrained(small_base_folder, safety_checker=None)
+    pipeline.to(dtype=torch.float32)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    assert draw(pipeline) == [preview.png for preview in before]
+    pipeline.load_lora_weights(path)
+    assert draw(pipeline) == [preview.png for preview in after]
+    assert not np.array_equal(pixels(before[0].png), pixels(after[0].png))
+
+
+def draw(pipeline: StableDiffusionPipeline) -> list[bytes]:
+    pngs = []
+    for seed, prompt in enumerate(PROMPTS):
+        image = pipeline(
+            prompt,
+            width=64,
+            height=64,
+            num_inference_steps=preview.STEPS,
+            guidance_scale=preview.GUIDANCE,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        png = BytesIO()
+        image.save(png, "PNG")
+        pngs.append(png.getvalue())
+    return pngs
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(png)))
+
+
+def test_the_files_matrices_are_the_trained_ones(
+    trainer: DiffusionTrainer, plan: TrainingPlan
+) -> None:
+    with trainer.open(plan, None) as session:
+        session.advance()
+        tensors = safetensors.torch.load(session.weights())
+        trained = [
+            matrix.detach().half()
+            for adapter in session._adapters.by_layer.values()
+            for matrix in (adapter.down, adapter.up)
+        ]
+        layers = list(session._adapters.by_layer)
+    keys = [
+        f"lora_unet_{layer.replace('.', '_')}.lora_{part}.weight"
+        for layer in layers
+        for part in ("down", "up")
+    ]
+    assert all(torch.equal(tensors[key], own) for key, own in zip(keys, trained, strict=True))

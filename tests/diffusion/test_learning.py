@@ -1,0 +1,125 @@
+"""Training on a style makes other pictures of that style likelier; broken training does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.diffusion import session
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.dataset import Dataset
+from adapters.diffusion.loss import Objective
+from adapters.diffusion.trainer import DiffusionTrainer
+from application.ports import TrainingPlan
+from assets.drawing import draw_style_set
+from domain.picture import Picture
+from tests.diffusion.held_out import encode_held_out, held_out_loss
+from tests.diffusion.runs import plan_of, read_pictures, run
+
+pytestmark = pytest.mark.integration
+
+MARGIN = 0.25
+"""Share of the base's held-out loss that training has to take away."""
+TIMESTEPS = range(50, 1000, 100)
+
+Break = Callable[[pytest.MonkeyPatch, TrainingPlan], TrainingPlan]
+
+
+@pytest.fixture(scope="module")
+def style(tmp_path_factory: pytest.TempPathFactory) -> tuple[Picture, ...]:
+    folder = tmp_path_factory.mktemp("style")
+    return read_pictures(draw_style_set(folder, count=12, seed=1, size=256 + 64))
+
+
+@pytest.fixture(scope="module")
+def held_out(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("held_out")
+    return encode_held_out(
+        base, read_pictures(draw_style_set(folder, count=12, seed=2, size=256 + 64))
+    )
+
+
+@pytest.fixture
+def plan(base: BaseModel, style: tuple[Picture, ...]) -> TrainingPlan:
+    return plan_of(
+        style,
+        epochs=30,
+        batch_size=4,
+        resolution=base.native_resolution,
+        rank=8,
+        learning_rate=5e-3,
+    )
+
+
+def gain(base: BaseModel, style: bytes, held_out: Dataset, folder: Path) -> float:
+    """Share of the base's held-out loss that the style takes away."""
+    file = folder / "style.safetensors"
+    file.write_bytes(style)
+    before = held_out_loss(base, None, held_out, TIMESTEPS)
+    return 1 - held_out_loss(base, file, held_out, TIMESTEPS) / before
+
+
+def no_learning_rate(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
+    monkeypatch.setattr(session, "learning_rate_of", lambda *_: lambda _: 0.0)
+    return plan
+
+
+def adapters_not_attached(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
+    """The optimizer works on a copy of the weights that the denoiser does not see."""
+    stepper = session.Stepper
+
+    def on_a_copy(unet, weights, *rest):
+        copy = torch.nn.Parameter(weights.detach().clone())
+        copy.grad = torch.ones_like(copy)
+        return stepper(unet, copy, *rest)
+
+    monkeypatch.setattr(session, "Stepper", on_a_copy)
+    return plan
+
+
+def shuffled_captions(_: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
+    captions = [picture.caption for picture in plan.pictures]
+    moved = captions[5:] + captions[:5]
+    pictures = tuple(
+        replace(picture, caption=caption)
+        for picture, caption in zip(plan.pictures, moved, strict=True)
+    )
+    return replace(plan, pictures=pictures)
+
+
+def wrong_target(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
+    """The denoiser is asked for the picture where it should give the noise."""
+    monkeypatch.setattr(Objective, "target", lambda _self, latents, _noise, _timesteps: latents)
+    return plan
+
+
+def test_training_lowers_the_loss_on_pictures_it_has_not_seen(
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    plan: TrainingPlan,
+    held_out: Dataset,
+    tmp_path: Path,
+) -> None:
+    style = run(trainer, plan).weights
+    assert gain(base, style, held_out, tmp_path) > MARGIN
+
+
+@pytest.mark.parametrize(
+    "broken", [no_learning_rate, adapters_not_attached, shuffled_captions, wrong_target]
+)
+def test_a_broken_trainer_does_not_reach_the_margin(
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    plan: TrainingPlan,
+    held_out: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: Break,
+) -> None:
+    with monkeypatch.context() as patch:
+        style = run(trainer, broken(patch, plan)).weights
+    assert gain(base, style, held_out, tmp_path) < MARGIN

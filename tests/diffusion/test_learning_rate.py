@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from adapters.diffusion.learning_rate import learning_rate_of
+from domain.parameters import LearningRateSchedule, TrainingParameters
+
+
+def rates(steps: int = 100, **parameters: Any) -> list[float]:
+    values = {"epochs": 1, "resolution": 64, "learning_rate": 0.01, **parameters}
+    rate = learning_rate_of(TrainingParameters(**values), steps)
+    return [rate(step) for step in range(steps)]
+
+
+@pytest.mark.parametrize("name", list(LearningRateSchedule))
+def test_the_warm_up_is_linear_from_zero(name: LearningRateSchedule) -> None:
+    assert rates(lr_scheduler=name, lr_warmup_steps=4)[:5] == pytest.approx(
+        [0, 0.0025, 0.005, 0.0075, 0.01]
+    )
+
+
+def test_constant_stays_at_the_peak() -> None:
+    assert set(rates(lr_scheduler="constant_with_warmup", lr_warmup_steps=0)) == {0.01}
+
+
+def test_linear_falls_to_zero_one_after_the_last_step() -> None:
+    expected = [0.01 * (100 - step) / 100 for step in range(100)]
+    assert rates(lr_scheduler="linear", lr_warmup_steps=0) == pytest.approx(expected)
+
+
+def test_cosine_falls_by_half_a_cosine() -> None:
+    expected = [0.005 * (1 + math.cos(math.pi * (step - 10) / 90)) for step in range(10, 100)]
+    assert rates(lr_scheduler="cosine", lr_warmup_steps=10)[10:] == pytest.approx(expected)
+
+
+def test_a_run_of_one_step_trains_at_the_peak() -> None:
+    assert rates(steps=1) == [0.01]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.lora import TARGETS, attached
+
+pytestmark = pytest.mark.integration
+
+
+def predict(base: BaseModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(1, 4, 16, 16, generator=generator)
+    states = torch.randn(1, 77, base.unet.config.cross_attention_dim, generator=generator)
+    return base.unet(latents, torch.tensor([300]), encoder_hidden_states=states).sample
+
+
+def modules(base: BaseModel) -> dict[str, type]:
+    return {name: type(module) for name, module in base.unet.named_modules()}
+
+
+def test_every_attention_projection_carries_an_adapter_of_the_rank(base: BaseModel) -> None:
+    wanted = {name for name in modules(base) if name.endswith(tuple(f".{t}" for t in TARGETS))}
+    with attached(base.unet, rank=3, alpha=6.0, seed=1) as adapters:
+        assert adapters.by_layer.keys() == wanted
+        assert {adapter.down.shape[0] for adapter in adapters.by_layer.values()} == {3}
+        assert {adapter.up.shape[1] for adapter in adapters.by_layer.values()} == {3}
+
+
+def test_fresh_adapters_change_nothing_and_trained_ones_do(base: BaseModel) -> None:
+    with torch.no_grad():
+        plain = predict(base)
+        with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
+            assert torch.equal(predict(base), plain)
+            adapters.flat.data += 0.1
+            assert not torch.allclose(predict(base), plain)
+            with adapters.switched_off():
+                assert torch.equal(predict(base), plain)
+
+
+def test_taking_the_adapters_off_leaves_the_denoiser_bit_for_bit(base: BaseModel) -> None:
+    before = copy.deepcopy(base.unet.state_dict())
+    structure = modules(base)
+    with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
+        adapters.flat.data += 1
+    after = base.unet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert modules(base) == structure
+    assert not any(weight.requires_grad for weight in base.unet.parameters())
+
+
+def test_the_adapters_come_off_when_the_run_fails(base: BaseModel) -> None:
+    structure = modules(base)
+    with pytest.raises(RuntimeError, match="boom"), attached(base.unet, rank=4, alpha=4, seed=1):
+        raise RuntimeError("boom")
+    assert modules(base) == structure
+
+
+def test_initial_weights_depend_on_the_seed_and_on_nothing_global(base: BaseModel) -> None:
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
+        first = adapters.flat.detach().clone()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(2)
+    with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
+        assert torch.equal(adapters.flat, first)
+    with attached(base.unet, rank=4, alpha=4.0, seed=2) as adapters:
+        assert not torch.equal(adapters.flat, first)
+
+
+def test_the_folded_product_has_pefts_value_and_gradient(base: BaseModel) -> None:
+    """``_fold`` is a faster way to the same numbers."""
+    with attached(base.unet, rank=4, alpha=8.0, seed=1) as adapters:
+        adapters.flat.data += 0.05
+        folded = predict(base)
+        folded.square().mean().backward()
+        gradient = adapters.flat.grad.clone()
+        adapters.flat.grad.zero_()
+        for adapter in adapters.by_layer.values():
+            del adapter.layer.forward
+        plain = predict(base)
+        plain.square().mean().backward()
+        torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+        scale = adapters.flat.grad.abs().max().item()
+        torch.testing.assert_close(gradient, adapters.flat.grad, rtol=0, atol=1e-4 * scale)
+
+
+def test_gradients_arrive_in_the_flat_gradient(base: BaseModel) -> None:
+    with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
+        predict(base).square().mean().backward()
+        ups = [adapter.up.grad for adapter in adapters.by_layer.values()]
+        assert all(gradient.abs().max() > 0 for gradient in ups)
+        assert adapters.flat.grad.count_nonzero() == sum(int(g.count_nonzero()) for g in ups)

@@ -1,0 +1,277 @@
+"""Runs of the real trainer: exact, repeatable, resumable, and without a trace in the base."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.step import Stepper
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from application.ports import CheckpointRejected
+from domain.failure import FailureCode, TrainingFailed
+from domain.picture import Picture
+from tests.diffusion.runs import EVERY_OPTION, Outcome, plan_of, run, weights_of
+
+pytestmark = pytest.mark.integration
+
+Pictures = tuple[Picture, ...]
+STEPS = 10
+"""Of ``plan_of``'s two epochs over the five pictures."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: BaseModel, pictures: Pictures) -> Outcome:
+    return run(DiffusionTrainer(base, decode, "cpu"), plan_of(pictures, **EVERY_OPTION))
+
+
+@pytest.fixture(scope="module")
+def without_options(base: BaseModel, pictures: Pictures) -> torch.Tensor:
+    """The weights after two steps of a plain run."""
+    with DiffusionTrainer(base, decode).open(plan_of(pictures[:3]), None) as session:
+        for _ in range(2):
+            session.advance()
+        return weights_of(session).clone()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 7, STEPS])
+def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
+    trainer: DiffusionTrainer, pictures: Pictures, uninterrupted: Outcome, steps: int
+) -> None:
+    plan = plan_of(pictures, **EVERY_OPTION)
+    torch.manual_seed(steps)
+    first = run(trainer, plan, steps=steps)
+    torch.manual_seed(99)
+    assert run(trainer, plan, resume=first.checkpoint) == uninterrupted
+
+
+def test_a_run_that_is_resumed_after_every_step_gives_the_same_bytes(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    plan = plan_of(pictures[:3], batch_size=2, **EVERY_OPTION)
+    checkpoint = None
+    for _ in range(4):
+        outcome = run(trainer, plan, resume=checkpoint, steps=1)
+        checkpoint = outcome.checkpoint
+    assert outcome == run(trainer, plan)
+
+
+def test_previews_and_looks_at_the_run_change_nothing(
+    trainer: DiffusionTrainer, pictures: Pictures, uninterrupted: Outcome
+) -> None:
+    plan = plan_of(pictures, **EVERY_OPTION, sample_prompts=())
+    with trainer.open(plan, None) as session:
+        while not session.finished:
+            step = session.advance().step
+            if step in {2, 5}:
+                session.checkpoint()
+                session.weights()
+                session.previews(adapted=step == 2)
+        assert session.weights() == uninterrupted.weights
+        assert session.checkpoint().data == uninterrupted.checkpoint
+
+
+def test_another_seed_gives_other_weights(
+    trainer: DiffusionTrainer, pictures: Pictures, uninterrupted: Outcome
+) -> None:
+    other = run(trainer, plan_of(pictures, **EVERY_OPTION, seed=1))
+    assert other.weights != uninterrupted.weights
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"random_flip": True},
+        {"caption_dropout": 1.0},
+        {"noise_offset": 0.1},
+        {"snr_gamma": 1.0},
+        {"trigger_word": "inkwash"},
+        {"weight_decay": 0.5},
+        {"max_grad_norm": 1e-3},
+        {"lr_scheduler": "linear"},
+        {"lr_warmup_steps": 2},
+        {"alpha": 1.0},
+        {"batch_size": 2},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_option_reaches_the_training(
+    trainer: DiffusionTrainer,
+    pictures: Pictures,
+    without_options: torch.Tensor,
+    option: dict[str, Any],
+) -> None:
+    with trainer.open(plan_of(pictures[:3], **option), None) as session:
+        for _ in range(2):
+            session.advance()
+        assert not torch.equal(weights_of(session), without_options)
+
+
+def test_steps_epochs_and_losses_are_reported_as_they_happen(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    with trainer.open(plan_of(pictures, batch_size=2), None) as session:
+        # Four square pictures make two batches; the fifth has a bucket of its own.
+        assert session.total_steps == 6
+        reports = [session.advance() for _ in range(6)]
+        assert session.finished
+        history = session.history
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert [report.epoch for report in reports] == [0, 0, 1, 1, 1, 2]
+    assert [report.epoch_finished for report in reports] == [False, False, True] * 2
+    assert [record.epoch for record in history] == [1, 2]
+    assert [report.loss for report in reports if report.epoch_finished] == [
+        record.loss for record in history
+    ]
+    assert all(record.loss > 0 for record in history)
+    assert history[0].learning_rate > history[1].learning_rate > 0
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures(
+    trainer: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums: list[float] = []
+    step = Stepper.step
+
+    def noted(self: Stepper, *arguments: Any) -> torch.Tensor:
+        losses = step(self, *arguments)
+        sums.append(losses.item())
+        return losses
+
+    monkeypatch.setattr(Stepper, "step", noted)
+    outcome = run(trainer, plan_of(pictures, epochs=1, batch_size=2))
+    assert outcome.history[0].loss == pytest.approx(sum(sums) / len(pictures))
+
+
+def test_a_session_leaves_the_base_bit_for_bit(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+) -> None:
+    parts = ("unet", "vae", "text_encoder")
+    before = {part: copy.deepcopy(getattr(base, part).state_dict()) for part in parts}
+    run(trainer, plan_of(pictures, epochs=1))
+    for part in parts:
+        after = getattr(base, part).state_dict()
+        assert after.keys() == before[part].keys()
+        assert all(torch.equal(after[name], before[part][name]) for name in after)
+
+
+def test_one_session_at_a_time(trainer: DiffusionTrainer, pictures: Pictures) -> None:
+    plan = plan_of(pictures[:1])
+    with trainer.open(plan, None), pytest.raises(RuntimeError, match="one session"):
+        trainer.open(plan, None).__enter__()
+    with trainer.open(plan, None) as session:
+        assert not session.finished
+
+
+def test_a_closed_session_holds_no_tensor(trainer: DiffusionTrainer, pictures: Pictures) -> None:
+    with trainer.open(plan_of(pictures[:1], epochs=1), None) as session:
+        session.advance()
+    assert not [name for name, value in vars(session).items() if isinstance(value, torch.Tensor)]
+    assert len(session.history) == 1
+
+
+def test_a_finished_run_has_no_next_step(trainer: DiffusionTrainer, pictures: Pictures) -> None:
+    with trainer.open(plan_of(pictures[:1], epochs=1), None) as session:
+        session.advance()
+        with pytest.raises(RuntimeError, match="finished"):
+            session.advance()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_the_epochs_end(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    with trainer.open(plan_of(pictures[:3]), None) as session:
+        session.advance()
+        weights_of(session)[0] = float("nan")
+        session.advance()
+        with pytest.raises(TrainingFailed, match="epoch 1") as failed:
+            session.advance()
+    assert failed.value.failure.code is FailureCode.LOSS_DIVERGED
+    assert not failed.value.failure.retryable
+
+
+def test_a_gradient_that_is_no_number_in_the_last_step_ends_the_run(
+    trainer: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward = torch.autograd.backward
+
+    def poisoned(loss: torch.Tensor) -> None:
+        backward(loss * float("inf"))
+
+    monkeypatch.setattr(torch.autograd, "backward", poisoned)
+    plan = plan_of(pictures[:1], epochs=1)
+    with trainer.open(plan, None) as session, pytest.raises(TrainingFailed) as failed:
+        session.advance()
+    assert failed.value.failure.code is FailureCode.LOSS_DIVERGED
+
+
+def test_a_full_card_is_told_as_such(
+    trainer: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with trainer.open(plan_of(pictures[:1]), None) as session:
+        monkeypatch.setattr(Stepper, "step", full)
+        with pytest.raises(TrainingFailed) as failed:
+            session.advance()
+    assert failed.value.failure.code is FailureCode.GPU_OOM
+    assert "graphics card" in failed.value.failure.message
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"learning_rate": 1e-3}, "learning_rate was 0.01, now it is 0.001"),
+        ({"seed": 4}, "seed was 0, now it is 4"),
+        ({"rank": 2}, "rank was 4, now it is 2"),
+        ({"trigger_word": "zxc"}, "captions"),
+    ],
+)
+def test_a_checkpoint_of_other_parameters_is_rejected(
+    trainer: DiffusionTrainer, pictures: Pictures, change: dict[str, Any], complaint: str
+) -> None:
+    checkpoint = run(trainer, plan_of(pictures[:2]), steps=1).checkpoint
+    with pytest.raises(CheckpointRejected, match=complaint):
+        run(trainer, plan_of(pictures[:2], **change), resume=checkpoint)
+
+
+def test_a_checkpoint_of_other_pictures_captions_or_base_is_rejected(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+) -> None:
+    plan = plan_of(pictures[:2])
+    checkpoint = run(trainer, plan, steps=1).checkpoint
+    with pytest.raises(CheckpointRejected, match="other pictures"):
+        run(trainer, plan_of(pictures[1:3]), resume=checkpoint)
+    reworded = (pictures[0], replace(pictures[1], caption="something else"))
+    with pytest.raises(CheckpointRejected, match="other captions"):
+        run(trainer, plan_of(reworded), resume=checkpoint)
+    elsewhere = DiffusionTrainer(replace(base, fingerprint="other"), decode)
+    with pytest.raises(CheckpointRejected, match="other base model"):
+        run(elsewhere, plan, resume=checkpoint)
+    assert run(trainer, plan, resume=checkpoint).history
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, 20_000, -1])
+def test_a_checkpoint_that_is_cut_off_is_rejected(
+    trainer: DiffusionTrainer, pictures: Pictures, length: int
+) -> None:
+    plan = plan_of(pictures[:2])
+    checkpoint = run(trainer, plan, steps=1).checkpoint
+    with pytest.raises(CheckpointRejected, match="damaged"):
+        run(trainer, plan, resume=checkpoint[:length])
+
+
+def test_something_else_than_a_checkpoint_is_rejected(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    plan = plan_of(pictures[:2])
+    outcome = run(trainer, plan, steps=1)
+    for other in (b"PK\x03\x04 a pickle", outcome.weights):
+        with pytest.raises(CheckpointRejected):
+            run(trainer, plan, resume=other)

@@ -1,0 +1,244 @@
+"""The state machine: what is allowed, what it gives, and what holds whatever happens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from domain.events import (
+    Artifact,
+    ArtifactStored,
+    CheckpointRef,
+    Event,
+    JobCompleted,
+    JobFailed,
+    JobStarted,
+    TrainingMetric,
+)
+from domain.failure import Failure, FailureCode
+from domain.job import Change, InvalidTransition, JobState, TrainingJob
+from domain.location import Location
+from domain.parameters import TrainingParameters
+from domain.progress import Progress
+
+PARAMETERS = TrainingParameters(epochs=10, resolution=512)
+ARTIFACT = Artifact(Location("models", "models/style_7.safetensors"), "ab" * 32, 1000)
+METRIC = TrainingMetric(loss=0.1, epochs=10, steps=100)
+FAILURE = Failure(FailureCode.GPU_OOM, "The card is too small.")
+CANCELLED = Failure(FailureCode.CANCELLED, "Cancelled.")
+
+
+def checkpoint(step: int) -> CheckpointRef:
+    return CheckpointRef(Location("models", f"jobs/t/{step}"), step // 10, step)
+
+
+def new_job() -> TrainingJob:
+    return TrainingJob(task_id="t", style_id=7)
+
+
+def after(job: TrainingJob, *names: str) -> TrainingJob:
+    """The job after the named transitions, each with its plainest arguments."""
+    for name in names:
+        job, _ = TRANSITIONS[name](job)
+    return job
+
+
+TRANSITIONS: dict[str, Any] = {
+    "start": lambda job: job.start(),
+    "begin_training": lambda job: job.begin_training(PARAMETERS, 12),
+    "advance": lambda job: job.advance(Progress(1, 10, 10, 100), epoch_finished=True),
+    "save_checkpoint": lambda job: job.save_checkpoint(checkpoint(10)),
+    "finish_training": lambda job: job.finish_training(METRIC),
+    "store": lambda job: job.store(ARTIFACT),
+    "give_up": lambda job: job.give_up(FAILURE),
+    "begin_announcement": lambda job: job.begin_announcement(),
+    "conclude": lambda job: job.conclude(),
+    "interrupt": lambda job: job.interrupt("gone", setback=True),
+}
+
+REACHED: dict[JobState, TrainingJob] = {
+    JobState.QUEUED: new_job(),
+    JobState.PREPARING: after(new_job(), "start"),
+    JobState.TRAINING: after(new_job(), "start", "begin_training"),
+    JobState.UPLOADING: after(new_job(), "start", "begin_training", "finish_training"),
+    JobState.ANNOUNCING: after(new_job(), "give_up"),
+    JobState.FAILED: after(new_job(), "give_up", "begin_announcement", "conclude"),
+    JobState.INTERRUPTED: after(new_job(), "start", "interrupt"),
+}
+REACHED[JobState.COMPLETED] = after(
+    REACHED[JobState.UPLOADING], "store", "begin_announcement", "conclude"
+)
+REACHED[JobState.CANCELLED] = after(
+    new_job().give_up(CANCELLED)[0], "begin_announcement", "conclude"
+)
+
+ALLOWED: dict[str, set[JobState]] = {
+    "start": {JobState.QUEUED, JobState.INTERRUPTED},
+    "begin_training": {JobState.PREPARING},
+    "advance": {JobState.TRAINING},
+    "save_checkpoint": {JobState.TRAINING},
+    "finish_training": {JobState.TRAINING},
+    "store": {JobState.UPLOADING},
+    "give_up": {
+        JobState.QUEUED,
+        JobState.PREPARING,
+        JobState.TRAINING,
+        JobState.UPLOADING,
+        JobState.INTERRUPTED,
+    },
+    "begin_announcement": {JobState.ANNOUNCING},
+    "conclude": set(),  # not before an announcement was begun
+    "interrupt": {JobState.PREPARING, JobState.TRAINING, JobState.UPLOADING},
+}
+
+
+@pytest.mark.parametrize("state", JobState)
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_each_transition_is_allowed_in_its_states_and_raises_in_all_others(
+    name: str, state: JobState
+) -> None:
+    job = REACHED[state]
+    if state in ALLOWED[name]:
+        changed, event = TRANSITIONS[name](job)
+        assert changed != job
+        assert (event.task_id, event.style_id) == ("t", 7)
+    else:
+        with pytest.raises(InvalidTransition, match=str(state)):
+            TRANSITIONS[name](job)
+
+
+def test_the_whole_way_gives_a_completed_job_and_its_events() -> None:
+    way = (
+        "start",
+        "begin_training",
+        "advance",
+        "save_checkpoint",
+        "finish_training",
+        "store",
+        "begin_announcement",
+        "conclude",
+    )
+    job, events = new_job(), []
+    for name in way:
+        job, event = TRANSITIONS[name](job)
+        events.append(event)
+    assert job.state is JobState.COMPLETED
+    assert events[0] == JobStarted(task_id="t", style_id=7, attempt=1, resumed_from=None)
+    assert ArtifactStored(task_id="t", style_id=7, artifact=ARTIFACT) in events
+    assert events[-1] == JobCompleted(task_id="t", style_id=7, artifact=ARTIFACT)
+
+
+def test_a_job_that_gives_up_fails_with_its_reason() -> None:
+    job = after(new_job(), "start", "give_up", "begin_announcement")
+    job, event = job.conclude()
+    assert job.state is JobState.FAILED
+    assert event == JobFailed(task_id="t", style_id=7, failure=FAILURE)
+
+
+def test_an_interrupted_job_goes_on_from_its_checkpoint() -> None:
+    job = after(new_job(), "start", "begin_training", "save_checkpoint", "interrupt")
+    job, event = job.start()
+    assert event == JobStarted(task_id="t", style_id=7, attempt=2, resumed_from=checkpoint(10))
+
+
+def test_parameters_do_not_change_over_a_resume() -> None:
+    job = after(new_job(), "start", "begin_training", "interrupt", "start")
+    with pytest.raises(InvalidTransition, match="change the parameters"):
+        job.begin_training(replace(PARAMETERS, epochs=11), 12)
+
+
+def test_a_checkpoint_forgives_earlier_setbacks_and_an_orderly_stop_is_none() -> None:
+    job = after(new_job(), "start", "interrupt", "start", "interrupt")
+    assert job.setbacks == 2
+    job = after(job, "start", "begin_training", "save_checkpoint")
+    assert job.setbacks == 0
+    job, _ = job.interrupt("shut down", setback=False)
+    assert job.setbacks == 0
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        {"state": JobState.COMPLETED},
+        {"state": JobState.FAILED},
+        {"state": JobState.CANCELLED},
+        {"state": JobState.ANNOUNCING},
+        {"state": JobState.ANNOUNCING, "artifact": ARTIFACT, "failure": FAILURE},
+    ],
+)
+def test_a_job_cannot_be_made_that_contradicts_itself(impossible: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"job has"):
+        TrainingJob(task_id="t", style_id=7, **impossible)
+
+
+class JobMachine(RuleBasedStateMachine):
+    """Throws transitions at a job in any order; those not allowed must change nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.job = new_job()
+        self.furthest = 0
+        self.events: list[Event] = []
+
+    def attempt(self, transition: Any) -> None:
+        before = self.job
+        try:
+            self.job, event = transition(before)
+        except InvalidTransition:
+            assert self.job == before
+            return
+        self.events.append(event)
+        assert not before.is_terminal, "a terminal state is final"
+
+    @rule(name=st.sampled_from(sorted(TRANSITIONS.keys() - {"advance"})))
+    def transition(self, name: str) -> None:
+        self.attempt(TRANSITIONS[name])
+
+    @precondition(lambda self: self.job.state is JobState.QUEUED)
+    @rule()
+    def go_straight_to_training(self) -> None:
+        self.attempt(TRANSITIONS["start"])
+        self.attempt(TRANSITIONS["begin_training"])
+
+    @rule(step=st.integers(0, 100))
+    def advance(self, step: int) -> None:
+        progress = Progress(step // 10, 10, step, 100)
+
+        def change(job: TrainingJob) -> Change:
+            return job.advance(progress, epoch_finished=step % 10 == 0)
+
+        self.attempt(change)
+
+    @rule()
+    def cancel(self) -> None:
+        self.attempt(lambda job: job.give_up(CANCELLED))
+
+    @invariant()
+    def progress_never_goes_back(self) -> None:
+        now = self.job.progress.current_step if self.job.progress else 0
+        assert now >= self.furthest
+        self.furthest = now
+
+    @invariant()
+    def completed_implies_an_artifact_and_its_hash(self) -> None:
+        if self.job.state is JobState.COMPLETED:
+            assert self.job.artifact is not None
+            assert len(self.job.artifact.sha256) == 64
+
+    @invariant()
+    def a_final_state_was_announced(self) -> None:
+        assert not self.job.is_terminal or self.job.announcements > 0
+
+    @invariant()
+    def at_most_one_outcome(self) -> None:
+        outcomes = [e for e in self.events if isinstance(e, JobCompleted | JobFailed)]
+        assert len(outcomes) == self.job.is_terminal
+
+
+TestJobMachine = JobMachine.TestCase
+TestJobMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

@@ -1,0 +1,107 @@
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.parameters import (
+    InvalidParameter,
+    LearningRateSchedule,
+    RequestedParameters,
+    TrainingParameters,
+    default_epochs,
+)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "epochs"),
+    [(1, 500), (10, 500), (11, 480), (15, 400), (20, 300), (29, 120), (30, 100), (100, 100)],
+)
+def test_default_epochs_fall_from_500_at_10_pictures_to_100_at_30(
+    pictures: int, epochs: int
+) -> None:
+    assert default_epochs(pictures) == epochs
+
+
+def test_the_defaults_are_the_platforms() -> None:
+    parameters = RequestedParameters().resolve(picture_count=20, native_resolution=512)
+    assert parameters == TrainingParameters(
+        epochs=300, resolution=512, rank=8, learning_rate=1e-4, batch_size=1
+    )
+    assert parameters.network_alpha == 8.0
+
+
+def test_named_parameters_win_over_defaults() -> None:
+    asked = RequestedParameters({"epochs": 7, "resolution": 768, "sample_prompts": ["a cat"]})
+    parameters = asked.resolve(picture_count=20, native_resolution=512)
+    assert (parameters.epochs, parameters.resolution) == (7, 768)
+    assert parameters.sample_prompts == ("a cat",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 10_001),
+        ("epochs", 10.0),
+        ("epochs", True),
+        ("epochs", "10"),
+        ("resolution", 500),
+        ("resolution", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", -1e-4),
+        ("learning_rate", 1.0),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("learning_rate", 10**400),
+        ("learning_rate", "1e-4"),
+        ("batch_size", 0),
+        ("batch_size", 65),
+        ("rank", 0),
+        ("rank", 257),
+        ("alpha", 0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("trigger_word", ""),
+        ("trigger_word", "x" * 101),
+        ("sample_prompts", ["a"] * 9),
+        ("sample_prompts", [" "]),
+        ("sample_prompts", [3]),
+        ("lr_scheduler", "sawtooth"),
+        ("lr_warmup_steps", -1),
+        ("weight_decay", 2.0),
+        ("max_grad_norm", 0),
+        ("snr_gamma", 0),
+        ("noise_offset", 1.1),
+        ("random_flip", 1),
+        ("caption_dropout", -0.1),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_remedy(name: str, value: Any) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        RequestedParameters({name: value})
+    assert caught.value.name == name
+    assert "give" in caught.value.remedy
+
+
+def test_a_name_that_is_no_parameter_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a training parameter: colour"):
+        RequestedParameters({"colour": "red"})
+
+
+@given(total=st.integers(1, 100_000))
+def test_the_default_warm_up_is_a_twentieth_and_at_most_100_steps(total: int) -> None:
+    parameters = TrainingParameters(epochs=1, resolution=512)
+    assert parameters.warmup_steps(total) == min(100, total // 20)
+
+
+def test_a_named_warm_up_is_kept() -> None:
+    parameters = TrainingParameters(epochs=1, resolution=512, lr_warmup_steps=7)
+    assert parameters.warmup_steps(1000) == 7
+
+
+def test_every_schedule_can_be_asked_for_by_its_diffusers_name() -> None:
+    for schedule in LearningRateSchedule:
+        asked = RequestedParameters({"lr_scheduler": str(schedule)})
+        assert asked.resolve(picture_count=1, native_resolution=512).lr_scheduler == schedule

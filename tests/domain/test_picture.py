@@ -1,0 +1,48 @@
+import pytest
+
+from domain.failure import FailureCode, TrainingFailed
+from domain.picture import Duplicate, Picture, PictureFacts, PictureSet, RefusedPicture
+
+
+def picture(name: str, sha256: str, perceptual_hash: int) -> Picture:
+    return Picture(name, b"", PictureFacts(512, 512, sha256, perceptual_hash))
+
+
+def test_duplicates_are_exact_or_near() -> None:
+    pictures = PictureSet(
+        (
+            picture("a", "1", 0b0000_0000),
+            picture("b", "1", 0b0000_0000),
+            picture("c", "2", 0b0000_0111),
+            picture("d", "3", 0xFFFF_0000_0000),
+        )
+    )
+    assert pictures.duplicates == (
+        Duplicate("b", "a", exact=True),
+        Duplicate("c", "a", exact=False),
+        Duplicate("c", "b", exact=False),
+    )
+
+
+def test_too_few_pictures_fail_with_every_refusal_in_the_message() -> None:
+    pictures = PictureSet(
+        tuple(picture(str(n), str(n), n << 32) for n in range(9)),
+        (RefusedPicture("cat.gif", "GIF is not supported"),),
+    )
+    with pytest.raises(TrainingFailed) as caught:
+        pictures.require(10)
+    failure = caught.value.failure
+    assert failure.code is FailureCode.LOW_QUALITY_DATA
+    assert not failure.retryable
+    assert "Only 9 of 10 pictures" in failure.message
+    assert "cat.gif: GIF is not supported" in failure.message
+
+
+def test_enough_pictures_pass() -> None:
+    PictureSet(tuple(picture(str(n), str(n), n) for n in range(10))).require(10)
+
+
+def test_none_at_all_fail_without_an_empty_list_of_refusals() -> None:
+    with pytest.raises(TrainingFailed) as caught:
+        PictureSet(()).require(1)
+    assert "Left out" not in caught.value.failure.message

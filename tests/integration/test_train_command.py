@@ -1,0 +1,169 @@
+"""The local command as a person meets it: a whole run, an interruption, and every bad input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from assets.drawing import draw_style_set
+from entrypoints.train import main
+
+pytestmark = pytest.mark.integration
+
+QUICK = ["--epochs", "2", "--resolution", "64", "--device", "cpu"]
+SMALL_BASE = Path("assets/small_base")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    draw_style_set(folder, count=3, seed=5)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `.env` and no setting of the machine takes part."""
+    for name in ("BASE_MODEL", "DEVICE", "BASE_MODEL_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BASE_MODEL", str(SMALL_BASE.resolve()))
+    monkeypatch.chdir(tmp_path)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_folder_of_pictures_becomes_a_style_with_its_report(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_in(pictures)
+    out = tmp_path / "new" / "out"
+    command = [str(pictures), "--out", str(out), "--style-id", "12", *QUICK]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "models/style_12.safetensors" in printed
+    assert "only 3 usable pictures" in printed
+
+    with safe_open(out / "models" / "style_12.safetensors", "np") as file:
+        assert any(key.endswith("lora_down.weight") for key in file.keys())  # noqa: SIM118 - not a dict
+    for name in ("loss.png", "previews.png"):
+        Image.open(out / name).verify()
+    assert "<html" in (out / "report.html").read_text()
+    assert list(out.glob("jobs/*/checkpoints/*.safetensors"))
+    assert files_in(pictures) == before, "the pictures' folder is only read"
+
+    weights = (out / "models" / "style_12.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert (out / "models" / "style_12.safetensors").stat().st_mtime_ns == weights
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
+    pictures: Path, tmp_path: Path
+) -> None:
+    options = ["--epochs", "400", "--resolution", "64", "--device", "cpu"]
+    command = [sys.executable, "-m", "entrypoints.train", str(pictures), "--out", "out", *options]
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out/jobs/*/checkpoints/*")):
+        assert first.poll() is None, "it ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    printed, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, printed
+    assert "the same command goes on from there" in printed
+
+    second = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert second.stdout is not None
+    resumed = any("resuming from epoch" in line for line in second.stdout)
+    second.kill()
+    second.wait()
+    assert resumed
+
+
+def broken_pictures(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"not a picture")
+    Image.new("RGB", (40, 40)).save(folder / "small.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("no folder", "no such folder"),
+        ("empty folder", "no picture in it"),
+        ("no usable picture", "small.png"),
+        ("out is below a file", "cannot be written"),
+        ("epochs 0", "--epochs 0: give a whole number"),
+        ("rate nan", "--learning-rate nan: give a number"),
+        ("style 0", "--style-id 0"),
+        ("base missing", "base model"),
+        ("base is a pickle", "pickle"),
+        ("base is no model", "model_index.json"),
+    ],
+)
+def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
+    case: str, said: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    source, target, options = pictures, out, list(QUICK)
+    if case == "no folder":
+        source = tmp_path / "nowhere"
+    elif case == "empty folder":
+        source = tmp_path / "empty"
+        source.mkdir()
+    elif case == "no usable picture":
+        source = broken_pictures(tmp_path / "broken")
+    elif case == "out is below a file":
+        (tmp_path / "file").write_text("")
+        target = tmp_path / "file" / "out"
+    elif case == "epochs 0":
+        options += ["--epochs", "0"]
+    elif case == "rate nan":
+        options += ["--learning-rate", "nan"]
+    elif case == "style 0":
+        options += ["--style-id", "0"]
+    elif case == "base missing":
+        options += ["--base-model", str(tmp_path / "no-such-model.safetensors")]
+    elif case == "base is a pickle":
+        (tmp_path / "model.ckpt").write_bytes(b"\x80\x04.")
+        options += ["--base-model", str(tmp_path / "model.ckpt")]
+    elif case == "base is no model":
+        (tmp_path / "folder").mkdir()
+        options += ["--base-model", str(tmp_path / "folder")]
+
+    assert main([str(source), "--out", str(target), *options]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ")
+    assert said in errors[0]
+    assert not out.exists()
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([str(pictures), "--out", str(out), *QUICK]) == 0
+    before = {file: (out / file).read_bytes() for file in files_in(out)}
+    capsys.readouterr()
+    assert main([str(pictures), "--out", str(out), *QUICK, "--seed", "3"]) == 2
+    assert "another run's checkpoint" in capsys.readouterr().err
+    assert {file: (out / file).read_bytes() for file in files_in(out)} == before

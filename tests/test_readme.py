@@ -1,0 +1,36 @@
+"""What the README says about settings and commands is what the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from entrypoints.settings import Settings, settings_table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_settings_is_the_settings() -> None:
+    assert settings_table() in README
+    assert len(Settings.model_fields) == settings_table().count("\n") + 1
+
+
+def test_every_make_target_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make ([a-z]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_file_named_exists() -> None:
+    for path in re.findall(
+        r"`((?:application|domain|adapters|entrypoints|tests|assets)/[\w/.]+)`", README
+    ):
+        assert (ROOT / path).exists(), path
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / picture).is_file(), picture
+
+
+def test_ci_calls_the_test_command_of_the_readme() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "    make test\n" in README
