@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,6 +20,7 @@ from application.ports import (
     CheckpointRejected,
     Clock,
     Condition,
+    DeadMessage,
     Delivery,
     DeliveryLost,
     EpochRecord,
@@ -139,14 +140,14 @@ class _Waiting:
 
 
 class MemoryQueue:
-    """Port ``Queue``. An idle ``receive`` lets the clock pass its timeout, then looks again."""
+    """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths``. An idle ``receive`` lets the clock pass its timeout, then looks again."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: list[_Waiting] = []
         self._unsettled: dict[str, Delivery] = {}
-        self._dead: list[tuple[bytes, str]] = []
+        self._dead: list[DeadMessage] = []
         self._delivered = 0
 
     @property
@@ -156,8 +157,8 @@ class MemoryQueue:
             return [message.body for message in self._waiting]
 
     @property
-    def dead(self) -> list[tuple[bytes, str]]:
-        """Dead letters, each with its reason."""
+    def dead(self) -> list[DeadMessage]:
+        """Dead letters, oldest first."""
         with self._lock:
             return list(self._dead)
 
@@ -201,17 +202,36 @@ class MemoryQueue:
                 _Waiting(delivery.body, delivery.retries + 1, visible_at=visible_at)
             )
 
-    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+    def dead_letter(
+        self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
+    ) -> None:
         """Move the message to ``dead``."""
         with self._lock:
             self._settle(delivery)
-            self._dead.append((delivery.body, reason))
+            self._dead.append(
+                DeadMessage(delivery.body, reason, dict(details or {}), self._clock.now())
+            )
 
     def hand_back(self, delivery: Delivery) -> None:
         """Put the message at the front."""
         with self._lock:
             self._settle(delivery)
             self._waiting.insert(0, _back(delivery))
+
+    def sift(self, put_back: Callable[[DeadMessage], bool]) -> list[DeadMessage]:
+        """Show the dead letters and put back those that are wanted."""
+        shown = self.dead
+        for letter in shown:
+            if put_back(letter):
+                with self._lock:
+                    self._dead.remove(letter)
+                    self._waiting.append(_Waiting(letter.body))
+        return shown
+
+    def depths(self) -> Mapping[str, int]:
+        """Messages that wait, and dead letters."""
+        with self._lock:
+            return {"waiting": len(self._waiting), "dead": len(self._dead)}
 
     def _take(self) -> Delivery | None:
         with self._lock:

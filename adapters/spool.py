@@ -12,13 +12,14 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from application.ports import Clock, Delivery, DeliveryLost, QueueUnavailable
+from application.ports import Clock, DeadMessage, Delivery, DeliveryLost, QueueUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,10 @@ class _Held:
 
 
 class SpoolQueue:
-    """Port ``Queue`` over a folder. Messages come in the order of their files' names.
+    """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths`` over a folder.
 
-    Dead letters lie in ``dead/``, each beside ``<name>.reason.txt``; how often a message was
+    Messages come in the order of their files' names. Dead letters lie in ``dead/``, each beside
+    ``<name>.reason``; how often a message was
     put aside, and until when, in ``.state/``.
 
     Args:
@@ -106,15 +108,22 @@ class SpoolQueue:
             not_before = self._clock.now().timestamp() + delay
             self._note(held.path, _State(held.state.stamp, delivery.retries + 1, not_before))
 
-    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+    def dead_letter(
+        self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
+    ) -> None:
         """Move the file to ``dead/``."""
         with self._settling(delivery) as held:
             self._dead.mkdir(exist_ok=True)
             to = self._dead / held.path.name
             if to.exists():
                 to = to.with_name(f"{to.stem}-{self._new_id()}{to.suffix}")
-            at = f"{self._clock.now():%Y-%m-%d %H:%M:%S} UTC"
-            to.with_name(f"{to.name}.reason.txt").write_text(f"{at}: {reason}\n", "utf-8")
+            note = {
+                "since": self._clock.now().isoformat(),
+                "reason": reason,
+                "details": dict(details or {}),
+            }
+            text = json.dumps(note, indent=1, ensure_ascii=False)
+            _reason_path(to).write_text(f"{text}\n", "utf-8")
             held.path.replace(to)
             self._state_path(held.path).unlink(missing_ok=True)
 
@@ -122,6 +131,26 @@ class SpoolQueue:
         """Unlock the file."""
         with self._settling(delivery):
             pass
+
+    def sift(self, put_back: Callable[[DeadMessage], bool]) -> list[DeadMessage]:
+        """Show the files in ``dead/`` and publish anew those that are wanted."""
+        shown = []
+        with self._io_errors():
+            for path in sorted(self._dead.glob("*.json"), key=_age):
+                letter = _dead_message(path)
+                shown.append(letter)
+                if put_back(letter):
+                    self.publish(letter.body)
+                    path.unlink()
+                    _reason_path(path).unlink(missing_ok=True)
+        return shown
+
+    def depths(self) -> Mapping[str, int]:
+        """Files by folder, those in somebody's hands included."""
+        with self._io_errors():
+            waiting = sum(1 for _ in self._folder.glob("[!.]*.json"))
+            dead = sum(1 for _ in self._dead.glob("*.json"))
+        return {"waiting": waiting, "dead": dead}
 
     def _take(self) -> Delivery | None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -243,6 +272,27 @@ def _replace(path: Path, data: bytes, by: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.reason")
+
+
+def _dead_message(path: Path) -> DeadMessage:
+    try:
+        note = json.loads(_reason_path(path).read_bytes())
+        since = datetime.fromisoformat(note["since"])
+        return DeadMessage(path.read_bytes(), note["reason"], note["details"], since)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return DeadMessage(path.read_bytes(), "no reason is on record")
+
+
+def _age(path: Path) -> tuple[int, str]:
+    """What orders dead letters: when each was put there, which is when its reason was written."""
+    try:
+        return _reason_path(path).stat().st_mtime_ns, path.name
+    except FileNotFoundError:
+        return 0, path.name
 
 
 def _same(path: Path, file: BinaryIO) -> bool:

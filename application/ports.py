@@ -6,9 +6,9 @@ out of an adapter is a defect, and the job is retried a bounded number of times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -82,11 +82,56 @@ class Queue(Protocol):
     def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
         """Deliver the message again after ``delay`` seconds, with ``retries`` one higher."""
 
-    def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Put the message where an operator finds it, with the reason."""
+    def dead_letter(
+        self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
+    ) -> None:
+        """Put the message where an operator finds it, with the reason.
+
+        Args:
+            details: what a program may want of the reason: field, value, remedy, code.
+        """
 
     def hand_back(self, delivery: Delivery) -> None:
         """Give the message back for another worker, at once."""
+
+
+@dataclass(frozen=True)
+class DeadMessage:
+    """One dead letter, as an operator sees it."""
+
+    body: bytes
+    reason: str
+    details: Mapping[str, str] = field(default_factory=dict)
+    since: datetime | None = None
+    """When it was put there."""
+
+
+class DeadLetters(Protocol):
+    """The messages that only a person can help. Every queue has them."""
+
+    def sift(self, put_back: Callable[[DeadMessage], bool]) -> list[DeadMessage]:
+        """Show each dead letter, oldest first; those that are wanted go back to the queue.
+
+        A letter put back starts afresh, without retries. It leaves the dead letters only when
+        the queue has it, so a failure in between may leave it in both, never in neither.
+
+        Returns:
+            Every letter shown, whether put back or not.
+
+        Raises:
+            QueueUnavailable: some may have been put back.
+        """
+
+
+class QueueDepths(Protocol):
+    """How many messages wait where; for gauges and for scaling."""
+
+    def depths(self) -> Mapping[str, int]:
+        """Messages by the name of their queue: those that nobody holds.
+
+        Raises:
+            QueueUnavailable: they cannot be counted now.
+        """
 
 
 # --- BlobStore ---------------------------------------------------------------------------

@@ -41,7 +41,8 @@ class RefuseTask:
         self, body: bytes, error: InvalidTask, stop: StopSignal, retries: int = 0
     ) -> Settlement:
         """Say what becomes of the message. Raises nothing."""
-        refused = DeadLetter(str(error))
+        details = {"field": error.field, "value": error.value, "remedy": error.remedy}
+        refused = DeadLetter(str(error), details)
         if error.style_id is None:
             return refused
         job_id = f"invalid-{hashlib.sha256(body).hexdigest()[:32]}"
@@ -66,4 +67,4 @@ class RefuseTask:
         except Unavailable as away:
             return RetryLater(backoff(retries, away.retry_after), str(away))
         except BlobDenied as denied:
-            return DeadLetter(f"{error}; and nobody could be told: {denied}")
+            return DeadLetter(f"{error}; and nobody could be told: {denied}", details)

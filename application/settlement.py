@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class DeadLetter:
     """Only a person can help."""
 
     reason: str
+    details: Mapping[str, str] = field(default_factory=dict)
+    """What a program may want of the reason: field, value, remedy."""
 
 
 @dataclass(frozen=True)

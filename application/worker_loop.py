@@ -71,9 +71,9 @@ class WorkerLoop:
                 case RetryLater(delay, reason):
                     log.warning("trying again in %.0f s: %s", delay, reason)
                     self.queue.retry_later(delivery, delay, reason)
-                case DeadLetter(reason):
+                case DeadLetter(reason, details):
                     log.error("a message goes to the dead letters: %s", reason)
-                    self.queue.dead_letter(delivery, reason)
+                    self.queue.dead_letter(delivery, reason, details)
                 case HandBack():
                     self.queue.hand_back(delivery)
         except DeliveryLost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 import logging
 import multiprocessing
 import time
@@ -192,8 +193,8 @@ def test_dead_letters_of_one_name_are_all_kept(folder: Path, queue: SpoolQueue) 
     letters = sorted((folder / "dead").glob("*.json"))
     assert sorted(letter.read_bytes()[-2:] for letter in letters) == [b"1}", b"2}", b"3}"]
     for letter in letters:
-        reason = letter.with_name(f"{letter.name}.reason.txt").read_text("utf-8")
-        assert reason == "2026-01-01 00:00:00 UTC: wrong\n"
+        note = json.loads(letter.with_name(f"{letter.name}.reason").read_text("utf-8"))
+        assert note == {"since": "2026-01-01T00:00:00+00:00", "reason": "wrong", "details": {}}
 
 
 def test_nothing_is_left_of_an_acknowledged_message(folder: Path, queue: SpoolQueue) -> None:

@@ -74,8 +74,13 @@ def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
     (call,) = world.notifier.final
     assert isinstance(call.payload, Failure)
     assert call.payload.code is FailureCode.INVALID_TASK
-    assert [body for body, _ in queue.dead] == [bad, bad]
-    assert "epochs" in queue.dead[0][1]
+    assert [letter.body for letter in queue.dead] == [bad, bad]
+    assert "epochs" in queue.dead[0].reason
+    assert queue.dead[0].details == {
+        "field": "data.parameters.epochs",
+        "value": "-1",
+        "remedy": "give a whole number from 1 to 10,000",
+    }
 
 
 def test_garbage_is_dead_lettered_and_nobody_is_told(world: World, queue: MemoryQueue) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.spool import SpoolQueue
-from application.ports import Delivery, DeliveryLost, Queue
+from application.ports import DeadLetters, Delivery, DeliveryLost, Queue, QueueDepths
 
 SETTLE: dict[str, Callable[[Queue, Delivery], None]] = {
     "acknowledge": lambda queue, delivery: queue.acknowledge(delivery),
@@ -34,13 +34,19 @@ class Harness:
     """Let seconds pass."""
     lose: Callable[[], None]
     """Take every delivery back, as when its worker died."""
-    dead: Callable[[], list[tuple[bytes, str]]]
-    """Bodies of the dead letters, each with its reason, oldest first."""
+    letters: DeadLetters
+    """The same queue's dead letters."""
+    depths: QueueDepths
+    """The same queue's."""
 
     def receive(self) -> Delivery:
         delivery = self.queue.receive(1.0)
         assert delivery is not None
         return delivery
+
+    def dead(self) -> list[tuple[bytes, str]]:
+        """Bodies of the dead letters, each with its reason, oldest first."""
+        return [(letter.body, letter.reason) for letter in self.letters.sift(lambda _: False)]
 
     def is_idle(self) -> bool:
         return self.queue.receive(0.5) is None
@@ -51,7 +57,7 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
     clock = ManualClock()
     if request.param == "memory":
         queue = MemoryQueue(clock)
-        return Harness(queue, clock.advance, queue.lose_all, lambda: queue.dead)
+        return Harness(queue, clock.advance, queue.lose_all, queue, queue)
     return _spool(tmp_path / "spool", clock)
 
 
@@ -66,15 +72,7 @@ def _spool(folder: Path, clock: ManualClock) -> Harness:
             shutil.copy2(message, copy)
             copy.replace(message)
 
-    def dead() -> list[tuple[bytes, str]]:
-        letters = sorted((folder / "dead").glob("*.json"))
-        reasons = [letter.with_name(f"{letter.name}.reason.txt") for letter in letters]
-        return [
-            (letter.read_bytes(), reason.read_text("utf-8").strip().partition(" UTC: ")[2])
-            for letter, reason in zip(letters, reasons, strict=True)
-        ]
-
-    return Harness(queue, clock.advance, lose, dead)
+    return Harness(queue, clock.advance, lose, queue, queue)
 
 
 def test_an_empty_queue_gives_nothing(harness: Harness) -> None:
@@ -189,6 +187,49 @@ def test_a_dead_letter_is_kept_with_its_reason_and_not_delivered(harness: Harnes
         (b'{"n": 1}', "data.style_id='x': give a number"),
         (b'{"n": 2}', "Künstler unbekannt"),
     ]
+
+
+def test_a_dead_letter_keeps_the_details_of_its_reason_and_its_time(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    details = {"field": "data.tags", "value": "'Grüße\n画'", "remedy": "give a list"}
+    harness.queue.dead_letter(harness.receive(), "wrong", details)
+    (letter,) = harness.letters.sift(lambda _: False)
+    assert letter.details.items() >= details.items()
+    assert letter.since is not None
+
+
+def test_looking_at_dead_letters_leaves_them_and_a_wanted_one_goes_back(harness: Harness) -> None:
+    bodies = [b'{"n": 1}', b'{"n": 2}', b'{"n": 3}']
+    for body in bodies:
+        harness.queue.publish(body)
+        harness.queue.dead_letter(harness.receive(), "the backend refuses")
+    for _ in range(2):
+        assert [letter.body for letter in harness.letters.sift(lambda _: False)] == bodies
+    assert harness.is_idle()
+
+    shown = harness.letters.sift(lambda letter: letter.body == bodies[1])
+    assert [letter.body for letter in shown] == bodies
+    again = harness.receive()
+    assert (again.body, again.retries) == (bodies[1], 0)
+    assert harness.is_idle()
+    assert [body for body, _ in harness.dead()] == [bodies[0], bodies[2]]
+    harness.queue.acknowledge(again)
+
+
+def test_a_letter_put_back_may_die_again(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    harness.queue.dead_letter(harness.receive(), "once")
+    harness.letters.sift(lambda _: True)
+    harness.queue.dead_letter(harness.receive(), "twice")
+    assert harness.dead() == [(b"{}", "twice")]
+
+
+def test_depths_count_what_waits_and_what_is_dead(harness: Harness) -> None:
+    before = sum(harness.depths.depths().values())
+    harness.queue.publish(b'{"n": 1}')
+    harness.queue.publish(b'{"n": 2}')
+    harness.queue.dead_letter(harness.receive(), "wrong")
+    assert sum(harness.depths.depths().values()) == before + 2
 
 
 def test_a_message_handed_back_comes_again_at_once_and_does_not_count(harness: Harness) -> None:
