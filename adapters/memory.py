@@ -140,7 +140,10 @@ class _Waiting:
 
 
 class MemoryQueue:
-    """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths``. An idle ``receive`` lets the clock pass its timeout, then looks again."""
+    """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths``.
+
+    An idle ``receive`` lets the clock pass its timeout, then looks again.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
