@@ -226,6 +226,7 @@ class RunTraining:
                 metric=job.metric,
                 seconds=self.clock.monotonic() - started,
                 attempt=job.attempt,
+                peak_memory=session.peak_memory,
             )
             for file in self.reporter.render(report):
                 at = self.layout.report(task.task_id, file.name)

@@ -71,13 +71,23 @@ class BaseModel:
 
 @contextmanager
 def placed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """While open, the module is on ``device``; then it makes room again."""
+    """While open, the module is on ``device``; then it makes room again.
+
+    What it holds at home is kept there and put back, not copied back: the weights are frozen.
+    """
     home = next(module.parameters()).device
-    module.to(device)
+    if home == device:
+        yield
+        return
+    held = [*module.parameters(), *module.buffers()]
+    at_home = [tensor.data for tensor in held]
     try:
+        for tensor in held:
+            tensor.data = tensor.data.to(device, non_blocking=True)
         yield
     finally:
-        module.to(home)
+        for tensor, data in zip(held, at_home, strict=True):
+            tensor.data = data
 
 
 def load_base(

@@ -1,7 +1,8 @@
 """A run between two steps, as one safetensors file that another machine can go on from.
 
-Tensors: the adapters' weights end to end, AdamW's two moments of them, and the losses summed so
-far in the epoch. All else is a function of the plan and the step, or stands in the metadata.
+Tensors: the adapters' weights end to end, AdamW's two moments of them, and what the epoch's
+steps have noted so far. All else is a function of the plan and the step, or stands in the
+metadata.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
+from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
+from adapters.diffusion.thrift import Thrift
 from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,24 @@ class RunState:
     """(n,): every adapter's matrices, in the order of the denoiser's layers."""
     first_moment: torch.Tensor
     second_moment: torch.Tensor
-    epoch_loss: torch.Tensor
-    """Sum of the losses of the epoch's pictures so far; a scalar."""
+    notes: torch.Tensor
+    """(3,): of the epoch so far, as ``Update.notes``."""
     history: Sequence[EpochRecord]
+    recovery: Recovery = field(default_factory=Recovery)
+    thrift: Thrift = field(default_factory=Thrift)
+    loss_scale: tuple[float, int] = (1.0, 0)
+    """As ``Update.loss_scale``."""
+
+    def copy(self) -> RunState:
+        """The same in memory of its own, on the same device."""
+        return replace(
+            self,
+            weights=self.weights.detach().clone(),
+            first_moment=self.first_moment.clone(),
+            second_moment=self.second_moment.clone(),
+            notes=self.notes.clone(),
+            history=tuple(self.history),
+        )
 
 
 def run_identity(
@@ -53,12 +71,15 @@ def encode_checkpoint(state: RunState, identity: Mapping[str, Any]) -> bytes:
         "weights": state.weights,
         "first_moment": state.first_moment,
         "second_moment": state.second_moment,
-        "epoch_loss": state.epoch_loss,
+        "notes": state.notes,
     }
     content = {
         "identity": identity,
         "step": state.step,
         "history": [asdict(record) for record in state.history],
+        "recovery": asdict(state.recovery),
+        "thrift": asdict(state.thrift),
+        "loss_scale": state.loss_scale,
     }
     run = json.dumps(content, sort_keys=True)
     digest = _digest(run, encode(tensors, {}))
@@ -89,8 +110,11 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             weights=_tensor(tensors, "weights", (weights,)),
             first_moment=_tensor(tensors, "first_moment", (weights,)),
             second_moment=_tensor(tensors, "second_moment", (weights,)),
-            epoch_loss=_tensor(tensors, "epoch_loss", ()),
+            notes=_tensor(tensors, "notes", (3,)),
             history=[EpochRecord(**record) for record in content["history"]],
+            recovery=Recovery(**content["recovery"]),
+            thrift=Thrift(**content["thrift"]),
+            loss_scale=_loss_scale(*content["loss_scale"]),
         )
     except (TensorFileDamaged, KeyError, TypeError, ValueError) as error:
         raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
@@ -108,6 +132,10 @@ def _tensor(
     if tensor.shape != shape or tensor.dtype != torch.float32:
         raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not float32 {shape}")
     return tensor
+
+
+def _loss_scale(scale: float, tracker: int) -> tuple[float, int]:
+    return float(scale), int(tracker)
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

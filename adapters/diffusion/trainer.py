@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from adapters.diffusion.base_model import BaseModel
@@ -14,9 +15,13 @@ from adapters.diffusion.buckets import bucket_of
 from adapters.diffusion.captions import caption_of
 from adapters.diffusion.dataset import Dataset, encode_dataset
 from adapters.diffusion.failures import out_of_memory_is_a_failure
+from adapters.diffusion.flat_path import flat_path_of
 from adapters.diffusion.lora import attached
+from adapters.diffusion.memory_use import forget_peak
 from adapters.diffusion.preview import request_previews
+from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.strategy import Strategy, choose_strategy
 from application.ports import TrainingPlan, TrainingSession
 
 
@@ -27,6 +32,8 @@ class DiffusionTrainer:
         base: its denoiser lies on ``device`` already, or is moved there.
         decode: a picture file's bytes to an upright RGB picture.
         device: ``cpu`` or ``cuda``.
+        strategy: how steps are run; None for the fastest way that the device offers.
+        recorder: what records steps where the strategy captures them; None for CUDA graphs.
     """
 
     def __init__(
@@ -34,12 +41,17 @@ class DiffusionTrainer:
         base: BaseModel,
         decode: Callable[[bytes], Image.Image],
         device: torch.device | str = "cpu",
+        *,
+        strategy: Strategy | None = None,
+        recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         self._base = base
         self._decode = decode
         self._device = torch.device(device)
+        self._strategy = strategy or choose_strategy(self._device)
+        self._recorder = recorder or (lambda: CudaRecorder(self._device))
         self._busy = False
-        base.unet.to(self._device)
+        place_denoiser(base.unet, self._device, self._strategy)
 
     @property
     def native_resolution(self) -> int:
@@ -61,13 +73,21 @@ class DiffusionTrainer:
         captions = [
             caption_of(picture, plan.tags, parameters.trigger_word) for picture in plan.pictures
         ]
+        forget_peak(self._device)
         try:
-            with attached(
-                self._base.unet,
-                rank=parameters.rank,
-                alpha=parameters.network_alpha,
-                seed=parameters.seed,
-            ) as adapters:
+            with (
+                attached(
+                    self._base.unet,
+                    rank=parameters.rank,
+                    alpha=parameters.network_alpha,
+                    seed=parameters.seed,
+                ) as adapters,
+                ExitStack() as stack,
+            ):
+                refresh = None
+                if self._strategy.flat_path:
+                    path = flat_path_of(adapters, self._strategy.compute)
+                    refresh = stack.enter_context(path).refresh
                 with out_of_memory_is_a_failure():
                     session = DiffusionSession(
                         base=self._base,
@@ -77,6 +97,9 @@ class DiffusionTrainer:
                         adapters=adapters,
                         previews=request_previews(self._base, parameters, captions, self._device),
                         device=self._device,
+                        strategy=self._strategy,
+                        refresh=refresh,
+                        recorder=self._recorder() if self._strategy.capture else None,
                     )
                     if resume is not None:
                         session.resume(resume)
@@ -101,3 +124,11 @@ class DiffusionTrainer:
             mirrored=plan.parameters.random_flip,
             device=self._device,
         )
+
+
+def place_denoiser(unet: UNet2DConditionModel, device: torch.device, strategy: Strategy) -> None:
+    """Put the denoiser where and how the strategy wants it."""
+    layout = torch.channels_last if strategy.channels_last else torch.contiguous_format
+    # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
+    torch.nn.Module.to(unet, device=device, dtype=strategy.compute)
+    torch.nn.Module.to(unet, memory_format=layout)  # type: ignore[call-overload]

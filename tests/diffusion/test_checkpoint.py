@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.diffusion.checkpoint import RunState, decode_checkpoint, encode_checkpoint
+from adapters.diffusion.recovery import Recovery
+from adapters.diffusion.thrift import Thrift
 from application.ports import CheckpointRejected, EpochRecord
 
 IDENTITY = {
@@ -19,16 +21,20 @@ STATE = RunState(
     weights=torch.arange(5.0),
     first_moment=torch.arange(5.0) / 3,
     second_moment=torch.arange(5.0) / 7,
-    epoch_loss=torch.tensor(0.1),
-    history=[EpochRecord(1, 1 / 3, 1e-4), EpochRecord(2, 0.1, 1e-5)],
+    notes=torch.tensor([0.1, 0.2, 0.3]),
+    history=[EpochRecord(1, 1 / 3, 1e-4, 0.5, 0.7), EpochRecord(2, 0.1, 1e-5, 0.0, 0.0, True)],
+    recovery=Recovery(2),
+    thrift=Thrift(3, checkpointing=True),
+    loss_scale=(1024.0, 5),
 )
 DATA = encode_checkpoint(STATE, IDENTITY)
 
 
 def test_what_is_written_is_read_back_exactly() -> None:
     state = decode_checkpoint(DATA, IDENTITY, 5)
-    assert (state.step, state.history) == (STATE.step, STATE.history)
-    for name in ("weights", "first_moment", "second_moment", "epoch_loss"):
+    for name in ("step", "history", "recovery", "thrift", "loss_scale"):
+        assert getattr(state, name) == getattr(STATE, name)
+    for name in ("weights", "first_moment", "second_moment", "notes"):
         assert torch.equal(getattr(state, name), getattr(STATE, name))
 
 
