@@ -16,6 +16,8 @@ class Rules:
     """Usable pictures below which a job fails with LOW_QUALITY_DATA."""
     checkpoint_every: int = 10
     """Epochs between checkpoints; the end of training is one always."""
+    keep_checkpoints: int | None = 1
+    """Checkpoints of a finished job that are kept, the latest ones; None keeps them all."""
     progress_every: float = 30.0
     """Seconds between progress calls."""
     cancel_poll: float = 5.0

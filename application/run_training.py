@@ -74,6 +74,7 @@ class RunTraining:
             entry = self.journal.open(at, self.worker, fresh)
             if entry.job.is_terminal:
                 self.blobs.delete(self.layout.lease(task.task_id))  # a crash may have left it
+                self._tidy(task)
                 return Done()
             with hold_lease(
                 lease, self.rules.lease, self.clock, stop, lambda: entry.job.is_terminal
@@ -86,7 +87,10 @@ class RunTraining:
                 if entry.job.is_terminal:
                     return Done()
                 insist(lease.renew, self.clock, stop, self.rules.upload_patience)
-                return announce(entry, self.notifier, self.clock, stop)
+                settlement = announce(entry, self.notifier, self.clock)
+                if entry.job.is_terminal:
+                    self._tidy(task)
+                return settlement
         except LeaseHeld as held:
             return RetryLater(held.retry_after, str(held))
         except LeaseLost as lost:
@@ -240,6 +244,18 @@ class RunTraining:
             entry.apply(entry.job.interrupt(reason, setback=setback))
         except Unavailable as error:
             log.warning("the journal still shows the job as running: %s", error)
+
+    def _tidy(self, task: TrainingTask) -> None:
+        """Keep the checkpoints that the rules want. The job is over: nothing here may undo it."""
+        if (keep := self.rules.keep_checkpoints) is None:
+            return
+        try:
+            prefix = self.layout.checkpoints_prefix(task.task_id)
+            stored = self.blobs.list(self.layout.bucket, prefix)
+            for at in stored[: max(0, len(stored) - keep)]:
+                self.blobs.delete(at)
+        except (Unavailable, BlobDenied) as error:
+            log.warning("old checkpoints of task %s are left: %s", task.task_id, error)
 
     def _lease(self, task: TrainingTask) -> Lease:
         at = self.layout.lease(task.task_id)
