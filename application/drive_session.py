@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from application.cancellation import cancellation_requested
 from application.journal import Entry
 from application.layout import Layout
 from application.ports import (
-    BlobMissing,
     BlobStore,
     Clock,
     Notifier,
@@ -111,17 +111,5 @@ class Driver:
             log.warning("progress was not delivered, the next will be newer: %s", error)
 
     def _listen(self, entry: Entry, stop: StopSignal) -> None:
-        if cancel_requested(entry.job.task_id, self.blobs, self.layout):
+        if cancellation_requested(entry.job.task_id, self.blobs, self.layout):
             stop.request(StopReason.CANCELLED)
-
-
-def cancel_requested(task_id: str, blobs: BlobStore, layout: Layout) -> bool:
-    """Whether somebody has asked for the job to be stopped."""
-    try:
-        blobs.get(layout.cancellation(task_id))
-    except BlobMissing:
-        return False
-    except Unavailable as error:
-        log.warning("could not look for a request to cancel: %s", error)
-        return False
-    return True

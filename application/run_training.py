@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from application.announce import announce
-from application.drive_session import Driver, cancel_requested
+from application.cancellation import cancellation_requested
+from application.drive_session import Driver
 from application.gather_pictures import gather_pictures
 from application.journal import Entry, Journal
 from application.layout import Layout
@@ -176,7 +177,7 @@ class RunTraining:
         entry.apply(entry.job.store(artifact))
 
     def _refuse_hopeless(self, job: TrainingJob) -> None:
-        if cancel_requested(job.task_id, self.blobs, self.layout):
+        if cancellation_requested(job.task_id, self.blobs, self.layout):
             raise TrainingFailed(CANCELLED)
         if job.setbacks >= self.rules.most_setbacks:
             message = (
