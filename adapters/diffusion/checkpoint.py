@@ -1,7 +1,7 @@
 """A run between two steps, as one safetensors file that another machine can go on from.
 
-Tensors: the adapters' weights end to end, AdamW's two moments of them, and the losses summed so
-far in the epoch. All else is a function of the plan and the step, or stands in the metadata.
+Tensors: the adapters' weights end to end, the optimizer's of them, and the losses summed so far
+in the epoch. All else is a function of the plan and the step, or stands in the metadata.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from typing import Any
 
 import torch
 
+from adapters.diffusion.optimizer import OptimizerState
 from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
 from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
 
-FORMAT = "1"
+FORMAT = "2"
+_OPTIMIZER = "optimizer."
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What changes while a run goes on. Tensors are float32."""
+    """What changes while a run goes on. Tensors but the optimizer's are float32."""
 
     step: int
     """Steps done."""
     weights: torch.Tensor
     """(n,): every adapter's matrices, in the order of the denoiser's layers."""
-    first_moment: torch.Tensor
-    second_moment: torch.Tensor
+    optimizer: OptimizerState
     epoch_loss: torch.Tensor
     """Sum of the losses of the epoch's pictures so far; a scalar."""
     history: Sequence[EpochRecord]
@@ -51,17 +52,17 @@ def encode_checkpoint(state: RunState, identity: Mapping[str, Any]) -> bytes:
     """Write a checkpoint. Equal runs give equal bytes at equal steps."""
     tensors = {
         "weights": state.weights,
-        "first_moment": state.first_moment,
-        "second_moment": state.second_moment,
         "epoch_loss": state.epoch_loss,
+        **{f"{_OPTIMIZER}{name}": tensor for name, tensor in state.optimizer.tensors.items()},
     }
     content = {
         "identity": identity,
         "step": state.step,
+        "optimizer": dict(state.optimizer.numbers),
         "history": [asdict(record) for record in state.history],
     }
     run = json.dumps(content, sort_keys=True)
-    digest = _digest(run, encode(tensors, {}))
+    digest = _digest(run, tensors, encode(tensors, {}))
     return encode(tensors, {"format": FORMAT, "run": run, "sha256": digest})
 
 
@@ -80,15 +81,21 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
         found = metadata.get("format")
         if found != FORMAT:
             raise CheckpointRejected(f"the checkpoint has format {found!r}, not {FORMAT!r}")
-        if metadata["sha256"] != _digest(metadata["run"], data):
+        if metadata["sha256"] != _digest(metadata["run"], tensors, data):
             raise CheckpointRejected("the checkpoint is damaged: its checksum does not match")
         content = json.loads(metadata["run"])
         _compare(content["identity"], json.loads(json.dumps(identity)))
         return RunState(
             step=int(content["step"]),
             weights=_tensor(tensors, "weights", (weights,)),
-            first_moment=_tensor(tensors, "first_moment", (weights,)),
-            second_moment=_tensor(tensors, "second_moment", (weights,)),
+            optimizer=OptimizerState(
+                {
+                    name.removeprefix(_OPTIMIZER): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(_OPTIMIZER)
+                },
+                content["optimizer"],
+            ),
             epoch_loss=_tensor(tensors, "epoch_loss", ()),
             history=[EpochRecord(**record) for record in content["history"]],
         )
@@ -96,9 +103,10 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
         raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
 
 
-def _digest(run: str, file: bytes) -> str:
+def _digest(run: str, tensors: Mapping[str, torch.Tensor], file: bytes) -> str:
     """Over all that a checkpoint says; safetensors itself notices only a wrong length."""
-    return hashlib.sha256(run.encode() + body_of(file)).hexdigest()
+    layout = sorted((name, str(t.dtype), tuple(t.shape)) for name, t in tensors.items())
+    return hashlib.sha256(run.encode() + json.dumps(layout).encode() + body_of(file)).hexdigest()
 
 
 def _tensor(

@@ -20,9 +20,17 @@ from adapters.diffusion.failures import loss_diverged, out_of_memory_is_a_failur
 from adapters.diffusion.learning_rate import learning_rate_of
 from adapters.diffusion.lora import Adapters
 from adapters.diffusion.loss import objective_of
+from adapters.diffusion.optimizer import OptimizerStateInvalid
 from adapters.diffusion.preview import PreviewRequest, draw_previews
 from adapters.diffusion.step import Stepper
-from application.ports import Checkpoint, EpochRecord, Preview, StepReport, TrainingPlan
+from application.ports import (
+    Checkpoint,
+    CheckpointRejected,
+    EpochRecord,
+    Preview,
+    StepReport,
+    TrainingPlan,
+)
 
 
 class DiffusionSession:
@@ -96,12 +104,10 @@ class DiffusionSession:
 
     def checkpoint(self) -> Checkpoint:
         """The run as it stands between two steps."""
-        first, second = self._stepper.moments()
         state = RunState(
             step=self._step,
             weights=self._adapters.flat,
-            first_moment=first,
-            second_moment=second,
+            optimizer=self._stepper.optimizer_state(),
             epoch_loss=self._epoch_loss,
             history=self._history,
         )
@@ -116,8 +122,11 @@ class DiffusionSession:
         """
         weights = self._adapters.flat
         state = decode_checkpoint(data, self._identity(), weights.numel())
+        try:
+            self._stepper.restore(state.optimizer)
+        except OptimizerStateInvalid as error:
+            raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
         weights.data.copy_(state.weights)
-        self._stepper.restore(state.step, state.first_moment, state.second_moment)
         self._step = state.step
         self._epoch_loss.copy_(state.epoch_loss)
         self._history = list(state.history)

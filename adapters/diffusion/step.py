@@ -9,14 +9,20 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.loss import Objective
+from adapters.diffusion.optimizer import (
+    OptimizerState,
+    build_optimizer,
+    restore_state,
+    state_of,
+)
 from domain.parameters import TrainingParameters
 
 
 class Stepper:
-    """Forward, backward, clipping and AdamW (arXiv 1711.05101).
+    """Forward, backward, clipping and the optimizer.
 
-    Nothing is read back from the device. On CUDA the denoiser computes in bfloat16 under
-    autocast; the weights, their gradient and AdamW's state are float32 everywhere.
+    With AdamW nothing is read back from the device. On CUDA the denoiser computes in bfloat16 under
+    autocast; the weights, their gradient and AdamW's moments are float32 everywhere.
     """
 
     def __init__(
@@ -39,24 +45,19 @@ class Stepper:
         self._objective = objective
         self._learning_rate = learning_rate
         self._max_grad_norm = parameters.max_grad_norm
-        self._optimizer = torch.optim.AdamW(
-            [weights],
-            lr=parameters.learning_rate,
-            weight_decay=parameters.weight_decay,
-            fused=True,
-        )
-        self.restore(0, torch.zeros_like(weights), torch.zeros_like(weights))
+        self._optimizer = build_optimizer(weights, parameters)
 
-    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """AdamW's first and second moment, each in the shape of the weights."""
-        state = self._optimizer.state[self._weights]
-        return state["exp_avg"], state["exp_avg_sq"]
+    def optimizer_state(self) -> OptimizerState:
+        """All that the optimizer remembers, sharing its tensors."""
+        return state_of(self._optimizer)
 
-    def restore(self, steps: int, first: torch.Tensor, second: torch.Tensor) -> None:
-        """Put AdamW where it was after ``steps`` steps."""
-        state = {"step": torch.tensor(float(steps)), "exp_avg": first, "exp_avg_sq": second}
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
+    def restore(self, state: OptimizerState) -> None:
+        """Put the optimizer where ``state`` was taken.
+
+        Raises:
+            OptimizerStateInvalid: it was taken of another optimizer or of other weights.
+        """
+        restore_state(self._optimizer, state)
 
     def step(
         self,
