@@ -18,7 +18,7 @@ from adapters.diffusion.epoch_plan import Batch, draw_step, epoch_batches, steps
 from adapters.diffusion.export import RunFacts, encode_style
 from adapters.diffusion.failures import loss_diverged, out_of_memory_is_a_failure
 from adapters.diffusion.learning_rate import learning_rate_of
-from adapters.diffusion.lora import Adapters
+from adapters.diffusion.lora import Adapters, dropout_draws
 from adapters.diffusion.loss import objective_of
 from adapters.diffusion.optimizer import OptimizerStateInvalid
 from adapters.diffusion.preview import PreviewRequest, draw_previews
@@ -173,13 +173,14 @@ class DiffusionSession:
             self._base.noise_schedule.config.num_train_timesteps,
         )
         latents = dataset.latents(batch, draw.mirrored, draw.posterior.to(self._device))
-        return self._stepper.step(
-            self._step,
-            latents,
-            draw.noise.to(self._device),
-            draw.timesteps.to(self._device),
-            dataset.conditioning(batch, draw.uncaptioned),
-        )
+        with dropout_draws(self._plan.parameters, self._step, self._device):
+            return self._stepper.step(
+                self._step,
+                latents,
+                draw.noise.to(self._device),
+                draw.timesteps.to(self._device),
+                dataset.conditioning(batch, draw.uncaptioned),
+            )
 
     def _close_epoch(self, epoch: int) -> EpochRecord:
         if not torch.isfinite(self._epoch_loss):

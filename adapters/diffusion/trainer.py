@@ -15,6 +15,7 @@ from adapters.diffusion.captions import caption_of
 from adapters.diffusion.dataset import Dataset, encode_dataset
 from adapters.diffusion.failures import out_of_memory_is_a_failure
 from adapters.diffusion.lora import attached
+from adapters.diffusion.optimizer import require_optimizer
 from adapters.diffusion.preview import request_previews
 from adapters.diffusion.session import DiffusionSession
 from application.ports import TrainingPlan, TrainingSession
@@ -52,12 +53,13 @@ class DiffusionTrainer:
 
         Raises:
             CheckpointRejected: ``resume`` cannot be used for this plan.
-            TrainingFailed: GPU_OOM.
+            TrainingFailed: GPU_OOM; INVALID_TASK when the optimizer's library is not installed.
         """
         if self._busy:
             raise RuntimeError("the trainer runs one session at a time")
-        self._busy = True
         parameters = plan.parameters
+        require_optimizer(parameters.optimizer)
+        self._busy = True
         captions = [
             caption_of(picture, plan.tags, parameters.trigger_word) for picture in plan.pictures
         ]
@@ -67,6 +69,10 @@ class DiffusionTrainer:
                 rank=parameters.rank,
                 alpha=parameters.network_alpha,
                 seed=parameters.seed,
+                targets=parameters.lora_targets,
+                dropout=parameters.lora_dropout,
+                rslora=parameters.use_rslora,
+                dora=parameters.use_dora,
             ) as adapters:
                 with out_of_memory_is_a_failure():
                     session = DiffusionSession(
