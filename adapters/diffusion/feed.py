@@ -99,6 +99,7 @@ class Feed:
                 shape=shapes[index],
                 floats=floats_each[index],
                 indices=indices_each[index].view(3, -1),
+                rate=rates[index],
             )
             for index in range(len(batches))
         }

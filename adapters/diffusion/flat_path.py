@@ -103,6 +103,14 @@ class FlatPath:
         ]
 
 
+def suits(adapters: Adapters, dropout: float) -> bool:
+    """Whether these adapters are plain products on linear layers, which is all the path knows."""
+    return not dropout and all(
+        adapter.magnitude is None and isinstance(adapter.layer.base_layer, torch.nn.Linear)
+        for adapter in adapters.by_layer.values()
+    )
+
+
 @contextmanager
 def flat_path_of(adapters: Adapters, dtype: torch.dtype) -> Iterator[FlatPath]:
     """While open, PEFT's layers take the flat path wherever gradients are recorded.

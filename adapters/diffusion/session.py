@@ -25,16 +25,24 @@ from adapters.diffusion.failures import (
 )
 from adapters.diffusion.feed import Feed
 from adapters.diffusion.learning_rate import learning_rate_of
-from adapters.diffusion.lora import Adapters
+from adapters.diffusion.lora import Adapters, dropout_draws
 from adapters.diffusion.loss import objective_of
 from adapters.diffusion.memory_use import peak_bytes
+from adapters.diffusion.optimizer import OptimizerStateInvalid
 from adapters.diffusion.preview import PreviewRequest, draw_previews
 from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.step import StepInputs, Stepper, StepReadings, Update
 from adapters.diffusion.strategy import PLAIN, Strategy
 from adapters.diffusion.thrift import Thrift
-from application.ports import Checkpoint, EpochRecord, Preview, StepReport, TrainingPlan
+from application.ports import (
+    Checkpoint,
+    CheckpointRejected,
+    EpochRecord,
+    Preview,
+    StepReport,
+    TrainingPlan,
+)
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +167,10 @@ class DiffusionSession:
             CheckpointRejected: it is damaged, or another run's.
         """
         state = decode_checkpoint(data, self._identity(), self._adapters.flat.numel())
-        self._go_to(state)
+        try:
+            self._go_to(state)
+        except OptimizerStateInvalid as error:
+            raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
         self._recovery = state.recovery
         self._apply(state.thrift)
         self._good = self._state().copy()
@@ -195,7 +206,8 @@ class DiffusionSession:
         """Run a step. False when memory did not suffice; nothing holds its tensors then."""
         micro_batch = self._thrift.micro_batch
         try:
-            self._replay.run(inputs, lambda batch: self._stepper.step(batch, micro_batch))
+            with dropout_draws(self._plan.parameters, self._step, self._device):
+                self._replay.run(inputs, lambda batch: self._stepper.step(batch, micro_batch))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -275,12 +287,10 @@ class DiffusionSession:
         return self._learning_rate(step) * self._recovery.factor
 
     def _state(self) -> RunState:
-        first, second = self._update.moments()
         return RunState(
             step=self._step,
             weights=self._adapters.flat,
-            first_moment=first,
-            second_moment=second,
+            optimizer=self._update.optimizer_state,
             notes=self._update.notes,
             history=self._history,
             recovery=self._recovery,
@@ -290,8 +300,7 @@ class DiffusionSession:
 
     def _go_to(self, state: RunState) -> None:
         self._adapters.flat.data.copy_(state.weights)
-        moments = state.first_moment, state.second_moment
-        self._update.restore(state.step, *moments, state.notes, state.loss_scale)
+        self._update.restore(state.optimizer, state.notes, state.loss_scale)
         self._step = state.step
         self._history = list(state.history)
         self._feed.forget()

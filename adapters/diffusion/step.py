@@ -11,6 +11,13 @@ from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.dataset import Dataset, Size
 from adapters.diffusion.loss import Objective
+from adapters.diffusion.optimizer import (
+    OptimizerState,
+    build_optimizer,
+    restore_state,
+    state_of,
+    stays_on_device,
+)
 from domain.parameters import TrainingParameters
 
 LEARNING_RATE_SLOTS = 4
@@ -30,6 +37,8 @@ class StepInputs:
     """(2 * n * c * h * w + 4,), float32: noise, posterior, learning rate."""
     indices: torch.Tensor
     """(3, n), int64: timesteps, rows of the bucket's posteriors, rows of the captions."""
+    rate: float
+    """The learning rate, for optimizers that want it on the host."""
 
     @property
     def key(self) -> tuple[Size, int]:
@@ -86,7 +95,7 @@ class StepReadings:
 
 
 class Update:
-    """Clipping and AdamW (arXiv 1711.05101) of one style's weights, and the epoch's notes.
+    """Clipping and the optimizer of one style's weights, and the epoch's notes.
 
     Nothing is read back and nothing is reallocated: the same calls on the same memory, which
     is what lets them be recorded once and replayed.
@@ -99,20 +108,8 @@ class Update:
         self._weights = weights
         self._max_grad_norm = parameters.max_grad_norm
         device = weights.device
-        self._optimizer = torch.optim.AdamW(
-            [weights],
-            lr=torch.tensor(parameters.learning_rate, device=device),
-            weight_decay=parameters.weight_decay,
-            fused=True,
-            capturable=device.type == "cuda",
-        )
-        self._first, self._second = torch.zeros_like(weights), torch.zeros_like(weights)
-        self._steps = torch.zeros((), device=device)
-        self._optimizer.state[weights] = {
-            "step": self._steps,
-            "exp_avg": self._first,
-            "exp_avg_sq": self._second,
-        }
+        self._optimizer = build_optimizer(weights, parameters)
+        self._rate_on_device = stays_on_device(parameters.optimizer)
         self._scaler = torch.amp.GradScaler(
             device.type, init_scale=_INITIAL_LOSS_SCALE, enabled=loss_scaling
         )
@@ -125,23 +122,23 @@ class Update:
         state = self._scaler.state_dict()
         return (state["scale"], state["_growth_tracker"]) if state else (1.0, 0)
 
-    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """AdamW's first and second moment, each in the shape of the weights."""
-        return self._first, self._second
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """All that the optimizer remembers, sharing its tensors."""
+        return state_of(self._optimizer)
 
     @torch.no_grad()
     def restore(
-        self,
-        steps: int,
-        first: torch.Tensor,
-        second: torch.Tensor,
-        notes: torch.Tensor,
-        loss_scale: tuple[float, int],
+        self, optimizer: OptimizerState, notes: torch.Tensor, loss_scale: tuple[float, int]
     ) -> None:
-        """Put all but the weights where it was after ``steps`` steps, in place."""
-        self._steps.fill_(steps)
-        self._first.copy_(first)
-        self._second.copy_(second)
+        """Put all but the weights where it was, in place.
+
+        Raises:
+            OptimizerStateInvalid: the state is of another optimizer or of other weights.
+        """
+        if not optimizer.tensors:
+            self._optimizer.state.clear()  # of those that begin lazily, before the first step
+        restore_state(self._optimizer, optimizer)
         self.notes.copy_(notes)
         self.discard_gradient()
         if self._scaler.is_enabled():
@@ -159,11 +156,10 @@ class Update:
         scaled: torch.Tensor = self._scaler.scale(loss)
         return scaled
 
-    def __call__(self, learning_rate: torch.Tensor, losses: torch.Tensor) -> None:
+    def __call__(self, inputs: StepInputs, losses: torch.Tensor) -> None:
         """Move the weights along the gradient, and note the step.
 
         Args:
-            learning_rate: a scalar on the device.
             losses: sum over the batch's pictures, a scalar on the device.
         """
         self._scaler.unscale_(self._optimizer)
@@ -172,7 +168,7 @@ class Update:
             # An overflow is the scale's business: such a step is left out, and is no divergence.
             norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = inputs.learning_rate if self._rate_on_device else inputs.rate
         # 0 * norm is 0, or not a number when the gradient is not finite.
         noted = torch.stack([losses + 0 * norm, norm])
         self._scaler.step(self._optimizer)
@@ -229,7 +225,7 @@ class Stepper:
             for start in range(0, inputs.count, micro_batch)
         ]
         total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        self._update(inputs.learning_rate, total)
+        self._update(inputs, total)
 
     def _accumulate(self, inputs: StepInputs, part: slice) -> torch.Tensor:
         if self._refresh is not None:

@@ -15,14 +15,16 @@ from adapters.diffusion.buckets import bucket_of
 from adapters.diffusion.captions import caption_of
 from adapters.diffusion.dataset import Dataset, encode_dataset
 from adapters.diffusion.failures import out_of_memory_is_a_failure
-from adapters.diffusion.flat_path import flat_path_of
+from adapters.diffusion.flat_path import flat_path_of, suits
 from adapters.diffusion.lora import attached
 from adapters.diffusion.memory_use import forget_peak
+from adapters.diffusion.optimizer import require_optimizer, stays_on_device
 from adapters.diffusion.preview import request_previews
 from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.strategy import Strategy, choose_strategy
 from application.ports import TrainingPlan, TrainingSession
+from domain.parameters import TrainingParameters
 
 
 class DiffusionTrainer:
@@ -64,12 +66,13 @@ class DiffusionTrainer:
 
         Raises:
             CheckpointRejected: ``resume`` cannot be used for this plan.
-            TrainingFailed: GPU_OOM.
+            TrainingFailed: GPU_OOM; INVALID_TASK when the optimizer's library is not installed.
         """
         if self._busy:
             raise RuntimeError("the trainer runs one session at a time")
-        self._busy = True
         parameters = plan.parameters
+        require_optimizer(parameters.optimizer)
+        self._busy = True
         captions = [
             caption_of(picture, plan.tags, parameters.trigger_word) for picture in plan.pictures
         ]
@@ -81,11 +84,15 @@ class DiffusionTrainer:
                     rank=parameters.rank,
                     alpha=parameters.network_alpha,
                     seed=parameters.seed,
+                    targets=parameters.lora_targets,
+                    dropout=parameters.lora_dropout,
+                    rslora=parameters.use_rslora,
+                    dora=parameters.use_dora,
                 ) as adapters,
                 ExitStack() as stack,
             ):
                 refresh = None
-                if self._strategy.flat_path:
+                if self._strategy.flat_path and suits(adapters, parameters.lora_dropout):
                     path = flat_path_of(adapters, self._strategy.compute)
                     refresh = stack.enter_context(path).refresh
                 with out_of_memory_is_a_failure():
@@ -99,7 +106,7 @@ class DiffusionTrainer:
                         device=self._device,
                         strategy=self._strategy,
                         refresh=refresh,
-                        recorder=self._recorder() if self._strategy.capture else None,
+                        recorder=self._recorder() if self._captures(parameters) else None,
                     )
                     if resume is not None:
                         session.resume(resume)
@@ -112,6 +119,11 @@ class DiffusionTrainer:
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _captures(self, parameters: TrainingParameters) -> bool:
+        """Dropout is drawn anew for each step on the host, and so is what some optimizers ask."""
+        steady = stays_on_device(parameters.optimizer) and not parameters.lora_dropout
+        return self._strategy.capture and steady
 
     def _encode(self, plan: TrainingPlan, captions: list[str]) -> Dataset:
         resolution = plan.parameters.resolution

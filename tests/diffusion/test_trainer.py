@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.step import Update
+from adapters.diffusion.step import StepInputs, Update
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import CheckpointRejected
@@ -137,9 +137,9 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures(
     sums: list[float] = []
     update = Update.__call__
 
-    def noted(self: Update, learning_rate: torch.Tensor, losses: torch.Tensor) -> None:
+    def noted(self: Update, inputs: StepInputs, losses: torch.Tensor) -> None:
         sums.append(losses.item())
-        update(self, learning_rate, losses)
+        update(self, inputs, losses)
 
     monkeypatch.setattr(Update, "__call__", noted)
     outcome = run(trainer, plan_of(pictures, epochs=1, batch_size=2))
