@@ -15,6 +15,7 @@ from adapters.diffusion.checkpoint import (
 )
 from adapters.diffusion.dataset import Dataset
 from adapters.diffusion.epoch_plan import Batch, draw_step, epoch_batches, steps_per_epoch
+from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.export import RunFacts, encode_style
 from adapters.diffusion.failures import loss_diverged, out_of_memory_is_a_failure
 from adapters.diffusion.learning_rate import learning_rate_of
@@ -55,13 +56,20 @@ class DiffusionSession:
         self._previews = previews
         self._device = device
         parameters = plan.parameters
-        self._buckets = dataset.buckets
+        held_out = held_out_positions(
+            len(dataset.pictures), parameters.validation_split, parameters.seed
+        )
+        self._buckets = trained_buckets(dataset.buckets, held_out)
         self._epoch_steps = steps_per_epoch(list(self._buckets.values()), parameters.batch_size)
         self._learning_rate = learning_rate_of(parameters, self.total_steps)
+        objective = objective_of(base.noise_schedule, parameters.snr_gamma, device)
+        self._evaluation = Evaluation(
+            base.unet, objective, dataset, held_out, parameters.seed, device
+        )
         self._stepper = Stepper(
             base.unet,
             adapters.flat,
-            objective_of(base.noise_schedule, parameters.snr_gamma, device),
+            objective,
             self._learning_rate,
             parameters,
         )
@@ -154,6 +162,7 @@ class DiffusionSession:
     def close(self) -> None:
         """Let go of everything on the device, whoever still holds the session."""
         del self._dataset, self._adapters, self._stepper, self._previews, self._epoch_loss
+        del self._evaluation
 
     def _next_batch(self) -> Batch:
         epoch, position = divmod(self._step, self._epoch_steps)
@@ -185,11 +194,24 @@ class DiffusionSession:
     def _close_epoch(self, epoch: int) -> EpochRecord:
         if not torch.isfinite(self._epoch_loss):
             raise loss_diverged(epoch)
-        loss = float(self._epoch_loss) / len(self._plan.pictures)
-        record = EpochRecord(epoch, loss, self._learning_rate(self._step - 1))
+        pictures = sum(len(bucket) for bucket in self._buckets.values())
+        record = EpochRecord(
+            epoch,
+            float(self._epoch_loss) / pictures,
+            self._learning_rate(self._step - 1),
+            *self._measured(epoch),
+        )
         self._history.append(record)
         self._epoch_loss.zero_()
         return record
+
+    def _measured(self, epoch: int) -> tuple[float | None, float | None]:
+        """The epoch's losses over fixed noises, of pictures trained on and held out."""
+        every = self._plan.parameters.validation_epochs
+        if not every or (epoch % every and epoch != self._plan.parameters.epochs):
+            return None, None
+        with out_of_memory_is_a_failure():
+            return self._evaluation.on_trained(), self._evaluation.on_held_out()
 
     def _identity(self) -> dict[str, object]:
         return run_identity(self._plan, self._captions, self._base.fingerprint)
