@@ -282,6 +282,10 @@ class EpochRecord:
     epoch: int
     loss: float
     learning_rate: float
+    evaluation_loss: float | None = None
+    """Mean over fixed noises and timesteps of pictures trained on; in measured epochs only."""
+    validation_loss: float | None = None
+    """The same of pictures held out, where there are any."""
     gradient_norm: float | None = None
     """Mean over the epoch's steps, before clipping; None where a trainer does not tell."""
     largest_gradient_norm: float | None = None
@@ -414,6 +418,9 @@ class StyleReport:
     history: Sequence[EpochRecord]
     before: tuple[Preview, ...]
     after: tuple[Preview, ...]
+    underway: tuple[tuple[int, tuple[bytes, ...]], ...] = ()
+    """Epochs at whose checkpoint previews were drawn, each with the PNGs of ``after``'s prompts
+    and seeds in their order."""
     artifact: Artifact
     metric: TrainingMetric
     seconds: float

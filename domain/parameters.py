@@ -61,6 +61,13 @@ class LoraTargets(StrEnum):
     layers; kohya calls it LoRA-C3Lier."""
 
 
+_CHOICES: Mapping[str, type[StrEnum]] = {
+    "lora_targets": LoraTargets,
+    "optimizer": OptimizerName,
+    "lr_scheduler": LearningRateSchedule,
+}
+
+
 def default_epochs(picture_count: int) -> int:
     """Epochs for a set of pictures when the task names none.
 
@@ -147,14 +154,15 @@ class TrainingParameters:
         _whole("resolution", self.resolution, 64, 2048)
         if self.resolution % 64:
             raise InvalidParameter("resolution", self.resolution, "give a multiple of 64")
-        _choice("optimizer", self.optimizer, OptimizerName)
-        fastest = 10.0 if self.optimizer == OptimizerName.PRODIGY else 0.1
+        for name, choices in _CHOICES.items():
+            # A message's text becomes the member, so that equal parameters look equal, too.
+            object.__setattr__(self, name, _choice(name, getattr(self, name), choices))
+        fastest = 10.0 if self.optimizer is OptimizerName.PRODIGY else 0.1
         _number("learning_rate", self.learning_rate, 0.0, fastest, above_low=True)
         _whole("batch_size", self.batch_size, 1, 64)
         _whole("rank", self.rank, 1, 256)
         if self.alpha is not None:
             _number("alpha", self.alpha, 0.0, 1024.0, above_low=True)
-        _choice("lora_targets", self.lora_targets, LoraTargets)
         _number("lora_dropout", self.lora_dropout, 0.0, 0.99)
         _flag("use_rslora", self.use_rslora)
         _flag("use_dora", self.use_dora)
@@ -167,7 +175,6 @@ class TrainingParameters:
             )
         for prompt in self.sample_prompts:
             _text("sample_prompts", prompt, 500)
-        _choice("lr_scheduler", self.lr_scheduler, LearningRateSchedule)
         if self.lr_warmup_steps is not None:
             _whole("lr_warmup_steps", self.lr_warmup_steps, 0, 100_000)
         _whole("lr_num_cycles", self.lr_num_cycles, 1, 100)
@@ -194,7 +201,7 @@ class TrainingParameters:
 
     def warmup_steps(self, total_steps: int) -> int:
         """Steps of warm-up in a run of ``total_steps``; none where the schedule has none."""
-        if self.lr_scheduler == LearningRateSchedule.CONSTANT:
+        if self.lr_scheduler is LearningRateSchedule.CONSTANT:
             return 0
         if self.lr_warmup_steps is not None:
             return self.lr_warmup_steps
@@ -255,9 +262,10 @@ def _flag(name: str, value: object) -> None:
         raise InvalidParameter(name, value, "give true or false")
 
 
-def _choice(name: str, value: object, choices: type[StrEnum]) -> None:
+def _choice(name: str, value: object, choices: type[StrEnum]) -> StrEnum:
     if not isinstance(value, str) or value not in list(choices):
         raise InvalidParameter(name, value, f"give one of {', '.join(choices)}")
+    return choices(value)
 
 
 def _text(name: str, value: object, longest: int) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
 
 from adapters.diffusion.dataset import Dataset
-from adapters.diffusion.epoch_plan import Batch, StepDraw, draw_step, epoch_batches
+from adapters.diffusion.epoch_plan import (
+    Batch,
+    StepDraw,
+    draw_step,
+    epoch_batches,
+    steps_per_epoch,
+)
 from adapters.diffusion.step import LEARNING_RATE_SLOTS, StepInputs
 from domain.parameters import TrainingParameters
 
@@ -26,6 +32,7 @@ class Feed:
     copies for many steps at once, from pinned memory, without waiting.
 
     Args:
+        buckets: positions of the pictures to train on, size by size.
         learning_rate: of each step, counted from 0.
         timesteps: length of the noise schedule.
     """
@@ -34,6 +41,7 @@ class Feed:
         self,
         parameters: TrainingParameters,
         dataset: Dataset,
+        buckets: Sequence[Sequence[int]],
         learning_rate: Callable[[int], float],
         timesteps: int,
         device: torch.device,
@@ -43,7 +51,7 @@ class Feed:
         self._learning_rate = learning_rate
         self._timesteps = timesteps
         self._device = device
-        self._buckets = list(dataset.buckets.values())
+        self._buckets = buckets
         self._batches: tuple[int, list[Batch]] = (-1, [])
         self._ready: dict[int, StepInputs] = {}
 
@@ -62,9 +70,7 @@ class Feed:
         self._ready = {}
 
     def _draw_from(self, step: int) -> dict[int, StepInputs]:
-        epoch_steps = sum(
-            -(-len(bucket) // self._parameters.batch_size) for bucket in self._buckets
-        )
+        epoch_steps = steps_per_epoch(self._buckets, self._parameters.batch_size)
         epoch, position = divmod(step, epoch_steps)
         if self._batches[0] != epoch:
             batches = epoch_batches(

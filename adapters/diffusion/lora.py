@@ -98,7 +98,7 @@ def attached(
         lora_dropout=dropout,
         use_rslora=rslora,
         use_dora=dora,
-        target_modules=list(_LAYERS[LoraTargets(targets)]),
+        target_modules=list(_LAYERS[targets]),
     )
     # PEFT draws initial weights from the global generator; the ones kept are drawn below.
     with torch.random.fork_rng(devices=[]):

@@ -52,13 +52,13 @@ class OptimizerState:
         )
 
 
-def require_optimizer(name: str) -> None:
+def require_optimizer(name: OptimizerName) -> None:
     """Make sure that the optimizer's library is there.
 
     Raises:
         TrainingFailed: INVALID_TASK, naming the extra to install.
     """
-    library, extra = _LIBRARIES.get(OptimizerName(name), (None, None))
+    library, extra = _LIBRARIES.get(name, (None, None))
     if library is not None and find_spec(library) is None:
         message = (
             f"optimizer={str(name)!r} needs {library}, which is not installed here; "
@@ -67,9 +67,9 @@ def require_optimizer(name: str) -> None:
         raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message))
 
 
-def optimizer_class(name: str) -> str:
+def optimizer_class(name: OptimizerName) -> str:
     """Where the optimizer's class is, as kohya's metadata names it."""
-    return _CLASSES[OptimizerName(name)]
+    return _CLASSES[name]
 
 
 def stays_on_device(name: str) -> bool:
@@ -89,7 +89,7 @@ def build_optimizer(
     Raises:
         TrainingFailed: INVALID_TASK, when its library is not installed.
     """
-    name = OptimizerName(parameters.optimizer)
+    name = parameters.optimizer
     require_optimizer(name)
     rate, decay = parameters.learning_rate, parameters.weight_decay
     if name is OptimizerName.ADAMW:

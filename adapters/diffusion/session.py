@@ -16,6 +16,7 @@ from adapters.diffusion.checkpoint import (
 )
 from adapters.diffusion.dataset import Dataset
 from adapters.diffusion.epoch_plan import steps_per_epoch
+from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.export import RunFacts, encode_style
 from adapters.diffusion.failures import (
     gpu_oom,
@@ -75,14 +76,21 @@ class DiffusionSession:
         self._previews = previews
         self._device = device
         parameters = plan.parameters
-        self._buckets = dataset.buckets
+        held_out = held_out_positions(
+            len(dataset.pictures), parameters.validation_split, parameters.seed
+        )
+        self._buckets = trained_buckets(dataset.buckets, held_out)
         self._epoch_steps = steps_per_epoch(list(self._buckets.values()), parameters.batch_size)
         self._learning_rate = learning_rate_of(parameters, self.total_steps)
+        objective = objective_of(base.noise_schedule, parameters.snr_gamma, device)
+        self._evaluation = Evaluation(
+            base.unet, objective, dataset, held_out, parameters.seed, device
+        )
         self._update = Update(adapters.flat, parameters, loss_scaling=strategy.loss_scaling)
         self._stepper = Stepper(
             base.unet,
             self._update,
-            objective_of(base.noise_schedule, parameters.snr_gamma, device),
+            objective,
             dataset,
             refresh=refresh,
             channels_last=strategy.channels_last,
@@ -93,7 +101,8 @@ class DiffusionSession:
         self._recovery = Recovery()
         self._thrift = Thrift(parameters.batch_size)
         schedule_length = base.noise_schedule.config.num_train_timesteps
-        self._feed = Feed(parameters, dataset, self._rate, schedule_length, device)
+        buckets = list(self._buckets.values())
+        self._feed = Feed(parameters, dataset, buckets, self._rate, schedule_length, device)
         self._good = self._state().copy()
 
     @property
@@ -200,7 +209,7 @@ class DiffusionSession:
         self._replay.forget()
         self._base.unet.disable_gradient_checkpointing()
         del self._dataset, self._adapters, self._update, self._stepper, self._previews
-        del self._feed, self._good, self._replay
+        del self._feed, self._good, self._replay, self._evaluation
 
     def _attempt(self, inputs: StepInputs) -> bool:
         """Run a step. False when memory did not suffice; nothing holds its tensors then."""
@@ -257,10 +266,13 @@ class DiffusionSession:
         self._good = self._state().copy()
 
     def _close_epoch(self, epoch: int, readings: StepReadings) -> EpochRecord:
+        evaluation, validation = self._measured(epoch)
         record = EpochRecord(
             epoch=epoch,
-            loss=readings.loss / len(self._plan.pictures),
+            loss=readings.loss / sum(len(bucket) for bucket in self._buckets.values()),
             learning_rate=self._rate(self._step - 1),
+            evaluation_loss=evaluation,
+            validation_loss=validation,
             gradient_norm=readings.gradient_norm / self._epoch_steps,
             largest_gradient_norm=readings.largest_gradient_norm,
             stalled=self._stalled(readings),
@@ -304,6 +316,14 @@ class DiffusionSession:
         self._step = state.step
         self._history = list(state.history)
         self._feed.forget()
+
+    def _measured(self, epoch: int) -> tuple[float | None, float | None]:
+        """The epoch's losses over fixed noises, of pictures trained on and held out."""
+        every = self._plan.parameters.validation_epochs
+        if not every or (epoch % every and epoch != self._plan.parameters.epochs):
+            return None, None
+        with out_of_memory_is_a_failure():
+            return self._evaluation.on_trained(), self._evaluation.on_held_out()
 
     def _identity(self) -> dict[str, object]:
         return run_identity(self._plan, self._captions, self._base.fingerprint)
