@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
-
-log = logging.getLogger(__name__)
 
 _FIRST_WITH_CAPTURE = (7, 0)
 """Compute capability from which graphs of whole training steps are worth their memory."""
@@ -49,10 +46,7 @@ def choose_strategy(device: torch.device | str) -> Strategy:
         return PLAIN
     capability = torch.cuda.get_device_capability(device)
     compute = torch.bfloat16 if capability >= (8, 0) else torch.float16
-    chosen = Strategy(compute=compute, flat_path=True, capture=capability >= _FIRST_WITH_CAPTURE)
-    name = torch.cuda.get_device_name(device)
-    log.info("%s, capability %d.%d: %s", name, *capability, describe(chosen))
-    return chosen
+    return Strategy(compute=compute, flat_path=True, capture=capability >= _FIRST_WITH_CAPTURE)
 
 
 def describe(strategy: Strategy) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -22,9 +23,11 @@ from adapters.diffusion.optimizer import require_optimizer, stays_on_device
 from adapters.diffusion.preview import request_previews
 from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.strategy import Strategy, choose_strategy
+from adapters.diffusion.strategy import Strategy, choose_strategy, describe
 from application.ports import TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
+
+log = logging.getLogger(__name__)
 
 
 class DiffusionTrainer:
@@ -54,6 +57,7 @@ class DiffusionTrainer:
         self._recorder = recorder or (lambda: CudaRecorder(self._device))
         self._busy = False
         place_denoiser(base.unet, self._device, self._strategy)
+        log.info("training on %s: %s", self._device, describe(self._strategy))
 
     @property
     def native_resolution(self) -> int:

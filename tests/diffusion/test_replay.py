@@ -195,7 +195,6 @@ def test_a_cpu_gets_the_plain_way_and_a_card_what_it_can_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert choose_strategy("cpu") == PLAIN
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     found = {}
     for capability in [(6, 1), (7, 5), (8, 0), (9, 0)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
