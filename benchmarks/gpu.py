@@ -316,7 +316,7 @@ def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -
     parameters = TrainingParameters(epochs=options.epochs, resolution=resolution, rank=RANK)
     plan = TrainingPlan(style_id=1, pictures=pictures, tags=(), parameters=parameters)
     row: dict[str, Any] = {"pictures": len(pictures), "epochs": options.epochs}
-    row |= {"load_base_s": round(loaded, 2), **_job(trainer, plan, device)}
+    row |= {"load_base_s": round(loaded, 2), **_job(trainer, plan)}
     row["total_s"] = round(loaded + row["job_s"], 2)
     with trainer.open(plan, None) as session:
         opened = time.perf_counter()
@@ -326,7 +326,7 @@ def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -
     return row
 
 
-def _job(trainer: DiffusionTrainer, plan: TrainingPlan, device: torch.device) -> dict[str, Any]:
+def _job(trainer: DiffusionTrainer, plan: TrainingPlan) -> dict[str, Any]:
     started = time.perf_counter()
     with trainer.open(plan, None) as session:
         opened = time.perf_counter()

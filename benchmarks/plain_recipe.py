@@ -36,7 +36,7 @@ def plain_steps(
         cast_training_params(unet, dtype=torch.float32)
         weights = [p for p in unet.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=1e-4)
-        schedule = get_scheduler("cosine", optimizer, 0, steps)
+        schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
         for step in range(steps):
             chosen = [pictures[(step * batch + i) % len(pictures)] for i in range(batch)]
             images = [decode(p.data).resize((resolution, resolution)) for p in chosen]

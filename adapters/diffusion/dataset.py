@@ -18,8 +18,8 @@ from adapters.diffusion.failures import is_out_of_memory
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-PIXELS_AT_ONCE = 4 * 512 * 512
-"""Pixels that the autoencoder takes at a time: at 512 px 4 pictures."""
+PIXELS_AT_ONCE = 2 * 512 * 512
+"""Pixels that the autoencoder takes at a time: at 512 px 2 pictures, in 2 GB with its weights."""
 CAPTIONS_AT_ONCE = 32
 """Captions that the text encoder takes at a time."""
 
