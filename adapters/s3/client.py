@@ -47,6 +47,7 @@ def connect(options: S3Options) -> S3Client:
         ),
     )
     client.meta.events.register_first("needs-retry.s3", _heed_retry_after)
+    client.meta.events.register_first("needs-retry.s3", _follow_no_blind_redirect)
     return client
 
 
@@ -65,3 +66,20 @@ def _heed_retry_after(response: tuple[Any, Any] | None, **_event: object) -> Non
     asked = headers.get("Retry-After", "")
     if asked.isdecimal() and "x-amz-retry-after" not in headers:
         headers["x-amz-retry-after"] = str(int(asked) * 1000)
+
+
+def _follow_no_blind_redirect(
+    response: tuple[Any, Any] | None, request_dict: dict[str, Any], **_event: object
+) -> None:
+    """Botocore asks again where a redirect without a region leads, and again about that answer.
+
+    A web server that sends everybody to another address would keep it asking for ever. S3's own
+    redirects name the region.
+    """
+    if response is None or response[0].status_code not in {301, 302, 307}:
+        return
+    named = response[0].headers.get("x-amz-bucket-region") or response[1].get("Error", {}).get(
+        "Region"
+    )
+    if not named:
+        request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True

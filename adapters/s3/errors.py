@@ -160,12 +160,15 @@ def _unanswered(error: Exception, what: str) -> Exception:
 
 
 def _wrong_region(error: ClientError, bucket: str, what: str) -> str:
-    found = error.response.get("Error", {}).get("Region") or _headers(error).get(
-        "x-amz-bucket-region"
+    headers = _headers(error)
+    region = error.response.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region")
+    if region:
+        return f"{what}: bucket {bucket!r} is in region {region}: set AWS_S3_REGION_NAME={region}"
+    where = headers.get("location", "another address")
+    return (
+        f"{what}: the answer points to {where}: set the endpoint to it, or AWS_S3_REGION_NAME "
+        f"to the region of bucket {bucket!r}"
     )
-    where = f"is in region {found}" if found else "is in another region or behind another endpoint"
-    remedy = f"AWS_S3_REGION_NAME={found}" if found else "AWS_S3_REGION_NAME or the endpoint"
-    return f"{what}: bucket {bucket!r} {where}: set {remedy}"
 
 
 def _headers(error: ClientError) -> Mapping[str, str]:

@@ -79,7 +79,7 @@ def _completes_on_stale_state(environ: dict[str, Any]) -> bool:
         return False
     if "uploadId" not in parse_qs(environ["QUERY_STRING"]):
         return False
-    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
 
     bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
@@ -89,7 +89,11 @@ def _completes_on_stale_state(environ: dict[str, Any]) -> bool:
 
 def main() -> None:
     """Serve on a free port, print the URL, end with the parent."""
-    from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
