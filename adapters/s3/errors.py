@@ -35,6 +35,9 @@ DAMAGED = {
 }
 """What the store received is not what was sent, and it kept nothing of it."""
 
+LONGEST_WAIT = 3600.0
+"""Seconds that a store may ask us to wait; beyond that it is a slip, or as good as down."""
+
 # A worker with wrong credentials must not bury every task it meets, and a key can be changed
 # while it waits: all these count as "away", not as "denied".
 _CREDENTIALS = {
@@ -101,7 +104,7 @@ def _answered(error: ClientError, bucket: str, what: str) -> Exception:
         return BlobUnavailable(f"{what}: {_CREDENTIALS[code]} ({code})")
     if code in _FULL or number == 507:
         return BlobUnavailable(f"{text}; the store is full: free space or raise the quota")
-    if code in _WRONG_REGION or number in {301, 302, 307}:
+    if code in _WRONG_REGION or number in {301, 302, 307, 308}:
         return BlobDenied(_wrong_region(error, bucket, what))
     if code == "InvalidObjectState":
         return BlobDenied(
@@ -184,10 +187,10 @@ def _retry_after(error: ClientError) -> float | None:
     if asked is None:
         return None
     if asked.isdecimal():
-        return float(asked)
+        return min(float(asked), LONGEST_WAIT)
     try:
         # Against the answer's own date: our clock may differ.
         until, now = parsedate_to_datetime(asked), parsedate_to_datetime(headers["date"])
-        return max(0.0, (until - now).total_seconds())
+        return min(max(0.0, (until - now).total_seconds()), LONGEST_WAIT)
     except (KeyError, TypeError, ValueError):
         return None
