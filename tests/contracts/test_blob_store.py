@@ -26,7 +26,7 @@ from application.ports import (
     PreconditionFailed,
 )
 from domain.location import Location
-from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, S3Service, running_s3
+from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
 WRITERS = 8
 
@@ -44,7 +44,7 @@ class Harness:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Service]:
+def s3() -> Iterator[Server]:
     with running_s3() as service:
         yield service
 
@@ -59,7 +59,7 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
     return Harness(FileBlobStore(folders), "first", "second")
 
 
-def in_s3(service: S3Service) -> Harness:
+def in_s3(service: Server) -> Harness:
     options = S3Options(
         endpoint_url=service.url,
         region=REGION,

@@ -21,7 +21,26 @@ from urllib.parse import urlsplit
 import requests
 
 from tests.services.child import end_with_parent, serving
-from tests.services.faults import Plan, Rule, Seen
+from tests.services.proxy_rules import (
+    Plan,
+    Rule,
+    Seen,
+    access_denied,
+    internal_error,
+    s3_error,
+    slow_down,
+)
+
+__all__ = [
+    "FaultyProxy",
+    "Rule",
+    "Seen",
+    "access_denied",
+    "internal_error",
+    "running_proxy",
+    "s3_error",
+    "slow_down",
+]
 
 CONTROL = "/_faults"
 CHUNK = 64 * 1024

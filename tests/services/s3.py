@@ -13,12 +13,15 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import requests
 
 from tests.services.child import end_with_parent, serving
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 ACCESS_KEY, SECRET_KEY = "AKIDTESTS0000000EXAMPLE", "s3cr3t/of+the+tests/EXAMPLEKEY0000000000"
 REGION = "us-east-1"
@@ -29,7 +32,7 @@ _GONE_BY = b"<Error><Code>PreconditionFailed</Code><Message>If-Match</Message></
 
 
 @dataclass(frozen=True)
-class S3Service:
+class Server:
     """A running server."""
 
     url: str
@@ -40,16 +43,28 @@ class S3Service:
         self.create_bucket(name)
         return name
 
+    def client(self) -> S3Client:
+        """A client of the test's own."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name=REGION,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+        )
+
     def create_bucket(self, name: str) -> None:
         """Make a bucket."""
         requests.put(f"{self.url}/{name}", timeout=30).raise_for_status()
 
 
 @contextmanager
-def running_s3(*buckets: str) -> Iterator[S3Service]:
+def running_s3(*buckets: str) -> Iterator[Server]:
     """A server on a free port with these buckets."""
     with serving("tests.services.s3") as url:
-        service = S3Service(url)
+        service = Server(url)
         for bucket in buckets:
             service.create_bucket(bucket)
         yield service

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import boto3
 import pytest
 
 from adapters.s3.options import MIB, S3Options
 from tests.integration.s3.world import TOKEN, Store, make
 from tests.services.faulty_proxy import FaultyProxy, running_proxy
-from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, S3Service, running_s3
+from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
 @pytest.fixture(scope="package")
-def service() -> Iterator[S3Service]:
+def service() -> Iterator[Server]:
     with running_s3("pictures") as running:
         yield running
 
 
 @pytest.fixture(scope="package")
-def started_proxy(service: S3Service) -> Iterator[FaultyProxy]:
+def started_proxy(service: Server) -> Iterator[FaultyProxy]:
     with running_proxy(service.url) as running:
         yield running
 
@@ -36,7 +35,7 @@ def proxy(started_proxy: FaultyProxy) -> FaultyProxy:
 
 
 @pytest.fixture
-def bucket(service: S3Service) -> str:
+def bucket(service: Server) -> str:
     return service.new_bucket()
 
 
@@ -62,12 +61,6 @@ def store(options: S3Options, bucket: str) -> Store:
 
 
 @pytest.fixture(scope="package")
-def direct(service: S3Service) -> S3Client:
+def direct(service: Server) -> S3Client:
     """A client of the test's own, past adapter and proxy."""
-    return boto3.client(
-        "s3",
-        endpoint_url=service.url,
-        region_name=REGION,
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-    )
+    return service.client()
