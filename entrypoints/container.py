@@ -25,6 +25,7 @@ from adapters.wire import TaskReader
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
+from application.ports import BlobStore
 from application.refuse_task import RefuseTask
 from application.rules import Rules
 from application.run_training import RunTraining
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from adapters.diffusion.trainer import DiffusionTrainer
 
 log = logging.getLogger(__name__)
+
+SPARE_CONNECTIONS = 4
+"""To the store, beside those that fetch pictures: lease, cancellation, journal, checkpoint."""
 
 
 def choose_device(settings: Settings) -> str:
@@ -92,9 +96,32 @@ def open_queue(settings: Settings, clock: SystemClock, worker: str) -> Iterator[
     yield SpoolQueue(settings.spool_dir, clock, new_id)
 
 
-def open_blobs(settings: Settings) -> FileBlobStore:
-    """Where blobs lie."""
-    return FileBlobStore(bucket_folders(settings))
+def open_blobs(settings: Settings, clock: SystemClock, *, supplies: bool = False) -> BlobStore:
+    """Where blobs lie: S3, or folders.
+
+    Args:
+        supplies: the images' bucket is to be written, too, as whoever submits a folder does.
+    """
+    if not settings.has_s3:
+        return FileBlobStore(bucket_folders(settings))
+    from adapters.s3.options import S3Options
+    from adapters.s3.store import S3BlobStore
+
+    secret = settings.aws_secret_access_key
+    options = S3Options(
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.aws_s3_region_name,
+        access_key_id=settings.aws_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+        session_token=settings.aws_session_token and settings.aws_session_token.get_secret_value(),
+        max_pool_connections=settings.fetch_concurrency + SPARE_CONNECTIONS,
+    )
+    writable = {settings.model_bucket_name}
+    if supplies:
+        writable.add(settings.aws_storage_bucket_name)
+    return S3BlobStore(
+        options, readable=settings.image_buckets, writable=writable, sleep=clock.sleep
+    )
 
 
 def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> ConsoleNotifier:
@@ -153,7 +180,7 @@ class Container(containers.DeclarativeContainer):
     worker = providers.Singleton(worker_name, settings, new_id)
     layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
 
-    blobs = providers.Singleton(open_blobs, settings)
+    blobs = providers.Singleton(open_blobs, settings, clock)
     queue = providers.Resource(open_queue, settings, clock, worker)
     dead_letters = queue_depths = queue
     notifier = providers.Singleton(open_notifier, settings, console, clock)

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
         None, description="Who signs in at S3. Unset: what boto3 finds (a role, a profile)"
     )
     aws_secret_access_key: SecretStr | None = Field(None, description="With this secret")
+    aws_session_token: SecretStr | None = Field(
+        None, description="And with this token, where the credentials are temporary"
+    )
     aws_s3_region_name: str = Field("us-east-1", description="The buckets' region")
     s3_endpoint_url: str | None = Field(
         None, description="Where S3 is, for MinIO and the like. Unset: AWS"
