@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from adapters.rabbitmq.lenient import read_every_message
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.trouble import SessionOver, explain, is_expected
@@ -135,6 +136,7 @@ class Connection:
 
     def _run(self) -> None:
         _quiet_pika()
+        read_every_message()
         failures = 0
         while not self._closed:
             began = self._clock.monotonic()

@@ -41,7 +41,9 @@ def require_broker() -> None:
 
 
 @contextmanager
-def own_options(delays: tuple[float, ...] = (0.3, 1.5), **others: object) -> Iterator[RabbitOptions]:
+def own_options(
+    delays: tuple[float, ...] = (0.3, 1.5), **others: object
+) -> Iterator[RabbitOptions]:
     """Options with a queue that no other test has; it and its companions vanish afterwards."""
     require_broker()
     name = f"test.{uuid.uuid4().hex[:12]}"
