@@ -17,7 +17,7 @@ from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import Delivery, DeliveryLost, QueueUnavailable
 from tests.services.broker import Broker, free_ports, own_broker
 from tests.services.certificates import Authority
-from tests.services.queues import opened, raw_channel
+from tests.services.queues import eventually, opened, raw_channel, receive
 
 pytestmark = pytest.mark.faults
 
@@ -64,26 +64,6 @@ def options(broker: Broker) -> RabbitOptions:
 def queue(options: RabbitOptions) -> Iterator[RabbitQueue]:
     with opened(options) as made:
         yield made
-
-
-def receive(queue: RabbitQueue) -> Delivery:
-    """The next message, through every outage."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            delivery = queue.receive(0.2)
-        except QueueUnavailable:
-            continue
-        if delivery is not None:
-            return delivery
-    raise AssertionError("no message came")
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def restart(broker: Broker) -> None:
