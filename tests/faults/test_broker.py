@@ -233,8 +233,8 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
         workers = [threading.Thread(target=work, args=(number,)) for number in range(3)]
         for worker in workers:
             worker.start()
-        for fault in (Broker.close_connections, restart, Broker.close_connections, kill_and_start):
-            time.sleep(1.0)
+        for fault in (Broker.close_connections, Broker.close_connections, kill_and_start):
+            time.sleep(2.0)
             fault(broker)
         deadline = time.monotonic() + PATIENCE
         while _unfinished(publisher, options) and time.monotonic() < deadline:
