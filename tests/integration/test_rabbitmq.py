@@ -1,0 +1,270 @@
+"""What RabbitMQ adds to a queue's contract: a backend beside us, several workers, pauses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
+from adapters.rabbitmq.options import RabbitOptions
+from adapters.rabbitmq.queue import RabbitQueue
+from application.ports import DeliveryLost, QueueUnavailable
+from tests.services.queues import (
+    fetch,
+    opened,
+    own_options,
+    publish_as_the_backend,
+    raw_channel,
+    receive,
+)
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def options() -> Iterator[RabbitOptions]:
+    with own_options() as made:
+        yield made
+
+
+@pytest.fixture
+def queue(options: RabbitOptions) -> Iterator[RabbitQueue]:
+    with opened(options) as made:
+        yield made
+
+
+@pytest.fixture
+def raw() -> Iterator[BlockingChannel]:
+    with raw_channel() as channel:
+        # So that what is published is there before the test goes on.
+        channel.confirm_delivery()
+        yield channel
+
+
+# --- Beside the backend ------------------------------------------------------------------
+
+
+def test_the_backend_may_declare_the_queue_before_us(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    publish_as_the_backend(raw, options.queue, b'{"n": 1}')
+    assert receive(queue).body == b'{"n": 1}'
+
+
+def test_the_backend_may_declare_the_queue_after_us(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    assert queue.receive(0.0) is None
+    publish_as_the_backend(raw, options.queue, b'{"n": 1}')
+    assert receive(queue).body == b'{"n": 1}'
+
+
+def test_a_published_message_is_like_the_backends(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    queue.publish(b'{"n": 1}')
+    properties, body = fetch(raw, options.queue)
+    assert body == b'{"n": 1}'
+    assert (properties.content_type, properties.delivery_mode) == ("application/json", 2)
+    assert not properties.headers
+
+
+def test_who_only_publishes_counts_and_sifts_takes_no_message(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    queue.publish(b"{}")
+    queue.sift(lambda _: True)
+    assert queue.depths()[options.queue] == 1
+    assert raw.queue_declare(options.queue, passive=True).method.consumer_count == 0
+
+
+def test_every_queue_is_durable_and_the_main_one_has_no_arguments(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    names = list(queue.depths())
+    assert names == [
+        options.queue,
+        f"{options.queue}.retry.300ms",
+        f"{options.queue}.retry.1500ms",
+        f"{options.queue}.dead",
+    ]
+    raw.queue_declare(options.queue, durable=True)
+    for name, milliseconds in ((names[1], 300), (names[2], 1500)):
+        raw.queue_declare(
+            name,
+            durable=True,
+            arguments={
+                "x-queue-type": "quorum",
+                "x-overflow": "reject-publish",
+                "x-dead-letter-strategy": "at-least-once",
+                "x-message-ttl": milliseconds,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": options.queue,
+            },
+        )
+    raw.queue_declare(names[3], durable=True, arguments={"x-queue-type": "classic"})
+
+
+def test_a_queue_of_another_kind_is_told_with_its_remedy(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    raw.queue_declare(options.queue, durable=True, arguments={"x-max-length": 5})
+    with pytest.raises(QueueUnavailable, match=r"other arguments: delete it.*x-max-length"):
+        queue.publish(b"{}")
+
+
+def test_two_workers_share_the_messages(options: RabbitOptions, queue: RabbitQueue) -> None:
+    bodies = [b'{"n": %d}' % number for number in range(20)]
+    for body in bodies:
+        queue.publish(body)
+
+    def consume(worker: RabbitQueue) -> list[bytes]:
+        got = []
+        while (delivery := worker.receive(1.0)) is not None:
+            got.append(delivery.body)
+            time.sleep(0.02)
+            worker.acknowledge(delivery)
+        return got
+
+    with (
+        opened(options, "a") as first,
+        opened(options, "b") as second,
+        ThreadPoolExecutor() as pool,
+    ):
+        shares = list(pool.map(consume, [first, second]))
+    assert sorted(shares[0] + shares[1]) == sorted(bodies)
+    assert min(len(share) for share in shares) >= 5
+
+
+def test_by_default_one_message_is_held_at_a_time(
+    options: RabbitOptions, queue: RabbitQueue
+) -> None:
+    queue.publish(b'{"n": 1}')
+    queue.publish(b'{"n": 2}')
+    first = receive(queue)
+    assert queue.receive(0.3) is None
+    with opened(options, "another") as another:
+        assert receive(another).body == b'{"n": 2}'
+    queue.acknowledge(first)
+    again = receive(queue)
+    assert (again.body, again.redelivered) == (b'{"n": 2}', True)
+
+
+def test_closing_gives_back_at_once_what_is_unsettled(
+    options: RabbitOptions, queue: RabbitQueue
+) -> None:
+    queue.publish(b"{}")
+    with opened(options, "another") as another:
+        held = receive(another)
+    with pytest.raises(DeliveryLost):
+        another.acknowledge(held)
+    with pytest.raises(QueueUnavailable, match="closed"):
+        another.receive(0.0)
+    assert receive(queue).redelivered
+
+
+# --- The ladder of pauses ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("delay", "step"), [(0.1, "300ms"), (0.4, "1500ms"), (99.0, "1500ms")])
+def test_a_pause_is_rounded_up_to_a_step_and_the_longest_bounds_it(
+    options: RabbitOptions, queue: RabbitQueue, delay: float, step: str
+) -> None:
+    queue.publish(b"{}")
+    before = time.monotonic()
+    queue.retry_later(receive(queue), delay, "busy")
+    if step == "1500ms":
+        assert queue.depths()[f"{options.queue}.retry.{step}"] == 1
+    assert receive(queue).retries == 1
+    assert time.monotonic() - before >= min(delay, 1.5)
+
+
+def test_a_short_pause_does_not_wait_behind_a_long_one() -> None:
+    with own_options(delays=(0.2, 60.0)) as options, opened(options) as queue:
+        queue.publish(b'{"n": 1}')
+        queue.publish(b'{"n": 2}')
+        queue.retry_later(receive(queue), 60.0, "long")
+        queue.retry_later(receive(queue), 0.2, "short")
+        assert receive(queue).body == b'{"n": 2}'
+
+
+def test_a_message_keeps_its_properties_while_it_waits_but_those_that_would_lose_it(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    queue.depths()
+    properties = BasicProperties(
+        content_type="text/plain",
+        correlation_id="c",
+        message_id="m",
+        priority=3,
+        timestamp=7,
+        type="t",
+        app_id="a",
+        delivery_mode=1,
+        expiration="60000",
+        user_id="guest",
+        headers={
+            **{"trace": "x", "n": 3, "nested": {"list": [1, True, None, "text"]}},
+            # As if the broker had sent it round already, and to another queue as well.
+            "x-death": [{"queue": options.queue, "reason": "expired", "count": 1}],
+            "CC": [f"{options.queue}.dead"],
+        },
+    )
+    raw.basic_publish("", options.queue, b"{}", properties)
+    raw.queue_purge(f"{options.queue}.dead")
+    queue.retry_later(receive(queue), 0.1, "busy")
+    queue.dead_letter(receive(queue), "wrong", {"field": "data"})
+
+    kept, body = fetch(raw, f"{options.queue}.dead")
+    assert raw.queue_declare(f"{options.queue}.dead", passive=True).method.message_count == 0
+    assert body == b"{}"
+    assert (kept.content_type, kept.correlation_id, kept.message_id) == ("text/plain", "c", "m")
+    assert (kept.priority, kept.timestamp, kept.type, kept.app_id) == (3, 7, "t", "a")
+    assert (kept.delivery_mode, kept.expiration, kept.user_id) == (2, None, None)
+    headers: dict[Any, Any] = dict(kept.headers or {})
+    since = datetime.fromisoformat(headers.pop("trainer-since"))
+    assert abs((datetime.now(UTC) - since).total_seconds()) < 60
+    assert headers == {
+        **{"trace": "x", "n": 3, "nested": {"list": [1, True, None, "text"]}},
+        "trainer-retries": 1,
+        "trainer-reason": "wrong",
+        "trainer-worker": "worker-1",
+        "trainer-details": {"field": "data"},
+    }
+
+
+def test_a_move_without_its_queue_leaves_the_message_and_makes_the_queue_anew(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    queue.publish(b"{}")
+    delivery = receive(queue)
+    raw.queue_delete(f"{options.queue}.dead")
+    with pytest.raises(QueueUnavailable, match=r"no queue '.*\.dead'"):
+        queue.dead_letter(delivery, "wrong")
+    again = receive(queue)
+    assert (again.body, again.redelivered) == (b"{}", True)
+    queue.dead_letter(again, "wrong")
+    assert queue.depths()[f"{options.queue}.dead"] == 1
+
+
+def test_a_full_queue_refuses_and_the_message_stays(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    queue.publish(b"{}")
+    delivery = receive(queue)
+    dead = f"{options.queue}.dead"
+    raw.queue_delete(dead)
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    raw.queue_declare(dead, durable=True, arguments=full)
+    raw.basic_publish("", dead, b"the one that has room")
+    with pytest.raises(QueueUnavailable, match="is it full"):
+        queue.dead_letter(delivery, "wrong")
+    raw.queue_delete(dead)
+    queue.dead_letter(receive(queue), "wrong")
+    assert [letter.body for letter in queue.sift(lambda _: False)] == [b"{}"]

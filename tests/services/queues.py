@@ -1,0 +1,104 @@
+"""The machine's RabbitMQ, and queues on it that belong to one test."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPError
+
+from adapters.clock import SystemClock
+from adapters.rabbitmq.options import RabbitOptions
+from adapters.rabbitmq.queue import RabbitQueue
+from adapters.rabbitmq.topology import Topology
+from application.ports import Delivery, QueueUnavailable
+
+PORT = 5672
+
+
+@contextmanager
+def raw_channel(port: int = PORT) -> Iterator[BlockingChannel]:
+    """A channel as any other program has one."""
+    parameters = pika.ConnectionParameters("127.0.0.1", port, connection_attempts=1)
+    with pika.BlockingConnection(parameters) as connection:
+        yield connection.channel()
+
+
+def require_broker() -> None:
+    """Skip the test where no broker runs; fail it in CI, where one must."""
+    try:
+        with raw_channel():
+            return
+    except (AMQPError, OSError) as error:
+        reason = f"waits for RabbitMQ at 127.0.0.1:{PORT}: {error!r}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@contextmanager
+def own_options(
+    delays: tuple[float, ...] = (0.3, 1.5), **others: object
+) -> Iterator[RabbitOptions]:
+    """Options with a queue that no other test has; it and its companions vanish afterwards."""
+    require_broker()
+    name = f"test.{uuid.uuid4().hex[:12]}"
+    options = RabbitOptions(queue=name, retry_delays=delays, **others)  # type: ignore[arg-type]
+    try:
+        yield options
+    finally:
+        with raw_channel() as channel:
+            for queue in Topology(name, delays).names:
+                channel.queue_delete(queue)
+
+
+@contextmanager
+def opened(options: RabbitOptions, worker: str = "worker-1") -> Iterator[RabbitQueue]:
+    """A queue, closed afterwards."""
+    queue = RabbitQueue(options, worker=worker, clock=SystemClock(), random=lambda: 0.5)
+    try:
+        yield queue
+    finally:
+        queue.close()
+
+
+def receive(queue: RabbitQueue, patience: float = 60.0) -> Delivery:
+    """The next message, through every outage."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            delivery = queue.receive(0.2)
+        except QueueUnavailable:
+            continue
+        if delivery is not None:
+            return delivery
+    raise AssertionError("no message came")
+
+
+def eventually(holds: Callable[[], bool], patience: float = 60.0) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def publish_as_the_backend(channel: BlockingChannel, queue: str, body: bytes) -> None:
+    """Declare and publish as another program does."""
+    channel.queue_declare(queue=queue, durable=True)
+    properties = pika.BasicProperties(delivery_mode=2, content_type="application/json")
+    channel.basic_publish("", queue, body, properties)
+
+
+def fetch(channel: BlockingChannel, queue: str) -> tuple[pika.BasicProperties, bytes]:
+    """Take the first message out of a queue."""
+    _, properties, body = channel.basic_get(queue, auto_ack=True)
+    assert properties is not None
+    assert body is not None
+    return properties, body
