@@ -90,8 +90,9 @@ class HtmlReporter:
 
     def _strips(self, report: StyleReport) -> list[tuple[str, list[tuple[str, str]]]]:
         """For each prompt the pictures drawn underway, each with what it shows."""
-        drawn = [(epoch, pngs) for epoch, pngs in report.underway if len(pngs) == len(report.after)]
-        drawn = _spread(drawn, MOST_UNDERWAY)
+        wanted = len(report.after)
+        whole = [(epoch, pngs) for epoch, pngs in report.underway if len(pngs) == wanted]
+        drawn = _spread(whole, MOST_UNDERWAY)
         return [
             (
                 preview.prompt,

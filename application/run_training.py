@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from application.announce import announce
-from application.drive_session import Driver, cancel_requested
 from application.checkpoint_previews import stored_previews
+from application.drive_session import Driver, cancel_requested
 from application.gather_pictures import gather_pictures
 from application.journal import Entry, Journal
 from application.layout import Layout

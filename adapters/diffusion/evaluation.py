@@ -102,9 +102,7 @@ class Evaluation:
         latents = self._dataset.latents(batch, plainly, torch.zeros_like(noise))
         timesteps = torch.tensor([probe.timestep for probe in probes], device=self._device)
         objective = self._objective
-        with torch.autocast(
-            "cuda", _half_on(self._device), enabled=self._device.type == "cuda"
-        ):
+        with torch.autocast("cuda", _half_on(self._device), enabled=self._device.type == "cuda"):
             prediction = self._unet(
                 objective.noisy(latents, noise, timesteps).to(self._unet.dtype),
                 timesteps,

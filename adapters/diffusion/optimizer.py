@@ -1,4 +1,4 @@
-"""The optimizers to choose from, and their state as tensors and numbers that a checkpoint holds."""
+"""The optimizers to choose from, and their state as tensors and numbers for a checkpoint."""
 
 from __future__ import annotations
 

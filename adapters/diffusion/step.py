@@ -21,8 +21,8 @@ from domain.parameters import TrainingParameters
 class Stepper:
     """Forward, backward, clipping and the optimizer.
 
-    With AdamW nothing is read back from the device. On CUDA the denoiser computes in bfloat16 under
-    autocast; the weights, their gradient and AdamW's moments are float32 everywhere.
+    With AdamW nothing is read back from the device. On CUDA the denoiser computes in bfloat16
+    under autocast; the weights, their gradient and AdamW's moments are float32 everywhere.
     """
 
     def __init__(

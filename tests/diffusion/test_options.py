@@ -20,7 +20,7 @@ from application.ports import CheckpointRejected
 from domain.failure import FailureCode, TrainingFailed
 from domain.parameters import RequestedParameters, TrainingParameters
 from domain.picture import Picture
-from tests.diffusion.runs import plan_of, run, weights_of
+from tests.diffusion.runs import plan_of, run
 
 pytestmark = pytest.mark.integration
 
@@ -207,5 +207,5 @@ def test_a_base_that_predicts_velocity_trains(
 def test_the_defaults_leave_every_new_option_off() -> None:
     parameters = TrainingParameters(epochs=1, resolution=64)
     assert (parameters.optimizer, parameters.lora_targets) == ("adamw", "attention")
-    assert not (parameters.use_dora or parameters.use_rslora or parameters.lora_dropout)
+    assert not any((parameters.use_dora, parameters.use_rslora, parameters.lora_dropout))
     assert parameters.lora_scale == 1.0
