@@ -7,7 +7,7 @@ DEMO := demo
 DEMO_OPTIONS := --epochs 40 --learning-rate 0.002
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench base clean
+.PHONY: help demo test lint format bench quality base clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ format: $(READY) ## Format the code
 
 bench: $(READY) ## Measure the trainer beside the plain recipe; needs a quiet machine
 	$(BIN)/python -m benchmarks.trainer
+
+quality: $(READY) ## Measure what each training option gains on the small base (a quarter of an hour)
+	$(BIN)/python -m benchmarks.quality
 
 base: $(READY) ## Pretrain the small base model anew (half an hour)
 	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0

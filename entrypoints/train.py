@@ -131,6 +131,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from entrypoints import local_run
 
+    local_run.check_optimizer(requested)
     names = find_pictures(arguments.pictures)
     local_run.check_writable(arguments.out)
 
