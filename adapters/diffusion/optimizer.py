@@ -45,6 +45,12 @@ class OptimizerState:
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Of its group, by their names (Prodigy's estimate), and ``step`` where it is no tensor."""
 
+    def copy(self) -> OptimizerState:
+        """The same in memory of its own, on the same device."""
+        return OptimizerState(
+            {name: tensor.clone() for name, tensor in self.tensors.items()}, dict(self.numbers)
+        )
+
 
 def require_optimizer(name: OptimizerName) -> None:
     """Make sure that the optimizer's library is there.
@@ -66,6 +72,13 @@ def optimizer_class(name: OptimizerName) -> str:
     return _CLASSES[name]
 
 
+def stays_on_device(name: str) -> bool:
+    """Whether a step reads nothing back, takes its learning rate from the device, and can thus
+    be recorded and replayed.
+    """
+    return OptimizerName(name) is OptimizerName.ADAMW
+
+
 def build_optimizer(
     weights: torch.nn.Parameter, parameters: TrainingParameters
 ) -> torch.optim.Optimizer:
@@ -80,7 +93,9 @@ def build_optimizer(
     require_optimizer(name)
     rate, decay = parameters.learning_rate, parameters.weight_decay
     if name is OptimizerName.ADAMW:
-        adamw = torch.optim.AdamW([weights], lr=rate, weight_decay=decay, fused=True)
+        adamw = torch.optim.AdamW(
+            [weights], lr=rate, weight_decay=decay, fused=True, capturable=weights.is_cuda
+        )
         # Begun here and not at the first step, so that it lies where it will stay.
         adamw.state[weights] = {
             "step": torch.zeros((), device=weights.device),

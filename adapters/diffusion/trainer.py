@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from adapters.diffusion.base_model import BaseModel
@@ -14,11 +16,18 @@ from adapters.diffusion.buckets import bucket_of
 from adapters.diffusion.captions import caption_of
 from adapters.diffusion.dataset import Dataset, encode_dataset
 from adapters.diffusion.failures import out_of_memory_is_a_failure
+from adapters.diffusion.flat_path import flat_path_of, suits
 from adapters.diffusion.lora import attached
-from adapters.diffusion.optimizer import require_optimizer
+from adapters.diffusion.memory_use import forget_peak
+from adapters.diffusion.optimizer import require_optimizer, stays_on_device
 from adapters.diffusion.preview import request_previews
+from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.strategy import Strategy, choose_strategy, describe
 from application.ports import TrainingPlan, TrainingSession
+from domain.parameters import TrainingParameters
+
+log = logging.getLogger(__name__)
 
 
 class DiffusionTrainer:
@@ -28,6 +37,8 @@ class DiffusionTrainer:
         base: its denoiser lies on ``device`` already, or is moved there.
         decode: a picture file's bytes to an upright RGB picture.
         device: ``cpu`` or ``cuda``.
+        strategy: how steps are run; None for the fastest way that the device offers.
+        recorder: what records steps where the strategy captures them; None for CUDA graphs.
     """
 
     def __init__(
@@ -35,12 +46,18 @@ class DiffusionTrainer:
         base: BaseModel,
         decode: Callable[[bytes], Image.Image],
         device: torch.device | str = "cpu",
+        *,
+        strategy: Strategy | None = None,
+        recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         self._base = base
         self._decode = decode
         self._device = torch.device(device)
+        self._strategy = strategy or choose_strategy(self._device)
+        self._recorder = recorder or (lambda: CudaRecorder(self._device))
         self._busy = False
-        base.unet.to(self._device)
+        place_denoiser(base.unet, self._device, self._strategy)
+        log.info("training on %s: %s", self._device, describe(self._strategy))
 
     @property
     def native_resolution(self) -> int:
@@ -63,17 +80,25 @@ class DiffusionTrainer:
         captions = [
             caption_of(picture, plan.tags, parameters.trigger_word) for picture in plan.pictures
         ]
+        forget_peak(self._device)
         try:
-            with attached(
-                self._base.unet,
-                rank=parameters.rank,
-                alpha=parameters.network_alpha,
-                seed=parameters.seed,
-                targets=parameters.lora_targets,
-                dropout=parameters.lora_dropout,
-                rslora=parameters.use_rslora,
-                dora=parameters.use_dora,
-            ) as adapters:
+            with (
+                attached(
+                    self._base.unet,
+                    rank=parameters.rank,
+                    alpha=parameters.network_alpha,
+                    seed=parameters.seed,
+                    targets=parameters.lora_targets,
+                    dropout=parameters.lora_dropout,
+                    rslora=parameters.use_rslora,
+                    dora=parameters.use_dora,
+                ) as adapters,
+                ExitStack() as stack,
+            ):
+                refresh = None
+                if self._strategy.flat_path and suits(adapters, parameters.lora_dropout):
+                    path = flat_path_of(adapters, self._strategy.compute)
+                    refresh = stack.enter_context(path).refresh
                 with out_of_memory_is_a_failure():
                     session = DiffusionSession(
                         base=self._base,
@@ -83,6 +108,9 @@ class DiffusionTrainer:
                         adapters=adapters,
                         previews=request_previews(self._base, parameters, captions, self._device),
                         device=self._device,
+                        strategy=self._strategy,
+                        refresh=refresh,
+                        recorder=self._recorder() if self._captures(parameters) else None,
                     )
                     if resume is not None:
                         session.resume(resume)
@@ -96,6 +124,11 @@ class DiffusionTrainer:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def _captures(self, parameters: TrainingParameters) -> bool:
+        """Dropout is drawn anew for each step on the host, and so is what some optimizers ask."""
+        steady = stays_on_device(parameters.optimizer) and not parameters.lora_dropout
+        return self._strategy.capture and steady
+
     def _encode(self, plan: TrainingPlan, captions: list[str]) -> Dataset:
         resolution = plan.parameters.resolution
         decoded = (self._decode(picture.data) for picture in plan.pictures)
@@ -107,3 +140,11 @@ class DiffusionTrainer:
             mirrored=plan.parameters.random_flip,
             device=self._device,
         )
+
+
+def place_denoiser(unet: UNet2DConditionModel, device: torch.device, strategy: Strategy) -> None:
+    """Put the denoiser where and how the strategy wants it."""
+    layout = torch.channels_last if strategy.channels_last else torch.contiguous_format
+    # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
+    torch.nn.Module.to(unet, device=device, dtype=strategy.compute)
+    torch.nn.Module.to(unet, memory_format=layout)  # type: ignore[call-overload]

@@ -96,6 +96,7 @@ REPORT = StyleReport(
     metric=TrainingMetric(loss=0.0625, epochs=40, steps=1160),
     seconds=3_725.4,
     attempt=2,
+    peak_memory=3_141_000_000,
 )
 
 
@@ -253,9 +254,9 @@ def test_the_weights_are_named_and_their_use_explained(shown: Page) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(12.4, "12 s"), (754.0, "12 min 34 s"), (3_725.4, "1 h 2 min")]
 )
-def test_the_head_shows_duration_and_attempt(seconds: float, text: str) -> None:
+def test_the_head_shows_duration_attempt_and_memory(seconds: float, text: str) -> None:
     head = page(replace(REPORT, seconds=seconds)).text
-    assert f"Loss 0.0625 Duration {text} Attempt 2" in head
+    assert f"Loss 0.0625 Duration {text} Attempt 2 Peak memory 3.14 GB" in head
     assert "Task 550e8400-e29b-41d4-a716-446655440000, requested 2025-01-20 10:00 UTC" in head
 
 
