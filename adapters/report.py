@@ -235,6 +235,7 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
         "alpha": f"{parameters.network_alpha:g}",
         "lr_warmup_steps": str(parameters.warmup_steps(steps)),
         "snr_gamma": "off",
+        "text_encoder_lr": f"{parameters.learning_rate:g}",
         "trigger_word": "none",
         "sample_prompts": "taken from the captions",
     }

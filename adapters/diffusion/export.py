@@ -18,9 +18,11 @@ import torch
 
 from adapters.diffusion.dataset import Size
 from adapters.diffusion.forms import (
+    TEXT_ENCODER,
     UNET,
     LayerWeights,
     Style,
+    text_path,
     to_diffusers,
     to_kohya,
     write_style,
@@ -58,14 +60,16 @@ def encode_style(adapters: Adapters, plan: TrainingPlan, facts: RunFacts) -> byt
 
 def style_of(adapters: Adapters) -> Style:
     """The adapters, in half precision."""
+    layers = {(UNET, path): adapter for path, adapter in adapters.by_layer.items()}
+    layers |= {(TEXT_ENCODER, text_path(p)): adapter for p, adapter in adapters.of_text.items()}
     return {
-        (UNET, path): LayerWeights(
+        layer: LayerWeights(
             adapter.down.detach().to(torch.float16),
             adapter.up.detach().to(torch.float16),
             adapters.alpha,
             None if adapter.magnitude is None else adapter.magnitude.detach().to(torch.float16),
         )
-        for path, adapter in adapters.by_layer.items()
+        for layer, adapter in layers.items()
     }
 
 
@@ -89,6 +93,7 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_sd_model_name": facts.base_name,
         "ss_v2": False,
         "ss_unet_lr": parameters.learning_rate,
+        "ss_text_encoder_lr": _text_rate(parameters),
         "ss_learning_rate": parameters.learning_rate,
         "ss_lr_scheduler": str(parameters.lr_scheduler),
         "ss_lr_warmup_steps": parameters.warmup_steps(parameters.epochs * facts.steps_per_epoch),
@@ -114,6 +119,12 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_seed": parameters.seed,
     }
     return {name: str(value) for name, value in values.items()}
+
+
+def _text_rate(parameters: TrainingParameters) -> float | None:
+    if not parameters.train_text_encoder:
+        return None
+    return parameters.text_encoder_lr or parameters.learning_rate
 
 
 def _network_arguments(parameters: TrainingParameters) -> dict[str, str]:

@@ -8,7 +8,8 @@ diffusers: ``unet.<path>.lora_A.weight``, ``.lora_B.weight``, ``.lora_magnitude_
 alphas as JSON in the metadata, under ``lora_adapter_metadata``.
 
 peft: a folder for each model, ``adapter_config.json`` and ``adapter_model.safetensors`` with
-``base_model.model.<path>.lora_A.weight`` and its like.
+``base_model.model.<path>.lora_A.weight`` and its like; a text encoder's path as transformers 5
+has it.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ class LayerWeights:
 
 Style = Mapping[tuple[str, str], LayerWeights]
 """A LoRA, by model (``unet``, ``text_encoder``) and the layer's path in it."""
+
+
+def text_path(module: str) -> str:
+    """A text encoder's layer as files name it; transformers 5 has no ``text_model.`` before."""
+    return "text_model." + module.removeprefix("text_model.")
 
 
 def to_kohya(style: Style) -> Tensors:
@@ -145,7 +151,7 @@ def to_peft(style: Style, model: str) -> Tensors:
     tensors: Tensors = {}
     for (owner, path), layer in style.items():
         if owner == model:
-            tensors |= _matrices(f"{_PEFT}{path}", layer)
+            tensors |= _matrices(f"{_PEFT}{_bare(path)}", layer)
     return tensors
 
 
@@ -162,7 +168,7 @@ def from_peft(model: str, tensors: Mapping[str, torch.Tensor], config: Mapping[s
 
 def peft_config(style: Style, model: str) -> dict[str, Any]:
     """PEFT's ``LoraConfig`` for one model, as JSON values: only what it does not assume."""
-    layers = {path: layer for (owner, path), layer in style.items() if owner == model}
+    layers = {_bare(path): layer for (owner, path), layer in style.items() if owner == model}
     rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
     alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
     return {
@@ -200,8 +206,9 @@ def _from_matrices(
         by_path.setdefault(path, {})[part] = tensor
     patterns = config.get("alpha_pattern") or {}
     style = {}
-    for path, parts in by_path.items():
-        layer = (model, path)
+    for found_path, parts in by_path.items():
+        path = _bare(found_path)
+        layer = (model, text_path(path) if model == TEXT_ENCODER else path)
         down, up = _pair(layer, parts, "A.weight", "B.weight")
         magnitude = parts.pop("magnitude_vector", None)
         _nothing_left(layer, parts)
@@ -210,6 +217,11 @@ def _from_matrices(
             alpha *= down.shape[0] ** 0.5
         style[layer] = LayerWeights(down, up, float(alpha), magnitude)
     return style
+
+
+def _bare(path: str) -> str:
+    """The layer's path in the model of transformers 5; as the end of a name it serves 4, too."""
+    return path.removeprefix("text_model.")
 
 
 def _kohya_layer(stem: str) -> tuple[str, str]:

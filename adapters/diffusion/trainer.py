@@ -10,8 +10,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from transformers import CLIPTextModel
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.buckets import bucket_of
 from adapters.diffusion.captions import caption_of
 from adapters.diffusion.dataset import Dataset, encode_dataset
@@ -24,6 +25,7 @@ from adapters.diffusion.preview import request_previews
 from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.strategy import Strategy, choose_strategy, describe
+from adapters.diffusion.text_states import TextStates
 from application.ports import TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
 
@@ -83,6 +85,7 @@ class DiffusionTrainer:
         forget_peak(self._device)
         try:
             with (
+                placed(self._base.text_encoder, self._home_of_text(parameters)),
                 attached(
                     self._base.unet,
                     rank=parameters.rank,
@@ -92,6 +95,7 @@ class DiffusionTrainer:
                     dropout=parameters.lora_dropout,
                     rslora=parameters.use_rslora,
                     dora=parameters.use_dora,
+                    text_encoder=self._text_encoder(parameters),
                 ) as adapters,
                 ExitStack() as stack,
             ):
@@ -111,6 +115,7 @@ class DiffusionTrainer:
                         strategy=self._strategy,
                         refresh=refresh,
                         recorder=self._recorder() if self._captures(parameters) else None,
+                        text_states=self._text_states(parameters, captions),
                     )
                     if resume is not None:
                         session.resume(resume)
@@ -125,9 +130,26 @@ class DiffusionTrainer:
                 torch.cuda.empty_cache()
 
     def _captures(self, parameters: TrainingParameters) -> bool:
-        """Dropout is drawn anew for each step on the host, and so is what some optimizers ask."""
+        """Dropout is drawn anew for each step on the host, and so is what some optimizers ask;
+        a text encoder makes its masks there.
+        """
         steady = stays_on_device(parameters.optimizer) and not parameters.lora_dropout
-        return self._strategy.capture and steady
+        return self._strategy.capture and steady and not parameters.train_text_encoder
+
+    def _text_encoder(self, parameters: TrainingParameters) -> CLIPTextModel | None:
+        return self._base.text_encoder if parameters.train_text_encoder else None
+
+    def _home_of_text(self, parameters: TrainingParameters) -> torch.device:
+        """Where the text encoder lies during the run: it visits the device, or stays there."""
+        here: torch.device = self._base.text_encoder.device
+        return self._device if parameters.train_text_encoder else here
+
+    def _text_states(
+        self, parameters: TrainingParameters, captions: list[str]
+    ) -> TextStates | None:
+        if not parameters.train_text_encoder:
+            return None
+        return TextStates(self._base, dict.fromkeys(["", *captions]), self._device)
 
     def _encode(self, plan: TrainingPlan, captions: list[str]) -> Dataset:
         resolution = plan.parameters.resolution

@@ -242,6 +242,7 @@ def test_every_parameter_may_be_named() -> None:
         **{"max_grad_norm": 0.5, "snr_gamma": 5.0, "noise_offset": 0.1, "random_flip": True},
         **{"caption_dropout": 0.2, "lora_targets": "attention+ff", "lora_dropout": 0.1},
         **{"use_rslora": True, "use_dora": True, "optimizer": "prodigy", "lr_num_cycles": 2},
+        **{"train_text_encoder": True, "text_encoder_lr": 5e-5},
         **{"lr_power": 2.0, "validation_split": 0.1, "validation_epochs": 5},
     }
     assert named.keys() == PARAMETER_NAMES

@@ -42,6 +42,11 @@ OPTIONS = [
     pytest.param(
         {"lora_targets": "attention+ff+conv", "use_dora": True}, id="attention+ff+conv,use_dora"
     ),
+    pytest.param({"train_text_encoder": True, "text_encoder_lr": 1e-3}, id="text_encoder"),
+    pytest.param(
+        {"train_text_encoder": True, "use_dora": True, "lora_dropout": 0.1},
+        id="text_encoder,use_dora,lora_dropout",
+    ),
     pytest.param(
         {"optimizer": "prodigy", "learning_rate": 1.0}, id="prodigy", marks=needs_prodigy
     ),

@@ -81,6 +81,9 @@ def test_named_parameters_win_over_defaults() -> None:
         ("lora_dropout", 1.0),
         ("use_rslora", "yes"),
         ("use_dora", 1),
+        ("train_text_encoder", "yes"),
+        ("text_encoder_lr", 0),
+        ("text_encoder_lr", 1.0),
         ("optimizer", "lion"),
         ("optimizer", None),
         ("lr_num_cycles", 0),
@@ -130,6 +133,14 @@ def test_the_scale_is_alpha_by_the_rank_or_its_square_root() -> None:
     assert scale() == 1.0
     assert scale(alpha=8.0) == 0.5
     assert scale(alpha=8.0, use_rslora=True) == 2.0
+
+
+def test_the_text_encoders_rate_is_the_denoisers_unless_named() -> None:
+    def share(**values: Any) -> float:
+        return TrainingParameters(epochs=1, resolution=512, **values).text_encoder_share
+
+    assert share() == 1.0
+    assert share(learning_rate=1e-3, text_encoder_lr=1e-4) == pytest.approx(0.1)
 
 
 def test_a_schedule_without_warm_up_has_none() -> None:
