@@ -7,7 +7,7 @@ DEMO := demo
 DEMO_OPTIONS := --epochs 40 --learning-rate 0.002
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu lint format bench bench-gpu base clean
+.PHONY: help demo test test-gpu lint format bench bench-gpu quality base clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: $(READY) ## Measure the trainer beside the plain recipe; needs a quiet ma
 
 bench-gpu: $(READY) ## Measure the trainer on this machine's GPU
 	$(BIN)/python -m benchmarks.gpu
+
+quality: $(READY) ## Measure what each training option gains on the small base (a quarter of an hour)
+	$(BIN)/python -m benchmarks.quality
 
 base: $(READY) ## Pretrain the small base model anew (half an hour)
 	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0

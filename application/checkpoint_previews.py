@@ -1,4 +1,4 @@
-"""Previews beside the checkpoints: how the style comes about, for little of the training's time."""
+"""Previews beside the checkpoints: how the style comes about, for little of its time."""
 
 from __future__ import annotations
 

@@ -95,6 +95,12 @@ class TrainingParameters:
     learning_rate: float = 1e-4
     """Peak learning rate, above 0 and at most 0.1. Prodigy multiplies its own estimate by it:
     its default is 1, and at most 10."""
+    train_text_encoder: bool = False
+    """Put adapters on the text encoder, too: the style learns what its words mean. Captions are
+    then encoded at every step, which costs time and memory."""
+    text_encoder_lr: float | None = None
+    """Peak learning rate of the text encoder's adapters, where they are trained; the name is
+    kohya's, who advises half the denoiser's. None means equal to ``learning_rate``."""
     batch_size: int = 1
     """Pictures per step, 1 to 64."""
     rank: int = 8
@@ -159,6 +165,9 @@ class TrainingParameters:
             object.__setattr__(self, name, _choice(name, getattr(self, name), choices))
         fastest = 10.0 if self.optimizer is OptimizerName.PRODIGY else 0.1
         _number("learning_rate", self.learning_rate, 0.0, fastest, above_low=True)
+        _flag("train_text_encoder", self.train_text_encoder)
+        if self.text_encoder_lr is not None:
+            _number("text_encoder_lr", self.text_encoder_lr, 0.0, fastest, above_low=True)
         _whole("batch_size", self.batch_size, 1, 64)
         _whole("rank", self.rank, 1, 256)
         if self.alpha is not None:
@@ -193,6 +202,13 @@ class TrainingParameters:
     def network_alpha(self) -> float:
         """Alpha with its default resolved."""
         return float(self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def text_encoder_share(self) -> float:
+        """The text encoder's learning rate, as a multiple of the denoiser's."""
+        if self.text_encoder_lr is None:
+            return 1.0
+        return self.text_encoder_lr / self.learning_rate
 
     @property
     def lora_scale(self) -> float:

@@ -71,6 +71,8 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
 
 def quiet_libraries() -> None:
     """Their progress bars and advice about parts that we do not use hide our own lines."""
+    # PEFT imports it where it is installed; on a CPU it then looks for kernels, and complains.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 

@@ -19,6 +19,8 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
         "--epochs", "passes over the pictures (default: 700 - 20 x pictures, 100 to 500)", type=int
     )
     add("--learning-rate", "peak learning rate (default: 1e-4, prodigy: 1)", type=float)
+    add("--train-text-encoder", "put adapters on the text encoder, too", action="store_true")
+    add("--text-encoder-lr", "its peak learning rate (default: learning rate)", type=float)
     add("--batch-size", "pictures per step (default: 1)", type=int)
     add("--rank", "rank of the adapters (default: 8)", type=int)
     add("--alpha", "adapter scale is alpha / rank (default: the rank)", type=float)

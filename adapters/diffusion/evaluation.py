@@ -6,7 +6,7 @@ than what was learnt. Here only the adapters change from one measurement to the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,7 +62,10 @@ class Evaluation:
         held_out: Collection[int],
         seed: int,
         device: torch.device,
+        conditioning: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
+        """Measure with the dataset's captions, or by rows of them with ``conditioning``."""
+        self._conditioning = conditioning or dataset.captions.__getitem__
         self._unet = unet
         # Plain, so that runs with another weighting compare.
         self._objective = replace(objective, weight=torch.ones_like(objective.weight))
@@ -101,12 +104,13 @@ class Evaluation:
         noise = torch.stack([self._noise(probe, shape) for probe in probes]).to(self._device)
         latents = self._dataset.latents(batch, plainly, torch.zeros_like(noise))
         timesteps = torch.tensor([probe.timestep for probe in probes], device=self._device)
+        rows = torch.tensor(self._dataset.rows_of_captions(batch, plainly), device=self._device)
         objective = self._objective
         with torch.autocast("cuda", _half_on(self._device), enabled=self._device.type == "cuda"):
             prediction = self._unet(
                 objective.noisy(latents, noise, timesteps).to(self._unet.dtype),
                 timesteps,
-                encoder_hidden_states=self._dataset.conditioning(batch, plainly),
+                encoder_hidden_states=self._conditioning(rows),
                 return_dict=False,
             )[0]
         target = objective.target(latents, noise, timesteps)

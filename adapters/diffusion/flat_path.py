@@ -115,9 +115,13 @@ class FlatPath:
 
 def suits(adapters: Adapters, dropout: float) -> bool:
     """Whether these adapters are plain products on linear layers, which is all the path knows."""
-    return not dropout and all(
-        adapter.magnitude is None and isinstance(adapter.layer.base_layer, torch.nn.Linear)
-        for adapter in adapters.by_layer.values()
+    return (
+        not dropout
+        and not adapters.of_text
+        and all(
+            adapter.magnitude is None and isinstance(adapter.layer.base_layer, torch.nn.Linear)
+            for adapter in adapters.by_layer.values()
+        )
     )
 
 

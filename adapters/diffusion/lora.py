@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from transformers import CLIPTextModel
 
 from adapters.diffusion.epoch_plan import generator_for
 from domain.parameters import LoraTargets, TrainingParameters
@@ -25,6 +27,13 @@ _LAYERS = {
     LoraTargets.FEED_FORWARD: TARGETS + _FEED_FORWARD,
     LoraTargets.CONVOLUTIONS: TARGETS + _FEED_FORWARD + _CONVOLUTIONS + _SAMPLERS,
 }
+_OF_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
+_TEXT_LAYERS = {
+    LoraTargets.ATTENTION: _OF_TEXT,
+    LoraTargets.FEED_FORWARD: (*_OF_TEXT, "fc1", "fc2"),
+    LoraTargets.CONVOLUTIONS: (*_OF_TEXT, "fc1", "fc2"),
+}
+"""The text encoder's counterparts: its attention, and with the feed-forward layers its own."""
 _NAME = "style"
 
 
@@ -49,7 +58,8 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Adapters:
-    """All adapters of a denoiser, by the name of the layer that each is on."""
+    """All adapters of a denoiser, by the name of the layer that each is on, and where it is
+    trained those of the text encoder."""
 
     by_layer: dict[str, Adapter]
     flat: torch.nn.Parameter
@@ -59,6 +69,13 @@ class Adapters:
     alpha: float
     """What other programs divide by the rank to get the scale: with rsLoRA not the alpha that
     was asked for, but that times the rank's square root."""
+    of_text: dict[str, Adapter] = field(default_factory=dict)
+    """The text encoder's; their matrices come last in ``flat``."""
+
+    @property
+    def text_weights(self) -> int:
+        """How many of the last numbers in ``flat`` are the text encoder's."""
+        return sum(w.numel() for adapter in self.of_text.values() for w in adapter.weights)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
@@ -70,7 +87,7 @@ class Adapters:
             self._switch(on=True)
 
     def _switch(self, *, on: bool) -> None:
-        for adapter in self.by_layer.values():
+        for adapter in (*self.by_layer.values(), *self.of_text.values()):
             adapter.layer.enable_adapters(on)
 
 
@@ -85,12 +102,14 @@ def attached(
     dropout: float = 0.0,
     rslora: bool = False,
     dora: bool = False,
+    text_encoder: CLIPTextModel | None = None,
 ) -> Iterator[Adapters]:
-    """While open, ``unet`` carries fresh adapters in float32, the only weights to be trained.
+    """While open, ``unet`` carries fresh adapters in float32, the only weights to be trained;
+    and so does ``text_encoder`` where it is given, which must stay on its device meanwhile.
 
     ``down`` starts Kaiming-uniform and ``up`` at zero, as in the paper's code, and DoRA's
     magnitudes at the base's, so that the start is the base model; all depend on the seed alone.
-    On leaving, the denoiser is what it was, bit for bit.
+    On leaving, both are what they were, bit for bit.
     """
     config = LoraConfig(
         r=rank,
@@ -98,29 +117,41 @@ def attached(
         lora_dropout=dropout,
         use_rslora=rslora,
         use_dora=dora,
-        target_modules=list(_LAYERS[targets]),
     )
-    # PEFT draws initial weights from the global generator; the ones kept are drawn below.
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, unet, adapter_name=_NAME)
     try:
-        by_layer = {
-            name: _adapter(layer)
-            for name, layer in unet.named_modules()
-            if isinstance(layer, LoraLayer)
-        }
-        flat = _gather(list(by_layer.values()), unet.device)
-        initialise(list(by_layer.values()), seed)
+        by_layer = _injected(unet, replace(config, target_modules=list(_LAYERS[targets])))
+        of_text = {}
+        if text_encoder is not None:
+            own = replace(config, target_modules=list(_TEXT_LAYERS[targets]))
+            of_text = _injected(text_encoder, own)
+        adapters = [*by_layer.values(), *of_text.values()]
+        flat = _gather(adapters, unet.device)
+        initialise(adapters, seed)
         scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         exact = unet.device.type == "cpu" and unet.dtype == torch.float32
-        for adapter in by_layer.values():
+        for adapter in adapters:
             if dropout:
                 _drop_in_training(adapter.layer, dropout)
             elif exact and isinstance(adapter.layer.base_layer, torch.nn.Linear):
                 _fold(adapter, scale)
-        yield Adapters(by_layer, flat, rank, scale * rank)
+        yield Adapters(by_layer, flat, rank, scale * rank, of_text)
     finally:
         unet.unload_lora()
+        if text_encoder is not None:
+            recurse_remove_peft_layers(text_encoder)
+            text_encoder.__dict__.pop("peft_config", None)
+
+
+def _injected(model: torch.nn.Module, config: LoraConfig) -> dict[str, Adapter]:
+    """Put the adapters there and return them by the names of their layers."""
+    # PEFT draws initial weights from the global generator; the ones kept are drawn later.
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, model, adapter_name=_NAME)
+    return {
+        name: _adapter(layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
 
 
 def dropout_draws(

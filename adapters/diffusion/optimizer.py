@@ -1,4 +1,4 @@
-"""The optimizers to choose from, and their state as tensors and numbers that a checkpoint holds."""
+"""The optimizers to choose from, and their state as tensors and numbers for a checkpoint."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def require_optimizer(name: OptimizerName) -> None:
     library, extra = _LIBRARIES.get(name, (None, None))
     if library is not None and find_spec(library) is None:
         message = (
-            f"optimizer={str(name)!r} needs {library}, which is not installed here; "
+            f"optimizer {name} needs {library}, which is not installed here; "
             f"install it with pip install 'style-trainer[{extra}]', or leave optimizer out"
         )
         raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message))

@@ -30,11 +30,12 @@ from adapters.diffusion.lora import Adapters, dropout_draws
 from adapters.diffusion.loss import objective_of
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.optimizer import OptimizerStateInvalid
-from adapters.diffusion.preview import PreviewRequest, draw_previews
+from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
 from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.step import StepInputs, Stepper, StepReadings, Update
 from adapters.diffusion.strategy import PLAIN, Strategy
+from adapters.diffusion.text_states import TextStates
 from adapters.diffusion.thrift import Thrift
 from application.ports import (
     Checkpoint,
@@ -67,6 +68,7 @@ class DiffusionSession:
         strategy: Strategy = PLAIN,
         refresh: Callable[[], None] | None = None,
         recorder: Recorder | None = None,
+        text_states: TextStates | None = None,
     ) -> None:
         self._base = base
         self._plan = plan
@@ -84,14 +86,20 @@ class DiffusionSession:
         self._learning_rate = learning_rate_of(parameters, self.total_steps)
         objective = objective_of(base.noise_schedule, parameters.snr_gamma, device)
         self._evaluation = Evaluation(
-            base.unet, objective, dataset, held_out, parameters.seed, device
+            base.unet, objective, dataset, held_out, parameters.seed, device, text_states
         )
-        self._update = Update(adapters.flat, parameters, loss_scaling=strategy.loss_scaling)
+        self._update = Update(
+            adapters.flat,
+            parameters,
+            loss_scaling=strategy.loss_scaling,
+            text_weights=adapters.text_weights,
+        )
         self._stepper = Stepper(
             base.unet,
             self._update,
             objective,
             dataset,
+            conditioning=text_states,
             refresh=refresh,
             channels_last=strategy.channels_last,
         )
@@ -205,7 +213,10 @@ class DiffusionSession:
         """Pictures from fixed prompts and seeds, with the adapters or without."""
         with out_of_memory_is_a_failure():
             if adapted:
-                return draw_previews(self._base, self._previews, self._device)
+                request = self._previews
+                if self._adapters.of_text:
+                    request = encoded_anew(self._base, request, self._device)
+                return draw_previews(self._base, request, self._device)
             with self._adapters.switched_off():
                 return draw_previews(self._base, self._previews, self._device)
 

@@ -44,7 +44,7 @@ class Stack:
         return self.path.apply_one(index, x, self._shown)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StackedAdapters(Adapters):
     """One style's part of a stack."""
 
@@ -92,7 +92,7 @@ def stacked(
             )
         }
         initialise(list(by_layer.values()), parameters.seed)
-        styles.append(StackedAdapters(by_layer, flat, first.rank, scale * first.rank, stack))
+        styles.append(StackedAdapters(by_layer, flat, first.rank, scale * first.rank, stack=stack))
     for index, site in enumerate(sites):
         _reroute(site.linear, stack, index)
     try:

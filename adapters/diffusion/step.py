@@ -103,9 +103,20 @@ class Update:
     """
 
     def __init__(
-        self, weights: torch.nn.Parameter, parameters: TrainingParameters, *, loss_scaling: bool
+        self,
+        weights: torch.nn.Parameter,
+        parameters: TrainingParameters,
+        *,
+        loss_scaling: bool,
+        text_weights: int = 0,
     ) -> None:
-        """Train ``weights``, float32; its gradient is there already."""
+        """Train ``weights``, float32; its gradient is there already.
+
+        Args:
+            text_weights: how many of the last are the text encoder's.
+        """
+        self._of_text = weights.detach()[weights.numel() - text_weights :]
+        self._text_share = parameters.text_encoder_share if text_weights else 1.0
         self._weights = weights
         self._max_grad_norm = parameters.max_grad_norm
         device = weights.device
@@ -172,7 +183,11 @@ class Update:
             group["lr"] = inputs.learning_rate if self._rate_on_device else inputs.rate
         # 0 * norm is 0, or not a number when the gradient is not finite.
         noted = torch.stack([losses + 0 * norm, norm])
+        before = self._of_text.clone() if self._text_share != 1.0 else None
         self._scaler.step(self._optimizer)
+        if before is not None:
+            # Each of the optimizers moves in proportion to the learning rate.
+            self._of_text.copy_(before + self._text_share * (self._of_text - before))
         self._scaler.update()
         self.notes[:2] += noted
         self.notes[2:] = torch.maximum(self.notes[2:], norm)
@@ -207,6 +222,7 @@ class Stepper:
     """Forward, backward and update for one batch of one style.
 
     Args:
+        conditioning: states of captions by their rows; None for the dataset's own.
         refresh: called before each forward pass.
     """
 
@@ -217,6 +233,7 @@ class Stepper:
         objective: Objective,
         dataset: Dataset,
         *,
+        conditioning: Callable[[torch.Tensor], torch.Tensor] | None = None,
         refresh: Callable[[], None] | None = None,
         channels_last: bool = False,
     ) -> None:
@@ -226,6 +243,7 @@ class Stepper:
         self.update = update
         self._objective = objective
         self._dataset = dataset
+        self._conditioning = conditioning or dataset.captions.__getitem__
         self._refresh = refresh
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -250,7 +268,7 @@ class Stepper:
         return Question(
             noisy=self._objective.noisy(latents, noise, timesteps),
             timesteps=timesteps,
-            states=self._dataset.captions[captions],
+            states=self._conditioning(captions),
             target=self._objective.target(latents, noise, timesteps),
         )
 

@@ -33,6 +33,7 @@ def likeness(parameters: TrainingParameters) -> Hashable | None:
         parameters.optimizer == OptimizerName.ADAMW
         and parameters.lora_targets != LoraTargets.CONVOLUTIONS
         and not parameters.use_dora
+        and not parameters.train_text_encoder
         and not parameters.lora_dropout
     )
     if not plain:

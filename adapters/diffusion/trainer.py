@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from transformers import CLIPTextModel
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.buckets import bucket_of
 from adapters.diffusion.captions import caption_of
 from adapters.diffusion.dataset import Dataset, encode_dataset
@@ -26,6 +27,7 @@ from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.stacked import stacked
 from adapters.diffusion.strategy import Strategy, choose_strategy, describe
+from adapters.diffusion.text_states import TextStates
 from adapters.diffusion.together import JointSession, MemberSession, likeness
 from application.ports import TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
@@ -79,6 +81,7 @@ class DiffusionTrainer:
         require_optimizer(parameters.optimizer)
         with (
             self._occupied(),
+            placed(self._base.text_encoder, self._home_of_text(parameters)),
             attached(
                 self._base.unet,
                 rank=parameters.rank,
@@ -88,6 +91,7 @@ class DiffusionTrainer:
                 dropout=parameters.lora_dropout,
                 rslora=parameters.use_rslora,
                 dora=parameters.use_dora,
+                text_encoder=self._text_encoder(parameters),
             ) as adapters,
             ExitStack() as stack,
         ):
@@ -96,9 +100,11 @@ class DiffusionTrainer:
                 path = flat_path_of(adapters, self._strategy.compute)
                 refresh = stack.enter_context(path).refresh
             with out_of_memory_is_a_failure():
+                parts = self._parts(plan)
                 session = DiffusionSession(
-                    **self._parts(plan),
+                    **parts,
                     adapters=adapters,
+                    text_states=self._text_states(parameters, parts["captions"]),
                     refresh=refresh,
                     recorder=self._recorder() if self._captures(parameters) else None,
                 )
@@ -173,9 +179,26 @@ class DiffusionTrainer:
         }
 
     def _captures(self, parameters: TrainingParameters) -> bool:
-        """Dropout is drawn anew for each step on the host, and so is what some optimizers ask."""
+        """Dropout is drawn anew for each step on the host, and so is what some optimizers ask;
+        a text encoder makes its masks there.
+        """
         steady = stays_on_device(parameters.optimizer) and not parameters.lora_dropout
-        return self._strategy.capture and steady
+        return self._strategy.capture and steady and not parameters.train_text_encoder
+
+    def _text_encoder(self, parameters: TrainingParameters) -> CLIPTextModel | None:
+        return self._base.text_encoder if parameters.train_text_encoder else None
+
+    def _home_of_text(self, parameters: TrainingParameters) -> torch.device:
+        """Where the text encoder lies during the run: it visits the device, or stays there."""
+        here: torch.device = self._base.text_encoder.device
+        return self._device if parameters.train_text_encoder else here
+
+    def _text_states(
+        self, parameters: TrainingParameters, captions: list[str]
+    ) -> TextStates | None:
+        if not parameters.train_text_encoder:
+            return None
+        return TextStates(self._base, dict.fromkeys(["", *captions]), self._device)
 
     def _encode(self, plan: TrainingPlan, captions: list[str]) -> Dataset:
         resolution = plan.parameters.resolution

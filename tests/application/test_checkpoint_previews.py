@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -104,32 +105,16 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
     undisturbed.worker()(a_task(), StopSignal())
     drawn = []
 
+    def previews(*, adapted: bool) -> Any:
+        drawn.append(adapted)
+        raise error()
+
     class Failing(MemoryTrainer):
-        def open(self, plan: Any, resume: Any) -> Any:
-            opened = super().open(plan, resume)
-            enter = opened.__enter__
-
-            def entered() -> Any:
-                session = enter()
-
-                def previews(*, adapted: bool) -> Any:
-                    drawn.append(adapted)
-                    raise error()
-
-                session.previews = previews
-                return session
-
-            return _Entered(entered, opened.__exit__)
-
-    class _Entered:
-        def __init__(self, enter: Any, leave: Any) -> None:
-            self._enter, self._leave = enter, leave
-
-        def __enter__(self) -> Any:
-            return self._enter()
-
-        def __exit__(self, *error: Any) -> Any:
-            return self._leave(*error)
+        @contextmanager
+        def open(self, plan: Any, resume: Any) -> Iterator[Any]:
+            with super().open(plan, resume) as session:
+                session.previews = previews  # type: ignore[method-assign,assignment] # a double
+                yield session
 
     assert world.worker(trainer=Failing(world.clock))(a_task(), StopSignal()) == Done()
     assert world.job().state is JobState.COMPLETED

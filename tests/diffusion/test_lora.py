@@ -77,9 +77,7 @@ def test_initial_weights_depend_on_the_seed_and_on_nothing_global(base: BaseMode
 def carriers(adapters: Adapters) -> set[str]:
     """The kinds of layer that carry an adapter, by the last parts of their names."""
     return {
-        name.rpartition("transformer_blocks.0.")[2]
-        if "transformer" in name
-        else name.split(".")[-1]
+        name.partition(".transformer_blocks.0.")[2] or name.rpartition(".")[2]
         for name in adapters.by_layer
     }
 

@@ -42,6 +42,11 @@ OPTIONS = [
     pytest.param(
         {"lora_targets": "attention+ff+conv", "use_dora": True}, id="attention+ff+conv,use_dora"
     ),
+    pytest.param({"train_text_encoder": True, "text_encoder_lr": 1e-3}, id="text_encoder"),
+    pytest.param(
+        {"train_text_encoder": True, "use_dora": True, "lora_dropout": 0.1},
+        id="text_encoder,use_dora,lora_dropout",
+    ),
     pytest.param(
         {"optimizer": "prodigy", "learning_rate": 1.0}, id="prodigy", marks=needs_prodigy
     ),
@@ -207,5 +212,5 @@ def test_a_base_that_predicts_velocity_trains(
 def test_the_defaults_leave_every_new_option_off() -> None:
     parameters = TrainingParameters(epochs=1, resolution=64)
     assert (parameters.optimizer, parameters.lora_targets) == ("adamw", "attention")
-    assert not (parameters.use_dora or parameters.use_rslora or parameters.lora_dropout)
+    assert not any((parameters.use_dora, parameters.use_rslora, parameters.lora_dropout))
     assert parameters.lora_scale == 1.0
