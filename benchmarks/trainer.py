@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 STEPS = 60
@@ -82,6 +83,16 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     def plain() -> Iterator[float]:
         return plain_steps(base, pictures, resolution, STEPS)
 
+    def four_at_once() -> Iterator[None]:
+        jobs = [
+            (replace(plan, parameters=replace(plan.parameters, seed=k)), None) for k in range(4)
+        ]
+        with trainer.open_many(jobs) as joint:
+            while not joint.finished:
+                joint.advance()
+                yield
+
+    four = [4 * steps_per_second(four_at_once) for _ in range(min(rounds, 3))]
     measured = [(steps_per_second(ours), steps_per_second(plain)) for _ in range(rounds)]
     help_seconds = min(timed("-m", "entrypoints.train", "--help") for _ in range(5))
     first_step = timed("-c", FIRST_STEP, str(scratch / "pictures"), str(scratch / "out"))
@@ -99,6 +110,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
             round(min(a / b for a, b in measured), 2),
             round(max(a / b for a, b in measured), 2),
         ],
+        "4 styles at once, steps/s of all (median)": round(statistics.median(four), 2),
         "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "command to first step, s": round(first_step, 2),
         "train --help, s (lowest of 5)": round(help_seconds, 3),
