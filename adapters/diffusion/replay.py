@@ -132,7 +132,6 @@ class CudaRecorder:
                 yield
         finally:
             before.wait_stream(self._stream)
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Capture a graph."""
