@@ -16,7 +16,7 @@ from adapters.diffusion.epoch_plan import (
     epoch_batches,
     steps_per_epoch,
 )
-from adapters.diffusion.step import LEARNING_RATE_SLOTS, StepInputs
+from adapters.diffusion.step_inputs import LEARNING_RATE_SLOTS, StepInputs
 from domain.parameters import TrainingParameters
 
 MOST_STEPS = 64

@@ -33,10 +33,12 @@ from adapters.diffusion.optimizer import OptimizerStateInvalid
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
 from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.replay import Recorder, Replay
-from adapters.diffusion.step import StepInputs, Stepper, StepReadings, Update
+from adapters.diffusion.step import Stepper
+from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.strategy import PLAIN, Strategy
 from adapters.diffusion.text_states import TextStates
 from adapters.diffusion.thrift import Thrift
+from adapters.diffusion.update import StepReadings, Update
 from application.ports import (
     Checkpoint,
     CheckpointRejected,

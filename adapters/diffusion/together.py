@@ -13,7 +13,7 @@ from adapters.diffusion.failures import gpu_oom, is_out_of_memory
 from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.stacked import Stack
-from adapters.diffusion.step import StepInputs
+from adapters.diffusion.step_inputs import StepInputs
 from application.ports import Preview, StepReport
 from domain.failure import TrainingFailed
 from domain.parameters import LoraTargets, OptimizerName, TrainingParameters

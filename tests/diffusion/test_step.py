@@ -13,7 +13,9 @@ from adapters.diffusion.dataset import Dataset, EncodedPicture
 from adapters.diffusion.flat_path import flat_path_of
 from adapters.diffusion.lora import attached
 from adapters.diffusion.loss import objective_of
-from adapters.diffusion.step import LEARNING_RATE_SLOTS, StepInputs, Stepper, Update
+from adapters.diffusion.step import Stepper
+from adapters.diffusion.step_inputs import LEARNING_RATE_SLOTS, StepInputs
+from adapters.diffusion.update import Update
 from domain.parameters import TrainingParameters
 
 pytestmark = pytest.mark.integration

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.step import StepInputs, Update
+from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.diffusion.update import Update
 from adapters.pillow import decode
 from application.ports import CheckpointRejected
 from domain.picture import Picture
