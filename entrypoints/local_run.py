@@ -28,9 +28,10 @@ from application.lease import LeaseTerms
 from application.rules import Rules
 from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
 from application.stop import StopReason, StopSignal
+from domain.failure import TrainingFailed
 from domain.job import JobState, TrainingJob
 from domain.location import Location
-from domain.parameters import RequestedParameters
+from domain.parameters import OptimizerName, RequestedParameters
 from domain.picture import FEWEST_PICTURES, PictureSet
 from domain.task import TrainingTask
 from entrypoints.container import Container
@@ -65,6 +66,20 @@ def check_writable(out: Path) -> None:
         raise UsageError(
             f"--out {out}: cannot be written ({reason}); give a folder of your own"
         ) from None
+
+
+def check_optimizer(requested: RequestedParameters) -> None:
+    """Make sure that the optimizer's library is installed.
+
+    Raises:
+        UsageError: it is not; names the extra.
+    """
+    from adapters.diffusion.optimizer import require_optimizer
+
+    try:
+        require_optimizer(OptimizerName(requested.named.get("optimizer", OptimizerName.ADAMW)))
+    except TrainingFailed as error:
+        raise UsageError(f"--{error.failure.message}") from None
 
 
 def build_container(arguments: argparse.Namespace) -> Container:

@@ -23,9 +23,13 @@ examples:
   python -m entrypoints.train pictures --out styles/watercolour
   python -m entrypoints.train pictures --out out --epochs 200 --trigger-word mystyle
   python -m entrypoints.train pictures --out out --base-model model.safetensors
+  python -m entrypoints.train --export peft models/style_1.safetensors --out converted
 
 A caption may lie beside each picture as <name>.txt. Ctrl-C leaves a checkpoint, and the same
 command goes on from it.
+
+--export converts a finished style instead of training one, into the form of diffusers, kohya
+(AUTOMATIC1111, ComfyUI) or PEFT; its source may be in any of them.
 
 exit codes: 0 the style is ready, 1 training failed, 2 the input is wrong, 130 interrupted
 """
@@ -39,7 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("pictures", type=Path, help="folder with JPEG, PNG or WebP pictures")
+    parser.add_argument(
+        "pictures",
+        type=Path,
+        help="folder with JPEG, PNG or WebP pictures; with --export a style, file or folder",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--style-id", type=int, default=1, help="number in the file's name")
     parser.add_argument("--tags", default="", help="keywords for the whole style, with commas")
@@ -59,6 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"
     )
+    parser.add_argument(
+        "--export",
+        choices=["diffusers", "kohya", "peft"],
+        help="convert a finished style into this form, into --out",
+    )
     parser.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
     add_parameter_options(parser)
     return parser
@@ -68,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        return _train(arguments)
+        return _export(arguments) if arguments.export else _train(arguments)
     except Exception as error:
         if arguments.debug:
             raise
@@ -89,10 +102,24 @@ def _one_line(error: Exception) -> str | None:
 
     if isinstance(error, InvalidSettings):
         return str(error)
-    base_model = sys.modules.get("adapters.diffusion.base_model")
-    if base_model is not None and isinstance(error, base_model.BaseModelInvalid):
-        return str(error)
+    for module, name in (("base_model", "BaseModelInvalid"), ("forms", "StyleFileInvalid")):
+        loaded = sys.modules.get(f"adapters.diffusion.{module}")
+        if loaded is not None and isinstance(error, getattr(loaded, name)):
+            return str(error)
     return None
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    named = named_parameters(arguments)
+    if named:
+        raise UsageError(f"{option_of(min(named))}: trains, and --export does not; leave it out")
+
+    from entrypoints import export_style, local_run
+
+    local_run.check_writable(arguments.out)
+    for path in export_style.convert(arguments.pictures, arguments.export, arguments.out):
+        print(path)
+    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -104,6 +131,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from entrypoints import local_run
 
+    local_run.check_optimizer(requested)
     names = find_pictures(arguments.pictures)
     local_run.check_writable(arguments.out)
 
