@@ -147,7 +147,7 @@ def task_body(task_id: str, style_id: int, seed: int, images: tuple[str, ...]) -
             "tags": ["watercolour"],
             "parameters": {**PARAMETERS, "seed": seed},
         },
-        "callback_url": "https://stylelicense.example/api/webhooks/training/complete",
+        "callback_url": "http://127.0.0.1/api/webhooks/training/complete",
         "created_at": "2026-01-20T10:00:00.000Z",
     }
     return json.dumps(message).encode()
@@ -175,7 +175,7 @@ def garbage(rng: random.Random, style_id: int) -> bytes:
 @contextmanager
 def an_estate(folder: Path) -> Iterator[Estate]:
     """Everything started and empty, and the pictures in their bucket."""
-    pictures = draw_style_set(folder / "pictures", count=10, seed=5, size=256)
+    pictures = draw_style_set(folder / "pictures", count=10, seed=5, size=320)
     with (
         own_broker() as broker,
         running_s3(IMAGES, MODELS) as s3,
