@@ -37,6 +37,7 @@ from domain.picture import Picture
 WARM_UP = 8
 """Steps before the clock runs: kernels are chosen, and each shape recorded."""
 RANK = 8
+PARTS = ("speed", "styles", "job")
 FALLBACK_FLOP = 1.34e12
 """Of one step with one picture at 512 px, where this run could not count it."""
 
@@ -117,7 +118,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--seconds", type=float, default=5.0, help="measured per row")
     parser.add_argument("--compile", action="store_true", help="torch.compile too; takes minutes")
-    parser.add_argument("--parts", nargs="+", default=["speed", "job"], choices=["speed", "job"])
+    parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=PARTS)
+    parser.add_argument("--styles", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--epochs", type=int, default=200, help="of the whole job")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/<device>.json")
     options = parser.parse_args()
@@ -133,8 +135,18 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if "speed" in options.parts:
-            speed(options, device, folder, results, note)
+        if {"speed", "styles"} & {*options.parts}:
+            bench = prepare(options, device, folder)
+            flop = FALLBACK_FLOP
+            with contextlib.suppress(Exception):
+                flop = count_flop(bench)
+            results["tflop_per_picture"] = round(flop / 1e12, 4)
+            if "speed" in options.parts:
+                speed(options, bench, flop, results["matmul_tflops"], note)
+            if "styles" in options.parts:
+                several_styles(options, bench, note)
+            del bench
+            gc.collect()
         if "job" in options.parts:
             for row in attempts(lambda: whole_job(options, device, folder), "whole job"):
                 note(row)
@@ -177,28 +189,30 @@ def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -
     return round(2 * side**3 * count / (time.perf_counter() - started) / 1e12, 2)
 
 
-def speed(
-    options: argparse.Namespace,
-    device: torch.device,
-    folder: Path,
-    results: dict[str, Any],
-    note: Callable[[dict[str, Any]], None],
-) -> None:
-    """The recipe and every trick at every batch size."""
+def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
+    """The base model in the card's precision, and square pictures."""
     compute = choose_strategy(device).compute if device.type == "cuda" else torch.bfloat16
     base = (
         load_base(str(SMALL_BASE), device=device, dtype=compute)
         if options.tiny
         else full_size_base(device, compute)
     )
+    _to_host(base)
     drawn = drawn_pictures(folder / "speed", 20)
     squares = tuple(p for p in drawn if p.facts.width == p.facts.height)
     resolution = 64 if options.tiny else RESOLUTION
-    bench = Bench(device, base, squares, resolution, options.seconds)
-    flop = FALLBACK_FLOP
-    with contextlib.suppress(Exception):
-        flop = count_flop(bench)
-    results["tflop_per_picture"] = round(flop / 1e12, 4)
+    return Bench(device, base, squares, resolution, options.seconds)
+
+
+def speed(
+    options: argparse.Namespace,
+    bench: Bench,
+    flop: float,
+    limit: float,
+    note: Callable[[dict[str, Any]], None],
+) -> None:
+    """The recipe and every trick at every batch size."""
+    compute = bench.base.unet.dtype
     for batch in options.batches:
         runs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
             ("common recipe, eager", lambda batch=batch: measure_recipe(bench, batch))
@@ -207,13 +221,40 @@ def speed(
             (trick.name, lambda trick=trick, batch=batch: measure_trick(bench, trick, batch))
             for trick in tricks(compute, with_compile=options.compile)
         ]
+        slowest = None
         for name, run in runs:
             for row in attempts(run, name):
                 if "steps_per_s" in row:
                     reached = flop * row["images_per_s"] / 1e12
                     row["tflops"] = round(reached, 2)
-                    row["share_of_matmul_limit"] = round(reached / results["matmul_tflops"], 3)
+                    row["share_of_matmul_limit"] = round(reached / limit, 3)
+                    slowest = slowest or row["steps_per_s"]
+                    row["times_the_first"] = round(row["steps_per_s"] / slowest, 2)
                 note({"batch": batch, **row})
+
+
+def several_styles(
+    options: argparse.Namespace, bench: Bench, note: Callable[[dict[str, Any]], None]
+) -> None:
+    """Jobs at batch 1 in one pass, beside one job alone."""
+    captured = Strategy(compute=bench.base.unet.dtype, flat_path=True, capture=True)
+    alone = None
+    for styles in options.styles:
+        for row in attempts(
+            lambda styles=styles: measure_styles(bench, captured, styles), "styles at once"
+        ):
+            if "images_per_s" in row:
+                alone = alone or row["images_per_s"] / styles
+                row["times_one_at_a_time"] = round(row["images_per_s"] / alone, 2)
+            note({"styles": styles, **row})
+
+
+def measure_styles(bench: Bench, strategy: Strategy, styles: int) -> dict[str, Any]:
+    """So many jobs together; each step is one of every job."""
+    _reset_peak(bench.device)
+    jobs = [(bench.plan(1, seed=seed), None) for seed in range(styles)]
+    with bench.trainer(Trick("", strategy)).open_many(jobs) as joint:
+        return {**_measure(bench, styles, joint.advance), "in_one_pass": joint.together}
 
 
 def attempts(run: Callable[[], dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
@@ -236,8 +277,7 @@ def measure_recipe(bench: Bench, batch: int) -> dict[str, Any]:
         return _measure(bench, batch, lambda: next(steps))
     finally:
         steps.close()
-        for part in (bench.base.vae, bench.base.text_encoder):
-            torch.nn.Module.to(part, device="cpu", dtype=torch.float32)
+        _to_host(bench.base)
 
 
 def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
@@ -355,6 +395,12 @@ def best_rows(rows: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
             if row["steps_per_s"] > fastest["steps_per_s"]:
                 best[row["batch"]] = row
     return best
+
+
+def _to_host(base: BaseModel) -> None:
+    """Where the parts that encode belong between their visits."""
+    for part in (base.vae, base.text_encoder):
+        torch.nn.Module.to(part, device="cpu", dtype=torch.float32)
 
 
 def _wait(device: torch.device) -> None:

@@ -41,7 +41,7 @@ def plain_steps(
             chosen = [pictures[(step * batch + i) % len(pictures)] for i in range(batch)]
             images = [decode(p.data).resize((resolution, resolution)) for p in chosen]
             pixels = torch.stack(
-                [torch.from_numpy(np.asarray(image)).permute(2, 0, 1) for image in images]
+                [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
             )
             pixels = (pixels / 127.5 - 1).to(device, dtype)
             with torch.no_grad():
@@ -66,4 +66,4 @@ def plain_steps(
             optimizer.zero_grad()
             yield loss.item()
     finally:
-        unet.delete_adapters("default")
+        unet.unload_lora()

@@ -22,15 +22,24 @@ class Site:
     """Its frozen layer: the module itself, or what PEFT has wrapped."""
 
 
+def shapes_of(sites: Sequence[Site], rank: int) -> list[tuple[int, int]]:
+    """Of each site's down and up, in the order in which they lie in memory."""
+    return [
+        shape
+        for site in sites
+        for shape in ((rank, site.linear.in_features), (site.linear.out_features, rank))
+    ]
+
+
 class FlatPath:
     """Low-precision matrices of every adapter, cast in one go and split into views.
 
-    With ``styles`` above 1 a batch holds the same number of samples of each style, in order of
-    the styles, and each sample sees its own style's matrices by batched products.
+    With ``styles`` above 1 a batch holds the same number of samples of each style that takes
+    part, in their order, and each sample sees its own style's matrices by batched products.
 
     Args:
-        leaf: all matrices of all styles, (styles * n,) or (styles, n), float32: per style each
-            layer's down (rank, inputs) and up (outputs, rank), layer after layer.
+        leaf: all matrices of all styles, (n,) or (styles, n), float32: per style each layer's
+            down (rank, inputs) and up (outputs, rank), layer after layer.
         scale: alpha / rank.
         dtype: of the frozen weights.
     """
@@ -50,21 +59,28 @@ class FlatPath:
         self._scale = scale
         self._dtype = dtype
         self._styles = styles
-        self._shapes = [
-            shape
-            for site in sites
-            for shape in ((rank, site.linear.in_features), (site.linear.out_features, rank))
-        ]
+        self._shapes = shapes_of(sites, rank)
         self._sizes = [rows * columns for rows, columns in self._shapes]
         self._ends = list(accumulate(self._sizes))
         self._matrices: list[torch.Tensor] = []
 
-    def refresh(self) -> None:
+    def refresh(self, rows: Sequence[int] | None = None) -> None:
         """Take the weights as they are now. Call before each forward pass that has a backward.
 
         Splitting in one operation matters: its backward is one concatenation.
+
+        Args:
+            rows: the styles that take part; None for all.
         """
-        self._matrices = self._split(self._leaf.to(self._dtype).view(self._styles, -1))
+        stack = self._leaf.view(self._styles, -1)
+        if rows is not None and len(rows) < self._styles:
+            # Not by an index on the device, which would have to be made there first.
+            stack = torch.stack([stack[row] for row in rows])
+        pieces = torch.split(stack.to(self._dtype), self._sizes, dim=1)
+        self._matrices = [
+            piece.view(len(stack), *shape)
+            for piece, shape in zip(pieces, self._shapes, strict=True)
+        ]
 
     def release(self) -> None:
         """Let go of the copy."""
@@ -75,12 +91,13 @@ class FlatPath:
         linear = self._sites[index].linear
         down, up = self._matrices[2 * index], self._matrices[2 * index + 1]
         plain = torch.nn.functional.linear(x, linear.weight, linear.bias)
-        if self._styles == 1:
+        count = len(down)
+        if count == 1:
             low = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), down[0])
             flat = plain.reshape(-1, plain.shape[-1])
             return torch.addmm(flat, low, up[0].t(), alpha=self._scale).view(plain.shape)
-        low = torch.bmm(x.reshape(self._styles, -1, x.shape[-1]), down.mT)
-        stacked = plain.reshape(self._styles, -1, plain.shape[-1])
+        low = torch.bmm(x.reshape(count, -1, x.shape[-1]), down.mT)
+        stacked = plain.reshape(count, -1, plain.shape[-1])
         return torch.baddbmm(stacked, low, up.mT, alpha=self._scale).view(plain.shape)
 
     def apply_one(self, index: int, x: torch.Tensor, style: int) -> torch.Tensor:
@@ -94,13 +111,6 @@ class FlatPath:
         plain = torch.nn.functional.linear(x, linear.weight, linear.bias)
         low = torch.nn.functional.linear(x, down.to(x.dtype)) * self._scale
         return plain + torch.nn.functional.linear(low, up.to(x.dtype))
-
-    def _split(self, stack: torch.Tensor) -> list[torch.Tensor]:
-        pieces = torch.split(stack, self._sizes, dim=1)
-        return [
-            piece.view(self._styles, *shape)
-            for piece, shape in zip(pieces, self._shapes, strict=True)
-        ]
 
 
 def suits(adapters: Adapters, dropout: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -126,7 +126,7 @@ def attached(
             of_text = _injected(text_encoder, own)
         adapters = [*by_layer.values(), *of_text.values()]
         flat = _gather(adapters, unet.device)
-        _initialise(adapters, seed)
+        initialise(adapters, seed)
         scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         exact = unet.device.type == "cpu" and unet.dtype == torch.float32
         for adapter in adapters:
@@ -229,7 +229,14 @@ def _gather(adapters: list[Adapter], device: torch.device) -> torch.nn.Parameter
     return flat
 
 
-def _initialise(adapters: list[Adapter], seed: int) -> None:
+def layers_of(unet: UNet2DConditionModel, targets: str) -> dict[str, torch.nn.Module]:
+    """The layers that carry adapters, in the order in which ``attached`` has them."""
+    endings = tuple(f".{ending}" for ending in _LAYERS[LoraTargets(targets)])
+    return {name: layer for name, layer in unet.named_modules() if name.endswith(endings)}
+
+
+def initialise(adapters: Sequence[Adapter], seed: int) -> None:
+    """Draw each ``down``; ``up`` stays as it is."""
     generator = generator_for(seed, "adapters")
     for adapter in adapters:
         fresh = torch.empty(adapter.down.shape)

@@ -123,12 +123,15 @@ class CudaRecorder:
     @contextmanager
     def warming_up(self) -> Iterator[None]:
         """On the stream that records: gradients and libraries' workspaces belong to a stream."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream), warnings.catch_warnings():
-            # AdamW wonders why it is made for graphs and runs without.
-            warnings.filterwarnings("ignore", message=".*capturable=True.*")
-            yield
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        before = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(before)
+        try:
+            with torch.cuda.stream(self._stream), warnings.catch_warnings():
+                # AdamW wonders why it is made for graphs and runs without.
+                warnings.filterwarnings("ignore", message=".*capturable=True.*")
+                yield
+        finally:
+            before.wait_stream(self._stream)
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Capture a graph."""

@@ -146,8 +146,13 @@ class DiffusionSession:
             self._save_memory(inputs.count)
         return self.count_step()
 
+    @property
+    def stepper(self) -> Stepper:
+        """What runs the steps, for whoever runs them in the session's place."""
+        return self._stepper
+
     def next_inputs(self) -> StepInputs:
-        """The next step's batch, for whoever runs it in the session's place."""
+        """The next step's batch, for the same."""
         return self._feed.inputs(self._step)
 
     def count_step(self) -> StepReport:

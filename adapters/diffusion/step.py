@@ -23,6 +23,7 @@ from domain.parameters import TrainingParameters
 LEARNING_RATE_SLOTS = 4
 """Numbers kept for the one learning rate, so that what follows stays aligned to 16 bytes."""
 _INITIAL_LOSS_SCALE = 2.0**16
+_WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,20 @@ class Update:
         return StepReadings(*torch.cat([self.notes, moved[None]]).tolist())
 
 
+@dataclass(frozen=True)
+class Question:
+    """What the denoiser is asked, for n pictures."""
+
+    noisy: torch.Tensor
+    """(n, c, h, w)"""
+    timesteps: torch.Tensor
+    """(n,)"""
+    states: torch.Tensor
+    """(n, tokens, width)"""
+    target: torch.Tensor
+    """(n, c, h, w)"""
+
+
 class Stepper:
     """Forward, backward and update for one batch of one style.
 
@@ -225,7 +240,7 @@ class Stepper:
         self._unet = unet
         # The model's own property walks all of its modules each time.
         self._dtype = unet.dtype
-        self._update = update
+        self.update = update
         self._objective = objective
         self._dataset = dataset
         self._conditioning = conditioning or dataset.captions.__getitem__
@@ -243,22 +258,41 @@ class Stepper:
             for start in range(0, inputs.count, micro_batch)
         ]
         total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        self._update(inputs, total)
+        self.update(inputs, total)
+
+    def question(self, inputs: StepInputs, part: slice = _WHOLE) -> Question:
+        """What the denoiser is asked for some of the batch's pictures."""
+        timesteps, rows, captions = inputs.indices[:, part]
+        noise = inputs.noise[part]
+        latents = self._dataset.sample(inputs.size, rows, inputs.posterior[part])
+        return Question(
+            noisy=self._objective.noisy(latents, noise, timesteps),
+            timesteps=timesteps,
+            states=self._conditioning(captions),
+            target=self._objective.target(latents, noise, timesteps),
+        )
+
+    def ask(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor
+    ) -> torch.Tensor:
+        """The denoiser's answer, (n, c, h, w)."""
+        answer: torch.Tensor = self._unet(
+            noisy.to(self._dtype, memory_format=self._format),
+            timesteps,
+            encoder_hidden_states=states,
+            return_dict=False,
+        )[0]
+        return answer
+
+    def losses(self, question: Question, answer: torch.Tensor) -> torch.Tensor:
+        """Sum of the pictures' losses, a scalar."""
+        return self._objective.losses(answer, question.target, question.timesteps).sum()
 
     def _accumulate(self, inputs: StepInputs, part: slice) -> torch.Tensor:
         if self._refresh is not None:
             self._refresh()
-        timesteps, rows, captions = inputs.indices[:, part]
-        noise = inputs.noise[part]
-        latents = self._dataset.sample(inputs.size, rows, inputs.posterior[part])
-        noisy = self._objective.noisy(latents, noise, timesteps)
-        prediction = self._unet(
-            noisy.to(self._dtype, memory_format=self._format),
-            timesteps,
-            encoder_hidden_states=self._conditioning(captions),
-            return_dict=False,
-        )[0]
-        target = self._objective.target(latents, noise, timesteps)
-        losses = self._objective.losses(prediction, target, timesteps).sum()
-        torch.autograd.backward(self._update.scaled(losses / inputs.count))
+        question = self.question(inputs, part)
+        answer = self.ask(question.noisy, question.timesteps, question.states)
+        losses = self.losses(question, answer)
+        torch.autograd.backward(self.update.scaled(losses / inputs.count))
         return losses.detach()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -24,8 +25,10 @@ from adapters.diffusion.optimizer import require_optimizer, stays_on_device
 from adapters.diffusion.preview import request_previews
 from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.stacked import stacked
 from adapters.diffusion.strategy import Strategy, choose_strategy, describe
 from adapters.diffusion.text_states import TextStates
+from adapters.diffusion.together import JointSession, MemberSession, likeness
 from application.ports import TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
 
@@ -74,60 +77,106 @@ class DiffusionTrainer:
             CheckpointRejected: ``resume`` cannot be used for this plan.
             TrainingFailed: GPU_OOM; INVALID_TASK when the optimizer's library is not installed.
         """
-        if self._busy:
-            raise RuntimeError("the trainer runs one session at a time")
         parameters = plan.parameters
         require_optimizer(parameters.optimizer)
+        with (
+            self._occupied(),
+            placed(self._base.text_encoder, self._home_of_text(parameters)),
+            attached(
+                self._base.unet,
+                rank=parameters.rank,
+                alpha=parameters.network_alpha,
+                seed=parameters.seed,
+                targets=parameters.lora_targets,
+                dropout=parameters.lora_dropout,
+                rslora=parameters.use_rslora,
+                dora=parameters.use_dora,
+                text_encoder=self._text_encoder(parameters),
+            ) as adapters,
+            ExitStack() as stack,
+        ):
+            refresh = None
+            if self._strategy.flat_path and suits(adapters, parameters.lora_dropout):
+                path = flat_path_of(adapters, self._strategy.compute)
+                refresh = stack.enter_context(path).refresh
+            with out_of_memory_is_a_failure():
+                parts = self._parts(plan)
+                session = DiffusionSession(
+                    **parts,
+                    adapters=adapters,
+                    text_states=self._text_states(parameters, parts["captions"]),
+                    refresh=refresh,
+                    recorder=self._recorder() if self._captures(parameters) else None,
+                )
+                stack.callback(session.close)
+                if resume is not None:
+                    session.resume(resume)
+            yield session
+
+    @contextmanager
+    def open_many(
+        self, jobs: Sequence[tuple[TrainingPlan, bytes | None]]
+    ) -> Iterator[JointSession]:
+        """Set several runs up that train together, each from nothing or from a checkpoint.
+
+        Each ends within rounding where it would have ended alone; checkpoints serve either way.
+
+        Raises:
+            ValueError: the plans cannot train together; ``together.likeness`` tells which can.
+            CheckpointRejected, TrainingFailed: as ``open``, of any of them.
+        """
+        kinds = {likeness(plan.parameters) for plan, _ in jobs}
+        if len(kinds) != 1 or None in kinds:
+            raise ValueError("these plans cannot train together: their adapters are not alike")
+        each = [plan.parameters for plan, _ in jobs]
+        with (
+            self._occupied(),
+            stacked(self._base.unet, each, self._strategy.compute) as (weights, adapters),
+            ExitStack() as stack,
+        ):
+            members = []
+            with out_of_memory_is_a_failure():
+                for style, ((plan, resume), own) in enumerate(zip(jobs, adapters, strict=True)):
+                    member = MemberSession(weights, style, **self._parts(plan), adapters=own)
+                    stack.callback(member.close)
+                    members.append(member)
+                    if resume is not None:
+                        member.resume(resume)
+            recorder = self._recorder() if self._strategy.capture else None
+            joint = JointSession(members, weights, recorder)
+            stack.callback(joint.close)
+            yield joint
+
+    @contextmanager
+    def _occupied(self) -> Iterator[None]:
+        """While open, nobody else opens anything; in the end the device's memory is free."""
+        if self._busy:
+            raise RuntimeError("the trainer runs one session at a time")
         self._busy = True
-        captions = [
-            caption_of(picture, plan.tags, parameters.trigger_word) for picture in plan.pictures
-        ]
         forget_peak(self._device)
         try:
-            with (
-                placed(self._base.text_encoder, self._home_of_text(parameters)),
-                attached(
-                    self._base.unet,
-                    rank=parameters.rank,
-                    alpha=parameters.network_alpha,
-                    seed=parameters.seed,
-                    targets=parameters.lora_targets,
-                    dropout=parameters.lora_dropout,
-                    rslora=parameters.use_rslora,
-                    dora=parameters.use_dora,
-                    text_encoder=self._text_encoder(parameters),
-                ) as adapters,
-                ExitStack() as stack,
-            ):
-                refresh = None
-                if self._strategy.flat_path and suits(adapters, parameters.lora_dropout):
-                    path = flat_path_of(adapters, self._strategy.compute)
-                    refresh = stack.enter_context(path).refresh
-                with out_of_memory_is_a_failure():
-                    session = DiffusionSession(
-                        base=self._base,
-                        plan=plan,
-                        captions=captions,
-                        dataset=self._encode(plan, captions),
-                        adapters=adapters,
-                        previews=request_previews(self._base, parameters, captions, self._device),
-                        device=self._device,
-                        strategy=self._strategy,
-                        refresh=refresh,
-                        recorder=self._recorder() if self._captures(parameters) else None,
-                        text_states=self._text_states(parameters, captions),
-                    )
-                    if resume is not None:
-                        session.resume(resume)
-                try:
-                    yield session
-                finally:
-                    session.close()
+            yield
         finally:
             self._busy = False
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _parts(self, plan: TrainingPlan) -> dict[str, Any]:
+        """What a session needs besides its adapters."""
+        parameters = plan.parameters
+        captions = [
+            caption_of(picture, plan.tags, parameters.trigger_word) for picture in plan.pictures
+        ]
+        return {
+            "base": self._base,
+            "plan": plan,
+            "captions": captions,
+            "dataset": self._encode(plan, captions),
+            "previews": request_previews(self._base, parameters, captions, self._device),
+            "device": self._device,
+            "strategy": self._strategy,
+        }
 
     def _captures(self, parameters: TrainingParameters) -> bool:
         """Dropout is drawn anew for each step on the host, and so is what some optimizers ask;

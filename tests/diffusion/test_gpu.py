@@ -95,6 +95,20 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(pictures: Pictures) -> Non
     assert_alike(run(trainer, plan, resume=first.checkpoint).history, whole.history, within=0.05)
 
 
+def test_several_styles_at_once_follow_each_alone(pictures: Pictures) -> None:
+    trainer = trainer_with(choose_strategy(CARD))
+    plans = [
+        plan_of(pictures[:3], epochs=5, seed=1, learning_rate=2e-3),
+        plan_of(pictures[2:], epochs=4, seed=2, learning_rate=1e-3, **EVERY_OPTION),
+    ]
+    with trainer.open_many([(plan, None) for plan in plans]) as joint:
+        while not joint.finished:
+            joint.advance()
+        assert joint._replay.recordings
+        for session, plan in zip(joint.sessions, plans, strict=True):
+            assert_alike(session.history, run(trainer, plan).history, within=0.05)
+
+
 def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
     plan = plan_of(pictures, epochs=8, batch_size=1)
     with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
