@@ -65,6 +65,8 @@ class Bench:
     """What every run shares."""
 
     trainer: DiffusionTrainer
+    base: str
+    """The base model's fingerprint, in short."""
     pictures: tuple[Picture, ...]
     common: Mapping[str, Any]
     held_out_loss: Callable[[], float]
@@ -132,7 +134,7 @@ def _markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{results['epochs']} epochs, {len(results['seeds'])} seeds, {results['device']}, "
-            f"torch {results['torch']}; the base's held-out loss is "
+            f"torch {results['torch']}, {results['base']}; the base's held-out loss is "
             f"{results[BASE_LOSS]}.",
             "",
             "| setting | share of the held-out loss taken away | spread between seeds |",
@@ -164,7 +166,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "base": "small_base",
+        "base": bench.base,
         "epochs": options.epochs,
         "seeds": list(bench.seeds),
         "pictures": len(bench.pictures),
@@ -200,6 +202,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
 
     return Bench(
         trainer=DiffusionTrainer(base, decode, device),
+        base=f"small_base {base.fingerprint[:12]}",
         pictures=_draw(scratch / "seen", seed=1),
         common={
             **{"epochs": options.epochs, "batch_size": 4, "resolution": base.native_resolution},
