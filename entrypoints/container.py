@@ -208,6 +208,7 @@ def rules_from(settings: Settings) -> Rules:
     return Rules(
         fewest_pictures=settings.fewest_pictures,
         checkpoint_every=settings.checkpoint_every,
+        preview_share=settings.preview_share,
         keep_checkpoints=settings.keep_checkpoints,
         progress_every=settings.progress_every,
         cancel_poll=settings.cancel_poll,

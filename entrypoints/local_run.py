@@ -105,6 +105,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
             Rules(
                 fewest_pictures=1,
                 checkpoint_every=arguments.checkpoint_every,
+                preview_share=settings.preview_share,
                 keep_checkpoints=None,
                 lease=LEASE,
             )
