@@ -35,10 +35,10 @@ class Watcher(Protocol):
     in which nothing becomes of the job included.
     """
 
-    def taken_up(self, task: TrainingTask) -> None:
+    def taken_up(self, task: TrainingTask, /) -> None:
         """The worker is about to run the task."""
 
-    def put_down(self, settlement: Settlement) -> None:
+    def put_down(self, settlement: Settlement, /) -> None:
         """The worker is done with the message for now."""
 
 

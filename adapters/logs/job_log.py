@@ -66,7 +66,7 @@ class JobLog(logging.Handler):
 
     def __call__(self, event: Event) -> None:
         """Something happened: the log is worth keeping."""
-        self._eventful = True
+        self._eventful = self._eventful or event.task_id == self._task_id
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line, if there is a job in hand."""
@@ -92,7 +92,7 @@ class JobLog(logging.Handler):
             self._tail_bytes -= len(self._tail.popleft().encode(errors="replace")) + 1
             self._dropped += 1
 
-    def put_down(self, settlement: Settlement) -> None:
+    def put_down(self, _settlement: Settlement) -> None:
         """Store what was collected. Never raises: the job is over, and counts for more."""
         with self._lines_lock:
             task_id, self._task_id = self._task_id, None

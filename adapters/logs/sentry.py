@@ -50,7 +50,6 @@ def start_sentry(
             dsn=dsn,
             release=f"style-trainer@{version}",
             server_name=context.worker,
-            send_default_pii=False,
             # The values of local variables are pictures and tokens.
             include_local_variables=False,
             before_send=prepare,
