@@ -40,6 +40,7 @@ function duration(seconds) {
   const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
   if (hours >= 48) return `${Math.floor(hours / 24)} days`;
   if (hours) return `${hours} h ${minutes} min`;
+  if (minutes && !rest) return `${minutes} min`;
   return minutes ? `${minutes} min ${rest} s` : seconds < 10 ? `${seconds.toFixed(1)} s` : `${rest} s`;
 }
 
@@ -63,7 +64,8 @@ function showWorker(status) {
   const { worker } = status;
   setText($("worker"), worker.name);
   setText($("version"), worker.version);
-  const facts = [worker.model, worker.device && `on ${worker.device}`, `up ${duration(worker.up_seconds)}`];
+  const minutes = 60 * Math.floor(worker.up_seconds / 60);
+  const facts = [worker.model, worker.device && `on ${worker.device}`, minutes && `up ${duration(minutes)}`];
   setText($("about"), facts.filter(Boolean).join(" · "));
   const [text, kind] = STATES[worker.state] ?? [worker.state, "busy"];
   const troubled = worker.state === "idle" && status.checks.some((check) => !check.ok);
@@ -87,10 +89,13 @@ function showJob(status) {
   showNote(status, job, running);
   $("job-body").hidden = !job;
   if (!job) return;
-  fill($("phases"), [job.phase, job.phases.map(({ seconds }) => known(seconds) && Math.round(seconds))], () =>
+  const begun = job.phases.filter(({ name, seconds }) => known(seconds) && name !== "announcing");
+  const broke = job.result && job.result !== "completed" ? begun[begun.length - 1]?.name : null;
+  fill($("phases"), [job.phase, broke, job.phases.map(({ seconds }) => known(seconds) && Math.round(seconds))], () =>
     job.phases.map(({ name, seconds }) => {
       const now = name === job.phase;
-      const item = make("li", now ? "now" : known(seconds) ? "done" : "", PHASES[name] ?? name);
+      const kind = now ? "now" : name === broke ? "broke" : known(seconds) ? "done" : "";
+      const item = make("li", kind, PHASES[name] ?? name);
       if (now) item.setAttribute("aria-current", "step");
       item.append(make("small", "", known(seconds) ? duration(seconds) : ""));
       return item;
@@ -194,7 +199,12 @@ function showQueues(queues) {
   const names = Object.entries(queues.depths);
   fill($("queues"), [names, queues.trouble], () => {
     if (queues.trouble) return [make("p", "trouble", queues.trouble)];
-    const rows = names.map(([name, count]) => make("div", "", make("dt", "", name), make("dd", "", `${count} waiting`)));
+    const rows = names.map(([name, count]) => {
+      const dead = name.endsWith(".dead") || name === "dead";
+      const row = make("div", "", make("dt", "", name), make("dd", "", `${count} ${dead ? "dead" : "waiting"}`));
+      if (dead && count) row.className = "alarm";
+      return row;
+    });
     return [make("dl", "rows", ...rows)];
   });
 }
@@ -209,7 +219,6 @@ function showPreviews(previews) {
         const image = make("img", "");
         image.src = address;
         image.alt = `${prompt}, ${when} training`;
-        image.loading = "lazy";
         return make("div", "", image, make("span", "", when));
       };
       const two = make("div", "two", picture("before", before), picture("after", after));
@@ -226,7 +235,7 @@ function showRecent(jobs) {
       const facts = [
         known(job.epoch) && `${job.epoch} / ${job.epochs} epochs`,
         known(job.loss) && `loss ${job.loss.toFixed(4)}`,
-        known(job.seconds) && duration(job.seconds),
+        known(job.seconds) && known(job.attempt) && duration(job.seconds),
         job.attempt > 1 && `attempt ${job.attempt}`,
       ];
       const what = make("span", "what", `Style ${job.style_id} `, make("span", "quiet", facts.filter(Boolean).join(" · ")));
