@@ -15,6 +15,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from domain.failure import FailureCode
 from domain.phases import PHASES
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,6 @@ class Metrics:
         self.speed = gauge("job_steps_per_second", "Measured over the last minute.")
         self.time_left = gauge("job_time_left_seconds", "Estimated from the measured speed.")
         self.steps = counter("steps", "Training steps run.")
-        self.pictures = counter("pictures", "Usable pictures of the jobs that were trained.")
         self.checkpoints = counter("checkpoints", "Checkpoints stored.")
         self.setbacks = gauge("job_setbacks", "Setbacks of the job that was put down last.")
         self.runs = counter("runs", "Tasks that were run, by what became of them.", "settlement")
@@ -115,9 +115,18 @@ class Metrics:
     def _show_zeros(self) -> None:
         """A series that appears with its first event has no rate for that event: start at 0."""
         for result in RESULTS:
-            if result in ("completed", "interrupted"):
-                self.jobs.labels(result, "none")
             self.job_seconds.labels(result)
+        for code in FailureCode:
+            result = "cancelled" if code is FailureCode.CANCELLED else "failed"
+            self.jobs.labels(result, code)
+        self.jobs.labels("completed", "none")
+        self.jobs.labels("interrupted", "none")
+        for settlement in ("done", "retry_later", "dead_letter", "hand_back"):
+            self.runs.labels(settlement)
+        for operation in ("get", "put", "delete", "list"):
+            for result in ("ok", "unavailable", "denied", "error"):
+                self.storage_calls.labels(operation, result)
+            self.storage_seconds.labels(operation)
         for phase in PHASES:
             self.phase_seconds.labels(phase)
         for outcome in ("acknowledged", "retried", "dead_lettered", "handed_back"):
@@ -126,6 +135,7 @@ class Metrics:
         for call in ("progress", "completed", "failed"):
             for result in ("ok", "unavailable", "refused"):
                 self.webhooks.labels(call, result)
+            self.webhook_seconds.labels(call)
         for result in ("ok", "superseded", "unavailable"):
             self.lease_writes.labels(result)
         for resumed in ("true", "false"):

@@ -62,7 +62,6 @@ class JobMetrics:
                 metrics.attempts.labels(resumed).inc()
                 self._started = self._now()
             case TrainingBegan():
-                metrics.pictures.inc(event.picture_count)
                 metrics.epochs.set(event.parameters.epochs)
             case ProgressMade():
                 self._show(event)

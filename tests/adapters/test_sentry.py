@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sentry_sdk
 
 from adapters.logs.context import LogContext
 from adapters.logs.redact import Redactor
 from adapters.logs.sentry import SentryMissing, start_sentry
 from domain.events import JobStarted
-
-sentry_sdk = pytest.importorskip("sentry_sdk", reason="needs the extra 'sentry'")
 
 TOKEN = "a-token-of-32-characters-or-more!"
 
