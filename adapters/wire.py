@@ -163,6 +163,18 @@ def encode_task(task: TrainingTask) -> bytes:
     return json.dumps(message).encode()
 
 
+def task_id_of(body: bytes) -> str | None:
+    """The task that a message names, valid or not; for looking a message up."""
+    try:
+        raw = _decode(body)
+    except InvalidTask:
+        return None
+    match raw:
+        case {"task_id": str(task_id)}:
+            return task_id
+    return None
+
+
 def progress_body(style_id: int, progress: Progress) -> dict[str, Any]:
     """The body of ``PATCH /api/webhooks/training/progress``.
 

@@ -14,7 +14,7 @@ from application.stop import StopSignal
 log = logging.getLogger(__name__)
 
 
-def announce(entry: Entry, notifier: Notifier, clock: Clock, stop: StopSignal) -> Settlement:
+def announce(entry: Entry, notifier: Notifier, clock: Clock) -> Settlement:
     """Make the final call of a job that is announcing, and record the answer.
 
     The intent is recorded before the call and the answer after it. Only a crash between the
@@ -35,6 +35,7 @@ def announce(entry: Entry, notifier: Notifier, clock: Clock, stop: StopSignal) -
             notifier.completed(job.style_id, job.artifact, job.metric, f"{job.task_id}:complete")
     except NotifierRefused as error:
         return DeadLetter(f"the backend refuses the outcome: {error}")
-    # A failure here would repeat the call on the next attempt, so nothing else matters now.
-    insist(lambda: entry.apply(entry.job.conclude()), clock, stop, patience=math.inf)
+    # A failure here would repeat the call on the next attempt, so nothing else matters now, not
+    # even a stop: it ends the process all the same when its grace is over.
+    insist(lambda: entry.apply(entry.job.conclude()), clock, StopSignal(), patience=math.inf)
     return Done()

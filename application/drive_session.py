@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from application.cancellation import cancellation_requested
 from application.journal import Entry
 from application.layout import Layout
 from application.ports import (
-    BlobMissing,
     BlobStore,
     Clock,
     Notifier,
@@ -44,20 +44,21 @@ class Driver:
             LeaseLost: another worker has the job.
         """
         meter = Speedometer()
+        saving = 0.0
         with (
             self.clock.every(self.rules.progress_every, lambda: self._report(entry, meter)),
             self.clock.every(self.rules.cancel_poll, lambda: self._listen(entry, stop)),
         ):
             while not session.finished:
                 if stop.reason is StopReason.SHUTDOWN:
-                    self._save(session, entry)
+                    self._save_in_time(session, entry, stop, saving)
                 stop.check()
                 step = session.advance()
                 meter.observe(step.step, self.clock.monotonic())
                 self._note(session, entry, step, meter)
                 due = step.epoch_finished and step.epoch % self.rules.checkpoint_every == 0
                 if due or session.finished:
-                    self._save(session, entry)
+                    saving = self._save(session, entry)
 
     def _note(
         self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer
@@ -74,8 +75,23 @@ class Driver:
         )
         entry.note(job.advance(progress, epoch_finished=step.epoch_finished))
 
-    def _save(self, session: TrainingSession, entry: Entry) -> None:
-        """Store a checkpoint; where the store is away, training is worth more than a pause."""
+    def _save_in_time(
+        self, session: TrainingSession, entry: Entry, stop: StopSignal, saving: float
+    ) -> None:
+        """Store a checkpoint if one fits: handing over without one beats being killed over it."""
+        left = stop.deadline - self.clock.monotonic()
+        if saving < left:
+            self._save(session, entry)
+        else:
+            log.warning("no checkpoint: one takes %.1f s, and %.1f s are left", saving, left)
+
+    def _save(self, session: TrainingSession, entry: Entry) -> float:
+        """Store a checkpoint; where the store is away, training is worth more than a pause.
+
+        Returns:
+            Seconds that it took.
+        """
+        began = self.clock.monotonic()
         taken = session.checkpoint()
         at = self.layout.checkpoint(entry.job.task_id, taken.epoch, taken.step)
         try:
@@ -83,6 +99,7 @@ class Driver:
             entry.apply(entry.job.save_checkpoint(CheckpointRef(at, taken.epoch, taken.step)))
         except Unavailable as error:
             log.warning("no checkpoint at epoch %d: %s", taken.epoch, error)
+        return self.clock.monotonic() - began
 
     def _report(self, entry: Entry, meter: Speedometer) -> None:
         progress, speed = entry.job.progress, meter.steps_per_second
@@ -94,17 +111,5 @@ class Driver:
             log.warning("progress was not delivered, the next will be newer: %s", error)
 
     def _listen(self, entry: Entry, stop: StopSignal) -> None:
-        if cancel_requested(entry.job.task_id, self.blobs, self.layout):
+        if cancellation_requested(entry.job.task_id, self.blobs, self.layout):
             stop.request(StopReason.CANCELLED)
-
-
-def cancel_requested(task_id: str, blobs: BlobStore, layout: Layout) -> bool:
-    """Whether somebody has asked for the job to be stopped."""
-    try:
-        blobs.get(layout.cancellation(task_id))
-    except BlobMissing:
-        return False
-    except Unavailable as error:
-        log.warning("could not look for a request to cancel: %s", error)
-        return False
-    return True

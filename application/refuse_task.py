@@ -58,7 +58,7 @@ class RefuseTask:
                 if entry.job.state in UNDECIDED:
                     entry.apply(entry.job.give_up(failure))
                 if not entry.job.is_terminal:
-                    announce(entry, self.notifier, self.clock, stop)
+                    announce(entry, self.notifier, self.clock)
             return refused
         except LeaseHeld as held:
             return RetryLater(held.retry_after, str(held))

@@ -16,12 +16,16 @@ class Rules:
     """Usable pictures below which a job fails with LOW_QUALITY_DATA."""
     checkpoint_every: int = 10
     """Epochs between checkpoints; the end of training is one always."""
+    keep_checkpoints: int | None = 1
+    """Checkpoints of a finished job that are kept, the latest ones; None keeps them all."""
     progress_every: float = 30.0
     """Seconds between progress calls."""
     cancel_poll: float = 5.0
     """Seconds between two looks for a request to cancel."""
     most_setbacks: int = 5
     """Crashes and unexplained failures without a checkpoint in between, before giving up."""
+    most_retries: int = 20
+    """Of a message whose handling meets a defect of ours, before it goes to the dead letters."""
     fetch_concurrency: int = 8
     """Pictures fetched at the same time."""
     upload_patience: float = 600.0

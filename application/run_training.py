@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from application.announce import announce
-from application.drive_session import Driver, cancel_requested
+from application.cancellation import cancellation_requested
+from application.drive_session import Driver
 from application.gather_pictures import gather_pictures
 from application.journal import Entry, Journal
 from application.layout import Layout
@@ -74,6 +75,7 @@ class RunTraining:
             entry = self.journal.open(at, self.worker, fresh)
             if entry.job.is_terminal:
                 self.blobs.delete(self.layout.lease(task.task_id))  # a crash may have left it
+                self._tidy(task)
                 return Done()
             with hold_lease(
                 lease, self.rules.lease, self.clock, stop, lambda: entry.job.is_terminal
@@ -86,7 +88,10 @@ class RunTraining:
                 if entry.job.is_terminal:
                     return Done()
                 insist(lease.renew, self.clock, stop, self.rules.upload_patience)
-                return announce(entry, self.notifier, self.clock, stop)
+                settlement = announce(entry, self.notifier, self.clock)
+                if entry.job.is_terminal:
+                    self._tidy(task)
+                return settlement
         except LeaseHeld as held:
             return RetryLater(held.retry_after, str(held))
         except LeaseLost as lost:
@@ -99,7 +104,10 @@ class RunTraining:
             return DeadLetter(str(error))
         except Exception as error:
             log.exception("task %s met a defect", task.task_id)
-            return RetryLater(backoff(retries), f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            if retries >= self.rules.most_retries:
+                return DeadLetter(f"after {retries} retries: {reason}")
+            return RetryLater(backoff(retries), reason)
 
     def _decide(
         self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal
@@ -127,8 +135,10 @@ class RunTraining:
         except LeaseLost:
             raise
         except Exception as error:
-            self._put_down(entry, f"{type(error).__name__}: {error}", setback=True)
-            raise
+            log.exception("task %s met a defect and is put down", task.task_id)
+            reason = f"{type(error).__name__}: {error}"
+            self._put_down(entry, reason, setback=True)
+            return RetryLater(backoff(entry.job.setbacks), reason)
         return None
 
     def _produce(self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal) -> None:
@@ -172,7 +182,7 @@ class RunTraining:
         entry.apply(entry.job.store(artifact))
 
     def _refuse_hopeless(self, job: TrainingJob) -> None:
-        if cancel_requested(job.task_id, self.blobs, self.layout):
+        if cancellation_requested(job.task_id, self.blobs, self.layout):
             raise TrainingFailed(CANCELLED)
         if job.setbacks >= self.rules.most_setbacks:
             message = (
@@ -240,6 +250,18 @@ class RunTraining:
             entry.apply(entry.job.interrupt(reason, setback=setback))
         except Unavailable as error:
             log.warning("the journal still shows the job as running: %s", error)
+
+    def _tidy(self, task: TrainingTask) -> None:
+        """Keep the checkpoints that the rules want. The job is over: nothing here may undo it."""
+        if (keep := self.rules.keep_checkpoints) is None:
+            return
+        try:
+            prefix = self.layout.checkpoints_prefix(task.task_id)
+            stored = self.blobs.list(self.layout.bucket, prefix)
+            for at in stored[: max(0, len(stored) - keep)]:
+                self.blobs.delete(at)
+        except (Unavailable, BlobDenied) as error:
+            log.warning("old checkpoints of task %s are left: %s", task.task_id, error)
 
     def _lease(self, task: TrainingTask) -> Lease:
         at = self.layout.lease(task.task_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 
@@ -25,9 +26,15 @@ class StopSignal:
     def __init__(self, parent: StopSignal | None = None) -> None:
         self._parent = parent
         self._own: StopReason | None = None
+        self._deadline = math.inf
 
-    def request(self, reason: StopReason) -> None:
-        """Ask for an end."""
+    def request(self, reason: StopReason, *, deadline: float = math.inf) -> None:
+        """Ask for an end.
+
+        Args:
+            deadline: monotonic time, in seconds, at which the process will be gone.
+        """
+        self._deadline = min(self._deadline, deadline)
         if self._own is None or reason > self._own:
             self._own = reason
 
@@ -36,6 +43,12 @@ class StopSignal:
         """The weightiest reason given, or None to go on."""
         inherited = self._parent.reason if self._parent else None
         return max((r for r in (self._own, inherited) if r is not None), default=None)
+
+    @property
+    def deadline(self) -> float:
+        """Monotonic time at which the process will be gone; infinite when nobody set one."""
+        inherited = self._parent.deadline if self._parent else math.inf
+        return min(self._deadline, inherited)
 
     def check(self) -> None:
         """Raise ``Stopped`` when a stop was asked for."""

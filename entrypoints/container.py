@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from adapters.wire import TaskReader
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
+from application.ports import BlobStore
 from application.refuse_task import RefuseTask
 from application.rules import Rules
 from application.run_training import RunTraining
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SPARE_CONNECTIONS = 4
+"""To the store, beside those that fetch pictures: lease, cancellation, journal, checkpoint."""
+
 
 def choose_device(settings: Settings) -> str:
     """The device named, or the GPU where there is one."""
@@ -47,7 +52,7 @@ def choose_device(settings: Settings) -> str:
 
 def load_base_model(settings: Settings, device: str) -> BaseModel:
     """The base model named, or the default, on the device."""
-    _quiet_libraries()
+    quiet_libraries()
     from adapters.diffusion.base_model import load_base
 
     if settings.base_model is None:
@@ -58,7 +63,7 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     return load_base(name, device=device, config_folder=settings.base_model_config)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Their progress bars and advice about parts that we do not use hide our own lines."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
@@ -83,7 +88,50 @@ def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
 def bucket_folders(settings: Settings) -> dict[str, Path]:
     """The folders that stand for buckets."""
     names = (settings.aws_storage_bucket_name, settings.model_bucket_name)
-    return {name: settings.storage_dir / name for name in names}
+    return {name: settings.storage_folder / name for name in names}
+
+
+def open_queue(settings: Settings, clock: SystemClock, worker: str) -> Iterator[SpoolQueue]:
+    """The queue of tasks, closed when the container is."""
+    yield SpoolQueue(settings.spool_dir, clock, new_id)
+
+
+def open_blobs(settings: Settings, clock: SystemClock, *, supplies: bool = False) -> BlobStore:
+    """Where blobs lie: S3, or folders.
+
+    Args:
+        supplies: the images' bucket is to be written, too, as whoever submits a folder does.
+    """
+    if not settings.has_s3:
+        return FileBlobStore(bucket_folders(settings))
+    from adapters.s3.options import S3Options
+    from adapters.s3.store import S3BlobStore
+
+    secret = settings.aws_secret_access_key
+    options = S3Options(
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.aws_s3_region_name,
+        access_key_id=settings.aws_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+        session_token=settings.aws_session_token and settings.aws_session_token.get_secret_value(),
+        max_pool_connections=settings.fetch_concurrency + SPARE_CONNECTIONS,
+    )
+    writable = {settings.model_bucket_name}
+    if supplies:
+        writable.add(settings.aws_storage_bucket_name)
+    return S3BlobStore(
+        options, readable=settings.image_buckets, writable=writable, sleep=clock.sleep
+    )
+
+
+def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> ConsoleNotifier:
+    """Who is told."""
+    return ConsoleNotifier(console)
+
+
+def reach_backend(settings: Settings) -> str:
+    """Try to reach the backend, without telling it anything."""
+    return "none: outcomes are printed"
 
 
 def backend_host(settings: Settings) -> str | None:
@@ -96,6 +144,7 @@ def rules_from(settings: Settings) -> Rules:
     return Rules(
         fewest_pictures=settings.fewest_pictures,
         checkpoint_every=settings.checkpoint_every,
+        keep_checkpoints=settings.keep_checkpoints,
         progress_every=settings.progress_every,
         cancel_poll=settings.cancel_poll,
         most_setbacks=settings.most_setbacks,
@@ -107,6 +156,16 @@ def rules_from(settings: Settings) -> Rules:
 def new_id() -> str:
     """A fresh identifier."""
     return uuid.uuid4().hex
+
+
+@contextmanager
+def open_container(settings: Settings) -> Iterator[Container]:
+    """A worker's parts; what holds a connection is closed at the end."""
+    container = Container(settings=settings)
+    try:
+        yield container
+    finally:
+        container.shutdown_resources()
 
 
 class Container(containers.DeclarativeContainer):
@@ -121,11 +180,11 @@ class Container(containers.DeclarativeContainer):
     worker = providers.Singleton(worker_name, settings, new_id)
     layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
 
-    blobs = providers.Singleton(FileBlobStore, providers.Callable(bucket_folders, settings))
-    queue = providers.Singleton(
-        SpoolQueue, settings.provided.spool_dir, clock, providers.Object(new_id)
-    )
-    notifier = providers.Singleton(ConsoleNotifier, console)
+    blobs = providers.Singleton(open_blobs, settings, clock)
+    queue = providers.Resource(open_queue, settings, clock, worker)
+    dead_letters = queue_depths = queue
+    notifier = providers.Singleton(open_notifier, settings, console, clock)
+    reach_backend = providers.Callable(reach_backend, settings)
     inspector = providers.Singleton(PillowInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(TaskReader, providers.Callable(backend_host, settings))

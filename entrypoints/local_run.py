@@ -87,7 +87,12 @@ def build_container(arguments: argparse.Namespace) -> Container:
     container.layout.override(providers.Object(Layout(OUT, report_prefix="")))
     container.rules.override(
         providers.Object(
-            Rules(fewest_pictures=1, checkpoint_every=arguments.checkpoint_every, lease=LEASE)
+            Rules(
+                fewest_pictures=1,
+                checkpoint_every=arguments.checkpoint_every,
+                keep_checkpoints=None,
+                lease=LEASE,
+            )
         )
     )
     container.blobs.override(

@@ -89,6 +89,7 @@ def test_the_run_that_is_disturbed_makes_every_kind_of_call() -> None:
         "blobs.get",
         "blobs.put",
         "blobs.delete",
+        "blobs.list",
         "notifier.progress",
         "notifier.completed",
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from adapters.memory import MemoryTrainer
+from adapters.memory import MemoryBlobStore, MemoryTrainer
 from application.ports import (
     BlobDenied,
     BlobUnavailable,
@@ -61,6 +62,11 @@ class Watched(MemoryTrainer):
         return Entered()
 
 
+def stored_epochs(world: World) -> list[int]:
+    stored = world.blobs.list("models", LAYOUT.checkpoints_prefix(TASK_ID))
+    return [int(at.name.split("_")[1]) for at in stored]
+
+
 def test_a_task_becomes_a_style_that_is_announced_once(world: World) -> None:
     assert world.worker()(a_task(), StopSignal()) == Done()
     assert world.job().state is JobState.COMPLETED
@@ -78,8 +84,29 @@ def test_checkpoints_are_saved_every_ten_epochs_and_at_the_end(world: World) -> 
     world.worker()(a_task(), StopSignal())
     saved = [e.checkpoint.epoch for e in world.events if isinstance(e, CheckpointSaved)]
     assert saved == [10, 20, 25]
-    stored = world.blobs.list("models", LAYOUT.checkpoints_prefix(TASK_ID))
-    assert len(stored) == 3
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [25]), (2, [20, 25]), (7, [10, 20, 25])])
+def test_a_finished_job_keeps_the_checkpoints_that_the_rules_want(
+    world: World, keep: int, left: list[int]
+) -> None:
+    rules = replace(RULES, keep_checkpoints=keep)
+    world.worker(rules=rules)(a_task(), StopSignal())
+    assert stored_epochs(world) == left
+
+
+def test_a_crash_before_the_tidying_is_made_up_for_by_the_redelivery(world: World) -> None:
+    world.worker(rules=replace(RULES, keep_checkpoints=None))(a_task(), StopSignal())
+    assert stored_epochs(world) == [10, 20, 25]
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert stored_epochs(world) == [25]
+
+
+def test_an_unfinished_job_keeps_every_checkpoint(world: World) -> None:
+    stop = StopSignal()
+    trainer = Watched(world, 70, lambda: stop.request(StopReason.SHUTDOWN))
+    world.worker(trainer=trainer)(a_task(), stop)
+    assert stored_epochs(world) == [10, 20, 23]
 
 
 def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) -> None:
@@ -131,6 +158,32 @@ def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> No
     assert [e.resumed_from and e.resumed_from.step for e in starts] == [None, 40]
     steps = [e.progress.current_step for e in world.events if isinstance(e, ProgressMade)]
     assert steps == list(range(1, 76)), "no step is lost and none is done twice"
+
+
+@pytest.mark.parametrize(("seconds_left", "step"), [(1.0, 30), (100.0, 40)])
+def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
+    world: World, seconds_left: float, step: int
+) -> None:
+    class Slow(MemoryBlobStore):
+        def put(inner, at: Location, data: bytes, **how: Any) -> str:  # noqa: N805 - two selves
+            if "checkpoints" in at.key:
+                world.clock.advance(5.0)
+            return world.blobs.put(at, data, **how)
+
+        def get(inner, at: Location, **how: Any) -> Any:  # noqa: N805 - as above
+            return world.blobs.get(at, **how)
+
+    stop = StopSignal()
+
+    def soon() -> None:
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + seconds_left)
+
+    worker = world.worker(blobs=Slow(), trainer=Watched(world, 40, soon))
+    assert worker(a_task(), stop) == HandBack()
+    job = world.job()
+    assert job.state is JobState.INTERRUPTED
+    assert job.checkpoint is not None
+    assert job.checkpoint.step == step
 
 
 def test_a_resumed_style_equals_an_undisturbed_one(world: World) -> None:
@@ -262,6 +315,14 @@ def test_a_job_that_keeps_crashing_is_given_up(world: World) -> None:
     (call,) = world.notifier.final
     assert isinstance(call.payload, Failure)
     assert call.payload.code is FailureCode.TRAINING_FAILED
+
+
+def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) -> None:
+    world.blobs.put(LAYOUT.journal(TASK_ID), b"{}")
+    assert isinstance(world.worker()(a_task(), StopSignal(), 0), RetryLater)
+    outcome = world.worker()(a_task(), StopSignal(), RULES.most_retries)
+    assert isinstance(outcome, DeadLetter)
+    assert "revision" in outcome.reason
 
 
 @pytest.mark.parametrize("retryable", [True, False])

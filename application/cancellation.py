@@ -1,0 +1,34 @@
+"""A request to stop a job lies where its journal does, so that any worker finds it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime
+
+from application.layout import Layout
+from application.ports import BlobDenied, BlobMissing, BlobStore, Unavailable
+
+log = logging.getLogger(__name__)
+
+
+def request_cancellation(task_id: str, blobs: BlobStore, layout: Layout, now: datetime) -> None:
+    """Ask whoever has the task, or will have it, to stop.
+
+    Raises:
+        BlobUnavailable, BlobDenied: the request is not on record.
+    """
+    note = json.dumps({"requested_at": now.isoformat()}).encode()
+    blobs.put(layout.cancellation(task_id), note, content_type="application/json")
+
+
+def cancellation_requested(task_id: str, blobs: BlobStore, layout: Layout) -> bool:
+    """Whether somebody has asked for the job to be stopped; no, where that cannot be told."""
+    try:
+        blobs.get(layout.cancellation(task_id))
+    except BlobMissing:
+        return False
+    except (Unavailable, BlobDenied) as error:
+        log.warning("could not look for a request to cancel: %s", error)
+        return False
+    return True
