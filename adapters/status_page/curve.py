@@ -20,9 +20,14 @@ class LossCurve:
         self._newest: tuple[int, float] | None = None
 
     def add(self, epoch: int, loss: float) -> None:
-        """Note an epoch's loss; one that is no number cannot be drawn."""
+        """Note an epoch's loss; one that is no number cannot be drawn.
+
+        An epoch that was there before means that the run has gone back.
+        """
         if not math.isfinite(loss):
             return
+        if self._newest is not None and epoch <= self._newest[0]:
+            self.go_back(epoch - 1)
         self._newest = (epoch, loss)
         if epoch % self._stride:
             return

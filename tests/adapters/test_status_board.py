@@ -154,6 +154,13 @@ def test_a_curve_keeps_its_size_its_ends_and_its_shape() -> None:
     assert all(loss == 1 / epoch for epoch, loss in points)
 
 
+def test_a_run_that_goes_back_draws_its_epochs_once() -> None:
+    curve = LossCurve()
+    for epoch, loss in [(1, 0.5), (2, 0.4), (3, 9.0), (2, 0.3), (3, 0.2)]:
+        curve.add(epoch, loss)
+    assert curve.points == [(1, 0.5), (2, 0.3), (3, 0.2)]
+
+
 def test_a_loss_that_is_no_number_is_not_drawn() -> None:
     curve = LossCurve()
     for loss in (0.5, math.nan, math.inf):
