@@ -7,7 +7,8 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -21,11 +22,11 @@ from adapters.filesystem import FileBlobStore
 from adapters.pillow import PillowInspector, decode
 from adapters.report import HtmlReporter
 from adapters.spool import SpoolQueue
-from adapters.wire import TaskReader
+from adapters.wire import TaskReader, complete_body, failed_body, progress_body
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
-from application.ports import BlobStore
+from application.ports import BlobStore, Notifier
 from application.refuse_task import RefuseTask
 from application.rules import Rules
 from application.run_training import RunTraining
@@ -124,14 +125,24 @@ def open_blobs(settings: Settings, clock: SystemClock, *, supplies: bool = False
     )
 
 
-def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> ConsoleNotifier:
-    """Who is told."""
-    return ConsoleNotifier(console)
+def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
+    """Who is told: the backend, or the person at the terminal."""
+    if settings.backend_api_url is None or settings.internal_api_token is None:
+        yield ConsoleNotifier(console)
+        return
+    from adapters.webhook.notifier import Bodies, WebhookNotifier
+    from adapters.webhook.options import WebhookOptions
 
-
-def reach_backend(settings: Settings) -> str:
-    """Try to reach the backend, without telling it anything."""
-    return "none: outcomes are printed"
+    options = WebhookOptions(
+        base_url=settings.backend_api_url,
+        token=settings.internal_api_token.get_secret_value(),
+        user_agent=f"style-trainer/{version('style-trainer')}",
+        ca_file=settings.backend_ca_file,
+        read_timeout=settings.webhook_timeout,
+    )
+    bodies = Bodies(progress=progress_body, complete=complete_body, failed=failed_body)
+    with closing(WebhookNotifier(options, bodies, clock)) as notifier:
+        yield notifier
 
 
 def backend_host(settings: Settings) -> str | None:
@@ -183,8 +194,7 @@ class Container(containers.DeclarativeContainer):
     blobs = providers.Singleton(open_blobs, settings, clock)
     queue = providers.Resource(open_queue, settings, clock, worker)
     dead_letters = queue_depths = queue
-    notifier = providers.Singleton(open_notifier, settings, console, clock)
-    reach_backend = providers.Callable(reach_backend, settings)
+    notifier = providers.Resource(open_notifier, settings, console, clock)
     inspector = providers.Singleton(PillowInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(TaskReader, providers.Callable(backend_host, settings))
