@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
@@ -13,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-SHORTEST_TOKEN = 16
+from adapters.status_page.binding import check_binding, is_loopback
+
 COOKIE = "style_trainer_status"
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/page.css", "/icon.svg"})
 """What an orchestrator asks, and what the page for giving the token is made of."""
@@ -31,37 +31,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-class InvalidBinding(ValueError):
-    """The page would be open to the network; the text says what to set."""
-
-
-def check_binding(host: str, token: str | None) -> None:
-    """Refuse to show a worker to the network without a token.
-
-    Raises:
-        InvalidBinding: names the setting and the remedy.
-    """
-    if token is not None and len(token) < SHORTEST_TOKEN:
-        raise InvalidBinding(
-            f"STATUS_TOKEN: it has {len(token)} characters; give {SHORTEST_TOKEN} or more"
-        )
-    if token is None and not is_loopback(host):
-        raise InvalidBinding(
-            f"STATUS_HOST={host!r}: the page would be open to the network; set STATUS_TOKEN, or "
-            "keep to 127.0.0.1"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address or name."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from adapters.status_page.job_view import JobView
@@ -30,13 +31,21 @@ class StatusBoard:
     Args:
         worker: this worker's name.
         version: of the program.
+        stopping: whether the worker takes no further job.
     """
 
-    def __init__(self, worker: str, version: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        worker: str,
+        version: str,
+        clock: Clock,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._worker = worker
         self._version = version
+        self._stopping = stopping
         self._began_at = clock.now()
         self._began = clock.monotonic()
         self._current: JobView | None = None
@@ -46,8 +55,6 @@ class StatusBoard:
         """What it trains on, once that is known."""
         self.model: str | None = None
         """The base model, once it is loaded."""
-        self.stopping = False
-        """True when the worker takes no further job."""
 
     def taken_up(self, task: TrainingTask) -> None:
         """The worker looks at a task."""
@@ -105,6 +112,11 @@ class StatusBoard:
                 "last": None if last is None else last.shown(now),
                 "recent": list(self._recent),
             }
+
+    @property
+    def stopping(self) -> bool:
+        """True when the worker takes no further job."""
+        return self._stopping()
 
     def _state(self) -> str:
         if self.stopping:

@@ -11,7 +11,7 @@ from types import TracebackType
 import uvicorn
 from starlette.types import ASGIApp
 
-from adapters.status_page.access import is_loopback
+from adapters.status_page.binding import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,9 @@ class StatusServer:
         except OSError as error:
             where = f"{self._host}:{self._port}"
             if self._port == 0 or not is_loopback(self._host):
-                raise AddressTaken(f"{where}: {error.strerror or error}") from None
+                raise AddressTaken(
+                    f"STATUS_HOST, STATUS_PORT: {where}: {error.strerror or error}; give another"
+                ) from None
             log.warning("port %d is taken; the status page has another", self._port)
             self._socket = _listen(self._host, 0)
         name, port = self._socket.getsockname()[:2]

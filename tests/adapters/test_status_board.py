@@ -16,7 +16,7 @@ from adapters.status_page.board import RECENT_JOBS, StatusBoard
 from adapters.status_page.curve import MOST_POINTS, LossCurve
 from application.journal import Journal
 from application.settlement import DeadLetter, Done, RetryLater
-from application.stop import StopSignal
+from application.stop import StopReason, StopSignal
 from domain.events import AnnouncementBegun, ProgressMade
 from domain.failure import FailureCode
 from domain.progress import Progress
@@ -81,13 +81,14 @@ def test_a_cancelled_job_is_cancelled_and_not_failed() -> None:
 
 
 def test_states_of_a_worker_without_a_job() -> None:
-    board = StatusBoard("w", "1", ManualClock())
+    stop = StopSignal()
+    board = StatusBoard("w", "1", ManualClock(), lambda: stop.reason is not None)
     states = [board.snapshot()["worker"]["state"]]
     board.model = "sd15"
     states.append(board.snapshot()["worker"]["state"])
     board.taken_up(task(1))
     states.append(board.snapshot()["worker"]["state"])
-    board.stopping = True
+    stop.request(StopReason.SHUTDOWN)
     states.append(board.snapshot()["worker"]["state"])
     assert states == ["starting", "idle", "preparing", "stopping"]
 

@@ -14,8 +14,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from adapters.status_page.access import COOKIE, InvalidBinding, check_binding, is_loopback
+from adapters.status_page.access import COOKIE
 from adapters.status_page.app import Check, Finding, build_app
+from adapters.status_page.binding import InvalidBinding, check_binding, is_loopback
 from adapters.status_page.server import AddressTaken, StatusServer
 from tests.status_scenes import SECRET, Scene, failed, idle, training
 
@@ -236,10 +237,10 @@ def test_a_token_is_asked_for_on_loopback_too_where_one_is_set() -> None:
 @pytest.mark.parametrize(
     ("host", "token", "said"),
     [
-        ("0.0.0.0", None, "STATUS_HOST='0.0.0.0': the page would be open"),
-        ("::", None, "STATUS_TOKEN"),
-        ("192.168.1.5", None, "STATUS_TOKEN"),
-        ("worker.example", None, "STATUS_TOKEN"),
+        ("0.0.0.0", None, "'0.0.0.0' is open to the network; give a token"),
+        ("::", None, "listen at 127.0.0.1"),
+        ("192.168.1.5", None, "listen at 127.0.0.1"),
+        ("worker.example", None, "listen at 127.0.0.1"),
         ("127.0.0.1", "short", "give 16 or more"),
     ],
 )

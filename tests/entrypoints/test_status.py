@@ -16,6 +16,7 @@ from adapters.metrics.instruments import Metrics
 from adapters.metrics.queue import DepthGauges
 from adapters.status_page.board import StatusBoard
 from application.ports import QueueUnavailable
+from application.stop import StopReason, StopSignal
 from entrypoints import status
 from entrypoints.status import (
     OLD_SECONDS,
@@ -88,9 +89,10 @@ def test_the_base_model_is_ready_once_it_is_loaded() -> None:
 
 
 def test_a_worker_that_stops_is_not_ready() -> None:
-    board = StatusBoard("w", "1", ManualClock())
+    stop = StopSignal()
+    board = StatusBoard("w", "1", ManualClock(), lambda: stop.reason is not None)
     assert work_check(board)()["ok"]
-    board.stopping = True
+    stop.request(StopReason.SHUTDOWN)
     assert not work_check(board)()["ok"]
 
 
