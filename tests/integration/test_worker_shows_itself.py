@@ -22,6 +22,7 @@ from assets.drawing import draw_style_set
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
+TASK = ["--style-id", "9", "--json", "--epochs", "300", "--resolution", "64"]
 TOKEN = "correct-horse-battery-staple"
 
 
@@ -84,8 +85,7 @@ def folder(tmp_path: Path) -> Path:
     """A spool with one task in it, long enough to be looked at."""
     draw_style_set(tmp_path / "pictures", count=10, seed=3)
     done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.submit", "pictures", "--style-id", "9", "--json"]
-        + ["--epochs", "300", "--resolution", "64"],
+        [sys.executable, "-m", "entrypoints.submit", "pictures", *TASK],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
