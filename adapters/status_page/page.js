@@ -305,10 +305,15 @@ async function update() {
   }
 }
 
+// A page that nobody looks at still has its title; that may be a little old.
 async function forever() {
-  if (!paused && !document.hidden) await update();
-  setTimeout(forever, missed >= LOST_AFTER ? 5 * EVERY : EVERY);
+  if (!paused) await update();
+  setTimeout(forever, document.hidden ? 15 * EVERY : missed >= LOST_AFTER ? 5 * EVERY : EVERY);
 }
+
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && !paused) update();
+});
 
 $("pause").addEventListener("click", () => {
   paused = !paused;
