@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from domain.parameters import InvalidParameter
 from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from entrypoints.options import option_of
+
+log = logging.getLogger(__name__)
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -62,10 +65,16 @@ def run_command(
     parser: argparse.ArgumentParser,
     carry_out: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
+    *,
+    log_defects: bool = False,
 ) -> int:
     """Parse the command line, carry it out, and return the exit code.
 
     What goes wrong is one line with its remedy on standard error, unless ``--debug`` is given.
+
+    Args:
+        log_defects: nobody sits by to repeat the command with ``--debug``: have the traceback of
+            a defect in the log at once.
     """
     arguments = parser.parse_args(argv)
     try:
@@ -75,13 +84,19 @@ def run_command(
     except Exception as error:
         if arguments.debug:
             raise
-        code, lines = explain(error)
+        explained = explain(error)
+        if explained is None:
+            if log_defects:
+                log.critical("the command ends by a defect", exc_info=error)
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            explained = EXIT_FAILED, [f"{what} (this is a defect: --debug shows where)"]
+        code, lines = explained
         print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
         return code
 
 
-def explain(error: Exception) -> tuple[int, list[str]]:
-    """The exit code for an error, and what to say of it."""
+def explain(error: Exception) -> tuple[int, list[str]] | None:
+    """The exit code for an error, and what to say of it; None for a defect of our own."""
     if isinstance(error, InvalidParameter):
         return EXIT_USAGE, [f"{option_of(error.name)} {error.value}: {error.remedy}"]
     lines = str(error).splitlines() or [type(error).__name__]
@@ -91,8 +106,7 @@ def explain(error: Exception) -> tuple[int, list[str]]:
     for module, names in _OUT_OF_REACH.items():
         if any(_is(error, module, name) for name in names):
             return EXIT_FAILED, [" ".join(lines)]
-    what = f"{type(error).__name__}: {' '.join(lines)}"
-    return EXIT_FAILED, [f"{what} (this is a defect: --debug shows where)"]
+    return None
 
 
 def _is(error: Exception, module: str, name: str) -> bool:

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_command(build_parser(), _work, argv)
+    return run_command(build_parser(), _work, argv, log_defects=True)
 
 
 def _work(arguments: argparse.Namespace) -> int:

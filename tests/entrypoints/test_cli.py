@@ -55,7 +55,7 @@ def command(name: str, *arguments: str, **settings: str) -> subprocess.Completed
         (QueueUnavailable("the broker\nrefuses"), 1, "error: the broker refuses"),
         (BlobDenied("s3://models: access denied"), 1, "error: s3://models: access denied"),
         (RuntimeError("boom"), 1, "error: RuntimeError: boom (this is a defect: --debug"),
-        (KeyError(), 1, "error: KeyError"),
+        (KeyError(), 1, "error: KeyError: (this is a defect"),
         (KeyboardInterrupt(), 130, ""),
         (None, 0, ""),
     ],
@@ -73,6 +73,20 @@ def test_an_error_is_one_line_and_an_exit_code(
 def test_debug_shows_where_an_error_comes_from() -> None:
     with pytest.raises(RuntimeError, match="boom"):
         run_with(RuntimeError("boom"), "--debug")
+
+
+def test_a_defect_of_a_command_that_nobody_watches_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_common_options(parser, script="style-x")
+
+    def carry_out(_arguments: argparse.Namespace) -> int:
+        return 1 // 0
+
+    assert run_command(parser, carry_out, [], log_defects=True) == 1
+    assert "ZeroDivisionError" in caplog.text
+    assert "in carry_out" in caplog.text
 
 
 def test_several_wrong_settings_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
