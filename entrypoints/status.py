@@ -63,9 +63,9 @@ def disk_check(folder: Path, least_gigabytes: float) -> Check:
         free = shutil.disk_usage(nearest).free / 1e9
         if free < least_gigabytes:
             return Finding(
-                False, f"{free:.1f} GB free in {nearest}; {least_gigabytes:g} GB are needed"
+                False, f"{free:.1f} GB free in {folder}; {least_gigabytes:g} GB are needed"
             )
-        return Finding(True, f"{free:.0f} GB free in {nearest}")
+        return Finding(True, f"{free:.0f} GB free in {folder}")
 
     return Check("Disk", look)
 

@@ -201,7 +201,7 @@ function showQueues(queues) {
     if (queues.trouble) return [make("p", "trouble", queues.trouble)];
     const rows = names.map(([name, count]) => {
       const dead = name.endsWith(".dead") || name === "dead";
-      const row = make("div", "", make("dt", "", name), make("dd", "", `${count} ${dead ? "dead" : "waiting"}`));
+      const row = make("div", "", make("dt", "", name), make("dd", "", String(count)));
       if (dead && count) row.className = "alarm";
       return row;
     });

@@ -121,7 +121,7 @@ def test_room_is_looked_for_where_it_is_needed(
     assert disk_check(folder, 2.0)()["ok"]
     short = disk_check(folder, 10.0)()
     assert not short["ok"]
-    assert short["reason"] == f"3.2 GB free in {tmp_path}; 10 GB are needed"
+    assert short["reason"] == f"3.2 GB free in {folder}; 10 GB are needed"
     assert set(usage) == {tmp_path}
 
 
