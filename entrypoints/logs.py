@@ -23,7 +23,6 @@ CHATTY = (
     "urllib3",
     "httpx",
     "httpcore",
-    "pika",
     "boto3",
     "botocore",
     "s3transfer",
@@ -34,6 +33,8 @@ CHATTY = (
     "huggingface_hub",
 )
 """Libraries whose lines below a warning help nobody who runs a worker."""
+SPOKEN_FOR = ("pika",)
+"""Libraries whose errors our own adapters report, in one line instead of seven and a traceback."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def start_logging(
     logging.captureWarnings(True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in SPOKEN_FOR:
+        logging.getLogger(name).setLevel(logging.WARNING if level == "DEBUG" else logging.CRITICAL)
     return found
 
 

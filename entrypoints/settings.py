@@ -173,7 +173,7 @@ class Settings(BaseSettings):
         description="Where health, metrics and the status page are; elsewhere than on this "
         "machine they need `STATUS_TOKEN`",
     )
-    status_port: int = Field(8080, ge=0, le=65535, description="At this port; 0 for nowhere")
+    status_port: int = Field(9108, ge=0, le=65535, description="At this port; 0 for nowhere")
     status_token: SecretStr | None = Field(
         None, description="What a reader of them must know, 16 characters or more"
     )

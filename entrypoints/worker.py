@@ -18,7 +18,7 @@ examples:
   python -m entrypoints.worker              until it is asked to stop
   python -m entrypoints.worker --once       until the queue is empty
 
-While it runs, it shows itself at http://127.0.0.1:8080 (STATUS_HOST, STATUS_PORT): a page,
+While it runs, it shows itself at http://127.0.0.1:9108 (STATUS_HOST, STATUS_PORT): a page,
 /metrics, /health/live and /health/ready. Its log is text on a terminal, else JSON (LOG_FORMAT).
 
 SIGTERM or Ctrl-C: finish the step, save a checkpoint, hand the job over, exit 0. A second one ends

@@ -77,8 +77,12 @@ def test_secrets_and_chatter_stay_out() -> None:
     logging.getLogger("x").info("with %s", TOKEN)
     logging.getLogger("botocore.auth").debug("signing")
     logging.getLogger("pika").info("connecting")
+    logging.getLogger("pika.adapters").error("with a traceback, at DEBUG only")
     assert TOKEN not in pipe.getvalue()
-    assert len(pipe.getvalue().splitlines()) == 1
+    assert len(pipe.getvalue().splitlines()) == 2
+    start_logging(level="INFO", stream=pipe)
+    logging.getLogger("pika.adapters").error("said by our own adapter in one line")
+    assert len(pipe.getvalue().splitlines()) == 2
 
 
 def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:

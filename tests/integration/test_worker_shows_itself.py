@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,22 +98,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def worker(folder: Path) -> Iterator[Worker]:
+@contextmanager
+def running(folder: Path, **settings: str) -> Iterator[Worker]:
     process = subprocess.Popen(
         [sys.executable, "-m", "entrypoints.worker"],
         cwd=folder,
-        env=environment(),
+        env=environment(**settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     found = Worker(process)
-    found.read_until("status page: ")
-    found.url = found.lines[-1]["message"].removeprefix("status page: ")
-    yield found
-    process.kill()
-    process.wait()
+    try:
+        found.read_until("status page: ")
+        found.url = found.lines[-1]["message"].removeprefix("status page: ")
+        yield found
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def worker(folder: Path) -> Iterator[Worker]:
+    with running(folder) as found:
+        yield found
 
 
 def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
@@ -160,6 +170,43 @@ def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
     stored = [json.loads(line) for line in log.read_text().splitlines()]
     assert stored == [line for line in of_job if line in stored]
     assert any("put down" in line["message"] for line in stored)
+
+
+def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    away = {
+        "RABBITMQ_HOST": "127.0.0.1",
+        "RABBITMQ_PORT": port,
+        "RABBITMQ_PASS": "a-password-of-the-broker",
+        "BACKEND_API_URL": "http://127.0.0.1:9",
+        "INTERNAL_API_TOKEN": "a-token-of-the-backend-that-is-long-enough",
+        "STORAGE_DIR": "buckets",
+    }
+    with running(tmp_path, **away) as worker:
+        worker.read_until("waits for tasks")
+        status = worker.wait_for(
+            lambda status: "nothing listens" in (status["queues"]["trouble"] or "")
+        )
+        assert status["worker"]["state"] == "idle"
+        code, answer = worker.ask("/health/ready", token=None)
+        assert code == 503
+        ready = {check["name"]: check for check in json.loads(answer)["checks"]}
+        assert not ready["Broker"]["ok"]
+        assert f"127.0.0.1:{port}" in ready["Broker"]["reason"]
+        assert ready["Base model"]["ok"]
+        assert "style_trainer_queue_up 0.0" in worker.ask("/metrics")[1]
+        worker.process.send_signal(signal.SIGTERM)
+        worker.read_until(" ends")
+        assert worker.process.wait(timeout=60) == 0
+    assert {line["logger"].split(".")[0] for line in worker.lines} <= {
+        "__main__",
+        "adapters",
+        "application",
+        "entrypoints",
+    }
+    for secret in ("a-password-of-the-broker", away["INTERNAL_API_TOKEN"], TOKEN):
+        assert secret not in json.dumps(worker.lines) + json.dumps(status) + answer
 
 
 def test_settings_that_would_open_the_page_are_refused_in_one_line(tmp_path: Path) -> None:
