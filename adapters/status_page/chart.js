@@ -111,7 +111,7 @@ export class LossChart {
     this.x = (epoch) => MARGIN.left + ((epoch - start) / span) * (right - MARGIN.left);
     const y = (loss) => bottom - ((loss - low) / (high - low)) * (bottom - MARGIN.top);
 
-    const levels = ticks(low, high, Math.max(2, Math.floor(height / 60)));
+    const levels = ticks(low, high, Math.max(3, Math.floor(height / 45)));
     const digits = Math.max(2, Math.min(6, 1 - Math.floor(Math.log10(high - low))));
     for (const level of levels) {
       const at = y(level);
