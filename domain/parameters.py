@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
+
+from domain.limits import Limit, Number, OneOf, OutOfLimits, Prompts, Switch, Text, Whole
 
 FEWEST_DEFAULT_EPOCHS = 100
 MOST_DEFAULT_EPOCHS = 500
@@ -86,41 +87,14 @@ class TrainingParameters:
     """Share of visits that train on the empty caption, 0 to 1."""
 
     def __post_init__(self) -> None:
-        _whole("epochs", self.epochs, 1, 10_000)
-        _whole("resolution", self.resolution, 64, 2048)
-        if self.resolution % 64:
-            raise InvalidParameter("resolution", self.resolution, "give a multiple of 64")
-        _number("learning_rate", self.learning_rate, 0.0, 0.1, above_low=True)
-        _whole("batch_size", self.batch_size, 1, 64)
-        _whole("rank", self.rank, 1, 256)
-        if self.alpha is not None:
-            _number("alpha", self.alpha, 0.0, 1024.0, above_low=True)
-        _whole("seed", self.seed, 0, 2**32 - 1)
-        if self.trigger_word is not None:
-            _text("trigger_word", self.trigger_word, 100)
-        if len(self.sample_prompts) > 8:
-            raise InvalidParameter(
-                "sample_prompts", len(self.sample_prompts), "give at most 8 prompts"
-            )
-        for prompt in self.sample_prompts:
-            _text("sample_prompts", prompt, 500)
-        try:
-            LearningRateSchedule(self.lr_scheduler)
-        except ValueError:
-            names = ", ".join(LearningRateSchedule)
-            raise InvalidParameter(
-                "lr_scheduler", self.lr_scheduler, f"give one of {names}"
-            ) from None
-        if self.lr_warmup_steps is not None:
-            _whole("lr_warmup_steps", self.lr_warmup_steps, 0, 100_000)
-        _number("weight_decay", self.weight_decay, 0.0, 1.0)
-        _number("max_grad_norm", self.max_grad_norm, 0.0, 1e6, above_low=True)
-        if self.snr_gamma is not None:
-            _number("snr_gamma", self.snr_gamma, 0.0, 100.0, above_low=True)
-        _number("noise_offset", self.noise_offset, 0.0, 1.0)
-        if not isinstance(self.random_flip, bool):
-            raise InvalidParameter("random_flip", self.random_flip, "give true or false")
-        _number("caption_dropout", self.caption_dropout, 0.0, 1.0)
+        for name, limit in LIMITS.items():
+            value = getattr(self, name)
+            if value is None and name in MAY_BE_NONE:
+                continue
+            try:
+                limit.check(value)
+            except OutOfLimits as error:
+                raise InvalidParameter(name, error.value, error.remedy) from None
 
     @property
     def network_alpha(self) -> float:
@@ -134,6 +108,28 @@ class TrainingParameters:
         return min(100, total_steps // 20)
 
 
+LIMITS: Mapping[str, Limit] = {
+    "epochs": Whole(1, 10_000),
+    "resolution": Whole(64, 2048, multiple_of=64),
+    "learning_rate": Number(0.0, 0.1, above_low=True),
+    "batch_size": Whole(1, 64),
+    "rank": Whole(1, 256),
+    "alpha": Number(0.0, 1024.0, above_low=True),
+    "seed": Whole(0, 2**32 - 1),
+    "trigger_word": Text(100),
+    "sample_prompts": Prompts(8, Text(500)),
+    "lr_scheduler": OneOf(LearningRateSchedule),
+    "lr_warmup_steps": Whole(0, 100_000),
+    "weight_decay": Number(0.0, 1.0),
+    "max_grad_norm": Number(0.0, 1e6, above_low=True),
+    "snr_gamma": Number(0.0, 100.0, above_low=True),
+    "noise_offset": Number(0.0, 1.0),
+    "random_flip": Switch(),
+    "caption_dropout": Number(0.0, 1.0),
+}
+"""What each parameter accepts, in the order in which they are checked."""
+MAY_BE_NONE = frozenset(f.name for f in fields(TrainingParameters) if f.default is None)
+"""Parameters for which None stands for something, as their fields say."""
 PARAMETER_NAMES = frozenset(field.name for field in fields(TrainingParameters))
 """Every key that a task's ``parameters`` may carry and that means something to us."""
 
@@ -162,22 +158,3 @@ class RequestedParameters:
         values = {**defaults, **self.named}
         values["sample_prompts"] = tuple(values.get("sample_prompts", ()))
         return TrainingParameters(**values)
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidParameter(name, value, f"give a whole number from {low:,} to {high:,}")
-
-
-def _number(name: str, value: object, low: float, high: float, *, above_low: bool = False) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        inside = low < value <= high or (value == low and not above_low)
-        if inside and math.isfinite(value):
-            return
-    bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
-    raise InvalidParameter(name, value, f"give a number {bounds}")
-
-
-def _text(name: str, value: object, longest: int) -> None:
-    if not isinstance(value, str) or not value.strip() or len(value) > longest:
-        raise InvalidParameter(name, value, f"give text of 1 to {longest} characters")
