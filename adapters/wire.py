@@ -183,6 +183,18 @@ def encode_task(task: TrainingTask) -> bytes:
     return json.dumps(message).encode()
 
 
+def task_id_of(body: bytes) -> str | None:
+    """The task that a message names, valid or not; for looking a message up."""
+    try:
+        raw = _decode(body)
+    except InvalidTask:
+        return None
+    match raw:
+        case {"task_id": str(task_id)}:
+            return task_id
+    return None
+
+
 # --- The webhooks' bodies ------------------------------------------------------------------
 
 

@@ -41,6 +41,10 @@ class Layout:
         """One moment of the run. Zero-padded, so that listing gives them in order."""
         return self._job(task_id, f"checkpoints/epoch_{epoch:05d}_step_{step:08d}.safetensors")
 
+    def probe(self, name: str) -> Location:
+        """A blob that is written to find out whether blobs can be, and removed again."""
+        return Location(self.bucket, f"{self.jobs_prefix}check/{name}")
+
     def checkpoints_prefix(self, task_id: str) -> str:
         """What the keys of a job's checkpoints start with."""
         return f"{self.jobs_prefix}{task_id}/checkpoints/"

@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -47,7 +48,7 @@ def choose_device(settings: Settings) -> str:
 
 def load_base_model(settings: Settings, device: str) -> BaseModel:
     """The base model named, or the default, on the device."""
-    _quiet_libraries()
+    quiet_libraries()
     from adapters.diffusion.base_model import load_base
 
     if settings.base_model is None:
@@ -58,7 +59,7 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     return load_base(name, device=device, config_folder=settings.base_model_config)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Their progress bars and advice about parts that we do not use hide our own lines."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
@@ -83,7 +84,27 @@ def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
 def bucket_folders(settings: Settings) -> dict[str, Path]:
     """The folders that stand for buckets."""
     names = (settings.aws_storage_bucket_name, settings.model_bucket_name)
-    return {name: settings.storage_dir / name for name in names}
+    return {name: settings.storage_folder / name for name in names}
+
+
+def open_queue(settings: Settings, clock: SystemClock, worker: str) -> Iterator[SpoolQueue]:
+    """The queue of tasks, closed when the container is."""
+    yield SpoolQueue(settings.spool_dir, clock, new_id)
+
+
+def open_blobs(settings: Settings) -> FileBlobStore:
+    """Where blobs lie."""
+    return FileBlobStore(bucket_folders(settings))
+
+
+def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> ConsoleNotifier:
+    """Who is told."""
+    return ConsoleNotifier(console)
+
+
+def reach_backend(settings: Settings) -> str:
+    """Try to reach the backend, without telling it anything."""
+    return "none: outcomes are printed"
 
 
 def backend_host(settings: Settings) -> str | None:
@@ -96,6 +117,7 @@ def rules_from(settings: Settings) -> Rules:
     return Rules(
         fewest_pictures=settings.fewest_pictures,
         checkpoint_every=settings.checkpoint_every,
+        keep_checkpoints=settings.keep_checkpoints,
         progress_every=settings.progress_every,
         cancel_poll=settings.cancel_poll,
         most_setbacks=settings.most_setbacks,
@@ -107,6 +129,16 @@ def rules_from(settings: Settings) -> Rules:
 def new_id() -> str:
     """A fresh identifier."""
     return uuid.uuid4().hex
+
+
+@contextmanager
+def open_container(settings: Settings) -> Iterator[Container]:
+    """A worker's parts; what holds a connection is closed at the end."""
+    container = Container(settings=settings)
+    try:
+        yield container
+    finally:
+        container.shutdown_resources()
 
 
 class Container(containers.DeclarativeContainer):
@@ -121,11 +153,11 @@ class Container(containers.DeclarativeContainer):
     worker = providers.Singleton(worker_name, settings, new_id)
     layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
 
-    blobs = providers.Singleton(FileBlobStore, providers.Callable(bucket_folders, settings))
-    queue = providers.Singleton(
-        SpoolQueue, settings.provided.spool_dir, clock, providers.Object(new_id)
-    )
-    notifier = providers.Singleton(ConsoleNotifier, console)
+    blobs = providers.Singleton(open_blobs, settings)
+    queue = providers.Resource(open_queue, settings, clock, worker)
+    dead_letters = queue_depths = queue
+    notifier = providers.Singleton(open_notifier, settings, console, clock)
+    reach_backend = providers.Callable(reach_backend, settings)
     inspector = providers.Singleton(PillowInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(TaskReader, providers.Callable(backend_host, settings))

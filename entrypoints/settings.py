@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+SHORTEST_TOKEN = 32
+"""Characters; what the backend insists on."""
 
 
 class InvalidSettings(Exception):
@@ -13,9 +19,15 @@ class InvalidSettings(Exception):
 
 
 class Settings(BaseSettings):
-    """Read from the environment and from `.env`; names in capitals there."""
+    """Read from the environment and from `.env`; names in capitals there.
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True)
+    A check that needs another setting stands at the later of the two, so that every problem is
+    found in one go.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", env_ignore_empty=True, validate_default=True
+    )
 
     base_model: str | None = Field(
         None,
@@ -30,11 +42,60 @@ class Settings(BaseSettings):
     device: str | None = Field(
         None, description="`cuda`, `cuda:1`, `cpu`. Unset: the GPU where there is one"
     )
+
+    rabbitmq_host: str | None = Field(
+        None, description="The broker. Unset, with `RABBITMQ_URL` unset too: the spool folder"
+    )
+    rabbitmq_port: int | None = Field(
+        None, ge=1, le=65535, description="Unset: 5672, with TLS 5671"
+    )
+    rabbitmq_user: str = Field("guest", description="Who signs in at the broker")
+    rabbitmq_pass: SecretStr = Field(SecretStr("guest"), description="With this password")
+    rabbitmq_vhost: str = Field("/", description="In this virtual host")
+    rabbitmq_url: SecretStr | None = Field(
+        None,
+        description="`amqp://` or `amqps://`, instead of host, port, user, password and vhost",
+    )
+    rabbitmq_ssl: bool = Field(False, description="Speak TLS to the broker")
+    rabbitmq_ca_file: Path | None = Field(
+        None, description="Certificates that vouch for the broker. Unset: the system's"
+    )
+    rabbitmq_cert_file: Path | None = Field(None, description="Our own certificate for the broker")
+    rabbitmq_key_file: Path | None = Field(None, description="The key of our own certificate")
+    rabbitmq_heartbeat: int = Field(
+        60, ge=2, le=3600, description="Seconds after which a silent connection counts as lost"
+    )
+    rabbitmq_queue: str = Field(
+        "model_training",
+        min_length=1,
+        max_length=200,
+        description="The queue of tasks; `.retry.*` and `.dead` beside it are ours",
+    )
+    retry_delays: Annotated[tuple[float, ...], NoDecode] = Field(
+        (5.0, 30.0, 120.0, 600.0),
+        description="Seconds that a message can be put aside for, with commas; one queue each",
+    )
+    ack_timeout: int = Field(
+        4 * 3600,
+        ge=60,
+        description="Seconds for which the broker is asked to leave a delivery with us",
+    )
     spool_dir: Path = Field(
         Path("spool"), description="Folder that is watched for tasks when no broker is configured"
     )
-    storage_dir: Path = Field(
-        Path("spool/buckets"), description="Folder with one folder a bucket, instead of S3"
+
+    storage_dir: Path | None = Field(
+        None,
+        description="Folder with one folder a bucket, instead of S3. Unset, and no broker "
+        "configured: `spool/buckets`",
+    )
+    aws_access_key_id: str | None = Field(
+        None, description="Who signs in at S3. Unset: what boto3 finds (a role, a profile)"
+    )
+    aws_secret_access_key: SecretStr | None = Field(None, description="With this secret")
+    aws_s3_region_name: str = Field("us-east-1", description="The buckets' region")
+    s3_endpoint_url: str | None = Field(
+        None, description="Where S3 is, for MinIO and the like. Unset: AWS"
     )
     aws_storage_bucket_name: str = Field(
         "stylelicense-training-data", description="Bucket of the training images"
@@ -42,9 +103,24 @@ class Settings(BaseSettings):
     model_bucket_name: str = Field(
         "stylelicense-models", description="Bucket of weights, checkpoints, journals and reports"
     )
-    backend_api_url: str | None = Field(
-        None, description="Where the backend is; a task that names another host is logged"
+    allowed_image_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Buckets that images may come from, with commas. Unset: "
+        "`AWS_STORAGE_BUCKET_NAME`",
     )
+
+    backend_api_url: str | None = Field(
+        None,
+        description="Where the webhooks go, HTTPS except to this machine. Unset, and no broker "
+        "configured: outcomes are printed",
+    )
+    internal_api_token: SecretStr | None = Field(
+        None, description="What the backend knows us by, 32 characters or more"
+    )
+    webhook_timeout: float = Field(
+        10.0, gt=0, le=300, description="Seconds that the backend has for an answer"
+    )
+
     worker_name: str | None = Field(
         None, description="This worker's name in leases and logs. Unset: host and process"
     )
@@ -52,6 +128,9 @@ class Settings(BaseSettings):
         10, ge=1, le=100, description="Usable pictures below which a job fails"
     )
     checkpoint_every: int = Field(10, ge=1, description="Epochs between checkpoints")
+    keep_checkpoints: int = Field(
+        1, ge=0, description="Checkpoints that are kept of a finished job, the latest ones"
+    )
     progress_every: float = Field(30.0, gt=0, description="Seconds between progress calls")
     cancel_poll: float = Field(5.0, gt=0, description="Seconds between looks for a cancellation")
     lease_seconds: float = Field(
@@ -61,11 +140,134 @@ class Settings(BaseSettings):
         5, ge=1, description="Crashes without a checkpoint in between, before a job is given up"
     )
     fetch_concurrency: int = Field(8, ge=1, le=64, description="Pictures fetched at a time")
+    grace_seconds: float = Field(
+        25.0,
+        gt=0,
+        description="Seconds from SIGTERM to the process's end, whatever it is doing then. "
+        "Kubernetes gives 30, RunPod's spot pods 5",
+    )
     log_level: str = Field(
         "INFO",
         pattern="^(DEBUG|INFO|WARNING|ERROR)$",
         description="`DEBUG`, `INFO`, `WARNING` or `ERROR`",
     )
+
+    @field_validator("retry_delays", "allowed_image_buckets", mode="before")
+    @classmethod
+    def _parts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("retry_delays")
+    @classmethod
+    def _ladder(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or any(not 0 < delay <= 86_400 for delay in value):
+            raise ValueError("give one or more seconds, each above 0 and at most a day")
+        return tuple(sorted(set(value)))
+
+    @field_validator("rabbitmq_url")
+    @classmethod
+    def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parts = urlsplit(value.get_secret_value())
+            if parts.scheme not in {"amqp", "amqps"} or not parts.hostname:
+                raise ValueError("give amqp://user:password@host:port/vhost, or amqps://")
+        return value
+
+    @field_validator(
+        "rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file", "base_model_config"
+    )
+    @classmethod
+    def _there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.exists():
+            raise ValueError("nothing is there; give a path that exists")
+        return value
+
+    @field_validator("rabbitmq_key_file")
+    @classmethod
+    def _pair(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("rabbitmq_cert_file") is None):
+            raise ValueError("give RABBITMQ_CERT_FILE and RABBITMQ_KEY_FILE both, or neither")
+        return value
+
+    @field_validator("aws_secret_access_key")
+    @classmethod
+    def _secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if (value is None) != (info.data.get("aws_access_key_id") is None):
+            raise ValueError("give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY both, or neither")
+        return value
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ValueError("give https://host or http://host, with a port if need be")
+        return value
+
+    @field_validator("backend_api_url")
+    @classmethod
+    def _backend(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            if info.data.get("rabbitmq_host") or info.data.get("rabbitmq_url"):
+                raise ValueError("give the backend's address: a broker's tasks have one")
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+            raise ValueError("give https://host, without user and password")
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise ValueError("give https://: the token must not travel in the clear")
+        return value.rstrip("/")
+
+    @field_validator("internal_api_token")
+    @classmethod
+    def _token(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None:
+            if info.data.get("backend_api_url"):
+                raise ValueError("give the token that the backend at BACKEND_API_URL knows")
+        elif len(value.get_secret_value()) < SHORTEST_TOKEN:
+            raise ValueError(f"give the whole token, {SHORTEST_TOKEN} characters or more")
+        return value
+
+    @property
+    def has_broker(self) -> bool:
+        """Whether tasks come from RabbitMQ."""
+        return self.rabbitmq_host is not None or self.rabbitmq_url is not None
+
+    @property
+    def has_s3(self) -> bool:
+        """Whether blobs lie in S3: wherever a broker or S3's own address is named."""
+        return self.storage_dir is None and (self.has_broker or self.s3_endpoint_url is not None)
+
+    @property
+    def storage_folder(self) -> Path:
+        """The folder of buckets, where there is no S3."""
+        return self.storage_dir or self.spool_dir / "buckets"
+
+    @property
+    def image_buckets(self) -> tuple[str, ...]:
+        """The buckets that images may come from."""
+        return self.allowed_image_buckets or (self.aws_storage_bucket_name,)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret there is, for what must never show one."""
+        found = [value for value in dict(self).values() if isinstance(value, SecretStr)]
+        texts = [value.get_secret_value() for value in found]
+        if self.rabbitmq_url is not None:
+            texts.append(urlsplit(self.rabbitmq_url.get_secret_value()).password or "")
+        return tuple(text for text in texts if text and text != "guest")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine, by its name or address alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load_settings(env_file: Path | None = Path(".env")) -> Settings:
@@ -77,17 +279,31 @@ def load_settings(env_file: Path | None = Path(".env")) -> Settings:
     try:
         return Settings(_env_file=env_file)
     except ValidationError as error:
-        lines = [
-            f"{str(problem['loc'][0]).upper()}={problem['input']!r}: {problem['msg']}"
-            for problem in error.errors()
-        ]
+        lines = [_line(problem) for problem in error.errors(include_url=False)]
         raise InvalidSettings("\n".join(lines)) from None
+
+
+def _line(problem: Any) -> str:
+    name = str(problem["loc"][0])
+    remedy = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    if value is None:
+        return f"{name.upper()} is not set: {remedy}"
+    secret = "SecretStr" in str(Settings.model_fields[name].annotation)
+    return f"{name.upper()}={'***' if secret else repr(str(value))}: {remedy}"
 
 
 def settings_table() -> str:
     """Every setting as a row of the README's table."""
     rows = []
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`"
-        rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
+        default = field.default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        if isinstance(default, tuple):
+            default = ",".join(
+                f"{part:g}" if isinstance(part, float) else part for part in default
+            )
+        shown = "" if default in (None, "") else f"`{default}`"
+        rows.append(f"| `{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)

@@ -1,31 +1,38 @@
-"""Put a task on the queue, as the backend does. See `--help`."""
+"""Put a task on the queue, as the backend does; cancel one; put dead letters back."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from domain.job import TrainingJob
 from domain.location import Location
 from domain.parameters import InvalidParameter, RequestedParameters
 from domain.task import InvalidTask, TrainingTask
-from entrypoints.exits import EXIT_USAGE, UsageError
+from entrypoints.exits import EXIT_FAILED, EXIT_USAGE, UsageError
 from entrypoints.options import add_parameter_options, named_parameters, option_of
 from entrypoints.picture_folder import find_pictures
 
 if TYPE_CHECKING:
+    from application.ports import DeadMessage
     from entrypoints.container import Container
 
 EPILOG = """\
 examples:
   python -m entrypoints.submit task.json
   python -m entrypoints.submit pictures --style-id 123 --epochs 200
+  python -m entrypoints.submit --cancel 550e8400-e29b-41d4-a716-446655440000
+  python -m entrypoints.submit --dead
+  python -m entrypoints.submit --replay-dead 550e8400-e29b-41d4-a716-446655440000
 
-A folder's pictures are put into the bucket of training images first.
+A folder's pictures are put into the bucket of training images first. A cancelled job stops at its
+next step; one that waits is skipped when its turn comes.
 
-exit codes: 0 the task is on the queue, 2 the input is wrong
+exit codes: 0 done, 1 queue or storage cannot be reached or refuses, 2 the input is wrong
 """
 
 
@@ -33,38 +40,114 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m entrypoints.submit",
-        description="Put a training task on the queue.",
+        description="Put a training task on the queue, cancel one, or put dead letters back.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, help="a task as JSON, or a folder of pictures")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "source", type=Path, nargs="?", help="a task as JSON, or a folder of pictures"
+    )
+    what.add_argument("--cancel", metavar="TASK_ID", help="stop this task wherever it is")
+    what.add_argument("--dead", action="store_true", help="list the dead letters")
+    what.add_argument(
+        "--replay-dead",
+        metavar="TASK_ID",
+        nargs="?",
+        const="",
+        help="list the dead letters and put them back on the queue: all, or this task's",
+    )
+    parser.add_argument("--json", action="store_true", help="list the dead letters as JSON")
     parser.add_argument("--style-id", type=int, default=1, help="the style's number (default: 1)")
     parser.add_argument("--tags", default="", help="keywords for the whole style, with commas")
     add_parameter_options(parser)
     arguments = parser.parse_args(argv)
 
-    from entrypoints.settings import InvalidSettings
+    from application.ports import BlobDenied, Unavailable
+    from entrypoints.container import open_container
+    from entrypoints.settings import InvalidSettings, load_settings
 
     try:
-        print(f"submitted {_submit(arguments)}")
+        with open_container(load_settings()) as container:
+            _carry_out(arguments, container)
     except InvalidParameter as error:
         return _refuse(f"{option_of(error.name)} {error.value}: {error.remedy}")
     except (UsageError, InvalidTask, InvalidSettings) as error:
         return _refuse(str(error))
+    except (Unavailable, BlobDenied) as error:
+        return _refuse(str(error), EXIT_FAILED)
     return 0
 
 
-def _refuse(line: str) -> int:
+def _refuse(line: str, code: int = EXIT_USAGE) -> int:
     print(f"error: {line}", file=sys.stderr)
-    return EXIT_USAGE
+    return code
 
 
-def _submit(arguments: argparse.Namespace) -> str:
+def _carry_out(arguments: argparse.Namespace, container: Container) -> None:
+    if arguments.cancel is not None:
+        print(_cancel(arguments.cancel, container))
+    elif arguments.dead:
+        _sift(container, None, as_json=arguments.json)
+    elif arguments.replay_dead is not None:
+        _sift(container, arguments.replay_dead, as_json=arguments.json)
+    else:
+        print(f"submitted {_submit(arguments, container)}")
+
+
+def _cancel(text: str, container: Container) -> str:
+    from application.cancellation import request_cancellation
+
+    try:
+        task_id = str(uuid.UUID(text))
+    except ValueError:
+        raise UsageError(f"--cancel {text}: give a task's id, which is a UUID") from None
+    at = container.layout().journal(task_id)
+    fresh = TrainingJob(task_id=task_id, style_id=1)
+    job = container.journal().open(at, container.worker(), fresh).job
+    if job.is_terminal:
+        return f"task {task_id} is {job.state} already"
+    now = container.clock().now()
+    request_cancellation(task_id, container.blobs(), container.layout(), now)
+    return f"task {task_id} will stop ({job.state} so far)"
+
+
+def _sift(container: Container, wanted: str | None, *, as_json: bool) -> None:
+    """List the dead letters; put back those of the task ``wanted``, or all where it is empty."""
+    from adapters.wire import task_id_of
+
+    rows = []
+
+    def decide(letter: DeadMessage) -> bool:
+        task_id = task_id_of(letter.body)
+        back = wanted is not None and wanted in ("", task_id)
+        rows.append(
+            {
+                "task_id": task_id,
+                "since": letter.since.isoformat() if letter.since else None,
+                "reason": letter.reason,
+                "details": dict(letter.details),
+                "put_back": back,
+            }
+        )
+        return back
+
+    container.dead_letters().sift(decide)
+    if wanted and not any(row["put_back"] for row in rows):
+        raise UsageError(f"--replay-dead {wanted}: no dead letter is of this task; see --dead")
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    for row in rows:
+        mark = "put back" if row["put_back"] else "dead"
+        print(f"{mark}  {row['since'] or '-'}  {row['task_id'] or '-'}  {row['reason']}")
+    returned = sum(bool(row["put_back"]) for row in rows)
+    print(f"{len(rows)} dead letters, {returned} put back")
+
+
+def _submit(arguments: argparse.Namespace, container: Container) -> str:
     from adapters.wire import encode_task
-    from entrypoints.container import Container
-    from entrypoints.settings import load_settings
 
-    container = Container(settings=load_settings())
     source: Path = arguments.source
     if source.is_file():
         body = source.read_bytes()

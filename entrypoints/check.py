@@ -1,0 +1,123 @@
+"""Try everything that a job needs: what an operator runs first on a new pod."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from domain.location import Location
+
+if TYPE_CHECKING:
+    from entrypoints.container import Container
+
+
+class Unfit(Exception):
+    """What was tried does not work; the text says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one trial."""
+
+    part: str
+    works: bool
+    detail: str
+
+
+def check(container: Container, *, as_json: bool = False) -> int:
+    """Print a table of what works; 0 when everything does, else 1."""
+    findings = [_try(part, trial) for part, trial in trials(container)]
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
+    else:
+        print(_table(findings))
+    return 0 if all(finding.works for finding in findings) else 1
+
+
+def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
+    """Every part with what tries it: gives what there is to say, or raises."""
+    settings = container.settings()
+    images = [
+        (f"images in {bucket}", lambda bucket=bucket: _reads(container, bucket))
+        for bucket in settings.image_buckets
+    ]
+    return [
+        ("queue", lambda: _counts(container)),
+        *images,
+        (f"models in {settings.model_bucket_name}", lambda: _writes(container)),
+        ("backend", lambda: str(container.reach_backend())),
+        ("device", lambda: _device(container)),
+        ("base model", lambda: _base_model(container)),
+    ]
+
+
+def _try(part: str, trial: Callable[[], str]) -> Finding:
+    try:
+        return Finding(part, True, trial())
+    except Exception as error:  # whatever it is, the operator wants to see it beside the others
+        text = " ".join(str(error).split()) or type(error).__name__
+        return Finding(part, False, text)
+
+
+def _table(findings: Sequence[Finding]) -> str:
+    width = max(len(finding.part) for finding in findings)
+    return "\n".join(
+        f"{'ok    ' if finding.works else 'FAILED'}  {finding.part:{width}}  {finding.detail}"
+        for finding in findings
+    )
+
+
+def _counts(container: Container) -> str:
+    depths = container.queue_depths().depths()
+    return ", ".join(f"{name}: {count}" for name, count in depths.items())
+
+
+def _reads(container: Container, bucket: str) -> str:
+    from application.ports import BlobMissing
+
+    probe = Location(bucket, f"check/{container.worker()}")
+    try:
+        container.blobs().get(probe)
+    except BlobMissing:
+        return "can be read"
+    return "can be read"
+
+
+def _writes(container: Container) -> str:
+    blobs, layout = container.blobs(), container.layout()
+    at = layout.probe(container.worker())
+    content = container.worker().encode()
+    blobs.put(at, content)
+    try:
+        if blobs.get(at).data != content:
+            raise Unfit(f"{at} reads back as something else; is the store consistent?")
+    finally:
+        blobs.delete(at)
+    return "can be written, read and deleted"
+
+
+def _device(container: Container) -> str:
+    import torch
+
+    device = torch.device(container.device())
+    if device.type != "cuda":
+        threads = torch.get_num_threads()
+        return (
+            f"{device}, {threads} threads, torch {torch.__version__}: fit for trying, not for work"
+        )
+    if not torch.cuda.is_available():
+        raise Unfit(
+            f"DEVICE={device}, but torch {torch.__version__} finds no GPU; install the CUDA build "
+            "and a driver that fits it, or give the container the GPU"
+        )
+    properties = torch.cuda.get_device_properties(device)
+    memory = properties.total_memory / 1024**3
+    number = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return f"{properties.name}, {memory:.0f} GiB, {number}, torch {torch.__version__}"
+
+
+def _base_model(container: Container) -> str:
+    base = container.base_model()
+    return f"{base.name}, {base.native_resolution} px, predicts {base.prediction_type}"

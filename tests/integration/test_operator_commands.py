@@ -1,0 +1,195 @@
+"""What an operator does beside running a worker: check, stop, cancel, look at dead letters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from assets.drawing import draw_style_set
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = ["--epochs", "4000", "--resolution", "64", "--sample-prompt", "a red circle"]
+SHORT = ["--epochs", "1", *LONG[2:]]
+
+
+def environment(**settings: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "BASE_MODEL": str(ROOT / "assets" / "small_base"),
+        "DEVICE": "cpu",
+        "CANCEL_POLL": "0.2",
+        "LEASE_SECONDS": "3",
+        "CHECKPOINT_EVERY": "1",
+        **settings,
+    }
+
+
+def run(
+    name: str, *arguments: str, cwd: Path, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"entrypoints.{name}", *arguments],
+        cwd=cwd,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@contextmanager
+def a_worker(cwd: Path, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "entrypoints.worker", *arguments],
+        cwd=cwd,
+        env=environment(**settings),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def wait_until(holds: Callable[[], bool], worker: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert worker.poll() is None, worker.stderr and worker.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def submitted(tmp_path: Path) -> str:
+    """A task that takes minutes, on the queue; its id."""
+    draw_style_set(tmp_path / "pictures", count=10, seed=3)
+    done = run("submit", "pictures", "--style-id", "9", *LONG, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+def journal(cwd: Path, task_id: str) -> dict[str, object]:
+    at = cwd / "spool/buckets/stylelicense-models/jobs" / task_id / "journal.json"
+    return json.loads(at.read_text())["job"] if at.exists() else {}
+
+
+def training(cwd: Path, task_id: str) -> Callable[[], bool]:
+    return lambda: bool(journal(cwd, task_id).get("checkpoint"))
+
+
+def test_sigterm_hands_the_job_over_and_exits_0(tmp_path: Path, submitted: str) -> None:
+    with a_worker(tmp_path) as worker:
+        wait_until(training(tmp_path, submitted), worker)
+        worker.send_signal(signal.SIGTERM)
+        _, printed = worker.communicate(timeout=60)
+    assert worker.returncode == 0, printed
+    job = journal(tmp_path, submitted)
+    assert job["state"] == "interrupted"
+    assert job["setbacks"] == 0
+    leases = list((tmp_path / "spool/buckets").rglob("lease.json"))
+    assert [json.loads(lease.read_text())["owner"] for lease in leases] == [""]
+    assert len(list((tmp_path / "spool").glob("*.json"))) == 1, "the message is on the queue"
+
+
+def test_the_end_of_the_grace_is_the_end(tmp_path: Path, submitted: str) -> None:
+    with a_worker(tmp_path, GRACE_SECONDS="0.001") as worker:
+        wait_until(training(tmp_path, submitted), worker)
+        worker.send_signal(signal.SIGTERM)
+        _, printed = worker.communicate(timeout=60)
+    assert worker.returncode == 3, printed
+    assert "the grace of 0.001 s is over" in printed
+
+
+def test_a_second_signal_ends_a_worker_at_once(tmp_path: Path, submitted: str) -> None:
+    with a_worker(tmp_path, LOG_LEVEL="INFO") as worker:
+        wait_until(training(tmp_path, submitted), worker)
+        os.kill(worker.pid, signal.SIGSTOP)
+        # Both wait for the process when it goes on, so that no step ends between them.
+        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(signal.SIGINT)
+        os.kill(worker.pid, signal.SIGCONT)
+        _, printed = worker.communicate(timeout=60)
+    assert worker.returncode in {130, 143}, printed
+    assert "stopping at once" in printed
+
+
+def test_a_running_job_is_cancelled_at_its_next_step(tmp_path: Path, submitted: str) -> None:
+    with a_worker(tmp_path, "--once") as worker:
+        wait_until(training(tmp_path, submitted), worker)
+        cancelled = run("submit", "--cancel", submitted.upper(), cwd=tmp_path)
+        assert "will stop (training so far)" in cancelled.stdout, cancelled.stderr
+        _, printed = worker.communicate(timeout=60)
+    assert worker.returncode == 0, printed
+    assert journal(tmp_path, submitted)["state"] == "cancelled"
+    again = run("submit", "--cancel", submitted, cwd=tmp_path)
+    assert "is cancelled already" in again.stdout
+
+
+def test_a_waiting_task_that_is_cancelled_is_skipped(tmp_path: Path, submitted: str) -> None:
+    assert run("submit", "--cancel", submitted, cwd=tmp_path).returncode == 0
+    worked = run("worker", "--once", cwd=tmp_path)
+    assert worked.returncode == 0, worked.stderr
+    assert "training on" not in worked.stderr
+    assert journal(tmp_path, submitted)["state"] == "cancelled"
+
+
+def test_dead_letters_are_listed_and_put_back(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    ids = [str(uuid.uuid4()) for _ in range(2)]
+    for task_id in ids:
+        (spool / f"{task_id}.json").write_text(json.dumps({"type": "x", "task_id": task_id}))
+    assert run("worker", "--once", cwd=tmp_path).returncode == 0
+
+    listed = json.loads(run("submit", "--dead", "--json", cwd=tmp_path).stdout)
+    assert {row["task_id"] for row in listed} == set(ids)
+    assert {row["details"]["field"] for row in listed} == {"type"}
+    assert not any(row["put_back"] for row in listed)
+
+    replayed = run("submit", "--replay-dead", ids[0], cwd=tmp_path)
+    assert "2 dead letters, 1 put back" in replayed.stdout, replayed.stderr
+    assert len(list(spool.glob("*.json"))) == 1
+    unknown = run("submit", "--replay-dead", str(uuid.uuid4()), cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert "no dead letter is of this task" in unknown.stderr
+    rest = run("submit", "--replay-dead", cwd=tmp_path)
+    assert "1 dead letters, 1 put back" in rest.stdout
+
+
+def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
+    good = run("worker", "--check", cwd=tmp_path)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert good.stdout.count("ok    ") == 6
+    assert not list((tmp_path / "spool/buckets").rglob("check/*")), "nothing is left of the trial"
+
+    (tmp_path / "file").write_text("")
+    bad = run("worker", "--check", cwd=tmp_path, STORAGE_DIR="file", BASE_MODEL="nowhere")
+    assert bad.returncode == 1
+    failed = [line.split("  ")[1] for line in bad.stdout.splitlines() if line.startswith("FAILED")]
+    assert failed == ["models in stylelicense-models", "base model"]
+    assert "Traceback" not in bad.stdout + bad.stderr
+
+
+def test_every_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> None:
+    refused = run("worker", cwd=tmp_path, RABBITMQ_HOST="x", LEASE_SECONDS="1", GRACE_SECONDS="no")
+    assert refused.returncode == 2
+    lines = refused.stderr.strip().splitlines()
+    assert len(lines) == 3, refused.stderr
+    assert all(line.startswith("error: ") for line in lines)
