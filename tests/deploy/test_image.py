@@ -8,8 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -132,22 +130,44 @@ def test_everything_that_is_copied_is_sent() -> None:
                 assert source in sent, source
 
 
-def test_every_file_of_the_packages_is_installed() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = project["tool"]["setuptools"]["package-data"]
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages as the image gets them: from what the builder is sent, and nothing else."""
+    folder = tmp_path_factory.mktemp("image")
+    for path in exclude_paths(str(ROOT), IGNORED):
+        if (ROOT / path).is_file():
+            (folder / "sent" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, folder / "sent" / path)
+    target = ["--target", str(folder / "code"), str(folder / "sent")]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *target], check=True)
+    return folder / "code"
+
+
+@pytest.mark.integration
+def test_every_file_of_the_packages_is_installed(installed: Path) -> None:
     for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*")):
-            if path.is_dir() or "__pycache__" in path.parts or path.suffix == ".py":
-                continue
-            assert _is_packaged(path, patterns), f"{path}: add it to package-data"
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                name = path.relative_to(ROOT)
+                assert (installed / name).is_file(), f"{name}: add it to package-data"
 
 
-def _is_packaged(path: Path, patterns: dict[str, list[str]]) -> bool:
-    """Whether a pattern of one of the packages above the file takes it in."""
-    for folder in path.relative_to(ROOT).parents:
-        inside = str(path.relative_to(ROOT / folder))
-        for pattern in patterns.get(str(folder).replace("/", "."), []):
-            one_level = "/" not in inside or "**" in pattern or "/" in pattern
-            if one_level and fnmatch(inside, pattern.replace("**", "*")):
-                return True
-    return False
+@pytest.mark.integration
+def test_what_is_installed_works_without_the_repository(installed: Path, tmp_path: Path) -> None:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(installed),
+        "BASE_MODEL": str(installed / "assets" / "small_base"),
+        "DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "entrypoints.worker", "--check"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "small_base" in run.stdout
