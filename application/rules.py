@@ -24,6 +24,8 @@ class Rules:
     """Seconds between two looks for a request to cancel."""
     most_setbacks: int = 5
     """Crashes and unexplained failures without a checkpoint in between, before giving up."""
+    most_retries: int = 20
+    """Of a message whose handling meets a defect of ours, before it goes to the dead letters."""
     fetch_concurrency: int = 8
     """Pictures fetched at the same time."""
     upload_patience: float = 600.0

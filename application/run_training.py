@@ -104,7 +104,10 @@ class RunTraining:
             return DeadLetter(str(error))
         except Exception as error:
             log.exception("task %s met a defect", task.task_id)
-            return RetryLater(backoff(retries), f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            if retries >= self.rules.most_retries:
+                return DeadLetter(f"after {retries} retries: {reason}")
+            return RetryLater(backoff(retries), reason)
 
     def _decide(
         self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal
@@ -132,8 +135,10 @@ class RunTraining:
         except LeaseLost:
             raise
         except Exception as error:
-            self._put_down(entry, f"{type(error).__name__}: {error}", setback=True)
-            raise
+            log.exception("task %s met a defect and is put down", task.task_id)
+            reason = f"{type(error).__name__}: {error}"
+            self._put_down(entry, reason, setback=True)
+            return RetryLater(backoff(entry.job.setbacks), reason)
         return None
 
     def _produce(self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal) -> None:

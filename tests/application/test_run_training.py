@@ -317,6 +317,14 @@ def test_a_job_that_keeps_crashing_is_given_up(world: World) -> None:
     assert call.payload.code is FailureCode.TRAINING_FAILED
 
 
+def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) -> None:
+    world.blobs.put(LAYOUT.journal(TASK_ID), b"{}")
+    assert isinstance(world.worker()(a_task(), StopSignal(), 0), RetryLater)
+    outcome = world.worker()(a_task(), StopSignal(), RULES.most_retries)
+    assert isinstance(outcome, DeadLetter)
+    assert "revision" in outcome.reason
+
+
 @pytest.mark.parametrize("retryable", [True, False])
 def test_a_failure_of_the_trainer_is_retried_if_it_says_so(world: World, retryable: bool) -> None:
     def fail() -> None:

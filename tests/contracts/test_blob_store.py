@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ import pytest
 
 from adapters.filesystem import FileBlobStore
 from adapters.memory import MemoryBlobStore
+from adapters.s3.options import S3Options
+from adapters.s3.store import S3BlobStore
 from application.ports import (
     Blob,
     BlobDenied,
@@ -24,6 +26,7 @@ from application.ports import (
     PreconditionFailed,
 )
 from domain.location import Location
+from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
 WRITERS = 8
 
@@ -40,12 +43,32 @@ class Harness:
         return Location(self.bucket, key)
 
 
-@pytest.fixture(params=["memory", "filesystem"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Server]:
+    with running_s3() as service:
+        yield service
+
+
+@pytest.fixture(params=["memory", "filesystem", pytest.param("s3", marks=pytest.mark.integration)])
 def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
     if request.param == "memory":
         return Harness(MemoryBlobStore(), "first", "second")
+    if request.param == "s3":
+        return in_s3(request.getfixturevalue("s3"))
     folders = {name: tmp_path / name for name in ("first", "second")}
     return Harness(FileBlobStore(folders), "first", "second")
+
+
+def in_s3(service: Server) -> Harness:
+    options = S3Options(
+        endpoint_url=service.url,
+        region=REGION,
+        access_key_id=ACCESS_KEY,
+        secret_access_key=SECRET_KEY,
+    )
+    buckets = service.new_bucket(), service.new_bucket()
+    blobs = S3BlobStore(options, readable=["no-such-bucket"], writable=buckets)
+    return Harness(blobs, *buckets)
 
 
 def everybody(write: Callable[[int], str]) -> list[int]:

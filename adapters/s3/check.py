@@ -1,0 +1,67 @@
+"""Whether a bucket serves a worker: tried, not assumed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from application.ports import (
+    BlobDenied,
+    BlobMissing,
+    BlobStore,
+    BlobTooLarge,
+    BlobUnavailable,
+    IfAbsent,
+    IfMatch,
+    PreconditionFailed,
+)
+from domain.location import Location
+
+_REMEDY = "use a store that honours If-None-Match and If-Match when writing, as Amazon S3 does"
+
+
+def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
+    """Try what a worker does with a bucket, and say what works.
+
+    Args:
+        probe: a key that nobody else uses; with ``write`` a blob lies there for a moment.
+        write: also try to write with and without conditions, and to delete.
+
+    Raises:
+        BlobDenied: the text has the remedy.
+        BlobUnavailable: the same.
+    """
+    blobs.list(probe.bucket, probe.key)
+    with suppress(BlobMissing, BlobTooLarge):
+        blobs.get(probe, max_bytes=0)
+    if not write:
+        return f"bucket {probe.bucket} can be read"
+    try:
+        _write(blobs, probe)
+    except Exception:
+        with suppress(BlobDenied, BlobUnavailable):
+            blobs.delete(probe)
+        raise
+    blobs.delete(probe)
+    return f"bucket {probe.bucket} can be read and written, conditions are honoured"
+
+
+def _write(blobs: BlobStore, probe: Location) -> None:
+    blobs.delete(probe)
+    try:
+        etag = blobs.put(probe, b"first", content_type="text/plain", condition=IfAbsent())
+        if blobs.get(probe).data != b"first":
+            raise BlobUnavailable(f"{probe} does not read back as written: look after the store")
+        blobs.put(probe, b"second", content_type="text/plain", condition=IfMatch(etag))
+    except PreconditionFailed:
+        raise BlobUnavailable(
+            f"{probe} was written by somebody else, or an answer was lost: check again"
+        ) from None
+    for condition in (IfAbsent(), IfMatch(etag)):
+        try:
+            blobs.put(probe, b"third", content_type="text/plain", condition=condition)
+        except PreconditionFailed:
+            continue
+        raise BlobDenied(
+            f"bucket {probe.bucket!r}: the store writes although the condition {condition} does "
+            f"not hold, so two workers could train one job: {_REMEDY}"
+        )

@@ -1,0 +1,81 @@
+"""One object read whole, and proved to be what was stored."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
+
+from application.ports import Blob, BlobTooLarge
+from domain.location import Location
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+SHA256_KEY = "sha256"
+"""Metadata of what we upload in parts: S3 keeps no SHA-256 of the whole of it."""
+
+_MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
+
+
+class Damaged(Exception):
+    """What arrived is not what was stored."""
+
+
+def download(client: S3Client, at: Location, max_bytes: int | None) -> Blob:
+    """Read an object with one request.
+
+    Raises:
+        BlobTooLarge: the answer's head says so; the body was left unread.
+        Damaged: the body breaks off, or does not fit its checksum.
+        botocore.exceptions.BotoCoreError: there is no answer.
+        botocore.exceptions.ClientError: the store refuses.
+    """
+    answer = client.get_object(Bucket=at.bucket, Key=at.key, ChecksumMode="ENABLED")
+    body = answer["Body"]
+    try:
+        size = answer.get("ContentLength")
+        if max_bytes is not None and size is not None and size > max_bytes:
+            raise BlobTooLarge(f"{at} has {size} bytes, more than {max_bytes}")
+        data = _read(body, at, None if size is not None else max_bytes)
+    except (FlexibleChecksumError, HTTPClientError, IncompleteReadError) as error:
+        raise Damaged(f"{at} does not arrive whole: {error}") from error
+    finally:
+        # A body read to its end has given its connection back; any other loses it.
+        body.close()
+    _verify(data, answer, at)
+    return Blob(data, answer["ETag"])
+
+
+def _read(body: StreamingBody, at: Location, max_bytes: int | None) -> bytes:
+    """The whole body; botocore compares its length and, where there is one, its checksum."""
+    if max_bytes is None:
+        return body.read()
+    pieces, left = [], max_bytes
+    while piece := body.read(1024**2):
+        left -= len(piece)
+        if left < 0:
+            raise BlobTooLarge(f"{at} has more than {max_bytes} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _verify(data: bytes, answer: GetObjectOutputTypeDef, at: Location) -> None:
+    if "ChecksumAlgorithm" in answer["ResponseMetadata"]:
+        return  # botocore has checked it while reading
+    expected = answer.get("Metadata", {}).get(SHA256_KEY)
+    if expected is not None:
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise Damaged(f"{at}: its SHA-256 is not the stored one")
+        return
+    # Keys of the store's own or the customer's make other ETags, and so do parts.
+    opaque = answer.get("ServerSideEncryption", "AES256") != "AES256"
+    tag = _MD5_ETAG.fullmatch(answer["ETag"])
+    if opaque or "SSECustomerAlgorithm" in answer or tag is None:
+        return
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != tag[1]:
+        raise Damaged(f"{at}: its MD5 is not its ETag")

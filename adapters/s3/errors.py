@@ -1,0 +1,196 @@
+"""What can go wrong with S3, in the port's errors and with a remedy for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+    SSLError,
+)
+from botocore.parsers import ResponseParserError
+
+from application.ports import BlobDenied, BlobMissing, BlobUnavailable
+
+S3_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
+"""All that a call of the client raises."""
+
+CONFLICT = "ConditionalRequestConflict"
+"""Two conditional writes met; neither is known to have won."""
+DAMAGED = {
+    "BadDigest",
+    "IncompleteBody",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+"""What the store received is not what was sent, and it kept nothing of it."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds that a store may ask us to wait; beyond that it is a slip, or as good as down."""
+
+# A worker with wrong credentials must not bury every task it meets, and a key can be changed
+# while it waits: all these count as "away", not as "denied".
+_CREDENTIALS = {
+    "InvalidAccessKeyId": "the store does not know the access key: "
+    "check AWS_ACCESS_KEY_ID, and that it belongs to this store",
+    "SignatureDoesNotMatch": "the secret does not fit the access key: check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the credentials have expired: give the worker new ones",
+    "TokenRefreshRequired": "the credentials have expired: give the worker new ones",
+    "InvalidToken": "the session token is not valid: give the worker new credentials",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it (NTP)",
+    "RequestExpired": "this machine's clock is wrong: set it (NTP)",
+}
+_FULL = {
+    "InsufficientCapacity",
+    "InsufficientStorage",
+    "QuotaExceeded",
+    "XMinioAdminBucketQuotaExceeded",
+    "XMinioStorageFull",
+}
+_THROTTLED = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException"}
+_WRONG_REGION = {
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "Redirect",
+}
+_UNSUPPORTED = {"MethodNotAllowed", "NotImplemented"}
+
+
+def error_code(error: ClientError) -> str:
+    """S3's name for the error, or the HTTP status where the answer gave none."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def status(error: ClientError) -> int:
+    """The answer's HTTP status."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def translated(error: Exception, bucket: str, what: str) -> Exception:
+    """The port's error for one of ``S3_ERRORS``.
+
+    Args:
+        bucket: where the call went.
+        what: the call and what it was for: ``reading s3://bucket/key``.
+    """
+    if isinstance(error, ClientError):
+        return _answered(error, bucket, what)
+    return _unanswered(error, what)
+
+
+def _answered(error: ClientError, bucket: str, what: str) -> Exception:
+    code, number = error_code(error), status(error)
+    text = f"{what}: {error.response.get('Error', {}).get('Message') or code}"
+    if code == "NoSuchKey":
+        return BlobMissing(f"{what}: there is no such object")
+    if code == "NoSuchBucket":
+        return BlobDenied(
+            f"{what}: there is no bucket {bucket!r}: create it, or correct "
+            "AWS_STORAGE_BUCKET_NAME, MODEL_BUCKET_NAME or the endpoint"
+        )
+    if code in _CREDENTIALS:
+        return BlobUnavailable(f"{what}: {_CREDENTIALS[code]} ({code})")
+    if code in _FULL or number == 507:
+        return BlobUnavailable(f"{text}; the store is full: free space or raise the quota")
+    if code in _WRONG_REGION or number in {301, 302, 307, 308}:
+        return BlobDenied(_wrong_region(error, bucket, what))
+    if code == "InvalidObjectState":
+        return BlobDenied(
+            f"{what}: the object is archived: restore it to a class that can be read"
+        )
+    if code in _UNSUPPORTED or number in {405, 501}:
+        return BlobDenied(
+            f"{text} ({code}); the store lacks what the worker needs: use one that has S3's "
+            "conditional writes and multipart uploads, and check the endpoint"
+        )
+    if code in _THROTTLED or number == 429:
+        return BlobUnavailable(
+            f"{what}: the store asks for fewer requests ({code}): wait, and if it stays, "
+            "lower FETCH_CONCURRENCY or run fewer workers",
+            retry_after=_retry_after(error),
+        )
+    if number in {401, 403}:
+        return BlobDenied(
+            f"{text} ({code}): grant s3:GetObject, s3:PutObject and s3:DeleteObject on the "
+            "bucket's objects as far as the worker needs them, and s3:ListBucket on the bucket, "
+            "without which a missing object looks denied too"
+        )
+    if number == 404:
+        return BlobUnavailable(
+            f"{what}: the answer 404 ({code}) is not that of an S3 store: check the endpoint"
+        )
+    if 400 <= number < 500 and number not in {408, 409}:
+        return BlobDenied(f"{text} ({code})")
+    return BlobUnavailable(
+        f"{text} (status {number}, {code}): the store has a fault of its own, which may pass",
+        retry_after=_retry_after(error),
+    )
+
+
+def _unanswered(error: Exception, what: str) -> Exception:
+    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
+        return BlobUnavailable(
+            f"{what}: there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or give the machine a role"
+        )
+    if isinstance(error, ParamValidationError):
+        return BlobDenied(f"{what}: no store accepts this name: {error}")
+    if isinstance(error, SSLError):
+        return BlobUnavailable(
+            f"{what}: no trusted TLS connection: check the endpoint's certificate, or set "
+            f"AWS_CA_BUNDLE to the authority that signed it ({error})"
+        )
+    if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
+        return BlobUnavailable(
+            f"{what}: the store cannot be reached: check the endpoint, the region and the "
+            f"network ({error})"
+        )
+    if isinstance(error, ReadTimeoutError):
+        return BlobUnavailable(f"{what}: the store does not answer in time ({error})")
+    return BlobUnavailable(f"{what}: {type(error).__name__}: {error}")
+
+
+def _wrong_region(error: ClientError, bucket: str, what: str) -> str:
+    headers = _headers(error)
+    region = error.response.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region")
+    if region:
+        return f"{what}: bucket {bucket!r} is in region {region}: set AWS_S3_REGION_NAME={region}"
+    where = headers.get("location", "another address")
+    return (
+        f"{what}: the answer points to {where}: set the endpoint to it, or AWS_S3_REGION_NAME "
+        f"to the region of bucket {bucket!r}"
+    )
+
+
+def _headers(error: ClientError) -> Mapping[str, str]:
+    metadata: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
+    headers: Mapping[str, str] = metadata.get("HTTPHeaders", {})
+    return headers
+
+
+def _retry_after(error: ClientError) -> float | None:
+    """Seconds that the answer asks us to wait, in either form that RFC 9110, 10.2.3 knows."""
+    headers = _headers(error)
+    asked = headers.get("retry-after")
+    if asked is None:
+        return None
+    if asked.isdecimal():
+        return min(float(asked), LONGEST_WAIT)
+    try:
+        # Against the answer's own date: our clock may differ.
+        until, now = parsedate_to_datetime(asked), parsedate_to_datetime(headers["date"])
+        return min(max(0.0, (until - now).total_seconds()), LONGEST_WAIT)
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,181 @@
+"""The fault campaign: `python -m tests.faults.campaign --runs 100`.
+
+Worker processes share a queue while brokers, stores, backends, clocks and the workers themselves
+fail at random moments. At the end every task has been announced once, with the weights that an
+undisturbed run gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.estate import FIRST_STYLE, MODELS, SEEDS, Estate, Order, an_estate
+from tests.faults.mischief import Mischief
+from tests.faults.pool import Pool
+from tests.faults.reference import expected, references
+from tests.faults.verdict import Verdict, tracebacks
+
+WAVE = 4
+"""Tasks under way at the same time."""
+MOST_RUNS = 2000
+
+
+@dataclass
+class Campaign:
+    """One campaign over one estate."""
+
+    estate: Estate
+    pool: Pool
+    rng: random.Random
+    say: Callable[[str], None]
+    orders: list[Order] = field(default_factory=list)
+    _style: int = FIRST_STYLE + len(SEEDS)
+
+    def run(self, runs: int, references: dict[int, bytes]) -> Verdict:
+        """Have ``runs`` tasks done under fire."""
+        mischief = Mischief(
+            self.estate, self.pool, self.rng, self.estate.broker.publish, self._next_style
+        )
+        self.pool.tend()
+        left_over = 0
+        while len(self.orders) < runs:
+            wave = [self._order() for _ in range(min(WAVE, runs - len(self.orders)))]
+            left_over += self._wave(wave, mischief)
+        late = self.rng.sample(self.orders, min(len(self.orders), 5))
+        for order in late:
+            self.estate.broker.publish(order.body)
+        left_over += not self._wait_for_quiet(time.monotonic() + 120)
+        self.pool.stop()
+        return self._judge(references, mischief, left_over)
+
+    def _wave(self, wave: list[Order], mischief: Mischief) -> int:
+        """Publish some tasks and disturb them until they are done; how many are not."""
+        for order in wave:
+            self.estate.broker.publish(order.body)
+        self.orders += wave
+        budget = len(wave) * 4
+        peace = time.monotonic() + 90
+        while budget and time.monotonic() < peace and not self._all_done(wave):
+            time.sleep(self.rng.uniform(0.2, 1.6))
+            self.pool.tend()
+            mischief.tend()
+            mischief.one(wave)
+            budget -= 1
+        while mischief.pending and time.monotonic() < peace:
+            time.sleep(0.2)
+            self.pool.tend()
+            mischief.tend()
+        mischief.heal()
+        deadline = time.monotonic() + 240
+        while not self._all_done(wave):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.3)
+            self.pool.tend()
+        undone = len(wave) - sum(order.style_id in self._ready() for order in wave)
+        quiet = self._wait_for_quiet(deadline)
+        self.say(
+            f"{len(self.orders)} tasks, {sum(mischief.done.values())} faults"
+            f"{'' if not undone and quiet else f', {undone} undone, quiet: {quiet}'}"
+        )
+        return undone + (not quiet)
+
+    def _judge(self, references: dict[int, bytes], mischief: Mischief, left_over: int) -> Verdict:
+        verdict = Verdict(len(self.orders), sum(mischief.done.values()), stuck=left_over)
+        calls, log = self.estate.backend.calls, self.pool.logs()
+        verdict.judge_calls(self.orders, mischief.garbage, calls, self.pool.violent_ends)
+        verdict.judge_order_of_calls(calls)
+        verdict.judge_training(self.orders, log)
+        verdict.judge_dead(self.orders, mischief.garbage, set(self.estate.broker.dead_letters()))
+        verdict.judge_exits(self.pool.odd_exits)
+        for name, count in self.estate.broker.messages().items():
+            if count and not name.endswith(".dead"):
+                verdict.stuck += count
+                verdict.remarks.append(f"{count} messages are left in {name}")
+        client = self.estate.s3.client()
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=MODELS):
+            for found in page.get("Contents", []):
+                if found["Key"].endswith("lease.json"):
+                    verdict.stuck += 1
+                    verdict.remarks.append(f"{found['Key']} is left")
+        for order in self.orders:
+            key = f"models/style_{order.style_id}.safetensors"
+            try:
+                found = client.get_object(Bucket=MODELS, Key=key)["Body"].read()
+            except client.exceptions.NoSuchKey:
+                found = b""
+            if found != expected(references, order.seed, order.style_id):
+                verdict.wrong_weights += 1
+                verdict.remarks.append(f"{key} differs from that of an undisturbed run")
+        self.say(", ".join(f"{kind}: {n}" for kind, n in sorted(Counter(mischief.done).items())))
+        self.say(f"tracebacks in the workers' logs: {tracebacks(log)}")
+        return verdict
+
+    def _all_done(self, wave: list[Order]) -> bool:
+        ready = self._ready()
+        return all(order.style_id in ready for order in wave)
+
+    def _ready(self) -> set[int | None]:
+        return {call.style_id for call in self.estate.backend.final}
+
+    def _wait_for_quiet(self, deadline: float) -> bool:
+        """Wait until no queue but that of dead letters holds a message, held ones included."""
+        while time.monotonic() < deadline:
+            self.pool.tend()
+            counts = self.estate.broker.messages()
+            if not any(count for name, count in counts.items() if not name.endswith(".dead")):
+                return True
+            time.sleep(0.5)
+        return False
+
+    def _order(self) -> Order:
+        return self.estate.order(self._next_style(), self.rng.choice(SEEDS), self.rng)
+
+    def _next_style(self) -> int:
+        self._style += 1
+        return self._style
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the campaign and print its closing line; 1 when anything is wrong."""
+    parser = argparse.ArgumentParser(description="Disturb workers at random and count the damage.")
+    parser.add_argument(
+        "--runs", type=int, default=100, help=f"tasks (default: 100, at most {MOST_RUNS})"
+    )
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, help="of all that is random (default: of the clock)")
+    parser.add_argument("--keep", type=Path, help="folder for the workers' logs")
+    options = parser.parse_args(argv)
+    seed = time.time_ns() % 2**32 if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        verdict = campaign(options.runs, options.workers, seed, options.keep or Path(scratch))
+    for remark in verdict.remarks:
+        print(f"  {remark}")
+    print(verdict.line(), flush=True)
+    return 0 if verdict.good else 1
+
+
+def campaign(runs: int, workers: int, seed: int, folder: Path) -> Verdict:
+    """Set the estate up, run, and take it down."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with an_estate(folder) as estate:
+        wanted = references(estate, folder / "reference")
+        pool = Pool(workers, estate.settings(), folder / "workers")
+        try:
+            run = Campaign(estate, pool, random.Random(seed), lambda line: print(line, flush=True))
+            return run.run(min(runs, MOST_RUNS), wanted)
+        finally:
+            pool.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The world of the fault campaign: broker, S3, backend, pictures, and the tasks to be done."""
+
+from __future__ import annotations
+
+import json
+import random
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assets.drawing import draw_style_set
+from tests.services.backend_process import BackendProcess
+from tests.services.broker import Broker
+from tests.services.faulty_proxy import FaultyProxy, running_proxy
+from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES, MODELS = "images", "models"
+FIRST_STYLE = 1001
+"""Numbers of four digits throughout: a file's bytes depend on its style's number, not on its
+length, so that one reference serves every style of a variant."""
+SEEDS = (1, 2)
+"""Variants of the task, each with a reference of its own."""
+PARAMETERS = {
+    "epochs": 24,
+    "batch_size": 2,
+    "resolution": 64,
+    "rank": 4,
+    "sample_prompts": ["a red circle"],
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """One task that somebody wants done."""
+
+    task_id: str
+    style_id: int
+    seed: int
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Estate:
+    """Everything but the workers."""
+
+    broker: Broker
+    s3: Server
+    proxy: FaultyProxy
+    """Between the workers and S3."""
+    backend: BackendProcess
+    images: tuple[str, ...]
+
+    def settings(self) -> dict[str, str]:
+        """A worker's environment, with short times so that much happens in little time."""
+        return {
+            "RABBITMQ_HOST": "127.0.0.1",
+            "RABBITMQ_PORT": str(self.broker.port),
+            "RABBITMQ_HEARTBEAT": "5",
+            "RETRY_DELAYS": "0.5,1,2",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_S3_REGION_NAME": REGION,
+            "S3_ENDPOINT_URL": self.proxy.url,
+            "AWS_STORAGE_BUCKET_NAME": IMAGES,
+            "MODEL_BUCKET_NAME": MODELS,
+            "BACKEND_API_URL": self.backend.url,
+            "INTERNAL_API_TOKEN": self.backend.token,
+            "WEBHOOK_TIMEOUT": "2",
+            "BASE_MODEL": str(ROOT / "assets" / "small_base"),
+            "DEVICE": "cpu",
+            "CHECKPOINT_EVERY": "3",
+            "PROGRESS_EVERY": "0.5",
+            "CANCEL_POLL": "0.5",
+            "LEASE_SECONDS": "3",
+            "GRACE_SECONDS": "4",
+            "MOST_SETBACKS": "1000",
+            "LOG_LEVEL": "INFO",
+        }
+
+    def order(self, style_id: int, seed: int, rng: random.Random) -> Order:
+        """A valid task as the backend would publish it."""
+        task_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+        return Order(task_id, style_id, seed, task_body(task_id, style_id, seed, self.images))
+
+
+def task_body(task_id: str, style_id: int, seed: int, images: tuple[str, ...]) -> bytes:
+    """The message of one task."""
+    message: dict[str, Any] = {
+        "task_id": task_id,
+        "type": "model_training",
+        "data": {
+            "style_id": style_id,
+            "images": list(images),
+            "tags": ["watercolour"],
+            "parameters": {**PARAMETERS, "seed": seed},
+        },
+        "callback_url": "https://stylelicense.example/api/webhooks/training/complete",
+        "created_at": "2026-01-20T10:00:00.000Z",
+    }
+    return json.dumps(message).encode()
+
+
+def garbage(rng: random.Random, style_id: int) -> bytes:
+    """A message that is no task: its style is told where one can be read."""
+    good = json.loads(
+        task_body(str(uuid.UUID(int=rng.getrandbits(128))), style_id, 0, ("s3://a/b",))
+    )
+    match rng.randrange(5):
+        case 0:
+            return rng.randbytes(rng.randrange(1, 2000))
+        case 1:
+            return json.dumps({**good, "type": "image_generation"}).encode()
+        case 2:
+            return json.dumps({**good, "task_id": f"no uuid {rng.random()}"}).encode()
+        case 3:
+            good["data"]["parameters"]["epochs"] = -rng.randrange(1000)
+        case 4:
+            good["data"]["images"] = [f"file:///etc/passwd#{rng.random()}"]
+    return json.dumps(good).encode()
+
+
+@contextmanager
+def an_estate(folder: Path) -> Iterator[Estate]:
+    """Everything started and empty, and the pictures in their bucket."""
+    pictures = draw_style_set(folder / "pictures", count=10, seed=5, size=256)
+    with (
+        Broker(folder / "broker") as broker,
+        running_s3(IMAGES, MODELS) as s3,
+        running_proxy(s3.url) as proxy,
+        BackendProcess() as backend,
+    ):
+        client = s3.client()
+        for path in (*pictures, *(path.with_suffix(".txt") for path in pictures)):
+            client.upload_file(str(path), IMAGES, path.name)
+        images = tuple(f"s3://{IMAGES}/{path.name}" for path in pictures)
+        yield Estate(broker, s3, proxy, backend, images)

@@ -1,0 +1,150 @@
+"""Worker processes that are killed, stopped and put right again, as an orchestrator would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+
+
+@dataclass
+class Slot:
+    """A place for one worker; when one ends, the next takes its place."""
+
+    number: int
+    clock: Path
+    """What this slot's wall clock is set to, for libfaketime."""
+    process: subprocess.Popen[bytes] | None = None
+    started: int = 0
+    resumes_at: float | None = None
+    """Monotonic time at which a paused process goes on."""
+
+
+@dataclass
+class Pool:
+    """Keeps ``size`` workers running."""
+
+    size: int
+    settings: Mapping[str, str]
+    folder: Path
+    slots: list[Slot] = field(default_factory=list)
+    violent_ends: list[float] = field(default_factory=list)
+    """Wall-clock times at which a worker was killed, paused or ran out of grace."""
+    odd_exits: list[tuple[int, int]] = field(default_factory=list)
+    """Slot and exit code of every end that nobody asked for."""
+    expected: set[int] = field(default_factory=set)
+    """Process ids that were told to end."""
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.slots = [Slot(n, self.folder / f"clock-{n}") for n in range(self.size)]
+
+    def tend(self) -> None:
+        """Let paused workers go on, and put a new one where one has ended."""
+        for slot in self.slots:
+            if slot.resumes_at is not None and time.monotonic() >= slot.resumes_at:
+                self._signal(slot, signal.SIGCONT)
+                slot.resumes_at = None
+            if slot.process is not None and slot.process.poll() is not None:
+                self._note_end(slot.process, slot)
+                slot.process = None
+            if slot.process is None:
+                self._start(slot)
+
+    def kill(self, slot: Slot) -> None:
+        """kill -9."""
+        self._expect(slot)
+        self.violent_ends.append(time.time())
+        self._signal(slot, signal.SIGKILL)
+
+    def terminate(self, slot: Slot) -> None:
+        """SIGTERM; where the grace is too short the worker ends itself."""
+        self._expect(slot)
+        self.violent_ends.append(time.time())
+        self._signal(slot, signal.SIGTERM)
+
+    def pause(self, slot: Slot, seconds: float) -> None:
+        """Stop the process in its tracks for a while, as a machine does that migrates."""
+        if slot.resumes_at is None:
+            self.violent_ends.append(time.time())
+            self._signal(slot, signal.SIGSTOP)
+            slot.resumes_at = time.monotonic() + seconds
+
+    def jump(self, slot: Slot, seconds: int) -> None:
+        """Set the slot's wall clock forward or back."""
+        slot.clock.write_text(f"{seconds:+d}s\n")
+
+    def heal(self) -> None:
+        """No worker is paused, every clock is right."""
+        for slot in self.slots:
+            slot.resumes_at = None
+            self._signal(slot, signal.SIGCONT)
+            self.jump(slot, 0)
+        self.tend()
+
+    def stop(self) -> None:
+        """End all workers, in order if they can."""
+        for slot in self.slots:
+            self._signal(slot, signal.SIGCONT)
+            if slot.process is not None:
+                self.expected.add(slot.process.pid)
+                self._signal(slot, signal.SIGTERM)
+        for slot in self.slots:
+            if slot.process is not None:
+                try:
+                    slot.process.wait(30)
+                except subprocess.TimeoutExpired:
+                    slot.process.kill()
+                    slot.process.wait()
+                slot.process = None
+
+    def logs(self) -> str:
+        """All that workers have printed."""
+        files = sorted(self.folder.glob("worker-*.log"))
+        return "\n".join(file.read_text(errors="replace") for file in files)
+
+    def _start(self, slot: Slot) -> None:
+        slot.started += 1
+        environment = {
+            **os.environ,
+            **self.settings,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
+        environment["WORKER_NAME"] = f"worker-{slot.number}-{slot.started}"
+        if FAKETIME.exists():
+            self.jump(slot, 0) if not slot.clock.exists() else None
+            environment |= {
+                "LD_PRELOAD": str(FAKETIME),
+                "FAKETIME_TIMESTAMP_FILE": str(slot.clock),
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+                "FAKETIME_CACHE_DURATION": "1",
+            }
+        with (self.folder / f"worker-{slot.number}-{slot.started}.log").open("wb") as log:
+            slot.process = subprocess.Popen(
+                [sys.executable, "-m", "entrypoints.worker"],
+                cwd=self.folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _expect(self, slot: Slot) -> None:
+        if slot.process is not None:
+            self.expected.add(slot.process.pid)
+
+    def _note_end(self, process: subprocess.Popen[bytes], slot: Slot) -> None:
+        if process.pid not in self.expected:
+            self.odd_exits.append((slot.number, process.returncode))
+
+    def _signal(self, slot: Slot, number: signal.Signals) -> None:
+        if slot.process is not None and slot.process.poll() is None:
+            slot.process.send_signal(number)

@@ -1,0 +1,66 @@
+"""One S3 server and one proxy for all tests of the adapter; a bucket for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from adapters.s3.options import MIB, S3Options
+from tests.integration.s3.world import TOKEN, Store, make
+from tests.services.faulty_proxy import FaultyProxy, running_proxy
+from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+@pytest.fixture(scope="package")
+def service() -> Iterator[Server]:
+    with running_s3("pictures") as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def started_proxy(service: Server) -> Iterator[FaultyProxy]:
+    with running_proxy(service.url) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(started_proxy: FaultyProxy) -> FaultyProxy:
+    started_proxy.clear()
+    return started_proxy
+
+
+@pytest.fixture
+def bucket(service: Server) -> str:
+    return service.new_bucket()
+
+
+@pytest.fixture
+def options(proxy: FaultyProxy) -> S3Options:
+    return S3Options(
+        endpoint_url=proxy.url,
+        region=REGION,
+        access_key_id=ACCESS_KEY,
+        secret_access_key=SECRET_KEY,
+        session_token=TOKEN,
+        connect_timeout=2,
+        read_timeout=1,
+        max_attempts=2,
+        multipart_threshold=6 * MIB,
+        part_size=5 * MIB,
+    )
+
+
+@pytest.fixture
+def store(options: S3Options, bucket: str) -> Store:
+    return make(options, bucket, "pictures")
+
+
+@pytest.fixture(scope="package")
+def direct(service: Server) -> S3Client:
+    """A client of the test's own, past adapter and proxy."""
+    return service.client()

@@ -1,0 +1,61 @@
+"""What an operator runs first on a new machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adapters.s3.check import check_bucket
+from application.ports import (
+    BlobDenied,
+)
+from domain.location import Location
+from tests.integration.s3.world import Store
+from tests.services.faulty_proxy import FaultyProxy
+from tests.services.proxy_rules import Rule, access_denied
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_check_tries_reading_and_writing_and_leaves_nothing(
+    store: Store, proxy: FaultyProxy
+) -> None:
+    said = check_bucket(store.blobs, store.at("checks/worker-1"), write=True)
+    assert "read and written" in said
+    assert store.blobs.list(store.bucket, "") == []
+    proxy.clear()
+    assert "can be read" in check_bucket(store.blobs, Location("pictures", "check"), write=False)
+    assert {seen.method for seen in proxy.seen()} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (access_denied(method="GET", target="list-type"), "listing.*s3:ListBucket"),
+        (access_denied(method="PUT"), "writing.*s3:PutObject"),
+        (access_denied(method="DELETE"), "deleting.*s3:DeleteObject"),
+    ],
+)
+def test_the_check_names_what_is_missing(
+    store: Store, proxy: FaultyProxy, rule: Rule, said: str
+) -> None:
+    proxy.rules(rule)
+    with pytest.raises(BlobDenied, match=said):
+        check_bucket(store.blobs, store.at("check"), write=True)
+    proxy.clear()
+    assert store.blobs.list(store.bucket, "") == []
+
+
+def test_the_check_finds_a_store_that_ignores_conditions(store: Store) -> None:
+    class Careless:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store.blobs, name)
+
+        def put(self, at: Location, data: bytes, **options: Any) -> str:
+            return store.blobs.put(at, data, **{**options, "condition": None})
+
+    careless: Any = Careless()
+    with pytest.raises(BlobDenied, match="two workers could train one job"):
+        check_bucket(careless, store.at("check"), write=True)
+    assert store.blobs.list(store.bucket, "") == []

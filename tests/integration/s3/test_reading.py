@@ -1,0 +1,65 @@
+"""What arrives is what was stored, or it is not given out."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from adapters.s3.options import MIB
+from adapters.s3.store import TRIES
+from application.ports import (
+    BlobTooLarge,
+    BlobUnavailable,
+)
+from tests.integration.s3.world import Store, hits
+from tests.services.faulty_proxy import FaultyProxy
+from tests.services.proxy_rules import Rule, s3_error
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+pytestmark = pytest.mark.integration
+
+
+def test_an_object_that_is_too_large_is_refused_by_its_head(
+    store: Store, proxy: FaultyProxy, direct: S3Client
+) -> None:
+    direct.upload_fileobj(io.BytesIO(bytes(48 * MIB)), store.bucket, "huge")
+    with pytest.raises(BlobTooLarge, match=str(48 * MIB)):
+        store.blobs.get(store.at("huge"), max_bytes=10 * MIB)
+    (seen,) = proxy.seen()
+    assert seen.status == 200
+    # What the sockets hold in between is all that left the proxy.
+    assert seen.sent < 16 * MIB
+
+
+@pytest.mark.parametrize("fault", ["cut", "corrupt"])
+@pytest.mark.parametrize("kind", ["checksum", "md5", "parts"])
+def test_a_damaged_body_is_read_again_and_never_given_out(
+    store: Store, proxy: FaultyProxy, direct: S3Client, fault: Any, kind: str
+) -> None:
+    data = b"picture" * (MIB if kind == "parts" else 100)
+    if kind == "md5":
+        requests.put(f"{direct.meta.endpoint_url}/{store.bucket}/a", data, timeout=30)
+        head = direct.head_object(Bucket=store.bucket, Key="a", ChecksumMode="ENABLED")
+        assert not any(name.startswith("Checksum") for name in head)
+    else:
+        store.blobs.put(store.at("a"), data)
+    proxy.rules(Rule(fault=fault, method="GET", times=TRIES - 1))
+    assert store.blobs.get(store.at("a")).data == data
+    assert hits(proxy) == TRIES - 1
+
+    proxy.rules(Rule(fault=fault, method="GET"))
+    with pytest.raises(BlobUnavailable, match=rf"{store.bucket}/a.* {TRIES} times"):
+        store.blobs.get(store.at("a"))
+    assert hits(proxy) == TRIES
+
+
+def test_an_upload_damaged_on_its_way_is_sent_again(store: Store, proxy: FaultyProxy) -> None:
+    proxy.rules(s3_error("BadDigest", 400, method="PUT", times=1))
+    store.blobs.put(store.at("a"), b"1")
+    assert store.blobs.get(store.at("a")).data == b"1"
+    assert hits(proxy) == 1

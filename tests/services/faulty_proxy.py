@@ -1,0 +1,238 @@
+"""An HTTP proxy that breaks what passes through it, as told while it runs.
+
+It stands between a client and a server, in a process of its own. Rules say which requests
+meet which fault; they are set, and what happened is read, at ``/_faults`` on the same port.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from tests.services.child import end_with_parent, serving
+from tests.services.proxy_rules import (
+    Plan,
+    Rule,
+    Seen,
+    access_denied,
+    internal_error,
+    s3_error,
+    slow_down,
+)
+
+__all__ = [
+    "FaultyProxy",
+    "Rule",
+    "Seen",
+    "access_denied",
+    "internal_error",
+    "running_proxy",
+    "s3_error",
+    "slow_down",
+]
+
+CONTROL = "/_faults"
+CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True)
+class FaultyProxy:
+    """A running proxy."""
+
+    url: str
+
+    def rules(self, *rules: Rule, seed: int = 0) -> None:
+        """Put these rules in place of all others, and forget what was seen."""
+        plan = {"rules": [asdict(rule) for rule in rules], "seed": seed}
+        requests.post(self.url + CONTROL, json=plan, timeout=30).raise_for_status()
+
+    def clear(self) -> None:
+        """Let everything pass."""
+        self.rules()
+
+    def seen(self) -> list[Seen]:
+        """Every request answered, dropped or left hanging since the rules were set."""
+        answer = requests.get(self.url + CONTROL, timeout=30)
+        answer.raise_for_status()
+        return [Seen(**one) for one in answer.json()]
+
+
+@contextmanager
+def running_proxy(upstream: str) -> Iterator[FaultyProxy]:
+    """A proxy before the server at ``upstream``, on a free port."""
+    with serving("tests.services.faulty_proxy", upstream) as url:
+        yield FaultyProxy(url)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the client is to get."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One client's connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: ProxyServer
+
+    def handle_one_request(self) -> None:
+        """Read a request and serve it, whatever its method."""
+        try:
+            self.raw_requestline = self.rfile.readline(CHUNK)
+            if not self.raw_requestline or not self.parse_request():
+                self.close_connection = True
+                return
+            length = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(length)
+            if self.path == CONTROL:
+                self._control(body)
+            else:
+                self._pass_on(body)
+        except (OSError, http.client.HTTPException):
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def _control(self, body: bytes) -> None:
+        if self.command == "GET":
+            answer = json.dumps([asdict(seen) for seen in self.server.plan.seen()]).encode()
+        else:
+            plan = json.loads(body)
+            self.server.follow(Plan([Rule(**rule) for rule in plan["rules"]], plan["seed"]))
+            answer = b""
+        for _ in self._send(Answer(200, [("Content-Type", "application/json")], answer)):
+            pass
+
+    def _pass_on(self, body: bytes) -> None:
+        plan = self.server.plan
+        rule = plan.choose(self.command, self.path)
+        fault = None if rule is None else rule.fault
+        if rule is not None and rule.fault == "hang":
+            plan.note(Seen(self.command, self.path, self._heads(), fault, None, 0))
+            plan.over.wait(rule.seconds)
+            self.close_connection = True
+            return
+        answer: Answer | None = None
+        sent = 0
+        try:
+            answer = self._answer(rule, body)
+            if answer is not None:
+                allowed = len(answer.body) // 2 if fault == "cut" else len(answer.body)
+                for count in self._send(answer, allowed):
+                    sent = count
+            if answer is None or fault == "cut":
+                self.close_connection = True
+        finally:
+            status = None if answer is None else answer.status
+            plan.note(Seen(self.command, self.path, self._heads(), fault, status, sent))
+
+    def _answer(self, rule: Rule | None, body: bytes) -> Answer | None:
+        """What to send, or None where the connection is to be reset."""
+        if rule is not None and rule.fault == "answer":
+            return Answer(rule.status, list(rule.headers.items()), rule.body.encode())
+        if rule is not None and rule.fault == "reset_before":
+            self._reset()
+            return None
+        answer = self.server.fetch(self.command, self.path, self._heads(), body)
+        if rule is not None and rule.fault == "reset_after":
+            self._reset()
+            return None
+        if rule is not None and rule.fault == "corrupt" and answer.body:
+            damaged = bytearray(answer.body)
+            damaged[len(damaged) // 2] ^= 0x20
+            return Answer(answer.status, answer.headers, bytes(damaged))
+        return answer
+
+    def _send(self, answer: Answer, allowed: int | None = None) -> Iterator[int]:
+        """Send the head and the body, or its first bytes; count them as they go."""
+        self.send_response_only(answer.status)
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        if self.command != "HEAD" and answer.status not in {204, 304}:
+            self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        body = answer.body[:allowed]
+        for start in range(0, len(body), CHUNK):
+            piece = body[start : start + CHUNK]
+            self.wfile.write(piece)
+            yield start + len(piece)
+
+    def _heads(self) -> dict[str, str]:
+        return {name.lower(): value for name, value in self.headers.items()}
+
+    def _reset(self) -> None:
+        """Let the connection end with RST rather than in good order."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+class ProxyServer(ThreadingHTTPServer):
+    """Passes requests on to one server."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.plan = Plan()
+        parts = urlsplit(upstream)
+        self._upstream = (parts.hostname or "", parts.port or 80)
+
+    def follow(self, plan: Plan) -> None:
+        """Put another plan into force."""
+        self.plan.over.set()
+        self.plan = plan
+
+    def fetch(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """What the server answers."""
+        connection = http.client.HTTPConnection(*self._upstream, timeout=120)
+        try:
+            connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                if name not in {"connection", "expect"}:
+                    connection.putheader(name, value)
+            connection.endheaders(body or None)
+            answer = connection.getresponse()
+            dropped = {"connection", "keep-alive", "transfer-encoding"}
+            if method != "HEAD":
+                dropped.add("content-length")
+            kept = [head for head in answer.getheaders() if head[0].lower() not in dropped]
+            return Answer(answer.status, kept, answer.read())
+        finally:
+            connection.close()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close without a FIN of its own, which would come before a reset."""
+        self.close_request(request)
+
+
+def main() -> None:
+    """Serve on a free port, print the URL, end with the parent."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("upstream")
+    server = ProxyServer(parser.parse_args().upstream)
+    end_with_parent()
+    print(f"http://127.0.0.1:{server.server_port}", flush=True)  # noqa: T201 - for the parent
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
