@@ -1,4 +1,4 @@
-"""The permissions of docs/runpod.md let a worker do its work and nothing else, on a real broker."""
+"""The permissions of docs/runpod.md let a worker do its work and no more, on a real broker."""
 
 from __future__ import annotations
 
