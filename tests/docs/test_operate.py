@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from domain.failure import FailureCode
 from entrypoints import exits
@@ -24,6 +25,7 @@ HARMLESS = {
     "could not look for a request to cancel: %s": "it looks again within seconds",
     "the lease could not be released and will expire: %s": "it does",
     "a message's own headers cannot be passed on: %.500s": "the body is all that we need",
+    "a message's headers cannot be read and are left out: %r": "the body is all that we need",
     "%s is taken with %d, but the answer broke off": "it is taken",
     "steps are no longer recorded: %s": "the plain step does the same, slower",
     # Of the spool folder, for trying.
@@ -94,3 +96,10 @@ def test_every_error_code_has_a_remedy(code: FailureCode) -> None:
 )
 def test_every_exit_code_has_a_remedy(code: int) -> None:
     assert re.search(rf"^\| (?:\d+, )?{code}(?:, \d+)? \| .+ \| .+ \| .+ \|$", PAGE, re.MULTILINE)
+
+
+def test_every_alert_leads_somewhere() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8"))
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    section = PAGE[PAGE.index("## Alerts") : PAGE.index("## A job seems stuck")]
+    assert set(re.findall(r"^\| `(\w+)` \| .+ \|$", section, re.MULTILINE)) == alerts
