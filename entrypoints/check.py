@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from adapters.console import ConsoleNotifier
 from domain.location import Location
 
 if TYPE_CHECKING:
@@ -40,14 +41,14 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
     """Every part with what tries it: gives what there is to say, or raises."""
     settings = container.settings()
     images = [
-        (f"images in {bucket}", lambda bucket=bucket: _reads(container, bucket))
+        ("images", lambda bucket=bucket: _bucket(container, bucket, write=False))
         for bucket in settings.image_buckets
     ]
     return [
         ("queue", lambda: _counts(container)),
         *images,
-        (f"models in {settings.model_bucket_name}", lambda: _writes(container)),
-        ("backend", lambda: str(container.reach_backend())),
+        ("models", lambda: _bucket(container, settings.model_bucket_name, write=True)),
+        ("backend", lambda: _backend(container)),
         ("device", lambda: _device(container)),
         ("base model", lambda: _base_model(container)),
     ]
@@ -74,28 +75,18 @@ def _counts(container: Container) -> str:
     return ", ".join(f"{name}: {count}" for name, count in depths.items())
 
 
-def _reads(container: Container, bucket: str) -> str:
-    from application.ports import BlobMissing
+def _bucket(container: Container, bucket: str, *, write: bool) -> str:
+    from application.check_bucket import check_bucket
 
-    probe = Location(bucket, f"check/{container.worker()}")
-    try:
-        container.blobs().get(probe)
-    except BlobMissing:
-        return "can be read"
-    return "can be read"
+    probe = Location(bucket, container.layout().probe(container.worker()).key)
+    return check_bucket(container.blobs(), probe, write=write)
 
 
-def _writes(container: Container) -> str:
-    blobs, layout = container.blobs(), container.layout()
-    at = layout.probe(container.worker())
-    content = container.worker().encode()
-    blobs.put(at, content)
-    try:
-        if blobs.get(at).data != content:
-            raise Unfit(f"{at} reads back as something else; is the store consistent?")
-    finally:
-        blobs.delete(at)
-    return "can be written, read and deleted"
+def _backend(container: Container) -> str:
+    notifier = container.notifier()
+    if isinstance(notifier, ConsoleNotifier):
+        return "none: outcomes are printed"
+    return str(notifier.check())
 
 
 def _device(container: Container) -> str:

@@ -7,7 +7,8 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -21,10 +22,11 @@ from adapters.filesystem import FileBlobStore
 from adapters.pillow import PillowInspector, decode
 from adapters.report import HtmlReporter
 from adapters.spool import SpoolQueue
-from adapters.wire import TaskReader
+from adapters.wire import TaskReader, complete_body, failed_body, progress_body
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
+from application.ports import BlobStore, Notifier
 from application.refuse_task import RefuseTask
 from application.rules import Rules
 from application.run_training import RunTraining
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from adapters.diffusion.trainer import DiffusionTrainer
 
 log = logging.getLogger(__name__)
+
+SPARE_CONNECTIONS = 4
+"""To the store, beside those that fetch pictures: lease, cancellation, journal, checkpoint."""
 
 
 def choose_device(settings: Settings) -> str:
@@ -92,19 +97,52 @@ def open_queue(settings: Settings, clock: SystemClock, worker: str) -> Iterator[
     yield SpoolQueue(settings.spool_dir, clock, new_id)
 
 
-def open_blobs(settings: Settings) -> FileBlobStore:
-    """Where blobs lie."""
-    return FileBlobStore(bucket_folders(settings))
+def open_blobs(settings: Settings, clock: SystemClock, *, supplies: bool = False) -> BlobStore:
+    """Where blobs lie: S3, or folders.
+
+    Args:
+        supplies: the images' bucket is to be written, too, as whoever submits a folder does.
+    """
+    if not settings.has_s3:
+        return FileBlobStore(bucket_folders(settings))
+    from adapters.s3.options import S3Options
+    from adapters.s3.store import S3BlobStore
+
+    secret = settings.aws_secret_access_key
+    options = S3Options(
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.aws_s3_region_name,
+        access_key_id=settings.aws_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+        session_token=settings.aws_session_token and settings.aws_session_token.get_secret_value(),
+        max_pool_connections=settings.fetch_concurrency + SPARE_CONNECTIONS,
+    )
+    writable = {settings.model_bucket_name}
+    if supplies:
+        writable.add(settings.aws_storage_bucket_name)
+    return S3BlobStore(
+        options, readable=settings.image_buckets, writable=writable, sleep=clock.sleep
+    )
 
 
-def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> ConsoleNotifier:
-    """Who is told."""
-    return ConsoleNotifier(console)
+def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
+    """Who is told: the backend, or the person at the terminal."""
+    if settings.backend_api_url is None or settings.internal_api_token is None:
+        yield ConsoleNotifier(console)
+        return
+    from adapters.webhook.notifier import Bodies, WebhookNotifier
+    from adapters.webhook.options import WebhookOptions
 
-
-def reach_backend(settings: Settings) -> str:
-    """Try to reach the backend, without telling it anything."""
-    return "none: outcomes are printed"
+    options = WebhookOptions(
+        base_url=settings.backend_api_url,
+        token=settings.internal_api_token.get_secret_value(),
+        user_agent=f"style-trainer/{version('style-trainer')}",
+        ca_file=settings.backend_ca_file,
+        read_timeout=settings.webhook_timeout,
+    )
+    bodies = Bodies(progress=progress_body, complete=complete_body, failed=failed_body)
+    with closing(WebhookNotifier(options, bodies, clock)) as notifier:
+        yield notifier
 
 
 def backend_host(settings: Settings) -> str | None:
@@ -153,11 +191,10 @@ class Container(containers.DeclarativeContainer):
     worker = providers.Singleton(worker_name, settings, new_id)
     layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
 
-    blobs = providers.Singleton(open_blobs, settings)
+    blobs = providers.Singleton(open_blobs, settings, clock)
     queue = providers.Resource(open_queue, settings, clock, worker)
     dead_letters = queue_depths = queue
-    notifier = providers.Singleton(open_notifier, settings, console, clock)
-    reach_backend = providers.Callable(reach_backend, settings)
+    notifier = providers.Resource(open_notifier, settings, console, clock)
     inspector = providers.Singleton(PillowInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(TaskReader, providers.Callable(backend_host, settings))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -10,8 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-SHORTEST_TOKEN = 32
-"""Characters; what the backend insists on."""
+from adapters.webhook.options import check_token, checked_address
 
 
 class InvalidSettings(Exception):
@@ -93,6 +91,9 @@ class Settings(BaseSettings):
         None, description="Who signs in at S3. Unset: what boto3 finds (a role, a profile)"
     )
     aws_secret_access_key: SecretStr | None = Field(None, description="With this secret")
+    aws_session_token: SecretStr | None = Field(
+        None, description="And with this token, where the credentials are temporary"
+    )
     aws_s3_region_name: str = Field("us-east-1", description="The buckets' region")
     s3_endpoint_url: str | None = Field(
         None, description="Where S3 is, for MinIO and the like. Unset: AWS"
@@ -117,8 +118,15 @@ class Settings(BaseSettings):
     internal_api_token: SecretStr | None = Field(
         None, description="What the backend knows us by, 32 characters or more"
     )
+    backend_ca_file: Path | None = Field(
+        None, description="Certificates that vouch for the backend. Unset: the public ones"
+    )
     webhook_timeout: float = Field(
-        10.0, gt=0, le=300, description="Seconds that the backend has for an answer"
+        30.0,
+        gt=0,
+        le=300,
+        description="Seconds that the backend has for the answer to a final call: one that is "
+        "repeated after a slow answer is shown twice",
     )
 
     worker_name: str | None = Field(
@@ -176,7 +184,11 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file", "base_model_config"
+        "rabbitmq_ca_file",
+        "rabbitmq_cert_file",
+        "rabbitmq_key_file",
+        "base_model_config",
+        "backend_ca_file",
     )
     @classmethod
     def _there(cls, value: Path | None) -> Path | None:
@@ -214,12 +226,7 @@ class Settings(BaseSettings):
             if info.data.get("rabbitmq_host") or info.data.get("rabbitmq_url"):
                 raise ValueError("give the backend's address: a broker's tasks have one")
             return None
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
-            raise ValueError("give https://host, without user and password")
-        if parts.scheme == "http" and not is_loopback(parts.hostname):
-            raise ValueError("give https://: the token must not travel in the clear")
-        return value.rstrip("/")
+        return checked_address(value)
 
     @field_validator("internal_api_token")
     @classmethod
@@ -227,8 +234,8 @@ class Settings(BaseSettings):
         if value is None:
             if info.data.get("backend_api_url"):
                 raise ValueError("give the token that the backend at BACKEND_API_URL knows")
-        elif len(value.get_secret_value()) < SHORTEST_TOKEN:
-            raise ValueError(f"give the whole token, {SHORTEST_TOKEN} characters or more")
+        else:
+            check_token(value.get_secret_value())
         return value
 
     @property
@@ -260,16 +267,6 @@ class Settings(BaseSettings):
         return tuple(text for text in texts if text and text != "guest")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether the host is this machine, by its name or address alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def load_settings(env_file: Path | None = Path(".env")) -> Settings:
     """The settings in force.
 
@@ -287,6 +284,8 @@ def _line(problem: Any) -> str:
     name = str(problem["loc"][0])
     remedy = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
+    if remedy.startswith(name.upper()):
+        return remedy
     if value is None:
         return f"{name.upper()} is not set: {remedy}"
     secret = "SecretStr" in str(Settings.model_fields[name].annotation)

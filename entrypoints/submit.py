@@ -63,12 +63,18 @@ def main(argv: list[str] | None = None) -> int:
     add_parameter_options(parser)
     arguments = parser.parse_args(argv)
 
+    from dependency_injector import providers
+
     from application.ports import BlobDenied, Unavailable
-    from entrypoints.container import open_container
+    from entrypoints.container import open_blobs, open_container
     from entrypoints.settings import InvalidSettings, load_settings
 
     try:
-        with open_container(load_settings()) as container:
+        settings = load_settings()
+        with open_container(settings) as container:
+            container.blobs.override(
+                providers.Singleton(open_blobs, settings, container.clock, supplies=True)
+            )
             _carry_out(arguments, container)
     except InvalidParameter as error:
         return _refuse(f"{option_of(error.name)} {error.value}: {error.remedy}")

@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from adapters.wire import (
     MAX_MESSAGE_BYTES,
+    MOST_ERROR_CHARACTERS,
+    CompleteBody,
+    FailedBody,
+    ProgressBody,
     TaskReader,
     complete_body,
     encode_task,
@@ -414,3 +419,46 @@ def test_the_bodies_of_the_webhooks_are_the_contracts() -> None:
 def test_no_time_left_is_made_up() -> None:
     with pytest.raises(ValueError, match="speed"):
         progress_body(10, Progress(0, 100, 0, 1000))
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [
+        ("two\nlines Grüße 画", "two\nlines Grüße 画"),
+        ("  spaced \n", "spaced"),
+        ("", "Training failed, and no reason was given."),
+        (" \n", "Training failed, and no reason was given."),
+        ("a\0b", "a\ufffdb"),
+        ("a\ud800b", "a?b"),
+        ("x" * MOST_ERROR_CHARACTERS, "x" * MOST_ERROR_CHARACTERS),
+        ("x" * 20_000, "x" * (MOST_ERROR_CHARACTERS - 1) + "…"),
+    ],
+)
+def test_a_message_to_the_artist_is_one_that_a_database_takes(message: str, sent: str) -> None:
+    body = failed_body(10, Failure(FailureCode.TRAINING_FAILED, message))
+    assert body["error_message"] == sent
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=())))
+def test_any_message_can_be_told(message: str) -> None:
+    body = failed_body(10, Failure(FailureCode.TRAINING_FAILED, message))
+    assert body["error_message"].strip()
+    assert "\0" not in body["error_message"]
+    json.dumps(body, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_json_has_no_number_for_is_not_sent(loss: float) -> None:
+    artifact = Artifact(Location("bucket", "key"), "ab" * 32, 5)
+    with pytest.raises(ValueError, match="loss"):
+        complete_body(10, artifact, TrainingMetric(loss, 100, 1000))
+
+
+@pytest.mark.parametrize("model", [ProgressBody, CompleteBody, FailedBody])
+def test_every_field_of_a_webhook_is_described(model: type[BaseModel]) -> None:
+    schema = model.model_json_schema()
+    for part in (schema, *schema.get("$defs", {}).values()):
+        assert part["description"]
+        for name, field in part["properties"].items():
+            assert field.get("description"), name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import StringIO
@@ -10,13 +10,18 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from adapters.clock import SystemClock
 from adapters.console import ConsoleNotifier
 from adapters.memory import MemoryNotifier
+from adapters.webhook.notifier import Bodies, WebhookNotifier
+from adapters.webhook.options import WebhookOptions
+from adapters.wire import complete_body, failed_body, progress_body
 from application.ports import Notifier
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress
+from tests.services.backend_process import BackendProcess
 
 ARTIFACT = Artifact(Location("models", "models/style_7.safetensors"), "ab" * 32, 3_000_000)
 METRIC = TrainingMetric(loss=0.05, epochs=100, steps=1000)
@@ -31,14 +36,34 @@ class Harness:
     final_calls: Callable[[], int]
 
 
-@pytest.fixture(params=["memory", "console"])
-def harness(request: pytest.FixtureRequest) -> Harness:
-    if request.param == "memory":
-        memory = MemoryNotifier()
-        return Harness(memory, lambda: len(memory.final))
-    printed = StringIO()
-    console = Console(file=printed, width=1000)
-    return Harness(ConsoleNotifier(console), lambda: printed.getvalue().count("style "))
+@pytest.fixture(scope="module")
+def backend() -> Iterator[BackendProcess]:
+    with BackendProcess() as process:
+        yield process
+
+
+@pytest.fixture(
+    params=["memory", "console", pytest.param("webhook", marks=pytest.mark.integration)]
+)
+def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    match request.param:
+        case "memory":
+            memory = MemoryNotifier()
+            yield Harness(memory, lambda: len(memory.final))
+        case "console":
+            printed = StringIO()
+            console = Console(file=printed, width=1000)
+            yield Harness(ConsoleNotifier(console), lambda: printed.getvalue().count("style "))
+        case "webhook":
+            backend: BackendProcess = request.getfixturevalue("backend")
+            backend.forget()
+            options = WebhookOptions(
+                base_url=backend.url, token=backend.token, user_agent="style-trainer/test"
+            )
+            bodies = Bodies(progress_body, complete_body, failed_body)
+            notifier = WebhookNotifier(options, bodies, SystemClock())
+            yield Harness(notifier, lambda: len(backend.final))
+            notifier.close()
 
 
 def test_progress_is_not_final(harness: Harness) -> None:
@@ -67,5 +92,5 @@ def test_calls_may_come_from_several_threads(harness: Harness) -> None:
         harness.notifier.completed(number, ARTIFACT, METRIC, f"{number}:complete")
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(call, range(40)))
+        list(pool.map(call, range(1, 41)))
     assert harness.final_calls() == 40

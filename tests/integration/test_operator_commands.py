@@ -182,8 +182,12 @@ def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     bad = run("worker", "--check", cwd=tmp_path, STORAGE_DIR="file", BASE_MODEL="nowhere")
     assert bad.returncode == 1
-    failed = [line.split("  ")[1] for line in bad.stdout.splitlines() if line.startswith("FAILED")]
-    assert failed == ["models in stylelicense-models", "base model"]
+    failed = [
+        line.split("  ")[1].strip()
+        for line in bad.stdout.splitlines()
+        if line.startswith("FAILED")
+    ]
+    assert failed == ["models", "base model"]
     assert "Traceback" not in bad.stdout + bad.stderr
 
 

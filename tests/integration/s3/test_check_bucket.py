@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adapters.s3.check import check_bucket
+from application.check_bucket import check_bucket
 from application.ports import (
     BlobDenied,
 )

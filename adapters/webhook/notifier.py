@@ -1,0 +1,170 @@
+"""Port ``Notifier``: the three calls to the platform's backend."""
+
+from __future__ import annotations
+
+import logging
+import random as standard_random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.webhook.answer import judge, unreachable
+from adapters.webhook.options import WebhookOptions
+from adapters.webhook.transport import Answer, NoAnswer, Transport
+from application.ports import Clock, NotifierRefused, NotifierUnavailable
+from domain.events import Artifact, TrainingMetric
+from domain.failure import Failure
+from domain.progress import Progress
+
+log = logging.getLogger(__name__)
+
+PROGRESS = "/api/webhooks/training/progress"
+COMPLETE = "/api/webhooks/training/complete"
+FAILED = "/api/webhooks/training/failed"
+
+Body = Mapping[str, Any]
+Error = NotifierUnavailable | NotifierRefused
+
+
+@dataclass(frozen=True)
+class Bodies:
+    """What to send, as the contract's JSON."""
+
+    progress: Callable[[int, Progress], Body]
+    complete: Callable[[int, Artifact, TrainingMetric], Body]
+    failed: Callable[[int, Failure], Body]
+
+
+class WebhookNotifier:
+    """Calls the backend. May be used from any thread.
+
+    A final call is tried several times: after connection errors, timeouts, 408, 429 and 5xx, with
+    pauses that double and are jittered, and never shorter than ``Retry-After`` asks. Some of
+    these failures tell nothing about whether the backend took the call: its answer was lost, or
+    late. Such a call is repeated like the others, because a lost one leaves a style in training
+    for ever, where one taken twice is announced twice. All tries carry the same
+    ``Idempotency-Key``, as do those of a later delivery, so that a backend that looks at it
+    takes one.
+
+    Args:
+        options: where the backend is.
+        bodies: how the calls' bodies are written.
+        clock: for the pauses, and for ``Retry-After`` with a date.
+        random: a number from 0 up to 1, for the jitter.
+    """
+
+    def __init__(
+        self,
+        options: WebhookOptions,
+        bodies: Bodies,
+        clock: Clock,
+        random: Callable[[], float] = standard_random.random,
+    ) -> None:
+        self._options = options
+        self._bodies = bodies
+        self._clock = clock
+        self._random = random
+        self._transport = Transport(options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._options!r})"
+
+    def progress(self, style_id: int, progress: Progress) -> None:
+        """Tell how far the job is, in one try of at most twice ``progress_timeout``.
+
+        Raises:
+            ValueError: no speed is measured yet.
+        """
+        patience = self._options.progress_timeout
+        body = self._bodies.progress(style_id, progress)
+        error = self._try("PATCH", PROGRESS, body, {}, connect=patience, read=patience)
+        if error is not None:
+            raise error
+
+    def completed(
+        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+    ) -> None:
+        """Tell that the style is ready."""
+        body = self._bodies.complete(style_id, artifact, metric)
+        self._insist(COMPLETE, style_id, body, idempotency_key)
+
+    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+        """Tell that there will be no style."""
+        self._insist(FAILED, style_id, self._bodies.failed(style_id, failure), idempotency_key)
+
+    def check(self) -> str:
+        """See that the backend can be called, without changing anything there.
+
+        Sends a progress call that names no style. The contract's answer is 400, and only who got
+        past the token and the source header gets it; no call to this path notifies anybody.
+
+        Returns:
+            One line that says what works.
+
+        Raises:
+            NotifierUnavailable: it cannot be reached, TLS does not hold, or it is down.
+            NotifierRefused: somebody answers, but is not the backend or does not let us in.
+        """
+        patience = self._options.progress_timeout
+        found = self._transport.exchange(
+            "PATCH", PROGRESS, {}, {}, connect=patience, read=patience
+        )
+        url = self._options.base_url
+        if isinstance(found, Answer) and found.status == 400:
+            return f"{url} answers and takes the token"
+        error = self._judged(found) or NotifierRefused("an empty call is taken, not answered 400")
+        ours = isinstance(found, Answer) and found.status in (401, 403)
+        if isinstance(error, NotifierRefused) and not ours:
+            raise NotifierRefused(f"{url} is another host than the backend's, or path: {error}")
+        raise error
+
+    def close(self) -> None:
+        """Close the connections that are kept for the next call."""
+        self._transport.close()
+
+    def _insist(self, path: str, style_id: int, body: Body, key: str) -> None:
+        options, headers = self._options, {"Idempotency-Key": key}
+        patience = {"connect": options.connect_timeout, "read": options.read_timeout}
+        for number in range(1, options.tries + 1):
+            error = self._try("POST", path, body, headers, **patience)
+            if error is None:
+                return
+            if isinstance(error, NotifierRefused) or number == options.tries:
+                raise error
+            asked = error.retry_after or 0.0
+            if asked > options.longest_pause:
+                # Not worth holding a worker for: the job is put aside, and called for later.
+                raise error
+            pause = max(asked, self._pause(number))
+            log.warning(
+                "%s for style %d: try %d of %d failed, next in %.1f s: %s",
+                *(path.rsplit("/", 1)[-1], style_id, number, options.tries, pause, error),
+            )
+            self._clock.sleep(pause)
+
+    def _pause(self, failures: int) -> float:
+        """Doubling and bounded; the upper half of it is left to chance, against stampedes."""
+        longest = min(
+            self._options.longest_pause, self._options.first_pause * 2.0 ** (failures - 1)
+        )
+        return longest * (0.5 + 0.5 * self._random())
+
+    def _try(
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        headers: Mapping[str, str],
+        *,
+        connect: float,
+        read: float,
+    ) -> Error | None:
+        found = self._transport.exchange(method, path, body, headers, connect=connect, read=read)
+        if isinstance(found, Answer) and found.status // 100 == 2 and found.body is None:
+            log.warning("%s is taken with %d, but the answer broke off", path, found.status)
+        return self._judged(found)
+
+    def _judged(self, found: Answer | NoAnswer) -> Error | None:
+        if isinstance(found, Answer):
+            return judge(found, self._clock.now(), self._options.token)
+        return unreachable(found, self._options.base_url, self._options.token)

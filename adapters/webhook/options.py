@@ -1,0 +1,111 @@
+"""Where the backend is and how patient we are with it, checked before the first call."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from urllib.parse import urlsplit
+
+SHORTEST_TOKEN = 32
+"""Characters, by the contract."""
+
+_ADDRESS = r"(?i:https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[A-Za-z0-9._~/-]*)?"
+_REMEDY = "give https://host[:port], without a name, a password or a query"
+_LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+class InvalidBackend(ValueError):
+    """The backend cannot be called like this; the text names the setting and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookOptions:
+    """How to call the backend.
+
+    Raises:
+        InvalidBackend: the address or the token cannot be used.
+    """
+
+    base_url: str
+    """BACKEND_API_URL: ``https://host[:port][/prefix]``, or ``http://`` to a loopback host."""
+    token: str = field(repr=False)
+    """INTERNAL_API_TOKEN."""
+    user_agent: str
+    """``style-trainer/<version>``."""
+    ca_file: Path | None = None
+    """BACKEND_CA_FILE: certificates to trust instead of the public ones, in PEM."""
+    connect_timeout: float = 5.0
+    """Seconds until the connection stands."""
+    read_timeout: float = 30.0
+    """Seconds for the whole answer to a final call. Long, because a call that is repeated after
+    a slow answer is shown to the artist twice."""
+    progress_timeout: float = 5.0
+    """Seconds for the whole answer to a progress call, and for the connection before it."""
+    tries: int = 4
+    """Calls made for one final call, the first included."""
+    first_pause: float = 1.0
+    """Seconds before the second try, doubled before each that follows."""
+    longest_pause: float = 15.0
+    """Seconds. Whoever asks us to wait longer is called again by a later delivery."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base_url", checked_address(self.base_url))
+        check_token(self.token)
+        if self.ca_file is not None and not self.ca_file.is_file():
+            raise InvalidBackend(f"BACKEND_CA_FILE: {self.ca_file} is no file; give one in PEM")
+        if self.tries < 1:
+            raise ValueError(f"tries={self.tries}: give at least 1")
+
+
+def checked_address(url: str) -> str:
+    """The backend's address without a slash at its end.
+
+    The token travels to this address, so plain HTTP is for loopback hosts alone: 127.0.0.0/8,
+    ::1 and ``localhost``, written so.
+
+    Raises:
+        InvalidBackend: with the remedy; the text shows no name or password that the address has.
+    """
+    # Parsers disagree about what else may stand in a URL, and so about the host.
+    if not re.fullmatch(_ADDRESS, url):
+        raise _refused("this is no address to call", _REMEDY)
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise _refused(str(error), _REMEDY) from None
+    if parts.scheme == "http" and not is_loopback(host):
+        remedy = f"give https://{parts.netloc}{parts.path}; http:// is for this machine alone"
+        raise _refused(f"the token must not travel to {host} in the clear", remedy)
+    return url.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as a URL names it, is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return any(address in network for network in _LOOPBACK)
+
+
+def check_token(token: str) -> None:
+    """See that the token can stand in a header.
+
+    Raises:
+        InvalidBackend: with the remedy, and without the token.
+    """
+    if not re.fullmatch(r"[!-~]+", token):
+        problem = "INTERNAL_API_TOKEN is empty or has spaces or other characters that a header "
+        raise InvalidBackend(f"{problem}does not take; give the backend's token as it is")
+    if len(token) < SHORTEST_TOKEN:
+        problem = f"INTERNAL_API_TOKEN has {len(token)} characters"
+        raise InvalidBackend(f"{problem}; give the backend's, of {SHORTEST_TOKEN} or more")
+
+
+def _refused(problem: str, remedy: str) -> InvalidBackend:
+    return InvalidBackend(f"BACKEND_API_URL: {problem}; {remedy}")

@@ -1,0 +1,226 @@
+"""What the webhook adapter decides without a network: addresses, tokens, answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+
+from adapters.webhook.answer import LONGEST_ASKED, judge, retry_after, unreachable
+from adapters.webhook.options import InvalidBackend, WebhookOptions, is_loopback
+from adapters.webhook.transport import Answer, NoAnswer
+from application.ports import NotifierRefused, NotifierUnavailable
+
+TOKEN = 'quoted"slashed/and-more-0123456789-abcdefgh'
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def options(url: str = "https://api.example.com", token: str = TOKEN) -> WebhookOptions:
+    return WebhookOptions(base_url=url, token=token, user_agent="style-trainer/test")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://stylelicense.com",
+        "https://stylelicense.com:8443/backend",
+        "HTTPS://StyleLicense.com",
+        "https://10.0.0.1",
+        "http://localhost:8000",
+        "http://LOCALHOST",
+        "http://127.0.0.1:8000",
+        "http://127.255.3.4",
+        "http://[::1]:8000",
+    ],
+)
+def test_https_goes_anywhere_and_plain_http_to_this_machine(url: str) -> None:
+    assert options(url + "/").base_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://stylelicense.com",
+        "http://localhost.evil.com",
+        "http://127.0.0.1.evil.com",
+        "http://evil-localhost",
+        "http://localhost.",
+        "http://127.1",
+        "http://2130706433",
+        "http://0x7f.0.0.1",
+        "http://0.0.0.0",
+        "http://128.0.0.1",
+        "http://[::2]",
+        "http://[::ffff:127.0.0.1]",
+        "http://[::1]evil.com",
+        "http://localhost@evil.com",
+        "http://localhost:80@evil.com",
+        "http://evil.com#@localhost",
+        "http://evil.com\\@localhost",
+        "http://evil.com?@localhost",
+        "http://localhost%2eevil.com",
+        "http://lo\u0441alhost",
+        "http://localhost\n.evil.com",
+        "https://user:hunter2@stylelicense.com",
+        "https://stylelicense.com?x=1",
+        "https://stylelicense.com:port",
+        "https://stylelicense.com:99999",
+        "https://",
+        "https:///path",
+        "//stylelicense.com",
+        "stylelicense.com",
+        "ftp://localhost",
+        "file:///etc/passwd",
+        "http://[::1",
+        "",
+    ],
+)
+def test_an_address_to_which_the_token_must_not_go_is_refused_with_the_settings_name(
+    url: str,
+) -> None:
+    with pytest.raises(InvalidBackend, match=r"BACKEND_API_URL.*give https://") as caught:
+        options(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_remedy_for_plain_http_is_the_same_address_with_https() -> None:
+    with pytest.raises(InvalidBackend, match=r"https://stylelicense\.com:8000/backend;"):
+        options("http://stylelicense.com:8000/backend")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1"])
+def test_loopback_is_known(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("token", ["", "short", "with space " * 5, "line\n" * 10, "ü" * 40])
+def test_a_token_that_no_header_takes_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(InvalidBackend, match=r"INTERNAL_API_TOKEN.*give") as caught:
+        options(token=token)
+    assert not token or token not in str(caught.value)
+
+
+def test_the_token_is_not_in_the_options_text() -> None:
+    assert TOKEN not in repr(options()) + str(options())
+
+
+def test_a_file_of_certificates_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidBackend, match=r"BACKEND_CA_FILE.*PEM"):
+        WebhookOptions(
+            base_url="https://b", token=TOKEN, user_agent="x", ca_file=tmp_path / "absent.pem"
+        )
+
+
+def test_at_least_one_try_is_made() -> None:
+    with pytest.raises(ValueError, match="tries=0"):
+        WebhookOptions(base_url="https://b", token=TOKEN, user_agent="x", tries=0)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("0", 0.0),
+        ("120", 120.0),
+        (" 7 ", 7.0),
+        ("9" * 5000, LONGEST_ASKED),
+        (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90.0),
+        ("Thursday, 01-Jan-26 12:00:30 GMT", 30.0),
+        ("Thu Jan  1 12:00:05 2026", 5.0),
+        ("Thu, 01 Jan 2026 14:00:05 +0200", 5.0),
+        (format_datetime(NOW - timedelta(days=1), usegmt=True), 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_ASKED),
+        *((text, None) for text in ("", "-5", "1.5", "soon", "nan", "1e9", "١٢", "Thu, 99 Jan")),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", LONGEST_ASKED),
+    ],
+)
+def test_retry_after_is_read_in_both_forms_and_bounded(header: str, seconds: float | None) -> None:
+    assert retry_after(header, NOW) == seconds
+
+
+def judged(status: int, body: bytes | None = b"", **headers: str) -> Exception | None:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return judge(Answer(status, names, body), NOW, TOKEN)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202])
+@pytest.mark.parametrize("body", [b'{"success": true}', b'{"success": true, "id": 7}', None])
+def test_a_success_is_one_even_where_its_body_was_lost(status: int, body: bytes | None) -> None:
+    assert judged(status, body) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"success": false, "error": "no"}',
+        b'{"success": "true"}',
+        b'{"success": 1}',
+        b"<html>Welcome to nginx</html>",
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+)
+def test_a_success_with_another_body_is_never_repeated(body: bytes) -> None:
+    error = judged(200, body)
+    assert isinstance(error, NotifierRefused)
+    assert "BACKEND_API_URL" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (400, "a field is missing"),
+        (401, "INTERNAL_API_TOKEN"),
+        (403, "X-Request-Source"),
+        (404, "the style is gone"),
+        (405, "BACKEND_API_URL"),
+        (418, "BACKEND_API_URL"),
+    ],
+)
+def test_a_refusal_has_status_reason_and_remedy(status: int, remedy: str) -> None:
+    error = judged(status, b'{"success": false, "error": "style 7 is\\n\\u001b[31m gone"}')
+    assert isinstance(error, NotifierRefused)
+    assert f"answers {status} (style 7 is [31m gone)" in str(error)
+    assert remedy in str(error)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
+def test_a_call_for_patience_is_one(status: int) -> None:
+    error = judged(status, b"<h1>busy</h1>", Retry_After="30")
+    assert isinstance(error, NotifierUnavailable)
+    assert error.retry_after == 30.0
+    assert f"{status} (<h1>busy</h1>)" in str(error)
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+def test_a_redirect_is_refused_and_says_where_to(status: int) -> None:
+    error = judged(status, Location="https://www.example.com/x")
+    assert isinstance(error, NotifierRefused)
+    assert "https://www.example.com/x; the token does not follow" in str(error)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        TOKEN,
+        'quoted\\"slashed/and-more-0123456789-abcdefgh',
+        "quoted%22slashed%2Fand-more-0123456789-abcdefgh",
+        "quoted&quot;slashed/and-more-0123456789-abcdefgh",
+    ],
+)
+def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
+    for filler in ("", "x" * 280, "x" * 10_000):
+        text = f"{filler}{said}"
+        for error in (
+            judged(500, text.encode()),
+            judged(302, Location=text),
+            unreachable(NoAnswer(text), "https://b", TOKEN),
+        ):
+            assert "abcdefgh" not in str(error)
+            assert "slashed" not in str(error)
+            assert len(str(error)) < 600

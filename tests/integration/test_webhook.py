@@ -1,0 +1,641 @@
+"""The webhook adapter against a backend process, over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.clock import SystemClock
+from adapters.memory import ManualClock
+from adapters.webhook.notifier import Bodies, WebhookNotifier
+from adapters.webhook.options import InvalidBackend, WebhookOptions
+from adapters.wire import complete_body, failed_body, progress_body
+from application.ports import NotifierRefused, NotifierUnavailable
+from domain.events import Artifact, TrainingMetric
+from domain.failure import Failure, FailureCode
+from domain.location import Location
+from domain.progress import Progress
+from tests.services.backend_process import ROOT, BackendProcess
+from tests.services.certificate import make_certificate
+from tests.services.faults import Fault, answer
+
+pytestmark = pytest.mark.integration
+
+ARTIFACT = Artifact(Location("models", "models/style_7.safetensors"), "ab" * 32, 3_000_000)
+METRIC = TrainingMetric(loss=0.05, epochs=100, steps=1000)
+PROGRESS = Progress(50, 100, 500, 1000, steps_per_second=2.0)
+FAILURE = Failure(FailureCode.GPU_OOM, "The card is too small.")
+BODIES = Bodies(progress_body, complete_body, failed_body)
+KEY = "550e8400-e29b-41d4-a716-446655440000:complete"
+SHORT = 0.4
+"""Seconds of patience, where a test waits for it to end."""
+
+
+class NotingClock(ManualClock):
+    """Notes how long it was asked to sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        super().sleep(seconds)
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[BackendProcess]:
+    with BackendProcess(styles=range(1, 100)) as running:
+        yield running
+
+
+@pytest.fixture
+def backend(process: BackendProcess) -> BackendProcess:
+    process.misbehave()
+    process.forget()
+    return process
+
+
+@pytest.fixture
+def clock() -> NotingClock:
+    return NotingClock()
+
+
+def notifier_for(
+    url: str, token: str, clock: ManualClock | SystemClock, **options: Any
+) -> WebhookNotifier:
+    named = {"read_timeout": 20.0, "progress_timeout": 20.0, **options}
+    given = WebhookOptions(base_url=url, token=token, user_agent="style-trainer/1.2.3", **named)
+    return WebhookNotifier(given, BODIES, clock, random=lambda: 1.0)
+
+
+@pytest.fixture
+def notifier(backend: BackendProcess, clock: NotingClock) -> Iterator[WebhookNotifier]:
+    made = notifier_for(backend.url, backend.token, clock)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hasty(backend: BackendProcess, clock: NotingClock) -> Iterator[WebhookNotifier]:
+    """A notifier that soon loses its patience."""
+    made = notifier_for(
+        backend.url,
+        backend.token,
+        clock,
+        connect_timeout=SHORT,
+        read_timeout=SHORT,
+        progress_timeout=SHORT,
+    )
+    yield made
+    made.close()
+
+
+def complete(notifier: WebhookNotifier, style_id: int = 7) -> None:
+    notifier.completed(style_id, ARTIFACT, METRIC, KEY)
+
+
+def test_the_three_calls_are_the_contracts(
+    backend: BackendProcess, notifier: WebhookNotifier
+) -> None:
+    notifier.progress(7, PROGRESS)
+    complete(notifier)
+    notifier.failed(8, FAILURE, "task:failed")
+    progress, completed, failed = backend.calls
+    assert [call.kind for call in backend.calls] == ["progress", "complete", "failed"]
+    assert progress.body == progress_body(7, PROGRESS)
+    assert completed.body == complete_body(7, ARTIFACT, METRIC)
+    assert failed.body == failed_body(8, FAILURE)
+    keys = (progress.idempotency_key, completed.idempotency_key, failed.idempotency_key)
+    assert keys == (None, KEY, "task:failed")
+    for call in backend.calls:
+        assert call.taken
+        assert call.headers["user-agent"] == "style-trainer/1.2.3"
+        assert call.headers["x-request-source"] == "training-server"
+        assert call.headers["content-type"] == "application/json"
+
+
+def test_calls_one_after_the_other_share_a_connection(
+    backend: BackendProcess, notifier: WebhookNotifier
+) -> None:
+    for style_id in range(1, 6):
+        notifier.progress(style_id, PROGRESS)
+    complete(notifier)
+    assert len({call.peer for call in backend.calls}) == 1
+
+
+def test_progress_and_final_calls_may_come_from_several_threads(
+    backend: BackendProcess, notifier: WebhookNotifier
+) -> None:
+    def call(style_id: int) -> None:
+        notifier.progress(style_id, PROGRESS)
+        notifier.completed(style_id, ARTIFACT, METRIC, f"{style_id}:complete")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(call, range(1, 41)))
+    assert sorted(call.style_id or 0 for call in backend.final) == list(range(1, 41))
+    assert backend.repeats == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (400, "field"),
+        (401, "INTERNAL_API_TOKEN"),
+        (403, "X-Request-Source"),
+        (404, "gone"),
+        (405, "BACKEND_API_URL"),
+        (410, "BACKEND_API_URL"),
+    ],
+)
+def test_a_refusal_is_told_at_once_with_status_reason_and_remedy(
+    backend: BackendProcess,
+    notifier: WebhookNotifier,
+    clock: NotingClock,
+    status: int,
+    remedy: str,
+) -> None:
+    backend.misbehave(answer(status, body={"success": False, "error": "because"}))
+    with pytest.raises(NotifierRefused, match=f"{status} \\(because\\).*{remedy}"):
+        complete(notifier)
+    assert (len(backend.calls), clock.pauses) == (1, [])
+
+
+def test_what_the_backend_itself_refuses_is_told(
+    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock
+) -> None:
+    with pytest.raises(NotifierRefused, match=r"404 \(Style 999 not found\)"):
+        complete(notifier, 999)
+    stranger = notifier_for(backend.url, "another-token-of-more-than-32-characters", clock)
+    with pytest.raises(NotifierRefused, match="INTERNAL_API_TOKEN"):
+        complete(stranger)
+    with pytest.raises(NotifierRefused, match="INTERNAL_API_TOKEN"):
+        stranger.progress(7, PROGRESS)
+    stranger.close()
+    assert not any(call.taken for call in backend.calls)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_failure_that_may_pass_is_tried_again_with_the_same_key(
+    backend: BackendProcess, notifier: WebhookNotifier, status: int
+) -> None:
+    backend.misbehave(answer(status), answer(status))
+    complete(notifier)
+    assert [call.answer for call in backend.calls] == [status, status, 200]
+    assert {call.idempotency_key for call in backend.calls} == {KEY}
+    assert len(backend.final) == 1
+
+
+def test_pauses_double_up_to_the_longest_and_the_tries_are_counted(
+    backend: BackendProcess, clock: NotingClock
+) -> None:
+    backend.misbehave(*[answer(500)] * 10)
+    options = {"tries": 6, "first_pause": 1.0, "longest_pause": 5.0}
+    notifier = notifier_for(backend.url, backend.token, clock, **options)
+    with pytest.raises(NotifierUnavailable, match="500") as caught:
+        complete(notifier)
+    notifier.close()
+    assert clock.pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
+    assert len(backend.calls) == 6
+    assert caught.value.retry_after is None
+
+
+def test_chance_shortens_a_pause_by_up_to_a_half(
+    backend: BackendProcess, clock: NotingClock
+) -> None:
+    backend.misbehave(*[answer(500)] * 2)
+    options = WebhookOptions(
+        base_url=backend.url, token=backend.token, user_agent="x", first_pause=8.0
+    )
+    chances = iter([0.0, 0.5])
+    notifier = WebhookNotifier(options, BODIES, clock, random=lambda: next(chances))
+    complete(notifier)
+    notifier.close()
+    assert clock.pauses == [4.0, 15.0 * 0.75]
+
+
+def test_retry_after_is_waited_for_in_seconds_and_as_a_date(
+    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock
+) -> None:
+    date = format_datetime(clock.now() + timedelta(seconds=3 + 9), usegmt=True)
+    backend.misbehave(answer(429, retry_after="3"), answer(503, retry_after=date))
+    complete(notifier)
+    assert clock.pauses == [3.0, 9.0]
+
+
+def test_a_short_retry_after_does_not_shorten_the_pause(
+    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock
+) -> None:
+    backend.misbehave(answer(429, retry_after="0"), answer(429, retry_after="soon"))
+    complete(notifier)
+    assert clock.pauses == [1.0, 2.0]
+
+
+def test_a_long_retry_after_is_left_to_a_later_delivery(
+    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock
+) -> None:
+    backend.misbehave(answer(503, retry_after="600"))
+    with pytest.raises(NotifierUnavailable) as caught:
+        complete(notifier)
+    assert caught.value.retry_after == 600.0
+    assert (len(backend.calls), clock.pauses) == (1, [])
+
+
+def test_when_the_tries_are_used_up_the_last_wish_for_patience_is_passed_on(
+    backend: BackendProcess, notifier: WebhookNotifier
+) -> None:
+    backend.misbehave(*[answer(429, retry_after="5")] * 4)
+    with pytest.raises(NotifierUnavailable) as caught:
+        complete(notifier)
+    assert caught.value.retry_after == 5.0
+    assert len(backend.calls) == 4
+
+
+@pytest.mark.parametrize("fault", [Fault("reset_before"), Fault("hang")])
+def test_a_call_that_was_not_taken_is_repeated_until_it_is(
+    backend: BackendProcess, hasty: WebhookNotifier, fault: Fault
+) -> None:
+    backend.misbehave(fault)
+    complete(hasty)
+    assert [call.taken for call in backend.calls] == [False, True]
+    assert backend.repeats == {}
+
+
+@pytest.mark.parametrize("do", ["reset_after", "hang_after", "drip_status"])
+def test_a_call_whose_answer_is_lost_is_repeated_with_the_same_key(
+    backend: BackendProcess, hasty: WebhookNotifier, do: str
+) -> None:
+    backend.misbehave(Fault(do))
+    complete(hasty)
+    assert [call.idempotency_key for call in backend.final] == [KEY, KEY]
+    assert backend.repeats == {KEY: 1}
+
+
+@pytest.mark.parametrize("do", ["cut", "drip_body", "drip_headers"])
+def test_a_success_whose_rest_breaks_off_is_not_repeated(
+    backend: BackendProcess, hasty: WebhookNotifier, do: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.misbehave(Fault(do))
+    complete(hasty)
+    assert len(backend.final) == 1
+    assert "is taken with 200, but the answer broke off" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "<html>Welcome</html>",
+        {"success": False, "error": "no"},
+        "[]",
+        "x" * 5000,
+        "x" * 500_000,
+    ],
+)
+def test_a_success_with_an_odd_body_is_refused_and_never_repeated(
+    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock, body: Any
+) -> None:
+    backend.misbehave(answer(200, body=body))
+    with pytest.raises(NotifierRefused, match="answers 200"):
+        complete(notifier)
+    assert (len(backend.calls), clock.pauses) == (1, [])
+
+
+@pytest.mark.parametrize("do", ["hang", "drip_status", "drip_headers", "drip_body"])
+def test_progress_returns_in_time_at_whatever_pace_the_backend_answers(
+    backend: BackendProcess, hasty: WebhookNotifier, do: str
+) -> None:
+    backend.misbehave(Fault(do, seconds=120.0))
+    began = time.monotonic()
+    if do in ("drip_headers", "drip_body"):
+        hasty.progress(7, PROGRESS)
+    else:
+        with pytest.raises(NotifierUnavailable, match="no answer in time"):
+            hasty.progress(7, PROGRESS)
+    # Far from 120 s; how far depends on the machine.
+    assert time.monotonic() - began < 30
+    assert len(backend.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (answer(500), NotifierUnavailable),
+        (answer(429, retry_after="7"), NotifierUnavailable),
+        (Fault("reset_after"), NotifierUnavailable),
+        (answer(404), NotifierRefused),
+    ],
+)
+def test_progress_is_tried_once(
+    backend: BackendProcess,
+    notifier: WebhookNotifier,
+    clock: NotingClock,
+    fault: Fault,
+    error: type[Exception],
+) -> None:
+    backend.misbehave(fault)
+    with pytest.raises(error):
+        notifier.progress(7, PROGRESS)
+    assert (len(backend.calls), clock.pauses) == (1, [])
+
+
+def test_a_backend_that_is_away_is_called_again_and_then_unavailable(
+    clock: NotingClock, free_port: int
+) -> None:
+    notifier = notifier_for(f"http://127.0.0.1:{free_port}", "t" * 32, clock, tries=3)
+    with pytest.raises(NotifierUnavailable, match="not sent: Connection refused"):
+        complete(notifier)
+    assert len(clock.pauses) == 2
+
+
+def test_a_backend_that_comes_back_gets_the_call(clock: NotingClock) -> None:
+    with BackendProcess() as first:
+        notifier = notifier_for(first.url, first.token, clock)
+        notifier.progress(7, PROGRESS)
+        first.stop()
+        with pytest.raises(NotifierUnavailable):
+            complete(notifier)
+        first.start()
+        # Over a connection that the first process had left behind, or a new one.
+        complete(notifier)
+        assert len(first.final) == 1
+    notifier.close()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Elsewhere(ThreadingHTTPServer):
+    """Another server: it notes what it receives."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ElsewhereHandler)
+        self.received: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class ElsewhereHandler(BaseHTTPRequestHandler):
+    server: Elsewhere
+
+    def handle_one_request(self) -> None:
+        """Any method gets the same page."""
+        self.raw_requestline = self.rfile.readline(65537)
+        self.close_connection = True
+        if not self.raw_requestline or not self.parse_request():
+            return
+        self.server.received.append(f"{self.requestline}\n{self.headers}")
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Welcome</html>")
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Elsewhere]:
+    server = Elsewhere()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(
+    backend: BackendProcess, notifier: WebhookNotifier, elsewhere: Elsewhere, status: int
+) -> None:
+    fault = Fault("answer", status, {"Location": f"{elsewhere.url}/x"})
+    backend.misbehave(fault, fault)
+    for call in (lambda: complete(notifier), lambda: notifier.progress(7, PROGRESS)):
+        with pytest.raises(NotifierRefused, match=f"{status}, redirects to {elsewhere.url}/x"):
+            call()
+    assert elsewhere.received == []
+    assert len(backend.calls) == 2
+
+
+@pytest.mark.parametrize("location", ["http://[broken", "//", "\x01", "x" * 5000])
+def test_a_redirect_to_nowhere_is_a_refusal_like_any_other(
+    backend: BackendProcess, notifier: WebhookNotifier, location: str
+) -> None:
+    backend.misbehave(Fault("answer", 302, {"Location": location}))
+    with pytest.raises(NotifierRefused, match="redirects to"):
+        complete(notifier)
+
+
+def test_proxies_and_netrc_of_the_environment_are_not_used(
+    backend: BackendProcess,
+    notifier: WebhookNotifier,
+    elsewhere: Elsewhere,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, elsewhere.url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    notifier.progress(7, PROGRESS)
+    complete(notifier)
+    assert elsewhere.received == []
+    assert [call.taken for call in backend.calls] == [True, True]
+
+
+def test_cookies_are_not_kept(backend: BackendProcess, notifier: WebhookNotifier) -> None:
+    backend.misbehave(Fault("answer", 500, {"Set-Cookie": "session=1; Path=/"}))
+    complete(notifier)
+    assert all("cookie" not in call.headers for call in backend.calls)
+
+
+def test_plain_http_beyond_this_machine_is_refused_before_any_call() -> None:
+    with pytest.raises(InvalidBackend, match=r"BACKEND_API_URL.*https://stylelicense\.com"):
+        notifier_for("http://stylelicense.com", "t" * 32, SystemClock())
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BackendProcess, Path]]:
+    """A backend that speaks TLS, and the file of its authority."""
+    certificate, key = make_certificate(tmp_path_factory.mktemp("tls"))
+    with BackendProcess(certificate=(certificate, key)) as running:
+        yield running, certificate
+
+
+def test_tls_with_an_authority_of_ones_own_works(secured: tuple[BackendProcess, Path]) -> None:
+    backend, authority = secured
+    backend.forget()
+    notifier = notifier_for(backend.url, backend.token, SystemClock(), ca_file=authority)
+    assert "takes the token" in notifier.check()
+    complete(notifier)
+    notifier.close()
+    assert len(backend.final) == 1
+
+
+def test_a_slow_answer_over_tls_ends_in_time_too(secured: tuple[BackendProcess, Path]) -> None:
+    backend, authority = secured
+    backend.forget()
+    notifier = notifier_for(
+        backend.url, backend.token, SystemClock(), ca_file=authority, progress_timeout=SHORT
+    )
+    for do in ("drip_status", "hang"):
+        backend.misbehave(Fault(do, seconds=120.0))
+        with pytest.raises(NotifierUnavailable, match="no answer in time"):
+            notifier.progress(7, PROGRESS)
+    notifier.progress(7, PROGRESS)
+    notifier.close()
+
+
+def test_a_certificate_that_is_not_trusted_gets_no_token(
+    secured: tuple[BackendProcess, Path], clock: NotingClock
+) -> None:
+    backend, _ = secured
+    backend.forget()
+    notifier = notifier_for(backend.url, backend.token, clock)
+    for call in (notifier.check, lambda: complete(notifier)):
+        with pytest.raises(NotifierUnavailable, match=r"TLS with https.*certificate"):
+            call()
+    assert backend.calls == []
+
+
+def test_the_check_tells_what_is_wrong_and_notifies_nobody(
+    backend: BackendProcess,
+    notifier: WebhookNotifier,
+    elsewhere: Elsewhere,
+    clock: NotingClock,
+    free_port: int,
+) -> None:
+    def problem(url: str, token: str = backend.token) -> str:
+        with pytest.raises((NotifierUnavailable, NotifierRefused)) as caught:
+            notifier_for(url, token, clock).check()
+        return f"{type(caught.value).__name__}: {caught.value}"
+
+    assert notifier.check() == f"{backend.url} answers and takes the token"
+    assert "INTERNAL_API_TOKEN" in problem(backend.url, "another-token-of-more-than-32-characters")
+    assert "another host than the backend's" in problem(elsewhere.url)
+    assert "another host than the backend's, or path" in problem(f"{backend.url}/other")
+    assert "Unavailable" in problem(f"http://127.0.0.1:{free_port}")
+    assert "TLS with" in problem(backend.url.replace("http://", "https://"))
+    assert "cannot be reached" in problem("https://no-such-host.invalid")
+    backend.misbehave(answer(503), Fault("answer", 302, {"Location": elsewhere.url}))
+    assert "503" in problem(backend.url)
+    assert "redirects" in problem(backend.url)
+    assert not any(call.taken for call in backend.calls)
+
+
+FAILING_RUN = """
+import logging, sys, traceback
+from adapters.clock import SystemClock
+from adapters.webhook.options import WebhookOptions
+from adapters.webhook.notifier import WebhookNotifier
+from tests.integration.test_webhook import BODIES, FAILURE, PROGRESS, complete
+
+logging.basicConfig(level=logging.DEBUG, format="%(name)s %(message)s", stream=sys.stderr)
+
+
+def build():
+    url, token = sys.stdin.read().split()
+    for address in ("http://example.com", f"https://user:{token}@example.com"):
+        try:
+            WebhookOptions(base_url=address, token=token, user_agent="x")
+        except Exception as error:
+            print(repr(error), error)
+    return WebhookOptions(
+        base_url=url, token=token, user_agent="style-trainer/1.2.3", first_pause=0.01,
+        connect_timeout=0.3, read_timeout=0.3, progress_timeout=0.3,
+    )
+
+
+options = build()
+notifier = WebhookNotifier(options, BODIES, SystemClock())
+print(repr(options), str(options), repr(notifier), vars(notifier), vars(notifier._transport))
+print(vars(notifier._transport._session), notifier._transport._session.headers)
+raised = 0
+for call in (
+    lambda: complete(notifier), lambda: notifier.progress(7, PROGRESS), notifier.check,
+    lambda: notifier.failed(7, FAILURE, "task:failed"),
+) * 8:
+    try:
+        call()
+    except Exception as error:
+        raised += 1
+        print(repr(error), error, error.args, vars(error))
+        print(repr(error.__cause__), repr(error.__context__))
+        traceback.print_exc()
+        shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+        print("".join(shown.format()))
+print("errors raised:", raised)
+raise SystemExit(complete(notifier))
+"""
+
+
+def test_the_token_is_in_nothing_that_a_failing_run_prints(
+    backend: BackendProcess, elsewhere: Elsewhere
+) -> None:
+    said = f"your token was {backend.token}, on "
+    echo = [
+        answer(500, body={"error": said}),
+        answer(401, body=f"<pre>Authorization: Bearer {backend.token}</pre>"),
+        answer(400, body={"success": False, "request": {"headers": [said * 20]}}),
+        answer(429, retry_after=backend.token, body=said),
+        answer(200, body={"success": False, "error": said}),
+        Fault("answer", 307, {"Location": f"{elsewhere.url}/?token={backend.token}"}),
+        *(Fault(do, seconds=5.0) for do in ("hang", "reset_before", "reset_after", "cut")),
+        Fault("drip_status", seconds=5.0),
+    ]
+    backend.misbehave(probability=1.0, among=echo, seed=5)
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FAILING_RUN)],
+        cwd=ROOT,
+        input=f"{backend.url} {backend.token}",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    printed = run.stdout + run.stderr
+    raised = int(printed.split("errors raised: ")[1].split()[0])
+    assert raised > 20, printed
+    assert "urllib3.connectionpool" in run.stderr
+    assert "[token]" in printed
+    assert len(backend.calls) > 30
+    assert backend.token not in printed
+    for start in range(len(backend.token) - 12):
+        assert backend.token[start : start + 12] not in printed
+
+
+def test_the_log_of_a_process_has_no_token(
+    backend: BackendProcess, notifier: WebhookNotifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.misbehave(answer(500, body=backend.token), Fault("reset_after"))
+    with caplog.at_level(logging.DEBUG):
+        complete(notifier)
+    assert "try 1 of 4 failed" in caplog.text
+    assert backend.token not in caplog.text

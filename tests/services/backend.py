@@ -1,0 +1,342 @@
+"""A stand-in for the platform's backend: a process that answers as the contract says.
+
+    python -m tests.services.backend --port 8000 --token ...
+
+It is no more idempotent than the real one: whatever it takes twice, the artist sees twice. Every
+call is kept and can be read at ``GET /_calls``; ``POST /_faults`` makes it misbehave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hmac
+import json
+import signal
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.services.faults import Fault, FaultPlan
+
+ROUTES = {
+    ("PATCH", "/api/webhooks/training/progress"): "progress",
+    ("POST", "/api/webhooks/training/complete"): "complete",
+    ("POST", "/api/webhooks/training/failed"): "failed",
+}
+FINAL = ("complete", "failed")
+MOST_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to a webhook, whatever became of it."""
+
+    kind: str
+    style_id: int | None
+    body: Any
+    idempotency_key: str | None
+    at: float
+    """Seconds since 1970."""
+    headers: dict[str, str]
+    """Names in lower case; without the token."""
+    peer: str
+    """Address and port: the same for calls over one connection."""
+    taken: bool
+    """Whether the backend did what the call asks for: notified the artist, stored the progress."""
+    answer: int | str
+    """The status sent, or the fault that came in its place."""
+
+
+@dataclass
+class Backend:
+    """What the backend knows. Every method may be called from any thread."""
+
+    token: str
+    styles: set[int] | None = None
+    """None: every style is known."""
+    calls: list[Call] = field(default_factory=list)
+    plan: FaultPlan = field(default_factory=FaultPlan)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def refusal(self, headers: Mapping[str, str], kind: str, body: Any) -> tuple[int, str] | None:
+        """Status and reason where the call is not to be taken."""
+        bearer = headers.get("Authorization", "")
+        if not hmac.compare_digest(bearer.encode(), f"Bearer {self.token}".encode()):
+            return 401, "Invalid or missing token"
+        if headers.get("X-Request-Source") != "training-server":
+            return 403, "Invalid request source"
+        if headers.get_content_type() != "application/json":  # type: ignore[attr-defined]
+            return 400, "Content-Type must be application/json"
+        if (problem := invalid(kind, body)) is not None:
+            return 400, problem
+        if self.styles is not None and body["style_id"] not in self.styles:
+            return 404, f"Style {body['style_id']} not found"
+        return None
+
+    def summary(self) -> dict[str, Any]:
+        """All calls, oldest first, and how often each key was taken more than once."""
+        with self.lock:
+            calls = list(self.calls)
+        taken = Counter(
+            call.idempotency_key
+            for call in calls
+            if call.taken and call.kind in FINAL and call.idempotency_key
+        )
+        return {
+            "calls": [asdict(call) for call in calls],
+            "repeats": {key: count - 1 for key, count in taken.items() if count > 1},
+        }
+
+
+def invalid(kind: str, body: Any) -> str | None:
+    """The first field that is missing or wrong."""
+    if not isinstance(body, dict):
+        return "The body must be a JSON object"
+    if not _is_whole(body.get("style_id")):
+        return "style_id: an integer is required"
+    match kind:
+        case "progress":
+            names = ("current_epoch", "total_epochs", "progress_percent", "estimated_seconds")
+            return _figures(body, "progress", whole=names)
+        case "complete":
+            path = body.get("model_path")
+            if not isinstance(path, str) or not path.startswith("s3://"):
+                return "model_path: an s3:// address is required"
+            return _figures(body, "training_metric", whole=("epochs",), numbers=("loss",))
+    message = body.get("error_message")
+    if not isinstance(message, str) or not message.strip() or "\0" in message:
+        return "error_message: a text is required"
+    if not isinstance(body.get("error_code", ""), str):
+        return "error_code: a text is required"
+    return None
+
+
+def _figures(
+    body: Mapping[str, Any], name: str, *, whole: tuple[str, ...], numbers: tuple[str, ...] = ()
+) -> str | None:
+    figures = body.get(name)
+    if not isinstance(figures, dict):
+        return f"{name}: an object is required"
+    for key in whole:
+        if not _is_whole(figures.get(key)) or figures[key] < 0:
+            return f"{name}.{key}: an integer is required"
+    for key in numbers:
+        value = figures.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return f"{name}.{key}: a number is required"
+    return None
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Reads requests, misbehaves where told to, and answers."""
+
+    protocol_version = "HTTP/1.1"
+    server: BackendServer
+
+    def setup(self) -> None:
+        """Answer at once: Nagle's algorithm would hold the body back behind the headers."""
+        super().setup()
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def do_GET(self) -> None:
+        """The record, and whether the process is up."""
+        if self.path == "/_calls":
+            self._answer(200, self.server.backend.summary())
+        elif self.path == "/_ready":
+            self._answer(200, {"success": True})
+        else:
+            self._answer(404, {"success": False, "error": "Not found"})
+
+    def do_DELETE(self) -> None:
+        """Forget the calls so far."""
+        with self.server.backend.lock:
+            self.server.backend.calls.clear()
+        self._answer(200, {"success": True})
+
+    def do_PATCH(self) -> None:
+        """A progress call."""
+        self._webhook()
+
+    def do_POST(self) -> None:
+        """A final call, or new faults."""
+        if self.path == "/_faults":
+            try:
+                self.server.backend.plan = FaultPlan.from_json(self._body())
+            except (ValueError, TypeError) as error:
+                self._answer(400, {"success": False, "error": str(error)})
+            else:
+                self._answer(200, {"success": True})
+            return
+        self._webhook()
+
+    def _webhook(self) -> None:
+        backend = self.server.backend
+        body = self._body()
+        kind = ROUTES.get((self.command, self.path))
+        if kind is None:
+            known = any(path == self.path for _, path in ROUTES)
+            reason = "Method not allowed" if known else "Not found"
+            self._answer(405 if known else 404, {"success": False, "error": reason})
+            return
+        with backend.lock:
+            fault = backend.plan.next(kind)
+        if fault is not None and fault.do == "slow":
+            self.server.closing.wait(fault.seconds)
+            fault = None
+        if fault is not None and not fault.taken:
+            self._record(kind, body, taken=False, answer=fault.status or fault.do)
+            self._misbehave(fault)
+            return
+        refusal = backend.refusal(self.headers, kind, body)
+        if refusal is not None:
+            self._record(kind, body, taken=False, answer=refusal[0])
+            self._answer(refusal[0], {"success": False, "error": refusal[1]})
+            return
+        self._record(kind, body, taken=True, answer=fault.do if fault else 200)
+        if fault is not None:
+            self._misbehave(fault)
+        else:
+            self._answer(200, {"success": True})
+
+    def _misbehave(self, fault: Fault) -> None:
+        self.close_connection = True
+        match fault.do:
+            case "answer":
+                self._answer(fault.status, fault.body, fault.headers)
+            case "hang" | "hang_after":
+                self.server.closing.wait(fault.seconds)
+            case "reset_before" | "reset_after":
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.connection.close()
+            case "cut":
+                self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"succ')
+            case "drip_status":
+                self.wfile.write(b"HTTP/1.1 ")
+                self._drip(fault.seconds)
+            case "drip_headers":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                self._drip(fault.seconds)
+            case "drip_body":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                self._drip(fault.seconds)
+
+    def _drip(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.server.closing.wait(0.05):
+            try:
+                self.wfile.write(b" ")
+            except OSError:
+                return
+
+    def _record(self, kind: str, body: Any, *, taken: bool, answer: int | str) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        headers.pop("authorization", None)
+        style_id = body.get("style_id") if isinstance(body, dict) else None
+        call = Call(
+            kind=kind,
+            style_id=style_id if _is_whole(style_id) else None,
+            body=body,
+            idempotency_key=headers.get("idempotency-key"),
+            at=time.time(),
+            headers=headers,
+            peer="{}:{}".format(*self.client_address[:2]),
+            taken=taken,
+            answer=answer,
+        )
+        with self.server.backend.lock:
+            self.server.backend.calls.append(call)
+
+    def _body(self) -> Any:
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > MOST_BYTES:
+            self.close_connection = True
+            return None
+        try:
+            return json.loads(self.rfile.read(length))
+        except ValueError:
+            return None
+
+    def _answer(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(data)
+
+
+class BackendServer(ThreadingHTTPServer):
+    """Serves one backend, a thread a connection."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self, address: tuple[str, int], backend: Backend, tls: ssl.SSLContext | None
+    ) -> None:
+        super().__init__(address, Handler)
+        self.backend = backend
+        self.closing = threading.Event()
+        self._tls = tls
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Handshakes on the connection's own thread, so that a slow one holds nobody up."""
+        if self._tls is None:
+            super().finish_request(request, client_address)
+            return
+        with self._tls.wrap_socket(request, server_side=True) as encrypted:
+            super().finish_request(encrypted, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller that went away is no news."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(description="Stand-in for the platform's backend.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--token", required=True, help="what INTERNAL_API_TOKEN is")
+    parser.add_argument("--styles", help="ids with commas; others get 404. Unset: all are known")
+    parser.add_argument("--certificate", help="PEM file; with it, serves HTTPS")
+    parser.add_argument("--key", help="PEM file of the certificate's key")
+    options = parser.parse_args()
+    styles = {int(part) for part in options.styles.split(",")} if options.styles else None
+    tls = None
+    if options.certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(options.certificate, options.key)
+    server = BackendServer((options.host, options.port), Backend(options.token, styles), tls)
+
+    def stop(number: int, frame: object) -> None:
+        server.closing.set()
+        threading.Thread(target=server.shutdown).start()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    sys.stdout.write(f"listening on port {server.server_port}\n")
+    sys.stdout.flush()
+    server.serve_forever(poll_interval=0.1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
