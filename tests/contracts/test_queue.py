@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,12 @@ import pytest
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.spool import SpoolQueue
 from application.ports import DeadLetters, Delivery, DeliveryLost, Queue, QueueDepths
+from tests.services.proxy import Proxy
+from tests.services.queues import PORT, opened, own_options
 
 SETTLE: dict[str, Callable[[Queue, Delivery], None]] = {
     "acknowledge": lambda queue, delivery: queue.acknowledge(delivery),
-    "retry_later": lambda queue, delivery: queue.retry_later(delivery, 1.0, "reason"),
+    "retry_later": lambda queue, delivery: queue.retry_later(delivery, 0.1, "reason"),
     "dead_letter": lambda queue, delivery: queue.dead_letter(delivery, "reason"),
     "hand_back": lambda queue, delivery: queue.hand_back(delivery),
 }
@@ -30,7 +34,7 @@ class Harness:
     """A queue without messages, and what a test does to the world around it."""
 
     queue: Queue
-    advance: Callable[[float], None]
+    sleep: Callable[[float], None]
     """Let seconds pass."""
     lose: Callable[[], None]
     """Take every delivery back, as when its worker died."""
@@ -38,9 +42,19 @@ class Harness:
     """The same queue's dead letters."""
     depths: QueueDepths
     """The same queue's."""
+    unit: float = 1.0
+    """Seconds that stand for one, so that tests that really wait are short."""
+    patience: float = 1.0
+    """Seconds in which a message that is due arrives."""
+
+    def advance(self, units: float) -> None:
+        self.sleep(units * self.unit)
+
+    def put_aside(self, delivery: Delivery, units: float, reason: str) -> None:
+        self.queue.retry_later(delivery, units * self.unit, reason)
 
     def receive(self) -> Delivery:
-        delivery = self.queue.receive(1.0)
+        delivery = self.queue.receive(self.patience)
         assert delivery is not None
         return delivery
 
@@ -52,13 +66,29 @@ class Harness:
         return self.queue.receive(0.5) is None
 
 
-@pytest.fixture(params=["memory", "spool"])
-def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
+@pytest.fixture(
+    params=["memory", "spool", pytest.param("rabbitmq", marks=pytest.mark.integration)]
+)
+def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]:
     clock = ManualClock()
     if request.param == "memory":
         queue = MemoryQueue(clock)
-        return Harness(queue, clock.advance, queue.lose_all, queue, queue)
-    return _spool(tmp_path / "spool", clock)
+        yield Harness(queue, clock.advance, queue.lose_all, queue, queue)
+    elif request.param == "spool":
+        yield _spool(tmp_path / "spool", clock)
+    else:
+        with _rabbitmq() as harness:
+            yield harness
+
+
+@contextmanager
+def _rabbitmq() -> Iterator[Harness]:
+    with (
+        own_options(delays=(0.3, 1.5), prefetch=10) as options,
+        Proxy(PORT) as proxy,
+        opened(replace(options, port=proxy.port)) as queue,
+    ):
+        yield Harness(queue, time.sleep, proxy.cut, queue, queue, unit=0.3, patience=20.0)
 
 
 def _spool(folder: Path, clock: ManualClock) -> Harness:
@@ -155,7 +185,7 @@ def test_a_message_put_aside_comes_after_its_delay_and_counts(harness: Harness) 
     for retries in range(3):
         delivery = harness.receive()
         assert (delivery.body, delivery.retries) == (b"{}", retries)
-        harness.queue.retry_later(delivery, 5.0, "the store is away")
+        harness.put_aside(delivery, 5.0, "the store is away")
         assert harness.is_idle()
         harness.advance(5.0)
 
@@ -163,13 +193,13 @@ def test_a_message_put_aside_comes_after_its_delay_and_counts(harness: Harness) 
 def test_a_message_put_aside_holds_up_no_other(harness: Harness) -> None:
     harness.queue.publish(b'{"n": 1}')
     harness.queue.publish(b'{"n": 2}')
-    harness.queue.retry_later(harness.receive(), 5.0, "busy")
+    harness.put_aside(harness.receive(), 5.0, "busy")
     assert harness.receive().body == b'{"n": 2}'
 
 
 def test_the_count_of_retries_survives_a_lost_worker(harness: Harness) -> None:
     harness.queue.publish(b"{}")
-    harness.queue.retry_later(harness.receive(), 1.0, "busy")
+    harness.put_aside(harness.receive(), 1.0, "busy")
     harness.advance(1.0)
     harness.receive()
     harness.lose()

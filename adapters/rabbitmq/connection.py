@@ -1,0 +1,225 @@
+"""The thread that owns the connection, serves its heartbeats, and brings it back for ever."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from adapters.rabbitmq.lenient import read_every_message
+from adapters.rabbitmq.options import RabbitOptions
+from adapters.rabbitmq.session import Session
+from adapters.rabbitmq.trouble import SessionOver, explain, is_expected
+from application.ports import Clock, DeliveryLost, QueueUnavailable
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PUMP_SECONDS = 1.0
+CLOSE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Something to do on the connection's thread."""
+
+    run: Callable[[Session], Any]
+    lost: Exception | None
+    """What to raise when the session it was meant for ends; None: it may wait for the next."""
+    result: Future[Any] = field(default_factory=Future)
+
+
+class Connection:
+    """Always connected, or on the way to it. Starts with the first call.
+
+    Args:
+        open_session: connects; called on the thread.
+        ended: called on the thread when a session is over, before anyone else hears of it.
+        random: from 0 to 1, to spread the tries of many workers.
+    """
+
+    def __init__(
+        self,
+        options: RabbitOptions,
+        open_session: Callable[[], Session],
+        ended: Callable[[], None],
+        clock: Clock,
+        random: Callable[[], float],
+    ) -> None:
+        self._options = options
+        self._open_session = open_session
+        self._ended = ended
+        self._clock = clock
+        self._random = random
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._commands: deque[_Command] = deque()
+        self._session: Session | None = None
+        self._trouble: str | None = None
+        self._consuming = self._overdue = self._closed = False
+
+    def consume(self) -> None:
+        """Begin to receive, on this session and every later one.
+
+        Raises:
+            QueueUnavailable: it begins when the broker is there again.
+        """
+        if not self._consuming:
+            self._consuming = True
+            self.call(Session.consume)
+
+    def check(self) -> None:
+        """Nothing, where the broker is there.
+
+        Raises:
+            QueueUnavailable: why it is not.
+        """
+        with self._changed:
+            if self._session is None:
+                raise QueueUnavailable(self._why())
+
+    def call(self, run: Callable[[Session], T], *, lost: Exception | None = None) -> T:
+        """Have something done on the connection's thread, and wait for its result.
+
+        Without ``lost``, waits for a session where there is none: until the next try to
+        connect has failed or the answer's time is over.
+
+        Args:
+            lost: raised when there is no session, or it ends before this is done.
+
+        Raises:
+            QueueUnavailable: it may or may not have been done.
+        """
+        command = _Command(run, lost)
+        with self._changed:
+            if self._session is None and lost is not None:
+                raise lost
+            if self._closed:
+                raise QueueUnavailable(self._why())
+            self._commands.append(command)
+            if self._thread is None:
+                name = f"RabbitMQ {self._options.where}"
+                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                self._thread.start()
+            session = self._session
+        if session is not None:
+            session.wake()
+        try:
+            result: T = command.result.result(self._options.answer_timeout)
+        except TimeoutError:
+            command.result.cancel()
+            # What it leaves unsettled must not stay ours.
+            self._overdue = True
+            raise QueueUnavailable(
+                f"RabbitMQ at {self._options.where}: no answer in "
+                f"{self._options.answer_timeout:.0f} s ({self._trouble or 'connected'})"
+            ) from None
+        return result
+
+    def close(self) -> None:
+        """End it in order, once and for all: what is unsettled goes back to the queue."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            session, thread = self._session, self._thread
+        if session is not None:
+            session.wake()
+        if thread is not None:
+            thread.join(CLOSE_SECONDS)
+
+    # --- On the thread ---------------------------------------------------------------------
+
+    def _run(self) -> None:
+        _quiet_pika()
+        read_every_message()
+        failures = 0
+        while not self._closed:
+            began = self._clock.monotonic()
+            try:
+                self._live()
+            except Exception as error:
+                if not is_expected(error):
+                    log.exception("a defect ended the session with RabbitMQ")
+                self._down(explain(error, self._options))
+            if self._clock.monotonic() - began > self._options.reconnect_longest:
+                failures = 0
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, self._pause(failures))
+            failures += 1
+        self._fail_commands()
+
+    def _live(self) -> None:
+        """One session, until the end of it or of us."""
+        session = self._open_session()
+        try:
+            if self._consuming:
+                session.consume()
+            self._up(session)
+            while not self._closed:
+                while self._commands:
+                    self._execute(self._commands.popleft(), session)
+                if self._overdue:
+                    raise SessionOver("it did not answer in time")
+                session.pump(PUMP_SECONDS)
+        finally:
+            with self._changed:
+                self._session, self._overdue = None, False
+            self._ended()
+            session.close()
+
+    def _execute(self, command: _Command, session: Session) -> None:
+        if not command.result.set_running_or_notify_cancel():
+            return
+        try:
+            command.result.set_result(command.run(session))
+        except (QueueUnavailable, DeliveryLost) as error:
+            command.result.set_exception(error)
+        except Exception as error:
+            with self._changed:
+                self._session = None
+            told = QueueUnavailable(explain(error, self._options))
+            own = isinstance(error, SessionOver)
+            command.result.set_exception(told if own else command.lost or told)
+            raise
+
+    def _up(self, session: Session) -> None:
+        with self._changed:
+            self._session, self._trouble = session, None
+        log.info("connected to RabbitMQ at %s", self._options.where)
+
+    def _down(self, trouble: str) -> None:
+        with self._changed:
+            news = trouble != self._trouble
+            self._trouble = trouble
+        if news:
+            log.warning("%s; trying again until it works", trouble)
+        self._fail_commands()
+
+    def _fail_commands(self) -> None:
+        with self._changed:
+            failed, self._commands = self._commands, deque()
+        for command in failed:
+            if command.result.set_running_or_notify_cancel():
+                command.result.set_exception(command.lost or QueueUnavailable(self._why()))
+
+    def _why(self) -> str:
+        if self._closed:
+            return f"RabbitMQ at {self._options.where}: this queue is closed"
+        return self._trouble or f"RabbitMQ at {self._options.where}: not connected yet"
+
+    def _pause(self, failures: int) -> float:
+        """Seconds until the next try: doubling, bounded, varied."""
+        first, longest = self._options.reconnect_first, self._options.reconnect_longest
+        return min(longest, first * 2.0 ** min(failures, 16)) * (0.5 + 0.5 * self._random())
+
+
+def _quiet_pika() -> None:
+    """It logs each failed try with a traceback; what is worth telling, we tell once."""
+    logger = logging.getLogger("pika")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)

@@ -1,0 +1,88 @@
+"""Going through the dead letters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
+from adapters.rabbitmq import envelope
+from adapters.rabbitmq.connection import Connection
+from adapters.rabbitmq.session import Session
+from adapters.rabbitmq.topology import Topology
+from application.ports import DeadMessage, QueueUnavailable
+
+_INTERRUPTED = "the connection was lost while sifting the dead letters: sift again"
+
+
+@dataclass(frozen=True)
+class _Letter:
+    tag: int
+    properties: BasicProperties
+    body: bytes
+
+
+def sift(
+    connection: Connection, topology: Topology, put_back: Callable[[DeadMessage], bool]
+) -> list[DeadMessage]:
+    """Show each letter that lies there now; those that are wanted go back to the main queue.
+
+    Every letter is held until the end, on a channel of its own, whose closing puts them back
+    where they were. ``put_back`` is called on the caller's thread and may take its time.
+
+    Raises:
+        QueueUnavailable: some may have been put back.
+    """
+    sieve = connection.call(lambda session: _Sieve(session, topology))
+    shown = []
+    try:
+        for _ in range(sieve.count):
+            letter = connection.call(sieve.next, lost=QueueUnavailable(_INTERRUPTED))
+            if letter is None:
+                break
+            message = envelope.dead_message(letter.properties, letter.body)
+            shown.append(message)
+            if put_back(message):
+                wanted = partial(sieve.put_back, letter)
+                connection.call(wanted, lost=QueueUnavailable(_INTERRUPTED))
+    finally:
+        # Where that fails, the connection's end has done it.
+        with contextlib.suppress(QueueUnavailable):
+            connection.call(sieve.close, lost=QueueUnavailable(_INTERRUPTED))
+    return shown
+
+
+class _Sieve:
+    """A channel that holds letters. Everything here is called on the connection's thread."""
+
+    def __init__(self, session: Session, topology: Topology) -> None:
+        self._session = session
+        self._topology = topology
+        self._channel: BlockingChannel = session.side_channel()
+        declared = self._channel.queue_declare(topology.dead, passive=True)
+        self.count: int = declared.method.message_count
+        """Letters that lay there at the start."""
+
+    def next(self, session: Session) -> _Letter | None:
+        self._check(session)
+        method, properties, body = self._channel.basic_get(self._topology.dead)
+        if method is None or properties is None:
+            return None
+        return _Letter(method.delivery_tag, properties, body or b"")
+
+    def put_back(self, letter: _Letter, session: Session) -> None:
+        self._check(session)
+        session.publish(self._topology.main, letter.body, envelope.afresh(letter.properties))
+        self._channel.basic_ack(letter.tag)
+
+    def close(self, session: Session) -> None:
+        self._check(session)
+        self._channel.close()
+
+    def _check(self, session: Session) -> None:
+        if session is not self._session or not self._channel.is_open:
+            raise QueueUnavailable(_INTERRUPTED)

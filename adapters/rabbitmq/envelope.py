@@ -1,0 +1,153 @@
+"""What goes with a body: properties and headers, ours and other people's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pika import BasicProperties
+from pika.data import encode_table
+
+from application.ports import DeadMessage
+
+log = logging.getLogger(__name__)
+
+RETRIES = "trainer-retries"
+REASON = "trainer-reason"
+SINCE = "trainer-since"
+WORKER = "trainer-worker"
+DETAILS = "trainer-details"
+_OURS = {RETRIES, REASON, SINCE, WORKER, DETAILS}
+
+_NOT_PASSED_ON = {
+    # To more queues than the one we mean.
+    *("CC", "BCC"),
+    # The broker's record of former hops; by it, it drops what it takes for a cycle.
+    *("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"),
+    *("x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"),
+}
+
+# All headers have to fit into one frame, of 128 KiB as a rule.
+LONGEST_REASON = 4000
+LONGEST_DETAIL = 1000
+MOST_DETAILS = 20
+MOST_OTHERS = 64 * 1024
+"""Bytes of other people's headers that are passed on."""
+
+_PERSISTENT = 2
+
+
+def fresh() -> BasicProperties:
+    """Of a new task, as the backend publishes it."""
+    return BasicProperties(content_type="application/json", delivery_mode=_PERSISTENT)
+
+
+def retries(properties: BasicProperties) -> int:
+    """How often the message was put aside."""
+    count = (properties.headers or {}).get(RETRIES)
+    return count if type(count) is int and count >= 0 else 0
+
+
+def put_aside(properties: BasicProperties, reason: str) -> BasicProperties:
+    """Of a message that waits: one retry more."""
+    ours = {RETRIES: retries(properties) + 1, REASON: _cut(reason, LONGEST_REASON)}
+    return _passed_on(properties, ours)
+
+
+def dead(
+    properties: BasicProperties,
+    reason: str,
+    details: Mapping[str, str],
+    worker: str,
+    since: datetime,
+) -> BasicProperties:
+    """Of a dead letter."""
+    ours = {
+        RETRIES: retries(properties),
+        REASON: _cut(reason, LONGEST_REASON),
+        SINCE: since.isoformat(),
+        WORKER: _cut(worker, LONGEST_DETAIL),
+        DETAILS: {
+            _cut(str(key), 100): _cut(str(value), LONGEST_DETAIL)
+            for key, value in list(details.items())[:MOST_DETAILS]
+        },
+    }
+    return _passed_on(properties, ours)
+
+
+def afresh(properties: BasicProperties) -> BasicProperties:
+    """Of a message that starts over: without anything of ours."""
+    return _passed_on(properties, {})
+
+
+def dead_message(properties: BasicProperties, body: bytes) -> DeadMessage:
+    """A dead letter as an operator sees it, whoever put it there."""
+    headers = properties.headers or {}
+    details = headers.get(DETAILS)
+    told = {WORKER.removeprefix("trainer-"): headers[WORKER]} if WORKER in headers else {}
+    if isinstance(details, dict):
+        told |= details
+    return DeadMessage(
+        body,
+        _text(headers.get(REASON, "no reason is on record")),
+        {_text(key): _text(value) for key, value in told.items()},
+        _moment(headers.get(SINCE)),
+    )
+
+
+def _passed_on(properties: BasicProperties, ours: Mapping[str, Any]) -> BasicProperties:
+    """The same properties, durable, with our headers in place of former ones.
+
+    Without ``expiration``, which would let the message vanish where it waits, and ``user_id``,
+    which the broker takes only from that user.
+    """
+    return BasicProperties(
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        headers={**_others(properties.headers or {}), **ours},
+        delivery_mode=_PERSISTENT,
+        priority=properties.priority,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        message_id=properties.message_id,
+        timestamp=properties.timestamp,
+        type=properties.type,
+        app_id=properties.app_id,
+    )
+
+
+def _others(headers: Mapping[Any, Any]) -> dict[Any, Any]:
+    others = {
+        key: value
+        for key, value in headers.items()
+        if key not in _OURS and key not in _NOT_PASSED_ON
+    }
+    try:
+        fits = encode_table([], others) <= MOST_OTHERS
+    except Exception:  # whatever a stranger's header makes the encoder raise
+        fits = False
+    if not fits:
+        log.warning(
+            "a message's own headers cannot be passed on: %.500s", ", ".join(map(repr, others))
+        )
+        return {}
+    return others
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning that has at most so many bytes."""
+    data = text.encode("utf-8", "backslashreplace")
+    return data[:most].decode("utf-8", "ignore")
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _moment(value: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(_text(value))
+    except ValueError:
+        return None

@@ -1,0 +1,37 @@
+"""Where deliveries wait for the thread that works."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from application.ports import Delivery
+
+
+class Inbox:
+    """Deliveries in the order of their arrival, of the present session alone."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Condition()
+        self._waiting: deque[Delivery] = deque()
+
+    def __len__(self) -> int:
+        with self._arrived:
+            return len(self._waiting)
+
+    def put(self, delivery: Delivery) -> None:
+        """Add one."""
+        with self._arrived:
+            self._waiting.append(delivery)
+            self._arrived.notify()
+
+    def clear(self) -> None:
+        """Forget them: the broker delivers them again."""
+        with self._arrived:
+            self._waiting.clear()
+
+    def take(self, timeout: float) -> Delivery | None:
+        """The next, or None when none comes within ``timeout`` seconds."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._waiting, timeout)
+            return self._waiting.popleft() if self._waiting else None

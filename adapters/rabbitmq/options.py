@@ -1,0 +1,152 @@
+"""Where the broker is and how to treat it."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+MAX_MESSAGE_BYTES = 256 * 1024
+"""Of a longer message this and one byte more are delivered: enough to refuse it by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsOptions:
+    """How the broker proves who it is, and we to it."""
+
+    ca_file: Path | None = None
+    """Certificates to trust, PEM. None: those that the system trusts."""
+    certificate: Path | None = None
+    """Our own, PEM, where the broker asks for one."""
+    key: Path | None = None
+    """The certificate's private key, PEM, without a passphrase."""
+    server_name: str | None = None
+    """The name in the broker's certificate, where it is not the host we connect to."""
+
+    def __post_init__(self) -> None:
+        if self.key is not None and self.certificate is None:
+            raise ValueError(f"key={str(self.key)!r}: give the certificate that it belongs to")
+
+    def context(self) -> ssl.SSLContext:
+        """What the socket is wrapped with.
+
+        Raises:
+            OSError: a file is missing or is no certificate.
+        """
+        context = ssl.create_default_context(cafile=self.ca_file)
+        if self.certificate is not None:
+            context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+@dataclass(frozen=True, kw_only=True)
+class RabbitOptions:
+    """One broker and the queues on it. Times are in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    """None: 5671 with TLS, 5672 without."""
+    vhost: str = "/"
+    user: str = "guest"
+    password: str = field(default="guest", repr=False)
+    tls: TlsOptions | None = None
+    heartbeat: int = 30
+    """A peer that is silent for twice as long is given up; 0 switches that off."""
+    queue: str = "model_training"
+    """The publisher's. Our own are named after it."""
+    retry_delays: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0)
+    """The pauses there are, shortest first: each is a queue. The longest bounds every pause."""
+    prefetch: int = 1
+    """Messages held at a time; more than one makes sense only without long work."""
+    ack_timeout: float = 4 * 3600.0
+    """How long we ask to hold a message. Brokers before 3.11.15 do not listen; see README."""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    connect_timeout: float = 10.0
+    answer_timeout: float = 30.0
+    """How long a call waits for the broker, a new connection included."""
+    reconnect_first: float = 0.5
+    """Pause after the first failure. It doubles, and is varied by up to half."""
+    reconnect_longest: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.host), "host", self.host, "give a name or an address")
+        _require(
+            self.port is None or 0 < self.port < 65536,
+            *("port", self.port, "give a number from 1 to 65535"),
+        )
+        # 255 bytes is the longest name; our own queues' suffixes need some of it.
+        _require(
+            0 < len(self.queue.encode()) <= 200 and not self.queue.startswith("amq."),
+            *("queue", self.queue, "give a name of at most 200 bytes that is not amq.*"),
+        )
+        _require(
+            bool(self.retry_delays)
+            and list(self.retry_delays) == sorted(set(self.retry_delays))
+            and self.retry_delays[0] >= 0.001,
+            *("retry_delays", self.retry_delays, "give seconds, rising, at least one"),
+        )
+        _require(
+            0 <= self.heartbeat <= 65535,
+            *("heartbeat", self.heartbeat, "give seconds from 0 to 65535"),
+        )
+        _require(
+            1 <= self.prefetch <= 65535,
+            *("prefetch", self.prefetch, "give a number from 1 to 65535"),
+        )
+        for name in (
+            *("ack_timeout", "max_message_bytes", "connect_timeout", "answer_timeout"),
+            *("reconnect_first", "reconnect_longest"),
+        ):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "give more than 0")
+
+    @property
+    def effective_port(self) -> int:
+        """The port named, or the usual one."""
+        return self.port or (5672 if self.tls is None else 5671)
+
+    @property
+    def where(self) -> str:
+        """The broker, for people: without credentials."""
+        return f"{self.host}:{self.effective_port}"
+
+    @classmethod
+    def from_url(cls, url: str, *, tls: TlsOptions | None = None, **others: Any) -> RabbitOptions:
+        """Options from ``amqp://user:password@host:port/vhost``, or ``amqps://`` for TLS.
+
+        Parts of the URL that are reserved in URLs are percent-encoded; ``%2F`` or nothing is
+        the vhost ``/``.
+
+        Args:
+            tls: the details of ``amqps``.
+            others: any other options.
+
+        Raises:
+            ValueError: it is no such URL. The text does not have the password.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise ValueError("the AMQP URL's host or port is malformed") from None
+        if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
+            raise ValueError("give an AMQP URL as amqp[s]://user:password@host:port/vhost")
+        if parts.query or parts.fragment:
+            raise ValueError("the AMQP URL has a query: give these as settings of their own")
+        if tls is not None and parts.scheme == "amqp":
+            raise ValueError("the AMQP URL is without TLS: write amqps://, or leave TLS away")
+        named: dict[str, Any] = {
+            "host": parts.hostname,
+            "port": port,
+            "vhost": unquote(parts.path[1:]) or "/",
+            "user": None if parts.username is None else unquote(parts.username),
+            "password": None if parts.password is None else unquote(parts.password),
+            "tls": (tls or TlsOptions()) if parts.scheme == "amqps" else None,
+        }
+        return cls(**{name: value for name, value in named.items() if value is not None}, **others)
+
+
+def _require(holds: bool, name: str, value: object, remedy: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value!r}: {remedy}")

@@ -1,0 +1,117 @@
+"""The task queue on RabbitMQ."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from pika import BasicProperties
+
+from adapters.rabbitmq import envelope
+from adapters.rabbitmq.connection import Connection
+from adapters.rabbitmq.dead_letters import sift
+from adapters.rabbitmq.inbox import Inbox
+from adapters.rabbitmq.options import RabbitOptions
+from adapters.rabbitmq.session import Session
+from adapters.rabbitmq.topology import Topology
+from application.ports import Clock, DeadMessage, Delivery, DeliveryLost
+
+log = logging.getLogger(__name__)
+
+
+class RabbitQueue:
+    """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths``.
+
+    Connects with the first call, receives from the first ``receive`` on, and reconnects by
+    itself for ever. A delivery is lost with the connection that brought it. A settlement is
+    done when it returns: the broker has answered. After ``QueueUnavailable`` from one, the
+    message comes again, and if it was moved, its copy too.
+
+    Args:
+        worker: our name, for dead letters and for the broker's list of connections.
+        random: from 0 to 1, to spread the tries of many workers to reconnect.
+    """
+
+    def __init__(
+        self, options: RabbitOptions, *, worker: str, clock: Clock, random: Callable[[], float]
+    ) -> None:
+        self._worker = worker
+        self._clock = clock
+        self._topology = Topology(options.queue, options.retry_delays)
+        self._inbox = Inbox()
+        name = f"style-trainer {worker}"
+        self._connection = Connection(
+            options,
+            lambda: Session(options, self._topology, name, self._inbox.put),
+            self._inbox.clear,
+            clock,
+            random,
+        )
+
+    def publish(self, body: bytes) -> None:
+        """Put a message at the end, as the backend does, and have that confirmed."""
+        queue, properties = self._topology.main, envelope.fresh()
+        self._connection.call(lambda session: session.publish(queue, body, properties))
+
+    def receive(self, timeout: float) -> Delivery | None:
+        """The next message; of one that is too long, its beginning."""
+        self._connection.consume()
+        delivery = self._inbox.take(timeout)
+        if delivery is None:
+            self._connection.check()
+        return delivery
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Let the broker forget the message."""
+        self._settle(delivery, lambda session: session.acknowledge(delivery.id))
+
+    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+        """Move the message to where it waits, for the next longer pause that there is."""
+        queue = self._topology.retry(delay)
+        log.info("a message waits in %s: %s", queue, reason)
+        self._move(delivery, queue, partial(envelope.put_aside, reason=reason))
+
+    def dead_letter(
+        self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
+    ) -> None:
+        """Move the whole message, however long, to the dead letters."""
+        label = partial(
+            envelope.dead,
+            reason=reason,
+            details=details or {},
+            worker=self._worker,
+            since=self._clock.now(),
+        )
+        self._move(delivery, self._topology.dead, label)
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """Let the broker deliver the message anew."""
+        self._settle(delivery, lambda session: session.hand_back(delivery.id))
+
+    def sift(self, put_back: Callable[[DeadMessage], bool]) -> list[DeadMessage]:
+        """Show the dead letters and put back those that are wanted; the others keep their order.
+
+        Letters that come in meanwhile are not shown. Those that another sifter holds are not
+        there.
+        """
+        return sift(self._connection, self._topology, put_back)
+
+    def depths(self) -> Mapping[str, int]:
+        """Messages by queue: the main one, those of the pauses, the dead letters."""
+        depths = self._connection.call(Session.depths)
+        depths[self._topology.main] += len(self._inbox)
+        return depths
+
+    def close(self) -> None:
+        """Disconnect for good. What is unsettled goes to another worker at once."""
+        self._connection.close()
+
+    def _move(
+        self, delivery: Delivery, queue: str, relabel: Callable[[BasicProperties], BasicProperties]
+    ) -> None:
+        self._settle(delivery, lambda session: session.move(delivery.id, queue, relabel))
+
+    def _settle(self, delivery: Delivery, how: Callable[[Session], None]) -> None:
+        lost = DeliveryLost(f"the connection that brought {delivery.id} is gone")
+        self._connection.call(how, lost=lost)

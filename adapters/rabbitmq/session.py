@@ -1,0 +1,226 @@
+"""One connection, from its opening to its end: its channels, its consumer, what it holds.
+
+Everything here is called from the one thread that owns the connection. What a session held is
+lost with it: another session does not know those deliveries, so that a delivery tag is never
+used on a channel that did not give it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+from pika import BasicProperties, exceptions, spec
+from pika.adapters.blocking_connection import BlockingChannel
+
+from adapters.rabbitmq import envelope
+from adapters.rabbitmq.options import RabbitOptions
+from adapters.rabbitmq.topology import Topology
+from adapters.rabbitmq.trouble import SessionOver
+from application.ports import Delivery, DeliveryLost, QueueUnavailable
+
+
+class Refused(QueueUnavailable):
+    """The broker does not take a message; the session goes on."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A message in our hands, whole."""
+
+    tag: int
+    """The delivery's, on the channel that consumes."""
+    properties: BasicProperties
+    body: bytes
+
+
+class Session:
+    """An open connection, its queues declared.
+
+    Args:
+        name: what the broker's operator sees.
+        deliver: takes each message that arrives.
+
+    Raises:
+        Exception: whatever pika raises when it cannot connect or declare.
+    """
+
+    def __init__(
+        self,
+        options: RabbitOptions,
+        topology: Topology,
+        name: str,
+        deliver: Callable[[Delivery], None],
+    ) -> None:
+        self._options = options
+        self._topology = topology
+        self._deliver = deliver
+        self._held: dict[str, Held] = {}
+        self._consumer: BlockingChannel | None = None
+        self._cancelled = False
+        self._connection = pika.BlockingConnection(_parameters(options, name))
+        try:
+            self._publisher = self._connection.channel()
+            self._publisher.confirm_delivery()
+            topology.declare(self._publisher)
+        except BaseException:
+            self.close()
+            raise
+
+    def wake(self) -> None:
+        """Make ``pump`` return. The one method for other threads."""
+        with contextlib.suppress(exceptions.ConnectionWrongStateError):
+            self._connection.add_callback_threadsafe(lambda: None)
+
+    def pump(self, seconds: float) -> None:
+        """Serve the connection until something has happened, for so long at most.
+
+        Raises:
+            SessionOver: a channel was closed or the consumer cancelled. pika itself raises
+                nothing when a channel closes under a connection that goes on.
+        """
+        self._connection.process_data_events(time_limit=seconds)
+        if self._cancelled:
+            raise SessionOver("it cancelled our consumer: was the queue deleted?")
+        for channel in (self._publisher, self._consumer):
+            if channel is not None and not channel.is_open:
+                # pika keeps the reason to itself unless a call is waiting on the channel.
+                raise getattr(channel, "_closing_reason", None) or SessionOver("a channel closed")
+
+    def close(self) -> None:
+        """End the consumer, the channels and the connection; unsettled messages go back."""
+        with contextlib.suppress(Exception):
+            if self._connection.is_open:
+                self._connection.close()
+
+    def consume(self) -> None:
+        """Begin to receive messages, unless that has begun."""
+        if self._consumer is not None:
+            return
+        channel = self._connection.channel()
+        channel.basic_qos(prefetch_count=self._options.prefetch)
+        channel.add_on_cancel_callback(self._on_cancelled)
+        channel.basic_consume(
+            self._topology.main,
+            self._on_message,
+            arguments={"x-consumer-timeout": round(self._options.ack_timeout * 1000)},
+        )
+        self._consumer = channel
+
+    def publish(self, queue: str, body: bytes, properties: BasicProperties) -> None:
+        """Put a message into a queue, and return when the broker has it there.
+
+        Raises:
+            Refused: it has not.
+        """
+        try:
+            self._publisher.basic_publish("", queue, body, properties, mandatory=True)
+        except exceptions.UnroutableError:
+            raise Refused(f"there is no queue {queue!r}") from None
+        except exceptions.NackError:
+            raise Refused(f"the broker takes no message into {queue!r}: is it full?") from None
+
+    def acknowledge(self, delivery_id: str) -> None:
+        """The message is gone when this returns."""
+        self._ack(self._take(delivery_id))
+
+    def hand_back(self, delivery_id: str) -> None:
+        """The message is in the queue again, where it was."""
+        held = self._take(delivery_id)
+        self._consuming.basic_nack(held.tag, requeue=True)
+        self._await_broker()
+
+    def move(
+        self, delivery_id: str, queue: str, relabel: Callable[[BasicProperties], BasicProperties]
+    ) -> None:
+        """Move the whole message: first it is there, then it is gone here."""
+        held = self._take(delivery_id)
+        try:
+            self.publish(queue, held.body, relabel(held.properties))
+        except Refused as error:
+            # Kept, it would block the consumer; the end of the session gives it back.
+            raise SessionOver(str(error)) from error
+        self._ack(held)
+
+    def depths(self) -> dict[str, int]:
+        """Messages by queue: those that the broker has not given to anybody."""
+        # What has been given to us is to be delivered, and counted by who takes it.
+        self._connection.process_data_events()
+        channel = self.side_channel()
+        try:
+            return {
+                name: channel.queue_declare(name, passive=True).method.message_count
+                for name in self._topology.names
+            }
+        except exceptions.ChannelClosedByBroker as error:
+            raise Refused(f"the queues cannot be counted: {error.reply_text}") from None
+        finally:
+            if channel.is_open:
+                channel.close()
+
+    def side_channel(self) -> BlockingChannel:
+        """A channel for something else; whatever happens to it, the others go on."""
+        return self._connection.channel()
+
+    @property
+    def _consuming(self) -> BlockingChannel:
+        if self._consumer is None:
+            raise DeliveryLost("this connection has received nothing")
+        return self._consumer
+
+    def _on_cancelled(self, _frame: Any) -> None:
+        self._cancelled = True
+
+    def _on_message(
+        self,
+        _channel: BlockingChannel,
+        method: spec.Basic.Deliver,
+        properties: BasicProperties,
+        body: bytes,
+    ) -> None:
+        delivery_id = f"{method.consumer_tag}:{method.delivery_tag}"
+        self._held[delivery_id] = Held(method.delivery_tag, properties, body)
+        self._deliver(
+            Delivery(
+                delivery_id,
+                body[: self._options.max_message_bytes + 1],
+                envelope.retries(properties),
+                bool(method.redelivered),
+            )
+        )
+
+    def _take(self, delivery_id: str) -> Held:
+        held = self._held.pop(delivery_id, None)
+        if held is None:
+            raise DeliveryLost(f"delivery {delivery_id} is settled, or of a former connection")
+        return held
+
+    def _ack(self, held: Held) -> None:
+        self._consuming.basic_ack(held.tag)
+        self._await_broker()
+
+    def _await_broker(self) -> None:
+        """An acknowledgement has no answer; the answer to what follows it on the channel has."""
+        self._consuming.basic_qos(prefetch_count=self._options.prefetch)
+
+
+def _parameters(options: RabbitOptions, name: str) -> pika.ConnectionParameters:
+    ssl_options = None
+    if options.tls is not None:
+        server_name = options.tls.server_name or options.host
+        ssl_options = pika.SSLOptions(options.tls.context(), server_name)
+    return pika.ConnectionParameters(
+        host=options.host,
+        port=options.effective_port,
+        virtual_host=options.vhost,
+        credentials=pika.PlainCredentials(options.user, options.password),
+        ssl_options=ssl_options,
+        heartbeat=options.heartbeat,
+        socket_timeout=options.connect_timeout,
+        stack_timeout=options.connect_timeout,
+        blocked_connection_timeout=options.answer_timeout,
+        client_properties={"connection_name": name},
+    )

@@ -1,0 +1,109 @@
+"""What went wrong, in words that name the remedy; the same words for the same trouble."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from pika import exceptions
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectorException,
+    AMQPConnectorSocketConnectError,
+    AMQPConnectorTransportSetupError,
+)
+
+from adapters.rabbitmq.options import RabbitOptions
+
+
+class SessionOver(Exception):
+    """The connection is of no more use to us; the text says why."""
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether this is how brokers and networks fail, and not how programs do."""
+    kinds = (SessionOver, OSError, exceptions.AMQPError, AMQPConnectorException)
+    return isinstance(error, kinds)
+
+
+def explain(error: BaseException, options: RabbitOptions) -> str:
+    """One line for the log and for whoever called. Never has the password."""
+    return f"RabbitMQ at {options.where}: {_reason(_root(error), options)}"
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error that pika has wrapped."""
+    inner: object = None
+    if type(error) is exceptions.AMQPConnectionError and error.args:
+        inner = error.args[0]
+    elif isinstance(error, AMQPConnectorSocketConnectError | AMQPConnectorTransportSetupError):
+        inner = error.exception
+    return _root(inner) if isinstance(inner, BaseException) else error
+
+
+def _reason(error: BaseException, options: RabbitOptions) -> str:
+    match error:
+        case SessionOver():
+            return str(error)
+        case exceptions.AuthenticationError() | exceptions.ProbableAuthenticationError():
+            return f"it refuses user {options.user!r}: check user name and password"
+        case exceptions.ProbableAccessDeniedError() if "not found" in str(error):
+            return f"it has no virtual host {options.vhost!r}: create it or name another"
+        case exceptions.ProbableAccessDeniedError():
+            return (
+                f"user {options.user!r} may not enter virtual host {options.vhost!r}: "
+                f"grant permissions there ({_first(error)})"
+            )
+        case exceptions.IncompatibleProtocolError():
+            return (
+                "what answers does not speak AMQP 0-9-1, or not yet, or wants TLS: check the "
+                "port and whether TLS is to be used"
+            )
+        case ssl.SSLCertVerificationError():
+            return (
+                f"its certificate cannot be trusted ({error.verify_message}): check the CA file "
+                "and the server name"
+            )
+        case ssl.SSLError():
+            return (
+                f"no TLS connection ({error.reason or error}): check that this port uses TLS, "
+                "and our certificate"
+            )
+        case socket.gaierror():
+            return f"the host's name is not known ({error.strerror}): check the host"
+        case ConnectionRefusedError():
+            return "nothing listens there: start the broker, or check host and port"
+        case AMQPConnectorException() | TimeoutError():
+            return (
+                "no answer in time: check host, port and firewall, and whether TLS is to be used"
+            )
+        case exceptions.ConnectionBlockedTimeout():
+            return "it takes no messages: look for its memory or disk alarm"
+        case exceptions.AMQPHeartbeatTimeout():
+            return "it has fallen silent: no heartbeat"
+        case exceptions.ChannelClosedByBroker() | exceptions.ConnectionClosedByBroker():
+            return _closed(error.reply_code, error.reply_text, options)
+        case exceptions.StreamLostError():
+            return f"the connection was cut ({_first(error)})"
+        case OSError():
+            return f"{error.strerror or error}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _closed(code: int, text: str, options: RabbitOptions) -> str:
+    """What the broker says when it closes a channel or the connection."""
+    told = f"({code}) {text}"
+    if code == 406 and "timed out" in text:
+        return (
+            f"it took a delivery back that was held too long: raise consumer_timeout there {told}"
+        )
+    if code == 406:
+        return f"a queue exists with other arguments: delete it, or use another name {told}"
+    if code == 403:
+        return f"user {options.user!r} lacks permissions: grant configure, write, read {told}"
+    if code == 320:
+        return f"it closed the connection {told}"
+    return f"it closed the channel or connection {told}"
+
+
+def _first(error: BaseException) -> str:
+    return str(error.args[0]) if error.args else type(error).__name__

@@ -1,0 +1,189 @@
+"""A RabbitMQ node of a test's own, to be stopped, started and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pika
+import pytest
+from pika.exceptions import AMQPError
+
+SCRIPTS = Path("/usr/lib/rabbitmq/bin")
+START_SECONDS = 120.0
+LOOPBACK = "{127,0,0,1}"
+
+
+class Broker:
+    """A node with its data in ``folder``, which survives stops and kills.
+
+    User and password are guest. It has its own port mapper, cookie, configuration and data,
+    and shares nothing with the machine's other nodes.
+    """
+
+    def __init__(self, folder: Path, *, configuration: str = "") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, distribution, mapper = _free_ports(3)
+        self.log = folder / "node.log"
+        (folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n{configuration}\n"
+        )
+        (folder / "env.conf").touch()
+        (folder / "plugins").write_text("[].")
+        kept = ("PATH", "LANG", "LC_ALL", "TMPDIR")
+        self._environment = {
+            **{name: os.environ[name] for name in kept if name in os.environ},
+            "HOME": str(folder),
+            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+            "ERL_EPMD_PORT": str(mapper),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_FLAGS": f"-kernel inet_dist_use_interface {LOOPBACK} +S 1:1",
+            # The script becomes the node, whose process id is then the one we know.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+        self._node: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and return when it takes connections."""
+        assert self._node is None
+        with self.log.open("ab") as log:
+            self._node = subprocess.Popen(
+                [SCRIPTS / "rabbitmq-server"],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        # Kills the node when this process dies, however: its standard input ends then.
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", f"cat; kill -9 {self._node.pid}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if self._node.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"the broker did not start:\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop in order: connections are closed, everything is on disk."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Stop at once, as kill -9 does."""
+        self._end(signal.SIGKILL)
+
+    def control(self, *arguments: str) -> str:
+        """What ``rabbitmqctl`` prints."""
+        done = subprocess.run(
+            [SCRIPTS / "rabbitmqctl", "--quiet", *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"rabbitmqctl {arguments}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def evaluate(self, expression: str) -> str:
+        """The value of an Erlang expression in the node."""
+        return self.control("eval", f"{expression}.").strip()
+
+    def close_connections(self, reason: str = "closed by a test") -> None:
+        """Close every client's connection, as an operator does."""
+        self.control("close_all_connections", reason)
+
+    def depths(self) -> dict[str, int]:
+        """Messages by queue, those that somebody holds included."""
+        lines = self.control("list_queues", "name", "messages", "--no-table-headers")
+        return {name: int(count) for name, count in map(str.split, lines.splitlines())}
+
+    def end(self) -> None:
+        """Leave nothing behind but the folder."""
+        self.kill()
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
+                ["epmd", "-kill"], env=self._environment, capture_output=True, timeout=10
+            )
+
+    def _answers(self) -> bool:
+        parameters = pika.ConnectionParameters(
+            "127.0.0.1", self.port, connection_attempts=1, socket_timeout=5, stack_timeout=5
+        )
+        with (
+            contextlib.suppress(AMQPError, OSError),
+            socket.create_connection(("127.0.0.1", self.port), 1),
+        ):
+            pika.BlockingConnection(parameters).close()
+            return True
+        return False
+
+    def _end(self, by: signal.Signals) -> None:
+        for process in (self._watcher, self._node):
+            if process is None:
+                continue
+            # The watcher goes first, so that it kills nobody who has the node's number next.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL if process is self._watcher else by)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if self._watcher is not None and self._watcher.stdin is not None:
+            self._watcher.stdin.close()
+        self._node = self._watcher = None
+
+
+@contextmanager
+def own_broker(*, configuration: str = "") -> Iterator[Broker]:
+    """A running node; nothing of it is left afterwards."""
+    require_rabbitmq()
+    with tempfile.TemporaryDirectory(prefix="broker-") as folder:
+        broker = Broker(Path(folder), configuration=configuration)
+        try:
+            broker.start()
+            yield broker
+        finally:
+            broker.end()
+
+
+def require_rabbitmq() -> None:
+    """Skip the test where RabbitMQ is not installed; fail it in CI, where it must be."""
+    if (SCRIPTS / "rabbitmq-server").exists():
+        return
+    reason = f"waits for RabbitMQ to be installed, with its scripts in {SCRIPTS}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [each.getsockname()[1] for each in sockets]
