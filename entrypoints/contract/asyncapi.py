@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.wire import MAX_MESSAGE_BYTES
-from entrypoints.contract.schemas import package_version, reference, task_schemas
+from adapters.rabbitmq import envelope
+from adapters.rabbitmq.topology import Topology
 
-QUEUE = "model_training"
+from adapters.wire import MAX_MESSAGE_BYTES
+from entrypoints.contract.schemas import Schema, package_version, reference, task_schemas
+from entrypoints.settings import Settings
+
+QUEUE: str = Settings.model_fields["rabbitmq_queue"].default
+DELAYS: tuple[float, ...] = Settings.model_fields["retry_delays"].default
+TOPOLOGY = Topology(QUEUE, DELAYS)
 
 EXAMPLE_TASK = {
     "task_id": "550e8400-e29b-41d4-a716-446655440000",
@@ -47,6 +53,25 @@ def asyncapi() -> dict[str, Any]:
                 "messages": {"task": {"$ref": "#/components/messages/task"}},
                 "bindings": {"amqp": _queue(QUEUE)},
             },
+            "retry": {
+                "address": f"{QUEUE}.retry.{{pause}}",
+                "description": "Of the workers alone: a message that waits, and comes back to the "
+                "tasks when its pause is over.",
+                "parameters": {
+                    "pause": {
+                        "description": "The setting RETRY_DELAYS; one queue each.",
+                        "enum": [TOPOLOGY.retry(d).rpartition(".")[2] for d in DELAYS],
+                    }
+                },
+                "messages": {"waiting": {"$ref": "#/components/messages/waiting"}},
+                "bindings": {"amqp": _queue(None)},
+            },
+            "dead": {
+                "address": TOPOLOGY.dead,
+                "description": "Of the workers and their operators: what only a person can help.",
+                "messages": {"deadLetter": {"$ref": "#/components/messages/deadLetter"}},
+                "bindings": {"amqp": _queue(TOPOLOGY.dead)},
+            },
         },
         "operations": {
             "receiveTask": {
@@ -59,6 +84,18 @@ def asyncapi() -> dict[str, Any]:
                 "messages": [{"$ref": "#/channels/tasks/messages/task"}],
                 "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
             },
+            "putAside": {
+                "action": "send",
+                "summary": "Try a task again later",
+                "channel": {"$ref": "#/channels/retry"},
+                "messages": [{"$ref": "#/channels/retry/messages/waiting"}],
+            },
+            "deadLetter": {
+                "action": "send",
+                "summary": "Leave a message to a person",
+                "channel": {"$ref": "#/channels/dead"},
+                "messages": [{"$ref": "#/channels/dead/messages/deadLetter"}],
+            },
         },
         "components": {
             "messages": {
@@ -69,9 +106,22 @@ def asyncapi() -> dict[str, Any]:
                     "contentType": "application/json",
                     "payload": reference("TaskMessage"),
                     "examples": [{"name": "task", "payload": EXAMPLE_TASK}],
-                }
+                },
+                "waiting": {
+                    "name": "WaitingTask",
+                    "title": "A task that waits",
+                    "contentType": "application/json",
+                    "headers": reference("WaitingHeaders"),
+                    "payload": reference("TaskMessage"),
+                },
+                "deadLetter": {
+                    "name": "DeadLetter",
+                    "title": "A message as it came, with the reason why nobody works on it",
+                    "headers": reference("DeadHeaders"),
+                    "payload": {"description": "Whatever was on the queue of tasks."},
+                },
             },
-            "schemas": task_schemas(),
+            "schemas": {**task_schemas(), **_header_schemas()},
         },
     }
 
@@ -90,6 +140,41 @@ def _server(protocol: str, port: str) -> dict[str, Any]:
     }
 
 
-def _queue(name: str) -> dict[str, Any]:
-    queue = {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"}
+def _header_schemas() -> dict[str, Schema]:
+    """Of the headers that workers add; those of the message stay beside them."""
+    common: Schema = {
+        envelope.RETRIES: {
+            "type": "integer",
+            "minimum": 0,
+            "description": "How often the message was put aside.",
+        },
+        envelope.REASON: {
+            "type": "string",
+            "maxLength": envelope.LONGEST_REASON,
+            "description": "Why it is here, in words for an operator.",
+        },
+    }
+    dead: Schema = {
+        envelope.SINCE: {"type": "string", "format": "date-time"},
+        envelope.WORKER: {"type": "string", "description": "Who put it here."},
+        envelope.DETAILS: {
+            "type": "object",
+            "maxProperties": envelope.MOST_DETAILS,
+            "additionalProperties": {"type": "string", "maxLength": envelope.LONGEST_DETAIL},
+            "description": "The reason for programs: of an invalid task, field, value and remedy.",
+        },
+    }
+    return {
+        "WaitingHeaders": {"type": "object", "required": [*common], "properties": common},
+        "DeadHeaders": {
+            "type": "object",
+            "required": [*common, *dead],
+            "properties": {**common, **dead},
+        },
+    }
+
+
+def _queue(name: str | None) -> dict[str, Any]:
+    named = {"name": name} if name is not None else {}
+    queue = {**named, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"}
     return {"is": "queue", "queue": queue, "bindingVersion": "0.3.0"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from adapters.rabbitmq import envelope
 from asyncapi3.models.asyncapi import AsyncAPI3
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
@@ -19,6 +21,7 @@ from adapters.wire import CompleteBody, FailedBody, ProgressBody, TaskReader
 from domain.parameters import LIMITS, PARAMETER_NAMES, RequestedParameters, TrainingParameters
 from domain.task import InvalidTask
 from entrypoints import documents
+from entrypoints.contract.asyncapi import TOPOLOGY
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ASYNCAPI: dict[str, Any] = yaml.safe_load((DOCS / "asyncapi.yaml").read_text(encoding="utf-8"))
@@ -108,6 +111,23 @@ def test_the_example_webhooks_are_accepted_by_the_schema_and_by_the_code(
     body = content["example"]
     _schema(OPENAPI, content["schema"]["$ref"].rpartition("/")[2]).validate(body)
     assert BODIES[name].model_validate(body).model_dump() == body
+
+
+def test_the_headers_of_a_message_that_waits_or_is_dead_are_as_described() -> None:
+    waiting = envelope.put_aside(envelope.fresh(), "the store is away")
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    dead = envelope.dead(envelope.fresh(), "no task", {"field": "data"}, "worker-1", since)
+    _schema(ASYNCAPI, "WaitingHeaders").validate(waiting.headers)
+    _schema(ASYNCAPI, "DeadHeaders").validate(dead.headers)
+    assert not _schema(ASYNCAPI, "DeadHeaders").is_valid(waiting.headers)
+
+
+def test_every_queue_of_ours_is_described() -> None:
+    described = set()
+    for channel in ASYNCAPI["channels"].values():
+        pauses = channel.get("parameters", {}).get("pause", {}).get("enum", [""])
+        described |= {channel["address"].replace("{pause}", pause) for pause in pauses}
+    assert described == set(TOPOLOGY.names)
 
 
 def test_every_parameter_is_described_with_its_default() -> None:
