@@ -6,7 +6,6 @@ from typing import Any
 
 from adapters.rabbitmq import envelope
 from adapters.rabbitmq.topology import Topology
-
 from adapters.wire import MAX_MESSAGE_BYTES
 from entrypoints.contract.schemas import Schema, package_version, reference, task_schemas
 from entrypoints.settings import Settings

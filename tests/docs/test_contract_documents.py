@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from adapters.rabbitmq import envelope
 from asyncapi3.models.asyncapi import AsyncAPI3
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from pydantic import ValidationError
 
+from adapters.rabbitmq import envelope
 from adapters.wire import CompleteBody, FailedBody, ProgressBody, TaskReader
 from domain.parameters import LIMITS, PARAMETER_NAMES, RequestedParameters, TrainingParameters
 from domain.task import InvalidTask
