@@ -7,10 +7,14 @@ from typing import Any
 from adapters.wire import CompleteBody, FailedBody, ProgressBody
 from entrypoints.contract.schemas import package_version, reference, schemas_of
 
-_RETRIED = "The final calls are made again with growing pauses, for as long as it takes."
+_RETRIED = (
+    "A final call is made again with growing pauses, for as long as it takes; a progress call is "
+    "dropped."
+)
 _GIVEN_UP = "Not tried again: the message goes to the dead letters with this reason."
 _ANSWERS = {
-    "200": "Taken.",
+    "200": "Taken. With any other body than this one the call counts as refused.",
+    "3XX": f"The token does not follow. {_GIVEN_UP}",
     "400": f"A field is missing. {_GIVEN_UP}",
     "401": f"The token is wrong. {_GIVEN_UP}",
     "403": f"`X-Request-Source` is missing or wrong. {_GIVEN_UP}",
@@ -94,6 +98,12 @@ def openapi() -> dict[str, Any]:
                     "required": True,
                     "schema": {"const": "training-server"},
                 },
+                "agent": {
+                    "name": "User-Agent",
+                    "in": "header",
+                    "required": True,
+                    "schema": {"type": "string", "pattern": "^style-trainer/"},
+                },
                 "key": {
                     "name": "Idempotency-Key",
                     "in": "header",
@@ -115,7 +125,7 @@ def openapi() -> dict[str, Any]:
 
 def _call(operation: str, summary: str, description: str, body: str) -> dict[str, Any]:
     final = body != "ProgressBody"
-    parameters = ["source", "key"] if final else ["source"]
+    parameters = ["source", "agent", *(["key"] if final else [])]
     return {
         "operationId": operation,
         "summary": summary,
