@@ -2,9 +2,13 @@
 
 A message that waits lies in a queue whose every message expires after the same time, and
 which then dead-letters it to the main queue. One queue with a time to live per message would
-not do: a classic queue expires messages only at its head, so that a short pause would wait
-behind a long one. Hence a short ladder of queues, named after their pauses: a queue's time to
-live cannot be changed, and another ladder has other names.
+not do: messages expire at a queue's head alone, so that a short pause would wait behind a long
+one. Hence a short ladder of queues, named after their pauses: a queue's time to live cannot be
+changed, and another ladder has other names.
+
+They are quorum queues because only those dead-letter at least once, which is from 3.10 on: the
+broker confirms the message in the main queue before it forgets it here. A classic queue
+forgets at once, and a message whose pause ends while the main queue is gone is gone too.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pika.adapters.blocking_connection import BlockingChannel
 
-_CLASSIC = {"x-queue-type": "classic"}
+_DEAD = {"x-queue-type": "classic"}
 """Said, because a virtual host may have another default, and a declared type stays."""
 
 
@@ -51,14 +55,16 @@ class Topology:
         channel.queue_declare(self.main, durable=True)
         for delay in self.delays:
             channel.queue_declare(self._retry(delay), durable=True, arguments=self._waiting(delay))
-        channel.queue_declare(self.dead, durable=True, arguments=dict(_CLASSIC))
+        channel.queue_declare(self.dead, durable=True, arguments=dict(_DEAD))
 
     def _retry(self, step: float) -> str:
         return f"{self.main}.retry.{_span(step)}"
 
     def _waiting(self, delay: float) -> dict[str, Any]:
         return {
-            **_CLASSIC,
+            "x-queue-type": "quorum",
+            "x-overflow": "reject-publish",
+            "x-dead-letter-strategy": "at-least-once",
             "x-message-ttl": round(delay * 1000),
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": self.main,

@@ -134,7 +134,9 @@ def test_every_queue_is_durable_and_the_main_one_has_no_arguments(
             name,
             durable=True,
             arguments={
-                "x-queue-type": "classic",
+                "x-queue-type": "quorum",
+                "x-overflow": "reject-publish",
+                "x-dead-letter-strategy": "at-least-once",
                 "x-message-ttl": milliseconds,
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": options.queue,

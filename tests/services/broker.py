@@ -31,7 +31,7 @@ class Broker:
 
     def __init__(self, folder: Path, *, configuration: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.port, distribution, mapper = _free_ports(3)
+        self.port, distribution, mapper = free_ports(3)
         self.log = folder / "node.log"
         (folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n{configuration}\n"
@@ -181,7 +181,8 @@ def require_rabbitmq() -> None:
     pytest.skip(reason)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports on 127.0.0.1 that nobody listens on just now."""
     with contextlib.ExitStack() as stack:
         sockets = [
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)

@@ -1,0 +1,348 @@
+"""A broker of our own, treated badly while a message is in somebody's hands."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adapters.rabbitmq.options import RabbitOptions, TlsOptions
+from adapters.rabbitmq.queue import RabbitQueue
+from application.ports import Delivery, DeliveryLost, QueueUnavailable
+from tests.services.broker import Broker, free_ports, own_broker
+from tests.services.certificates import Authority
+from tests.services.queues import opened, raw_channel
+
+pytestmark = pytest.mark.faults
+
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def tls_port() -> int:
+    return free_ports(1)[0]
+
+
+@pytest.fixture(scope="module")
+def broker(authority: Authority, tls_port: int) -> Iterator[Broker]:
+    pair = authority.issue("broker.test")
+    configuration = f"""
+        listeners.ssl.1 = 127.0.0.1:{tls_port}
+        ssl_options.cacertfile = {authority.certificate}
+        ssl_options.certfile = {pair.certificate}
+        ssl_options.keyfile = {pair.key}
+        ssl_options.verify = verify_peer
+        ssl_options.fail_if_no_peer_cert = true
+    """
+    with own_broker(configuration=configuration) as made:
+        yield made
+
+
+@pytest.fixture
+def options(broker: Broker) -> RabbitOptions:
+    return RabbitOptions(
+        port=broker.port,
+        queue=f"test.{uuid.uuid4().hex[:8]}",
+        retry_delays=(0.2, 600.0),
+        reconnect_first=0.1,
+        reconnect_longest=1.0,
+    )
+
+
+@pytest.fixture
+def queue(options: RabbitOptions) -> Iterator[RabbitQueue]:
+    with opened(options) as made:
+        yield made
+
+
+def receive(queue: RabbitQueue) -> Delivery:
+    """The next message, through every outage."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            delivery = queue.receive(0.2)
+        except QueueUnavailable:
+            continue
+        if delivery is not None:
+            return delivery
+    raise AssertionError("no message came")
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def restart(broker: Broker) -> None:
+    broker.stop()
+    broker.start()
+
+
+def kill_and_start(broker: Broker) -> None:
+    broker.kill()
+    broker.start()
+
+
+def prepare(queue: RabbitQueue) -> Delivery:
+    """A message in every place that there is; the one that is held."""
+    for body in (b"dead", b"waiting", b"held", b"next"):
+        queue.publish(body)
+    queue.dead_letter(receive(queue), "refused", {"field": "data"})
+    queue.retry_later(receive(queue), 600.0, "the store is away")
+    return receive(queue)
+
+
+@pytest.mark.parametrize(
+    "fault", [restart, Broker.close_connections], ids=["restarted", "connections closed"]
+)
+def test_nothing_is_lost_or_repeated_in_mid_job(
+    fault: Callable[[Broker], None], broker: Broker, options: RabbitOptions, queue: RabbitQueue
+) -> None:
+    held = prepare(queue)
+    fault(broker)
+
+    with pytest.raises(DeliveryLost):
+        queue.acknowledge(held)
+    again = receive(queue)
+    assert (again.body, again.retries, again.redelivered) == (b"held", 0, True)
+    queue.acknowledge(again)
+    queue.acknowledge(receive(queue))
+    (letter,) = queue.sift(lambda _: False)
+    assert (letter.body, letter.reason) == (b"dead", "refused")
+    assert letter.details["field"] == "data"
+    left = {
+        options.queue: 0,
+        f"{options.queue}.retry.200ms": 0,
+        f"{options.queue}.retry.10m": 1,
+        f"{options.queue}.dead": 1,
+    }
+    # A queue that has just come back has no leader to count for a moment.
+    eventually(lambda: queue.depths() == left)
+
+
+def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
+    broker: Broker, options: RabbitOptions, queue: RabbitQueue
+) -> None:
+    # Debian's 3.10 forgets a quorum queue that is killed within seconds of its declaration.
+    queue.depths()
+    time.sleep(5.0)
+    held = prepare(queue)
+    kill_and_start(broker)
+
+    with pytest.raises(DeliveryLost):
+        queue.acknowledge(held)
+    # A broker writes acknowledgements down after it has taken them: some are forgotten.
+    again = set()
+    while not {b"held", b"next"} <= again:
+        delivery = receive(queue)
+        again.add(delivery.body)
+        queue.acknowledge(delivery)
+    assert [letter.body for letter in queue.sift(lambda _: False)] == [b"dead"]
+    eventually(lambda: queue.depths()[f"{options.queue}.retry.10m"] == 1)
+
+
+def test_a_pause_that_ends_while_the_main_queue_is_gone_loses_nothing(
+    broker: Broker, options: RabbitOptions
+) -> None:
+    # How long a broker waits until it tries again; its default is three minutes.
+    setting = "rabbit, dead_letter_worker_publisher_confirm_timeout"
+    was = broker.evaluate(f"element(2, application:get_env({setting}))")
+    broker.evaluate(f"application:set_env({setting}, 1000)")
+    try:
+        with opened(options) as queue:
+            queue.publish(b"{}")
+            queue.retry_later(receive(queue), 0.2, "busy")
+        with raw_channel(broker.port) as raw:
+            raw.queue_delete(options.queue)
+        time.sleep(0.5)
+        with opened(options) as queue:
+            again = receive(queue)
+            assert (again.body, again.retries) == (b"{}", 1)
+            queue.acknowledge(again)
+    finally:
+        broker.evaluate(f"application:set_env({setting}, {was})")
+
+
+def test_a_delivery_held_too_long_is_lost_told_and_delivered_again(
+    broker: Broker, options: RabbitOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    was = {
+        name: broker.evaluate(f"element(2, application:get_env(rabbit, {name}))")
+        for name in ("consumer_timeout", "channel_tick_interval")
+    }
+    for name in was:
+        broker.evaluate(f"application:set_env(rabbit, {name}, 1000)")
+    try:
+        with opened(replace(options, ack_timeout=1.0)) as queue:
+            queue.publish(b"{}")
+            held = receive(queue)
+            # The channel is closed and nothing is raised: the adapter has to look.
+            again = receive(queue)
+            assert (again.body, again.redelivered) == (b"{}", True)
+            with pytest.raises(DeliveryLost):
+                queue.retry_later(held, 0.1, "busy")
+            queue.acknowledge(again)
+            assert sum(queue.depths().values()) == 0
+    finally:
+        for name, value in was.items():
+            broker.evaluate(f"application:set_env(rabbit, {name}, {value})")
+    assert "held too long: raise consumer_timeout" in caplog.text
+
+
+def test_a_broker_with_a_memory_alarm_is_waited_for(
+    broker: Broker, options: RabbitOptions
+) -> None:
+    with opened(replace(options, answer_timeout=2.0)) as queue:
+        queue.publish(b"{}")
+        held = receive(queue)
+        broker.control("set_vm_memory_high_watermark", "0.0000001")
+        try:
+            with pytest.raises(QueueUnavailable):
+                queue.retry_later(held, 0.1, "busy")
+        finally:
+            broker.control("set_vm_memory_high_watermark", "0.4")
+        seen = {receive(queue).body}
+        assert seen == {b"{}"}
+
+
+def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptions) -> None:
+    seed = 20
+    bodies = {b"%d" % number for number in range(300)}
+    settled: set[bytes] = set()
+    finished = threading.Event()
+
+    def work(number: int) -> None:
+        choices = random.Random(f"{seed} {number}")
+        with opened(options, f"worker-{number}") as queue:
+            while not finished.is_set():
+                try:
+                    delivery = queue.receive(0.2)
+                    if delivery is None:
+                        continue
+                    time.sleep(choices.uniform(0.0, 0.1))
+                    way = choices.random()
+                    if way < 0.25:
+                        queue.retry_later(delivery, 0.2, "busy")
+                    elif way < 0.4:
+                        queue.dead_letter(delivery, "wrong")
+                    elif way < 0.5:
+                        queue.hand_back(delivery)
+                    else:
+                        # Of one that fails, the broker may have taken it all the same.
+                        settled.add(delivery.body)
+                        queue.acknowledge(delivery)
+                except (DeliveryLost, QueueUnavailable):
+                    continue
+
+    with opened(options, "publisher") as publisher:
+        for body in bodies:
+            publisher.publish(body)
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        for worker in workers:
+            worker.start()
+        for fault in (Broker.close_connections, restart, Broker.close_connections, kill_and_start):
+            time.sleep(1.0)
+            fault(broker)
+        deadline = time.monotonic() + PATIENCE
+        while _unfinished(publisher, options) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        finished.set()
+        for worker in workers:
+            worker.join()
+        while (delivery := publisher.receive(1.0)) is not None:
+            settled.add(delivery.body)
+            publisher.acknowledge(delivery)
+        dead = {letter.body for letter in publisher.sift(lambda _: False)}
+        left = publisher.depths()
+    assert dead | settled == bodies
+    assert 10 <= len(dead) < 150
+    assert sum(left.values()) == left[f"{options.queue}.dead"]
+
+
+def _unfinished(queue: RabbitQueue, options: RabbitOptions) -> bool:
+    """Whether a message waits or is held; what is held is seen when it is given back."""
+    try:
+        depths = queue.depths()
+    except QueueUnavailable:
+        return True
+    return sum(depths.values()) > depths[f"{options.queue}.dead"]
+
+
+# --- TLS ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tls_options(
+    broker: Broker, options: RabbitOptions, authority: Authority, tls_port: int
+) -> RabbitOptions:
+    ours = authority.issue("worker.test")
+    return replace(
+        options,
+        port=tls_port,
+        tls=TlsOptions(ca_file=authority.certificate, certificate=ours.certificate, key=ours.key),
+    )
+
+
+def test_a_connection_with_tls_and_a_client_certificate_works(tls_options: RabbitOptions) -> None:
+    with opened(tls_options) as queue:
+        queue.publish(b"{}")
+        queue.acknowledge(receive(queue))
+
+
+def test_the_name_in_the_brokers_certificate_may_be_another_than_the_host(
+    tls_options: RabbitOptions,
+) -> None:
+    assert tls_options.tls is not None
+    for name in ("broker.test", "other.test"):
+        tls = replace(tls_options.tls, server_name=name)
+        with opened(replace(tls_options, tls=tls)) as queue:
+            if name == "broker.test":
+                queue.publish(b"{}")
+            else:
+                with pytest.raises(QueueUnavailable, match="check the CA file and the server nam"):
+                    queue.publish(b"{}")
+
+
+def test_an_authority_that_is_not_ours_is_not_trusted(
+    tls_options: RabbitOptions, tmp_path: Path
+) -> None:
+    tls = TlsOptions(ca_file=Authority(tmp_path, "another").certificate)
+    with (
+        opened(replace(tls_options, tls=tls)) as queue,
+        pytest.raises(QueueUnavailable, match=r"cannot be trusted \(.*check the CA file"),
+    ):
+        queue.publish(b"{}")
+
+
+def test_without_the_certificate_that_the_broker_asks_for_the_remedy_is_told(
+    tls_options: RabbitOptions, authority: Authority
+) -> None:
+    tls = TlsOptions(ca_file=authority.certificate)
+    with (
+        opened(replace(tls_options, tls=tls)) as queue,
+        pytest.raises(QueueUnavailable, match=r"certificate|TLS"),
+    ):
+        queue.publish(b"{}")
+
+
+def test_a_port_with_tls_is_recognised_by_who_speaks_without(
+    tls_options: RabbitOptions,
+) -> None:
+    with (
+        opened(replace(tls_options, tls=None, answer_timeout=30.0)) as queue,
+        pytest.raises(QueueUnavailable, match="whether TLS is to be used"),
+    ):
+        queue.publish(b"{}")
