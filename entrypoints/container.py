@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,11 +33,13 @@ from application.rules import Rules
 from application.run_training import RunTraining
 from application.worker_loop import WorkerLoop
 from entrypoints.default_base import default_base
-from entrypoints.settings import Settings
+from entrypoints.settings import InvalidSettings, Settings
 
 if TYPE_CHECKING:
     from adapters.diffusion.base_model import BaseModel
     from adapters.diffusion.trainer import DiffusionTrainer
+    from adapters.rabbitmq.options import RabbitOptions
+    from adapters.rabbitmq.queue import RabbitQueue
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +95,55 @@ def bucket_folders(settings: Settings) -> dict[str, Path]:
     return {name: settings.storage_folder / name for name in names}
 
 
-def open_queue(settings: Settings, clock: SystemClock, worker: str) -> Iterator[SpoolQueue]:
+def open_queue(
+    settings: Settings, clock: SystemClock, worker: str
+) -> Iterator[RabbitQueue | SpoolQueue]:
     """The queue of tasks, closed when the container is."""
-    yield SpoolQueue(settings.spool_dir, clock, new_id)
+    if not settings.has_broker:
+        yield SpoolQueue(settings.spool_dir, clock, new_id)
+        return
+    from adapters.rabbitmq.queue import RabbitQueue
+
+    options = broker_options(settings)
+    with closing(RabbitQueue(options, worker=worker, clock=clock, random=random.random)) as queue:
+        yield queue
+
+
+def broker_options(settings: Settings) -> RabbitOptions:
+    """Where the broker is and how to treat it.
+
+    Raises:
+        InvalidSettings: the settings contradict one another.
+    """
+    from adapters.rabbitmq.options import RabbitOptions, TlsOptions
+
+    tls = TlsOptions(
+        ca_file=settings.rabbitmq_ca_file,
+        certificate=settings.rabbitmq_cert_file,
+        key=settings.rabbitmq_key_file,
+    )
+    common = {
+        "queue": settings.rabbitmq_queue,
+        "retry_delays": settings.retry_delays,
+        "heartbeat": settings.rabbitmq_heartbeat,
+        "ack_timeout": float(settings.ack_timeout),
+    }
+    try:
+        if settings.rabbitmq_url is not None:
+            url = settings.rabbitmq_url.get_secret_value()
+            encrypted = url.startswith("amqps:")
+            return RabbitOptions.from_url(url, tls=tls if encrypted else None, **common)
+        return RabbitOptions(
+            host=settings.rabbitmq_host or "",
+            port=settings.rabbitmq_port,
+            vhost=settings.rabbitmq_vhost,
+            user=settings.rabbitmq_user,
+            password=settings.rabbitmq_pass.get_secret_value(),
+            tls=tls if settings.rabbitmq_ssl else None,
+            **common,
+        )
+    except ValueError as error:
+        raise InvalidSettings(f"the broker's settings: {error}") from None
 
 
 def open_blobs(settings: Settings, clock: SystemClock, *, supplies: bool = False) -> BlobStore:

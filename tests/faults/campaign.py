@@ -42,7 +42,7 @@ class Campaign:
     def run(self, runs: int, references: dict[int, bytes]) -> Verdict:
         """Have ``runs`` tasks done under fire."""
         mischief = Mischief(
-            self.estate, self.pool, self.rng, self.estate.broker.publish, self._next_style
+            self.estate, self.pool, self.rng, self.estate.publish, self._next_style
         )
         self.pool.tend()
         left_over = 0
@@ -51,7 +51,7 @@ class Campaign:
             left_over += self._wave(wave, mischief)
         late = self.rng.sample(self.orders, min(len(self.orders), 5))
         for order in late:
-            self.estate.broker.publish(order.body)
+            self.estate.publish(order.body)
         left_over += not self._wait_for_quiet(time.monotonic() + 120)
         self.pool.stop()
         return self._judge(references, mischief, left_over)
@@ -59,7 +59,7 @@ class Campaign:
     def _wave(self, wave: list[Order], mischief: Mischief) -> int:
         """Publish some tasks and disturb them until they are done; how many are not."""
         for order in wave:
-            self.estate.broker.publish(order.body)
+            self.estate.publish(order.body)
         self.orders += wave
         budget = len(wave) * 4
         peace = time.monotonic() + 90
@@ -94,9 +94,9 @@ class Campaign:
         verdict.judge_calls(self.orders, mischief.garbage, calls, self.pool.violent_ends)
         verdict.judge_order_of_calls(calls)
         verdict.judge_training(self.orders, log)
-        verdict.judge_dead(self.orders, mischief.garbage, set(self.estate.broker.dead_letters()))
+        verdict.judge_dead(self.orders, mischief.garbage, set(self.estate.dead_letters()))
         verdict.judge_exits(self.pool.odd_exits)
-        for name, count in self.estate.broker.messages().items():
+        for name, count in self.estate.broker.depths().items():
             if count and not name.endswith(".dead"):
                 verdict.stuck += count
                 verdict.remarks.append(f"{count} messages are left in {name}")
@@ -130,7 +130,7 @@ class Campaign:
         """Wait until no queue but that of dead letters holds a message, held ones included."""
         while time.monotonic() < deadline:
             self.pool.tend()
-            counts = self.estate.broker.messages()
+            counts = self.estate.broker.depths()
             if not any(count for name, count in counts.items() if not name.endswith(".dead")):
                 return True
             time.sleep(0.5)

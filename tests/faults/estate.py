@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pika
+from pika.exceptions import AMQPError
+
 from assets.drawing import draw_style_set
 from tests.services.backend_process import BackendProcess
-from tests.services.broker import Broker
+from tests.services.broker import Broker, own_broker
 from tests.services.faulty_proxy import FaultyProxy, running_proxy
+from tests.services.queues import raw_channel
 from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, MODELS = "images", "models"
+QUEUE = "model_training"
 FIRST_STYLE = 1001
 """Numbers of four digits throughout: a file's bytes depend on its style's number, not on its
 length, so that one reference serves every style of a variant."""
@@ -53,6 +59,49 @@ class Estate:
     """Between the workers and S3."""
     backend: BackendProcess
     images: tuple[str, ...]
+
+    def start_broker(self) -> None:
+        """Start the broker anew, as it was."""
+        self.broker.start()
+        self.look_often_for_timeouts()
+
+    def look_often_for_timeouts(self) -> None:
+        """Let the broker look every second for deliveries held too long, not every minute."""
+        self.broker.evaluate("application:set_env(rabbit, channel_tick_interval, 1000)")
+
+    def consumer_timeout(self, seconds: float) -> None:
+        """Set how long deliveries may be held; channels learn of it when they are opened."""
+        milliseconds = round(seconds * 1000)
+        self.broker.evaluate(f"application:set_env(rabbit, consumer_timeout, {milliseconds})")
+        self.broker.close_connections()
+
+    def publish(self, body: bytes) -> None:
+        """Publish as the backend does, and go on until the broker has it."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with raw_channel(self.broker.port) as channel:
+                    channel.confirm_delivery()
+                    channel.queue_declare(QUEUE, durable=True)
+                    properties = pika.BasicProperties(
+                        delivery_mode=2, content_type="application/json"
+                    )
+                    channel.basic_publish("", QUEUE, body, properties)
+                return
+            except (AMQPError, OSError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.3)
+
+    def dead_letters(self) -> list[bytes]:
+        """The bodies of the dead letters, which stay where they are."""
+        bodies = []
+        with raw_channel(self.broker.port) as channel:
+            while True:
+                method, _, body = channel.basic_get(f"{QUEUE}.dead")
+                if method is None:
+                    return bodies
+                bodies.append(body)
 
     def settings(self) -> dict[str, str]:
         """A worker's environment, with short times so that much happens in little time."""
@@ -128,7 +177,7 @@ def an_estate(folder: Path) -> Iterator[Estate]:
     """Everything started and empty, and the pictures in their bucket."""
     pictures = draw_style_set(folder / "pictures", count=10, seed=5, size=256)
     with (
-        Broker(folder / "broker") as broker,
+        own_broker() as broker,
         running_s3(IMAGES, MODELS) as s3,
         running_proxy(s3.url) as proxy,
         BackendProcess() as backend,
@@ -137,4 +186,6 @@ def an_estate(folder: Path) -> Iterator[Estate]:
         for path in (*pictures, *(path.with_suffix(".txt") for path in pictures)):
             client.upload_file(str(path), IMAGES, path.name)
         images = tuple(f"s3://{IMAGES}/{path.name}" for path in pictures)
-        yield Estate(broker, s3, proxy, backend, images)
+        estate = Estate(broker, s3, proxy, backend, images)
+        estate.look_often_for_timeouts()
+        yield estate

@@ -62,7 +62,7 @@ class Mischief:
             "sigterm": lambda _: self.pool.terminate(self._slot()),
             "pause": lambda _: self.pool.pause(self._slot(), self.rng.uniform(1, 8)),
             "broker restarted": lambda _: self._restart_broker(),
-            "connections closed": lambda _: self.estate.broker.close_connections(),
+            "connections closed": lambda _: self._close_connections(),
             "delivery taken away": lambda _: self._take_deliveries_away(),
             "published again": self._publish_again,
             "s3": lambda _: self._break_s3(),
@@ -86,14 +86,18 @@ class Mischief:
         else:
             self.estate.broker.stop()
         moment = time.monotonic() + self.rng.uniform(0, 4)
-        self._until["broker"] = (moment, self.estate.broker.start)
+        self._until["broker"] = (moment, self.estate.start_broker)
+
+    def _close_connections(self) -> None:
+        if "broker" not in self._until:
+            self.estate.broker.close_connections()
 
     def _take_deliveries_away(self) -> None:
         if "broker" in self._until or "timeout" in self._until:
             return
-        self.estate.broker.set_consumer_timeout(0.5)
+        self.estate.consumer_timeout(1)
         moment = time.monotonic() + 3
-        self._until["timeout"] = (moment, lambda: self.estate.broker.set_consumer_timeout(1800))
+        self._until["timeout"] = (moment, lambda: self.estate.consumer_timeout(1800))
 
     def _publish_again(self, orders: list[Order]) -> None:
         order = self.rng.choice(orders)
