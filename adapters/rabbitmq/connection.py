@@ -189,7 +189,7 @@ class Connection:
 
     def _up(self, session: Session) -> None:
         with self._changed:
-            self._session, self._trouble = session, None
+            self._session, self._trouble, self._overdue = session, None, False
         log.info("connected to RabbitMQ at %s", self._options.where)
 
     def _down(self, trouble: str) -> None:

@@ -20,7 +20,7 @@ class LenientProperties(BasicProperties):
     def decode(self, encoded: bytes, offset: int = 0) -> BasicProperties:
         """Read what can be read."""
         try:
-            super().decode(encoded, offset)
+            BasicProperties.decode(self, encoded, offset)
         except Exception as error:
             log.warning("a message's headers cannot be read and are left out: %r", error)
             self.headers = None

@@ -53,7 +53,7 @@ class RabbitOptions:
     password: str = field(default="guest", repr=False)
     tls: TlsOptions | None = None
     heartbeat: int = 30
-    """A peer that is silent for twice as long is given up; 0 switches that off."""
+    """A peer that is silent for twice as long is given up."""
     queue: str = "model_training"
     """The publisher's. Our own are named after it."""
     retry_delays: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0)
@@ -61,7 +61,8 @@ class RabbitOptions:
     prefetch: int = 1
     """Messages held at a time; more than one makes sense only without long work."""
     ack_timeout: float = 4 * 3600.0
-    """How long we ask to hold a message. Brokers before 3.11.15 do not listen; see README."""
+    """How long we ask to hold a message. A broker before 3.11.15 does not listen and takes it
+    back after its own ``consumer_timeout``, half an hour as a rule."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
     connect_timeout: float = 10.0
     answer_timeout: float = 30.0
@@ -88,8 +89,8 @@ class RabbitOptions:
             *("retry_delays", self.retry_delays, "give seconds, rising, at least one"),
         )
         _require(
-            0 <= self.heartbeat <= 65535,
-            *("heartbeat", self.heartbeat, "give seconds from 0 to 65535"),
+            1 <= self.heartbeat <= 65535,
+            *("heartbeat", self.heartbeat, "give seconds from 1 to 65535"),
         )
         _require(
             1 <= self.prefetch <= 65535,

@@ -175,7 +175,7 @@ def garbage(rng: random.Random, style_id: int) -> bytes:
 @contextmanager
 def an_estate(folder: Path) -> Iterator[Estate]:
     """Everything started and empty, and the pictures in their bucket."""
-    pictures = draw_style_set(folder / "pictures", count=10, seed=5, size=256)
+    pictures = draw_style_set(folder / "pictures", count=10, seed=5, size=320)
     with (
         own_broker() as broker,
         running_s3(IMAGES, MODELS) as s3,

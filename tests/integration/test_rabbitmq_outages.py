@@ -1,0 +1,198 @@
+"""RabbitMQ that is cut off, falls silent, or was never there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPError
+
+from adapters.rabbitmq.options import RabbitOptions, TlsOptions
+from adapters.rabbitmq.queue import RabbitQueue
+from application.ports import Delivery, DeliveryLost, QueueUnavailable
+from tests.services.proxy import Proxy
+from tests.services.queues import (
+    PORT,
+    eventually,
+    opened,
+    own_options,
+    publish_as_the_backend,
+    raw_channel,
+    receive,
+)
+
+pytestmark = pytest.mark.integration
+
+SETTLE: dict[str, Callable[[RabbitQueue, Delivery], None]] = {
+    "acknowledge": lambda queue, delivery: queue.acknowledge(delivery),
+    "retry_later": lambda queue, delivery: queue.retry_later(delivery, 0.1, "reason"),
+    "dead_letter": lambda queue, delivery: queue.dead_letter(delivery, "reason"),
+    "hand_back": lambda queue, delivery: queue.hand_back(delivery),
+}
+every_way = pytest.mark.parametrize("settle", SETTLE.values(), ids=SETTLE.keys())
+
+
+@pytest.fixture
+def options() -> Iterator[RabbitOptions]:
+    with own_options() as made:
+        yield made
+
+
+@pytest.fixture
+def queue(options: RabbitOptions) -> Iterator[RabbitQueue]:
+    with opened(options) as made:
+        yield made
+
+
+@pytest.fixture
+def raw() -> Iterator[BlockingChannel]:
+    with raw_channel() as channel:
+        # So that what is published is there before the test goes on.
+        channel.confirm_delivery()
+        yield channel
+
+
+# --- Long work and cut wires -------------------------------------------------------------
+
+
+def test_heartbeats_are_served_while_the_worker_is_busy(
+    options: RabbitOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    parameters = pika.ConnectionParameters("127.0.0.1", PORT, heartbeat=2)
+    idle = pika.BlockingConnection(parameters)
+    with opened(replace(options, heartbeat=2)) as queue:
+        queue.publish(b"{}")
+        delivery = receive(queue)
+        time.sleep(7.0)
+        queue.acknowledge(delivery)
+        assert queue.receive(0.2) is None
+    assert caplog.text.count("connected to RabbitMQ") == 1
+    # The broker does take connections away from those who let their heart stop for so long.
+    with pytest.raises(AMQPError):
+        idle.channel()
+
+
+def test_a_cut_connection_comes_back_by_itself_and_is_told_once(
+    options: RabbitOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    options = replace(options, reconnect_first=0.05, reconnect_longest=0.1)
+    with Proxy(PORT) as proxy, opened(replace(options, port=proxy.port)) as queue:
+        queue.publish(b"{}")
+        delivery = receive(queue)
+        proxy.unplug()
+        with pytest.raises(QueueUnavailable, match=f"127.0.0.1:{proxy.port}"):
+            queue.receive(1.5)
+        with pytest.raises(DeliveryLost):
+            queue.acknowledge(delivery)
+        with pytest.raises(QueueUnavailable):
+            queue.publish(b"{}")
+        proxy.plug_in()
+        again = receive(queue)
+        assert (again.body, again.redelivered) == (b"{}", True)
+        queue.acknowledge(again)
+    ours = [r for r in caplog.records if r.name.startswith(("adapters", "pika"))]
+    told = [(record.levelno, record.getMessage()) for record in ours]
+    assert [level for level, _ in told].count(logging.INFO) == 2
+    warnings = [text for level, text in told if level == logging.WARNING]
+    assert len(warnings) == len(set(warnings)) <= 3
+    assert not [text for level, text in told if level > logging.WARNING]
+
+
+@every_way
+def test_what_a_silent_broker_was_told_does_not_count_and_the_message_comes_again(
+    options: RabbitOptions, settle: Callable[[RabbitQueue, Delivery], None]
+) -> None:
+    impatient = replace(options, answer_timeout=1.0, heartbeat=2)
+    with Proxy(PORT) as proxy, opened(replace(impatient, port=proxy.port)) as queue:
+        queue.publish(b"{}")
+        delivery = receive(queue)
+        proxy.hold()
+        with pytest.raises(QueueUnavailable, match="no answer in 1 s"):
+            settle(queue, delivery)
+        proxy.cut()
+        proxy.release()
+        again = receive(queue)
+        assert (again.body, again.retries, again.redelivered) == (b"{}", 0, True)
+        queue.acknowledge(again)
+
+
+def test_a_cancelled_consumer_begins_anew_and_what_it_held_is_lost(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    queue.publish(b'{"n": 1}')
+    delivery = receive(queue)
+    raw.queue_delete(options.queue)
+    eventually(lambda: _is_lost(queue, delivery))
+    publish_as_the_backend(raw, options.queue, b'{"n": 2}')
+    assert receive(queue).body == b'{"n": 2}'
+
+
+def _is_lost(queue: RabbitQueue, delivery: Delivery) -> bool:
+    try:
+        queue.hand_back(delivery)
+    except DeliveryLost:
+        return True
+    return False
+
+
+def test_a_working_thread_is_not_disturbed_by_the_loss_of_its_delivery(
+    options: RabbitOptions,
+) -> None:
+    with Proxy(PORT) as proxy, opened(replace(options, port=proxy.port)) as queue:
+        queue.publish(b"{}")
+        delivery = receive(queue)
+        done = threading.Event()
+        worker = threading.Thread(target=lambda: (time.sleep(1.0), done.set()))
+        worker.start()
+        proxy.cut()
+        again = receive(queue)
+        assert not done.is_set()
+        worker.join()
+        with pytest.raises(DeliveryLost):
+            queue.acknowledge(delivery)
+        queue.acknowledge(again)
+        assert queue.depths()[options.queue] == 0
+
+
+# --- What is wrong, and its remedy -------------------------------------------------------
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "password": ({"password": "s3cret-x"}, "refuses user 'guest': check user name and password"),
+    "vhost": ({"vhost": "nowhere"}, "no virtual host 'nowhere': create it or name another"),
+    "port": ({"port": 1}, "nothing listens there: start the broker, or check host and port"),
+    "host": ({"host": "nowhere.invalid"}, "name is not known .*: check the host"),
+    "TLS": ({"tls": TlsOptions(), "port": PORT}, "no TLS connection .*check that this port uses"),
+    "CA file": ({"tls": TlsOptions(certificate=Path("none.pem"))}, "No such file"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "remedy"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_told_apart_with_its_remedy_once(
+    options: RabbitOptions,
+    wrong: dict[str, Any],
+    remedy: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    given = {"password": "s3cret-x", **wrong} if "password" in wrong else wrong
+    options = replace(options, reconnect_first=0.02, reconnect_longest=0.05, **given)
+    with opened(options) as queue:
+        for _ in range(3):
+            with pytest.raises(QueueUnavailable, match=remedy) as raised:
+                queue.publish(b"{}")
+            assert "s3cret" not in str(raised.value)
+        with pytest.raises(QueueUnavailable, match=remedy):
+            queue.receive(0.3)
+    told = [r for r in caplog.records if r.name.startswith("adapters") and r.levelno > 20]
+    assert len(told) == 1
+    assert "s3cret" not in caplog.text + repr(options)
