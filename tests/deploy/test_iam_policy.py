@@ -15,6 +15,7 @@ from moto.core import set_initial_no_auth_action_count
 from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
 from application.cancellation import cancellation_requested, request_cancellation
+from application.check_bucket import check_bucket
 from application.layout import Layout
 from application.ports import BlobDenied, BlobMissing, IfAbsent, IfMatch
 from application.settlement import Done
@@ -81,6 +82,15 @@ def test_a_job_can_be_cancelled_under_the_policy() -> None:
         assert not cancellation_requested(TASK_ID, blobs, LAYOUT)
         request_cancellation(TASK_ID, blobs, LAYOUT, datetime(2026, 1, 1, tzinfo=UTC))
         assert cancellation_requested(TASK_ID, blobs, LAYOUT)
+
+    _under_the_policy(trial)
+
+
+def test_the_check_passes_under_the_policy() -> None:
+    def trial(blobs: S3BlobStore) -> None:
+        probe = LAYOUT.probe("worker").key
+        assert "can be read" in check_bucket(blobs, Location(IMAGES, probe), write=False)
+        assert "written" in check_bucket(blobs, Location(MODELS, probe), write=True)
 
     _under_the_policy(trial)
 
