@@ -7,7 +7,7 @@ DEMO := demo
 DEMO_OPTIONS := --epochs 40 --learning-rate 0.002
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench base clean
+.PHONY: help demo test faults lint format bench base clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: $(READY) ## Train a style from pictures that the project draws, into demo/
 
 test: $(READY) ## Run every test that this machine can, with coverage
 	$(BIN)/pytest -m "not gpu" --cov --cov-report=term
+
+faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 make faults
+	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100)
 
 lint: $(READY) ## Check format, style, types and the hexagon's direction
 	$(BIN)/ruff format --check .
