@@ -6,13 +6,15 @@ The same use case as a worker's, with folders in place of S3. See `--help`.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain.parameters import InvalidParameter, RequestedParameters
-from entrypoints.exits import EXIT_USAGE, UsageError
-from entrypoints.options import add_parameter_options, named_parameters, option_of
+from domain.parameters import RequestedParameters
+from entrypoints.cli import add_common_options, run_command
+from entrypoints.exits import UsageError
+from entrypoints.options import add_parameter_options, named_parameters
 from entrypoints.picture_folder import find_pictures
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ examples:
 
 A caption may lie beside each picture as <name>.txt. Ctrl-C leaves a checkpoint, and the same
 command goes on from it.
+
+With --json, standard output is one JSON object that says how it ended and where everything is;
+what is said to a person goes to standard error. NO_COLOR=1 leaves the colours out.
 
 exit codes: 0 the style is ready, 1 training failed, 2 the input is wrong, 130 interrupted
 """
@@ -59,40 +64,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"
     )
-    parser.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_parameter_options(parser)
+    add_common_options(parser, script="style-train")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    arguments = build_parser().parse_args(argv)
-    try:
-        return _train(arguments)
-    except Exception as error:
-        if arguments.debug:
-            raise
-        line = _one_line(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return EXIT_USAGE
-
-
-def _one_line(error: Exception) -> str | None:
-    """What is wrong with the input; None when the error is not about that."""
-    if isinstance(error, InvalidParameter):
-        return f"{option_of(error.name)} {error.value}: {error.remedy}"
-    if isinstance(error, UsageError):
-        return str(error)
-    from entrypoints.settings import InvalidSettings
-
-    if isinstance(error, InvalidSettings):
-        return str(error)
-    base_model = sys.modules.get("adapters.diffusion.base_model")
-    if base_model is not None and isinstance(error, base_model.BaseModelInvalid):
-        return str(error)
-    return None
+    return run_command(build_parser(), _train, argv)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -113,7 +93,10 @@ def _train(arguments: argparse.Namespace) -> int:
     _tell_about(pictures, console)
 
     task = local_run.describe_task(arguments, requested, pictures, container.base_model())
-    return local_run.run(task, container, arguments.out)
+    code, outcome = local_run.run(task, container, arguments.out)
+    if arguments.json:
+        print(json.dumps(outcome, indent=2))
+    return code
 
 
 def _tell_about(pictures: PictureSet, console: Any) -> None:
