@@ -41,8 +41,12 @@ COPY constraints.txt pyproject.toml ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     grep -E '^torch==' constraints.txt > torch.txt \
     && pip install --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple -r torch.txt
+# Of the optional packages those that are small; adam8bit is for the cuda variant alone.
+ARG EXTRAS="sentry prodigy"
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+    python -c "import os, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+extras = project['optional-dependencies']; \
+print(*project['dependencies'], *sum((extras[e] for e in os.environ['EXTRAS'].split()), []), sep='\n')" \
         > requirements.txt \
     && pip install -r requirements.txt
 

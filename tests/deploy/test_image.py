@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,26 @@ def test_no_secret_can_get_into_a_layer() -> None:
             assert not re.search(r"TOKEN|SECRET|PASS|_KEY", rest, re.IGNORECASE), rest
     for step in (rest for name, rest in INSTRUCTIONS if "TOKEN" in rest and name == "RUN"):
         assert "--mount=type=secret" in step
+
+
+@pytest.mark.parametrize("extras", ["", "sentry prodigy adam8bit"])
+def test_the_step_that_lists_the_packages_lists_them(extras: str) -> None:
+    (step,) = [rest for name, rest in INSTRUCTIONS if name == "RUN" and "tomllib" in rest]
+    script = re.search(r'python -c "(.+?)"', step)
+    assert script
+    run = subprocess.run(
+        [sys.executable, "-c", script[1]],
+        cwd=ROOT,
+        env={"EXTRAS": extras},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = [
+        package for extra in extras.split() for package in project["optional-dependencies"][extra]
+    ]
+    assert run.stdout.splitlines() == [*project["dependencies"], *optional]
 
 
 def test_the_builder_gets_the_code_and_nothing_else(tmp_path: Path) -> None:
