@@ -7,7 +7,7 @@ DEMO := demo
 DEMO_OPTIONS := --epochs 40 --learning-rate 0.002
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu lint format bench bench-gpu quality base clean
+.PHONY: help demo test test-gpu faults lint format bench bench-gpu quality base clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: $(READY) ## Run every test that this machine can, with coverage
 
 test-gpu: $(READY) ## Run the tests that need a GPU
 	$(BIN)/pytest -m gpu
+
+faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 make faults
+	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100)
 
 lint: $(READY) ## Check format, style, types and the hexagon's direction
 	$(BIN)/ruff format --check .
@@ -39,7 +42,7 @@ bench-gpu: $(READY) ## Measure the trainer on this machine's GPU
 	$(BIN)/python -m benchmarks.gpu
 
 quality: $(READY) ## Measure what each training option gains on the small base (a quarter of an hour)
-	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.quality --page docs/quality.md
 
 base: $(READY) ## Pretrain the small base model anew (half an hour)
 	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 600.0
+ATTENTION = 1.0
+"""Seconds for which a stop may go unnoticed."""
 
 
 def backoff(tries: int, asked: float | None = None) -> float:
@@ -41,5 +43,12 @@ def insist(call: Callable[[], T], clock: Clock, stop: StopSignal, patience: floa
             if stop.reason is not None or clock.monotonic() + pause > deadline:
                 raise
             log.warning("trying again in %.0f s: %s", pause, error)
-            clock.sleep(pause)
+            wait(pause, clock, stop)
             tries += 1
+
+
+def wait(seconds: float, clock: Clock, stop: StopSignal) -> None:
+    """Let time pass, but no more of it once a stop is asked for."""
+    end = clock.monotonic() + seconds
+    while stop.reason is None and (left := end - clock.monotonic()) > 0:
+        clock.sleep(min(left, ATTENTION))

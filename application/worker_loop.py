@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from application.patience import backoff
+from application.listen import Watcher, Watchers
+from application.patience import wait
 from application.ports import (
     Clock,
     Delivery,
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 RECEIVE_SECONDS = 1.0
 """How long a stop may go unnoticed by an idle worker."""
+AWAY_SECONDS = 2.0
+"""Between two looks for a queue that is away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +37,28 @@ class WorkerLoop:
     run: Callable[[TrainingTask, StopSignal, int], Settlement]
     refuse: Callable[[bytes, InvalidTask, StopSignal, int], Settlement]
     clock: Clock
+    watch: Watcher = field(default_factory=Watchers)
 
     def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
         """Work until ``stop``, or until the queue has nothing for us."""
-        failures = 0
+        away = False
         while stop.reason is None:
             try:
                 delivery = self.queue.receive(RECEIVE_SECONDS)
-                failures = 0
             except QueueUnavailable as error:
-                pause = backoff(failures, error.retry_after)
-                log.warning("no queue, looking again in %.0f s: %s", pause, error)
-                self.clock.sleep(pause)
-                failures += 1
+                # The queue's own pauses grow. Ours stays short: it may hold a message again.
+                if not away:
+                    log.warning("no queue until further notice: %s", error)
+                away = True
+                wait(max(AWAY_SECONDS, error.retry_after or 0.0), self.clock, stop)
                 continue
+            if away:
+                log.info("the queue is there again")
+                away = False
             if delivery is not None:
-                self._settle(delivery, self._deal_with(delivery, stop))
+                settlement = self._deal_with(delivery, stop)
+                self._settle(delivery, settlement)
+                self.watch.put_down(settlement)
             elif until_empty:
                 return
 
@@ -59,6 +68,7 @@ class WorkerLoop:
         except InvalidTask as error:
             log.warning("a message is refused: %s", error)
             return self.refuse(delivery.body, error, stop, delivery.retries)
+        self.watch.taken_up(task)
         log.info("task %s for style %d", task.task_id, task.style_id)
         return self.run(task, stop, delivery.retries)
 

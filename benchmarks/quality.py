@@ -53,6 +53,9 @@ OPTIONS: tuple[Mapping[str, Any], ...] = (
     {"optimizer": "adamw8bit"},
     {"validation_split": 0.1},
 )
+BEGIN, END = "<!-- quality -->", "<!-- /quality -->"
+"""Between these a page has the results."""
+BASE_LOSS = "base's held-out loss"
 PROBE_SEEDS = range(4)
 """Each gives another set of noises; all are the same for every setting."""
 
@@ -62,6 +65,8 @@ class Bench:
     """What every run shares."""
 
     trainer: DiffusionTrainer
+    base: str
+    """The base model's fingerprint, in short."""
     pictures: tuple[Picture, ...]
     common: Mapping[str, Any]
     held_out_loss: Callable[[], float]
@@ -92,6 +97,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=2, help="runs of each setting (default: 2)")
     parser.add_argument("--only", default="", help="options to try, with commas (default: all)")
+    parser.add_argument("--page", type=Path, help="page to put the table into, at its marks")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--json", type=Path, help="default: benchmarks/results/quality-DEVICE.json"
@@ -102,6 +108,42 @@ def main() -> None:
     path = options.json or Path(f"benchmarks/results/quality-{options.device}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
+    if options.page:
+        options.page.write_text(with_table(options.page.read_text("utf-8"), results), "utf-8")
+
+
+def with_table(page: str, results: Mapping[str, Any]) -> str:
+    """The page with the results between its two marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} and {END}")
+    return f"{before}{begin}\n{_markdown(results)}\n{end}{after}"
+
+
+def _markdown(results: Mapping[str, Any]) -> str:
+    def row(found: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+        name = " ".join(f"{key}={value}" for key, value in options.items())
+        return f"| `{name}` | {found['gain']:.1%} | {found['spread']:.1%} |"
+
+    reference = results["reference"]["options"]
+    changed = [
+        row(found, {k: v for k, v in found["options"].items() if reference.get(k) != v})
+        for found in results["one option changed"]
+    ]
+    return "\n".join(
+        [
+            f"{results['epochs']} epochs, {len(results['seeds'])} seeds, {results['device']}, "
+            f"torch {results['torch']}, {results['base']}; the base's held-out loss is "
+            f"{results[BASE_LOSS]}.",
+            "",
+            "| setting | share of the held-out loss taken away | spread between seeds |",
+            "| --- | --- | --- |",
+            *[row(found, found["options"]) for found in results["learning rates"]],
+            f"| at `learning_rate={reference['learning_rate']}`, one option changed: | | |",
+            *changed,
+        ]
+    )
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -124,11 +166,11 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "base": "small_base",
+        "base": bench.base,
         "epochs": options.epochs,
         "seeds": list(bench.seeds),
         "pictures": len(bench.pictures),
-        "base's held-out loss": round(bench.base_loss, 5),
+        BASE_LOSS: round(bench.base_loss, 5),
         "learning rates": rates,
         "reference": best,
         "one option changed": rows,
@@ -160,6 +202,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
 
     return Bench(
         trainer=DiffusionTrainer(base, decode, device),
+        base=f"small_base {base.fingerprint[:12]}",
         pictures=_draw(scratch / "seen", seed=1),
         common={
             **{"epochs": options.epochs, "batch_size": 4, "resolution": base.native_resolution},

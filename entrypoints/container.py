@@ -27,6 +27,7 @@ from adapters.wire import TaskReader, complete_body, failed_body, progress_body
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
+from application.listen import Watchers
 from application.ports import BlobStore, Notifier
 from application.refuse_task import RefuseTask
 from application.rules import Rules
@@ -208,6 +209,7 @@ def rules_from(settings: Settings) -> Rules:
     return Rules(
         fewest_pictures=settings.fewest_pictures,
         checkpoint_every=settings.checkpoint_every,
+        preview_share=settings.preview_share,
         keep_checkpoints=settings.keep_checkpoints,
         progress_every=settings.progress_every,
         cancel_poll=settings.cancel_poll,
@@ -240,6 +242,7 @@ class Container(containers.DeclarativeContainer):
     console = providers.Singleton(Console)
     clock = providers.Singleton(SystemClock)
     sink = providers.Singleton(LogEvents)
+    watch = providers.Singleton(Watchers)
     rules = providers.Singleton(rules_from, settings)
     worker = providers.Singleton(worker_name, settings, new_id)
     layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
@@ -287,4 +290,5 @@ class Container(containers.DeclarativeContainer):
         run=run_training,
         refuse=refuse_task,
         clock=clock,
+        watch=watch,
     )

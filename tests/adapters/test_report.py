@@ -397,3 +397,11 @@ def test_previews_from_the_way_are_shown_by_epoch_for_every_prompt() -> None:
 def test_previews_of_other_prompts_are_not_shown() -> None:
     underway = ((10, (png("red"),)),)
     assert "On the way" not in page(replace(REPORT, underway=underway)).text
+
+
+def test_of_a_dora_only_what_loads_it_is_explained() -> None:
+    dora = replace(REPORT, parameters=replace(REPORT.parameters, use_dora=True))
+    text = page(dora).text
+    assert "--export kohya style_123.safetensors" in text
+    assert "models/loras" not in text
+    assert "models/loras" in page().text

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.faults.estate import FIRST_STYLE, MODELS, SEEDS, Estate, Order, an_estate
 from tests.faults.mischief import Mischief
-from tests.faults.pool import Pool
+from tests.faults.pool import Pool, compile_wall_clock
 from tests.faults.reference import expected, references
 from tests.faults.verdict import Verdict, tracebacks
 
@@ -169,7 +169,8 @@ def campaign(runs: int, workers: int, seed: int, folder: Path) -> Verdict:
     folder.mkdir(parents=True, exist_ok=True)
     with an_estate(folder) as estate:
         wanted = references(estate, folder / "reference")
-        pool = Pool(workers, estate.settings(), folder / "workers")
+        wall_clock = compile_wall_clock(folder)
+        pool = Pool(workers, estate.settings(), folder / "workers", wall_clock)
         try:
             run = Campaign(estate, pool, random.Random(seed), lambda line: print(line, flush=True))
             return run.run(min(runs, MOST_RUNS), wanted)

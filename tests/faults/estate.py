@@ -147,7 +147,7 @@ def task_body(task_id: str, style_id: int, seed: int, images: tuple[str, ...]) -
             "tags": ["watercolour"],
             "parameters": {**PARAMETERS, "seed": seed},
         },
-        "callback_url": "https://stylelicense.example/api/webhooks/training/complete",
+        "callback_url": "http://127.0.0.1/api/webhooks/training/complete",
         "created_at": "2026-01-20T10:00:00.000Z",
     }
     return json.dumps(message).encode()

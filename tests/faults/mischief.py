@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.faults.estate import Estate, Order, garbage
-from tests.faults.pool import FAKETIME, Pool
+from tests.faults.pool import Pool, Slot
 from tests.services.faults import Fault, answer
 from tests.services.faulty_proxy import Rule, internal_error, s3_error, slow_down
 
@@ -57,7 +57,7 @@ class Mischief:
         return bool(self._until)
 
     def _kinds(self) -> dict[str, Callable[[list[Order]], None]]:
-        kinds: dict[str, Callable[[list[Order]], None]] = {
+        return {
             "kill -9": lambda _: self.pool.kill(self._slot()),
             "sigterm": lambda _: self.pool.terminate(self._slot()),
             "pause": lambda _: self.pool.pause(self._slot(), self.rng.uniform(1, 8)),
@@ -68,14 +68,12 @@ class Mischief:
             "s3": lambda _: self._break_s3(),
             "backend": lambda _: self._break_backend(),
             "garbage": lambda _: self._publish_garbage(),
-        }
-        if FAKETIME.exists():
-            kinds["clock jump"] = lambda _: self.pool.jump(
+            "clock jump": lambda _: self.pool.jump(
                 self._slot(), self.rng.choice([-7200, -60, 60, 7200])
-            )
-        return kinds
+            ),
+        }
 
-    def _slot(self):
+    def _slot(self) -> Slot:
         return self.rng.choice(self.pool.slots)
 
     def _restart_broker(self) -> None:

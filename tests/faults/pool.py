@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
 @dataclass
@@ -21,11 +20,19 @@ class Slot:
 
     number: int
     clock: Path
-    """What this slot's wall clock is set to, for libfaketime."""
+    """By how many seconds this slot's wall clock is off, for ``wall_clock.c``."""
     process: subprocess.Popen[bytes] | None = None
     started: int = 0
     resumes_at: float | None = None
     """Monotonic time at which a paused process goes on."""
+
+
+def compile_wall_clock(folder: Path) -> Path:
+    """The library that sets a worker's wall clock."""
+    library = folder / "wall_clock.so"
+    source = Path(__file__).with_name("wall_clock.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+    return library
 
 
 @dataclass
@@ -35,6 +42,8 @@ class Pool:
     size: int
     settings: Mapping[str, str]
     folder: Path
+    wall_clock: Path
+    """The library that ``wall_clock.c`` makes."""
     slots: list[Slot] = field(default_factory=list)
     violent_ends: list[float] = field(default_factory=list)
     """Wall-clock times at which a worker was killed, paused or ran out of grace."""
@@ -46,6 +55,8 @@ class Pool:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.slots = [Slot(n, self.folder / f"clock-{n}") for n in range(self.size)]
+        for slot in self.slots:
+            slot.clock.write_bytes(bytes(8))
 
     def tend(self) -> None:
         """Let paused workers go on, and put a new one where one has ended."""
@@ -80,7 +91,8 @@ class Pool:
 
     def jump(self, slot: Slot, seconds: int) -> None:
         """Set the slot's wall clock forward or back."""
-        slot.clock.write_text(f"{seconds:+d}s\n")
+        with slot.clock.open("r+b") as file:
+            file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
     def heal(self) -> None:
         """No worker is paused, every clock is right."""
@@ -120,14 +132,10 @@ class Pool:
             "OMP_NUM_THREADS": "1",
         }
         environment["WORKER_NAME"] = f"worker-{slot.number}-{slot.started}"
-        if FAKETIME.exists():
-            self.jump(slot, 0) if not slot.clock.exists() else None
-            environment |= {
-                "LD_PRELOAD": str(FAKETIME),
-                "FAKETIME_TIMESTAMP_FILE": str(slot.clock),
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-                "FAKETIME_CACHE_DURATION": "1",
-            }
+        environment |= {
+            "LD_PRELOAD": str(self.wall_clock),
+            "WALL_CLOCK_FILE": str(slot.clock),
+        }
         with (self.folder / f"worker-{slot.number}-{slot.started}.log").open("wb") as log:
             slot.process = subprocess.Popen(
                 [sys.executable, "-m", "entrypoints.worker"],

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapters.diffusion.convert import Form
 from adapters.diffusion.forms import UNET, LayerWeights, to_kohya, write_style
-from entrypoints.train import main
+from entrypoints.train import build_parser, main
 
 pytestmark = pytest.mark.integration
 
@@ -85,3 +86,8 @@ def test_a_form_that_is_unknown_is_told_with_those_known(
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert all(form in error for form in ("diffusers", "kohya", "peft"))
+
+
+def test_every_form_can_be_asked_for() -> None:
+    (choices,) = [action.choices for action in build_parser()._actions if action.dest == "export"]
+    assert list(choices) == list(Form)

@@ -1,0 +1,107 @@
+"""Several workers under one command, with small programs in their place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from entrypoints import fleet
+from entrypoints.exits import UsageError
+from entrypoints.fleet import Fleet, gpus_named
+
+LINGERING = """
+import os, pathlib, signal, sys, time
+def end(*_): sys.exit(0)
+signal.signal(signal.SIGTERM, end); signal.signal(signal.SIGINT, end)
+pathlib.Path(os.environ["HERE"], os.environ["CUDA_VISIBLE_DEVICES"]).write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+CRASHING_ONCE = """
+import os, pathlib
+file = pathlib.Path(os.environ["HERE"], "crashed")
+if not file.exists():
+    file.touch()
+    os.abort()
+"""
+REFUSING_ON_0 = """
+import os, sys
+if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
+    sys.exit(2)
+"""
+
+
+def environment(folder: Path, gpu: str) -> dict[str, str]:
+    return {**os.environ, "HERE": str(folder), "CUDA_VISIBLE_DEVICES": gpu}
+
+
+def written(file: Path) -> bool:
+    return file.exists() and bool(file.read_text())
+
+
+def a_fleet(folder: Path, program: str, *, once: bool = False) -> Fleet:
+    command = [sys.executable, "-c", program]
+    return Fleet(("0", "2"), command, lambda gpu: environment(folder, gpu), once)
+
+
+def when(holds, act) -> threading.Thread:
+    def wait() -> None:
+        deadline = time.monotonic() + 30
+        while not holds() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_all_is_every_gpu_of_the_driver_and_a_list_is_itself() -> None:
+    assert gpus_named("all", lambda: 3) == ("0", "1", "2")
+    assert gpus_named("1, 0", lambda: 0) == ("1", "0")
+
+
+@pytest.mark.parametrize("text", ["all", "one", "0,0", "", "-1"])
+def test_no_gpu_and_no_list_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"--gpus {text}"):
+        gpus_named(text, lambda: 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_every_worker_once_and_ends_the_fleet(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    both = [tmp_path / "0", tmp_path / "2"]
+    thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), number))
+    assert a_fleet(tmp_path, LINGERING).run() == 0
+    thread.join()
+    for file in both:
+        assert subprocess.run(["ps", "-p", file.read_text()], capture_output=True).returncode == 1
+
+
+def test_workers_that_are_done_are_not_started_again(tmp_path: Path) -> None:
+    assert a_fleet(tmp_path, "", once=True).run() == 0
+
+
+def test_a_wrong_setting_ends_the_fleet(tmp_path: Path) -> None:
+    program = REFUSING_ON_0 + LINGERING
+    assert a_fleet(tmp_path, program).run() == 2
+
+
+def test_a_worker_that_ends_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "RESTART_SECONDS", 0.01)
+    crashing = CRASHING_ONCE + LINGERING
+    both = [tmp_path / "0", tmp_path / "2"]
+    thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert a_fleet(tmp_path, crashing).run() == 0
+    thread.join()

@@ -1,0 +1,163 @@
+"""The worker on its production adapters: a real broker, an S3 API over HTTP, a real backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from assets.drawing import draw_style_set
+from tests.services.backend_process import BackendProcess
+from tests.services.queues import own_options, raw_channel
+from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+DELAYS = (0.3, 1.5)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """All that is around a worker, and how to start one in it."""
+
+    queue: str
+    s3: Server
+    backend: BackendProcess
+    folder: Path
+
+    def settings(self) -> dict[str, str]:
+        return {
+            "RABBITMQ_HOST": "127.0.0.1",
+            "RABBITMQ_QUEUE": self.queue,
+            "RETRY_DELAYS": ",".join(map(str, DELAYS)),
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_S3_REGION_NAME": REGION,
+            "S3_ENDPOINT_URL": self.s3.url,
+            "AWS_STORAGE_BUCKET_NAME": "images",
+            "MODEL_BUCKET_NAME": "models",
+            "BACKEND_API_URL": self.backend.url,
+            "INTERNAL_API_TOKEN": self.backend.token,
+            "BASE_MODEL": str(ROOT / "assets" / "small_base"),
+            "DEVICE": "cpu",
+            "PROGRESS_EVERY": "0.05",
+            "CANCEL_POLL": "0.2",
+            "LOG_LEVEL": "DEBUG",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def run(self, name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"entrypoints.{name}", *arguments],
+            cwd=self.folder,
+            env={**os.environ, **self.settings(), **settings},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    def publish(self, body: bytes) -> None:
+        with raw_channel() as channel:
+            channel.queue_declare(self.queue, durable=True)
+            channel.basic_publish("", self.queue, body)
+
+    def keys(self) -> set[str]:
+        client = self.s3.client()
+        found = client.list_objects_v2(Bucket="models").get("Contents", [])
+        return {blob["Key"] for blob in found}
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    with (
+        own_options(DELAYS) as options,
+        running_s3("images", "models") as s3,
+        BackendProcess() as backend,
+    ):
+        yield Platform(options.queue, s3, backend, tmp_path)
+
+
+def submitted(platform: Platform, style_id: int) -> str:
+    done = platform.run(
+        *("submit", "pictures", "--style-id", str(style_id), "--epochs", "12"),
+        *("--resolution", "64", "--batch-size", "5", "--sample-prompt", "a red circle"),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
+    platform: Platform,
+) -> None:
+    draw_style_set(platform.folder / "pictures", count=10, seed=3)
+    good = submitted(platform, 41)
+    cancelled = submitted(platform, 42)
+    assert "will stop" in platform.run("submit", "--cancel", cancelled).stdout
+    broken = {"type": "model_training", "task_id": str(uuid.uuid4()), "data": {"style_id": 43}}
+    platform.publish(json.dumps(broken).encode())
+    platform.publish(json.dumps(broken).encode())
+
+    worked = platform.run("worker", "--once")
+    assert worked.returncode == 0, worked.stderr
+
+    outcomes = {call.style_id: call for call in platform.backend.final}
+    assert {style: call.kind for style, call in outcomes.items()} == {
+        41: "complete",
+        42: "failed",
+        43: "failed",
+    }
+    assert len(platform.backend.final) == 3, "each is told once"
+    assert outcomes[41].body["model_path"] == "s3://models/models/style_41.safetensors"
+    assert outcomes[41].body["training_metric"]["epochs"] == 12
+    assert outcomes[42].body["error_code"] == "CANCELLED"
+    assert outcomes[43].body["error_code"] == "INVALID_TASK"
+    assert "data.images" in outcomes[43].body["error_message"]
+    told = [call.kind for call in platform.backend.calls if call.style_id == 41]
+    assert "progress" in told
+    assert told[-1] == "complete"
+
+    keys = platform.keys()
+    assert "models/style_41.safetensors" in keys
+    assert not [key for key in keys if key.endswith("lease.json")]
+    kept = [key for key in keys if key.startswith(f"jobs/{good}/checkpoints/")]
+    assert len(kept) == 1, "old checkpoints are cleaned up"
+
+    letters = json.loads(platform.run("submit", "--dead", "--json").stdout)
+    assert [letter["task_id"] for letter in letters] == [broken["task_id"]] * 2
+    assert letters[0]["details"]["field"] == "data.images"
+    assert letters[0]["details"]["remedy"]
+    assert letters[0]["details"]["worker"]
+
+    printed = worked.stdout + worked.stderr
+    assert SECRET_KEY not in printed
+    assert platform.backend.token not in printed
+
+
+def test_the_check_tries_broker_buckets_and_backend(platform: Platform) -> None:
+    good = platform.run("worker", "--check")
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert good.stdout.count("ok    ") == 6
+    assert platform.keys() == set()
+    assert platform.backend.final == []
+
+    bad = platform.run(
+        *("worker", "--check"),
+        RABBITMQ_PORT="9",
+        MODEL_BUCKET_NAME="no-such-bucket",
+        INTERNAL_API_TOKEN="x" * 32,
+    )
+    assert bad.returncode == 1
+    lines = [line for line in bad.stdout.splitlines() if line.startswith("FAILED")]
+    assert [line.split()[1] for line in lines] == ["queue", "models", "backend"], bad.stdout
+    assert "INTERNAL_API_TOKEN" in lines[2]
+    assert SECRET_KEY not in bad.stdout + bad.stderr
