@@ -11,7 +11,8 @@ from domain.location import Location
 class Layout:
     """The keys of everything that is written for a job.
 
-    ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel and the checkpoints;
+    ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel, the checkpoints
+    and the logs;
     ``models/style_<style_id>.safetensors`` is what the inference server reads.
     """
 
@@ -62,6 +63,14 @@ class Layout:
     def previews_prefix(self, task_id: str) -> str:
         """What the keys of a job's previews at checkpoints start with."""
         return self.report(task_id, "previews/epoch_").key
+
+    def log(self, task_id: str, name: str) -> Location:
+        """The log of one run of the job."""
+        return self._job(task_id, f"logs/{name}")
+
+    def is_lease(self, at: Location) -> bool:
+        """Whether a blob is some job's lease."""
+        return at.bucket == self.bucket and at.name == self.lease("x").name
 
     def _job(self, task_id: str, name: str) -> Location:
         return Location(self.bucket, f"{self.jobs_prefix}{task_id}/{name}")

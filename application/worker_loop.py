@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from application.listen import Watcher, Watchers
 from application.patience import wait
 from application.ports import (
     Clock,
@@ -36,6 +37,7 @@ class WorkerLoop:
     run: Callable[[TrainingTask, StopSignal, int], Settlement]
     refuse: Callable[[bytes, InvalidTask, StopSignal, int], Settlement]
     clock: Clock
+    watch: Watcher = field(default_factory=Watchers)
 
     def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
         """Work until ``stop``, or until the queue has nothing for us."""
@@ -54,7 +56,9 @@ class WorkerLoop:
                 log.info("the queue is there again")
                 away = False
             if delivery is not None:
-                self._settle(delivery, self._deal_with(delivery, stop))
+                settlement = self._deal_with(delivery, stop)
+                self._settle(delivery, settlement)
+                self.watch.put_down(settlement)
             elif until_empty:
                 return
 
@@ -64,6 +68,7 @@ class WorkerLoop:
         except InvalidTask as error:
             log.warning("a message is refused: %s", error)
             return self.refuse(delivery.body, error, stop, delivery.retries)
+        self.watch.taken_up(task)
         log.info("task %s for style %d", task.task_id, task.style_id)
         return self.run(task, stop, delivery.retries)
 

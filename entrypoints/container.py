@@ -27,6 +27,7 @@ from adapters.wire import TaskReader, complete_body, failed_body, progress_body
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
+from application.listen import Watchers
 from application.ports import BlobStore, Notifier
 from application.refuse_task import RefuseTask
 from application.rules import Rules
@@ -241,6 +242,7 @@ class Container(containers.DeclarativeContainer):
     console = providers.Singleton(Console)
     clock = providers.Singleton(SystemClock)
     sink = providers.Singleton(LogEvents)
+    watch = providers.Singleton(Watchers)
     rules = providers.Singleton(rules_from, settings)
     worker = providers.Singleton(worker_name, settings, new_id)
     layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
@@ -288,4 +290,5 @@ class Container(containers.DeclarativeContainer):
         run=run_training,
         refuse=refuse_task,
         clock=clock,
+        watch=watch,
     )

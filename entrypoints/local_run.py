@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import signal
 import tempfile
 import time
@@ -16,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dependency_injector import providers
+from rich.console import Console
 
 from adapters.console import ConsoleNotifier, ProgressDisplay
 from adapters.filesystem import FileBlobStore
@@ -36,6 +36,7 @@ from domain.picture import FEWEST_PICTURES, PictureSet
 from domain.task import TrainingTask
 from entrypoints.container import Container
 from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from entrypoints.logs import start_logging
 from entrypoints.settings import load_settings
 
 if TYPE_CHECKING:
@@ -84,11 +85,7 @@ def check_optimizer(requested: RequestedParameters) -> None:
 
 def build_container(arguments: argparse.Namespace) -> Container:
     """The worker's container with folders for buckets and the terminal for a backend."""
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.debug else logging.WARNING, format="%(message)s"
-    )
-    for noisy in ("PIL", "matplotlib", "urllib3", "httpx", "httpcore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
     named = {
         "base_model": arguments.base_model,
         "base_model_config": arguments.base_model_config,
@@ -99,6 +96,8 @@ def build_container(arguments: argparse.Namespace) -> Container:
     )
     out: Path = arguments.out
     container = Container(settings=settings)
+    # With --json, standard output is for the outcome alone.
+    container.console.override(providers.Singleton(Console, stderr=arguments.json))
     container.layout.override(providers.Object(Layout(OUT, report_prefix="")))
     container.rules.override(
         providers.Object(
@@ -174,8 +173,8 @@ def describe_task(
     )
 
 
-def run(task: TrainingTask, container: Container, out: Path) -> int:
-    """Run the task through the use case and return the exit code.
+def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[str, Any]]:
+    """Run the task through the use case; return the exit code, and the outcome as JSON values.
 
     Raises:
         UsageError: ``out`` holds another run.
@@ -187,7 +186,7 @@ def run(task: TrainingTask, container: Container, out: Path) -> int:
         blobs.delete(layout.journal(task.task_id))
     if before.state is JobState.COMPLETED:
         console.print(f"this run is complete already: {out}", markup=False)
-        return 0
+        return 0, _outcome(before, out)
 
     stop = StopSignal()
     with _interruptible(stop), container.sink():
@@ -195,17 +194,41 @@ def run(task: TrainingTask, container: Container, out: Path) -> int:
     job = _job(task, container)
     match settlement:
         case Done() if job.state is JobState.COMPLETED:
-            for name in ("report.html", "previews.png", "loss.png"):
-                if (out / name).exists():
-                    console.print(f"  {out / name}", markup=False, highlight=False)
-            return 0
+            for path in _report_files(out):
+                console.print(f"  {path}", markup=False, highlight=False)
+            return 0, _outcome(job, out)
         case HandBack():
             epoch = job.checkpoint.epoch if job.checkpoint else 0
             console.print(f"interrupted in epoch {epoch}; the same command goes on from there")
-            return EXIT_INTERRUPTED
+            return EXIT_INTERRUPTED, _outcome(job, out)
         case RetryLater(_, reason) | DeadLetter(reason):
             console.print(f"not finished: {reason}", style="red", markup=False)
-    return EXIT_FAILED
+    return EXIT_FAILED, _outcome(job, out)
+
+
+def _report_files(out: Path) -> list[Path]:
+    names = ("report.html", "previews.png", "loss.png")
+    return [out / name for name in names if (out / name).exists()]
+
+
+def _outcome(job: TrainingJob, out: Path) -> dict[str, Any]:
+    """What a program wants to know of a run."""
+    done = job.state is JobState.COMPLETED
+    return {
+        "result": str(job.state),
+        "task_id": job.task_id,
+        "style_id": job.style_id,
+        "weights": str(out / job.artifact.location.key) if job.artifact else None,
+        "sha256": job.artifact.sha256 if job.artifact else None,
+        "bytes": job.artifact.size if job.artifact else None,
+        "loss": job.metric.loss if job.metric else None,
+        "epochs": job.metric.epochs if job.metric else None,
+        "steps": job.metric.steps if job.metric else None,
+        "report": [str(path) for path in _report_files(out)] if done else [],
+        "checkpoint_epoch": job.checkpoint.epoch if job.checkpoint else None,
+        "code": job.failure.code if job.failure else None,
+        "message": job.failure.message if job.failure else None,
+    }
 
 
 def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settlement:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from adapters.status_page.binding import check_binding
 from adapters.webhook.options import check_token, checked_address
 
 
@@ -165,6 +166,26 @@ class Settings(BaseSettings):
         pattern="^(DEBUG|INFO|WARNING|ERROR)$",
         description="`DEBUG`, `INFO`, `WARNING` or `ERROR`",
     )
+    log_format: str = Field(
+        "auto",
+        pattern="^(auto|text|json)$",
+        description="`text` for a person, `json` for a program, `auto`: text on a terminal",
+    )
+    sentry_dsn: SecretStr | None = Field(
+        None, description="Where Sentry is, if errors should go there; needs the extra `sentry`"
+    )
+    status_host: str = Field(
+        "127.0.0.1",
+        description="Where health, metrics and the status page are; elsewhere than on this "
+        "machine they need `STATUS_TOKEN`",
+    )
+    status_port: int = Field(9108, ge=0, le=65535, description="At this port; 0 for nowhere")
+    status_token: SecretStr | None = Field(
+        None, description="What a reader of them must know, 16 characters or more"
+    )
+    least_disk_gb: float = Field(
+        1.0, ge=0, description="Free space in GB, below which a worker is not ready"
+    )
 
     @field_validator("retry_delays", "allowed_image_buckets", mode="before")
     @classmethod
@@ -242,6 +263,15 @@ class Settings(BaseSettings):
                 raise ValueError("give the token that the backend at BACKEND_API_URL knows")
         else:
             check_token(value.get_secret_value())
+        return value
+
+    @field_validator("status_token")
+    @classmethod
+    def _status(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if info.data.get("status_port") and info.data.get("status_host"):
+            check_binding(
+                info.data["status_host"], None if value is None else value.get_secret_value()
+            )
         return value
 
     @property

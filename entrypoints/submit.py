@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from domain.job import TrainingJob
 from domain.location import Location
-from domain.parameters import InvalidParameter, RequestedParameters
-from domain.task import InvalidTask, TrainingTask
-from entrypoints.exits import EXIT_FAILED, EXIT_USAGE, UsageError
-from entrypoints.options import add_parameter_options, named_parameters, option_of
+from domain.parameters import RequestedParameters
+from domain.task import TrainingTask
+from entrypoints.cli import add_common_options, run_command
+from entrypoints.exits import UsageError
+from entrypoints.options import add_parameter_options, named_parameters
 from entrypoints.picture_folder import find_pictures
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ exit codes: 0 done, 1 queue or storage cannot be reached or refuses, 2 the input
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m entrypoints.submit",
         description="Put a training task on the queue, cancel one, or put dead letters back.",
@@ -57,51 +58,52 @@ def main(argv: list[str] | None = None) -> int:
         const="",
         help="list the dead letters and put them back on the queue: all, or this task's",
     )
-    parser.add_argument("--json", action="store_true", help="list the dead letters as JSON")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     parser.add_argument("--style-id", type=int, default=1, help="the style's number (default: 1)")
     parser.add_argument("--tags", default="", help="keywords for the whole style, with commas")
     add_parameter_options(parser)
-    arguments = parser.parse_args(argv)
+    add_common_options(parser, script="style-submit")
+    return parser
 
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(build_parser(), _carry_out, argv)
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
     from dependency_injector import providers
 
-    from application.ports import BlobDenied, Unavailable
     from entrypoints.container import open_blobs, open_container
-    from entrypoints.settings import InvalidSettings, load_settings
+    from entrypoints.logs import start_logging
+    from entrypoints.settings import load_settings
 
-    try:
-        settings = load_settings()
-        with open_container(settings) as container:
-            container.blobs.override(
-                providers.Singleton(open_blobs, settings, container.clock, supplies=True)
-            )
-            _carry_out(arguments, container)
-    except InvalidParameter as error:
-        return _refuse(f"{option_of(error.name)} {error.value}: {error.remedy}")
-    except (UsageError, InvalidTask, InvalidSettings) as error:
-        return _refuse(str(error))
-    except (Unavailable, BlobDenied) as error:
-        return _refuse(str(error), EXIT_FAILED)
+    settings = load_settings()
+    level = "DEBUG" if arguments.debug else "WARNING"
+    start_logging(level=level, form="text", secrets=settings.secrets())
+    with open_container(settings) as container:
+        container.blobs.override(
+            providers.Singleton(open_blobs, settings, container.clock, supplies=True)
+        )
+        if arguments.cancel is not None:
+            _tell(_cancel(arguments.cancel, container), as_json=arguments.json)
+        elif arguments.dead:
+            _sift(container, None, as_json=arguments.json)
+        elif arguments.replay_dead is not None:
+            _sift(container, arguments.replay_dead, as_json=arguments.json)
+        else:
+            task_id = _submit(arguments, container)
+            outcome = {"task_id": task_id, "text": f"submitted {task_id}"}
+            _tell(outcome, as_json=arguments.json)
     return 0
 
 
-def _refuse(line: str, code: int = EXIT_USAGE) -> int:
-    print(f"error: {line}", file=sys.stderr)
-    return code
+def _tell(outcome: dict[str, str], *, as_json: bool) -> None:
+    """Print the outcome: its text, or all of it."""
+    print(json.dumps(outcome) if as_json else outcome["text"])
 
 
-def _carry_out(arguments: argparse.Namespace, container: Container) -> None:
-    if arguments.cancel is not None:
-        print(_cancel(arguments.cancel, container))
-    elif arguments.dead:
-        _sift(container, None, as_json=arguments.json)
-    elif arguments.replay_dead is not None:
-        _sift(container, arguments.replay_dead, as_json=arguments.json)
-    else:
-        print(f"submitted {_submit(arguments, container)}")
-
-
-def _cancel(text: str, container: Container) -> str:
+def _cancel(text: str, container: Container) -> dict[str, str]:
     from application.cancellation import request_cancellation
 
     try:
@@ -112,10 +114,18 @@ def _cancel(text: str, container: Container) -> str:
     fresh = TrainingJob(task_id=task_id, style_id=1)
     job = container.journal().open(at, container.worker(), fresh).job
     if job.is_terminal:
-        return f"task {task_id} is {job.state} already"
+        return {
+            "task_id": task_id,
+            "state": job.state,
+            "text": f"task {task_id} is {job.state} already",
+        }
     now = container.clock().now()
     request_cancellation(task_id, container.blobs(), container.layout(), now)
-    return f"task {task_id} will stop ({job.state} so far)"
+    return {
+        "task_id": task_id,
+        "state": job.state,
+        "text": f"task {task_id} will stop ({job.state} so far)",
+    }
 
 
 def _sift(container: Container, wanted: str | None, *, as_json: bool) -> None:

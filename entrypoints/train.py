@@ -6,12 +6,14 @@ The same use case as a worker's, with folders in place of S3. See `--help`.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domain.parameters import InvalidParameter, RequestedParameters
-from entrypoints.exits import EXIT_USAGE, UsageError
+from domain.parameters import RequestedParameters
+from entrypoints.cli import add_common_options, run_command
+from entrypoints.exits import UsageError
 from entrypoints.options import add_parameter_options, named_parameters, option_of
 from entrypoints.picture_folder import find_pictures
 
@@ -30,6 +32,9 @@ command goes on from it.
 
 --export converts a finished style instead of training one, into the form of diffusers, kohya
 (AUTOMATIC1111, ComfyUI) or PEFT; its source may be in any of them.
+
+With --json, standard output is one JSON object that says how it ended and where everything is;
+what is said to a person goes to standard error. NO_COLOR=1 leaves the colours out.
 
 exit codes: 0 the style is ready, 1 training failed, 2 the input is wrong, 130 interrupted
 """
@@ -72,41 +77,19 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["diffusers", "kohya", "peft"],
         help="convert a finished style into this form, into --out",
     )
-    parser.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_parameter_options(parser)
+    add_common_options(parser, script="style-train")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    arguments = build_parser().parse_args(argv)
-    try:
-        return _export(arguments) if arguments.export else _train(arguments)
-    except Exception as error:
-        if arguments.debug:
-            raise
-        line = _one_line(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return EXIT_USAGE
+    return run_command(build_parser(), _run, argv)
 
 
-def _one_line(error: Exception) -> str | None:
-    """What is wrong with the input; None when the error is not about that."""
-    if isinstance(error, InvalidParameter):
-        return f"{option_of(error.name)} {error.value}: {error.remedy}"
-    if isinstance(error, UsageError):
-        return str(error)
-    from entrypoints.settings import InvalidSettings
-
-    if isinstance(error, InvalidSettings):
-        return str(error)
-    for module, name in (("base_model", "BaseModelInvalid"), ("forms", "StyleFileInvalid")):
-        loaded = sys.modules.get(f"adapters.diffusion.{module}")
-        if loaded is not None and isinstance(error, getattr(loaded, name)):
-            return str(error)
-    return None
+def _run(arguments: argparse.Namespace) -> int:
+    return _export(arguments) if arguments.export else _train(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -141,7 +124,10 @@ def _train(arguments: argparse.Namespace) -> int:
     _tell_about(pictures, console)
 
     task = local_run.describe_task(arguments, requested, pictures, container.base_model())
-    return local_run.run(task, container, arguments.out)
+    code, outcome = local_run.run(task, container, arguments.out)
+    if arguments.json:
+        print(json.dumps(outcome, indent=2))
+    return code
 
 
 def _tell_about(pictures: PictureSet, console: Any) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from typing import TYPE_CHECKING
 
-from entrypoints.exits import EXIT_USAGE
-
-if TYPE_CHECKING:
-    from entrypoints.settings import Settings
+from entrypoints.cli import add_common_options, run_command
+from entrypoints.exits import UsageError
 
 EPILOG = """\
 Without a broker, tasks are files: every .json in SPOOL_DIR is one, in the backend's own form,
@@ -21,6 +18,9 @@ examples:
   python -m entrypoints.worker              until it is asked to stop
   python -m entrypoints.worker --once       until the queue is empty
 
+While it runs, it shows itself at http://127.0.0.1:9108 (STATUS_HOST, STATUS_PORT): a page,
+/metrics, /health/live and /health/ready. Its log is text on a terminal, else JSON (LOG_FORMAT).
+
 SIGTERM or Ctrl-C: finish the step, save a checkpoint, hand the job over, exit 0. A second one ends
 at once (143, 130), and so does the end of GRACE_SECONDS (3): the job goes on elsewhere from its
 last checkpoint.
@@ -30,8 +30,8 @@ exit codes: 0 stopped as asked, or everything works; 1 the check found something
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m entrypoints.worker",
         description="Train styles from a queue of tasks, one at a time.",
@@ -42,41 +42,53 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="try everything that a job needs, and say what works"
     )
-    arguments = parser.parse_args(argv)
-
-    from entrypoints.settings import InvalidSettings, load_settings
-
-    try:
-        settings = load_settings()
-    except InvalidSettings as error:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return EXIT_USAGE
-    return _work(settings, arguments)
+    parser.add_argument("--json", action="store_true", help="print what the check found as JSON")
+    add_common_options(parser, script="style-worker")
+    return parser
 
 
-def _work(settings: Settings, arguments: argparse.Namespace) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(build_parser(), _work, argv, log_defects=True)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    from entrypoints.settings import load_settings
+
+    settings = load_settings()
+
     from application.stop import StopSignal
     from entrypoints.check import check
     from entrypoints.container import open_container, quiet_libraries
     from entrypoints.drain import draining
+    from entrypoints.logs import log_what_nobody_catches, start_logging
+    from entrypoints.observe import observed, start_sentry
 
     quiet_libraries()
     from adapters.diffusion.base_model import BaseModelInvalid
 
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    logs = start_logging(
+        level="DEBUG" if arguments.debug else settings.log_level,
+        form=settings.log_format,
+        secrets=settings.secrets(),
+    )
+    log_what_nobody_catches()
+    start_sentry(settings, logs)
     log = logging.getLogger(__name__)
     stop = StopSignal()
     with draining(stop, settings.grace_seconds), open_container(settings) as container:
         if arguments.check:
-            return check(container)
-        try:
+            return check(container, as_json=arguments.json)
+        with observed(container, logs, stop) as board:
+            board.device = container.device()
+            try:
+                board.model = container.base_model().name
+            except BaseModelInvalid as error:
+                raise UsageError(f"BASE_MODEL: {error}") from error
             loop = container.worker_loop()
-        except BaseModelInvalid as error:
-            print(f"error: BASE_MODEL: {error}", file=sys.stderr)
-            return EXIT_USAGE
-        log.info("worker %s waits for tasks", container.worker())
-        loop(stop, until_empty=arguments.once)
-        log.info("worker %s ends", container.worker())
+            log.info("worker %s waits for tasks", container.worker())
+            loop(stop, until_empty=arguments.once)
+            log.info("worker %s ends", container.worker())
     return 0
 
 

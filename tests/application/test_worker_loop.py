@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
 from adapters.wire import TaskReader, encode_task
 from application.journal import Journal
+from application.listen import Watcher, Watchers
 from application.ports import Delivery, DeliveryLost, NotifierUnavailable, QueueUnavailable
 from application.refuse_task import RefuseTask
+from application.settlement import DeadLetter, Done, Settlement
 from application.stop import StopReason, StopSignal
 from application.worker_loop import WorkerLoop
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
-from tests.application.world import LAYOUT, RULES, World, a_task
+from domain.task import TrainingTask
+from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
 
 
-def loop_over(world: World, queue: Any, **refusing: Any) -> WorkerLoop:
+def loop_over(
+    world: World, queue: Any, watch: Watcher | None = None, **refusing: Any
+) -> WorkerLoop:
     known: dict[str, Any] = {
         "blobs": world.blobs,
         "notifier": world.notifier,
@@ -34,6 +42,7 @@ def loop_over(world: World, queue: Any, **refusing: Any) -> WorkerLoop:
         run=world.worker(),
         refuse=RefuseTask(**{**known, **refusing}),
         clock=world.clock,
+        watch=watch or Watchers(),
     )
 
 
@@ -52,6 +61,46 @@ def test_a_task_is_run_and_acknowledged(world: World, queue: MemoryQueue) -> Non
     loop_over(world, queue)(StopSignal(), until_empty=True)
     assert world.job().state is JobState.COMPLETED
     assert (queue.waiting, queue.unsettled, queue.dead) == ([], [], [])
+
+
+def test_a_watcher_hears_of_a_message_from_its_task_to_after_its_settlement(
+    world: World, queue: MemoryQueue
+) -> None:
+    heard: list[tuple[object, int]] = []
+
+    class Watch:
+        def taken_up(self, task: TrainingTask) -> None:
+            heard.append((task.task_id, len(queue.unsettled)))
+
+        def put_down(self, settlement: Settlement) -> None:
+            heard.append((settlement, len(queue.unsettled)))
+
+    queue.publish(encode_task(a_task()))
+    queue.publish(b"garbage")
+    loop_over(world, queue, Watch())(StopSignal(), until_empty=True)
+    assert heard[:2] == [(TASK_ID, 1), (Done(), 0)]
+    (refused,) = heard[2:]
+    assert isinstance(refused[0], DeadLetter)
+    assert refused[1] == 0
+
+
+def test_every_line_about_a_message_carries_its_task_the_last_one_too(
+    world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = LogContext("worker-1")
+    caplog.handler.addFilter(context)
+    caplog.set_level("INFO")
+    world.blobs.put(LAYOUT.lease(TASK_ID), foreign_lease(world))
+    queue.publish(encode_task(a_task()))
+    loop_over(world, queue, context)(StopSignal(), until_empty=True)
+    caplog.handler.removeFilter(context)
+    assert "trying again in 10 s" in caplog.text
+    assert {record.__dict__["task_id"] for record in caplog.records} == {TASK_ID}
+
+
+def foreign_lease(world: World) -> bytes:
+    expires = (world.clock.now() + timedelta(seconds=10)).isoformat()
+    return json.dumps({"owner": "another", "expires_at": expires, "revision": 1}).encode()
 
 
 def test_the_same_task_five_times_is_trained_and_announced_once(

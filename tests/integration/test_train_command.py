@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -65,6 +67,25 @@ def test_a_folder_of_pictures_becomes_a_style_with_its_report(
     assert main(command) == 0
     assert "complete already" in capsys.readouterr().out
     assert (out / "models" / "style_12.safetensors").stat().st_mtime_ns == weights
+
+
+def test_with_json_the_outcome_is_one_object_and_everything_else_is_elsewhere(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = [str(pictures), "--out", str(out), "--json", *QUICK]
+    for expected in ("training on 3 pictures", "complete already"):
+        assert main(command) == 0
+        printed = capsys.readouterr()
+        outcome = json.loads(printed.out)
+        assert expected in printed.err
+        assert outcome["result"] == "completed"
+        weights = Path(outcome["weights"]).read_bytes()
+        assert outcome["sha256"] == hashlib.sha256(weights).hexdigest()
+        assert outcome["bytes"] == len(weights)
+        assert outcome["epochs"] == 2
+        assert all(Path(path).is_file() for path in outcome["report"])
+        assert len(outcome["report"]) == 3
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(

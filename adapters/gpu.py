@@ -1,0 +1,101 @@
+"""NVIDIA cards, read by NVML. A machine without one has none, and that is no error."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuReading:
+    """One card at one moment; None where the card or its driver does not tell."""
+
+    index: int
+    name: str
+    memory_used: int | None = None
+    """Bytes in use, by anybody."""
+    memory_total: int | None = None
+    """Bytes."""
+    utilization: float | None = None
+    """Share of the last moment in which a kernel ran, 0 to 1."""
+    temperature: int | None = None
+    """Degrees Celsius."""
+    power: float | None = None
+    """Watts."""
+
+
+class GpuReader:
+    """Reads every card that the driver shows. May be called from any thread.
+
+    Args:
+        nvml: the module ``pynvml``, or what stands in for it; None to import it.
+    """
+
+    def __init__(self, nvml: Any = None) -> None:
+        self._given = nvml
+        self._nvml: Any = None
+        self._absent = False
+        self._lock = threading.Lock()
+
+    def __call__(self) -> list[GpuReading]:
+        """The cards as they are now; none where there is no card or no driver."""
+        with self._lock:
+            nvml = self._started()
+            if nvml is None:
+                return []
+            try:
+                return [self._read(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+            except nvml.NVMLError as error:
+                log.debug("the cards cannot be read: %s", error)
+                return []
+
+    def _started(self) -> Any:
+        if self._nvml is None and not self._absent:
+            try:
+                nvml = self._given if self._given is not None else _import_nvml()
+                nvml.nvmlInit()
+            except Exception as error:
+                # No library, no driver, no card: asking again would not change it.
+                log.debug("no card to be read: %s", error)
+                self._absent = True
+            else:
+                self._nvml = nvml
+        return self._nvml
+
+    def _read(self, nvml: Any, index: int) -> GpuReading:
+        card = nvml.nvmlDeviceGetHandleByIndex(index)
+
+        def ask(question: Callable[[], T]) -> T | None:
+            try:
+                return question()
+            except nvml.NVMLError:
+                return None
+
+        name = ask(lambda: nvml.nvmlDeviceGetName(card)) or f"GPU {index}"
+        memory = ask(lambda: nvml.nvmlDeviceGetMemoryInfo(card))
+        rates = ask(lambda: nvml.nvmlDeviceGetUtilizationRates(card))
+        milliwatts = ask(lambda: nvml.nvmlDeviceGetPowerUsage(card))
+        return GpuReading(
+            index=index,
+            name=name.decode() if isinstance(name, bytes) else name,
+            memory_used=None if memory is None else memory.used,
+            memory_total=None if memory is None else memory.total,
+            utilization=None if rates is None else rates.gpu / 100,
+            temperature=ask(
+                lambda: nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU)
+            ),
+            power=None if milliwatts is None else milliwatts / 1000,
+        )
+
+
+def _import_nvml() -> Any:
+    import pynvml  # type: ignore[import-untyped]
+
+    return pynvml

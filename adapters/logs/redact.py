@@ -1,0 +1,82 @@
+"""Takes secrets out of text: those that are known by value, and those that show by their form."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+REDACTED = "[redacted]"
+
+_SHORT = 8
+"""A secret with fewer characters may be part of a common word: it must stand alone."""
+
+_FORMS = (
+    # A password in a URL: amqp://user:password@host
+    (re.compile(r"(?<=://)[^\s/@'\"]*:[^\s/@'\"]*@"), f"{REDACTED}@"),
+    # What a request carries: Authorization: Bearer x, {'Authorization': 'Basic x'}
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w~+/.=-]{8,}"), rf"\1 {REDACTED}"),
+    # Signed URLs of S3, and the token of a status page
+    (
+        re.compile(
+            r"(?i)([?&;](?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|"
+            r"AWSAccessKeyId|token|access_token|sig)=)[^&\s'\"]+"
+        ),
+        rf"\1{REDACTED}",
+    ),
+)
+
+
+class Redactor:
+    """Replaces every secret in a text.
+
+    Args:
+        secrets: the values to hide, in whatever form they may come: as they are, quoted for a
+            URL, as base64, or with their special characters escaped as JSON and Python do.
+    """
+
+    def __init__(self, secrets: Iterable[str | None] = ()) -> None:
+        variants = {variant for secret in secrets if secret for variant in _variants(secret)}
+        # The longest first: one secret may be the beginning of another.
+        patterns = [_pattern(text) for text in sorted(variants, key=len, reverse=True)]
+        self._known = re.compile("|".join(patterns)) if patterns else None
+
+    def __call__(self, text: str) -> str:
+        """The text without secrets."""
+        if self._known is not None:
+            text = self._known.sub(REDACTED, text)
+        for form, instead in _FORMS:
+            text = form.sub(instead, text)
+        return text
+
+    def deep(self, value: Any) -> Any:
+        """A structure of JSON values with every text in it, keys included, redacted."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, bytes):
+            return self(value.decode(errors="replace"))
+        if isinstance(value, dict):
+            return {self.deep(key): self.deep(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.deep(item) for item in value]
+        return value
+
+
+def _variants(secret: str) -> set[str]:
+    escaped = secret.encode("unicode_escape").decode()
+    return {
+        secret,
+        quote(secret, safe=""),
+        quote_plus(secret),
+        base64.b64encode(secret.encode()).decode(),
+        escaped,
+        escaped.replace('"', '\\"'),
+        repr(secret)[1:-1],
+    }
+
+
+def _pattern(text: str) -> str:
+    found = re.escape(text)
+    return rf"(?<!\w){found}(?!\w)" if len(text) < _SHORT else found

@@ -1,0 +1,90 @@
+"""The cards, read when the metrics are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from adapters.metrics.instruments import PREFIX
+
+log = logging.getLogger(__name__)
+
+
+class CardReading(Protocol):
+    """What is read off one card; None where the card does not tell."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def memory_used(self) -> int | None:
+        """Bytes."""
+
+    @property
+    def memory_total(self) -> int | None:
+        """Bytes."""
+
+    @property
+    def utilization(self) -> float | None:
+        """0 to 1."""
+
+    @property
+    def temperature(self) -> int | None:
+        """Degrees Celsius."""
+
+    @property
+    def power(self) -> float | None:
+        """Watts."""
+
+
+_FIGURES = (
+    ("memory_used", "gpu_memory_used_bytes", "Memory in use, by anybody."),
+    ("memory_total", "gpu_memory_total_bytes", "Memory of the card."),
+    ("utilization", "gpu_utilization_ratio", "Share of time with a kernel running, 0 to 1."),
+    ("temperature", "gpu_temperature_celsius", "Temperature of the card."),
+    ("power", "gpu_power_watts", "Power drawn."),
+)
+
+
+class GpuCollector(Collector):
+    """Gauges of every card. A machine without one has none of them.
+
+    Args:
+        read: every card as it is now.
+    """
+
+    def __init__(
+        self, read: Callable[[], Sequence[CardReading]], registry: CollectorRegistry
+    ) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """The names, without looking at a card."""
+        return self._families([])
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges that have a value."""
+        try:
+            readings = self._read()
+        except Exception:
+            log.exception("the cards could not be read")
+            readings = []
+        return [family for family in self._families(readings) if family.samples]
+
+    def _families(self, readings: Sequence[CardReading]) -> list[Metric]:
+        families: list[Metric] = []
+        for attribute, name, text in _FIGURES:
+            family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=("gpu", "model"))
+            for card in readings:
+                value = getattr(card, attribute)
+                if value is not None:
+                    family.add_metric((str(card.index), card.name), value)
+            families.append(family)
+        return families

@@ -1,0 +1,156 @@
+"""Every metric that a worker keeps, by name; base units, as Prometheus' conventions have it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+from domain.failure import FailureCode
+from domain.phases import PHASES
+
+log = logging.getLogger(__name__)
+
+PREFIX = "style_trainer"
+IDLE = "idle"
+RESULTS = ("completed", "failed", "cancelled", "interrupted")
+
+_JOB_SECONDS = (30, 60, 120, 300, 600, 1200, 1800, 2700, 3600, 5400, 7200, 10800)
+_PHASE_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
+_CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """The instruments of one worker, on a registry of their own.
+
+    Args:
+        worker: this worker's name.
+        version: of the program.
+    """
+
+    def __init__(self, worker: str, version: str) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, namespace=PREFIX, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, namespace=PREFIX, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(
+                name, text, labels, namespace=PREFIX, buckets=buckets, registry=registry
+            )
+
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        gauge("worker_info", "This worker and its version.", "worker", "version").labels(
+            worker, version
+        ).set(1)
+
+        # Jobs, by their events.
+        self.attempts = counter("job_attempts", "Times a job was taken up.", "resumed")
+        self.jobs = counter("jobs", "Attempts that ended, by result and code.", "result", "code")
+        self.job_seconds = histogram(
+            "job_duration_seconds", "From taking a job up to its end.", _JOB_SECONDS, "result"
+        )
+        self.phase_seconds = histogram(
+            "phase_duration_seconds", "Time a job spent in a phase.", _PHASE_SECONDS, "phase"
+        )
+        self.phase = gauge("phase", "1 for what the worker is at, 0 for the others.", "phase")
+        self.epoch = gauge("job_epoch", "Finished epochs of the current job.")
+        self.epochs = gauge("job_epochs", "Epochs of the current job in all.")
+        self.progress = gauge("job_progress_ratio", "Finished steps of the current job, 0 to 1.")
+        self.loss = gauge("job_loss", "Mean loss of the last finished epoch.")
+        self.speed = gauge("job_steps_per_second", "Measured over the last minute.")
+        self.time_left = gauge("job_time_left_seconds", "Estimated from the measured speed.")
+        self.steps = counter("steps", "Training steps run.")
+        self.checkpoints = counter("checkpoints", "Checkpoints stored.")
+        self.setbacks = gauge("job_setbacks", "Setbacks of the job that was put down last.")
+        self.runs = counter("runs", "Tasks that were run, by what became of them.", "settlement")
+
+        # The queue.
+        self.deliveries = counter("deliveries", "Messages received from the queue.")
+        self.redeliveries = counter("redeliveries", "Messages that came a second time.")
+        self.settlements = counter(
+            "settlements", "Deliveries settled, by outcome and its result.", "outcome", "result"
+        )
+        self.queue_errors = counter("queue_errors", "Times that the broker was away.")
+        self.queue_messages = gauge("queue_messages", "Messages that nobody holds.", "queue")
+        self.queue_up = gauge("queue_up", "1 when the last count of messages succeeded.")
+
+        # The store, the lease in it, the backend.
+        self.read_bytes = counter("storage_read_bytes", "Bytes read from the store.")
+        self.written_bytes = counter("storage_written_bytes", "Bytes written to the store.")
+        self.storage_calls = counter(
+            "storage_calls", "Calls to the store, by result.", "operation", "result"
+        )
+        self.storage_seconds = histogram(
+            "storage_call_duration_seconds", "Duration of calls.", _CALL_SECONDS, "operation"
+        )
+        self.lease_writes = counter(
+            "lease_writes", "Times the lease was taken, renewed or released.", "result"
+        )
+        self.lease_written = gauge(
+            "lease_last_write_timestamp_seconds", "When the lease was last written, in Unix time."
+        )
+        self.webhooks = counter(
+            "webhook_calls", "Calls to the backend, by result.", "call", "result"
+        )
+        self.webhook_seconds = histogram(
+            "webhook_duration_seconds", "Duration of calls.", _CALL_SECONDS, "call"
+        )
+        self._show_zeros()
+
+    def _show_zeros(self) -> None:
+        """A series that appears with its first event has no rate for that event: start at 0."""
+        for result in RESULTS:
+            self.job_seconds.labels(result)
+        for code in FailureCode:
+            result = "cancelled" if code is FailureCode.CANCELLED else "failed"
+            self.jobs.labels(result, code)
+        self.jobs.labels("completed", "none")
+        self.jobs.labels("interrupted", "none")
+        for settlement in ("done", "retry_later", "dead_letter", "hand_back"):
+            self.runs.labels(settlement)
+        for operation in ("get", "put", "delete", "list"):
+            for result in ("ok", "unavailable", "denied", "error"):
+                self.storage_calls.labels(operation, result)
+            self.storage_seconds.labels(operation)
+        for phase in PHASES:
+            self.phase_seconds.labels(phase)
+        for outcome in ("acknowledged", "retried", "dead_lettered", "handed_back"):
+            self.settlements.labels(outcome, "ok")
+            self.settlements.labels(outcome, "lost")
+        for call in ("progress", "completed", "failed"):
+            for result in ("ok", "unavailable", "refused"):
+                self.webhooks.labels(call, result)
+            self.webhook_seconds.labels(call)
+        for result in ("ok", "superseded", "unavailable"):
+            self.lease_writes.labels(result)
+        for resumed in ("true", "false"):
+            self.attempts.labels(resumed)
+        self.show_phase(IDLE)
+
+    def show_phase(self, current: str) -> None:
+        """Say what the worker is at."""
+        for phase in (IDLE, *PHASES):
+            self.phase.labels(phase).set(phase == current)
+
+
+def quietly(record: Callable[[], object]) -> None:
+    """Record a measurement; a job is worth more than a number that cannot be recorded."""
+    try:
+        record()
+    except Exception:
+        log.exception("a metric was not recorded")

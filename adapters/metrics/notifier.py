@@ -1,0 +1,61 @@
+"""The backend, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from adapters.metrics.instruments import Metrics, quietly
+from application.ports import Notifier, NotifierRefused, Unavailable
+from domain.events import Artifact, TrainingMetric
+from domain.failure import Failure
+from domain.progress import Progress
+
+
+class MeteredNotifier:
+    """Port ``Notifier`` around another one; counts the calls by their result and times them.
+
+    Args:
+        monotonic: seconds since some moment, never going back.
+    """
+
+    def __init__(self, inner: Notifier, metrics: Metrics, monotonic: Callable[[], float]) -> None:
+        self._inner = inner
+        self._metrics = metrics
+        self._now = monotonic
+
+    def progress(self, style_id: int, progress: Progress) -> None:
+        """Tell how far the job is, and count it."""
+        with self._calling("progress"):
+            self._inner.progress(style_id, progress)
+
+    def completed(
+        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+    ) -> None:
+        """Tell that the style is ready, and count it."""
+        with self._calling("completed"):
+            self._inner.completed(style_id, artifact, metric, idempotency_key)
+
+    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+        """Tell that there will be no style, and count it."""
+        with self._calling("failed"):
+            self._inner.failed(style_id, failure, idempotency_key)
+
+    @contextmanager
+    def _calling(self, call: str) -> Iterator[None]:
+        began, result = self._now(), "error"
+        try:
+            yield
+            result = "ok"
+        except Unavailable:
+            result = "unavailable"
+            raise
+        except NotifierRefused:
+            result = "refused"
+            raise
+        finally:
+            quietly(lambda: self._record(call, result, began))
+
+    def _record(self, call: str, result: str, began: float) -> None:
+        self._metrics.webhooks.labels(call, result).inc()
+        self._metrics.webhook_seconds.labels(call).observe(self._now() - began)

@@ -1,0 +1,127 @@
+"""The queue, measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from adapters.metrics.instruments import Metrics, quietly
+from application.ports import (
+    Delivery,
+    DeliveryLost,
+    Queue,
+    QueueDepths,
+    QueueUnavailable,
+)
+
+log = logging.getLogger(__name__)
+
+
+class MeteredQueue:
+    """Port ``Queue`` around another one; counts deliveries and how they were settled."""
+
+    def __init__(self, inner: Queue, metrics: Metrics) -> None:
+        self._inner = inner
+        self._metrics = metrics
+
+    def publish(self, body: bytes) -> None:
+        """Publish."""
+        self._inner.publish(body)
+
+    def receive(self, timeout: float) -> Delivery | None:
+        """Receive, and count what comes."""
+        try:
+            delivery = self._inner.receive(timeout)
+        except QueueUnavailable:
+            quietly(self._metrics.queue_errors.inc)
+            raise
+        if delivery is not None:
+            quietly(self._metrics.deliveries.inc)
+            if delivery.redelivered:
+                quietly(self._metrics.redeliveries.inc)
+        return delivery
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Acknowledge, and count it."""
+        with self._settling("acknowledged"):
+            self._inner.acknowledge(delivery)
+
+    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+        """Put aside, and count it."""
+        with self._settling("retried"):
+            self._inner.retry_later(delivery, delay, reason)
+
+    def dead_letter(
+        self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
+    ) -> None:
+        """Dead-letter, and count it."""
+        with self._settling("dead_lettered"):
+            self._inner.dead_letter(delivery, reason, details)
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """Hand back, and count it."""
+        with self._settling("handed_back"):
+            self._inner.hand_back(delivery)
+
+    @contextmanager
+    def _settling(self, outcome: str) -> Iterator[None]:
+        result = "error"
+        try:
+            yield
+            result = "ok"
+        except DeliveryLost:
+            result = "lost"
+            raise
+        except QueueUnavailable:
+            result = "unavailable"
+            raise
+        finally:
+            quietly(lambda: self._metrics.settlements.labels(outcome, result).inc())
+
+
+class DepthGauges:
+    """Counts the waiting messages when told to, beside the work, so that a broker that is away
+    or slow never holds up whoever reads the metrics.
+
+    Args:
+        queue: who can count them.
+        monotonic: seconds since some moment, never going back.
+    """
+
+    def __init__(
+        self, queue: QueueDepths, metrics: Metrics, monotonic: Callable[[], float]
+    ) -> None:
+        self._queue = queue
+        self._metrics = metrics
+        self._now = monotonic
+        self._counted_at: float | None = None
+        self.depths: Mapping[str, int] = {}
+        """As last counted; empty when they cannot be."""
+        self.trouble: str | None = "the messages have not been counted yet"
+        """Why there is no count, or None when there is one."""
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the last count that succeeded."""
+        return None if self._counted_at is None else self._now() - self._counted_at
+
+    def poll(self) -> None:
+        """Count once. Never raises."""
+        try:
+            depths = self._queue.depths()
+        except Exception as error:
+            if self.trouble is None:
+                log.warning("the messages cannot be counted: %s", error)
+            self.depths, self.trouble = {}, str(error) or type(error).__name__
+        else:
+            self.depths, self.trouble = dict(depths), None
+            self._counted_at = self._now()
+        quietly(self._show)
+
+    def _show(self) -> None:
+        self._metrics.queue_up.set(self.trouble is None)
+        # An old count would look like a queue that stands still.
+        self._metrics.queue_messages.clear()
+        for name, count in self.depths.items():
+            self._metrics.queue_messages.labels(name).set(count)

@@ -1,0 +1,155 @@
+"""The routes: health, metrics, status as JSON, previews, and the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from adapters.status_page.access import Guard
+from adapters.status_page.board import StatusBoard
+from adapters.status_page.previews import PreviewShelf
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check has found."""
+
+    ok: bool
+    reason: str
+    """In words, for an operator; also when all is well."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition for taking tasks. Asked at every look at the page: it must be quick."""
+
+    name: str
+    look: Callable[[], Finding]
+
+    def __call__(self) -> dict[str, Any]:
+        """The finding as JSON values; a check that fails has found nothing good."""
+        try:
+            found = self.look()
+        except Exception as error:
+            found = Finding(False, f"{type(error).__name__}: {error}")
+        return {"name": self.name, "ok": found.ok, "reason": found.reason}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the page has its facts from. Every one may be asked from any thread."""
+
+    board: StatusBoard
+    previews: PreviewShelf
+    registry: CollectorRegistry
+    checks: Sequence[Check]
+    cards: Callable[[], Sequence[dict[str, Any]]]
+    """Every GPU's index, name, memory_used, memory_total, utilization, temperature, power."""
+    queues: Callable[[], dict[str, Any]]
+    """``depths`` by queue, ``trouble`` where they cannot be counted, ``age`` in seconds."""
+    configuration: Sequence[dict[str, str]]
+    """Every setting's name, value and meaning, without secrets."""
+    redact: Callable[[Any], Any]
+    """Takes secrets out of JSON values, should one have got into a message."""
+
+
+def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
+    """The whole, guarded.
+
+    Raises:
+        InvalidBinding: ``host`` is open to the network, and there is no token.
+    """
+
+    def live(_request: Request) -> Response:
+        return PlainTextResponse("live\n")
+
+    def ready(_request: Request) -> Response:
+        checks = [check() for check in sources.checks]
+        fine = all(check["ok"] for check in checks)
+        values = {"ready": fine, "checks": checks}
+        return JSONResponse(sources.redact(values), status_code=200 if fine else 503)
+
+    def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return Response(encode(sources.registry), headers={"Content-Type": content_type})
+
+    def status(_request: Request) -> Response:
+        values = {
+            **sources.board.snapshot(),
+            "previews": sources.previews.shown(),
+            "gpus": list(sources.cards()),
+            "queues": sources.queues(),
+            "checks": [check() for check in sources.checks],
+        }
+        return JSONResponse(_finite(sources.redact(values)))
+
+    def configuration(_request: Request) -> Response:
+        return JSONResponse(sources.redact(list(sources.configuration)))
+
+    def preview(request: Request) -> Response:
+        number, place, when = (request.path_params[name] for name in ("number", "place", "when"))
+        png = sources.previews.picture(number, place, when)
+        if png is None:
+            return PlainTextResponse("no such preview\n", status_code=404)
+        # An address names one picture for as long as this process lives, and no longer.
+        return Response(
+            png, media_type="image/png", headers={"Cache-Control": "private, no-cache"}
+        )
+
+    routes = [
+        Route("/health/live", live),
+        Route("/health/ready", ready),
+        Route("/metrics", metrics),
+        Route("/api/status", status),
+        Route("/api/configuration", configuration),
+        Route("/previews/{number:int}/{place:int}/{when}.png", preview),
+        *(_file_route(path, name, kind) for path, name, kind in _FILES),
+    ]
+    guard = Middleware(Guard, host=host, token=token, login_page=_read("login.html").decode())
+    app = Starlette(routes=routes, middleware=[guard])
+    app.build_middleware_stack()  # now, so that a wrong binding is refused now
+    return app
+
+
+_FILES = (
+    ("/", "page.html", "text/html; charset=utf-8"),
+    ("/page.css", "page.css", "text/css; charset=utf-8"),
+    ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+    ("/chart.js", "chart.js", "text/javascript; charset=utf-8"),
+    ("/icon.svg", "icon.svg", "image/svg+xml"),
+)
+
+
+def _file_route(path: str, name: str, content_type: str) -> Route:
+    content = _read(name)
+
+    def serve(_request: Request) -> Response:
+        return Response(content, headers={"Content-Type": content_type})
+
+    return Route(path, serve)
+
+
+def _read(name: str) -> bytes:
+    return files("adapters.status_page").joinpath(name).read_bytes()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is no number is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

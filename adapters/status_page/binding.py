@@ -1,0 +1,38 @@
+"""Where the page may be served: on this machine, or anywhere with a token."""
+
+from __future__ import annotations
+
+import ipaddress
+
+SHORTEST_TOKEN = 16
+
+
+class InvalidBinding(ValueError):
+    """The page would be open to the network; the text says what to do."""
+
+
+def check_binding(host: str, token: str | None) -> None:
+    """Refuse to show a worker to the network without a token.
+
+    Raises:
+        InvalidBinding: with the remedy.
+    """
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        raise InvalidBinding(
+            f"the token has {len(token)} characters; give {SHORTEST_TOKEN} or more"
+        )
+    if token is None and not is_loopback(host):
+        raise InvalidBinding(
+            f"{host!r} is open to the network; give a token of {SHORTEST_TOKEN} characters or "
+            "more, or listen at 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address or name."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,106 @@
+"""One job as the status page shows it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from adapters.status_page.curve import LossCurve
+from domain.parameters import TrainingParameters
+from domain.phases import PHASES
+from domain.progress import Progress
+
+
+@dataclass(kw_only=True)
+class JobView:
+    """What is known of a job from its events. Times are monotonic, in seconds."""
+
+    task_id: str
+    style_id: int
+    attempt: int | None = None
+    phase: str | None = None
+    """None until the job has been taken up."""
+    taken_up: float = 0.0
+    phase_since: float = 0.0
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    """Of the phases that are over."""
+    progress: Progress | None = None
+    parameters: TrainingParameters | None = None
+    pictures: int | None = None
+    resumed_from: int | None = None
+    """Epoch of the checkpoint that this attempt went on from."""
+    checkpoint: int | None = None
+    """Epoch of the last checkpoint stored."""
+    curve: LossCurve = field(default_factory=LossCurve)
+    result: str | None = None
+    """How the attempt ended; None while it lasts."""
+    code: str | None = None
+    message: str | None = None
+    seconds: float | None = None
+    """Duration of the attempt, once it has ended."""
+    ended_at: datetime | None = None
+
+    def enter(self, phase: str | None, now: float) -> None:
+        """Go on to a phase, or to the end."""
+        if self.phase is not None and phase != self.phase:
+            past = self.phase_seconds.get(self.phase, 0.0)
+            self.phase_seconds[self.phase] = past + now - self.phase_since
+        if phase != self.phase:
+            self.phase, self.phase_since = phase, now
+
+    def end(self, result: str, now: float, at: datetime, **why: str | None) -> None:
+        """Close the attempt."""
+        self.enter(None, now)
+        self.result, self.seconds, self.ended_at = result, now - self.taken_up, at
+        self.code, self.message = why.get("code"), why.get("message")
+
+    def shown(self, now: float) -> dict[str, Any]:
+        """As JSON values, with the curve."""
+        spent = dict(self.phase_seconds)
+        if self.phase is not None:
+            spent[self.phase] = spent.get(self.phase, 0.0) + now - self.phase_since
+        return {
+            **self.summary(),
+            "phase": self.phase,
+            "phases": [{"name": str(name), "seconds": spent.get(name)} for name in PHASES],
+            "elapsed": now - self.taken_up if self.seconds is None else self.seconds,
+            "progress": self._progress(),
+            "pictures": self.pictures,
+            "parameters": None if self.parameters is None else asdict(self.parameters),
+            "resumed_from": self.resumed_from,
+            "checkpoint": self.checkpoint,
+            "curve": self.curve.points,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON values, for a list."""
+        progress = self.progress
+        return {
+            "task_id": self.task_id,
+            "style_id": self.style_id,
+            "attempt": self.attempt,
+            "result": self.result,
+            "code": self.code,
+            "message": self.message,
+            "seconds": self.seconds,
+            "ended_at": None if self.ended_at is None else self.ended_at.isoformat(),
+            "loss": None if progress is None else progress.loss,
+            "epoch": None if progress is None else progress.current_epoch,
+            "epochs": None if progress is None else progress.total_epochs,
+        }
+
+    def _progress(self) -> dict[str, Any] | None:
+        progress = self.progress
+        if progress is None:
+            return None
+        return {
+            "percent": progress.percent,
+            "epoch": progress.current_epoch,
+            "epochs": progress.total_epochs,
+            "step": progress.current_step,
+            "steps": progress.total_steps,
+            "loss": progress.loss,
+            "steps_per_second": progress.steps_per_second,
+            "seconds_left": progress.estimated_seconds,
+        }

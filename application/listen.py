@@ -1,0 +1,66 @@
+"""Many listeners as one, none of which can disturb the work or another listener."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from application.ports import EventSink
+from application.settlement import Settlement
+from domain.events import Event
+from domain.task import TrainingTask
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Listeners:
+    """Port ``EventSink``: passes each event on to every sink, in their order."""
+
+    def __init__(self, *sinks: EventSink) -> None:
+        self._sinks = sinks
+
+    def __call__(self, event: Event) -> None:
+        """Tell everybody; what a listener raises is logged."""
+        for sink in self._sinks:
+            _tell(sink, event)
+
+
+class Watcher(Protocol):
+    """Somebody who wants to know when a worker's hands are full: a log context, a display.
+
+    Events tell what becomes of a job; these calls tell what a worker does about it, the runs
+    in which nothing becomes of the job included.
+    """
+
+    def taken_up(self, task: TrainingTask, /) -> None:
+        """The worker is about to run the task."""
+
+    def put_down(self, settlement: Settlement, /) -> None:
+        """The worker is done with the message for now."""
+
+
+class Watchers:
+    """Passes on to every watcher, in their order."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def taken_up(self, task: TrainingTask) -> None:
+        """Tell everybody; what a watcher raises is logged."""
+        for watcher in self._watchers:
+            _tell(watcher.taken_up, task)
+
+    def put_down(self, settlement: Settlement) -> None:
+        """Tell everybody; what a watcher raises is logged."""
+        for watcher in self._watchers:
+            _tell(watcher.put_down, settlement)
+
+
+def _tell(listen: Callable[[T], None], what: T) -> None:
+    try:
+        listen(what)
+    except Exception:
+        log.exception("a listener failed at %s", type(what).__name__)

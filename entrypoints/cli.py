@@ -1,0 +1,142 @@
+"""What every command does alike: its version, completion for shells, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from domain.parameters import InvalidParameter
+from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from entrypoints.options import option_of
+
+log = logging.getLogger(__name__)
+
+SHELLS = ("bash", "zsh", "tcsh")
+
+_WRONG_INPUT = {
+    "entrypoints.exits": "UsageError",
+    "entrypoints.settings": "InvalidSettings",
+    "domain.task": "InvalidTask",
+    "adapters.diffusion.base_model": "BaseModelInvalid",
+    "adapters.diffusion.forms": "StyleFileInvalid",
+    "adapters.status_page.binding": "InvalidBinding",
+    "adapters.status_page.server": "AddressTaken",
+    "adapters.logs.sentry": "SentryMissing",
+}
+"""Errors that whoever gave the command can mend, by the module that has them. By name, since a
+module that nobody has imported cannot have raised its error, and some are slow to import."""
+_OUT_OF_REACH = {"application.ports": ("Unavailable", "BlobDenied")}
+"""Errors of the world outside."""
+
+
+def version() -> str:
+    """Of the program, as it is installed."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("style-trainer")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def add_common_options(parser: argparse.ArgumentParser, *, script: str) -> None:
+    """Add ``--debug``, ``--version`` and ``--print-completion``.
+
+    Args:
+        script: the command's name where the package is installed; what a shell completes.
+    """
+    group = parser.add_argument_group("about this command")
+    group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
+    group.add_argument("--version", action=_Version, help="say which version this is, and end")
+    group.add_argument(
+        "--print-completion",
+        action=_Completion,
+        script=script,
+        choices=SHELLS,
+        help=f'completion for a shell: eval "$({script} --print-completion bash)"',
+    )
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    carry_out: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None = None,
+    *,
+    log_defects: bool = False,
+) -> int:
+    """Parse the command line, carry it out, and return the exit code.
+
+    What goes wrong is one line with its remedy on standard error, unless ``--debug`` is given.
+
+    Args:
+        log_defects: nobody sits by to repeat the command with ``--debug``: have the traceback of
+            a defect in the log at once.
+    """
+    arguments = parser.parse_args(argv)
+    try:
+        return carry_out(arguments)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if arguments.debug:
+            raise
+        explained = explain(error)
+        if explained is None:
+            if log_defects:
+                log.critical("the command ends by a defect", exc_info=error)
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            explained = EXIT_FAILED, [f"{what} (this is a defect: --debug shows where)"]
+        code, lines = explained
+        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+        return code
+
+
+def explain(error: Exception) -> tuple[int, list[str]] | None:
+    """The exit code for an error, and what to say of it; None for a defect of our own."""
+    if isinstance(error, InvalidParameter):
+        return EXIT_USAGE, [f"{option_of(error.name)} {error.value}: {error.remedy}"]
+    lines = str(error).splitlines() or [type(error).__name__]
+    for module, name in _WRONG_INPUT.items():
+        if _is(error, module, name):
+            return EXIT_USAGE, lines
+    for module, names in _OUT_OF_REACH.items():
+        if any(_is(error, module, name) for name in names):
+            return EXIT_FAILED, [" ".join(lines)]
+    return None
+
+
+def _is(error: Exception, module: str, name: str) -> bool:
+    imported = sys.modules.get(module)
+    return imported is not None and isinstance(error, getattr(imported, name))
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help, default=argparse.SUPPRESS)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"style-trainer {version()}")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, script: str, **kind: Any) -> None:
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, **kind)
+        self.script = script
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, shell: Any, *_: Any
+    ) -> None:
+        import shtab
+
+        for action in parser._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        parser.prog = self.script
+        print(shtab.complete(parser, shell=shell))
+        parser.exit()

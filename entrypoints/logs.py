@@ -1,0 +1,124 @@
+"""Where log lines go: for a person at a terminal, or as JSON for whoever collects them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+
+from adapters.logs.context import LogContext
+from adapters.logs.formats import JsonFormatter, TextFormatter
+from adapters.logs.job_log import JobLog
+from adapters.logs.redact import Redactor
+
+CHATTY = (
+    "PIL",
+    "matplotlib",
+    "urllib3",
+    "httpx",
+    "httpcore",
+    "boto3",
+    "botocore",
+    "s3transfer",
+    "asyncio",
+    "uvicorn",
+    "diffusers",
+    "transformers",
+    "huggingface_hub",
+)
+"""Libraries whose lines below a warning help nobody who runs a worker."""
+SPOKEN_FOR = ("pika",)
+"""Libraries whose errors our own adapters report, in one line instead of seven and a traceback."""
+
+
+@dataclass(frozen=True)
+class Logging:
+    """What else has to do with log lines."""
+
+    context: LogContext
+    """To be told of the job in hand, as an event sink and as a watcher."""
+    redact: Redactor
+
+    def collect_into(self, job_log: JobLog) -> None:
+        """Keep each job's lines, too."""
+        job_log.setFormatter(JsonFormatter(self.redact))
+        _install(job_log, self.context)
+
+    def name_worker(self, worker: str) -> None:
+        """Put the worker's name on every line from here on."""
+        self.context.worker = worker
+
+
+def start_logging(
+    *,
+    level: str,
+    form: str = "auto",
+    secrets: Iterable[str] = (),
+    stream: TextIO | None = None,
+) -> Logging:
+    """Send the log to ``stream``, standard error if none is given.
+
+    Args:
+        form: ``text``, ``json``, or ``auto``: text on a terminal, else JSON.
+        secrets: what no line may show.
+    """
+    stream = sys.stderr if stream is None else stream
+    found = Logging(LogContext(), Redactor(secrets))
+    handler = _StreamHandler(stream)
+    terminal = Console(file=stream)  # knows NO_COLOR, FORCE_COLOR and TERM
+    if form == "json" or (form == "auto" and not terminal.is_terminal):
+        handler.setFormatter(JsonFormatter(found.redact))
+    else:
+        colour = terminal.is_terminal and not terminal.no_color
+        handler.setFormatter(TextFormatter(found.redact, colour=colour))
+    root = logging.getLogger()
+    for old in [one for one in root.handlers if isinstance(one, _StreamHandler | JobLog)]:
+        root.removeHandler(old)
+    _install(handler, found.context)
+    root.setLevel(level)
+    logging.captureWarnings(True)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in SPOKEN_FOR:
+        logging.getLogger(name).setLevel(logging.WARNING if level == "DEBUG" else logging.CRITICAL)
+    return found
+
+
+def log_what_nobody_catches() -> None:
+    """Have a defect that ends a thread or the process in the log, like everything else."""
+
+    def of_process(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, traceback)
+            return
+        _log(error, "the process ends")
+
+    def of_thread(what: threading.ExceptHookArgs) -> None:
+        if what.exc_value is not None:
+            _log(what.exc_value, f"thread {what.thread.name if what.thread else '?'} ends")
+
+    sys.excepthook = of_process
+    threading.excepthook = of_thread
+
+
+class _StreamHandler(logging.StreamHandler[TextIO]):
+    """Ours, to be told from those of others."""
+
+
+def _install(handler: logging.Handler, context: LogContext) -> None:
+    handler.addFilter(context)
+    logging.getLogger().addHandler(handler)
+
+
+def _log(error: BaseException, what: str) -> None:
+    logging.getLogger(__name__).critical(
+        "%s: %s", what, error, exc_info=(type(error), error, error.__traceback__)
+    )

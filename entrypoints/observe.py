@@ -1,0 +1,134 @@
+"""Everything that looks on while a worker works: logs, metrics, and the status page."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dependency_injector import providers
+
+from adapters.console import LogEvents
+from adapters.gpu import GpuReader
+from adapters.logs.job_log import JobLog
+from adapters.metrics.blobs import MeteredBlobStore
+from adapters.metrics.gpus import GpuCollector
+from adapters.metrics.instruments import Metrics
+from adapters.metrics.jobs import JobMetrics
+from adapters.metrics.notifier import MeteredNotifier
+from adapters.metrics.queue import DepthGauges, MeteredQueue
+from adapters.status_page.app import Sources, build_app
+from adapters.status_page.board import StatusBoard
+from adapters.status_page.previews import PreviewShelf
+from adapters.status_page.server import StatusServer
+from application.listen import Listeners, Watchers
+from application.stop import StopSignal
+from entrypoints import status
+from entrypoints.cli import version
+from entrypoints.logs import Logging
+
+if TYPE_CHECKING:
+    from entrypoints.container import Container
+    from entrypoints.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def start_sentry(settings: Settings, logs: Logging) -> None:
+    """Send errors to Sentry, where there is one."""
+    if settings.sentry_dsn is None:
+        return
+    from adapters.logs.sentry import start_sentry as start
+
+    start(
+        settings.sentry_dsn.get_secret_value(),
+        version=version(),
+        context=logs.context,
+        redact=logs.redact,
+    )
+
+
+@contextmanager
+def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[StatusBoard]:
+    """Put the measuring decorators around the container's ports, and serve what they see.
+
+    To be entered before anything is made that uses the ports. The page is there at once, while
+    the base model is being loaded.
+
+    Raises:
+        AddressTaken: nothing can listen at STATUS_HOST and STATUS_PORT.
+    """
+    settings, clock, layout = container.settings(), container.clock(), container.layout()
+    worker = container.worker()
+    metrics = Metrics(worker, version())
+    read_cards = GpuReader()
+    GpuCollector(read_cards, metrics.registry)
+    jobs = JobMetrics(metrics, clock.monotonic)
+    board = StatusBoard(worker, version(), clock, lambda: stop.reason is not None)
+    previews = PreviewShelf(container.reporter())
+    gauges = DepthGauges(container.queue_depths(), metrics, clock.monotonic)
+
+    logs.name_worker(worker)
+    job_log = JobLog(container.blobs(), layout.log, clock, worker)
+    logs.collect_into(job_log)
+
+    # Each is made from the one that it takes the place of.
+    container.queue.override(providers.Object(MeteredQueue(container.queue(), metrics)))
+    container.blobs.override(
+        providers.Object(MeteredBlobStore(container.blobs(), metrics, clock, layout.is_lease))
+    )
+    container.notifier.override(
+        providers.Object(MeteredNotifier(container.notifier(), metrics, clock.monotonic))
+    )
+    container.reporter.override(providers.Object(previews))
+    container.sink.override(
+        providers.Object(Listeners(logs.context, LogEvents(), jobs, board, job_log))
+    )
+    container.watch.override(providers.Object(Watchers(logs.context, jobs, board, job_log)))
+
+    sources = Sources(
+        board=board,
+        previews=previews,
+        registry=metrics.registry,
+        checks=[
+            status.work_check(board),
+            status.model_check(board),
+            status.broker_check(gauges, _queue_name(settings)),
+            status.disk_check(_work_folder(settings), settings.least_disk_gb),
+        ],
+        cards=status.card_facts(read_cards),
+        queues=lambda: status.queue_facts(gauges),
+        configuration=status.visible_settings(settings),
+        redact=logs.redact.deep,
+    )
+    with status.polling(gauges), _served(sources, settings):
+        yield board
+
+
+@contextmanager
+def _served(sources: Sources, settings: Settings) -> Iterator[None]:
+    if settings.status_port == 0:
+        yield
+        return
+    token = settings.status_token.get_secret_value() if settings.status_token else None
+    app = build_app(sources, host=settings.status_host, token=token)
+    with StatusServer(app, settings.status_host, settings.status_port) as url:
+        log.info("status page: %s", url)
+        yield
+
+
+def _queue_name(settings: Settings) -> str:
+    """What the queue is called to a reader."""
+    if settings.rabbitmq_url is not None:
+        return status.without_password(settings.rabbitmq_url.get_secret_value())
+    if settings.rabbitmq_host is not None:
+        return f"{settings.rabbitmq_host}:{settings.rabbitmq_port or ''}".rstrip(":")
+    return str(settings.spool_dir)
+
+
+def _work_folder(settings: Settings) -> Path:
+    """Where this worker may run out of room."""
+    return Path(tempfile.gettempdir()) if settings.has_s3 else settings.storage_folder

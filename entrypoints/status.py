@@ -1,0 +1,148 @@
+"""The status page of a worker: where its facts come from, and when it is ready."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings
+
+from adapters.metrics.queue import DepthGauges
+from adapters.status_page.app import Check, Finding
+from adapters.status_page.board import StatusBoard
+
+POLL_SECONDS = 15.0
+"""Between two counts of the waiting messages."""
+OLD_SECONDS = 4 * POLL_SECONDS
+"""A count of this age means that the broker does not answer."""
+
+
+def model_check(board: StatusBoard) -> Check:
+    """Whether the base model is loaded."""
+
+    def look() -> Finding:
+        if board.model is None:
+            return Finding(False, "it is being loaded")
+        return Finding(True, board.model)
+
+    return Check("Base model", look)
+
+
+def broker_check(gauges: DepthGauges, where: str) -> Check:
+    """Whether the queue answered lately.
+
+    Args:
+        where: the broker or folder, for the reader; no password in it.
+    """
+
+    def look() -> Finding:
+        age = gauges.age
+        if gauges.trouble is not None:
+            return Finding(False, f"{where}: {gauges.trouble}")
+        if age is None or age > OLD_SECONDS:
+            return Finding(False, f"{where} has not answered for {age or 0:.0f} s")
+        return Finding(True, f"{where} answers")
+
+    return Check("Broker", look)
+
+
+def disk_check(folder: Path, least_gigabytes: float) -> Check:
+    """Whether there is room, for models that are fetched and for files of its own."""
+
+    def look() -> Finding:
+        nearest = folder.absolute()
+        while not nearest.exists():
+            nearest = nearest.parent
+        free = shutil.disk_usage(nearest).free / 1e9
+        if free < least_gigabytes:
+            return Finding(
+                False, f"{free:.1f} GB free in {folder}; {least_gigabytes:g} GB are needed"
+            )
+        return Finding(True, f"{free:.0f} GB free in {folder}")
+
+    return Check("Disk", look)
+
+
+def work_check(board: StatusBoard) -> Check:
+    """Whether the worker takes tasks."""
+
+    def look() -> Finding:
+        if board.stopping:
+            return Finding(False, "the worker is stopping and takes no further task")
+        return Finding(True, "the worker takes tasks")
+
+    return Check("Worker", look)
+
+
+def queue_facts(gauges: DepthGauges) -> dict[str, Any]:
+    """The depths as the page has them."""
+    return {"depths": dict(gauges.depths), "trouble": gauges.trouble, "age": gauges.age}
+
+
+def card_facts(read: Callable[[], list[Any]]) -> Callable[[], list[dict[str, Any]]]:
+    """The cards as the page has them."""
+    return lambda: [asdict(card) for card in read()]
+
+
+def visible_settings(settings: BaseSettings) -> list[dict[str, str]]:
+    """Every setting's name, value and meaning; of a secret only whether it is set."""
+    rows = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        rows.append(
+            {
+                "name": name.upper(),
+                "value": _shown(value, secret="SecretStr" in str(field.annotation)),
+                "meaning": (field.description or "").replace("`", ""),
+            }
+        )
+    return rows
+
+
+def _shown(value: Any, *, secret: bool) -> str:
+    if secret:
+        return "not set" if value is None else "set"
+    if isinstance(value, SecretStr):
+        return "set"
+    if value is None or value == ():
+        return "not set"
+    if isinstance(value, tuple):
+        return ", ".join(str(part) for part in value)
+    return without_password(str(value))
+
+
+def without_password(text: str) -> str:
+    """A URL without user and password; any other text as it is."""
+    if "://" not in text:
+        return text
+    parts = urlsplit(text)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+@contextmanager
+def polling(gauges: DepthGauges, seconds: float = POLL_SECONDS) -> Iterator[None]:
+    """Count the waiting messages now and every so often, beside the work.
+
+    Nothing waits for a count under way: a broker that does not answer must not hold up the
+    end of the worker.
+    """
+    closed = threading.Event()
+
+    def poll() -> None:
+        while True:
+            gauges.poll()
+            if closed.wait(seconds):
+                return
+
+    threading.Thread(target=poll, name="queue depths", daemon=True).start()
+    try:
+        yield
+    finally:
+        closed.set()

@@ -1,0 +1,101 @@
+"""What is read off the cards. NVML itself needs a driver; its answers are played here."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adapters.gpu import GpuReader, GpuReading
+
+
+class NvmlError(Exception):
+    """What every call of NVML raises."""
+
+
+class Nvml:
+    """A driver with two cards, the second of which tells nothing but its name."""
+
+    NVMLError = NvmlError
+    NVML_TEMPERATURE_GPU = 0
+    nvmlInit = nvmlDeviceGetCount = None  # noqa: N815 - NVML's own names
+
+    def __init__(self, starts: bool = True, falls_off: bool = False) -> None:
+        self.starts, self.falls_off, self.begun = starts, falls_off, 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("nvml"):
+            return super().__getattribute__(name)
+        return lambda *args: self.answer(name, *args)
+
+    def answer(self, name: str, *args: Any) -> Any:
+        if name == "nvmlInit":
+            self.begun += 1
+            if not self.starts:
+                raise NvmlError("driver not loaded")
+            return None
+        if self.falls_off:
+            raise NvmlError("GPU is lost")
+        if name == "nvmlDeviceGetCount":
+            return 2
+        if name == "nvmlDeviceGetHandleByIndex":
+            return args[0]
+        if name == "nvmlDeviceGetName":
+            return ["NVIDIA H100", b"NVIDIA T4"][args[0]]
+        if args[0] == 1:
+            raise NvmlError("not supported")
+        return {
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=3 * 2**30, total=80 * 2**30),
+            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=87, memory=40),
+            "nvmlDeviceGetPowerUsage": 251_500,
+            "nvmlDeviceGetTemperature": 64,
+        }[name]
+
+
+def test_a_card_is_read_in_base_units_and_tells_what_it_can() -> None:
+    assert GpuReader(Nvml())() == [
+        GpuReading(
+            index=0,
+            name="NVIDIA H100",
+            memory_used=3 * 2**30,
+            memory_total=80 * 2**30,
+            utilization=0.87,
+            temperature=64,
+            power=251.5,
+        ),
+        GpuReading(index=1, name="NVIDIA T4"),
+    ]
+
+
+def test_a_machine_without_a_driver_has_no_cards_and_is_not_asked_again() -> None:
+    nvml = Nvml(starts=False)
+    reader = GpuReader(nvml)
+    assert reader() == [] == reader()
+    assert nvml.begun == 1
+
+
+def test_a_card_that_is_lost_is_no_error() -> None:
+    assert GpuReader(Nvml(falls_off=True))() == []
+
+
+def test_the_names_played_here_are_those_of_the_library() -> None:
+    pynvml = pytest.importorskip("pynvml")
+    for name in (
+        "nvmlInit",
+        "nvmlDeviceGetCount",
+        "nvmlDeviceGetHandleByIndex",
+        "nvmlDeviceGetName",
+        "nvmlDeviceGetMemoryInfo",
+        "nvmlDeviceGetUtilizationRates",
+        "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetTemperature",
+        "NVML_TEMPERATURE_GPU",
+        "NVMLError",
+    ):
+        assert hasattr(pynvml, name), name
+
+
+def test_this_machine_can_be_read_whatever_it_has() -> None:
+    for card in GpuReader()():
+        assert card.name

@@ -1,0 +1,318 @@
+"""Log lines: whose they are, what they hide, how they look, and where a job's own go."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from adapters.logs.context import LogContext
+from adapters.logs.formats import JsonFormatter, TextFormatter
+from adapters.logs.job_log import JobLog
+from adapters.logs.redact import REDACTED, Redactor
+from adapters.memory import ManualClock, MemoryBlobStore
+from application.listen import Listeners, Watchers
+from application.ports import BlobUnavailable
+from application.settlement import Done
+from domain.events import JobCompleted, JobStarted
+from domain.location import Location
+from tests.application.world import TASK_ID, World, a_task
+
+TOKEN = "s3cret/Token+with=everything\"and'more\n0123456789"
+
+
+class Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+
+@pytest.fixture
+def context() -> LogContext:
+    return LogContext("worker-1")
+
+
+@pytest.fixture
+def collector(context: LogContext) -> Iterator[Collector]:
+    handler = Collector()
+    handler.setFormatter(JsonFormatter(Redactor([TOKEN])))
+    handler.addFilter(context)
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(before)
+
+
+log = logging.getLogger("tests.logs")
+
+
+# --- whose line it is --------------------------------------------------------------------
+
+
+def test_every_line_of_a_job_carries_task_style_attempt_and_worker(
+    context: LogContext, collector: Collector
+) -> None:
+    log.info("nothing in hand")
+    context.taken_up(a_task())
+    log.info("before anything happened")
+    context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
+    log.info("at work")
+    context.put_down(Done())
+    log.info("nothing again")
+    idle, early, work, after = collector.objects
+    assert "task_id" not in idle
+    assert "task_id" not in after
+    assert (early["task_id"], early["style_id"], early["worker"]) == (TASK_ID, 7, "worker-1")
+    assert work["attempt"] == 3
+
+
+def test_lines_from_pools_and_timers_carry_the_job(
+    context: LogContext, collector: Collector
+) -> None:
+    context.taken_up(a_task())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: log.info("picture %d", n), range(8)))
+    timer = threading.Thread(target=log.info, args=("tick",))
+    timer.start()
+    timer.join()
+    assert [line["task_id"] for line in collector.objects] == [TASK_ID] * 9
+
+
+def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: Collector) -> None:
+    from application.journal import Journal
+
+    world, task = World(), a_task(pictures=12)
+    world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe not text")
+    context.taken_up(task)
+    world.worker(journal=Journal(world.blobs, context))(task, _stop())
+    context.put_down(Done())
+    assert collector.objects, "the damaged caption is worth a line"
+    assert {line["task_id"] for line in collector.objects} == {TASK_ID}
+
+
+def _stop() -> Any:
+    from application.stop import StopSignal
+
+    return StopSignal()
+
+
+def test_a_job_that_is_only_heard_of_by_its_events_is_known(context: LogContext) -> None:
+    context(JobStarted(task_id="invalid-1", style_id=4, attempt=1, resumed_from=None))
+    record = logging.makeLogRecord({})
+    assert context.filter(record)
+    assert (record.task_id, record.style_id, record.attempt) == ("invalid-1", 4, 1)
+
+
+# --- secrets -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        TOKEN,
+        quote(TOKEN, safe=""),
+        base64.b64encode(TOKEN.encode()).decode(),
+        repr(TOKEN),
+        json.dumps(TOKEN),
+        f"https://backend/api?x={quote(TOKEN, safe='')}&y=1",
+        f"{{'Authorization': 'Bearer {TOKEN}'}}",
+    ],
+)
+def test_a_secret_is_hidden_in_every_form(form: str) -> None:
+    hidden = Redactor([TOKEN])(f"before {form} after")
+    assert "oken" not in hidden, hidden
+    assert REDACTED in hidden
+    assert hidden.startswith("before ")
+    assert hidden.endswith(" after")
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "gone"),
+    [
+        ("amqp://guest:pa55@broker:5672/vhost", "broker:5672/vhost", "pa55"),
+        ("Authorization: Bearer abcdefghijkl", "Bearer", "abcdefghijkl"),
+        ("GET /x?X-Amz-Signature=0f0f0f&X-Amz-Date=2026", "X-Amz-Date=2026", "0f0f0f"),
+        ("GET /?token=abcdef", "/?token=", "abcdef"),
+    ],
+)
+def test_what_looks_like_a_secret_is_hidden_though_nobody_named_it(
+    text: str, kept: str, gone: str
+) -> None:
+    hidden = Redactor()(text)
+    assert kept in hidden
+    assert gone not in hidden
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://bucket/key with spaces@2x.png", "https://host/path", "user@host", "basic facts"]
+)
+def test_what_is_no_secret_is_left_alone(text: str) -> None:
+    assert Redactor([None, ""])(text) == text
+
+
+def test_a_short_secret_leaves_the_words_around_it() -> None:
+    assert Redactor(["able"])("table able unable") == f"table {REDACTED} unable"
+
+
+def test_of_two_secrets_the_longer_is_hidden_whole() -> None:
+    assert Redactor(["password", "password-2"])("password-2") == REDACTED
+
+
+def test_message_arguments_and_tracebacks_are_redacted(collector: Collector) -> None:
+    try:
+        raise RuntimeError(f"refused {TOKEN}")
+    except RuntimeError:
+        log.exception("call with %s and %r failed", TOKEN, {"token": TOKEN})
+    (line,) = collector.lines
+    assert "s3cret" not in line
+    assert json.loads(line)["exception"].startswith("Traceback")
+
+
+# --- how a line looks --------------------------------------------------------------------
+
+
+def record_of(message: str, *args: object, level: int = logging.INFO) -> logging.LogRecord:
+    return logging.LogRecord("app", level, __file__, 1, message, args, None)
+
+
+def test_a_line_for_a_program_is_one_object_with_its_time_in_utc() -> None:
+    line = JsonFormatter(Redactor()).format(record_of("two\nlines with “quotes”"))
+    assert "\n" not in line
+    found = json.loads(line)
+    assert found["message"] == "two\nlines with “quotes”"
+    assert found["level"] == "INFO"
+    assert found["logger"] == "app"
+    assert found["time"].endswith("+00:00")
+
+
+def test_arguments_that_do_not_fit_lose_no_line() -> None:
+    found = json.loads(JsonFormatter(Redactor()).format(record_of("%d %d", 1)))
+    assert found["message"] == "%d %d (1,)"
+
+
+def test_a_line_for_a_person_names_the_job_once(context: LogContext) -> None:
+    context.taken_up(a_task())
+    formatter = TextFormatter(Redactor())
+    plain, named = record_of("fetching"), record_of(f"task {TASK_ID} starts")
+    for record in (plain, named):
+        context.filter(record)
+    assert formatter.format(plain).endswith("INFO    [style 7, task 550e8400] fetching")
+    assert formatter.format(named).endswith(f"INFO    task {TASK_ID} starts")
+
+
+def test_colour_is_there_only_where_it_is_wanted() -> None:
+    record = record_of("hot", level=logging.ERROR)
+    assert "\x1b[31mERROR" in TextFormatter(Redactor(), colour=True).format(record)
+    assert "\x1b" not in TextFormatter(Redactor()).format(record)
+
+
+def test_a_name_from_outside_cannot_command_the_terminal_or_forge_a_line() -> None:
+    shown = TextFormatter(Redactor()).format(record_of("%s", "\x1b[2Jx\n12:00:00 INFO forged"))
+    assert "\x1b" not in shown
+    assert shown.splitlines()[1].startswith("    ")
+
+
+# --- the log of one job ------------------------------------------------------------------
+
+
+def place(task_id: str, name: str) -> Location:
+    return Location("models", f"jobs/{task_id}/logs/{name}")
+
+
+def job_log(blobs: Any, most_bytes: int = 100_000) -> JobLog:
+    handler = JobLog(blobs, place, ManualClock(), "host/1", most_bytes)
+    handler.setFormatter(JsonFormatter(Redactor([TOKEN])))
+    return handler
+
+
+STARTED = JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None)
+
+
+def test_a_job_leaves_its_log_beside_its_files() -> None:
+    blobs = MemoryBlobStore()
+    handler, context = job_log(blobs), LogContext("host/1")
+    handler.addFilter(context)
+    watchers, listeners = Watchers(context, handler), Listeners(context, handler)
+    handler.handle(record_of("of no job"))
+    watchers.taken_up(a_task())
+    listeners(STARTED)
+    handler.handle(record_of(f"working with {TOKEN}"))
+    watchers.put_down(Done())
+    handler.handle(record_of("of no job"))
+    (at,) = blobs.blobs
+    assert at == Location("models", f"jobs/{TASK_ID}/logs/20260101T000000Z_host_1.jsonl")
+    (line,) = blobs.blobs[at].decode().splitlines()
+    assert "s3cret" not in line
+    assert json.loads(line)["attempt"] == 1
+
+
+def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
+    blobs = MemoryBlobStore()
+    handler = job_log(blobs)
+    handler.taken_up(a_task())
+    handler(JobCompleted(task_id="another", style_id=1, artifact=None))  # type: ignore[arg-type]
+    handler.handle(record_of("another worker holds the lease"))
+    handler.put_down(Done())
+    assert not blobs.blobs
+
+
+def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
+    blobs = MemoryBlobStore()
+    handler = job_log(blobs, most_bytes=10_000)
+    handler.taken_up(a_task())
+    handler(STARTED)
+    for number in range(1000):
+        handler.handle(record_of("line %d", number))
+    handler.put_down(Done())
+    (data,) = blobs.blobs.values()
+    messages = [json.loads(line)["message"] for line in data.decode().splitlines()]
+    assert messages[0] == "line 0"
+    assert messages[-1] == "line 999"
+    (gap,) = [message for message in messages if message.endswith("left out")]
+    assert int(gap.split()[0]) == 1000 - (len(messages) - 1)
+    assert len(data) < 10_200
+
+
+def test_a_store_that_is_away_costs_the_log_and_not_the_job(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Away(MemoryBlobStore):
+        def put(self, *args: Any, **kwargs: Any) -> str:
+            raise BlobUnavailable("gone")
+
+    handler = job_log(Away())
+    handler.taken_up(a_task())
+    handler(STARTED)
+    handler.handle(record_of("a line"))
+    handler.put_down(Done())
+    assert "was not stored: gone" in caplog.text
+
+
+def test_two_runs_of_a_job_leave_two_logs() -> None:
+    blobs, clock = MemoryBlobStore(), ManualClock()
+    handler = JobLog(blobs, place, clock, "w")
+    handler.setFormatter(JsonFormatter(Redactor()))
+    for _ in range(2):
+        handler.taken_up(a_task())
+        handler(STARTED)
+        handler.handle(record_of("a line"))
+        handler.put_down(Done())
+        clock.advance(60)
+    assert len(blobs.blobs) == 2

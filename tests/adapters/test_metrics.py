@@ -1,0 +1,358 @@
+"""What a whole job leaves in the metrics, and that measuring never changes the work."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from adapters.gpu import GpuReading
+from adapters.memory import ManualClock, MemoryBlobStore, MemoryQueue
+from adapters.metrics.blobs import MeteredBlobStore
+from adapters.metrics.gpus import GpuCollector
+from adapters.metrics.instruments import Metrics, quietly
+from adapters.metrics.jobs import JobMetrics
+from adapters.metrics.notifier import MeteredNotifier
+from adapters.metrics.queue import DepthGauges, MeteredQueue
+from application.journal import Journal
+from application.ports import (
+    BlobMissing,
+    BlobUnavailable,
+    DeliveryLost,
+    IfAbsent,
+    NotifierRefused,
+    NotifierUnavailable,
+    PreconditionFailed,
+    QueueUnavailable,
+)
+from application.settlement import Done, HandBack, RetryLater
+from application.stop import StopReason, StopSignal
+from domain.events import JobFailed, JobStarted, TrainingBegan
+from domain.failure import Failure, FailureCode
+from domain.location import Location
+from domain.parameters import TrainingParameters
+from domain.progress import Progress
+from tests.application.world import World, a_task
+
+IDS: Any = {"task_id": "a", "style_id": 7}
+
+
+def is_lease(at: Location) -> bool:
+    return at.name == "lease.json"
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics("worker-1", "1.2.3")
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"style_trainer_{name}", labels)
+
+
+def run_a_job(metrics: Metrics, world: World, stop: StopSignal | None = None, **named: Any) -> Any:
+    blobs = MeteredBlobStore(world.blobs, metrics, world.clock, is_lease)
+    listener = JobMetrics(metrics, world.clock.monotonic)
+    use_case = world.worker(
+        blobs=blobs,
+        notifier=MeteredNotifier(world.notifier, metrics, world.clock.monotonic),
+        journal=Journal(blobs, listener),
+    )
+    settlement = use_case(a_task(**named), stop or StopSignal())
+    listener.put_down(settlement)
+    return settlement
+
+
+def test_a_job_that_succeeds_is_counted_and_timed(metrics: Metrics) -> None:
+    world = World()
+    assert run_a_job(metrics, world) == Done()
+    steps = 75  # 25 epochs of ten pictures, four at a time; each step takes a second
+    assert value(metrics, "jobs_total", result="completed", code="none") == 1
+    assert value(metrics, "job_attempts_total", resumed="false") == 1
+    assert value(metrics, "job_duration_seconds_count", result="completed") == 1
+    assert value(metrics, "job_duration_seconds_sum", result="completed") == steps
+    for phase in ("preparing", "training", "uploading", "announcing"):
+        assert value(metrics, "phase_duration_seconds_count", phase=phase) == 1
+    assert value(metrics, "phase_duration_seconds_sum", phase="training") == steps
+    assert value(metrics, "steps_total") == steps
+    assert value(metrics, "checkpoints_total") == 3
+    assert value(metrics, "runs_total", settlement="done") == 1
+    assert value(metrics, "webhook_calls_total", call="completed", result="ok") == 1
+    progress = value(metrics, "webhook_calls_total", call="progress", result="ok")
+    assert progress == len(world.notifier.calls) - 1 > 0
+    assert (value(metrics, "lease_writes_total", result="ok") or 0) > steps / 4
+    assert value(metrics, "lease_last_write_timestamp_seconds") == world.clock.now().timestamp()
+    read = value(metrics, "storage_read_bytes_total")
+    assert read is not None
+    assert read >= sum(len(f"picture {n}") for n in range(10))
+    assert (value(metrics, "storage_written_bytes_total") or 0) > len(world.weights())
+
+
+def test_a_worker_at_rest_shows_no_job(metrics: Metrics) -> None:
+    run_a_job(metrics, World())
+    assert value(metrics, "phase", phase="idle") == 1
+    assert value(metrics, "phase", phase="training") == 0
+    assert value(metrics, "job_epochs") == 0
+    assert math.isnan(value(metrics, "job_loss") or 0)
+
+
+def test_an_interrupted_job_is_resumed_in_the_count_of_attempts(metrics: Metrics) -> None:
+    world, stop = World(), StopSignal()
+    with world.clock.every(30.0, lambda: stop.request(StopReason.SHUTDOWN)):
+        assert run_a_job(metrics, world, stop) == HandBack()
+    assert value(metrics, "jobs_total", result="interrupted", code="none") == 1
+    assert run_a_job(metrics, world) == Done()
+    assert value(metrics, "job_attempts_total", resumed="true") == 1
+    assert value(metrics, "runs_total", settlement="hand_back") == 1
+
+
+def test_a_failed_job_is_counted_by_its_code(metrics: Metrics) -> None:
+    assert run_a_job(metrics, World(), pictures=3) == Done()
+    assert value(metrics, "jobs_total", result="failed", code="LOW_QUALITY_DATA") == 1
+    assert value(metrics, "webhook_calls_total", call="failed", result="ok") == 1
+
+
+def test_a_cancelled_job_is_no_failure(metrics: Metrics, clock: ManualClock) -> None:
+    listener = JobMetrics(metrics, clock.monotonic)
+    listener(JobFailed(**IDS, failure=Failure(FailureCode.CANCELLED, "stop")))
+    assert value(metrics, "jobs_total", result="cancelled", code="CANCELLED") == 1
+
+
+def test_a_run_that_ends_without_an_event_leaves_no_job_behind(
+    metrics: Metrics, clock: ManualClock
+) -> None:
+    listener = JobMetrics(metrics, clock.monotonic)
+    listener(JobStarted(**IDS, attempt=1, resumed_from=None))
+    clock.advance(5)
+    listener.put_down(RetryLater(60, "another worker has taken the job over"))
+    assert value(metrics, "phase", phase="idle") == 1
+    assert value(metrics, "phase_duration_seconds_sum", phase="preparing") == 5
+    assert value(metrics, "runs_total", settlement="retry_later") == 1
+
+
+# --- the decorated ports -----------------------------------------------------------------
+
+
+def test_deliveries_and_settlements_are_counted(metrics: Metrics, clock: ManualClock) -> None:
+    inner = MemoryQueue(clock)
+    queue = MeteredQueue(inner, metrics)
+    assert queue.receive(0.0) is None
+    for number in range(5):
+        queue.publish(b"%d" % number)
+    settle = [
+        queue.acknowledge,
+        lambda delivery: queue.retry_later(delivery, 1.0, "later"),
+        lambda delivery: queue.dead_letter(delivery, "poison", {"field": "x"}),
+        queue.hand_back,
+    ]
+    for act in settle:
+        delivery = queue.receive(0.0)
+        assert delivery is not None
+        act(delivery)
+    lost = queue.receive(0.0)
+    assert lost is not None
+    inner.lose_all()
+    with pytest.raises(DeliveryLost):
+        queue.acknowledge(lost)
+    assert inner.dead[0].details == {"field": "x"}
+    again = queue.receive(0.0)
+    assert again is not None
+    assert again.redelivered
+    assert value(metrics, "deliveries_total") == 6
+    assert value(metrics, "redeliveries_total") == 2, "handed back, and lost"
+    for outcome in ("acknowledged", "retried", "dead_lettered", "handed_back"):
+        assert value(metrics, "settlements_total", outcome=outcome, result="ok") == 1
+    assert value(metrics, "settlements_total", outcome="acknowledged", result="lost") == 1
+
+
+class Broken:
+    """Every call fails, with the same error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            raise self.error
+
+        return fail
+
+
+def test_a_broker_that_is_away_is_counted_and_still_an_error(metrics: Metrics) -> None:
+    queue = MeteredQueue(Broken(QueueUnavailable("gone")), metrics)
+    with pytest.raises(QueueUnavailable):
+        queue.receive(1.0)
+    assert value(metrics, "queue_errors_total") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (BlobUnavailable("away"), "unavailable"),
+        (BlobMissing("none"), "missing"),
+        (RuntimeError("defect"), "error"),
+    ],
+)
+def test_a_failing_store_is_counted_by_its_error_and_raises_it(
+    error: Exception, result: str, metrics: Metrics, clock: ManualClock
+) -> None:
+    blobs = MeteredBlobStore(Broken(error), metrics, clock, is_lease)
+    with pytest.raises(type(error)):
+        blobs.get(Location("b", "k"))
+    assert value(metrics, "storage_calls_total", operation="get", result=result) == 1
+    assert value(metrics, "storage_read_bytes_total") == 0
+
+
+def test_a_lease_that_somebody_else_took_is_counted_apart(
+    metrics: Metrics, clock: ManualClock
+) -> None:
+    blobs = MeteredBlobStore(MemoryBlobStore(), metrics, clock, is_lease)
+    at = Location("models", "jobs/x/lease.json")
+    blobs.put(at, b"mine", condition=IfAbsent())
+    with pytest.raises(PreconditionFailed):
+        blobs.put(at, b"theirs", condition=IfAbsent())
+    blobs.put(Location("models", "jobs/x/journal.json"), b"another blob")
+    assert value(metrics, "lease_writes_total", result="ok") == 1
+    assert value(metrics, "lease_writes_total", result="superseded") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [(NotifierUnavailable("503"), "unavailable"), (NotifierRefused("404"), "refused")],
+)
+def test_a_failing_backend_is_counted_by_its_answer(
+    error: Exception, result: str, metrics: Metrics, clock: ManualClock
+) -> None:
+    notifier = MeteredNotifier(Broken(error), metrics, clock.monotonic)
+    with pytest.raises(type(error)):
+        notifier.progress(7, Progress(1, 2, 1, 2))
+    assert value(metrics, "webhook_calls_total", call="progress", result=result) == 1
+    assert value(metrics, "webhook_duration_seconds_count", call="progress") == 1
+
+
+# --- depths and cards --------------------------------------------------------------------
+
+
+def test_depths_are_gauges_while_they_can_be_counted(metrics: Metrics, clock: ManualClock) -> None:
+    queue = MemoryQueue(clock)
+    queue.publish(b"one")
+    gauges = DepthGauges(queue, metrics, clock.monotonic)
+    assert gauges.trouble is not None
+    assert gauges.age is None
+    gauges.poll()
+    assert gauges.trouble is None
+    for name, count in queue.depths().items():
+        assert value(metrics, "queue_messages", queue=name) == count
+    assert value(metrics, "queue_up") == 1
+    clock.advance(7)
+    assert gauges.age == 7
+
+
+def test_a_broker_that_is_away_leaves_no_old_depths(
+    metrics: Metrics, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    gauges = DepthGauges(MemoryQueue(clock), metrics, clock.monotonic)
+    gauges.poll()
+    gauges._queue = Broken(QueueUnavailable("connection refused"))
+    with caplog.at_level(logging.WARNING):
+        gauges.poll()
+        gauges.poll()
+    assert len(caplog.records) == 1, "said once, not at every poll"
+    assert gauges.trouble == "connection refused"
+    assert value(metrics, "queue_up") == 0
+    assert b"style_trainer_queue_messages{" not in generate_latest(metrics.registry)
+
+
+def test_cards_are_read_when_the_metrics_are(metrics: Metrics) -> None:
+    cards = [GpuReading(index=0, name="NVIDIA H100", memory_used=5, utilization=0.5)]
+    GpuCollector(lambda: cards, metrics.registry)
+    labels = {"gpu": "0", "model": "NVIDIA H100"}
+    assert value(metrics, "gpu_memory_used_bytes", **labels) == 5
+    assert value(metrics, "gpu_utilization_ratio", **labels) == 0.5
+    assert value(metrics, "gpu_temperature_celsius", **labels) is None
+    cards.clear()
+    assert b"gpu_" not in generate_latest(metrics.registry)
+
+
+def test_cards_that_cannot_be_read_break_nothing(metrics: Metrics) -> None:
+    def fail() -> list[GpuReading]:
+        raise RuntimeError("NVML is confused")
+
+    GpuCollector(fail, metrics.registry)
+    assert b"style_trainer_jobs_total" in generate_latest(metrics.registry)
+
+
+# --- names, and what measuring may not do ------------------------------------------------
+
+
+def test_names_follow_the_conventions(metrics: Metrics) -> None:
+    GpuCollector(lambda: [GpuReading(index=0, name="x", power=1.0)], metrics.registry)
+    for family in metrics.registry.collect():
+        if not family.name.startswith("style_trainer_"):
+            assert family.name.startswith(("process_", "python_")), family.name
+            continue
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name), family.name
+        assert family.documentation.endswith("."), family.name
+        for sample in family.samples:
+            if family.type == "counter" and not sample.name.endswith("_created"):
+                assert sample.name.endswith("_total"), sample.name
+            for label in sample.labels:
+                assert label not in {"job", "instance"}, "Prometheus adds these itself"
+        if family.type == "histogram":
+            assert family.name.endswith("_seconds"), family.name
+        for unit in ("_ms", "_milliseconds", "_percent", "_mb", "_minutes"):
+            assert not family.name.endswith(unit), family.name
+
+
+def test_process_metrics_are_there_and_nothing_is_on_the_global_registry(
+    metrics: Metrics,
+) -> None:
+    from prometheus_client import REGISTRY
+
+    assert b"process_resident_memory_bytes" in generate_latest(metrics.registry)
+    assert b"style_trainer" not in generate_latest(REGISTRY)
+
+
+def test_a_metric_that_fails_disturbs_no_job(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("steps", "jobs", "webhooks", "storage_calls", "lease_writes", "runs"):
+        monkeypatch.setattr(metrics, name, None)
+    world = World()
+    assert run_a_job(metrics, world) == Done()
+    assert [call.kind for call in world.notifier.final] == ["completed"]
+    assert any("a metric was not recorded" in line for line in caplog.messages)
+
+
+def test_the_number_of_series_does_not_grow_with_the_jobs() -> None:
+    metrics = Metrics("w", "1")
+    listener = JobMetrics(metrics, lambda: 0.0)
+    for style in range(50):
+        ids: Any = {"task_id": f"task-{style}", "style_id": style}
+        listener(JobStarted(**ids, attempt=1, resumed_from=None))
+        listener(
+            TrainingBegan(
+                **ids, parameters=TrainingParameters(epochs=1, resolution=64), picture_count=10
+            )
+        )
+        listener(JobFailed(**ids, failure=Failure(FailureCode.GPU_OOM, f"style {style}")))
+    text = generate_latest(metrics.registry).decode()
+    assert "task-" not in text
+    assert text.count("style_trainer_jobs_total{") == len(FailureCode) + 2
+
+
+def test_quietly_lets_the_end_of_the_process_through() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quietly(interrupted)

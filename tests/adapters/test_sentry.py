@@ -1,0 +1,78 @@
+"""What would reach Sentry: caught at the library's own transport, with no network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sentry_sdk
+
+from adapters.logs.context import LogContext
+from adapters.logs.redact import Redactor
+from adapters.logs.sentry import SentryMissing, start_sentry
+from domain.events import JobStarted
+
+TOKEN = "a-token-of-32-characters-or-more!"
+
+
+class Wire(sentry_sdk.transport.Transport):
+    """Keeps what would be sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[dict[str, Any]] = []
+
+    def capture_envelope(self, envelope: Any) -> None:
+        for item in envelope.items:
+            if item.headers.get("type") == "event":
+                self.events.append(json.loads(item.get_bytes()))
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    transport = Wire()
+    context = LogContext("worker-1")
+    context(JobStarted(task_id="a-task", style_id=7, attempt=2, resumed_from=None))
+    start_sentry(
+        "https://public@sentry.invalid/1",
+        version="1.2.3",
+        context=context,
+        redact=Redactor([TOKEN]),
+        transport=transport,
+    )
+    yield transport
+    sentry_sdk.get_client().close()
+    sentry_sdk.get_global_scope().set_client(None)
+
+
+def test_an_error_arrives_with_its_job_and_without_secrets(wire: Wire) -> None:
+    log = logging.getLogger("tests.sentry")
+    secret_local = {"password": TOKEN}
+    log.warning("a breadcrumb with %s", TOKEN)
+    try:
+        raise RuntimeError(f"refused {secret_local}")
+    except RuntimeError:
+        log.exception("call with %s failed", TOKEN)
+    sentry_sdk.flush()
+    (event,) = wire.events
+    assert event["tags"] == {"task_id": "a-task", "style_id": "7", "attempt": "2"}
+    assert event["release"] == "style-trainer@1.2.3"
+    assert event["server_name"] == "worker-1"
+    assert TOKEN not in json.dumps(event)
+    assert "breadcrumb" in json.dumps(event)
+    frames = event["exception"]["values"][0]["stacktrace"]["frames"]
+    assert not any("vars" in frame for frame in frames)
+
+
+def test_what_is_not_an_error_stays_here(wire: Wire) -> None:
+    logging.getLogger("tests.sentry").warning("nothing to worry about")
+    sentry_sdk.flush()
+    assert not wire.events
+
+
+def test_an_address_that_is_none_is_one_line_with_the_setting() -> None:
+    with pytest.raises(SentryMissing, match="SENTRY_DSN"):
+        start_sentry("nonsense", version="1", context=LogContext(), redact=Redactor())

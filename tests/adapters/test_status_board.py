@@ -1,0 +1,205 @@
+"""What the board makes of events, and that it stays small."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from adapters.memory import ManualClock
+from adapters.status_page.board import RECENT_JOBS, StatusBoard
+from adapters.status_page.curve import MOST_POINTS, LossCurve
+from application.journal import Journal
+from application.settlement import DeadLetter, Done, RetryLater
+from application.stop import StopReason, StopSignal
+from domain.events import AnnouncementBegun, ProgressMade
+from domain.failure import FailureCode
+from domain.progress import Progress
+from tests.application.world import TASK_ID, World, a_task
+from tests.status_scenes import Scene, failed, ids, task, training
+
+
+def shown(scene: Scene) -> dict[str, Any]:
+    """The snapshot, as it comes over the wire."""
+    values: dict[str, Any] = json.loads(json.dumps(scene.board.snapshot(), allow_nan=False))
+    return values
+
+
+def test_a_job_in_training_shows_where_it_is() -> None:
+    job = shown(training())["job"]
+    assert job["style_id"] == 42
+    assert job["attempt"] == 2
+    assert job["phase"] == "training"
+    assert job["progress"]["percent"] == 63
+    assert job["progress"]["seconds_left"] == (200 - 127) * 12 / 2
+    assert job["checkpoint"] == 120
+    assert job["resumed_from"] == 40
+    assert job["pictures"] == 12
+    assert job["parameters"]["resolution"] == 512
+    phases = {phase["name"]: phase["seconds"] for phase in job["phases"]}
+    assert phases["preparing"] == pytest.approx(3.4)
+    assert phases["training"] == pytest.approx(6.0 * 87 + 2)
+    assert phases["uploading"] is None
+
+
+def test_the_curve_of_a_resumed_job_goes_on_where_its_checkpoint_was() -> None:
+    epochs = [epoch for epoch, _ in shown(training())["job"]["curve"]]
+    assert epochs == list(range(1, 128)), "epochs 41 to 46 are there once"
+
+
+def test_every_end_is_among_the_recent_jobs_newest_first() -> None:
+    recent = shown(training())["recent"]
+    assert [job["result"] for job in recent] == [
+        "put aside",
+        "interrupted",
+        "failed",
+        "completed",
+    ]
+    assert recent[2]["code"] == "LOW_QUALITY_DATA"
+    assert recent[1]["message"] == "its worker shut down"
+    assert recent[3]["seconds"] == pytest.approx(3.4 + 200 * 6 + 8)
+
+
+def test_a_worker_between_jobs_shows_its_last_one() -> None:
+    snapshot = shown(failed())
+    assert snapshot["job"] is None
+    assert snapshot["worker"]["state"] == "idle"
+    assert snapshot["last"]["result"] == "failed"
+    assert snapshot["last"]["curve"]
+
+
+def test_a_cancelled_job_is_cancelled_and_not_failed() -> None:
+    scene = Scene()
+    scene.start(5)
+    scene.fail(5, FailureCode.CANCELLED, "The training was cancelled.")
+    assert shown(scene)["recent"][0]["result"] == "cancelled"
+
+
+def test_states_of_a_worker_without_a_job() -> None:
+    stop = StopSignal()
+    board = StatusBoard("w", "1", ManualClock(), lambda: stop.reason is not None)
+    states = [board.snapshot()["worker"]["state"]]
+    board.model = "sd15"
+    states.append(board.snapshot()["worker"]["state"])
+    board.taken_up(task(1))
+    states.append(board.snapshot()["worker"]["state"])
+    stop.request(StopReason.SHUTDOWN)
+    states.append(board.snapshot()["worker"]["state"])
+    assert states == ["starting", "idle", "preparing", "stopping"]
+
+
+def test_a_job_whose_backend_is_away_is_put_aside_with_the_reason() -> None:
+    scene = Scene()
+    scene.watch.taken_up(task(6))
+    scene.tell(AnnouncementBegun(**ids(6), call=2))
+    scene.watch.put_down(RetryLater(60.0, "the backend answers 503"))
+    snapshot = shown(scene)
+    assert snapshot["job"] is None
+    assert snapshot["recent"][0]["result"] == "put aside"
+    assert snapshot["recent"][0]["message"] == "the backend answers 503"
+
+
+def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() -> None:
+    scene = training()
+    for _ in range(5):
+        scene.watch.taken_up(task(77))
+        scene.watch.put_down(RetryLater(60.0, "worker b holds the lease for 60 s more"))
+    recent = shown(scene)["recent"]
+    assert [job["style_id"] for job in recent[:2]] == [77, 40]
+
+
+def test_a_repeated_message_of_a_finished_job_is_no_job() -> None:
+    scene = Scene()
+    scene.watch.taken_up(task(6))
+    scene.watch.put_down(Done())
+    assert shown(scene)["recent"] == []
+
+
+def test_a_dead_letter_is_shown_with_its_reason() -> None:
+    scene = Scene()
+    scene.start(8)
+    scene.watch.put_down(DeadLetter("access to s3://models is denied"))
+    assert shown(scene)["recent"][0]["result"] == "dead letter"
+
+
+def test_the_use_case_itself_leaves_a_completed_job_on_the_board() -> None:
+    world = World()
+    board = StatusBoard("w", "1", world.clock)
+    board.taken_up(a_task())
+    settlement = world.worker(journal=Journal(world.blobs, board))(a_task(), StopSignal())
+    board.put_down(settlement)
+    snapshot = board.snapshot()
+    assert snapshot["job"] is None
+    assert snapshot["last"]["task_id"] == TASK_ID
+    assert snapshot["last"]["result"] == "completed"
+    assert [epoch for epoch, _ in snapshot["last"]["curve"]] == list(range(1, 26))
+
+
+# --- small, and from any thread ----------------------------------------------------------
+
+
+def test_a_curve_keeps_its_size_its_ends_and_its_shape() -> None:
+    curve = LossCurve()
+    for epoch in range(1, 10_001):
+        curve.add(epoch, 1 / epoch)
+    points = curve.points
+    assert len(points) <= MOST_POINTS + 1
+    assert points[-1] == (10_000, 1 / 10_000)
+    gaps = {after[0] - before[0] for before, after in pairwise(points[:-1])}
+    assert len(gaps) == 1, "evenly spread"
+    assert all(loss == 1 / epoch for epoch, loss in points)
+
+
+def test_a_run_that_goes_back_draws_its_epochs_once() -> None:
+    curve = LossCurve()
+    for epoch, loss in [(1, 0.5), (2, 0.4), (3, 9.0), (2, 0.3), (3, 0.2)]:
+        curve.add(epoch, loss)
+    assert curve.points == [(1, 0.5), (2, 0.3), (3, 0.2)]
+
+
+def test_a_loss_that_is_no_number_is_not_drawn() -> None:
+    curve = LossCurve()
+    for loss in (0.5, math.nan, math.inf):
+        curve.add(1, loss)
+    assert curve.points == [(1, 0.5)]
+
+
+def test_a_thousand_jobs_leave_a_few() -> None:
+    scene = Scene()
+    for style_id in range(1000):
+        scene.start(style_id)
+        scene.complete(style_id, previews=False)
+    assert len(shown(scene)["recent"]) == RECENT_JOBS
+
+
+def test_reading_while_a_job_runs_always_sees_one_whole_state() -> None:
+    scene = Scene()
+    scene.start(1)
+    scene.train(1, until=1)
+    torn: list[Any] = []
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            job = scene.board.snapshot()["job"]
+            if job["progress"]["epoch"] != job["curve"][-1][0]:
+                torn.append(job)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for epoch in range(2, 400):
+        progress = Progress(epoch, 1000, epoch, 1000, loss=0.1)
+        scene.board(ProgressMade(**ids(1), progress=progress, epoch_finished=True))
+    over.set()
+    for reader in readers:
+        reader.join()
+    sys.setswitchinterval(before)
+    assert not torn

@@ -1,0 +1,310 @@
+"""The routes of the status page, and who may see them."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from adapters.status_page.access import COOKIE
+from adapters.status_page.app import Check, Finding, build_app
+from adapters.status_page.binding import InvalidBinding, check_binding, is_loopback
+from adapters.status_page.server import AddressTaken, StatusServer
+from tests.status_scenes import SECRET, Scene, failed, idle, training
+
+TOKEN = "correct-horse-battery-staple"
+
+
+def local(scene: Scene, **headers: str) -> TestClient:
+    """A caller on this machine."""
+    app = build_app(scene.sources(), host="127.0.0.1", token=None)
+    return TestClient(app, base_url="http://127.0.0.1:8080", headers=headers)
+
+
+def remote(scene: Scene, **headers: str) -> TestClient:
+    """A caller from the network, where a token is needed."""
+    app = build_app(scene.sources(), host="0.0.0.0", token=TOKEN)
+    return TestClient(app, base_url="http://worker.example:8080", headers=headers)
+
+
+PATHS = [
+    "/",
+    "/metrics",
+    "/api/status",
+    "/api/configuration",
+    "/page.js",
+    "/previews/1/0/after.png",
+]
+
+
+# --- health ------------------------------------------------------------------------------
+
+
+def test_a_worker_that_can_take_tasks_is_ready_and_says_why() -> None:
+    answer = local(idle()).get("/health/ready")
+    assert answer.status_code == 200
+    assert answer.json()["ready"] is True
+    assert {check["name"]: check["reason"] for check in answer.json()["checks"]} == {
+        "Broker": "rabbitmq:5672 answers",
+        "Base model": "stable-diffusion-v1-5",
+        "Disk": "51 GB free in /var/lib/style-trainer",
+    }
+
+
+def test_a_worker_that_cannot_is_alive_and_not_ready() -> None:
+    client = local(failed())
+    assert client.get("/health/live").status_code == 200
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    broken = {check["name"] for check in answer.json()["checks"] if not check["ok"]}
+    assert broken == {"Broker", "Disk"}
+
+
+def test_a_check_that_fails_itself_is_not_ready_and_breaks_nothing() -> None:
+    def look() -> Finding:
+        raise OSError("no such folder")
+
+    scene = idle()
+    sources = replace(scene.sources(), checks=[Check("Disk", look)])
+    client = TestClient(
+        build_app(sources, host="127.0.0.1", token=None), base_url="http://localhost"
+    )
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.json()["checks"][0]["reason"] == "OSError: no such folder"
+
+
+# --- what is shown -----------------------------------------------------------------------
+
+
+def test_the_status_has_everything_the_page_shows() -> None:
+    status = local(training()).get("/api/status").json()
+    assert set(status) >= {"worker", "job", "recent", "previews", "gpus", "queues", "checks"}
+    assert status["gpus"][0]["name"] == "NVIDIA GeForce RTX 4090"
+    assert status["queues"]["depths"]["model_training"] == 3
+
+
+def test_metrics_are_those_of_the_registry_and_can_be_parsed() -> None:
+    answer = local(training()).get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    names = {family.name for family in text_string_to_metric_families(answer.text)}
+    assert {"style_trainer_jobs", "style_trainer_gpu_memory_used_bytes"} <= names
+
+
+def test_previews_are_pictures_at_addresses_that_name_them() -> None:
+    scene = training()
+    client = local(scene)
+    pairs = client.get("/api/status").json()["previews"]["pairs"]
+    assert pairs[0]["prompt"] == "a lighthouse on a cliff, mystyle"
+    for pair in pairs:
+        for when in ("before", "after"):
+            picture = client.get(pair[when])
+            assert picture.status_code == 200
+            assert picture.headers["Content-Type"] == "image/png"
+            assert picture.content.startswith(b"\x89PNG")
+    old = pairs[0]["after"]
+    scene.start(50)
+    scene.complete(50)
+    assert client.get(old).status_code == 404, "an old address never shows another picture"
+
+
+@pytest.mark.parametrize(
+    "path", ["/previews/1/99/after.png", "/previews/1/-1/after.png", "/previews/1/0/x.png"]
+)
+def test_a_preview_that_is_not_there_is_404(path: str) -> None:
+    assert local(training()).get(path).status_code == 404
+
+
+def test_no_secret_is_shown_wherever_it_got_in() -> None:
+    client = local(failed())
+    for path in ("/api/status", "/api/configuration", "/health/ready", "/metrics", "/"):
+        assert SECRET not in client.get(path).text, path
+    assert "[redacted]" in client.get("/api/status").text
+
+
+def test_nothing_can_be_changed() -> None:
+    client = local(idle())
+    for path in PATHS:
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            assert client.request(method, path).status_code in (404, 405), (method, path)
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/health/live", "/no/such/page"])
+def test_every_answer_has_the_security_headers(path: str) -> None:
+    for client in (local(training()), remote(training())):
+        headers = client.get(path).headers
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'")
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_no_file_of_the_page_names_another_address() -> None:
+    client = local(idle())
+    for path in ("/", "/page.css", "/page.js", "/chart.js", "/icon.svg"):
+        found = re.findall(r"https?://[^\s\"'<>)]+", client.get(path).text)
+        assert set(found) <= {"http://www.w3.org/2000/svg"}, (path, found)
+
+
+# --- who may see it ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "", "192.168.1.5:8080"]
+)
+def test_a_foreign_name_for_this_machine_is_refused(host: str) -> None:
+    client = local(idle())
+    for path in (*PATHS, "/health/ready"):
+        answer = client.get(path, headers={"Host": host})
+        assert answer.status_code == 421
+        assert "atelier-1" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:9", "127.0.0.1:8080", "[::1]:8080"])
+def test_the_names_of_this_machine_are_served(host: str) -> None:
+    assert local(idle()).get("/", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_network_sees_nothing_without_the_token(path: str) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": f"{COOKIE}=wrong"}):
+        answer = remote(training()).get(path, headers=headers)
+        assert answer.status_code == 401
+        for fact in ("atelier-1", "550e8400", "lighthouse", "style_trainer_"):
+            assert fact not in answer.text.replace(COOKIE, "")
+
+
+def test_an_orchestrator_asks_for_health_without_a_token() -> None:
+    client = remote(idle())
+    assert client.get("/health/live").status_code == 200
+    assert client.get("/health/ready").status_code == 200
+
+
+def test_a_program_gives_the_token_in_its_header() -> None:
+    client = remote(training(), Authorization=f"Bearer {TOKEN}")
+    assert client.get("/metrics").status_code == 200
+    assert client.get("/api/status").json()["worker"]["name"] == "atelier-1"
+
+
+def test_a_person_gives_the_token_once_in_the_address_and_it_leaves_it() -> None:
+    client = remote(training())
+    answer = client.get("/", params={"token": TOKEN}, follow_redirects=False)
+    assert answer.status_code == 303
+    assert answer.headers["Location"] == "/"
+    cookie = answer.headers["Set-Cookie"]
+    assert TOKEN not in cookie
+    assert "HttpOnly" in cookie
+    assert "samesite=lax" in cookie.lower()
+    assert client.get("/api/status").status_code == 200
+
+
+def test_a_person_gives_the_token_in_the_form() -> None:
+    client = remote(training())
+    assert 'type="password"' in client.get("/").text
+    wrong = client.post("/login", data={"token": "wrong"})
+    assert wrong.status_code == 401
+    assert "That is not the token." in wrong.text
+    right = client.post("/login", data={"token": TOKEN})
+    assert right.status_code == 200
+    assert "<main" in right.text
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "ü", "x" * 10_000])
+def test_a_wrong_token_is_never_accepted_in_any_form(token: str) -> None:
+    client = remote(idle())
+    assert client.get("/", params={"token": token}).status_code == 401
+    assert client.post("/login", data={"token": token}).status_code == 401
+    assert client.post("/login", content=b"\xff\xfe" * 10).status_code == 401
+    assert client.get("/metrics", headers={"Cookie": f"{COOKIE}={TOKEN}"}).status_code == 401
+
+
+def test_a_token_is_asked_for_on_loopback_too_where_one_is_set() -> None:
+    app = build_app(idle().sources(), host="127.0.0.1", token=TOKEN)
+    client = TestClient(app, base_url="http://127.0.0.1")
+    assert client.get("/metrics").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "said"),
+    [
+        ("0.0.0.0", None, "'0.0.0.0' is open to the network; give a token"),
+        ("::", None, "listen at 127.0.0.1"),
+        ("192.168.1.5", None, "listen at 127.0.0.1"),
+        ("worker.example", None, "listen at 127.0.0.1"),
+        ("127.0.0.1", "short", "give 16 or more"),
+    ],
+)
+def test_an_open_page_without_a_good_token_is_refused_in_one_line(
+    host: str, token: str | None, said: str
+) -> None:
+    with pytest.raises(InvalidBinding) as refused:
+        build_app(idle().sources(), host=host, token=token)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_only_reachable_from_here() -> None:
+    for host in ("localhost", "LOCALHOST", "127.0.0.1", "127.8.8.8", "::1", "[::1]"):
+        assert is_loopback(host), host
+        check_binding(host, None)
+    for host in ("0.0.0.0", "::", "10.0.0.1", "local", "localhost.example", ""):
+        assert not is_loopback(host), host
+
+
+# --- the server --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = StatusServer(
+        build_app(training().sources(), host="127.0.0.1", token=None), "127.0.0.1", 0
+    )
+    with server as address:
+        yield address
+
+
+def fetch(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_a_real_server_answers_from_its_own_thread(url: str) -> None:
+    assert fetch(f"{url}/api/status")["job"]["style_id"] == 42
+    assert fetch(f"{url}/health/ready")["ready"] is True
+
+
+def test_a_second_worker_on_a_machine_gets_another_port(url: str) -> None:
+    taken = int(url.rpartition(":")[2])
+    app = build_app(idle().sources(), host="127.0.0.1", token=None)
+    with StatusServer(app, "127.0.0.1", taken) as other:
+        assert other != url
+        assert fetch(f"{other}/api/status")["job"] is None
+        assert fetch(f"{url}/api/status")["job"]["style_id"] == 42
+
+
+def test_an_address_that_others_look_for_must_be_free() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        app = build_app(idle().sources(), host="0.0.0.0", token=TOKEN)
+        with pytest.raises(AddressTaken, match=rf"0\.0\.0\.0:{port}: "):
+            StatusServer(app, "0.0.0.0", port).start()
+
+
+def test_a_server_that_is_stopped_is_gone(url: str) -> None:
+    server = StatusServer(
+        build_app(idle().sources(), host="127.0.0.1", token=None), "127.0.0.1", 0
+    )
+    address = server.start()
+    server.stop()
+    with pytest.raises(OSError, match="refused"):
+        fetch(address)

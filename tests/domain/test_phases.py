@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+
+from domain.events import Artifact, CheckpointRef, TrainingMetric
+from domain.failure import Failure, FailureCode
+from domain.job import TrainingJob
+from domain.location import Location
+from domain.parameters import TrainingParameters
+from domain.phases import state_after
+from domain.progress import Progress
+
+AT = Location("models", "x")
+PARAMETERS = TrainingParameters(epochs=2, resolution=64)
+
+
+@pytest.mark.parametrize("failure", [None, *(Failure(code, "why") for code in FailureCode)])
+def test_every_event_of_a_job_tells_the_state_that_the_job_is_in(failure: Failure | None) -> None:
+    steps = [
+        lambda job: job.start(),
+        lambda job: job.begin_training(PARAMETERS, 10),
+        lambda job: job.advance(Progress(1, 2, 1, 2), epoch_finished=True),
+        lambda job: job.save_checkpoint(CheckpointRef(AT, 1, 1)),
+        lambda job: job.interrupt("the worker stops", setback=False),
+        lambda job: job.start(),
+        lambda job: job.begin_training(PARAMETERS, 10),
+        lambda job: job.finish_training(TrainingMetric(0.1, 2, 2)),
+        lambda job: job.give_up(failure) if failure else job.store(Artifact(AT, "ab", 3)),
+        lambda job: job.begin_announcement(),
+        lambda job: job.conclude(),
+    ]
+    job = TrainingJob(task_id="a", style_id=1)
+    for step in steps:
+        before = job.state
+        job, event = step(job)
+        assert (state_after(event) or before) is job.state, event
+    assert job.is_terminal

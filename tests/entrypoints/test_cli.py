@@ -1,0 +1,147 @@
+"""What every command does alike."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from application.ports import BlobDenied, QueueUnavailable
+from domain.parameters import InvalidParameter
+from domain.task import InvalidTask
+from entrypoints.cli import SHELLS, add_common_options, run_command
+from entrypoints.exits import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ["train", "worker", "submit"]
+
+
+def run_with(error: BaseException | None, *argv: str) -> int:
+    """A command that meets the error."""
+    parser = argparse.ArgumentParser()
+    add_common_options(parser, script="style-x")
+
+    def carry_out(_arguments: argparse.Namespace) -> int:
+        if error is not None:
+            raise error
+        return 0
+
+    return run_command(parser, carry_out, argv)
+
+
+def command(name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"entrypoints.{name}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("x: no such folder"), 2, "error: x: no such folder"),
+        (InvalidParameter("epochs", 0, "give 1 or more"), 2, "error: --epochs 0: give 1 or more"),
+        (InvalidTask("type", "x", "give model_training"), 2, "give model_training"),
+        (QueueUnavailable("the broker\nrefuses"), 1, "error: the broker refuses"),
+        (BlobDenied("s3://models: access denied"), 1, "error: s3://models: access denied"),
+        (RuntimeError("boom"), 1, "error: RuntimeError: boom (this is a defect: --debug"),
+        (KeyError(), 1, "error: KeyError: (this is a defect"),
+        (KeyboardInterrupt(), 130, ""),
+        (None, 0, ""),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    error: BaseException | None, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_with(error) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert said in printed.err
+    assert len(printed.err.splitlines()) == bool(said)
+
+
+def test_debug_shows_where_an_error_comes_from() -> None:
+    with pytest.raises(RuntimeError, match="boom"):
+        run_with(RuntimeError("boom"), "--debug")
+
+
+def test_a_defect_of_a_command_that_nobody_watches_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_common_options(parser, script="style-x")
+
+    def carry_out(_arguments: argparse.Namespace) -> int:
+        return 1 // 0
+
+    assert run_command(parser, carry_out, [], log_defects=True) == 1
+    assert "ZeroDivisionError" in caplog.text
+    assert "in carry_out" in caplog.text
+
+
+def test_several_wrong_settings_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    from entrypoints.settings import InvalidSettings
+
+    assert run_with(InvalidSettings("DEVICE: one\nBASE_MODEL: two")) == 2
+    assert capsys.readouterr().err == "error: DEVICE: one\nerror: BASE_MODEL: two\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_its_version(name: str) -> None:
+    done = command(name, "--version")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("style-trainer ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_its_exit_codes_and_shows_examples(name: str) -> None:
+    text = command(name, "--help").stdout
+    assert "exit codes: 0 " in text
+    assert "examples:" in text
+    assert f"python -m entrypoints.{name}" in text
+    for option in ("--json", "--debug", "--version", "--print-completion"):
+        assert option in text, option
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_is_a_script_that_its_shell_can_read(
+    name: str, shell: str, tmp_path: Path
+) -> None:
+    done = command(name, "--print-completion", shell)
+    assert done.returncode == 0, done.stderr
+    assert f"style-{name}" in done.stdout
+    script = tmp_path / "completion"
+    script.write_text(done.stdout)
+    if shutil.which(shell) and shell != "tcsh":
+        checked = subprocess.run([shell, "-n", str(script)], capture_output=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+
+
+def test_bash_completes_an_option() -> None:
+    bash = shutil.which("bash")
+    assert bash is not None
+    script = command("train", "--print-completion", "bash").stdout
+    ask = (
+        'COMP_WORDS=(style-train --ep); COMP_CWORD=1; COMP_LINE="style-train --ep"; '
+        'function_name=$(complete -p style-train | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '
+        '$function_name style-train --ep style-train; echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run([bash, "-c", f"{script}\n{ask}"], capture_output=True, text=True)
+    assert done.stdout.strip() == "--epochs", done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_colour_is_printed_where_none_is_wanted(name: str) -> None:
+    done = command(name, "--help", NO_COLOR="1", FORCE_COLOR="1")
+    assert "\x1b" not in done.stdout

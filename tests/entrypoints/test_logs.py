@@ -1,0 +1,127 @@
+"""Where log lines go, and in what form."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.logs.job_log import JobLog
+from adapters.memory import ManualClock, MemoryBlobStore
+from application.settlement import Done
+from domain.events import JobStarted
+from domain.location import Location
+from entrypoints.logs import start_logging
+from tests.application.world import TASK_ID, a_task
+
+TOKEN = "a-token-of-32-characters-or-more!"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    logging.captureWarnings(False)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_pipe_gets_json_and_a_terminal_gets_text() -> None:
+    pipe, terminal = io.StringIO(), Terminal()
+    start_logging(level="INFO", stream=pipe)
+    logging.getLogger("x").info("first")
+    start_logging(level="INFO", stream=terminal)
+    logging.getLogger("x").error("second")
+    assert json.loads(pipe.getvalue())["message"] == "first", "and nothing of the second"
+    assert "\x1b[31mERROR" in terminal.getvalue()
+    assert "second" in terminal.getvalue()
+
+
+def test_the_form_can_be_chosen() -> None:
+    pipe, terminal = io.StringIO(), Terminal()
+    start_logging(level="INFO", form="text", stream=pipe)
+    logging.getLogger("x").info("first")
+    start_logging(level="INFO", form="json", stream=terminal)
+    logging.getLogger("x").info("second")
+    assert pipe.getvalue().endswith("INFO    first\n")
+    assert json.loads(terminal.getvalue())["message"] == "second"
+
+
+def test_no_color_leaves_the_colours_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    start_logging(level="INFO", stream=terminal)
+    logging.getLogger("x").error("hot")
+    assert "ERROR   hot" in terminal.getvalue()
+
+
+def test_secrets_and_chatter_stay_out() -> None:
+    pipe = io.StringIO()
+    start_logging(level="DEBUG", secrets=[TOKEN], stream=pipe)
+    logging.getLogger("x").info("with %s", TOKEN)
+    logging.getLogger("botocore.auth").debug("signing")
+    logging.getLogger("pika").info("connecting")
+    logging.getLogger("pika.adapters").error("with a traceback, at DEBUG only")
+    assert TOKEN not in pipe.getvalue()
+    assert len(pipe.getvalue().splitlines()) == 2
+    start_logging(level="INFO", stream=pipe)
+    logging.getLogger("pika.adapters").error("said by our own adapter in one line")
+    assert len(pipe.getvalue().splitlines()) == 2
+
+
+def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
+    pipe, blobs = io.StringIO(), MemoryBlobStore()
+    logs = start_logging(level="INFO", secrets=[TOKEN], stream=pipe)
+    logs.name_worker("worker-1")
+    job_log = JobLog(
+        blobs, lambda task, name: Location("models", f"{task}/{name}"), ManualClock(), "worker-1"
+    )
+    logs.collect_into(job_log)
+    for watcher in (logs.context, job_log):
+        watcher.taken_up(a_task())
+    started = JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None)
+    logs.context(started)
+    job_log(started)
+    logging.getLogger("x").info("with %s", TOKEN)
+    job_log.put_down(Done())
+    (stored,) = blobs.blobs.values()
+    assert stored.decode() == pipe.getvalue()
+    line = json.loads(stored)
+    assert (line["worker"], line["task_id"], line["attempt"]) == ("worker-1", TASK_ID, 1)
+
+
+def test_what_nobody_catches_is_logged_from_the_process_and_from_threads() -> None:
+    code = (
+        "import threading\n"
+        "from entrypoints.logs import log_what_nobody_catches, start_logging\n"
+        f"start_logging(level='INFO', secrets=[{TOKEN!r}])\n"
+        "log_what_nobody_catches()\n"
+        f"thread = threading.Thread(target=lambda: 1 / 0, name='fetch')\n"
+        "thread.start(); thread.join()\n"
+        f"raise RuntimeError('refused ' + {TOKEN!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    thread, process = (json.loads(line) for line in done.stderr.splitlines())
+    assert thread["level"] == process["level"] == "CRITICAL"
+    assert "thread fetch ends" in thread["message"]
+    assert "ZeroDivisionError" in thread["exception"]
+    assert TOKEN not in done.stderr

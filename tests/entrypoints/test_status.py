@@ -1,0 +1,142 @@
+"""Where the status page's facts come from."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
+
+from adapters.memory import ManualClock, MemoryQueue
+from adapters.metrics.instruments import Metrics
+from adapters.metrics.queue import DepthGauges
+from adapters.status_page.board import StatusBoard
+from application.ports import QueueUnavailable
+from application.stop import StopReason, StopSignal
+from entrypoints import status
+from entrypoints.status import (
+    OLD_SECONDS,
+    broker_check,
+    disk_check,
+    model_check,
+    polling,
+    visible_settings,
+    without_password,
+    work_check,
+)
+
+
+class SomeSettings(BaseSettings):
+    broker_url: SecretStr | None = Field(None, description="Where the `broker` is")
+    token: SecretStr | None = Field(None, description="What the backend knows")
+    endpoint: str = "https://user:pass@minio:9000/x"
+    folder: Path = Path("spool")
+    delays: tuple[float, ...] = (5.0, 30.0)
+    device: str | None = None
+
+
+def test_settings_are_shown_without_secrets() -> None:
+    secret = SecretStr("amqp://user:hunter2@broker/")
+    rows = {row["name"]: row for row in visible_settings(SomeSettings(broker_url=secret))}
+    assert rows["BROKER_URL"]["value"] == "set"
+    assert rows["TOKEN"]["value"] == "not set"
+    assert rows["ENDPOINT"]["value"] == "https://minio:9000/x"
+    assert rows["DELAYS"]["value"] == "5.0, 30.0"
+    assert rows["DEVICE"]["value"] == "not set"
+    assert rows["BROKER_URL"]["meaning"] == "Where the broker is"
+    assert "hunter2" not in str(rows)
+
+
+def test_every_setting_of_a_worker_can_be_shown_and_none_shows_a_secret() -> None:
+    from entrypoints.settings import Settings
+
+    names = {
+        name: "S3CR3T-" + "x" * 32
+        for name, field in Settings.model_fields.items()
+        if "SecretStr" in str(field.annotation) and "url" not in name and "dsn" not in name
+    }
+    assert names, "there are secrets"
+    settings = Settings(
+        _env_file=None, aws_access_key_id="AKIA", backend_api_url="https://backend", **names
+    )
+    rows = visible_settings(settings)
+    assert len(rows) == len(Settings.model_fields)
+    assert "S3CR3T" not in str(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://u:p@host:1/x?y", "https://host:1/x?y"),
+        ("plain text", "plain text"),
+        ("s3://bucket/key", "s3://bucket/key"),
+    ],
+)
+def test_an_address_is_shown_without_password(text: str, shown: str) -> None:
+    assert without_password(text) == shown
+
+
+def test_the_base_model_is_ready_once_it_is_loaded() -> None:
+    board = StatusBoard("w", "1", ManualClock())
+    check = model_check(board)
+    assert not check()["ok"]
+    board.model = "sd15"
+    assert check() == {"name": "Base model", "ok": True, "reason": "sd15"}
+
+
+def test_a_worker_that_stops_is_not_ready() -> None:
+    stop = StopSignal()
+    board = StatusBoard("w", "1", ManualClock(), lambda: stop.reason is not None)
+    assert work_check(board)()["ok"]
+    stop.request(StopReason.SHUTDOWN)
+    assert not work_check(board)()["ok"]
+
+
+def test_the_broker_is_ready_while_it_answers() -> None:
+    clock = ManualClock()
+    gauges = DepthGauges(MemoryQueue(clock), Metrics("w", "1"), clock.monotonic)
+    check = broker_check(gauges, "rabbitmq:5672")
+    assert check()["reason"] == "rabbitmq:5672: the messages have not been counted yet"
+    gauges.poll()
+    assert check() == {"name": "Broker", "ok": True, "reason": "rabbitmq:5672 answers"}
+    clock.advance(OLD_SECONDS + 1)
+    assert check()["reason"] == "rabbitmq:5672 has not answered for 61 s"
+
+
+def test_room_is_looked_for_where_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage: dict[Path, Any] = {}
+
+    def disk_usage(path: Path) -> Any:
+        usage[path] = SimpleNamespace(free=3.2e9)
+        return usage[path]
+
+    monkeypatch.setattr(status.shutil, "disk_usage", disk_usage)
+    folder = tmp_path / "not" / "there" / "yet"
+    assert disk_check(folder, 2.0)()["ok"]
+    short = disk_check(folder, 10.0)()
+    assert not short["ok"]
+    assert short["reason"] == f"3.2 GB free in {folder}; 10 GB are needed"
+    assert set(usage) == {tmp_path}
+
+
+def test_polling_counts_at_once_and_never_holds_up_the_end() -> None:
+    clock = ManualClock()
+    reached, never = threading.Event(), threading.Event()
+
+    class Hanging(MemoryQueue):
+        def depths(self) -> dict[str, int]:
+            reached.set()
+            never.wait(30)
+            raise QueueUnavailable("gone")
+
+    gauges = DepthGauges(Hanging(clock), Metrics("w", "1"), clock.monotonic)
+    with polling(gauges, seconds=0.01):
+        assert reached.wait(5)
+    assert gauges.age is None
+    never.set()

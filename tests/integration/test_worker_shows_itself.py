@@ -1,0 +1,237 @@
+"""A worker process as its operator sees it: the page, the health checks, the metrics, the logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assets.drawing import draw_style_set
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK = ["--style-id", "9", "--json", "--epochs", "300", "--resolution", "64"]
+TOKEN = "correct-horse-battery-staple"
+
+
+def environment(**settings: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "BASE_MODEL": str(ROOT / "assets" / "small_base"),
+        "DEVICE": "cpu",
+        "WORKER_NAME": "worker-1",
+        "STATUS_TOKEN": TOKEN,
+        "LEAST_DISK_GB": "0",
+        **settings,
+    }
+
+
+@dataclass
+class Worker:
+    """A worker process and its log, read line by line."""
+
+    process: subprocess.Popen[str]
+    url: str = ""
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def read_until(self, wanted: str) -> None:
+        """Read the log up to a line with this message."""
+        assert self.process.stderr is not None
+        for text in self.process.stderr:
+            self.lines.append(json.loads(text))
+            if wanted in self.lines[-1]["message"]:
+                return
+        raise AssertionError(f"the worker ended without {wanted!r}: {self.lines}")
+
+    def ask(self, path: str, token: str | None = TOKEN) -> tuple[int, str]:
+        """The answer's status and body."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            request = urllib.request.Request(f"{self.url}{path}", headers=headers)
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.ask("/api/status")[1])
+        return found
+
+    def wait_for(self, what: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        deadline = time.monotonic() + 200
+        while not what(status := self.status()):
+            assert self.process.poll() is None, "the worker has ended"
+            assert time.monotonic() < deadline, status
+            time.sleep(0.2)
+        return status
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A spool with one task in it, long enough to be looked at."""
+    draw_style_set(tmp_path / "pictures", count=10, seed=3)
+    done = subprocess.run(
+        [sys.executable, "-m", "entrypoints.submit", "pictures", *TASK],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (tmp_path / "task_id").write_text(json.loads(done.stdout)["task_id"])
+    return tmp_path
+
+
+@contextmanager
+def running(folder: Path, **settings: str) -> Iterator[Worker]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entrypoints.worker"],
+        cwd=folder,
+        env=environment(**settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    found = Worker(process)
+    try:
+        found.read_until("status page: ")
+        found.url = found.lines[-1]["message"].removeprefix("status page: ")
+        yield found
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def worker(folder: Path) -> Iterator[Worker]:
+    with running(folder) as found:
+        yield found
+
+
+def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
+    worker: Worker, folder: Path
+) -> None:
+    task_id = (folder / "task_id").read_text()
+    assert worker.ask("/health/live", token=None) == (200, "live\n")
+    assert worker.ask("/api/status", token=None)[0] == 401
+
+    status = worker.wait_for(lambda status: status["job"] and len(status["job"]["curve"]) >= 3)
+    assert status["worker"]["name"] == "worker-1"
+    assert status["worker"]["state"] == "training"
+    assert status["worker"]["device"] == "cpu"
+    job = status["job"]
+    assert (job["task_id"], job["style_id"], job["attempt"]) == (task_id, 9, 1)
+    assert job["pictures"] == 10
+    assert 0 < job["progress"]["step"] < job["progress"]["steps"] == 3000
+
+    worker.wait_for(lambda status: status["queues"]["trouble"] is None)
+    code, ready = worker.ask("/health/ready", token=None)
+    assert (code, json.loads(ready)["ready"]) == (200, True), ready
+    metrics = worker.ask("/metrics")[1]
+    assert 'style_trainer_phase{phase="training"} 1.0' in metrics
+    assert 'style_trainer_worker_info{version="' in metrics
+    assert "style_trainer_deliveries_total 1.0" in metrics
+    assert 'style_trainer_lease_writes_total{result="ok"}' in metrics
+    settings = {
+        row["name"]: row["value"] for row in json.loads(worker.ask("/api/configuration")[1])
+    }
+    assert settings["STATUS_TOKEN"] == "set"
+    assert settings["WORKER_NAME"] == "worker-1"
+    assert TOKEN not in json.dumps(settings)
+
+    worker.process.send_signal(signal.SIGTERM)
+    worker.read_until("worker worker-1 ends")
+    assert worker.process.wait(timeout=60) == 0
+
+    of_job = [line for line in worker.lines if "task_id" in line]
+    assert {line["task_id"] for line in of_job} == {task_id}
+    assert {line["worker"] for line in of_job} == {"worker-1"}
+    assert any(line.get("attempt") == 1 for line in of_job)
+    ends = [line for line in worker.lines if line["message"].endswith(" ends")]
+    assert "task_id" not in ends[-1]
+    bucket = folder / "spool" / "buckets" / "stylelicense-models"
+    (log,) = (bucket / "jobs" / task_id / "logs").glob("*.jsonl")
+    stored = [json.loads(line) for line in log.read_text().splitlines()]
+    assert stored == [line for line in of_job if line in stored]
+    assert any("put down" in line["message"] for line in stored)
+
+
+def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    away = {
+        "RABBITMQ_HOST": "127.0.0.1",
+        "RABBITMQ_PORT": port,
+        "RABBITMQ_PASS": "a-password-of-the-broker",
+        "BACKEND_API_URL": "http://127.0.0.1:9",
+        "INTERNAL_API_TOKEN": "a-token-of-the-backend-that-is-long-enough",
+        "STORAGE_DIR": "buckets",
+    }
+    with running(tmp_path, **away) as worker:
+        worker.read_until("waits for tasks")
+        status = worker.wait_for(
+            lambda status: "nothing listens" in (status["queues"]["trouble"] or "")
+        )
+        assert status["worker"]["state"] == "idle"
+        code, answer = worker.ask("/health/ready", token=None)
+        assert code == 503
+        ready = {check["name"]: check for check in json.loads(answer)["checks"]}
+        assert not ready["Broker"]["ok"]
+        assert f"127.0.0.1:{port}" in ready["Broker"]["reason"]
+        assert ready["Base model"]["ok"]
+        assert "style_trainer_queue_up 0.0" in worker.ask("/metrics")[1]
+        worker.process.send_signal(signal.SIGTERM)
+        worker.read_until(" ends")
+        assert worker.process.wait(timeout=60) == 0
+    assert {line["logger"].split(".")[0] for line in worker.lines} <= {
+        "__main__",
+        "adapters",
+        "application",
+        "entrypoints",
+    }
+    for secret in ("a-password-of-the-broker", away["INTERNAL_API_TOKEN"], TOKEN):
+        assert secret not in json.dumps(worker.lines) + json.dumps(status) + answer
+
+
+def test_settings_that_would_open_the_page_are_refused_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "entrypoints.worker", "--once"],
+        cwd=tmp_path,
+        env=environment(STATUS_HOST="0.0.0.0", STATUS_TOKEN=""),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: STATUS_TOKEN is not set: '0.0.0.0' is open")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_address_of_sentry_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "entrypoints.worker", "--once"],
+        cwd=tmp_path,
+        env=environment(SENTRY_DSN="nonsense"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: SENTRY_DSN is no address")
+    assert len(done.stderr.splitlines()) == 1

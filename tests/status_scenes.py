@@ -1,0 +1,266 @@
+"""A worker in several states, as its status page would show it, at a real address."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from typing import Any
+
+from adapters.gpu import GpuReading
+from adapters.logs.redact import Redactor
+from adapters.memory import ManualClock, MemoryReporter
+from adapters.metrics.gpus import GpuCollector
+from adapters.metrics.instruments import Metrics
+from adapters.metrics.jobs import JobMetrics
+from adapters.status_page.app import Check, Finding, Sources
+from adapters.status_page.board import StatusBoard
+from adapters.status_page.previews import PreviewShelf
+from application.listen import Listeners, Watchers
+from application.ports import Preview, StyleReport
+from application.settlement import Done, HandBack, RetryLater
+from domain.events import (
+    AnnouncementBegun,
+    Artifact,
+    ArtifactStored,
+    CheckpointRef,
+    CheckpointSaved,
+    JobCompleted,
+    JobFailed,
+    JobGivenUp,
+    JobInterrupted,
+    JobStarted,
+    ProgressMade,
+    TrainingBegan,
+    TrainingFinished,
+    TrainingMetric,
+)
+from domain.failure import Failure, FailureCode
+from domain.location import Location
+from domain.parameters import TrainingParameters
+from domain.picture import PictureSet
+from domain.progress import Progress
+from domain.task import TrainingTask
+
+SECRET = "a-secret-token-that-nobody-may-see"
+CARD = GpuReading(
+    index=0,
+    name="NVIDIA GeForce RTX 4090",
+    memory_used=9_800_000_000,
+    memory_total=25_757_220_864,
+    utilization=0.93,
+    temperature=67,
+    power=312.4,
+)
+ARTIFACT = Artifact(Location("models", "models/style_41.safetensors"), "ab" * 32, 3_200_000)
+DISK_IS_FINE = Finding(True, "51 GB free in /var/lib/style-trainer")
+NASTY = "<img src=x onerror=alert(1)> & <script>alert(2)</script>"
+
+
+def task(style_id: int) -> TrainingTask:
+    """A task of that style."""
+    return TrainingTask(
+        task_id=f"550e8400-e29b-41d4-a716-4466554400{style_id:02d}",
+        style_id=style_id,
+        images=(Location("media", "0.jpg"),),
+    )
+
+
+@dataclass
+class Scene:
+    """One worker, driven by hand."""
+
+    clock: ManualClock = field(default_factory=ManualClock)
+    cards: Sequence[GpuReading] = (CARD,)
+    queues: dict[str, Any] = field(
+        default_factory=lambda: {
+            "depths": {"model_training": 3, "model_training.retry": 1, "model_training.dead": 0},
+            "trouble": None,
+            "age": 4.0,
+        }
+    )
+    disk: Finding = DISK_IS_FINE
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics("atelier-1", "1.2.3")
+        GpuCollector(lambda: self.cards, self.metrics.registry)
+        self.board = StatusBoard("atelier-1", "1.2.3", self.clock)
+        self.board.device = "cuda"
+        self.board.model = "stable-diffusion-v1-5"
+        self.previews = PreviewShelf(MemoryReporter())
+        counted = JobMetrics(self.metrics, self.clock.monotonic)
+        self.tell = Listeners(self.board, counted)
+        self.watch = Watchers(self.board, counted)
+
+    def sources(self) -> Sources:
+        """What the page reads."""
+
+        def broker() -> Finding:
+            trouble = self.queues["trouble"]
+            return Finding(trouble is None, trouble or "rabbitmq:5672 answers")
+
+        def model() -> Finding:
+            loaded = self.board.model
+            return Finding(loaded is not None, loaded or "it is being loaded")
+
+        return Sources(
+            board=self.board,
+            previews=self.previews,
+            registry=self.metrics.registry,
+            checks=[
+                Check("Broker", broker),
+                Check("Base model", model),
+                Check("Disk", lambda: self.disk),
+            ],
+            cards=lambda: [asdict(card) for card in self.cards],
+            queues=lambda: self.queues,
+            configuration=[
+                {"name": "RABBITMQ_HOST", "value": "rabbitmq", "meaning": "Where the broker is"},
+                {"name": "RABBITMQ_PASS", "value": "set", "meaning": "Its password"},
+                {"name": "LEASE_SECONDS", "value": "60.0", "meaning": "Life of a lease"},
+            ],
+            redact=Redactor([SECRET]).deep,
+        )
+
+    # --- what happens ---------------------------------------------------------------------
+
+    def start(self, style_id: int, *, attempt: int = 1, resumed_from: int | None = None) -> None:
+        """A task is taken up."""
+        self.watch.taken_up(task(style_id))
+        at = None
+        if resumed_from is not None:
+            at = CheckpointRef(Location("models", "checkpoint"), resumed_from, resumed_from * 12)
+        self.tell(JobStarted(**ids(style_id), attempt=attempt, resumed_from=at))
+
+    def train(self, style_id: int, *, epochs: int = 200, first: int = 1, until: int = 200) -> None:
+        """Epochs of twelve steps, half a second each."""
+        self.clock.advance(3.4)
+        parameters = TrainingParameters(epochs=epochs, resolution=512)
+        self.tell(TrainingBegan(**ids(style_id), parameters=parameters, picture_count=12))
+        for epoch in range(first, until + 1):
+            self.clock.advance(6.0)
+            wave = 0.012 * math.sin(epoch * 1.7) + 0.008 * math.sin(epoch * 4.1)
+            progress = Progress(
+                current_epoch=epoch,
+                total_epochs=epochs,
+                current_step=epoch * 12,
+                total_steps=epochs * 12,
+                loss=0.11 + 0.09 * math.exp(-epoch / 45) + wave,
+                steps_per_second=2.0,
+            )
+            self.tell(ProgressMade(**ids(style_id), progress=progress, epoch_finished=True))
+            if epoch % 10 == 0:
+                at = CheckpointRef(Location("models", "checkpoint"), epoch, epoch * 12)
+                self.tell(CheckpointSaved(**ids(style_id), checkpoint=at))
+
+    def complete(self, style_id: int, *, previews: bool = True) -> None:
+        """The style is uploaded and announced."""
+        metric = TrainingMetric(loss=0.1106, epochs=200, steps=2400)
+        self.tell(TrainingFinished(**ids(style_id), metric=metric))
+        self.clock.advance(8.0)
+        if previews:
+            self.previews.render(report_of(style_id, metric))
+        self.tell(ArtifactStored(**ids(style_id), artifact=ARTIFACT))
+        self.tell(AnnouncementBegun(**ids(style_id), call=1))
+        self.tell(JobCompleted(**ids(style_id), artifact=ARTIFACT))
+        self.watch.put_down(Done())
+
+    def fail(self, style_id: int, code: FailureCode, message: str) -> None:
+        """The job is given up."""
+        failure = Failure(code, message)
+        self.tell(JobGivenUp(**ids(style_id), failure=failure))
+        self.tell(AnnouncementBegun(**ids(style_id), call=1))
+        self.tell(JobFailed(**ids(style_id), failure=failure))
+        self.watch.put_down(Done())
+
+    def interrupt(self, style_id: int) -> None:
+        """The worker is asked to stop."""
+        self.tell(JobInterrupted(**ids(style_id), reason="its worker shut down", setbacks=0))
+        self.watch.put_down(HandBack())
+
+
+def ids(style_id: int) -> Any:
+    """What every event carries."""
+    return {"task_id": task(style_id).task_id, "style_id": style_id}
+
+
+def report_of(style_id: int, metric: TrainingMetric) -> StyleReport:
+    """A finished run with previews."""
+    prompts = (
+        "a lighthouse on a cliff, mystyle",
+        "a bowl of fruit, mystyle",
+        "two boats, mystyle",
+    )
+    return StyleReport(
+        task=task(style_id),
+        parameters=TrainingParameters(epochs=200, resolution=512),
+        pictures=PictureSet(()),
+        history=(),
+        before=tuple(Preview(p, n, a_png(n, 0)) for n, p in enumerate(prompts)),
+        after=tuple(Preview(p, n, a_png(n, 1)) for n, p in enumerate(prompts)),
+        artifact=ARTIFACT,
+        metric=metric,
+        seconds=1300.0,
+        attempt=1,
+    )
+
+
+def a_png(number: int, style: int) -> bytes:
+    """Some picture."""
+    from PIL import Image, ImageDraw
+
+    backs = [["#9aa7b0", "#b0a79a", "#a3b09a"], ["#22577a", "#c9653b", "#38a3a5"]][style]
+    image = Image.new("RGB", (256, 256), backs[number % 3])
+    draw = ImageDraw.Draw(image)
+    for ring in range(6):
+        edge = 20 + ring * 18
+        colour = (250 - 30 * ring, 200 - 20 * number, 120 + 20 * ring * style)
+        draw.ellipse((edge, edge, 256 - edge, 256 - edge), outline=colour, width=4 + 4 * style)
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+# --- the scenes --------------------------------------------------------------------------
+
+
+def idle() -> Scene:
+    """Nothing has happened yet."""
+    scene = Scene()
+    scene.queues["depths"] = {"model_training": 0, "model_training.retry": 0}
+    scene.clock.advance(95)
+    return scene
+
+
+def training() -> Scene:
+    """In the middle of a job that was resumed, after others."""
+    scene = Scene()
+    scene.start(41)
+    scene.train(41)
+    scene.complete(41)
+    scene.clock.advance(30)
+    scene.start(39)
+    scene.clock.advance(2)
+    scene.fail(39, FailureCode.LOW_QUALITY_DATA, "Only 4 of 12 pictures can be used.")
+    scene.start(42)
+    scene.train(42, until=46)
+    scene.interrupt(42)
+    scene.clock.advance(10)
+    scene.watch.taken_up(task(40))
+    scene.watch.put_down(RetryLater(48.0, "worker atelier-2 holds the lease for 48 s more"))
+    scene.start(42, attempt=2, resumed_from=40)
+    scene.train(42, first=41, until=127)
+    scene.clock.advance(2)
+    return scene
+
+
+def failed() -> Scene:
+    """The last job failed, with a message that would like to be markup; the broker is away."""
+    scene = Scene(cards=())
+    scene.start(43)
+    scene.train(43, until=30)
+    scene.fail(43, FailureCode.GPU_OOM, f"The card's memory did not suffice {NASTY} {SECRET}")
+    scene.queues.update(depths={}, trouble="no connection to rabbitmq:5672 (refused)", age=None)
+    scene.disk = Finding(False, "0.4 GB free in /var/lib/style-trainer; 2 GB are needed")
+    return scene
