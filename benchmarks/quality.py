@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adapters.diffusion.trainer import DiffusionTrainer
     from domain.picture import Picture
 
-LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 OPTIONS: tuple[Mapping[str, Any], ...] = (
     {"rank": 4},
     {"rank": 16},

@@ -145,7 +145,7 @@ class TrainingParameters:
     """Share of visits that train on the empty caption (arXiv 2207.12598), 0 to 1."""
     validation_split: float = 0.0
     """Share of the pictures that is held out, to see whether the style carries over, 0 to 0.5.
-    Off by default: of 10 to 30 pictures none can be spared without loss."""
+    Off by default: an artist chose each of 10 to 30 pictures for the style."""
     validation_epochs: int = 10
     """Epochs between two measurements of the loss over fixed noises and timesteps, and one at
     the end; 0 measures never."""

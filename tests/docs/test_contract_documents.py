@@ -216,7 +216,7 @@ REFUSED = [
     _parameter("epochs", "200"),
     _parameter("resolution", 500),
     _parameter("learning_rate", 0),
-    _parameter("learning_rate", 0.2),
+    _parameter("learning_rate", 11),
     _parameter("batch_size", 65),
     _parameter("rank", True),
     _parameter("seed", 2**32),
@@ -224,7 +224,7 @@ REFUSED = [
     _parameter("trigger_word", "w" * 101),
     _parameter("sample_prompts", "a cat"),
     _parameter("sample_prompts", ["a cat"] * 9),
-    _parameter("lr_scheduler", "polynomial"),
+    _parameter("lr_scheduler", "sawtooth"),
     _parameter("random_flip", 1),
     _parameter("caption_dropout", 1.1),
 ]
