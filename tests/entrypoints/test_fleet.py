@@ -25,8 +25,26 @@ time.sleep(60)
 """
 
 
+CRASHING_ONCE = """
+import os, pathlib
+file = pathlib.Path(os.environ["HERE"], "crashed")
+if not file.exists():
+    file.touch()
+    os.abort()
+"""
+REFUSING_ON_0 = """
+import os, sys
+if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
+    sys.exit(2)
+"""
+
+
 def environment(folder: Path, gpu: str) -> dict[str, str]:
     return {**os.environ, "HERE": str(folder), "CUDA_VISIBLE_DEVICES": gpu}
+
+
+def written(file: Path) -> bool:
+    return file.exists() and bool(file.read_text())
 
 
 def a_fleet(folder: Path, program: str, *, once: bool = False) -> Fleet:
@@ -62,8 +80,7 @@ def test_a_signal_reaches_every_worker_once_and_ends_the_fleet(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     both = [tmp_path / "0", tmp_path / "2"]
-    there = lambda: all(file.exists() and file.read_text() for file in both)  # noqa: E731
-    thread = when(there, lambda: os.kill(os.getpid(), number))
+    thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), number))
     assert a_fleet(tmp_path, LINGERING).run() == 0
     thread.join()
     for file in both:
@@ -75,9 +92,7 @@ def test_workers_that_are_done_are_not_started_again(tmp_path: Path) -> None:
 
 
 def test_a_wrong_setting_ends_the_fleet(tmp_path: Path) -> None:
-    program = (
-        f"import os, sys\nif os.environ['CUDA_VISIBLE_DEVICES'] == '0': sys.exit(2)\n{LINGERING}"
-    )
+    program = REFUSING_ON_0 + LINGERING
     assert a_fleet(tmp_path, program).run() == 2
 
 
@@ -85,9 +100,8 @@ def test_a_worker_that_ends_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet, "RESTART_SECONDS", 0.01)
-    crashing = f"import os, pathlib\nfile = pathlib.Path(os.environ['HERE'], 'crashed')\nif not file.exists():\n    file.touch()\n    os.abort()\n{LINGERING}"
+    crashing = CRASHING_ONCE + LINGERING
     both = [tmp_path / "0", tmp_path / "2"]
-    there = lambda: all(file.exists() and file.read_text() for file in both)  # noqa: E731
-    thread = when(there, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert a_fleet(tmp_path, crashing).run() == 0
     thread.join()
