@@ -1,15 +1,124 @@
-# CPU image of the worker on its embedded adapters. A GPU image differs in the torch that it installs.
-FROM python:3.11-slim
-RUN useradd --create-home worker
-WORKDIR /app
-COPY pyproject.toml constraints.txt README.md ./
+# syntax=docker/dockerfile:1.9
+#
+# The worker's image. Variants by build argument:
+#
+#   docker build -t style-trainer:cpu .
+#   docker build -t style-trainer:cuda --build-arg VARIANT=cuda .
+#
+# and the base model in /models/base, by `--build-arg MODEL=`:
+#
+#   mounted   nothing is there: mount a diffusers folder (the default; without one the worker
+#             refuses to start, rather than train on another model)
+#   hub       fetched while building: BASE_MODEL_HUB, BASE_MODEL_REVISION
+#   folder    copied from this machine: --build-context base-model=FOLDER
+#   small     the small base, for trying
+#
+# torch's own wheels bring the CUDA runtime, and the container toolkit brings the driver, so both
+# variants stand on the same small image; an nvidia/cuda image would hold the runtime twice.
+
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+ARG VARIANT=cpu
+ARG MODEL=mounted
+
+# --- Python packages, pinned by constraints.txt; only torch differs by variant ---------------
+FROM ${PYTHON_IMAGE} AS torch-cpu
+ENV TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+FROM ${PYTHON_IMAGE} AS torch-cuda
+# Hosts with an older driver: --build-arg TORCH_CUDA_INDEX=https://download.pytorch.org/whl/cu126
+ARG TORCH_CUDA_INDEX=https://pypi.org/simple
+ENV TORCH_INDEX=${TORCH_CUDA_INDEX}
+
+# hadolint ignore=DL3006
+FROM torch-${VARIANT} AS packages
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=/build/constraints.txt
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /build
+COPY constraints.txt pyproject.toml ./
+# The largest layer, and the only one in which the variants differ.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    grep -E '^torch==' constraints.txt > torch.txt \
+    && pip install --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple -r torch.txt
+# Of the optional packages those that are small; adam8bit is for the cuda variant alone.
+ARG EXTRAS="sentry prodigy"
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -c "import os, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+extras = project['optional-dependencies']; \
+print(*project['dependencies'], *sum((extras[e] for e in os.environ['EXTRAS'].split()), []), sep='\n')" \
+        > requirements.txt \
+    && pip install -r requirements.txt
+
+# --- Our own code --------------------------------------------------------------------------
+FROM packages AS code
+COPY README.md ./
 COPY domain domain
 COPY application application
 COPY adapters adapters
 COPY entrypoints entrypoints
 COPY assets assets
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
-    -c constraints.txt .
-USER worker
+RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --target /opt/code .
+
+# --- The base model: only the stage that MODEL names is built -------------------------------
+FROM ${PYTHON_IMAGE} AS model-mounted
+RUN mkdir -p /models/base
+
+FROM scratch AS model-small
+COPY assets/small_base /models/base
+
+FROM packages AS model-hub
+ARG BASE_MODEL_HUB=stable-diffusion-v1-5/stable-diffusion-v1-5
+# A commit, so that the same image comes out next month.
+ARG BASE_MODEL_REVISION=main
+# A private model's token is mounted for this step and is in no layer:
+#   --secret id=hf_token,env=HF_TOKEN
+RUN --mount=type=secret,id=hf_token,required=false \
+    HF_TOKEN="$(cat /run/secrets/hf_token 2>/dev/null || true)" \
+    python -c "import sys; from huggingface_hub import snapshot_download; \
+snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir='/models/base', \
+allow_patterns=['*.json', '*.txt', '*.safetensors'], \
+ignore_patterns=['*/*.fp16.*', '*/*.non_ema.*', 'v1-5*', 'safety_checker/*'])" \
+        "$BASE_MODEL_HUB" "$BASE_MODEL_REVISION" \
+    && rm -rf /models/base/.cache
+
+FROM scratch AS base-model
+# Stands in for `--build-context base-model=FOLDER`, which takes its place.
+
+FROM ${PYTHON_IMAGE} AS model-folder
+COPY --from=base-model . /models/base
+
+# hadolint ignore=DL3006
+FROM model-${MODEL} AS model
+
+# --- The image -----------------------------------------------------------------------------
+FROM ${PYTHON_IMAGE} AS worker
+# As process 1, Python would not die of a second SIGTERM: the kernel spares process 1 a signal
+# that has no handler. tini takes that place and passes signals on.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin worker
+COPY --from=packages /opt/venv /opt/venv
+COPY --from=model /models /models
+COPY --from=code /opt/code /opt/code
+# Caches go where a read-only root file system has its writable volume.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/opt/code \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    BASE_MODEL=/models/base \
+    HF_HOME=/tmp/huggingface \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    XDG_CACHE_HOME=/tmp/cache \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
 WORKDIR /home/worker
-ENTRYPOINT ["python", "-m", "entrypoints.worker"]
+STOPSIGNAL SIGTERM
+EXPOSE 9108
+# Start-up loads the base model, which takes a while from a slow disk.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=5m --retries=4 \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9108/health/live', timeout=4)"]
+ENTRYPOINT ["tini", "--", "python", "-m", "entrypoints.worker"]

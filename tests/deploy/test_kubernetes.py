@@ -1,0 +1,153 @@
+"""deploy/kubernetes against Kubernetes' schemas, KEDA's fields and the code's own figures."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+from urllib.parse import urlsplit
+
+import kubernetes_validate
+import pytest
+
+from tests.deploy.files import (
+    DEPLOY,
+    ROOT,
+    SECRETS,
+    SETTINGS,
+    STATUS_PORT,
+    accepted,
+    read_all,
+    read_yaml,
+)
+
+FOLDER = DEPLOY / "kubernetes"
+VERSION = "1.34"
+OBJECTS: dict[str, Any] = {
+    document["kind"]: document
+    for path in sorted(FOLDER.glob("*.yaml"))
+    for document in read_all(f"kubernetes/{path.name}")
+}
+SETTINGS_MAP: dict[str, str] = OBJECTS["ConfigMap"]["data"]
+SECRET: dict[str, str] = OBJECTS["Secret"]["stringData"]
+DEPLOYMENT: dict[str, Any] = OBJECTS["Deployment"]
+POD: dict[str, Any] = DEPLOYMENT["spec"]["template"]["spec"]
+(WORKER,) = POD["containers"]
+SCALED: dict[str, Any] = OBJECTS["ScaledObject"]["spec"]
+
+# What KEDA's custom resources know, as far as it is used here.
+SCALED_OBJECT = {
+    *("scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval"),
+    *("cooldownPeriod", "advanced", "triggers"),
+}
+RABBITMQ_TRIGGER = {"protocol", "queueName", "mode", "value", "vhostName", "activationValue"}
+
+
+@pytest.mark.parametrize("kind", ["Namespace", "ConfigMap", "Secret", "Deployment"])
+def test_an_object_holds_against_the_schema_of_its_kind(kind: str) -> None:
+    kubernetes_validate.validate(OBJECTS[kind], VERSION, strict=True)
+
+
+def test_the_schema_refuses_what_is_not_kubernetes() -> None:
+    broken = {**DEPLOYMENT, "spec": {**DEPLOYMENT["spec"], "replica": 2}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, VERSION, strict=True)
+
+
+def test_kustomize_takes_in_every_object_but_the_example_of_the_secret() -> None:
+    kustomization = read_yaml("kubernetes/kustomization.yaml")
+    others = {path.name for path in FOLDER.glob("*.yaml")} - set(kustomization["resources"])
+    assert others == {"kustomization.yaml", "secret.example.yaml"}
+    assert kustomization["namespace"] == OBJECTS["Namespace"]["metadata"]["name"]
+    (image,) = kustomization["images"]
+    assert image["name"] == WORKER["image"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert image["newTag"] == f"{project['version']}-cuda"
+
+
+def _environment() -> dict[str, str]:
+    (source,) = WORKER["envFrom"]
+    assert source["configMapRef"]["name"] == OBJECTS["ConfigMap"]["metadata"]["name"]
+    named = {}
+    for variable in WORKER["env"]:
+        reference = variable["valueFrom"]["secretKeyRef"]
+        assert reference["name"] == OBJECTS["Secret"]["metadata"]["name"]
+        named[variable["name"]] = SECRET[reference["key"]]
+    return {**SETTINGS_MAP, **named}
+
+
+def test_the_worker_starts_with_these_settings() -> None:
+    environment = _environment()
+    assert environment.keys() <= SETTINGS.keys()
+    long = dict.fromkeys(("INTERNAL_API_TOKEN", "STATUS_TOKEN"), "t" * 32)
+    settings = accepted(environment | long)
+    assert settings.has_broker
+    assert settings.has_s3
+    assert settings.rabbitmq_ssl
+
+
+def test_what_is_secret_is_in_the_secret_alone() -> None:
+    assert not SECRETS & SETTINGS_MAP.keys()
+    assert all("replace-me" in value for name, value in SECRET.items() if name in SECRETS)
+
+
+def test_the_worker_ends_by_itself_before_it_is_killed() -> None:
+    assert POD["terminationGracePeriodSeconds"] > float(SETTINGS_MAP["GRACE_SECONDS"])
+
+
+def test_the_probes_ask_the_status_page_where_it_listens() -> None:
+    (port,) = WORKER["ports"]
+    assert port["containerPort"] == STATUS_PORT == int(SETTINGS_MAP["STATUS_PORT"])
+    assert SETTINGS_MAP["STATUS_HOST"] == "0.0.0.0"
+    paths = {
+        probe: WORKER[probe]["httpGet"]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+    }
+    assert all(asked["port"] == port["name"] for asked in paths.values())
+    assert paths["livenessProbe"]["path"] == "/health/live"
+    assert paths["readinessProbe"]["path"] == "/health/ready"
+    annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(STATUS_PORT)
+
+
+def test_the_pod_is_restricted() -> None:
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    user = POD["securityContext"]["runAsUser"]
+    assert f"USER {user}:{POD['securityContext']['runAsGroup']}" in dockerfile
+    own = WORKER["securityContext"]
+    assert own["readOnlyRootFilesystem"] is True
+    assert own["allowPrivilegeEscalation"] is False
+    assert own["capabilities"] == {"drop": ["ALL"]}
+    mounts = {mount["mountPath"] for mount in WORKER["volumeMounts"]}
+    for path in ("/tmp/huggingface", "/tmp/matplotlib", "/tmp/cache"):
+        assert path in dockerfile
+    assert mounts == {"/tmp"}
+
+
+def test_a_gpu_is_asked_for_and_spot_nodes_are_tolerated() -> None:
+    assert WORKER["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    keys = {toleration["key"] for toleration in POD["tolerations"]}
+    assert any("spot" in key or "capacity-type" in key for key in keys)
+
+
+def test_keda_scales_this_deployment_on_the_length_of_the_queue() -> None:
+    assert SCALED.keys() <= SCALED_OBJECT
+    assert SCALED["scaleTargetRef"] == {"name": DEPLOYMENT["metadata"]["name"]}
+    (trigger,) = SCALED["triggers"]
+    assert trigger["type"] == "rabbitmq"
+    assert trigger["metadata"].keys() <= RABBITMQ_TRIGGER
+    assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    assert trigger["metadata"]["queueName"] == SETTINGS["RABBITMQ_QUEUE"].default
+    assert trigger["metadata"]["mode"] == "QueueLength"
+    assert "replicas" not in DEPLOYMENT["spec"], "each apply would fight KEDA"
+
+
+def test_keda_signs_in_with_the_secret_at_the_management_api() -> None:
+    authentication = OBJECTS["TriggerAuthentication"]
+    (trigger,) = SCALED["triggers"]
+    assert trigger["authenticationRef"] == {"name": authentication["metadata"]["name"]}
+    (target,) = authentication["spec"]["secretTargetRef"]
+    assert target["parameter"] == "host"
+    assert target["name"] == OBJECTS["Secret"]["metadata"]["name"]
+    assert trigger["metadata"]["protocol"] == "http"
+    assert urlsplit(SECRET[target["key"]]).scheme == "https"
