@@ -202,6 +202,7 @@ def report_of(style_id: int, metric: TrainingMetric) -> StyleReport:
         artifact=ARTIFACT,
         metric=metric,
         seconds=1300.0,
+        peak_memory=3_200_000_000,
         attempt=1,
     )
 
