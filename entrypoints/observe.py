@@ -22,15 +22,17 @@ from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import DepthGauges, MeteredQueue
 from adapters.status_page.app import Sources, build_app
 from adapters.status_page.board import StatusBoard
-from adapters.status_page.previews import PreviewShelf
+from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
 from adapters.status_page.server import StatusServer
 from application.listen import Listeners, Watchers
 from application.stop import StopSignal
 from entrypoints import status
 from entrypoints.cli import version
+from entrypoints.container import build_trainer
 from entrypoints.logs import Logging
 
 if TYPE_CHECKING:
+    from adapters.diffusion.base_model import BaseModel
     from entrypoints.container import Container
     from entrypoints.settings import Settings
 
@@ -68,7 +70,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     GpuCollector(read_cards, metrics.registry)
     jobs = JobMetrics(metrics, clock.monotonic)
     board = StatusBoard(worker, version(), clock, lambda: stop.reason is not None)
-    previews = PreviewShelf(container.reporter())
+    previews = PreviewShelf()
     gauges = DepthGauges(container.queue_depths(), metrics, clock.monotonic)
 
     logs.name_worker(worker)
@@ -83,7 +85,9 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     container.notifier.override(
         providers.Object(MeteredNotifier(container.notifier(), metrics, clock.monotonic))
     )
-    container.reporter.override(providers.Object(previews))
+    container.trainer.override(
+        providers.Singleton(_trainer, container.base_model, container.device, previews)
+    )
     container.sink.override(
         providers.Object(Listeners(logs.context, LogEvents(), jobs, board, job_log))
     )
@@ -118,6 +122,10 @@ def _served(sources: Sources, settings: Settings) -> Iterator[None]:
     with StatusServer(app, settings.status_host, settings.status_port) as url:
         log.info("status page: %s", url)
         yield
+
+
+def _trainer(base: BaseModel, device: str, previews: PreviewShelf) -> PreviewingTrainer:
+    return PreviewingTrainer(build_trainer(base, device), previews)
 
 
 def _queue_name(settings: Settings) -> str:

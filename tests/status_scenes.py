@@ -10,7 +10,7 @@ from typing import Any
 
 from adapters.gpu import GpuReading
 from adapters.logs.redact import Redactor
-from adapters.memory import ManualClock, MemoryReporter
+from adapters.memory import ManualClock
 from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
@@ -18,7 +18,7 @@ from adapters.status_page.app import Check, Finding, Sources
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewShelf
 from application.listen import Listeners, Watchers
-from application.ports import Preview, StyleReport
+from application.ports import Preview
 from application.settlement import Done, HandBack, RetryLater
 from domain.events import (
     AnnouncementBegun,
@@ -39,7 +39,6 @@ from domain.events import (
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.picture import PictureSet
 from domain.progress import Progress
 from domain.task import TrainingTask
 
@@ -54,6 +53,7 @@ CARD = GpuReading(
     power=312.4,
 )
 ARTIFACT = Artifact(Location("models", "models/style_41.safetensors"), "ab" * 32, 3_200_000)
+PROMPTS = ("a lighthouse on a cliff, mystyle", "a bowl of fruit, mystyle", "two boats, mystyle")
 DISK_IS_FINE = Finding(True, "51 GB free in /var/lib/style-trainer")
 NASTY = "<img src=x onerror=alert(1)> & <script>alert(2)</script>"
 
@@ -88,7 +88,7 @@ class Scene:
         self.board = StatusBoard("atelier-1", "1.2.3", self.clock)
         self.board.device = "cuda"
         self.board.model = "stable-diffusion-v1-5"
-        self.previews = PreviewShelf(MemoryReporter())
+        self.previews = PreviewShelf()
         counted = JobMetrics(self.metrics, self.clock.monotonic)
         self.tell = Listeners(self.board, counted)
         self.watch = Watchers(self.board, counted)
@@ -160,11 +160,18 @@ class Scene:
         self.tell(TrainingFinished(**ids(style_id), metric=metric))
         self.clock.advance(8.0)
         if previews:
-            self.previews.render(report_of(style_id, metric))
+            self.draw(style_id, 200)
         self.tell(ArtifactStored(**ids(style_id), artifact=ARTIFACT))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobCompleted(**ids(style_id), artifact=ARTIFACT))
         self.watch.put_down(Done())
+
+    def draw(self, style_id: int, epoch: int, *, finished: bool = True) -> None:
+        """Previews are drawn; those without the style only once it is finished."""
+        run = self.previews.new_run()
+        for adapted in (False, True) if finished else (True,):
+            drawn = tuple(Preview(p, n, a_png(n, adapted)) for n, p in enumerate(PROMPTS))
+            self.previews.keep(run, style_id, epoch, drawn, adapted=adapted)
 
     def fail(self, style_id: int, code: FailureCode, message: str) -> None:
         """The job is given up."""
@@ -185,28 +192,7 @@ def ids(style_id: int) -> Any:
     return {"task_id": task(style_id).task_id, "style_id": style_id}
 
 
-def report_of(style_id: int, metric: TrainingMetric) -> StyleReport:
-    """A finished run with previews."""
-    prompts = (
-        "a lighthouse on a cliff, mystyle",
-        "a bowl of fruit, mystyle",
-        "two boats, mystyle",
-    )
-    return StyleReport(
-        task=task(style_id),
-        parameters=TrainingParameters(epochs=200, resolution=512),
-        pictures=PictureSet(()),
-        history=(),
-        before=tuple(Preview(p, n, a_png(n, 0)) for n, p in enumerate(prompts)),
-        after=tuple(Preview(p, n, a_png(n, 1)) for n, p in enumerate(prompts)),
-        artifact=ARTIFACT,
-        metric=metric,
-        seconds=1300.0,
-        attempt=1,
-    )
-
-
-def a_png(number: int, style: int) -> bytes:
+def a_png(number: int, style: bool) -> bytes:
     """Some picture."""
     from PIL import Image, ImageDraw
 

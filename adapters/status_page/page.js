@@ -212,16 +212,17 @@ function showQueues(queues) {
 function showPreviews(previews) {
   $("previews").hidden = !previews;
   if (!previews) return;
-  setText($("previews-of"), `of style ${previews.style_id}`);
+  setText($("previews-of"), `of style ${previews.style_id}, epoch ${previews.epoch}`);
   fill($("pairs"), previews, () =>
     previews.pairs.map(({ prompt, seed, before, after }) => {
       const picture = (when, address) => {
         const image = make("img", "");
         image.src = address;
-        image.alt = `${prompt}, ${when} training`;
+        image.alt = `${prompt}, ${when === "so far" ? "so far in" : when} training`;
         return make("div", "", image, make("span", "", when));
       };
-      const two = make("div", "two", picture("before", before), picture("after", after));
+      const drawn = [before && picture("before", before), after && picture(before ? "after" : "so far", after)];
+      const two = make("div", before && after ? "drawn two" : "drawn", ...drawn);
       return make("figure", "", two, make("figcaption", "", prompt, make("span", "quiet", ` · seed ${seed}`)));
     })
   );

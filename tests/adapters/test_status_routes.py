@@ -17,8 +17,12 @@ from starlette.testclient import TestClient
 from adapters.status_page.access import COOKIE
 from adapters.status_page.app import Check, Finding, build_app
 from adapters.status_page.binding import InvalidBinding, check_binding, is_loopback
+from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
 from adapters.status_page.server import AddressTaken, StatusServer
-from tests.status_scenes import SECRET, Scene, failed, idle, training
+from application.settlement import Done
+from application.stop import StopSignal
+from tests.application.world import World, a_task
+from tests.status_scenes import SECRET, Scene, a_png, failed, idle, training
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -41,7 +45,7 @@ PATHS = [
     "/api/status",
     "/api/configuration",
     "/page.js",
-    "/previews/1/0/after.png",
+    "/previews/2/0/after.png",
 ]
 
 
@@ -116,8 +120,34 @@ def test_previews_are_pictures_at_addresses_that_name_them() -> None:
     assert client.get(old).status_code == 404, "an old address never shows another picture"
 
 
+def test_previews_of_a_run_under_way_are_shown_as_they_come() -> None:
+    scene = training()
+    scene.draw(42, 120, finished=False)
+    client = local(scene)
+    previews = client.get("/api/status").json()["previews"]
+    assert (previews["style_id"], previews["epoch"]) == (42, 120)
+    assert {pair["before"] for pair in previews["pairs"]} == {None}
+    assert client.get(previews["pairs"][2]["after"]).content == a_png(2, True)
+
+
+def test_what_a_session_draws_is_on_the_shelf_and_the_run_is_as_before() -> None:
+    world, shelf = World(), PreviewShelf()
+    watched = world.worker(trainer=PreviewingTrainer(world.trainer, shelf))
+    assert watched(a_task(), StopSignal()) == Done()
+    other = World()
+    assert other.worker()(a_task(), StopSignal()) == Done()
+    assert world.weights() == other.weights()
+    assert world.blobs.blobs.keys() == other.blobs.blobs.keys()
+    shown = shelf.shown()
+    assert shown is not None
+    assert (shown["style_id"], shown["epoch"]) == (7, 25)
+    for pair in shown["pairs"]:
+        assert pair["before"]
+        assert pair["after"]
+
+
 @pytest.mark.parametrize(
-    "path", ["/previews/1/99/after.png", "/previews/1/-1/after.png", "/previews/1/0/x.png"]
+    "path", ["/previews/2/99/after.png", "/previews/2/-1/after.png", "/previews/2/0/x.png"]
 )
 def test_a_preview_that_is_not_there_is_404(path: str) -> None:
     assert local(training()).get(path).status_code == 404

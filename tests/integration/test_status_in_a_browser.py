@@ -148,7 +148,7 @@ def test_a_job_is_shown_as_it_goes_without_reloading(look: Look) -> None:
     page.get_by_role("heading", name="Last job: style 42").wait_for()
     assert page.locator("#recent li").first.inner_text().startswith("completed")
     assert page.get_by_role("status").text_content() == "Style 42: completed"
-    page.get_by_text("of style 42", exact=True).wait_for()
+    page.get_by_text("of style 42, epoch 200", exact=True).wait_for()
 
 
 def test_the_loss_curve_is_drawn_from_the_numbers(look: Look) -> None:
@@ -195,6 +195,16 @@ def test_previews_are_shown_with_their_prompts(look: Look) -> None:
     widths = pictures.evaluate_all("(images) => images.map((image) => image.naturalWidth)")
     assert widths == [256] * 6
     page.get_by_alt_text("two boats, mystyle, after training").wait_for()
+
+
+def test_previews_of_the_running_job_take_the_place_of_the_last_ones(look: Look) -> None:
+    scene = status_scenes.training()
+    page = look(scene).open()
+    page.get_by_text("of style 41, epoch 200", exact=True).wait_for()
+    scene.draw(42, 120, finished=False)
+    page.get_by_text("of style 42, epoch 120", exact=True).wait_for()
+    page.get_by_alt_text("two boats, mystyle, so far in training").wait_for()
+    assert page.locator("#pairs img").count() == 3
 
 
 def test_everything_can_be_reached_by_keyboard_and_shows_where_it_is(look: Look) -> None:

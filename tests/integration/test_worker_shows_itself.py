@@ -65,7 +65,7 @@ class Worker:
         try:
             request = urllib.request.Request(f"{self.url}{path}", headers=headers)
             with urllib.request.urlopen(request, timeout=20) as answer:
-                return answer.status, answer.read().decode()
+                return answer.status, answer.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
@@ -139,6 +139,11 @@ def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
     assert (job["task_id"], job["style_id"], job["attempt"]) == (task_id, 9, 1)
     assert job["pictures"] == 10
     assert 0 < job["progress"]["step"] < job["progress"]["steps"] == 3000
+
+    previews = worker.wait_for(lambda status: status["previews"])["previews"]
+    assert (previews["style_id"], previews["epoch"]) == (9, 10), "of the first checkpoint"
+    code, picture = worker.ask(previews["pairs"][0]["after"])
+    assert code == 404 or picture[1:4] == "PNG", "unless there are newer ones already"
 
     worker.wait_for(lambda status: status["queues"]["trouble"] is None)
     code, ready = worker.ask("/health/ready", token=None)
@@ -221,6 +226,21 @@ def test_settings_that_would_open_the_page_are_refused_in_one_line(tmp_path: Pat
     assert done.returncode == 2
     assert done.stderr.startswith("error: STATUS_TOKEN is not set: '0.0.0.0' is open")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_check_can_be_read_by_a_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "entrypoints.worker", "--check", "--json"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {finding["part"]: finding["works"] for finding in json.loads(done.stdout)}
+    assert found == dict.fromkeys(found, True)
+    assert {"queue", "models", "backend", "device", "base model"} <= set(found)
 
 
 def test_an_address_of_sentry_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
