@@ -7,7 +7,7 @@ DEMO := demo
 DEMO_OPTIONS := --epochs 40 --learning-rate 0.002
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint format bench base clean
+.PHONY: help demo test test-gpu faults lint format bench bench-gpu quality base clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: $(READY) ## Train a style from pictures that the project draws, into demo/
 
 test: $(READY) ## Run every test that this machine can, with coverage
 	$(BIN)/pytest -m "not gpu" --cov --cov-report=term
+
+test-gpu: $(READY) ## Run the tests that need a GPU
+	$(BIN)/pytest -m gpu
 
 faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 make faults
 	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100)
@@ -33,7 +36,13 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .
 
 bench: $(READY) ## Measure the trainer beside the plain recipe; needs a quiet machine
-	$(BIN)/python -m benchmarks.trainer
+	$(BIN)/python -m benchmarks.trainer --full-size
+
+bench-gpu: $(READY) ## Measure the trainer on this machine's GPU
+	$(BIN)/python -m benchmarks.gpu
+
+quality: $(READY) ## Measure what each training option gains on the small base (a quarter of an hour)
+	$(BIN)/python -m benchmarks.quality --page docs/quality.md
 
 base: $(READY) ## Pretrain the small base model anew (half an hour)
 	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0

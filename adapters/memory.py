@@ -431,6 +431,11 @@ class MemorySession:
         rate = self._plan.parameters.learning_rate
         return [EpochRecord(epoch, 1 / (1 + epoch), rate) for epoch in range(1, self._epoch + 1)]
 
+    @property
+    def peak_memory(self) -> int:
+        """That of the pictures."""
+        return sum(len(picture.data) for picture in self._plan.pictures)
+
     def advance(self) -> StepReport:
         """Run the next step."""
         if self.finished:

@@ -9,15 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.resources import files
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from application.learning_curve import best_epoch, overfitting_note
 from application.ports import EpochRecord, Preview, ReportFile, StyleReport
 from domain.parameters import TrainingParameters
 
+_Item = TypeVar("_Item")
+
 THUMBNAIL_PIXELS = 160
 """Longest side of a training picture in the report."""
+
+MOST_UNDERWAY = 6
+"""Checkpoints whose previews are shown; all are beside the report as files."""
 
 _GAP = 24
 _LINE = 26
@@ -56,6 +62,7 @@ class HtmlReporter:
             files("adapters").joinpath("report.html").read_text("utf-8")
         )
         weights = report.artifact.location.name
+        best = best_epoch(report.history)
         prompt = _example_prompt(report)
         return template.render(
             report=report,
@@ -66,6 +73,9 @@ class HtmlReporter:
                 (before, _data_uri(before.png, "image/png"), _data_uri(after.png, "image/png"))
                 for before, after in zip(report.before, report.after, strict=True)
             ],
+            best=best,
+            overfitting=overfitting_note(report.history),
+            strips=self._strips(report),
             parameters=_parameter_rows(report.parameters, report.metric.steps),
             thumbnails=[
                 (picture, *self._thumbnail(picture.data)) for picture in report.pictures.usable
@@ -77,6 +87,20 @@ class HtmlReporter:
             quoted_prompt=json.dumps(prompt, ensure_ascii=False),
             lora_tag=f"<lora:{weights.removesuffix('.safetensors')}:1>",
         )
+
+    def _strips(self, report: StyleReport) -> list[tuple[str, list[tuple[str, str]]]]:
+        """For each prompt the pictures drawn underway, each with what it shows."""
+        wanted = len(report.after)
+        whole = [(epoch, pngs) for epoch, pngs in report.underway if len(pngs) == wanted]
+        drawn = _spread(whole, MOST_UNDERWAY)
+        return [
+            (
+                preview.prompt,
+                [(f"epoch {epoch}", self._thumbnail(pngs[n])[0]) for epoch, pngs in drawn],
+            )
+            for n, preview in enumerate(report.after)
+            if drawn
+        ]
 
     def _thumbnail(self, data: bytes) -> tuple[str, int, int]:
         image = self._decode(data)
@@ -118,6 +142,8 @@ def plot_loss(history: Sequence[EpochRecord]) -> bytes:
         label = f"mean of the last {width} epochs"
         losses = [sum(losses[end - width : end]) / width for end in range(width, len(losses) + 1)]
     axes.plot(epochs[width - 1 :], losses, color=_ACCENT, lw=2, marker=marker, label=label)
+    for name, colour, points in _measured(history):
+        axes.plot(*points, color=colour, lw=1.2, marker=".", ls="--", label=name)
     axes.set_xlabel("epoch", color=_INK)
     axes.set_ylabel("loss", color=_ACCENT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -129,6 +155,21 @@ def plot_loss(history: Sequence[EpochRecord]) -> bytes:
     file = BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _measured(
+    history: Sequence[EpochRecord],
+) -> list[tuple[str, str, tuple[list[int], list[float]]]]:
+    """The losses over fixed noises: name, colour and points of each curve that has any."""
+    curves = []
+    for name, colour, values in (
+        ("fixed noises, pictures trained on", "#5d8a4e", [r.evaluation_loss for r in history]),
+        ("fixed noises, pictures held out", "#a8443f", [r.validation_loss for r in history]),
+    ):
+        points = [(r.epoch, v) for r, v in zip(history, values, strict=True) if v is not None]
+        if points:
+            curves.append((name, colour, ([e for e, _ in points], [v for _, v in points])))
+    return curves
 
 
 def draw_previews(before: Sequence[Preview], after: Sequence[Preview]) -> bytes:
@@ -194,6 +235,7 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
         "alpha": f"{parameters.network_alpha:g}",
         "lr_warmup_steps": str(parameters.warmup_steps(steps)),
         "snr_gamma": "off",
+        "text_encoder_lr": f"{parameters.learning_rate:g}",
         "trigger_word": "none",
         "sample_prompts": "taken from the captions",
     }
@@ -210,6 +252,12 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
             text = f"{value:g}" if isinstance(value, float) else str(value)
         rows.append((field.name, text))
     return rows
+
+
+def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
+    """At most ``most`` of the items, evenly over all, the last among them."""
+    count = min(len(items), most)
+    return [items[(n + 1) * len(items) // count - 1] for n in range(count)]
 
 
 def _example_prompt(report: StyleReport) -> str:

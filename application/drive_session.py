@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from application.cancellation import cancellation_requested
+from application.checkpoint_previews import CheckpointPreviews
 from application.journal import Entry
 from application.layout import Layout
 from application.ports import (
@@ -45,6 +46,7 @@ class Driver:
         """
         meter = Speedometer()
         saving = 0.0
+        previews = CheckpointPreviews(self.blobs, self.clock, self.layout, self.rules)
         with (
             self.clock.every(self.rules.progress_every, lambda: self._report(entry, meter)),
             self.clock.every(self.rules.cancel_poll, lambda: self._listen(entry, stop)),
@@ -59,6 +61,8 @@ class Driver:
                 due = step.epoch_finished and step.epoch % self.rules.checkpoint_every == 0
                 if due or session.finished:
                     saving = self._save(session, entry)
+                if due and not session.finished and stop.reason is None:
+                    previews.draw(session, entry.job.task_id, step.epoch)
 
     def _note(
         self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer

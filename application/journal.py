@@ -17,7 +17,7 @@ from domain.events import Artifact, CheckpointRef, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
-from domain.parameters import LearningRateSchedule, TrainingParameters
+from domain.parameters import TrainingParameters
 from domain.progress import Progress
 
 
@@ -116,10 +116,4 @@ def _location(values: dict[str, str]) -> Location:
 
 
 def _parameters(values: dict[str, Any]) -> TrainingParameters:
-    return TrainingParameters(
-        **{
-            **values,
-            "sample_prompts": tuple(values["sample_prompts"]),
-            "lr_scheduler": LearningRateSchedule(values["lr_scheduler"]),
-        }
-    )
+    return TrainingParameters(**{**values, "sample_prompts": tuple(values["sample_prompts"])})

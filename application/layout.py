@@ -56,6 +56,14 @@ class Layout:
             return self._job(task_id, f"report/{name}")
         return Location(self.bucket, f"{self.report_prefix}{name}")
 
+    def previews(self, task_id: str, epoch: int, number: int) -> Location:
+        """One preview drawn at an epoch's checkpoint, among the report's files."""
+        return self.report(task_id, f"previews/epoch_{epoch:05d}_{number}.png")
+
+    def previews_prefix(self, task_id: str) -> str:
+        """What the keys of a job's previews at checkpoints start with."""
+        return self.report(task_id, "previews/epoch_").key
+
     def log(self, task_id: str, name: str) -> Location:
         """The log of one run of the job."""
         return self._job(task_id, f"logs/{name}")

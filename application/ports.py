@@ -282,6 +282,15 @@ class EpochRecord:
     epoch: int
     loss: float
     learning_rate: float
+    evaluation_loss: float | None = None
+    """Mean over fixed noises and timesteps of pictures trained on; in measured epochs only."""
+    validation_loss: float | None = None
+    """The same of pictures held out, where there are any."""
+    gradient_norm: float | None = None
+    """Mean over the epoch's steps, before clipping; None where a trainer does not tell."""
+    largest_gradient_norm: float | None = None
+    stalled: bool = False
+    """True when nothing moved, or nothing pulled, though the learning rate would have let it."""
 
 
 @dataclass(frozen=True)
@@ -321,11 +330,21 @@ class TrainingSession(Protocol):
     def history(self) -> Sequence[EpochRecord]:
         """Every finished epoch of the whole run, those before a resume included."""
 
+    @property
+    def peak_memory(self) -> int:
+        """Most bytes held at a time so far: on a GPU by the run, else by the whole process."""
+
     def advance(self) -> StepReport:
-        """Run the next step."""
+        """Run the next step.
+
+        A run that has gone wrong may go back to an earlier step, and report that one.
+        """
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it stands between two steps. Resuming from it is exact."""
+        """The run as it stands between two steps. Resuming from it is exact.
+
+        Of a run that has gone wrong it is the last moment at which it was well.
+        """
 
     def weights(self) -> bytes:
         """The adapters as they stand, as a ``.safetensors`` file for other programs."""
@@ -399,11 +418,16 @@ class StyleReport:
     history: Sequence[EpochRecord]
     before: tuple[Preview, ...]
     after: tuple[Preview, ...]
+    underway: tuple[tuple[int, tuple[bytes, ...]], ...] = ()
+    """Epochs at whose checkpoint previews were drawn, each with the PNGs of ``after``'s prompts
+    and seeds in their order."""
     artifact: Artifact
     metric: TrainingMetric
     seconds: float
     """Duration of this attempt, from taking the job up to the stored weights."""
     attempt: int
+    peak_memory: int
+    """Bytes, as ``TrainingSession.peak_memory``."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ class Rules:
     """Usable pictures below which a job fails with LOW_QUALITY_DATA."""
     checkpoint_every: int = 10
     """Epochs between checkpoints; the end of training is one always."""
+    preview_share: float = 0.05
+    """Part of the training's time that previews at checkpoints may take, after the first ones;
+    0 draws none but those of the report."""
+    most_previews: int = 20
+    """Checkpoints of a job that get previews, at most."""
     keep_checkpoints: int | None = 1
     """Checkpoints of a finished job that are kept, the latest ones; None keeps them all."""
     progress_every: float = 30.0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from application.announce import announce
 from application.cancellation import cancellation_requested
+from application.checkpoint_previews import stored_previews
 from application.drive_session import Driver
 from application.gather_pictures import gather_pictures
 from application.journal import Entry, Journal
@@ -232,10 +233,12 @@ class RunTraining:
                 history=session.history,
                 before=session.previews(adapted=False),
                 after=session.previews(adapted=True),
+                underway=stored_previews(self.blobs, self.layout, task.task_id),
                 artifact=artifact,
                 metric=job.metric,
                 seconds=self.clock.monotonic() - started,
                 attempt=job.attempt,
+                peak_memory=session.peak_memory,
             )
             for file in self.reporter.render(report):
                 at = self.layout.report(task.task_id, file.name)

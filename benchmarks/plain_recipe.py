@@ -1,6 +1,8 @@
 """The common recipe, as plainly as examples write it: what the trainer is measured against.
 
-Every step decodes and encodes its picture and its caption anew and reads the loss back.
+Every step decodes and encodes its pictures and their captions anew and reads the loss back. On
+a GPU it is what the examples do with mixed precision: frozen parts in bfloat16, the adapters in
+float32 under autocast.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers.optimization import get_scheduler
+from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
 from adapters.diffusion.base_model import BaseModel
@@ -17,37 +20,45 @@ from domain.picture import Picture
 
 
 def plain_steps(
-    base: BaseModel, pictures: Sequence[Picture], resolution: int, steps: int
+    base: BaseModel, pictures: Sequence[Picture], resolution: int, steps: int, batch: int = 1
 ) -> Iterator[float]:
-    """Train at batch 1, rank 8, and yield each step's loss."""
+    """Train at rank 8 where the denoiser lies, and yield each step's loss."""
     import numpy as np
 
-    unet, vae = base.unet, base.vae
+    unet, vae, text_encoder = base.unet, base.vae, base.text_encoder
+    device, dtype = unet.device, unet.dtype
+    for part in (vae, text_encoder):
+        torch.nn.Module.to(part, device=device, dtype=dtype)
     unet.add_adapter(
         LoraConfig(r=8, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
     )
     try:
+        cast_training_params(unet, dtype=torch.float32)
         weights = [p for p in unet.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=1e-4)
-        schedule = get_scheduler("cosine", optimizer, 0, steps)
+        schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
         for step in range(steps):
-            picture = pictures[step % len(pictures)]
-            image = decode(picture.data).resize((resolution, resolution))
-            pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None] / 127.5 - 1
+            chosen = [pictures[(step * batch + i) % len(pictures)] for i in range(batch)]
+            images = [decode(p.data).resize((resolution, resolution)) for p in chosen]
+            pixels = torch.stack(
+                [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
+            )
+            pixels = (pixels / 127.5 - 1).to(device, dtype)
             with torch.no_grad():
                 latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
                 tokens = base.tokenizer(
-                    picture.caption or "",
+                    [picture.caption or "" for picture in chosen],
                     padding="max_length",
                     truncation=True,
                     return_tensors="pt",
                 ).input_ids
-                states = base.text_encoder(tokens)[0]
+                states = text_encoder(tokens.to(device))[0]
             noise = torch.randn_like(latents)
-            timesteps = torch.randint(0, 1000, (1,))
+            timesteps = torch.randint(0, 1000, (batch,), device=device)
             noisy = base.noise_schedule.add_noise(latents, noise, timesteps)
-            predicted = unet(noisy, timesteps, states).sample
-            loss = torch.nn.functional.mse_loss(predicted, noise)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                predicted = unet(noisy, timesteps, states).sample
+            loss = torch.nn.functional.mse_loss(predicted.float(), noise.float())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
@@ -55,4 +66,4 @@ def plain_steps(
             optimizer.zero_grad()
             yield loss.item()
     finally:
-        unet.delete_adapters("default")
+        unet.unload_lora()

@@ -1,7 +1,9 @@
-"""The trainer beside the plain recipe, on the small base: `python -m benchmarks.trainer`.
+"""The trainer beside the plain recipe: `python -m benchmarks.trainer`, or `make bench`.
 
-Both run in turn in the same process, several times, so that the ratio means something on a
-machine that others share. Prints a table and writes it as JSON.
+On the small base both run in turn in the same process, several times, so that the ratio means
+something on a machine that others share. In SD 1.5's own shapes (``--full-size``, random
+weights, 512 px; some minutes and 5 GB) each has a process of its own, to tell its memory.
+Prints a table and writes it as JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 STEPS = 60
@@ -26,10 +29,20 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="Measure the trainer beside the plain recipe.")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--full-size", action="store_true", help="SD 1.5's own shapes too")
+    parser.add_argument(
+        "--full-size-steps", type=int, default=3, help="measured of each, after one that is not"
+    )
+    parser.add_argument("--side", choices=["trainer", "recipe"], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/cpu.json"))
     options = parser.parse_args()
+    if options.side:
+        print(json.dumps(full_size_side(options.side, options.full_size_steps)))
+        return
     with tempfile.TemporaryDirectory() as scratch:
         results = measure(options.rounds, Path(scratch))
+    if options.full_size:
+        results |= measure_full_size(options.full_size_steps)
     for name, value in results.items():
         print(f"{name:32} {value}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -43,25 +56,14 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
 
     from adapters.diffusion.base_model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
-    from adapters.pillow import PillowInspector, decode
+    from adapters.pillow import decode
     from application.ports import TrainingPlan
-    from assets.drawing import draw_style_set
+    from benchmarks.pictures import drawn_pictures
     from benchmarks.plain_recipe import plain_steps
     from domain.parameters import TrainingParameters
-    from domain.picture import Picture
     from entrypoints.default_base import SMALL_BASE
 
-    paths = draw_style_set(scratch / "pictures", count=10, seed=1)
-    inspector = PillowInspector()
-    pictures = tuple(
-        Picture(
-            path.name,
-            path.read_bytes(),
-            inspector.inspect(path.read_bytes()),
-            path.with_suffix(".txt").read_text().strip(),
-        )
-        for path in paths
-    )
+    pictures = drawn_pictures(scratch / "pictures", 10, size=320)
     base = load_base(str(SMALL_BASE), device="cpu")
     resolution = base.native_resolution
     trainer = DiffusionTrainer(base, decode, "cpu")
@@ -81,6 +83,16 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     def plain() -> Iterator[float]:
         return plain_steps(base, pictures, resolution, STEPS)
 
+    def four_at_once() -> Iterator[None]:
+        jobs = [
+            (replace(plan, parameters=replace(plan.parameters, seed=k)), None) for k in range(4)
+        ]
+        with trainer.open_many(jobs) as joint:
+            while not joint.finished:
+                joint.advance()
+                yield
+
+    four = [4 * steps_per_second(four_at_once) for _ in range(min(rounds, 3))]
     measured = [(steps_per_second(ours), steps_per_second(plain)) for _ in range(rounds)]
     help_seconds = min(timed("-m", "entrypoints.train", "--help") for _ in range(5))
     first_step = timed("-c", FIRST_STEP, str(scratch / "pictures"), str(scratch / "out"))
@@ -98,10 +110,80 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
             round(min(a / b for a, b in measured), 2),
             round(max(a / b for a, b in measured), 2),
         ],
+        "4 styles at once, steps/s of all (median)": round(statistics.median(four), 2),
         "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "command to first step, s": round(first_step, 2),
         "train --help, s (lowest of 5)": round(help_seconds, 3),
     }
+
+
+def measure_full_size(steps: int) -> dict[str, object]:
+    """The same in SD 1.5's own shapes, a few steps of each."""
+    sides = {}
+    for side in ("trainer", "recipe"):
+        command = [sys.executable, "-m", "benchmarks.trainer", "--side", side]
+        command += ["--full-size-steps", str(steps)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        sides[side] = json.loads(output.splitlines()[-1])
+    ours, plain = sides["trainer"], sides["recipe"]
+    return {
+        "full size: trainer, s/step (median)": ours["seconds"],
+        "full size: plain recipe, s/step (median)": plain["seconds"],
+        "full size: ratio": round(plain["seconds"] / ours["seconds"], 2),
+        "full size: trainer, processor s/step": ours["processor seconds"],
+        "full size: plain recipe, processor s/step": plain["processor seconds"],
+        "full size: ratio of processor time": round(
+            plain["processor seconds"] / ours["processor seconds"], 2
+        ),
+        "full size: trainer, encoding and set-up, s": ours["set-up"],
+        "full size: trainer, peak memory, MB": ours["peak"],
+        "full size: plain recipe, peak memory, MB": plain["peak"],
+    }
+
+
+def full_size_side(side: str, count: int) -> dict[str, float]:
+    """One of both, in this process.
+
+    The processor's time of all threads is told beside the clock's: on a machine that others
+    share it is what a ratio can be taken of.
+    """
+    from adapters.diffusion.trainer import DiffusionTrainer
+    from adapters.pillow import decode
+    from application.ports import TrainingPlan
+    from benchmarks.full_size import RESOLUTION, full_size_base
+    from benchmarks.pictures import drawn_pictures
+    from benchmarks.plain_recipe import plain_steps
+    from domain.parameters import TrainingParameters
+
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures = drawn_pictures(Path(scratch), 1)
+    base = full_size_base("cpu")
+    started = time.perf_counter()
+    set_up = 0.0
+    if side == "trainer":
+        parameters = TrainingParameters(
+            epochs=count + 1, resolution=RESOLUTION, validation_epochs=0
+        )
+        plan = TrainingPlan(style_id=1, pictures=pictures, tags=(), parameters=parameters)
+        with DiffusionTrainer(base, decode, "cpu").open(plan, None) as session:
+            set_up = time.perf_counter() - started
+            times = [_seconds(session.advance) for _ in range(count + 1)]
+    else:
+        steps = plain_steps(base, pictures, RESOLUTION, count + 1)
+        times = [_seconds(lambda: next(steps)) for _ in range(count + 1)]
+    return {
+        "seconds": round(statistics.median(clock for clock, _ in times[1:]), 2),
+        "processor seconds": round(statistics.median(busy for _, busy in times[1:]), 2),
+        "set-up": round(set_up, 1),
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def _seconds(step: Callable[[], object]) -> tuple[float, float]:
+    """By the clock, and of the processor."""
+    started, busy = time.perf_counter(), time.process_time()
+    step()
+    return time.perf_counter() - started, time.process_time() - busy
 
 
 def steps_per_second(run: Callable[[], Iterator[object]]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -11,6 +12,8 @@ from domain.limits import Limit, Number, OneOf, OutOfLimits, Prompts, Switch, Te
 
 FEWEST_DEFAULT_EPOCHS = 100
 MOST_DEFAULT_EPOCHS = 500
+PRODIGY_LEARNING_RATE = 1.0
+"""Its authors' advice: the estimate as it is."""
 
 
 class InvalidParameter(ValueError):
@@ -24,11 +27,40 @@ class InvalidParameter(ValueError):
 
 
 class LearningRateSchedule(StrEnum):
-    """How the learning rate moves after the warm-up; names as in diffusers."""
+    """How the learning rate moves after the warm-up; names as in diffusers' ``get_scheduler``."""
 
-    CONSTANT = "constant_with_warmup"
+    CONSTANT = "constant"
+    """The peak at every step, without warm-up."""
+    CONSTANT_WITH_WARMUP = "constant_with_warmup"
     LINEAR = "linear"
     COSINE = "cosine"
+    COSINE_WITH_RESTARTS = "cosine_with_restarts"
+    """``lr_num_cycles`` half cosines, each from the peak (arXiv 1608.03983)."""
+    POLYNOMIAL = "polynomial"
+    """Falls with the power ``lr_power`` of the share of steps left."""
+
+
+class OptimizerName(StrEnum):
+    """What turns gradients into steps; names as in kohya's trainer and diffusers' examples."""
+
+    ADAMW = "adamw"
+    """AdamW (arXiv 1711.05101)."""
+    ADAMW_8BIT = "adamw8bit"
+    """AdamW with its moments in 8 bits (arXiv 2110.02861), by bitsandbytes."""
+    PRODIGY = "prodigy"
+    """Finds the learning rate itself (arXiv 2306.06101), by prodigyopt."""
+
+
+class LoraTargets(StrEnum):
+    """Which layers of the denoiser carry adapters."""
+
+    ATTENTION = "attention"
+    """The four projections of every attention, as in diffusers' examples."""
+    FEED_FORWARD = "attention+ff"
+    """Those and the feed-forward layers beside them."""
+    CONVOLUTIONS = "attention+ff+conv"
+    """Those, the projections around each transformer, and the residual blocks' and samplers'
+    layers; kohya calls it LoRA-C3Lier."""
 
 
 def default_epochs(picture_count: int) -> int:
@@ -56,78 +88,140 @@ class TrainingParameters:
     resolution: int
     """Pixel budget per picture is ``resolution ** 2``; 64 to 2048, a multiple of 64."""
     learning_rate: float = 1e-4
-    """Peak learning rate, above 0 and at most 0.1."""
+    """Peak learning rate, above 0 and at most 0.1. Prodigy multiplies its own estimate by it:
+    its default is 1, and at most 10."""
+    train_text_encoder: bool = False
+    """Put adapters on the text encoder, too: the style learns what its words mean. Captions are
+    then encoded at every step, which costs time and memory."""
+    text_encoder_lr: float | None = None
+    """Peak learning rate of the text encoder's adapters, where they are trained; the name is
+    kohya's, who advises half the denoiser's. None means equal to ``learning_rate``."""
     batch_size: int = 1
     """Pictures per step, 1 to 64."""
     rank: int = 8
     """Rank of the adapters' matrices, 1 to 256."""
     alpha: float | None = None
-    """Adapter scale is ``alpha / rank``; None means equal to the rank (scale 1)."""
+    """Adapter scale is ``alpha / rank`` (arXiv 2106.09685); None means equal to the rank
+    (scale 1)."""
+    lora_targets: LoraTargets = LoraTargets.ATTENTION
+    """Which layers carry adapters: attention, attention+ff or attention+ff+conv."""
+    lora_dropout: float = 0.0
+    """Share of an adapter's inputs that each training step leaves out, 0 to below 1; the name
+    and place are PEFT's."""
+    use_rslora: bool = False
+    """Scale by ``alpha / sqrt(rank)`` (rsLoRA, arXiv 2312.03732), for high ranks."""
+    use_dora: bool = False
+    """Train each layer's magnitudes beside its direction (DoRA, arXiv 2402.09353). The file is
+    then in diffusers' form, and AUTOMATIC1111 cannot read it."""
     seed: int = 0
     """Seed of order, noise, timesteps and initial weights, 0 to 2**32 - 1."""
     trigger_word: str | None = None
-    """A word put before every caption that does not already contain it."""
+    """A word of 1 to 100 characters put before every caption that does not already contain it."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts for the previews; empty means prompts taken from the captions. At most 8."""
+    optimizer: OptimizerName = OptimizerName.ADAMW
+    """adamw; adamw8bit (extra ``adam8bit``) or prodigy (extra ``prodigy``)."""
     lr_scheduler: LearningRateSchedule = LearningRateSchedule.COSINE
-    """Shape of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warm-up: constant, constant_with_warmup, linear,
+    cosine, cosine_with_restarts or polynomial, as in diffusers."""
     lr_warmup_steps: int | None = None
-    """Steps of linear warm-up; None means a twentieth of the run, at most 100."""
+    """Steps of linear warm-up, to 100,000; None means a twentieth of the run, at most 100."""
+    lr_num_cycles: int = 1
+    """Cycles of cosine_with_restarts, 1 to 100."""
+    lr_power: float = 1.0
+    """Power of polynomial, above 0 and at most 10."""
     weight_decay: float = 1e-2
-    """AdamW's decoupled weight decay, 0 to 1."""
+    """Decoupled weight decay (arXiv 1711.05101), 0 to 1."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; above 0."""
     snr_gamma: float | None = None
     """Min-SNR weighting (arXiv 2303.09556), commonly 5; None leaves the plain loss."""
     noise_offset: float = 0.0
-    """Per-channel noise shift, commonly 0.05 to 0.1; 0 to 1."""
+    """Per-channel noise shift ("Diffusion With Offset Noise", Guttenberg 2023), commonly 0.05 to
+    0.1; 0 to 1."""
     random_flip: bool = False
     """Mirror each picture left to right half of the time."""
     caption_dropout: float = 0.0
-    """Share of visits that train on the empty caption, 0 to 1."""
+    """Share of visits that train on the empty caption (arXiv 2207.12598), 0 to 1."""
+    validation_split: float = 0.0
+    """Share of the pictures that is held out, to see whether the style carries over, 0 to 0.5.
+    Off by default: of 10 to 30 pictures none can be spared without loss."""
+    validation_epochs: int = 10
+    """Epochs between two measurements of the loss over fixed noises and timesteps, and one at
+    the end; 0 measures never."""
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
             value = getattr(self, name)
-            if value is None and name in MAY_BE_NONE:
-                continue
-            try:
-                limit.check(value)
-            except OutOfLimits as error:
-                raise InvalidParameter(name, error.value, error.remedy) from None
+            if name in RATES and self.optimizer is not OptimizerName.PRODIGY:
+                limit = LEARNING_RATE
+            if value is not None or name not in MAY_BE_NONE:
+                _check(name, value, limit)
+            if isinstance(limit, OneOf):
+                # A message's text becomes the member, so that equal parameters look equal, too.
+                object.__setattr__(self, name, limit.names(value))
 
     @property
     def network_alpha(self) -> float:
         """Alpha with its default resolved."""
         return float(self.rank if self.alpha is None else self.alpha)
 
+    @property
+    def text_encoder_share(self) -> float:
+        """The text encoder's learning rate, as a multiple of the denoiser's."""
+        if self.text_encoder_lr is None:
+            return 1.0
+        return self.text_encoder_lr / self.learning_rate
+
+    @property
+    def lora_scale(self) -> float:
+        """What the product of an adapter's matrices is multiplied by."""
+        return self.network_alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
     def warmup_steps(self, total_steps: int) -> int:
-        """Steps of warm-up in a run of ``total_steps``."""
+        """Steps of warm-up in a run of ``total_steps``; none where the schedule has none."""
+        if self.lr_scheduler is LearningRateSchedule.CONSTANT:
+            return 0
         if self.lr_warmup_steps is not None:
             return self.lr_warmup_steps
         return min(100, total_steps // 20)
 
 
+LEARNING_RATE = Number(0.0, 0.1, above_low=True)
+"""Of every optimizer that does not find the rate itself."""
+RATES = ("learning_rate", "text_encoder_lr")
+"""What that limit is for."""
 LIMITS: Mapping[str, Limit] = {
     "epochs": Whole(1, 10_000),
     "resolution": Whole(64, 2048, multiple_of=64),
-    "learning_rate": Number(0.0, 0.1, above_low=True),
+    "optimizer": OneOf(OptimizerName),
+    "learning_rate": Number(0.0, 10.0, above_low=True),
+    "train_text_encoder": Switch(),
+    "text_encoder_lr": Number(0.0, 10.0, above_low=True),
     "batch_size": Whole(1, 64),
     "rank": Whole(1, 256),
     "alpha": Number(0.0, 1024.0, above_low=True),
+    "lora_targets": OneOf(LoraTargets),
+    "lora_dropout": Number(0.0, 0.99),
+    "use_rslora": Switch(),
+    "use_dora": Switch(),
     "seed": Whole(0, 2**32 - 1),
     "trigger_word": Text(100),
     "sample_prompts": Prompts(8, Text(500)),
     "lr_scheduler": OneOf(LearningRateSchedule),
     "lr_warmup_steps": Whole(0, 100_000),
+    "lr_num_cycles": Whole(1, 100),
+    "lr_power": Number(0.0, 10.0, above_low=True),
     "weight_decay": Number(0.0, 1.0),
     "max_grad_norm": Number(0.0, 1e6, above_low=True),
     "snr_gamma": Number(0.0, 100.0, above_low=True),
     "noise_offset": Number(0.0, 1.0),
     "random_flip": Switch(),
     "caption_dropout": Number(0.0, 1.0),
+    "validation_split": Number(0.0, 0.5),
+    "validation_epochs": Whole(0, 10_000),
 }
-"""What each parameter accepts, in the order in which they are checked."""
+"""What each parameter accepts, in the order in which they are checked; rates, with Prodigy."""
 MAY_BE_NONE = frozenset(f.name for f in fields(TrainingParameters) if f.default is None)
 """Parameters for which None stands for something, as their fields say."""
 PARAMETER_NAMES = frozenset(field.name for field in fields(TrainingParameters))
@@ -153,8 +247,20 @@ class RequestedParameters:
         self.resolve(picture_count=10, native_resolution=512)
 
     def resolve(self, *, picture_count: int, native_resolution: int) -> TrainingParameters:
-        """Fill in the defaults that depend on the pictures and on the base model."""
-        defaults = {"epochs": default_epochs(picture_count), "resolution": native_resolution}
+        """Fill in the defaults that depend on the pictures, the base model and the optimizer."""
+        defaults: dict[str, Any] = {
+            "epochs": default_epochs(picture_count),
+            "resolution": native_resolution,
+        }
+        if self.named.get("optimizer") == OptimizerName.PRODIGY:
+            defaults["learning_rate"] = PRODIGY_LEARNING_RATE
         values = {**defaults, **self.named}
         values["sample_prompts"] = tuple(values.get("sample_prompts", ()))
         return TrainingParameters(**values)
+
+
+def _check(name: str, value: object, limit: Limit) -> None:
+    try:
+        limit.check(value)
+    except OutOfLimits as error:
+        raise InvalidParameter(name, error.value, error.remedy) from None

@@ -22,6 +22,7 @@ _WRONG_INPUT = {
     "entrypoints.settings": "InvalidSettings",
     "domain.task": "InvalidTask",
     "adapters.diffusion.base_model": "BaseModelInvalid",
+    "adapters.diffusion.forms": "StyleFileInvalid",
     "adapters.status_page.binding": "InvalidBinding",
     "adapters.status_page.server": "AddressTaken",
     "adapters.logs.sentry": "SentryMissing",

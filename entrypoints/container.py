@@ -59,17 +59,21 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     """The base model named, or the default, on the device."""
     quiet_libraries()
     from adapters.diffusion.base_model import load_base
+    from adapters.diffusion.strategy import choose_strategy
 
     if settings.base_model is None:
         name, reason = default_base(device)
         log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
     else:
         name = settings.base_model
-    return load_base(name, device=device, config_folder=settings.base_model_config)
+    compute = choose_strategy(device).compute
+    return load_base(name, device=device, dtype=compute, config_folder=settings.base_model_config)
 
 
 def quiet_libraries() -> None:
     """Their progress bars and advice about parts that we do not use hide our own lines."""
+    # PEFT imports it where it is installed; on a CPU it then looks for kernels, and complains.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
@@ -205,6 +209,7 @@ def rules_from(settings: Settings) -> Rules:
     return Rules(
         fewest_pictures=settings.fewest_pictures,
         checkpoint_every=settings.checkpoint_every,
+        preview_share=settings.preview_share,
         keep_checkpoints=settings.keep_checkpoints,
         progress_every=settings.progress_every,
         cancel_poll=settings.cancel_poll,

@@ -28,9 +28,10 @@ from application.lease import LeaseTerms
 from application.rules import Rules
 from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
 from application.stop import StopReason, StopSignal
+from domain.failure import TrainingFailed
 from domain.job import JobState, TrainingJob
 from domain.location import Location
-from domain.parameters import RequestedParameters
+from domain.parameters import OptimizerName, RequestedParameters
 from domain.picture import FEWEST_PICTURES, PictureSet
 from domain.task import TrainingTask
 from entrypoints.container import Container
@@ -68,6 +69,20 @@ def check_writable(out: Path) -> None:
         ) from None
 
 
+def check_optimizer(requested: RequestedParameters) -> None:
+    """Make sure that the optimizer's library is installed.
+
+    Raises:
+        UsageError: it is not; names the extra.
+    """
+    from adapters.diffusion.optimizer import require_optimizer
+
+    try:
+        require_optimizer(OptimizerName(requested.named.get("optimizer", OptimizerName.ADAMW)))
+    except TrainingFailed as error:
+        raise UsageError(f"--{error.failure.message}") from None
+
+
 def build_container(arguments: argparse.Namespace) -> Container:
     """The worker's container with folders for buckets and the terminal for a backend."""
     start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
@@ -89,6 +104,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
             Rules(
                 fewest_pictures=1,
                 checkpoint_every=arguments.checkpoint_every,
+                preview_share=settings.preview_share,
                 keep_checkpoints=None,
                 lease=LEASE,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from domain.parameters import PARAMETER_NAMES, LearningRateSchedule
+from domain.parameters import PARAMETER_NAMES, LearningRateSchedule, LoraTargets, OptimizerName
 
 
 def add_parameter_options(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +18,20 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--epochs", "passes over the pictures (default: 700 - 20 x pictures, 100 to 500)", type=int
     )
-    add("--learning-rate", "peak learning rate (default: 1e-4)", type=float)
+    add("--learning-rate", "peak learning rate (default: 1e-4, prodigy: 1)", type=float)
+    add("--train-text-encoder", "put adapters on the text encoder, too", action="store_true")
+    add("--text-encoder-lr", "its peak learning rate (default: learning rate)", type=float)
     add("--batch-size", "pictures per step (default: 1)", type=int)
     add("--rank", "rank of the adapters (default: 8)", type=int)
     add("--alpha", "adapter scale is alpha / rank (default: the rank)", type=float)
+    add(
+        "--lora-targets",
+        "layers with adapters (default: attention)",
+        choices=[str(targets) for targets in LoraTargets],
+    )
+    add("--lora-dropout", "share of an adapter's inputs left out (default: 0)", type=float)
+    add("--use-rslora", "scale by alpha / sqrt(rank), for high ranks", action="store_true")
+    add("--use-dora", "train magnitudes too; not for AUTOMATIC1111", action="store_true")
     add("--resolution", "pixel budget per picture is its square (default: the base's)", type=int)
     add("--seed", "seed of everything random (default: 0)", type=int)
     add("--trigger-word", "word put before every caption", metavar="WORD")
@@ -33,17 +43,26 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
     )
     add(
+        "--optimizer",
+        "adamw8bit needs bitsandbytes, prodigy prodigyopt (default: adamw)",
+        choices=[str(optimizer) for optimizer in OptimizerName],
+    )
+    add(
         "--lr-scheduler",
         "learning rate after the warm-up (default: cosine)",
         choices=[str(schedule) for schedule in LearningRateSchedule],
     )
     add("--lr-warmup-steps", "steps of warm-up (default: steps / 20, at most 100)", type=int)
-    add("--weight-decay", "AdamW's weight decay (default: 0.01)", type=float)
+    add("--lr-num-cycles", "cycles of cosine_with_restarts (default: 1)", type=int)
+    add("--lr-power", "power of polynomial (default: 1)", type=float)
+    add("--weight-decay", "decoupled weight decay (default: 0.01)", type=float)
     add("--max-grad-norm", "gradients are clipped to this norm (default: 1)", type=float)
     add("--snr-gamma", "min-SNR weighting, commonly 5 (default: off)", type=float)
     add("--noise-offset", "per-channel noise shift, commonly 0.05 (default: 0)", type=float)
     add("--random-flip", "mirror pictures half of the time", action="store_true")
     add("--caption-dropout", "share of visits without caption (default: 0)", type=float)
+    add("--validation-split", "share of pictures held out (default: 0)", type=float)
+    add("--validation-epochs", "epochs between measurements, 0: none (default: 10)", type=int)
 
 
 def named_parameters(arguments: argparse.Namespace) -> dict[str, Any]:

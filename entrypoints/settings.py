@@ -137,6 +137,12 @@ class Settings(BaseSettings):
         10, ge=1, le=100, description="Usable pictures below which a job fails"
     )
     checkpoint_every: int = Field(10, ge=1, description="Epochs between checkpoints")
+    preview_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Part of a job's time that previews at its checkpoints may take; 0: none",
+    )
     keep_checkpoints: int = Field(
         1, ge=0, description="Checkpoints that are kept of a finished job, the latest ones"
     )

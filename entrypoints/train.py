@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from domain.parameters import RequestedParameters
 from entrypoints.cli import add_common_options, run_command
 from entrypoints.exits import UsageError
-from entrypoints.options import add_parameter_options, named_parameters
+from entrypoints.options import add_parameter_options, named_parameters, option_of
 from entrypoints.picture_folder import find_pictures
 
 if TYPE_CHECKING:
@@ -25,9 +25,13 @@ examples:
   python -m entrypoints.train pictures --out styles/watercolour
   python -m entrypoints.train pictures --out out --epochs 200 --trigger-word mystyle
   python -m entrypoints.train pictures --out out --base-model model.safetensors
+  python -m entrypoints.train --export peft models/style_1.safetensors --out converted
 
 A caption may lie beside each picture as <name>.txt. Ctrl-C leaves a checkpoint, and the same
 command goes on from it.
+
+--export converts a finished style instead of training one, into the form of diffusers, kohya
+(AUTOMATIC1111, ComfyUI) or PEFT; its source may be in any of them.
 
 With --json, standard output is one JSON object that says how it ended and where everything is;
 what is said to a person goes to standard error. NO_COLOR=1 leaves the colours out.
@@ -44,7 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("pictures", type=Path, help="folder with JPEG, PNG or WebP pictures")
+    parser.add_argument(
+        "pictures",
+        type=Path,
+        help="folder with JPEG, PNG or WebP pictures; with --export a style, file or folder",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--style-id", type=int, default=1, help="number in the file's name")
     parser.add_argument("--tags", default="", help="keywords for the whole style, with commas")
@@ -64,6 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"
     )
+    parser.add_argument(
+        "--export",
+        choices=["diffusers", "kohya", "peft"],
+        help="convert a finished style into this form, into --out",
+    )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_parameter_options(parser)
     add_common_options(parser, script="style-train")
@@ -72,7 +85,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_command(build_parser(), _train, argv)
+    return run_command(build_parser(), _run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return _export(arguments) if arguments.export else _train(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    named = named_parameters(arguments)
+    if named:
+        raise UsageError(f"{option_of(min(named))}: trains, and --export does not; leave it out")
+
+    from entrypoints import export_style, local_run
+
+    local_run.check_writable(arguments.out)
+    for path in export_style.convert(arguments.pictures, arguments.export, arguments.out):
+        print(path)
+    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -84,6 +114,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from entrypoints import local_run
 
+    local_run.check_optimizer(requested)
     names = find_pictures(arguments.pictures)
     local_run.check_writable(arguments.out)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from adapters.diffusion.denoiser import has_one_file, load_denoiser
 from adapters.diffusion.fingerprint import fingerprint_of
 
 _PIPELINE = "StableDiffusionPipeline"
@@ -71,13 +72,23 @@ class BaseModel:
 
 @contextmanager
 def placed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """While open, the module is on ``device``; then it makes room again."""
+    """While open, the module is on ``device``; then it makes room again.
+
+    What it holds at home is kept there and put back, not copied back: the weights are frozen.
+    """
     home = next(module.parameters()).device
-    module.to(device)
+    if home == device:
+        yield
+        return
+    held = [*module.parameters(), *module.buffers()]
+    at_home = [tensor.data for tensor in held]
     try:
+        for tensor in held:
+            tensor.data = tensor.data.to(device, non_blocking=True)
         yield
     finally:
-        module.to(home)
+        for tensor, data in zip(held, at_home, strict=True):
+            tensor.data = data
 
 
 def load_base(
@@ -90,8 +101,9 @@ def load_base(
 ) -> BaseModel:
     """Load a base model. Reads safetensors only, never a pickle, and runs none of its code.
 
-    The denoiser goes to ``device`` in ``dtype``. Autoencoder and text encoder work once per
-    picture and caption: they stay on the CPU in float32 and visit the device then.
+    The denoiser goes to ``device`` in ``dtype``, from a folder weight by weight. Autoencoder and
+    text encoder work once per picture and caption: they stay on the CPU in float32 and visit
+    the device then.
 
     Args:
         name: a diffusers folder, a single-file ``.safetensors`` checkpoint or a hub name.
@@ -102,15 +114,19 @@ def load_base(
     Raises:
         BaseModelInvalid: it is not a Stable Diffusion 1.5 in safetensors, or not within reach.
     """
-    path = Path(name)
+    path, digests = Path(name), None
     if path.is_file():
         pipeline = _from_file(name, path, config_folder)
+    elif has_one_file(path / "unet"):
+        pipeline, digests = _from_folder(name, path, device, dtype)
     else:
         pipeline = _from_folder_or_hub(name, path, revision)
     _check(name, pipeline)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.float().eval().requires_grad_(False)
-    fingerprint = fingerprint_of(pipeline)
+        part.eval().requires_grad_(False)
+    for part in (pipeline.vae, pipeline.text_encoder):
+        part.float()
+    fingerprint = fingerprint_of(pipeline, digests)
     # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
     torch.nn.Module.to(pipeline.unet, device=device, dtype=dtype)
     return BaseModel(
@@ -143,7 +159,25 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffu
         ) from error
 
 
-def _from_folder_or_hub(name: str, path: Path, revision: str | None) -> StableDiffusionPipeline:
+def _from_folder(
+    name: str, path: Path, device: torch.device | str, dtype: torch.dtype
+) -> tuple[StableDiffusionPipeline, dict[str, str]]:
+    digests: dict[str, str] = {}
+
+    def load() -> UNet2DConditionModel:
+        unet, taken = load_denoiser(path / "unet", device, dtype)
+        digests.update(taken)
+        return unet
+
+    return _from_folder_or_hub(name, path, None, load), digests
+
+
+def _from_folder_or_hub(
+    name: str,
+    path: Path,
+    revision: str | None,
+    denoiser: Callable[[], UNet2DConditionModel] | None = None,
+) -> StableDiffusionPipeline:
     if path.is_dir():
         _check_folder(name, path)
     try:
@@ -164,6 +198,7 @@ def _from_folder_or_hub(name: str, path: Path, revision: str | None) -> StableDi
     try:
         return StableDiffusionPipeline.from_pretrained(
             name,
+            **({} if denoiser is None else {"unet": denoiser()}),
             text_encoder=_text_encoder(name, revision),
             revision=revision,
             use_safetensors=True,

@@ -1,7 +1,8 @@
 """A run between two steps, as one safetensors file that another machine can go on from.
 
-Tensors: the adapters' weights end to end, AdamW's two moments of them, and the losses summed so
-far in the epoch. All else is a function of the plan and the step, or stands in the metadata.
+Tensors: the adapters' weights end to end, the optimizer's of them, and what the epoch's
+steps have noted so far. All else is a function of the plan and the step, or stands in the
+metadata.
 """
 
 from __future__ import annotations
@@ -9,30 +10,47 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
+from adapters.diffusion.optimizer import OptimizerState
+from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
+from adapters.diffusion.thrift import Thrift
 from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
 
-FORMAT = "1"
+FORMAT = "3"
+_OPTIMIZER = "optimizer."
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What changes while a run goes on. Tensors are float32."""
+    """What changes while a run goes on. Tensors but the optimizer's are float32."""
 
     step: int
     """Steps done."""
     weights: torch.Tensor
     """(n,): every adapter's matrices, in the order of the denoiser's layers."""
-    first_moment: torch.Tensor
-    second_moment: torch.Tensor
-    epoch_loss: torch.Tensor
-    """Sum of the losses of the epoch's pictures so far; a scalar."""
+    optimizer: OptimizerState
+    notes: torch.Tensor
+    """(3,): of the epoch so far, as ``Update.notes``."""
     history: Sequence[EpochRecord]
+    recovery: Recovery = field(default_factory=Recovery)
+    thrift: Thrift = field(default_factory=Thrift)
+    loss_scale: tuple[float, int] = (1.0, 0)
+    """As ``Update.loss_scale``."""
+
+    def copy(self) -> RunState:
+        """The same in memory of its own, on the same device."""
+        return replace(
+            self,
+            weights=self.weights.detach().clone(),
+            optimizer=self.optimizer.copy(),
+            notes=self.notes.clone(),
+            history=tuple(self.history),
+        )
 
 
 def run_identity(
@@ -51,17 +69,20 @@ def encode_checkpoint(state: RunState, identity: Mapping[str, Any]) -> bytes:
     """Write a checkpoint. Equal runs give equal bytes at equal steps."""
     tensors = {
         "weights": state.weights,
-        "first_moment": state.first_moment,
-        "second_moment": state.second_moment,
-        "epoch_loss": state.epoch_loss,
+        "notes": state.notes,
+        **{f"{_OPTIMIZER}{name}": tensor for name, tensor in state.optimizer.tensors.items()},
     }
     content = {
         "identity": identity,
         "step": state.step,
+        "optimizer": dict(state.optimizer.numbers),
         "history": [asdict(record) for record in state.history],
+        "recovery": asdict(state.recovery),
+        "thrift": asdict(state.thrift),
+        "loss_scale": state.loss_scale,
     }
     run = json.dumps(content, sort_keys=True)
-    digest = _digest(run, encode(tensors, {}))
+    digest = _digest(run, tensors, encode(tensors, {}))
     return encode(tensors, {"format": FORMAT, "run": run, "sha256": digest})
 
 
@@ -80,25 +101,35 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
         found = metadata.get("format")
         if found != FORMAT:
             raise CheckpointRejected(f"the checkpoint has format {found!r}, not {FORMAT!r}")
-        if metadata["sha256"] != _digest(metadata["run"], data):
+        if metadata["sha256"] != _digest(metadata["run"], tensors, data):
             raise CheckpointRejected("the checkpoint is damaged: its checksum does not match")
         content = json.loads(metadata["run"])
         _compare(content["identity"], json.loads(json.dumps(identity)))
         return RunState(
             step=int(content["step"]),
             weights=_tensor(tensors, "weights", (weights,)),
-            first_moment=_tensor(tensors, "first_moment", (weights,)),
-            second_moment=_tensor(tensors, "second_moment", (weights,)),
-            epoch_loss=_tensor(tensors, "epoch_loss", ()),
+            optimizer=OptimizerState(
+                {
+                    name.removeprefix(_OPTIMIZER): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(_OPTIMIZER)
+                },
+                content["optimizer"],
+            ),
+            notes=_tensor(tensors, "notes", (3,)),
             history=[EpochRecord(**record) for record in content["history"]],
+            recovery=Recovery(**content["recovery"]),
+            thrift=Thrift(**content["thrift"]),
+            loss_scale=_loss_scale(*content["loss_scale"]),
         )
     except (TensorFileDamaged, KeyError, TypeError, ValueError) as error:
         raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
 
 
-def _digest(run: str, file: bytes) -> str:
+def _digest(run: str, tensors: Mapping[str, torch.Tensor], file: bytes) -> str:
     """Over all that a checkpoint says; safetensors itself notices only a wrong length."""
-    return hashlib.sha256(run.encode() + body_of(file)).hexdigest()
+    layout = sorted((name, str(t.dtype), tuple(t.shape)) for name, t in tensors.items())
+    return hashlib.sha256(run.encode() + json.dumps(layout).encode() + body_of(file)).hexdigest()
 
 
 def _tensor(
@@ -108,6 +139,10 @@ def _tensor(
     if tensor.shape != shape or tensor.dtype != torch.float32:
         raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not float32 {shape}")
     return tensor
+
+
+def _loss_scale(scale: float, tracker: int) -> tuple[float, int]:
+    return float(scale), int(tracker)
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -11,9 +13,15 @@ from PIL import Image, ImageOps
 
 from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.epoch_plan import Batch
+from adapters.diffusion.failures import is_out_of_memory
 
 Size = tuple[int, int]
 """Width and height in pixels."""
+
+PIXELS_AT_ONCE = 2 * 512 * 512
+"""Pixels that the autoencoder takes at a time: at 512 px 2 pictures, in 2 GB with its weights."""
+CAPTIONS_AT_ONCE = 32
+"""Captions that the text encoder takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,27 @@ class Dataset:
     """For each picture its row in ``captions``."""
     scaling_factor: float
 
-    @property
+    @cached_property
+    def posteriors(self) -> dict[Size, tuple[torch.Tensor, torch.Tensor]]:
+        """Means and deviations of a size's pictures, each (pictures * views, c, h, w)."""
+        return {
+            size: (
+                torch.cat([self.pictures[i].mean for i in bucket]),
+                torch.cat([self.pictures[i].deviation for i in bucket]),
+            )
+            for size, bucket in self.buckets.items()
+        }
+
+    @cached_property
+    def _first_rows(self) -> dict[int, int]:
+        """For each picture the row of its first view."""
+        rows: dict[int, int] = {}
+        for bucket in self.buckets.values():
+            views = [len(self.pictures[i].mean) for i in bucket]
+            rows.update(zip(bucket, accumulate(views, initial=0), strict=False))
+        return rows
+
+    @cached_property
     def buckets(self) -> dict[Size, tuple[int, ...]]:
         """Positions of the pictures of each size, in order of the sizes."""
         sizes = sorted({picture.size for picture in self.pictures})
@@ -53,26 +81,37 @@ class Dataset:
         _, channels, height, width = self.pictures[batch[0]].mean.shape
         return len(batch), channels, height, width
 
-    def latents(
-        self, batch: Batch, mirrored: Sequence[bool], posterior: torch.Tensor
-    ) -> torch.Tensor:
-        """A sample of each picture's latents, (n, c, h, w), scaled for the denoiser.
+    def rows(self, batch: Batch, mirrored: Sequence[bool]) -> list[int]:
+        """Each picture's row in ``posteriors``."""
+        return [self._first_rows[i] + int(flip) for i, flip in zip(batch, mirrored, strict=True)]
 
-        Args:
-            posterior: standard normal, (n, c, h, w), on the device.
-        """
-        views = [(self.pictures[i], int(flip)) for i, flip in zip(batch, mirrored, strict=True)]
-        mean = torch.stack([picture.mean[view] for picture, view in views])
-        deviation = torch.stack([picture.deviation[view] for picture, view in views])
-        return (mean + deviation * posterior) * self.scaling_factor
-
-    def conditioning(self, batch: Batch, uncaptioned: Sequence[bool]) -> torch.Tensor:
-        """Each picture's caption states, or the empty caption's: (n, tokens, width)."""
-        rows = [
+    def rows_of_captions(self, batch: Batch, uncaptioned: Sequence[bool]) -> list[int]:
+        """Each picture's row in ``captions``, or the empty caption's."""
+        return [
             0 if empty else self.caption_rows[i]
             for i, empty in zip(batch, uncaptioned, strict=True)
         ]
-        return torch.stack([self.captions[row] for row in rows])
+
+    def sample(self, size: Size, rows: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
+        """A sample of each picture's latents, (n, c, h, w), scaled for the denoiser.
+
+        Args:
+            rows: (n,), int64, as ``rows`` gives them, on the device.
+            posterior: standard normal, (n, c, h, w), on the device.
+        """
+        mean, deviation = self.posteriors[size]
+        return (mean[rows] + deviation[rows] * posterior) * self.scaling_factor
+
+    def latents(
+        self, batch: Batch, mirrored: Sequence[bool], posterior: torch.Tensor
+    ) -> torch.Tensor:
+        """The same by the pictures' positions."""
+        rows = torch.tensor(self.rows(batch, mirrored), device=posterior.device)
+        return self.sample(self.pictures[batch[0]].size, rows, posterior)
+
+    def conditioning(self, batch: Batch, uncaptioned: Sequence[bool]) -> torch.Tensor:
+        """Each picture's caption states, or the empty caption's: (n, tokens, width)."""
+        return self.captions[self.rows_of_captions(batch, uncaptioned)]
 
 
 def encode_dataset(
@@ -92,11 +131,15 @@ def encode_dataset(
     """
     distinct = list(dict.fromkeys(["", *captions]))
     states = encode_captions(base, distinct, device)
+    views, sizes = [], []
+    for picture, size in pictures:
+        fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+        views.append([_pixels(fitted)])
+        if mirrored:
+            views[-1].append(_pixels(ImageOps.mirror(fitted)))
+        sizes.append(size)
     with placed(base.vae, device):
-        encoded = tuple(
-            _encode_picture(base, picture, size, mirrored=mirrored, device=device)
-            for picture, size in pictures
-        )
+        encoded = _encode_pictures(base, views, sizes, device)
     rows = tuple(distinct.index(caption) for caption in captions)
     return Dataset(encoded, states, rows, float(base.vae.config.scaling_factor))
 
@@ -109,32 +152,57 @@ def encode_captions(
 
     As SD 1.5 reads them: padded and cut to the tokenizer's length, last layer.
     """
+    tokens = base.tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=base.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
     with placed(base.text_encoder, device):
-        states = []
-        for caption in captions:
-            tokens = base.tokenizer(
-                caption,
-                padding="max_length",
-                max_length=base.tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            states.append(base.text_encoder(tokens.input_ids.to(device)).last_hidden_state)
-        return torch.cat(states).to(base.unet.dtype)
+        states = [
+            base.text_encoder(few.to(device)).last_hidden_state
+            for few in torch.split(tokens, CAPTIONS_AT_ONCE)
+        ]
+    return torch.cat(states).to(base.unet.dtype)
 
 
 @torch.no_grad()
-def _encode_picture(
-    base: BaseModel, picture: Image.Image, size: Size, *, mirrored: bool, device: torch.device
-) -> EncodedPicture:
-    fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    views = [fitted, ImageOps.mirror(fitted)] if mirrored else [fitted]
-    posteriors = [base.vae.encode(_pixels(view).to(device)).latent_dist for view in views]
-    return EncodedPicture(
-        size,
-        torch.cat([posterior.mean for posterior in posteriors]),
-        torch.cat([posterior.std for posterior in posteriors]),
-    )
+def _encode_pictures(
+    base: BaseModel,
+    views: Sequence[Sequence[torch.Tensor]],
+    sizes: Sequence[Size],
+    device: torch.device,
+) -> tuple[EncodedPicture, ...]:
+    """Encode what is of one size together, as far as memory is sure to allow it."""
+    encoded: dict[int, EncodedPicture] = {}
+    for size in dict.fromkeys(sizes):
+        bucket = [i for i, other in enumerate(sizes) if other == size]
+        count = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+        pixels = torch.cat([view for i in bucket for view in views[i]])
+        posteriors = [_encode(base, some, device) for some in torch.split(pixels, count)]
+        means = torch.cat([mean for mean, _ in posteriors])
+        deviations = torch.cat([deviation for _, deviation in posteriors])
+        each = [len(views[i]) for i in bucket]
+        for i, mean, deviation in zip(
+            bucket, torch.split(means, each), torch.split(deviations, each), strict=True
+        ):
+            encoded[i] = EncodedPicture(size, mean, deviation)
+    return tuple(encoded[i] for i in range(len(sizes)))
+
+
+def _encode(
+    base: BaseModel, pixels: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of (n, 3, h, w) in [-1, 1]; one by one where memory is short."""
+    try:
+        posterior = base.vae.encode(pixels.to(device)).latent_dist
+        return posterior.mean, posterior.std
+    except RuntimeError as error:
+        if len(pixels) == 1 or not is_out_of_memory(error):
+            raise
+    singly = [_encode(base, one, device) for one in torch.split(pixels, 1)]
+    return torch.cat([mean for mean, _ in singly]), torch.cat([std for _, std in singly])
 
 
 def _pixels(picture: Image.Image) -> torch.Tensor:

@@ -1,14 +1,14 @@
 """The finished style as one ``.safetensors`` file that every program reads.
 
-Keys are kohya's, ``lora_unet_<path with _>.lora_down.weight``, ``.lora_up.weight`` and
-``.alpha``: diffusers, AUTOMATIC1111 and ComfyUI all load this form, and no other is common to
-them. Matrices are float16, as those programs run the model in it: half the size, the same
-pictures. Metadata is kohya's ``ss_*`` and Stability's ``modelspec.*`` (ModelSpec 1.0.0).
+Keys are kohya's: diffusers, AUTOMATIC1111 and ComfyUI all load this form, and no other is common
+to them (docs/format.md). DoRA alone is in diffusers' form, because diffusers drops its magnitudes
+from kohya's and AUTOMATIC1111 normalises along another axis. Matrices are float16, as those
+programs run the model in it: half the size, the same pictures. Metadata is kohya's ``ss_*`` and
+Stability's ``modelspec.*`` (ModelSpec 1.0.0).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,20 @@ from dataclasses import dataclass
 import torch
 
 from adapters.diffusion.dataset import Size
+from adapters.diffusion.forms import (
+    TEXT_ENCODER,
+    UNET,
+    LayerWeights,
+    Style,
+    text_path,
+    to_diffusers,
+    to_kohya,
+    write_style,
+)
 from adapters.diffusion.lora import Adapters
-from adapters.diffusion.tensor_file import body_of, encode
+from adapters.diffusion.optimizer import optimizer_class
 from application.ports import TrainingPlan
+from domain.parameters import TrainingParameters
 
 
 @dataclass(frozen=True)
@@ -38,19 +49,34 @@ class RunFacts:
 
 def encode_style(adapters: Adapters, plan: TrainingPlan, facts: RunFacts) -> bytes:
     """Write the style. No clock is read: equal plans and weights give equal bytes."""
-    tensors: dict[str, torch.Tensor] = {}
-    for layer, adapter in adapters.by_layer.items():
-        key = f"lora_unet_{layer.replace('.', '_')}"
-        tensors[f"{key}.lora_down.weight"] = adapter.down.to(torch.float16)
-        tensors[f"{key}.lora_up.weight"] = adapter.up.to(torch.float16)
-        tensors[f"{key}.alpha"] = torch.tensor(adapters.alpha)
-    content_hash = hashlib.sha256(body_of(encode(tensors, {}))).hexdigest()
-    return encode(tensors, {**_kohya(plan, facts), **_modelspec(plan, facts, content_hash)})
+    style = style_of(adapters)
+    if plan.parameters.use_dora:
+        tensors, form = to_diffusers(style)
+    else:
+        tensors, form = to_kohya(style), {}
+    metadata = {**_kohya(plan, adapters.alpha, facts), **_modelspec(plan, facts), **form}
+    return write_style(tensors, metadata)
 
 
-def _kohya(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
+def style_of(adapters: Adapters) -> Style:
+    """The adapters, in half precision."""
+    layers = {(UNET, path): adapter for path, adapter in adapters.by_layer.items()}
+    layers |= {(TEXT_ENCODER, text_path(p)): adapter for p, adapter in adapters.of_text.items()}
+    return {
+        layer: LayerWeights(
+            adapter.down.detach().to(torch.float16),
+            adapter.up.detach().to(torch.float16),
+            adapters.alpha,
+            None if adapter.magnitude is None else adapter.magnitude.detach().to(torch.float16),
+        )
+        for layer, adapter in layers.items()
+    }
+
+
+def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
     parameters = plan.parameters
     title = f"style_{plan.style_id}"
+    decay = parameters.weight_decay
     velocity = facts.prediction_type == "v_prediction"
     buckets = {
         str(index): {"resolution": list(size), "count": count}
@@ -60,21 +86,25 @@ def _kohya(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
         "ss_output_name": title,
         "ss_network_module": "networks.lora",
         "ss_network_dim": parameters.rank,
-        "ss_network_alpha": parameters.network_alpha,
+        "ss_network_alpha": alpha,
+        "ss_network_dropout": parameters.lora_dropout or None,
+        "ss_network_args": json.dumps(_network_arguments(parameters)),
         "ss_base_model_version": "sd_v1_v" if velocity else "sd_v1",
         "ss_sd_model_name": facts.base_name,
         "ss_v2": False,
         "ss_unet_lr": parameters.learning_rate,
+        "ss_text_encoder_lr": _text_rate(parameters),
         "ss_learning_rate": parameters.learning_rate,
         "ss_lr_scheduler": str(parameters.lr_scheduler),
         "ss_lr_warmup_steps": parameters.warmup_steps(parameters.epochs * facts.steps_per_epoch),
-        "ss_optimizer": "torch.optim.AdamW",
+        "ss_optimizer": f"{optimizer_class(parameters.optimizer)}(weight_decay={decay:g})",
         "ss_max_grad_norm": parameters.max_grad_norm,
         "ss_num_epochs": parameters.epochs,
         "ss_epoch": facts.steps // facts.steps_per_epoch,
         "ss_steps": facts.steps,
         "ss_max_train_steps": parameters.epochs * facts.steps_per_epoch,
-        "ss_num_train_images": len(plan.pictures),
+        "ss_num_train_images": sum(facts.bucket_sizes.values()),
+        "ss_num_validation_images": len(plan.pictures) - sum(facts.bucket_sizes.values()),
         "ss_num_reg_images": 0,
         "ss_num_batches_per_epoch": facts.steps_per_epoch,
         "ss_batch_size_per_device": parameters.batch_size,
@@ -91,7 +121,23 @@ def _kohya(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
-def _modelspec(plan: TrainingPlan, facts: RunFacts, content_hash: str) -> dict[str, str]:
+def _text_rate(parameters: TrainingParameters) -> float | None:
+    if not parameters.train_text_encoder:
+        return None
+    return parameters.text_encoder_lr or parameters.learning_rate
+
+
+def _network_arguments(parameters: TrainingParameters) -> dict[str, str]:
+    """What is not kohya's default, by our own parameters' names."""
+    values = {
+        "lora_targets": str(parameters.lora_targets),
+        "use_rslora": parameters.use_rslora or None,
+        "use_dora": parameters.use_dora or None,
+    }
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _modelspec(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
     resolution = plan.parameters.resolution
     values = {
         "sai_model_spec": "1.0.0",
@@ -100,7 +146,6 @@ def _modelspec(plan: TrainingPlan, facts: RunFacts, content_hash: str) -> dict[s
         "title": f"style_{plan.style_id}",
         "resolution": f"{resolution}x{resolution}",
         "prediction_type": "v" if facts.prediction_type == "v_prediction" else "epsilon",
-        "hash_sha256": f"0x{content_hash}",
     }
     if plan.tags:
         values["tags"] = ", ".join(plan.tags)

@@ -9,18 +9,35 @@ import torch
 
 from domain.failure import Failure, FailureCode, TrainingFailed
 
+_OTHER_WORDS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
+"""How libraries below torch, and its allocator on a CPU, say that memory is out."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that the device's memory did not suffice."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OTHER_WORDS)
+
+
+def gpu_oom() -> TrainingFailed:
+    """The failure of a run that no way of saving memory could fit in."""
+    message = (
+        "The graphics card's memory did not suffice for this training. "
+        "Please ask for a smaller resolution or batch size."
+    )
+    return TrainingFailed(Failure(FailureCode.GPU_OOM, message))
+
 
 @contextmanager
 def out_of_memory_is_a_failure() -> Iterator[None]:
     """Turn a full card into ``TrainingFailed`` with GPU_OOM."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        message = (
-            "The graphics card's memory did not suffice for this training. "
-            "Please ask for a smaller resolution or batch size."
-        )
-        raise TrainingFailed(Failure(FailureCode.GPU_OOM, message)) from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise gpu_oom() from error
 
 
 def loss_diverged(epoch: int) -> TrainingFailed:

@@ -12,14 +12,22 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 
-def fingerprint_of(pipeline: StableDiffusionPipeline) -> str:
+def fingerprint_of(
+    pipeline: StableDiffusionPipeline, denoiser: Mapping[str, str] | None = None
+) -> str:
     """SHA-256, in hex, over all weights and configuration of the parts that training uses.
 
-    The weights are hashed as loaded, in float32: a folder and a single file of it agree.
+    The weights are hashed in float32: a folder and a single file of it agree, and so do files
+    in float32 and in half precision of weights that fit into the latter.
+
+    Args:
+        denoiser: its weights' digests where they have been taken already.
     """
+    digests = {f"unet.{name}": digest for name, digest in (denoiser or {}).items()}
     weights = {
         f"{part}.{name}": weight
         for part in ("unet", "vae", "text_encoder")
+        if part != "unet" or denoiser is None
         for name, weight in getattr(pipeline, part).state_dict().items()
     }
     configs = [
@@ -27,16 +35,17 @@ def fingerprint_of(pipeline: StableDiffusionPipeline) -> str:
         for config in (pipeline.unet.config, pipeline.vae.config, pipeline.scheduler.config)
     ]
     whole = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
-    names = sorted(weights)
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock; 4 GB take a while
-        digests = pool.map(lambda name: _digest(weights[name]), names)
-        for name, digest in zip(names, digests, strict=True):
-            whole.update(f"{name} {tuple(weights[name].shape)} {digest}\n".encode())
+        digests |= zip(weights, pool.map(digest_of, weights.values()), strict=True)
+    for name in sorted(digests):
+        whole.update(f"{name} {digests[name]}\n".encode())
     return whole.hexdigest()
 
 
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().data).hexdigest()
+def digest_of(weight: torch.Tensor) -> str:
+    """A weight's shape, and SHA-256 in hex over its values in float32."""
+    values = weight.detach().float().contiguous()
+    return f"{tuple(weight.shape)} {hashlib.sha256(values.numpy().data).hexdigest()}"
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:

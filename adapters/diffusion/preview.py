@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
@@ -53,6 +53,12 @@ def request_previews(
     states = encode_captions(base, ["", *prompts], device)
     side = min(parameters.resolution, base.native_resolution)
     return PreviewRequest(prompts, states[1:], states[:1], parameters.seed, side)
+
+
+def encoded_anew(base: BaseModel, request: PreviewRequest, device: torch.device) -> PreviewRequest:
+    """The same request through the text encoder as it stands."""
+    states = encode_captions(base, ["", *request.prompts], device)
+    return replace(request, states=states[1:], empty=states[:1])
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,19 +15,45 @@ from adapters.diffusion.checkpoint import (
     run_identity,
 )
 from adapters.diffusion.dataset import Dataset
-from adapters.diffusion.epoch_plan import Batch, draw_step, epoch_batches, steps_per_epoch
+from adapters.diffusion.epoch_plan import steps_per_epoch
+from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.export import RunFacts, encode_style
-from adapters.diffusion.failures import loss_diverged, out_of_memory_is_a_failure
+from adapters.diffusion.failures import (
+    gpu_oom,
+    is_out_of_memory,
+    loss_diverged,
+    out_of_memory_is_a_failure,
+)
+from adapters.diffusion.feed import Feed
 from adapters.diffusion.learning_rate import learning_rate_of
-from adapters.diffusion.lora import Adapters
+from adapters.diffusion.lora import Adapters, dropout_draws
 from adapters.diffusion.loss import objective_of
-from adapters.diffusion.preview import PreviewRequest, draw_previews
-from adapters.diffusion.step import Stepper
-from application.ports import Checkpoint, EpochRecord, Preview, StepReport, TrainingPlan
+from adapters.diffusion.memory_use import peak_bytes
+from adapters.diffusion.optimizer import OptimizerStateInvalid
+from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
+from adapters.diffusion.recovery import Recovery
+from adapters.diffusion.replay import Recorder, Replay
+from adapters.diffusion.step import StepInputs, Stepper, StepReadings, Update
+from adapters.diffusion.strategy import PLAIN, Strategy
+from adapters.diffusion.text_states import TextStates
+from adapters.diffusion.thrift import Thrift
+from application.ports import (
+    Checkpoint,
+    CheckpointRejected,
+    EpochRecord,
+    Preview,
+    StepReport,
+    TrainingPlan,
+)
+
+log = logging.getLogger(__name__)
+
+_MEANT_TO_MOVE = 0.01
+"""Share of the peak learning rate from which a step has to move some weight."""
 
 
 class DiffusionSession:
-    """Where a run stands: steps done, matrices, optimizer, loss of the epoch, history."""
+    """Where a run stands: steps done, matrices, optimizer, notes of the epoch, history."""
 
     def __init__(
         self,
@@ -38,6 +65,10 @@ class DiffusionSession:
         adapters: Adapters,
         previews: PreviewRequest,
         device: torch.device,
+        strategy: Strategy = PLAIN,
+        refresh: Callable[[], None] | None = None,
+        recorder: Recorder | None = None,
+        text_states: TextStates | None = None,
     ) -> None:
         self._base = base
         self._plan = plan
@@ -47,20 +78,40 @@ class DiffusionSession:
         self._previews = previews
         self._device = device
         parameters = plan.parameters
-        self._buckets = dataset.buckets
+        held_out = held_out_positions(
+            len(dataset.pictures), parameters.validation_split, parameters.seed
+        )
+        self._buckets = trained_buckets(dataset.buckets, held_out)
         self._epoch_steps = steps_per_epoch(list(self._buckets.values()), parameters.batch_size)
         self._learning_rate = learning_rate_of(parameters, self.total_steps)
+        objective = objective_of(base.noise_schedule, parameters.snr_gamma, device)
+        self._evaluation = Evaluation(
+            base.unet, objective, dataset, held_out, parameters.seed, device, text_states
+        )
+        self._update = Update(
+            adapters.flat,
+            parameters,
+            loss_scaling=strategy.loss_scaling,
+            text_weights=adapters.text_weights,
+        )
         self._stepper = Stepper(
             base.unet,
-            adapters.flat,
-            objective_of(base.noise_schedule, parameters.snr_gamma, device),
-            self._learning_rate,
-            parameters,
+            self._update,
+            objective,
+            dataset,
+            conditioning=text_states,
+            refresh=refresh,
+            channels_last=strategy.channels_last,
         )
+        self._replay: Replay[StepInputs] = Replay(recorder)
         self._step = 0
-        self._batches: tuple[int, list[Batch]] | None = None
-        self._epoch_loss = torch.zeros((), device=device)
         self._history: list[EpochRecord] = []
+        self._recovery = Recovery()
+        self._thrift = Thrift(parameters.batch_size)
+        schedule_length = base.noise_schedule.config.num_train_timesteps
+        buckets = list(self._buckets.values())
+        self._feed = Feed(parameters, dataset, buckets, self._rate, schedule_length, device)
+        self._good = self._state().copy()
 
     @property
     def total_steps(self) -> int:
@@ -77,36 +128,59 @@ class DiffusionSession:
         """Every finished epoch of the whole run."""
         return tuple(self._history)
 
+    @property
+    def peak_memory(self) -> int:
+        """Most bytes held so far: on a GPU by the run's tensors, else by the process."""
+        return peak_bytes(self._device)
+
     def advance(self) -> StepReport:
-        """Run the next step.
+        """Run the next step. The last one of an epoch may lead back to where the run was well.
 
         Raises:
             TrainingFailed: GPU_OOM; at the end of an epoch LOSS_DIVERGED.
         """
         if self.finished:
             raise RuntimeError("the run is finished")
-        with out_of_memory_is_a_failure():
-            self._epoch_loss += self._train(self._next_batch())
+        inputs = self._feed.inputs(self._step)
+        while not self._attempt(inputs):
+            self._save_memory(inputs.count)
+        return self.count_step()
+
+    @property
+    def stepper(self) -> Stepper:
+        """What runs the steps, for whoever runs them in the session's place."""
+        return self._stepper
+
+    def next_inputs(self) -> StepInputs:
+        """The next step's batch, for the same."""
+        return self._feed.inputs(self._step)
+
+    def count_step(self) -> StepReport:
+        """The next step has been run: go on behind it.
+
+        Raises:
+            TrainingFailed: at the end of an epoch LOSS_DIVERGED.
+        """
         self._step += 1
+        if not self.finished:
+            self._feed.prepare(self._step)  # before anything waits for the device
         epoch, into = divmod(self._step, self._epoch_steps)
         if into:
             return StepReport(epoch, self._step, epoch_finished=False)
-        record = self._close_epoch(epoch)
+        readings = self._update.read(self._good.weights)
+        if not readings.finite:
+            self._recover(epoch)
+            return StepReport(self._step // self._epoch_steps, self._step, epoch_finished=False)
+        record = self._close_epoch(epoch, readings)
         return StepReport(epoch, self._step, epoch_finished=True, loss=record.loss)
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it stands between two steps."""
-        first, second = self._stepper.moments()
-        state = RunState(
-            step=self._step,
-            weights=self._adapters.flat,
-            first_moment=first,
-            second_moment=second,
-            epoch_loss=self._epoch_loss,
-            history=self._history,
-        )
+        """The run as it stands between two steps; where it was well, if it is not well now."""
+        if self._update.read(self._good.weights).finite:
+            self._good = self._state().copy()
+        state = self._good
         data = encode_checkpoint(state, self._identity())
-        return Checkpoint(self._step // self._epoch_steps, self._step, data)
+        return Checkpoint(state.step // self._epoch_steps, state.step, data)
 
     def resume(self, data: bytes) -> None:
         """Go to where ``data`` was taken.
@@ -114,13 +188,14 @@ class DiffusionSession:
         Raises:
             CheckpointRejected: it is damaged, or another run's.
         """
-        weights = self._adapters.flat
-        state = decode_checkpoint(data, self._identity(), weights.numel())
-        weights.data.copy_(state.weights)
-        self._stepper.restore(state.step, state.first_moment, state.second_moment)
-        self._step = state.step
-        self._epoch_loss.copy_(state.epoch_loss)
-        self._history = list(state.history)
+        state = decode_checkpoint(data, self._identity(), self._adapters.flat.numel())
+        try:
+            self._go_to(state)
+        except OptimizerStateInvalid as error:
+            raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
+        self._recovery = state.recovery
+        self._apply(state.thrift)
+        self._good = self._state().copy()
 
     def weights(self) -> bytes:
         """The adapters as they stand, as a file for other programs."""
@@ -138,48 +213,133 @@ class DiffusionSession:
         """Pictures from fixed prompts and seeds, with the adapters or without."""
         with out_of_memory_is_a_failure():
             if adapted:
-                return draw_previews(self._base, self._previews, self._device)
+                request = self._previews
+                if self._adapters.of_text:
+                    request = encoded_anew(self._base, request, self._device)
+                return draw_previews(self._base, request, self._device)
             with self._adapters.switched_off():
                 return draw_previews(self._base, self._previews, self._device)
 
     def close(self) -> None:
         """Let go of everything on the device, whoever still holds the session."""
-        del self._dataset, self._adapters, self._stepper, self._previews, self._epoch_loss
+        self._replay.forget()
+        self._base.unet.disable_gradient_checkpointing()
+        del self._dataset, self._adapters, self._update, self._stepper, self._previews
+        del self._feed, self._good, self._replay, self._evaluation
 
-    def _next_batch(self) -> Batch:
-        epoch, position = divmod(self._step, self._epoch_steps)
-        if self._batches is None or self._batches[0] != epoch:
-            parameters = self._plan.parameters
-            buckets = list(self._buckets.values())
-            batches = epoch_batches(buckets, parameters.batch_size, parameters.seed, epoch)
-            self._batches = epoch, batches
-        return self._batches[1][position]
+    def _attempt(self, inputs: StepInputs) -> bool:
+        """Run a step. False when memory did not suffice; nothing holds its tensors then."""
+        micro_batch = self._thrift.micro_batch
+        try:
+            with dropout_draws(self._plan.parameters, self._step, self._device):
+                self._replay.run(inputs, lambda batch: self._stepper.step(batch, micro_batch))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
-    def _train(self, batch: Batch) -> torch.Tensor:
-        dataset = self._dataset
-        draw = draw_step(
-            self._plan.parameters,
-            self._step,
-            dataset.shape(batch),
-            self._base.noise_schedule.config.num_train_timesteps,
-        )
-        latents = dataset.latents(batch, draw.mirrored, draw.posterior.to(self._device))
-        return self._stepper.step(
-            self._step,
-            latents,
-            draw.noise.to(self._device),
-            draw.timesteps.to(self._device),
-            dataset.conditioning(batch, draw.uncaptioned),
-        )
+    def _save_memory(self, count: int) -> None:
+        """Get by with less from here on.
 
-    def _close_epoch(self, epoch: int) -> EpochRecord:
-        if not torch.isfinite(self._epoch_loss):
+        Raises:
+            TrainingFailed: GPU_OOM, when there is no less.
+        """
+        tighter = self._thrift.tighter(count)
+        if tighter is None:
+            raise gpu_oom()
+        log.warning("step %d: out of memory, going on with %s", self._step + 1, tighter)
+        self._update.discard_gradient()
+        self._apply(tighter)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _apply(self, thrift: Thrift) -> None:
+        self._thrift = thrift
+        self._replay.forget()
+        if thrift.checkpointing:
+            # What is recomputed asks for the state of random generators, which no graph can tell.
+            self._replay.stop("feature maps are recomputed")
+            self._base.unet.enable_gradient_checkpointing()
+
+    def _recover(self, epoch: int) -> None:
+        """Go back to where the run was well, and on with half the learning rate.
+
+        Raises:
+            TrainingFailed: LOSS_DIVERGED, when that has been tried often enough.
+        """
+        recovery = self._recovery.next()
+        if recovery is None:
             raise loss_diverged(epoch)
-        loss = float(self._epoch_loss) / len(self._plan.pictures)
-        record = EpochRecord(epoch, loss, self._learning_rate(self._step - 1))
+        self._recovery = recovery
+        self._go_to(self._good)
+        log.warning(
+            "epoch %d: loss or gradient is not a number; back to step %d with %g of the "
+            "learning rate (recovery %d)",
+            *(epoch, self._step, recovery.factor, recovery.count),
+        )
+        # To fall back here again must not undo that.
+        self._good = self._state().copy()
+
+    def _close_epoch(self, epoch: int, readings: StepReadings) -> EpochRecord:
+        evaluation, validation = self._measured(epoch)
+        record = EpochRecord(
+            epoch=epoch,
+            loss=readings.loss / sum(len(bucket) for bucket in self._buckets.values()),
+            learning_rate=self._rate(self._step - 1),
+            evaluation_loss=evaluation,
+            validation_loss=validation,
+            gradient_norm=readings.gradient_norm / self._epoch_steps,
+            largest_gradient_norm=readings.largest_gradient_norm,
+            stalled=self._stalled(readings),
+        )
+        if record.stalled and not (self._history and self._history[-1].stalled):
+            log.warning(
+                "epoch %d: the training stands still (gradient norm %g, no weight moved further "
+                "than %g)",
+                *(epoch, readings.largest_gradient_norm, readings.moved),
+            )
         self._history.append(record)
-        self._epoch_loss.zero_()
+        self._update.notes.zero_()
+        self._good = self._state().copy()
         return record
+
+    def _stalled(self, readings: StepReadings) -> bool:
+        if readings.moved and readings.largest_gradient_norm:
+            return False
+        least = _MEANT_TO_MOVE * self._plan.parameters.learning_rate
+        steps = range(self._step - self._epoch_steps, self._step)
+        return any(self._rate(step) >= least * self._recovery.factor for step in steps)
+
+    def _rate(self, step: int) -> float:
+        return self._learning_rate(step) * self._recovery.factor
+
+    def _state(self) -> RunState:
+        return RunState(
+            step=self._step,
+            weights=self._adapters.flat,
+            optimizer=self._update.optimizer_state,
+            notes=self._update.notes,
+            history=self._history,
+            recovery=self._recovery,
+            thrift=self._thrift,
+            loss_scale=self._update.loss_scale,
+        )
+
+    def _go_to(self, state: RunState) -> None:
+        self._adapters.flat.data.copy_(state.weights)
+        self._update.restore(state.optimizer, state.notes, state.loss_scale)
+        self._step = state.step
+        self._history = list(state.history)
+        self._feed.forget()
+
+    def _measured(self, epoch: int) -> tuple[float | None, float | None]:
+        """The epoch's losses over fixed noises, of pictures trained on and held out."""
+        every = self._plan.parameters.validation_epochs
+        if not every or (epoch % every and epoch != self._plan.parameters.epochs):
+            return None, None
+        with out_of_memory_is_a_failure():
+            return self._evaluation.on_trained(), self._evaluation.on_held_out()
 
     def _identity(self) -> dict[str, object]:
         return run_identity(self._plan, self._captions, self._base.fingerprint)

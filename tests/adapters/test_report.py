@@ -96,6 +96,7 @@ REPORT = StyleReport(
     metric=TrainingMetric(loss=0.0625, epochs=40, steps=1160),
     seconds=3_725.4,
     attempt=2,
+    peak_memory=3_141_000_000,
 )
 
 
@@ -253,9 +254,9 @@ def test_the_weights_are_named_and_their_use_explained(shown: Page) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(12.4, "12 s"), (754.0, "12 min 34 s"), (3_725.4, "1 h 2 min")]
 )
-def test_the_head_shows_duration_and_attempt(seconds: float, text: str) -> None:
+def test_the_head_shows_duration_attempt_and_memory(seconds: float, text: str) -> None:
     head = page(replace(REPORT, seconds=seconds)).text
-    assert f"Loss 0.0625 Duration {text} Attempt 2" in head
+    assert f"Loss 0.0625 Duration {text} Attempt 2 Peak memory 3.14 GB" in head
     assert "Task 550e8400-e29b-41d4-a716-446655440000, requested 2025-01-20 10:00 UTC" in head
 
 
@@ -352,3 +353,55 @@ def test_thumbnails_are_small_jpegs_with_their_size_said(shown: Page) -> None:
     assert {(image["width"], image["height"]) for image in thumbnails} == {
         (str(THUMBNAIL_PIXELS), "120")
     }
+
+
+MEASURED = [
+    replace(record, evaluation_loss=0.3 / record.epoch, validation_loss=loss)
+    for record, loss in zip(REPORT.history[9::10], (0.30, 0.20, 0.21, 0.25), strict=True)
+]
+
+
+def test_the_best_epoch_is_named_with_what_it_was_measured_on() -> None:
+    held_out = page(replace(REPORT, history=MEASURED)).text
+    assert "epoch 20 was best: loss 0.2000 on pictures held out" in held_out
+    assert "The file is of epoch 40" in held_out
+    without = [replace(record, validation_loss=None) for record in MEASURED]
+    text = page(replace(REPORT, history=without)).text
+    assert "epoch 40 was best: loss 0.0075 on pictures trained on" in text
+    assert "No picture was held out" in text
+    assert "was best" not in page().text
+
+
+def test_overfitting_is_told() -> None:
+    assert "begins to learn its pictures by heart" in page(replace(REPORT, history=MEASURED)).text
+    falling = [replace(record, validation_loss=1 / record.epoch) for record in MEASURED]
+    assert "by heart" not in page(replace(REPORT, history=falling)).text
+
+
+def test_measured_losses_are_drawn_into_the_curve() -> None:
+    plain = [replace(record, evaluation_loss=None, validation_loss=None) for record in MEASURED]
+    assert plot_loss(MEASURED) != plot_loss(plain)
+
+
+def test_previews_from_the_way_are_shown_by_epoch_for_every_prompt() -> None:
+    underway = tuple((epoch, (png("red"), png("green"))) for epoch in range(10, 100, 10))
+    found = page(replace(REPORT, underway=underway))
+    labels = [str(image["alt"]) for image in found.all("img") if "epoch" in str(image["alt"])]
+    shown = [label for label in labels if label.startswith("epoch")]
+    assert [label for label in shown if "a red fox" in label] == [
+        f"epoch {epoch}: a red fox" for epoch in (10, 30, 40, 60, 70, 90)
+    ]
+    assert len(shown) == 12
+
+
+def test_previews_of_other_prompts_are_not_shown() -> None:
+    underway = ((10, (png("red"),)),)
+    assert "On the way" not in page(replace(REPORT, underway=underway)).text
+
+
+def test_of_a_dora_only_what_loads_it_is_explained() -> None:
+    dora = replace(REPORT, parameters=replace(REPORT.parameters, use_dora=True))
+    text = page(dora).text
+    assert "--export kohya style_123.safetensors" in text
+    assert "models/loras" not in text
+    assert "models/loras" in page().text

@@ -28,7 +28,7 @@ from adapters.wire import (
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
-from domain.parameters import RequestedParameters
+from domain.parameters import PARAMETER_NAMES, RequestedParameters
 from domain.progress import Progress
 from domain.task import InvalidTask, TrainingTask
 
@@ -245,8 +245,12 @@ def test_every_parameter_may_be_named() -> None:
         **{"alpha": 2.0, "seed": 7, "trigger_word": "inkwash", "sample_prompts": ["a", "b"]},
         **{"lr_scheduler": "linear", "lr_warmup_steps": 3, "weight_decay": 0.0},
         **{"max_grad_norm": 0.5, "snr_gamma": 5.0, "noise_offset": 0.1, "random_flip": True},
-        **{"caption_dropout": 0.2},
+        **{"caption_dropout": 0.2, "lora_targets": "attention+ff", "lora_dropout": 0.1},
+        **{"use_rslora": True, "use_dora": True, "optimizer": "prodigy", "lr_num_cycles": 2},
+        **{"train_text_encoder": True, "text_encoder_lr": 5e-5},
+        **{"lr_power": 2.0, "validation_split": 0.1, "validation_epochs": 5},
     }
+    assert named.keys() == PARAMETER_NAMES
     requested = read(with_value("data.parameters", named)).requested
     assert dict(requested.named) == {**named, "sample_prompts": ("a", "b")}
 
@@ -266,12 +270,12 @@ def test_unknown_keys_are_ignored_with_one_warning_that_names_them(
     message = copy.deepcopy(MESSAGE)
     message["priority"] = 5
     message["data"]["artist"] = "me"
-    message["data"]["parameters"]["optimizer\n"] = "lion"
+    message["data"]["parameters"]["optimiser\n"] = "lion"
     with caplog.at_level(logging.WARNING):
         assert read(json.dumps(message).encode()) == read(json.dumps(MESSAGE).encode())
     (record,) = caplog.records
     text = record.getMessage()
-    for name in (TASK_ID, "'priority'", "'data.artist'", "'data.parameters.optimizer\\n'"):
+    for name in (TASK_ID, "'priority'", "'data.artist'", "'data.parameters.optimiser\\n'"):
         assert name in text
 
 

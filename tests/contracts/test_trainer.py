@@ -146,6 +146,13 @@ def test_the_history_has_each_finished_epoch_with_the_loss_reported(harness: Har
             assert newest.learning_rate >= 0
 
 
+def test_the_peak_of_memory_grows_and_never_falls(harness: Harness) -> None:
+    with harness.trainer.open(harness.plan(), None) as session:
+        before = session.peak_memory
+        drive(session)
+        assert session.peak_memory >= before > 0
+
+
 def test_training_changes_the_weights(harness: Harness) -> None:
     with harness.trainer.open(harness.plan(), None) as session:
         untrained = session.weights()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,25 @@ def weights_of(session: TrainingSession) -> torch.Tensor:
     """The session's own weights, to look at or to spoil."""
     assert isinstance(session, DiffusionSession)
     return session._adapters.flat.data
+
+
+class Rerun:
+    """Port of ``replay.Recorder`` without a device that records: a replay is a second run.
+
+    What it shares with the real one is the memory: a replay knows only the recorded batch's.
+    """
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def warming_up(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            function()
+
+        return replay

@@ -10,8 +10,10 @@ import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import torch
+from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.base_model import BaseModel, BaseModelInvalid, load_base
+from adapters.diffusion.denoiser import load_denoiser
 from tests.diffusion.single_file import write_single_file
 
 pytestmark = pytest.mark.integration
@@ -185,3 +187,27 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["someone/something", "./no/such/folder", "nonsense name"])
 def test_a_name_that_leads_nowhere_is_refused(name: str) -> None:
     assert "neither a folder nor a file" in refusal(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_denoiser_loaded_weight_by_weight_is_the_one_that_diffusers_loads(
+    small_base_folder: Path, dtype: torch.dtype
+) -> None:
+    unet, digests = load_denoiser(small_base_folder / "unet", "cpu", dtype)
+    whole = UNet2DConditionModel.from_pretrained(small_base_folder / "unet").to(dtype)
+    weights, wanted = unet.state_dict(), whole.state_dict()
+    assert weights.keys() == wanted.keys() == digests.keys()
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    assert {name: whole.config[name] for name in unet.config} == unet.config
+    held = [*unet.parameters(), *unet.buffers()]
+    assert {tensor.device.type for tensor in held} == {"cpu"}
+    sample, states = torch.ones(1, 4, 8, 8), torch.ones(1, 5, unet.config.cross_attention_dim)
+    arguments = sample.to(dtype), torch.tensor([3]), states.to(dtype)
+    assert torch.equal(unet.eval()(*arguments).sample, whole.eval()(*arguments).sample)
+
+
+def test_a_folder_in_shards_has_the_same_fingerprint(base: BaseModel, copy: Path) -> None:
+    (copy / UNET).unlink()
+    base.unet.save_pretrained(copy / "unet", max_shard_size="1MB")
+    assert len(list((copy / "unet").glob("*.safetensors"))) > 1
+    assert load_base(str(copy), device="cpu").fingerprint == base.fingerprint

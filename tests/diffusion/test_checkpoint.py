@@ -6,6 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.diffusion.checkpoint import RunState, decode_checkpoint, encode_checkpoint
+from adapters.diffusion.optimizer import OptimizerState
+from adapters.diffusion.recovery import Recovery
+from adapters.diffusion.thrift import Thrift
 from application.ports import CheckpointRejected, EpochRecord
 
 IDENTITY = {
@@ -17,19 +20,30 @@ IDENTITY = {
 STATE = RunState(
     step=7,
     weights=torch.arange(5.0),
-    first_moment=torch.arange(5.0) / 3,
-    second_moment=torch.arange(5.0) / 7,
-    epoch_loss=torch.tensor(0.1),
-    history=[EpochRecord(1, 1 / 3, 1e-4), EpochRecord(2, 0.1, 1e-5)],
+    optimizer=OptimizerState(
+        {"exp_avg": torch.arange(5.0) / 3, "state2": torch.arange(5, dtype=torch.uint8)},
+        {"d": 1 / 3, "k": 7},
+    ),
+    notes=torch.tensor([0.1, 0.2, 0.3]),
+    history=[EpochRecord(1, 1 / 3, 1e-4, 0.5, 0.7), EpochRecord(2, 0.1, 1e-5, 0.0, 0.0, True)],
+    recovery=Recovery(2),
+    thrift=Thrift(3, checkpointing=True),
+    loss_scale=(1024.0, 5),
 )
 DATA = encode_checkpoint(STATE, IDENTITY)
 
 
 def test_what_is_written_is_read_back_exactly() -> None:
     state = decode_checkpoint(DATA, IDENTITY, 5)
-    assert (state.step, state.history) == (STATE.step, STATE.history)
-    for name in ("weights", "first_moment", "second_moment", "epoch_loss"):
+    for name in ("step", "history", "recovery", "thrift", "loss_scale"):
+        assert getattr(state, name) == getattr(STATE, name)
+    for name in ("weights", "notes"):
         assert torch.equal(getattr(state, name), getattr(STATE, name))
+    assert state.optimizer.numbers == STATE.optimizer.numbers
+    assert state.optimizer.tensors.keys() == STATE.optimizer.tensors.keys()
+    for name, tensor in state.optimizer.tensors.items():
+        assert tensor.dtype == STATE.optimizer.tensors[name].dtype
+        assert torch.equal(tensor, STATE.optimizer.tensors[name])
 
 
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.lora import TARGETS, attached
+from adapters.diffusion.lora import TARGETS, Adapters, attached
+from domain.parameters import LoraTargets
 
 pytestmark = pytest.mark.integration
 
@@ -73,9 +74,89 @@ def test_initial_weights_depend_on_the_seed_and_on_nothing_global(base: BaseMode
         assert not torch.equal(adapters.flat, first)
 
 
-def test_the_folded_product_has_pefts_value_and_gradient(base: BaseModel) -> None:
+def carriers(adapters: Adapters) -> set[str]:
+    """The kinds of layer that carry an adapter, by the last parts of their names."""
+    return {
+        name.partition(".transformer_blocks.0.")[2] or name.rpartition(".")[2]
+        for name in adapters.by_layer
+    }
+
+
+ATTENTION = {f"attn{i}.{layer}" for i in (1, 2) for layer in TARGETS}
+FEED_FORWARD = {"ff.net.0.proj", "ff.net.2"}
+
+
+def test_the_targets_widen_from_attention_to_feed_forward_to_convolutions(
+    base: BaseModel,
+) -> None:
+    found = {}
+    for targets in LoraTargets:
+        with attached(base.unet, rank=2, alpha=2.0, seed=1, targets=targets) as adapters:
+            found[targets] = carriers(adapters)
+    assert found[LoraTargets.ATTENTION] == ATTENTION
+    assert found[LoraTargets.FEED_FORWARD] == ATTENTION | FEED_FORWARD
+    assert found[LoraTargets.CONVOLUTIONS] - ATTENTION - FEED_FORWARD == {
+        *("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv")
+    }
+
+
+def test_rslora_divides_by_the_ranks_square_root(base: BaseModel) -> None:
+    def trained(**options: object) -> torch.Tensor:
+        with torch.no_grad(), attached(base.unet, rank=4, seed=1, **options) as adapters:
+            adapters.flat.data += 0.05
+            return predict(base)
+
+    # alpha / sqrt(4) = 1 is what alpha / 4 is with twice the alpha.
+    torch.testing.assert_close(trained(alpha=2.0, rslora=True), trained(alpha=4.0))
+    with attached(base.unet, rank=4, alpha=2.0, seed=1, rslora=True) as adapters:
+        assert adapters.alpha / adapters.rank == 1.0
+
+
+@pytest.mark.parametrize("targets", [LoraTargets.ATTENTION, LoraTargets.CONVOLUTIONS])
+def test_dora_starts_as_the_base_and_trains_magnitudes_in_the_flat_weights(
+    base: BaseModel, targets: LoraTargets
+) -> None:
+    with attached(base.unet, rank=4, alpha=4.0, seed=1, targets=targets, dora=True) as adapters:
+        with torch.no_grad(), adapters.switched_off():
+            plain = predict(base)
+        torch.testing.assert_close(predict(base), plain, rtol=1e-4, atol=1e-5)
+        for adapter in adapters.by_layer.values():
+            weight = adapter.layer.base_layer.weight
+            lengths = weight.flatten(start_dim=1).norm(dim=1)
+            torch.testing.assert_close(adapter.magnitude.detach().flatten(), lengths)
+        predict(base).square().mean().backward()
+        magnitudes = [adapter.magnitude for adapter in adapters.by_layer.values()]
+        assert all(m.grad.abs().max() > 0 for m in magnitudes)
+        sizes = sum(w.numel() for a in adapters.by_layer.values() for w in a.weights)
+        assert adapters.flat.numel() == sizes
+
+
+def test_dora_leaves_the_denoiser_bit_for_bit(base: BaseModel) -> None:
+    before = copy.deepcopy(base.unet.state_dict())
+    structure = modules(base)
+    with attached(
+        base.unet, rank=4, alpha=4, seed=1, targets=LoraTargets.CONVOLUTIONS, dora=True
+    ) as adapters:
+        adapters.flat.data += 1
+    after = base.unet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert modules(base) == structure
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_dropout_works_while_training_and_nowhere_else(base: BaseModel, dora: bool) -> None:
+    with attached(base.unet, rank=4, alpha=4.0, seed=1, dropout=0.5, dora=dora) as adapters:
+        adapters.flat.data += 0.05
+        with torch.no_grad():
+            assert torch.equal(predict(base), predict(base))
+        assert not torch.equal(predict(base), predict(base))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_folded_product_has_pefts_value_and_gradient(base: BaseModel, dora: bool) -> None:
     """``_fold`` is a faster way to the same numbers."""
-    with attached(base.unet, rank=4, alpha=8.0, seed=1) as adapters:
+    with attached(base.unet, rank=4, alpha=8.0, seed=1, dora=dora) as adapters:
         adapters.flat.data += 0.05
         folded = predict(base)
         folded.square().mean().backward()

@@ -78,6 +78,20 @@ def test_named_parameters_win_over_defaults() -> None:
         ("noise_offset", 1.1),
         ("random_flip", 1),
         ("caption_dropout", -0.1),
+        ("lora_targets", "everything"),
+        ("lora_targets", ["attention"]),
+        ("lora_dropout", 1.0),
+        ("use_rslora", "yes"),
+        ("use_dora", 1),
+        ("train_text_encoder", "yes"),
+        ("text_encoder_lr", 0),
+        ("text_encoder_lr", 1.0),
+        ("optimizer", "lion"),
+        ("optimizer", None),
+        ("lr_num_cycles", 0),
+        ("lr_power", 0),
+        ("validation_split", 0.6),
+        ("validation_epochs", -1),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_remedy(name: str, value: Any) -> None:
@@ -101,6 +115,41 @@ def test_the_default_warm_up_is_a_twentieth_and_at_most_100_steps(total: int) ->
 def test_a_named_warm_up_is_kept() -> None:
     parameters = TrainingParameters(epochs=1, resolution=512, lr_warmup_steps=7)
     assert parameters.warmup_steps(1000) == 7
+
+
+def test_prodigys_learning_rate_is_1_unless_named() -> None:
+    def resolved(**named: Any) -> TrainingParameters:
+        return RequestedParameters(named).resolve(picture_count=10, native_resolution=512)
+
+    assert resolved(optimizer="prodigy").learning_rate == 1.0
+    assert resolved(optimizer="prodigy", learning_rate=0.5).learning_rate == 0.5
+    assert resolved(optimizer="adamw8bit").learning_rate == 1e-4
+    with pytest.raises(InvalidParameter, match=r"at most 0\.1"):
+        resolved(learning_rate=1.0)
+
+
+def test_the_scale_is_alpha_by_the_rank_or_its_square_root() -> None:
+    def scale(**values: Any) -> float:
+        return TrainingParameters(epochs=1, resolution=512, rank=16, **values).lora_scale
+
+    assert scale() == 1.0
+    assert scale(alpha=8.0) == 0.5
+    assert scale(alpha=8.0, use_rslora=True) == 2.0
+
+
+def test_the_text_encoders_rate_is_the_denoisers_unless_named() -> None:
+    def share(**values: Any) -> float:
+        return TrainingParameters(epochs=1, resolution=512, **values).text_encoder_share
+
+    assert share() == 1.0
+    assert share(learning_rate=1e-3, text_encoder_lr=1e-4) == pytest.approx(0.1)
+
+
+def test_a_schedule_without_warm_up_has_none() -> None:
+    constant = TrainingParameters(
+        epochs=1, resolution=512, lr_scheduler="constant", lr_warmup_steps=7
+    )
+    assert constant.warmup_steps(1000) == 0
 
 
 def test_every_schedule_can_be_asked_for_by_its_diffusers_name() -> None:

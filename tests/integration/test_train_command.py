@@ -188,3 +188,21 @@ def test_a_folder_that_holds_another_run_is_left_alone(
     assert main([str(pictures), "--out", str(out), *QUICK, "--seed", "3"]) == 2
     assert "another run's checkpoint" in capsys.readouterr().err
     assert {file: (out / file).read_bytes() for file in files_in(out)} == before
+
+
+def test_an_optimizer_that_is_not_installed_is_one_line_and_nothing_is_written(
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from adapters.diffusion import optimizer
+
+    monkeypatch.setattr(optimizer, "find_spec", lambda _: None)
+    out = tmp_path / "out"
+    assert main([str(pictures), "--out", str(out), "--optimizer", "adamw8bit", *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --optimizer adamw8bit needs bitsandbytes")
+    assert "style-trainer[adam8bit]" in error
+    assert error.count("\n") == 1
+    assert not out.exists()

@@ -1,0 +1,158 @@
+"""The adapters computed from one copy of all their matrices, for one style or several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from adapters.diffusion.lora import Adapters
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear layer with an adapter."""
+
+    module: torch.nn.Module
+    """What the denoiser calls."""
+    linear: torch.nn.Linear
+    """Its frozen layer: the module itself, or what PEFT has wrapped."""
+
+
+def shapes_of(sites: Sequence[Site], rank: int) -> list[tuple[int, int]]:
+    """Of each site's down and up, in the order in which they lie in memory."""
+    return [
+        shape
+        for site in sites
+        for shape in ((rank, site.linear.in_features), (site.linear.out_features, rank))
+    ]
+
+
+class FlatPath:
+    """Low-precision matrices of every adapter, cast in one go and split into views.
+
+    With ``styles`` above 1 a batch holds the same number of samples of each style that takes
+    part, in their order, and each sample sees its own style's matrices by batched products.
+
+    Args:
+        leaf: all matrices of all styles, (n,) or (styles, n), float32: per style each layer's
+            down (rank, inputs) and up (outputs, rank), layer after layer.
+        scale: alpha / rank.
+        dtype: of the frozen weights.
+    """
+
+    def __init__(
+        self,
+        leaf: torch.nn.Parameter,
+        sites: Sequence[Site],
+        *,
+        rank: int,
+        scale: float,
+        dtype: torch.dtype,
+        styles: int = 1,
+    ) -> None:
+        self._leaf = leaf
+        self._sites = sites
+        self._scale = scale
+        self._dtype = dtype
+        self._styles = styles
+        self._shapes = shapes_of(sites, rank)
+        self._sizes = [rows * columns for rows, columns in self._shapes]
+        self._ends = list(accumulate(self._sizes))
+        self._matrices: list[torch.Tensor] = []
+
+    def refresh(self, rows: Sequence[int] | None = None) -> None:
+        """Take the weights as they are now. Call before each forward pass that has a backward.
+
+        Splitting in one operation matters: its backward is one concatenation.
+
+        Args:
+            rows: the styles that take part; None for all.
+        """
+        stack = self._leaf.view(self._styles, -1)
+        if rows is not None and len(rows) < self._styles:
+            # Not by an index on the device, which would have to be made there first.
+            stack = torch.stack([stack[row] for row in rows])
+        pieces = torch.split(stack.to(self._dtype), self._sizes, dim=1)
+        self._matrices = [
+            piece.view(len(stack), *shape)
+            for piece, shape in zip(pieces, self._shapes, strict=True)
+        ]
+
+    def release(self) -> None:
+        """Let go of the copy."""
+        self._matrices = []
+
+    def apply(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """What the ``index``-th site gives for ``x``, (styles * n, ..., inputs)."""
+        linear = self._sites[index].linear
+        down, up = self._matrices[2 * index], self._matrices[2 * index + 1]
+        plain = torch.nn.functional.linear(x, linear.weight, linear.bias)
+        count = len(down)
+        if count == 1:
+            low = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), down[0])
+            flat = plain.reshape(-1, plain.shape[-1])
+            return torch.addmm(flat, low, up[0].t(), alpha=self._scale).view(plain.shape)
+        low = torch.bmm(x.reshape(count, -1, x.shape[-1]), down.mT)
+        stacked = plain.reshape(count, -1, plain.shape[-1])
+        return torch.baddbmm(stacked, low, up.mT, alpha=self._scale).view(plain.shape)
+
+    def apply_one(self, index: int, x: torch.Tensor, style: int) -> torch.Tensor:
+        """The same for a batch of one style, from the weights as they are now; no gradient."""
+        linear = self._sites[index].linear
+        row = self._leaf.detach().view(self._styles, -1)[style]
+        down, up = (
+            row[self._ends[at] - self._sizes[at] : self._ends[at]].view(self._shapes[at])
+            for at in (2 * index, 2 * index + 1)
+        )
+        plain = torch.nn.functional.linear(x, linear.weight, linear.bias)
+        low = torch.nn.functional.linear(x, down.to(x.dtype)) * self._scale
+        return plain + torch.nn.functional.linear(low, up.to(x.dtype))
+
+
+def suits(adapters: Adapters, dropout: float) -> bool:
+    """Whether these adapters are plain products on linear layers, which is all the path knows."""
+    return (
+        not dropout
+        and not adapters.of_text
+        and all(
+            adapter.magnitude is None and isinstance(adapter.layer.base_layer, torch.nn.Linear)
+            for adapter in adapters.by_layer.values()
+        )
+    )
+
+
+@contextmanager
+def flat_path_of(adapters: Adapters, dtype: torch.dtype) -> Iterator[FlatPath]:
+    """While open, PEFT's layers take the flat path wherever gradients are recorded.
+
+    Without gradients (previews) and with the adapters switched off they work as PEFT has them.
+    """
+    sites = [
+        Site(adapter.layer, adapter.layer.base_layer) for adapter in adapters.by_layer.values()
+    ]
+    scale = adapters.alpha / adapters.rank
+    path = FlatPath(adapters.flat, sites, rank=adapters.rank, scale=scale, dtype=dtype)
+    for index, site in enumerate(sites):
+        _reroute(site.module, path, index)
+    try:
+        yield path
+    finally:
+        path.release()
+        for site in sites:
+            site.module.__dict__.pop("forward", None)
+
+
+def _reroute(layer: torch.nn.Module, path: FlatPath, index: int) -> None:
+    separate = layer.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if layer.disable_adapters or not torch.is_grad_enabled():
+            plain: torch.Tensor = separate(x)
+            return plain
+        return path.apply(index, x)
+
+    layer.forward = forward

@@ -1,0 +1,145 @@
+"""A step recorded once per shape of its batch, and replayed over the same memory ever after."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Generic, Protocol, Self, TypeVar
+
+import torch
+
+from adapters.diffusion.failures import is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 2
+"""Steps of each shape that are run before one is recorded: they choose algorithms, fill caches."""
+MOST_RECORDINGS = 32
+"""Shapes recorded in a run; rarer ones are run as they are."""
+
+
+class Recorder(Protocol):
+    """Turns calls on the device into something that can be repeated."""
+
+    def warming_up(self) -> AbstractContextManager[None]:
+        """Where the calls that come before a recording are made."""
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Record what ``function`` asks of the device, without doing it; the result does it."""
+
+
+class Replayable(Protocol):
+    """A batch that can be copied into memory of its own."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for batches that a recording of one serves."""
+
+    def own(self) -> Self:
+        """A copy in memory of its own."""
+
+    def take(self, other: Self) -> None:
+        """Copy another batch's content into this memory."""
+
+
+Batch = TypeVar("Batch", bound=Replayable)
+
+
+class Replay(Generic[Batch]):
+    """Runs a step for one batch after another, by replay where that can be had.
+
+    Without a recorder, or once recording has failed, every step is run as it is.
+    """
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self._recorder = recorder
+        self._runs: dict[Hashable, int] = {}
+        self._recorded: dict[Hashable, tuple[Batch, Callable[[], None]]] = {}
+
+    @property
+    def recordings(self) -> int:
+        """Shapes recorded so far."""
+        return len(self._recorded)
+
+    def run(self, batch: Batch, step: Callable[[Batch], None]) -> None:
+        """Run ``step`` for ``batch``: as it is, or as recorded for an earlier batch alike.
+
+        Raises:
+            torch.OutOfMemoryError: from the step.
+        """
+        recorder, key = self._recorder, batch.key
+        if recorder is None or (
+            key not in self._recorded and len(self._recorded) >= MOST_RECORDINGS
+        ):
+            step(batch)
+            return
+        runs = self._runs.get(key, 0)
+        if runs < WARM_UP:
+            with recorder.warming_up():
+                step(batch)
+            self._runs[key] = runs + 1
+            return
+        if key not in self._recorded and not self._record(recorder, batch, step):
+            step(batch)
+            return
+        memory, replay = self._recorded[key]
+        memory.take(batch)
+        replay()
+
+    def forget(self) -> None:
+        """Let go of every recording and the memory it holds."""
+        self._recorded.clear()
+        self._runs.clear()
+
+    def stop(self, reason: str) -> None:
+        """Run every step as it is from here on."""
+        if self._recorder is not None:
+            log.warning("steps are no longer recorded: %s", reason)
+        self._recorder = None
+        self.forget()
+
+    def _record(self, recorder: Recorder, batch: Batch, step: Callable[[Batch], None]) -> bool:
+        memory = batch.own()
+        try:
+            replay = recorder.record(lambda: step(memory))
+        except Exception as error:  # whatever the driver, the allocator or a kernel objects to
+            what = "out of memory" if is_out_of_memory(error) else str(error).split("\n")[0]
+            self.stop(f"{type(error).__name__}: {what}")
+            return False
+        self._recorded[batch.key] = memory, replay
+        return True
+
+
+class CudaRecorder:
+    """CUDA graphs, all of one run in one pool of memory, as no two run at the same time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """On the stream that records: gradients and libraries' workspaces belong to a stream."""
+        before = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(before)
+        try:
+            with torch.cuda.stream(self._stream), warnings.catch_warnings():
+                # AdamW wonders why it is made for graphs and runs without.
+                warnings.filterwarnings("ignore", message=".*capturable=True.*")
+                yield
+        finally:
+            before.wait_stream(self._stream)
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Capture a graph."""
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        # Other threads (leases, progress) do not touch the device; they must not end a capture.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            function()
+        return graph.replay

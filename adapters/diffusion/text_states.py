@@ -1,0 +1,34 @@
+"""The captions through a text encoder that is trained, too: encoded anew at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from adapters.diffusion.base_model import BaseModel
+
+
+class TextStates:
+    """What the denoiser is told of each caption, by the text encoder as it stands.
+
+    Args:
+        captions: by rows; the empty caption first, as in ``Dataset.captions``.
+    """
+
+    def __init__(self, base: BaseModel, captions: Iterable[str], device: torch.device) -> None:
+        self._encoder = base.text_encoder
+        self._dtype = base.unet.dtype
+        tokens = base.tokenizer(
+            list(captions),
+            padding="max_length",
+            max_length=base.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        self._tokens = tokens.to(device)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """States of the captions in ``rows`` (n,), on the device: (n, tokens, width)."""
+        states: torch.Tensor = self._encoder(self._tokens[rows]).last_hidden_state
+        return states.to(self._dtype)

@@ -1,0 +1,63 @@
+"""Previews beside the checkpoints: how the style comes about, for little of its time."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from application.layout import Layout
+from application.ports import BlobStore, Clock, TrainingSession
+from application.rules import Rules
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointPreviews:
+    """Draws and stores previews of one run, as long as they cost no more than the rules allow.
+
+    They are a courtesy: whatever fails here is logged, and ends the drawing, not the training.
+    """
+
+    def __init__(self, blobs: BlobStore, clock: Clock, layout: Layout, rules: Rules) -> None:
+        self._blobs = blobs
+        self._clock = clock
+        self._layout = layout
+        self._share = rules.preview_share
+        self._left = rules.most_previews if rules.preview_share else 0
+        self._began = clock.monotonic()
+        self._spent, self._rounds = 0.0, 0
+
+    def draw(self, session: TrainingSession, task_id: str, epoch: int) -> None:
+        """Draw and store the previews of a checkpoint, unless they would take too long."""
+        if not self._left or not self._affordable():
+            return
+        started = self._clock.monotonic()
+        try:
+            for number, preview in enumerate(session.previews(adapted=True)):
+                at = self._layout.previews(task_id, epoch, number)
+                self._blobs.put(at, preview.png, content_type="image/png")
+        except Exception:
+            log.warning("no previews at epoch %d, and none from here on", epoch, exc_info=True)
+            self._left = 0
+            return
+        self._spent += self._clock.monotonic() - started
+        self._rounds += 1
+        self._left -= 1
+
+    def _affordable(self) -> bool:
+        """Whether another round keeps to the share. The first is drawn in any case."""
+        if not self._rounds:
+            return True
+        trained = self._clock.monotonic() - self._began - self._spent
+        return self._spent + self._spent / self._rounds <= self._share * trained
+
+
+def stored_previews(
+    blobs: BlobStore, layout: Layout, task_id: str
+) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
+    """All previews that a job's attempts have stored, by epoch."""
+    found: dict[int, list[bytes]] = {}
+    for at in blobs.list(layout.bucket, layout.previews_prefix(task_id)):
+        if named := re.search(r"epoch_(\d+)_\d+\.png$", at.key):
+            found.setdefault(int(named[1]), []).append(blobs.get(at).data)
+    return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))

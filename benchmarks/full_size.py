@@ -1,0 +1,75 @@
+"""Stable Diffusion 1.5's own shapes with random weights: what speed and memory depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from adapters.diffusion.base_model import BaseModel
+
+SMALL_BASE = Path(__file__).resolve().parents[1] / "assets" / "small_base"
+RESOLUTION = 512
+
+
+def full_size_base(device: torch.device | str, dtype: torch.dtype = torch.float32) -> BaseModel:
+    """859.5 M parameters of denoiser, 83.7 M of autoencoder, 123 M of text encoder.
+
+    Configurations are those of stable-diffusion-v1-5. The tokenizer is the small base's: it has
+    the same length, and fewer words.
+    """
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            sample_size=512,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768,
+                intermediate_size=3072,
+                num_attention_heads=12,
+                num_hidden_layers=12,
+                projection_dim=768,
+            )
+        )
+    torch.nn.Module.to(unet, dtype=dtype)
+    for part in (unet, vae, text_encoder):
+        part.eval().requires_grad_(False)
+    return BaseModel(
+        name="random weights in SD 1.5's shapes",
+        tokenizer=CLIPTokenizer.from_pretrained(SMALL_BASE, subfolder="tokenizer"),
+        text_encoder=text_encoder,
+        vae=vae,
+        unet=unet,
+        noise_schedule=DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            steps_offset=1,
+        ),
+        fingerprint="random",
+    )
+
+
+def save_base(base: BaseModel, folder: Path) -> None:
+    """Write it as a diffusers folder, to be loaded like any other."""
+    from diffusers import StableDiffusionPipeline
+
+    StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=base.noise_schedule,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)

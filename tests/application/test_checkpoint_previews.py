@@ -1,0 +1,124 @@
+"""Previews at checkpoints: stored beside the report, bounded, and never the run's undoing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
+from application.checkpoint_previews import CheckpointPreviews, stored_previews
+from application.ports import BlobUnavailable, Preview, StyleReport
+from application.settlement import Done
+from application.stop import StopSignal
+from domain.failure import Failure, FailureCode, TrainingFailed
+from domain.job import JobState
+from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
+
+
+class Drawing:
+    """A session that only draws, each round in its time."""
+
+    def __init__(self, clock: ManualClock, seconds: float, count: int = 2) -> None:
+        self.clock, self.seconds, self.count, self.rounds = clock, seconds, count, 0
+
+    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
+        self.rounds += 1
+        self.clock.advance(self.seconds)
+        return tuple(Preview("a fox", n, f"{self.rounds}/{n}".encode()) for n in range(self.count))
+
+
+def drawn_at(
+    share: float, round_seconds: float, *, epochs: int = 10, most: int = 20
+) -> tuple[list[int], float]:
+    """The epochs that got previews, of epochs that train for 100 s each; and the share spent."""
+    clock, blobs = ManualClock(), MemoryBlobStore()
+    rules = replace(RULES, preview_share=share, most_previews=most)
+    previews = CheckpointPreviews(blobs, clock, LAYOUT, rules)
+    session = Drawing(clock, round_seconds)
+    for epoch in range(1, epochs + 1):
+        clock.advance(100)
+        previews.draw(session, TASK_ID, epoch)  # type: ignore[arg-type] # it only draws
+    found = [epoch for epoch, _ in stored_previews(blobs, LAYOUT, TASK_ID)]
+    assert len(found) == session.rounds
+    return found, session.rounds * round_seconds / (100 * epochs)
+
+
+def test_cheap_previews_are_drawn_at_every_checkpoint() -> None:
+    assert drawn_at(0.05, round_seconds=2)[0] == list(range(1, 11))
+
+
+def test_dear_ones_keep_to_their_share_after_the_first() -> None:
+    epochs, share = drawn_at(0.05, round_seconds=20)
+    assert epochs == [1, 8]
+    assert share <= 0.05
+
+
+def test_their_number_is_bounded() -> None:
+    assert drawn_at(1.0, round_seconds=0, epochs=50, most=20)[0] == list(range(1, 21))
+
+
+def test_a_share_of_nothing_draws_none() -> None:
+    assert drawn_at(0.0, round_seconds=0)[0] == []
+
+
+def test_what_is_stored_is_read_back_in_order() -> None:
+    clock, blobs = ManualClock(), MemoryBlobStore()
+    previews = CheckpointPreviews(blobs, clock, LAYOUT, RULES)
+    session = Drawing(clock, 0, count=2)
+    for epoch in (10, 120, 20):
+        previews.draw(session, TASK_ID, epoch)  # type: ignore[arg-type] # it only draws
+    assert stored_previews(blobs, LAYOUT, TASK_ID) == (
+        (10, (b"1/0", b"1/1")),
+        (20, (b"3/0", b"3/1")),
+        (120, (b"2/0", b"2/1")),
+    )
+
+
+class Seen:
+    """A reporter that keeps what it is shown."""
+
+    def render(self, report: StyleReport) -> list[Any]:
+        self.report = report
+        return []
+
+
+def test_a_run_stores_them_with_its_checkpoints_and_shows_them_in_the_report() -> None:
+    world, reporter = World(), Seen()
+    assert world.worker(reporter=reporter)(a_task(), StopSignal()) == Done()
+    assert [epoch for epoch, _ in reporter.report.underway] == [10, 20]
+    assert LAYOUT.previews(TASK_ID, 10, 0) in world.blobs.blobs
+    assert LAYOUT.previews(TASK_ID, 10, 0).key.startswith(f"jobs/{TASK_ID}/report/previews/")
+
+
+def full_card() -> Exception:
+    return TrainingFailed(Failure(FailureCode.GPU_OOM, "full"))
+
+
+@pytest.mark.parametrize("error", [full_card, lambda: BlobUnavailable("away"), RuntimeError])
+def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]) -> None:
+    world = World()
+    undisturbed = World()
+    undisturbed.worker()(a_task(), StopSignal())
+    drawn = []
+
+    def previews(*, adapted: bool) -> Any:
+        drawn.append(adapted)
+        raise error()
+
+    class Failing(MemoryTrainer):
+        @contextmanager
+        def open(self, plan: Any, resume: Any) -> Iterator[Any]:
+            with super().open(plan, resume) as session:
+                session.previews = previews  # type: ignore[method-assign,assignment] # a double
+                yield session
+
+    assert world.worker(trainer=Failing(world.clock))(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.COMPLETED
+    assert world.weights() == undisturbed.weights()
+    # One try at a checkpoint, and then the report's own.
+    assert drawn[0] is True
+    assert drawn.count(True) == 1

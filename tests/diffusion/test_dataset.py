@@ -1,0 +1,70 @@
+"""Pictures and captions encoded together are what they are encoded alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.diffusion import dataset as dataset_module
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.dataset import Dataset, encode_captions, encode_dataset
+from adapters.pillow import decode
+from domain.picture import Picture
+
+pytestmark = pytest.mark.integration
+
+CPU = torch.device("cpu")
+SIZES = [(64, 64), (64, 64), (48, 80), (64, 64), (48, 80)]
+
+
+def encoded(base: BaseModel, pictures: tuple[Picture, ...], *, mirrored: bool) -> Dataset:
+    images = [(decode(picture.data), size) for picture, size in zip(pictures, SIZES, strict=True)]
+    captions = ["one", "two", "one", "", "three"]
+    return encode_dataset(base, images, captions, mirrored=mirrored, device=CPU)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_encoding_in_batches_equals_encoding_one_by_one(
+    base: BaseModel,
+    pictures: tuple[Picture, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    mirrored: bool,
+) -> None:
+    passes: list[int] = []
+    encode = base.vae.encode
+
+    def counted(pixels: torch.Tensor) -> Any:
+        passes.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(base.vae, "encode", counted)
+    together = encoded(base, pictures, mirrored=mirrored)
+    views = 1 + mirrored
+    assert sorted(passes) == [2 * views, 3 * views]
+    monkeypatch.setattr(dataset_module, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(dataset_module, "CAPTIONS_AT_ONCE", 1)
+    alone = encoded(base, pictures, mirrored=mirrored)
+    assert set(passes[2:]) == {1}
+    for one, other in zip(together.pictures, alone.pictures, strict=True):
+        assert one.size == other.size
+        assert len(one.mean) == views
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(one.deviation, other.deviation, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(together.captions, alone.captions, rtol=1e-4, atol=1e-4)
+    assert together.caption_rows == alone.caption_rows == (1, 2, 1, 0, 3)
+
+
+def test_rows_lead_to_the_pictures_views_and_captions(
+    base: BaseModel, pictures: tuple[Picture, ...]
+) -> None:
+    dataset = encoded(base, pictures, mirrored=True)
+    batch, flips = (3, 0), (True, False)
+    noise = torch.zeros(dataset.shape(batch))
+    sample = dataset.latents(batch, flips, noise) / dataset.scaling_factor
+    torch.testing.assert_close(sample[0], dataset.pictures[3].mean[1])
+    torch.testing.assert_close(sample[1], dataset.pictures[0].mean[0])
+    states = dataset.conditioning((1, 2), (True, False))
+    empty, one = encode_captions(base, ["", "one"], CPU)
+    torch.testing.assert_close(states, torch.stack([empty, one]), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,131 @@
+"""Measurements over fixed noises: comparable, without effect on the run, and telling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.evaluation import PROBES, held_out_positions, trained_buckets
+from adapters.diffusion.trainer import DiffusionTrainer
+from domain.picture import Picture
+from tests.diffusion.runs import plan_of, run, weights_of
+
+pytestmark = pytest.mark.integration
+
+Pictures = tuple[Picture, ...]
+
+
+@pytest.mark.parametrize(
+    ("count", "split", "held"),
+    [(10, 0.0, 0), (10, 0.1, 1), (10, 0.01, 1), (20, 0.25, 5), (1, 0.5, 0), (2, 0.5, 1)],
+)
+def test_the_share_of_pictures_is_held_out_but_never_all(
+    count: int, split: float, held: int
+) -> None:
+    positions = held_out_positions(count, split, seed=3)
+    assert len(positions) == held
+    assert positions <= set(range(count))
+    assert held_out_positions(count, split, seed=3) == positions
+
+
+def test_which_pictures_are_held_out_depends_on_the_seed() -> None:
+    assert len({held_out_positions(30, 0.1, seed) for seed in range(8)}) > 1
+
+
+def test_a_bucket_without_a_trained_picture_is_left_out() -> None:
+    buckets = {(64, 64): (0, 1, 2), (72, 56): (3,)}
+    assert trained_buckets(buckets, {1, 3}) == {(64, 64): (0, 2)}
+
+
+def test_epochs_are_measured_as_often_as_asked_and_at_the_end(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    def measured(**parameters: object) -> list[int]:
+        history = run(trainer, plan_of(pictures[:1], epochs=5, **parameters)).history
+        return [record.epoch for record in history if record.evaluation_loss is not None]
+
+    assert measured(validation_epochs=2) == [2, 4, 5]
+    assert measured() == [5]
+    assert measured(validation_epochs=0) == []
+
+
+def test_measuring_changes_nothing_in_the_run(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    def trained(every: int) -> tuple[torch.Tensor, list[float]]:
+        plan = plan_of(pictures[:3], epochs=3, lora_dropout=0.2, validation_epochs=every)
+        with trainer.open(plan, None) as session:
+            while not session.finished:
+                session.advance()
+            return weights_of(session).clone(), [record.loss for record in session.history]
+
+    weights, losses = trained(1)
+    unmeasured, same_losses = trained(0)
+    assert torch.equal(weights, unmeasured)
+    assert losses == same_losses
+
+
+def test_equal_weights_measure_equal_and_after_a_resume_too(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    plan = plan_of(pictures, epochs=3, validation_epochs=1, validation_split=0.2)
+    whole = run(trainer, plan)
+    first = run(trainer, plan, steps=5)
+    assert run(trainer, plan, resume=first.checkpoint) == whole
+    still = plan_of(pictures[:2], epochs=3, validation_epochs=1, learning_rate=1e-12)
+    losses = [record.evaluation_loss for record in run(trainer, still).history]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_held_out_pictures_are_not_trained_on(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    def trained(pictures: Pictures) -> tuple[torch.Tensor, float]:
+        plan = plan_of(pictures, epochs=1, validation_split=0.4, validation_epochs=1)
+        with trainer.open(plan, None) as session:
+            assert session.total_steps == 3
+            while not session.finished:
+                session.advance()
+            (record,) = session.history
+            return weights_of(session).clone(), record.validation_loss
+
+    weights, loss = trained(pictures)
+    reworded = tuple(
+        replace(picture, caption="something else entirely") if i in held else picture
+        for held in [held_out_positions(5, 0.4, seed=0)]
+        for i, picture in enumerate(pictures)
+    )
+    same_weights, other_loss = trained(reworded)
+    assert torch.equal(weights, same_weights)
+    assert loss != other_loss
+
+
+def test_learning_the_pictures_by_heart_shows(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+) -> None:
+    """One picture is trained on far too long; the other four are held out."""
+    plan = plan_of(
+        pictures[:2],
+        epochs=60,
+        validation_split=0.5,
+        validation_epochs=20,
+        learning_rate=2e-2,
+        rank=16,
+    )
+    measured = [r for r in run(trainer, plan).history if r.evaluation_loss is not None]
+    gap = [record.validation_loss - record.evaluation_loss for record in measured]
+    assert measured[-1].evaluation_loss < measured[0].evaluation_loss
+    assert gap[-1] > gap[0]
+
+
+def test_a_measurement_covers_the_whole_schedule() -> None:
+    from adapters.diffusion.evaluation import _probes
+
+    probes = _probes([4, 7], 1000)
+    assert len(probes) == PROBES
+    assert {probe.position for probe in probes} == {4, 7}
+    assert min(probe.timestep for probe in probes) < 1000 / PROBES
+    assert max(probe.timestep for probe in probes) >= 1000 - 1000 / PROBES

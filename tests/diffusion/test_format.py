@@ -1,0 +1,330 @@
+"""The style in every program: its keys, its numbers and its conversions. See docs/format.md."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from adapters.diffusion.base_model import BaseModel, load_base
+from adapters.diffusion.convert import Form, read_style, write_form
+from adapters.diffusion.export import style_of
+from adapters.diffusion.forms import StyleFileInvalid, to_kohya
+from adapters.diffusion.lora import attached
+from adapters.diffusion.tensor_file import decode as read_file
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from domain.parameters import LoraTargets
+from domain.picture import Picture
+from tests.diffusion.programs import (
+    UNET,
+    a1111_decomposed,
+    a1111_metadata,
+    a1111_module,
+    a1111_version,
+    comfy_decomposed,
+    comfy_names,
+    comfy_patched,
+    lycoris_decomposed,
+)
+from tests.diffusion.runs import plan_of, weights_of
+from tests.diffusion.single_file import _unet_key, write_single_file
+
+pytestmark = pytest.mark.integration
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "attention": {},
+    "conv": {"lora_targets": "attention+ff+conv", "use_rslora": True, "alpha": 3.0},
+    "dora": {"use_dora": True, "lora_targets": "attention+ff+conv"},
+}
+
+
+@torch.no_grad()
+def predict(unet: UNet2DConditionModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(1, 4, 8, 8, generator=generator)
+    states = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator)
+    return unet(latents, torch.tensor([300]), encoder_hidden_states=states).sample
+
+
+@pytest.fixture(scope="module")
+def styles(
+    base: BaseModel, pictures: tuple[Picture, ...], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, torch.Tensor]]:
+    """For each set of options the file, and what the trained denoiser predicts."""
+    folder = tmp_path_factory.mktemp("styles")
+    trained = {}
+    for name, options in OPTIONS.items():
+        plan = plan_of(pictures[:2], trigger_word="inkwash", **options)
+        with DiffusionTrainer(base, decode).open(plan, None) as session:
+            for _ in range(4):
+                session.advance()
+            weights = weights_of(session)
+            weights.copy_(weights.half().float())  # the file's precision
+            path = folder / f"{name}.safetensors"
+            path.write_bytes(session.weights())
+            trained[name] = path, predict(base.unet)
+    return trained
+
+
+@pytest.fixture
+def pipeline(base: BaseModel) -> Iterator[StableDiffusionPipeline]:
+    pipeline = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=base.noise_schedule,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    yield pipeline
+    pipeline.unload_lora_weights()
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Equal but for the order of sums; what the style changes is a hundred times that."""
+    return torch.allclose(found, wanted, rtol=1e-4, atol=2e-5)
+
+
+def test_the_styles_change_what_is_predicted(
+    base: BaseModel, styles: dict[str, tuple[Path, torch.Tensor]]
+) -> None:
+    for _, trained in styles.values():
+        assert (predict(base.unet) - trained).abs().max() > 2e-3
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_pipeline_loads_the_file(
+    pipeline: StableDiffusionPipeline, styles: dict[str, tuple[Path, torch.Tensor]], name: str
+) -> None:
+    path, trained = styles[name]
+    pipeline.load_lora_weights(path)
+    assert close(predict(pipeline.unet), trained)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_denoiser_loads_it_with_load_lora_adapter(
+    pipeline: StableDiffusionPipeline, styles: dict[str, tuple[Path, torch.Tensor]], name: str
+) -> None:
+    path, trained = styles[name]
+    state, alphas, metadata = pipeline.lora_state_dict(path, return_lora_metadata=True)
+    pipeline.unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=metadata)
+    assert close(predict(pipeline.unet), trained)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("form", Form)
+def test_a_converted_style_loads_in_its_library_and_predicts_the_same(
+    pipeline: StableDiffusionPipeline,
+    styles: dict[str, tuple[Path, torch.Tensor]],
+    tmp_path: Path,
+    form: Form,
+    name: str,
+) -> None:
+    from peft import PeftModel
+
+    path, trained = styles[name]
+    files = write_form(*read_style(path), form, tmp_path, "style")
+    if form is Form.PEFT:
+        assert [file.name for file in files] == [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ]
+        model = PeftModel.from_pretrained(pipeline.unet, tmp_path)
+        found = predict(model)
+        model.unload()
+        assert close(found, trained)
+    elif form is Form.DIFFUSERS:
+        pipeline.load_lora_weights(tmp_path)
+        assert close(predict(pipeline.unet), trained)
+        pipeline.unload_lora_weights()
+        # Without use_safetensors diffusers 0.42 does not look at the metadata, and so at alpha.
+        pipeline.unet.load_lora_adapter(files[0], prefix="unet", use_safetensors=True)
+        assert close(predict(pipeline.unet), trained)
+    else:
+        pipeline.load_lora_weights(files[0])
+        # diffusers 0.42 leaves the magnitudes out of kohya's form, and says so.
+        assert close(predict(pipeline.unet), trained) == (name != "dora")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("form", Form)
+def test_the_way_to_a_form_and_back_leaves_the_same_file(
+    styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path, form: Form, name: str
+) -> None:
+    (kohya,) = write_form(*read_style(styles[name][0]), Form.KOHYA, tmp_path, "style")
+    write_form(*read_style(kohya), form, tmp_path / "there", "style")
+    source = tmp_path / "there" / "style.safetensors" if form is Form.KOHYA else tmp_path / "there"
+    (back,) = write_form(*read_style(source), Form.KOHYA, tmp_path / "back", "style")
+    assert back.read_bytes() == kohya.read_bytes()
+    if name != "dora":
+        assert kohya.read_bytes() == styles[name][0].read_bytes()
+
+
+def test_a_file_of_diffusers_own_is_read(
+    base: BaseModel, pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """Written by the library, without our metadata and in its key order."""
+    from peft.utils import get_peft_model_state_dict
+
+    with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
+        adapters.flat.data += 0.02
+        wanted = predict(base.unet)
+        layers = {
+            name: tensor.detach().clone()
+            for name, tensor in get_peft_model_state_dict(base.unet, adapter_name="style").items()
+        }
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    (kohya,) = write_form(*read_style(tmp_path), Form.KOHYA, tmp_path / "kohya", "style")
+    pipeline.load_lora_weights(kohya)
+    assert close(predict(pipeline.unet), wanted)
+
+
+# --- ComfyUI -----------------------------------------------------------------------------
+
+
+def ldm_names(unet: UNet2DConditionModel) -> dict[str, str]:
+    layers = unet.config.layers_per_block
+    return {name: _unet_key(name, layers) for name in unet.state_dict()}
+
+
+@pytest.mark.parametrize("name", ["attention", "conv"])
+def test_comfyui_patches_the_original_checkpoint_to_the_trained_model(
+    base: BaseModel,
+    styles: dict[str, tuple[Path, torch.Tensor]],
+    small_base_folder: Path,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    path, trained = styles[name]
+    checkpoint = write_single_file(base, tmp_path / "base.safetensors")
+    names = comfy_names(ldm_names(base.unet), base.text_encoder.config.num_hidden_layers)
+    weights = safetensors.torch.load_file(checkpoint)
+    patched = comfy_patched(weights, read_file(path.read_bytes())[0], names)
+    safetensors.torch.save_file(dict(patched), checkpoint)
+    model = load_base(str(checkpoint), device="cpu", config_folder=small_base_folder)
+    assert close(predict(model.unet), trained)
+
+
+def test_of_dora_each_program_makes_what_the_documentation_says(
+    base: BaseModel, styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path
+) -> None:
+    """LyCORIS's rule is the trained layer; ComfyUI's is near it; AUTOMATIC1111's is another."""
+    (path,) = write_form(*read_style(styles["dora"][0]), Form.KOHYA, tmp_path, "style")
+    tensors, _ = read_file(path.read_bytes())
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    stem = "lora_unet_" + layer.replace(".", "_")
+    weight = base.unet.get_submodule(layer).weight.detach()
+    up, down = tensors[f"{stem}.lora_up.weight"], tensors[f"{stem}.lora_down.weight"]
+    total = weight + tensors[f"{stem}.alpha"] / down.shape[0] * up.float() @ down.float()
+    magnitudes = tensors[f"{stem}.dora_scale"].float()
+    trained = total * (magnitudes[:, 0] / total.norm(dim=1))[:, None]
+    torch.testing.assert_close(lycoris_decomposed(total, magnitudes), trained)
+    size = (trained - weight).norm()
+    assert 0 < (comfy_decomposed(weight, total, magnitudes) - trained).norm() < 0.5 * size
+    assert (a1111_decomposed(total, magnitudes) - trained).norm() > size
+
+
+# --- AUTOMATIC1111 -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full_size() -> UNet2DConditionModel:
+    """Stable Diffusion 1.5's denoiser without its weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(
+            sample_size=64,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(320, 640, 1280, 1280),
+            cross_attention_dim=768,
+            attention_head_dim=8,
+        )
+
+
+@pytest.mark.parametrize("targets", LoraTargets)
+def test_automatic1111_finds_a_module_for_every_key_of_the_full_size(
+    full_size: UNet2DConditionModel, targets: LoraTargets
+) -> None:
+    with attached(full_size, rank=8, alpha=8.0, seed=1, targets=targets) as adapters:
+        tensors = to_kohya(style_of(adapters))
+        layers = len(adapters.by_layer)
+    modules = {
+        "diffusion_model_" + ldm.removesuffix(".weight").replace(".", "_"): name
+        for name, ldm in ldm_names(full_size).items()
+        if name.endswith(".weight")
+    }
+    found = {stem: modules[a1111_module(stem)] for stem in {key.split(".")[0] for key in tensors}}
+    assert len(set(found.values())) == layers
+    for stem, name in found.items():
+        assert stem == "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+        shape = full_size.get_parameter(name).shape
+        assert tensors[f"{stem}.lora_down.weight"].shape == (8, *shape[1:])
+        assert tensors[f"{stem}.lora_up.weight"].shape == (shape[0], 8, *[1] * (len(shape) - 2))
+
+
+def test_comfyui_knows_every_key_of_the_full_size(full_size: UNet2DConditionModel) -> None:
+    targets = LoraTargets.CONVOLUTIONS
+    with attached(full_size, rank=8, alpha=8.0, seed=1, targets=targets) as adapters:
+        stems = {key.split(".")[0] for key in to_kohya(style_of(adapters))}
+    names = comfy_names(ldm_names(full_size), layers=12)
+    assert stems <= names.keys()
+    assert all(names[stem].startswith(UNET) for stem in stems)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_automatic1111_shows_the_styles_name_version_tags_and_sizes(
+    styles: dict[str, tuple[Path, torch.Tensor]], name: str
+) -> None:
+    data = styles[name][0].read_bytes()
+    metadata = a1111_metadata(data)
+    assert metadata["ss_output_name"] == "style_7"
+    assert a1111_version(metadata) == "SD1"
+    (tags,) = metadata["ss_tag_frequency"].values()
+    assert tags["inkwash"] == 2
+    buckets = metadata["ss_bucket_info"]["buckets"].values()
+    assert [(b["resolution"], int(b["count"])) for b in buckets] == [([64, 64], 2)]
+    # It shows this hash, or takes one over the same bytes.
+    end = 8 + int.from_bytes(data[:8], "little")
+    assert metadata["sshs_model_hash"] == hashlib.sha256(data[end:]).hexdigest()
+
+
+# --- what is no style --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensors", "complaint"),
+    [
+        ({"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": 1}, "lacks lora_down.weight"),
+        ({"lora_unet_Wrong.alpha": 1}, "no layer of Stable Diffusion 1.5"),
+        ({"model.diffusion_model.out.2.weight": 1}, "neither unet nor text_encoder"),
+        ({"unet.conv_in.weight": 1}, "no part of a LoRA"),
+        ({"unet.conv_in.lora_A.weight": 1}, "lacks B.weight"),
+    ],
+)
+def test_a_file_that_is_no_style_is_refused_with_the_key(
+    tmp_path: Path, tensors: dict[str, int], complaint: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({name: torch.zeros(n, n) for name, n in tensors.items()}, path)
+    with pytest.raises(StyleFileInvalid, match=complaint):
+        read_style(path)
+
+
+def test_no_file_an_empty_folder_and_damage_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StyleFileInvalid, match="is no file"):
+        read_style(tmp_path / "missing.safetensors")
+    with pytest.raises(StyleFileInvalid, match=r"has no pytorch_lora_weights.*adapter_config"):
+        read_style(tmp_path)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"PK\x03\x04 a pickle")
+    with pytest.raises(StyleFileInvalid, match="give a LoRA"):
+        read_style(broken)

@@ -1,0 +1,212 @@
+"""The fast way on a real card: equal to the plain one, recorded, frugal, and able to fall back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.diffusion.base_model import BaseModel, load_base, placed
+from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.strategy import Strategy, choose_strategy
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from application.ports import EpochRecord
+from benchmarks.full_size import full_size_base
+from domain.picture import Picture
+from tests.diffusion.conftest import SMALL_BASE
+from tests.diffusion.runs import EVERY_OPTION, Outcome, plan_of, run, weights_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="waits for a CUDA device"),
+]
+
+Pictures = tuple[Picture, ...]
+CARD = "cuda"
+GIB = 2**30
+PLAIN = Strategy()
+CAPTURED = Strategy(flat_path=True, capture=True)
+
+
+def trainer_with(strategy: Strategy, base: BaseModel | None = None) -> DiffusionTrainer:
+    base = base or load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    return DiffusionTrainer(base, decode, CARD, strategy=strategy)
+
+
+@pytest.fixture(scope="module")
+def full_size() -> Iterator[BaseModel]:
+    base = full_size_base(CARD, choose_strategy(CARD).compute)
+    for part in (base.vae, base.text_encoder):
+        part.to("cpu")
+    yield base
+    base.unet.to("meta")
+    torch.cuda.empty_cache()
+
+
+def assert_alike(
+    found: list[EpochRecord] | Any, wanted: list[EpochRecord] | Any, within: float
+) -> None:
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=within)
+        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=3 * within)
+
+
+def test_captured_steps_follow_plain_ones_over_shapes_schedules_and_batches(
+    pictures: Pictures,
+) -> None:
+    plan = plan_of(pictures, **EVERY_OPTION, epochs=6, batch_size=3, lr_warmup_steps=3)
+    plain = run(trainer_with(PLAIN), plan)
+    with trainer_with(CAPTURED).open(plan, None) as session:
+        while not session.finished:
+            session.advance()
+        assert isinstance(session, DiffusionSession)
+        assert session._replay.recordings == 3
+        assert_alike(session.history, plain.history, within=0.01)
+
+
+def test_the_chosen_way_follows_the_plain_one(pictures: Pictures) -> None:
+    plan = plan_of(pictures, epochs=6, batch_size=2, learning_rate=2e-3)
+    fast = run(trainer_with(choose_strategy(CARD)), plan)
+    assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
+
+
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_precision_and_layout_follows_the_plain_way(
+    pictures: Pictures, compute: torch.dtype, channels_last: bool
+) -> None:
+    plan = plan_of(pictures, epochs=4, batch_size=2, learning_rate=2e-3)
+    strategy = replace(CAPTURED, compute=compute, channels_last=channels_last)
+    fast = run(trainer_with(strategy), plan)
+    assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(pictures: Pictures) -> None:
+    plan = plan_of(pictures, epochs=6, batch_size=2, learning_rate=2e-3)
+    trainer = trainer_with(choose_strategy(CARD))
+    whole = run(trainer, plan)
+    first = run(trainer, plan, steps=7)
+    assert_alike(run(trainer, plan, resume=first.checkpoint).history, whole.history, within=0.05)
+
+
+def test_several_styles_at_once_follow_each_alone(pictures: Pictures) -> None:
+    trainer = trainer_with(choose_strategy(CARD))
+    plans = [
+        plan_of(pictures[:3], epochs=5, seed=1, learning_rate=2e-3),
+        plan_of(pictures[2:], epochs=4, seed=2, learning_rate=1e-3, **EVERY_OPTION),
+    ]
+    with trainer.open_many([(plan, None) for plan in plans]) as joint:
+        while not joint.finished:
+            joint.advance()
+        assert joint._replay.recordings
+        for session, plan in zip(joint.sessions, plans, strict=True):
+            assert_alike(session.history, run(trainer, plan).history, within=0.05)
+
+
+def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
+    plan = plan_of(pictures, epochs=8, batch_size=1)
+    with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
+        for _ in range(5 * 5):
+            session.advance()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(4):
+                session.advance()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_where_capture_is_refused_the_run_goes_on_without(
+    pictures: Pictures, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    plan = plan_of(pictures[:3], epochs=6)
+    wanted = run(trainer_with(CAPTURED), plan)
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", refuse)
+    assert_alike(run(trainer_with(CAPTURED), plan).history, wanted.history, within=0.01)
+    assert "no longer recorded" in caplog.text
+
+
+def test_a_divergence_is_undone_in_recorded_steps_too(pictures: Pictures) -> None:
+    plan = plan_of(pictures[:2], epochs=6)
+    with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
+        for _ in range(7):
+            session.advance()
+        weights_of(session)[3] = float("nan")
+        while not session.finished:
+            session.advance()
+        assert torch.isfinite(weights_of(session)).all()
+        assert session.history[-1].learning_rate < session.history[-3].learning_rate
+
+
+def test_the_base_is_the_same_bit_for_bit_after_a_job(pictures: Pictures) -> None:
+    strategy = choose_strategy(CARD)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    parts = ("unet", "vae", "text_encoder")
+    before = {part: copy.deepcopy(getattr(base, part).state_dict()) for part in parts}
+    run(trainer_with(strategy, base), plan_of(pictures, epochs=4))
+    for part in parts:
+        after = getattr(base, part).state_dict()
+        assert all(torch.equal(after[name], before[part][name]) for name in after)
+
+
+def test_a_job_leaves_no_memory_behind(pictures: Pictures) -> None:
+    trainer = trainer_with(choose_strategy(CARD))
+    run(trainer, plan_of(pictures, epochs=4))
+    held = torch.cuda.memory_allocated()
+    for _ in range(2):
+        run(trainer, plan_of(pictures, epochs=4))
+    assert torch.cuda.memory_allocated() <= held + 2**20
+
+
+def test_a_module_that_visits_the_card_comes_home_to_its_own_memory() -> None:
+    module = torch.nn.BatchNorm1d(3)
+    held = [*module.parameters(), *module.buffers()]
+    before = [tensor.data_ptr() for tensor in held]
+    with placed(module, torch.device(CARD)):
+        assert {tensor.device.type for tensor in held} == {CARD}
+    assert [tensor.data_ptr() for tensor in held] == before
+
+
+@pytest.mark.parametrize(("batch", "most"), [(1, 4 * GIB), (4, 7 * GIB)])
+def test_full_size_steps_fit_small_cards(
+    full_size: BaseModel, pictures: Pictures, batch: int, most: int
+) -> None:
+    plan = plan_of(pictures[:4], resolution=512, rank=8, batch_size=batch, epochs=8)
+    trainer = trainer_with(choose_strategy(CARD), full_size)
+    with trainer.open(plan, None) as session:
+        for _ in range(6):
+            session.advance()
+        assert 1 * GIB < session.peak_memory < most
+        assert isinstance(session, DiffusionSession)
+        assert not session._thrift.checkpointing
+
+
+def test_a_card_with_less_memory_is_met_by_smaller_passes(
+    full_size: BaseModel, pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = plan_of(pictures[:4], resolution=512, rank=8, batch_size=4, epochs=5)
+    trainer = trainer_with(choose_strategy(CARD), full_size)
+    whole = losses_of(trainer, plan)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(CARD).total_memory
+    torch.cuda.set_per_process_memory_fraction(4.5 * GIB / total)
+    try:
+        found = losses_of(trainer, plan)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory, going on with" in caplog.text
+    assert found == pytest.approx(whole, rel=0.05)
+
+
+def losses_of(trainer: DiffusionTrainer, plan: Any) -> list[float]:
+    outcome: Outcome = run(trainer, plan)
+    return [record.loss for record in outcome.history]

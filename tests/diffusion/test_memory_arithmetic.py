@@ -1,0 +1,75 @@
+"""What a full-size step must hold, counted without a card: weights and what backward needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from adapters.diffusion import lora
+from adapters.diffusion.flat_path import flat_path_of
+from adapters.diffusion.lora import attached
+
+GIB = 2**30
+
+
+class Attention(torch.autograd.Function):
+    """Keeps what fused attention keeps; the stand-in's own would hold whole attention maps."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any) -> torch.Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("batch", "most"), [(1, 2.6), (4, 5.2)])
+def test_weights_and_feature_maps_of_a_full_size_step_leave_room_on_small_cards(
+    monkeypatch: pytest.MonkeyPatch, batch: int, most: float
+) -> None:
+    """In bfloat16 at 512 px and rank 8: a 4 GB card's batch 1, an 8 GB card's batch 4."""
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda query, key, value, *_, **__: Attention.apply(query, key, value),
+    )
+    monkeypatch.setattr(lora, "initialise", lambda *_: None)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        inputs = (
+            torch.empty(batch, 4, 64, 64, dtype=torch.bfloat16),
+            torch.empty(batch, dtype=torch.long),
+            torch.empty(batch, 77, 768, dtype=torch.bfloat16),
+        )
+    torch.nn.Module.to(unet, dtype=torch.bfloat16)
+    unet.eval().requires_grad_(False)
+    weights = sum(weight.nbytes for weight in unet.parameters())
+    frozen = {weight.untyped_storage()._cdata for weight in unet.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in frozen:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with (
+        attached(unet, rank=8, alpha=8.0, seed=0) as adapters,
+        flat_path_of(adapters, torch.bfloat16) as path,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        trained = adapters.flat.numel()
+        path.refresh()
+        answer = unet(*inputs).sample
+        assert answer.requires_grad
+    assert 1.5e6 < trained < 1.7e6
+    # Weights, gradient, two moments and the last good copy of three of these.
+    state = 7 * 4 * trained
+    total = weights + state + sum(storage.nbytes() for storage in kept.values())
+    assert 2.0 < total / GIB < most

@@ -1,0 +1,216 @@
+"""Every option of training trains, resumes exactly, and ends up in the file."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from adapters.diffusion import optimizer as optimizers
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.optimizer import build_optimizer, restore_state, state_of
+from adapters.diffusion.tensor_file import decode as read_file
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from application.ports import CheckpointRejected
+from domain.failure import FailureCode, TrainingFailed
+from domain.parameters import RequestedParameters, TrainingParameters
+from domain.picture import Picture
+from tests.diffusion.runs import plan_of, run
+
+pytestmark = pytest.mark.integration
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="waits for bitsandbytes: pip install 'style-trainer[adam8bit]'",
+)
+needs_prodigy = pytest.mark.skipif(
+    importlib.util.find_spec("prodigyopt") is None,
+    reason="waits for prodigyopt: pip install 'style-trainer[prodigy]'",
+)
+
+OPTIONS = [
+    pytest.param({"lora_dropout": 0.3}, id="lora_dropout"),
+    pytest.param({"use_rslora": True}, id="use_rslora"),
+    pytest.param({"use_dora": True}, id="use_dora"),
+    pytest.param({"use_dora": True, "lora_dropout": 0.3}, id="use_dora,lora_dropout"),
+    pytest.param({"lora_targets": "attention+ff"}, id="attention+ff"),
+    pytest.param(
+        {"lora_targets": "attention+ff+conv", "use_dora": True}, id="attention+ff+conv,use_dora"
+    ),
+    pytest.param({"train_text_encoder": True, "text_encoder_lr": 1e-3}, id="text_encoder"),
+    pytest.param(
+        {"train_text_encoder": True, "use_dora": True, "lora_dropout": 0.1},
+        id="text_encoder,use_dora,lora_dropout",
+    ),
+    pytest.param(
+        {"optimizer": "prodigy", "learning_rate": 1.0}, id="prodigy", marks=needs_prodigy
+    ),
+    pytest.param({"optimizer": "adamw8bit"}, id="adamw8bit", marks=needs_bitsandbytes),
+]
+
+
+@pytest.fixture(scope="module")
+def without_options(base: BaseModel, pictures: tuple[Picture, ...]) -> torch.Tensor:
+    """What the denoiser predicts after three steps of a plain run."""
+    with DiffusionTrainer(base, decode).open(plan_of(pictures[:2]), None) as session:
+        for _ in range(3):
+            session.advance()
+        return predict(base)
+
+
+@torch.no_grad()
+def predict(base: BaseModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(1, 4, 8, 8, generator=generator)
+    states = torch.randn(1, 77, base.unet.config.cross_attention_dim, generator=generator)
+    return base.unet(latents, torch.tensor([300]), encoder_hidden_states=states).sample
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_reaches_the_training_and_a_resumed_run_is_exact(
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    pictures: tuple[Picture, ...],
+    without_options: torch.Tensor,
+    option: dict[str, Any],
+) -> None:
+    plan = plan_of(pictures[:2], **option)
+    with trainer.open(plan, None) as session:
+        for _ in range(3):
+            session.advance()
+        assert torch.isfinite(predict(base)).all()
+        assert not torch.equal(predict(base), without_options)
+        session.advance()
+        whole = session.weights(), session.checkpoint().data
+    checkpoint = None
+    for steps in (1, 2, 1):
+        torch.manual_seed(steps)
+        outcome = run(trainer, plan, resume=checkpoint, steps=steps)
+        checkpoint = outcome.checkpoint
+    assert (outcome.weights, outcome.checkpoint) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [("prodigy", "prodigyopt", "prodigy"), ("adamw8bit", "bitsandbytes", "adam8bit")],
+)
+def test_an_optimizer_that_is_not_installed_is_told_with_its_extra(
+    trainer: DiffusionTrainer,
+    pictures: tuple[Picture, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    library: str,
+    extra: str,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(optimizers, "find_spec", lambda n: None if n == library else found(n))
+    with (
+        pytest.raises(TrainingFailed, match=rf"{library}.*\[{extra}\]") as failed,
+        trainer.open(plan_of(pictures[:1], optimizer=name), None),
+    ):
+        pass
+    assert failed.value.failure.code is FailureCode.INVALID_TASK
+    assert not failed.value.failure.retryable
+    with trainer.open(plan_of(pictures[:1]), None) as session:
+        session.advance()
+
+
+OPTIMIZERS = [
+    "adamw",
+    pytest.param("prodigy", marks=needs_prodigy),
+    pytest.param("adamw8bit", marks=needs_bitsandbytes),
+]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("interrupted", [0, 1, 7])
+def test_an_optimizer_goes_on_from_its_state_bit_for_bit(name: str, interrupted: int) -> None:
+    """5,000 weights: below 4,096 bitsandbytes keeps its moments in 32 bits."""
+    asked = RequestedParameters({"optimizer": name, "weight_decay": 0.1})
+    parameters = asked.resolve(picture_count=1, native_resolution=64)
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(5_000, generator=generator)
+    gradients = torch.randn(12, 5_000, generator=generator)
+
+    def go(weights: torch.nn.Parameter, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            weights.grad = gradients[step].clone()
+            optimizer.param_groups[0]["lr"] = parameters.learning_rate * (12 - step) / 12
+            optimizer.step()
+
+    whole = torch.nn.Parameter(start.clone())
+    go(whole, build_optimizer(whole, parameters), range(12))
+    first = torch.nn.Parameter(start.clone())
+    optimizer = build_optimizer(first, parameters)
+    go(first, optimizer, range(interrupted))
+    second = torch.nn.Parameter(first.detach().clone())
+    resumed = build_optimizer(second, parameters)
+    restore_state(resumed, state_of(optimizer))
+    go(second, resumed, range(interrupted, 12))
+    assert not torch.equal(whole, start)
+    assert torch.equal(second, whole)
+
+
+@needs_prodigy
+def test_prodigy_finds_a_learning_rate_of_its_own() -> None:
+    parameters = RequestedParameters({"optimizer": "prodigy"}).resolve(
+        picture_count=10, native_resolution=64
+    )
+    assert parameters.learning_rate == 1.0
+    weights = torch.nn.Parameter(torch.full((100,), 3.0))
+    optimizer = build_optimizer(weights, parameters)
+    estimates = []
+    for _ in range(60):
+        weights.grad = 2 * (weights.detach() - 1)
+        optimizer.step()
+        estimates.append(state_of(optimizer).numbers["d"])
+    assert estimates[-1] > 100 * estimates[0]
+    assert (weights - 1).abs().max() < 2
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ({"use_dora": True}, {}),
+        ({"lora_targets": "attention+ff"}, {}),
+        ({"lora_dropout": 0.1}, {"lora_dropout": 0.2}),
+        pytest.param({"optimizer": "prodigy"}, {}, marks=needs_prodigy),
+    ],
+)
+def test_a_checkpoint_of_other_options_is_rejected(
+    trainer: DiffusionTrainer,
+    pictures: tuple[Picture, ...],
+    was: dict[str, Any],
+    now: dict[str, Any],
+) -> None:
+    checkpoint = run(trainer, plan_of(pictures[:1], **was), steps=1).checkpoint
+    with pytest.raises(CheckpointRejected, match=f"{next(iter(was))} was"):
+        run(trainer, plan_of(pictures[:1], **now), resume=checkpoint)
+
+
+def test_a_base_that_predicts_velocity_trains(
+    base: BaseModel, pictures: tuple[Picture, ...]
+) -> None:
+    schedule = DDPMScheduler.from_config(
+        base.noise_schedule.config, prediction_type="v_prediction"
+    )
+    trainer = DiffusionTrainer(replace(base, noise_schedule=schedule), decode)
+    plan = plan_of(pictures[:2], epochs=16, validation_epochs=1, snr_gamma=5.0)
+    outcome = run(trainer, plan)
+    losses = [record.evaluation_loss for record in outcome.history]
+    assert losses[-1] < 0.9 * losses[0]
+    _, metadata = read_file(outcome.weights)
+    assert metadata["modelspec.prediction_type"] == "v"
+    assert metadata["ss_base_model_version"] == "sd_v1_v"
+
+
+def test_the_defaults_leave_every_new_option_off() -> None:
+    parameters = TrainingParameters(epochs=1, resolution=64)
+    assert (parameters.optimizer, parameters.lora_targets) == ("adamw", "attention")
+    assert not any((parameters.use_dora, parameters.use_rslora, parameters.lora_dropout))
+    assert parameters.lora_scale == 1.0

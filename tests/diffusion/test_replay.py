@@ -1,0 +1,209 @@
+"""The fast way to run a step is the plain one's equal, in whatever way it is fast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.replay import WARM_UP
+from adapters.diffusion.strategy import PLAIN, Strategy, choose_strategy, describe
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from domain.picture import Picture
+from tests.diffusion.runs import EVERY_OPTION, Rerun, plan_of, run, weights_of
+
+pytestmark = pytest.mark.integration
+
+Pictures = tuple[Picture, ...]
+CAPTURED = Strategy(capture=True)
+
+
+def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_batches(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+) -> None:
+    """Three shapes: four squares as a pair or alone, and the fifth picture in its own bucket."""
+    recorder = Rerun()
+    plan = plan_of(pictures, **EVERY_OPTION, epochs=5, batch_size=3, lr_warmup_steps=3)
+    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
+    assert run(fast, plan) == run(trainer, plan)
+    assert recorder.recorded == 3
+    assert recorder.replayed == 3 * (5 - WARM_UP)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_a_captured_run_that_is_resumed_gives_the_bytes_of_a_plain_one(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures, steps: int
+) -> None:
+    recorder = Rerun()
+    plan = plan_of(pictures[:2], epochs=6)
+    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
+    first = run(fast, plan, steps=steps)
+    assert run(fast, plan, resume=first.checkpoint) == run(trainer, plan)
+    assert recorder.replayed
+
+
+def test_a_recovery_reaches_the_recorded_step(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+) -> None:
+    def disturbed(trainer: DiffusionTrainer) -> bytes:
+        with trainer.open(plan_of(pictures[:2], epochs=5), None) as session:
+            for _ in range(7):
+                session.advance()
+            weights_of(session)[3] = float("nan")
+            while not session.finished:
+                session.advance()
+            assert session.history[-1].learning_rate < session.history[-3].learning_rate / 2
+            return session.weights()
+
+    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=Rerun)
+    assert disturbed(fast) == disturbed(trainer)
+
+
+class Refusing(Rerun):
+    """A device that will not record."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("operation not permitted when stream is capturing"), torch.OutOfMemoryError()],
+)
+def test_where_recording_fails_steps_are_run_as_they_are(
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    pictures: Pictures,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    refusing = Refusing(error)
+    plan = plan_of(pictures[:2], epochs=4)
+    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: refusing)
+    assert run(fast, plan) == run(trainer, plan)
+    assert refusing.recorded == 1
+    assert caplog.text.count("no longer recorded") == 1
+
+
+def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+) -> None:
+    class Filling(Rerun):
+        def record(self, function: Callable[[], None]) -> Callable[[], None]:
+            replay = super().record(function)
+
+            def once_full() -> None:
+                if self.recorded == 1:
+                    raise torch.OutOfMemoryError
+                replay()
+
+            return once_full
+
+    recorder = Filling()
+    plan = plan_of(pictures[:4], batch_size=4, epochs=8)
+    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
+    outcome = run(fast, plan)
+    assert recorder.recorded == 2
+    assert recorder.replayed == 8 - WARM_UP - WARM_UP
+    plain = run(trainer, plan)
+    assert [record.loss for record in outcome.history] == pytest.approx(
+        [record.loss for record in plain.history], rel=1e-3
+    )
+
+
+def test_one_copy_of_all_adapters_gives_the_numbers_of_pefts_layers(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+) -> None:
+    plan = plan_of(pictures[:3], **EVERY_OPTION, epochs=3, batch_size=2, alpha=2.0)
+    flat = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    plain, fast = run(trainer, plan), run(flat, plan)
+    for one, other in zip(plain.history, fast.history, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-4)
+        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
+
+
+def test_previews_between_steps_see_the_adapters_as_they_are(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+) -> None:
+    plan = plan_of(pictures[:1], epochs=2, sample_prompts=("a boat",))
+    flat = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    with flat.open(plan, None) as session:
+        session.advance()
+        kept = weights_of(session).clone()
+        weights_of(session).add_(0.05)
+        before = session.previews(adapted=True)
+        session.advance()
+        weights_of(session).copy_(kept).add_(0.05)
+        assert session.previews(adapted=True) == before
+
+
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_half_precision_follows_the_plain_loss_and_leaves_the_base_bit_for_bit(
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    pictures: Pictures,
+    compute: torch.dtype,
+    channels_last: bool,
+) -> None:
+    plan = plan_of(pictures, epochs=3, batch_size=2, learning_rate=2e-3)
+    plain = run(trainer, plan)
+    own = replace(base, unet=copy.deepcopy(base.unet))
+    half = DiffusionTrainer(
+        own,
+        decode,
+        strategy=Strategy(compute=compute, flat_path=True, channels_last=channels_last),
+    )
+    before = copy.deepcopy(own.unet.state_dict())
+    outcome = run(half, plan)
+    for one, other in zip(plain.history, outcome.history, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=0.03)
+        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=0.1)
+    after = own.unet.state_dict()
+    assert {weight.dtype for weight in after.values()} == {compute}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    resumed = run(half, plan, resume=run(half, plan, steps=2).checkpoint)
+    assert resumed == outcome
+
+
+def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
+    base: BaseModel, pictures: Pictures
+) -> None:
+    own = replace(base, unet=copy.deepcopy(base.unet))
+    half = DiffusionTrainer(own, decode, strategy=Strategy(compute=torch.float16, flat_path=True))
+    with half.open(plan_of(pictures[:1], epochs=4, lr_warmup_steps=0), None) as session:
+        scaler = session._update._scaler
+        scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**120})
+        before = weights_of(session).clone()
+        session.advance()
+        assert torch.equal(weights_of(session), before)
+        assert session._update.loss_scale[0] == 2.0**119
+        assert session.history[0].stalled
+
+
+def test_a_cpu_gets_the_plain_way_and_a_card_what_it_can_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert choose_strategy("cpu") == PLAIN
+    found = {}
+    for capability in [(6, 1), (7, 5), (8, 0), (9, 0)]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        chosen = choose_strategy("cuda")
+        found[capability] = chosen.compute, chosen.capture, chosen.loss_scaling
+    assert found == {
+        (6, 1): (torch.float16, False, True),
+        (7, 5): (torch.float16, True, True),
+        (8, 0): (torch.bfloat16, True, False),
+        (9, 0): (torch.bfloat16, True, False),
+    }
+    assert describe(PLAIN) == "float32, eager steps"

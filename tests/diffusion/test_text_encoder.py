@@ -1,0 +1,180 @@
+"""A style that trains the text encoder, too: it learns, resumes, leaves no trace, and loads."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionPipeline
+
+from adapters.diffusion.base_model import BaseModel, load_base
+from adapters.diffusion.convert import Form, read_style, write_form
+from adapters.diffusion.dataset import encode_captions
+from adapters.diffusion.lora import attached
+from adapters.diffusion.tensor_file import decode as read_file
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from domain.parameters import LoraTargets
+from domain.picture import Picture
+from tests.diffusion.programs import comfy_names, comfy_patched
+from tests.diffusion.runs import plan_of, run, weights_of
+from tests.diffusion.single_file import _unet_key, write_single_file
+
+pytestmark = pytest.mark.integration
+
+Pictures = tuple[Picture, ...]
+CPU = torch.device("cpu")
+
+
+def states(base: BaseModel) -> torch.Tensor:
+    return encode_captions(base, ["a red circle", "inkwash"], CPU)
+
+
+@pytest.fixture(scope="module")
+def style(
+    base: BaseModel, pictures: Pictures, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, torch.Tensor]:
+    """The file of a short run, and what its text encoder says."""
+    plan = plan_of(pictures[:2], train_text_encoder=True, lora_targets="attention+ff", alpha=6.0)
+    with DiffusionTrainer(base, decode).open(plan, None) as session:
+        for _ in range(4):
+            session.advance()
+        weights = weights_of(session)
+        weights.copy_(weights.half().float())  # the file's precision
+        path = tmp_path_factory.mktemp("style") / "style.safetensors"
+        path.write_bytes(session.weights())
+        return path, states(base)
+
+
+def test_the_text_encoder_learns_and_is_what_it_was_afterwards(
+    base: BaseModel, style: tuple[Path, torch.Tensor], pictures: Pictures
+) -> None:
+    before = copy.deepcopy(base.text_encoder.state_dict())
+    structure = [type(module) for module in base.text_encoder.modules()]
+    run(DiffusionTrainer(base, decode), plan_of(pictures[:1], epochs=1, train_text_encoder=True))
+    after = base.text_encoder.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [type(module) for module in base.text_encoder.modules()] == structure
+    assert not any(weight.requires_grad for weight in base.text_encoder.parameters())
+    assert (states(base) - style[1]).abs().max() > 1e-3
+
+
+def test_the_targets_widen_in_the_text_encoder_as_in_the_denoiser(base: BaseModel) -> None:
+    found = {}
+    for targets in LoraTargets:
+        with attached(
+            base.unet, rank=2, alpha=2, seed=1, targets=targets, text_encoder=base.text_encoder
+        ) as adapters:
+            found[targets] = {name.split(".")[-1] for name in adapters.of_text}
+            ours = sum(w.numel() for a in adapters.of_text.values() for w in a.weights)
+            assert adapters.text_weights == ours
+            last = list(adapters.of_text.values())[-1]
+            assert torch.equal(adapters.flat[-last.up.numel() :], last.up.flatten())
+    attention = {"q_proj", "k_proj", "v_proj", "out_proj"}
+    assert found[LoraTargets.ATTENTION] == attention
+    assert found[LoraTargets.FEED_FORWARD] == attention | {"fc1", "fc2"}
+    assert found[LoraTargets.CONVOLUTIONS] == attention | {"fc1", "fc2"}
+
+
+def test_every_key_of_the_text_encoder_is_kohyas(style: tuple[Path, torch.Tensor]) -> None:
+    tensors, metadata = read_file(style[0].read_bytes())
+    form = re.compile(
+        r"lora_te_text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])"
+        r"\.(lora_down\.weight|lora_up\.weight|alpha)"
+    )
+    found = [key for key in tensors if not key.startswith("lora_unet_")]
+    assert found
+    assert all(form.fullmatch(key) for key in found)
+    assert metadata["ss_text_encoder_lr"] == "0.01"
+
+
+def pipeline_of(base: BaseModel) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=base.noise_schedule,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.mark.parametrize("form", [None, Form.DIFFUSERS])
+def test_diffusers_loads_it_into_the_text_encoder(
+    base: BaseModel, style: tuple[Path, torch.Tensor], tmp_path: Path, form: Form | None
+) -> None:
+    path, trained = style
+    if form is not None:
+        (path,) = write_form(*read_style(path), form, tmp_path, "style")
+    pipeline = pipeline_of(base)
+    pipeline.load_lora_weights(path)
+    try:
+        torch.testing.assert_close(states(base), trained, rtol=1e-4, atol=1e-5)
+    finally:
+        pipeline.unload_lora_weights()
+
+
+def test_peft_loads_a_folder_for_each_model(
+    base: BaseModel, style: tuple[Path, torch.Tensor], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    path, trained = style
+    write_form(*read_style(path), Form.PEFT, tmp_path, "style")
+    model = PeftModel.from_pretrained(base.text_encoder, tmp_path / "text_encoder")
+    torch.testing.assert_close(states(base), trained, rtol=1e-4, atol=1e-5)
+    model.unload()
+    PeftModel.from_pretrained(base.unet, tmp_path / "unet").unload()
+    (back,) = write_form(*read_style(tmp_path), Form.KOHYA, tmp_path / "back", "style")
+    assert back.read_bytes() == path.read_bytes()
+
+
+def test_comfyui_patches_the_text_encoder_of_the_original_checkpoint(
+    base: BaseModel, style: tuple[Path, torch.Tensor], small_base_folder: Path, tmp_path: Path
+) -> None:
+    path, trained = style
+    checkpoint = write_single_file(base, tmp_path / "base.safetensors")
+    layers = base.unet.config.layers_per_block
+    ldm = {name: _unet_key(name, layers) for name in base.unet.state_dict()}
+    names = comfy_names(ldm, base.text_encoder.config.num_hidden_layers)
+    weights = safetensors.torch.load_file(checkpoint)
+    patched = comfy_patched(weights, read_file(path.read_bytes())[0], names)
+    safetensors.torch.save_file(dict(patched), checkpoint)
+    model = load_base(str(checkpoint), device="cpu", config_folder=small_base_folder)
+    torch.testing.assert_close(states(model), trained, rtol=1e-4, atol=1e-5)
+
+
+def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, pictures: Pictures) -> None:
+    def moved(**parameters: float) -> tuple[float, float]:
+        """How far the denoiser's and the text encoder's adapters come in the first step."""
+        plan = plan_of(pictures[:1], train_text_encoder=True, lr_warmup_steps=0, **parameters)
+        with trainer.open(plan, None) as session:
+            weights, last = weights_of(session), session._adapters.text_weights
+            before = weights.clone()
+            session.advance()
+            step = (weights - before).abs()
+            return float(step[:-last].max()), float(step[-last:].max())
+
+    same = moved()
+    slower = moved(text_encoder_lr=1e-3)
+    assert slower[0] == same[0]
+    assert slower[1] == pytest.approx(same[1] / 10, rel=0.02)
+
+
+def test_previews_show_the_trained_text_encoder(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    plan = plan_of(pictures[:1], train_text_encoder=True, sample_prompts=("a red circle",))
+    with trainer.open(plan, None) as session:
+        before = session.previews(adapted=False)
+        weights, last = weights_of(session), session._adapters.text_weights
+        weights[-last:] += 0.3
+        assert session.previews(adapted=True) != before
+        assert session.previews(adapted=False) == before

@@ -1,0 +1,156 @@
+"""A full card: less at a time, then recomputing, and only then a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.failures import is_out_of_memory
+from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.thrift import Thrift
+from adapters.diffusion.trainer import DiffusionTrainer
+from application.ports import TrainingSession
+from domain.failure import FailureCode, TrainingFailed
+from domain.picture import Picture
+from tests.diffusion.runs import plan_of, run
+
+pytestmark = pytest.mark.integration
+
+Pictures = tuple[Picture, ...]
+Limit = Callable[..., list[int]]
+
+
+@pytest.fixture
+def limit(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> Limit:
+    """Lets the denoiser run out of memory above a number of pictures, after its forward pass."""
+    forward = base.unet.forward
+
+    def set_to(most: int, *, unless_recomputing: bool = False) -> list[int]:
+        passes: list[int] = []
+
+        def limited(sample: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+            result = forward(sample, *arguments, **keywords)
+            recomputing = base.unet.is_gradient_checkpointing
+            allowed = len(sample) <= most or (unless_recomputing and recomputing)
+            if torch.is_grad_enabled() and not allowed:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            if torch.is_grad_enabled():
+                passes.append(len(sample))
+            return result
+
+        monkeypatch.setattr(base.unet, "forward", limited)
+        return passes
+
+    return set_to
+
+
+def gradient_of(session: TrainingSession) -> torch.Tensor:
+    """What AdamW's first moment holds after one step: a tenth of the clipped gradient."""
+    assert isinstance(session, DiffusionSession)
+    return session._update.optimizer_state.tensors["exp_avg"].clone()
+
+
+def assert_same_gradient(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+
+
+def test_the_ladder_halves_the_pictures_then_recomputes_then_ends() -> None:
+    steps = [Thrift(6)]
+    while (tighter := steps[-1].tighter(6)) is not None:
+        steps.append(tighter)
+    assert steps == [Thrift(6), Thrift(3), Thrift(2), Thrift(1), Thrift(1, checkpointing=True)]
+    assert Thrift(6).tighter(2) == Thrift(1)
+
+
+def test_a_full_card_is_met_by_smaller_passes_with_the_same_gradient(
+    trainer: DiffusionTrainer, pictures: Pictures, limit: Limit, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = plan_of(pictures[:4], batch_size=4, epochs=2)
+    with trainer.open(plan, None) as session:
+        session.advance()
+        whole, record = gradient_of(session), session.history[0]
+    passes = limit(2)
+    with trainer.open(plan, None) as session:
+        session.advance()
+        assert_same_gradient(gradient_of(session), whole)
+        assert session.history[0].loss == pytest.approx(record.loss, rel=1e-5)
+        assert session.history[0].gradient_norm == pytest.approx(record.gradient_norm, rel=1e-4)
+        session.advance()
+    # It is found out once; the second step goes by two at once.
+    assert passes == [2, 2, 2, 2]
+    assert caplog.text.count("out of memory, going on with 2 pictures at a time") == 1
+
+
+def test_then_feature_maps_are_recomputed_with_the_same_gradient(
+    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures, limit: Limit
+) -> None:
+    plan = plan_of(pictures[:2], batch_size=2, epochs=1)
+    with trainer.open(plan, None) as session:
+        session.advance()
+        whole = gradient_of(session)
+    limit(0, unless_recomputing=True)
+    with trainer.open(plan, None) as session:
+        session.advance()
+        assert_same_gradient(gradient_of(session), whole)
+        assert base.unet.is_gradient_checkpointing
+    assert not base.unet.is_gradient_checkpointing
+
+
+def test_a_card_that_is_full_even_so_is_told_as_such(
+    trainer: DiffusionTrainer, pictures: Pictures, limit: Limit
+) -> None:
+    limit(0)
+    plan = plan_of(pictures[:2], batch_size=2)
+    with trainer.open(plan, None) as session, pytest.raises(TrainingFailed) as failed:
+        session.advance()
+    assert failed.value.failure.code is FailureCode.GPU_OOM
+    assert "graphics card" in failed.value.failure.message
+
+
+def test_a_resumed_run_goes_on_as_thriftily_and_gives_the_same_bytes(
+    trainer: DiffusionTrainer, pictures: Pictures, limit: Limit
+) -> None:
+    plan = plan_of(pictures[:4], batch_size=4, epochs=3)
+    limit(1)
+    whole = run(trainer, plan)
+    first = run(trainer, plan, steps=1)
+    passes = limit(4)
+    assert run(trainer, plan, resume=first.checkpoint) == whole
+    assert set(passes) == {1}
+
+
+def test_pictures_are_encoded_one_by_one_where_memory_is_short(
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of(pictures[:3], epochs=1)
+    together = run(trainer, plan)
+    encode = base.vae.encode
+
+    def limited(pixels: torch.Tensor) -> Any:
+        if len(pixels) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(pixels)
+
+    monkeypatch.setattr(base.vae, "encode", limited)
+    assert run(trainer, plan).history[0].loss == pytest.approx(together.history[0].loss, rel=1e-4)
+
+
+def test_what_libraries_say_when_memory_is_out_is_understood() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert not is_out_of_memory(MemoryError())
+
+
+def test_the_peak_of_memory_is_told(trainer: DiffusionTrainer, pictures: Pictures) -> None:
+    with trainer.open(plan_of(pictures[:1]), None) as session:
+        session.advance()
+        assert session.peak_memory > 50e6

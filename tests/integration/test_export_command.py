@@ -1,0 +1,93 @@
+"""`train --export` as a person meets it: conversions, and every bad input in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.diffusion.convert import Form
+from adapters.diffusion.forms import UNET, LayerWeights, to_kohya, write_style
+from entrypoints.train import build_parser, main
+
+pytestmark = pytest.mark.integration
+
+PATH = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
+
+
+@pytest.fixture
+def style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A style of one layer."""
+    monkeypatch.chdir(tmp_path)
+    layer = LayerWeights(torch.ones(2, 3).half(), torch.ones(4, 2).half(), 1.0)
+    file = tmp_path / "models" / "style_9.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(write_style(to_kohya({(UNET, PATH): layer}), {"ss_output_name": "style_9"}))
+    return file
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+@pytest.mark.parametrize(
+    ("form", "files"),
+    [
+        ("kohya", ["style_9.safetensors"]),
+        ("diffusers", ["pytorch_lora_weights.safetensors"]),
+        ("peft", ["adapter_config.json", "adapter_model.safetensors"]),
+    ],
+)
+def test_a_style_is_converted_and_back_again_under_its_name(
+    style: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, files: list[str]
+) -> None:
+    out = tmp_path / "style_9"
+    assert main(["--export", form, str(style), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.split() == [str(out / name) for name in files]
+    assert files_in(out) == files
+    source = style if form == "kohya" else out
+    assert main(["--export", "kohya", str(source), "--out", "back"]) == 0
+    assert (tmp_path / "back" / "style_9.safetensors").read_bytes() == style.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["missing.safetensors", "--out", "o"], "missing.safetensors: is no file; give a LoRA"),
+        (["models", "--out", "o"], "models: has no pytorch_lora_weights.safetensors"),
+        (["STYLE", "--out", "o", "--epochs", "3"], "--epochs: trains, and --export does not"),
+        (["STYLE", "--out", "STYLE"], "cannot be written"),
+        (["STYLE", "--out", "models"], "holds the style itself"),
+    ],
+)
+def test_bad_input_is_one_line_with_its_remedy_and_writes_nothing(
+    style: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    before = files_in(tmp_path)
+    arguments = [str(style) if argument == "STYLE" else argument for argument in arguments]
+    assert main(["--export", "kohya", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert files_in(tmp_path) == before
+
+
+def test_a_form_that_is_unknown_is_told_with_those_known(
+    style: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--export", "onnx", str(style), "--out", "o"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert all(form in error for form in ("diffusers", "kohya", "peft"))
+
+
+def test_every_form_can_be_asked_for() -> None:
+    (choices,) = [action.choices for action in build_parser()._actions if action.dest == "export"]
+    assert list(choices) == list(Form)
