@@ -152,14 +152,22 @@ class TrainingParameters:
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
-            value = getattr(self, name)
-            if name in RATES and self.optimizer is not OptimizerName.PRODIGY:
-                limit = LEARNING_RATE
-            if value is not None or name not in MAY_BE_NONE:
-                _check(name, value, limit)
+            self._check(name, limit)
             if isinstance(limit, OneOf):
                 # A message's text becomes the member, so that equal parameters look equal, too.
-                object.__setattr__(self, name, limit.names(value))
+                object.__setattr__(self, name, limit.names(getattr(self, name)))
+        if self.optimizer is not OptimizerName.PRODIGY:
+            for name in LEARNING_RATES:
+                self._check(name, GRADIENT_DESCENTS_RATE)
+
+    def _check(self, name: str, limit: Limit) -> None:
+        value = getattr(self, name)
+        if value is None and name in MAY_BE_NONE:
+            return
+        try:
+            limit.check(value)
+        except OutOfLimits as error:
+            raise InvalidParameter(name, error.value, error.remedy) from None
 
     @property
     def network_alpha(self) -> float:
@@ -187,28 +195,29 @@ class TrainingParameters:
         return min(100, total_steps // 20)
 
 
-LEARNING_RATE = Number(0.0, 0.1, above_low=True)
-"""Of every optimizer that does not find the rate itself."""
-RATES = ("learning_rate", "text_encoder_lr")
-"""What that limit is for."""
+GRADIENT_DESCENTS_RATE = Number(0.0, 0.1, above_low=True)
+"""A learning rate that is a step's size. Prodigy's is a factor, and may be larger."""
+LEARNING_RATES = ("learning_rate", "text_encoder_lr")
+"""The parameters that this is for."""
+
 LIMITS: Mapping[str, Limit] = {
     "epochs": Whole(1, 10_000),
     "resolution": Whole(64, 2048, multiple_of=64),
+    "lora_targets": OneOf(LoraTargets),
     "optimizer": OneOf(OptimizerName),
+    "lr_scheduler": OneOf(LearningRateSchedule),
     "learning_rate": Number(0.0, 10.0, above_low=True),
     "train_text_encoder": Switch(),
     "text_encoder_lr": Number(0.0, 10.0, above_low=True),
     "batch_size": Whole(1, 64),
     "rank": Whole(1, 256),
     "alpha": Number(0.0, 1024.0, above_low=True),
-    "lora_targets": OneOf(LoraTargets),
     "lora_dropout": Number(0.0, 0.99),
     "use_rslora": Switch(),
     "use_dora": Switch(),
     "seed": Whole(0, 2**32 - 1),
     "trigger_word": Text(100),
     "sample_prompts": Prompts(8, Text(500)),
-    "lr_scheduler": OneOf(LearningRateSchedule),
     "lr_warmup_steps": Whole(0, 100_000),
     "lr_num_cycles": Whole(1, 100),
     "lr_power": Number(0.0, 10.0, above_low=True),
@@ -221,7 +230,7 @@ LIMITS: Mapping[str, Limit] = {
     "validation_split": Number(0.0, 0.5),
     "validation_epochs": Whole(0, 10_000),
 }
-"""What each parameter accepts, in the order in which they are checked; rates, with Prodigy."""
+"""What each parameter accepts, in the order in which they are checked."""
 MAY_BE_NONE = frozenset(f.name for f in fields(TrainingParameters) if f.default is None)
 """Parameters for which None stands for something, as their fields say."""
 PARAMETER_NAMES = frozenset(field.name for field in fields(TrainingParameters))
@@ -257,10 +266,3 @@ class RequestedParameters:
         values = {**defaults, **self.named}
         values["sample_prompts"] = tuple(values.get("sample_prompts", ()))
         return TrainingParameters(**values)
-
-
-def _check(name: str, value: object, limit: Limit) -> None:
-    try:
-        limit.check(value)
-    except OutOfLimits as error:
-        raise InvalidParameter(name, error.value, error.remedy) from None

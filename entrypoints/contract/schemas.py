@@ -10,10 +10,10 @@ from pydantic import BaseModel, TypeAdapter
 from adapters.wire import TaskMessage
 from domain.limits import Limit, Number, OneOf, Prompts, Switch, Text, Whole
 from domain.parameters import (
-    LEARNING_RATE,
+    GRADIENT_DESCENTS_RATE,
+    LEARNING_RATES,
     LIMITS,
     MAY_BE_NONE,
-    RATES,
     OptimizerName,
     TrainingParameters,
 )
@@ -50,7 +50,7 @@ def task_schemas() -> dict[str, Schema]:
 def parameters_schema() -> Schema:
     """Every training parameter that a task may name. Null stands for one that is not named."""
     defaults = TypeAdapter(TrainingParameters).json_schema()["properties"]
-    texts = meanings()
+    texts, rate = meanings(), schema_of_limit(GRADIENT_DESCENTS_RATE)
     properties = {}
     for name, limit in LIMITS.items():
         accepted = _or_null(schema_of_limit(limit))
@@ -67,7 +67,7 @@ def parameters_schema() -> Schema:
             "required": ["optimizer"],
             "properties": {"optimizer": {"const": str(OptimizerName.PRODIGY)}},
         },
-        "else": {"properties": {name: _or_null(schema_of_limit(LEARNING_RATE)) for name in RATES}},
+        "else": {"properties": dict.fromkeys(LEARNING_RATES, _or_null(rate))},
     }
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pika
 import pytest
-from adapters.rabbitmq.options import RabbitOptions
-from adapters.rabbitmq.queue import RabbitQueue
 from pika.exceptions import ChannelClosedByBroker
 
 from adapters.clock import SystemClock
+from adapters.rabbitmq.options import RabbitOptions
+from adapters.rabbitmq.queue import RabbitQueue
 from tests.deploy.files import ROOT, SETTINGS
 from tests.services.broker import Broker, own_broker
 
