@@ -157,7 +157,7 @@ class TrainingParameters:
                 # A message's text becomes the member, so that equal parameters look equal, too.
                 object.__setattr__(self, name, limit.names(getattr(self, name)))
         if self.optimizer is not OptimizerName.PRODIGY:
-            for name in ("learning_rate", "text_encoder_lr"):
+            for name in LEARNING_RATES:
                 self._check(name, GRADIENT_DESCENTS_RATE)
 
     def _check(self, name: str, limit: Limit) -> None:
@@ -197,6 +197,8 @@ class TrainingParameters:
 
 GRADIENT_DESCENTS_RATE = Number(0.0, 0.1, above_low=True)
 """A learning rate that is a step's size. Prodigy's is a factor, and may be larger."""
+LEARNING_RATES = ("learning_rate", "text_encoder_lr")
+"""The parameters that this is for."""
 
 LIMITS: Mapping[str, Limit] = {
     "epochs": Whole(1, 10_000),

@@ -32,17 +32,17 @@ _DEPENDENT = {
 
 def parameters_page() -> str:
     """The whole page."""
-    meanings = _meanings()
+    texts = meanings()
     rows = []
     for field in fields(TrainingParameters):
         default = _DEPENDENT.get(field.name) or _shown(field.default)
-        meaning = meanings[field.name].replace("|", "\\|")
+        meaning = texts[field.name].replace("|", "\\|")
         rows.append(f"| `{field.name}` | `{option_of(field.name)}` | {default} | {meaning} |")
     return _HEAD + "\n".join(rows) + "\n"
 
 
-def _meanings() -> dict[str, str]:
-    """The text below each field, on one line."""
+def meanings() -> dict[str, str]:
+    """The text below each parameter's field, on one line."""
     (declared,) = ast.parse(inspect.getsource(TrainingParameters)).body
     assert isinstance(declared, ast.ClassDef)
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -326,6 +327,21 @@ def _line(problem: Any) -> str:
         return f"{name.upper()} is not set: {remedy}"
     secret = "SecretStr" in str(Settings.model_fields[name].annotation)
     return f"{name.upper()}={'***' if secret else repr(str(value))}: {remedy}"
+
+
+def environment_on_gpu(settings: Settings, gpu: str, index: int) -> dict[str, str]:
+    """The environment of one worker of several under one command.
+
+    Args:
+        gpu: its number, as the driver counts.
+        index: its number in the fleet: its status page is that many ports further on.
+    """
+    changes = {"CUDA_VISIBLE_DEVICES": gpu}
+    if settings.worker_name is not None:
+        changes["WORKER_NAME"] = f"{settings.worker_name}-gpu{gpu}"
+    if settings.status_port:
+        changes["STATUS_PORT"] = str(settings.status_port + index)
+    return {**os.environ, **changes}
 
 
 def settings_table() -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from entrypoints.cli import add_common_options, run_command
 from entrypoints.exits import UsageError
+
+if TYPE_CHECKING:
+    from entrypoints.settings import Settings
 
 EPILOG = """\
 Without a broker, tasks are files: every .json in SPOOL_DIR is one, in the backend's own form,
@@ -17,6 +21,7 @@ examples:
   python -m entrypoints.worker --check      on a new pod: what works, and what to do about the rest
   python -m entrypoints.worker              until it is asked to stop
   python -m entrypoints.worker --once       until the queue is empty
+  python -m entrypoints.worker --gpus all   a worker on every GPU; each on a STATUS_PORT of its own
 
 While it runs, it shows itself at http://127.0.0.1:9108 (STATUS_HOST, STATUS_PORT): a page,
 /metrics, /health/live and /health/ready. Its log is text on a terminal, else JSON (LOG_FORMAT).
@@ -42,6 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", action="store_true", help="try everything that a job needs, and say what works"
     )
+    parser.add_argument(
+        "--gpus",
+        metavar="GPUS",
+        help="one worker on each of these, under this command: all, or numbers such as 0,1",
+    )
     parser.add_argument("--json", action="store_true", help="print what the check found as JSON")
     add_common_options(parser, script="style-worker")
     return parser
@@ -56,6 +66,8 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.settings import load_settings
 
     settings = load_settings()
+    if arguments.gpus is not None:
+        return _fleet(arguments, settings)
 
     from application.stop import StopSignal
     from entrypoints.check import check
@@ -90,6 +102,29 @@ def _work(arguments: argparse.Namespace) -> int:
             loop(stop, until_empty=arguments.once)
             log.info("worker %s ends", container.worker())
     return 0
+
+
+def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
+    from adapters.gpu import GpuReader
+    from entrypoints.fleet import Fleet, gpus_named, worker_command
+    from entrypoints.logs import start_logging
+    from entrypoints.settings import environment_on_gpu
+
+    if arguments.check:
+        raise UsageError("--gpus and --check: check one worker at a time, with DEVICE=cuda:1 say")
+    gpus = gpus_named(arguments.gpus, lambda: len(GpuReader()()))
+    start_logging(
+        level="DEBUG" if arguments.debug else settings.log_level,
+        form=settings.log_format,
+        secrets=settings.secrets(),
+    )
+    options = [name for name in ("once", "debug") if getattr(arguments, name)]
+    return Fleet(
+        gpus,
+        worker_command([f"--{name}" for name in options]),
+        lambda gpu: environment_on_gpu(settings, gpu, gpus.index(gpu)),
+        once=arguments.once,
+    ).run()
 
 
 if __name__ == "__main__":

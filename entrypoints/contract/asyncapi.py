@@ -7,7 +7,8 @@ from typing import Any
 from adapters.rabbitmq import envelope
 from adapters.rabbitmq.topology import Topology
 from adapters.wire import MAX_MESSAGE_BYTES
-from entrypoints.contract.schemas import Schema, package_version, reference, task_schemas
+from entrypoints.cli import version
+from entrypoints.contract.schemas import Schema, reference, task_schemas
 from entrypoints.settings import Settings
 
 QUEUE: str = Settings.model_fields["rabbitmq_queue"].default
@@ -34,7 +35,7 @@ def asyncapi() -> dict[str, Any]:
         "asyncapi": "3.0.0",
         "info": {
             "title": "Style trainer: queue of tasks",
-            "version": package_version(),
+            "version": version(),
             "description": "The backend publishes a task; a worker takes it, trains the style and "
             "tells the backend by webhooks. The worker is the receiver.",
         },

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from adapters.wire import CompleteBody, FailedBody, ProgressBody
-from entrypoints.contract.schemas import package_version, reference, schemas_of
+from entrypoints.cli import version
+from entrypoints.contract.schemas import reference, schemas_of
 
 _RETRIED = (
     "A final call is made again with growing pauses, for as long as it takes; a progress call is "
@@ -46,7 +47,7 @@ def openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Style trainer: webhooks",
-            "version": package_version(),
+            "version": version(),
             "description": "What a worker tells the backend. The worker is the client. The "
             "backend is not idempotent: every final call that it takes is shown to the artist, so "
             "a worker makes it once, and a repetition after a crash carries the same "

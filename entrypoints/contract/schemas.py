@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
 from adapters.wire import TaskMessage
 from domain.limits import Limit, Number, OneOf, Prompts, Switch, Text, Whole
-from domain.parameters import LIMITS, MAY_BE_NONE, TrainingParameters
+from domain.parameters import (
+    GRADIENT_DESCENTS_RATE,
+    LEARNING_RATES,
+    LIMITS,
+    MAY_BE_NONE,
+    OptimizerName,
+    TrainingParameters,
+)
+from entrypoints.parameter_docs import meanings
 
 Schema = dict[str, Any]
 PARAMETERS = "TrainingParameters"
-
-
-def package_version() -> str:
-    """The release that the documents belong to."""
-    return version("style-trainer")
 
 
 def reference(name: str) -> Schema:
@@ -50,20 +50,29 @@ def task_schemas() -> dict[str, Schema]:
 def parameters_schema() -> Schema:
     """Every training parameter that a task may name. Null stands for one that is not named."""
     defaults = TypeAdapter(TrainingParameters).json_schema()["properties"]
-    meanings = _docstrings_of_fields(TrainingParameters)
+    texts, rate = meanings(), schema_of_limit(GRADIENT_DESCENTS_RATE)
     properties = {}
     for name, limit in LIMITS.items():
-        accepted = {"anyOf": [schema_of_limit(limit), {"type": "null"}]}
+        accepted = _or_null(schema_of_limit(limit))
         if name not in MAY_BE_NONE and "default" in defaults[name]:
             accepted["default"] = defaults[name]["default"]
-        properties[name] = {"description": meanings[name], **accepted}
+        properties[name] = {"description": texts[name].replace("None", "null"), **accepted}
     return {
         "type": "object",
         "description": "What to train with. Without `epochs` they follow from the number of "
         "pictures: 700 - 20 n, at least 100 and at most 500. Without `resolution` it is the base "
         "model's own. Unknown keys are ignored with a warning.",
         "properties": properties,
+        "if": {
+            "required": ["optimizer"],
+            "properties": {"optimizer": {"const": str(OptimizerName.PRODIGY)}},
+        },
+        "else": {"properties": dict.fromkeys(LEARNING_RATES, _or_null(rate))},
     }
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def schema_of_limit(limit: Limit) -> Schema:
@@ -87,23 +96,6 @@ def schema_of_limit(limit: Limit) -> Schema:
         case Switch():
             return {"type": "boolean"}
     raise TypeError(f"no schema for {limit!r}")
-
-
-def _docstrings_of_fields(kind: type) -> dict[str, str]:
-    """The text under each field of a class, which Python itself does not keep."""
-    body = ast.parse(inspect.getsource(kind)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-        ):
-            words = " ".join(str(text.value.value).split())
-            found[field.target.id] = words.replace("``", "`").replace("None", "null")
-    return found
 
 
 def _tidied(schema: Schema) -> Schema:

@@ -186,6 +186,8 @@ ACCEPTED = [
     _parameter("learning_rate", 0.1),
     _parameter("sample_prompts", ["a cat"] * 8),
     _parameter("lr_scheduler", "linear"),
+    _parameter("lora_targets", "attention+ff"),
+    _with("data.parameters", {"optimizer": "prodigy", "learning_rate": 2.0}),
     _parameter("random_flip", True),
     _parameter("caption_dropout", 1),
 ]
@@ -224,7 +226,9 @@ REFUSED = [
     _parameter("trigger_word", "w" * 101),
     _parameter("sample_prompts", "a cat"),
     _parameter("sample_prompts", ["a cat"] * 9),
-    _parameter("lr_scheduler", "sawtooth"),
+    _parameter("lr_scheduler", "sideways"),
+    _with("data.parameters", {"optimizer": "adamw", "learning_rate": 2.0}),
+    _with("data.parameters", {"optimizer": "prodigy", "learning_rate": 20.0}),
     _parameter("random_flip", 1),
     _parameter("caption_dropout", 1.1),
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from entrypoints.settings import InvalidSettings, Settings, load_settings
+from entrypoints.settings import InvalidSettings, Settings, environment_on_gpu, load_settings
 
 TOKEN = "t" * 32
 
@@ -127,3 +128,12 @@ def test_lists_are_read_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("MOST_SETBACKS=9\nUNKNOWN_TO_US=1\n")
     assert load_settings(tmp_path / ".env").most_setbacks == 9
+
+
+def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = loaded(monkeypatch, WORKER_NAME="pod", STATUS_PORT="9200")
+    second = environment_on_gpu(settings, "3", 1)
+    assert second["CUDA_VISIBLE_DEVICES"] == "3"
+    assert second["WORKER_NAME"] == "pod-gpu3"
+    assert second["STATUS_PORT"] == "9201"
+    assert second.items() >= {"PATH": os.environ["PATH"]}.items()

@@ -128,6 +128,7 @@ class Estate:
             "GRACE_SECONDS": "4",
             "MOST_SETBACKS": "1000",
             "LOG_LEVEL": "INFO",
+            "STATUS_PORT": "0",
         }
 
     def order(self, style_id: int, seed: int, rng: random.Random) -> Order:

@@ -33,6 +33,7 @@ def environment(**settings: str) -> dict[str, str]:
         "DEVICE": "cpu",
         "CANCEL_POLL": "0.2",
         "LEASE_SECONDS": "3",
+        "STATUS_PORT": "0",
         "CHECKPOINT_EVERY": "1",
         **settings,
     }

@@ -52,6 +52,7 @@ class Platform:
             "CANCEL_POLL": "0.2",
             "LOG_LEVEL": "DEBUG",
             "OMP_NUM_THREADS": "1",
+            "STATUS_PORT": "0",
             "PYTHONPATH": str(ROOT),
         }
 

@@ -27,6 +27,7 @@ def command(
         "OMP_NUM_THREADS": "1",
         "BASE_MODEL": str(ROOT / "assets" / "small_base"),
         "DEVICE": "cpu",
+        "STATUS_PORT": "0",
         **settings,
     }
     return subprocess.run(
