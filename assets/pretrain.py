@@ -37,14 +37,11 @@ from assets.vocabulary import write_vocabulary
 _SQUARE = (NATIVE_SIDE, NATIVE_SIDE)
 _VAE_SCENES, _VAE_TEXTURES = 2000, 5000
 _TEXT_SCENES = 20_000
-_DENOISER_SCENES: tuple[dict[tuple[int, int], int], ...] = (
-    {(NATIVE_SIDE // 2, NATIVE_SIDE // 2): 10_000},
-    {_SQUARE: 5000, (144, 112): 500, (112, 144): 500},
-)
-"""How many pictures of each width and height the denoiser sees in each half of its steps.
-
-The first half's are small, which is cheap: what the words mean is learned there.
-"""
+_SMALL_SCENES = {(NATIVE_SIDE // 2, NATIVE_SIDE // 2): 8000}
+_SCENES = {_SQUARE: 2500, (144, 112): 250, (112, 144): 250}
+"""How many pictures of each width and height the denoiser sees, in its first steps and after."""
+_SMALL_SHARE = 5 / 7
+"""Of the denoiser's steps: small pictures are cheap, and teach what the words mean."""
 _THREADS = 1
 """Sums are split among threads and rounded with them; one is the same on any machine, and loses
 least where others compute too."""
@@ -92,6 +89,7 @@ def main() -> None:
             command=options.command,
             minutes=(time.monotonic() - started) / 60,
             torch_version=torch.__version__,
+            autoencoder=options.vae_from and str(options.vae_from),
         )
         finished = Path(scratch) / "base"
         store_base(pipeline, vocabulary, finished, provenance)
@@ -106,8 +104,8 @@ def _parse() -> Options:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-from", type=Path, help="a base to take the autoencoder from")
     parser.add_argument("--vae-steps", type=int, default=2400)
-    parser.add_argument("--text-steps", type=int, default=1500)
-    parser.add_argument("--unet-steps", type=int, default=5000)
+    parser.add_argument("--text-steps", type=int, default=800)
+    parser.add_argument("--unet-steps", type=int, default=3500)
     parser.add_argument("--snapshots", type=Path, help="a folder for the denoiser on its way")
     return Options(**vars(parser.parse_args()))
 
@@ -131,13 +129,13 @@ def _train(pipeline: StableDiffusionPipeline, options: Options) -> None:
     compositions = [compose_scene(rng) for _ in range(_TEXT_SCENES)]
     tokens = tokenize(pipeline, [describe(scene) for scene in compositions])
     train_text_encoder(pipeline.text_encoder, tokens, compositions, options.text_steps, generator)
-    halves = [
-        [_encode_scenes(pipeline, size, count, options.seed + 1) for size, count in half.items()]
-        for half in _DENOISER_SCENES
-    ]
-    scaling = 1 / float(halves[-1][0].latents.std())
-    pipeline.vae.register_to_config(scaling_factor=scaling)
-    stages = [Stage(buckets, options.unet_steps // len(halves)) for buckets in halves]
+    small, full = (
+        [_encode_scenes(pipeline, size, count, options.seed + 1) for size, count in sizes.items()]
+        for sizes in (_SMALL_SCENES, _SCENES)
+    )
+    pipeline.vae.register_to_config(scaling_factor=1 / float(full[0].latents.std()))
+    first = round(options.unet_steps * _SMALL_SHARE)
+    stages = [Stage(small, first), Stage(full, options.unet_steps - first)]
     train_denoiser(pipeline, stages, generator, options.snapshots)
 
 

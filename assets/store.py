@@ -21,6 +21,8 @@ class Provenance:
     command: str
     minutes: float
     torch_version: str
+    autoencoder: str | None
+    """Where the autoencoder was taken from; None if it was made along with the rest."""
 
 
 def store_base(
@@ -67,6 +69,15 @@ def _readme(pipeline: StableDiffusionPipeline, provenance: Provenance) -> str:
             ("text encoder", pipeline.text_encoder),
         )
     )
+    origin = (
+        ""
+        if provenance.autoencoder is None
+        else f"""
+The autoencoder was not trained then: it is that of the base that was in `{provenance.autoencoder}`
+before, made by the same script in its default 2400 steps. Without `--vae-from` the command makes
+it too, in about as much time again.
+"""
+    )
     return f"""# Small base
 
 A text-to-image model with the parts and the noise schedule of Stable Diffusion 1.5, made narrow.
@@ -80,6 +91,6 @@ Weights are in fp16. They were made in {provenance.minutes:.0f} minutes on a CPU
 {provenance.torch_version}, by
 
     {provenance.command}
-
+{origin}
 `sha256sum -c SHA256SUMS` checks the files.
 """
