@@ -104,7 +104,7 @@ def _parse() -> Options:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-from", type=Path, help="a base to take the autoencoder from")
     parser.add_argument("--vae-steps", type=int, default=2400)
-    parser.add_argument("--text-steps", type=int, default=800)
+    parser.add_argument("--text-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=3500)
     parser.add_argument("--snapshots", type=Path, help="a folder for the denoiser on its way")
     return Options(**vars(parser.parse_args()))
