@@ -86,7 +86,7 @@ def train_denoiser(
     course = [stage.buckets for stage in stages for _ in range(stage.steps)]
     steps = len(course)
     noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-    weights = _weights(noise_schedule)
+    weights = timestep_weights(noise_schedule)
     scaling = pipeline.vae.config.scaling_factor
     empty = encode_captions(pipeline, [""])
     parameters = list(unet.parameters())
@@ -125,7 +125,7 @@ def train_denoiser(
     unet.eval()
 
 
-def _weights(noise_schedule: DDPMScheduler) -> Tensor:
+def timestep_weights(noise_schedule: DDPMScheduler) -> Tensor:
     """Weigh each timestep's loss by 1 / sqrt(SNR) (arXiv:2310.08442), within bounds; mean 1.
 
     Layout and colours are decided where noise is strong. There the plain loss hardly minds a

@@ -55,7 +55,7 @@ def train_text_encoder(
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            logger.info("text step %d/%d: loss %.4f", step, steps, loss)
+            logger.info("text step %d/%d: loss %.4f", step, steps, loss.detach())
     text_encoder.eval()
 
 
