@@ -32,7 +32,7 @@ format: $(READY) ## Format the code
 bench: $(READY) ## Measure the trainer beside the plain recipe; needs a quiet machine
 	$(BIN)/python -m benchmarks.trainer
 
-base: $(READY) ## Pretrain the small base model anew (half an hour)
+base: $(READY) ## Pretrain the small base model anew (an hour)
 	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0
 
 clean: ## Remove the demo's results and the caches

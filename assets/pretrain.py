@@ -55,7 +55,7 @@ class Options:
 
     out: Path
     seed: int
-    vae_from: Path | None
+    start_from: Path | None
     vae_steps: int
     text_steps: int
     unet_steps: int
@@ -64,11 +64,11 @@ class Options:
     @property
     def command(self) -> str:
         """What to call for the same base."""
-        vae = f"--vae-steps {self.vae_steps}"
-        if self.vae_from is not None:
-            vae = f"--vae-from {self.vae_from}"
+        start = f"--vae-steps {self.vae_steps}"
+        if self.start_from is not None:
+            start = f"--start-from {self.start_from}"
         return (
-            f"python -m assets.pretrain --seed {self.seed} {vae} "
+            f"python -m assets.pretrain --seed {self.seed} {start} "
             f"--text-steps {self.text_steps} --unet-steps {self.unet_steps}"
         )
 
@@ -82,14 +82,17 @@ def main() -> None:
     torch.manual_seed(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         vocabulary = Path(scratch) / "tokenizer"
-        write_vocabulary(_captions(options.seed), vocabulary)
+        if options.start_from is None:
+            write_vocabulary(_captions(options.seed), vocabulary)
+        else:
+            shutil.copytree(options.start_from / "tokenizer", vocabulary)
         pipeline = build_pipeline(vocabulary)
         _train(pipeline, options)
         provenance = Provenance(
             command=options.command,
             minutes=(time.monotonic() - started) / 60,
             torch_version=torch.__version__,
-            autoencoder=options.vae_from and str(options.vae_from),
+            start=options.start_from and str(options.start_from),
         )
         finished = Path(scratch) / "base"
         store_base(pipeline, vocabulary, finished, provenance)
@@ -102,7 +105,9 @@ def _parse() -> Options:
     parser = argparse.ArgumentParser(description="Pretrain the small base model.")
     parser.add_argument("--out", type=Path, default=Path("assets/small_base"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-from", type=Path, help="a base to take the autoencoder from")
+    parser.add_argument(
+        "--start-from", type=Path, help="a base to take vocabulary and autoencoder from"
+    )
     parser.add_argument("--vae-steps", type=int, default=2400)
     parser.add_argument("--text-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=3500)
@@ -116,8 +121,8 @@ def _captions(seed: int) -> list[str]:
 
 
 def _train(pipeline: StableDiffusionPipeline, options: Options) -> None:
-    if options.vae_from is not None:
-        pipeline.vae = AutoencoderKL.from_pretrained(options.vae_from / "vae").float()
+    if options.start_from is not None:
+        pipeline.vae = AutoencoderKL.from_pretrained(options.start_from / "vae").float()
     else:
         logger.info("drawing %d pictures for the autoencoder", _VAE_SCENES + _VAE_TEXTURES)
         scenes, _ = draw_scenes(_VAE_SCENES, _SQUARE, options.seed)

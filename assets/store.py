@@ -21,8 +21,8 @@ class Provenance:
     command: str
     minutes: float
     torch_version: str
-    autoencoder: str | None
-    """Where the autoencoder was taken from; None if it was made along with the rest."""
+    start: str | None
+    """The base that vocabulary and autoencoder were taken from; None if they were made too."""
 
 
 def store_base(
@@ -69,15 +69,13 @@ def _readme(pipeline: StableDiffusionPipeline, provenance: Provenance) -> str:
             ("text encoder", pipeline.text_encoder),
         )
     )
-    origin = (
-        ""
-        if provenance.autoencoder is None
-        else f"""
-The autoencoder was not trained then: it is that of the base that was in `{provenance.autoencoder}`
-before, made by the same script in its default 2400 steps. Without `--vae-from` the command makes
-it too, in about as much time again.
+    origin = ""
+    if provenance.start is not None:
+        origin = f"""
+Vocabulary and autoencoder were not made then, but taken from the base in `{provenance.start}`.
+The same script had trained that autoencoder before, in its default 2400 steps and about as much
+time again; without `--start-from` it makes everything anew.
 """
-    )
     return f"""# Small base
 
 A text-to-image model with the parts and the noise schedule of Stable Diffusion 1.5, made narrow.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from assets.train_denoiser import (
     train_denoiser,
 )
 from assets.train_text_encoder import train_text_encoder
+from assets.vocabulary import write_vocabulary
 
 pytestmark = pytest.mark.integration
 
@@ -90,3 +92,17 @@ def test_the_text_encoder_learns_to_tell_captions_apart(pipeline, scenes, caplog
     train_text_encoder(pipeline.text_encoder, tokens, scenes, 40, generator)
     first, last = (float(record.args[2]) for record in caplog.records)
     assert last < 0.7 * first
+
+
+def test_the_vocabulary_is_always_the_same_and_has_the_words_whole(tmp_path):
+    captions = ["a small red circle", "a Large red ring"]
+    folders = [tmp_path / "first", tmp_path / "again"]
+    sizes = [
+        write_vocabulary(order, folder)
+        for order, folder in zip((captions, captions[::-1]), folders, strict=True)
+    ]
+    first, again = ((folder / "vocab.json").read_bytes() for folder in folders)
+    assert first == again
+    vocabulary = json.loads(first)
+    assert sizes == [len(vocabulary)] * 2
+    assert {"small</w>", "red</w>", "circle</w>", "large</w>", "ring</w>"} <= vocabulary.keys()
