@@ -44,7 +44,7 @@ bench-gpu: $(READY) ## Measure the trainer on this machine's GPU
 quality: $(READY) ## Measure what each training option gains on the small base (a quarter of an hour)
 	$(BIN)/python -m benchmarks.quality --page docs/quality.md
 
-base: $(READY) ## Pretrain the small base model anew (half an hour)
+base: $(READY) ## Pretrain the small base model anew (an hour)
 	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0
 
 clean: ## Remove the demo's results and the caches

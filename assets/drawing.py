@@ -40,6 +40,11 @@ RADII: dict[str, tuple[float, float]] = {
 }
 """Half-extent of a shape as a fraction of the shorter side, by the caption's size word."""
 
+RELATIONS = ("", "left of", "above", "inside")
+"""How the first of two shapes stands to the second; empty where there is one."""
+
+BACKGROUNDS = ("plain", "fade", "ground")
+
 _SUPERSAMPLING = 3
 
 
@@ -123,7 +128,7 @@ def compose_scene(rng: Rng) -> Scene:
     taken = [background.top, background.bottom]
     if rng.random() < 0.75:
         return Scene((_choose_shape(rng, taken),), "", background)
-    relation = str(rng.choice(["left of", "above", "inside"]))
+    relation = str(rng.choice(RELATIONS[1:]))
     if relation == "inside":
         outer = _choose_shape(rng, taken, kinds=("circle", "square", "diamond"), size="large")
         inner = _choose_shape(rng, [outer.colour], size="small", at=(outer.x, outer.y))
@@ -172,7 +177,7 @@ def _article(words: str) -> str:
 
 def _choose_background(rng: Rng) -> Background:
     names = list(COLOURS)
-    kind = str(rng.choice(["plain", "fade", "ground"], p=[0.64, 0.16, 0.20]))
+    kind = str(rng.choice(BACKGROUNDS, p=[0.64, 0.16, 0.20]))
     top, bottom = (names[i] for i in rng.choice(len(names), size=2, replace=False))
     return Background(kind, top, top if kind == "plain" else bottom)
 

@@ -16,20 +16,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from assets.architecture import NATIVE_SIDE, build_pipeline
 from assets.drawing import compose_scene, describe
 from assets.pool import draw_scenes, draw_textures
 from assets.store import Provenance, store_base
 from assets.train_autoencoder import train_autoencoder
-from assets.train_denoiser import LatentBucket, encode, tokenize, train_denoiser
+from assets.train_denoiser import (
+    LatentBucket,
+    Stage,
+    encode,
+    encode_captions,
+    tokenize,
+    train_denoiser,
+)
+from assets.train_text_encoder import train_text_encoder
 from assets.vocabulary import write_vocabulary
 
 _SQUARE = (NATIVE_SIDE, NATIVE_SIDE)
 _VAE_SCENES, _VAE_TEXTURES = 2000, 5000
-_DENOISER_SCENES = {_SQUARE: 8000, (144, 112): 1000, (112, 144): 1000}
-"""How many pictures of each width and height the denoiser sees."""
+_TEXT_SCENES = 20_000
+_SMALL_SCENES = {(NATIVE_SIDE // 2, NATIVE_SIDE // 2): 8000}
+_SCENES = {_SQUARE: 2500, (144, 112): 250, (112, 144): 250}
+"""How many pictures of each width and height the denoiser sees, in its first steps and after."""
+_SMALL_SHARE = 5 / 7
+"""Of the denoiser's steps: small pictures are cheap, and teach what the words mean."""
+_THREADS = 1
+"""Sums are split among threads and rounded with them; one is the same on any machine, and loses
+least where others compute too."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +55,22 @@ class Options:
 
     out: Path
     seed: int
+    start_from: Path | None
     vae_steps: int
+    text_steps: int
     unet_steps: int
+    snapshots: Path | None
+
+    @property
+    def command(self) -> str:
+        """What to call for the same base."""
+        start = f"--vae-steps {self.vae_steps}"
+        if self.start_from is not None:
+            start = f"--start-from {self.start_from}"
+        return (
+            f"python -m assets.pretrain --seed {self.seed} {start} "
+            f"--text-steps {self.text_steps} --unet-steps {self.unet_steps}"
+        )
 
 
 def main() -> None:
@@ -49,17 +78,21 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = _parse()
     started = time.monotonic()
+    torch.set_num_threads(_THREADS)
     torch.manual_seed(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         vocabulary = Path(scratch) / "tokenizer"
-        write_vocabulary(_captions(options.seed), vocabulary)
+        if options.start_from is None:
+            write_vocabulary(_captions(options.seed), vocabulary)
+        else:
+            shutil.copytree(options.start_from / "tokenizer", vocabulary)
         pipeline = build_pipeline(vocabulary)
         _train(pipeline, options)
         provenance = Provenance(
-            command=f"python -m assets.pretrain --seed {options.seed} "
-            f"--vae-steps {options.vae_steps} --unet-steps {options.unet_steps}",
+            command=options.command,
             minutes=(time.monotonic() - started) / 60,
             torch_version=torch.__version__,
+            start=options.start_from and str(options.start_from),
         )
         finished = Path(scratch) / "base"
         store_base(pipeline, vocabulary, finished, provenance)
@@ -72,8 +105,13 @@ def _parse() -> Options:
     parser = argparse.ArgumentParser(description="Pretrain the small base model.")
     parser.add_argument("--out", type=Path, default=Path("assets/small_base"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--start-from", type=Path, help="a base to take vocabulary and autoencoder from"
+    )
     parser.add_argument("--vae-steps", type=int, default=2400)
-    parser.add_argument("--unet-steps", type=int, default=2000)
+    parser.add_argument("--text-steps", type=int, default=1500)
+    parser.add_argument("--unet-steps", type=int, default=3500)
+    parser.add_argument("--snapshots", type=Path, help="a folder for the denoiser on its way")
     return Options(**vars(parser.parse_args()))
 
 
@@ -83,23 +121,35 @@ def _captions(seed: int) -> list[str]:
 
 
 def _train(pipeline: StableDiffusionPipeline, options: Options) -> None:
-    if options.vae_steps:
+    if options.start_from is not None:
+        pipeline.vae = AutoencoderKL.from_pretrained(options.start_from / "vae").float()
+    else:
         logger.info("drawing %d pictures for the autoencoder", _VAE_SCENES + _VAE_TEXTURES)
         scenes, _ = draw_scenes(_VAE_SCENES, _SQUARE, options.seed)
         textures = draw_textures(_VAE_TEXTURES, _SQUARE, options.seed)
         rng = np.random.default_rng(options.seed)
         train_autoencoder(pipeline.vae, np.concatenate([scenes, textures]), options.vae_steps, rng)
-    if options.unet_steps:
-        buckets = []
-        for size, count in _DENOISER_SCENES.items():
-            logger.info("drawing and encoding %d scenes of %dx%d px", count, *size)
-            pictures, captions = draw_scenes(count, size, options.seed + 1)
-            latents = encode(pipeline.vae, pictures)
-            buckets.append(LatentBucket(latents, tokenize(pipeline, captions)))
-        scaling = 1 / float(buckets[0].latents.std())
-        pipeline.vae.register_to_config(scaling_factor=scaling)
-        generator = torch.Generator().manual_seed(options.seed)
-        train_denoiser(pipeline, buckets, options.unet_steps, generator)
+    generator = torch.Generator().manual_seed(options.seed)
+    rng = np.random.default_rng(options.seed + 2)
+    compositions = [compose_scene(rng) for _ in range(_TEXT_SCENES)]
+    tokens = tokenize(pipeline, [describe(scene) for scene in compositions])
+    train_text_encoder(pipeline.text_encoder, tokens, compositions, options.text_steps, generator)
+    small, full = (
+        [_encode_scenes(pipeline, size, count, options.seed + 1) for size, count in sizes.items()]
+        for sizes in (_SMALL_SCENES, _SCENES)
+    )
+    pipeline.vae.register_to_config(scaling_factor=1 / float(full[0].latents.std()))
+    first = round(options.unet_steps * _SMALL_SHARE)
+    stages = [Stage(small, first), Stage(full, options.unet_steps - first)]
+    train_denoiser(pipeline, stages, generator, options.snapshots)
+
+
+def _encode_scenes(
+    pipeline: StableDiffusionPipeline, size: tuple[int, int], count: int, seed: int
+) -> LatentBucket:
+    logger.info("drawing and encoding %d scenes of %dx%d px", count, *size)
+    pictures, captions = draw_scenes(count, size, seed)
+    return LatentBucket(encode(pipeline.vae, pictures), encode_captions(pipeline, captions))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ class Provenance:
     command: str
     minutes: float
     torch_version: str
+    start: str | None
+    """The base that vocabulary and autoencoder were taken from; None if they were made too."""
 
 
 def store_base(
@@ -67,6 +69,13 @@ def _readme(pipeline: StableDiffusionPipeline, provenance: Provenance) -> str:
             ("text encoder", pipeline.text_encoder),
         )
     )
+    origin = ""
+    if provenance.start is not None:
+        origin = f"""
+Vocabulary and autoencoder were not made then, but taken from the base in `{provenance.start}`.
+The same script had trained that autoencoder before, in its default 2400 steps and about as much
+time again; without `--start-from` it makes everything anew.
+"""
     return f"""# Small base
 
 A text-to-image model with the parts and the noise schedule of Stable Diffusion 1.5, made narrow.
@@ -80,6 +89,6 @@ Weights are in fp16. They were made in {provenance.minutes:.0f} minutes on a CPU
 {provenance.torch_version}, by
 
     {provenance.command}
-
+{origin}
 `sha256sum -c SHA256SUMS` checks the files.
 """

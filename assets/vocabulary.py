@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 
 CONTEXT_LENGTH = 77
 """Tokens in a padded caption, as in CLIP."""
@@ -22,7 +24,7 @@ def write_vocabulary(captions: Iterable[str], folder: Path) -> int:
     end, so any text can be encoded. The two special tokens come last, as in CLIP.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = _learn_merges(captions, alphabet)
+    merges = _learn_merges(captions)
     tokens = dict.fromkeys(
         [
             *alphabet,
@@ -58,17 +60,26 @@ _CONFIG: dict[str, object] = {
 }
 
 
-def _learn_merges(captions: Iterable[str], alphabet: list[str]) -> list[tuple[str, str]]:
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000,
-        min_frequency=1,
-        show_progress=False,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-    )
+def _learn_merges(captions: Iterable[str]) -> list[tuple[str, str]]:
+    """Merge the pair that most words have, until each word is one token.
+
+    The tokenizers library would do it, but breaks ties by chance: another vocabulary each time.
+    """
     words = sorted({word for caption in captions for word in caption.lower().split()})
-    tokenizer.train_from_iterator(words, trainer)
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [(first, second) for first, second in merges]
+    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges = []
+    while counts := Counter(pair for parts in spelled for pair in pairwise(parts)):
+        first, second = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append((first, second))
+        spelled = [_merge(parts, first, second) for parts in spelled]
+    return merges
+
+
+def _merge(parts: list[str], first: str, second: str) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if part == second and merged and merged[-1] == first:
+            merged[-1] = first + second
+        else:
+            merged.append(part)
+    return merged

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+from benchmarks.readme import BLOCK, RESULTS, figures_table
 from entrypoints.settings import Settings, settings_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,3 +36,9 @@ def test_every_file_named_exists() -> None:
 def test_ci_calls_the_test_command_of_the_readme() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "    make test\n" in README
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    block = BLOCK.search(README)
+    assert block
+    assert figures_table(json.loads(RESULTS.read_text("utf-8"))) in block[0]

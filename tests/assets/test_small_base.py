@@ -125,28 +125,65 @@ def test_the_autoencoder_keeps_a_scenes_colours(pipeline):
     assert float((decoded - batch).abs().mean()) < 0.15
 
 
-@pytest.mark.integration
-def test_a_prompt_decides_the_colour(pipeline):
-    import numpy as np
+def _draw(pipeline, prompts):
+    """Pictures (prompt, height, width, 3) in 0..255, each from a seed of its own."""
     import torch
     from diffusers import DDIMScheduler
 
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    prompts = [
-        "a large red circle on a blue background",
-        "a large blue circle on a red background",
-    ]
-    pictures = pipeline(
-        prompts,
-        num_inference_steps=15,
-        guidance_scale=4.0,
-        height=128,
-        width=128,
-        output_type="np",
-        generator=[torch.Generator().manual_seed(0) for _ in prompts],
-    ).images
-    centres = pictures[:, 56:72, 56:72].mean(axis=(1, 2))
-    corners = pictures[:, :12, :12].mean(axis=(1, 2))
-    redness = np.stack([centres, corners])[..., 0] - np.stack([centres, corners])[..., 2]
-    assert redness[0, 0] > 0 > redness[1, 0]
-    assert redness[0, 1] < 0 < redness[1, 1]
+    return (
+        255
+        * pipeline(
+            prompts,
+            num_inference_steps=20,
+            guidance_scale=4.0,
+            output_type="np",
+            generator=[torch.Generator().manual_seed(seed) for seed in range(len(prompts))],
+        ).images
+    )
+
+
+def _name_of(colours):
+    """The nearest colour word of each mean colour (count, 3)."""
+    import numpy as np
+
+    from assets.drawing import COLOURS
+
+    distances = np.linalg.norm(colours[:, None] - np.array(list(COLOURS.values())), axis=-1)
+    return [list(COLOURS)[index] for index in distances.argmin(axis=1)]
+
+
+@pytest.mark.integration
+def test_a_caption_decides_the_colours_of_shape_and_background(pipeline):
+    from assets.drawing import COLOURS
+
+    names = list(COLOURS)
+    pairs = [(name, names[(index + 4) % len(names)]) for index, name in enumerate(names)]
+    pictures = _draw(
+        pipeline, [f"a large {shape} circle on a {ground} background" for shape, ground in pairs]
+    )
+    shapes = _name_of(pictures[:, 52:76, 52:76].mean(axis=(1, 2)))
+    grounds = _name_of(pictures[:, :12, :12].mean(axis=(1, 2)))
+    assert sum(got == asked for got, (asked, _) in zip(shapes, pairs, strict=True)) >= 7, shapes
+    assert sum(got == asked for got, (_, asked) in zip(grounds, pairs, strict=True)) >= 7, grounds
+
+
+@pytest.mark.integration
+def test_a_caption_decides_the_shape(pipeline):
+    import numpy as np
+
+    from assets.drawing import SHAPES, Background, Scene, Shape, paint_plain
+
+    def paint(kind):
+        shape = Shape(kind, "white", "large", 0.0, 0.0, radius=0.375, angle=0.0)
+        scene = Scene((shape,), "", Background("plain", "black", "black"))
+        return np.asarray(paint_plain(scene, np.random.default_rng(0), 128))
+
+    kinds = list(SHAPES)
+    drawn = _draw(pipeline, [f"a large white {kind} on a black background" for kind in kinds])
+    drawn_masks = drawn.mean(axis=-1) > 128
+    masks = np.stack([paint(kind) for kind in kinds]).mean(axis=-1) > 128
+    both = (drawn_masks[:, None] & masks).sum(axis=(2, 3))
+    either = (drawn_masks[:, None] | masks).sum(axis=(2, 3))
+    guesses = [kinds[index] for index in (both / either).argmax(axis=1)]
+    assert sum(guess == kind for guess, kind in zip(guesses, kinds, strict=True)) >= 5, guesses
