@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
-DEMO_OPTIONS := --epochs 40 --learning-rate 0.002
+DEMO_OPTIONS := --epochs 100 --learning-rate 0.005 --batch-size 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-gpu faults lint format bench bench-gpu quality base clean

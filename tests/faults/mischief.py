@@ -79,6 +79,7 @@ class Mischief:
     def _restart_broker(self) -> None:
         if "broker" in self._until:
             return
+        self._until.pop("timeout", None)  # a broker that starts anew has its own again
         if self.rng.random() < 0.5:
             self.estate.broker.kill()
         else:
