@@ -10,14 +10,14 @@ DEMO_OPTIONS := --epochs 100 --learning-rate 0.005 --batch-size 2
 .PHONY: help demo test test-gpu faults lint format bench bench-gpu quality base clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Train a style from pictures that the project draws, into demo/
 	@$(BIN)/python -m assets.demo_pictures $(DEMO)/pictures
 	$(BIN)/python -m entrypoints.train $(DEMO)/pictures --out $(DEMO)/style $(DEMO_OPTIONS)
 
 test: $(READY) ## Run every test that this machine can, with coverage
-	$(BIN)/pytest -m "not gpu" --cov --cov-report=term
+	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --cov --cov-report=term
 
 test-gpu: $(READY) ## Run the tests that need a GPU
 	$(BIN)/pytest -m gpu
@@ -44,7 +44,7 @@ bench-gpu: $(READY) ## Measure the trainer on this machine's GPU
 quality: $(READY) ## Measure what each training option gains on the small base (a quarter of an hour)
 	$(BIN)/python -m benchmarks.quality --page docs/quality.md
 
-base: $(READY) ## Pretrain the small base model anew (an hour)
+base: $(READY) ## Pretrain the small base model anew (an hour or two)
 	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0
 
 clean: ## Remove the demo's results and the caches

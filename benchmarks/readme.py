@@ -32,16 +32,45 @@ def figures_table(results: dict[str, Any]) -> str:
             f"ratio, median of {results['rounds']} rounds (lowest to highest)",
             f"{results['ratio (median)']} ({low} to {high})",
         ),
-        ("peak memory of both", f"{results['peak memory, MB']} MB"),
+        (
+            "4 styles in one pass",
+            f"{results['4 styles at once, steps/s of all (median)']} steps/s of all",
+        ),
+        ("peak memory of all these", f"{results['peak memory, MB']} MB"),
         ("from the command to the first step", f"{results['command to first step, s']} s"),
         (
             "`python -m entrypoints.train --help`",
             f"{results['train --help, s (lowest of 5)']} s",
         ),
     ]
+    if "full size: ratio" in results:
+        rows += _full_size(results)
     head = f"small base, batch 1, CPU with {results['threads']} threads, torch {results['torch']}"
     body = "".join(f"| {name} | {value} |\n" for name, value in rows)
     return f"| {head} | |\n| --- | --- |\n{body}"
+
+
+def _full_size(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of SD 1.5's own shapes."""
+
+    def of(name: str) -> Any:
+        return results[f"full size: {name}"]
+
+    return [
+        (
+            "in SD 1.5's shapes, random weights, 512 px: trainer",
+            f"{of('trainer, s/step (median)')} s/step",
+        ),
+        ("the plain recipe there", f"{of('plain recipe, s/step (median)')} s/step"),
+        (
+            "ratio there, by the clock and by processor time",
+            f"{of('ratio')}, {of('ratio of processor time')}",
+        ),
+        (
+            "peak memory there, trainer and recipe",
+            f"{of('trainer, peak memory, MB')} MB, {of('plain recipe, peak memory, MB')} MB",
+        ),
+    ]
 
 
 if __name__ == "__main__":
