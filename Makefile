@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
-DEMO_OPTIONS := --epochs 100 --learning-rate 0.005 --batch-size 2
+DEMO_OPTIONS := --epochs 100 --batch-size 4 --learning-rate 0.004
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-gpu faults lint format bench bench-gpu quality base clean

@@ -45,7 +45,7 @@ def figures_table(results: dict[str, Any]) -> str:
     ]
     if "full size: ratio" in results:
         rows += _full_size(results)
-    head = f"small base, batch 1, CPU with {results['threads']} threads, torch {results['torch']}"
+    head = f"small base, batch 1, one CPU thread, torch {results['torch']}"
     body = "".join(f"| {name} | {value} |\n" for name, value in rows)
     return f"| {head} | |\n| --- | --- |\n{body}"
 

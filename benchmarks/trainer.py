@@ -64,6 +64,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     from entrypoints.default_base import SMALL_BASE
 
     pictures = drawn_pictures(scratch / "pictures", 10, size=320)
+    torch.set_num_threads(1)  # as the local command does with the small base
     base = load_base(str(SMALL_BASE), device="cpu")
     resolution = base.native_resolution
     trainer = DiffusionTrainer(base, decode, "cpu")

@@ -123,7 +123,9 @@ def _train(arguments: argparse.Namespace) -> int:
     pictures = local_run.inspect(names, container)
     _tell_about(pictures, console)
 
-    task = local_run.describe_task(arguments, requested, pictures, container.base_model())
+    base = container.base_model()
+    local_run.choose_threads(base)
+    task = local_run.describe_task(arguments, requested, pictures, base)
     code, outcome = local_run.run(task, container, arguments.out)
     if arguments.json:
         print(json.dumps(outcome, indent=2))
