@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 PICTURES, OUT = "pictures", "out"
 """The buckets that the two folders stand for."""
-STANDARD_RESOLUTION = 512
-"""Pixels a side of Stable Diffusion 1.5."""
 LEASE = LeaseTerms(seconds=9.0)
 """Short: a process of this machine that was killed is soon replaced by the same command."""
 LOCAL_TASKS = uuid.UUID("6f3e0b52-9a0c-4a57-8f0e-1d8a3b5f7c11")
@@ -146,18 +144,6 @@ def inspect(names: list[str], container: Container) -> PictureSet:
             style="yellow",
         )
     return pictures
-
-
-def choose_threads(base: BaseModel) -> None:
-    """Compute in one thread where the base is small.
-
-    Its operations are too short to share: two threads gain a sixth of the time on a machine that
-    does nothing else, and on a busy one wait for each other ten times as long as they work.
-    """
-    if base.native_resolution < STANDARD_RESOLUTION:
-        import torch
-
-        torch.set_num_threads(1)
 
 
 def describe_task(

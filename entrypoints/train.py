@@ -124,7 +124,6 @@ def _train(arguments: argparse.Namespace) -> int:
     _tell_about(pictures, console)
 
     base = container.base_model()
-    local_run.choose_threads(base)
     task = local_run.describe_task(arguments, requested, pictures, base)
     code, outcome = local_run.run(task, container, arguments.out)
     if arguments.json:

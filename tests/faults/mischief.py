@@ -98,7 +98,14 @@ class Mischief:
         moment = time.monotonic() + 3
         self._until["timeout"] = (moment, lambda: self.estate.consumer_timeout(1800))
 
+    def _have_a_broker(self) -> None:
+        """Nobody can publish without one, and nobody else would start it meanwhile."""
+        if "broker" in self._until:
+            _, start = self._until.pop("broker")
+            start()
+
     def _publish_again(self, orders: list[Order]) -> None:
+        self._have_a_broker()
         order = self.rng.choice(orders)
         for _ in range(self.rng.choice([1, 1, 4])):
             self.publish(order.body)
@@ -136,6 +143,7 @@ class Mischief:
         self._until["backend"] = (moment, self.estate.backend.misbehave)
 
     def _publish_garbage(self) -> None:
+        self._have_a_broker()
         body = garbage(self.rng, self.next_style())
         self.garbage.append(body)
         self.publish(body)
