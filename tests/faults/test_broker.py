@@ -8,15 +8,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from adapters.rabbitmq.options import RabbitOptions, TlsOptions
+from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import Delivery, DeliveryLost, QueueUnavailable
-from tests.services.broker import Broker, free_ports, own_broker
-from tests.services.certificates import Authority
+from tests.services.broker import Broker, own_broker
 from tests.services.queues import eventually, opened, raw_channel, receive
 
 pytestmark = pytest.mark.faults
@@ -25,27 +23,8 @@ PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="module")
-def tls_port() -> int:
-    return free_ports(1)[0]
-
-
-@pytest.fixture(scope="module")
-def broker(authority: Authority, tls_port: int) -> Iterator[Broker]:
-    pair = authority.issue("broker.test")
-    configuration = f"""
-        listeners.ssl.1 = 127.0.0.1:{tls_port}
-        ssl_options.cacertfile = {authority.certificate}
-        ssl_options.certfile = {pair.certificate}
-        ssl_options.keyfile = {pair.key}
-        ssl_options.verify = verify_peer
-        ssl_options.fail_if_no_peer_cert = true
-    """
-    with own_broker(configuration=configuration) as made:
+def broker() -> Iterator[Broker]:
+    with own_broker() as made:
         yield made
 
 
@@ -262,67 +241,3 @@ def _unfinished(queue: RabbitQueue, options: RabbitOptions) -> bool:
 
 
 # --- TLS ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tls_options(
-    broker: Broker, options: RabbitOptions, authority: Authority, tls_port: int
-) -> RabbitOptions:
-    ours = authority.issue("worker.test")
-    return replace(
-        options,
-        port=tls_port,
-        tls=TlsOptions(ca_file=authority.certificate, certificate=ours.certificate, key=ours.key),
-    )
-
-
-def test_a_connection_with_tls_and_a_client_certificate_works(tls_options: RabbitOptions) -> None:
-    with opened(tls_options) as queue:
-        queue.publish(b"{}")
-        queue.acknowledge(receive(queue))
-
-
-def test_the_name_in_the_brokers_certificate_may_be_another_than_the_host(
-    tls_options: RabbitOptions,
-) -> None:
-    assert tls_options.tls is not None
-    for name in ("broker.test", "other.test"):
-        tls = replace(tls_options.tls, server_name=name)
-        with opened(replace(tls_options, tls=tls)) as queue:
-            if name == "broker.test":
-                queue.publish(b"{}")
-            else:
-                with pytest.raises(QueueUnavailable, match="check the CA file and the server nam"):
-                    queue.publish(b"{}")
-
-
-def test_an_authority_that_is_not_ours_is_not_trusted(
-    tls_options: RabbitOptions, tmp_path: Path
-) -> None:
-    tls = TlsOptions(ca_file=Authority(tmp_path, "another").certificate)
-    with (
-        opened(replace(tls_options, tls=tls)) as queue,
-        pytest.raises(QueueUnavailable, match=r"cannot be trusted \(.*check the CA file"),
-    ):
-        queue.publish(b"{}")
-
-
-def test_without_the_certificate_that_the_broker_asks_for_the_remedy_is_told(
-    tls_options: RabbitOptions, authority: Authority
-) -> None:
-    tls = TlsOptions(ca_file=authority.certificate)
-    with (
-        opened(replace(tls_options, tls=tls)) as queue,
-        pytest.raises(QueueUnavailable, match=r"certificate|TLS"),
-    ):
-        queue.publish(b"{}")
-
-
-def test_a_port_with_tls_is_recognised_by_who_speaks_without(
-    tls_options: RabbitOptions,
-) -> None:
-    with (
-        opened(replace(tls_options, tls=None, answer_timeout=30.0)) as queue,
-        pytest.raises(QueueUnavailable, match="whether TLS is to be used"),
-    ):
-        queue.publish(b"{}")

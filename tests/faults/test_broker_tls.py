@@ -1,0 +1,107 @@
+"""A broker that speaks TLS and asks for our certificate."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adapters.rabbitmq.options import RabbitOptions, TlsOptions
+from application.ports import QueueUnavailable
+from tests.services.broker import free_ports, own_broker
+from tests.services.certificates import Authority
+from tests.services.queues import opened
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def tls_port(authority: Authority) -> Iterator[int]:
+    """The port of a broker that has not been restarted: others may take it meanwhile."""
+    pair = authority.issue("broker.test")
+    (port,) = free_ports(1)
+    configuration = f"""
+        listeners.ssl.1 = 127.0.0.1:{port}
+        ssl_options.cacertfile = {authority.certificate}
+        ssl_options.certfile = {pair.certificate}
+        ssl_options.keyfile = {pair.key}
+        ssl_options.verify = verify_peer
+        ssl_options.fail_if_no_peer_cert = true
+    """
+    with own_broker(configuration=configuration):
+        yield port
+
+
+@pytest.fixture
+def tls_options(authority: Authority, tls_port: int) -> RabbitOptions:
+    ours = authority.issue("worker.test")
+    return RabbitOptions(
+        port=tls_port,
+        queue=f"test.{uuid.uuid4().hex[:8]}",
+        retry_delays=(0.2, 600.0),
+        reconnect_first=0.1,
+        reconnect_longest=1.0,
+        tls=TlsOptions(ca_file=authority.certificate, certificate=ours.certificate, key=ours.key),
+    )
+
+
+def test_a_connection_with_tls_and_a_client_certificate_works(tls_options: RabbitOptions) -> None:
+    with opened(tls_options) as queue:
+        queue.publish(b"{}")
+        delivery = queue.receive(10.0)
+        assert delivery is not None
+        queue.acknowledge(delivery)
+
+
+def test_the_name_in_the_brokers_certificate_may_be_another_than_the_host(
+    tls_options: RabbitOptions,
+) -> None:
+    assert tls_options.tls is not None
+    for name in ("broker.test", "other.test"):
+        tls = replace(tls_options.tls, server_name=name)
+        with opened(replace(tls_options, tls=tls)) as queue:
+            if name == "broker.test":
+                queue.publish(b"{}")
+            else:
+                with pytest.raises(QueueUnavailable, match="check the CA file and the server nam"):
+                    queue.publish(b"{}")
+
+
+def test_an_authority_that_is_not_ours_is_not_trusted(
+    tls_options: RabbitOptions, tmp_path: Path
+) -> None:
+    tls = TlsOptions(ca_file=Authority(tmp_path, "another").certificate)
+    with (
+        opened(replace(tls_options, tls=tls)) as queue,
+        pytest.raises(QueueUnavailable, match=r"cannot be trusted \(.*check the CA file"),
+    ):
+        queue.publish(b"{}")
+
+
+def test_without_the_certificate_that_the_broker_asks_for_the_remedy_is_told(
+    tls_options: RabbitOptions, authority: Authority
+) -> None:
+    tls = TlsOptions(ca_file=authority.certificate)
+    with (
+        opened(replace(tls_options, tls=tls)) as queue,
+        pytest.raises(QueueUnavailable, match=r"certificate|TLS"),
+    ):
+        queue.publish(b"{}")
+
+
+def test_a_port_with_tls_is_recognised_by_who_speaks_without(
+    tls_options: RabbitOptions,
+) -> None:
+    with (
+        opened(replace(tls_options, tls=None, answer_timeout=30.0)) as queue,
+        pytest.raises(QueueUnavailable, match="whether TLS is to be used"),
+    ):
+        queue.publish(b"{}")
