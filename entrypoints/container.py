@@ -77,8 +77,8 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
 def _choose_threads(base: BaseModel) -> None:
     """Compute in one thread where the base is small.
 
-    Its operations are too short to share: two threads gain a sixth of the time on a machine that
-    does nothing else, and on a busy one wait for each other ten times as long as they work.
+    Its operations are too short to share: on a busy machine several threads spend their time
+    waiting for one another.
     """
     if base.native_resolution < STANDARD_RESOLUTION:
         import torch
