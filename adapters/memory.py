@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -37,6 +37,7 @@ from application.ports import (
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure
 from domain.location import Location
+from domain.parameters import TrainingParameters
 from domain.picture import PictureFacts, PictureRefused
 from domain.progress import Progress
 
@@ -472,14 +473,20 @@ class MemorySession:
 
 
 class MemoryTrainer:
-    """Port ``Trainer``. Deterministic; a step takes ``step_seconds`` of the clock's time."""
+    """Port ``Trainer``. Deterministic; a step takes ``step_seconds`` of the clock's time.
 
-    def __init__(self, clock: Clock, step_seconds: float = 1.0) -> None:
+    With more than one seat, runs of one rank can be open together.
+    """
+
+    def __init__(self, clock: Clock, step_seconds: float = 1.0, seats: int = 1) -> None:
         self._clock = clock
         self._step_seconds = step_seconds
-        self._busy = False
+        self._seats = seats
+        self._open: list[Hashable | None] = []
         self.opened = 0
         """Sessions set up so far."""
+        self.most_at_once = 0
+        """Sessions that were open together, at most."""
 
     @property
     def native_resolution(self) -> int:
@@ -489,15 +496,23 @@ class MemoryTrainer:
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         """Set a run up."""
-        if self._busy:
-            raise RuntimeError("the trainer runs one session at a time")
+        kind = self.kind(plan.parameters)
+        if self._open and (kind is None or self._open != [kind] * len(self._open)):
+            raise RuntimeError("the trainer has an open run that this one cannot join")
+        if len(self._open) >= self._seats:
+            raise RuntimeError(f"all {self._seats} seats of the trainer are taken")
         session = MemorySession(plan, self._clock, self._step_seconds, resume)
-        self._busy = True
+        self._open.append(kind)
         self.opened += 1
+        self.most_at_once = max(self.most_at_once, len(self._open))
         try:
             yield session
         finally:
-            self._busy = False
+            self._open.remove(kind)
+
+    def kind(self, parameters: TrainingParameters) -> Hashable | None:
+        """Its rank, where there is more than one seat."""
+        return parameters.rank if self._seats > 1 else None
 
 
 def _fingerprint(plan: TrainingPlan) -> str:

@@ -6,7 +6,7 @@ out of an adapter is a defect, and the job is retried a bounded number of times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -357,11 +357,20 @@ class TrainingSession(Protocol):
 
 
 class Trainer(Protocol):
-    """Trains a style on one device. Runs one session at a time."""
+    """Trains styles on one device: one alone, or several of one kind together.
+
+    A session is used by one thread; each of several has its own.
+    """
 
     @property
     def native_resolution(self) -> int:
         """Side in pixels that the base model was trained for: 512 for SD 1.5."""
+
+    def kind(self, parameters: TrainingParameters) -> Hashable | None:
+        """What runs must have in common to be open at the same time, as many as there are seats.
+
+        None: such a run is open alone.
+        """
 
     def open(
         self, plan: TrainingPlan, resume: bytes | None

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from application.announce import announce
 from application.cancellation import cancellation_requested
@@ -33,6 +33,7 @@ from application.ports import (
     Unavailable,
 )
 from application.rules import Rules
+from application.seats import Seats
 from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
 from application.stop import Stopped, StopReason, StopSignal
 from domain.events import Artifact, TrainingMetric
@@ -61,6 +62,8 @@ class RunTraining:
     rules: Rules
     worker: str
     """This worker's name in leases and journals, unlike any other's."""
+    seats: Seats = field(default_factory=Seats)
+    """Shared by all who use the trainer."""
 
     def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
         """Run the task and say what becomes of its message. Raises nothing.
@@ -152,11 +155,9 @@ class RunTraining:
         )
         pictures.require(self.rules.fewest_pictures)
 
-        count = len(pictures.usable)
         parameters = entry.job.parameters or task.requested.resolve(
-            picture_count=count, native_resolution=self.trainer.native_resolution
+            picture_count=len(pictures.usable), native_resolution=self.trainer.native_resolution
         )
-        entry.apply(entry.job.begin_training(parameters, count))
         plan = TrainingPlan(
             style_id=task.style_id,
             pictures=pictures.usable,
@@ -164,7 +165,10 @@ class RunTraining:
             parameters=parameters,
             created_at=task.created_at,
         )
-        with self._session(plan, entry) as session:
+        with (
+            self.seats.taken(self.trainer.kind(parameters), stop),
+            self._session(plan, entry) as session,
+        ):
             driver = Driver(
                 blobs=self.blobs,
                 notifier=self.notifier,
@@ -195,6 +199,7 @@ class RunTraining:
     @contextmanager
     def _session(self, plan: TrainingPlan, entry: Entry) -> Iterator[TrainingSession]:
         """A session that goes on from the job's checkpoint, where there is a usable one."""
+        entry.apply(entry.job.begin_training(plan.parameters, len(plan.pictures)))
         with ExitStack() as stack:
             try:
                 opened = self.trainer.open(plan, self._checkpoint(entry.job))

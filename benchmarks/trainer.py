@@ -60,6 +60,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     from application.ports import TrainingPlan
     from benchmarks.pictures import drawn_pictures
     from benchmarks.plain_recipe import plain_steps
+    from benchmarks.together import running_together
     from domain.parameters import TrainingParameters
     from entrypoints.default_base import SMALL_BASE
 
@@ -87,16 +88,18 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     def plain() -> Iterator[float]:
         return plain_steps(base, pictures, resolution, STEPS)
 
-    def four_at_once() -> Iterator[None]:
-        jobs = [
-            (replace(plan, parameters=replace(plan.parameters, seed=k)), None) for k in range(4)
-        ]
-        with trainer.open_many(jobs) as joint:
-            while not joint.finished:
-                joint.advance()
-                yield
+    def four_at_once() -> float:
+        seated = DiffusionTrainer(base, decode, "cpu", seats=4)
+        seeds = [replace(plan, parameters=replace(plan.parameters, seed=k)) for k in range(4)]
+        with running_together(seated, seeds) as steps:
+            while steps() < 4 * WARM_UP:
+                time.sleep(0.01)
+            before, started = steps(), time.perf_counter()
+            while steps() < 4 * STEPS - 8:
+                time.sleep(0.01)
+            return (steps() - before) / (time.perf_counter() - started)
 
-    four = [4 * steps_per_second(four_at_once) for _ in range(min(rounds, 3))]
+    four = [four_at_once() for _ in range(min(rounds, 3))]
     measured = [(steps_per_second(ours), steps_per_second(plain)) for _ in range(rounds)]
     help_seconds = min(timed("-m", "entrypoints.train", "--help") for _ in range(5))
     first_step = timed("-c", FIRST_STEP, str(scratch / "pictures"), str(scratch / "out"))

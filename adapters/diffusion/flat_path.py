@@ -34,12 +34,12 @@ def shapes_of(sites: Sequence[Site], rank: int) -> list[tuple[int, int]]:
 class FlatPath:
     """Low-precision matrices of every adapter, cast in one go and split into views.
 
-    With ``styles`` above 1 a batch holds the same number of samples of each style that takes
-    part, in their order, and each sample sees its own style's matrices by batched products.
+    Where several styles take part, a batch holds the same number of samples of each, in their
+    order, and each sample sees its own style's matrices by batched products.
 
     Args:
-        leaf: all matrices of all styles, (n,) or (styles, n), float32: per style each layer's
-            down (rank, inputs) and up (outputs, rank), layer after layer.
+        leaf: all matrices of one style, (n,), or of several, (styles, n), float32: per style each
+            layer's down (rank, inputs) and up (outputs, rank), layer after layer.
         scale: alpha / rank.
         dtype: of the frozen weights.
     """
@@ -52,35 +52,36 @@ class FlatPath:
         rank: int,
         scale: float,
         dtype: torch.dtype,
-        styles: int = 1,
     ) -> None:
         self._leaf = leaf
         self._sites = sites
         self._scale = scale
         self._dtype = dtype
-        self._styles = styles
         self._shapes = shapes_of(sites, rank)
         self._sizes = [rows * columns for rows, columns in self._shapes]
         self._ends = list(accumulate(self._sizes))
         self._matrices: list[torch.Tensor] = []
 
-    def refresh(self, rows: Sequence[int] | None = None) -> None:
+    def refresh(self, rows: torch.Tensor | None = None) -> None:
         """Take the weights as they are now. Call before each forward pass that has a backward.
 
         Splitting in one operation matters: its backward is one concatenation.
 
         Args:
-            rows: the styles that take part; None for all.
+            rows: the styles that take part, (k,), on the device; None for all.
         """
-        stack = self._leaf.view(self._styles, -1)
-        if rows is not None and len(rows) < self._styles:
-            # Not by an index on the device, which would have to be made there first.
-            stack = torch.stack([stack[row] for row in rows])
+        stack = self._by_style
+        if rows is not None:
+            stack = stack.index_select(0, rows)
         pieces = torch.split(stack.to(self._dtype), self._sizes, dim=1)
         self._matrices = [
             piece.view(len(stack), *shape)
             for piece, shape in zip(pieces, self._shapes, strict=True)
         ]
+
+    @property
+    def _by_style(self) -> torch.Tensor:
+        return self._leaf.view(-1, self._ends[-1])
 
     def release(self) -> None:
         """Let go of the copy."""
@@ -103,7 +104,7 @@ class FlatPath:
     def apply_one(self, index: int, x: torch.Tensor, style: int) -> torch.Tensor:
         """The same for a batch of one style, from the weights as they are now; no gradient."""
         linear = self._sites[index].linear
-        row = self._leaf.detach().view(self._styles, -1)[style]
+        row = self._by_style.detach()[style]
         down, up = (
             row[self._ends[at] - self._sizes[at] : self._ends[at]].view(self._shapes[at])
             for at in (2 * index, 2 * index + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -93,6 +94,8 @@ def build_optimizer(
     require_optimizer(name)
     rate, decay = parameters.learning_rate, parameters.weight_decay
     if name is OptimizerName.ADAMW:
+        # It wonders why it is made for graphs and then runs without: it does before a recording.
+        warnings.filterwarnings("ignore", message=".*capturable=True.*")
         adamw = torch.optim.AdamW(
             [weights], lr=rate, weight_decay=decay, fused=True, capturable=weights.is_cuda
         )

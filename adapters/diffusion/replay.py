@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Generic, Protocol, Self, TypeVar
@@ -126,9 +125,7 @@ class CudaRecorder:
         before = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(before)
         try:
-            with torch.cuda.stream(self._stream), warnings.catch_warnings():
-                # AdamW wonders why it is made for graphs and runs without.
-                warnings.filterwarnings("ignore", message=".*capturable=True.*")
+            with torch.cuda.stream(self._stream):
                 yield
         finally:
             before.wait_stream(self._stream)

@@ -14,7 +14,6 @@ from adapters.diffusion.checkpoint import (
     encode_checkpoint,
     run_identity,
 )
-from adapters.diffusion.dataset import Dataset
 from adapters.diffusion.epoch_plan import steps_per_epoch
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.export import RunFacts, encode_style
@@ -30,7 +29,8 @@ from adapters.diffusion.lora import Adapters, dropout_draws
 from adapters.diffusion.loss import objective_of
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.optimizer import OptimizerStateInvalid
-from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
+from adapters.diffusion.preparation import Material
+from adapters.diffusion.preview import draw_previews, encoded_anew
 from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.step import Stepper
@@ -62,10 +62,8 @@ class DiffusionSession:
         *,
         base: BaseModel,
         plan: TrainingPlan,
-        captions: Sequence[str],
-        dataset: Dataset,
+        material: Material,
         adapters: Adapters,
-        previews: PreviewRequest,
         device: torch.device,
         strategy: Strategy = PLAIN,
         refresh: Callable[[], None] | None = None,
@@ -74,10 +72,11 @@ class DiffusionSession:
     ) -> None:
         self._base = base
         self._plan = plan
-        self._captions = captions
+        dataset = material.dataset
+        self._captions = material.captions
         self._dataset = dataset
         self._adapters = adapters
-        self._previews = previews
+        self._previews = material.previews
         self._device = device
         parameters = plan.parameters
         held_out = held_out_positions(
@@ -143,10 +142,18 @@ class DiffusionSession:
         """
         if self.finished:
             raise RuntimeError("the run is finished")
-        inputs = self._feed.inputs(self._step)
+        self.run_step()
+        return self.count_step()
+
+    def run_step(self) -> None:
+        """Train on the next step's batch, with less memory where there is not enough.
+
+        Raises:
+            TrainingFailed: GPU_OOM.
+        """
+        inputs = self.next_inputs()
         while not self._attempt(inputs):
             self._save_memory(inputs.count)
-        return self.count_step()
 
     @property
     def stepper(self) -> Stepper:

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.dataset import Dataset
-from adapters.diffusion.loss import Objective
+from adapters.diffusion.loss import Objective, weighted_squares
 from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.update import Update
 
@@ -28,6 +28,8 @@ class Question:
     """(n, tokens, width)"""
     target: torch.Tensor
     """(n, c, h, w)"""
+    weights: torch.Tensor
+    """(n,): of the pictures' losses"""
 
 
 class Stepper:
@@ -82,6 +84,7 @@ class Stepper:
             timesteps=timesteps,
             states=self._conditioning(captions),
             target=self._objective.target(latents, noise, timesteps),
+            weights=self._objective.weight[timesteps],
         )
 
     def ask(
@@ -96,15 +99,11 @@ class Stepper:
         )[0]
         return answer
 
-    def losses(self, question: Question, answer: torch.Tensor) -> torch.Tensor:
-        """Sum of the pictures' losses, a scalar."""
-        return self._objective.losses(answer, question.target, question.timesteps).sum()
-
     def _accumulate(self, inputs: StepInputs, part: slice) -> torch.Tensor:
         if self._refresh is not None:
             self._refresh()
         question = self.question(inputs, part)
         answer = self.ask(question.noisy, question.timesteps, question.states)
-        losses = self.losses(question, answer)
+        losses = weighted_squares(answer, question.target, question.weights).sum()
         torch.autograd.backward(self.update.scaled(losses / inputs.count))
         return losses.detach()

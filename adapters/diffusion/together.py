@@ -1,31 +1,35 @@
-"""Several runs at once over one frozen base: one forward and backward pass for all of them."""
+"""Several runs over one frozen base: they come and go, and share one forward and backward pass."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from adapters.diffusion.failures import gpu_oom, is_out_of_memory
+from adapters.diffusion.failures import is_out_of_memory
+from adapters.diffusion.joint_inputs import JointInputs, joint_inputs
+from adapters.diffusion.loss import weighted_squares
+from adapters.diffusion.rendezvous import LEAST_PATIENCE, Rendezvous
 from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.stacked import Stack
+from adapters.diffusion.step import Stepper
 from adapters.diffusion.step_inputs import StepInputs
-from application.ports import Preview, StepReport
+from adapters.diffusion.thrift import Thrift
+from application.ports import Checkpoint, Preview, StepReport
 from domain.failure import TrainingFailed
 from domain.parameters import LoraTargets, OptimizerName, TrainingParameters
 
 log = logging.getLogger(__name__)
 
-Outcome = StepReport | TrainingFailed | None
-"""Of one run in one joint step: its report, its failure, or nothing because it had ended."""
 
-
-def likeness(parameters: TrainingParameters) -> Hashable | None:
-    """Runs with equal likeness can train together; a run whose likeness is None only alone.
+def kind_of(parameters: TrainingParameters) -> Hashable | None:
+    """Runs of one kind can train together; a run whose kind is None only alone.
 
     Pictures, captions, seeds, learning rates, epochs and losses may differ.
     """
@@ -41,162 +45,206 @@ def likeness(parameters: TrainingParameters) -> Hashable | None:
     return parameters.rank, parameters.lora_scale, str(parameters.lora_targets)
 
 
-class MemberSession(DiffusionSession):
-    """One of several runs. Steps come from the joint session; all else is as if alone."""
+class Ensemble:
+    """Runs that advance together, each step of all in as few passes as their shapes allow.
 
-    def __init__(self, stack: Stack, style: int, **keywords: Any) -> None:
-        self._stack = stack
-        self._style = style
-        super().__init__(**keywords)
+    Every run has a thread of its own. Steps meet at ``rendezvous``; all else that touches the
+    device takes ``turn`` first.
 
-    def advance(self) -> StepReport:
-        """Not by itself."""
-        raise RuntimeError("a run among several is advanced with them")
-
-    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
-        """Pictures by this run's adapters, or without any."""
-        with self._stack.showing(self._style):
-            return super().previews(adapted=adapted)
-
-    def _measured(self, epoch: int) -> tuple[float | None, float | None]:
-        with self._stack.showing(self._style):
-            return super()._measured(epoch)
-
-
-@dataclass(frozen=True)
-class JointInputs:
-    """The next step's batch of each of some runs, all of one shape."""
-
-    styles: tuple[int, ...]
-    each: tuple[StepInputs, ...]
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for batches that one recording serves."""
-        return self.styles, tuple(inputs.key for inputs in self.each)
-
-    def own(self) -> JointInputs:
-        """A copy in memory of its own."""
-        return JointInputs(self.styles, tuple(inputs.own() for inputs in self.each))
-
-    def take(self, other: JointInputs) -> None:
-        """Copy another batch's content into this memory."""
-        for own, new in zip(self.each, other.each, strict=True):
-            own.take(new)
-
-
-class JointSession:
-    """Runs that advance together, each step of all in as few passes as their shapes allow."""
+    Args:
+        recorder: what records passes; None to run them as they are.
+        turn: held by whoever uses the device.
+        patience: seconds for which a pass waits for a run that took part in the last one.
+    """
 
     def __init__(
-        self, sessions: Sequence[MemberSession], stack: Stack, recorder: Recorder | None
+        self,
+        stack: Stack,
+        recorder: Recorder | None,
+        turn: threading.RLock,
+        patience: float = LEAST_PATIENCE,
     ) -> None:
-        self.sessions = tuple(sessions)
-        """Each run, to look at, to save and to draw with."""
-        self._stack = stack
+        self.stack = stack
+        self.turn = turn
+        self.rendezvous: Rendezvous[MemberSession] = Rendezvous(
+            self._advance, time.monotonic, patience
+        )
         self._replay: Replay[JointInputs] = Replay(recorder)
-        self._failed: set[int] = set()
-        self._together = len(sessions)
-
-    @property
-    def finished(self) -> bool:
-        """True when no run has a step left."""
-        return not self._running()
+        self._free = list(range(len(stack.leaf)))
+        self._together = len(stack.leaf)
+        self._losses = torch.zeros(len(stack.leaf), device=stack.leaf.device)
 
     @property
     def together(self) -> int:
-        """Runs in one pass, at most: fewer than there are once memory has run out."""
+        """Runs in one pass, at most: fewer than there are seats once memory has run out."""
         return self._together
 
-    def advance(self) -> tuple[Outcome, ...]:
-        """Run the next step of every run that has one left. A run that fails leaves the others.
+    @property
+    def empty(self) -> bool:
+        """True when nobody has a seat."""
+        return len(self._free) == len(self.stack.leaf)
+
+    @contextmanager
+    def seat(self) -> Iterator[int]:
+        """A row of the stack for one run, while open.
 
         Raises:
-            TrainingFailed: GPU_OOM, when not even one run at a time fits in.
+            RuntimeError: all are taken.
         """
-        outcomes: list[Outcome] = [None] * len(self.sessions)
-        for group in self._groups():
-            self._run(group)
-        for style in self._running():
-            try:
-                outcomes[style] = self.sessions[style].count_step()
-            except TrainingFailed as failed:
-                self._failed.add(style)
-                outcomes[style] = failed
-        return tuple(outcomes)
-
-    def close(self) -> None:
-        """Let go of the recordings; the runs themselves are closed by who opened them."""
-        self._replay.forget()
-
-    def _running(self) -> list[int]:
-        return [
-            style
-            for style, session in enumerate(self.sessions)
-            if style not in self._failed and not session.finished
-        ]
-
-    def _groups(self) -> Iterator[list[tuple[int, StepInputs]]]:
-        """The runs whose next batches have the same shape: those can share a pass."""
-        groups: dict[tuple[int, ...], list[tuple[int, StepInputs]]] = {}
-        for style in self._running():
-            inputs = self.sessions[style].next_inputs()
-            groups.setdefault(inputs.shape, []).append((style, inputs))
-        yield from groups.values()
-
-    def _run(self, group: list[tuple[int, StepInputs]]) -> None:
-        """A group in passes of as many runs as memory has turned out to hold."""
-        while group:
-            some = group[: self._together]
-            joint = JointInputs(tuple(s for s, _ in some), tuple(i for _, i in some))
-            if self._attempt(joint):
-                group = group[len(some) :]
-            else:
-                self._save_memory(len(some), joint.styles)
-
-    def _attempt(self, joint: JointInputs) -> bool:
+        if not self._free:
+            raise RuntimeError(f"all {len(self.stack.leaf)} seats of the trainer are taken")
+        row = self._free.pop(0)
         try:
-            self._replay.run(joint, self._step)
+            yield row
+        finally:
+            self._free.append(row)
+
+    def make_room(self) -> None:
+        """Let go of what can be made again: recordings hold the memory of whole passes."""
+        self._replay.forget()
+        if self.stack.leaf.is_cuda:
+            torch.cuda.empty_cache()
+
+    def _advance(self, members: Sequence[MemberSession]) -> Mapping[MemberSession, Exception]:
+        """Train the next step of each; what a run fails with is its own."""
+        failures: dict[MemberSession, Exception] = {}
+        with self.turn:
+            for group in _groups(members):
+                while group:
+                    some = group[: self._together]
+                    if self._attempt(some):
+                        group = group[len(some) :]
+                    elif len(some) > 1:
+                        self._save_memory(len(some))
+                    else:
+                        failures.update(self._alone(group.pop(0)[0]))
+        return failures
+
+    def _alone(self, member: MemberSession) -> dict[MemberSession, Exception]:
+        """The step of a run that has to save memory by itself."""
+        try:
+            member.run_step()
+        except TrainingFailed as failed:
+            return {member: failed}
+        return {}
+
+    def _attempt(self, some: Sequence[tuple[MemberSession, StepInputs]]) -> bool:
+        """One pass for all of these. False when memory did not suffice."""
+        if any(member.saves_memory for member, _ in some):
+            return False
+        steppers = [member.stepper for member, _ in some]
+        try:
+            questions = [member.stepper.question(inputs) for member, inputs in some]
+            factors = [member.stepper.update.factor(inputs.count) for member, inputs in some]
+            rows = self.stack.indices([member.row for member, _ in some])
+            joint = joint_inputs(questions, factors, rows)
+            self._replay.run(joint, lambda inputs: self._pass(steppers[0], inputs))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return False
+        losses = self._losses[: len(some)].clone()
+        for (member, inputs), loss in zip(some, losses, strict=True):
+            member.stepper.update(inputs, loss)
         return True
 
-    def _save_memory(self, count: int, styles: Sequence[int]) -> None:
-        if count == 1:
-            raise gpu_oom()
+    def _pass(self, stepper: Stepper, joint: JointInputs) -> None:
+        """Add each style's gradient to its row, and note its loss."""
+        self.stack.refresh(joint.rows)
+        answer = stepper.ask(joint.noisy, joint.timesteps, joint.states)
+        each = weighted_squares(answer, joint.target, joint.weights)
+        losses = each.view(len(joint.rows), -1).sum(dim=1)
+        # Each style's loss depends on its own adapters alone, so the sum's gradient is each one's.
+        torch.autograd.backward((losses * joint.factors).sum())
+        self._losses[: len(joint.rows)].copy_(losses.detach())
+
+    def _save_memory(self, count: int) -> None:
         self._together = -(-count // 2)
         log.warning("out of memory, going on with %d runs in one pass", self._together)
-        self._replay.forget()
-        for style in styles:
-            self.sessions[style].stepper.update.discard_gradient()
-        if self._stack.leaf.is_cuda:
-            torch.cuda.empty_cache()
+        assert self.stack.leaf.grad is not None
+        self.stack.leaf.grad.zero_()
+        self.make_room()
 
-    def _step(self, joint: JointInputs) -> None:
-        """Until the gradient is whole nothing else changes."""
-        steppers = [self.sessions[style].stepper for style in joint.styles]
-        self._stack.path.refresh(joint.styles)
-        questions = [
-            stepper.question(inputs) for stepper, inputs in zip(steppers, joint.each, strict=True)
-        ]
-        answers = steppers[0].ask(
-            torch.cat([question.noisy for question in questions]),
-            torch.cat([question.timesteps for question in questions]),
-            torch.cat([question.states for question in questions]),
-        )
-        losses = [
-            stepper.losses(question, answer)
-            for stepper, question, answer in zip(
-                steppers, questions, answers.chunk(len(steppers)), strict=True
-            )
-        ]
-        # Each run's loss depends on its own adapters alone, so the sum's gradient is each one's.
-        means = [
-            stepper.update.scaled(loss / inputs.count)
-            for stepper, loss, inputs in zip(steppers, losses, joint.each, strict=True)
-        ]
-        torch.autograd.backward(torch.stack(means).sum())
-        for stepper, inputs, loss in zip(steppers, joint.each, losses, strict=True):
-            stepper.update(inputs, loss.detach())
+
+class MemberSession(DiffusionSession):
+    """One of several runs: its steps are taken with the others', all else is as if alone."""
+
+    def __init__(self, ensemble: Ensemble, row: int, **keywords: Any) -> None:
+        self._ensemble = ensemble
+        self.row = row
+        """In the stack."""
+        rows = ensemble.stack.indices([row])
+        super().__init__(**keywords, refresh=lambda: ensemble.stack.refresh(rows))
+        ensemble.rendezvous.expect(self)
+
+    @property
+    def saves_memory(self) -> bool:
+        """True once not even this run alone fits into a pass as it is."""
+        return self._thrift != Thrift(self._plan.parameters.batch_size)
+
+    def advance(self) -> StepReport:
+        """Wait for the others and run the next step with theirs."""
+        if self.finished:
+            raise RuntimeError("the run is finished")
+        try:
+            self._ensemble.rendezvous.meet(self)
+            with self._ensemble.turn:
+                report = self.count_step()
+        except BaseException:
+            self._ensemble.rendezvous.excuse(self)
+            raise
+        if self.finished:
+            self._ensemble.rendezvous.excuse(self)
+        return report
+
+    def checkpoint(self) -> Checkpoint:
+        """The run as it stands between two steps."""
+        with self._ensemble.turn:
+            return super().checkpoint()
+
+    def weights(self) -> bytes:
+        """The adapters as they stand, as a file for other programs."""
+        with self._ensemble.turn:
+            return super().weights()
+
+    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
+        """Pictures by this run's adapters, or without any."""
+        with self._ensemble.turn, self._ensemble.stack.showing(self.row):
+            return super().previews(adapted=adapted)
+
+    def close(self) -> None:
+        """Leave the others to themselves."""
+        self._ensemble.rendezvous.excuse(self)
+        super().close()
+
+    def _measured(self, epoch: int) -> tuple[float | None, float | None]:
+        with self._ensemble.stack.showing(self.row):
+            return super()._measured(epoch)
+
+    def _attempt(self, inputs: StepInputs) -> bool:
+        """Recompute feature maps in this run's own passes only."""
+        if not self._thrift.checkpointing:
+            return super()._attempt(inputs)
+        self._base.unet.enable_gradient_checkpointing()
+        try:
+            return super()._attempt(inputs)
+        finally:
+            self._base.unet.disable_gradient_checkpointing()
+
+    def _apply(self, thrift: Thrift) -> None:
+        self._thrift = thrift
+
+
+def _groups(
+    members: Sequence[MemberSession],
+) -> Iterator[list[tuple[MemberSession, StepInputs]]]:
+    """The runs whose next batches have the same shape can share a pass.
+
+    In the order of their rows, whoever came first: equal company is to give equal sums.
+    """
+    groups: dict[Hashable, list[tuple[MemberSession, StepInputs]]] = {}
+    for member in sorted(members, key=lambda member: member.row):
+        inputs = member.next_inputs()
+        key = f"alone {member.row}" if member.saves_memory else inputs.shape
+        groups.setdefault(key, []).append((member, inputs))
+    yield from groups.values()

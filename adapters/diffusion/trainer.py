@@ -1,12 +1,12 @@
-"""The Trainer port on diffusers and PEFT: one base model, one run after another."""
+"""The Trainer port on diffusers and PEFT: one base model, run after run or several together."""
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -14,21 +14,19 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 from adapters.diffusion.base_model import BaseModel, placed
-from adapters.diffusion.buckets import bucket_of
-from adapters.diffusion.captions import caption_of
-from adapters.diffusion.dataset import Dataset, encode_dataset
-from adapters.diffusion.failures import out_of_memory_is_a_failure
+from adapters.diffusion.failures import is_out_of_memory, out_of_memory_is_a_failure
 from adapters.diffusion.flat_path import flat_path_of, suits
 from adapters.diffusion.lora import attached
 from adapters.diffusion.memory_use import forget_peak
 from adapters.diffusion.optimizer import require_optimizer, stays_on_device
-from adapters.diffusion.preview import request_previews
+from adapters.diffusion.preparation import Material, prepare
+from adapters.diffusion.rendezvous import LEAST_PATIENCE
 from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.stacked import stacked
 from adapters.diffusion.strategy import Strategy, choose_strategy, describe
 from adapters.diffusion.text_states import TextStates
-from adapters.diffusion.together import JointSession, MemberSession, likeness
+from adapters.diffusion.together import Ensemble, MemberSession, kind_of
 from application.ports import TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
 
@@ -44,6 +42,8 @@ class DiffusionTrainer:
         device: ``cpu`` or ``cuda``.
         strategy: how steps are run; None for the fastest way that the device offers.
         recorder: what records steps where the strategy captures them; None for CUDA graphs.
+        seats: how many runs of one kind may be open at a time.
+        patience: seconds for which runs that share a pass wait for one another.
     """
 
     def __init__(
@@ -54,12 +54,18 @@ class DiffusionTrainer:
         *,
         strategy: Strategy | None = None,
         recorder: Callable[[], Recorder] | None = None,
+        seats: int = 1,
+        patience: float = LEAST_PATIENCE,
     ) -> None:
         self._base = base
         self._decode = decode
         self._device = torch.device(device)
         self._strategy = strategy or choose_strategy(self._device)
         self._recorder = recorder or (lambda: CudaRecorder(self._device))
+        self._seats = seats
+        self._patience = patience
+        self._turn = threading.RLock()
+        self._ensemble: Ensemble | None = None
         self._busy = False
         place_denoiser(base.unet, self._device, self._strategy)
         log.info("training on %s: %s", self._device, describe(self._strategy))
@@ -69,16 +75,34 @@ class DiffusionTrainer:
         """Side in pixels that the base model was trained for: 512 for SD 1.5."""
         return self._base.native_resolution
 
-    @contextmanager
-    def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
+    @property
+    def together(self) -> int:
+        """Runs in one pass now, at most: fewer than there are seats once memory has run out."""
+        return 1 if self._ensemble is None else self._ensemble.together
+
+    def kind(self, parameters: TrainingParameters) -> Hashable | None:
+        """As ``together.kind_of``; None for every run where there is one seat only."""
+        return kind_of(parameters) if self._seats > 1 else None
+
+    def open(
+        self, plan: TrainingPlan, resume: bytes | None
+    ) -> AbstractContextManager[TrainingSession]:
         """Set a run up, from nothing or from a checkpoint's data.
+
+        Runs of one kind share the device, as many as there are seats, each in its own thread.
 
         Raises:
             CheckpointRejected: ``resume`` cannot be used for this plan.
             TrainingFailed: GPU_OOM; INVALID_TASK when the optimizer's library is not installed.
         """
+        require_optimizer(plan.parameters.optimizer)
+        if self.kind(plan.parameters) is not None:
+            return self._seated(plan, resume)
+        return self._alone(plan, resume)
+
+    @contextmanager
+    def _alone(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         parameters = plan.parameters
-        require_optimizer(parameters.optimizer)
         with (
             self._occupied(),
             placed(self._base.text_encoder, self._home_of_text(parameters)),
@@ -100,11 +124,19 @@ class DiffusionTrainer:
                 path = flat_path_of(adapters, self._strategy.compute)
                 refresh = stack.enter_context(path).refresh
             with out_of_memory_is_a_failure():
-                parts = self._parts(plan)
+                material = self._prepare(plan)
+                texts = None
+                if parameters.train_text_encoder:
+                    own = dict.fromkeys(["", *material.captions])
+                    texts = TextStates(self._base, own, self._device)
                 session = DiffusionSession(
-                    **parts,
+                    base=self._base,
+                    plan=plan,
+                    material=material,
                     adapters=adapters,
-                    text_states=self._text_states(parameters, parts["captions"]),
+                    device=self._device,
+                    strategy=self._strategy,
+                    text_states=texts,
                     refresh=refresh,
                     recorder=self._recorder() if self._captures(parameters) else None,
                 )
@@ -114,45 +146,81 @@ class DiffusionTrainer:
             yield session
 
     @contextmanager
-    def open_many(
-        self, jobs: Sequence[tuple[TrainingPlan, bytes | None]]
-    ) -> Iterator[JointSession]:
-        """Set several runs up that train together, each from nothing or from a checkpoint.
+    def _seated(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
+        """A run among others of its kind; it ends within rounding where it would have alone."""
+        with ExitStack() as stack:
+            with self._turn:
+                ensemble = stack.enter_context(self._company(plan.parameters))
+                row = stack.enter_context(ensemble.seat())
+                own = ensemble.stack.fresh(row, plan.parameters)
+                with out_of_memory_is_a_failure():
+                    session = MemberSession(
+                        ensemble,
+                        row,
+                        base=self._base,
+                        plan=plan,
+                        material=self._prepare_among(plan, ensemble),
+                        adapters=own,
+                        device=self._device,
+                        strategy=self._strategy,
+                    )
+                    stack.callback(self._in_turn, session.close)
+                    if resume is not None:
+                        session.resume(resume)
+            yield session
 
-        Each ends within rounding where it would have ended alone; checkpoints serve either way.
+    @contextmanager
+    def _company(self, parameters: TrainingParameters) -> Iterator[Ensemble]:
+        """The ensemble of those who train now; the first one opens it, the last one closes it.
 
         Raises:
-            ValueError: the plans cannot train together; ``together.likeness`` tells which can.
-            CheckpointRejected, TrainingFailed: as ``open``, of any of them.
+            RuntimeError: they are of another kind.
         """
-        kinds = {likeness(plan.parameters) for plan, _ in jobs}
-        if len(kinds) != 1 or None in kinds:
-            raise ValueError("these plans cannot train together: their adapters are not alike")
-        each = [plan.parameters for plan, _ in jobs]
-        with (
-            self._occupied(),
-            stacked(self._base.unet, each, self._strategy.compute) as (weights, adapters),
-            ExitStack() as stack,
-        ):
-            members = []
-            with out_of_memory_is_a_failure():
-                for style, ((plan, resume), own) in enumerate(zip(jobs, adapters, strict=True)):
-                    member = MemberSession(weights, style, **self._parts(plan), adapters=own)
-                    stack.callback(member.close)
-                    members.append(member)
-                    if resume is not None:
-                        member.resume(resume)
-            recorder = self._recorder() if self._strategy.capture else None
-            joint = JointSession(members, weights, recorder)
-            stack.callback(joint.close)
-            yield joint
+        kind = kind_of(parameters)
+        if self._ensemble is None:
+            with ExitStack() as opening:
+                opening.enter_context(self._occupied())
+                rows = opening.enter_context(
+                    stacked(self._base.unet, parameters, self._seats, self._strategy.compute)
+                )
+                recorder = self._recorder() if self._strategy.capture else None
+                self._ensemble = Ensemble(rows, recorder, self._turn, self._patience)
+                self._kind, self._closing = kind, opening.pop_all()
+        elif kind != self._kind:
+            raise RuntimeError("the trainer has open runs of another kind")
+        try:
+            yield self._ensemble
+        finally:
+            with self._turn:
+                if self._ensemble.empty:
+                    self._ensemble.make_room()
+                    self._ensemble = None
+                    self._closing.close()
+
+    def _prepare_among(self, plan: TrainingPlan, ensemble: Ensemble) -> Material:
+        """Where the others have taken all the memory, they give some of it back."""
+        try:
+            return self._prepare(plan)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        ensemble.make_room()
+        return self._prepare(plan)
+
+    def _prepare(self, plan: TrainingPlan) -> Material:
+        return prepare(self._base, plan, self._decode, self._device)
+
+    def _in_turn(self, action: Callable[[], None]) -> None:
+        with self._turn:
+            action()
 
     @contextmanager
     def _occupied(self) -> Iterator[None]:
         """While open, nobody else opens anything; in the end the device's memory is free."""
-        if self._busy:
-            raise RuntimeError("the trainer runs one session at a time")
-        self._busy = True
+        with self._turn:
+            if self._busy:
+                raise RuntimeError("the trainer has an open run that trains alone")
+            self._busy = True
         forget_peak(self._device)
         try:
             yield
@@ -161,22 +229,6 @@ class DiffusionTrainer:
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    def _parts(self, plan: TrainingPlan) -> dict[str, Any]:
-        """What a session needs besides its adapters."""
-        parameters = plan.parameters
-        captions = [
-            caption_of(picture, plan.tags, parameters.trigger_word) for picture in plan.pictures
-        ]
-        return {
-            "base": self._base,
-            "plan": plan,
-            "captions": captions,
-            "dataset": self._encode(plan, captions),
-            "previews": request_previews(self._base, parameters, captions, self._device),
-            "device": self._device,
-            "strategy": self._strategy,
-        }
 
     def _captures(self, parameters: TrainingParameters) -> bool:
         """Dropout is drawn anew for each step on the host, and so is what some optimizers ask;
@@ -192,25 +244,6 @@ class DiffusionTrainer:
         """Where the text encoder lies during the run: it visits the device, or stays there."""
         here: torch.device = self._base.text_encoder.device
         return self._device if parameters.train_text_encoder else here
-
-    def _text_states(
-        self, parameters: TrainingParameters, captions: list[str]
-    ) -> TextStates | None:
-        if not parameters.train_text_encoder:
-            return None
-        return TextStates(self._base, dict.fromkeys(["", *captions]), self._device)
-
-    def _encode(self, plan: TrainingPlan, captions: list[str]) -> Dataset:
-        resolution = plan.parameters.resolution
-        decoded = (self._decode(picture.data) for picture in plan.pictures)
-        sized = ((image, bucket_of(*image.size, resolution)) for image in decoded)
-        return encode_dataset(
-            self._base,
-            sized,
-            captions,
-            mirrored=plan.parameters.random_flip,
-            device=self._device,
-        )
 
 
 def place_denoiser(unet: UNet2DConditionModel, device: torch.device, strategy: Strategy) -> None:

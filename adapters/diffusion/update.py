@@ -68,6 +68,7 @@ class Update:
         self._scaler = torch.amp.GradScaler(
             device.type, init_scale=_INITIAL_LOSS_SCALE, enabled=loss_scaling
         )
+        self._one = torch.ones((), device=device)
         self.notes = torch.zeros(3, device=device)
         """Sums of losses and gradient norms over the epoch so far, and the largest norm."""
 
@@ -110,6 +111,10 @@ class Update:
         """The loss to go backward from."""
         scaled: torch.Tensor = self._scaler.scale(loss)
         return scaled
+
+    def factor(self, count: int) -> torch.Tensor:
+        """What the summed losses of ``count`` pictures are multiplied by on their way back."""
+        return self.scaled(self._one / count)
 
     def __call__(self, inputs: StepInputs, losses: torch.Tensor) -> None:
         """Move the weights along the gradient, and note the step.

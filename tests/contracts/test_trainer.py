@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Harness:
 
     trainer: Trainer
     pictures: tuple[Picture, ...]
+    seated: Callable[[int], Trainer]
+    """Another one, with so many seats."""
     resolution: int = 64
 
     def plan(self, **parameters: Any) -> TrainingPlan:
@@ -53,7 +56,11 @@ def memory() -> Harness:
     inspect = MemoryInspector().inspect
     files = {f"{name}.png": f"picture {name}".encode() for name in "abc"}
     pictures = tuple(Picture(name, data, inspect(data)) for name, data in files.items())
-    return Harness(MemoryTrainer(ManualClock()), pictures)
+    return Harness(
+        MemoryTrainer(ManualClock()),
+        pictures,
+        lambda seats: MemoryTrainer(ManualClock(), seats=seats),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,12 @@ def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     small_base = Path(__file__).resolve().parents[2] / "assets" / "small_base"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # its operations are too small to share
-    yield Harness(DiffusionTrainer(load_base(str(small_base), device="cpu"), decode), pictures)
+    base = load_base(str(small_base), device="cpu")
+    yield Harness(
+        DiffusionTrainer(base, decode),
+        pictures,
+        lambda seats: DiffusionTrainer(base, decode, seats=seats),
+    )
     torch.set_num_threads(threads)
 
 
@@ -249,3 +261,65 @@ def test_a_session_that_breaks_off_leaves_the_trainer_free(harness: Harness) -> 
     with pytest.raises(KeyError):
         break_off()
     assert run(harness, harness.plan()) == whole
+
+
+def test_with_one_seat_every_run_is_alone(harness: Harness) -> None:
+    trainer, plan = harness.trainer, harness.plan()
+    assert trainer.kind(plan.parameters) is None
+    with trainer.open(plan, None) as session:
+        with pytest.raises(RuntimeError), trainer.open(harness.plan(seed=1), None):
+            pass
+        assert drive(session)
+
+
+def test_runs_of_one_kind_train_at_the_same_time_and_end_as_they_would_alone(
+    harness: Harness,
+) -> None:
+    plans = [harness.plan(seed=seed, epochs=epochs) for seed, epochs in ((1, 3), (2, 2), (3, 3))]
+    alone = [run(harness, plan) for plan in plans]
+    shared = replace(harness, trainer=harness.seated(3))
+    assert len({shared.trainer.kind(plan.parameters) for plan in plans}) == 1
+    assert shared.trainer.kind(plans[0].parameters) is not None
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda plan: run(shared, plan), plans))
+    for found, wanted in zip(together, alone, strict=True):
+        assert [report.step for report in found.reports] == [
+            report.step for report in wanted.reports
+        ]
+        assert [record.loss for record in found.history] == pytest.approx(
+            [record.loss for record in wanted.history], rel=1e-3
+        )
+    assert len({found.weights for found in together}) == 3
+
+
+def test_a_run_joins_others_on_their_way_and_goes_on_alone_from_a_checkpoint(
+    harness: Harness,
+) -> None:
+    plan = harness.plan(seed=5)
+    whole = run(harness, plan)
+    shared = replace(harness, trainer=harness.seated(2))
+    with shared.trainer.open(harness.plan(seed=6), None) as other:
+        other.advance()
+        with shared.trainer.open(plan, None) as session:
+            session.advance()
+            session.advance()
+            taken = session.checkpoint()
+        other.advance()
+    rest = run(harness, plan, taken.data)
+    assert rest.history[-1].loss == pytest.approx(whole.history[-1].loss, rel=1e-3)
+
+
+def test_more_runs_than_seats_or_of_another_kind_are_refused(harness: Harness) -> None:
+    trainer = harness.seated(2)
+    with trainer.open(harness.plan(seed=1), None):
+        with (
+            pytest.raises(RuntimeError, match=r"kind|cannot join"),
+            trainer.open(harness.plan(rank=4), None),
+        ):
+            pass
+        with (
+            trainer.open(harness.plan(seed=2), None),
+            pytest.raises(RuntimeError, match="seats"),
+            trainer.open(harness.plan(seed=3), None),
+        ):
+            pass

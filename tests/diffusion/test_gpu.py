@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.strategy import Strategy, choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from application.ports import EpochRecord
+from application.ports import EpochRecord, TrainingSession
 from benchmarks.full_size import full_size_base
 from domain.picture import Picture
 from tests.diffusion.conftest import SMALL_BASE
@@ -96,17 +98,27 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(pictures: Pictures) -> Non
 
 
 def test_several_styles_at_once_follow_each_alone(pictures: Pictures) -> None:
-    trainer = trainer_with(choose_strategy(CARD))
+    strategy = choose_strategy(CARD)
+    alone = trainer_with(strategy)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    seated = DiffusionTrainer(base, decode, CARD, seats=2, patience=60.0)
     plans = [
         plan_of(pictures[:3], epochs=5, seed=1, learning_rate=2e-3),
         plan_of(pictures[2:], epochs=4, seed=2, learning_rate=1e-3, **EVERY_OPTION),
     ]
-    with trainer.open_many([(plan, None) for plan in plans]) as joint:
-        while not joint.finished:
-            joint.advance()
-        assert joint._replay.recordings
-        for session, plan in zip(joint.sessions, plans, strict=True):
-            assert_alike(session.history, run(trainer, plan).history, within=0.05)
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(seated.open(plan, None)) for plan in plans]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(drive, sessions))
+        assert seated._ensemble is not None
+        assert seated._ensemble._replay.recordings
+        for session, plan in zip(sessions, plans, strict=True):
+            assert_alike(session.history, run(alone, plan).history, within=0.05)
+
+
+def drive(session: TrainingSession) -> None:
+    while not session.finished:
+        session.advance()
 
 
 def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
@@ -118,6 +130,21 @@ def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
         try:
             for _ in range(4):
                 session.advance()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_nothing_is_read_back_within_an_epoch_of_several_styles(pictures: Pictures) -> None:
+    strategy = choose_strategy(CARD)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    seated = DiffusionTrainer(base, decode, CARD, seats=2, patience=60.0)
+    plans = [plan_of(pictures, epochs=8, batch_size=1, seed=seed) for seed in (1, 2)]
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        sessions = [stack.enter_context(seated.open(plan, None)) for plan in plans]
+        list(pool.map(lambda session: [session.advance() for _ in range(5 * 5)], sessions))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            list(pool.map(lambda session: [session.advance() for _ in range(4)], sessions))
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
