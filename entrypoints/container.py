@@ -9,6 +9,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from adapters.pillow import PillowInspector, decode
 from adapters.report import HtmlReporter
 from adapters.spool import SpoolQueue
 from adapters.wire import TaskReader, complete_body, failed_body, progress_body
+from application.crew import Crew
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
@@ -32,6 +34,7 @@ from application.ports import BlobStore, Notifier
 from application.refuse_task import RefuseTask
 from application.rules import Rules
 from application.run_training import RunTraining
+from application.seats import Seats
 from application.worker_loop import WorkerLoop
 from entrypoints.default_base import default_base
 from entrypoints.settings import InvalidSettings, Settings
@@ -55,6 +58,26 @@ def choose_device(settings: Settings) -> str:
     import torch
 
     return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_seats(settings: Settings, device: Callable[[], str]) -> int:
+    """Jobs that train together: as many as named, or as the card has room for.
+
+    Args:
+        device: asked only where that counts, for it takes a while.
+    """
+    if settings.jobs_together != "auto":
+        return int(settings.jobs_together)
+    import torch
+
+    from adapters.diffusion.room import seats_in
+
+    chosen = torch.device(device())
+    if chosen.type != "cuda":
+        return 1
+    seats = seats_in(torch.cuda.get_device_properties(chosen).total_memory)
+    log.info("up to %d jobs train together on %s", seats, chosen)
+    return seats
 
 
 def load_base_model(settings: Settings, device: str) -> BaseModel:
@@ -98,11 +121,24 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()
 
 
-def build_trainer(base: BaseModel, device: str) -> DiffusionTrainer:
+def build_trainer(base: BaseModel, device: str, seats: int) -> DiffusionTrainer:
     """The trainer on this device."""
     from adapters.diffusion.trainer import DiffusionTrainer
 
-    return DiffusionTrainer(base, decode, device)
+    return DiffusionTrainer(base, decode, device, seats=seats)
+
+
+def build_crew(loop: WorkerLoop, run: RunTraining, refuse: RefuseTask, seats: int) -> Crew:
+    """A loop for each seat. Each has a name of its own, for each holds leases of its own."""
+    if seats == 1:
+        return Crew([loop])
+    names = [f"{run.worker}-seat{seat}" for seat in range(seats)]
+    return Crew(
+        [
+            replace(loop, run=replace(run, worker=name), refuse=replace(refuse, worker=name))
+            for name in names
+        ]
+    )
 
 
 def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
@@ -117,7 +153,7 @@ def bucket_folders(settings: Settings) -> dict[str, Path]:
 
 
 def open_queue(
-    settings: Settings, clock: SystemClock, worker: str
+    settings: Settings, clock: SystemClock, worker: str, seats: int
 ) -> Iterator[RabbitQueue | SpoolQueue]:
     """The queue of tasks, closed when the container is."""
     if not settings.has_broker:
@@ -125,13 +161,16 @@ def open_queue(
         return
     from adapters.rabbitmq.queue import RabbitQueue
 
-    options = broker_options(settings)
+    options = broker_options(settings, seats)
     with closing(RabbitQueue(options, worker=worker, clock=clock, random=random.random)) as queue:
         yield queue
 
 
-def broker_options(settings: Settings) -> RabbitOptions:
+def broker_options(settings: Settings, seats: int = 1) -> RabbitOptions:
     """Where the broker is and how to treat it.
+
+    Args:
+        seats: messages that are in hand at a time.
 
     Raises:
         InvalidSettings: the settings contradict one another.
@@ -148,6 +187,7 @@ def broker_options(settings: Settings) -> RabbitOptions:
         "retry_delays": settings.retry_delays,
         "heartbeat": settings.rabbitmq_heartbeat,
         "ack_timeout": float(settings.ack_timeout),
+        "prefetch": seats,
     }
     try:
         if settings.rabbitmq_url is not None:
@@ -264,16 +304,17 @@ class Container(containers.DeclarativeContainer):
     layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
 
     blobs = providers.Singleton(open_blobs, settings, clock)
-    queue = providers.Resource(open_queue, settings, clock, worker)
+    device = providers.Singleton(choose_device, settings)
+    seats = providers.Singleton(choose_seats, settings, device.provider)
+    queue = providers.Resource(open_queue, settings, clock, worker, seats)
     dead_letters = queue_depths = queue
     notifier = providers.Resource(open_notifier, settings, console, clock)
     inspector = providers.Singleton(PillowInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(TaskReader, providers.Callable(backend_host, settings))
 
-    device = providers.Singleton(choose_device, settings)
     base_model = providers.Singleton(load_base_model, settings, device)
-    trainer = providers.Singleton(build_trainer, base_model, device)
+    trainer = providers.Singleton(build_trainer, base_model, device, seats)
 
     journal = providers.Singleton(Journal, blobs, sink)
     run_training = providers.Singleton(
@@ -288,6 +329,7 @@ class Container(containers.DeclarativeContainer):
         layout=layout,
         rules=rules,
         worker=worker,
+        seats=providers.Singleton(Seats, seats),
     )
     refuse_task = providers.Singleton(
         RefuseTask,
@@ -308,3 +350,4 @@ class Container(containers.DeclarativeContainer):
         clock=clock,
         watch=watch,
     )
+    crew = providers.Singleton(build_crew, worker_loop, run_training, refuse_task, seats)

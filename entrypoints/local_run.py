@@ -98,6 +98,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
     container = Container(settings=settings)
     # With --json, standard output is for the outcome alone.
     container.console.override(providers.Singleton(Console, stderr=arguments.json))
+    container.seats.override(providers.Object(1))
     container.layout.override(providers.Object(Layout(OUT, report_prefix="")))
     container.rules.override(
         providers.Object(

@@ -86,7 +86,9 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
         providers.Object(MeteredNotifier(container.notifier(), metrics, clock.monotonic))
     )
     container.trainer.override(
-        providers.Singleton(_trainer, container.base_model, container.device, previews)
+        providers.Singleton(
+            _trainer, container.base_model, container.device, container.seats, previews
+        )
     )
     container.sink.override(
         providers.Object(Listeners(logs.context, LogEvents(), jobs, board, job_log))
@@ -124,8 +126,10 @@ def _served(sources: Sources, settings: Settings) -> Iterator[None]:
         yield
 
 
-def _trainer(base: BaseModel, device: str, previews: PreviewShelf) -> PreviewingTrainer:
-    return PreviewingTrainer(build_trainer(base, device), previews)
+def _trainer(
+    base: BaseModel, device: str, seats: int, previews: PreviewShelf
+) -> PreviewingTrainer:
+    return PreviewingTrainer(build_trainer(base, device, seats), previews)
 
 
 def _queue_name(settings: Settings) -> str:

@@ -13,6 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import check_token, checked_address
 
+MOST_TOGETHER = 32
+"""Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
+
 
 class InvalidSettings(Exception):
     """At least one setting is wrong; each line of the text names one and its remedy."""
@@ -41,6 +44,12 @@ class Settings(BaseSettings):
     )
     device: str | None = Field(
         None, description="`cuda`, `cuda:1`, `cpu`. Unset: the GPU where there is one"
+    )
+
+    jobs_together: str = Field(
+        "1",
+        description="Jobs with adapters alike that one worker trains at a time, in one pass over "
+        "the base model; `auto`: as many as the GPU has memory for, 8 at most",
     )
 
     rabbitmq_host: str | None = Field(
@@ -193,6 +202,13 @@ class Settings(BaseSettings):
     def _parts(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("jobs_together")
+    @classmethod
+    def _together(cls, value: str) -> str:
+        if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= MOST_TOGETHER):
+            raise ValueError(f"give `auto`, or a number from 1 to {MOST_TOGETHER}")
         return value
 
     @field_validator("retry_delays")

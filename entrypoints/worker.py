@@ -97,9 +97,9 @@ def _work(arguments: argparse.Namespace) -> int:
                 board.model = container.base_model().name
             except BaseModelInvalid as error:
                 raise UsageError(f"BASE_MODEL: {error}") from error
-            loop = container.worker_loop()
+            crew = container.crew()
             log.info("worker %s waits for tasks", container.worker())
-            loop(stop, until_empty=arguments.once)
+            crew(stop, until_empty=arguments.once)
             log.info("worker %s ends", container.worker())
     return 0
 

@@ -80,9 +80,9 @@ class Ensemble:
         return self._together
 
     @property
-    def empty(self) -> bool:
-        """True when nobody has a seat."""
-        return len(self._free) == len(self.stack.leaf)
+    def taken(self) -> int:
+        """Seats that runs have."""
+        return len(self.stack.leaf) - len(self._free)
 
     @contextmanager
     def seat(self) -> Iterator[int]:

@@ -167,6 +167,7 @@ class DiffusionTrainer:
                     stack.callback(self._in_turn, session.close)
                     if resume is not None:
                         session.resume(resume)
+                log.info("%d runs train together", ensemble.taken)
             yield session
 
     @contextmanager
@@ -192,7 +193,7 @@ class DiffusionTrainer:
             yield self._ensemble
         finally:
             with self._turn:
-                if self._ensemble.empty:
+                if not self._ensemble.taken:
                     self._ensemble.make_room()
                     self._ensemble = None
                     self._closing.close()
@@ -219,7 +220,7 @@ class DiffusionTrainer:
         """While open, nobody else opens anything; in the end the device's memory is free."""
         with self._turn:
             if self._busy:
-                raise RuntimeError("the trainer has an open run that trains alone")
+                raise RuntimeError("one session at a time: the trainer has an open run")
             self._busy = True
         forget_peak(self._device)
         try:

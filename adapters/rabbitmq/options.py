@@ -59,7 +59,7 @@ class RabbitOptions:
     retry_delays: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0)
     """The pauses there are, shortest first: each is a queue. The longest bounds every pause."""
     prefetch: int = 1
-    """Messages held at a time; more than one makes sense only without long work."""
+    """Messages held at a time: as many as are worked on at a time, for others wait for them."""
     ack_timeout: float = 4 * 3600.0
     """How long we ask to hold a message. A broker before 3.11.15 does not listen and takes it
     back after its own ``consumer_timeout``, half an hour as a rule."""

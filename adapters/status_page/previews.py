@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,7 @@ from application.ports import (
     TrainingPlan,
     TrainingSession,
 )
+from domain.parameters import TrainingParameters
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ class PreviewingTrainer:
     def native_resolution(self) -> int:
         """The inner trainer's."""
         return self.inner.native_resolution
+
+    def kind(self, parameters: TrainingParameters) -> Hashable | None:
+        """The inner trainer's."""
+        return self.inner.kind(parameters)
 
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,28 @@ class Platform:
             check=False,
         )
 
+    @property
+    def log(self) -> Path:
+        """Of the worker in a process of its own."""
+        return self.folder / "worker.log"
+
+    @contextmanager
+    def working(self, **settings: str) -> Iterator[subprocess.Popen[str]]:
+        """A worker in a process of its own, gone when the context is left."""
+        with self.log.open("w") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "entrypoints.worker"],
+                cwd=self.folder,
+                env={**os.environ, **self.settings(), **settings},
+                stderr=log,
+                text=True,
+            )
+        try:
+            yield worker
+        finally:
+            worker.kill()
+            worker.wait()
+
     def publish(self, body: bytes) -> None:
         with raw_channel() as channel:
             channel.queue_declare(self.queue, durable=True)
@@ -88,10 +112,10 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
         yield Platform(options.queue, s3, backend, tmp_path)
 
 
-def submitted(platform: Platform, style_id: int) -> str:
+def submitted(platform: Platform, style_id: int, *options: str) -> str:
     done = platform.run(
         *("submit", "pictures", "--style-id", str(style_id), "--epochs", "12"),
-        *("--resolution", "64", "--batch-size", "5", "--sample-prompt", "a red circle"),
+        *("--resolution", "64", "--batch-size", "5", "--sample-prompt", "a red circle", *options),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]
@@ -142,6 +166,39 @@ def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
     printed = worked.stdout + worked.stderr
     assert SECRET_KEY not in printed
     assert platform.backend.token not in printed
+
+
+def test_one_worker_trains_jobs_that_are_alike_together_and_another_goes_on_with_them_alone(
+    platform: Platform,
+) -> None:
+    draw_style_set(platform.folder / "pictures", count=10, seed=3)
+    tasks = [submitted(platform, style, "--epochs", "30") for style in (51, 52, 53)]
+    submitted(platform, 54, "--epochs", "3", "--rank", "2")
+    begun = [f"jobs/{task}/checkpoints/" for task in tasks]
+    with platform.working(JOBS_TOGETHER="3", CHECKPOINT_EVERY="2") as together:
+        while True:
+            stored = platform.keys()
+            if all(any(key.startswith(prefix) for key in stored) for prefix in begun):
+                break
+            assert together.poll() is None, platform.log.read_text()
+            time.sleep(0.3)
+        together.terminate()
+        together.wait(timeout=60)
+    assert together.returncode == 0, platform.log.read_text()
+    assert "3 runs train together" in platform.log.read_text()
+    assert platform.backend.final == []
+    assert not any(held(platform, key) for key in stored if key.endswith("lease.json"))
+
+    alone = platform.run("worker", "--once")
+    assert alone.returncode == 0, alone.stderr
+    assert sorted(call.style_id for call in platform.backend.final) == [51, 52, 53, 54]
+    assert {call.kind for call in platform.backend.final} == {"complete"}
+    assert alone.stderr.count("resumes from epoch") == 3
+
+
+def held(platform: Platform, key: str) -> bool:
+    body = platform.s3.client().get_object(Bucket="models", Key=key)["Body"].read()
+    return bool(json.loads(body)["owner"])
 
 
 def test_the_check_tries_broker_buckets_and_backend(platform: Platform) -> None:
