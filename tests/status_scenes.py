@@ -164,7 +164,7 @@ class Scene:
         self.tell(ArtifactStored(**ids(style_id), artifact=ARTIFACT))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobCompleted(**ids(style_id), artifact=ARTIFACT))
-        self.watch.put_down(Done())
+        self.watch.put_down(task(style_id), Done())
 
     def draw(self, style_id: int, epoch: int, *, finished: bool = True) -> None:
         """Previews are drawn; those without the style only once it is finished."""
@@ -179,12 +179,12 @@ class Scene:
         self.tell(JobGivenUp(**ids(style_id), failure=failure))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobFailed(**ids(style_id), failure=failure))
-        self.watch.put_down(Done())
+        self.watch.put_down(task(style_id), Done())
 
     def interrupt(self, style_id: int) -> None:
         """The worker is asked to stop."""
         self.tell(JobInterrupted(**ids(style_id), reason="its worker shut down", setbacks=0))
-        self.watch.put_down(HandBack())
+        self.watch.put_down(task(style_id), HandBack())
 
 
 def ids(style_id: int) -> Any:
@@ -234,7 +234,8 @@ def training() -> Scene:
     scene.interrupt(42)
     scene.clock.advance(10)
     scene.watch.taken_up(task(40))
-    scene.watch.put_down(RetryLater(48.0, "worker atelier-2 holds the lease for 48 s more"))
+    lease = "worker atelier-2 holds the lease for 48 s more"
+    scene.watch.put_down(task(40), RetryLater(48.0, lease))
     scene.start(42, attempt=2, resumed_from=40)
     scene.train(42, first=41, until=127)
     scene.clock.advance(2)

@@ -49,7 +49,7 @@ class LogContext(logging.Filter):
         """The lines that follow belong to this task."""
         self._job = JobInHand(task.task_id, task.style_id)
 
-    def put_down(self, _settlement: Settlement) -> None:
+    def put_down(self, _task: TrainingTask | None, _settlement: Settlement) -> None:
         """The lines that follow belong to no task."""
         self._job = None
 

@@ -92,7 +92,7 @@ class JobLog(logging.Handler):
             self._tail_bytes -= len(self._tail.popleft().encode(errors="replace")) + 1
             self._dropped += 1
 
-    def put_down(self, _settlement: Settlement) -> None:
+    def put_down(self, _task: TrainingTask | None, _settlement: Settlement) -> None:
         """Store what was collected. Never raises: the job is over, and counts for more."""
         with self._lines_lock:
             task_id, self._task_id = self._task_id, None

@@ -49,7 +49,7 @@ class JobMetrics:
     def taken_up(self, task: TrainingTask) -> None:
         """Nothing is counted before something happens."""
 
-    def put_down(self, settlement: Settlement) -> None:
+    def put_down(self, _task: TrainingTask | None, settlement: Settlement) -> None:
         """Count the run, and leave what it left open."""
         quietly(lambda: self._metrics.runs.labels(_SETTLEMENTS[type(settlement)]).inc())
         quietly(self._rest)

@@ -61,7 +61,7 @@ class StatusBoard:
         with self._lock:
             self._current = self._view(task.task_id, task.style_id)
 
-    def put_down(self, settlement: Settlement) -> None:
+    def put_down(self, _task: TrainingTask | None, settlement: Settlement) -> None:
         """The worker is done with it for now; where no event said so, this is its end."""
         with self._lock:
             job = self._current

@@ -74,7 +74,7 @@ def test_every_line_of_a_job_carries_task_style_attempt_and_worker(
     log.info("before anything happened")
     context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
     log.info("at work")
-    context.put_down(Done())
+    context.put_down(a_task(), Done())
     log.info("nothing again")
     idle, early, work, after = collector.objects
     assert "task_id" not in idle
@@ -102,7 +102,7 @@ def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: C
     world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe not text")
     context.taken_up(task)
     world.worker(journal=Journal(world.blobs, context))(task, _stop())
-    context.put_down(Done())
+    context.put_down(a_task(), Done())
     assert collector.objects, "the damaged caption is worth a line"
     assert {line["task_id"] for line in collector.objects} == {TASK_ID}
 
@@ -254,7 +254,7 @@ def test_a_job_leaves_its_log_beside_its_files() -> None:
     watchers.taken_up(a_task())
     listeners(STARTED)
     handler.handle(record_of(f"working with {TOKEN}"))
-    watchers.put_down(Done())
+    watchers.put_down(a_task(), Done())
     handler.handle(record_of("of no job"))
     (at,) = blobs.blobs
     assert at == Location("models", f"jobs/{TASK_ID}/logs/20260101T000000Z_host_1.jsonl")
@@ -269,7 +269,7 @@ def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
     handler.taken_up(a_task())
     handler(JobCompleted(task_id="another", style_id=1, artifact=None))  # type: ignore[arg-type]
     handler.handle(record_of("another worker holds the lease"))
-    handler.put_down(Done())
+    handler.put_down(a_task(), Done())
     assert not blobs.blobs
 
 
@@ -280,7 +280,7 @@ def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
     handler(STARTED)
     for number in range(1000):
         handler.handle(record_of("line %d", number))
-    handler.put_down(Done())
+    handler.put_down(a_task(), Done())
     (data,) = blobs.blobs.values()
     messages = [json.loads(line)["message"] for line in data.decode().splitlines()]
     assert messages[0] == "line 0"
@@ -301,7 +301,7 @@ def test_a_store_that_is_away_costs_the_log_and_not_the_job(
     handler.taken_up(a_task())
     handler(STARTED)
     handler.handle(record_of("a line"))
-    handler.put_down(Done())
+    handler.put_down(a_task(), Done())
     assert "was not stored: gone" in caplog.text
 
 
@@ -313,6 +313,6 @@ def test_two_runs_of_a_job_leave_two_logs() -> None:
         handler.taken_up(a_task())
         handler(STARTED)
         handler.handle(record_of("a line"))
-        handler.put_down(Done())
+        handler.put_down(a_task(), Done())
         clock.advance(60)
     assert len(blobs.blobs) == 2

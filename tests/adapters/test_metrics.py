@@ -67,8 +67,9 @@ def run_a_job(metrics: Metrics, world: World, stop: StopSignal | None = None, **
         notifier=MeteredNotifier(world.notifier, metrics, world.clock.monotonic),
         journal=Journal(blobs, listener),
     )
-    settlement = use_case(a_task(**named), stop or StopSignal())
-    listener.put_down(settlement)
+    task = a_task(**named)
+    settlement = use_case(task, stop or StopSignal())
+    listener.put_down(task, settlement)
     return settlement
 
 
@@ -133,7 +134,7 @@ def test_a_run_that_ends_without_an_event_leaves_no_job_behind(
     listener = JobMetrics(metrics, clock.monotonic)
     listener(JobStarted(**IDS, attempt=1, resumed_from=None))
     clock.advance(5)
-    listener.put_down(RetryLater(60, "another worker has taken the job over"))
+    listener.put_down(a_task(), RetryLater(60, "another worker has taken the job over"))
     assert value(metrics, "phase", phase="idle") == 1
     assert value(metrics, "phase_duration_seconds_sum", phase="preparing") == 5
     assert value(metrics, "runs_total", settlement="retry_later") == 1

@@ -97,7 +97,7 @@ def test_a_job_whose_backend_is_away_is_put_aside_with_the_reason() -> None:
     scene = Scene()
     scene.watch.taken_up(task(6))
     scene.tell(AnnouncementBegun(**ids(6), call=2))
-    scene.watch.put_down(RetryLater(60.0, "the backend answers 503"))
+    scene.watch.put_down(task(6), RetryLater(60.0, "the backend answers 503"))
     snapshot = shown(scene)
     assert snapshot["job"] is None
     assert snapshot["recent"][0]["result"] == "put aside"
@@ -108,7 +108,7 @@ def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() 
     scene = training()
     for _ in range(5):
         scene.watch.taken_up(task(77))
-        scene.watch.put_down(RetryLater(60.0, "worker b holds the lease for 60 s more"))
+        scene.watch.put_down(task(77), RetryLater(60.0, "worker b holds the lease for 60 s more"))
     recent = shown(scene)["recent"]
     assert [job["style_id"] for job in recent[:2]] == [77, 40]
 
@@ -116,14 +116,14 @@ def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() 
 def test_a_repeated_message_of_a_finished_job_is_no_job() -> None:
     scene = Scene()
     scene.watch.taken_up(task(6))
-    scene.watch.put_down(Done())
+    scene.watch.put_down(task(6), Done())
     assert shown(scene)["recent"] == []
 
 
 def test_a_dead_letter_is_shown_with_its_reason() -> None:
     scene = Scene()
     scene.start(8)
-    scene.watch.put_down(DeadLetter("access to s3://models is denied"))
+    scene.watch.put_down(task(8), DeadLetter("access to s3://models is denied"))
     assert shown(scene)["recent"][0]["result"] == "dead letter"
 
 
@@ -132,7 +132,7 @@ def test_the_use_case_itself_leaves_a_completed_job_on_the_board() -> None:
     board = StatusBoard("w", "1", world.clock)
     board.taken_up(a_task())
     settlement = world.worker(journal=Journal(world.blobs, board))(a_task(), StopSignal())
-    board.put_down(settlement)
+    board.put_down(a_task(), settlement)
     snapshot = board.snapshot()
     assert snapshot["job"] is None
     assert snapshot["last"]["task_id"] == TASK_ID
