@@ -7,20 +7,23 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from adapters.clock import SystemClock
 from adapters.logs.context import LogContext
 from adapters.logs.formats import JsonFormatter, TextFormatter
 from adapters.logs.job_log import JobLog
 from adapters.logs.redact import REDACTED, Redactor
-from adapters.memory import ManualClock, MemoryBlobStore
+from adapters.memory import ManualClock, MemoryBlobStore, MemoryInspector
+from application.gather_pictures import gather_pictures
 from application.listen import Listeners, Watchers
-from application.ports import BlobUnavailable
+from application.ports import BlobMissing, BlobUnavailable
 from application.settlement import Done
+from application.stop import StopSignal
 from domain.events import JobCompleted, JobStarted
 from domain.location import Location
 from tests.application.world import TASK_ID, World, a_task
@@ -86,13 +89,69 @@ def test_every_line_of_a_job_carries_task_style_attempt_and_worker(
 def test_lines_from_pools_and_timers_carry_the_job(
     context: LogContext, collector: Collector
 ) -> None:
+    ticked = threading.Event()
+
+    def tick() -> None:
+        log.info("tick")
+        ticked.set()
+
+    class Talking:
+        def get(self, at: Location, **_: Any) -> Any:
+            log.info("%s from %s", at.name, threading.current_thread().name)
+            raise BlobMissing(str(at))
+
+    images = tuple(Location("media", f"{n}.jpg") for n in range(8))
     context.taken_up(a_task())
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: log.info("picture %d", n), range(8)))
-    timer = threading.Thread(target=log.info, args=("tick",))
-    timer.start()
-    timer.join()
-    assert [line["task_id"] for line in collector.objects] == [TASK_ID] * 9
+    with SystemClock().every(0.01, tick):
+        # The timer was there before; the attempt becomes known only now.
+        context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
+        gather_pictures(images, Talking(), MemoryInspector(), StopSignal(), 4)  # type: ignore[arg-type]
+        ticked.clear()
+        assert ticked.wait(30)
+    pictures = [line for line in collector.objects if " from fetch_" in line["message"]]
+    last = [line for line in collector.objects if line["message"] == "tick"][-1]
+    assert len(pictures) == 8
+    assert {(line["task_id"], line["attempt"]) for line in [*pictures, last]} == {(TASK_ID, 3)}
+
+
+def test_lines_of_jobs_side_by_side_name_each_its_own(
+    context: LogContext, collector: Collector
+) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def work(style_id: int) -> None:
+        task = replace(a_task(), task_id=f"task-{style_id}", style_id=style_id)
+        started = JobStarted(
+            task_id=task.task_id, style_id=style_id, attempt=style_id, resumed_from=None
+        )
+        together.wait()
+        context.taken_up(task)
+        together.wait()
+        context(started)
+        together.wait()
+        log.info("%d at work", style_id)
+        together.wait()
+        if style_id == 2:
+            context.put_down(task, Done())
+        together.wait()
+        log.info("%d still here", style_id)
+
+    workers = [threading.Thread(target=work, args=(style_id,)) for style_id in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    log.info("of none")
+    whose = {
+        line["message"]: (line.get("task_id"), line.get("attempt")) for line in collector.objects
+    }
+    assert whose == {
+        "1 at work": ("task-1", 1),
+        "2 at work": ("task-2", 2),
+        "1 still here": ("task-1", 1),
+        "2 still here": (None, None),
+        "of none": (None, None),
+    }
 
 
 def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: Collector) -> None:
@@ -101,16 +160,10 @@ def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: C
     world, task = World(), a_task(pictures=12)
     world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe not text")
     context.taken_up(task)
-    world.worker(journal=Journal(world.blobs, context))(task, _stop())
+    world.worker(journal=Journal(world.blobs, context))(task, StopSignal())
     context.put_down(a_task(), Done())
     assert collector.objects, "the damaged caption is worth a line"
     assert {line["task_id"] for line in collector.objects} == {TASK_ID}
-
-
-def _stop() -> Any:
-    from application.stop import StopSignal
-
-    return StopSignal()
 
 
 def test_a_job_that_is_only_heard_of_by_its_events_is_known(context: LogContext) -> None:
