@@ -295,6 +295,13 @@ def job_log(blobs: Any, most_bytes: int = 100_000) -> JobLog:
     return handler
 
 
+def line_of(task_id: str | None, message: str, *args: object) -> logging.LogRecord:
+    """A line as ``LogContext`` leaves it."""
+    record = record_of(message, *args)
+    record.task_id = task_id
+    return record
+
+
 STARTED = JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None)
 
 
@@ -321,7 +328,7 @@ def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
     handler = job_log(blobs)
     handler.taken_up(a_task())
     handler(JobCompleted(task_id="another", style_id=1, artifact=None))  # type: ignore[arg-type]
-    handler.handle(record_of("another worker holds the lease"))
+    handler.handle(line_of(TASK_ID, "another worker holds the lease"))
     handler.put_down(a_task(), Done())
     assert not blobs.blobs
 
@@ -332,7 +339,7 @@ def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
     handler.taken_up(a_task())
     handler(STARTED)
     for number in range(1000):
-        handler.handle(record_of("line %d", number))
+        handler.handle(line_of(TASK_ID, "line %d", number))
     handler.put_down(a_task(), Done())
     (data,) = blobs.blobs.values()
     messages = [json.loads(line)["message"] for line in data.decode().splitlines()]
@@ -353,9 +360,46 @@ def test_a_store_that_is_away_costs_the_log_and_not_the_job(
     handler = job_log(Away())
     handler.taken_up(a_task())
     handler(STARTED)
-    handler.handle(record_of("a line"))
+    handler.handle(line_of(TASK_ID, "a line"))
     handler.put_down(a_task(), Done())
     assert "was not stored: gone" in caplog.text
+
+
+def test_jobs_side_by_side_leave_each_its_own_log(collector: Collector) -> None:
+    blobs, context = MemoryBlobStore(), LogContext("host/1")
+    handler = job_log(blobs)
+    handler.addFilter(context)
+    root, together = logging.getLogger(), threading.Barrier(2, timeout=30)
+    watchers, listeners = Watchers(context, handler), Listeners(context, handler)
+
+    def work(style_id: int) -> None:
+        task = replace(a_task(), task_id=f"task-{style_id}", style_id=style_id)
+        watchers.taken_up(task)
+        listeners(replace(STARTED, task_id=task.task_id, style_id=style_id))
+        for number in range(200):
+            together.wait()
+            log.info("%d, line %d", style_id, number)
+        log.info("%d put down", style_id)
+        watchers.put_down(task, Done())
+        together.wait()
+        log.info("%d after", style_id)
+
+    root.addHandler(handler)
+    workers = [threading.Thread(target=work, args=(style_id,)) for style_id in (1, 2)]
+    for worker in workers:
+        worker.start()
+    log.info("of no job")
+    for worker in workers:
+        worker.join()
+    root.removeHandler(handler)
+    stored = {
+        at.key.split("/")[1]: [json.loads(line)["message"] for line in data.decode().splitlines()]
+        for at, data in blobs.blobs.items()
+    }
+    assert stored == {
+        f"task-{n}": [*(f"{n}, line {number}" for number in range(200)), f"{n} put down"]
+        for n in (1, 2)
+    }
 
 
 def test_two_runs_of_a_job_leave_two_logs() -> None:
@@ -365,7 +409,7 @@ def test_two_runs_of_a_job_leave_two_logs() -> None:
     for _ in range(2):
         handler.taken_up(a_task())
         handler(STARTED)
-        handler.handle(record_of("a line"))
+        handler.handle(line_of(TASK_ID, "a line"))
         handler.put_down(a_task(), Done())
         clock.advance(60)
     assert len(blobs.blobs) == 2
