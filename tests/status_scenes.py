@@ -242,6 +242,23 @@ def training() -> Scene:
     return scene
 
 
+def side_by_side() -> Scene:
+    """Three jobs in hand: two of them in training, one still fetching its pictures."""
+    scene = Scene()
+    scene.start(41)
+    scene.train(41)
+    scene.complete(41)
+    scene.start(42)
+    scene.train(42, until=127)
+    scene.draw(42, 120, finished=False)
+    scene.start(43, attempt=2, resumed_from=40)
+    scene.train(43, epochs=120, first=41, until=52)
+    scene.draw(43, 50, finished=False)
+    scene.start(44)
+    scene.clock.advance(2)
+    return scene
+
+
 def failed() -> Scene:
     """The last job failed, with a message that would like to be markup; the broker is away."""
     scene = Scene(cards=())

@@ -87,8 +87,7 @@ class JobLog(logging.Handler):
             return
         with self._hands_lock:
             lines = self._hands.put_down(task.task_id)
-        kept = lines.all() if lines is not None and lines.eventful else []
-        if lines is None or not kept:
+        if lines is None or not lines.eventful or not (kept := lines.all()):
             return
         data = "".join(f"{line}\n" for line in kept).encode(errors="replace")
         try:
