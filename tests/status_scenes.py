@@ -168,10 +168,12 @@ class Scene:
 
     def draw(self, style_id: int, epoch: int, *, finished: bool = True) -> None:
         """Previews are drawn; those without the style only once it is finished."""
-        run = self.previews.new_run()
+        run = self.previews.open(style_id)
         for adapted in (False, True) if finished else (True,):
             drawn = tuple(Preview(p, n, a_png(n, adapted)) for n, p in enumerate(PROMPTS))
-            self.previews.keep(run, style_id, epoch, drawn, adapted=adapted)
+            self.previews.keep(run, epoch, drawn, adapted=adapted)
+        if finished:
+            self.previews.close(run)
 
     def fail(self, style_id: int, code: FailureCode, message: str) -> None:
         """The job is given up."""

@@ -84,10 +84,12 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(sources.registry), headers={"Content-Type": content_type})
 
-    def status(_request: Request) -> Response:
+    def status(request: Request) -> Response:
+        shown = sources.board.snapshot(request.query_params.get("task"))
+        job = shown["job"]
         values = {
-            **sources.board.snapshot(),
-            "previews": sources.previews.shown(),
+            **shown,
+            "previews": sources.previews.shown(None if job is None else job["style_id"]),
             "gpus": list(sources.cards()),
             "queues": sources.queues(),
             "checks": [check() for check in sources.checks],
