@@ -124,11 +124,11 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
     return app
 
 
+_SCRIPTS = ("page.js", "dom.js", "jobs.js", "chart.js")
 _FILES = (
     ("/", "page.html", "text/html; charset=utf-8"),
     ("/page.css", "page.css", "text/css; charset=utf-8"),
-    ("/page.js", "page.js", "text/javascript; charset=utf-8"),
-    ("/chart.js", "chart.js", "text/javascript; charset=utf-8"),
+    *((f"/{name}", name, "text/javascript; charset=utf-8") for name in _SCRIPTS),
     ("/icon.svg", "icon.svg", "image/svg+xml"),
 )
 

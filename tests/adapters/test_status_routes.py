@@ -228,7 +228,7 @@ def test_every_answer_has_the_security_headers(path: str) -> None:
 
 def test_no_file_of_the_page_names_another_address() -> None:
     client = local(idle())
-    for path in ("/", "/page.css", "/page.js", "/chart.js", "/icon.svg"):
+    for path in ("/", "/page.css", "/page.js", "/dom.js", "/jobs.js", "/chart.js", "/icon.svg"):
         found = re.findall(r"https?://[^\s\"'<>)]+", client.get(path).text)
         assert set(found) <= {"http://www.w3.org/2000/svg"}, (path, found)
 
