@@ -89,7 +89,7 @@ class Scene:
         self.board.device = "cuda"
         self.board.model = "stable-diffusion-v1-5"
         self.previews = PreviewShelf()
-        counted = JobMetrics(self.metrics, self.clock.monotonic)
+        self.counted = counted = JobMetrics(self.metrics, self.clock.monotonic)
         self.tell = Listeners(self.board, counted)
         self.watch = Watchers(self.board, counted)
 
@@ -128,6 +128,7 @@ class Scene:
     def start(self, style_id: int, *, attempt: int = 1, resumed_from: int | None = None) -> None:
         """A task is taken up."""
         self.watch.taken_up(task(style_id))
+        self.counted.lease_written(task(style_id).task_id, self.clock.now().timestamp())
         at = None
         if resumed_from is not None:
             at = CheckpointRef(Location("models", "checkpoint"), resumed_from, resumed_from * 12)

@@ -110,7 +110,9 @@ class Metrics:
             "lease_writes", "Times the lease was taken, renewed or released.", "result"
         )
         self.lease_written = gauge(
-            "lease_last_write_timestamp_seconds", "When the lease was last written, in Unix time."
+            "lease_last_write_timestamp_seconds",
+            "When the lease of the seat's job was last written, in Unix time.",
+            "seat",
         )
         self.webhooks = counter(
             "webhook_calls", "Calls to the backend, by result.", "call", "result"
@@ -159,8 +161,10 @@ class Metrics:
     def clear_seat(self, seat: int) -> None:
         """No job has the seat: its gauges must not look like one.
 
-        The first seat stays to be seen, idle; the others are there only with a job.
+        The first seat stays to be seen, idle; the others are there only with a job, and so is
+        every seat's lease.
         """
+        _remove(self.lease_written, seat)
         gauges = (self.epoch, self.epochs, self.progress, self.speed, self.time_left, self.loss)
         if seat == FIRST_SEAT:
             self.show_phase(seat, IDLE)

@@ -68,6 +68,13 @@ class JobMetrics:
             self._hands.take_up(task.task_id, self._seated)
             self._show_hands()
 
+    def lease_written(self, task_id: str, at: float) -> None:
+        """A job's lease was written, at a moment in Unix time; shown while the job is in hand."""
+        with self._lock:
+            job = self._hands.get(task_id)
+            if job is not None:
+                self._metrics.lease_written.labels(job.seat).set(at)
+
     def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
         """Count the run, and leave what it left open."""
         quietly(lambda: self._metrics.runs.labels(_SETTLEMENTS[type(settlement)]).inc())

@@ -40,13 +40,9 @@ from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.task import TrainingTask
-from tests.application.world import World, a_task
+from tests.application.world import LAYOUT, World, a_task
 
 IDS: Any = {"task_id": "a", "style_id": 7}
-
-
-def is_lease(at: Location) -> bool:
-    return at.name == "lease.json"
 
 
 @pytest.fixture
@@ -64,14 +60,15 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def run_a_job(metrics: Metrics, world: World, stop: StopSignal | None = None, **named: Any) -> Any:
-    blobs = MeteredBlobStore(world.blobs, metrics, world.clock, is_lease)
     listener = JobMetrics(metrics, world.clock.monotonic)
+    blobs = MeteredBlobStore(world.blobs, metrics, world.clock, LAYOUT.leased_task, listener)
     use_case = world.worker(
         blobs=blobs,
         notifier=MeteredNotifier(world.notifier, metrics, world.clock.monotonic),
         journal=Journal(blobs, listener),
     )
     task = a_task(**named)
+    listener.taken_up(task)
     settlement = use_case(task, stop or StopSignal())
     listener.put_down(task, settlement)
     return settlement
@@ -95,7 +92,6 @@ def test_a_job_that_succeeds_is_counted_and_timed(metrics: Metrics) -> None:
     progress = value(metrics, "webhook_calls_total", call="progress", result="ok")
     assert progress == len(world.notifier.calls) - 1 > 0
     assert (value(metrics, "lease_writes_total", result="ok") or 0) > steps / 4
-    assert value(metrics, "lease_last_write_timestamp_seconds") == world.clock.now().timestamp()
     read = value(metrics, "storage_read_bytes_total")
     assert read is not None
     assert read >= sum(len(f"picture {n}") for n in range(10))
@@ -216,6 +212,22 @@ def test_a_job_that_is_gone_does_not_look_alive(metrics: Metrics, clock: ManualC
     assert value(metrics, "jobs_in_hand") == 1
 
 
+def test_a_lease_is_seen_while_its_job_is_in_hand(metrics: Metrics, clock: ManualClock) -> None:
+    listener = JobMetrics(metrics, clock.monotonic)
+    blobs = MeteredBlobStore(MemoryBlobStore(), metrics, clock, LAYOUT.leased_task, listener)
+    tasks = [begin(listener, style_id, epochs=10) for style_id in (1, 2)]
+    for task in tasks:
+        blobs.put(LAYOUT.lease(task.task_id), b"{}")
+    written = clock.now().timestamp()
+    clock.advance(20)
+    blobs.put(LAYOUT.lease("task-2"), b"{}")
+    assert value(metrics, "lease_last_write_timestamp_seconds", seat="0") == written
+    assert value(metrics, "lease_last_write_timestamp_seconds", seat="1") == written + 20
+    listener.put_down(tasks[0], HandBack())
+    blobs.put(LAYOUT.lease("task-1"), b"released")
+    assert seats(metrics, "lease_last_write_timestamp_seconds") == {"1"}
+
+
 def test_a_message_that_is_only_looked_at_shows_no_second_job(
     metrics: Metrics, clock: ManualClock
 ) -> None:
@@ -261,6 +273,11 @@ def test_jobs_of_threads_side_by_side_add_up(metrics: Metrics) -> None:
 
 
 # --- the decorated ports -----------------------------------------------------------------
+
+
+def metered(inner: Any, metrics: Metrics, clock: ManualClock) -> MeteredBlobStore:
+    jobs = JobMetrics(metrics, clock.monotonic)
+    return MeteredBlobStore(inner, metrics, clock, LAYOUT.leased_task, jobs)
 
 
 def test_deliveries_and_settlements_are_counted(metrics: Metrics, clock: ManualClock) -> None:
@@ -326,7 +343,7 @@ def test_a_broker_that_is_away_is_counted_and_still_an_error(metrics: Metrics) -
 def test_a_failing_store_is_counted_by_its_error_and_raises_it(
     error: Exception, result: str, metrics: Metrics, clock: ManualClock
 ) -> None:
-    blobs = MeteredBlobStore(Broken(error), metrics, clock, is_lease)
+    blobs = metered(Broken(error), metrics, clock)
     with pytest.raises(type(error)):
         blobs.get(Location("b", "k"))
     assert value(metrics, "storage_calls_total", operation="get", result=result) == 1
@@ -336,12 +353,12 @@ def test_a_failing_store_is_counted_by_its_error_and_raises_it(
 def test_a_lease_that_somebody_else_took_is_counted_apart(
     metrics: Metrics, clock: ManualClock
 ) -> None:
-    blobs = MeteredBlobStore(MemoryBlobStore(), metrics, clock, is_lease)
-    at = Location("models", "jobs/x/lease.json")
+    blobs = metered(MemoryBlobStore(), metrics, clock)
+    at = LAYOUT.lease("x")
     blobs.put(at, b"mine", condition=IfAbsent())
     with pytest.raises(PreconditionFailed):
         blobs.put(at, b"theirs", condition=IfAbsent())
-    blobs.put(Location("models", "jobs/x/journal.json"), b"another blob")
+    blobs.put(LAYOUT.journal("x"), b"another blob")
     assert value(metrics, "lease_writes_total", result="ok") == 1
     assert value(metrics, "lease_writes_total", result="superseded") == 1
 
