@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from datetime import UTC, datetime
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ class SystemClock:
     def every(self, seconds: float, action: Callable[[], None]) -> Iterator[None]:
         """Call ``action`` every ``seconds`` on a thread of its own while the context is open.
 
+        The thread has a copy of the caller's context variables, so that what is known there, as
+        whose job it is, is known to ``action``, too.
+
         A call that takes longer than ``seconds`` is followed by the next one at once; what it
         missed is not made up for.
         """
@@ -45,7 +49,9 @@ class SystemClock:
                     log.exception("a periodic action failed")
                 due = max(due + seconds, time.monotonic())
 
-        thread = threading.Thread(target=repeat, name=f"every {seconds:g} s", daemon=True)
+        thread = threading.Thread(
+            target=copy_context().run, args=(repeat,), name=f"every {seconds:g} s", daemon=True
+        )
         thread.start()
         try:
             yield

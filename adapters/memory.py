@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -54,6 +55,7 @@ class _Timer:
         self.period = period
         self.due = first
         self._action = action
+        self._context = copy_context()
         self._calling = threading.RLock()
         self._running = self._closed = False
 
@@ -66,7 +68,7 @@ class _Timer:
                 return
             self._running = True
             try:
-                self._action()
+                self._context.run(self._action)
             except Exception:
                 log.exception("a periodic action failed")
             finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 from application.ports import (
     BlobDenied,
@@ -57,7 +58,9 @@ def gather_pictures(
         fetched = [fetch(image) for image in images]
     else:
         with ThreadPoolExecutor(concurrency, thread_name_prefix="fetch") as pool:
-            fetched = list(pool.map(fetch, images))
+            # Each in a copy of our context, by which a log line knows its job.
+            contexts = [copy_context() for _ in images]
+            fetched = list(pool.map(lambda own, at: own.run(fetch, at), contexts, images))
 
     denials = [found for found in fetched if isinstance(found, BlobDenied)]
     if denials and not any(isinstance(found, Picture) for found in fetched):

@@ -68,9 +68,10 @@ class Layout:
         """The log of one run of the job."""
         return self._job(task_id, f"logs/{name}")
 
-    def is_lease(self, at: Location) -> bool:
-        """Whether a blob is some job's lease."""
-        return at.bucket == self.bucket and at.name == self.lease("x").name
+    def leased_task(self, at: Location) -> str | None:
+        """The task whose lease a blob is; None where it is another blob."""
+        task_id = at.key.removeprefix(self.jobs_prefix).rpartition("/")[0]
+        return task_id if at == self.lease(task_id) else None
 
     def _job(self, task_id: str, name: str) -> Location:
         return Location(self.bucket, f"{self.jobs_prefix}{task_id}/{name}")

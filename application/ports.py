@@ -413,7 +413,8 @@ class Clock(Protocol):
         """While the context is open, call ``action`` every ``seconds``, beside our own work.
 
         Leaving waits until a call under way has ended; none comes after that. What ``action``
-        raises is logged and does not stop the calls.
+        raises is logged and does not stop the calls. It runs in a copy of the context in which
+        it was asked for.
         """
 
 

@@ -56,21 +56,24 @@ class WorkerLoop:
                 log.info("the queue is there again")
                 away = False
             if delivery is not None:
-                settlement = self._deal_with(delivery, stop)
+                task, settlement = self._deal_with(delivery, stop)
                 self._settle(delivery, settlement)
-                self.watch.put_down(settlement)
+                self.watch.put_down(task, settlement)
             elif until_empty:
                 return
 
-    def _deal_with(self, delivery: Delivery, stop: StopSignal) -> Settlement:
+    def _deal_with(
+        self, delivery: Delivery, stop: StopSignal
+    ) -> tuple[TrainingTask | None, Settlement]:
+        """What the message asked for, if it could be read, and what becomes of it."""
         try:
             task = self.parse(delivery.body)
         except InvalidTask as error:
             log.warning("a message is refused: %s", error)
-            return self.refuse(delivery.body, error, stop, delivery.retries)
+            return None, self.refuse(delivery.body, error, stop, delivery.retries)
         self.watch.taken_up(task)
         log.info("task %s for style %d", task.task_id, task.style_id)
-        return self.run(task, stop, delivery.retries)
+        return task, self.run(task, stop, delivery.retries)
 
     def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Tell the queue. Where it no longer listens, it redelivers, and the journal knows."""

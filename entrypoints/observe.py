@@ -80,7 +80,9 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     # Each is made from the one that it takes the place of.
     container.queue.override(providers.Object(MeteredQueue(container.queue(), metrics)))
     container.blobs.override(
-        providers.Object(MeteredBlobStore(container.blobs(), metrics, clock, layout.is_lease))
+        providers.Object(
+            MeteredBlobStore(container.blobs(), metrics, clock, layout.leased_task, jobs)
+        )
     )
     container.notifier.override(
         providers.Object(MeteredNotifier(container.notifier(), metrics, clock.monotonic))

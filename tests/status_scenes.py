@@ -89,7 +89,7 @@ class Scene:
         self.board.device = "cuda"
         self.board.model = "stable-diffusion-v1-5"
         self.previews = PreviewShelf()
-        counted = JobMetrics(self.metrics, self.clock.monotonic)
+        self.counted = counted = JobMetrics(self.metrics, self.clock.monotonic)
         self.tell = Listeners(self.board, counted)
         self.watch = Watchers(self.board, counted)
 
@@ -128,6 +128,7 @@ class Scene:
     def start(self, style_id: int, *, attempt: int = 1, resumed_from: int | None = None) -> None:
         """A task is taken up."""
         self.watch.taken_up(task(style_id))
+        self.counted.lease_written(task(style_id).task_id, self.clock.now().timestamp())
         at = None
         if resumed_from is not None:
             at = CheckpointRef(Location("models", "checkpoint"), resumed_from, resumed_from * 12)
@@ -164,14 +165,16 @@ class Scene:
         self.tell(ArtifactStored(**ids(style_id), artifact=ARTIFACT))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobCompleted(**ids(style_id), artifact=ARTIFACT))
-        self.watch.put_down(Done())
+        self.watch.put_down(task(style_id), Done())
 
     def draw(self, style_id: int, epoch: int, *, finished: bool = True) -> None:
         """Previews are drawn; those without the style only once it is finished."""
-        run = self.previews.new_run()
+        run = self.previews.open(style_id)
         for adapted in (False, True) if finished else (True,):
             drawn = tuple(Preview(p, n, a_png(n, adapted)) for n, p in enumerate(PROMPTS))
-            self.previews.keep(run, style_id, epoch, drawn, adapted=adapted)
+            self.previews.keep(run, epoch, drawn, adapted=adapted)
+        if finished:
+            self.previews.close(run)
 
     def fail(self, style_id: int, code: FailureCode, message: str) -> None:
         """The job is given up."""
@@ -179,12 +182,12 @@ class Scene:
         self.tell(JobGivenUp(**ids(style_id), failure=failure))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobFailed(**ids(style_id), failure=failure))
-        self.watch.put_down(Done())
+        self.watch.put_down(task(style_id), Done())
 
     def interrupt(self, style_id: int) -> None:
         """The worker is asked to stop."""
         self.tell(JobInterrupted(**ids(style_id), reason="its worker shut down", setbacks=0))
-        self.watch.put_down(HandBack())
+        self.watch.put_down(task(style_id), HandBack())
 
 
 def ids(style_id: int) -> Any:
@@ -234,9 +237,27 @@ def training() -> Scene:
     scene.interrupt(42)
     scene.clock.advance(10)
     scene.watch.taken_up(task(40))
-    scene.watch.put_down(RetryLater(48.0, "worker atelier-2 holds the lease for 48 s more"))
+    lease = "worker atelier-2 holds the lease for 48 s more"
+    scene.watch.put_down(task(40), RetryLater(48.0, lease))
     scene.start(42, attempt=2, resumed_from=40)
     scene.train(42, first=41, until=127)
+    scene.clock.advance(2)
+    return scene
+
+
+def side_by_side() -> Scene:
+    """Three jobs in hand: two of them in training, one still fetching its pictures."""
+    scene = Scene()
+    scene.start(41)
+    scene.train(41)
+    scene.complete(41)
+    scene.start(42)
+    scene.train(42, until=127)
+    scene.draw(42, 120, finished=False)
+    scene.start(43, attempt=2, resumed_from=40)
+    scene.train(43, epochs=120, first=41, until=52)
+    scene.draw(43, 50, finished=False)
+    scene.start(44)
     scene.clock.advance(2)
     return scene
 

@@ -26,7 +26,7 @@ from adapters.metrics.queue import DepthGauges
 from adapters.status_page.app import build_app
 from adapters.status_page.server import StatusServer
 from domain.failure import FailureCode
-from tests.status_scenes import Scene, training
+from tests.status_scenes import Scene, side_by_side
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
@@ -45,8 +45,8 @@ class RabbitNames(MemoryQueue):
 
 
 def a_busy_worker() -> Scene:
-    """A worker with a card and a queue, in the middle of a job."""
-    scene = training()
+    """A worker with a card and a queue, in the middle of several jobs."""
+    scene = side_by_side()
     DepthGauges(RabbitNames(ManualClock()), scene.metrics, scene.clock.monotonic).poll()
     return scene
 

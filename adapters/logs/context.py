@@ -1,8 +1,9 @@
-"""Whose job a log line belongs to, on every line, from every thread."""
+"""Whose job a log line belongs to, on every line, from every thread of the job."""
 
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from application.settlement import Settlement
@@ -10,9 +11,9 @@ from domain.events import Event, JobStarted
 from domain.task import TrainingTask
 
 
-@dataclass(frozen=True)
+@dataclass
 class JobInHand:
-    """The job that the worker is at."""
+    """The job that a thread is at. Threads that it starts share it, so that they learn, too."""
 
     task_id: str
     style_id: int
@@ -23,9 +24,10 @@ class JobInHand:
 class LogContext(logging.Filter):
     """Puts worker, task, style and attempt on every record that passes.
 
-    A worker runs one job at a time, so one value for the whole process is right for the pools
-    and timers, too. It hears of the job as an event sink and as a watcher; put it on every
-    handler, as a filter.
+    A worker may run several jobs at once, each in a thread of its own: the job follows the thread,
+    and whatever is called in a copy of its context (``contextvars.copy_context``), as the pools
+    and timers of a job are. It hears of the job in the job's own thread, as an event sink and as
+    a watcher; put it on every handler, as a filter.
 
     Args:
         worker: this worker's name; None where there is no need to tell workers apart.
@@ -34,28 +36,28 @@ class LogContext(logging.Filter):
     def __init__(self, worker: str | None = None) -> None:
         super().__init__()
         self.worker = worker
-        self._job: JobInHand | None = None
+        self._job: ContextVar[JobInHand | None] = ContextVar("job", default=None)
 
     def __call__(self, event: Event) -> None:
         """Learn of the job from what happens to it."""
-        job = self._job
+        job = self._job.get()
         if job is None or job.task_id != event.task_id:
             job = JobInHand(event.task_id, event.style_id)
+            self._job.set(job)
         if isinstance(event, JobStarted):
-            job = JobInHand(event.task_id, event.style_id, event.attempt)
-        self._job = job
+            job.attempt = event.attempt
 
     def taken_up(self, task: TrainingTask) -> None:
         """The lines that follow belong to this task."""
-        self._job = JobInHand(task.task_id, task.style_id)
+        self._job.set(JobInHand(task.task_id, task.style_id))
 
-    def put_down(self, _settlement: Settlement) -> None:
+    def put_down(self, _task: TrainingTask | None, _settlement: Settlement) -> None:
         """The lines that follow belong to no task."""
-        self._job = None
+        self._job.set(None)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Mark the record; let it pass."""
-        job = self._job
+        job = self._job.get()
         record.worker = self.worker
         record.task_id = job.task_id if job else None
         record.style_id = job.style_id if job else None

@@ -1,4 +1,4 @@
-"""The log of the job in hand, kept and then put beside the job's other files."""
+"""The logs of the jobs in hand, kept and then each put beside its job's other files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
+from application.in_hand import InHand
 from application.ports import BlobStore, Clock
 from application.settlement import Settlement
 from domain.events import Event
@@ -19,11 +21,13 @@ MOST_BYTES = 1024 * 1024
 
 
 class JobLog(logging.Handler):
-    """Collects a job's lines and stores them when the worker puts the job down.
+    """Collects each job's lines and stores them when the worker puts the job down.
 
-    A long log loses its middle: how a job began and how it ended matter most. A run in which
-    nothing happened to the job leaves no log, as when another worker has it. Every run has
-    its own file, so that attempts do not overwrite one another's.
+    A line goes to the job whose task id ``LogContext`` has put on it; one without belongs to no
+    job's log. May be used from any thread.
+
+    A run in which nothing happened to the job leaves no log, as when another worker has it.
+    Every run has its own file, so that attempts do not overwrite one another's.
 
     Args:
         place: where a job's log of that name lies, by task id and name.
@@ -45,66 +49,80 @@ class JobLog(logging.Handler):
         self._clock = clock
         self._worker = worker
         self._half = most_bytes // 2
-        self._lines_lock = threading.Lock()
-        self._task_id: str | None = None
-        self._name = ""
-        self._forget()
-
-    def _forget(self) -> None:
-        self._head: list[str] = []
-        self._tail: deque[str] = deque()
-        self._head_bytes = self._tail_bytes = self._dropped = 0
-        self._eventful = False
+        self._hands: InHand[_Lines] = InHand()
+        self._hands_lock = threading.Lock()
 
     def taken_up(self, task: TrainingTask) -> None:
-        """Collect from here on."""
-        with self._lines_lock:
-            self._forget()
-            self._task_id = task.task_id
-            worker = "".join(c if c.isalnum() or c in "-._" else "_" for c in self._worker)
-            self._name = f"{self._clock.now():%Y%m%dT%H%M%SZ}_{worker[:64]}.jsonl"
+        """Collect the task's lines from here on."""
+        worker = "".join(c if c.isalnum() or c in "-._" else "_" for c in self._worker)
+        name = f"{self._clock.now():%Y%m%dT%H%M%SZ}_{worker[:64]}.jsonl"
+        with self._hands_lock:
+            self._hands.take_up(task.task_id, lambda: _Lines(name, self._half))
 
     def __call__(self, event: Event) -> None:
         """Something happened: the log is worth keeping."""
-        self._eventful = self._eventful or event.task_id == self._task_id
+        with self._hands_lock:
+            lines = self._hands.get(event.task_id)
+            if lines is not None:
+                lines.eventful = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line, if there is a job in hand."""
-        if self._task_id is None:
+        """Keep the line, if its job is in hand."""
+        task_id = getattr(record, "task_id", None)
+        if task_id is None:
             return
         try:
             line = self.format(record)
         except Exception:
             self.handleError(record)
             return
-        with self._lines_lock:
-            self._keep(line)
+        with self._hands_lock:
+            lines = self._hands.get(task_id)
+            if lines is not None:
+                lines.keep(line)
 
-    def _keep(self, line: str) -> None:
-        size = len(line.encode(errors="replace")) + 1
-        if not self._tail and self._head_bytes + size <= self._half:
-            self._head.append(line)
-            self._head_bytes += size
-            return
-        self._tail.append(line)
-        self._tail_bytes += size
-        while self._tail_bytes > self._half and len(self._tail) > 1:
-            self._tail_bytes -= len(self._tail.popleft().encode(errors="replace")) + 1
-            self._dropped += 1
-
-    def put_down(self, _settlement: Settlement) -> None:
+    def put_down(self, task: TrainingTask | None, _settlement: Settlement) -> None:
         """Store what was collected. Never raises: the job is over, and counts for more."""
-        with self._lines_lock:
-            task_id, self._task_id = self._task_id, None
-            gap = [f'{{"message": "{self._dropped} lines left out"}}'] if self._dropped else []
-            lines = [*self._head, *gap, *self._tail]
-            keep = self._eventful and bool(lines)
-            self._forget()
-        if task_id is None or not keep:
+        if task is None:
             return
-        data = "".join(f"{line}\n" for line in lines).encode(errors="replace")
+        with self._hands_lock:
+            lines = self._hands.put_down(task.task_id)
+        if lines is None or not lines.eventful or not (kept := lines.all()):
+            return
+        data = "".join(f"{line}\n" for line in kept).encode(errors="replace")
         try:
-            at = self._place(task_id, self._name)
+            at = self._place(task.task_id, lines.name)
             self._blobs.put(at, data, content_type="application/x-ndjson")
         except Exception as error:
-            log.warning("the log of task %s was not stored: %s", task_id, error)
+            log.warning("the log of task %s was not stored: %s", task.task_id, error)
+
+
+@dataclass
+class _Lines:
+    """One job's. A long log loses its middle: how a job began and how it ended matter most."""
+
+    name: str
+    half: int
+    """Most bytes of each end."""
+    eventful: bool = False
+    head: list[str] = field(default_factory=list)
+    tail: deque[str] = field(default_factory=deque)
+    head_bytes: int = 0
+    tail_bytes: int = 0
+    dropped: int = 0
+
+    def keep(self, line: str) -> None:
+        size = len(line.encode(errors="replace")) + 1
+        if not self.tail and self.head_bytes + size <= self.half:
+            self.head.append(line)
+            self.head_bytes += size
+            return
+        self.tail.append(line)
+        self.tail_bytes += size
+        while self.tail_bytes > self.half and len(self.tail) > 1:
+            self.tail_bytes -= len(self.tail.popleft().encode(errors="replace")) + 1
+            self.dropped += 1
+
+    def all(self) -> list[str]:
+        gap = [f'{{"message": "{self.dropped} lines left out"}}'] if self.dropped else []
+        return [*self.head, *gap, *self.tail]

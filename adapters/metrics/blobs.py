@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from adapters.metrics.instruments import Metrics, quietly
+from adapters.metrics.jobs import JobMetrics
 from application.ports import (
     Blob,
     BlobDenied,
@@ -31,7 +32,8 @@ class MeteredBlobStore:
     """Port ``BlobStore`` around another one; counts calls, bytes, errors and durations.
 
     Args:
-        is_lease: whether a blob is a job's lease, whose writes are counted apart.
+        leased_task: the task whose lease a blob is, if it is one: its writes are counted apart.
+        jobs: to be told of them.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class MeteredBlobStore:
         inner: BlobStore,
         metrics: Metrics,
         clock: Clock,
-        is_lease: Callable[[Location], bool],
+        leased_task: Callable[[Location], str | None],
+        jobs: JobMetrics,
     ) -> None:
         self._inner = inner
         self._metrics = metrics
         self._clock = clock
-        self._is_lease = is_lease
+        self._leased_task = leased_task
+        self._jobs = jobs
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
         """Read, and count the bytes."""
@@ -93,7 +97,8 @@ class MeteredBlobStore:
         metrics = self._metrics
         metrics.storage_calls.labels(operation, result).inc()
         metrics.storage_seconds.labels(operation).observe(self._clock.monotonic() - began)
-        if written is not None and self._is_lease(written):
+        task_id = None if written is None else self._leased_task(written)
+        if task_id is not None:
             metrics.lease_writes.labels(result).inc()
             if result == "ok":
-                metrics.lease_written.set(self._clock.now().timestamp())
+                self._jobs.lease_written(task_id, self._clock.now().timestamp())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
+from contextlib import suppress
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "style_trainer"
 IDLE = "idle"
+FIRST_SEAT = 0
 RESULTS = ("completed", "failed", "cancelled", "interrupted")
 
 _JOB_SECONDS = (30, 60, 120, 300, 600, 1200, 1800, 2700, 3600, 5400, 7200, 10800)
@@ -67,14 +70,19 @@ class Metrics:
         self.phase_seconds = histogram(
             "phase_duration_seconds", "Time a job spent in a phase.", _PHASE_SECONDS, "phase"
         )
-        self.phase = gauge("phase", "1 for what the worker is at, 0 for the others.", "phase")
-        self.epoch = gauge("job_epoch", "Finished epochs of the current job.")
-        self.epochs = gauge("job_epochs", "Epochs of the current job in all.")
-        self.progress = gauge("job_progress_ratio", "Finished steps of the current job, 0 to 1.")
-        self.loss = gauge("job_loss", "Mean loss of the last finished epoch.")
-        self.speed = gauge("job_steps_per_second", "Measured over the last minute.")
-        self.time_left = gauge("job_time_left_seconds", "Estimated from the measured speed.")
-        self.steps = counter("steps", "Training steps run.")
+        self.jobs_in_hand = gauge("jobs_in_hand", "Jobs that the worker is at, side by side.")
+        self.phase = gauge(
+            "phase", "1 for what the seat's job is at, 0 for the others.", "seat", "phase"
+        )
+        self.epoch = gauge("job_epoch", "Finished epochs of the seat's job.", "seat")
+        self.epochs = gauge("job_epochs", "Epochs of the seat's job in all.", "seat")
+        self.progress = gauge("job_progress_ratio", "Finished steps of the job, 0 to 1.", "seat")
+        self.loss = gauge("job_loss", "Mean loss of the last finished epoch.", "seat")
+        self.speed = gauge("job_steps_per_second", "Measured over the last minute.", "seat")
+        self.time_left = gauge(
+            "job_time_left_seconds", "Estimated from the measured speed.", "seat"
+        )
+        self.steps = counter("steps", "Training steps run.", "seat")
         self.checkpoints = counter("checkpoints", "Checkpoints stored.")
         self.setbacks = gauge("job_setbacks", "Setbacks of the job that was put down last.")
         self.runs = counter("runs", "Tasks that were run, by what became of them.", "settlement")
@@ -102,7 +110,9 @@ class Metrics:
             "lease_writes", "Times the lease was taken, renewed or released.", "result"
         )
         self.lease_written = gauge(
-            "lease_last_write_timestamp_seconds", "When the lease was last written, in Unix time."
+            "lease_last_write_timestamp_seconds",
+            "When the lease of the seat's job was last written, in Unix time.",
+            "seat",
         )
         self.webhooks = counter(
             "webhook_calls", "Calls to the backend, by result.", "call", "result"
@@ -140,12 +150,36 @@ class Metrics:
             self.lease_writes.labels(result)
         for resumed in ("true", "false"):
             self.attempts.labels(resumed)
-        self.show_phase(IDLE)
+        self.steps.labels(FIRST_SEAT)
+        self.clear_seat(FIRST_SEAT)
 
-    def show_phase(self, current: str) -> None:
-        """Say what the worker is at."""
+    def show_phase(self, seat: int, current: str) -> None:
+        """Say what the seat's job is at."""
         for phase in (IDLE, *PHASES):
-            self.phase.labels(phase).set(phase == current)
+            self.phase.labels(seat, phase).set(phase == current)
+
+    def clear_seat(self, seat: int) -> None:
+        """No job has the seat: its gauges must not look like one.
+
+        The first seat stays to be seen, idle; the others are there only with a job, and so is
+        every seat's lease.
+        """
+        _remove(self.lease_written, seat)
+        gauges = (self.epoch, self.epochs, self.progress, self.speed, self.time_left, self.loss)
+        if seat == FIRST_SEAT:
+            self.show_phase(seat, IDLE)
+            for gauge in gauges:
+                gauge.labels(seat).set(math.nan if gauge is self.loss else 0)
+            return
+        for gauge in gauges:
+            _remove(gauge, seat)
+        for phase in (IDLE, *PHASES):
+            _remove(self.phase, seat, phase)
+
+
+def _remove(gauge: Gauge, *labels: object) -> None:
+    with suppress(KeyError):  # it was never set; newer releases of the library mind that less
+        gauge.remove(*labels)
 
 
 def quietly(record: Callable[[], object]) -> None:

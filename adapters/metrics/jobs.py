@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
 
-from adapters.metrics.instruments import IDLE, Metrics, quietly
+from adapters.metrics.instruments import Metrics, quietly
+from application.in_hand import InHand
 from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
 from domain.events import (
     CheckpointSaved,
@@ -28,8 +31,20 @@ _SETTLEMENTS: dict[type[Settlement], str] = {
 }
 
 
+@dataclass
+class _Job:
+    seat: int
+    """The lowest that was free when the job was taken up."""
+    started: float | None = None
+    phase: JobState | None = None
+    phase_since: float = 0.0
+
+
 class JobMetrics:
     """Port ``EventSink``, and a watcher: what becomes of jobs, and how long it takes.
+
+    May be used from any thread. Jobs side by side are told apart by their seats, so that there are
+    as many series as there are jobs in hand at a time, however many come.
 
     Args:
         monotonic: seconds since some moment, never going back.
@@ -38,74 +53,96 @@ class JobMetrics:
     def __init__(self, metrics: Metrics, monotonic: Callable[[], float]) -> None:
         self._metrics = metrics
         self._now = monotonic
-        self._started: float | None = None
-        self._phase: JobState | None = None
-        self._phase_since = 0.0
+        self._hands: InHand[_Job] = InHand()
+        self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
         """Count the event. Never raises."""
-        quietly(lambda: self._count(event))
+        with self._lock:
+            quietly(lambda: self._count(event))
+            self._show_hands()
 
     def taken_up(self, task: TrainingTask) -> None:
-        """Nothing is counted before something happens."""
+        """Give the job a seat. Nothing more is counted before something happens."""
+        with self._lock:
+            self._hands.take_up(task.task_id, self._seated)
+            self._show_hands()
 
-    def put_down(self, settlement: Settlement) -> None:
+    def lease_written(self, task_id: str, at: float) -> None:
+        """A job's lease was written, at a moment in Unix time; shown while the job is in hand."""
+        with self._lock:
+            job = self._hands.get(task_id)
+            if job is not None:
+                self._metrics.lease_written.labels(job.seat).set(at)
+
+    def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
         """Count the run, and leave what it left open."""
         quietly(lambda: self._metrics.runs.labels(_SETTLEMENTS[type(settlement)]).inc())
-        quietly(self._rest)
+        with self._lock:
+            job = self._hands.put_down(None if task is None else task.task_id)
+            if job is not None:
+                quietly(lambda: self._leave(job))
+            self._show_hands()
+
+    def _seated(self) -> _Job:
+        taken = {job.seat for job in self._hands}
+        return _Job(next(seat for seat in count() if seat not in taken))
+
+    def _show_hands(self) -> None:
+        quietly(lambda: self._metrics.jobs_in_hand.set(len(self._hands)))
 
     def _count(self, event: Event) -> None:
         metrics = self._metrics
+        job = self._hands.hear(event.task_id, self._seated)
         match event:
             case JobStarted():
                 resumed = "false" if event.resumed_from is None else "true"
                 metrics.attempts.labels(resumed).inc()
-                self._started = self._now()
+                job.started = self._now()
             case TrainingBegan():
-                metrics.epochs.set(event.parameters.epochs)
+                metrics.epochs.labels(job.seat).set(event.parameters.epochs)
+                metrics.steps.labels(job.seat)  # at 0, as all counters begin
             case ProgressMade():
-                self._show(event)
+                self._show(job.seat, event)
             case CheckpointSaved():
                 metrics.checkpoints.inc()
             case JobInterrupted():
                 metrics.setbacks.set(event.setbacks)
         state = state_after(event)
         if state in PHASES:
-            self._enter(state)
+            self._enter(job, state)
         elif state is not None:
             code = event.failure.code if isinstance(event, JobFailed) else "none"
+            self._hands.end(event.task_id)
             metrics.jobs.labels(state, code).inc()
-            if self._started is not None:
-                metrics.job_seconds.labels(state).observe(self._now() - self._started)
-            self._rest()
+            if job.started is not None:
+                metrics.job_seconds.labels(state).observe(self._now() - job.started)
+            self._leave(job)
 
-    def _show(self, event: ProgressMade) -> None:
+    def _show(self, seat: int, event: ProgressMade) -> None:
         metrics, progress = self._metrics, event.progress
-        metrics.steps.inc()
-        metrics.epoch.set(progress.current_epoch)
-        metrics.epochs.set(progress.total_epochs)
-        metrics.progress.set(progress.current_step / max(1, progress.total_steps))
+        metrics.steps.labels(seat).inc()
+        metrics.epoch.labels(seat).set(progress.current_epoch)
+        metrics.epochs.labels(seat).set(progress.total_epochs)
+        metrics.progress.labels(seat).set(progress.current_step / max(1, progress.total_steps))
         if progress.loss is not None:
-            metrics.loss.set(progress.loss)
+            metrics.loss.labels(seat).set(progress.loss)
         if progress.steps_per_second is not None:
-            metrics.speed.set(progress.steps_per_second)
+            metrics.speed.labels(seat).set(progress.steps_per_second)
         if progress.estimated_seconds is not None:
-            metrics.time_left.set(progress.estimated_seconds)
+            metrics.time_left.labels(seat).set(progress.estimated_seconds)
 
-    def _enter(self, phase: JobState | None) -> None:
-        now = self._now()
-        if self._phase is not None and phase is not self._phase:
-            self._metrics.phase_seconds.labels(self._phase).observe(now - self._phase_since)
-        if phase is not self._phase:
-            self._phase, self._phase_since = phase, now
-            self._metrics.show_phase(IDLE if phase is None else phase)
+    def _enter(self, job: _Job, phase: JobState) -> None:
+        if phase is not job.phase:
+            self._time_phase(job)
+            job.phase, job.phase_since = phase, self._now()
+            self._metrics.show_phase(job.seat, phase)
 
-    def _rest(self) -> None:
-        """No job is in hand: its gauges must not look like one."""
-        self._enter(None)
-        self._started = None
-        metrics = self._metrics
-        for gauge in (metrics.epoch, metrics.epochs, metrics.progress, metrics.speed):
-            gauge.set(0)
-        metrics.time_left.set(0)
-        metrics.loss.set(math.nan)
+    def _leave(self, job: _Job) -> None:
+        self._time_phase(job)
+        self._metrics.clear_seat(job.seat)
+
+    def _time_phase(self, job: _Job) -> None:
+        if job.phase is not None:
+            spent = self._now() - job.phase_since
+            self._metrics.phase_seconds.labels(job.phase).observe(spent)

@@ -84,10 +84,12 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(sources.registry), headers={"Content-Type": content_type})
 
-    def status(_request: Request) -> Response:
+    def status(request: Request) -> Response:
+        shown = sources.board.snapshot(request.query_params.get("task"))
+        job = shown["job"]
         values = {
-            **sources.board.snapshot(),
-            "previews": sources.previews.shown(),
+            **shown,
+            "previews": sources.previews.shown(None if job is None else job["style_id"]),
             "gpus": list(sources.cards()),
             "queues": sources.queues(),
             "checks": [check() for check in sources.checks],
@@ -122,11 +124,11 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
     return app
 
 
+_SCRIPTS = ("page.js", "dom.js", "jobs.js", "chart.js")
 _FILES = (
     ("/", "page.html", "text/html; charset=utf-8"),
     ("/page.css", "page.css", "text/css; charset=utf-8"),
-    ("/page.js", "page.js", "text/javascript; charset=utf-8"),
-    ("/chart.js", "chart.js", "text/javascript; charset=utf-8"),
+    *((f"/{name}", name, "text/javascript; charset=utf-8") for name in _SCRIPTS),
     ("/icon.svg", "icon.svg", "image/svg+xml"),
 )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from adapters.status_page.job_view import JobView
+from adapters.status_page.past_jobs import PastJobs
+from application.in_hand import InHand
 from application.ports import Clock
 from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
 from domain.events import (
@@ -21,8 +22,6 @@ from domain.events import (
 )
 from domain.phases import PHASES, state_after
 from domain.task import TrainingTask
-
-RECENT_JOBS = 20
 
 
 class StatusBoard:
@@ -48,9 +47,8 @@ class StatusBoard:
         self._stopping = stopping
         self._began_at = clock.now()
         self._began = clock.monotonic()
-        self._current: JobView | None = None
-        self._last: JobView | None = None
-        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_JOBS)
+        self._hands: InHand[JobView] = InHand()
+        self._past = PastJobs()
         self.device: str | None = None
         """What it trains on, once that is known."""
         self.model: str | None = None
@@ -59,45 +57,51 @@ class StatusBoard:
     def taken_up(self, task: TrainingTask) -> None:
         """The worker looks at a task."""
         with self._lock:
-            self._current = self._view(task.task_id, task.style_id)
+            self._hands.take_up(task.task_id, lambda: self._view(task.task_id, task.style_id))
 
-    def put_down(self, settlement: Settlement) -> None:
+    def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
         """The worker is done with it for now; where no event said so, this is its end."""
         with self._lock:
-            job = self._current
+            job = self._hands.put_down(None if task is None else task.task_id)
             if job is None:
                 return
             match settlement:
                 case RetryLater(_, reason):
-                    self._end("put aside", message=reason)
+                    self._end(job, "put aside", message=reason)
                 case DeadLetter(reason):
-                    self._end("dead letter", message=reason)
+                    self._end(job, "dead letter", message=reason)
                 case HandBack():
-                    self._end("handed back")
+                    self._end(job, "handed back")
                 case Done():
-                    self._current = None  # it was over before; a repeated message is no job
+                    pass  # it was over before; a repeated message is no job
 
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
         with self._lock:
-            job = self._current
-            if job is None or job.task_id != event.task_id:
-                job = self._current = self._view(event.task_id, event.style_id)
+            job = self._hands.hear(
+                event.task_id, lambda: self._view(event.task_id, event.style_id)
+            )
             self._note(job, event)
             state = state_after(event)
             if state in PHASES:
                 job.enter(state, self._clock.monotonic())
             elif isinstance(event, JobFailed):
-                self._end(str(state), code=event.failure.code, message=event.failure.message)
+                self._end(job, str(state), code=event.failure.code, message=event.failure.message)
             elif isinstance(event, JobInterrupted):
-                self._end(str(state), message=event.reason)
+                self._end(job, str(state), message=event.reason)
             elif state is not None:
-                self._end(str(state))
+                self._end(job, str(state))
 
-    def snapshot(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
+    def snapshot(self, task_id: str | None = None) -> dict[str, Any]:
+        """Everything, as JSON values.
+
+        Args:
+            task_id: the job in hand to show in full, as ``job``. None, or one that is not in
+                hand: the one that was taken up first. ``jobs`` lists all of them.
+        """
         with self._lock:
-            now, job, last = self._clock.monotonic(), self._current, self._last
+            now, last = self._clock.monotonic(), self._past.last
+            job = self._hands.get(task_id or "") or next(iter(self._hands), None)
             return {
                 "worker": {
                     "name": self._worker,
@@ -109,8 +113,9 @@ class StatusBoard:
                     "state": self._state(),
                 },
                 "job": None if job is None else job.shown(now),
+                "jobs": [job.listed(now) for job in self._hands],
                 "last": None if last is None else last.shown(now),
-                "recent": list(self._recent),
+                "recent": self._past.recent,
             }
 
     @property
@@ -121,8 +126,10 @@ class StatusBoard:
     def _state(self) -> str:
         if self.stopping:
             return "stopping"
-        if self._current is not None:
-            return self._current.phase or "preparing"
+        phases = [job.phase or "preparing" for job in self._hands]
+        if phases:
+            # Where there are several, training says most of what the worker is at.
+            return "training" if "training" in phases else phases[0]
         return "starting" if self.model is None else "idle"
 
     def _view(self, task_id: str, style_id: int) -> JobView:
@@ -135,10 +142,7 @@ class StatusBoard:
                 job.attempt = event.attempt
                 if event.resumed_from is not None:
                     job.resumed_from = job.checkpoint = event.resumed_from.epoch
-                    last = self._last
-                    if last is not None and last.task_id == job.task_id:
-                        job.curve = last.curve
-                        job.curve.go_back(event.resumed_from.epoch)
+                    job.curve = self._past.curve(job.task_id, event.resumed_from.epoch)
             case TrainingBegan():
                 job.parameters, job.pictures = event.parameters, event.picture_count
             case ProgressMade():
@@ -148,25 +152,7 @@ class StatusBoard:
             case CheckpointSaved():
                 job.checkpoint = event.checkpoint.epoch
 
-    def _end(self, result: str, **why: str | None) -> None:
-        job = self._current
-        assert job is not None  # every caller has just seen it
-        happened = job.phase is not None
+    def _end(self, job: JobView, result: str, **why: str | None) -> None:
+        self._hands.end(job.task_id)
         job.end(result, self._clock.monotonic(), self._clock.now(), **why)
-        summary = job.summary()
-        if self._recent and _repeats(summary, self._recent[0]):
-            self._recent.popleft()
-        self._recent.appendleft(summary)
-        if happened:
-            self._last = job
-        self._current = None
-
-
-def _repeats(summary: dict[str, Any], earlier: dict[str, Any]) -> bool:
-    """Whether a task was only looked at again: while another worker has it, every minute."""
-    return all(
-        job["result"] == "put aside"
-        and job["task_id"] == summary["task_id"]
-        and not job["attempt"]
-        for job in (summary, earlier)
-    )
+        self._past.add(job)

@@ -40,6 +40,8 @@ class JobView:
     seconds: float | None = None
     """Duration of the attempt, once it has ended."""
     ended_at: datetime | None = None
+    eventful: bool = False
+    """Whether anything had happened when it ended: not, where another worker has the job."""
 
     def enter(self, phase: str | None, now: float) -> None:
         """Go on to a phase, or to the end."""
@@ -51,6 +53,7 @@ class JobView:
 
     def end(self, result: str, now: float, at: datetime, **why: str | None) -> None:
         """Close the attempt."""
+        self.eventful = self.phase is not None
         self.enter(None, now)
         self.result, self.seconds, self.ended_at = result, now - self.taken_up, at
         self.code, self.message = why.get("code"), why.get("message")
@@ -61,11 +64,8 @@ class JobView:
         if self.phase is not None:
             spent[self.phase] = spent.get(self.phase, 0.0) + now - self.phase_since
         return {
-            **self.summary(),
-            "phase": self.phase,
+            **self.listed(now),
             "phases": [{"name": str(name), "seconds": spent.get(name)} for name in PHASES],
-            "elapsed": now - self.taken_up if self.seconds is None else self.seconds,
-            "progress": self._progress(),
             "pictures": self.pictures,
             "parameters": None if self.parameters is None else asdict(self.parameters),
             "resumed_from": self.resumed_from,
@@ -73,8 +73,17 @@ class JobView:
             "curve": self.curve.points,
         }
 
+    def listed(self, now: float) -> dict[str, Any]:
+        """As JSON values, for a list of the jobs in hand."""
+        return {
+            **self.summary(),
+            "phase": self.phase,
+            "elapsed": now - self.taken_up if self.seconds is None else self.seconds,
+            "progress": self._progress(),
+        }
+
     def summary(self) -> dict[str, Any]:
-        """As JSON values, for a list."""
+        """As JSON values, for a list of those that are over."""
         progress = self.progress
         return {
             "task_id": self.task_id,

@@ -1,6 +1,8 @@
 // Asks the worker every second what it is at, and shows it. Text is only ever set as text.
 
 import { LossChart } from "/chart.js";
+import { $, bytes, duration, fill, known, make, setText, speed } from "/dom.js";
+import { JobTable, PHASES } from "/jobs.js";
 
 const EVERY = 1000;
 const LOST_AFTER = 3;
@@ -14,51 +16,9 @@ const STATES = {
   announcing: ["Telling the backend", "busy"],
   stopping: ["Stopping", "warn"],
 };
-const PHASES = {
-  preparing: "Preparing",
-  training: "Training",
-  uploading: "Uploading",
-  announcing: "Announcing",
-};
 
-const $ = (id) => document.getElementById(id);
 const chart = new LossChart($("plot"), $("curve-readout"));
-
-function make(kind, className, ...content) {
-  const element = document.createElement(kind);
-  if (className) element.className = className;
-  element.append(...content.filter((part) => part !== null && part !== undefined));
-  return element;
-}
-
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-function duration(seconds) {
-  const whole = Math.round(seconds);
-  const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
-  if (hours >= 48) return `${Math.floor(hours / 24)} days`;
-  if (hours) return `${hours} h ${minutes} min`;
-  if (minutes && !rest) return `${minutes} min`;
-  return minutes ? `${minutes} min ${rest} s` : seconds < 10 ? `${seconds.toFixed(1)} s` : `${rest} s`;
-}
-
-function bytes(count) {
-  return count >= 1e9 ? `${(count / 2 ** 30).toFixed(1)} GiB` : `${(count / 2 ** 20).toFixed(0)} MiB`;
-}
-
-const speed = (n) => (n >= 1 ? n.toFixed(1) : n.toFixed(3));
-const known = (value) => value !== null && value !== undefined;
-
-// Rows that stay in place keep focus, selection and scroll; only what changed is replaced.
-const shown = new WeakMap();
-function fill(element, values, build) {
-  const key = JSON.stringify(values);
-  if (shown.get(element) === key) return;
-  shown.set(element, key);
-  element.replaceChildren(...build(values));
-}
+const table = new JobTable($("jobs"), $("hands"), (taskId) => choose(taskId));
 
 function showWorker(status) {
   const { worker } = status;
@@ -71,7 +31,8 @@ function showWorker(status) {
   const troubled = worker.state === "idle" && status.checks.some((check) => !check.ok);
   showState(troubled ? "Not ready" : text, troubled ? "bad" : kind);
   const percent = status.job?.progress?.percent;
-  const job = status.job && `${known(percent) ? `${percent} % ` : ""}style ${status.job.style_id}`;
+  const others = status.jobs.length > 1 ? ` and ${status.jobs.length - 1} more` : "";
+  const job = status.job && `${known(percent) ? `${percent} % ` : ""}style ${status.job.style_id}${others}`;
   document.title = `${job || text} · ${worker.name}`;
 }
 
@@ -262,20 +223,24 @@ async function showConfiguration() {
 }
 
 // A screen reader hears of a change of state, never of a number that ticks.
-let said = null;
+let heard = null;
 function say(status) {
-  const job = status.job;
+  const phases = new Map(status.jobs.map((job) => [job.task_id, job.phase]));
   const last = status.recent[0];
-  const key = job ? `${job.task_id} ${job.phase}` : last ? `${last.task_id} ${last.ended_at}` : "";
-  if (said !== null && key !== said) {
-    const text = job ? `Style ${job.style_id}: ${STATES[job.phase]?.[0] ?? "taken up"}` : last ? `Style ${last.style_id}: ${last.result}` : "";
-    setText($("said"), text);
+  const end = last && `${last.task_id} ${last.ended_at}`;
+  if (heard !== null) {
+    const news = status.jobs
+      .filter((job) => heard.phases.get(job.task_id) !== job.phase)
+      .map((job) => `Style ${job.style_id}: ${STATES[job.phase]?.[0] ?? "taken up"}`);
+    if (last && end !== heard.end) news.unshift(`Style ${last.style_id}: ${last.result}`);
+    if (news.length) setText($("said"), news.join(". "));
   }
-  said = key;
+  heard = { phases, end };
 }
 
 function show(status) {
   showWorker(status);
+  table.show(status.jobs, status.job?.task_id);
   showJob(status);
   showChecks(status.checks);
   showGpus(status.gpus);
@@ -287,13 +252,24 @@ function show(status) {
 
 let paused = false;
 let missed = 0;
+let chosen = null; // the task that the reader wants to see, as long as it is in hand
+
+function choose(taskId) {
+  chosen = taskId;
+  update();
+}
 
 async function update() {
+  const asked = chosen;
   try {
-    const answer = await fetch("/api/status", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+    const address = asked ? `/api/status?task=${encodeURIComponent(asked)}` : "/api/status";
+    const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(5000) });
     if (answer.status === 401) return location.reload();
     if (!answer.ok) throw new Error(`the worker answers ${answer.status}`);
-    show(await answer.json());
+    const status = await answer.json();
+    if (asked !== chosen) return; // the answer to the new choice is under way
+    if (status.job?.task_id !== chosen) chosen = null;
+    show(status);
     missed = 0;
     $("contact").hidden = true;
   } catch (error) {

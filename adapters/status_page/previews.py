@@ -1,10 +1,12 @@
-"""The latest previews, kept for the page whenever a session draws some."""
+"""The latest previews of each run, kept for the page whenever its session draws some."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from application.ports import (
@@ -20,74 +22,99 @@ from domain.parameters import TrainingParameters
 
 
 @dataclass(frozen=True)
-class _Shelf:
-    run: int = 0
+class _Drawn:
+    """What one run has drawn so far."""
+
+    style_id: int
     number: int = 0
-    """One higher with every change: an address never names another picture later."""
-    style_id: int = 0
+    """Higher with every change: an address never names another picture later."""
     epoch: int = 0
     before: tuple[Preview, ...] = ()
     after: tuple[Preview, ...] = ()
 
 
 class PreviewShelf:
-    """Holds the previews of one style, in memory. May be read from any thread."""
+    """Holds the previews of every open run, and of the one that was closed last, in memory.
+
+    May be used from any thread.
+    """
 
     def __init__(self) -> None:
-        self._runs = 0
-        self._shelf = _Shelf()
+        self._lock = threading.Lock()
+        self._runs = count(1)
+        self._numbers = count(1)
+        self._open: dict[int, _Drawn] = {}
+        self._closed: _Drawn | None = None
 
-    def new_run(self) -> int:
-        """A number for a run, whose first previews will take the place of those of another."""
-        self._runs += 1
-        return self._runs
+    def open(self, style_id: int) -> int:
+        """A run of a style begins; returns what to call it by."""
+        with self._lock:
+            run = next(self._runs)
+            self._open[run] = _Drawn(style_id)
+            return run
 
-    def keep(
-        self, run: int, style_id: int, epoch: int, previews: tuple[Preview, ...], *, adapted: bool
-    ) -> None:
-        """Put what a session has drawn on the shelf."""
+    def keep(self, run: int, epoch: int, previews: tuple[Preview, ...], *, adapted: bool) -> None:
+        """Put what a run has drawn on the shelf, in place of what it drew before."""
         if not previews:
             return
-        shelf = self._shelf
-        if shelf.run != run:
-            shelf = _Shelf(run=run, number=shelf.number, style_id=style_id)
-        shelf = replace(shelf, number=shelf.number + 1, epoch=epoch)
-        # One assignment: a reader sees the old shelf or the new one.
-        self._shelf = (
-            replace(shelf, after=previews) if adapted else replace(shelf, before=previews)
-        )
+        with self._lock:
+            drawn = replace(self._open[run], number=next(self._numbers), epoch=epoch)
+            self._open[run] = (
+                replace(drawn, after=previews) if adapted else replace(drawn, before=previews)
+            )
 
-    def shown(self) -> dict[str, Any] | None:
-        """What there is to see, as JSON values; None when there is nothing."""
-        shelf = self._shelf
-        known = shelf.after or shelf.before
-        if not known:
+    def close(self, run: int) -> None:
+        """A run is over; its previews stay until another's take their place."""
+        with self._lock:
+            drawn = self._open.pop(run)
+            if drawn.number:
+                self._closed = drawn
+
+    def shown(self, style_id: int | None = None) -> dict[str, Any] | None:
+        """What there is to see, as JSON values; None when there is nothing.
+
+        Args:
+            style_id: whose previews are looked for. Where it has none yet, those of the run that
+                was closed last stand in, and never those of another under way. None: the newest.
+        """
+        drawn = self._best(style_id)
+        if drawn is None:
             return None
 
         def address(row: tuple[Preview, ...], place: int, when: str) -> str | None:
-            return f"/previews/{shelf.number}/{place}/{when}.png" if place < len(row) else None
+            return f"/previews/{drawn.number}/{place}/{when}.png" if place < len(row) else None
 
         return {
-            "style_id": shelf.style_id,
-            "epoch": shelf.epoch,
+            "style_id": drawn.style_id,
+            "epoch": drawn.epoch,
             "pairs": [
                 {
                     "prompt": preview.prompt,
                     "seed": preview.seed,
-                    "before": address(shelf.before, place, "before"),
-                    "after": address(shelf.after, place, "after"),
+                    "before": address(drawn.before, place, "before"),
+                    "after": address(drawn.after, place, "after"),
                 }
-                for place, preview in enumerate(known)
+                for place, preview in enumerate(drawn.after or drawn.before)
             ],
         }
 
     def picture(self, number: int, place: int, when: str) -> bytes | None:
         """One picture as a PNG; None when it is not, or no longer, on the shelf."""
-        shelf = self._shelf
-        if shelf.number != number:
-            return None
-        row = {"before": shelf.before, "after": shelf.after}.get(when, ())
-        return row[place].png if 0 <= place < len(row) else None
+        for drawn in self._all():
+            if drawn.number == number:
+                row = {"before": drawn.before, "after": drawn.after}.get(when, ())
+                return row[place].png if 0 <= place < len(row) else None
+        return None
+
+    def _all(self) -> list[_Drawn]:
+        with self._lock:
+            found = [*self._open.values(), self._closed]
+        return [drawn for drawn in found if drawn is not None and drawn.number]
+
+    def _best(self, style_id: int | None) -> _Drawn | None:
+        found = self._all()
+        own = [drawn for drawn in found if style_id in (None, drawn.style_id)]
+        return max(own, key=lambda drawn: drawn.number, default=self._closed)
 
 
 @dataclass(frozen=True)
@@ -110,7 +137,11 @@ class PreviewingTrainer:
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         """Set a run up."""
         with self.inner.open(plan, resume) as session:
-            yield _Previewing(session, self.shelf, self.shelf.new_run(), plan.style_id)
+            run = self.shelf.open(plan.style_id)
+            try:
+                yield _Previewing(session, self.shelf, run)
+            finally:
+                self.shelf.close(run)
 
 
 @dataclass(frozen=True)
@@ -118,7 +149,6 @@ class _Previewing:
     inner: TrainingSession
     shelf: PreviewShelf
     run: int
-    style_id: int
 
     @property
     def total_steps(self) -> int:
@@ -149,5 +179,5 @@ class _Previewing:
         drawn = self.inner.previews(adapted=adapted)
         history = self.inner.history
         epoch = history[-1].epoch if history else 0
-        self.shelf.keep(self.run, self.style_id, epoch, drawn, adapted=adapted)
+        self.shelf.keep(self.run, epoch, drawn, adapted=adapted)
         return drawn

@@ -1,5 +1,7 @@
 import logging
 import re
+import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -104,6 +106,24 @@ EVERY_EVENT += OTHERS
 
 
 # --- the notifier ------------------------------------------------------------------------
+
+
+def test_outcomes_of_jobs_side_by_side_are_whole_lines_that_name_their_style() -> None:
+    console, file = pipe()
+    notifier, together = ConsoleNotifier(console), threading.Barrier(3, timeout=30)
+
+    def end(style_id: int) -> None:
+        for _ in range(100):
+            together.wait()
+            notifier.failed(style_id, Failure(FailureCode.GPU_OOM, "too small"), "key")
+
+    workers = [threading.Thread(target=end, args=(style_id,)) for style_id in (1, 2, 3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    lines = Counter(file.getvalue().splitlines())
+    assert lines == {f"style {n}: GPU_OOM: too small": 100 for n in (1, 2, 3)}
 
 
 def test_a_finished_style_is_one_line_with_its_place() -> None:

@@ -7,20 +7,23 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from adapters.clock import SystemClock
 from adapters.logs.context import LogContext
 from adapters.logs.formats import JsonFormatter, TextFormatter
 from adapters.logs.job_log import JobLog
 from adapters.logs.redact import REDACTED, Redactor
-from adapters.memory import ManualClock, MemoryBlobStore
+from adapters.memory import ManualClock, MemoryBlobStore, MemoryInspector
+from application.gather_pictures import gather_pictures
 from application.listen import Listeners, Watchers
-from application.ports import BlobUnavailable
+from application.ports import BlobMissing, BlobUnavailable
 from application.settlement import Done
+from application.stop import StopSignal
 from domain.events import JobCompleted, JobStarted
 from domain.location import Location
 from tests.application.world import TASK_ID, World, a_task
@@ -74,7 +77,7 @@ def test_every_line_of_a_job_carries_task_style_attempt_and_worker(
     log.info("before anything happened")
     context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
     log.info("at work")
-    context.put_down(Done())
+    context.put_down(a_task(), Done())
     log.info("nothing again")
     idle, early, work, after = collector.objects
     assert "task_id" not in idle
@@ -86,13 +89,69 @@ def test_every_line_of_a_job_carries_task_style_attempt_and_worker(
 def test_lines_from_pools_and_timers_carry_the_job(
     context: LogContext, collector: Collector
 ) -> None:
+    ticked = threading.Event()
+
+    def tick() -> None:
+        log.info("tick")
+        ticked.set()
+
+    class Talking:
+        def get(self, at: Location, **_: Any) -> Any:
+            log.info("%s from %s", at.name, threading.current_thread().name)
+            raise BlobMissing(str(at))
+
+    images = tuple(Location("media", f"{n}.jpg") for n in range(8))
     context.taken_up(a_task())
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: log.info("picture %d", n), range(8)))
-    timer = threading.Thread(target=log.info, args=("tick",))
-    timer.start()
-    timer.join()
-    assert [line["task_id"] for line in collector.objects] == [TASK_ID] * 9
+    with SystemClock().every(0.01, tick):
+        # The timer was there before; the attempt becomes known only now.
+        context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
+        gather_pictures(images, Talking(), MemoryInspector(), StopSignal(), 4)  # type: ignore[arg-type]
+        ticked.clear()
+        assert ticked.wait(30)
+    pictures = [line for line in collector.objects if " from fetch_" in line["message"]]
+    last = [line for line in collector.objects if line["message"] == "tick"][-1]
+    assert len(pictures) == 8
+    assert {(line["task_id"], line["attempt"]) for line in [*pictures, last]} == {(TASK_ID, 3)}
+
+
+def test_lines_of_jobs_side_by_side_name_each_its_own(
+    context: LogContext, collector: Collector
+) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def work(style_id: int) -> None:
+        task = replace(a_task(), task_id=f"task-{style_id}", style_id=style_id)
+        started = JobStarted(
+            task_id=task.task_id, style_id=style_id, attempt=style_id, resumed_from=None
+        )
+        together.wait()
+        context.taken_up(task)
+        together.wait()
+        context(started)
+        together.wait()
+        log.info("%d at work", style_id)
+        together.wait()
+        if style_id == 2:
+            context.put_down(task, Done())
+        together.wait()
+        log.info("%d still here", style_id)
+
+    workers = [threading.Thread(target=work, args=(style_id,)) for style_id in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    log.info("of none")
+    whose = {
+        line["message"]: (line.get("task_id"), line.get("attempt")) for line in collector.objects
+    }
+    assert whose == {
+        "1 at work": ("task-1", 1),
+        "2 at work": ("task-2", 2),
+        "1 still here": ("task-1", 1),
+        "2 still here": (None, None),
+        "of none": (None, None),
+    }
 
 
 def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: Collector) -> None:
@@ -101,16 +160,10 @@ def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: C
     world, task = World(), a_task(pictures=12)
     world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe not text")
     context.taken_up(task)
-    world.worker(journal=Journal(world.blobs, context))(task, _stop())
-    context.put_down(Done())
+    world.worker(journal=Journal(world.blobs, context))(task, StopSignal())
+    context.put_down(a_task(), Done())
     assert collector.objects, "the damaged caption is worth a line"
     assert {line["task_id"] for line in collector.objects} == {TASK_ID}
-
-
-def _stop() -> Any:
-    from application.stop import StopSignal
-
-    return StopSignal()
 
 
 def test_a_job_that_is_only_heard_of_by_its_events_is_known(context: LogContext) -> None:
@@ -242,6 +295,13 @@ def job_log(blobs: Any, most_bytes: int = 100_000) -> JobLog:
     return handler
 
 
+def line_of(task_id: str | None, message: str, *args: object) -> logging.LogRecord:
+    """A line as ``LogContext`` leaves it."""
+    record = record_of(message, *args)
+    record.task_id = task_id
+    return record
+
+
 STARTED = JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None)
 
 
@@ -254,7 +314,7 @@ def test_a_job_leaves_its_log_beside_its_files() -> None:
     watchers.taken_up(a_task())
     listeners(STARTED)
     handler.handle(record_of(f"working with {TOKEN}"))
-    watchers.put_down(Done())
+    watchers.put_down(a_task(), Done())
     handler.handle(record_of("of no job"))
     (at,) = blobs.blobs
     assert at == Location("models", f"jobs/{TASK_ID}/logs/20260101T000000Z_host_1.jsonl")
@@ -268,8 +328,8 @@ def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
     handler = job_log(blobs)
     handler.taken_up(a_task())
     handler(JobCompleted(task_id="another", style_id=1, artifact=None))  # type: ignore[arg-type]
-    handler.handle(record_of("another worker holds the lease"))
-    handler.put_down(Done())
+    handler.handle(line_of(TASK_ID, "another worker holds the lease"))
+    handler.put_down(a_task(), Done())
     assert not blobs.blobs
 
 
@@ -279,8 +339,8 @@ def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
     handler.taken_up(a_task())
     handler(STARTED)
     for number in range(1000):
-        handler.handle(record_of("line %d", number))
-    handler.put_down(Done())
+        handler.handle(line_of(TASK_ID, "line %d", number))
+    handler.put_down(a_task(), Done())
     (data,) = blobs.blobs.values()
     messages = [json.loads(line)["message"] for line in data.decode().splitlines()]
     assert messages[0] == "line 0"
@@ -300,9 +360,46 @@ def test_a_store_that_is_away_costs_the_log_and_not_the_job(
     handler = job_log(Away())
     handler.taken_up(a_task())
     handler(STARTED)
-    handler.handle(record_of("a line"))
-    handler.put_down(Done())
+    handler.handle(line_of(TASK_ID, "a line"))
+    handler.put_down(a_task(), Done())
     assert "was not stored: gone" in caplog.text
+
+
+def test_jobs_side_by_side_leave_each_its_own_log(collector: Collector) -> None:
+    blobs, context = MemoryBlobStore(), LogContext("host/1")
+    handler = job_log(blobs)
+    handler.addFilter(context)
+    root, together = logging.getLogger(), threading.Barrier(2, timeout=30)
+    watchers, listeners = Watchers(context, handler), Listeners(context, handler)
+
+    def work(style_id: int) -> None:
+        task = replace(a_task(), task_id=f"task-{style_id}", style_id=style_id)
+        watchers.taken_up(task)
+        listeners(replace(STARTED, task_id=task.task_id, style_id=style_id))
+        for number in range(200):
+            together.wait()
+            log.info("%d, line %d", style_id, number)
+        log.info("%d put down", style_id)
+        watchers.put_down(task, Done())
+        together.wait()
+        log.info("%d after", style_id)
+
+    root.addHandler(handler)
+    workers = [threading.Thread(target=work, args=(style_id,)) for style_id in (1, 2)]
+    for worker in workers:
+        worker.start()
+    log.info("of no job")
+    for worker in workers:
+        worker.join()
+    root.removeHandler(handler)
+    stored = {
+        at.key.split("/")[1]: [json.loads(line)["message"] for line in data.decode().splitlines()]
+        for at, data in blobs.blobs.items()
+    }
+    assert stored == {
+        f"task-{n}": [*(f"{n}, line {number}" for number in range(200)), f"{n} put down"]
+        for n in (1, 2)
+    }
 
 
 def test_two_runs_of_a_job_leave_two_logs() -> None:
@@ -312,7 +409,7 @@ def test_two_runs_of_a_job_leave_two_logs() -> None:
     for _ in range(2):
         handler.taken_up(a_task())
         handler(STARTED)
-        handler.handle(record_of("a line"))
-        handler.put_down(Done())
+        handler.handle(line_of(TASK_ID, "a line"))
+        handler.put_down(a_task(), Done())
         clock.advance(60)
     assert len(blobs.blobs) == 2

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sys
+import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,18 +34,15 @@ from application.ports import (
 )
 from application.settlement import Done, HandBack, RetryLater
 from application.stop import StopReason, StopSignal
-from domain.events import JobFailed, JobStarted, TrainingBegan
+from domain.events import JobFailed, JobStarted, ProgressMade, TrainingBegan
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
-from tests.application.world import World, a_task
+from domain.task import TrainingTask
+from tests.application.world import LAYOUT, World, a_task
 
 IDS: Any = {"task_id": "a", "style_id": 7}
-
-
-def is_lease(at: Location) -> bool:
-    return at.name == "lease.json"
 
 
 @pytest.fixture
@@ -60,15 +60,17 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def run_a_job(metrics: Metrics, world: World, stop: StopSignal | None = None, **named: Any) -> Any:
-    blobs = MeteredBlobStore(world.blobs, metrics, world.clock, is_lease)
     listener = JobMetrics(metrics, world.clock.monotonic)
+    blobs = MeteredBlobStore(world.blobs, metrics, world.clock, LAYOUT.leased_task, listener)
     use_case = world.worker(
         blobs=blobs,
         notifier=MeteredNotifier(world.notifier, metrics, world.clock.monotonic),
         journal=Journal(blobs, listener),
     )
-    settlement = use_case(a_task(**named), stop or StopSignal())
-    listener.put_down(settlement)
+    task = a_task(**named)
+    listener.taken_up(task)
+    settlement = use_case(task, stop or StopSignal())
+    listener.put_down(task, settlement)
     return settlement
 
 
@@ -83,14 +85,13 @@ def test_a_job_that_succeeds_is_counted_and_timed(metrics: Metrics) -> None:
     for phase in ("preparing", "training", "uploading", "announcing"):
         assert value(metrics, "phase_duration_seconds_count", phase=phase) == 1
     assert value(metrics, "phase_duration_seconds_sum", phase="training") == steps
-    assert value(metrics, "steps_total") == steps
+    assert value(metrics, "steps_total", seat="0") == steps
     assert value(metrics, "checkpoints_total") == 3
     assert value(metrics, "runs_total", settlement="done") == 1
     assert value(metrics, "webhook_calls_total", call="completed", result="ok") == 1
     progress = value(metrics, "webhook_calls_total", call="progress", result="ok")
     assert progress == len(world.notifier.calls) - 1 > 0
     assert (value(metrics, "lease_writes_total", result="ok") or 0) > steps / 4
-    assert value(metrics, "lease_last_write_timestamp_seconds") == world.clock.now().timestamp()
     read = value(metrics, "storage_read_bytes_total")
     assert read is not None
     assert read >= sum(len(f"picture {n}") for n in range(10))
@@ -99,10 +100,11 @@ def test_a_job_that_succeeds_is_counted_and_timed(metrics: Metrics) -> None:
 
 def test_a_worker_at_rest_shows_no_job(metrics: Metrics) -> None:
     run_a_job(metrics, World())
-    assert value(metrics, "phase", phase="idle") == 1
-    assert value(metrics, "phase", phase="training") == 0
-    assert value(metrics, "job_epochs") == 0
-    assert math.isnan(value(metrics, "job_loss") or 0)
+    assert value(metrics, "phase", seat="0", phase="idle") == 1
+    assert value(metrics, "phase", seat="0", phase="training") == 0
+    assert value(metrics, "job_epochs", seat="0") == 0
+    assert math.isnan(value(metrics, "job_loss", seat="0") or 0)
+    assert value(metrics, "jobs_in_hand") == 0
 
 
 def test_an_interrupted_job_is_resumed_in_the_count_of_attempts(metrics: Metrics) -> None:
@@ -133,13 +135,149 @@ def test_a_run_that_ends_without_an_event_leaves_no_job_behind(
     listener = JobMetrics(metrics, clock.monotonic)
     listener(JobStarted(**IDS, attempt=1, resumed_from=None))
     clock.advance(5)
-    listener.put_down(RetryLater(60, "another worker has taken the job over"))
-    assert value(metrics, "phase", phase="idle") == 1
+    task = replace(a_task(), task_id=IDS["task_id"])
+    listener.put_down(task, RetryLater(60, "another worker has taken the job over"))
+    assert value(metrics, "phase", seat="0", phase="idle") == 1
     assert value(metrics, "phase_duration_seconds_sum", phase="preparing") == 5
     assert value(metrics, "runs_total", settlement="retry_later") == 1
 
 
+# --- several jobs in hand ----------------------------------------------------------------
+
+
+def seats(metrics: Metrics, name: str = "phase") -> set[str]:
+    """The seats that are to be seen in a metric."""
+    return {
+        sample.labels["seat"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == f"style_trainer_{name}"
+    }
+
+
+def begin(listener: JobMetrics, style_id: int, *, epochs: int) -> TrainingTask:
+    """A task is taken up and trained for one step."""
+    task = replace(a_task(), task_id=f"task-{style_id}", style_id=style_id)
+    ids: Any = {"task_id": task.task_id, "style_id": style_id}
+    parameters = TrainingParameters(epochs=epochs, resolution=64)
+    listener.taken_up(task)
+    listener(JobStarted(**ids, attempt=1, resumed_from=None))
+    listener(TrainingBegan(**ids, parameters=parameters, picture_count=10))
+    progress = Progress(1, epochs, 1, epochs, loss=style_id / 10, steps_per_second=2.0)
+    listener(ProgressMade(**ids, progress=progress, epoch_finished=True))
+    return task
+
+
+def test_each_job_in_hand_has_a_seat_of_its_own(metrics: Metrics, clock: ManualClock) -> None:
+    listener = JobMetrics(metrics, clock.monotonic)
+    first = begin(listener, 1, epochs=10)
+    second = begin(listener, 2, epochs=20)
+    assert value(metrics, "jobs_in_hand") == 2
+    for seat, epochs, loss in (("0", 10, 0.1), ("1", 20, 0.2)):
+        assert value(metrics, "phase", seat=seat, phase="training") == 1
+        assert value(metrics, "phase", seat=seat, phase="idle") == 0
+        assert value(metrics, "job_epochs", seat=seat) == epochs
+        assert value(metrics, "job_progress_ratio", seat=seat) == 1 / epochs
+        assert value(metrics, "job_loss", seat=seat) == loss
+        assert value(metrics, "steps_total", seat=seat) == 1
+    clock.advance(3)
+    listener.put_down(first, HandBack())
+    clock.advance(4)
+    assert value(metrics, "phase", seat="0", phase="idle") == 1
+    assert value(metrics, "job_epochs", seat="0") == 0
+    assert value(metrics, "job_epochs", seat="1") == 20, "nobody else's"
+    begin(listener, 3, epochs=30)
+    assert value(metrics, "job_epochs", seat="0") == 30, "the lowest seat that is free"
+    listener.put_down(second, HandBack())
+    assert value(metrics, "phase_duration_seconds_sum", phase="training") == 3 + 7
+
+
+def test_a_job_that_is_gone_does_not_look_alive(metrics: Metrics, clock: ManualClock) -> None:
+    listener = JobMetrics(metrics, clock.monotonic)
+    tasks = [begin(listener, style_id, epochs=10) for style_id in (1, 2, 3)]
+    assert seats(metrics) == {"0", "1", "2"}
+    ids: Any = {"task_id": "task-3", "style_id": 3}
+    listener(JobFailed(**ids, failure=Failure(FailureCode.GPU_OOM, "too large")))
+    listener.put_down(tasks[2], Done())
+    listener.put_down(tasks[1], RetryLater(60, "another worker has taken the job over"))
+    for name in (
+        "phase",
+        "job_epoch",
+        "job_loss",
+        "job_steps_per_second",
+        "job_time_left_seconds",
+    ):
+        assert seats(metrics, name) == {"0"}
+    assert seats(metrics, "steps_total") == {"0", "1", "2"}, "a counter never goes back"
+    assert value(metrics, "jobs_in_hand") == 1
+
+
+def test_a_lease_is_seen_while_its_job_is_in_hand(metrics: Metrics, clock: ManualClock) -> None:
+    listener = JobMetrics(metrics, clock.monotonic)
+    blobs = MeteredBlobStore(MemoryBlobStore(), metrics, clock, LAYOUT.leased_task, listener)
+    tasks = [begin(listener, style_id, epochs=10) for style_id in (1, 2)]
+    for task in tasks:
+        blobs.put(LAYOUT.lease(task.task_id), b"{}")
+    written = clock.now().timestamp()
+    clock.advance(20)
+    blobs.put(LAYOUT.lease("task-2"), b"{}")
+    assert value(metrics, "lease_last_write_timestamp_seconds", seat="0") == written
+    assert value(metrics, "lease_last_write_timestamp_seconds", seat="1") == written + 20
+    listener.put_down(tasks[0], HandBack())
+    blobs.put(LAYOUT.lease("task-1"), b"released")
+    assert seats(metrics, "lease_last_write_timestamp_seconds") == {"1"}
+
+
+def test_a_message_that_is_only_looked_at_shows_no_second_job(
+    metrics: Metrics, clock: ManualClock
+) -> None:
+    listener = JobMetrics(metrics, clock.monotonic)
+    task = begin(listener, 1, epochs=10)
+    listener.taken_up(task)  # the same message again, in another thread
+    listener.put_down(task, RetryLater(20, "worker w holds the lease for 20 s more"))
+    assert value(metrics, "jobs_in_hand") == 1
+    assert value(metrics, "phase", seat="0", phase="training") == 1
+    other = replace(task, task_id="somebody-else-has-it")
+    listener.taken_up(other)
+    assert seats(metrics) == {"0"}
+    listener.put_down(other, RetryLater(20, "worker x holds the lease for 20 s more"))
+    assert value(metrics, "runs_total", settlement="retry_later") == 2
+
+
+def test_jobs_of_threads_side_by_side_add_up(metrics: Metrics) -> None:
+    listener = JobMetrics(metrics, lambda: 0.0)
+    together = threading.Barrier(4, timeout=30)
+
+    def work(thread: int) -> None:
+        together.wait()
+        for number in range(50):
+            style_id = 100 * thread + number
+            task = begin(listener, style_id, epochs=10)
+            failure = Failure(FailureCode.GPU_OOM, "too large")
+            listener(JobFailed(task_id=task.task_id, style_id=style_id, failure=failure))
+            listener.put_down(task, Done())
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sys.setswitchinterval(before)
+    assert value(metrics, "jobs_total", result="failed", code="GPU_OOM") == 200
+    assert value(metrics, "job_duration_seconds_count", result="failed") == 200
+    assert sum(value(metrics, "steps_total", seat=seat) or 0 for seat in "0123") == 200
+    assert value(metrics, "jobs_in_hand") == 0
+    assert seats(metrics) == {"0"}
+
+
 # --- the decorated ports -----------------------------------------------------------------
+
+
+def metered(inner: Any, metrics: Metrics, clock: ManualClock) -> MeteredBlobStore:
+    jobs = JobMetrics(metrics, clock.monotonic)
+    return MeteredBlobStore(inner, metrics, clock, LAYOUT.leased_task, jobs)
 
 
 def test_deliveries_and_settlements_are_counted(metrics: Metrics, clock: ManualClock) -> None:
@@ -205,7 +343,7 @@ def test_a_broker_that_is_away_is_counted_and_still_an_error(metrics: Metrics) -
 def test_a_failing_store_is_counted_by_its_error_and_raises_it(
     error: Exception, result: str, metrics: Metrics, clock: ManualClock
 ) -> None:
-    blobs = MeteredBlobStore(Broken(error), metrics, clock, is_lease)
+    blobs = metered(Broken(error), metrics, clock)
     with pytest.raises(type(error)):
         blobs.get(Location("b", "k"))
     assert value(metrics, "storage_calls_total", operation="get", result=result) == 1
@@ -215,12 +353,12 @@ def test_a_failing_store_is_counted_by_its_error_and_raises_it(
 def test_a_lease_that_somebody_else_took_is_counted_apart(
     metrics: Metrics, clock: ManualClock
 ) -> None:
-    blobs = MeteredBlobStore(MemoryBlobStore(), metrics, clock, is_lease)
-    at = Location("models", "jobs/x/lease.json")
+    blobs = metered(MemoryBlobStore(), metrics, clock)
+    at = LAYOUT.lease("x")
     blobs.put(at, b"mine", condition=IfAbsent())
     with pytest.raises(PreconditionFailed):
         blobs.put(at, b"theirs", condition=IfAbsent())
-    blobs.put(Location("models", "jobs/x/journal.json"), b"another blob")
+    blobs.put(LAYOUT.journal("x"), b"another blob")
     assert value(metrics, "lease_writes_total", result="ok") == 1
     assert value(metrics, "lease_writes_total", result="superseded") == 1
 

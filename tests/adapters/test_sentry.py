@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,9 +33,13 @@ class Wire(sentry_sdk.transport.Transport):
 
 
 @pytest.fixture
-def wire() -> Iterator[Wire]:
+def context() -> LogContext:
+    return LogContext("worker-1")
+
+
+@pytest.fixture
+def wire(context: LogContext) -> Iterator[Wire]:
     transport = Wire()
-    context = LogContext("worker-1")
     context(JobStarted(task_id="a-task", style_id=7, attempt=2, resumed_from=None))
     start_sentry(
         "https://public@sentry.invalid/1",
@@ -65,6 +70,33 @@ def test_an_error_arrives_with_its_job_and_without_secrets(wire: Wire) -> None:
     assert "breadcrumb" in json.dumps(event)
     frames = event["exception"]["values"][0]["stacktrace"]["frames"]
     assert not any("vars" in frame for frame in frames)
+
+
+def test_errors_of_jobs_side_by_side_carry_each_its_own(wire: Wire, context: LogContext) -> None:
+    log = logging.getLogger("tests.sentry")
+    together = threading.Barrier(2, timeout=30)
+
+    def work(style_id: int) -> None:
+        context(
+            JobStarted(task_id=f"t{style_id}", style_id=style_id, attempt=1, resumed_from=None)
+        )
+        together.wait()
+        log.error("style %d broke", style_id)
+
+    workers = [threading.Thread(target=work, args=(style_id,)) for style_id in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sentry_sdk.flush()
+    told = {
+        event["logentry"]["message"] % tuple(event["logentry"]["params"]): event["tags"]
+        for event in wire.events
+    }
+    assert told == {
+        f"style {n} broke": {"task_id": f"t{n}", "style_id": str(n), "attempt": "1"}
+        for n in (1, 2)
+    }
 
 
 def test_what_is_not_an_error_stays_here(wire: Wire) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from adapters.memory import ManualClock
-from adapters.status_page.board import RECENT_JOBS, StatusBoard
+from adapters.status_page.board import StatusBoard
 from adapters.status_page.curve import MOST_POINTS, LossCurve
+from adapters.status_page.past_jobs import RECENT_JOBS
 from application.journal import Journal
 from application.settlement import DeadLetter, Done, RetryLater
 from application.stop import StopReason, StopSignal
@@ -21,7 +22,7 @@ from domain.events import AnnouncementBegun, ProgressMade
 from domain.failure import FailureCode
 from domain.progress import Progress
 from tests.application.world import TASK_ID, World, a_task
-from tests.status_scenes import Scene, failed, ids, task, training
+from tests.status_scenes import Scene, failed, ids, side_by_side, task, training
 
 
 def shown(scene: Scene) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def test_a_job_whose_backend_is_away_is_put_aside_with_the_reason() -> None:
     scene = Scene()
     scene.watch.taken_up(task(6))
     scene.tell(AnnouncementBegun(**ids(6), call=2))
-    scene.watch.put_down(RetryLater(60.0, "the backend answers 503"))
+    scene.watch.put_down(task(6), RetryLater(60.0, "the backend answers 503"))
     snapshot = shown(scene)
     assert snapshot["job"] is None
     assert snapshot["recent"][0]["result"] == "put aside"
@@ -108,7 +109,7 @@ def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() 
     scene = training()
     for _ in range(5):
         scene.watch.taken_up(task(77))
-        scene.watch.put_down(RetryLater(60.0, "worker b holds the lease for 60 s more"))
+        scene.watch.put_down(task(77), RetryLater(60.0, "worker b holds the lease for 60 s more"))
     recent = shown(scene)["recent"]
     assert [job["style_id"] for job in recent[:2]] == [77, 40]
 
@@ -116,14 +117,14 @@ def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() 
 def test_a_repeated_message_of_a_finished_job_is_no_job() -> None:
     scene = Scene()
     scene.watch.taken_up(task(6))
-    scene.watch.put_down(Done())
+    scene.watch.put_down(task(6), Done())
     assert shown(scene)["recent"] == []
 
 
 def test_a_dead_letter_is_shown_with_its_reason() -> None:
     scene = Scene()
     scene.start(8)
-    scene.watch.put_down(DeadLetter("access to s3://models is denied"))
+    scene.watch.put_down(task(8), DeadLetter("access to s3://models is denied"))
     assert shown(scene)["recent"][0]["result"] == "dead letter"
 
 
@@ -132,12 +133,105 @@ def test_the_use_case_itself_leaves_a_completed_job_on_the_board() -> None:
     board = StatusBoard("w", "1", world.clock)
     board.taken_up(a_task())
     settlement = world.worker(journal=Journal(world.blobs, board))(a_task(), StopSignal())
-    board.put_down(settlement)
+    board.put_down(a_task(), settlement)
     snapshot = board.snapshot()
     assert snapshot["job"] is None
     assert snapshot["last"]["task_id"] == TASK_ID
     assert snapshot["last"]["result"] == "completed"
     assert [epoch for epoch, _ in snapshot["last"]["curve"]] == list(range(1, 26))
+
+
+# --- several jobs in hand ----------------------------------------------------------------
+
+
+def test_jobs_in_hand_are_listed_as_they_were_taken_up_and_the_first_is_shown() -> None:
+    snapshot = shown(side_by_side())
+    assert [job["style_id"] for job in snapshot["jobs"]] == [42, 43, 44]
+    assert [job["phase"] for job in snapshot["jobs"]] == ["training", "training", "preparing"]
+    assert [job["progress"] and job["progress"]["epoch"] for job in snapshot["jobs"]] == [
+        127,
+        52,
+        None,
+    ]
+    assert snapshot["job"]["style_id"] == 42
+    assert len(snapshot["job"]["curve"]) == 127
+    assert snapshot["worker"]["state"] == "training"
+    listed = set(snapshot["jobs"][0])
+    assert listed < set(snapshot["job"]), "in short"
+    assert not listed & {"curve", "parameters"}
+
+
+def test_a_worker_with_one_job_lists_that_one() -> None:
+    snapshot = shown(training())
+    assert [job["task_id"] for job in snapshot["jobs"]] == [snapshot["job"]["task_id"]]
+    assert shown(failed())["jobs"] == []
+
+
+def test_any_job_in_hand_can_be_asked_for() -> None:
+    board = side_by_side().board
+    job = board.snapshot(task(43).task_id)["job"]
+    assert (job["style_id"], job["attempt"], job["checkpoint"]) == (43, 2, 50)
+    assert board.snapshot("not in hand")["job"]["style_id"] == 42
+
+
+def test_a_job_that_is_put_down_leaves_the_others_in_hand() -> None:
+    scene = side_by_side()
+    scene.complete(42, previews=False)
+    snapshot = shown(scene)
+    assert [job["style_id"] for job in snapshot["jobs"]] == [43, 44]
+    assert snapshot["job"]["style_id"] == 43
+    assert snapshot["recent"][0]["style_id"] == snapshot["last"]["style_id"] == 42
+    scene.watch.put_down(task(44), RetryLater(60.0, "the store is away"))
+    snapshot = shown(scene)
+    assert [job["style_id"] for job in snapshot["jobs"]] == [43]
+    assert snapshot["recent"][0]["message"] == "the store is away"
+
+
+def test_a_task_that_comes_again_while_it_is_in_hand_changes_nothing() -> None:
+    scene = side_by_side()
+    before = shown(scene)
+    scene.watch.taken_up(task(42))
+    scene.watch.put_down(task(42), RetryLater(20.0, "worker atelier-1 holds the lease"))
+    assert shown(scene) == before
+
+
+def test_jobs_that_are_interrupted_together_go_on_with_their_own_curves() -> None:
+    scene = Scene()
+    for style_id in (1, 2):
+        scene.start(style_id)
+        scene.train(style_id, until=10 * style_id)
+    for style_id in (1, 2):
+        scene.interrupt(style_id)
+    for style_id in (1, 2):
+        scene.start(style_id, attempt=2, resumed_from=10 * style_id)
+    for style_id in (1, 2):
+        curve = scene.board.snapshot(task(style_id).task_id)["job"]["curve"]
+        assert [epoch for epoch, _ in curve] == list(range(1, 10 * style_id + 1))
+
+
+def test_events_of_threads_side_by_side_reach_each_its_own_job() -> None:
+    scene = Scene()
+    together = threading.Barrier(3, timeout=30)
+
+    def work(style_id: int) -> None:
+        scene.watch.taken_up(task(style_id))
+        for epoch in range(1, 300):
+            together.wait()
+            progress = Progress(epoch, 1000, epoch, 1000, loss=style_id / 10)
+            scene.tell(ProgressMade(**ids(style_id), progress=progress, epoch_finished=True))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    workers = [threading.Thread(target=work, args=(style_id,)) for style_id in (1, 2, 3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sys.setswitchinterval(before)
+    assert len(shown(scene)["jobs"]) == 3
+    for style_id in (1, 2, 3):
+        curve = scene.board.snapshot(task(style_id).task_id)["job"]["curve"]
+        assert curve == [(epoch, style_id / 10) for epoch in range(1, 300)]
 
 
 # --- small, and from any thread ----------------------------------------------------------

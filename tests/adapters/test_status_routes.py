@@ -19,10 +19,11 @@ from adapters.status_page.app import Check, Finding, build_app
 from adapters.status_page.binding import InvalidBinding, check_binding, is_loopback
 from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
 from adapters.status_page.server import AddressTaken, StatusServer
+from application.ports import Preview
 from application.settlement import Done
 from application.stop import StopSignal
 from tests.application.world import World, a_task
-from tests.status_scenes import SECRET, Scene, a_png, failed, idle, training
+from tests.status_scenes import SECRET, Scene, a_png, failed, idle, side_by_side, task, training
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -130,6 +131,52 @@ def test_previews_of_a_run_under_way_are_shown_as_they_come() -> None:
     assert client.get(previews["pairs"][2]["after"]).content == a_png(2, True)
 
 
+def test_previews_are_those_of_the_job_that_is_asked_for() -> None:
+    client = local(side_by_side())
+
+    def previews(style_id: int) -> dict[str, Any]:
+        status = client.get("/api/status", params={"task": task(style_id).task_id}).json()
+        assert status["job"]["style_id"] == style_id
+        found: dict[str, Any] = status["previews"]
+        return found
+
+    assert (previews(42)["style_id"], previews(42)["epoch"]) == (42, 120)
+    assert (previews(43)["style_id"], previews(43)["epoch"]) == (43, 50)
+    assert previews(44)["style_id"] == 41, "it has none yet: those of the last finished style"
+    for style_id in (42, 43):
+        for pair in previews(style_id)["pairs"]:
+            assert client.get(pair["after"]).status_code == 200
+    assert client.get("/api/status").json()["previews"]["style_id"] == 42
+
+
+def test_the_shelf_keeps_runs_side_by_side_apart_and_few_of_them() -> None:
+    shelf = PreviewShelf()
+
+    def draw(run: int, epoch: int) -> None:
+        shelf.keep(run, epoch, (Preview(f"run {run}", 0, b"%d" % run),), adapted=True)
+
+    def pictures() -> int:
+        found = (shelf.picture(number, 0, "after") for number in range(100))
+        return sum(picture is not None for picture in found)
+
+    runs = [shelf.open(style_id) for style_id in (1, 2, 3)]
+    for run, epoch in zip([*runs, *runs], range(6), strict=True):
+        draw(run, epoch)
+    for style_id, run in zip((1, 2, 3), runs, strict=True):
+        found = shelf.shown(style_id)
+        assert found is not None
+        assert found["pairs"][0]["prompt"] == f"run {run}"
+        number = int(found["pairs"][0]["after"].split("/")[2])
+        assert shelf.picture(number, 0, "after") == b"%d" % run
+    assert pictures() == 3
+    for run in runs:
+        shelf.close(run)
+    assert pictures() == 1, "of what is over only the last"
+    assert (shelf.shown() or {})["style_id"] == 3
+    shelf.close(shelf.open(4))
+    assert (shelf.shown(4) or {})["style_id"] == 3, "a run without pictures leaves those there are"
+
+
 def test_what_a_session_draws_is_on_the_shelf_and_the_run_is_as_before() -> None:
     world, shelf = World(), PreviewShelf()
     watched = world.worker(trainer=PreviewingTrainer(world.trainer, shelf))
@@ -181,7 +228,7 @@ def test_every_answer_has_the_security_headers(path: str) -> None:
 
 def test_no_file_of_the_page_names_another_address() -> None:
     client = local(idle())
-    for path in ("/", "/page.css", "/page.js", "/chart.js", "/icon.svg"):
+    for path in ("/", "/page.css", "/page.js", "/dom.js", "/jobs.js", "/chart.js", "/icon.svg"):
         found = re.findall(r"https?://[^\s\"'<>)]+", client.get(path).text)
         assert set(found) <= {"http://www.w3.org/2000/svg"}, (path, found)
 

@@ -21,8 +21,8 @@ class Recorder:
     def taken_up(self, task: TrainingTask) -> None:
         self.heard.append(task)
 
-    def put_down(self, settlement: Settlement) -> None:
-        self.heard.append(settlement)
+    def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
+        self.heard.append((task, settlement))
 
 
 class Deaf(Recorder):
@@ -32,7 +32,7 @@ class Deaf(Recorder):
     def taken_up(self, task: TrainingTask) -> None:
         raise RuntimeError("blind")
 
-    def put_down(self, settlement: Settlement) -> None:
+    def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
         raise RuntimeError("numb")
 
 
@@ -43,6 +43,6 @@ def test_a_listener_that_fails_disturbs_neither_the_others_nor_the_work(
     Listeners(first, Deaf(), last)(EVENT)
     watchers = Watchers(first, Deaf(), last)
     watchers.taken_up(a_task())
-    watchers.put_down(Done())
-    assert first.heard == last.heard == [EVENT, a_task(), Done()]
+    watchers.put_down(a_task(), Done())
+    assert first.heard == last.heard == [EVENT, a_task(), (a_task(), Done())]
     assert [record.exc_info is not None for record in caplog.records] == [True] * 3

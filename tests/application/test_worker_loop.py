@@ -66,22 +66,23 @@ def test_a_task_is_run_and_acknowledged(world: World, queue: MemoryQueue) -> Non
 def test_a_watcher_hears_of_a_message_from_its_task_to_after_its_settlement(
     world: World, queue: MemoryQueue
 ) -> None:
-    heard: list[tuple[object, int]] = []
+    heard: list[tuple[Any, int]] = []
 
     class Watch:
         def taken_up(self, task: TrainingTask) -> None:
             heard.append((task.task_id, len(queue.unsettled)))
 
-        def put_down(self, settlement: Settlement) -> None:
-            heard.append((settlement, len(queue.unsettled)))
+        def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
+            heard.append(((task and task.task_id, settlement), len(queue.unsettled)))
 
     queue.publish(encode_task(a_task()))
     queue.publish(b"garbage")
     loop_over(world, queue, Watch())(StopSignal(), until_empty=True)
-    assert heard[:2] == [(TASK_ID, 1), (Done(), 0)]
-    (refused,) = heard[2:]
-    assert isinstance(refused[0], DeadLetter)
-    assert refused[1] == 0
+    assert heard[:2] == [(TASK_ID, 1), ((TASK_ID, Done()), 0)]
+    (((no_task, settlement), unsettled),) = heard[2:]
+    assert no_task is None
+    assert isinstance(settlement, DeadLetter)
+    assert unsettled == 0
 
 
 def test_every_line_about_a_message_carries_its_task_the_last_one_too(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
+from contextvars import ContextVar, copy_context
 from datetime import timedelta
 
 import pytest
@@ -80,6 +82,26 @@ def test_an_action_that_raises_is_logged_and_called_again(
     with clock.every(PERIOD, action):
         let_pass_until(clock, again)
     assert "the first trouble" in caplog.text
+
+
+def test_an_action_runs_in_the_context_of_who_asked_for_it(clock: Clock) -> None:
+    whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+    seen, called = [], threading.Event()
+
+    def action() -> None:
+        seen.append(whose.get())
+        whose.set("changed")  # stays in the copy
+        called.set()
+
+    def open_it(stack: ExitStack) -> None:
+        whose.set("the opener's")
+        stack.enter_context(clock.every(PERIOD, action))
+
+    with ExitStack() as stack:
+        copy_context().run(open_it, stack)
+        let_pass_until(clock, called)
+    assert seen[0] == "the opener's"
+    assert whose.get() == "nobody's"
 
 
 def test_two_actions_run_side_by_side(clock: Clock) -> None:

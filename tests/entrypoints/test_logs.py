@@ -99,7 +99,7 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     logs.context(started)
     job_log(started)
     logging.getLogger("x").info("with %s", TOKEN)
-    job_log.put_down(Done())
+    job_log.put_down(a_task(), Done())
     (stored,) = blobs.blobs.values()
     assert stored.decode() == pipe.getvalue()
     line = json.loads(stored)

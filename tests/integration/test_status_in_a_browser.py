@@ -33,6 +33,7 @@ TOKEN = "correct-horse-battery-staple"
 SCENES = {
     "idle": status_scenes.idle,
     "training": status_scenes.training,
+    "side by side": status_scenes.side_by_side,
     "failed": status_scenes.failed,
 }
 SIZES = {"desktop": (1280, 900), "phone": (360, 740)}
@@ -205,6 +206,67 @@ def test_previews_of_the_running_job_take_the_place_of_the_last_ones(look: Look)
     page.get_by_text("of style 42, epoch 120", exact=True).wait_for()
     page.get_by_alt_text("two boats, mystyle, so far in training").wait_for()
     assert page.locator("#pairs img").count() == 3
+
+
+def rows(page: Page) -> list[str]:
+    """The jobs in hand, as a person reads them."""
+    return [" ".join(text.split()) for text in page.locator("#hands tr").all_inner_texts()]
+
+
+def test_several_jobs_in_hand_are_in_a_table_and_one_of_them_in_full(look: Look) -> None:
+    visit = look(status_scenes.side_by_side())
+    page = visit.open()
+    page.get_by_role("heading", name="Jobs in hand").wait_for()
+    assert rows(page) == [
+        "Style 42 Training 127 / 200 63 % 2.0 7 min",
+        "Style 43 Training 52 / 120 43 % 2.0 7 min",
+        "Style 44 Preparing" + " \N{EN DASH}" * 4,
+    ]
+    page.get_by_role("heading", name="Style 42", exact=True).wait_for()
+    assert page.title() == "63 % style 42 and 2 more · atelier-1"
+    page.get_by_text("of style 42, epoch 120", exact=True).wait_for()
+
+    page.locator("#hands tr").nth(1).get_by_text("Training").click()
+    page.get_by_role("heading", name="Style 43", exact=True).wait_for()
+    page.get_by_text("Went on from the checkpoint of epoch 40.").wait_for()
+    page.get_by_text("of style 43, epoch 50", exact=True).wait_for()
+    assert page.get_by_role("progressbar").get_attribute("aria-valuenow") == "43"
+    assert visit.complaints == []
+
+
+def test_a_job_is_chosen_by_keyboard_and_stays_chosen_while_it_is_in_hand(look: Look) -> None:
+    scene = status_scenes.side_by_side()
+    page = look(scene).open()
+    for _ in range(3):  # the link to the status, the pause, the first job
+        page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Style 43", exact=True).wait_for()
+    focused = page.get_by_role("button", name="Style 43")
+    assert focused.get_attribute("aria-pressed") == "true"
+    assert page.get_by_role("button", name="Style 42").get_attribute("aria-pressed") == "false"
+
+    scene.complete(42, previews=False)
+    scene.train(43, epochs=120, first=53, until=60)
+    page.locator("#facts").get_by_text("60 / 120", exact=True).wait_for()
+    assert len(rows(page)) == 2
+    assert page.get_by_role("status").text_content() == "Style 42: completed"
+    assert focused.evaluate("(button) => button === document.activeElement")
+
+    scene.start(45)
+    page.get_by_role("button", name="Style 45").wait_for()
+    page.get_by_role("heading", name="Style 43", exact=True).wait_for()
+    scene.interrupt(43)
+    page.get_by_role("heading", name="Style 44", exact=True).wait_for()
+    scene.interrupt(45)
+    page.get_by_role("heading", name="Jobs in hand").wait_for(state="hidden")
+    page.get_by_role("heading", name="Style 44", exact=True).wait_for()
+
+
+def test_one_job_needs_no_table(look: Look) -> None:
+    page = look(status_scenes.training()).open()
+    assert not page.get_by_role("heading", name="Jobs in hand").is_visible()
+    assert rows(page) == []
 
 
 def test_everything_can_be_reached_by_keyboard_and_shows_where_it_is(look: Look) -> None:

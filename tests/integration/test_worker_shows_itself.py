@@ -149,7 +149,7 @@ def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
     code, ready = worker.ask("/health/ready", token=None)
     assert (code, json.loads(ready)["ready"]) == (200, True), ready
     metrics = worker.ask("/metrics")[1]
-    assert 'style_trainer_phase{phase="training"} 1.0' in metrics
+    assert 'style_trainer_phase{phase="training",seat="0"} 1.0' in metrics
     assert 'style_trainer_worker_info{version="' in metrics
     assert "style_trainer_deliveries_total 1.0" in metrics
     assert 'style_trainer_lease_writes_total{result="ok"}' in metrics

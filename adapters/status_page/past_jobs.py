@@ -1,0 +1,55 @@
+"""The jobs that are over, as far as the status page remembers them."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from adapters.status_page.curve import LossCurve
+from adapters.status_page.job_view import JobView
+
+RECENT_JOBS = 20
+
+
+class PastJobs:
+    """A few, newest first. Whoever shares it between threads locks it."""
+
+    def __init__(self) -> None:
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_JOBS)
+        self._eventful: deque[JobView] = deque(maxlen=RECENT_JOBS)
+
+    @property
+    def recent(self) -> list[dict[str, Any]]:
+        """Their summaries, as JSON values."""
+        return list(self._recent)
+
+    @property
+    def last(self) -> JobView | None:
+        """The last one to which something happened."""
+        return self._eventful[0] if self._eventful else None
+
+    def add(self, job: JobView) -> None:
+        """A job has ended."""
+        summary = job.summary()
+        if self._recent and _repeats(summary, self._recent[0]):
+            self._recent.popleft()
+        self._recent.appendleft(summary)
+        if job.eventful:
+            self._eventful.appendleft(job)
+
+    def curve(self, task_id: str, epoch: int) -> LossCurve:
+        """The curve of a job that goes on from a checkpoint, as far as it was seen here."""
+        earlier = (job.curve for job in self._eventful if job.task_id == task_id)
+        curve = next(earlier, None) or LossCurve()
+        curve.go_back(epoch)
+        return curve
+
+
+def _repeats(summary: dict[str, Any], earlier: dict[str, Any]) -> bool:
+    """Whether a task was only looked at again: while another worker has it, every minute."""
+    return all(
+        job["result"] == "put aside"
+        and job["task_id"] == summary["task_id"]
+        and not job["attempt"]
+        for job in (summary, earlier)
+    )

@@ -1,0 +1,130 @@
+"""All that looks on, over real runs of the use case in threads of one process, step by step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adapters.console import LogEvents
+from adapters.logs.context import LogContext
+from adapters.logs.formats import JsonFormatter
+from adapters.logs.job_log import JobLog
+from adapters.logs.redact import Redactor
+from adapters.memory import ManualClock, MemoryBlobStore
+from adapters.metrics.blobs import MeteredBlobStore
+from adapters.metrics.instruments import Metrics
+from adapters.metrics.jobs import JobMetrics
+from adapters.status_page.board import StatusBoard
+from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
+from application.journal import Journal
+from application.listen import Listeners, Watchers
+from application.settlement import Done, Settlement
+from application.stop import StopSignal
+from domain.events import Event
+from domain.location import Location
+from domain.task import TrainingTask
+from tests.application.world import LAYOUT, RULES, World, a_task
+
+STYLES = (1, 2, 3)
+EPOCHS = 25
+STEPS = 3 * EPOCHS
+
+
+class Onlookers:
+    """One worker's, as ``entrypoints/observe.py`` puts them together."""
+
+    def __init__(self) -> None:
+        self.logs, clock = MemoryBlobStore(), ManualClock()
+        self.metrics = Metrics("w", "1")
+        self.jobs = JobMetrics(self.metrics, clock.monotonic)
+        self.board = StatusBoard("w", "1", clock)
+        self.shelf = PreviewShelf()
+        context = LogContext("w")
+        self.job_log = JobLog(self.logs, LAYOUT.log, clock, "w")
+        self.job_log.setFormatter(JsonFormatter(Redactor()))
+        self.job_log.addFilter(context)
+        self.watch = Watchers(context, self.jobs, self.board, self.job_log)
+        self.tell = Listeners(context, LogEvents(), self.jobs, self.board, self.job_log)
+        self.most_in_hand = 0
+        self._together = threading.Barrier(len(STYLES), timeout=60)
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on when each of the runs has one, so that they keep pace."""
+        self._together.wait()
+        self.tell(event)
+        self.most_in_hand = max(self.most_in_hand, len(self.board.snapshot()["jobs"]))
+
+    def run(self, task: TrainingTask) -> Settlement:
+        """What a worker does with a task, in a thread of its own."""
+        world = World()
+        blobs = MeteredBlobStore(
+            world.blobs, self.metrics, world.clock, LAYOUT.leased_task, self.jobs
+        )
+        use_case = world.worker(
+            blobs=blobs,
+            journal=Journal(blobs, self),
+            trainer=PreviewingTrainer(world.trainer, self.shelf),
+            rules=replace(RULES, fetch_concurrency=4),
+        )
+        world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe no text, which is worth a line")
+        self.watch.taken_up(task)
+        settlement = use_case(task, StopSignal())
+        self.watch.put_down(task, settlement)
+        return settlement
+
+
+@pytest.fixture
+def onlookers() -> Iterator[Onlookers]:
+    """Three jobs have run side by side."""
+    found, root = Onlookers(), logging.getLogger()
+    level, switching = root.level, sys.getswitchinterval()
+    root.addHandler(found.job_log)
+    root.setLevel(logging.DEBUG)
+    sys.setswitchinterval(1e-5)
+    tasks = [replace(a_task(), task_id=f"task-{n}", style_id=n) for n in STYLES]
+    try:
+        with ThreadPoolExecutor(len(tasks)) as seats:
+            assert list(seats.map(found.run, tasks)) == [Done()] * len(tasks)
+        yield found
+    finally:
+        sys.setswitchinterval(switching)
+        root.setLevel(level)
+        root.removeHandler(found.job_log)
+
+
+def test_each_has_its_log_its_figures_and_its_place(onlookers: Onlookers) -> None:
+    assert onlookers.most_in_hand == len(STYLES)
+
+    logs = {at.key.split("/")[1]: data.decode() for at, data in onlookers.logs.blobs.items()}
+    assert logs.keys() == {f"task-{n}" for n in STYLES}
+    for task_id, text in logs.items():
+        lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+        assert {line["task_id"] for line in lines} == {task_id}
+        messages = [line["message"] for line in lines]
+        assert sum("7/03.txt is left out" in message for message in messages) == 1
+        assert sum("epoch 25/25" in message for message in messages) == 1
+        assert all(f"task-{n}" not in text for n in STYLES if task_id != f"task-{n}")
+
+    def value(name: str, **labels: str) -> float | None:
+        return onlookers.metrics.registry.get_sample_value(f"style_trainer_{name}", labels)
+
+    assert [value("steps_total", seat=seat) for seat in "012"] == [STEPS] * 3
+    assert value("jobs_total", result="completed", code="none") == 3
+    assert value("runs_total", settlement="done") == 3
+    assert value("jobs_in_hand") == 0
+    assert [value("phase", seat=seat, phase="idle") for seat in "012"] == [1, None, None]
+
+    snapshot = onlookers.board.snapshot()
+    assert (snapshot["job"], snapshot["jobs"]) == (None, [])
+    assert {job["style_id"] for job in snapshot["recent"]} == set(STYLES)
+    assert {job["result"] for job in snapshot["recent"]} == {"completed"}
+    assert [epoch for epoch, _ in snapshot["last"]["curve"]] == list(range(1, EPOCHS + 1))
+    assert (onlookers.shelf.shown() or {})["epoch"] == EPOCHS
