@@ -16,7 +16,7 @@ import re
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -391,17 +391,6 @@ def _job(trainer: DiffusionTrainer, plan: TrainingPlan) -> dict[str, Any]:
             "weights_bytes": len(weights),
             "last_loss": session.history[-1].loss,
         }
-
-
-def best_rows(rows: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The fastest row of each batch size."""
-    best: dict[int, dict[str, Any]] = {}
-    for row in rows:
-        if "batch" in row and "steps_per_s" in row:
-            fastest = best.setdefault(row["batch"], row)
-            if row["steps_per_s"] > fastest["steps_per_s"]:
-                best[row["batch"]] = row
-    return best
 
 
 def _to_host(base: BaseModel) -> None:

@@ -1,4 +1,7 @@
-"""Put the measured figures into the README: `python -m benchmarks.readme`, after `make bench`."""
+"""Put the measured figures into the README: `python -m benchmarks.readme`.
+
+To be run after `make bench` or `make bench-gpu`, which write what it reads.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,28 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_table import gpu_tables
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+FOLDER = ROOT / "benchmarks" / "results"
+RESULTS = FOLDER / "cpu.json"
 BLOCK = re.compile(r"(<!-- figures: .*? -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+GPU_BLOCK = re.compile(r"(<!-- of GPUs: .*? -->\n).*?(<!-- end of GPUs -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Replace the marked block of the README."""
+    """Replace the marked blocks of the README."""
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
-    if not BLOCK.search(text):
-        raise SystemExit("README.md has no block of figures")
-    table = figures_table(json.loads(RESULTS.read_text("utf-8")))
-    readme.write_text(BLOCK.sub(lambda block: block[1] + table + block[2], text), "utf-8")
+    tables = {
+        BLOCK: figures_table(json.loads(RESULTS.read_text("utf-8"))),
+        GPU_BLOCK: gpu_tables(FOLDER),
+    }
+    for block, table in tables.items():
+        if not block.search(text):
+            raise SystemExit("README.md has no block of figures")
+        text = block.sub(lambda found, table=table: found[1] + table + found[2], text)
+    readme.write_text(text, "utf-8")
 
 
 def figures_table(results: dict[str, Any]) -> str:

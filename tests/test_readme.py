@@ -6,7 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks.readme import BLOCK, RESULTS, figures_table
+from benchmarks.gpu_table import gpu_tables
+from benchmarks.readme import BLOCK, FOLDER, GPU_BLOCK, RESULTS, figures_table
 from entrypoints.settings import Settings, settings_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,3 +43,9 @@ def test_the_figures_are_those_that_were_measured() -> None:
     block = BLOCK.search(README)
     assert block
     assert figures_table(json.loads(RESULTS.read_text("utf-8"))) in block[0]
+
+
+def test_the_figures_of_gpus_are_those_that_were_measured() -> None:
+    block = GPU_BLOCK.search(README)
+    assert block
+    assert block[0].split("-->\n", 1)[1] == gpu_tables(FOLDER) + "<!-- end of GPUs -->"

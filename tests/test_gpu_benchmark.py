@@ -1,0 +1,78 @@
+"""What measures a GPU, rehearsed without one: every row runs, and the README can show it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu_table import NOTHING, card_tables, gpu_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The file that a rehearsal on the small base leaves."""
+    file = tmp_path_factory.mktemp("results") / "card.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu"]
+    command += ["--batches", "1", "--styles", "1", "2", "--epochs", "1", "--seconds", "0.05"]
+    done = subprocess.run(
+        [*command, "--json", str(file)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return results
+
+
+@pytest.mark.integration
+def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
+    rows = rehearsed["rows"]
+    assert [row for row in rows if "error" in row] == []
+    assert [row["name"] for row in rows if "batch" in row][:2] == [
+        "common recipe, eager",
+        "encoded once, resident, fused, nothing read back",
+    ]
+    assert [(row["styles"], row["in_one_pass"]) for row in rows if "styles" in row] == [
+        (1, 2),
+        (2, 2),
+    ]
+    assert rows[-1]["name"] == "whole job"
+    assert rows[-1]["steps"] == 20
+
+
+@pytest.mark.integration
+def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) -> None:
+    tables = card_tables(rehearsed)
+    for row in rehearsed["rows"][:-1]:
+        assert f"| {row['images_per_s']} |" in tables
+    assert f"{rehearsed['rows'][-1]['total_s']} s from files to weights" in tables
+    (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")
+    (tmp_path / "cpu.json").write_text("{}", "utf-8")
+    assert gpu_tables(tmp_path) == tables
+
+
+def test_a_row_that_failed_says_so_and_costs_no_other(tmp_path: Path) -> None:
+    failed = {"error": "OutOfMemoryError: CUDA out of memory", "name": "+ captured"}
+    results = {
+        "device": "card",
+        "memory_gib": 8,
+        "versions": {"torch": "2"},
+        "matmul_tflops": 100.0,
+        "rows": [{"batch": 8, **failed}, {"styles": 4, **failed}, {**failed, "name": "whole job"}],
+    }
+    tables = card_tables(results)
+    assert "| 8 | + captured | OutOfMemoryError |" in tables
+    assert "| 4 | OutOfMemoryError |" in tables
+    assert "A whole job failed: OutOfMemoryError: CUDA out of memory" in tables
+    assert gpu_tables(tmp_path) == NOTHING
