@@ -136,7 +136,7 @@ class _Completion(argparse.Action):
 
         for action in parser._actions:
             if action.type is Path:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own
         parser.prog = self.script
         print(shtab.complete(parser, shell=shell))
         parser.exit()

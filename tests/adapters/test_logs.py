@@ -21,7 +21,7 @@ from adapters.memory import ManualClock, MemoryBlobStore
 from application.listen import Listeners, Watchers
 from application.ports import BlobUnavailable
 from application.settlement import Done
-from domain.events import JobCompleted, JobStarted
+from domain.events import Artifact, JobCompleted, JobStarted
 from domain.location import Location
 from tests.application.world import TASK_ID, World, a_task
 
@@ -267,7 +267,8 @@ def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs)
     handler.taken_up(a_task())
-    handler(JobCompleted(task_id="another", style_id=1, artifact=None))  # type: ignore[arg-type]
+    artifact = Artifact(Location("models", "models/style_1.safetensors"), "5f" * 32, 1)
+    handler(JobCompleted(task_id="another", style_id=1, artifact=artifact))
     handler.handle(record_of("another worker holds the lease"))
     handler.put_down(Done())
     assert not blobs.blobs
