@@ -235,6 +235,7 @@ class MetricFigures(_Body):
 
     loss: float = Field(description="Mean loss over the last epoch", examples=[0.05])
     epochs: int = Field(ge=1, description="Epochs trained", examples=[100])
+    steps: int = Field(ge=1, description="Steps trained, in all epochs", examples=[1500])
 
 
 class CompleteBody(_Body):
@@ -290,7 +291,7 @@ def complete_body(style_id: int, artifact: Artifact, metric: TrainingMetric) -> 
     return CompleteBody(
         style_id=style_id,
         model_path=str(artifact.location),
-        training_metric=MetricFigures(loss=metric.loss, epochs=metric.epochs),
+        training_metric=MetricFigures(loss=metric.loss, epochs=metric.epochs, steps=metric.steps),
     ).model_dump()
 
 

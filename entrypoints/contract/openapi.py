@@ -31,7 +31,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "CompleteBody": {
         "style_id": 10,
         "model_path": "s3://bucket/models/style_10.safetensors",
-        "training_metric": {"loss": 0.05, "epochs": 100},
+        "training_metric": {"loss": 0.05, "epochs": 100, "steps": 1500},
     },
     "FailedBody": {
         "style_id": 10,

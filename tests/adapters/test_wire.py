@@ -408,7 +408,7 @@ def test_the_bodies_of_the_webhooks_are_the_contracts() -> None:
     assert complete_body(10, artifact, TrainingMetric(0.05, 100, 1000)) == {
         "style_id": 10,
         "model_path": "s3://bucket/models/style_10.safetensors",
-        "training_metric": {"loss": 0.05, "epochs": 100},
+        "training_metric": {"loss": 0.05, "epochs": 100, "steps": 1000},
     }
     failure = Failure(FailureCode.LOW_QUALITY_DATA, "Insufficient training data quality")
     body = failed_body(10, failure)
