@@ -21,7 +21,7 @@ _WRONG_INPUT = {
     "entrypoints.exits": "UsageError",
     "entrypoints.settings": "InvalidSettings",
     "domain.task": "InvalidTask",
-    "adapters.diffusion.base_model": "BaseModelInvalid",
+    "adapters.diffusion.pipeline_files": "BaseModelInvalid",
     "adapters.diffusion.forms": "StyleFileInvalid",
     "adapters.status_page.binding": "InvalidBinding",
     "adapters.status_page.server": "AddressTaken",
