@@ -23,7 +23,8 @@ from adapters.filesystem import FileBlobStore
 from adapters.pillow import PillowInspector, decode
 from adapters.report.reporter import HtmlReporter
 from adapters.spool import SpoolQueue
-from adapters.wire import TaskReader, complete_body, failed_body, progress_body
+from adapters.wire.bodies import complete_body, failed_body, progress_body
+from adapters.wire.task import TaskReader
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.wire import CompleteBody, FailedBody, ProgressBody
+from adapters.wire.bodies import CompleteBody, FailedBody, ProgressBody
 from entrypoints.cli import version
 from entrypoints.contract.schemas import reference, schemas_of
 

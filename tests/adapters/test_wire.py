@@ -13,18 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from adapters.wire import (
-    MAX_MESSAGE_BYTES,
+from adapters.wire.bodies import (
     MOST_ERROR_CHARACTERS,
     CompleteBody,
     FailedBody,
     ProgressBody,
-    TaskReader,
     complete_body,
-    encode_task,
     failed_body,
     progress_body,
 )
+from adapters.wire.task import MAX_MESSAGE_BYTES, TaskReader, encode_task
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location

@@ -17,7 +17,8 @@ from openapi_spec_validator import validate
 from pydantic import ValidationError
 
 from adapters.rabbitmq import envelope
-from adapters.wire import CompleteBody, FailedBody, ProgressBody, TaskReader
+from adapters.wire.bodies import CompleteBody, FailedBody, ProgressBody
+from adapters.wire.task import TaskReader
 from domain.parameters import LIMITS, PARAMETER_NAMES, RequestedParameters, TrainingParameters
 from domain.task import InvalidTask
 from entrypoints import documents
