@@ -96,6 +96,6 @@ class GpuReader:
 
 
 def _import_nvml() -> Any:
-    import pynvml  # type: ignore[import-untyped]
+    import pynvml  # type: ignore[import-untyped]  # it comes without types
 
     return pynvml

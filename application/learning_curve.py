@@ -1,4 +1,4 @@
-"""What a run's history says: which epoch was best, and whether it went on for too long."""
+"""What a run's history says: the best epoch, whether it went on for too long or stood still."""
 
 from __future__ import annotations
 
@@ -41,6 +41,41 @@ def overfitting_note(history: Sequence[EpochRecord]) -> str | None:
         f"{rise:.0%} since, while on the pictures trained on it went on falling: the style begins "
         f"to learn its pictures by heart. About {best.epoch} epochs are enough."
     )
+
+
+def standstill_note(history: Sequence[EpochRecord]) -> str | None:
+    """In words for who started the run, when nothing was learnt and what may help; else None."""
+    still = [record for record in history if record.stalled]
+    if not still:
+        return None
+    causes = []
+    # A trainer that tells no norm leaves both possible.
+    if any(record.largest_gradient_norm != 0 for record in still):
+        rate = max(record.learning_rate for record in still)
+        causes.append(
+            f"its weights did not move. The learning rate, {rate:g} at most in these epochs, is "
+            "too low: raise it"
+        )
+    if any(not record.largest_gradient_norm for record in still):
+        causes.append(
+            "no gradient reached its weights. Look whether pictures and captions have anything "
+            "to learn from, and whether the weights are attached to this base model"
+        )
+    when = _epochs([record.epoch for record in still])
+    return f"The training stood still in {when}: {'. Or '.join(causes)}."
+
+
+def _epochs(numbers: Sequence[int]) -> str:
+    """In words: "epoch 4", "epochs 1 to 3 and 7"."""
+    stretches: list[list[int]] = []
+    for number in numbers:
+        if stretches and number == stretches[-1][-1] + 1:
+            stretches[-1].append(number)
+        else:
+            stretches.append([number])
+    words = [f"{s[0]} to {s[-1]}" if len(s) > 1 else f"{s[0]}" for s in stretches]
+    named = " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f"epoch{'s' if len(numbers) > 1 else ''} {named}"
 
 
 def _measured_loss(record: EpochRecord) -> float:

@@ -15,6 +15,7 @@ from application.drive_session import Driver
 from application.gather_pictures import gather_pictures
 from application.journal import Entry, Journal
 from application.layout import Layout
+from application.learning_curve import best_epoch
 from application.lease import Lease, LeaseHeld, LeaseLost, hold_lease
 from application.patience import backoff, insist
 from application.ports import (
@@ -39,6 +40,7 @@ from application.stop import Stopped, StopReason, StopSignal
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import ACTIVE, UNDECIDED, TrainingJob
+from domain.location import Location
 from domain.picture import PictureSet
 from domain.task import TrainingTask
 
@@ -79,7 +81,7 @@ class RunTraining:
             entry = self.journal.open(at, self.worker, fresh)
             if entry.job.is_terminal:
                 self.blobs.delete(self.layout.lease(task.task_id))  # a crash may have left it
-                self._tidy(task)
+                self._tidy(entry.job)
                 return Done()
             with hold_lease(
                 lease, self.rules.lease, self.clock, stop, lambda: entry.job.is_terminal
@@ -94,7 +96,7 @@ class RunTraining:
                 insist(lease.renew, self.clock, stop, self.rules.upload_patience)
                 settlement = announce(entry, self.notifier, self.clock)
                 if entry.job.is_terminal:
-                    self._tidy(task)
+                    self._tidy(entry.job)
                 return settlement
         except LeaseHeld as held:
             return RetryLater(held.retry_after, str(held))
@@ -177,8 +179,10 @@ class RunTraining:
                 rules=self.rules,
             )
             driver.drive(session, entry, stop)
-            last = session.history[-1]
-            metric = TrainingMetric(last.loss, last.epoch, session.total_steps)
+            last, best = session.history[-1], best_epoch(session.history)
+            metric = TrainingMetric(
+                last.loss, last.epoch, session.total_steps, best.epoch if best else None
+            )
             entry.apply(entry.job.finish_training(metric))
 
             insist(lease.renew, self.clock, stop, self.rules.upload_patience)
@@ -259,17 +263,27 @@ class RunTraining:
         except Unavailable as error:
             log.warning("the journal still shows the job as running: %s", error)
 
-    def _tidy(self, task: TrainingTask) -> None:
+    def _tidy(self, job: TrainingJob) -> None:
         """Keep the checkpoints that the rules want. The job is over: nothing here may undo it."""
         if (keep := self.rules.keep_checkpoints) is None:
             return
+        best = self._best_checkpoint(job) if keep else None
         try:
-            prefix = self.layout.checkpoints_prefix(task.task_id)
+            prefix = self.layout.checkpoints_prefix(job.task_id)
             stored = self.blobs.list(self.layout.bucket, prefix)
             for at in stored[: max(0, len(stored) - keep)]:
-                self.blobs.delete(at)
+                if at != best:
+                    self.blobs.delete(at)
         except (Unavailable, BlobDenied) as error:
-            log.warning("old checkpoints of task %s are left: %s", task.task_id, error)
+            log.warning("old checkpoints of task %s are left: %s", job.task_id, error)
+
+    def _best_checkpoint(self, job: TrainingJob) -> Location | None:
+        """Where the checkpoint at the end of the best epoch lies, if that epoch had one."""
+        metric = job.metric
+        if metric is None or metric.best_epoch is None:
+            return None
+        step = metric.best_epoch * metric.steps // metric.epochs
+        return self.layout.checkpoint(job.task_id, metric.best_epoch, step)
 
     def _lease(self, task: TrainingTask) -> Lease:
         at = self.layout.lease(task.task_id)

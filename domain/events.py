@@ -37,6 +37,8 @@ class TrainingMetric:
     """Mean over the last epoch."""
     epochs: int
     steps: int
+    best_epoch: int | None = None
+    """The measured epoch with the lowest loss; None where nothing was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +23,7 @@ _WRONG_INPUT = {
     "entrypoints.exits": "UsageError",
     "entrypoints.settings": "InvalidSettings",
     "domain.task": "InvalidTask",
-    "adapters.diffusion.base_model": "BaseModelInvalid",
+    "adapters.diffusion.pipeline_files": "BaseModelInvalid",
     "adapters.diffusion.forms": "StyleFileInvalid",
     "adapters.status_page.binding": "InvalidBinding",
     "adapters.status_page.server": "AddressTaken",
@@ -77,6 +79,9 @@ def run_command(
         log_defects: nobody sits by to repeat the command with ``--debug``: have the traceback of
             a defect in the log at once.
     """
+    # Else the interpreter's last collections walk through all of torch's and its like's modules,
+    # for a second and more, while somebody waits for the process to end.
+    atexit.register(gc.freeze)
     arguments = parser.parse_args(argv)
     try:
         return carry_out(arguments)
@@ -136,7 +141,7 @@ class _Completion(argparse.Action):
 
         for action in parser._actions:
             if action.type is Path:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own
         parser.prog = self.script
         print(shtab.complete(parser, shell=shell))
         parser.exit()

@@ -22,9 +22,10 @@ from adapters.clock import SystemClock
 from adapters.console import ConsoleNotifier, LogEvents
 from adapters.filesystem import FileBlobStore
 from adapters.pillow import PillowInspector, decode
-from adapters.report import HtmlReporter
+from adapters.report.reporter import HtmlReporter
 from adapters.spool import SpoolQueue
-from adapters.wire import TaskReader, complete_body, failed_body, progress_body
+from adapters.wire.bodies import complete_body, failed_body, progress_body
+from adapters.wire.task import TaskReader
 from application.crew import Crew
 from application.journal import Journal
 from application.layout import Layout

@@ -130,7 +130,7 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
 
 def _sift(container: Container, wanted: str | None, *, as_json: bool) -> None:
     """List the dead letters; put back those of the task ``wanted``, or all where it is empty."""
-    from adapters.wire import task_id_of
+    from adapters.wire.task import task_id_of
 
     rows = []
 
@@ -162,7 +162,7 @@ def _sift(container: Container, wanted: str | None, *, as_json: bool) -> None:
 
 
 def _submit(arguments: argparse.Namespace, container: Container) -> str:
-    from adapters.wire import encode_task
+    from adapters.wire.task import encode_task
 
     source: Path = arguments.source
     if source.is_file():

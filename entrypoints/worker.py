@@ -77,7 +77,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.observe import observed, start_sentry
 
     quiet_libraries()
-    from adapters.diffusion.base_model import BaseModelInvalid
+    from adapters.diffusion.pipeline_files import BaseModelInvalid
 
     logs = start_logging(
         level="DEBUG" if arguments.debug else settings.log_level,

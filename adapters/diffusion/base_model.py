@@ -1,43 +1,18 @@
-"""The frozen model that styles are trained on, from a folder, a single file or the hub."""
+"""The frozen model that styles are trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from adapters.diffusion.denoiser import has_one_file, load_denoiser
 from adapters.diffusion.fingerprint import fingerprint_of
-
-_PIPELINE = "StableDiffusionPipeline"
-_EXPECTED = {
-    "unet": {"UNet2DConditionModel"},
-    "vae": {"AutoencoderKL"},
-    "text_encoder": {"CLIPTextModel"},
-    "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
-}
-_PREDICTIONS = {"epsilon", "v_prediction"}
-_PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
-_LATENT_CHANNELS = 4
-
-
-class BaseModelInvalid(ValueError):
-    """What was named as base model is none; says why, and what to name instead."""
-
-    def __init__(self, name: str, remedy: str) -> None:
-        super().__init__(f"base model {name!r}: {' '.join(remedy.split())}")
-        self.name = name
-        self.remedy = remedy
+from adapters.diffusion.pipeline_files import read_pipeline
 
 
 @dataclass(frozen=True)
@@ -114,14 +89,9 @@ def load_base(
     Raises:
         BaseModelInvalid: it is not a Stable Diffusion 1.5 in safetensors, or not within reach.
     """
-    path, digests = Path(name), None
-    if path.is_file():
-        pipeline = _from_file(name, path, config_folder)
-    elif has_one_file(path / "unet"):
-        pipeline, digests = _from_folder(name, path, device, dtype)
-    else:
-        pipeline = _from_folder_or_hub(name, path, revision)
-    _check(name, pipeline)
+    pipeline, digests = read_pipeline(
+        name, device=device, dtype=dtype, config_folder=config_folder, revision=revision
+    )
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
     for part in (pipeline.vae, pipeline.text_encoder):
@@ -130,7 +100,7 @@ def load_base(
     # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
     torch.nn.Module.to(pipeline.unet, device=device, dtype=dtype)
     return BaseModel(
-        name=path.name if path.exists() else name,
+        name=Path(name).name if Path(name).exists() else name,
         tokenizer=pipeline.tokenizer,
         text_encoder=pipeline.text_encoder,
         vae=pipeline.vae,
@@ -138,129 +108,3 @@ def load_base(
         noise_schedule=DDPMScheduler.from_config(pipeline.scheduler.config),
         fingerprint=fingerprint,
     )
-
-
-def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffusionPipeline:
-    if path.suffix.lower() in _PICKLES:
-        raise BaseModelInvalid(name, "is a pickle, which can run code; give a .safetensors file")
-    if path.suffix.lower() != ".safetensors":
-        raise BaseModelInvalid(name, "is not a .safetensors file; give one, or a diffusers folder")
-    local = {} if config_folder is None else {"config": str(config_folder)}
-    try:
-        return StableDiffusionPipeline.from_single_file(
-            str(path), local_files_only=bool(local), **local
-        )
-    except Exception as error:  # whatever the libraries make of a file that may hold anything
-        raise BaseModelInvalid(
-            name,
-            "cannot be read as a Stable Diffusion 1.5 checkpoint; give a whole one"
-            f"{'' if local else ', and be online, since its configuration comes from the hub'}"
-            f" ({_first_line(error)})",
-        ) from error
-
-
-def _from_folder(
-    name: str, path: Path, device: torch.device | str, dtype: torch.dtype
-) -> tuple[StableDiffusionPipeline, dict[str, str]]:
-    digests: dict[str, str] = {}
-
-    def load() -> UNet2DConditionModel:
-        unet, taken = load_denoiser(path / "unet", device, dtype)
-        digests.update(taken)
-        return unet
-
-    return _from_folder_or_hub(name, path, None, load), digests
-
-
-def _from_folder_or_hub(
-    name: str,
-    path: Path,
-    revision: str | None,
-    denoiser: Callable[[], UNet2DConditionModel] | None = None,
-) -> StableDiffusionPipeline:
-    if path.is_dir():
-        _check_folder(name, path)
-    try:
-        index = StableDiffusionPipeline.load_config(name, revision=revision)
-    except Exception as error:  # the hub's client has dozens of ways to say no
-        raise BaseModelInvalid(
-            name,
-            "is neither a folder nor a file here, nor a model that the hub gives us; "
-            f"check the name and the connection ({_first_line(error)})",
-        ) from error
-    found = index.get("_class_name")
-    parts = {part: (index.get(part) or (None, None))[1] for part in _EXPECTED}
-    if found != _PIPELINE or any(parts[part] not in _EXPECTED[part] for part in _EXPECTED):
-        classes = ", ".join(str(part) for part in parts.values())
-        raise BaseModelInvalid(
-            name, f"is a {found} of {classes}; give a Stable Diffusion 1.5, which is a {_PIPELINE}"
-        )
-    try:
-        return StableDiffusionPipeline.from_pretrained(
-            name,
-            **({} if denoiser is None else {"unet": denoiser()}),
-            text_encoder=_text_encoder(name, revision),
-            revision=revision,
-            use_safetensors=True,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
-        )
-    except Exception as error:  # whatever the libraries make of files that may hold anything
-        raise BaseModelInvalid(
-            name,
-            "cannot be loaded; give a whole Stable Diffusion 1.5 in safetensors "
-            f"({_first_line(error)})",
-        ) from error
-
-
-def _text_encoder(name: str, revision: str | None) -> CLIPTextModel:
-    """Loaded on its own, because transformers makes missing weights up and only logs it."""
-    model, report = CLIPTextModel.from_pretrained(
-        name,
-        subfolder="text_encoder",
-        revision=revision,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    if missing := report["missing_keys"]:
-        raise ValueError(f"the text encoder lacks {min(missing)}")
-    return model
-
-
-def _check_folder(name: str, path: Path) -> None:
-    if not (path / "model_index.json").is_file():
-        raise BaseModelInvalid(
-            name, "has no model_index.json; give a folder as diffusers' save_pretrained writes it"
-        )
-    for part in ("unet", "vae", "text_encoder"):
-        if not any((path / part).glob("*.safetensors")):
-            pickled = any(file.suffix in _PICKLES for file in (path / part).glob("*"))
-            remedy = (
-                f"has only pickles in {part}/, which can run code; convert them to safetensors"
-                if pickled
-                else f"has no .safetensors in {part}/; give a whole diffusers folder"
-            )
-            raise BaseModelInvalid(name, remedy)
-
-
-def _check(name: str, pipeline: StableDiffusionPipeline) -> None:
-    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
-    if any(weight.is_meta for part in parts for weight in part.parameters()):
-        raise BaseModelInvalid(name, "lacks some of its weights; give a whole checkpoint")
-    unet = pipeline.unet.config
-    if unet.in_channels != _LATENT_CHANNELS:
-        raise BaseModelInvalid(
-            name, f"takes {unet.in_channels} channels, as for inpainting; give a plain model"
-        )
-    if unet.cross_attention_dim != pipeline.text_encoder.config.hidden_size:
-        raise BaseModelInvalid(name, "its text encoder does not fit its unet; give a whole model")
-    predicts = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    if predicts not in _PREDICTIONS:
-        raise BaseModelInvalid(name, f"predicts {predicts!r}; give one that predicts the noise")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

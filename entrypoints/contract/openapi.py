@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.wire import CompleteBody, FailedBody, ProgressBody
+from adapters.wire.bodies import CompleteBody, FailedBody, ProgressBody
 from entrypoints.cli import version
 from entrypoints.contract.schemas import reference, schemas_of
 
@@ -31,7 +31,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "CompleteBody": {
         "style_id": 10,
         "model_path": "s3://bucket/models/style_10.safetensors",
-        "training_metric": {"loss": 0.05, "epochs": 100},
+        "training_metric": {"loss": 0.05, "epochs": 100, "steps": 1500, "best_epoch": 80},
     },
     "FailedBody": {
         "style_id": 10,

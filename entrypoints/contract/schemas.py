@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from adapters.wire import TaskMessage
+from adapters.wire.task import TaskMessage
 from domain.limits import Limit, Number, OneOf, Prompts, Switch, Text, Whole
 from domain.parameters import (
     GRADIENT_DESCENTS_RATE,

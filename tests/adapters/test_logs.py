@@ -24,7 +24,7 @@ from application.listen import Listeners, Watchers
 from application.ports import BlobMissing, BlobUnavailable
 from application.settlement import Done
 from application.stop import StopSignal
-from domain.events import JobCompleted, JobStarted
+from domain.events import Artifact, JobCompleted, JobStarted
 from domain.location import Location
 from tests.application.world import TASK_ID, World, a_task
 
@@ -327,7 +327,8 @@ def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs)
     handler.taken_up(a_task())
-    handler(JobCompleted(task_id="another", style_id=1, artifact=None))  # type: ignore[arg-type]
+    artifact = Artifact(Location("models", "models/style_1.safetensors"), "5f" * 32, 1)
+    handler(JobCompleted(task_id="another", style_id=1, artifact=artifact))
     handler.handle(line_of(TASK_ID, "another worker holds the lease"))
     handler.put_down(a_task(), Done())
     assert not blobs.blobs

@@ -8,7 +8,9 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from adapters.report import THUMBNAIL_PIXELS, HtmlReporter, draw_previews, plot_loss
+from adapters.report.curves import curves_in_words, plot_curves
+from adapters.report.preview_grid import draw_previews
+from adapters.report.reporter import THUMBNAIL_PIXELS, HtmlReporter
 from application.ports import EpochRecord, Preview, StyleReport
 from domain.events import Artifact, TrainingMetric
 from domain.location import Location
@@ -300,7 +302,9 @@ def opened(data: bytes, size: tuple[int, int]) -> Image.Image:
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 300])
 def test_a_run_of_any_length_has_a_curve(epochs: int) -> None:
-    curve = opened(plot_loss([EpochRecord(n + 1, 0.1, 1e-4) for n in range(epochs)]), (1600, 800))
+    curve = opened(
+        plot_curves([EpochRecord(n + 1, 0.1, 1e-4) for n in range(epochs)]), (1600, 800)
+    )
     drawn = {colour for _, colour in curve.getcolors(2**20) or ()}
     assert (47, 102, 144) in drawn
 
@@ -380,7 +384,52 @@ def test_overfitting_is_told() -> None:
 
 def test_measured_losses_are_drawn_into_the_curve() -> None:
     plain = [replace(record, evaluation_loss=None, validation_loss=None) for record in MEASURED]
-    assert plot_loss(MEASURED) != plot_loss(plain)
+    assert plot_curves(MEASURED) != plot_curves(plain)
+
+
+PULLED = [
+    replace(record, gradient_norm=0.5 / record.epoch, largest_gradient_norm=2 / record.epoch)
+    for record in REPORT.history
+]
+
+
+def test_gradient_norms_are_drawn_below_the_loss() -> None:
+    files = render(replace(REPORT, history=PULLED))
+    opened(files["loss.png"], (1600, 1200))
+    found = Page(files["report.html"].decode())
+    curve = next(image for image in found.all("img") if "Curve of" in str(image["alt"]))
+    assert (curve["width"], curve["height"]) == ("1600", "1200")
+    for words in ("gradient norm: 0.5 in epoch 1, 0.0125 in epoch 40", "was 2, in epoch 1"):
+        assert words in str(curve["alt"])
+    assert "before it is clipped to 1." in found.text
+
+
+def test_epochs_without_a_gradient_norm_are_left_out_of_its_curve() -> None:
+    # As after a resume from a checkpoint of a trainer that did not tell them.
+    history = [*REPORT.history[:20], *PULLED[20:]]
+    assert "norm: 0.0238 in epoch 21, 0.0125 in epoch 40" in curves_in_words(history)
+    assert plot_curves(history) != plot_curves(PULLED)
+
+
+def test_without_gradient_norms_there_is_no_curve_of_them_and_no_word(shown: Page) -> None:
+    opened(render()["loss.png"], (1600, 800))
+    assert "gradient" not in shown.text
+    assert not any("gradient" in str(image["alt"]) for image in shown.all("img"))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_one_epoch_is_enough_for_a_curve_of_gradients(epochs: int) -> None:
+    drawn = opened(plot_curves(PULLED[:epochs]), (1600, 1200))
+    below = drawn.crop((0, 800, 1600, 1200))
+    assert (47, 102, 144) in {colour for _, colour in below.getcolors(2**20) or ()}
+
+
+def test_a_training_that_stood_still_is_told_with_what_may_help() -> None:
+    still = [replace(record, stalled=record.epoch in (7, 8)) for record in PULLED]
+    text = page(replace(REPORT, history=still)).text
+    assert "The training stood still in epochs 7 to 8: its weights did not move." in text
+    assert "The learning rate, 0.0001 at most in these epochs, is too low" in text
+    assert "stood still" not in page(replace(REPORT, history=PULLED)).text
 
 
 def test_previews_from_the_way_are_shown_by_epoch_for_every_prompt() -> None:

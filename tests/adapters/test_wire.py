@@ -13,18 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from adapters.wire import (
-    MAX_MESSAGE_BYTES,
+from adapters.wire.bodies import (
     MOST_ERROR_CHARACTERS,
     CompleteBody,
     FailedBody,
     ProgressBody,
-    TaskReader,
     complete_body,
-    encode_task,
     failed_body,
     progress_body,
 )
+from adapters.wire.task import MAX_MESSAGE_BYTES, TaskReader, encode_task
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
@@ -408,8 +406,10 @@ def test_the_bodies_of_the_webhooks_are_the_contracts() -> None:
     assert complete_body(10, artifact, TrainingMetric(0.05, 100, 1000)) == {
         "style_id": 10,
         "model_path": "s3://bucket/models/style_10.safetensors",
-        "training_metric": {"loss": 0.05, "epochs": 100},
+        "training_metric": {"loss": 0.05, "epochs": 100, "steps": 1000},
     }
+    measured = TrainingMetric(0.05, 100, 1000, best_epoch=80)
+    assert complete_body(10, artifact, measured)["training_metric"]["best_epoch"] == 80
     failure = Failure(FailureCode.LOW_QUALITY_DATA, "Insufficient training data quality")
     body = failed_body(10, failure)
     assert body == {

@@ -11,7 +11,7 @@ import pytest
 
 from adapters.clock import SystemClock
 from adapters.memory import MemoryQueue, MemoryTrainer
-from adapters.wire import TaskReader, encode_task
+from adapters.wire.task import TaskReader, encode_task
 from application.crew import Crew
 from application.layout import Layout
 from application.run_training import RunTraining

@@ -1,8 +1,10 @@
-"""What a history tells of the best epoch and of overfitting."""
+"""What a history tells of the best epoch, of overfitting, and of standing still."""
 
 from __future__ import annotations
 
-from application.learning_curve import best_epoch, overfitting_note
+import pytest
+
+from application.learning_curve import best_epoch, overfitting_note, standstill_note
 from application.ports import EpochRecord
 
 
@@ -48,3 +50,53 @@ def test_what_is_no_overfitting_is_not_told() -> None:
     assert overfitting_note(history((0.3, 0.3), (0.2, 0.2))) is None
     assert overfitting_note(history((0.3, 0.200), (0.2, 0.205))) is None
     assert overfitting_note(history((0.2, 0.2), (0.4, 0.4))) is None
+
+
+def still(*epochs: int, of: int = 20, largest: float | None = None) -> list[EpochRecord]:
+    """A run of which ``epochs`` stood still, with that gradient norm in all epochs."""
+    return [
+        EpochRecord(
+            n, 0.5, n * 1e-6, gradient_norm=largest, largest_gradient_norm=largest, stalled=True
+        )
+        if n in epochs
+        else EpochRecord(n, 0.5, n * 1e-6)
+        for n in range(1, of + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "words"),
+    [
+        ((4,), "in epoch 4:"),
+        ((4, 6), "in epochs 4 and 6:"),
+        ((1, 2, 3), "in epochs 1 to 3:"),
+        ((1, 2, 3, 5, 7, 8), "in epochs 1 to 3, 5 and 7 to 8:"),
+    ],
+)
+def test_the_epochs_that_stood_still_are_named(epochs: tuple[int, ...], words: str) -> None:
+    assert f"The training stood still {words}" in (standstill_note(still(*epochs)) or "")
+
+
+def test_weights_that_do_not_move_under_a_gradient_need_a_higher_learning_rate() -> None:
+    note = standstill_note(still(3, 4, largest=0.2))
+    assert note is not None
+    assert "The learning rate, 4e-06 at most in these epochs, is too low: raise it." in note
+    assert "no gradient" not in note
+
+
+def test_without_a_gradient_the_learning_rate_is_not_blamed() -> None:
+    note = standstill_note(still(3, 4, largest=0.0))
+    assert note is not None
+    assert "no gradient reached its weights" in note
+    assert "learning rate" not in note
+
+
+def test_a_trainer_that_tells_no_gradient_leaves_both_causes_open() -> None:
+    note = standstill_note(still(3))
+    assert note is not None
+    assert "too low: raise it. Or no gradient reached" in note
+
+
+def test_a_run_that_moves_is_not_told_to_stand_still() -> None:
+    assert standstill_note([]) is None
+    assert standstill_note(still()) is None

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from adapters.memory import MemoryBlobStore, MemoryTrainer
+from adapters.memory import MemoryBlobStore, MemorySession, MemoryTrainer
 from application.ports import (
     BlobDenied,
     BlobUnavailable,
+    EpochRecord,
     NotifierRefused,
     NotifierUnavailable,
     TrainingSession,
@@ -93,6 +94,48 @@ def test_a_finished_job_keeps_the_checkpoints_that_the_rules_want(
     rules = replace(RULES, keep_checkpoints=keep)
     world.worker(rules=rules)(a_task(), StopSignal())
     assert stored_epochs(world) == left
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tenth epoch is measured, and epoch 20 is the best."""
+    plain = MemorySession.history.fget
+
+    def history(session: MemorySession) -> list[EpochRecord]:
+        return [
+            replace(record, evaluation_loss=abs(record.epoch - 20) + 0.1)
+            if record.epoch % 10 == 0 or record.epoch == 25
+            else record
+            for record in plain(session)
+        ]
+
+    monkeypatch.setattr(MemorySession, "history", property(history))
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [20, 25]), (2, [20, 25])])
+def test_the_best_epochs_checkpoint_is_kept_beside_the_latest(
+    world: World, keep: int, left: list[int]
+) -> None:
+    world.worker(rules=replace(RULES, keep_checkpoints=keep))(a_task(), StopSignal())
+    assert stored_epochs(world) == left
+    metric = world.job().metric
+    assert metric is not None
+    assert metric.best_epoch == 20
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_best_epoch_without_a_checkpoint_changes_nothing(world: World) -> None:
+    rules = replace(RULES, keep_checkpoints=1, checkpoint_every=15)
+    world.worker(rules=rules)(a_task(), StopSignal())
+    assert stored_epochs(world) == [25]
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_redelivery_knows_the_best_epoch_from_the_journal(world: World) -> None:
+    world.worker(rules=replace(RULES, keep_checkpoints=None))(a_task(), StopSignal())
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert stored_epochs(world) == [20, 25]
 
 
 def test_a_crash_before_the_tidying_is_made_up_for_by_the_redelivery(world: World) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
-from adapters.wire import TaskReader, encode_task
+from adapters.wire.task import TaskReader, encode_task
 from application.journal import Journal
 from application.listen import Watcher, Watchers
 from application.ports import Delivery, DeliveryLost, NotifierUnavailable, QueueUnavailable

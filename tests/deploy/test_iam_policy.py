@@ -68,7 +68,7 @@ def _task(**named: Any) -> TrainingTask:
 def test_a_whole_job_runs_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
         world = World()
-        world.blobs = blobs  # type: ignore[assignment]
+        world.blobs = blobs  # type: ignore[assignment]  # a real one in its place
         settlement = world.worker(layout=LAYOUT)(_task(), StopSignal())
         assert settlement == Done()
         assert not blobs.list(MODELS, LAYOUT.lease(TASK_ID).key)

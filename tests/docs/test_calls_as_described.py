@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from adapters.memory import ManualClock
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from adapters.wire import complete_body, failed_body, progress_body
+from adapters.wire.bodies import complete_body, failed_body, progress_body
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
@@ -46,7 +46,8 @@ def calls() -> list[Call]:
 
 def _described(call: Call) -> dict[str, Any]:
     method, path = ADDRESSES[call.kind]
-    return DOCUMENT["paths"][path][method.lower()]  # type: ignore[no-any-return]
+    described: dict[str, Any] = DOCUMENT["paths"][path][method.lower()]
+    return described
 
 
 def _resolved(schema: dict[str, Any]) -> Draft202012Validator:

@@ -17,7 +17,8 @@ from openapi_spec_validator import validate
 from pydantic import ValidationError
 
 from adapters.rabbitmq import envelope
-from adapters.wire import CompleteBody, FailedBody, ProgressBody, TaskReader
+from adapters.wire.bodies import CompleteBody, FailedBody, ProgressBody
+from adapters.wire.task import TaskReader
 from domain.parameters import LIMITS, PARAMETER_NAMES, RequestedParameters, TrainingParameters
 from domain.task import InvalidTask
 from entrypoints import documents
@@ -36,8 +37,8 @@ def _schema(document: dict[str, Any], name: str) -> Draft202012Validator:
 
 
 def _task() -> Message:
-    example = ASYNCAPI["components"]["messages"]["task"]["examples"][0]["payload"]
-    return copy.deepcopy(example)  # type: ignore[no-any-return]
+    example: Message = ASYNCAPI["components"]["messages"]["task"]["examples"][0]["payload"]
+    return copy.deepcopy(example)
 
 
 def _calls() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -143,7 +143,8 @@ def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
     }
     assert len(platform.backend.final) == 3, "each is told once"
     assert outcomes[41].body["model_path"] == "s3://models/models/style_41.safetensors"
-    assert outcomes[41].body["training_metric"]["epochs"] == 12
+    metric = outcomes[41].body["training_metric"]
+    assert (metric["epochs"], metric["steps"]) == (12, 48), "four batches, by shape"
     assert outcomes[42].body["error_code"] == "CANCELLED"
     assert outcomes[43].body["error_code"] == "INVALID_TASK"
     assert "data.images" in outcomes[43].body["error_message"]

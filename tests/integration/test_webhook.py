@@ -23,7 +23,7 @@ from adapters.clock import SystemClock
 from adapters.memory import ManualClock
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import InvalidBackend, WebhookOptions
-from adapters.wire import complete_body, failed_body, progress_body
+from adapters.wire.bodies import complete_body, failed_body, progress_body
 from application.ports import NotifierRefused, NotifierUnavailable
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -66,14 +67,14 @@ class Backend:
     plan: FaultPlan = field(default_factory=FaultPlan)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def refusal(self, headers: Mapping[str, str], kind: str, body: Any) -> tuple[int, str] | None:
+    def refusal(self, headers: Message, kind: str, body: Any) -> tuple[int, str] | None:
         """Status and reason where the call is not to be taken."""
-        bearer = headers.get("Authorization", "")
+        bearer: str = headers.get("Authorization", "")
         if not hmac.compare_digest(bearer.encode(), f"Bearer {self.token}".encode()):
             return 401, "Invalid or missing token"
         if headers.get("X-Request-Source") != "training-server":
             return 403, "Invalid request source"
-        if headers.get_content_type() != "application/json":  # type: ignore[attr-defined]
+        if headers.get_content_type() != "application/json":
             return 400, "Content-Type must be application/json"
         if (problem := invalid(kind, body)) is not None:
             return 400, problem

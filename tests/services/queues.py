@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pika
 import pytest
@@ -43,13 +44,11 @@ def require_broker() -> None:
 
 
 @contextmanager
-def own_options(
-    delays: tuple[float, ...] = (0.3, 1.5), **others: object
-) -> Iterator[RabbitOptions]:
+def own_options(delays: tuple[float, ...] = (0.3, 1.5), **others: Any) -> Iterator[RabbitOptions]:
     """Options with a queue that no other test has; it and its companions vanish afterwards."""
     require_broker()
     name = f"test.{uuid.uuid4().hex[:12]}"
-    options = RabbitOptions(queue=name, retry_delays=delays, **others)  # type: ignore[arg-type]
+    options = RabbitOptions(queue=name, retry_delays=delays, **others)
     try:
         yield options
     finally:

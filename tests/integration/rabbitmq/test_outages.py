@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,7 @@ from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import Delivery, DeliveryLost, QueueUnavailable
 from tests.services.proxy import Proxy
-from tests.services.queues import (
-    PORT,
-    eventually,
-    opened,
-    own_options,
-    publish_as_the_backend,
-    raw_channel,
-    receive,
-)
+from tests.services.queues import PORT, eventually, opened, publish_as_the_backend, receive
 
 pytestmark = pytest.mark.integration
 
@@ -38,26 +30,6 @@ SETTLE: dict[str, Callable[[RabbitQueue, Delivery], None]] = {
     "hand_back": lambda queue, delivery: queue.hand_back(delivery),
 }
 every_way = pytest.mark.parametrize("settle", SETTLE.values(), ids=SETTLE.keys())
-
-
-@pytest.fixture
-def options() -> Iterator[RabbitOptions]:
-    with own_options() as made:
-        yield made
-
-
-@pytest.fixture
-def queue(options: RabbitOptions) -> Iterator[RabbitQueue]:
-    with opened(options) as made:
-        yield made
-
-
-@pytest.fixture
-def raw() -> Iterator[BlockingChannel]:
-    with raw_channel() as channel:
-        # So that what is published is there before the test goes on.
-        channel.confirm_delivery()
-        yield channel
 
 
 # --- Long work and cut wires -------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,37 +14,9 @@ from adapters.rabbitmq.options import MAX_MESSAGE_BYTES, RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import QueueUnavailable
 from tests.services.proxy import Proxy
-from tests.services.queues import (
-    PORT,
-    fetch,
-    opened,
-    own_options,
-    publish_as_the_backend,
-    raw_channel,
-    receive,
-)
+from tests.services.queues import PORT, fetch, opened, publish_as_the_backend, receive
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def options() -> Iterator[RabbitOptions]:
-    with own_options() as made:
-        yield made
-
-
-@pytest.fixture
-def queue(options: RabbitOptions) -> Iterator[RabbitQueue]:
-    with opened(options) as made:
-        yield made
-
-
-@pytest.fixture
-def raw() -> Iterator[BlockingChannel]:
-    with raw_channel() as channel:
-        # So that what is published is there before the test goes on.
-        channel.confirm_delivery()
-        yield channel
 
 
 # --- Messages of every kind --------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""The curves of a run: loss, learning rate and gradient norm over its epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from adapters.report.colours import ACCENT, FAINT, INK, PAPER
+from application.ports import EpochRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+WIDTH, LOSS_HEIGHT, GRADIENT_HEIGHT = 1600, 800, 400
+"""Of the drawing, in pixels."""
+_DPI = 250
+
+
+def plot_curves(history: Sequence[EpochRecord]) -> bytes:
+    """A PNG of the loss per epoch and, where they are known, the gradient norms below it.
+
+    It is ``WIDTH`` wide, and ``LOSS_HEIGHT`` high or by ``GRADIENT_HEIGHT`` higher.
+    """
+    # Not pyplot: it keeps figures in global state, and looks for a display.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    heights = [LOSS_HEIGHT, GRADIENT_HEIGHT][: 2 if has_gradients(history) else 1]
+    size = (WIDTH / _DPI, sum(heights) / _DPI)
+    figure = Figure(figsize=size, dpi=_DPI, facecolor=PAPER, layout="constrained")
+    every = figure.subplots(
+        len(heights), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )[:, 0]
+    shown = [*every, _plot_loss(every[0], history)]
+    if len(every) == 2:
+        _plot_gradients(every[1], history)
+    every[-1].set_xlabel("epoch", color=INK)
+    every[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in shown:
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0, labelcolor=FAINT)
+    file = BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def curves_in_words(history: Sequence[EpochRecord]) -> str:
+    """What ``plot_curves`` shows, for those who do not see it."""
+    first, last = history[0], history[-1]
+    words = (
+        f"Curve of the loss per epoch: {first.loss:.4f} in epoch {first.epoch}, {last.loss:.4f} "
+        f"in epoch {last.epoch}; the learning rate beside it"
+    )
+    means = _points(history, [record.gradient_norm for record in history])
+    largest = _points(history, [record.largest_gradient_norm for record in history])
+    if means:
+        words += "; below it the mean gradient norm: " + ", ".join(
+            f"{norm:.3g} in epoch {epoch}" for epoch, norm in dict([means[0], means[-1]]).items()
+        )
+    if largest:
+        epoch, norm = max(largest, key=lambda point: point[1])
+        words += f"; the largest of any step was {norm:.3g}, in epoch {epoch}"
+    return words
+
+
+def has_gradients(history: Sequence[EpochRecord]) -> bool:
+    """Whether any epoch tells its gradient norm."""
+    return any(record.gradient_norm is not None for record in history)
+
+
+def _plot_loss(axes: Axes, history: Sequence[EpochRecord]) -> Axes:
+    """The loss, with its moving average in a long run; gives the learning rate's axes."""
+    epochs = [record.epoch for record in history]
+    losses = [record.loss for record in history]
+    rate = axes.twinx()
+    # The twin would cover the loss; this puts it behind, and lets it show through.
+    axes.set_zorder(rate.get_zorder() + 1)
+    axes.patch.set_visible(False)
+
+    rate.plot(
+        epochs, [record.learning_rate for record in history], color="#c8874b", lw=1.2, ls=":"
+    )
+    rate.set_ylabel("learning rate (dotted)", color="#99602a")
+    rate.set_ylim(bottom=-0.02 * max(record.learning_rate for record in history))
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+
+    width = max(1, len(losses) // 10)
+    marker = "o" if len(losses) < 3 else None
+    label = "loss per epoch"
+    if width > 1:
+        axes.plot(epochs, losses, color=ACCENT, alpha=0.35, lw=1, label=label)
+        label = f"mean of the last {width} epochs"
+        losses = [sum(losses[end - width : end]) / width for end in range(width, len(losses) + 1)]
+    axes.plot(epochs[width - 1 :], losses, color=ACCENT, lw=2, marker=marker, label=label)
+    for label, colour, values in (
+        ("fixed noises, pictures trained on", "#5d8a4e", [r.evaluation_loss for r in history]),
+        ("fixed noises, pictures held out", "#a8443f", [r.validation_loss for r in history]),
+    ):
+        if points := _points(history, values):
+            axes.plot(
+                *zip(*points, strict=True), color=colour, lw=1.2, marker=".", ls="--", label=label
+            )
+    axes.set_ylabel("loss", color=ACCENT)
+    axes.grid(axis="y", color=FAINT, alpha=0.18)
+    axes.legend(frameon=False, labelcolor=INK)
+    return rate
+
+
+def _plot_gradients(axes: Axes, history: Sequence[EpochRecord]) -> None:
+    marker = "o" if len(history) < 3 else None
+    for label, style, values in (
+        ("largest", {"alpha": 0.35, "lw": 1}, [r.largest_gradient_norm for r in history]),
+        ("mean of the epoch", {"lw": 2}, [r.gradient_norm for r in history]),
+    ):
+        if points := _points(history, values):
+            axes.plot(
+                *zip(*points, strict=True), color=ACCENT, marker=marker, label=label, **style
+            )
+    axes.set_ylabel("gradient norm", color=ACCENT)
+    # Room for the legend above the curves.
+    axes.set_ylim(0, 1.4 * axes.get_ylim()[1])
+    axes.grid(axis="y", color=FAINT, alpha=0.18)
+    axes.legend(frameon=False, labelcolor=INK, ncols=2)
+
+
+def _points(
+    history: Sequence[EpochRecord], values: Sequence[float | None]
+) -> list[tuple[int, float]]:
+    """Epoch and value, where there is one."""
+    pairs = zip(history, values, strict=True)
+    return [(record.epoch, value) for record, value in pairs if value is not None]

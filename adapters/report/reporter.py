@@ -1,0 +1,159 @@
+"""The report's files: the page and the pictures that are in it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib.resources import files
+from io import BytesIO
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from adapters.report.curves import curves_in_words, has_gradients, plot_curves
+from adapters.report.preview_grid import draw_previews
+from application.learning_curve import best_epoch, overfitting_note, standstill_note
+from application.ports import ReportFile, StyleReport
+from domain.parameters import TrainingParameters
+
+_Item = TypeVar("_Item")
+
+THUMBNAIL_PIXELS = 160
+"""Longest side of a training picture in the report."""
+
+MOST_UNDERWAY = 6
+"""Checkpoints whose previews are shown; all are beside the report as files."""
+
+
+class HtmlReporter:
+    """Port ``Reporter``. Equal reports give equal files; nothing is fetched from anywhere.
+
+    Args:
+        decode: the picture in a file's bytes, RGB and upright.
+    """
+
+    def __init__(self, decode: Callable[[bytes], Image.Image]) -> None:
+        self._decode = decode
+
+    def render(self, report: StyleReport) -> Sequence[ReportFile]:
+        """``report.html``, self-contained; ``loss.png``; ``previews.png`` where there are any."""
+        curve = plot_curves(report.history)
+        rendered = [ReportFile("loss.png", "image/png", curve)]
+        if report.before:
+            grid = draw_previews(report.before, report.after)
+            rendered.append(ReportFile("previews.png", "image/png", grid))
+        # The name of a file need not be Unicode.
+        page = self._page(report, curve).encode(errors="replace")
+        return [*rendered, ReportFile("report.html", "text/html; charset=utf-8", page)]
+
+    def _page(self, report: StyleReport, curve: bytes) -> str:
+        from jinja2 import Environment, StrictUndefined
+
+        environment = Environment(
+            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        template = environment.from_string(
+            files("adapters.report").joinpath("report.html").read_text("utf-8")
+        )
+        weights = report.artifact.location.name
+        best = best_epoch(report.history)
+        prompt = _example_prompt(report)
+        return template.render(
+            report=report,
+            title=f"Style {report.task.style_id}",
+            duration=_duration(report.seconds),
+            curve=_data_uri(curve, "image/png"),
+            curve_size=Image.open(BytesIO(curve)).size,
+            curve_in_words=curves_in_words(report.history),
+            gradients=has_gradients(report.history),
+            pairs=[
+                (before, _data_uri(before.png, "image/png"), _data_uri(after.png, "image/png"))
+                for before, after in zip(report.before, report.after, strict=True)
+            ],
+            best=best,
+            standstill=standstill_note(report.history),
+            overfitting=overfitting_note(report.history),
+            strips=self._strips(report),
+            parameters=_parameter_rows(report.parameters, report.metric.steps),
+            thumbnails=[
+                (picture, *self._thumbnail(picture.data)) for picture in report.pictures.usable
+            ],
+            weights=weights,
+            size=f"{report.artifact.size / 1e6:,.2f} MB",
+            prompt=prompt,
+            # JSON's string literals are Python's, too.
+            quoted_prompt=json.dumps(prompt, ensure_ascii=False),
+            lora_tag=f"<lora:{weights.removesuffix('.safetensors')}:1>",
+        )
+
+    def _strips(self, report: StyleReport) -> list[tuple[str, list[tuple[str, str]]]]:
+        """For each prompt the pictures drawn underway, each with what it shows."""
+        wanted = len(report.after)
+        whole = [(epoch, pngs) for epoch, pngs in report.underway if len(pngs) == wanted]
+        drawn = _spread(whole, MOST_UNDERWAY)
+        return [
+            (
+                preview.prompt,
+                [(f"epoch {epoch}", self._thumbnail(pngs[n])[0]) for epoch, pngs in drawn],
+            )
+            for n, preview in enumerate(report.after)
+            if drawn
+        ]
+
+    def _thumbnail(self, data: bytes) -> tuple[str, int, int]:
+        image = self._decode(data)
+        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+        file = BytesIO()
+        image.save(file, "JPEG", quality=82)
+        return _data_uri(file.getvalue(), "image/jpeg"), image.width, image.height
+
+
+def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[str, str]]:
+    """Every parameter by its name, with the value that an omitted one came to."""
+    resolved = {
+        "alpha": f"{parameters.network_alpha:g}",
+        "lr_warmup_steps": str(parameters.warmup_steps(steps)),
+        "snr_gamma": "off",
+        "text_encoder_lr": f"{parameters.learning_rate:g}",
+        "trigger_word": "none",
+        "sample_prompts": "taken from the captions",
+    }
+    rows = []
+    for field in fields(parameters):
+        value: Any = getattr(parameters, field.name)
+        if value is None or value == ():
+            text = resolved[field.name]
+        elif isinstance(value, bool):
+            text = "yes" if value else "no"
+        elif isinstance(value, tuple):
+            text = "; ".join(value)
+        else:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+        rows.append((field.name, text))
+    return rows
+
+
+def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
+    """At most ``most`` of the items, evenly over all, the last among them."""
+    count = min(len(items), most)
+    return [items[(n + 1) * len(items) // count - 1] for n in range(count)]
+
+
+def _example_prompt(report: StyleReport) -> str:
+    if report.after:
+        return report.after[0].prompt
+    return " ".join(filter(None, (report.parameters.trigger_word, "a house by the sea")))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _data_uri(data: bytes, content_type: str) -> str:
+    return f"data:{content_type};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,1 @@
+"""The platform's messages: the task that comes in, and the webhooks' bodies that go out."""
