@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,26 @@ class Platform:
             channel.queue_declare(self.queue, durable=True)
             channel.basic_publish("", self.queue, body)
 
+    def upload(self, pictures: Sequence[Path]) -> None:
+        """Put pictures where ``order`` finds them."""
+        for path in pictures:
+            self.s3.client().upload_file(str(path), "images", path.name)
+
+    def order(self, style_id: int, **parameters: int) -> str:
+        """Publish a task with all pictures that were uploaded, and tell its id."""
+        stored = self.s3.client().list_objects_v2(Bucket="images")["Contents"]
+        task = {
+            "task_id": str(uuid.uuid4()),
+            "type": "model_training",
+            "data": {
+                "style_id": style_id,
+                "images": [f"s3://images/{blob['Key']}" for blob in stored],
+                "parameters": {"batch_size": 5, "resolution": 64, **parameters},
+            },
+        }
+        self.publish(json.dumps(task).encode())
+        return str(task["task_id"])
+
     def keys(self) -> set[str]:
         client = self.s3.client()
         found = client.list_objects_v2(Bucket="models").get("Contents", [])
@@ -112,10 +132,10 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
         yield Platform(options.queue, s3, backend, tmp_path)
 
 
-def submitted(platform: Platform, style_id: int, *options: str) -> str:
+def submitted(platform: Platform, style_id: int) -> str:
     done = platform.run(
         *("submit", "pictures", "--style-id", str(style_id), "--epochs", "12"),
-        *("--resolution", "64", "--batch-size", "5", "--sample-prompt", "a red circle", *options),
+        *("--resolution", "64", "--batch-size", "5", "--sample-prompt", "a red circle"),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]
@@ -172,9 +192,9 @@ def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
 def test_one_worker_trains_jobs_that_are_alike_together_and_another_goes_on_with_them_alone(
     platform: Platform,
 ) -> None:
-    draw_style_set(platform.folder / "pictures", count=10, seed=3)
-    tasks = [submitted(platform, style, "--epochs", "30") for style in (51, 52, 53)]
-    submitted(platform, 54, "--epochs", "3", "--rank", "2")
+    platform.upload(draw_style_set(platform.folder / "pictures", count=10, seed=3))
+    tasks = [platform.order(style, epochs=24) for style in (51, 52, 53)]
+    platform.order(54, epochs=2, rank=2)
     begun = [f"jobs/{task}/checkpoints/" for task in tasks]
     with platform.working(JOBS_TOGETHER="3", CHECKPOINT_EVERY="2") as together:
         while True:
@@ -182,7 +202,7 @@ def test_one_worker_trains_jobs_that_are_alike_together_and_another_goes_on_with
             if all(any(key.startswith(prefix) for key in stored) for prefix in begun):
                 break
             assert together.poll() is None, platform.log.read_text()
-            time.sleep(0.3)
+            time.sleep(0.1)
         together.terminate()
         together.wait(timeout=60)
     assert together.returncode == 0, platform.log.read_text()
