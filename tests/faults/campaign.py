@@ -86,7 +86,7 @@ class Campaign:
             self.pool.tend()
             mischief.tend()
         mischief.heal()
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 60 * max(LEAST_WAVE, len(wave))
         while not self._all_done(wave):
             if time.monotonic() > deadline:
                 break
@@ -194,11 +194,27 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if verdict.good else 1
 
 
-def campaign(runs: int, workers: int, seed: int, folder: Path, *, together: int = 1) -> Verdict:
-    """Set the estate up, run, and take it down."""
+def campaign(
+    runs: int,
+    workers: int,
+    seed: int,
+    folder: Path,
+    *,
+    together: int = 1,
+    known: dict[int, bytes] | None = None,
+) -> Verdict:
+    """Set the estate up, run, and take it down.
+
+    Args:
+        together: jobs that one worker trains at a time.
+        known: references of an earlier campaign; those that are missing are added.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    wanted = {} if known is None else known
     with an_estate(folder) as estate:
-        wanted = references(estate, folder / "reference", variants(together))
+        missing = [variant for variant in variants(together) if variant not in wanted]
+        if missing:
+            wanted |= references(estate, folder / "reference", missing)
         wall_clock = compile_wall_clock(folder)
         pool = Pool(workers, estate.settings(together), folder / "workers", wall_clock)
         try:
