@@ -22,8 +22,8 @@ test: $(READY) ## Run every test that this machine can, with coverage
 test-gpu: $(READY) ## Run the tests that need a GPU
 	$(BIN)/pytest -m gpu
 
-faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 make faults
-	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100)
+faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 FAULTS_TOGETHER=3 make faults
+	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100) --together $(or $(FAULTS_TOGETHER),1)
 
 lint: $(READY) ## Check format, style, types and the hexagon's direction
 	$(BIN)/ruff format --check .

@@ -51,7 +51,8 @@ log = logging.getLogger(__name__)
 STANDARD_RESOLUTION = 512
 """Pixels a side of Stable Diffusion 1.5."""
 SPARE_CONNECTIONS = 4
-"""To the store, beside those that fetch pictures: lease, cancellation, journal, checkpoint."""
+"""A job's to the store, beside those that fetch pictures: lease, cancellation, journal,
+checkpoint."""
 
 
 def choose_device(settings: Settings) -> str:
@@ -208,10 +209,13 @@ def broker_options(settings: Settings, seats: int = 1) -> RabbitOptions:
         raise InvalidSettings(f"the broker's settings: {error}") from None
 
 
-def open_blobs(settings: Settings, clock: SystemClock, *, supplies: bool = False) -> BlobStore:
+def open_blobs(
+    settings: Settings, clock: SystemClock, *, seats: int = 1, supplies: bool = False
+) -> BlobStore:
     """Where blobs lie: S3, or folders.
 
     Args:
+        seats: jobs that are in hand at a time.
         supplies: the images' bucket is to be written, too, as whoever submits a folder does.
     """
     if not settings.has_s3:
@@ -226,7 +230,7 @@ def open_blobs(settings: Settings, clock: SystemClock, *, supplies: bool = False
         access_key_id=settings.aws_access_key_id,
         secret_access_key=secret.get_secret_value() if secret else None,
         session_token=settings.aws_session_token and settings.aws_session_token.get_secret_value(),
-        max_pool_connections=settings.fetch_concurrency + SPARE_CONNECTIONS,
+        max_pool_connections=seats * (settings.fetch_concurrency + SPARE_CONNECTIONS),
     )
     writable = {settings.model_bucket_name}
     if supplies:
@@ -304,9 +308,9 @@ class Container(containers.DeclarativeContainer):
     worker = providers.Singleton(worker_name, settings, new_id)
     layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
 
-    blobs = providers.Singleton(open_blobs, settings, clock)
     device = providers.Singleton(choose_device, settings)
     seats = providers.Singleton(choose_seats, settings, device.provider)
+    blobs = providers.Singleton(open_blobs, settings, clock, seats=seats)
     queue = providers.Resource(open_queue, settings, clock, worker, seats)
     dead_letters = queue_depths = queue
     notifier = providers.Resource(open_notifier, settings, console, clock)

@@ -189,12 +189,14 @@ class DiffusionTrainer:
                 self._kind, self._closing = kind, opening.pop_all()
         elif kind != self._kind:
             raise RuntimeError("the trainer has open runs of another kind")
+        ensemble = self._ensemble
         try:
-            yield self._ensemble
+            yield ensemble
         finally:
             with self._turn:
-                if not self._ensemble.taken:
-                    self._ensemble.make_room()
+                # Of two that leave at the same moment, both may find themselves the last one.
+                if self._ensemble is ensemble and not ensemble.taken:
+                    ensemble.make_room()
                     self._ensemble = None
                     self._closing.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -366,6 +367,29 @@ def test_the_base_is_the_same_afterwards_and_the_trainer_free(
     assert not any("forward" in module.__dict__ for module in base.unet.modules())
     assert run(seated, dora, steps=1).weights
     assert run(seated, plans[0], steps=1).weights
+
+
+def test_runs_that_end_at_the_same_moment_leave_the_trainer_free(
+    seated: DiffusionTrainer, plans: list[TrainingPlan]
+) -> None:
+    both = threading.Barrier(2)
+
+    class Free(list[int]):
+        """Rows of which two are given up before either run goes on to leave."""
+
+        def append(self, row: int) -> None:
+            super().append(row)
+            both.wait(LONG)
+
+    stacks = [ExitStack(), ExitStack()]
+    for stack, plan in zip(stacks, plans, strict=False):
+        stack.enter_context(seated.open(plan, None))
+    ensemble = seated._ensemble
+    assert ensemble is not None
+    ensemble._free = Free(ensemble._free)
+    in_threads(stacks, ExitStack.close)
+    assert seated._ensemble is None
+    assert run(seated, plan_of(plans[0].pictures, use_dora=True), steps=1).weights
 
 
 def test_only_runs_with_adapters_alike_are_of_one_kind(pictures: Pictures) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pika
 from pika.exceptions import AMQPError
 
+from application.layout import Layout
 from assets.drawing import draw_style_set
 from tests.services.backend_process import BackendProcess
 from tests.services.broker import Broker, own_broker
@@ -30,6 +31,8 @@ FIRST_STYLE = 1001
 length, so that one reference serves every style of a variant."""
 SEEDS = (1, 2)
 """Variants of the task, each with a reference of its own."""
+SEED_OF_ANOTHER_KIND = 3
+"""A variant of another rank: it cannot share a pass with the others, and waits for its seat."""
 PARAMETERS = {
     "epochs": 24,
     "batch_size": 2,
@@ -93,6 +96,11 @@ class Estate:
                     raise
                 time.sleep(0.3)
 
+    def cancel(self, order: Order) -> None:
+        """Ask for a task to be stopped, as an operator does."""
+        at = Layout(MODELS).cancellation(order.task_id)
+        self.s3.client().put_object(Bucket=at.bucket, Key=at.key, Body=b"{}")
+
     def dead_letters(self) -> list[bytes]:
         """The bodies of the dead letters, which stay where they are."""
         bodies = []
@@ -103,9 +111,14 @@ class Estate:
                     return bodies
                 bodies.append(body)
 
-    def settings(self) -> dict[str, str]:
-        """A worker's environment, with short times so that much happens in little time."""
+    def settings(self, together: int = 1) -> dict[str, str]:
+        """A worker's environment, with short times so that much happens in little time.
+
+        Args:
+            together: jobs that one worker trains at a time.
+        """
         return {
+            "JOBS_TOGETHER": str(together),
             "RABBITMQ_HOST": "127.0.0.1",
             "RABBITMQ_PORT": str(self.broker.port),
             "RABBITMQ_HEARTBEAT": "5",
@@ -146,12 +159,18 @@ def task_body(task_id: str, style_id: int, seed: int, images: tuple[str, ...]) -
             "style_id": style_id,
             "images": list(images),
             "tags": ["watercolour"],
-            "parameters": {**PARAMETERS, "seed": seed},
+            "parameters": parameters_of(seed),
         },
         "callback_url": "http://127.0.0.1/api/webhooks/training/complete",
         "created_at": "2026-01-20T10:00:00.000Z",
     }
     return json.dumps(message).encode()
+
+
+def parameters_of(seed: int) -> dict[str, Any]:
+    """A variant's parameters, as a task names them."""
+    rank = {"rank": 2} if seed == SEED_OF_ANOTHER_KIND else {}
+    return {**PARAMETERS, **rank, "seed": seed}
 
 
 def garbage(rng: random.Random, style_id: int) -> bytes:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.faults.estate import Estate, Order, garbage
+from tests.faults.estate import SEEDS, Estate, Order, garbage
 from tests.faults.pool import Pool, Slot
 from tests.services.faults import Fault, answer
 from tests.services.faulty_proxy import Rule, internal_error, s3_error, slow_down
@@ -27,6 +27,8 @@ class Mischief:
     """How often each kind was done."""
     garbage: list[bytes] = field(default_factory=list)
     """What was put on the queue that is no task."""
+    unwanted: list[Order] = field(default_factory=list)
+    """Tasks that were cancelled, some of them too late."""
     _until: dict[str, tuple[float, Callable[[], None]]] = field(default_factory=dict)
 
     def one(self, orders: list[Order]) -> None:
@@ -68,6 +70,7 @@ class Mischief:
             "s3": lambda _: self._break_s3(),
             "backend": lambda _: self._break_backend(),
             "garbage": lambda _: self._publish_garbage(),
+            "cancelled": lambda _: self._cancel(),
             "clock jump": lambda _: self.pool.jump(
                 self._slot(), self.rng.choice([-7200, -60, 60, 7200])
             ),
@@ -147,6 +150,15 @@ class Mischief:
         body = garbage(self.rng, self.next_style())
         self.garbage.append(body)
         self.publish(body)
+
+    def _cancel(self) -> None:
+        """Have one more task, and nobody who wants it a moment later."""
+        self._have_a_broker()
+        order = self.estate.order(self.next_style(), self.rng.choice(SEEDS), self.rng)
+        self.unwanted.append(order)
+        self.publish(order.body)
+        moment = time.monotonic() + self.rng.uniform(0, 8)
+        self._until[f"cancel {order.style_id}"] = (moment, lambda: self.estate.cancel(order))
 
 
 def readable_style(body: bytes) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,16 +10,20 @@ from itertools import pairwise
 
 from tests.faults.estate import Order
 from tests.faults.mischief import readable_style
+from tests.faults.reference import WITHIN_ROUNDING, distance
 from tests.services.backend import Call
+
+HARMLESS = ("runs", "faults", "most_together", "repeated_with_key", "farthest", "remarks")
 
 
 @dataclass
 class Verdict:
-    """The counts of the closing line; all but ``runs``, ``faults`` and ``repeated_with_key`` must
-    be zero."""
+    """The counts of the closing line; all that are not in ``HARMLESS`` must be zero."""
 
     runs: int
     faults: int
+    most_together: int = 0
+    """Runs that one worker trained at a time; 0 where it trains one only."""
     lost: int = 0
     """Tasks of which the backend was not told that the style is ready."""
     trained_twice: int = 0
@@ -28,6 +33,9 @@ class Verdict:
     repeated_with_key: int = 0
     """Final calls taken again, with the same key, because an answer or a worker was lost."""
     wrong_weights: int = 0
+    """Styles that are not what an undisturbed run gives."""
+    farthest: float = 0.0
+    """Of the right ones, the largest distance to that."""
     stuck: int = 0
     """Messages, leases and tasks left over."""
     undead: int = 0
@@ -41,37 +49,38 @@ class Verdict:
     def good(self) -> bool:
         """Whether nothing is wrong."""
         counts = asdict(self)
-        for harmless in ("runs", "faults", "repeated_with_key", "remarks"):
-            del counts[harmless]
-        return not any(counts.values())
+        return not any(count for name, count in counts.items() if name not in HARMLESS)
 
     def line(self) -> str:
         """The closing line."""
         counts = asdict(self)
         del counts["remarks"]
+        counts["farthest"] = f"{self.farthest:.1g}"
         return " ".join(f"{name}={count}" for name, count in counts.items())
 
     def judge_calls(
         self,
         orders: Sequence[Order],
         garbage: Sequence[bytes],
+        unwanted: Sequence[Order],
         calls: Iterable[Call],
         violence: Sequence[float],
     ) -> None:
-        """Every task is announced as ready, and what names a style but is no task as failed."""
+        """Every task is announced as ready, what names a style but is no task as failed, and
+        what was cancelled as one of the two."""
         by_style: dict[int | None, list[Call]] = defaultdict(list)
         for call in calls:
             if call.taken and call.kind != "progress":
                 by_style[call.style_id].append(call)
-        wanted = {order.style_id: "complete" for order in orders}
-        wanted |= {style: "failed" for body in garbage if (style := readable_style(body))}
-        for style, kind in wanted.items():
+        wanted = {order.style_id: ["complete"] for order in orders}
+        wanted |= {style: ["failed"] for body in garbage if (style := readable_style(body))}
+        wanted |= {order.style_id: ["complete", "failed"] for order in unwanted}
+        for style, kinds in wanted.items():
             taken = by_style.pop(style, [])
-            if {call.kind for call in taken} != {kind}:
+            if {call.kind for call in taken} not in [{kind} for kind in kinds]:
                 self.lost += 1
-                self.remarks.append(
-                    f"style {style}: {[(c.kind, c.body) for c in taken]}, not {kind}"
-                )
+                told = [(call.kind, call.body) for call in taken]
+                self.remarks.append(f"style {style}: {told}, not {' or '.join(kinds)}")
             self._judge_repeats(style, taken, violence)
         for style, taken in by_style.items():
             self.announced_twice += len(taken)
@@ -108,6 +117,22 @@ class Verdict:
                 self.remarks.append(
                     f"style {order.style_id}: its weights were stored {stored} times"
                 )
+
+    def judge_company(self, log: str) -> None:
+        """How many runs a worker has trained at a time."""
+        found = re.findall(r"(\d+) runs train together", log)
+        self.most_together = max(map(int, found), default=0)
+
+    def judge_weights(self, order: Order, found: bytes, wanted: bytes, together: int) -> None:
+        """A style is what an undisturbed run gives: by value, where runs share their passes."""
+        far = distance(found, wanted)
+        if found == wanted or (together > 1 and far <= WITHIN_ROUNDING):
+            self.farthest = max(self.farthest, far)
+            return
+        self.wrong_weights += 1
+        self.remarks.append(
+            f"style {order.style_id} is not that of an undisturbed run (distance {far:.2g})"
+        )
 
     def judge_dead(
         self, orders: Sequence[Order], garbage: Sequence[bytes], dead: set[bytes]

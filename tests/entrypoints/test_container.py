@@ -1,0 +1,26 @@
+"""What the container gives its parts, where it depends on the settings."""
+
+from __future__ import annotations
+
+from adapters.s3.store import S3BlobStore
+from entrypoints.container import open_container
+from entrypoints.settings import Settings
+
+
+def connections(jobs_together: str) -> int:
+    """To the store, that a worker keeps."""
+    settings = Settings(
+        _env_file=None,
+        s3_endpoint_url="http://127.0.0.1:9",
+        aws_access_key_id="id",
+        aws_secret_access_key="secret",
+        jobs_together=jobs_together,
+    )
+    with open_container(settings) as container:
+        store = container.blobs()
+        assert isinstance(store, S3BlobStore)
+        return int(store._client.meta.config.max_pool_connections)
+
+
+def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> None:
+    assert connections("3") == 3 * connections("1")
