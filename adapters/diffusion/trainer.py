@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import CLIPTextModel
 from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.buckets import bucket_of
 from adapters.diffusion.captions import caption_of
+from adapters.diffusion.convolutions import as_products
 from adapters.diffusion.dataset import Dataset, encode_dataset
 from adapters.diffusion.failures import out_of_memory_is_a_failure
 from adapters.diffusion.flat_path import flat_path_of, suits
@@ -58,7 +59,9 @@ class DiffusionTrainer:
         self._base = base
         self._decode = decode
         self._device = torch.device(device)
-        self._strategy = strategy or choose_strategy(self._device)
+        self._strategy = strategy or choose_strategy(
+            self._device, max(base.unet.config.block_out_channels)
+        )
         self._recorder = recorder or (lambda: CudaRecorder(self._device))
         self._busy = False
         place_denoiser(base.unet, self._device, self._strategy)
@@ -81,6 +84,7 @@ class DiffusionTrainer:
         require_optimizer(parameters.optimizer)
         with (
             self._occupied(),
+            self._convolutions(),
             placed(self._base.text_encoder, self._home_of_text(parameters)),
             attached(
                 self._base.unet,
@@ -131,6 +135,7 @@ class DiffusionTrainer:
         each = [plan.parameters for plan, _ in jobs]
         with (
             self._occupied(),
+            self._convolutions(),
             stacked(self._base.unet, each, self._strategy.compute) as (weights, adapters),
             ExitStack() as stack,
         ):
@@ -161,6 +166,9 @@ class DiffusionTrainer:
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _convolutions(self) -> AbstractContextManager[None]:
+        return as_products(self._base.unet) if self._strategy.products else nullcontext()
 
     def _parts(self, plan: TrainingPlan) -> dict[str, Any]:
         """What a session needs besides its adapters."""
