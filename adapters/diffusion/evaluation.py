@@ -106,13 +106,12 @@ class Evaluation:
         timesteps = torch.tensor([probe.timestep for probe in probes], device=self._device)
         rows = torch.tensor(self._dataset.rows_of_captions(batch, plainly), device=self._device)
         objective = self._objective
-        with torch.autocast("cuda", _half_on(self._device), enabled=self._device.type == "cuda"):
-            prediction = self._unet(
-                objective.noisy(latents, noise, timesteps).to(self._unet.dtype),
-                timesteps,
-                encoder_hidden_states=self._conditioning(rows),
-                return_dict=False,
-            )[0]
+        prediction = self._unet(
+            objective.noisy(latents, noise, timesteps).to(self._unet.dtype),
+            timesteps,
+            encoder_hidden_states=self._conditioning(rows),
+            return_dict=False,
+        )[0]
         target = objective.target(latents, noise, timesteps)
         return objective.losses(prediction, target, timesteps)
 
@@ -129,9 +128,3 @@ def _probes(positions: Sequence[int], timesteps: int) -> list[_Probe]:
         _Probe(k, positions[k % len(positions)], int((k + 0.5) / PROBES * timesteps))
         for k in range(PROBES)
     ]
-
-
-def _half_on(device: torch.device) -> torch.dtype:
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        return torch.float16
-    return torch.bfloat16

@@ -9,6 +9,9 @@ import torch
 _FIRST_WITH_CAPTURE = (7, 0)
 """Compute capability from which graphs of whole training steps are worth their memory."""
 
+_WIDE = 512
+"""Channels from which a denoiser is wide: Stable Diffusion 1.5 has 1280, the small base 64."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
@@ -24,6 +27,9 @@ class Strategy:
     """Record the whole step per shape of its batch, and replay it: one launch, not thousands."""
     channels_last: bool = False
     """Keep the denoiser's weights and feature maps with the channels innermost."""
+    products: bool = False
+    """Compute the frozen convolutions as matrix products, in float32. Goes with
+    ``channels_last``: the products read feature maps and weights as they then lie."""
 
     @property
     def loss_scaling(self) -> bool:
@@ -35,15 +41,23 @@ PLAIN = Strategy()
 """The reference: eager, in float32, as PEFT computes it. Runs on every device."""
 
 
-def choose_strategy(device: torch.device | str) -> Strategy:
+WIDE_ON_A_CPU = Strategy(flat_path=True, channels_last=True, products=True)
+"""In float32 too: on the CPU where it was tried, bfloat16 was slower."""
+
+
+def choose_strategy(device: torch.device | str, channels: int = 0) -> Strategy:
     """The fastest way that the device offers.
 
     bfloat16 where the hardware has it (compute capability 8.0 and above), float16 with loss
-    scaling on older cards, float32 on a CPU.
+    scaling on older cards. float32 on a CPU, where a narrow denoiser is best left to the
+    libraries: its operations are so small that calling more of them costs more than they save.
+
+    Args:
+        channels: of the denoiser's widest feature map.
     """
     device = torch.device(device)
     if device.type != "cuda":
-        return PLAIN
+        return WIDE_ON_A_CPU if channels >= _WIDE else PLAIN
     capability = torch.cuda.get_device_capability(device)
     compute = torch.bfloat16 if capability >= (8, 0) else torch.float16
     return Strategy(compute=compute, flat_path=True, capture=capability >= _FIRST_WITH_CAPTURE)
@@ -56,4 +70,5 @@ def describe(strategy: Strategy) -> str:
     parts += ["one copy of the adapters"] if strategy.flat_path else []
     parts += ["captured steps" if strategy.capture else "eager steps"]
     parts += ["channels last"] if strategy.channels_last else []
+    parts += ["convolutions as products"] if strategy.products else []
     return ", ".join(parts)

@@ -6,7 +6,7 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 from adapters.diffusion.base_model import BaseModel, placed
+from adapters.diffusion.convolutions import as_products
 from adapters.diffusion.failures import is_out_of_memory, out_of_memory_is_a_failure
 from adapters.diffusion.flat_path import flat_path_of, suits
 from adapters.diffusion.lora import attached
@@ -60,7 +61,9 @@ class DiffusionTrainer:
         self._base = base
         self._decode = decode
         self._device = torch.device(device)
-        self._strategy = strategy or choose_strategy(self._device)
+        self._strategy = strategy or choose_strategy(
+            self._device, max(base.unet.config.block_out_channels)
+        )
         self._recorder = recorder or (lambda: CudaRecorder(self._device))
         self._seats = seats
         self._patience = patience
@@ -105,6 +108,7 @@ class DiffusionTrainer:
         parameters = plan.parameters
         with (
             self._occupied(),
+            self._convolutions(),
             placed(self._base.text_encoder, self._home_of_text(parameters)),
             attached(
                 self._base.unet,
@@ -181,6 +185,7 @@ class DiffusionTrainer:
         if self._ensemble is None:
             with ExitStack() as opening:
                 opening.enter_context(self._occupied())
+                opening.enter_context(self._convolutions())
                 rows = opening.enter_context(
                     stacked(self._base.unet, parameters, self._seats, self._strategy.compute)
                 )
@@ -232,6 +237,9 @@ class DiffusionTrainer:
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _convolutions(self) -> AbstractContextManager[None]:
+        return as_products(self._base.unet) if self._strategy.products else nullcontext()
 
     def _captures(self, parameters: TrainingParameters) -> bool:
         """Dropout is drawn anew for each step on the host, and so is what some optimizers ask;

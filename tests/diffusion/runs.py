@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import PillowInspector
@@ -76,6 +77,26 @@ def run(
             session.advance()
             done += 1
         return Outcome(session.weights(), session.checkpoint().data, session.history)
+
+
+def measured_in(
+    trainer: DiffusionTrainer, base: BaseModel, plan: TrainingPlan
+) -> set[tuple[torch.dtype, torch.dtype, bool]]:
+    """In which precisions the run's measurements ask the denoiser and are answered, and whether
+    autocast had a say."""
+    found = set()
+
+    def note(_: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+        if not torch.is_grad_enabled():
+            automatic = any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+            found.add((inputs[0].dtype, outputs[0].dtype, automatic))
+
+    hook = base.unet.register_forward_hook(note)
+    try:
+        run(trainer, plan)
+    finally:
+        hook.remove()
+    return found
 
 
 def weights_of(session: TrainingSession) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 
 from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.evaluation import PROBES, held_out_positions, trained_buckets
+from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
 from domain.picture import Picture
-from tests.diffusion.runs import plan_of, run, weights_of
+from tests.diffusion.runs import measured_in, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 
@@ -120,6 +123,17 @@ def test_learning_the_pictures_by_heart_shows(
     assert late.evaluation_loss < 0.7 * early.evaluation_loss
     apart = [record.validation_loss / record.evaluation_loss for record in (early, late)]
     assert apart[1] > 1.3 * apart[0]
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_measurement_is_made_in_the_denoisers_own_precision(
+    base: BaseModel, pictures: Pictures, compute: torch.dtype
+) -> None:
+    own = replace(base, unet=copy.deepcopy(base.unet))
+    trainer = DiffusionTrainer(own, decode, strategy=Strategy(compute=compute, flat_path=True))
+    assert measured_in(trainer, own, plan_of(pictures[:1], epochs=1)) == {
+        (compute, compute, False)
+    }
 
 
 def test_a_measurement_covers_the_whole_schedule() -> None:

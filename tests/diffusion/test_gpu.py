@@ -21,7 +21,7 @@ from application.ports import EpochRecord, TrainingSession
 from benchmarks.full_size import full_size_base
 from domain.picture import Picture
 from tests.diffusion.conftest import SMALL_BASE
-from tests.diffusion.runs import EVERY_OPTION, Outcome, plan_of, run, weights_of
+from tests.diffusion.runs import EVERY_OPTION, Outcome, measured_in, plan_of, run, weights_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -87,6 +87,16 @@ def test_every_precision_and_layout_follows_the_plain_way(
     strategy = replace(CAPTURED, compute=compute, channels_last=channels_last)
     fast = run(trainer_with(strategy), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_measurement_is_made_in_the_denoisers_own_precision(
+    pictures: Pictures, compute: torch.dtype
+) -> None:
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=compute)
+    trainer = trainer_with(replace(CAPTURED, compute=compute), base)
+    found = measured_in(trainer, base, plan_of(pictures[:1], epochs=1))
+    assert found == {(compute, compute, False)}
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(pictures: Pictures) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.replay import WARM_UP
-from adapters.diffusion.strategy import PLAIN, Strategy, choose_strategy, describe
+from adapters.diffusion.strategy import PLAIN, WIDE_ON_A_CPU, Strategy, choose_strategy, describe
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.picture import Picture
@@ -191,10 +191,11 @@ def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
         assert session.history[0].stalled
 
 
-def test_a_cpu_gets_the_plain_way_and_a_card_what_it_can_do(
+def test_a_cpu_gets_what_suits_the_denoisers_width_and_a_card_what_it_can_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert choose_strategy("cpu") == PLAIN
+    assert choose_strategy("cpu") == choose_strategy("cpu", 64) == PLAIN
+    assert choose_strategy("cpu", 1280) == WIDE_ON_A_CPU
     found = {}
     for capability in [(6, 1), (7, 5), (8, 0), (9, 0)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
@@ -207,3 +208,6 @@ def test_a_cpu_gets_the_plain_way_and_a_card_what_it_can_do(
         (9, 0): (torch.bfloat16, True, False),
     }
     assert describe(PLAIN) == "float32, eager steps"
+    assert describe(WIDE_ON_A_CPU) == (
+        "float32, one copy of the adapters, eager steps, channels last, convolutions as products"
+    )
