@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,6 +34,12 @@ class PreviewRequest:
     """Of the first picture; each further one has the next."""
     side: int
     """Pixels."""
+
+    def each(self) -> Iterator[PreviewRequest]:
+        """Its pictures as requests of their own."""
+        for index, prompt in enumerate(self.prompts):
+            states = self.states[index : index + 1]
+            yield replace(self, prompts=(prompt,), states=states, seed=self.seed + index)
 
 
 def preview_prompts(parameters: TrainingParameters, captions: Sequence[str]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from adapters.diffusion.loss import objective_of
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.optimizer import OptimizerStateInvalid
 from adapters.diffusion.preparation import Material
-from adapters.diffusion.preview import draw_previews, encoded_anew
+from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
 from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.step import Stepper
@@ -220,14 +220,7 @@ class DiffusionSession:
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         """Pictures from fixed prompts and seeds, with the adapters or without."""
-        with out_of_memory_is_a_failure():
-            if adapted:
-                request = self._previews
-                if self._adapters.of_text:
-                    request = encoded_anew(self._base, request, self._device)
-                return draw_previews(self._base, request, self._device)
-            with self._adapters.switched_off():
-                return draw_previews(self._base, self._previews, self._device)
+        return self._draw(self._previews, adapted=adapted)
 
     def close(self) -> None:
         """Let go of everything on the device, whoever still holds the session."""
@@ -235,6 +228,15 @@ class DiffusionSession:
         self._base.unet.disable_gradient_checkpointing()
         del self._dataset, self._adapters, self._update, self._stepper, self._previews
         del self._feed, self._good, self._replay, self._evaluation
+
+    def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
+        with out_of_memory_is_a_failure():
+            if adapted:
+                if self._adapters.of_text:
+                    request = encoded_anew(self._base, request, self._device)
+                return draw_previews(self._base, request, self._device)
+            with self._adapters.switched_off():
+                return draw_previews(self._base, request, self._device)
 
     def _attempt(self, inputs: StepInputs) -> bool:
         """Run a step. False when memory did not suffice; nothing holds its tensors then."""

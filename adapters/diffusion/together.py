@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from adapters.diffusion.stacked import Stack
 from adapters.diffusion.step import Stepper
 from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.thrift import Thrift
+from adapters.diffusion.turns import Turns
 from application.ports import Checkpoint, Preview, StepReport
 from domain.failure import TrainingFailed
 from domain.parameters import LoraTargets, OptimizerName, TrainingParameters
@@ -61,7 +61,7 @@ class Ensemble:
         self,
         stack: Stack,
         recorder: Recorder | None,
-        turn: threading.RLock,
+        turn: Turns,
         patience: float = LEAST_PATIENCE,
     ) -> None:
         self.stack = stack
@@ -208,9 +208,12 @@ class MemberSession(DiffusionSession):
             return super().weights()
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
-        """Pictures by this run's adapters, or without any."""
-        with self._ensemble.turn, self._ensemble.stack.showing(self.row):
-            return super().previews(adapted=adapted)
+        """Pictures by this run's adapters, or without any; others may come between two."""
+        drawn: tuple[Preview, ...] = ()
+        for request in self._previews.each():
+            with self._ensemble.turn, self._ensemble.stack.showing(self.row):
+                drawn += self._draw(request, adapted=adapted)
+        return drawn
 
     def close(self) -> None:
         """Leave the others to themselves."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
@@ -28,6 +27,7 @@ from adapters.diffusion.stacked import stacked
 from adapters.diffusion.strategy import Strategy, choose_strategy, describe
 from adapters.diffusion.text_states import TextStates
 from adapters.diffusion.together import Ensemble, MemberSession, kind_of
+from adapters.diffusion.turns import Turns
 from application.ports import TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
 
@@ -67,7 +67,7 @@ class DiffusionTrainer:
         self._recorder = recorder or (lambda: CudaRecorder(self._device))
         self._seats = seats
         self._patience = patience
-        self._turn = threading.RLock()
+        self._turn = Turns()
         self._ensemble: Ensemble | None = None
         self._busy = False
         place_denoiser(base.unet, self._device, self._strategy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,9 +14,10 @@ import torch
 
 from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.preparation import prepare
+from adapters.diffusion.preview import draw_previews
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.thrift import Thrift
-from adapters.diffusion.together import kind_of
+from adapters.diffusion.together import MemberSession, kind_of
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import Checkpoint, StepReport, TrainingPlan
@@ -224,6 +226,34 @@ def test_previews_are_each_runs_own_and_the_bases(
             weights_of(session).add_(0.1 * session._plan.parameters.seed)
             assert pixels_apart(session.previews(adapted=True)[0].png, wanted[0].png) < 2
         assert sessions[1].previews(adapted=False) == bare
+
+
+def test_others_go_on_between_two_previews(
+    seated: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(pictures[:1], seed=1, sample_prompts=("a sun", "a moon"))
+    losses = []
+    with seated.open(plan, None) as one, seated.open(plan_of(pictures[:1], seed=2), None) as other:
+        assert isinstance(one, MemberSession)
+        assert isinstance(other, MemberSession)
+        stepping = threading.Thread(target=other.advance)
+
+        def draw(*arguments: Any) -> Any:
+            losses.append(other._update.notes[0].item())
+            drawn = draw_previews(*arguments)
+            if not stepping.is_alive():
+                stepping.start()
+                while len(seated._turn._line) < 2:
+                    time.sleep(0.001)
+            return drawn
+
+        monkeypatch.setattr("adapters.diffusion.session.draw_previews", draw)
+        assert seated._ensemble is not None
+        seated._ensemble.rendezvous.excuse(one)
+        assert len(one.previews(adapted=True)) == 2
+        stepping.join(LONG)
+    assert losses[0] == 0
+    assert losses[1] > 0
 
 
 def pixels_apart(one: bytes, other: bytes) -> float:
