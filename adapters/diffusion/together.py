@@ -115,7 +115,7 @@ class Ensemble:
                     if self._attempt(some):
                         group = group[len(some) :]
                     elif len(some) > 1:
-                        self._save_memory(len(some))
+                        self._share_less(len(some))
                     else:
                         failures.update(self._alone(group.pop(0)[0]))
         return failures
@@ -142,6 +142,9 @@ class Ensemble:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            assert self.stack.leaf.grad is not None
+            self.stack.leaf.grad.zero_()
+            self.make_room()
             return False
         losses = self._losses[: len(some)].clone()
         for (member, inputs), loss in zip(some, losses, strict=True):
@@ -158,12 +161,9 @@ class Ensemble:
         torch.autograd.backward((losses * joint.factors).sum())
         self._losses[: len(joint.rows)].copy_(losses.detach())
 
-    def _save_memory(self, count: int) -> None:
+    def _share_less(self, count: int) -> None:
         self._together = -(-count // 2)
         log.warning("out of memory, going on with %d runs in one pass", self._together)
-        assert self.stack.leaf.grad is not None
-        self.stack.leaf.grad.zero_()
-        self.make_room()
 
 
 class MemberSession(DiffusionSession):
