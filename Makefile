@@ -16,8 +16,9 @@ demo: $(READY) ## Train a style from pictures that the project draws, into demo/
 	@$(BIN)/python -m assets.demo_pictures $(DEMO)/pictures
 	$(BIN)/python -m entrypoints.train $(DEMO)/pictures --out $(DEMO)/style $(DEMO_OPTIONS)
 
+# Files in their own order: sorted by their number of tests, the longest test would come last.
 test: $(READY) ## Run every test that this machine can, with coverage
-	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --cov --cov-report=term
+	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 test-gpu: $(READY) ## Run the tests that need a GPU
 	$(BIN)/pytest -m gpu

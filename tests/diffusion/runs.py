@@ -14,7 +14,7 @@ from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import PillowInspector
-from application.ports import EpochRecord, TrainingPlan, TrainingSession
+from application.ports import EpochRecord, StepReport, TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
 from domain.picture import Picture
 
@@ -97,6 +97,14 @@ def measured_in(
     finally:
         hook.remove()
     return found
+
+
+def drive(session: TrainingSession) -> list[StepReport]:
+    """Run every step that is left."""
+    reports = []
+    while not session.finished:
+        reports.append(session.advance())
+    return reports
 
 
 def weights_of(session: TrainingSession) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -27,7 +29,7 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.parameters import LoraTargets
 from domain.picture import Picture
-from tests.diffusion.runs import EVERY_OPTION, plan_of, run
+from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
 
 pytestmark = pytest.mark.integration
 
@@ -162,14 +164,15 @@ def test_several_styles_at_once_train_on_products_too(
     base: BaseModel, pictures: Pictures, filtered_everywhere: None
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
-    fast = DiffusionTrainer(own, decode, strategy=PRODUCTS)
+    fast = DiffusionTrainer(own, decode, strategy=PRODUCTS, seats=2, patience=60.0)
     plans = [plan_of(pictures[:2], epochs=2, seed=seed, learning_rate=1e-3) for seed in (1, 2)]
-    with fast.open_many([(plan, None) for plan in plans]) as joint:
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        sessions = [stack.enter_context(fast.open(plan, None)) for plan in plans]
         assert not untouched(own.unet)
-        while not joint.finished:
-            joint.advance()
-        histories = [session.history for session in joint.sessions]
+        list(pool.map(drive, sessions))
+        histories = [session.history for session in sessions]
     assert untouched(own.unet)
+    alone = DiffusionTrainer(own, decode, strategy=PRODUCTS)
     for history, plan in zip(histories, plans, strict=True):
-        for one, other in zip(run(fast, plan).history, history, strict=True):
+        for one, other in zip(run(alone, plan).history, history, strict=True):
             assert other.loss == pytest.approx(one.loss, rel=1e-4)

@@ -17,11 +17,19 @@ from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.strategy import Strategy, choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from application.ports import EpochRecord, TrainingSession
+from application.ports import EpochRecord
 from benchmarks.full_size import full_size_base
 from domain.picture import Picture
 from tests.diffusion.conftest import SMALL_BASE
-from tests.diffusion.runs import EVERY_OPTION, Outcome, measured_in, plan_of, run, weights_of
+from tests.diffusion.runs import (
+    EVERY_OPTION,
+    Outcome,
+    drive,
+    measured_in,
+    plan_of,
+    run,
+    weights_of,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -124,11 +132,6 @@ def test_several_styles_at_once_follow_each_alone(pictures: Pictures) -> None:
         assert seated._ensemble._replay.recordings
         for session, plan in zip(sessions, plans, strict=True):
             assert_alike(session.history, run(alone, plan).history, within=0.05)
-
-
-def drive(session: TrainingSession) -> None:
-    while not session.finished:
-        session.advance()
 
 
 def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:

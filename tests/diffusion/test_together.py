@@ -20,10 +20,10 @@ from adapters.diffusion.thrift import Thrift
 from adapters.diffusion.together import MemberSession, kind_of
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from application.ports import Checkpoint, StepReport, TrainingPlan
+from application.ports import Checkpoint, TrainingPlan
 from domain.failure import FailureCode, TrainingFailed
 from domain.picture import Picture
-from tests.diffusion.runs import EVERY_OPTION, Outcome, Rerun, plan_of, run, weights_of
+from tests.diffusion.runs import EVERY_OPTION, Outcome, Rerun, drive, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 
@@ -62,13 +62,6 @@ def in_threads(sessions: Sequence[Any], action: Callable[[Any], Any]) -> list[An
 
 def outcome_of(session: Any) -> Outcome:
     return Outcome(session.weights(), session.checkpoint().data, session.history)
-
-
-def drive(session: Any) -> list[StepReport]:
-    reports = []
-    while not session.finished:
-        reports.append(session.advance())
-    return reports
 
 
 def sessions_of(
