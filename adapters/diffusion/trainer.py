@@ -171,7 +171,8 @@ class DiffusionTrainer:
                     stack.callback(self._in_turn, session.close)
                     if resume is not None:
                         session.resume(resume)
-                log.info("%d runs train together", ensemble.taken)
+                if ensemble.taken > 1:
+                    log.info("%d runs train together", ensemble.taken)
             yield session
 
     @contextmanager
