@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from adapters.diffusion.base_model import BaseModel
@@ -59,11 +64,9 @@ def full_size_base(device: torch.device | str, dtype: torch.dtype = torch.float3
     )
 
 
-def save_base(base: BaseModel, folder: Path) -> None:
-    """Write it as a diffusers folder, to be loaded like any other."""
-    from diffusers import StableDiffusionPipeline
-
-    StableDiffusionPipeline(
+def pipeline_of(base: BaseModel) -> StableDiffusionPipeline:
+    """The base as diffusers itself has it, around the same weights."""
+    return StableDiffusionPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
         tokenizer=base.tokenizer,
@@ -72,4 +75,9 @@ def save_base(base: BaseModel, folder: Path) -> None:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+
+
+def save_base(base: BaseModel, folder: Path) -> None:
+    """Write it as a diffusers folder, to be loaded like any other."""
+    pipeline_of(base).save_pretrained(folder)

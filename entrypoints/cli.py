@@ -79,8 +79,8 @@ def run_command(
         log_defects: nobody sits by to repeat the command with ``--debug``: have the traceback of
             a defect in the log at once.
     """
-    # Else the interpreter's last collections walk through all of torch's and its like's modules,
-    # for a second and more, while somebody waits for the process to end.
+    # Else the interpreter's last collections walk through all of torch's and its like's modules
+    # while somebody waits for the process to end.
     atexit.register(gc.freeze)
     arguments = parser.parse_args(argv)
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -150,6 +151,7 @@ def by_tiles(
 def windows(x: torch.Tensor, side: int, step: int, high: int, wide: int) -> torch.Tensor:
     """Squares of (n, c, h, w) as (side, side, n, high, wide, c): ``high`` by ``wide`` of them,
     ``step`` pixels apart, the first from one pixel outside. Zeros lie around the picture."""
+    # torch gives ``apply`` no types.
     view: torch.Tensor = _Windows.apply(x, side, step, high, wide)  # type: ignore[no-untyped-call]
     return view
 
@@ -192,6 +194,7 @@ def _padded(
     return n, max(h + 2, step * (high - 1) + side), max(w + 2, step * (wide - 1) + side), c
 
 
+@cache
 def _both_sides(transform: Matrix) -> torch.Tensor:
     """A transform of one side, for squares laid out row after row."""
     one = torch.tensor(transform, dtype=torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MOST_SEATS = 8
-"""More in one pass gain little: by then the products fill the card."""
+"""As many as ``benchmarks.gpu`` is to be run with before more are tried."""
 _GIB = 2**30
 _FIXED = 3.5 * _GIB
 """Base model in 16 bits, the encoders on their visit, libraries' workspaces."""

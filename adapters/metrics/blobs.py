@@ -88,6 +88,7 @@ class MeteredBlobStore:
             yield
         except BaseException as error:
             away = isinstance(error, Unavailable)
+            # Any error may come; one that the table does not know gives the default.
             result = "unavailable" if away else _RESULTS.get(type(error), "error")  # type: ignore[arg-type]
             raise
         finally:

@@ -105,6 +105,7 @@ def test_lines_from_pools_and_timers_carry_the_job(
     with SystemClock().every(0.01, tick):
         # The timer was there before; the attempt becomes known only now.
         context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
+        # Of the store it is only asked to read.
         gather_pictures(images, Talking(), MemoryInspector(), StopSignal(), 4)  # type: ignore[arg-type]
         ticked.clear()
         assert ticked.wait(30)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 
 from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.dataset import Dataset, encode_dataset
 from adapters.diffusion.loss import objective_of
 from adapters.pillow import decode
+from benchmarks.full_size import pipeline_of
 from domain.picture import Picture
 
 CPU = torch.device("cpu")
@@ -34,16 +34,7 @@ def held_out_loss(
     Args:
         style: the trained file, loaded as users load it; None for the base model.
     """
-    pipeline = StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        scheduler=base.noise_schedule,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = pipeline_of(base)
     if style is not None:
         pipeline.load_lora_weights(style)
     try:

@@ -20,6 +20,7 @@ from adapters.diffusion.lora import attached
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
+from benchmarks.full_size import pipeline_of
 from domain.parameters import LoraTargets
 from domain.picture import Picture
 from tests.diffusion.programs import (
@@ -75,16 +76,7 @@ def styles(
 
 @pytest.fixture
 def pipeline(base: BaseModel) -> Iterator[StableDiffusionPipeline]:
-    pipeline = StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        scheduler=base.noise_schedule,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = pipeline_of(base)
     yield pipeline
     pipeline.unload_lora_weights()
 

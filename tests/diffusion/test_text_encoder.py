@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from diffusers import StableDiffusionPipeline
 
 from adapters.diffusion.base_model import BaseModel, load_base
 from adapters.diffusion.convert import Form, read_style, write_form
@@ -18,6 +17,7 @@ from adapters.diffusion.lora import attached
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
+from benchmarks.full_size import pipeline_of
 from domain.parameters import LoraTargets
 from domain.picture import Picture
 from tests.diffusion.programs import comfy_names, comfy_patched
@@ -91,19 +91,6 @@ def test_every_key_of_the_text_encoder_is_kohyas(style: tuple[Path, torch.Tensor
     assert found
     assert all(form.fullmatch(key) for key in found)
     assert metadata["ss_text_encoder_lr"] == "0.01"
-
-
-def pipeline_of(base: BaseModel) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        scheduler=base.noise_schedule,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 @pytest.mark.parametrize("form", [None, Form.DIFFUSERS])
