@@ -41,12 +41,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--top", type=int, default=25, help="kernels listed by name")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--fused", action=argparse.BooleanOptionalAction)
     options = parser.parse_args()
     options.seconds = 0.0
     device = torch.device(options.device)
     chosen = choose_strategy(device)
     layout = chosen.channels_last if options.channels_last is None else options.channels_last
-    strategy = Strategy(compute=chosen.compute, flat_path=True, channels_last=layout)
+    fused = layout and (chosen.fused if options.fused is None else options.fused)
+    strategy = Strategy(
+        compute=chosen.compute, flat_path=True, channels_last=layout, fused=fused
+    )
     with tempfile.TemporaryDirectory() as scratch:
         bench = prepare(options, device, Path(scratch))
         for batch in options.batches:

@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 
 from adapters.diffusion.lora import Adapters
+from adapters.diffusion.low_rank import adapted
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class FlatPath:
         self._shapes = shapes_of(sites, rank)
         self._sizes = [rows * columns for rows, columns in self._shapes]
         self._ends = list(accumulate(self._sizes))
+        self._factors = self._of_scale() if scale != 1.0 else None
         self._matrices: list[torch.Tensor] = []
 
     def refresh(self, rows: torch.Tensor | None = None) -> None:
@@ -73,15 +75,26 @@ class FlatPath:
         stack = self._by_style
         if rows is not None:
             stack = stack.index_select(0, rows)
+        if self._factors is not None:
+            stack = stack * self._factors
         pieces = torch.split(stack.to(self._dtype), self._sizes, dim=1)
+        several = (len(stack),) if len(stack) > 1 else ()
         self._matrices = [
-            piece.view(len(stack), *shape)
-            for piece, shape in zip(pieces, self._shapes, strict=True)
+            piece.view(*several, *shape) for piece, shape in zip(pieces, self._shapes, strict=True)
         ]
 
     @property
     def _by_style(self) -> torch.Tensor:
         return self._leaf.view(-1, self._ends[-1])
+
+    def _of_scale(self) -> torch.Tensor:
+        """The scale at each number of an up, 1 at those of a down: (n,)."""
+        return torch.cat(
+            [
+                torch.full((size,), self._scale if index % 2 else 1.0, device=self._leaf.device)
+                for index, size in enumerate(self._sizes)
+            ]
+        )
 
     def release(self) -> None:
         """Let go of the copy."""
@@ -91,15 +104,7 @@ class FlatPath:
         """What the ``index``-th site gives for ``x``, (styles * n, ..., inputs)."""
         linear = self._sites[index].linear
         down, up = self._matrices[2 * index], self._matrices[2 * index + 1]
-        plain = torch.nn.functional.linear(x, linear.weight, linear.bias)
-        count = len(down)
-        if count == 1:
-            low = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), down[0])
-            flat = plain.reshape(-1, plain.shape[-1])
-            return torch.addmm(flat, low, up[0].t(), alpha=self._scale).view(plain.shape)
-        low = torch.bmm(x.reshape(count, -1, x.shape[-1]), down.mT)
-        stacked = plain.reshape(count, -1, plain.shape[-1])
-        return torch.baddbmm(stacked, low, up.mT, alpha=self._scale).view(plain.shape)
+        return adapted(x, linear.weight, linear.bias, down, up)
 
     def apply_one(self, index: int, x: torch.Tensor, style: int) -> torch.Tensor:
         """The same for a batch of one style, from the weights as they are now; no gradient."""

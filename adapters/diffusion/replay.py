@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Generic, Protocol, Self, TypeVar
 
 import torch
@@ -116,7 +117,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)
+        self._stream = _recording_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
@@ -140,3 +141,11 @@ class CudaRecorder:
         ):
             function()
         return graph.replay
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all runs: the libraries keep workspaces for every stream that they have met, on a
+    Hopper card 64 MiB each, for as long as the process lives."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)
+    return stream

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from adapters.diffusion.fused.check import kernels_work
+
 _FIRST_WITH_CAPTURE = (7, 0)
 """Compute capability from which graphs of whole training steps are worth their memory."""
 
@@ -27,6 +29,9 @@ class Strategy:
     """Record the whole step per shape of its batch, and replay it: one launch, not thousands."""
     channels_last: bool = False
     """Keep the denoiser's weights and feature maps with the channels innermost."""
+    fused: bool = False
+    """Pass over feature maps once where torch passes several times (``fused.operations``). Goes
+    with ``channels_last``, the layout that its kernels read."""
     products: bool = False
     """Compute the frozen convolutions as matrix products, in float32. Goes with
     ``channels_last``: the products read feature maps and weights as they then lie."""
@@ -59,8 +64,13 @@ def choose_strategy(device: torch.device | str, channels: int = 0) -> Strategy:
     if device.type != "cuda":
         return WIDE_ON_A_CPU if channels >= _WIDE else PLAIN
     capability = torch.cuda.get_device_capability(device)
-    compute = torch.bfloat16 if capability >= (8, 0) else torch.float16
-    return Strategy(compute=compute, flat_path=True, capture=capability >= _FIRST_WITH_CAPTURE)
+    return Strategy(
+        compute=torch.bfloat16 if capability >= (8, 0) else torch.float16,
+        flat_path=True,
+        capture=capability >= _FIRST_WITH_CAPTURE,
+        channels_last=True,
+        fused=kernels_work(device),
+    )
 
 
 def describe(strategy: Strategy) -> str:
@@ -70,5 +80,6 @@ def describe(strategy: Strategy) -> str:
     parts += ["one copy of the adapters"] if strategy.flat_path else []
     parts += ["captured steps" if strategy.capture else "eager steps"]
     parts += ["channels last"] if strategy.channels_last else []
+    parts += ["fused passes"] if strategy.fused else []
     parts += ["convolutions as products"] if strategy.products else []
     return ", ".join(parts)

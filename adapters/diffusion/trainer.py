@@ -16,6 +16,7 @@ from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.convolutions import as_products
 from adapters.diffusion.failures import is_out_of_memory, out_of_memory_is_a_failure
 from adapters.diffusion.flat_path import flat_path_of, suits
+from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.lora import attached
 from adapters.diffusion.memory_use import forget_peak
 from adapters.diffusion.optimizer import require_optimizer, stays_on_device
@@ -127,6 +128,7 @@ class DiffusionTrainer:
             if self._strategy.flat_path and suits(adapters, parameters.lora_dropout):
                 path = flat_path_of(adapters, self._strategy.compute)
                 refresh = stack.enter_context(path).refresh
+            stack.enter_context(self._fused())
             with out_of_memory_is_a_failure():
                 material = self._prepare(plan)
                 texts = None
@@ -190,6 +192,7 @@ class DiffusionTrainer:
                 rows = opening.enter_context(
                     stacked(self._base.unet, parameters, self._seats, self._strategy.compute)
                 )
+                opening.enter_context(self._fused())
                 recorder = self._recorder() if self._strategy.capture else None
                 self._ensemble = Ensemble(rows, recorder, self._turn, self._patience)
                 self._kind, self._closing = kind, opening.pop_all()
@@ -241,6 +244,9 @@ class DiffusionTrainer:
 
     def _convolutions(self) -> AbstractContextManager[None]:
         return as_products(self._base.unet) if self._strategy.products else nullcontext()
+
+    def _fused(self) -> AbstractContextManager[None]:
+        return fused(self._base.unet) if self._strategy.fused else nullcontext()
 
     def _captures(self, parameters: TrainingParameters) -> bool:
         """Dropout is drawn anew for each step on the host, and so is what some optimizers ask;

@@ -87,12 +87,14 @@ def test_the_chosen_way_follows_the_plain_one(pictures: Pictures) -> None:
 
 
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "layout", [{}, {"channels_last": True}, {"channels_last": True, "fused": True}]
+)
 def test_every_precision_and_layout_follows_the_plain_way(
-    pictures: Pictures, compute: torch.dtype, channels_last: bool
+    pictures: Pictures, compute: torch.dtype, layout: dict[str, bool]
 ) -> None:
     plan = plan_of(pictures, epochs=4, batch_size=2, learning_rate=2e-3)
-    strategy = replace(CAPTURED, compute=compute, channels_last=channels_last)
+    strategy = replace(CAPTURED, compute=compute, **layout)
     fast = run(trainer_with(strategy), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
 

@@ -1,0 +1,1 @@
+"""A wide denoiser's passes over its feature maps, several in one, on a GPU."""

@@ -1,0 +1,288 @@
+"""Kernels in Triton. Feature maps lie with the channels innermost; sums are in float32.
+
+Imported where a GPU is used, or Triton's interpreter stands in for one.
+
+A group's channels are few (10 to 80) and no power of two. So a tile is a stretch of ``BLOCK``
+numbers, cut into rows of ``depth`` channels by multiplication with ``1 / depth``: exact for
+stretches this short, quicker than a division, and one compiled kernel serves every depth.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+_ANY_SIZE = ["pixels", "channels", "groups", "depth", "rows", "shift_stride"]
+"""Compiled once for all sizes: nothing is won by knowing that one is a multiple of 16."""
+
+
+@triton.jit
+def _tile(
+    unit: Any,
+    chunk: Any,
+    pixels: Any,
+    channels: Any,
+    groups: Any,
+    depth: Any,
+    inverse: Any,
+    rows: Any,
+    BLOCK: tl.constexpr,
+) -> Any:
+    """Where a chunk of one picture's group lies: offsets, channels, and which of them count."""
+    picture = unit // groups
+    index = tl.arange(0, BLOCK)
+    row = ((index + 0.5) * inverse).to(tl.int32)
+    channel = (unit % groups) * depth + index - row * depth
+    pixel = chunk * rows + row
+    inside = (row < rows) & (pixel < pixels)
+    offset = (picture * pixels + pixel).to(tl.int64) * channels + channel
+    return offset, channel, inside
+
+
+@triton.jit(do_not_specialize=_ANY_SIZE)
+def moments(
+    x: Any,
+    shift: Any,
+    partial: Any,
+    pixels: Any,
+    channels: Any,
+    groups: Any,
+    depth: Any,
+    inverse: Any,
+    rows: Any,
+    shift_stride: Any,
+    SHIFTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Mean and summed squared deviation of each chunk: (units, chunks, 2)."""
+    chunk, unit = tl.program_id(0), tl.program_id(1)
+    offset, channel, inside = _tile(
+        unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
+    )
+    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    if SHIFTED:
+        own = shift + (unit // groups) * shift_stride
+        value += tl.load(own + channel, mask=inside, other=0.0).to(tl.float32)
+    count = tl.minimum(rows, pixels - chunk * rows) * depth
+    mean = tl.sum(value, axis=0) / count
+    deviation = tl.where(inside, value - mean, 0.0)
+    at = partial + (unit * tl.num_programs(0) + chunk) * 2
+    tl.store(at, mean)
+    tl.store(at + 1, tl.sum(deviation * deviation, axis=0))
+
+
+@triton.jit(do_not_specialize=_ANY_SIZE)
+def normalise(
+    x: Any,
+    shift: Any,
+    weight: Any,
+    bias: Any,
+    partial: Any,
+    stats: Any,
+    y: Any,
+    pixels: Any,
+    channels: Any,
+    groups: Any,
+    depth: Any,
+    inverse: Any,
+    rows: Any,
+    shift_stride: Any,
+    epsilon: Any,
+    SHIFTED: tl.constexpr,
+    ACTIVATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MOST: tl.constexpr,
+) -> None:
+    """The normalised feature map; each unit's mean and inverse deviation into ``stats``."""
+    chunk, unit, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    # Chan, Golub and LeVeque, 1979: moments of parts to moments of the whole.
+    each = tl.arange(0, MOST)
+    some = each < chunks
+    at = partial + (unit * chunks + each) * 2
+    counts = tl.where(some, tl.minimum(rows, pixels - each * rows) * depth, 0).to(tl.float32)
+    means = tl.load(at, mask=some, other=0.0)
+    squares = tl.load(at + 1, mask=some, other=0.0)
+    count = (pixels * depth).to(tl.float32)
+    mean = tl.sum(counts * means, axis=0) / count
+    apart = means - mean
+    spread = tl.sum(squares + counts * apart * apart, axis=0) / count
+    scale = 1.0 / tl.sqrt(spread + epsilon)
+    if chunk == 0:
+        tl.store(stats + unit * 2, mean)
+        tl.store(stats + unit * 2 + 1, scale)
+    offset, channel, inside = _tile(
+        unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
+    )
+    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    if SHIFTED:
+        own = shift + (unit // groups) * shift_stride
+        value += tl.load(own + channel, mask=inside, other=0.0).to(tl.float32)
+    gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
+    value = (value - mean) * scale * gain
+    value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATED:
+        value = value * tl.sigmoid(value)
+    tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gradient_inside(
+    dy: Any,
+    x: Any,
+    shift: Any,
+    weight: Any,
+    bias: Any,
+    stats: Any,
+    unit: Any,
+    groups: Any,
+    offset: Any,
+    channel: Any,
+    inside: Any,
+    shift_stride: Any,
+    SHIFTED: tl.constexpr,
+    ACTIVATED: tl.constexpr,
+) -> Any:
+    """The normalised value, and the gradient of it."""
+    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    if SHIFTED:
+        own = shift + (unit // groups) * shift_stride
+        value += tl.load(own + channel, mask=inside, other=0.0).to(tl.float32)
+    value = (value - tl.load(stats + unit * 2)) * tl.load(stats + unit * 2 + 1)
+    gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(dy + offset, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATED:
+        before = value * gain + tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.sigmoid(before)
+        gradient *= gate * (1.0 + before * (1.0 - gate))
+    return value, gradient * gain
+
+
+@triton.jit(do_not_specialize=_ANY_SIZE)
+def gradient_sums(
+    dy: Any,
+    x: Any,
+    shift: Any,
+    weight: Any,
+    bias: Any,
+    stats: Any,
+    partial: Any,
+    pixels: Any,
+    channels: Any,
+    groups: Any,
+    depth: Any,
+    inverse: Any,
+    rows: Any,
+    shift_stride: Any,
+    SHIFTED: tl.constexpr,
+    ACTIVATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Sums over each chunk of the gradient, and of its product with the normalised value."""
+    chunk, unit = tl.program_id(0), tl.program_id(1)
+    offset, channel, inside = _tile(
+        unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
+    )
+    value, gradient = _gradient_inside(
+        dy, x, shift, weight, bias, stats, unit, groups, offset, channel, inside,
+        shift_stride, SHIFTED, ACTIVATED,
+    )  # fmt: skip
+    at = partial + (unit * tl.num_programs(0) + chunk) * 2
+    # Outside, the gradient is 0.
+    tl.store(at, tl.sum(gradient, axis=0))
+    tl.store(at + 1, tl.sum(gradient * value, axis=0))
+
+
+@triton.jit(do_not_specialize=_ANY_SIZE)
+def gradient_through(
+    dy: Any,
+    x: Any,
+    shift: Any,
+    weight: Any,
+    bias: Any,
+    stats: Any,
+    partial: Any,
+    dx: Any,
+    pixels: Any,
+    channels: Any,
+    groups: Any,
+    depth: Any,
+    inverse: Any,
+    rows: Any,
+    shift_stride: Any,
+    SHIFTED: tl.constexpr,
+    ACTIVATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MOST: tl.constexpr,
+) -> None:
+    """The gradient of the feature map."""
+    chunk, unit, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    each = tl.arange(0, MOST)
+    at = partial + (unit * chunks + each) * 2
+    count = (pixels * depth).to(tl.float32)
+    level = tl.sum(tl.load(at, mask=each < chunks, other=0.0), axis=0) / count
+    slope = tl.sum(tl.load(at + 1, mask=each < chunks, other=0.0), axis=0) / count
+    offset, channel, inside = _tile(
+        unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
+    )
+    value, gradient = _gradient_inside(
+        dy, x, shift, weight, bias, stats, unit, groups, offset, channel, inside,
+        shift_stride, SHIFTED, ACTIVATED,
+    )  # fmt: skip
+    gradient = (gradient - level - value * slope) * tl.load(stats + unit * 2 + 1)
+    tl.store(dx + offset, gradient.to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gate(x: Any, y: Any, width: Any, BLOCK: tl.constexpr) -> None:
+    """``a * gelu(b)`` of rows (a, b)."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    at = x + row * 2 * width + column
+    a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
+    value = a * b * 0.5 * (1.0 + tl.erf(b * 0.7071067811865476))
+    tl.store(y + row * width + column, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gate_gradient(dy: Any, x: Any, dx: Any, width: Any, BLOCK: tl.constexpr) -> None:
+    """The gradients of a and b."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    at = row * 2 * width + column
+    a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x + at + width, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(dy + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    below = 0.5 * (1.0 + tl.erf(b * 0.7071067811865476))
+    density = 0.3989422804014327 * tl.exp(-0.5 * b * b)
+    of_a = gradient * b * below
+    of_b = gradient * a * (below + b * density)
+    tl.store(dx + at, of_a.to(dx.dtype.element_ty), mask=inside)
+    tl.store(dx + at + width, of_b.to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add(
+    a: Any,
+    b: Any,
+    bias: Any,
+    y: Any,
+    numbers: Any,
+    channels: Any,
+    inverse: Any,
+    BLOCK: tl.constexpr,
+) -> None:
+    """``a + b`` and a number for each channel."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    index = tl.arange(0, BLOCK)
+    position = (first % channels).to(tl.int32) + index
+    channel = position - ((position + 0.5) * inverse).to(tl.int32) * channels
+    inside = first + index < numbers
+    value = tl.load(a + first + index, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(b + first + index, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + first + index, value.to(y.dtype.element_ty), mask=inside)

@@ -1,0 +1,189 @@
+"""Operations on feature maps that do in one pass what torch does in several.
+
+Each is a plain function of torch on a CPU, and kernels of our own on a GPU. The affine weights
+are frozen: gradients are those of the feature maps alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+_BLOCK = 4096
+"""Numbers that one program of a norm takes."""
+_MOST_CHUNKS = 256
+"""Parts of a group whose sums one program brings together."""
+_ROW = 1024
+_STRETCH = 2048
+
+
+def group_norm(
+    x: torch.Tensor,
+    norm: torch.nn.GroupNorm,
+    *,
+    shift: torch.Tensor | None = None,
+    activated: bool = False,
+) -> torch.Tensor:
+    """Normalise (n, c, h, w).
+
+    Args:
+        shift: added first, (n, c).
+        activated: SiLU comes last.
+    """
+    if x.is_cuda:
+        groups, eps = norm.num_groups, norm.eps
+        # torch gives ``apply`` no types.
+        y: torch.Tensor = GroupNormed.apply(  # type: ignore[no-untyped-call]
+            x, norm.weight, norm.bias, shift, groups, eps, activated
+        )
+        return y
+    if shift is not None:
+        x = x + shift[:, :, None, None]
+    normal = torch.nn.functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return torch.nn.functional.silu(normal) if activated else normal
+
+
+def gated(x: torch.Tensor) -> torch.Tensor:
+    """``a * gelu(b)`` of (..., 2 * width), whose halves are a and b (arXiv 2002.05202)."""
+    if x.is_cuda:
+        y: torch.Tensor = Gated.apply(x)  # type: ignore[no-untyped-call] # as above
+        return y
+    a, b = x.chunk(2, dim=-1)
+    return a * torch.nn.functional.gelu(b)
+
+
+def added(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """``a + b + bias`` of (n, c, h, w) and (c,)."""
+    if a.is_cuda:
+        y: torch.Tensor = Added.apply(a, b, bias)  # type: ignore[no-untyped-call] # as above
+        return y
+    return a + b + bias[:, None, None]
+
+
+class _Cut(NamedTuple):
+    """How a norm's work is shared out."""
+
+    block: int
+    rows: int
+    """Pixels of a chunk."""
+    chunks: int
+
+    @staticmethod
+    def of(pixels: int, depth: int) -> _Cut:
+        block = _BLOCK
+        while -(-pixels // (block // depth)) > _MOST_CHUNKS:
+            block *= 2
+        rows = block // depth
+        return _Cut(block, rows, -(-pixels // rows))
+
+
+class GroupNormed(torch.autograd.Function):
+    """See ``group_norm``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        shift: torch.Tensor | None,
+        groups: int,
+        eps: float,
+        activated: bool,
+    ) -> torch.Tensor:
+        from adapters.diffusion.fused import kernels
+
+        x = _channels_last(x)
+        n, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+        depth = channels // groups
+        cut = _Cut.of(pixels, depth)
+        units = n * groups
+        partial = torch.empty(units, cut.chunks, 2, device=x.device, dtype=torch.float32)
+        stats = torch.empty(units, 2, device=x.device, dtype=torch.float32)
+        y = torch.empty_like(x)
+        shifted = shift is not None
+        moved = bias if shift is None else shift
+        stride = 0 if shift is None else shift.stride(0)
+        shape = (pixels, channels, groups, depth, 1 / depth, cut.rows, stride)
+        grid = (cut.chunks, units)
+        kernels.moments[grid](x, moved, partial, *shape, SHIFTED=shifted, BLOCK=cut.block)
+        kernels.normalise[grid](
+            *(x, moved, weight, bias, partial, stats, y, *shape, eps),
+            SHIFTED=shifted,
+            ACTIVATED=activated,
+            BLOCK=cut.block,
+            MOST=_MOST_CHUNKS,
+        )
+        ctx.save_for_backward(x, moved, weight, bias, stats)
+        ctx.cut = cut, grid, shape, shifted, activated
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        from adapters.diffusion.fused import kernels
+
+        dy = _channels_last(gradients[0])
+        x, moved, weight, bias, stats = ctx.saved_tensors
+        cut, grid, shape, shifted, activated = ctx.cut
+        partial = torch.empty(grid[1], grid[0], 2, device=x.device, dtype=torch.float32)
+        dx = torch.empty_like(x)
+        given = (dy, x, moved, weight, bias, stats, partial)
+        options = {"SHIFTED": shifted, "ACTIVATED": activated, "BLOCK": cut.block}
+        kernels.gradient_sums[grid](*given, *shape, **options)
+        kernels.gradient_through[grid](*given, dx, *shape, **options, MOST=_MOST_CHUNKS)
+        return dx, *[None] * 6
+
+
+class Gated(torch.autograd.Function):
+    """See ``gated``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        from adapters.diffusion.fused import kernels
+
+        x = x.contiguous()
+        width = x.shape[-1] // 2
+        y = x.new_empty(*x.shape[:-1], width)
+        grid = (x.numel() // (2 * width), -(-width // _ROW))
+        kernels.gate[grid](x, y, width, BLOCK=_ROW)
+        ctx.save_for_backward(x)
+        ctx.grid = grid
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        from adapters.diffusion.fused import kernels
+
+        (x,) = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        dy = gradients[0].contiguous()
+        kernels.gate_gradient[ctx.grid](dy, x, dx, x.shape[-1] // 2, BLOCK=_ROW)
+        return dx
+
+
+class Added(torch.autograd.Function):
+    """See ``added``."""
+
+    @staticmethod
+    def forward(
+        _: Any, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        from adapters.diffusion.fused import kernels
+
+        a, b = _channels_last(a), _channels_last(b)
+        y = torch.empty_like(a)
+        grid = (-(-a.numel() // _STRETCH),)
+        channels = a.shape[1]
+        kernels.add[grid](a, b, bias, y, a.numel(), channels, 1 / channels, BLOCK=_STRETCH)
+        return y
+
+    @staticmethod
+    def backward(
+        _: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        return gradients[0], gradients[0], None
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

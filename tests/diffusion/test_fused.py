@@ -1,0 +1,154 @@
+"""Fused passes: torch's numbers, forward and backward, by the kernels and in the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.fused import check, operations
+from adapters.diffusion.fused.blocks import fused
+from adapters.diffusion.fused.operations import Added, Gated, GroupNormed, added, gated, group_norm
+from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from domain.parameters import LoraTargets
+from domain.picture import Picture
+from tests.diffusion.runs import EVERY_OPTION, plan_of, run
+
+pytestmark = pytest.mark.integration
+
+Pictures = tuple[Picture, ...]
+Operation = Callable[..., torch.Tensor]
+FUSED = Strategy(flat_path=True, channels_last=True, fused=True)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+pytest.importorskip("triton", reason="the kernels wait for triton: pip install triton")
+
+
+def assert_alike(kernel: Operation, plain: Operation, x: torch.Tensor, within: float) -> None:
+    """The kernel in ``x``'s precision against torch in float64, with gradients."""
+    exact = x.double().requires_grad_()
+    wanted = plain(exact)
+    gradient = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
+    wanted.backward(gradient.double())
+    asked = x.detach().to(DEVICE).requires_grad_()
+    found = kernel(asked)
+    found.backward(gradient.to(DEVICE, x.dtype))
+    assert asked.grad is not None
+    torch.testing.assert_close(found.cpu().double(), wanted, rtol=within, atol=within)
+    torch.testing.assert_close(asked.grad.cpu().double(), exact.grad, rtol=within, atol=within)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("activated", [True, False])
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((2, 320, 9, 11), 32), ((1, 2560, 8, 8), 32), ((2, 64, 3, 5), 32)]
+)
+def test_the_norms_kernels_give_the_norm(
+    shape: tuple[int, ...], groups: int, shifted: bool, activated: bool
+) -> None:
+    norm = torch.nn.GroupNorm(groups, shape[1], eps=1e-5).requires_grad_(False)
+    norm.weight.copy_(1 + normal(shape[1], seed=2))
+    norm.bias.copy_(normal(shape[1], seed=3))
+    shift = normal(shape[0], shape[1], seed=4) if shifted else None
+    there = [None if t is None else t.to(DEVICE) for t in (norm.weight, norm.bias, shift)]
+    exact = torch.nn.GroupNorm(groups, shape[1], eps=1e-5, dtype=torch.float64)
+    exact.load_state_dict(norm.state_dict())
+    # Far from 0, where a sum of squares less a squared sum would have lost what counts.
+    x = (normal(*shape) + 30).to(memory_format=torch.channels_last)
+    assert_alike(
+        lambda x: GroupNormed.apply(x, *there, groups, 1e-5, activated),  # type: ignore[no-untyped-call]
+        lambda x: group_norm(
+            x, exact, shift=None if shift is None else shift.double(), activated=activated
+        ),
+        x,
+        within=1e-4,
+    )
+
+
+def test_a_group_in_more_parts_than_one_program_sums_is_cut_into_larger_ones() -> None:
+    few, many = (operations._Cut.of(pixels, 30) for pixels in (64 * 64, 256 * 256))
+    assert few.chunks * few.rows >= 64 * 64
+    assert many.chunks * many.rows >= 256 * 256
+    assert many.chunks <= operations._MOST_CHUNKS < 256 * 256 // few.rows
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_sum_with_a_bias(layout: torch.memory_format) -> None:
+    x = normal(2, 320, 5, 3).to(memory_format=layout)
+    other, bias = normal(2, 320, 5, 3, seed=2), normal(320, seed=3)
+    assert_alike(
+        lambda x: Added.apply(x, other.to(DEVICE), bias.to(DEVICE)),  # type: ignore[no-untyped-call]
+        lambda x: added(x, other.double(), bias.double()),
+        x,
+        within=1e-6,
+    )
+
+
+def test_a_gate() -> None:
+    assert_alike(Gated.apply, gated, 3 * normal(2, 7, 2 * 1300), within=1e-5)
+
+
+def outcome(base: BaseModel) -> list[torch.Tensor]:
+    x = normal(2, 4, 8, 8).requires_grad_()
+    states = normal(2, 77, base.unet.config.cross_attention_dim, seed=1)
+    answer = base.unet(x, torch.tensor([5, 400]), states).sample
+    answer.square().sum().backward()
+    assert x.grad is not None
+    return [answer.detach(), x.grad]
+
+
+def test_the_denoiser_computes_the_same_and_is_itself_again_afterwards(base: BaseModel) -> None:
+    wanted = outcome(base)
+    with fused(base.unet):
+        rerouted = [m for m in base.unet.modules() if "forward" in m.__dict__]
+        found = outcome(base)
+    assert len(rerouted) > 40
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert all(map(torch.equal, outcome(base), wanted))
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_targets": LoraTargets.CONVOLUTIONS}, EVERY_OPTION])
+def test_training_with_fused_passes_follows_the_plain_way(
+    base: BaseModel, trainer: DiffusionTrainer, pictures: Pictures, options: dict[str, Any]
+) -> None:
+    plan = plan_of(pictures, batch_size=2, **options)
+    found = run(DiffusionTrainer(base, decode, "cpu", strategy=FUSED), plan)
+    for one, other in zip(found.history, run(trainer, plan).history, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
+
+
+def test_kernels_are_taken_where_they_give_torchs_numbers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = torch.device("cpu")
+    check.kernels_work.cache_clear()
+    assert check.kernels_work(here)
+
+    monkeypatch.setattr(check, "gated", lambda x: gated(x) * (1 + torch.rand(())))
+    check.kernels_work.cache_clear()
+    assert not check.kernels_work(here)
+    assert "other numbers than torch" in caplog.text
+
+
+def test_without_a_compiler_there_are_no_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(check, "gated", refuse)
+    check.kernels_work.cache_clear()
+    assert not check.kernels_work(torch.device("cpu"))
+    check.kernels_work.cache_clear()
+    assert "no fused kernels: RuntimeError: Failed to find C compiler" in caplog.text
