@@ -48,9 +48,7 @@ def main() -> None:
     chosen = choose_strategy(device)
     layout = chosen.channels_last if options.channels_last is None else options.channels_last
     fused = layout and (chosen.fused if options.fused is None else options.fused)
-    strategy = Strategy(
-        compute=chosen.compute, flat_path=True, channels_last=layout, fused=fused
-    )
+    strategy = Strategy(compute=chosen.compute, flat_path=True, channels_last=layout, fused=fused)
     with tempfile.TemporaryDirectory() as scratch:
         bench = prepare(options, device, Path(scratch))
         for batch in options.batches:

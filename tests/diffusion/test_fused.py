@@ -11,7 +11,16 @@ import torch
 from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.fused import check, operations
 from adapters.diffusion.fused.blocks import fused
-from adapters.diffusion.fused.operations import Added, Gated, GroupNormed, added, gated, group_norm
+from adapters.diffusion.fused.operations import (
+    Added,
+    Gated,
+    GroupNormed,
+    LayerNormed,
+    added,
+    gated,
+    group_norm_of,
+    layer_norm_of,
+)
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -47,6 +56,18 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def first_of(found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return found[0]
+
+
+def both_of(found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return found[0] * 2 + found[1] / 8
+
+
+def other_of(found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return found[1]
+
+
 @pytest.mark.parametrize("activated", [True, False])
 @pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize(
@@ -64,14 +85,41 @@ def test_the_norms_kernels_give_the_norm(
     exact.load_state_dict(norm.state_dict())
     # Far from 0, where a sum of squares less a squared sum would have lost what counts.
     x = (normal(*shape) + 30).to(memory_format=torch.channels_last)
-    assert_alike(
-        lambda x: GroupNormed.apply(x, *there, groups, 1e-5, activated),  # type: ignore[no-untyped-call]
-        lambda x: group_norm(
-            x, exact, shift=None if shift is None else shift.double(), activated=activated
-        ),
-        x,
-        within=1e-4,
-    )
+    exactly = None if shift is None else shift.double()
+    for use in (first_of, both_of, other_of):
+        assert_alike(
+            lambda x: use(GroupNormed.apply(x, *there, groups, 1e-5, activated)),
+            lambda x: use(group_norm_of(x, exact, shift=exactly, activated=activated)),
+            x,
+            within=1e-4,
+        )
+
+
+@pytest.mark.parametrize("width", [320, 1280, 24])
+@pytest.mark.parametrize("added", [True, False])
+def test_the_norm_of_rows(width: int, added: bool) -> None:
+    exact = torch.nn.LayerNorm(width, dtype=torch.float64).requires_grad_(False)
+    exact.weight.copy_(1 + normal(width, seed=2))
+    exact.bias.copy_(normal(width, seed=3))
+    weight, bias = (t.float().to(DEVICE) for t in (exact.weight, exact.bias))
+    plus = normal(2, 5, width, seed=4) if added else None
+    there = None if plus is None else plus.to(DEVICE)
+    for use in (first_of, both_of, other_of):
+        assert_alike(
+            lambda x: use(LayerNormed.apply(x, there, weight, bias, 1e-5)),
+            lambda x: use(layer_norm_of(x, exact, None if plus is None else plus.double())),
+            normal(2, 5, width) + 30,
+            within=1e-4,
+        )
+
+
+def test_what_is_added_before_a_norm_of_rows_has_the_gradient_of_the_sum() -> None:
+    weight, bias = torch.ones(24, device=DEVICE), torch.zeros(24, device=DEVICE)
+    x, plus = (normal(3, 24, seed=n).to(DEVICE).requires_grad_() for n in (1, 2))
+    both_of(LayerNormed.apply(x, plus, weight, bias, 1e-5)).square().sum().backward()
+    assert x.grad is not None
+    assert plus.grad is not None
+    assert torch.equal(x.grad, plus.grad)
 
 
 def test_a_group_in_more_parts_than_one_program_sums_is_cut_into_larger_ones() -> None:
@@ -145,7 +193,9 @@ def test_without_a_compiler_there_are_no_kernels(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
-        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+        raise RuntimeError(
+            "Failed to find C compiler. Please specify via CC environment variable."
+        )
 
     monkeypatch.setattr(check, "gated", refuse)
     check.kernels_work.cache_clear()

@@ -12,11 +12,21 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_2d import (
+    Transformer2DModel,
+    Transformer2DModelOutput,
+)
 
-from adapters.diffusion.fused.operations import added, gated, group_norm
+from adapters.diffusion.fused.operations import (
+    added,
+    gated,
+    group_norm,
+    group_norm_of,
+    layer_norm_of,
+)
 
 Forward = Callable[..., Any]
 
@@ -27,18 +37,19 @@ def fused(unet: UNet2DConditionModel) -> Iterator[None]:
 
     Open after adapters are put on: a block whose convolutions carry some stays as it is.
     """
-    rerouted: list[tuple[torch.nn.Module, str]] = []
+    rerouted: list[torch.nn.Module] = []
 
-    def reroute(module: torch.nn.Module, forward: Forward, name: str = "forward") -> None:
-        setattr(module, name, forward)
-        rerouted.append((module, name))
+    def reroute(module: torch.nn.Module, forward: Forward) -> None:
+        module.forward = forward
+        rerouted.append(module)
 
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D) and _plain_resnet(module):
             reroute(module, _resnet(module))
         elif isinstance(module, Transformer2DModel) and _plain_transformer(module):
-            reroute(module, _into_tokens(module), "_operate_on_continuous_inputs")
-            reroute(module, _out_of_tokens(module), "_get_output_for_continuous_inputs")
+            reroute(module, _transformer(module))
+        elif isinstance(module, BasicTransformerBlock) and _plain_block(module):
+            reroute(module, _block(module))
         elif isinstance(module, Attention) and _plain_attention(module):
             reroute(module, _attention(module))
         elif isinstance(module, GEGLU):
@@ -49,8 +60,8 @@ def fused(unet: UNet2DConditionModel) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, name in rerouted:
-            module.__dict__.pop(name, None)
+        for module in rerouted:
+            module.__dict__.pop("forward", None)
 
 
 def _plain_resnet(block: ResnetBlock2D) -> bool:
@@ -82,7 +93,7 @@ def _resnet(block: ResnetBlock2D) -> Forward:
         moved = torch.nn.functional.linear(
             torch.nn.functional.silu(temb), block.time_emb_proj.weight, shift
         )
-        h = group_norm(x, block.norm1, activated=True)
+        h, x = group_norm_of(x, block.norm1, activated=True)
         h = torch.nn.functional.conv2d(h, block.conv1.weight, padding=1)
         h = group_norm(h, block.norm2, shift=moved, activated=True)
         h = torch.nn.functional.conv2d(h, block.conv2.weight, padding=1)
@@ -102,24 +113,61 @@ def _plain_transformer(module: Transformer2DModel) -> bool:
     )
 
 
-def _into_tokens(module: Transformer2DModel) -> Forward:
-    def operate(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-        layer = module.proj_in
-        tokens = _tokens(group_norm(x, module.norm))
-        return _pointwise(tokens, layer.weight, layer.bias), layer.out_channels
+def _transformer(module: Transformer2DModel) -> Forward:
+    into, out = module.proj_in, module.proj_out
 
-    return operate
+    def forward(
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        *_: Any,
+        return_dict: bool = True,
+        **__: Any,
+    ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
+        normal, x = group_norm_of(hidden_states, module.norm)
+        tokens = _pointwise(_tokens(normal), into.weight, into.bias)
+        for block in module.transformer_blocks:
+            if torch.is_grad_enabled() and module.gradient_checkpointing:
+                tokens = module._gradient_checkpointing_func(
+                    block, tokens, None, encoder_hidden_states
+                )
+            else:
+                tokens = block(tokens, None, encoder_hidden_states)
+        answer = added(_from_tokens(_pointwise(tokens, out.weight), x), x, out.bias)
+        return Transformer2DModelOutput(sample=answer) if return_dict else (answer,)
+
+    return forward
 
 
-def _out_of_tokens(module: Transformer2DModel) -> Forward:
-    def output(
-        hidden_states: torch.Tensor, residual: torch.Tensor, *_: Any, **__: Any
+def _plain_block(block: BasicTransformerBlock) -> bool:
+    return (
+        block.norm_type == "layer_norm"
+        and block.pos_embed is None
+        and block.attn2 is not None
+        and not block.only_cross_attention
+        and not block.attn2.only_cross_attention
+        and block._chunk_size is None
+        and getattr(block, "fuser", None) is None
+        and all(norm.bias is not None for norm in (block.norm1, block.norm2, block.norm3))
+    )
+
+
+def _block(block: BasicTransformerBlock) -> Forward:
+    def forward(
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        *_: Any,
+        **__: Any,
     ) -> torch.Tensor:
-        layer = module.proj_out
-        tokens = _pointwise(hidden_states, layer.weight)
-        return added(_from_tokens(tokens, residual), residual, layer.bias)
+        assert attention_mask is None
+        normal, x = layer_norm_of(hidden_states, block.norm1)
+        normal, x = layer_norm_of(x, block.norm2, plus=block.attn1(normal))
+        answer = block.attn2(normal, encoder_hidden_states=encoder_hidden_states)
+        normal, x = layer_norm_of(x, block.norm3, plus=answer)
+        last: torch.Tensor = x + block.ff(normal)
+        return last
 
-    return output
+    return forward
 
 
 def _plain_attention(module: Attention) -> bool:

@@ -203,6 +203,7 @@ def gradient_through(
     bias: Any,
     stats: Any,
     partial: Any,
+    other: Any,
     dx: Any,
     pixels: Any,
     channels: Any,
@@ -213,10 +214,11 @@ def gradient_through(
     shift_stride: Any,
     SHIFTED: tl.constexpr,
     ACTIVATED: tl.constexpr,
+    SKIPPED: tl.constexpr,
     BLOCK: tl.constexpr,
     MOST: tl.constexpr,
 ) -> None:
-    """The gradient of the feature map."""
+    """The gradient of the feature map, with that of its other use."""
     chunk, unit, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     each = tl.arange(0, MOST)
     at = partial + (unit * chunks + each) * 2
@@ -231,6 +233,79 @@ def gradient_through(
         shift_stride, SHIFTED, ACTIVATED,
     )  # fmt: skip
     gradient = (gradient - level - value * slope) * tl.load(stats + unit * 2 + 1)
+    if SKIPPED:
+        gradient += tl.load(other + offset, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + offset, gradient.to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def layer_norm(
+    a: Any,
+    b: Any,
+    weight: Any,
+    bias: Any,
+    total: Any,
+    y: Any,
+    stats: Any,
+    rows: Any,
+    width: Any,
+    epsilon: Any,
+    ADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """``a + b`` where there is a b, and its rows normalised; their moments into ``stats``."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    within = column < width
+    inside = (row < rows)[:, None] & within[None, :]
+    offset = row.to(tl.int64)[:, None] * width + column[None, :]
+    value = tl.load(a + offset, mask=inside, other=0.0).to(tl.float32)
+    if ADDED:
+        value += tl.load(b + offset, mask=inside, other=0.0).to(tl.float32)
+        tl.store(total + offset, value.to(total.dtype.element_ty), mask=inside)
+    mean = tl.sum(value, axis=1) / width
+    deviation = tl.where(inside, value - mean[:, None], 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(deviation * deviation, axis=1) / width + epsilon)
+    tl.store(stats + row * 2, mean, mask=row < rows)
+    tl.store(stats + row * 2 + 1, scale, mask=row < rows)
+    gain = tl.load(weight + column, mask=within, other=0.0).to(tl.float32)
+    level = tl.load(bias + column, mask=within, other=0.0).to(tl.float32)
+    value = deviation * scale[:, None] * gain[None, :] + level[None, :]
+    tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def layer_norm_gradient(
+    dy: Any,
+    other: Any,
+    x: Any,
+    weight: Any,
+    stats: Any,
+    dx: Any,
+    rows: Any,
+    width: Any,
+    SKIPPED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The gradient of the rows, with that of their other use."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    within = column < width
+    inside = (row < rows)[:, None] & within[None, :]
+    offset = row.to(tl.int64)[:, None] * width + column[None, :]
+    mean = tl.load(stats + row * 2, mask=row < rows, other=0.0)[:, None]
+    scale = tl.load(stats + row * 2 + 1, mask=row < rows, other=0.0)[:, None]
+    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    value = (value - mean) * scale
+    gradient = tl.load(dy + offset, mask=inside, other=0.0).to(tl.float32)
+    gradient *= tl.load(weight + column, mask=within, other=0.0).to(tl.float32)[None, :]
+    level = tl.sum(gradient, axis=1) / width
+    slope = tl.sum(gradient * value, axis=1) / width
+    gradient = (gradient - level[:, None] - value * slope[:, None]) * scale
+    if SKIPPED:
+        gradient += tl.load(other + offset, mask=inside, other=0.0).to(tl.float32)
     tl.store(dx + offset, gradient.to(dx.dtype.element_ty), mask=inside)
 
 

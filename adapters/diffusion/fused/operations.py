@@ -12,10 +12,12 @@ import torch
 
 _BLOCK = 4096
 """Numbers that one program of a norm takes."""
+_WARPS = 8
 _MOST_CHUNKS = 256
 """Parts of a group whose sums one program brings together."""
 _ROW = 1024
 _STRETCH = 2048
+"""Numbers that one program takes where every number stands for itself, or each row."""
 
 
 def group_norm(
@@ -31,17 +33,42 @@ def group_norm(
         shift: added first, (n, c).
         activated: SiLU comes last.
     """
+    return group_norm_of(x, norm, shift=shift, activated=activated)[0]
+
+
+def group_norm_of(
+    x: torch.Tensor,
+    norm: torch.nn.GroupNorm,
+    *,
+    shift: torch.Tensor | None = None,
+    activated: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, and ``x`` again for its other use: so the two gradients meet in one pass."""
     if x.is_cuda:
         groups, eps = norm.num_groups, norm.eps
         # torch gives ``apply`` no types.
-        y: torch.Tensor = GroupNormed.apply(  # type: ignore[no-untyped-call]
+        y: tuple[torch.Tensor, torch.Tensor] = GroupNormed.apply(  # type: ignore[no-untyped-call]
             x, norm.weight, norm.bias, shift, groups, eps, activated
         )
         return y
-    if shift is not None:
-        x = x + shift[:, :, None, None]
-    normal = torch.nn.functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return torch.nn.functional.silu(normal) if activated else normal
+    moved = x if shift is None else x + shift[:, :, None, None]
+    normal = torch.nn.functional.group_norm(
+        moved, norm.num_groups, norm.weight, norm.bias, norm.eps
+    )
+    return torch.nn.functional.silu(normal) if activated else normal, x
+
+
+def layer_norm_of(
+    x: torch.Tensor, norm: torch.nn.LayerNorm, plus: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x + plus`` for (..., width), normalised, and as it is for its other use."""
+    if x.is_cuda:
+        y: tuple[torch.Tensor, torch.Tensor] = LayerNormed.apply(  # type: ignore[no-untyped-call]
+            x, plus, norm.weight, norm.bias, norm.eps
+        )
+        return y
+    total = x if plus is None else x + plus
+    return norm(total), total
 
 
 def gated(x: torch.Tensor) -> torch.Tensor:
@@ -91,7 +118,7 @@ class GroupNormed(torch.autograd.Function):
         groups: int,
         eps: float,
         activated: bool,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         from adapters.diffusion.fused import kernels
 
         x = _channels_last(x)
@@ -107,32 +134,99 @@ class GroupNormed(torch.autograd.Function):
         stride = 0 if shift is None else shift.stride(0)
         shape = (pixels, channels, groups, depth, 1 / depth, cut.rows, stride)
         grid = (cut.chunks, units)
-        kernels.moments[grid](x, moved, partial, *shape, SHIFTED=shifted, BLOCK=cut.block)
+        kernels.moments[grid](
+            *(x, moved, partial, *shape), SHIFTED=shifted, BLOCK=cut.block, num_warps=_WARPS
+        )
         kernels.normalise[grid](
             *(x, moved, weight, bias, partial, stats, y, *shape, eps),
             SHIFTED=shifted,
             ACTIVATED=activated,
             BLOCK=cut.block,
             MOST=_MOST_CHUNKS,
+            num_warps=_WARPS,
         )
         ctx.save_for_backward(x, moved, weight, bias, stats)
         ctx.cut = cut, grid, shape, shifted, activated
-        return y
+        ctx.set_materialize_grads(False)
+        return y, x
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         from adapters.diffusion.fused import kernels
 
-        dy = _channels_last(gradients[0])
+        of_y, other = gradients
+        if of_y is None:
+            return other, *[None] * 6
+        dy, skipped = _channels_last(of_y), other is not None
+        other = dy if other is None else _channels_last(other)
         x, moved, weight, bias, stats = ctx.saved_tensors
         cut, grid, shape, shifted, activated = ctx.cut
         partial = torch.empty(grid[1], grid[0], 2, device=x.device, dtype=torch.float32)
         dx = torch.empty_like(x)
         given = (dy, x, moved, weight, bias, stats, partial)
         options = {"SHIFTED": shifted, "ACTIVATED": activated, "BLOCK": cut.block}
+        options["num_warps"] = _WARPS
         kernels.gradient_sums[grid](*given, *shape, **options)
-        kernels.gradient_through[grid](*given, dx, *shape, **options, MOST=_MOST_CHUNKS)
+        kernels.gradient_through[grid](
+            *(*given, other, dx, *shape), **options, SKIPPED=skipped, MOST=_MOST_CHUNKS
+        )
         return dx, *[None] * 6
+
+
+class LayerNormed(torch.autograd.Function):
+    """See ``layer_norm_of``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        plus: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from adapters.diffusion.fused import kernels
+
+        x = x.contiguous()
+        other = x if plus is None else plus.contiguous()
+        total = x if plus is None else torch.empty_like(x)
+        y = torch.empty_like(x)
+        width = x.shape[-1]
+        rows = x.numel() // width
+        stats = torch.empty(rows, 2, device=x.device, dtype=torch.float32)
+        block = 1 << (width - 1).bit_length()
+        each = max(1, _STRETCH // block)
+        grid = (-(-rows // each),)
+        kernels.layer_norm[grid](
+            *(x, other, weight, bias, total, y, stats, rows, width, eps),
+            ADDED=plus is not None,
+            ROWS=each,
+            BLOCK=block,
+        )
+        ctx.save_for_backward(total, weight, stats)
+        ctx.cut = grid, rows, width, each, block, plus is not None
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        from adapters.diffusion.fused import kernels
+
+        of_y, other = gradients
+        total, weight, stats = ctx.saved_tensors
+        grid, rows, width, each, block, added = ctx.cut
+        if of_y is None:
+            return other, other if added else None, None, None, None
+        dy, skipped = of_y.contiguous(), other is not None
+        other = dy if other is None else other.contiguous()
+        dx = torch.empty_like(total)
+        kernels.layer_norm_gradient[grid](
+            *(dy, other, total, weight, stats, dx, rows, width),
+            SKIPPED=skipped,
+            ROWS=each,
+            BLOCK=block,
+        )
+        return dx, dx if added else None, None, None, None
 
 
 class Gated(torch.autograd.Function):
@@ -166,9 +260,7 @@ class Added(torch.autograd.Function):
     """See ``added``."""
 
     @staticmethod
-    def forward(
-        _: Any, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(_: Any, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         from adapters.diffusion.fused import kernels
 
         a, b = _channels_last(a), _channels_last(b)
@@ -179,9 +271,7 @@ class Added(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(
-        _: Any, *gradients: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(_: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         return gradients[0], gradients[0], None
 
 
