@@ -91,13 +91,13 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     def four_at_once() -> float:
         seated = DiffusionTrainer(base, decode, "cpu", seats=4)
         seeds = [replace(plan, parameters=replace(plan.parameters, seed=k)) for k in range(4)]
-        with running_together(seated, seeds) as steps:
-            while steps() < 4 * WARM_UP:
+        with running_together(seated, seeds) as runs:
+            while sum(runs.steps) < 4 * WARM_UP:
                 time.sleep(0.01)
-            before, started = steps(), time.perf_counter()
-            while steps() < 4 * STEPS - 8:
+            before, started = sum(runs.steps), time.perf_counter()
+            while sum(runs.steps) < 4 * STEPS - 8:
                 time.sleep(0.01)
-            return (steps() - before) / (time.perf_counter() - started)
+            return (sum(runs.steps) - before) / (time.perf_counter() - started)
 
     four = [four_at_once() for _ in range(min(rounds, 3))]
     measured = [(steps_per_second(ours), steps_per_second(plain)) for _ in range(rounds)]

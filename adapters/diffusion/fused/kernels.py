@@ -7,10 +7,6 @@ numbers, cut into rows of ``depth`` channels by multiplication with ``1 / depth`
 stretches this short, quicker than a division, and one compiled kernel serves every depth.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -20,16 +16,16 @@ _ANY_SIZE = ["pixels", "channels", "groups", "depth", "rows", "shift_stride"]
 
 @triton.jit
 def _tile(
-    unit: Any,
-    chunk: Any,
-    pixels: Any,
-    channels: Any,
-    groups: Any,
-    depth: Any,
-    inverse: Any,
-    rows: Any,
+    unit,
+    chunk,
+    pixels,
+    channels,
+    groups,
+    depth,
+    inverse,
+    rows,
     BLOCK: tl.constexpr,
-) -> Any:
+):
     """Where a chunk of one picture's group lies: offsets, channels, and which of them count."""
     picture = unit // groups
     index = tl.arange(0, BLOCK)
@@ -43,19 +39,19 @@ def _tile(
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def moments(
-    x: Any,
-    shift: Any,
-    partial: Any,
-    pixels: Any,
-    channels: Any,
-    groups: Any,
-    depth: Any,
-    inverse: Any,
-    rows: Any,
-    shift_stride: Any,
+    x,
+    shift,
+    partial,
+    pixels,
+    channels,
+    groups,
+    depth,
+    inverse,
+    rows,
+    shift_stride,
     SHIFTED: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """Mean and summed squared deviation of each chunk: (units, chunks, 2)."""
     chunk, unit = tl.program_id(0), tl.program_id(1)
     offset, channel, inside = _tile(
@@ -75,26 +71,26 @@ def moments(
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def normalise(
-    x: Any,
-    shift: Any,
-    weight: Any,
-    bias: Any,
-    partial: Any,
-    stats: Any,
-    y: Any,
-    pixels: Any,
-    channels: Any,
-    groups: Any,
-    depth: Any,
-    inverse: Any,
-    rows: Any,
-    shift_stride: Any,
-    epsilon: Any,
+    x,
+    shift,
+    weight,
+    bias,
+    partial,
+    stats,
+    y,
+    pixels,
+    channels,
+    groups,
+    depth,
+    inverse,
+    rows,
+    shift_stride,
+    epsilon,
     SHIFTED: tl.constexpr,
     ACTIVATED: tl.constexpr,
     BLOCK: tl.constexpr,
     MOST: tl.constexpr,
-) -> None:
+):
     """The normalised feature map; each unit's mean and inverse deviation into ``stats``."""
     chunk, unit, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     # Chan, Golub and LeVeque, 1979: moments of parts to moments of the whole.
@@ -129,21 +125,21 @@ def normalise(
 
 @triton.jit
 def _gradient_inside(
-    dy: Any,
-    x: Any,
-    shift: Any,
-    weight: Any,
-    bias: Any,
-    stats: Any,
-    unit: Any,
-    groups: Any,
-    offset: Any,
-    channel: Any,
-    inside: Any,
-    shift_stride: Any,
+    dy,
+    x,
+    shift,
+    weight,
+    bias,
+    stats,
+    unit,
+    groups,
+    offset,
+    channel,
+    inside,
+    shift_stride,
     SHIFTED: tl.constexpr,
     ACTIVATED: tl.constexpr,
-) -> Any:
+):
     """The normalised value, and the gradient of it."""
     value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
     if SHIFTED:
@@ -161,24 +157,24 @@ def _gradient_inside(
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def gradient_sums(
-    dy: Any,
-    x: Any,
-    shift: Any,
-    weight: Any,
-    bias: Any,
-    stats: Any,
-    partial: Any,
-    pixels: Any,
-    channels: Any,
-    groups: Any,
-    depth: Any,
-    inverse: Any,
-    rows: Any,
-    shift_stride: Any,
+    dy,
+    x,
+    shift,
+    weight,
+    bias,
+    stats,
+    partial,
+    pixels,
+    channels,
+    groups,
+    depth,
+    inverse,
+    rows,
+    shift_stride,
     SHIFTED: tl.constexpr,
     ACTIVATED: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """Sums over each chunk of the gradient, and of its product with the normalised value."""
     chunk, unit = tl.program_id(0), tl.program_id(1)
     offset, channel, inside = _tile(
@@ -196,28 +192,28 @@ def gradient_sums(
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def gradient_through(
-    dy: Any,
-    x: Any,
-    shift: Any,
-    weight: Any,
-    bias: Any,
-    stats: Any,
-    partial: Any,
-    other: Any,
-    dx: Any,
-    pixels: Any,
-    channels: Any,
-    groups: Any,
-    depth: Any,
-    inverse: Any,
-    rows: Any,
-    shift_stride: Any,
+    dy,
+    x,
+    shift,
+    weight,
+    bias,
+    stats,
+    partial,
+    other,
+    dx,
+    pixels,
+    channels,
+    groups,
+    depth,
+    inverse,
+    rows,
+    shift_stride,
     SHIFTED: tl.constexpr,
     ACTIVATED: tl.constexpr,
     SKIPPED: tl.constexpr,
     BLOCK: tl.constexpr,
     MOST: tl.constexpr,
-) -> None:
+):
     """The gradient of the feature map, with that of its other use."""
     chunk, unit, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     each = tl.arange(0, MOST)
@@ -240,20 +236,20 @@ def gradient_through(
 
 @triton.jit
 def layer_norm(
-    a: Any,
-    b: Any,
-    weight: Any,
-    bias: Any,
-    total: Any,
-    y: Any,
-    stats: Any,
-    rows: Any,
-    width: Any,
-    epsilon: Any,
+    a,
+    b,
+    weight,
+    bias,
+    total,
+    y,
+    stats,
+    rows,
+    width,
+    epsilon,
     ADDED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """``a + b`` where there is a b, and its rows normalised; their moments into ``stats``."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
@@ -277,18 +273,18 @@ def layer_norm(
 
 @triton.jit
 def layer_norm_gradient(
-    dy: Any,
-    other: Any,
-    x: Any,
-    weight: Any,
-    stats: Any,
-    dx: Any,
-    rows: Any,
-    width: Any,
+    dy,
+    other,
+    x,
+    weight,
+    stats,
+    dx,
+    rows,
+    width,
     SKIPPED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """The gradient of the rows, with that of their other use."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
@@ -310,7 +306,7 @@ def layer_norm_gradient(
 
 
 @triton.jit
-def gate(x: Any, y: Any, width: Any, BLOCK: tl.constexpr) -> None:
+def gate(x, y, width, BLOCK: tl.constexpr):
     """``a * gelu(b)`` of rows (a, b)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -323,7 +319,7 @@ def gate(x: Any, y: Any, width: Any, BLOCK: tl.constexpr) -> None:
 
 
 @triton.jit
-def gate_gradient(dy: Any, x: Any, dx: Any, width: Any, BLOCK: tl.constexpr) -> None:
+def gate_gradient(dy, x, dx, width, BLOCK: tl.constexpr):
     """The gradients of a and b."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -342,15 +338,15 @@ def gate_gradient(dy: Any, x: Any, dx: Any, width: Any, BLOCK: tl.constexpr) -> 
 
 @triton.jit
 def add(
-    a: Any,
-    b: Any,
-    bias: Any,
-    y: Any,
-    numbers: Any,
-    channels: Any,
-    inverse: Any,
+    a,
+    b,
+    bias,
+    y,
+    numbers,
+    channels,
+    inverse,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """``a + b`` and a number for each channel."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
     index = tl.arange(0, BLOCK)
