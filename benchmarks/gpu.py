@@ -3,7 +3,7 @@
 Random weights, 512 px, rank 8: the common recipe, then each trick added in turn, at several batch
 sizes; the share of what the card's matrix products reach in the same run; memory; and a whole
 job of 20 pictures and 200 epochs. Every row stands for itself: one that fails says so, and the
-file is written after each.
+file is written after each. Parts can be measured by themselves: the file keeps the others' rows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import re
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from adapters.diffusion.base_model import BaseModel, load_base
@@ -51,8 +52,6 @@ class Trick:
 
     name: str
     strategy: Strategy
-    autotune: bool = False
-    """Let cuDNN time its algorithms for each shape."""
     compiled: bool = False
 
 
@@ -69,7 +68,6 @@ def tricks(compute: torch.dtype, *, with_compile: bool) -> list[Trick]:
         Trick("+ captured", captured),
         Trick("+ channels last", last),
         Trick("+ fused passes", fused),
-        Trick("the same, cuDNN's choice timed", fused, autotune=True),
     ]
     return found + [Trick("channels last, captured, compiled", last, compiled=True)] * with_compile
 
@@ -128,11 +126,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/<device>.json")
     options = parser.parse_args()
     device = torch.device(options.device)
+    started_up = time.time() - psutil.Process().create_time()
     results: dict[str, Any] = {**facts(device), "rows": []}
     target = options.json or Path("benchmarks/results") / f"{_slug(results['device'])}.json"
+    measured: list[dict[str, Any]] = []
+    kept = kept_rows(target, results, options.parts)
+    if kept and "speed" not in options.parts:
+        # The rows that are kept are shares of what was reached then.
+        results["matmul_tflops"] = json.loads(target.read_text("utf-8"))["matmul_tflops"]
 
-    def note(row: dict[str, Any]) -> None:
-        results["rows"].append(row)
+    def note(part: str, row: dict[str, Any]) -> None:
+        measured.append({"part": part, **row})
+        results["rows"] = sorted(kept + measured, key=lambda row: PARTS.index(row["part"]))
         print(json.dumps(row), flush=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(results, indent=1) + "\n")
@@ -146,14 +151,29 @@ def main() -> None:
                 flop = count_flop(bench)
             results["tflop_per_picture"] = round(flop / 1e12, 4)
             if "speed" in options.parts:
-                speed(options, bench, flop, results["matmul_tflops"], note)
+                limit = results["matmul_tflops"]
+                speed(options, bench, flop, limit, lambda row: note("speed", row))
             if "styles" in options.parts:
-                several_styles(options, bench, note)
+                several_styles(options, bench, lambda row: note("styles", row))
             del bench
             gc.collect()
         if "job" in options.parts:
-            for row in attempts(lambda: whole_job(options, device, folder), "whole job"):
-                note(row)
+            for row in attempts(
+                lambda: whole_job(options, device, folder, started_up), "whole job"
+            ):
+                note("job", row)
+
+
+def kept_rows(
+    target: Path, facts: dict[str, Any], parts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows of other parts that the same card with the same versions has left in the file."""
+    if not target.is_file():
+        return []
+    found = json.loads(target.read_text("utf-8"))
+    if any(found.get(name) != facts[name] for name in ("device", "versions")):
+        return []
+    return [row for row in found["rows"] if row["part"] not in parts]
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -296,8 +316,6 @@ def measure_recipe(bench: Bench, batch: int) -> dict[str, Any]:
 
 def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
     """One of our ways to run a step."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = trick.autotune
     forward = bench.base.unet.forward
     if trick.compiled:
         bench.base.unet.forward = torch.compile(forward)
@@ -310,7 +328,6 @@ def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
             row = _measure(bench, batch, session.advance)
             return {**row, "open_s": round(opened, 2)}
     finally:
-        torch.backends.cudnn.benchmark = before
         if trick.compiled:
             del bench.base.unet.forward
             torch.compiler.reset()
@@ -362,8 +379,15 @@ def count_flop(bench: Bench) -> float:
         return float(counter.get_total_flops() - _RECOMPUTED * again)
 
 
-def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
-    """20 pictures from files to weights, the base model's loading included; then a second one."""
+def whole_job(
+    options: argparse.Namespace, device: torch.device, folder: Path, started_up: float
+) -> dict[str, Any]:
+    """20 pictures from files to weights, with the process's start and the base model's loading;
+    then a second one.
+
+    Args:
+        started_up: seconds from the process's start to the end of its imports.
+    """
     at = SMALL_BASE
     if not options.tiny:
         at = folder / "base"
@@ -379,8 +403,9 @@ def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -
     parameters = TrainingParameters(epochs=options.epochs, resolution=resolution, rank=RANK)
     plan = TrainingPlan(style_id=1, pictures=pictures, tags=(), parameters=parameters)
     row: dict[str, Any] = {"pictures": len(pictures), "epochs": options.epochs}
-    row |= {"load_base_s": round(loaded, 2), **_job(trainer, plan)}
-    row["total_s"] = round(loaded + row["job_s"], 2)
+    row |= {"imports_s": round(started_up, 2), "load_base_s": round(loaded, 2)}
+    row |= _job(trainer, plan)
+    row["total_s"] = round(started_up + loaded + row["job_s"], 2)
     with trainer.open(plan, None) as session:
         opened = time.perf_counter()
         session.advance()

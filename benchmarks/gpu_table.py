@@ -76,8 +76,9 @@ def _job(row: dict[str, Any]) -> str:
         return f"A whole job failed: {row['error']}\n"
     return (
         f"A whole job of {row['pictures']} pictures and {row['epochs']} epochs, {row['steps']} "
-        f"steps: {row['total_s']} s from files to weights, of these {row['load_base_s']} s to "
-        f"load the base, {row['encode_s']} s to encode, {row['train_s']} s to train; at most "
+        f"steps: {row['total_s']} s from the process's start to weights, of these "
+        f"{row['imports_s']} s to import, {row['load_base_s']} s to load the base, "
+        f"{row['encode_s']} s to encode, {row['train_s']} s to train; at most "
         f"{row['peak_gib']} GiB. The next job's first step took "
         f"{row['second_job_first_step_s']} s.\n"
     )

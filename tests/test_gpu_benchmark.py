@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import kept_rows
 from benchmarks.gpu_table import NOTHING, card_tables, gpu_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +42,7 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
     assert [row for row in rows if "error" in row] == []
     assert [row["name"] for row in rows if "batch" in row][:2] == [
         "common recipe, eager",
-        "encoded once, resident, fused, nothing read back",
+        "encoded once, resident, nothing read back",
     ]
     assert [(row["styles"], row["in_one_pass"]) for row in rows if "styles" in row] == [
         (1, 2),
@@ -56,10 +57,21 @@ def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) ->
     tables = card_tables(rehearsed)
     for row in rehearsed["rows"][:-1]:
         assert f"| {row['images_per_s']} |" in tables
-    assert f"{rehearsed['rows'][-1]['total_s']} s from files to weights" in tables
+    assert f"{rehearsed['rows'][-1]['total_s']} s from the process's start to weights" in tables
     (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")
     (tmp_path / "cpu.json").write_text("{}", "utf-8")
     assert gpu_tables(tmp_path) == tables
+
+
+def test_a_part_measured_anew_leaves_the_others_rows(tmp_path: Path) -> None:
+    facts = {"device": "card", "versions": {"torch": "2"}}
+    rows = [{"part": "speed", "name": "a"}, {"part": "job", "name": "whole job"}]
+    file = tmp_path / "card.json"
+    assert kept_rows(file, facts, ["job"]) == []
+    file.write_text(json.dumps({**facts, "rows": rows}), "utf-8")
+    assert kept_rows(file, facts, ["job"]) == rows[:1]
+    assert kept_rows(file, {**facts, "versions": {"torch": "3"}}, ["job"]) == []
+    assert kept_rows(file, {**facts, "device": "another"}, ["job"]) == []
 
 
 def test_a_row_that_failed_says_so_and_costs_no_other(tmp_path: Path) -> None:

@@ -220,7 +220,10 @@ class DiffusionTrainer:
         return self._prepare(plan)
 
     def _prepare(self, plan: TrainingPlan) -> Material:
-        return prepare(self._base, plan, self._decode, self._device)
+        material = prepare(self._base, plan, self._decode, self._device)
+        # What encoding has taken is of other sizes than what steps will ask for.
+        self._give_back_memory()
+        return material
 
     def _in_turn(self, action: Callable[[], None]) -> None:
         with self._turn:
@@ -239,8 +242,11 @@ class DiffusionTrainer:
         finally:
             self._busy = False
             gc.collect()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._give_back_memory()
+
+    def _give_back_memory(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _convolutions(self) -> AbstractContextManager[None]:
         return as_products(self._base.unet) if self._strategy.products else nullcontext()
