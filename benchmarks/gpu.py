@@ -164,9 +164,7 @@ def main() -> None:
                 note("job", row)
 
 
-def kept_rows(
-    target: Path, facts: dict[str, Any], parts: Sequence[str]
-) -> list[dict[str, Any]]:
+def kept_rows(target: Path, facts: dict[str, Any], parts: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of other parts that the same card with the same versions has left in the file."""
     if not target.is_file():
         return []

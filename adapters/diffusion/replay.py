@@ -105,8 +105,12 @@ class Replay(Generic[Batch]):
         try:
             replay = recorder.record(lambda: step(memory))
         except Exception as error:  # whatever the driver, the allocator or a kernel objects to
-            what = "out of memory" if is_out_of_memory(error) else str(error).split("\n")[0]
-            self.stop(f"{type(error).__name__}: {what}")
+            # Ending a capture that has failed fails once more, and says less.
+            first: BaseException = error
+            while first.__context__ is not None:
+                first = first.__context__
+            what = "out of memory" if is_out_of_memory(error) else str(first).split("\n")[0]
+            self.stop(f"{type(first).__name__}: {what}")
             return False
         self._recorded[batch.key] = memory, replay
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +50,8 @@ class Ensemble:
     """Runs that advance together, each step of all in as few passes as their shapes allow.
 
     Every run has a thread of its own. Steps meet at ``rendezvous``; all else that touches the
-    device takes ``turn`` first.
+    device takes ``turn`` first. Passes are made by one thread, whoever asks for them: libraries
+    keep handles and plans by the thread, and what a recording finds missing it cannot make.
 
     Args:
         recorder: what records passes; None to run them as they are.
@@ -70,6 +72,7 @@ class Ensemble:
             self._advance, time.monotonic, patience
         )
         self._replay: Replay[JointInputs] = Replay(recorder)
+        self._passing = ThreadPoolExecutor(1, "passes")
         self._free = list(range(len(stack.leaf)))
         self._together = len(stack.leaf)
         self._losses = torch.zeros(len(stack.leaf), device=stack.leaf.device)
@@ -105,6 +108,11 @@ class Ensemble:
         if self.stack.leaf.is_cuda:
             torch.cuda.empty_cache()
 
+    def close(self) -> None:
+        """Let go of everything, and of the thread."""
+        self.make_room()
+        self._passing.shutdown()
+
     def _advance(self, members: Sequence[MemberSession]) -> Mapping[MemberSession, Exception]:
         """Train the next step of each; what a run fails with is its own."""
         failures: dict[MemberSession, Exception] = {}
@@ -138,7 +146,9 @@ class Ensemble:
             factors = [member.stepper.update.factor(inputs.count) for member, inputs in some]
             rows = self.stack.indices([member.row for member, _ in some])
             joint = joint_inputs(questions, factors, rows)
-            self._replay.run(joint, lambda inputs: self._pass(steppers[0], inputs))
+            self._passing.submit(
+                self._replay.run, joint, lambda inputs: self._pass(steppers[0], inputs)
+            ).result()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -205,7 +205,7 @@ class DiffusionTrainer:
             with self._turn:
                 # Of two that leave at the same moment, both may find themselves the last one.
                 if self._ensemble is ensemble and not ensemble.taken:
-                    ensemble.make_room()
+                    ensemble.close()
                     self._ensemble = None
                     self._closing.close()
 

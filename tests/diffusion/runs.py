@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -121,15 +122,20 @@ class Rerun:
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
+        self.threads: set[int] = set()
+        """In which it was asked for anything."""
 
     def warming_up(self) -> AbstractContextManager[None]:
+        self.threads.add(get_ident())
         return nullcontext()
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
+        self.threads.add(get_ident())
 
         def replay() -> None:
             self.replayed += 1
+            self.threads.add(get_ident())
             function()
 
         return replay

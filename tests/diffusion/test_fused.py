@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +35,7 @@ pytestmark = pytest.mark.integration
 
 Pictures = tuple[Picture, ...]
 Operation = Callable[..., torch.Tensor]
+Use = Callable[[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]
 FUSED = Strategy(flat_path=True, channels_last=True, fused=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -70,11 +74,13 @@ def other_of(found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize("activated", [True, False])
 @pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize("use", [first_of, both_of, other_of])
+# Groups of 10, 80 and 2 channels: in two chunks, the last one short; in two; in one.
 @pytest.mark.parametrize(
-    ("shape", "groups"), [((2, 320, 9, 11), 32), ((1, 2560, 8, 8), 32), ((2, 64, 3, 5), 32)]
+    ("shape", "groups"), [((2, 20, 22, 20), 2), ((1, 160, 8, 8), 2), ((2, 8, 3, 5), 4)]
 )
 def test_the_norms_kernels_give_the_norm(
-    shape: tuple[int, ...], groups: int, shifted: bool, activated: bool
+    shape: tuple[int, ...], groups: int, use: Use, shifted: bool, activated: bool
 ) -> None:
     norm = torch.nn.GroupNorm(groups, shape[1], eps=1e-5).requires_grad_(False)
     norm.weight.copy_(1 + normal(shape[1], seed=2))
@@ -86,31 +92,30 @@ def test_the_norms_kernels_give_the_norm(
     # Far from 0, where a sum of squares less a squared sum would have lost what counts.
     x = (normal(*shape) + 30).to(memory_format=torch.channels_last)
     exactly = None if shift is None else shift.double()
-    for use in (first_of, both_of, other_of):
-        assert_alike(
-            lambda x: use(GroupNormed.apply(x, *there, groups, 1e-5, activated)),
-            lambda x: use(group_norm_of(x, exact, shift=exactly, activated=activated)),
-            x,
-            within=1e-4,
-        )
+    assert_alike(
+        lambda x: use(GroupNormed.apply(x, *there, groups, 1e-5, activated)),
+        lambda x: use(group_norm_of(x, exact, shift=exactly, activated=activated)),
+        x,
+        within=1e-4,
+    )
 
 
+@pytest.mark.parametrize("use", [first_of, both_of, other_of])
 @pytest.mark.parametrize("width", [320, 1280, 24])
 @pytest.mark.parametrize("added", [True, False])
-def test_the_norm_of_rows(width: int, added: bool) -> None:
+def test_the_norm_of_rows(width: int, use: Use, added: bool) -> None:
     exact = torch.nn.LayerNorm(width, dtype=torch.float64).requires_grad_(False)
     exact.weight.copy_(1 + normal(width, seed=2))
     exact.bias.copy_(normal(width, seed=3))
     weight, bias = (t.float().to(DEVICE) for t in (exact.weight, exact.bias))
     plus = normal(2, 5, width, seed=4) if added else None
     there = None if plus is None else plus.to(DEVICE)
-    for use in (first_of, both_of, other_of):
-        assert_alike(
-            lambda x: use(LayerNormed.apply(x, there, weight, bias, 1e-5)),
-            lambda x: use(layer_norm_of(x, exact, None if plus is None else plus.double())),
-            normal(2, 5, width) + 30,
-            within=1e-4,
-        )
+    assert_alike(
+        lambda x: use(LayerNormed.apply(x, there, weight, bias, 1e-5)),
+        lambda x: use(layer_norm_of(x, exact, None if plus is None else plus.double())),
+        normal(2, 5, width) + 30,
+        within=1e-4,
+    )
 
 
 def test_what_is_added_before_a_norm_of_rows_has_the_gradient_of_the_sum() -> None:
@@ -202,3 +207,13 @@ def test_without_a_compiler_there_are_no_kernels(
     assert not check.kernels_work(torch.device("cpu"))
     check.kernels_work.cache_clear()
     assert "no fused kernels: RuntimeError: Failed to find C compiler" in caplog.text
+
+
+def test_every_kernel_compiles_for_old_and_new_cards() -> None:
+    command = [sys.executable, "-m", "tests.diffusion.compile_kernels", "75", "90"]
+    environment = {name: value for name, value in os.environ.items() if "TRITON" not in name}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels, switches = 9, 2
+    precisions = 2 + 3
+    assert int(done.stdout) == kernels * switches * precisions

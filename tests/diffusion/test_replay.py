@@ -95,6 +95,21 @@ def test_where_recording_fails_steps_are_run_as_they_are(
     assert caplog.text.count("no longer recorded") == 1
 
 
+def test_why_recording_failed_is_told_by_the_first_error(
+    base: BaseModel, pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Twice(Rerun):
+        def record(self, function: Callable[[], None]) -> Callable[[], None]:
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=Twice)
+    run(fast, plan_of(pictures[:2], epochs=2))
+    assert "no longer recorded: RuntimeError: operation not permitted" in caplog.text
+
+
 def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings(
     trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
 ) -> None:

@@ -185,6 +185,18 @@ def test_recorded_passes_give_the_bytes_of_plain_ones(
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
 
+def test_passes_are_made_by_one_thread_whichever_run_leads(
+    base: BaseModel, pictures: Pictures
+) -> None:
+    recorder = Rerun()
+    with recording(base, recorder).open(plan_of(pictures[:2], epochs=4), None) as session:
+        for _ in range(3):
+            session.advance()
+        in_threads([session], lambda session: [session.advance() for _ in range(3)])
+    assert recorder.replayed
+    assert len(recorder.threads) == 1
+
+
 def test_a_recording_serves_runs_that_come_later(
     trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
 ) -> None:

@@ -224,7 +224,8 @@ def _tokens(x: torch.Tensor) -> torch.Tensor:
 
 def _from_tokens(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(n, h * w, c) as (n, c, h, w), of the same height and width as ``like``."""
-    return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+    n, _, h, w = like.shape
+    return tokens.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 def _pointwise(
