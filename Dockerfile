@@ -93,11 +93,14 @@ FROM model-${MODEL} AS model
 
 # --- The image -----------------------------------------------------------------------------
 FROM ${PYTHON_IMAGE} AS worker
+ARG VARIANT
 # As process 1, Python would not die of a second SIGTERM: the kernel spares process 1 a signal
 # that has no handler. tini takes that place and passes signals on.
-# hadolint ignore=DL3008
+# On a GPU Triton compiles kernels at run time, and what launches them in C.
+# hadolint ignore=DL3008,SC2046
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
+        $(if [ "$VARIANT" = cuda ]; then echo gcc libc6-dev; fi) \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin worker
 COPY --from=packages /opt/venv /opt/venv
@@ -112,6 +115,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HOME=/tmp/huggingface \
     MPLCONFIGDIR=/tmp/matplotlib \
     XDG_CACHE_HOME=/tmp/cache \
+    TRITON_CACHE_DIR=/tmp/triton \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001

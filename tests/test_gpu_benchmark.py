@@ -56,7 +56,7 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
 def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) -> None:
     tables = card_tables(rehearsed)
     for row in rehearsed["rows"][:-1]:
-        assert f"| {row['images_per_s']} |" in tables
+        assert f"| {row['steps_per_s' if 'batch' in row else 'images_per_s']} |" in tables
     assert f"{rehearsed['rows'][-1]['total_s']} s from the process's start to weights" in tables
     (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")
     (tmp_path / "cpu.json").write_text("{}", "utf-8")
@@ -84,7 +84,8 @@ def test_a_row_that_failed_says_so_and_costs_no_other(tmp_path: Path) -> None:
         "rows": [{"batch": 8, **failed}, {"styles": 4, **failed}, {**failed, "name": "whole job"}],
     }
     tables = card_tables(results)
-    assert "| 8 | + captured | OutOfMemoryError |" in tables
+    assert "| + captured | OutOfMemoryError |" in tables
+    assert "| 8 | - | - |" in tables
     assert "| 4 | OutOfMemoryError |" in tables
     assert "A whole job failed: OutOfMemoryError: CUDA out of memory" in tables
     assert gpu_tables(tmp_path) == NOTHING
