@@ -20,8 +20,8 @@ demo: $(READY) ## Train a style from pictures that the project draws, into demo/
 test: $(READY) ## Run every test that this machine can, with coverage
 	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
-test-gpu: $(READY) ## Run the tests that need a GPU
-	$(BIN)/pytest -m gpu
+test-gpu: $(READY) ## Run the tests that need a GPU, and those of the kernels, on one
+	$(BIN)/pytest -m "gpu or kernels"
 
 faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 FAULTS_TOGETHER=3 make faults
 	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100) --together $(or $(FAULTS_TOGETHER),1)
