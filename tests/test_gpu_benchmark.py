@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import kept_rows
-from benchmarks.gpu_table import NOTHING, card_tables, gpu_tables
+from benchmarks.gpu.results import kept_rows
+from benchmarks.gpu.tables import NOTHING, card_tables, gpu_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 

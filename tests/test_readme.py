@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks.gpu_table import gpu_tables
+from benchmarks.gpu.tables import gpu_tables
 from benchmarks.readme import BLOCK, FOLDER, GPU_BLOCK, RESULTS, figures_table
 from entrypoints.settings import Settings, settings_table
 

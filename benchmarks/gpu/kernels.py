@@ -1,4 +1,4 @@
-"""Where a step's time goes on a GPU, kernel by kernel: `python -m benchmarks.kernels`.
+"""Where a step's time goes on a GPU, kernel by kernel: `python -m benchmarks.gpu.kernels`.
 
 Random weights in SD 1.5's shapes, 512 px, rank 8, as ``benchmarks.gpu`` has them. Kernels are
 summed by kind and by name over one step; what is left of the step's own time are the gaps
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from adapters.diffusion.strategy import Strategy, choose_strategy
-from benchmarks.gpu import Bench, Trick, prepare
+from benchmarks.gpu.bench import Bench, prepare
 
 _KINDS = {
     "layout": r"nchwToNhwc|nhwcToNchw|transpose",
@@ -61,7 +61,7 @@ def kernels_of_step(bench: Bench, strategy: Strategy, batch: int) -> dict[str, t
 
     on_card = bench.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU
-    with bench.trainer(Trick("", strategy)).open(bench.plan(batch), None) as session:
+    with bench.trainer(strategy).open(bench.plan(batch), None) as session:
         for _ in range(3):
             session.advance()
         with profile(activities=[activity]) as profiler:

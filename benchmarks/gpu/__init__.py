@@ -1,0 +1,1 @@
+"""What the trainer does on a GPU, measured: see ``__main__``."""

@@ -1,0 +1,84 @@
+"""The trainer on a GPU in SD 1.5's own shapes: `python -m benchmarks.gpu`, or `make bench-gpu`.
+
+Random weights, 512 px, rank 8: the common recipe, then each trick added in turn, at several batch
+sizes; the share of what the card's matrix products reach in the same run; memory; and a whole
+job of 20 pictures and 200 epochs. Every row stands for itself: one that fails says so, and the
+file is written after each. Parts can be measured by themselves: the file keeps the others' rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.gpu.bench import attempts, prepare
+from benchmarks.gpu.facts import facts, slug
+from benchmarks.gpu.job import whole_job
+from benchmarks.gpu.results import PARTS, kept_rows
+from benchmarks.gpu.speed import FALLBACK_FLOP, count_flop, speed
+from benchmarks.gpu.styles import several_styles
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Measure the trainer on a GPU.")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small base, 64 px: only a rehearsal")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--seconds", type=float, default=5.0, help="measured per row")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too; takes minutes")
+    parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=PARTS)
+    parser.add_argument("--styles", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--epochs", type=int, default=200, help="of the whole job")
+    parser.add_argument("--json", type=Path, help="default: benchmarks/results/<device>.json")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    started_up = time.time() - psutil.Process().create_time()
+    results: dict[str, Any] = {**facts(device), "rows": []}
+    target = options.json or Path("benchmarks/results") / f"{slug(results['device'])}.json"
+    measured: list[dict[str, Any]] = []
+    kept = kept_rows(target, results, options.parts)
+    if kept and "speed" not in options.parts:
+        # The rows that are kept are shares of what was reached then.
+        results["matmul_tflops"] = json.loads(target.read_text("utf-8"))["matmul_tflops"]
+
+    def note(part: str, row: dict[str, Any]) -> None:
+        measured.append({"part": part, **row})
+        results["rows"] = sorted(kept + measured, key=lambda row: PARTS.index(row["part"]))
+        print(json.dumps(row), flush=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(results, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if {"speed", "styles"} & {*options.parts}:
+            bench = prepare(options, device, folder)
+            flop = FALLBACK_FLOP
+            with contextlib.suppress(Exception):
+                flop = count_flop(bench)
+            results["tflop_per_picture"] = round(flop / 1e12, 4)
+            if "speed" in options.parts:
+                limit = results["matmul_tflops"]
+                speed(options, bench, flop, limit, lambda row: note("speed", row))
+            if "styles" in options.parts:
+                several_styles(options, bench, lambda row: note("styles", row))
+            del bench
+            gc.collect()
+        if "job" in options.parts:
+            for row in attempts(
+                lambda: whole_job(options, device, folder, started_up), "whole job"
+            ):
+                note("job", row)
+
+
+if __name__ == "__main__":
+    main()

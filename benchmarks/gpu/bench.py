@@ -1,0 +1,135 @@
+"""What all rows share: a base model, pictures, a trainer, and how a row is made."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.diffusion.base_model import BaseModel, load_base
+from adapters.diffusion.strategy import Strategy, choose_strategy
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from application.ports import TrainingPlan
+from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base
+from benchmarks.gpu.facts import gib, wait_for
+from benchmarks.pictures import drawn_pictures
+from domain.parameters import TrainingParameters
+from domain.picture import Picture
+
+WARM_UP = 8
+"""Steps before the clock runs: kernels are chosen, and each shape recorded."""
+RANK = 8
+
+
+class Rerun:
+    """Stands in for graphs where the device has none, so that every line runs there too."""
+
+    warming_up = contextlib.nullcontext
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        """The function itself."""
+        return function
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows share."""
+
+    device: torch.device
+    base: BaseModel
+    pictures: tuple[Picture, ...]
+    """Squares."""
+    resolution: int
+    seconds: float
+    """How long each row is measured."""
+
+    def trainer(self, strategy: Strategy, seats: int = 1) -> DiffusionTrainer:
+        recorder = None if self.device.type == "cuda" else Rerun
+        return DiffusionTrainer(
+            self.base, decode, self.device, strategy=strategy, recorder=recorder, seats=seats
+        )
+
+    def plan(self, batch: int, epochs: int = 10_000, seed: int = 0) -> TrainingPlan:
+        parameters = TrainingParameters(
+            epochs=epochs,
+            resolution=self.resolution,
+            rank=RANK,
+            batch_size=batch,
+            seed=seed,
+            validation_epochs=0,
+        )
+        return TrainingPlan(style_id=1, pictures=self.pictures, tags=(), parameters=parameters)
+
+
+def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
+    """The base model in the card's precision, and square pictures."""
+    compute = choose_strategy(device).compute if device.type == "cuda" else torch.bfloat16
+    base = (
+        load_base(str(SMALL_BASE), device=device, dtype=compute)
+        if options.tiny
+        else full_size_base(device, compute)
+    )
+    encoders_at_home(base)
+    drawn = drawn_pictures(folder / "speed", 20)
+    squares = tuple(p for p in drawn if p.facts.width == p.facts.height)
+    resolution = 64 if options.tiny else RESOLUTION
+    return Bench(device, base, squares, resolution, options.seconds)
+
+
+def attempts(run: Callable[[], dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """One row, measured or with its error; what it held is let go either way."""
+    try:
+        yield {"name": name, **run()}
+    except Exception as error:  # a row that fails must not cost the others
+        traceback.print_exc()
+        yield {"name": name, "error": f"{type(error).__name__}: {str(error)[:300]}"}
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def measure(bench: Bench, batch: int, step: Callable[[], object]) -> dict[str, Any]:
+    started = time.perf_counter()
+    for _ in range(WARM_UP):
+        step()
+    wait_for(bench.device)
+    warm = time.perf_counter() - started
+    started, steps = time.perf_counter(), 0
+    while time.perf_counter() - started < bench.seconds:
+        for _ in range(4):
+            step()
+        wait_for(bench.device)
+        steps += 4
+    per_step = (time.perf_counter() - started) / steps
+    return {
+        **pace(bench, batch, per_step),
+        "warm_up_s": round(warm, 2),
+        "recording_s": round(max(0.0, warm - WARM_UP * per_step), 2),
+    }
+
+
+def pace(bench: Bench, batch: int, per_step: float) -> dict[str, Any]:
+    row = {
+        "steps_per_s": round(1 / per_step, 2),
+        "images_per_s": round(batch / per_step, 2),
+        "ms_per_step": round(1e3 * per_step, 2),
+    }
+    if bench.device.type == "cuda":
+        row["peak_gib"] = gib(torch.cuda.max_memory_allocated(bench.device))
+        row["reserved_gib"] = gib(torch.cuda.max_memory_reserved(bench.device))
+    return row
+
+
+def encoders_at_home(base: BaseModel) -> None:
+    """Where the parts that encode belong between their visits."""
+    for part in (base.vae, base.text_encoder):
+        torch.nn.Module.to(part, device="cpu", dtype=torch.float32)

@@ -1,0 +1,67 @@
+"""What a card is and what it can do, to be set beside what is measured on it."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import torch
+
+from adapters.diffusion.strategy import choose_strategy
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Where and with what this was measured."""
+    import diffusers
+    import peft
+    import transformers
+
+    cuda = device.type == "cuda"
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    versions |= {"peft": peft.__version__, "transformers": transformers.__version__}
+    versions |= {"cuda": torch.version.cuda} if cuda else {}
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "memory_gib": gib(torch.cuda.get_device_properties(device).total_memory) if cuda else 0,
+        "versions": versions,
+        "matmul_tflops": matmul_limit(device),
+    }
+
+
+def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -> float:
+    """TFLOP/s of large products in the precision that the card trains in: what can be had."""
+    cuda = device.type == "cuda"
+    side = side if cuda else 256
+    dtype = choose_strategy(device).compute
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty(side, side, device=device, dtype=dtype)
+    for _ in range(5):
+        torch.matmul(left, right, out=out)
+    wait_for(device)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        for _ in range(10):
+            torch.matmul(left, right, out=out)
+        wait_for(device)
+        count += 10
+    return round(2 * side**3 * count / (time.perf_counter() - started) / 1e12, 2)
+
+
+def slug(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def gib(count: int) -> float:
+    return round(count / 2**30, 2)

@@ -1,0 +1,121 @@
+"""The recipe and every trick, at every batch size."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from adapters.diffusion.strategy import Strategy
+from benchmarks.gpu.bench import Bench, attempts, encoders_at_home, measure
+from benchmarks.gpu.facts import forget_peak, wait_for
+from benchmarks.plain_recipe import plain_steps
+
+FALLBACK_FLOP = 1.72e12
+"""Of one step with one picture at 512 px, where this run could not count it."""
+_RECOMPUTED = 1 / 5
+"""Of attention's backward pass: one of its five products is the forward pass's once more."""
+
+
+@dataclass(frozen=True)
+class Trick:
+    """One way to run a step; each of the list has what the one before has, and more."""
+
+    name: str
+    strategy: Strategy
+    compiled: bool = False
+
+
+def tricks(compute: torch.dtype, *, with_compile: bool) -> list[Trick]:
+    """From the plain way to the best, one thing at a time."""
+    eager = Strategy(compute=compute)
+    flat = replace(eager, flat_path=True)
+    captured = replace(flat, capture=True)
+    last = replace(captured, channels_last=True)
+    fused = replace(last, fused=True)
+    found = [
+        Trick("encoded once, resident, nothing read back", eager),
+        Trick("+ one copy of the adapters", flat),
+        Trick("+ captured", captured),
+        Trick("+ channels last", last),
+        Trick("+ fused passes", fused),
+    ]
+    return found + [Trick("channels last, captured, compiled", last, compiled=True)] * with_compile
+
+
+def speed(
+    options: argparse.Namespace,
+    bench: Bench,
+    flop: float,
+    limit: float,
+    note: Callable[[dict[str, Any]], None],
+) -> None:
+    """The recipe and every trick at every batch size."""
+    compute = bench.base.unet.dtype
+    for batch in options.batches:
+        runs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+            ("common recipe, eager", lambda batch=batch: measure_recipe(bench, batch))
+        ]
+        runs += [
+            (trick.name, lambda trick=trick, batch=batch: measure_trick(bench, trick, batch))
+            for trick in tricks(compute, with_compile=options.compile)
+        ]
+        slowest = None
+        for name, run in runs:
+            for row in attempts(run, name):
+                if "steps_per_s" in row:
+                    reached = flop * row["images_per_s"] / 1e12
+                    row["tflops"] = round(reached, 2)
+                    row["share_of_matmul_limit"] = round(reached / limit, 3)
+                    slowest = slowest or row["steps_per_s"]
+                    row["times_the_first"] = round(row["steps_per_s"] / slowest, 2)
+                note({"batch": batch, **row})
+
+
+def measure_recipe(bench: Bench, batch: int) -> dict[str, Any]:
+    """The plain recipe in the same precision."""
+    forget_peak(bench.device)
+    steps = plain_steps(bench.base, bench.pictures, bench.resolution, 1_000_000, batch)
+    try:
+        return measure(bench, batch, lambda: next(steps))
+    finally:
+        steps.close()
+        encoders_at_home(bench.base)
+
+
+def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
+    """One of our ways to run a step."""
+    forward = bench.base.unet.forward
+    if trick.compiled:
+        bench.base.unet.forward = torch.compile(forward)
+    try:
+        forget_peak(bench.device)
+        started = time.perf_counter()
+        with bench.trainer(trick.strategy).open(bench.plan(batch), None) as session:
+            wait_for(bench.device)
+            opened = time.perf_counter() - started
+            row = measure(bench, batch, session.advance)
+            return {**row, "open_s": round(opened, 2)}
+    finally:
+        if trick.compiled:
+            del bench.base.unet.forward
+            torch.compiler.reset()
+
+
+def count_flop(bench: Bench) -> float:
+    """Of one step with one picture: torch's count, operation by operation, without what
+    attention computes a second time."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    eager = Strategy(compute=bench.base.unet.dtype)
+    with bench.trainer(eager).open(bench.plan(1), None) as session:
+        with FlopCounterMode(display=False) as counter:
+            session.advance()
+        counts = counter.get_flop_counts()["Global"]
+        again = sum(n for name, n in counts.items() if re.search("attention.*backward", str(name)))
+        return float(counter.get_total_flops() - _RECOMPUTED * again)

@@ -1,0 +1,48 @@
+"""Jobs at batch 1 in one pass, beside one job alone."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from adapters.diffusion.strategy import Strategy, choose_strategy
+from benchmarks.gpu.bench import Bench, attempts, pace
+from benchmarks.gpu.facts import forget_peak
+from benchmarks.together import running_together
+
+
+def several_styles(
+    options: argparse.Namespace, bench: Bench, note: Callable[[dict[str, Any]], None]
+) -> None:
+    """Jobs at batch 1 in one pass, beside one job alone."""
+    best = replace(choose_strategy(bench.device), compute=bench.base.unet.dtype, capture=True)
+    alone = None
+    for styles in options.styles:
+        for row in attempts(
+            lambda styles=styles: measure_styles(bench, best, styles), "styles at once"
+        ):
+            if "images_per_s" in row:
+                alone = alone or row["images_per_s"] / styles
+                row["times_one_at_a_time"] = round(row["images_per_s"] / alone, 2)
+            note({"styles": styles, **row})
+
+
+def measure_styles(bench: Bench, strategy: Strategy, styles: int) -> dict[str, Any]:
+    """So many jobs together, each in a thread of its own; a step here is one of every job."""
+    forget_peak(bench.device)
+    trainer = bench.trainer(strategy, seats=max(2, styles))
+    with running_together(trainer, [bench.plan(1, seed=seed) for seed in range(styles)]) as runs:
+        # The first epoch warms up and records; each epoch's end waits for the device.
+        enough = time.perf_counter() + bench.seconds
+        while not runs.over.is_set() and (
+            time.perf_counter() < enough or min(map(len, runs.epochs)) < 3
+        ):
+            time.sleep(0.01)
+        together = trainer.together
+        measured = [list(ends) for ends in runs.epochs]
+    epochs = sum((len(ends) - 1) / (ends[-1] - ends[0]) for ends in measured)
+    per_step = styles / (epochs * len(bench.pictures))
+    return {**pace(bench, styles, per_step), "in_one_pass": together}
