@@ -140,10 +140,9 @@ def test_a_gate() -> None:
 
 
 def test_every_kernel_compiles_for_old_and_new_cards() -> None:
-    command = [sys.executable, "-m", "tests.diffusion.compile_kernels", "75", "90"]
+    command = [sys.executable, "-m", "tests.diffusion.compile_kernels"]
     environment = {name: value for name, value in os.environ.items() if "TRITON" not in name}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    kernels, switches = 9, 2
-    precisions = 2 + 3
-    assert int(done.stdout) == kernels * switches * precisions
+    kernels, switches, cards = 9, 2, 2
+    assert int(done.stdout) == kernels * switches * cards

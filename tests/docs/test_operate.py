@@ -28,7 +28,6 @@ HARMLESS = {
     "a message's headers cannot be read and are left out: %r": "the body is all that we need",
     "%s is taken with %d, but the answer broke off": "it is taken",
     "no previews at epoch %d, and none from here on": "the report has those of the end",
-    "steps are no longer recorded: %s": "the plain step does the same, slower",
     # Of the spool folder, for trying.
     "%s is left out: %s": "a file that cannot be read",
     "%s is ignored: %s": "a note beside a task that cannot be read",
