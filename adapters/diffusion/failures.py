@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from domain.failure import Failure, FailureCode, TrainingFailed
+
+Answer = TypeVar("Answer")
 
 _OTHER_WORDS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 """How libraries below torch, and its allocator on a CPU, say that memory is out."""
@@ -38,6 +41,23 @@ def out_of_memory_is_a_failure() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise gpu_oom() from error
+
+
+def with_room(action: Callable[[], Answer], make_room: Callable[[], None]) -> Answer:
+    """What ``action`` gives; where memory does not suffice, at the second go, after ``make_room``.
+
+    Raises:
+        TrainingFailed: GPU_OOM, at the second go.
+    """
+    try:
+        return action()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Behind the handler: an error holds the tensors of all that it came through.
+    make_room()
+    with out_of_memory_is_a_failure():
+        return action()
 
 
 def loss_diverged(epoch: int) -> TrainingFailed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -21,7 +22,7 @@ from adapters.diffusion.failures import (
     gpu_oom,
     is_out_of_memory,
     loss_diverged,
-    out_of_memory_is_a_failure,
+    with_room,
 )
 from adapters.diffusion.feed import Feed
 from adapters.diffusion.learning_rate import learning_rate_of
@@ -230,13 +231,18 @@ class DiffusionSession:
         del self._feed, self._good, self._replay, self._evaluation
 
     def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
-        with out_of_memory_is_a_failure():
-            if adapted:
-                if self._adapters.of_text:
-                    request = encoded_anew(self._base, request, self._device)
-                return draw_previews(self._base, request, self._device)
-            with self._adapters.switched_off():
-                return draw_previews(self._base, request, self._device)
+        if adapted and self._adapters.of_text:
+            request = encoded_anew(self._base, request, self._device)
+        with nullcontext() if adapted else self._adapters.switched_off():
+            return with_room(
+                lambda: draw_previews(self._base, request, self._device), self._make_room
+            )
+
+    def _make_room(self) -> None:
+        """Let go of what can be made again: recordings hold the memory of whole steps."""
+        self._replay.forget()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _attempt(self, inputs: StepInputs) -> bool:
         """Run a step. False when memory did not suffice; nothing holds its tensors then."""
@@ -349,8 +355,10 @@ class DiffusionSession:
         every = self._plan.parameters.validation_epochs
         if not every or (epoch % every and epoch != self._plan.parameters.epochs):
             return None, None
-        with out_of_memory_is_a_failure():
-            return self._evaluation.on_trained(), self._evaluation.on_held_out()
+        return with_room(
+            lambda: (self._evaluation.on_trained(), self._evaluation.on_held_out()),
+            self._make_room,
+        )
 
     def _identity(self) -> dict[str, object]:
         return run_identity(self._plan, self._captions, self._base.fingerprint)

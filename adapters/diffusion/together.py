@@ -234,6 +234,9 @@ class MemberSession(DiffusionSession):
         with self._ensemble.stack.showing(self.row):
             return super()._measured(epoch)
 
+    def _make_room(self) -> None:
+        self._ensemble.make_room()
+
     def _attempt(self, inputs: StepInputs) -> bool:
         """Recompute feature maps in this run's own passes only."""
         if not self._thrift.checkpointing:

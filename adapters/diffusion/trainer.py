@@ -14,7 +14,7 @@ from transformers import CLIPTextModel
 
 from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.convolutions import as_products
-from adapters.diffusion.failures import is_out_of_memory, out_of_memory_is_a_failure
+from adapters.diffusion.failures import out_of_memory_is_a_failure, with_room
 from adapters.diffusion.flat_path import flat_path_of, suits
 from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.lora import attached
@@ -211,13 +211,7 @@ class DiffusionTrainer:
 
     def _prepare_among(self, plan: TrainingPlan, ensemble: Ensemble) -> Material:
         """Where the others have taken all the memory, they give some of it back."""
-        try:
-            return self._prepare(plan)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        ensemble.make_room()
-        return self._prepare(plan)
+        return with_room(lambda: self._prepare(plan), ensemble.make_room)
 
     def _prepare(self, plan: TrainingPlan) -> Material:
         material = prepare(self._base, plan, self._decode, self._device)

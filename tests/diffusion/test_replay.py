@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.replay import WARM_UP
+from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.strategy import PLAIN, WIDE_ON_A_CPU, Strategy, choose_strategy, describe
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -108,6 +110,39 @@ def test_why_recording_failed_is_told_by_the_first_error(
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=Twice)
     run(fast, plan_of(pictures[:2], epochs=2))
     assert "no longer recorded: RuntimeError: operation not permitted" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["previews", "measurement"])
+def test_what_finds_no_memory_beside_the_recordings_has_them_let_go(
+    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    recorder = Rerun()
+    plan = plan_of(pictures[:2], epochs=5, validation_epochs=4)
+    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
+    wanted = run(fast, plan)
+    with fast.open(plan, None) as session:
+        assert isinstance(session, DiffusionSession)
+        forward, let_go = base.unet.forward, []
+        forget = session._replay.forget
+        monkeypatch.setattr(session._replay, "forget", lambda: let_go.append(forget()))
+
+        def limited(*arguments: Any, **keywords: Any) -> Any:
+            if not torch.is_grad_enabled() and not let_go:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(*arguments, **keywords)
+
+        monkeypatch.setattr(base.unet, "forward", limited)
+        if what == "previews":
+            for _ in range(4):
+                session.advance()
+            assert session._replay.recordings
+            assert len(session.previews(adapted=True)) == 2
+            assert len(let_go) == 1
+            assert not session._replay.recordings
+        while not session.finished:
+            session.advance()
+        assert let_go
+        assert session.history == wanted.history
 
 
 def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings(
