@@ -11,6 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.dataset import encode_captions
+from adapters.diffusion.failures import is_out_of_memory
 from application.ports import Preview
 from domain.parameters import TrainingParameters
 
@@ -67,11 +68,8 @@ def encoded_anew(base: BaseModel, request: PreviewRequest, device: torch.device)
     return replace(request, states=states[1:], empty=states[:1])
 
 
-@torch.no_grad()
-def draw_previews(
-    base: BaseModel, request: PreviewRequest, device: torch.device
-) -> tuple[Preview, ...]:
-    """Draw each prompt once, one at a time. Takes no number from a global generator."""
+def preview_pipeline(base: BaseModel) -> StableDiffusionPipeline:
+    """The base model with the scheduler that previews take."""
     pipeline = StableDiffusionPipeline(
         vae=base.vae,
         text_encoder=None,
@@ -83,27 +81,55 @@ def draw_previews(
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def draw_previews(
+    base: BaseModel, request: PreviewRequest, device: torch.device
+) -> tuple[Preview, ...]:
+    """Draw each prompt once. Takes no number from a global generator."""
+    pipeline = preview_pipeline(base)
     with placed(base.vae, device):
-        return tuple(
-            Preview(prompt, request.seed + index, _draw(pipeline, request, index))
-            for index, prompt in enumerate(request.prompts)
-        )
+        parts = (request,) if device.type == "cuda" else request.each()
+        pictures = [picture for part in parts for picture in _pictures(pipeline, part)]
+    return tuple(
+        Preview(prompt, request.seed + index, png)
+        for index, (prompt, png) in enumerate(zip(request.prompts, pictures, strict=True))
+    )
 
 
-def _draw(pipeline: StableDiffusionPipeline, request: PreviewRequest, index: int) -> bytes:
-    latents = pipeline(
-        prompt_embeds=request.states[index : index + 1],
-        negative_prompt_embeds=request.empty,
-        width=request.side,
-        height=request.side,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        generator=torch.Generator().manual_seed(request.seed + index),
-        output_type="latent",
-    ).images
-    # The autoencoder stays in float32, whatever the denoiser computes in.
-    pixels = pipeline.vae.decode(latents.float() / pipeline.vae.config.scaling_factor).sample
-    picture = pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
-    png = io.BytesIO()
-    picture.save(png, "PNG")
-    return png.getvalue()
+def _pictures(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> list[bytes]:
+    """A PNG for each prompt. Pixels are made one by one: they take more memory than latents."""
+    pngs = []
+    for one in torch.split(latents_of(pipeline, request), 1):
+        # The autoencoder stays in float32, whatever the denoiser computes in.
+        pixels = pipeline.vae.decode(one.float() / pipeline.vae.config.scaling_factor).sample
+        png = io.BytesIO()
+        pipeline.image_processor.postprocess(pixels, output_type="pil")[0].save(png, "PNG")
+        pngs.append(png.getvalue())
+    return pngs
+
+
+def latents_of(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> torch.Tensor:
+    """Of all prompts, (prompts, c, h, w): denoised together, or one by one where memory is short.
+
+    Launching a pass takes the host of a GPU longer than a few pictures take the GPU.
+    """
+    count = len(request.prompts)
+    try:
+        latents: torch.Tensor = pipeline(
+            prompt_embeds=request.states,
+            negative_prompt_embeds=request.empty.expand(count, -1, -1),
+            width=request.side,
+            height=request.side,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=[torch.Generator().manual_seed(request.seed + k) for k in range(count)],
+            output_type="latent",
+        ).images
+        return latents
+    except RuntimeError as error:
+        if count == 1 or not is_out_of_memory(error):
+            raise
+    return torch.cat([latents_of(pipeline, one) for one in request.each()])

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.preview import preview_prompts, request_previews
+from adapters.diffusion.preview import (
+    STEPS,
+    PreviewRequest,
+    latents_of,
+    preview_pipeline,
+    preview_prompts,
+    request_previews,
+)
 from adapters.diffusion.trainer import DiffusionTrainer
 from domain.parameters import TrainingParameters
 from domain.picture import Picture
@@ -51,3 +59,39 @@ def test_previews_are_repeatable_pngs_that_touch_no_global_generator(
     assert [(preview.prompt, preview.seed) for preview in first] == [("a red circle", 5)]
     image = Image.open(BytesIO(first[0].png))
     assert (image.format, image.size) == ("PNG", (64, 64))
+
+
+@pytest.fixture
+def three(base: BaseModel) -> PreviewRequest:
+    asked = parameters(sample_prompts=("a red circle", "a fox", "blue waves"), seed=5)
+    return request_previews(base, asked, [], torch.device("cpu"))
+
+
+@torch.no_grad()
+def test_prompts_drawn_together_give_what_each_gives_alone(
+    base: BaseModel, three: PreviewRequest
+) -> None:
+    pipeline = preview_pipeline(base)
+    alone = torch.cat([latents_of(pipeline, one) for one in three.each()])
+    torch.testing.assert_close(latents_of(pipeline, three), alone, rtol=0, atol=1e-2)
+    # Far closer than two prompts are to one another.
+    assert (alone[0] - alone[1]).abs().max() > 1
+
+
+@torch.no_grad()
+def test_where_memory_is_short_prompts_are_drawn_one_by_one(
+    base: BaseModel, three: PreviewRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = preview_pipeline(base)
+    forward, passes = base.unet.forward, []
+
+    def limited(sample: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        if len(sample) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        passes.append(len(sample))
+        return forward(sample, *arguments, **keywords)
+
+    monkeypatch.setattr(base.unet, "forward", limited)
+    assert len(latents_of(pipeline, three)) == 3
+    # Each prompt with the empty one, which guidance leads away from.
+    assert passes == [2] * 3 * STEPS
