@@ -14,12 +14,14 @@ from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.dataset import Dataset, Size
 from adapters.diffusion.epoch_plan import generator_for
+from adapters.diffusion.failures import is_out_of_memory
 from adapters.diffusion.loss import Objective
 
 PROBES = 16
 """Predictions in one measurement of one set: about eight training steps' time."""
-_TOGETHER = 4
-"""Predictions made at once; without gradients they take less memory than a training step."""
+_TOGETHER = {"cuda": PROBES, "cpu": 4}
+"""Predictions made at once, by the kind of device: launching a pass takes the host of a GPU longer
+than a few pictures take the GPU. Without gradients they take less memory than a training step."""
 
 
 def held_out_positions(count: int, split: float, seed: int) -> frozenset[int]:
@@ -90,12 +92,25 @@ class Evaluation:
         by_size: dict[Size, list[_Probe]] = {}
         for probe in probes:
             by_size.setdefault(self._dataset.pictures[probe.position].size, []).append(probe)
+        together = _TOGETHER[self._device.type]
         losses = [
-            self._losses(group[start : start + _TOGETHER])
+            self._as_memory_allows(group[start : start + together])
             for group in by_size.values()
-            for start in range(0, len(group), _TOGETHER)
+            for start in range(0, len(group), together)
         ]
         return float(torch.cat(losses).mean())
+
+    def _as_memory_allows(self, probes: Sequence[_Probe]) -> torch.Tensor:
+        """Each probe's loss, by halves where memory is short."""
+        try:
+            return self._losses(probes)
+        except RuntimeError as error:
+            if len(probes) == 1 or not is_out_of_memory(error):
+                raise
+        half = len(probes) // 2
+        return torch.cat(
+            [self._as_memory_allows(probes[:half]), self._as_memory_allows(probes[half:])]
+        )
 
     def _losses(self, probes: Sequence[_Probe]) -> torch.Tensor:
         batch = tuple(probe.position for probe in probes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -144,3 +145,25 @@ def test_a_measurement_covers_the_whole_schedule() -> None:
     assert {probe.position for probe in probes} == {4, 7}
     assert min(probe.timestep for probe in probes) < 1000 / PROBES
     assert max(probe.timestep for probe in probes) >= 1000 - 1000 / PROBES
+
+
+def test_where_memory_is_short_fewer_predictions_are_made_at_once(
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of(pictures[:1], epochs=1)
+    wanted = run(trainer, plan).history[0].evaluation_loss
+    forward, passes = base.unet.forward, []
+
+    def limited(sample: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        if not torch.is_grad_enabled():
+            if len(sample) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            passes.append(len(sample))
+        return forward(sample, *arguments, **keywords)
+
+    monkeypatch.setattr(base.unet, "forward", limited)
+    assert run(trainer, plan).history[0].evaluation_loss == pytest.approx(wanted, rel=1e-5)
+    assert passes == [1] * PROBES
