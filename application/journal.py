@@ -7,7 +7,7 @@ was thought dead and comes back can change nothing.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from application.fenced import FencedBlob, Superseded
@@ -84,7 +84,8 @@ def encode_job(job: TrainingJob) -> dict[str, Any]:
 
 
 def decode_job(values: dict[str, Any]) -> TrainingJob:
-    """The job that ``encode_job`` wrote."""
+    """The job that ``encode_job`` wrote; without what only a newer worker knows, for while workers
+    are being replaced one may take over from the other."""
 
     def optional(name: str, build: Any) -> Any:
         return None if values[name] is None else build(values[name])
@@ -96,11 +97,11 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
         attempt=values["attempt"],
         setbacks=values["setbacks"],
         parameters=optional("parameters", _parameters),
-        progress=optional("progress", lambda v: Progress(**v)),
+        progress=optional("progress", lambda v: Progress(**_known(Progress, v))),
         checkpoint=optional(
             "checkpoint", lambda v: CheckpointRef(_location(v["location"]), v["epoch"], v["step"])
         ),
-        metric=optional("metric", lambda v: TrainingMetric(**v)),
+        metric=optional("metric", lambda v: TrainingMetric(**_known(TrainingMetric, v))),
         artifact=optional(
             "artifact", lambda v: Artifact(_location(v["location"]), v["sha256"], v["size"])
         ),
@@ -116,4 +117,9 @@ def _location(values: dict[str, str]) -> Location:
 
 
 def _parameters(values: dict[str, Any]) -> TrainingParameters:
-    return TrainingParameters(**{**values, "sample_prompts": tuple(values["sample_prompts"])})
+    known = _known(TrainingParameters, values)
+    return TrainingParameters(**{**known, "sample_prompts": tuple(known["sample_prompts"])})
+
+
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}

@@ -1,0 +1,52 @@
+"""A job's record, between workers of two versions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from application.journal import decode_job, encode_job
+from domain.events import Artifact, CheckpointRef, TrainingMetric
+from domain.job import JobState, TrainingJob
+from domain.location import Location
+from domain.parameters import TrainingParameters
+from domain.progress import Progress
+
+JOB = TrainingJob(
+    task_id="task-1",
+    style_id=7,
+    state=JobState.UPLOADING,
+    attempt=2,
+    setbacks=1,
+    parameters=TrainingParameters(epochs=4, resolution=512, sample_prompts=("a fox",)),
+    progress=Progress(4, 4, 80, 80, 0.1, 9.5),
+    checkpoint=CheckpointRef(Location("styles", "jobs/task-1/4"), 4, 80),
+    metric=TrainingMetric(0.1, 4, 80, 2),
+    artifact=Artifact(Location("styles", "style.safetensors"), "00ff", 12),
+)
+
+
+def written(job: TrainingJob) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(json.dumps(encode_job(job)))
+    return record
+
+
+def test_a_job_is_read_as_it_was_written() -> None:
+    assert decode_job(written(JOB)) == JOB
+
+
+@pytest.mark.parametrize("part", [None, "parameters", "progress", "metric"])
+def test_what_a_newer_worker_has_added_is_left_out(part: str | None) -> None:
+    record = written(JOB)
+    (record[part] if part else record)["invented_later"] = {"by": "whom"}
+    assert decode_job(record) == JOB
+
+
+def test_what_an_older_worker_did_not_know_has_its_default() -> None:
+    record = written(JOB)
+    del record["metric"]["best_epoch"]
+    metric = decode_job(record).metric
+    assert metric is not None
+    assert metric.best_epoch is None
