@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from adapters.diffusion.fused.operations import added, gated, group_norm
+from adapters.diffusion.fused.operations import added, gated, group_norm_of, layer_norm_of
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +31,26 @@ def kernels_work(device: torch.device) -> bool:
 
 
 def _agree(device: torch.device) -> bool:
-    """Forward and backward, in float32, beside the CPU."""
-    generator = torch.Generator().manual_seed(0)
-    norm = torch.nn.GroupNorm(4, 40).requires_grad_(False)
-    on_card = torch.nn.GroupNorm(4, 40, device=device).requires_grad_(False)
-    x, gradient = torch.randn(2, 1, 40, 8, 8, generator=generator)
-    shift = torch.randn(1, 40, generator=generator)
+    """Forward and backward through all of them, in float32, beside the CPU."""
+    draw = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(1, 40, 8, 8, generator=draw) for _ in range(2))
+    shift = torch.randn(1, 40, generator=draw)
+    found, wanted = (
+        _gradient(*(tensor.to(there) for tensor in (x, shift, gradient))).cpu()
+        for there in (device, torch.device("cpu"))
+    )
+    return torch.allclose(found, wanted, rtol=_WITHIN, atol=_WITHIN)
 
-    def run(x: torch.Tensor, shift: torch.Tensor, norm: torch.nn.GroupNorm) -> torch.Tensor:
-        x = x.clone().requires_grad_()
-        h = added(group_norm(x, norm, shift=shift, activated=True), x, norm.bias)
-        tokens = gated(h.permute(0, 2, 3, 1)).sum(dim=-1)
-        (found,) = torch.autograd.grad((tokens * gradient.to(x.device)[:, 0]).sum(), x)
-        return found.cpu()
 
-    found = run(x.to(device), shift.to(device), on_card)
-    return torch.allclose(found, run(x, shift, norm), rtol=_WITHIN, atol=_WITHIN)
+def _gradient(x: torch.Tensor, shift: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Of (n, c, h, w), through every operation, each result used twice where it can be."""
+    channels = x.shape[1]
+    groups = torch.nn.GroupNorm(4, channels, device=x.device).requires_grad_(False)
+    rows = torch.nn.LayerNorm(channels, device=x.device).requires_grad_(False)
+    x = x.clone().requires_grad_()
+    normal, skip = group_norm_of(x, groups, shift=shift, activated=True)
+    tokens = added(normal, skip, shift[0]).permute(0, 2, 3, 1)
+    normal, total = layer_norm_of(tokens, rows, plus=tokens)
+    end = gated(normal).sum(dim=-1) + total.sum(dim=-1)
+    (found,) = torch.autograd.grad((end * gradient.sum(dim=1)).sum(), x)
+    return found
