@@ -117,8 +117,8 @@ def _location(values: dict[str, str]) -> Location:
 
 
 def _parameters(values: dict[str, Any]) -> TrainingParameters:
-    known = _known(TrainingParameters, values)
-    return TrainingParameters(**{**known, "sample_prompts": tuple(known["sample_prompts"])})
+    # All of them: a style trained without one would not be what was asked for.
+    return TrainingParameters(**{**values, "sample_prompts": tuple(values["sample_prompts"])})
 
 
 def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from adapters.diffusion.loss import Objective
 
 PROBES = 16
 """Predictions in one measurement of one set: about eight training steps' time."""
-_TOGETHER = {"cuda": PROBES, "cpu": 4}
-"""Predictions made at once, by the kind of device: launching a pass takes the host of a GPU longer
+_TOGETHER = 4
+_TOGETHER_ON_A_GPU = PROBES
+"""Predictions made at once: launching a pass takes the host of a GPU longer
 than a few pictures take the GPU. Without gradients they take less memory than a training step."""
 
 
@@ -92,7 +93,7 @@ class Evaluation:
         by_size: dict[Size, list[_Probe]] = {}
         for probe in probes:
             by_size.setdefault(self._dataset.pictures[probe.position].size, []).append(probe)
-        together = _TOGETHER[self._device.type]
+        together = _TOGETHER_ON_A_GPU if self._device.type == "cuda" else _TOGETHER
         losses = [
             self._as_memory_allows(group[start : start + together])
             for group in by_size.values()

@@ -43,7 +43,7 @@ def out_of_memory_is_a_failure() -> Iterator[None]:
         raise gpu_oom() from error
 
 
-def with_room(action: Callable[[], Answer], make_room: Callable[[], None]) -> Answer:
+def with_room(action: Callable[[], Answer], make_room: Callable[[], object]) -> Answer:
     """What ``action`` gives; where memory does not suffice, at the second go, after ``make_room``.
 
     Raises:

@@ -105,15 +105,22 @@ class Replay(Generic[Batch]):
         try:
             replay = recorder.record(lambda: step(memory))
         except Exception as error:  # whatever the driver, the allocator or a kernel objects to
-            # Ending a capture that has failed fails once more, and says less.
-            first: BaseException = error
-            while first.__context__ is not None:
-                first = first.__context__
+            first = _first_of_torch(error)
             what = "out of memory" if is_out_of_memory(error) else str(first).split("\n")[0]
             self.stop(f"{type(first).__name__}: {what}")
             return False
         self._recorded[batch.key] = memory, replay
         return True
+
+
+def _first_of_torch(error: Exception) -> BaseException:
+    """Where an error began: ending a capture that has failed fails once more, and says less."""
+    first: BaseException = error
+    context = error.__context__
+    while context is not None:
+        first = context if isinstance(context, RuntimeError) else first
+        context = context.__context__
+    return first
 
 
 class CudaRecorder:

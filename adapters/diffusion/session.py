@@ -231,18 +231,26 @@ class DiffusionSession:
         del self._feed, self._good, self._replay, self._evaluation
 
     def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
-        if adapted and self._adapters.of_text:
-            request = encoded_anew(self._base, request, self._device)
-        with nullcontext() if adapted else self._adapters.switched_off():
-            return with_room(
-                lambda: draw_previews(self._base, request, self._device), self._make_room
-            )
+        def draw() -> tuple[Preview, ...]:
+            as_now = request
+            if adapted and self._adapters.of_text:
+                as_now = encoded_anew(self._base, request, self._device)
+            return draw_previews(self._base, as_now, self._device)
 
-    def _make_room(self) -> None:
-        """Let go of what can be made again: recordings hold the memory of whole steps."""
+        with nullcontext() if adapted else self._adapters.switched_off():
+            return with_room(draw, self._make_room)
+
+    def _make_room(self) -> bool:
+        """Let go of what can be made again: recordings hold the memory of whole steps.
+
+        Returns:
+            Whether there was anything.
+        """
+        there_was = bool(self._replay.recordings)
         self._replay.forget()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        return there_was
 
     def _attempt(self, inputs: StepInputs) -> bool:
         """Run a step. False when memory did not suffice; nothing holds its tensors then."""
@@ -262,11 +270,13 @@ class DiffusionSession:
         Raises:
             TrainingFailed: GPU_OOM, when there is no less.
         """
+        self._update.discard_gradient()
         tighter = self._thrift.tighter(count)
         if tighter is None:
-            raise gpu_oom()
+            if not self._make_room():  # of those who train beside it
+                raise gpu_oom()
+            return
         log.warning("step %d: out of memory, going on with %s", self._step + 1, tighter)
-        self._update.discard_gradient()
         self._apply(tighter)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -64,12 +64,13 @@ def choose_strategy(device: torch.device | str, channels: int = 0) -> Strategy:
     if device.type != "cuda":
         return WIDE_ON_A_CPU if channels >= _WIDE else PLAIN
     capability = torch.cuda.get_device_capability(device)
+    compute = torch.bfloat16 if capability >= (8, 0) else torch.float16
     return Strategy(
-        compute=torch.bfloat16 if capability >= (8, 0) else torch.float16,
+        compute=compute,
         flat_path=True,
         capture=capability >= _FIRST_WITH_CAPTURE,
         channels_last=True,
-        fused=kernels_work(device),
+        fused=kernels_work(device, compute),
     )
 
 

@@ -50,8 +50,8 @@ class Ensemble:
     """Runs that advance together, each step of all in as few passes as their shapes allow.
 
     Every run has a thread of its own. Steps meet at ``rendezvous``; all else that touches the
-    device takes ``turn`` first. Passes are made by one thread, whoever asks for them: libraries
-    keep handles and plans by the thread, and what a recording finds missing it cannot make.
+    device takes ``turn`` first. Shared passes are made by one thread, whoever asks for them:
+    libraries keep handles and plans by the thread, and what a recording lacks it cannot make.
 
     Args:
         recorder: what records passes; None to run them as they are.
@@ -102,16 +102,22 @@ class Ensemble:
         finally:
             self._free.append(row)
 
-    def make_room(self) -> None:
-        """Let go of what can be made again: recordings hold the memory of whole passes."""
+    def make_room(self) -> bool:
+        """Let go of what can be made again: recordings hold the memory of whole passes.
+
+        Returns:
+            Whether there was anything.
+        """
+        there_was = bool(self._replay.recordings)
         self._replay.forget()
         if self.stack.leaf.is_cuda:
             torch.cuda.empty_cache()
+        return there_was
 
     def close(self) -> None:
-        """Let go of everything, and of the thread."""
-        self.make_room()
+        """Let go of the thread, and of everything."""
         self._passing.shutdown()
+        self.make_room()
 
     def _advance(self, members: Sequence[MemberSession]) -> Mapping[MemberSession, Exception]:
         """Train the next step of each; what a run fails with is its own."""
@@ -140,18 +146,16 @@ class Ensemble:
         """One pass for all of these. False when memory did not suffice."""
         if any(member.saves_memory for member, _ in some):
             return False
-        steppers = [member.stepper for member, _ in some]
         try:
-            questions = [member.stepper.question(inputs) for member, inputs in some]
-            factors = [member.stepper.update.factor(inputs.count) for member, inputs in some]
-            rows = self.stack.indices([member.row for member, _ in some])
-            joint = joint_inputs(questions, factors, rows)
-            self._passing.submit(
-                self._replay.run, joint, lambda inputs: self._pass(steppers[0], inputs)
-            ).result()
+            self._joint_pass(some)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            fits = False
+        else:
+            fits = True
+        if not fits:
+            # Behind the handler: an error holds the tensors of all that it came through.
             assert self.stack.leaf.grad is not None
             self.stack.leaf.grad.zero_()
             self.make_room()
@@ -160,6 +164,16 @@ class Ensemble:
         for (member, inputs), loss in zip(some, losses, strict=True):
             member.stepper.update(inputs, loss)
         return True
+
+    def _joint_pass(self, some: Sequence[tuple[MemberSession, StepInputs]]) -> None:
+        questions = [member.stepper.question(inputs) for member, inputs in some]
+        factors = [member.stepper.update.factor(inputs.count) for member, inputs in some]
+        rows = self.stack.indices([member.row for member, _ in some])
+        joint = joint_inputs(questions, factors, rows)
+        asks = some[0][0].stepper
+        self._passing.submit(
+            self._replay.run, joint, lambda inputs: self._pass(asks, inputs)
+        ).result()
 
     def _pass(self, stepper: Stepper, joint: JointInputs) -> None:
         """Add each style's gradient to its row, and note its loss."""
@@ -234,8 +248,8 @@ class MemberSession(DiffusionSession):
         with self._ensemble.stack.showing(self.row):
             return super()._measured(epoch)
 
-    def _make_room(self) -> None:
-        self._ensemble.make_room()
+    def _make_room(self) -> bool:
+        return self._ensemble.make_room()
 
     def _attempt(self, inputs: StepInputs) -> bool:
         """Recompute feature maps in this run's own passes only."""

@@ -128,8 +128,8 @@ class DiffusionTrainer:
             if self._strategy.flat_path and suits(adapters, parameters.lora_dropout):
                 path = flat_path_of(adapters, self._strategy.compute)
                 refresh = stack.enter_context(path).refresh
-            stack.enter_context(self._fused())
             with out_of_memory_is_a_failure():
+                stack.enter_context(self._fused())
                 material = self._prepare(plan)
                 texts = None
                 if parameters.train_text_encoder:
@@ -192,7 +192,8 @@ class DiffusionTrainer:
                 rows = opening.enter_context(
                     stacked(self._base.unet, parameters, self._seats, self._strategy.compute)
                 )
-                opening.enter_context(self._fused())
+                with out_of_memory_is_a_failure():
+                    opening.enter_context(self._fused())
                 recorder = self._recorder() if self._strategy.capture else None
                 self._ensemble = Ensemble(rows, recorder, self._turn, self._patience)
                 self._kind, self._closing = kind, opening.pop_all()

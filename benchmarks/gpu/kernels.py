@@ -19,6 +19,7 @@ from adapters.diffusion.strategy import Strategy, choose_strategy
 from benchmarks.gpu.bench import Bench, prepare
 
 _KINDS = {
+    "ours": r"^(moments|normalise|gradient_|layer_norm|gate|add$)",
     "layout": r"nchwToNhwc|nhwcToNchw|transpose",
     "attention": r"flash|fmha|attention|sdpa",
     "convolution": r"conv|fprop|dgrad|wgrad|implicit|xmma_.*nhwc",

@@ -37,11 +37,18 @@ def test_a_job_is_read_as_it_was_written() -> None:
     assert decode_job(written(JOB)) == JOB
 
 
-@pytest.mark.parametrize("part", [None, "parameters", "progress", "metric"])
+@pytest.mark.parametrize("part", [None, "progress", "metric"])
 def test_what_a_newer_worker_has_added_is_left_out(part: str | None) -> None:
     record = written(JOB)
     (record[part] if part else record)["invented_later"] = {"by": "whom"}
     assert decode_job(record) == JOB
+
+
+def test_a_parameter_that_only_a_newer_worker_knows_is_not_left_out() -> None:
+    record = written(JOB)
+    record["parameters"]["invented_later"] = 3
+    with pytest.raises(TypeError, match="invented_later"):
+        decode_job(record)
 
 
 def test_what_an_older_worker_did_not_know_has_its_default() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.fused import check
+from adapters.diffusion.fused import blocks, check
 from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.fused.operations import gated
 from adapters.diffusion.strategy import Strategy
@@ -48,6 +48,18 @@ def test_the_denoiser_computes_the_same_and_is_itself_again_afterwards(base: Bas
     assert all(map(torch.equal, outcome(base), wanted))
 
 
+def test_where_rerouting_fails_the_denoiser_is_itself_again(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(blocks, "_gated", full)
+    with pytest.raises(torch.OutOfMemoryError), fused(base.unet):
+        pass
+    assert not [m for m in base.unet.modules() if "forward" in m.__dict__]
+
+
 def test_feature_maps_that_are_recomputed_are_the_same(base: BaseModel) -> None:
     wanted = outcome(base)
     base.unet.enable_gradient_checkpointing()
@@ -85,11 +97,11 @@ def test_kernels_are_taken_where_they_give_torchs_numbers(
 ) -> None:
     here = torch.device("cpu")
     check.kernels_work.cache_clear()
-    assert check.kernels_work(here)
+    assert check.kernels_work(here, torch.bfloat16)
 
     monkeypatch.setattr(check, "gated", lambda x: gated(x) * (1 + torch.rand(())))
     check.kernels_work.cache_clear()
-    assert not check.kernels_work(here)
+    assert not check.kernels_work(here, torch.bfloat16)
     assert "other numbers than torch" in caplog.text
 
 
@@ -103,6 +115,6 @@ def test_without_a_compiler_there_are_no_kernels(
 
     monkeypatch.setattr(check, "gated", refuse)
     check.kernels_work.cache_clear()
-    assert not check.kernels_work(torch.device("cpu"))
+    assert not check.kernels_work(torch.device("cpu"), torch.float16)
     check.kernels_work.cache_clear()
     assert "no fused kernels: RuntimeError: Failed to find C compiler" in caplog.text

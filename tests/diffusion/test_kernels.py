@@ -24,11 +24,19 @@ from adapters.diffusion.fused.operations import (
 
 pytest.importorskip("triton", reason="waits for triton, which there is for Linux alone")
 
-pytestmark = [pytest.mark.integration, pytest.mark.kernels]
+INTERPRETED = "TRITON_INTERPRET" in os.environ
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.kernels,
+    pytest.mark.skipif(
+        not INTERPRETED and not torch.cuda.is_available(),
+        reason="waits for a torch that knows of the GPU here",
+    ),
+]
 
 Operation = Callable[..., torch.Tensor]
 Use = Callable[[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 
 
 def assert_alike(kernel: Operation, plain: Operation, x: torch.Tensor, within: float) -> None:

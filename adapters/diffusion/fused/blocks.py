@@ -43,21 +43,21 @@ def fused(unet: UNet2DConditionModel) -> Iterator[None]:
         module.forward = forward
         rerouted.append(module)
 
-    for module in unet.modules():
-        if isinstance(module, ResnetBlock2D) and _plain_resnet(module):
-            reroute(module, _resnet(module))
-        elif isinstance(module, Transformer2DModel) and _plain_transformer(module):
-            reroute(module, _transformer(module))
-        elif isinstance(module, BasicTransformerBlock) and _plain_block(module):
-            reroute(module, _block(module))
-        elif isinstance(module, Attention) and _plain_attention(module):
-            reroute(module, _attention(module))
-        elif isinstance(module, GEGLU):
-            reroute(module, _gated(module))
-    if isinstance(unet.conv_norm_out, torch.nn.GroupNorm) and _is_silu(unet.conv_act):
-        reroute(unet.conv_norm_out, _last_norm(unet.conv_norm_out))
-        reroute(unet.conv_act, lambda x: x)
     try:
+        for module in unet.modules():
+            if isinstance(module, ResnetBlock2D) and _plain_resnet(module):
+                reroute(module, _resnet(module))
+            elif isinstance(module, Transformer2DModel) and _plain_transformer(module):
+                reroute(module, _transformer(module))
+            elif isinstance(module, BasicTransformerBlock) and _plain_block(module):
+                reroute(module, _block(module))
+            elif isinstance(module, Attention) and _plain_attention(module):
+                reroute(module, _attention(module))
+            elif isinstance(module, GEGLU):
+                reroute(module, _gated(module))
+        if isinstance(unet.conv_norm_out, torch.nn.GroupNorm) and _is_silu(unet.conv_act):
+            reroute(unet.conv_norm_out, _last_norm(unet.conv_norm_out))
+            reroute(unet.conv_act, lambda x: x)
         yield
     finally:
         for module in rerouted:
@@ -120,9 +120,13 @@ def _transformer(module: Transformer2DModel) -> Forward:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         *_: Any,
+        attention_mask: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
         **__: Any,
     ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
+        assert attention_mask is None
+        assert encoder_attention_mask is None
         normal, x = group_norm_of(hidden_states, module.norm)
         tokens = _pointwise(_tokens(normal), into.weight, into.bias)
         for block in module.transformer_blocks:

@@ -11,17 +11,23 @@ from adapters.diffusion.fused.operations import added, gated, group_norm_of, lay
 
 log = logging.getLogger(__name__)
 
-_WITHIN = 1e-4
+_WITHIN = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""Of the gradient's spread."""
 
 
 @cache
-def kernels_work(device: torch.device) -> bool:
-    """Run each kernel and compare it with torch. The answer stays for the process's life.
+def kernels_work(device: torch.device, compute: torch.dtype) -> bool:
+    """Run each kernel in float32 and in the precision that the device computes in, and compare it
+    with torch. The answer stays for the process's life.
 
     Triton comes with torch for Linux, and needs a C compiler at run time.
     """
     try:
-        right = _agree(device)
+        right = all(
+            _agree(device, dtype, changed=changed)
+            for dtype in dict.fromkeys([torch.float32, compute])
+            for changed in (True, False)
+        )
     except Exception as error:  # whatever Triton, the compiler or the driver objects to
         log.warning("no fused kernels: %s: %s", type(error).__name__, str(error).split("\n")[0])
         return False
@@ -30,25 +36,32 @@ def kernels_work(device: torch.device) -> bool:
     return right
 
 
-def _agree(device: torch.device) -> bool:
-    """Forward and backward through all of them, in float32, beside the CPU."""
+def _agree(device: torch.device, dtype: torch.dtype, *, changed: bool) -> bool:
+    """Forward and backward through all of them, beside float32 on the CPU.
+
+    Args:
+        changed: with a shift before the group norm and SiLU behind it.
+    """
     draw = torch.Generator().manual_seed(0)
-    x, gradient = (torch.randn(1, 40, 8, 8, generator=draw) for _ in range(2))
-    shift = torch.randn(1, 40, generator=draw)
-    found, wanted = (
-        _gradient(*(tensor.to(there) for tensor in (x, shift, gradient))).cpu()
-        for there in (device, torch.device("cpu"))
+    x, shift, gradient = (
+        torch.randn(shape, generator=draw) for shape in [(1, 40, 8, 8), (1, 40), (1, 40, 8, 8)]
     )
-    return torch.allclose(found, wanted, rtol=_WITHIN, atol=_WITHIN)
+    found, wanted = (
+        _gradient(*(t.to(there, precision) for t in (x, shift, gradient)), changed=changed)
+        for there, precision in ((device, dtype), ("cpu", torch.float32))
+    )
+    apart = (found.cpu().float() - wanted).abs().max()
+    return bool(apart <= _WITHIN[dtype] * wanted.std())
 
 
-def _gradient(x: torch.Tensor, shift: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def _gradient(
+    x: torch.Tensor, shift: torch.Tensor, gradient: torch.Tensor, *, changed: bool
+) -> torch.Tensor:
     """Of (n, c, h, w), through every operation, each result used twice where it can be."""
-    channels = x.shape[1]
-    groups = torch.nn.GroupNorm(4, channels, device=x.device).requires_grad_(False)
-    rows = torch.nn.LayerNorm(channels, device=x.device).requires_grad_(False)
+    groups = torch.nn.GroupNorm(4, x.shape[1]).to(x.device, x.dtype).requires_grad_(False)
+    rows = torch.nn.LayerNorm(x.shape[1]).to(x.device, x.dtype).requires_grad_(False)
     x = x.clone().requires_grad_()
-    normal, skip = group_norm_of(x, groups, shift=shift, activated=True)
+    normal, skip = group_norm_of(x, groups, shift=shift if changed else None, activated=changed)
     tokens = added(normal, skip, shift[0]).permute(0, 2, 3, 1)
     normal, total = layer_norm_of(tokens, rows, plus=tokens)
     end = gated(normal).sum(dim=-1) + total.sum(dim=-1)

@@ -46,10 +46,12 @@ def group_norm_of(
     """The same, and ``x`` again for its other use: so the two gradients meet in one pass."""
     if x.is_cuda:
         groups, eps = norm.num_groups, norm.eps
-        # torch gives ``apply`` no types.
-        y: tuple[torch.Tensor, torch.Tensor] = GroupNormed.apply(  # type: ignore[no-untyped-call]
-            x, norm.weight, norm.bias, shift, groups, eps, activated
-        )
+        y: tuple[torch.Tensor, torch.Tensor]
+        with torch.cuda.device(x.device):  # Triton launches on the current one
+            # torch gives ``apply`` no types.
+            y = GroupNormed.apply(  # type: ignore[no-untyped-call]
+                x, norm.weight, norm.bias, shift, groups, eps, activated
+            )
         return y
     moved = x if shift is None else x + shift[:, :, None, None]
     normal = torch.nn.functional.group_norm(
@@ -63,9 +65,11 @@ def layer_norm_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``x + plus`` for (..., width), normalised, and as it is for its other use."""
     if x.is_cuda:
-        y: tuple[torch.Tensor, torch.Tensor] = LayerNormed.apply(  # type: ignore[no-untyped-call]
-            x, plus, norm.weight, norm.bias, norm.eps
-        )
+        y: tuple[torch.Tensor, torch.Tensor]
+        with torch.cuda.device(x.device):
+            y = LayerNormed.apply(  # type: ignore[no-untyped-call] # as above
+                x, plus, norm.weight, norm.bias, norm.eps
+            )
         return y
     total = x if plus is None else x + plus
     return norm(total), total
@@ -74,7 +78,9 @@ def layer_norm_of(
 def gated(x: torch.Tensor) -> torch.Tensor:
     """``a * gelu(b)`` of (..., 2 * width), whose halves are a and b (arXiv 2002.05202)."""
     if x.is_cuda:
-        y: torch.Tensor = Gated.apply(x)  # type: ignore[no-untyped-call] # as above
+        y: torch.Tensor
+        with torch.cuda.device(x.device):
+            y = Gated.apply(x)  # type: ignore[no-untyped-call] # as above
         return y
     a, b = x.chunk(2, dim=-1)
     return a * torch.nn.functional.gelu(b)
@@ -83,7 +89,9 @@ def gated(x: torch.Tensor) -> torch.Tensor:
 def added(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """``a + b + bias`` of (n, c, h, w) and (c,)."""
     if a.is_cuda:
-        y: torch.Tensor = Added.apply(a, b, bias)  # type: ignore[no-untyped-call] # as above
+        y: torch.Tensor
+        with torch.cuda.device(a.device):
+            y = Added.apply(a, b, bias)  # type: ignore[no-untyped-call] # as above
         return y
     return a + b + bias[:, None, None]
 
