@@ -48,7 +48,7 @@ class Driver:
         saving = 0.0
         previews = CheckpointPreviews(self.blobs, self.clock, self.layout, self.rules)
         with (
-            self.clock.every(self.rules.progress_every, lambda: self._report(entry, meter)),
+            self.clock.every(self.rules.progress_every, lambda: self._report(entry, meter, stop)),
             self.clock.every(self.rules.cancel_poll, lambda: self._listen(entry, stop)),
         ):
             while not session.finished:
@@ -105,10 +105,12 @@ class Driver:
             log.warning("no checkpoint at epoch %d: %s", taken.epoch, error)
         return self.clock.monotonic() - began
 
-    def _report(self, entry: Entry, meter: Speedometer) -> None:
+    def _report(self, entry: Entry, meter: Speedometer, stop: StopSignal) -> None:
         progress, speed = entry.job.progress, meter.steps_per_second
         if progress is None or speed is None:
             return
+        if stop.reason is StopReason.LEASE_LOST:
+            return  # who has the job now speaks for it, and may have made the final call
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
         except (Unavailable, NotifierRefused) as error:

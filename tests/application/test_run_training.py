@@ -323,6 +323,27 @@ def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World)
     assert LAYOUT.weights(7) not in world.blobs.blobs
 
 
+def test_a_worker_that_lost_its_lease_tells_no_progress_however_long_its_step_takes(
+    world: World,
+) -> None:
+    told: list[int] = []
+
+    def lose_it_in_mid_step() -> None:
+        world.blobs.put(
+            LAYOUT.lease(TASK_ID),
+            b'{"owner": "thief", "expires_at": "2100-01-01T00:00:00+00:00", "revision": 99}',
+        )
+        world.clock.advance(RULES.lease.renew_every)
+        told.append(len(world.notifier.calls))
+        world.clock.advance(10 * RULES.progress_every)
+        told.append(len(world.notifier.calls))
+
+    trainer = Watched(world, 20, lose_it_in_mid_step)
+    world.worker(trainer=trainer)(a_task(), StopSignal())
+    assert told[0] > 0
+    assert told[1] == told[0]
+
+
 def test_the_lease_of_a_dead_worker_is_taken_over(world: World) -> None:
     world.blobs.put(
         LAYOUT.lease(TASK_ID),
