@@ -35,7 +35,9 @@ def connect(options: S3Options) -> S3Client:
         config=Config(
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
-            retries={"mode": "adaptive", "total_max_attempts": options.max_attempts},
+            # Not "adaptive": that one paces requests by the wall clock, and once a store has asked
+            # to slow down, a clock that is set back holds all of them up until it has caught up.
+            retries={"mode": "standard", "total_max_attempts": options.max_attempts},
             max_pool_connections=options.max_pool_connections,
             # Names of buckets before a host's name need DNS that only Amazon's endpoints have.
             s3={"addressing_style": "auto" if options.endpoint_url is None else "path"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
@@ -181,3 +182,20 @@ def test_the_wait_that_the_store_asks_for_is_kept_and_passed_on(
     with pytest.raises(BlobUnavailable) as told:
         make(replace(options, max_attempts=1), store.bucket).blobs.get(store.at("a"))
     assert told.value.retry_after == 3600
+
+
+def test_a_wall_clock_that_goes_back_after_a_refusal_for_haste_holds_nothing_up(
+    store: Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.rules(slow_down(times=1))
+    store.blobs.put(store.at("a"), b"1")
+    really = time.time
+    monkeypatch.setattr(time, "time", lambda: really() - 7200)
+    found: list[bytes] = []
+    # A daemon: should it wait for the clock to catch up, nobody waits for it.
+    reader = threading.Thread(
+        target=lambda: found.append(store.blobs.get(store.at("a")).data), daemon=True
+    )
+    reader.start()
+    reader.join(10)
+    assert found == [b"1"]
