@@ -193,6 +193,10 @@ def test_previews_are_shown_with_their_prompts(look: Look) -> None:
     pictures = page.locator("#pairs img")
     pictures.last.wait_for()
     assert pictures.count() == 6
+    # There before they are loaded; one that cannot be is complete, too, and has no width.
+    page.wait_for_function(
+        "[...document.querySelectorAll('#pairs img')].every((image) => image.complete)"
+    )
     widths = pictures.evaluate_all("(images) => images.map((image) => image.naturalWidth)")
     assert widths == [256] * 6
     page.get_by_alt_text("two boats, mystyle, after training").wait_for()
