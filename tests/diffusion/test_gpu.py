@@ -120,19 +120,26 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(pictures: Pictures) -> Non
     assert_alike(run(trainer, plan, resume=first.checkpoint).history, whole.history, within=0.05)
 
 
-def test_several_styles_at_once_follow_each_alone(pictures: Pictures) -> None:
+@pytest.mark.parametrize("styles", [2, 4])
+def test_several_styles_at_once_follow_each_alone(
+    pictures: Pictures, styles: int, caplog: pytest.LogCaptureFixture
+) -> None:
     strategy = choose_strategy(CARD)
     alone = trainer_with(strategy)
     base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
-    seated = DiffusionTrainer(base, decode, CARD, seats=2, patience=60.0)
+    seated = DiffusionTrainer(base, decode, CARD, seats=styles, patience=60.0)
     plans = [
         plan_of(pictures[:3], epochs=5, seed=1, learning_rate=2e-3),
         plan_of(pictures[2:], epochs=4, seed=2, learning_rate=1e-3, **EVERY_OPTION),
-    ]
+        plan_of(pictures[1:4], epochs=5, seed=3, learning_rate=2e-3),
+        plan_of(pictures[:3], epochs=6, seed=4, learning_rate=1e-3),
+    ][:styles]
     with ExitStack() as stack:
         sessions = [stack.enter_context(seated.open(plan, None)) for plan in plans]
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(styles) as pool:
             list(pool.map(drive, sessions))
+        # Whichever thread leads: what a recording takes is there.
+        assert "no longer recorded" not in caplog.text
         assert seated._ensemble is not None
         assert seated._ensemble._replay.recordings
         for session, plan in zip(sessions, plans, strict=True):
