@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.epoch_plan import Batch
-from adapters.diffusion.failures import is_out_of_memory
+from adapters.diffusion.failures import in_parts
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -195,14 +195,15 @@ def _encode(
     base: BaseModel, pixels: torch.Tensor, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of (n, 3, h, w) in [-1, 1]; one by one where memory is short."""
-    try:
-        posterior = base.vae.encode(pixels.to(device)).latent_dist
+
+    def encode(some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = base.vae.encode(some.to(device)).latent_dist
         return posterior.mean, posterior.std
-    except RuntimeError as error:
-        if len(pixels) == 1 or not is_out_of_memory(error):
-            raise
-    singly = [_encode(base, one, device) for one in torch.split(pixels, 1)]
-    return torch.cat([mean for mean, _ in singly]), torch.cat([std for _, std in singly])
+
+    means, deviations = zip(
+        *in_parts(encode, pixels, lambda some: torch.split(some, 1)), strict=True
+    )
+    return torch.cat(means), torch.cat(deviations)
 
 
 def _pixels(picture: Image.Image) -> torch.Tensor:

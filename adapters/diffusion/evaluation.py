@@ -14,15 +14,15 @@ from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.dataset import Dataset, Size
 from adapters.diffusion.epoch_plan import generator_for
-from adapters.diffusion.failures import is_out_of_memory
+from adapters.diffusion.failures import in_parts
 from adapters.diffusion.loss import Objective
 
 PROBES = 16
 """Predictions in one measurement of one set: about eight training steps' time."""
 _TOGETHER = 4
 _TOGETHER_ON_A_GPU = PROBES
-"""Predictions made at once: launching a pass takes the host of a GPU longer
-than a few pictures take the GPU. Without gradients they take less memory than a training step."""
+"""Predictions made at once: launching a pass takes the host of a GPU longer than a few pictures
+take the GPU. Without gradients they take less memory than a training step."""
 
 
 def held_out_positions(count: int, split: float, seed: int) -> frozenset[int]:
@@ -95,23 +95,12 @@ class Evaluation:
             by_size.setdefault(self._dataset.pictures[probe.position].size, []).append(probe)
         together = _TOGETHER_ON_A_GPU if self._device.type == "cuda" else _TOGETHER
         losses = [
-            self._as_memory_allows(group[start : start + together])
+            some
             for group in by_size.values()
             for start in range(0, len(group), together)
+            for some in in_parts(self._losses, group[start : start + together], _halves)
         ]
         return float(torch.cat(losses).mean())
-
-    def _as_memory_allows(self, probes: Sequence[_Probe]) -> torch.Tensor:
-        """Each probe's loss, by halves where memory is short."""
-        try:
-            return self._losses(probes)
-        except RuntimeError as error:
-            if len(probes) == 1 or not is_out_of_memory(error):
-                raise
-        half = len(probes) // 2
-        return torch.cat(
-            [self._as_memory_allows(probes[:half]), self._as_memory_allows(probes[half:])]
-        )
 
     def _losses(self, probes: Sequence[_Probe]) -> torch.Tensor:
         batch = tuple(probe.position for probe in probes)
@@ -144,3 +133,8 @@ def _probes(positions: Sequence[int], timesteps: int) -> list[_Probe]:
         _Probe(k, positions[k % len(positions)], int((k + 0.5) / PROBES * timesteps))
         for k in range(PROBES)
     ]
+
+
+def _halves(probes: list[_Probe]) -> list[list[_Probe]]:
+    middle = len(probes) // 2
+    return [half for half in (probes[:middle], probes[middle:]) if half]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ import torch
 from domain.failure import Failure, FailureCode, TrainingFailed
 
 Answer = TypeVar("Answer")
+Whole = TypeVar("Whole")
 
 _OTHER_WORDS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 """How libraries below torch, and its allocator on a CPU, say that memory is out."""
@@ -58,6 +59,25 @@ def with_room(action: Callable[[], Answer], make_room: Callable[[], object]) -> 
     make_room()
     with out_of_memory_is_a_failure():
         return action()
+
+
+def in_parts(
+    action: Callable[[Whole], Answer], whole: Whole, split: Callable[[Whole], Sequence[Whole]]
+) -> list[Answer]:
+    """What ``action`` gives for the whole; where memory does not suffice, for each of its parts.
+
+    Args:
+        split: gives one part for what cannot be split.
+
+    Raises:
+        torch.OutOfMemoryError: not even that fits.
+    """
+    try:
+        return [action(whole)]
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(split(whole)) == 1:
+            raise
+    return [answer for part in split(whole) for answer in in_parts(action, part, split)]
 
 
 def loss_diverged(epoch: int) -> TrainingFailed:

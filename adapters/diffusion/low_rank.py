@@ -1,7 +1,7 @@
 """A frozen linear layer and its adapter, forward and backward in as few calls as can be.
 
 Autograd, left to itself, copies the layer's output before it adds to it, and adds gradients that
-could have been summed where they lie: a thousand small kernels a step.
+could have been summed where they lie: hundreds of small kernels a step.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def adapted(
     """
     outputs = weight.shape[0]
     flat = x.reshape(*down.shape[:-2], -1, x.shape[-1])
-    # torch gives ``apply`` no types.
-    y: torch.Tensor = _Adapted.apply(flat, weight, bias, down, up)  # type: ignore[no-untyped-call]
+    y: torch.Tensor = _Adapted.apply(  # type: ignore[no-untyped-call] # torch has no types for it
+        flat, weight, bias, down, up
+    )
     return y.view(*x.shape[:-1], outputs)
 
 

@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.dataset import encode_captions
-from adapters.diffusion.failures import is_out_of_memory
+from adapters.diffusion.failures import in_parts
 from application.ports import Preview
 from domain.parameters import TrainingParameters
 
@@ -116,20 +116,21 @@ def latents_of(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> to
 
     Launching a pass takes the host of a GPU longer than a few pictures take the GPU.
     """
+    return torch.cat(
+        in_parts(lambda some: _denoised(pipeline, some), request, lambda some: tuple(some.each()))
+    )
+
+
+def _denoised(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> torch.Tensor:
     count = len(request.prompts)
-    try:
-        latents: torch.Tensor = pipeline(
-            prompt_embeds=request.states,
-            negative_prompt_embeds=request.empty.expand(count, -1, -1),
-            width=request.side,
-            height=request.side,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-            generator=[torch.Generator().manual_seed(request.seed + k) for k in range(count)],
-            output_type="latent",
-        ).images
-        return latents
-    except RuntimeError as error:
-        if count == 1 or not is_out_of_memory(error):
-            raise
-    return torch.cat([latents_of(pipeline, one) for one in request.each()])
+    latents: torch.Tensor = pipeline(
+        prompt_embeds=request.states,
+        negative_prompt_embeds=request.empty.expand(count, -1, -1),
+        width=request.side,
+        height=request.side,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=[torch.Generator().manual_seed(request.seed + k) for k in range(count)],
+        output_type="latent",
+    ).images
+    return latents

@@ -156,7 +156,7 @@ class CudaRecorder:
 
 @cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all runs: the libraries keep workspaces for every stream that they have met, on a
-    Hopper card 64 MiB each, for as long as the process lives."""
+    """One for all runs: the libraries keep workspaces for every stream that they have met, for
+    as long as the process lives."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device)
     return stream

@@ -146,16 +146,7 @@ class Ensemble:
         """One pass for all of these. False when memory did not suffice."""
         if any(member.saves_memory for member, _ in some):
             return False
-        try:
-            self._joint_pass(some)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            fits = False
-        else:
-            fits = True
-        if not fits:
-            # Behind the handler: an error holds the tensors of all that it came through.
+        if not self._joint_pass(some):
             assert self.stack.leaf.grad is not None
             self.stack.leaf.grad.zero_()
             self.make_room()
@@ -165,15 +156,22 @@ class Ensemble:
             member.stepper.update(inputs, loss)
         return True
 
-    def _joint_pass(self, some: Sequence[tuple[MemberSession, StepInputs]]) -> None:
-        questions = [member.stepper.question(inputs) for member, inputs in some]
-        factors = [member.stepper.update.factor(inputs.count) for member, inputs in some]
-        rows = self.stack.indices([member.row for member, _ in some])
-        joint = joint_inputs(questions, factors, rows)
-        asks = some[0][0].stepper
-        self._passing.submit(
-            self._replay.run, joint, lambda inputs: self._pass(asks, inputs)
-        ).result()
+    def _joint_pass(self, some: Sequence[tuple[MemberSession, StepInputs]]) -> bool:
+        """False when memory did not suffice; nothing holds its tensors then."""
+        try:
+            questions = [member.stepper.question(inputs) for member, inputs in some]
+            factors = [member.stepper.update.factor(inputs.count) for member, inputs in some]
+            rows = self.stack.indices([member.row for member, _ in some])
+            joint = joint_inputs(questions, factors, rows)
+            asks = some[0][0].stepper
+            self._passing.submit(
+                self._replay.run, joint, lambda inputs: self._pass(asks, inputs)
+            ).result()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def _pass(self, stepper: Stepper, joint: JointInputs) -> None:
         """Add each style's gradient to its row, and note its loss."""

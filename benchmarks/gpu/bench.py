@@ -98,6 +98,7 @@ def attempts(run: Callable[[], dict[str, Any]], name: str) -> Iterator[dict[str,
 
 
 def measure(bench: Bench, batch: int, step: Callable[[], object]) -> dict[str, Any]:
+    """A row's figures for a step that is called again and again."""
     started = time.perf_counter()
     for _ in range(WARM_UP):
         step()
@@ -118,6 +119,7 @@ def measure(bench: Bench, batch: int, step: Callable[[], object]) -> dict[str, A
 
 
 def pace(bench: Bench, batch: int, per_step: float) -> dict[str, Any]:
+    """What seconds per step come to, and the memory so far."""
     row = {
         "steps_per_s": round(1 / per_step, 2),
         "images_per_s": round(batch / per_step, 2),

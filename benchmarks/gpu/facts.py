@@ -49,19 +49,23 @@ def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -
 
 
 def slug(device: str) -> str:
+    """A card's name as a file's."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def wait_for(device: torch.device) -> None:
+    """Let the device finish what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def forget_peak(device: torch.device) -> None:
+    """Begin a new peak of memory, from what is held now."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def gib(count: int) -> float:
+    """Bytes as GiB."""
     return round(count / 2**30, 2)

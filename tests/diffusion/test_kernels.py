@@ -136,7 +136,7 @@ def test_a_sum_with_a_bias(layout: torch.memory_format) -> None:
     x = normal(2, 320, 5, 3).to(memory_format=layout)
     other, bias = normal(2, 320, 5, 3, seed=2), normal(320, seed=3)
     assert_alike(
-        lambda x: Added.apply(x, other.to(DEVICE), bias.to(DEVICE)),  # type: ignore[no-untyped-call]
+        lambda x: Added.apply(x, other.to(DEVICE), bias.to(DEVICE)),
         lambda x: added(x, other.double(), bias.double()),
         x,
         within=1e-6,

@@ -37,6 +37,16 @@ def _tile(
     return offset, channel, inside
 
 
+@triton.jit
+def _value(x, shift, unit, groups, offset, channel, inside, shift_stride, SHIFTED: tl.constexpr):
+    """A tile of the feature map, shifted."""
+    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    if SHIFTED:
+        own = shift + (unit // groups) * shift_stride
+        value += tl.load(own + channel, mask=inside, other=0.0).to(tl.float32)
+    return value
+
+
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def moments(
     x,
@@ -57,10 +67,7 @@ def moments(
     offset, channel, inside = _tile(
         unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
     )
-    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-    if SHIFTED:
-        own = shift + (unit // groups) * shift_stride
-        value += tl.load(own + channel, mask=inside, other=0.0).to(tl.float32)
+    value = _value(x, shift, unit, groups, offset, channel, inside, shift_stride, SHIFTED)
     count = tl.minimum(rows, pixels - chunk * rows) * depth
     mean = tl.sum(value, axis=0) / count
     deviation = tl.where(inside, value - mean, 0.0)
@@ -111,10 +118,7 @@ def normalise(
     offset, channel, inside = _tile(
         unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
     )
-    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-    if SHIFTED:
-        own = shift + (unit // groups) * shift_stride
-        value += tl.load(own + channel, mask=inside, other=0.0).to(tl.float32)
+    value = _value(x, shift, unit, groups, offset, channel, inside, shift_stride, SHIFTED)
     gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     value = (value - mean) * scale * gain
     value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
@@ -141,10 +145,7 @@ def _gradient_inside(
     ACTIVATED: tl.constexpr,
 ):
     """The normalised value, and the gradient of it."""
-    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-    if SHIFTED:
-        own = shift + (unit // groups) * shift_stride
-        value += tl.load(own + channel, mask=inside, other=0.0).to(tl.float32)
+    value = _value(x, shift, unit, groups, offset, channel, inside, shift_stride, SHIFTED)
     value = (value - tl.load(stats + unit * 2)) * tl.load(stats + unit * 2 + 1)
     gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     gradient = tl.load(dy + offset, mask=inside, other=0.0).to(tl.float32)
@@ -235,6 +236,17 @@ def gradient_through(
 
 
 @triton.jit
+def _rows(rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Some whole rows: their numbers, the columns, which of both count, and offsets."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    within = column < width
+    inside = (row < rows)[:, None] & within[None, :]
+    offset = row.to(tl.int64)[:, None] * width + column[None, :]
+    return row, column, within, inside, offset
+
+
+@triton.jit
 def layer_norm(
     a,
     b,
@@ -251,11 +263,7 @@ def layer_norm(
     BLOCK: tl.constexpr,
 ):
     """``a + b`` where there is a b, and its rows normalised; their moments into ``stats``."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    within = column < width
-    inside = (row < rows)[:, None] & within[None, :]
-    offset = row.to(tl.int64)[:, None] * width + column[None, :]
+    row, column, within, inside, offset = _rows(rows, width, ROWS, BLOCK)
     value = tl.load(a + offset, mask=inside, other=0.0).to(tl.float32)
     if ADDED:
         value += tl.load(b + offset, mask=inside, other=0.0).to(tl.float32)
@@ -286,11 +294,7 @@ def layer_norm_gradient(
     BLOCK: tl.constexpr,
 ):
     """The gradient of the rows, with that of their other use."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    within = column < width
-    inside = (row < rows)[:, None] & within[None, :]
-    offset = row.to(tl.int64)[:, None] * width + column[None, :]
+    row, column, within, inside, offset = _rows(rows, width, ROWS, BLOCK)
     mean = tl.load(stats + row * 2, mask=row < rows, other=0.0)[:, None]
     scale = tl.load(stats + row * 2 + 1, mask=row < rows, other=0.0)[:, None]
     value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)

@@ -45,14 +45,10 @@ def group_norm_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, and ``x`` again for its other use: so the two gradients meet in one pass."""
     if x.is_cuda:
-        groups, eps = norm.num_groups, norm.eps
-        y: tuple[torch.Tensor, torch.Tensor]
-        with torch.cuda.device(x.device):  # Triton launches on the current one
-            # torch gives ``apply`` no types.
-            y = GroupNormed.apply(  # type: ignore[no-untyped-call]
-                x, norm.weight, norm.bias, shift, groups, eps, activated
-            )
-        return y
+        found: tuple[torch.Tensor, torch.Tensor] = _launched(
+            GroupNormed, x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, activated
+        )
+        return found
     moved = x if shift is None else x + shift[:, :, None, None]
     normal = torch.nn.functional.group_norm(
         moved, norm.num_groups, norm.weight, norm.bias, norm.eps
@@ -65,12 +61,10 @@ def layer_norm_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``x + plus`` for (..., width), normalised, and as it is for its other use."""
     if x.is_cuda:
-        y: tuple[torch.Tensor, torch.Tensor]
-        with torch.cuda.device(x.device):
-            y = LayerNormed.apply(  # type: ignore[no-untyped-call] # as above
-                x, plus, norm.weight, norm.bias, norm.eps
-            )
-        return y
+        found: tuple[torch.Tensor, torch.Tensor] = _launched(
+            LayerNormed, x, plus, norm.weight, norm.bias, norm.eps
+        )
+        return found
     total = x if plus is None else x + plus
     return norm(total), total
 
@@ -78,10 +72,8 @@ def layer_norm_of(
 def gated(x: torch.Tensor) -> torch.Tensor:
     """``a * gelu(b)`` of (..., 2 * width), whose halves are a and b (arXiv 2002.05202)."""
     if x.is_cuda:
-        y: torch.Tensor
-        with torch.cuda.device(x.device):
-            y = Gated.apply(x)  # type: ignore[no-untyped-call] # as above
-        return y
+        found: torch.Tensor = _launched(Gated, x)
+        return found
     a, b = x.chunk(2, dim=-1)
     return a * torch.nn.functional.gelu(b)
 
@@ -89,11 +81,14 @@ def gated(x: torch.Tensor) -> torch.Tensor:
 def added(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """``a + b + bias`` of (n, c, h, w) and (c,)."""
     if a.is_cuda:
-        y: torch.Tensor
-        with torch.cuda.device(a.device):
-            y = Added.apply(a, b, bias)  # type: ignore[no-untyped-call] # as above
-        return y
+        found: torch.Tensor = _launched(Added, a, b, bias)
+        return found
     return a + b + bias[:, None, None]
+
+
+def _launched(function: type[torch.autograd.Function], x: torch.Tensor, *rest: object) -> Any:
+    with torch.cuda.device(x.device):  # Triton launches on the current one
+        return function.apply(x, *rest)  # type: ignore[no-untyped-call] # torch has no types for it
 
 
 class _Cut(NamedTuple):
