@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from entrypoints.container import Container
 
 
-class Unfit(Exception):
-    """What was tried does not work; the text says what to do about it."""
-
-
 @dataclass(frozen=True)
 class Finding:
     """What became of one trial."""
@@ -49,7 +45,7 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         *images,
         ("models", lambda: _bucket(container, settings.model_bucket_name, write=True)),
         ("backend", lambda: _backend(container)),
-        ("device", lambda: _device(container)),
+        ("device", lambda: "; ".join(map(_device, container.devices()))),
         ("base model", lambda: _base_model(container)),
     ]
 
@@ -89,19 +85,14 @@ def _backend(container: Container) -> str:
     return str(notifier.check())
 
 
-def _device(container: Container) -> str:
+def _device(name: str) -> str:
     import torch
 
-    device = torch.device(container.device())
+    device = torch.device(name)
     if device.type != "cuda":
         threads = torch.get_num_threads()
         return (
             f"{device}, {threads} threads, torch {torch.__version__}: fit for trying, not for work"
-        )
-    if not torch.cuda.is_available():
-        raise Unfit(
-            f"DEVICE={device}, but torch {torch.__version__} finds no GPU; install the CUDA build "
-            "and a driver that fits it, or give the container the GPU"
         )
     properties = torch.cuda.get_device_properties(device)
     memory = properties.total_memory / 1024**3

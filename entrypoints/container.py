@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -38,6 +38,7 @@ from application.run_training import RunTraining
 from application.seats import Seats
 from application.worker_loop import WorkerLoop
 from entrypoints.default_base import default_base
+from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.settings import InvalidSettings, Settings
 
 if TYPE_CHECKING:
@@ -55,18 +56,23 @@ SPARE_CONNECTIONS = 4
 checkpoint."""
 
 
-def choose_device(settings: Settings) -> str:
-    """The device named, or the GPU where there is one."""
-    import torch
+def choose_devices(settings: Settings) -> tuple[str, ...]:
+    """The devices named, or the GPU where there is one.
 
-    return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    Raises:
+        InvalidSettings: one is not there.
+    """
+    try:
+        return devices_present(settings.device, gpus_of_torch)
+    except ValueError as error:
+        raise InvalidSettings(f"DEVICE={settings.device!r}: {error}") from None
 
 
-def choose_seats(settings: Settings, device: Callable[[], str]) -> int:
+def choose_seats(settings: Settings, devices: Callable[[], Sequence[str]]) -> int:
     """Jobs that train together: as many as named, or as the card has room for.
 
     Args:
-        device: asked only where that counts, for it takes a while.
+        devices: asked only where that counts, for it takes a while.
     """
     if settings.jobs_together != "auto":
         return int(settings.jobs_together)
@@ -74,7 +80,7 @@ def choose_seats(settings: Settings, device: Callable[[], str]) -> int:
 
     from adapters.diffusion.room import seats_in
 
-    chosen = torch.device(device())
+    chosen = torch.device(devices()[0])
     if chosen.type != "cuda":
         return 1
     seats = seats_in(torch.cuda.get_device_properties(chosen).total_memory)
@@ -123,11 +129,12 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()
 
 
-def build_trainer(base: BaseModel, device: str, seats: int) -> DiffusionTrainer:
-    """The trainer on this device."""
+def build_trainer(base: BaseModel, devices: Sequence[str], seats: int) -> DiffusionTrainer:
+    """The trainer on these devices; the base model is on the first."""
     from adapters.diffusion.trainer import DiffusionTrainer
 
-    return DiffusionTrainer(base, decode, device, seats=seats)
+    first, *helpers = devices
+    return DiffusionTrainer(base, decode, first, seats=seats, helpers=helpers)
 
 
 def build_crew(loop: WorkerLoop, run: RunTraining, refuse: RefuseTask, seats: int) -> Crew:
@@ -308,8 +315,9 @@ class Container(containers.DeclarativeContainer):
     worker = providers.Singleton(worker_name, settings, new_id)
     layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
 
-    device = providers.Singleton(choose_device, settings)
-    seats = providers.Singleton(choose_seats, settings, device.provider)
+    devices = providers.Singleton(choose_devices, settings)
+    device = devices.provided[0]
+    seats = providers.Singleton(choose_seats, settings, devices.provider)
     blobs = providers.Singleton(open_blobs, settings, clock, seats=seats)
     queue = providers.Resource(open_queue, settings, clock, worker, seats)
     dead_letters = queue_depths = queue
@@ -319,7 +327,7 @@ class Container(containers.DeclarativeContainer):
     parse_task = providers.Singleton(TaskReader, providers.Callable(backend_host, settings))
 
     base_model = providers.Singleton(load_base_model, settings, device)
-    trainer = providers.Singleton(build_trainer, base_model, device, seats)
+    trainer = providers.Singleton(build_trainer, base_model, devices, seats)
 
     journal = providers.Singleton(Journal, blobs, sink)
     run_training = providers.Singleton(

@@ -35,6 +35,7 @@ from domain.parameters import OptimizerName, RequestedParameters
 from domain.picture import FEWEST_PICTURES, PictureSet
 from domain.task import TrainingTask
 from entrypoints.container import Container
+from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from entrypoints.logs import start_logging
 from entrypoints.settings import load_settings
@@ -67,6 +68,19 @@ def check_writable(out: Path) -> None:
         raise UsageError(
             f"--out {out}: cannot be written ({reason}); give a folder of your own"
         ) from None
+
+
+def check_device(named: str | None) -> None:
+    """Make sure that what ``--device`` names is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if named is not None:
+        try:
+            devices_present(named, gpus_of_torch)
+        except ValueError as error:
+            raise UsageError(f"--device {named}: {error}") from None
 
 
 def check_optimizer(requested: RequestedParameters) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +89,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     )
     container.trainer.override(
         providers.Singleton(
-            _trainer, container.base_model, container.device, container.seats, previews
+            _trainer, container.base_model, container.devices, container.seats, previews
         )
     )
     container.sink.override(
@@ -129,9 +129,9 @@ def _served(sources: Sources, settings: Settings) -> Iterator[None]:
 
 
 def _trainer(
-    base: BaseModel, device: str, seats: int, previews: PreviewShelf
+    base: BaseModel, devices: Sequence[str], seats: int, previews: PreviewShelf
 ) -> PreviewingTrainer:
-    return PreviewingTrainer(build_trainer(base, device, seats), previews)
+    return PreviewingTrainer(build_trainer(base, devices, seats), previews)
 
 
 def _queue_name(settings: Settings) -> str:

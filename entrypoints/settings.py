@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import check_token, checked_address
+from entrypoints.devices import parse_devices
 
 MOST_TOGETHER = 32
 """Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
@@ -43,7 +44,9 @@ class Settings(BaseSettings):
         "without a hub",
     )
     device: str | None = Field(
-        None, description="`cuda`, `cuda:1`, `cpu`. Unset: the GPU where there is one"
+        None,
+        description="`cuda`, `cuda:1`, `cpu`; of `cuda:0,cuda:1` each takes some of a step's "
+        "pictures, in jobs with a batch size above 1. Unset: the GPU where there is one",
     )
 
     jobs_together: str = Field(
@@ -209,9 +212,11 @@ class Settings(BaseSettings):
 
     @field_validator("jobs_together")
     @classmethod
-    def _together(cls, value: str) -> str:
+    def _together(cls, value: str, info: ValidationInfo) -> str:
         if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= MOST_TOGETHER):
             raise ValueError(f"give `auto`, or a number from 1 to {MOST_TOGETHER}")
+        if value != "1" and "," in (info.data.get("device") or ""):
+            raise ValueError("give 1: DEVICE has several GPUs share one job")
         return value
 
     @field_validator("retry_delays")
@@ -249,6 +254,11 @@ class Settings(BaseSettings):
         if (value is None) != (info.data.get("rabbitmq_cert_file") is None):
             raise ValueError("give RABBITMQ_CERT_FILE and RABBITMQ_KEY_FILE both, or neither")
         return value
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str | None) -> str | None:
+        return value if value is None else ",".join(parse_devices(value))
 
     @field_validator("aws_secret_access_key")
     @classmethod

@@ -68,7 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="configuration folder of a single-file base model, where no hub can be reached",
     )
-    parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: the GPU if there is one)")
+    parser.add_argument(
+        "--device",
+        help="cuda, cuda:1 or cpu; of cuda:0,cuda:1 each takes some of a step's pictures, with a "
+        "batch size above 1 (default: the GPU if there is one)",
+    )
     parser.add_argument(
         "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"
     )
@@ -115,6 +119,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from entrypoints import local_run
 
     local_run.check_optimizer(requested)
+    local_run.check_device(arguments.device)
     names = find_pictures(arguments.pictures)
     local_run.check_writable(arguments.out)
 

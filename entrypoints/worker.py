@@ -92,7 +92,7 @@ def _work(arguments: argparse.Namespace) -> int:
         if arguments.check:
             return check(container, as_json=arguments.json)
         with observed(container, logs, stop) as board:
-            board.device = container.device()
+            board.device = ", ".join(container.devices())
             try:
                 board.model = container.base_model().name
             except BaseModelInvalid as error:
@@ -112,6 +112,8 @@ def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
 
     if arguments.check:
         raise UsageError("--gpus and --check: check one worker at a time, with DEVICE=cuda:1 say")
+    if settings.device not in {None, "cuda"}:
+        raise UsageError(f"--gpus and DEVICE={settings.device}: give one of the two")
     gpus = gpus_named(arguments.gpus, lambda: len(GpuReader()()))
     start_logging(
         level="DEBUG" if arguments.debug else settings.log_level,

@@ -22,7 +22,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The file that a rehearsal on the small base leaves."""
     file = tmp_path_factory.mktemp("results") / "card.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu"]
-    command += ["--batches", "1", "--styles", "1", "2", "--epochs", "1", "--seconds", "0.05"]
+    command += ["--batches", "2", "--styles", "1", "2", "--epochs", "1", "--seconds", "0.05"]
     done = subprocess.run(
         [*command, "--json", str(file)],
         cwd=ROOT,
@@ -48,6 +48,7 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
         (1, 2),
         (2, 2),
     ]
+    assert [row["cards"] for row in rows if "cards" in row] == [1, 2]
     assert rows[-1]["name"] == "whole job"
     assert rows[-1]["steps"] == 20
 
@@ -81,11 +82,17 @@ def test_a_row_that_failed_says_so_and_costs_no_other(tmp_path: Path) -> None:
         "memory_gib": 8,
         "versions": {"torch": "2"},
         "matmul_tflops": 100.0,
-        "rows": [{"batch": 8, **failed}, {"styles": 4, **failed}, {**failed, "name": "whole job"}],
+        "rows": [
+            {"batch": 8, **failed},
+            {"styles": 4, **failed},
+            {"cards": 2, "pictures": 8, **failed},
+            {**failed, "name": "whole job"},
+        ],
     }
     tables = card_tables(results)
     assert "| + captured | OutOfMemoryError |" in tables
     assert "| 8 | - | - |" in tables
     assert "| 4 | OutOfMemoryError |" in tables
+    assert "| 2 | 8 | OutOfMemoryError |" in tables
     assert "A whole job failed: OutOfMemoryError: CUDA out of memory" in tables
     assert gpu_tables(tmp_path) == NOTHING

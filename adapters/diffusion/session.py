@@ -34,8 +34,10 @@ from adapters.diffusion.preparation import Material
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
 from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.replay import Recorder, Replay
+from adapters.diffusion.spread import Helper, SpreadSteps
 from adapters.diffusion.step import Stepper
 from adapters.diffusion.step_inputs import StepInputs
+from adapters.diffusion.steps import Place, Steps
 from adapters.diffusion.strategy import PLAIN, Strategy
 from adapters.diffusion.text_states import TextStates
 from adapters.diffusion.thrift import Thrift
@@ -70,6 +72,7 @@ class DiffusionSession:
         refresh: Callable[[], None] | None = None,
         recorder: Recorder | None = None,
         text_states: TextStates | None = None,
+        helpers: Sequence[Helper] = (),
     ) -> None:
         self._base = base
         self._plan = plan
@@ -96,16 +99,19 @@ class DiffusionSession:
             loss_scaling=strategy.loss_scaling,
             text_weights=adapters.text_weights,
         )
-        self._stepper = Stepper(
+        stepper = Stepper(
             base.unet,
-            self._update,
             objective,
             dataset,
+            scaled=self._update.scaled,
             conditioning=text_states,
             refresh=refresh,
             channels_last=strategy.channels_last,
         )
-        self._replay: Replay[StepInputs] = Replay(recorder)
+        place = Place(device, base.unet, stepper, Replay(recorder))
+        self._steps = (
+            SpreadSteps(place, self._update, helpers) if helpers else Steps(place, self._update)
+        )
         self._step = 0
         self._history: list[EpochRecord] = []
         self._recovery = Recovery()
@@ -132,8 +138,8 @@ class DiffusionSession:
 
     @property
     def peak_memory(self) -> int:
-        """Most bytes held so far: on a GPU by the run's tensors, else by the process."""
-        return peak_bytes(self._device)
+        """Most bytes held so far: on the fullest GPU by the run's tensors, else by the process."""
+        return max(peak_bytes(place.device) for place in self._steps.places)
 
     def advance(self) -> StepReport:
         """Run the next step. The last one of an epoch may lead back to where the run was well.
@@ -154,12 +160,17 @@ class DiffusionSession:
         """
         inputs = self.next_inputs()
         while not self._attempt(inputs):
-            self._save_memory(inputs.count)
+            self._save_memory(self._steps.at_once(inputs.count))
 
     @property
     def stepper(self) -> Stepper:
-        """What runs the steps, for whoever runs them in the session's place."""
-        return self._stepper
+        """What finds the gradient, for whoever runs the steps in the session's place."""
+        return self._steps.place.stepper
+
+    @property
+    def update(self) -> Update:
+        """What follows the gradient, for the same."""
+        return self._update
 
     def next_inputs(self) -> StepInputs:
         """The next step's batch, for the same."""
@@ -225,10 +236,10 @@ class DiffusionSession:
 
     def close(self) -> None:
         """Let go of everything on the device, whoever still holds the session."""
-        self._replay.forget()
-        self._base.unet.disable_gradient_checkpointing()
-        del self._dataset, self._adapters, self._update, self._stepper, self._previews
-        del self._feed, self._good, self._replay, self._evaluation
+        for place in self._steps.places:
+            place.close()
+        del self._dataset, self._adapters, self._update, self._steps, self._previews
+        del self._feed, self._good, self._evaluation
 
     def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:
@@ -241,23 +252,15 @@ class DiffusionSession:
             return with_room(draw, self._make_room)
 
     def _make_room(self) -> bool:
-        """Let go of what can be made again: recordings hold the memory of whole steps.
-
-        Returns:
-            Whether there was anything.
-        """
-        there_was = bool(self._replay.recordings)
-        self._replay.forget()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        return there_was
+        """Let go of what can be made again; whether there was anything."""
+        given_back = [place.make_room() for place in self._steps.places]
+        return any(given_back)
 
     def _attempt(self, inputs: StepInputs) -> bool:
         """Run a step. False when memory did not suffice; nothing holds its tensors then."""
-        micro_batch = self._thrift.micro_batch
         try:
             with dropout_draws(self._plan.parameters, self._step, self._device):
-                self._replay.run(inputs, lambda batch: self._stepper.step(batch, micro_batch))
+                self._steps.run(inputs, self._thrift.micro_batch)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -270,7 +273,7 @@ class DiffusionSession:
         Raises:
             TrainingFailed: GPU_OOM, when there is no less.
         """
-        self._update.discard_gradient()
+        self._steps.discard_gradient()
         tighter = self._thrift.tighter(count)
         if tighter is None:
             if not self._make_room():  # of those who train beside it
@@ -278,16 +281,13 @@ class DiffusionSession:
             return
         log.warning("step %d: out of memory, going on with %s", self._step + 1, tighter)
         self._apply(tighter)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _apply(self, thrift: Thrift) -> None:
         self._thrift = thrift
-        self._replay.forget()
-        if thrift.checkpointing:
-            # What is recomputed asks for the state of random generators, which no graph can tell.
-            self._replay.stop("feature maps are recomputed")
-            self._base.unet.enable_gradient_checkpointing()
+        for place in self._steps.places:
+            place.make_room()
+            if thrift.checkpointing:
+                place.recompute()
 
     def _recover(self, epoch: int) -> None:
         """Go back to where the run was well, and on with half the learning rate.

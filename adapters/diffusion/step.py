@@ -1,4 +1,4 @@
-"""One optimisation step of the adapters."""
+"""The gradient of one style's loss for a batch of its pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from diffusers import UNet2DConditionModel
 from adapters.diffusion.dataset import Dataset
 from adapters.diffusion.loss import Objective, weighted_squares
 from adapters.diffusion.step_inputs import StepInputs
-from adapters.diffusion.update import Update
 
 _WHOLE = slice(None)
 
@@ -33,9 +32,10 @@ class Question:
 
 
 class Stepper:
-    """Forward, backward and update for one batch of one style.
+    """Forward and backward for batches of one style.
 
     Args:
+        scaled: the loss to go backward from; None for the loss as it is.
         conditioning: states of captions by their rows; None for the dataset's own.
         refresh: called before each forward pass.
     """
@@ -43,10 +43,10 @@ class Stepper:
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        update: Update,
         objective: Objective,
         dataset: Dataset,
         *,
+        scaled: Callable[[torch.Tensor], torch.Tensor] | None = None,
         conditioning: Callable[[torch.Tensor], torch.Tensor] | None = None,
         refresh: Callable[[], None] | None = None,
         channels_last: bool = False,
@@ -54,25 +54,27 @@ class Stepper:
         self._unet = unet
         # The model's own property walks all of its modules each time.
         self._dtype = unet.dtype
-        self.update = update
+        self._scaled = scaled or (lambda loss: loss)
         self._objective = objective
         self._dataset = dataset
         self._conditioning = conditioning or dataset.captions.__getitem__
         self._refresh = refresh
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def step(self, inputs: StepInputs, micro_batch: int) -> None:
-        """Train on one batch. Until its gradient is whole nothing else has changed.
+    def gradient(self, inputs: StepInputs, micro_batch: int) -> torch.Tensor:
+        """Add the gradient of the pictures' mean loss to that of the adapters.
 
         Args:
             micro_batch: pictures per forward pass; their gradients add up to the batch's.
+
+        Returns:
+            The sum of the losses, a scalar on the device.
         """
         losses = [
             self._accumulate(inputs, slice(start, start + micro_batch))
             for start in range(0, inputs.count, micro_batch)
         ]
-        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        self.update(inputs, total)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def question(self, inputs: StepInputs, part: slice = _WHOLE) -> Question:
         """What the denoiser is asked for some of the batch's pictures."""
@@ -105,5 +107,5 @@ class Stepper:
         question = self.question(inputs, part)
         answer = self.ask(question.noisy, question.timesteps, question.states)
         losses = weighted_squares(answer, question.target, question.weights).sum()
-        torch.autograd.backward(self.update.scaled(losses / inputs.count))
+        torch.autograd.backward(self._scaled(losses / inputs.count))
         return losses.detach()

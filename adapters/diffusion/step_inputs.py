@@ -37,6 +37,25 @@ class StepInputs:
         """A copy in memory of its own."""
         return replace(self, floats=self.floats.clone(), indices=self.indices.clone())
 
+    def part(self, which: slice) -> StepInputs:
+        """Some of the pictures."""
+        rate = self.floats[-LEARNING_RATE_SLOTS:]
+        noise, posterior = self.noise[which], self.posterior[which]
+        return replace(
+            self,
+            shape=(len(noise), *self.shape[1:]),
+            floats=torch.cat([noise.flatten(), posterior.flatten(), rate]),
+            indices=self.indices[:, which],
+        )
+
+    def on(self, device: torch.device) -> StepInputs:
+        """The same on another device; nobody waits for the copy."""
+        return replace(
+            self,
+            floats=self.floats.to(device, non_blocking=True),
+            indices=self.indices.to(device, non_blocking=True),
+        )
+
     def take(self, other: StepInputs) -> None:
         """Copy another batch's content into this memory."""
         self.floats.copy_(other.floats)

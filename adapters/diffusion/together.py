@@ -153,14 +153,14 @@ class Ensemble:
             return False
         losses = self._losses[: len(some)].clone()
         for (member, inputs), loss in zip(some, losses, strict=True):
-            member.stepper.update(inputs, loss)
+            member.update(inputs, loss)
         return True
 
     def _joint_pass(self, some: Sequence[tuple[MemberSession, StepInputs]]) -> bool:
         """False when memory did not suffice; nothing holds its tensors then."""
         try:
             questions = [member.stepper.question(inputs) for member, inputs in some]
-            factors = [member.stepper.update.factor(inputs.count) for member, inputs in some]
+            factors = [member.update.factor(inputs.count) for member, inputs in some]
             rows = self.stack.indices([member.row for member, _ in some])
             joint = joint_inputs(questions, factors, rows)
             asks = some[0][0].stepper
@@ -261,6 +261,7 @@ class MemberSession(DiffusionSession):
 
     def _apply(self, thrift: Thrift) -> None:
         self._thrift = thrift
+        self._steps.place.make_room()
 
 
 def _groups(

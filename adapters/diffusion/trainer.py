@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,17 +13,25 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 from adapters.diffusion.base_model import BaseModel, placed
-from adapters.diffusion.convolutions import as_products
-from adapters.diffusion.failures import out_of_memory_is_a_failure, with_room
-from adapters.diffusion.flat_path import flat_path_of, suits
-from adapters.diffusion.fused.blocks import fused
-from adapters.diffusion.lora import attached
+from adapters.diffusion.denoiser import replica_of
+from adapters.diffusion.failures import (
+    is_out_of_memory,
+    out_of_memory_is_a_failure,
+    with_room,
+)
 from adapters.diffusion.memory_use import forget_peak
 from adapters.diffusion.optimizer import require_optimizer, stays_on_device
 from adapters.diffusion.preparation import Material, prepare
+from adapters.diffusion.readiness import (
+    adapted_denoiser,
+    as_the_strategy_convolves,
+    as_the_strategy_fuses,
+    place_denoiser,
+)
 from adapters.diffusion.rendezvous import LEAST_PATIENCE
 from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.spread import Helper, devices_that_pay, helping
 from adapters.diffusion.stacked import stacked
 from adapters.diffusion.strategy import Strategy, choose_strategy, describe
 from adapters.diffusion.text_states import TextStates
@@ -36,12 +44,15 @@ log = logging.getLogger(__name__)
 
 
 class DiffusionTrainer:
-    """Trains styles on one device. The base model stays loaded between runs, and unchanged.
+    """Trains styles on one device, or one at a time on several. The base model stays loaded
+    between runs, and unchanged.
 
     Args:
         base: its denoiser lies on ``device`` already, or is moved there.
         decode: a picture file's bytes to an upright RGB picture.
         device: ``cpu`` or ``cuda``.
+        helpers: further devices, which take some of the pictures of each step where a run has
+            one seat and several pictures a step.
         strategy: how steps are run; None for the fastest way that the device offers.
         recorder: what records steps where the strategy captures them; None for CUDA graphs.
         seats: how many runs of one kind may be open at a time.
@@ -57,6 +68,7 @@ class DiffusionTrainer:
         strategy: Strategy | None = None,
         recorder: Callable[[], Recorder] | None = None,
         seats: int = 1,
+        helpers: Sequence[torch.device | str] = (),
         patience: float = LEAST_PATIENCE,
     ) -> None:
         self._base = base
@@ -65,7 +77,9 @@ class DiffusionTrainer:
         self._strategy = strategy or choose_strategy(
             self._device, max(base.unet.config.block_out_channels)
         )
-        self._recorder = recorder or (lambda: CudaRecorder(self._device))
+        self._recorder_given = recorder
+        self._helpers = [torch.device(helper) for helper in helpers]
+        self._replicas: list[UNet2DConditionModel] = []
         self._seats = seats
         self._patience = patience
         self._turn = Turns()
@@ -106,30 +120,16 @@ class DiffusionTrainer:
 
     @contextmanager
     def _alone(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
-        parameters = plan.parameters
-        with (
-            self._occupied(),
-            self._convolutions(),
-            placed(self._base.text_encoder, self._home_of_text(parameters)),
-            attached(
-                self._base.unet,
-                rank=parameters.rank,
-                alpha=parameters.network_alpha,
-                seed=parameters.seed,
-                targets=parameters.lora_targets,
-                dropout=parameters.lora_dropout,
-                rslora=parameters.use_rslora,
-                dora=parameters.use_dora,
-                text_encoder=self._text_encoder(parameters),
-            ) as adapters,
-            ExitStack() as stack,
-        ):
-            refresh = None
-            if self._strategy.flat_path and suits(adapters, parameters.lora_dropout):
-                path = flat_path_of(adapters, self._strategy.compute)
-                refresh = stack.enter_context(path).refresh
+        parameters, strategy = plan.parameters, self._strategy
+        with ExitStack() as stack:
+            stack.enter_context(self._occupied())
+            replicas = self._replicas_for(parameters)
+            stack.enter_context(placed(self._base.text_encoder, self._home_of_text(parameters)))
+            text_encoder = self._text_encoder(parameters)
+            adapters, refresh = stack.enter_context(
+                adapted_denoiser(self._base.unet, parameters, strategy, text_encoder)
+            )
             with out_of_memory_is_a_failure():
-                stack.enter_context(self._fused())
                 material = self._prepare(plan)
                 texts = None
                 if parameters.train_text_encoder:
@@ -144,12 +144,40 @@ class DiffusionTrainer:
                     strategy=self._strategy,
                     text_states=texts,
                     refresh=refresh,
-                    recorder=self._recorder() if self._captures(parameters) else None,
+                    recorder=self._recorder(self._device, parameters),
+                    helpers=[
+                        stack.enter_context(self._helper(replica, plan, material))
+                        for replica in replicas
+                    ],
                 )
                 stack.callback(session.close)
                 if resume is not None:
                     session.resume(resume)
             yield session
+
+    def _helper(
+        self, unet: UNet2DConditionModel, plan: TrainingPlan, material: Material
+    ) -> AbstractContextManager[Helper]:
+        recorder = self._recorder(unet.device, plan.parameters)
+        schedule = self._base.noise_schedule
+        return helping(unet, plan.parameters, self._strategy, schedule, material.dataset, recorder)
+
+    def _replicas_for(self, parameters: TrainingParameters) -> Sequence[UNet2DConditionModel]:
+        """Denoisers on as many further devices as a run pays for; they stay for the next run."""
+        wanted = devices_that_pay(parameters) - 1
+        for device in self._helpers[len(self._replicas) : wanted]:
+            try:
+                self._replicas.append(replica_of(self._base.unet, device))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("no room for the base model on %s: going on without it", device)
+                self._helpers.remove(device)
+        replicas = self._replicas[:wanted]
+        if replicas:
+            devices = [self._device, *(replica.device for replica in replicas)]
+            log.info("each step's pictures are shared out among %s", ", ".join(map(str, devices)))
+        return replicas
 
     @contextmanager
     def _seated(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
@@ -188,13 +216,13 @@ class DiffusionTrainer:
         if self._ensemble is None:
             with ExitStack() as opening:
                 opening.enter_context(self._occupied())
-                opening.enter_context(self._convolutions())
+                opening.enter_context(as_the_strategy_convolves(self._base.unet, self._strategy))
                 rows = opening.enter_context(
                     stacked(self._base.unet, parameters, self._seats, self._strategy.compute)
                 )
                 with out_of_memory_is_a_failure():
-                    opening.enter_context(self._fused())
-                recorder = self._recorder() if self._strategy.capture else None
+                    opening.enter_context(as_the_strategy_fuses(self._base.unet, self._strategy))
+                recorder = self._recorder(self._device, parameters)
                 self._ensemble = Ensemble(rows, recorder, self._turn, self._patience)
                 self._kind, self._closing = kind, opening.pop_all()
         elif kind != self._kind:
@@ -231,7 +259,8 @@ class DiffusionTrainer:
             if self._busy:
                 raise RuntimeError("one session at a time: the trainer has an open run")
             self._busy = True
-        forget_peak(self._device)
+        for device in (self._device, *self._helpers):
+            forget_peak(device)
         try:
             yield
         finally:
@@ -243,18 +272,14 @@ class DiffusionTrainer:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _convolutions(self) -> AbstractContextManager[None]:
-        return as_products(self._base.unet) if self._strategy.products else nullcontext()
-
-    def _fused(self) -> AbstractContextManager[None]:
-        return fused(self._base.unet) if self._strategy.fused else nullcontext()
-
-    def _captures(self, parameters: TrainingParameters) -> bool:
+    def _recorder(self, device: torch.device, parameters: TrainingParameters) -> Recorder | None:
         """Dropout is drawn anew for each step on the host, and so is what some optimizers ask;
-        a text encoder makes its masks there.
+        a text encoder makes its masks there: such steps are not recorded.
         """
         steady = stays_on_device(parameters.optimizer) and not parameters.lora_dropout
-        return self._strategy.capture and steady and not parameters.train_text_encoder
+        if not (self._strategy.capture and steady) or parameters.train_text_encoder:
+            return None
+        return self._recorder_given() if self._recorder_given else CudaRecorder(device)
 
     def _text_encoder(self, parameters: TrainingParameters) -> CLIPTextModel | None:
         return self._base.text_encoder if parameters.train_text_encoder else None
@@ -263,12 +288,3 @@ class DiffusionTrainer:
         """Where the text encoder lies during the run: it visits the device, or stays there."""
         here: torch.device = self._base.text_encoder.device
         return self._device if parameters.train_text_encoder else here
-
-
-def place_denoiser(unet: UNet2DConditionModel, device: torch.device, strategy: Strategy) -> None:
-    """Put the denoiser where and how the strategy wants it."""
-    layout = torch.channels_last if strategy.channels_last else torch.contiguous_format
-    # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
-    torch.nn.Module.to(unet, device=device, dtype=strategy.compute)
-    # torch takes it, and has no signature for it.
-    torch.nn.Module.to(unet, memory_format=layout)  # type: ignore[call-overload]

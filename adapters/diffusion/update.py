@@ -73,6 +73,17 @@ class Update:
         """Sums of losses and gradient norms over the epoch so far, and the largest norm."""
 
     @property
+    def weights(self) -> torch.Tensor:
+        """What is trained, (n,), float32."""
+        return self._weights.detach()
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """Of the weights, in memory that stays."""
+        assert self._weights.grad is not None
+        return self._weights.grad
+
+    @property
     def loss_scale(self) -> tuple[float, int]:
         """The scale, and the steps since it last changed; (1, 0) where nothing is scaled."""
         state = self._scaler.state_dict()
@@ -104,8 +115,7 @@ class Update:
 
     def discard_gradient(self) -> None:
         """Forget what a step that broke off has left. The gradient's memory stays."""
-        assert self._weights.grad is not None
-        self._weights.grad.zero_()
+        self.gradient.zero_()
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss to go backward from."""

@@ -7,7 +7,7 @@ import contextlib
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,17 @@ class Bench:
     seconds: float
     """How long each row is measured."""
 
-    def trainer(self, strategy: Strategy, seats: int = 1) -> DiffusionTrainer:
-        recorder = None if self.device.type == "cuda" else Rerun
+    def trainer(
+        self, strategy: Strategy, seats: int = 1, helpers: Sequence[str] = ()
+    ) -> DiffusionTrainer:
         return DiffusionTrainer(
-            self.base, decode, self.device, strategy=strategy, recorder=recorder, seats=seats
+            self.base,
+            decode,
+            self.device,
+            strategy=strategy,
+            recorder=None if self.device.type == "cuda" else Rerun,
+            seats=seats,
+            helpers=helpers,
         )
 
     def plan(self, batch: int, epochs: int = 10_000, seed: int = 0) -> TrainingPlan:

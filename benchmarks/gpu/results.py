@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PARTS = ("speed", "styles", "job")
+PARTS = ("speed", "styles", "cards", "job")
 """In the order in which their rows stand."""
 
 

@@ -79,7 +79,7 @@ def test_captured_steps_follow_plain_ones_over_shapes_schedules_and_batches(
         while not session.finished:
             session.advance()
         assert isinstance(session, DiffusionSession)
-        assert session._replay.recordings == 3
+        assert session._steps.place.replay.recordings == 3
         assert_alike(session.history, plain.history, within=0.01)
 
 
@@ -144,6 +144,35 @@ def test_several_styles_at_once_follow_each_alone(
         assert seated._ensemble._replay.recordings
         for session, plan in zip(sessions, plans, strict=True):
             assert_alike(session.history, run(alone, plan).history, within=0.05)
+
+
+def other_cards() -> list[str]:
+    """Those beside the first; where there is none, the first once more."""
+    return [f"cuda:{index}" for index in range(1, torch.cuda.device_count())] or ["cuda:0"]
+
+
+def test_a_run_on_several_cards_follows_one_on_one(
+    pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = choose_strategy(CARD)
+    base = load_base(str(SMALL_BASE), device="cuda:0", dtype=strategy.compute)
+    plan = plan_of(pictures[:4], epochs=8, batch_size=4, learning_rate=2e-3)
+    spread = DiffusionTrainer(base, decode, "cuda:0", helpers=other_cards())
+    with spread.open(plan, None) as session:
+        for _ in range(6):
+            session.advance()
+        assert isinstance(session, DiffusionSession)
+        assert all(place.replay.recordings for place in session._steps.places)
+        session.next_inputs()  # drawn, so that nothing is left to be asked of the device
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            session.run_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        session.count_step()
+        drive(session)
+        assert "no longer recorded" not in caplog.text
+        assert_alike(session.history, run(trainer_with(strategy), plan).history, within=0.05)
 
 
 def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
@@ -253,7 +282,7 @@ def test_full_size_steps_fit_small_cards(
             assert session.peak_memory > 1 * GIB
             assert isinstance(session, DiffusionSession)
             assert session._thrift == Thrift(batch)
-            assert session._replay.recordings
+            assert session._steps.place.replay.recordings
 
 
 def test_a_card_with_less_memory_is_met_by_smaller_passes(

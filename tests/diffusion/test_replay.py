@@ -123,8 +123,8 @@ def test_what_finds_no_memory_beside_the_recordings_has_them_let_go(
     with fast.open(plan, None) as session:
         assert isinstance(session, DiffusionSession)
         forward, let_go = base.unet.forward, []
-        forget = session._replay.forget
-        monkeypatch.setattr(session._replay, "forget", lambda: let_go.append(forget()))
+        forget = session._steps.place.replay.forget
+        monkeypatch.setattr(session._steps.place.replay, "forget", lambda: let_go.append(forget()))
 
         def limited(*arguments: Any, **keywords: Any) -> Any:
             if not torch.is_grad_enabled() and not let_go:
@@ -135,10 +135,10 @@ def test_what_finds_no_memory_beside_the_recordings_has_them_let_go(
         if what == "previews":
             for _ in range(4):
                 session.advance()
-            assert session._replay.recordings
+            assert session._steps.place.replay.recordings
             assert len(session.previews(adapted=True)) == 2
             assert len(let_go) == 1
-            assert not session._replay.recordings
+            assert not session._steps.place.replay.recordings
         while not session.finished:
             session.advance()
         assert let_go

@@ -13,8 +13,10 @@ from adapters.diffusion.dataset import Dataset, EncodedPicture
 from adapters.diffusion.flat_path import flat_path_of
 from adapters.diffusion.lora import attached
 from adapters.diffusion.loss import objective_of
+from adapters.diffusion.replay import Replay
 from adapters.diffusion.step import Stepper
 from adapters.diffusion.step_inputs import LEARNING_RATE_SLOTS, StepInputs
+from adapters.diffusion.steps import Place, Steps
 from adapters.diffusion.update import Update
 from domain.parameters import TrainingParameters
 
@@ -70,14 +72,16 @@ def test_a_step_looks_at_no_value(
         attached(unet, rank=4, alpha=4.0, seed=0) as adapters,
         flat_path_of(adapters, torch.float32) as path,
     ):
+        update = Update(adapters.flat, parameters, loss_scaling=False)
         stepper = Stepper(
             unet,
-            Update(adapters.flat, parameters, loss_scaling=False),
             objective_of(base.noise_schedule, None, valueless),
             dataset,
+            scaled=update.scaled,
             refresh=path.refresh,
         )
+        steps = Steps(Place(valueless, unet, stepper, Replay(None)), update)
         for _ in range(2):
-            stepper.step(inputs_on(valueless), micro_batch)
+            steps.run(inputs_on(valueless), micro_batch)
         with pytest.raises(HasNoValues):
-            stepper.update.read(adapters.flat)
+            update.read(adapters.flat)

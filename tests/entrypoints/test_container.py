@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from adapters.s3.store import S3BlobStore
-from entrypoints.container import open_container
-from entrypoints.settings import Settings
+from entrypoints.container import choose_devices, open_container
+from entrypoints.settings import InvalidSettings, Settings
 
 
 def connections(jobs_together: str) -> int:
@@ -24,3 +26,8 @@ def connections(jobs_together: str) -> int:
 
 def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> None:
     assert connections("3") == 3 * connections("1")
+
+
+def test_a_device_that_is_not_there_is_told_by_the_settings_name() -> None:
+    with pytest.raises(InvalidSettings, match=r"^DEVICE='cuda:99': "):
+        choose_devices(Settings(_env_file=None, device="cuda:99"))

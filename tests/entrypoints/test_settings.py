@@ -137,3 +137,14 @@ def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.Monk
     assert second["WORKER_NAME"] == "pod-gpu3"
     assert second["STATUS_PORT"] == "9201"
     assert second.items() >= {"PATH": os.environ["PATH"]}.items()
+
+
+def test_devices_are_read_as_a_list_and_share_one_job_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert loaded(monkeypatch, DEVICE="cuda:0, cuda:1").device == "cuda:0,cuda:1"
+    (line,) = refused(monkeypatch, DEVICE="gpu")
+    assert line.startswith("DEVICE='gpu': give cpu, cuda")
+    (line,) = refused(monkeypatch, DEVICE="cuda:0,cuda:1", JOBS_TOGETHER="auto")
+    assert line.startswith("JOBS_TOGETHER='auto': give 1")
+    assert loaded(monkeypatch, DEVICE="cuda:1", JOBS_TOGETHER="auto").jobs_together == "auto"

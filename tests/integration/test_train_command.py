@@ -135,6 +135,7 @@ def broken_pictures(folder: Path) -> Path:
         ("epochs 0", "--epochs 0: give a whole number"),
         ("rate nan", "--learning-rate nan: give a number"),
         ("style 0", "--style-id 0"),
+        ("no device", "--device gpu: give cpu, cuda"),
         ("base missing", "base model"),
         ("base is a pickle", "pickle"),
         ("base is no model", "model_index.json"),
@@ -161,6 +162,8 @@ def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
         options += ["--learning-rate", "nan"]
     elif case == "style 0":
         options += ["--style-id", "0"]
+    elif case == "no device":
+        options += ["--device", "gpu"]
     elif case == "base missing":
         options += ["--base-model", str(tmp_path / "no-such-model.safetensors")]
     elif case == "base is a pickle":

@@ -1,0 +1,81 @@
+"""A denoiser made ready for a run: on its device, and with adapters that are computed as the
+strategy has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from adapters.diffusion.convolutions import as_products
+from adapters.diffusion.failures import out_of_memory_is_a_failure
+from adapters.diffusion.flat_path import flat_path_of, suits
+from adapters.diffusion.fused.blocks import fused
+from adapters.diffusion.lora import Adapters, attached
+from adapters.diffusion.strategy import Strategy
+from domain.parameters import TrainingParameters
+
+
+def place_denoiser(unet: UNet2DConditionModel, device: torch.device, strategy: Strategy) -> None:
+    """Put the denoiser where and how the strategy wants it."""
+    layout = torch.channels_last if strategy.channels_last else torch.contiguous_format
+    # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
+    torch.nn.Module.to(unet, device=device, dtype=strategy.compute)
+    # torch takes it, and has no signature for it.
+    torch.nn.Module.to(unet, memory_format=layout)  # type: ignore[call-overload]
+
+
+@contextmanager
+def adapted_denoiser(
+    unet: UNet2DConditionModel,
+    parameters: TrainingParameters,
+    strategy: Strategy,
+    text_encoder: CLIPTextModel | None = None,
+) -> Iterator[tuple[Adapters, Callable[[], None] | None]]:
+    """While open, the denoiser carries a run's adapters; on leaving it is what it was.
+
+    Yields:
+        The adapters, and what to call before each forward pass.
+
+    Raises:
+        TrainingFailed: GPU_OOM.
+    """
+    with ExitStack() as stack:
+        with out_of_memory_is_a_failure():
+            stack.enter_context(as_the_strategy_convolves(unet, strategy))
+            adapters = stack.enter_context(
+                attached(
+                    unet,
+                    rank=parameters.rank,
+                    alpha=parameters.network_alpha,
+                    seed=parameters.seed,
+                    targets=parameters.lora_targets,
+                    dropout=parameters.lora_dropout,
+                    rslora=parameters.use_rslora,
+                    dora=parameters.use_dora,
+                    text_encoder=text_encoder,
+                )
+            )
+            refresh = None
+            if strategy.flat_path and suits(adapters, parameters.lora_dropout):
+                path = flat_path_of(adapters, strategy.compute)
+                refresh = stack.enter_context(path).refresh
+            stack.enter_context(as_the_strategy_fuses(unet, strategy))
+        yield adapters, refresh
+
+
+def as_the_strategy_convolves(
+    unet: UNet2DConditionModel, strategy: Strategy
+) -> AbstractContextManager[None]:
+    """While open, frozen convolutions are products of matrices, or left to the libraries."""
+    return as_products(unet) if strategy.products else nullcontext()
+
+
+def as_the_strategy_fuses(
+    unet: UNet2DConditionModel, strategy: Strategy
+) -> AbstractContextManager[None]:
+    """While open, the blocks are computed by fused operations, or as diffusers has them."""
+    return fused(unet) if strategy.fused else nullcontext()

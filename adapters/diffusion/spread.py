@@ -1,0 +1,158 @@
+"""One run on several devices: each takes some of a step's pictures, the first one the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from adapters.diffusion.dataset import Dataset
+from adapters.diffusion.loss import objective_of
+from adapters.diffusion.readiness import adapted_denoiser
+from adapters.diffusion.replay import Recorder, Replay
+from adapters.diffusion.step import Stepper
+from adapters.diffusion.step_inputs import StepInputs
+from adapters.diffusion.steps import Place, Steps
+from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.update import Update
+from domain.parameters import TrainingParameters
+
+
+def devices_that_pay(parameters: TrainingParameters) -> int:
+    """Devices that a run can make use of, the first one included: at most one a picture.
+
+    What dropout leaves out is drawn on the device, and a text encoder that is trained lies on
+    one; such runs are left whole.
+    """
+    whole = parameters.lora_dropout or parameters.train_text_encoder
+    return 1 if whole else parameters.batch_size
+
+
+@dataclass(frozen=True)
+class Helper:
+    """What a further device holds: a place, and the adapters as they were before the step."""
+
+    place: Place
+    weights: torch.nn.Parameter
+    """As ``Adapters.flat``, with a gradient of the same shape."""
+    loss_scale: torch.Tensor
+    """A scalar, as the first device has it."""
+    losses: torch.Tensor
+    """A scalar: where a pass leaves the sum over its pictures."""
+
+
+@contextmanager
+def helping(
+    unet: UNet2DConditionModel,
+    parameters: TrainingParameters,
+    strategy: Strategy,
+    noise_schedule: DDPMScheduler,
+    dataset: Dataset,
+    recorder: Recorder | None,
+) -> Iterator[Helper]:
+    """While open, a replica of the denoiser is ready to take part in a run.
+
+    Args:
+        dataset: the run's, on the first device.
+
+    Raises:
+        TrainingFailed: GPU_OOM.
+    """
+    device = unet.device
+    with adapted_denoiser(unet, parameters, strategy) as (adapters, refresh):
+        loss_scale = torch.ones((), device=device)
+        stepper = Stepper(
+            unet,
+            objective_of(noise_schedule, parameters.snr_gamma, device),
+            dataset.on(device),
+            scaled=lambda loss: loss * loss_scale,
+            refresh=refresh,
+            channels_last=strategy.channels_last,
+        )
+        place = Place(device, unet, stepper, Replay(recorder))
+        yield Helper(place, adapters.flat, loss_scale, torch.zeros((), device=device))
+
+
+class SpreadSteps(Steps):
+    """Steps over several devices, equal within rounding to those on one.
+
+    All of it is asked for by one thread: what is asked of a GPU is done behind its back, so
+    devices work side by side as long as their steps are recorded. The first device sends the
+    weights, adds up the gradients and moves the weights along; the others remember nothing.
+    """
+
+    def __init__(self, place: Place, update: Update, helpers: Sequence[Helper]) -> None:
+        """Work on ``place`` and with ``helpers``."""
+        super().__init__(place, update)
+        self._helpers = helpers
+        self._losses = torch.zeros((), device=place.device)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where steps are run, the first device first."""
+        return (self.place, *(helper.place for helper in self._helpers))
+
+    def run(self, inputs: StepInputs, micro_batch: int) -> None:
+        """As ``Steps.run``."""
+        *others, own = split(inputs, len(self.places))
+        helping = list(zip(self._helpers, others, strict=False))
+        scale = self.update.factor(1)
+        for helper, part in helping:
+            with torch.no_grad():
+                helper.weights.copy_(self.update.weights, non_blocking=True)
+                helper.loss_scale.copy_(scale, non_blocking=True)
+            _add_gradient(helper.place, part.on(helper.place.device), micro_batch, helper.losses)
+        _add_gradient(self.place, own, micro_batch, self._losses)
+        total = self._losses.clone()
+        self.update.gradient.mul_(own.count / inputs.count)
+        for helper, part in helping:
+            gradient = helper.weights.grad
+            assert gradient is not None
+            here = gradient.to(self.place.device, non_blocking=True)
+            self.update.gradient.add_(here, alpha=part.count / inputs.count)
+            total += helper.losses.to(self.place.device, non_blocking=True)
+            gradient.zero_()
+        self.update(inputs, total)
+
+    def at_once(self, count: int) -> int:
+        """As ``Steps.at_once``: of the device that has most."""
+        return -(-count // min(count, len(self.places)))
+
+    def discard_gradient(self) -> None:
+        """As ``Steps.discard_gradient``, on every device."""
+        super().discard_gradient()
+        for helper in self._helpers:
+            assert helper.weights.grad is not None
+            helper.weights.grad.zero_()
+
+
+def split(inputs: StepInputs, most: int) -> list[StepInputs]:
+    """A batch in as many parts of about the same size as can be had, the smallest last.
+
+    The last one is for the device that has the update to do, too.
+    """
+    count = min(most, inputs.count)
+    ends = [-(-inputs.count * part // count) for part in range(count + 1)]
+    return [inputs.part(slice(start, end)) for start, end in pairwise(ends)]
+
+
+def _add_gradient(
+    place: Place, inputs: StepInputs, micro_batch: int, losses: torch.Tensor
+) -> None:
+    """Add the gradient of the pictures' mean loss to the place's own, and note the sum of it."""
+    with _current(place.device):
+        place.replay.run(
+            inputs, lambda batch: _note(losses, place.stepper.gradient(batch, micro_batch))
+        )
+
+
+def _note(losses: torch.Tensor, found: torch.Tensor) -> None:
+    losses.copy_(found)
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

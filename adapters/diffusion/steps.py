@@ -1,0 +1,82 @@
+"""How a run's steps are carried out: recorded where they can be, in passes that memory holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from adapters.diffusion.replay import Replay
+from adapters.diffusion.step import Stepper
+from adapters.diffusion.step_inputs import StepInputs
+from adapters.diffusion.update import Update
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device with a denoiser on it that carries the run's adapters."""
+
+    device: torch.device
+    unet: UNet2DConditionModel
+    stepper: Stepper
+    replay: Replay[StepInputs]
+
+    def make_room(self) -> bool:
+        """Let go of what can be made again: recordings hold the memory of whole steps.
+
+        Returns:
+            Whether there was anything.
+        """
+        there_was = bool(self.replay.recordings)
+        self.replay.forget()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return there_was
+
+    def recompute(self) -> None:
+        """Keep no feature maps from here on."""
+        # What is recomputed asks for the state of random generators, which no graph can tell.
+        self.replay.stop("feature maps are recomputed")
+        self.unet.enable_gradient_checkpointing()
+
+    def close(self) -> None:
+        """Leave the denoiser as it was."""
+        self.replay.forget()
+        self.unet.disable_gradient_checkpointing()
+
+
+class Steps:
+    """All steps on one device."""
+
+    def __init__(self, place: Place, update: Update) -> None:
+        self.place = place
+        self.update = update
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where steps are run."""
+        return (self.place,)
+
+    def run(self, inputs: StepInputs, micro_batch: int) -> None:
+        """Train on one batch.
+
+        Args:
+            micro_batch: pictures per forward pass, at most; their gradients add up.
+
+        Raises:
+            torch.OutOfMemoryError: and some of the gradient may be there already.
+        """
+
+        def whole(batch: StepInputs) -> None:
+            self.update(batch, self.place.stepper.gradient(batch, micro_batch))
+
+        self.place.replay.run(inputs, whole)
+
+    def at_once(self, count: int) -> int:
+        """Of a batch of ``count`` pictures, how many go into one pass where memory is no limit."""
+        return count
+
+    def discard_gradient(self) -> None:
+        """Forget what a step that broke off has left."""
+        self.update.discard_gradient()

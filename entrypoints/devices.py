@@ -1,0 +1,60 @@
+"""Which devices train: what `DEVICE` and `--device` may say, and whether it is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+_REMEDY = "give cpu, cuda, or GPUs by their numbers such as cuda:1 or cuda:0,cuda:1"
+
+
+def parse_devices(text: str) -> tuple[str, ...]:
+    """The devices of a list with commas; the first is the one that does what only one can do.
+
+    Raises:
+        ValueError: it is no such list; the text is the remedy.
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    if names in {("cpu",), ("cuda",)}:
+        return names
+    if not all(re.fullmatch(r"cuda:(0|[1-9]\d?)", name) for name in names):
+        raise ValueError(_REMEDY)
+    if len(set(names)) < len(names):
+        raise ValueError("give each GPU once")
+    return names
+
+
+def gpus_of_torch() -> int:
+    """How many GPUs torch can use here."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...]:
+    """The devices named, or the GPU where there is one.
+
+    Args:
+        gpus: counts those that can be used, by CUDA_VISIBLE_DEVICES, driver and torch; it is
+            asked only where that matters.
+
+    Raises:
+        ValueError: one that is named is not there, or ``text`` is no list of devices; the text is
+            the remedy.
+    """
+    if text is None:
+        return ("cuda",) if gpus() else ("cpu",)
+    names = parse_devices(text)
+    if names == ("cpu",):
+        return names
+    count = gpus()
+    if not count:
+        raise ValueError(
+            "torch finds no GPU here; install its CUDA build and a driver that fits it, give the "
+            "container the GPU, or use cpu"
+        )
+    missing = [name for name in names if int(name.partition(":")[2] or 0) >= count]
+    if missing:
+        there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise ValueError(f"{', '.join(missing)} is not there; this machine has {there}")
+    return names

@@ -1,0 +1,61 @@
+"""What may be said of devices, and what is answered where one is not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from entrypoints.devices import devices_present, parse_devices
+
+
+def unasked() -> int:
+    raise AssertionError("nobody needs to know")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("cpu", ("cpu",)),
+        ("cuda", ("cuda",)),
+        ("cuda:1", ("cuda:1",)),
+        ("cuda:1, cuda:0", ("cuda:1", "cuda:0")),
+    ],
+)
+def test_devices_are_named_as_torch_names_them(text: str, found: tuple[str, ...]) -> None:
+    assert parse_devices(text) == found
+    assert devices_present(text, lambda: 2) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["gpu", "", "0", "CUDA", "cuda:", "cuda:-1", "cuda,cuda:1", "cpu,cuda:0", "cuda:01"]
+)
+def test_what_is_no_device_is_refused_with_the_remedy(text: str) -> None:
+    with pytest.raises(ValueError, match="give cpu, cuda, or GPUs by their numbers"):
+        parse_devices(text)
+    with pytest.raises(ValueError, match="give cpu, cuda, or GPUs by their numbers"):
+        devices_present(text, unasked)
+
+
+def test_each_gpu_is_named_once() -> None:
+    with pytest.raises(ValueError, match="give each GPU once"):
+        parse_devices("cuda:1,cuda:0,cuda:1")
+
+
+def test_unnamed_it_is_the_gpu_where_there_is_one() -> None:
+    assert devices_present(None, lambda: 2) == ("cuda",)
+    assert devices_present(None, lambda: 0) == ("cpu",)
+    assert devices_present("cpu", unasked) == ("cpu",)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "answer"),
+    [
+        ("cuda", 0, "torch finds no GPU here; .* or use cpu"),
+        ("cuda:1", 1, "^cuda:1 is not there; this machine has only cuda:0$"),
+        ("cuda:0,cuda:4", 3, "^cuda:4 is not there; this machine has cuda:0 to cuda:2$"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_named_beside_those_that_are(
+    text: str, count: int, answer: str
+) -> None:
+    with pytest.raises(ValueError, match=answer):
+        devices_present(text, lambda: count)
