@@ -8,10 +8,12 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import ParamSpec, TypeVar
 
 from application.ports import (
     Blob,
@@ -43,6 +45,9 @@ from domain.picture import PictureFacts, PictureRefused
 from domain.progress import Progress
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 # --- Clock -------------------------------------------------------------------------------
@@ -129,6 +134,21 @@ class ManualClock:
             with self._lock:
                 self._timers.remove(timer)
             timer.close()
+
+
+class InlineExecutor(Executor):
+    """Does what it is given at once, in the thread that gives it: order is what a test says."""
+
+    def submit(
+        self, action: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs
+    ) -> Future[T]:
+        """Carry it out. What is no ``Exception``, the end of the process say, is not kept back."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(action(*arguments, **keywords))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 # --- Queue -------------------------------------------------------------------------------

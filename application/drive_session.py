@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from application.cancellation import cancellation_requested
 from application.checkpoint_previews import CheckpointPreviews
+from application.checkpoint_storage import CheckpointStorage
 from application.journal import Entry
 from application.layout import Layout
 from application.ports import (
@@ -20,7 +23,6 @@ from application.ports import (
 )
 from application.rules import Rules
 from application.stop import StopReason, StopSignal
-from domain.events import CheckpointRef
 from domain.progress import Progress, Speedometer
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Driver:
     clock: Clock
     layout: Layout
     rules: Rules
+    uploads: Executor
 
     def drive(self, session: TrainingSession, entry: Entry, stop: StopSignal) -> None:
         """Run every step that is left.
@@ -45,24 +48,31 @@ class Driver:
             LeaseLost: another worker has the job.
         """
         meter = Speedometer()
-        saving = 0.0
+        storage = CheckpointStorage(self.blobs, self.clock, self.layout, entry, self.uploads)
         previews = CheckpointPreviews(self.blobs, self.clock, self.layout, self.rules)
         with (
             self.clock.every(self.rules.progress_every, lambda: self._report(entry, meter, stop)),
             self.clock.every(self.rules.cancel_poll, lambda: self._listen(entry, stop)),
         ):
-            while not session.finished:
-                if stop.reason is StopReason.SHUTDOWN:
-                    self._save_in_time(session, entry, stop, saving)
-                stop.check()
-                step = session.advance()
-                meter.observe(step.step, self.clock.monotonic())
-                self._note(session, entry, step, meter)
-                due = step.epoch_finished and step.epoch % self.rules.checkpoint_every == 0
-                if due or session.finished:
-                    saving = self._save(session, entry)
-                if due and not session.finished and stop.reason is None:
-                    previews.draw(session, entry.job.task_id, step.epoch)
+            try:
+                while not session.finished:
+                    if stop.reason is StopReason.SHUTDOWN:
+                        self._save_in_time(session, storage, stop)
+                    stop.check()
+                    step = session.advance()
+                    meter.observe(step.step, self.clock.monotonic())
+                    self._note(session, entry, step, meter)
+                    storage.look()
+                    due = step.epoch_finished and step.epoch % self.rules.checkpoint_every == 0
+                    if due or session.finished:
+                        storage.begin(session)
+                    if due and not session.finished and stop.reason is None:
+                        previews.draw(session, entry.job.task_id, step.epoch)
+            except Exception:
+                # Whoever shuts down has no time left to wait.
+                storage.leave(timeout=0.0 if stop.reason is StopReason.SHUTDOWN else None)
+                raise
+            storage.finish()
 
     def _note(
         self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer
@@ -80,30 +90,17 @@ class Driver:
         entry.note(job.advance(progress, epoch_finished=step.epoch_finished))
 
     def _save_in_time(
-        self, session: TrainingSession, entry: Entry, stop: StopSignal, saving: float
+        self, session: TrainingSession, storage: CheckpointStorage, stop: StopSignal
     ) -> None:
         """Store a checkpoint if one fits: handing over without one beats being killed over it."""
         left = stop.deadline - self.clock.monotonic()
-        if saving < left:
-            self._save(session, entry)
-        else:
-            log.warning("no checkpoint: one takes %.1f s, and %.1f s are left", saving, left)
-
-    def _save(self, session: TrainingSession, entry: Entry) -> float:
-        """Store a checkpoint; where the store is away, training is worth more than a pause.
-
-        Returns:
-            Seconds that it took.
-        """
-        began = self.clock.monotonic()
-        taken = session.checkpoint()
-        at = self.layout.checkpoint(entry.job.task_id, taken.epoch, taken.step)
-        try:
-            self.blobs.put(at, taken.data)
-            entry.apply(entry.job.save_checkpoint(CheckpointRef(at, taken.epoch, taken.step)))
-        except Unavailable as error:
-            log.warning("no checkpoint at epoch %d: %s", taken.epoch, error)
-        return self.clock.monotonic() - began
+        if storage.finish(timeout=max(0.0, left / 2) if math.isfinite(left) else None):
+            left = stop.deadline - self.clock.monotonic()
+            if storage.seconds < left:
+                storage.begin(session)
+                storage.finish()
+                return
+        log.warning("no checkpoint: one takes %.1f s, and %.1f s are left", storage.seconds, left)
 
     def _report(self, entry: Entry, meter: Speedometer, stop: StopSignal) -> None:
         progress, speed = entry.job.progress, meter.steps_per_second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -64,6 +65,8 @@ class RunTraining:
     rules: Rules
     worker: str
     """This worker's name in leases and journals, unlike any other's."""
+    uploads: Executor
+    """Where checkpoints are stored while the training goes on."""
     seats: Seats = field(default_factory=Seats)
     """Shared by all who use the trainer."""
 
@@ -177,6 +180,7 @@ class RunTraining:
                 clock=self.clock,
                 layout=self.layout,
                 rules=self.rules,
+                uploads=self.uploads,
             )
             driver.drive(session, entry, stop)
             last, best = session.history[-1], best_epoch(session.history)

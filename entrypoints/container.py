@@ -8,6 +8,7 @@ import random
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -342,6 +343,7 @@ class Container(containers.DeclarativeContainer):
         layout=layout,
         rules=rules,
         worker=worker,
+        uploads=providers.Singleton(ThreadPoolExecutor, seats, "checkpoints"),
         seats=providers.Singleton(Seats, seats),
     )
     refuse_task = providers.Singleton(

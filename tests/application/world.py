@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.memory import (
+    InlineExecutor,
     ManualClock,
     MemoryBlobStore,
     MemoryInspector,
@@ -131,6 +132,7 @@ class World:
             "layout": LAYOUT,
             "rules": RULES,
             "worker": f"worker-{self.workers}",
+            "uploads": InlineExecutor(),
         }
         return RunTraining(**{**known, **parts})
 

@@ -1,0 +1,112 @@
+"""Checkpoints on their way to the store, while the training goes on."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Executor, Future, wait
+from contextvars import copy_context
+from dataclasses import dataclass
+
+from application.journal import Entry
+from application.layout import Layout
+from application.lease import LeaseLost
+from application.ports import BlobStore, Clock, TrainingSession, Unavailable
+from domain.events import CheckpointRef
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Underway:
+    checkpoint: CheckpointRef
+    began: float
+    """Seconds, by the clock that never goes back."""
+    stored: Future[str]
+
+
+class CheckpointStorage:
+    """Stores one run's checkpoints, one at a time, and puts each on record once it is stored.
+
+    The upload has a thread of its own; the journal is written by whoever calls. Where the store
+    is away, training is worth more than a pause: that checkpoint is left out.
+
+    Args:
+        executor: where uploads are made.
+    """
+
+    def __init__(
+        self, blobs: BlobStore, clock: Clock, layout: Layout, entry: Entry, executor: Executor
+    ) -> None:
+        self._blobs = blobs
+        self._clock = clock
+        self._layout = layout
+        self._entry = entry
+        self._executor = executor
+        self._underway: _Underway | None = None
+        self.seconds = 0.0
+        """That the last one took, until it was on record."""
+
+    def begin(self, session: TrainingSession) -> None:
+        """Take a checkpoint and send it off, once the one before has arrived.
+
+        Raises:
+            LeaseLost: another worker has the job.
+            BlobDenied: the store refused the one before, or this one at once.
+        """
+        self.finish()
+        began = self._clock.monotonic()
+        taken = session.checkpoint()
+        at = self._layout.checkpoint(self._entry.job.task_id, taken.epoch, taken.step)
+        context = copy_context()  # whose job it is, for the log
+        stored = self._executor.submit(context.run, self._blobs.put, at, taken.data)
+        self._underway = _Underway(CheckpointRef(at, taken.epoch, taken.step), began, stored)
+        self.look()
+
+    def look(self) -> None:
+        """Put the checkpoint under way on record, if it has arrived.
+
+        Raises:
+            LeaseLost, BlobDenied: as ``begin``.
+        """
+        if self._underway is not None and self._underway.stored.done():
+            self.finish()
+
+    def finish(self, timeout: float | None = None) -> bool:
+        """Wait for the checkpoint under way, and put it on record.
+
+        Args:
+            timeout: seconds; None for as long as the store takes.
+
+        Returns:
+            False when it has not arrived by then.
+
+        Raises:
+            LeaseLost, BlobDenied: as ``begin``.
+        """
+        if self._underway is None:
+            return True
+        if not wait([self._underway.stored], timeout).done:
+            return False
+        underway, self._underway = self._underway, None
+        checkpoint = underway.checkpoint
+        try:
+            underway.stored.result()
+            self._entry.apply(self._entry.job.save_checkpoint(checkpoint))
+        except Unavailable as error:
+            log.warning("no checkpoint at epoch %d: %s", checkpoint.epoch, error)
+        self.seconds = self._clock.monotonic() - underway.began
+        return True
+
+    def leave(self, timeout: float | None = None) -> None:
+        """After the training broke off: put on record what arrives in time. What goes wrong here
+        is logged; it must not hide why the training broke off.
+
+        Args:
+            timeout: as ``finish``.
+        """
+        try:
+            self.finish(timeout)
+        except LeaseLost as error:
+            log.debug("the checkpoint under way is not put on record: %s", error)
+        except Exception:
+            log.warning("the checkpoint under way is lost", exc_info=True)

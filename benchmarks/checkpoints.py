@@ -1,0 +1,123 @@
+"""What checkpoints cost a job whose store takes its time: `python -m benchmarks.checkpoints`.
+
+The same job in turn with its checkpoints stored while it waits, and while it goes on, on the small
+base and a folder that answers late. Prints seconds and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from adapters.clock import SystemClock
+from adapters.diffusion.base_model import load_base
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.filesystem import FileBlobStore
+from adapters.memory import InlineExecutor, MemoryNotifier
+from adapters.pillow import decode
+from application.drive_session import Driver
+from application.journal import Journal
+from application.layout import Layout
+from application.ports import TrainingPlan
+from application.rules import Rules
+from application.stop import StopSignal
+from benchmarks.pictures import drawn_pictures
+from domain.events import CheckpointSaved, Event
+from domain.job import TrainingJob
+from domain.location import Location
+from domain.parameters import TrainingParameters
+from entrypoints.default_base import SMALL_BASE
+
+
+class Late(FileBlobStore):
+    """A folder that takes ``seconds`` for whatever it stores."""
+
+    seconds = 0.0
+
+    def put(self, at: Location, data: bytes, **how: Any) -> str:
+        """After a while."""
+        time.sleep(self.seconds)
+        return super().put(at, data, **how)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Measure what storing checkpoints costs a job.")
+    parser.add_argument("--latency", type=float, default=0.3, help="of the store, in seconds")
+    parser.add_argument("--every", type=int, default=10, help="epochs between checkpoints")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(1)  # as the local command does with the small base
+    trainer = DiffusionTrainer(load_base(str(SMALL_BASE), device="cpu"), decode, "cpu")
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as uploads:
+        folder = Path(scratch)
+        plan = TrainingPlan(
+            style_id=1,
+            pictures=drawn_pictures(folder / "pictures", 4, size=320),
+            tags=(),
+            parameters=TrainingParameters(epochs=options.epochs, resolution=128),
+        )
+        run = partial(seconds_of, trainer, plan, options)
+        rounds = [
+            (run(folder / f"{n}-waiting", InlineExecutor()), run(folder / f"{n}-going", uploads))
+            for n in range(options.rounds)
+        ]
+    waiting, going = zip(*rounds, strict=True)
+    results = {
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "checkpoints": options.epochs // options.every,
+        "a write to the store, s": options.latency,
+        "stored while the job waits, s (median)": round(statistics.median(waiting), 2),
+        "stored while it goes on, s (median)": round(statistics.median(going), 2),
+        "ratio (median)": round(statistics.median(a / b for a, b in rounds), 2),
+    }
+    print(json.dumps(results, indent=1))
+
+
+def seconds_of(
+    trainer: DiffusionTrainer,
+    plan: TrainingPlan,
+    options: argparse.Namespace,
+    folder: Path,
+    uploads: Executor,
+) -> float:
+    """The job's training, from its first step to its last checkpoint on record."""
+    blobs = Late({"models": folder})
+    blobs.seconds = options.latency
+    layout, saved = Layout("models"), list[Event]()
+    job = TrainingJob(task_id="measured", style_id=1)
+    entry = Journal(blobs, saved.append).open(layout.journal(job.task_id), "worker", job)
+    entry.note(entry.job.start())
+    entry.note(entry.job.begin_training(plan.parameters, len(plan.pictures)))
+    driver = Driver(
+        blobs=blobs,
+        notifier=MemoryNotifier(),
+        clock=SystemClock(),
+        layout=layout,
+        rules=Rules(checkpoint_every=options.every, preview_share=0.0),
+        uploads=uploads,
+    )
+    with trainer.open(plan, None) as session:
+        started = time.perf_counter()
+        driver.drive(session, entry, StopSignal())
+        seconds = time.perf_counter() - started
+    stored = sum(isinstance(event, CheckpointSaved) for event in saved)
+    assert stored == options.epochs // options.every
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Checkpoints are stored while the training goes on, and on record once they are."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+
+from application.ports import BlobDenied, BlobUnavailable
+from application.settlement import DeadLetter, Done, HandBack, RetryLater
+from application.stop import StopReason, StopSignal
+from domain.events import CheckpointSaved, ProgressMade
+from domain.failure import Failure, FailureCode, TrainingFailed
+from domain.job import JobState
+from domain.location import Location
+from tests.application.test_run_training import Watched
+from tests.application.world import World, a_task
+
+WHO: ContextVar[str] = ContextVar("who", default="nobody")
+
+
+class Gated:
+    """The world's store, where checkpoints arrive when the test wants them to.
+
+    A task of 25 epochs has 3 steps in each, and so a checkpoint at step 30, 60 and 75.
+    """
+
+    def __init__(self, world: World, arrive: Callable[[], None]) -> None:
+        self._blobs = world.blobs
+        self._arrive = arrive
+        self.sent: list[tuple[str, str]] = []
+        """For each checkpoint the thread that sent it, and for whom."""
+
+    def put(self, at: Location, data: bytes, **how: Any) -> str:
+        if "checkpoints/" in at.key:
+            self.sent.append((threading.current_thread().name, WHO.get()))
+            self._arrive()
+        return self._blobs.put(at, data, **how)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def uploads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1, "upload") as executor:
+        yield executor
+
+
+def waiting(gate: threading.Event) -> Callable[[], None]:
+    def wait() -> None:
+        assert gate.wait(30)
+
+    return wait
+
+
+def saved(world: World) -> list[int]:
+    return [e.checkpoint.step for e in world.events if isinstance(e, CheckpointSaved)]
+
+
+def steps_made(world: World) -> int:
+    made = [e.progress.current_step for e in world.events if isinstance(e, ProgressMade)]
+    return max(made, default=0)
+
+
+def test_the_training_goes_on_and_the_checkpoint_is_on_record_once_it_is_stored(
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
+) -> None:
+    before: list[Any] = []
+
+    def at_step_50() -> None:
+        before.extend([world.job().checkpoint, saved(world)])
+        gate.set()
+
+    blobs = Gated(world, waiting(gate))
+    trainer = Watched(world, 50, at_step_50)
+    WHO.set("the job")
+    assert world.worker(blobs=blobs, trainer=trainer, uploads=uploads)(a_task(), StopSignal()) == (
+        Done()
+    )
+    assert before == [None, []]
+    assert saved(world) == [30, 60, 75]
+    assert blobs.sent == [("upload_0", "the job")] * 3
+
+    undisturbed = World()
+    undisturbed.worker()(a_task(), StopSignal())
+    assert world.weights() == undisturbed.weights()
+    assert world.job().checkpoint == undisturbed.job().checkpoint
+
+
+def test_one_is_under_way_at_a_time(
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
+) -> None:
+    reached: list[int] = []
+
+    def first_of_all() -> None:
+        if not gate.is_set():
+            # As long as it takes the training to come to the next checkpoint, and then some.
+            while steps_made(world) < 60:
+                threading.Event().wait(0.01)
+            threading.Event().wait(0.1)
+            reached.append(steps_made(world))
+            gate.set()
+
+    blobs = Gated(world, first_of_all)
+    assert world.worker(blobs=blobs, uploads=uploads)(a_task(), StopSignal()) == Done()
+    assert reached == [60]
+    assert saved(world) == [30, 60, 75]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_where_the_store_is_away_the_training_goes_on_without(
+    world: World, uploads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture, inline: bool
+) -> None:
+    errors = [BlobUnavailable("the store is away")]
+
+    def once() -> None:
+        if errors:
+            raise errors.pop()
+
+    parts = {} if inline else {"uploads": uploads}
+    worker = world.worker(blobs=Gated(world, once), **parts)
+    assert worker(a_task(), StopSignal()) == Done()
+    assert saved(world) == [60, 75]
+    assert "no checkpoint at epoch 10: the store is away" in caplog.text
+
+
+def test_a_store_that_refuses_ends_the_job(world: World, uploads: ThreadPoolExecutor) -> None:
+    def refuse() -> None:
+        raise BlobDenied("not yours")
+
+    worker = world.worker(blobs=Gated(world, refuse), uploads=uploads)
+    assert worker(a_task(), StopSignal()) == DeadLetter("not yours")
+    assert world.job().state is JobState.INTERRUPTED
+
+
+def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
+) -> None:
+    stop = StopSignal()
+
+    def shut_down() -> None:
+        stop.request(StopReason.SHUTDOWN)
+        threading.Timer(0.1, gate.set).start()
+
+    worker = world.worker(
+        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, shut_down), uploads=uploads
+    )
+    assert worker(a_task(), stop) == HandBack()
+    assert saved(world) == [30, 40]
+
+
+def test_shutdown_does_not_wait_for_a_store_that_hangs(
+    world: World,
+    gate: threading.Event,
+    uploads: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stop = StopSignal()
+
+    def shut_down() -> None:
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 0.2)
+
+    worker = world.worker(
+        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, shut_down), uploads=uploads
+    )
+    assert worker(a_task(), stop) == HandBack()
+    assert not gate.is_set()
+    assert saved(world) == []
+    assert "no checkpoint: one takes" in caplog.text
+    gate.set()
+    assert world.until_settled(a_task()) == Done()
+
+
+def test_a_training_that_breaks_off_leaves_the_one_under_way_on_record(
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
+) -> None:
+    def fail() -> None:
+        threading.Timer(0.1, gate.set).start()
+        raise TrainingFailed(Failure(FailureCode.TRAINING_FAILED, "for now", retryable=True))
+
+    worker = world.worker(
+        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, fail), uploads=uploads
+    )
+    assert isinstance(worker(a_task(), StopSignal()), RetryLater)
+    assert saved(world) == [30]
+    assert world.job().state is JobState.INTERRUPTED
+
+
+@pytest.mark.parametrize("error", [BlobUnavailable("away"), BlobDenied("not yours")])
+def test_what_becomes_of_the_one_under_way_does_not_hide_why_a_training_broke_off(
+    world: World,
+    gate: threading.Event,
+    uploads: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def arrive() -> None:
+        assert gate.wait(30)
+        raise error
+
+    def fail() -> None:
+        threading.Timer(0.1, gate.set).start()
+        raise TrainingFailed(Failure(FailureCode.LOSS_DIVERGED, "too fast"))
+
+    worker = world.worker(
+        blobs=Gated(world, arrive), trainer=Watched(world, 40, fail), uploads=uploads
+    )
+    assert worker(a_task(), StopSignal()) == Done()
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.LOSS_DIVERGED
+    assert [record.levelno for record in caplog.records if "checkpoint" in record.message] == [
+        logging.WARNING
+    ]
+
+
+def test_who_has_lost_the_job_puts_nothing_on_record(
+    world: World,
+    gate: threading.Event,
+    uploads: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Another worker comes by while the first one's checkpoint is under way."""
+
+    def taken_over() -> None:
+        world.clock.jump(10_000)
+        world.blobs.delete(next(at for at in world.leases()))
+        assert world.worker()(a_task(), StopSignal()) == Done()
+        gate.set()
+
+    worker = world.worker(
+        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, taken_over), uploads=uploads
+    )
+    assert isinstance(worker(a_task(), StopSignal()), RetryLater)
+    assert world.job().state is JobState.COMPLETED
+    assert len(world.notifier.final) == 1
+    assert "the checkpoint under way is lost" not in caplog.text
