@@ -99,9 +99,9 @@ class SpreadSteps(Steps):
     def run(self, inputs: StepInputs, micro_batch: int) -> None:
         """As ``Steps.run``."""
         *others, own = split(inputs, len(self.places))
-        helping = list(zip(self._helpers, others, strict=False))
+        shares = list(zip(self._helpers, others, strict=False))  # a small batch leaves some idle
         scale = self.update.factor(1)
-        for helper, part in helping:
+        for helper, part in shares:
             with torch.no_grad():
                 helper.weights.copy_(self.update.weights, non_blocking=True)
                 helper.loss_scale.copy_(scale, non_blocking=True)
@@ -109,7 +109,7 @@ class SpreadSteps(Steps):
         _add_gradient(self.place, own, micro_batch, self._losses)
         total = self._losses.clone()
         self.update.gradient.mul_(own.count / inputs.count)
-        for helper, part in helping:
+        for helper, part in shares:
             gradient = helper.weights.grad
             assert gradient is not None
             here = gradient.to(self.place.device, non_blocking=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,19 @@ def test_adapters_of_every_kind_can_be_spread(
     plan = plan_of(pictures[:4], epochs=1, batch_size=4, **options)
     found = run(trainer_on(base, 2), plan)
     assert_alike(found.history, run(trainer_on(base, 1), plan).history)
+
+
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+def test_low_precision_and_its_scaled_losses_can_be_spread(
+    base: BaseModel, pictures: Pictures, compute: torch.dtype
+) -> None:
+    own = replace(base, unet=copy.deepcopy(base.unet))
+    strategy = Strategy(compute=compute, flat_path=True)
+    plan = plan_of(pictures[:4], epochs=2, batch_size=4, learning_rate=2e-3)
+    found = run(trainer_on(own, 2, strategy), plan).history
+    for one, other in zip(found, run(trainer_on(own, 1, strategy), plan).history, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=0.01)
+        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=0.03)
 
 
 def test_the_gradient_is_that_of_the_whole_batch(base: BaseModel, pictures: Pictures) -> None:
