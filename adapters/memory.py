@@ -467,9 +467,7 @@ class MemorySession:
         step = self._moment.step + 1
         digest = hashlib.sha256(f"{self._moment.digest} {step}".encode()).hexdigest()
         self._moment = replace(self._moment, step=step, digest=digest)
-        epoch_finished = step % self._steps_per_epoch == 0
-        loss = self.history[-1].loss if epoch_finished else None
-        return StepReport(self._epoch, step, epoch_finished, loss)
+        return StepReport(self._epoch, step, epoch_finished=step % self._steps_per_epoch == 0)
 
     def checkpoint(self) -> Checkpoint:
         """The run as it stands."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 from application.journal import Entry
@@ -10,8 +9,6 @@ from application.patience import insist
 from application.ports import Clock, Notifier, NotifierRefused
 from application.settlement import DeadLetter, Done, Settlement
 from application.stop import StopSignal
-
-log = logging.getLogger(__name__)
 
 
 def announce(entry: Entry, notifier: Notifier, clock: Clock) -> Settlement:

@@ -132,48 +132,47 @@ class Lease:
             raise LeaseHeld(record.owner, self._terms.seconds)
         log.warning("taking %s over from %s, which is gone", self._blob.at, record.owner)
 
+    @contextmanager
+    def held(self, stop: StopSignal, over: Callable[[], bool]) -> Iterator[None]:
+        """Hold the lease while the context is open, renewing it beside the work.
+
+        A lease that is lost sets ``stop``. A store that cannot be reached does not: nobody can
+        take the lease over there either, and the journal's own conditions guard what is written.
+
+        Args:
+            over: asked at the end; True when the job is over and the lease can be forgotten.
+
+        Raises:
+            LeaseHeld: another worker has it.
+            Unavailable: the store cannot be reached.
+        """
+
+        def renew() -> None:
+            try:
+                self.renew()
+            except LeaseLost:
+                stop.request(StopReason.LEASE_LOST)
+            except Unavailable as error:
+                log.warning("the lease could not be renewed, trying again: %s", error)
+
+        self.acquire()
+        try:
+            with self._clock.every(self._terms.renew_every, renew):
+                yield
+        finally:
+            if stop.reason is not StopReason.LEASE_LOST:
+                try:
+                    insist(
+                        lambda: self.release(forget=over()), self._clock, stop, self._terms.seconds
+                    )
+                except Unavailable as error:
+                    log.warning("the lease could not be released and will expire: %s", error)
+
     def _write(self, owner: str) -> None:
         with self._writing:
             expires = self._clock.now() + timedelta(seconds=self._terms.seconds)
             self._revision += 1
             self._blob.write(_Record(owner, expires.isoformat(), self._revision).encode())
-
-
-@contextmanager
-def hold_lease(
-    lease: Lease, terms: LeaseTerms, clock: Clock, stop: StopSignal, over: Callable[[], bool]
-) -> Iterator[Lease]:
-    """Hold the lease while the context is open, renewing it beside the work.
-
-    A lease that is lost sets ``stop``. A store that cannot be reached does not: nobody can
-    take the lease over there either, and the journal's own conditions guard what is written.
-
-    Args:
-        over: asked at the end; True when the job is over and the lease can be forgotten.
-
-    Raises:
-        LeaseHeld: another worker has it.
-        Unavailable: the store cannot be reached.
-    """
-
-    def renew() -> None:
-        try:
-            lease.renew()
-        except LeaseLost:
-            stop.request(StopReason.LEASE_LOST)
-        except Unavailable as error:
-            log.warning("the lease could not be renewed, trying again: %s", error)
-
-    lease.acquire()
-    try:
-        with clock.every(terms.renew_every, renew):
-            yield lease
-    finally:
-        if stop.reason is not StopReason.LEASE_LOST:
-            try:
-                insist(lambda: lease.release(forget=over()), clock, stop, terms.seconds)
-            except Unavailable as error:
-                log.warning("the lease could not be released and will expire: %s", error)
 
 
 def _decode(data: bytes) -> _Record:

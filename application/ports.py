@@ -271,8 +271,6 @@ class StepReport:
     epoch: int
     step: int
     epoch_finished: bool
-    loss: float | None = None
-    """Mean of the epoch, when the step finished one; reading it is not free, so only then."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 
 from application.announce import announce
 from application.journal import Journal
 from application.layout import Layout
-from application.lease import Lease, LeaseHeld, LeaseLost, hold_lease
+from application.lease import Lease, LeaseHeld, LeaseLost
 from application.patience import backoff
 from application.ports import BlobDenied, BlobStore, Clock, Notifier, Unavailable
 from application.rules import Rules
@@ -18,8 +17,6 @@ from application.stop import StopSignal
 from domain.failure import Failure, FailureCode
 from domain.job import UNDECIDED, TrainingJob
 from domain.task import InvalidTask
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,7 @@ class RefuseTask:
         lease = Lease(self.blobs, self.layout.lease(job_id), self.worker, terms, self.clock)
         try:
             entry = self.journal.open(self.layout.journal(job_id), self.worker, fresh)
-            with hold_lease(lease, terms, self.clock, stop, lambda: entry.job.is_terminal):
+            with lease.held(stop, over=lambda: entry.job.is_terminal):
                 entry.load()
                 if entry.job.state in UNDECIDED:
                     entry.apply(entry.job.give_up(failure))

@@ -17,7 +17,7 @@ from application.gather_pictures import gather_pictures
 from application.journal import Entry, Journal
 from application.layout import Layout
 from application.learning_curve import best_epoch
-from application.lease import Lease, LeaseHeld, LeaseLost, hold_lease
+from application.lease import Lease, LeaseHeld, LeaseLost
 from application.patience import backoff, insist
 from application.ports import (
     BlobDenied,
@@ -86,9 +86,7 @@ class RunTraining:
                 self.blobs.delete(self.layout.lease(task.task_id))  # a crash may have left it
                 self._tidy(entry.job)
                 return Done()
-            with hold_lease(
-                lease, self.rules.lease, self.clock, stop, lambda: entry.job.is_terminal
-            ):
+            with lease.held(stop, over=lambda: entry.job.is_terminal):
                 entry.load()
                 if entry.job.state in UNDECIDED:
                     put_down = self._decide(task, entry, lease, stop)

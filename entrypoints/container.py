@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -38,6 +37,7 @@ from application.rules import Rules
 from application.run_training import RunTraining
 from application.seats import Seats
 from application.worker_loop import WorkerLoop
+from entrypoints.cli import version
 from entrypoints.default_base import default_base
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.settings import InvalidSettings, Settings
@@ -259,7 +259,7 @@ def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> I
     options = WebhookOptions(
         base_url=settings.backend_api_url,
         token=settings.internal_api_token.get_secret_value(),
-        user_agent=f"style-trainer/{version('style-trainer')}",
+        user_agent=f"style-trainer/{version()}",
         ca_file=settings.backend_ca_file,
         read_timeout=settings.webhook_timeout,
     )

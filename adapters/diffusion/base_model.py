@@ -72,7 +72,6 @@ def load_base(
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
     config_folder: Path | None = None,
-    revision: str | None = None,
 ) -> BaseModel:
     """Load a base model. Reads safetensors only, never a pickle, and runs none of its code.
 
@@ -84,13 +83,12 @@ def load_base(
         name: a diffusers folder, a single-file ``.safetensors`` checkpoint or a hub name.
         config_folder: a diffusers folder whose configuration and tokenizer a single file goes
             with; without it they come from the hub.
-        revision: branch, tag or commit on the hub.
 
     Raises:
         BaseModelInvalid: it is not a Stable Diffusion 1.5 in safetensors, or not within reach.
     """
     pipeline, digests = read_pipeline(
-        name, device=device, dtype=dtype, config_folder=config_folder, revision=revision
+        name, device=device, dtype=dtype, config_folder=config_folder
     )
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)

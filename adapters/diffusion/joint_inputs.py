@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.diffusion.step import Question
+from adapters.diffusion.passes import Question
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ def read_pipeline(
     device: torch.device | str,
     dtype: torch.dtype,
     config_folder: Path | None,
-    revision: str | None,
 ) -> tuple[StableDiffusionPipeline, dict[str, str] | None]:
     """The parts of Stable Diffusion, from safetensors only; none of the model's code is run.
 
@@ -58,7 +57,7 @@ def read_pipeline(
     elif has_one_file(path / "unet"):
         pipeline, digests = _from_folder(name, path, device, dtype)
     else:
-        pipeline = _from_folder_or_hub(name, path, revision)
+        pipeline = _from_folder_or_hub(name, path)
     _check(name, pipeline)
     return pipeline, digests
 
@@ -92,19 +91,18 @@ def _from_folder(
         digests.update(taken)
         return unet
 
-    return _from_folder_or_hub(name, path, None, load), digests
+    return _from_folder_or_hub(name, path, load), digests
 
 
 def _from_folder_or_hub(
     name: str,
     path: Path,
-    revision: str | None,
     denoiser: Callable[[], UNet2DConditionModel] | None = None,
 ) -> StableDiffusionPipeline:
     if path.is_dir():
         _check_folder(name, path)
     try:
-        index = StableDiffusionPipeline.load_config(name, revision=revision)
+        index = StableDiffusionPipeline.load_config(name)
     except Exception as error:  # the hub's client has dozens of ways to say no
         raise BaseModelInvalid(
             name,
@@ -122,8 +120,7 @@ def _from_folder_or_hub(
         return StableDiffusionPipeline.from_pretrained(
             name,
             **({} if denoiser is None else {"unet": denoiser()}),
-            text_encoder=_text_encoder(name, revision),
-            revision=revision,
+            text_encoder=_text_encoder(name),
             use_safetensors=True,
             safety_checker=None,
             feature_extractor=None,
@@ -138,12 +135,11 @@ def _from_folder_or_hub(
         ) from error
 
 
-def _text_encoder(name: str, revision: str | None) -> CLIPTextModel:
+def _text_encoder(name: str) -> CLIPTextModel:
     """Loaded on its own, because transformers makes missing weights up and only logs it."""
     model, report = CLIPTextModel.from_pretrained(
         name,
         subfolder="text_encoder",
-        revision=revision,
         use_safetensors=True,
         output_loading_info=True,
     )

@@ -93,6 +93,18 @@ class Replay(Generic[Batch]):
         self._recorded.clear()
         self._runs.clear()
 
+    def make_room(self) -> bool:
+        """Give back all memory that can be had anew: recordings hold that of whole steps.
+
+        Returns:
+            Whether there were any.
+        """
+        there_were = bool(self._recorded)
+        self.forget()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        return there_were
+
     def stop(self, reason: str) -> None:
         """Run every step as it is from here on."""
         if self._recorder is not None:

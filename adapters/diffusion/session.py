@@ -30,12 +30,12 @@ from adapters.diffusion.lora import Adapters, dropout_draws
 from adapters.diffusion.loss import objective_of
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.optimizer import OptimizerStateInvalid
+from adapters.diffusion.passes import Passes
 from adapters.diffusion.preparation import Material
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
 from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.spread import Helper, SpreadSteps
-from adapters.diffusion.step import Stepper
 from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.steps import Place, Steps
 from adapters.diffusion.strategy import PLAIN, Strategy
@@ -99,7 +99,7 @@ class DiffusionSession:
             loss_scaling=strategy.loss_scaling,
             text_weights=adapters.text_weights,
         )
-        stepper = Stepper(
+        passes = Passes(
             base.unet,
             objective,
             dataset,
@@ -108,7 +108,7 @@ class DiffusionSession:
             refresh=refresh,
             channels_last=strategy.channels_last,
         )
-        place = Place(device, base.unet, stepper, Replay(recorder))
+        place = Place(device, base.unet, passes, Replay(recorder))
         self._steps = (
             SpreadSteps(place, self._update, helpers) if helpers else Steps(place, self._update)
         )
@@ -163,9 +163,9 @@ class DiffusionSession:
             self._save_memory(self._steps.at_once(inputs.count))
 
     @property
-    def stepper(self) -> Stepper:
+    def passes(self) -> Passes:
         """What finds the gradient, for whoever runs the steps in the session's place."""
-        return self._steps.place.stepper
+        return self._steps.place.passes
 
     @property
     def update(self) -> Update:
@@ -192,8 +192,8 @@ class DiffusionSession:
         if not readings.finite:
             self._recover(epoch)
             return StepReport(self._step // self._epoch_steps, self._step, epoch_finished=False)
-        record = self._close_epoch(epoch, readings)
-        return StepReport(epoch, self._step, epoch_finished=True, loss=record.loss)
+        self._close_epoch(epoch, readings)
+        return StepReport(epoch, self._step, epoch_finished=True)
 
     def checkpoint(self) -> Checkpoint:
         """The run as it stands between two steps; where it was well, if it is not well now."""
@@ -253,7 +253,7 @@ class DiffusionSession:
 
     def _make_room(self) -> bool:
         """Let go of what can be made again; whether there was anything."""
-        given_back = [place.make_room() for place in self._steps.places]
+        given_back = [place.replay.make_room() for place in self._steps.places]
         return any(given_back)
 
     def _attempt(self, inputs: StepInputs) -> bool:
@@ -285,7 +285,7 @@ class DiffusionSession:
     def _apply(self, thrift: Thrift) -> None:
         self._thrift = thrift
         for place in self._steps.places:
-            place.make_room()
+            place.replay.make_room()
             if thrift.checkpointing:
                 place.recompute()
 

@@ -10,11 +10,11 @@ from itertools import pairwise
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from adapters.diffusion.adapted_denoiser import adapted_denoiser
 from adapters.diffusion.dataset import Dataset
 from adapters.diffusion.loss import objective_of
-from adapters.diffusion.readiness import adapted_denoiser
+from adapters.diffusion.passes import Passes
 from adapters.diffusion.replay import Recorder, Replay
-from adapters.diffusion.step import Stepper
 from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.steps import Place, Steps
 from adapters.diffusion.strategy import Strategy
@@ -65,7 +65,7 @@ def helping(
     device = unet.device
     with adapted_denoiser(unet, parameters, strategy) as (adapters, refresh):
         loss_scale = torch.ones((), device=device)
-        stepper = Stepper(
+        passes = Passes(
             unet,
             objective_of(noise_schedule, parameters.snr_gamma, device),
             dataset.on(device),
@@ -73,7 +73,7 @@ def helping(
             refresh=refresh,
             channels_last=strategy.channels_last,
         )
-        place = Place(device, unet, stepper, Replay(recorder))
+        place = Place(device, unet, passes, Replay(recorder))
         yield Helper(place, adapters.flat, loss_scale, torch.zeros((), device=device))
 
 
@@ -146,7 +146,7 @@ def _add_gradient(
     """Add the gradient of the pictures' mean loss to the place's own, and note the sum of it."""
     with _current(place.device):
         place.replay.run(
-            inputs, lambda batch: _note(losses, place.stepper.gradient(batch, micro_batch))
+            inputs, lambda batch: _note(losses, place.passes.gradient(batch, micro_batch))
         )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 
+from adapters.diffusion.passes import Passes
 from adapters.diffusion.replay import Replay
-from adapters.diffusion.step import Stepper
 from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.update import Update
 
@@ -19,20 +19,8 @@ class Place:
 
     device: torch.device
     unet: UNet2DConditionModel
-    stepper: Stepper
+    passes: Passes
     replay: Replay[StepInputs]
-
-    def make_room(self) -> bool:
-        """Let go of what can be made again: recordings hold the memory of whole steps.
-
-        Returns:
-            Whether there was anything.
-        """
-        there_was = bool(self.replay.recordings)
-        self.replay.forget()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return there_was
 
     def recompute(self) -> None:
         """Keep no feature maps from here on."""
@@ -69,7 +57,7 @@ class Steps:
         """
 
         def whole(batch: StepInputs) -> None:
-            self.update(batch, self.place.stepper.gradient(batch, micro_batch))
+            self.update(batch, self.place.passes.gradient(batch, micro_batch))
 
         self.place.replay.run(inputs, whole)
 

@@ -14,11 +14,11 @@ import torch
 from adapters.diffusion.failures import is_out_of_memory
 from adapters.diffusion.joint_inputs import JointInputs, joint_inputs
 from adapters.diffusion.loss import weighted_squares
+from adapters.diffusion.passes import Passes
 from adapters.diffusion.rendezvous import LEAST_PATIENCE, Rendezvous
 from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.stacked import Stack
-from adapters.diffusion.step import Stepper
 from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.thrift import Thrift
 from adapters.diffusion.turns import Turns
@@ -103,16 +103,8 @@ class Ensemble:
             self._free.append(row)
 
     def make_room(self) -> bool:
-        """Let go of what can be made again: recordings hold the memory of whole passes.
-
-        Returns:
-            Whether there was anything.
-        """
-        there_was = bool(self._replay.recordings)
-        self._replay.forget()
-        if self.stack.leaf.is_cuda:
-            torch.cuda.empty_cache()
-        return there_was
+        """Give back what can be had anew; whether there was anything."""
+        return self._replay.make_room()
 
     def close(self) -> None:
         """Let go of the thread, and of everything."""
@@ -159,11 +151,11 @@ class Ensemble:
     def _joint_pass(self, some: Sequence[tuple[MemberSession, StepInputs]]) -> bool:
         """False when memory did not suffice; nothing holds its tensors then."""
         try:
-            questions = [member.stepper.question(inputs) for member, inputs in some]
+            questions = [member.passes.question(inputs) for member, inputs in some]
             factors = [member.update.factor(inputs.count) for member, inputs in some]
             rows = self.stack.indices([member.row for member, _ in some])
             joint = joint_inputs(questions, factors, rows)
-            asks = some[0][0].stepper
+            asks = some[0][0].passes
             self._passing.submit(
                 self._replay.run, joint, lambda inputs: self._pass(asks, inputs)
             ).result()
@@ -173,10 +165,10 @@ class Ensemble:
             return False
         return True
 
-    def _pass(self, stepper: Stepper, joint: JointInputs) -> None:
+    def _pass(self, passes: Passes, joint: JointInputs) -> None:
         """Add each style's gradient to its row, and note its loss."""
         self.stack.refresh(joint.rows)
-        answer = stepper.ask(joint.noisy, joint.timesteps, joint.states)
+        answer = passes.ask(joint.noisy, joint.timesteps, joint.states)
         each = weighted_squares(answer, joint.target, joint.weights)
         losses = each.view(len(joint.rows), -1).sum(dim=1)
         # Each style's loss depends on its own adapters alone, so the sum's gradient is each one's.
@@ -261,7 +253,7 @@ class MemberSession(DiffusionSession):
 
     def _apply(self, thrift: Thrift) -> None:
         self._thrift = thrift
-        self._steps.place.make_room()
+        self._steps.place.replay.make_room()
 
 
 def _groups(

@@ -12,6 +12,12 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel
 
+from adapters.diffusion.adapted_denoiser import (
+    adapted_denoiser,
+    as_the_strategy_convolves,
+    as_the_strategy_fuses,
+    place_denoiser,
+)
 from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.denoiser import replica_of
 from adapters.diffusion.failures import (
@@ -22,12 +28,6 @@ from adapters.diffusion.failures import (
 from adapters.diffusion.memory_use import forget_peak
 from adapters.diffusion.optimizer import require_optimizer, stays_on_device
 from adapters.diffusion.preparation import Material, prepare
-from adapters.diffusion.readiness import (
-    adapted_denoiser,
-    as_the_strategy_convolves,
-    as_the_strategy_fuses,
-    place_denoiser,
-)
 from adapters.diffusion.rendezvous import LEAST_PATIENCE
 from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession

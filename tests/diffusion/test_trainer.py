@@ -125,9 +125,6 @@ def test_steps_epochs_and_losses_are_reported_as_they_happen(
     assert [report.epoch for report in reports] == [0, 0, 1, 1, 1, 2]
     assert [report.epoch_finished for report in reports] == [False, False, True] * 2
     assert [record.epoch for record in history] == [1, 2]
-    assert [report.loss for report in reports if report.epoch_finished] == [
-        record.loss for record in history
-    ]
     assert all(record.loss > 0 for record in history)
     assert history[0].learning_rate > history[1].learning_rate > 0
 

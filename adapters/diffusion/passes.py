@@ -31,7 +31,7 @@ class Question:
     """(n,): of the pictures' losses"""
 
 
-class Stepper:
+class Passes:
     """Forward and backward for batches of one style.
 
     Args:

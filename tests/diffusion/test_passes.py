@@ -13,8 +13,8 @@ from adapters.diffusion.dataset import Dataset, EncodedPicture
 from adapters.diffusion.flat_path import flat_path_of
 from adapters.diffusion.lora import attached
 from adapters.diffusion.loss import objective_of
+from adapters.diffusion.passes import Passes
 from adapters.diffusion.replay import Replay
-from adapters.diffusion.step import Stepper
 from adapters.diffusion.step_inputs import LEARNING_RATE_SLOTS, StepInputs
 from adapters.diffusion.steps import Place, Steps
 from adapters.diffusion.update import Update
@@ -73,14 +73,14 @@ def test_a_step_looks_at_no_value(
         flat_path_of(adapters, torch.float32) as path,
     ):
         update = Update(adapters.flat, parameters, loss_scaling=False)
-        stepper = Stepper(
+        passes = Passes(
             unet,
             objective_of(base.noise_schedule, None, valueless),
             dataset,
             scaled=update.scaled,
             refresh=path.refresh,
         )
-        steps = Steps(Place(valueless, unet, stepper, Replay(None)), update)
+        steps = Steps(Place(valueless, unet, passes, Replay(None)), update)
         for _ in range(2):
             steps.run(inputs_on(valueless), micro_batch)
         with pytest.raises(HasNoValues):
