@@ -28,9 +28,7 @@ class CheckpointPreviews:
         self._spent, self._rounds = 0.0, 0
 
     def draw(self, session: TrainingSession, task_id: str, epoch: int) -> None:
-        """Draw and store the previews of a checkpoint, unless they would take too long."""
-        if not self._left or not self._affordable():
-            return
+        """Draw and store the previews of a checkpoint."""
         started = self._clock.monotonic()
         try:
             for number, preview in enumerate(session.previews(adapted=True)):
@@ -44,10 +42,10 @@ class CheckpointPreviews:
         self._rounds += 1
         self._left -= 1
 
-    def _affordable(self) -> bool:
-        """Whether another round keeps to the share. The first is drawn in any case."""
-        if not self._rounds:
-            return True
+    def affordable(self) -> bool:
+        """Whether another round keeps to the rules. The first is drawn in any case."""
+        if not self._left or not self._rounds:
+            return bool(self._left)
         trained = self._clock.monotonic() - self._began - self._spent
         return self._spent + self._spent / self._rounds <= self._share * trained
 

@@ -21,7 +21,8 @@ class _Underway:
     checkpoint: CheckpointRef
     began: float
     """Seconds, by the clock that never goes back."""
-    stored: Future[str]
+    stored: Future[float]
+    """When it arrived, by the same clock."""
 
 
 class CheckpointStorage:
@@ -44,7 +45,7 @@ class CheckpointStorage:
         self._executor = executor
         self._underway: _Underway | None = None
         self.seconds = 0.0
-        """That the last one took, until it was on record."""
+        """That the last one took: to be taken, sent and put on record."""
 
     def begin(self, session: TrainingSession) -> None:
         """Take a checkpoint and send it off, once the one before has arrived.
@@ -57,8 +58,13 @@ class CheckpointStorage:
         began = self._clock.monotonic()
         taken = session.checkpoint()
         at = self._layout.checkpoint(self._entry.job.task_id, taken.epoch, taken.step)
+
+        def store() -> float:
+            self._blobs.put(at, taken.data)
+            return self._clock.monotonic()
+
         context = copy_context()  # whose job it is, for the log
-        stored = self._executor.submit(context.run, self._blobs.put, at, taken.data)
+        stored = self._executor.submit(context.run, store)
         self._underway = _Underway(CheckpointRef(at, taken.epoch, taken.step), began, stored)
         self.look()
 
@@ -90,11 +96,13 @@ class CheckpointStorage:
         underway, self._underway = self._underway, None
         checkpoint = underway.checkpoint
         try:
-            underway.stored.result()
+            sent = underway.stored.result() - underway.began
+            began = self._clock.monotonic()
             self._entry.apply(self._entry.job.save_checkpoint(checkpoint))
+            self.seconds = sent + self._clock.monotonic() - began
         except Unavailable as error:
+            self.seconds = self._clock.monotonic() - underway.began
             log.warning("no checkpoint at epoch %d: %s", checkpoint.epoch, error)
-        self.seconds = self._clock.monotonic() - underway.began
         return True
 
     def leave(self, timeout: float | None = None) -> None:

@@ -66,11 +66,14 @@ class Driver:
                     due = step.epoch_finished and step.epoch % self.rules.checkpoint_every == 0
                     if due or session.finished:
                         storage.begin(session)
-                    if due and not session.finished and stop.reason is None:
+                    wanted = due and not session.finished and stop.reason is None
+                    if wanted and previews.affordable():
+                        storage.finish()  # drawing may take long, and may be what breaks off
                         previews.draw(session, entry.job.task_id, step.epoch)
             except Exception:
-                # Whoever shuts down has no time left to wait.
-                storage.leave(timeout=0.0 if stop.reason is StopReason.SHUTDOWN else None)
+                if stop.reason is not StopReason.LEASE_LOST:
+                    # Whose process will be gone has no time left to wait.
+                    storage.leave(timeout=0.0 if math.isfinite(stop.deadline) else None)
                 raise
             storage.finish()
 
@@ -94,13 +97,17 @@ class Driver:
     ) -> None:
         """Store a checkpoint if one fits: handing over without one beats being killed over it."""
         left = stop.deadline - self.clock.monotonic()
-        if storage.finish(timeout=max(0.0, left / 2) if math.isfinite(left) else None):
-            left = stop.deadline - self.clock.monotonic()
-            if storage.seconds < left:
-                storage.begin(session)
-                storage.finish()
-                return
-        log.warning("no checkpoint: one takes %.1f s, and %.1f s are left", storage.seconds, left)
+        if not storage.finish(timeout=max(0.0, left / 2) if math.isfinite(left) else None):
+            log.warning("no checkpoint: the one before is still under way, in %.1f s", left / 2)
+            return
+        left = stop.deadline - self.clock.monotonic()
+        if storage.seconds < left:
+            storage.begin(session)
+            storage.finish()
+        else:
+            log.warning(
+                "no checkpoint: one takes %.1f s, and %.1f s are left", storage.seconds, left
+            )
 
     def _report(self, entry: Entry, meter: Speedometer, stop: StopSignal) -> None:
         progress, speed = entry.job.progress, meter.steps_per_second

@@ -96,7 +96,7 @@ def _device(name: str) -> str:
         )
     properties = torch.cuda.get_device_properties(device)
     memory = properties.total_memory / 1024**3
-    number = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    number = "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
     return f"{properties.name}, {memory:.0f} GiB, {number}, torch {torch.__version__}"
 
 

@@ -8,7 +8,7 @@ import random
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -293,6 +293,13 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
+def open_uploads(seats: int) -> Iterator[Executor]:
+    """Threads that store checkpoints, one a job. What is on its way at the end is waited for: by
+    whoever closes the container, who knows how long."""
+    with ThreadPoolExecutor(seats, "checkpoints") as executor:
+        yield executor
+
+
 @contextmanager
 def open_container(settings: Settings) -> Iterator[Container]:
     """A worker's parts; what holds a connection is closed at the end."""
@@ -330,6 +337,7 @@ class Container(containers.DeclarativeContainer):
     base_model = providers.Singleton(load_base_model, settings, device)
     trainer = providers.Singleton(build_trainer, base_model, devices, seats)
 
+    uploads = providers.Resource(open_uploads, seats)
     journal = providers.Singleton(Journal, blobs, sink)
     run_training = providers.Singleton(
         RunTraining,
@@ -343,7 +351,7 @@ class Container(containers.DeclarativeContainer):
         layout=layout,
         rules=rules,
         worker=worker,
-        uploads=providers.Singleton(ThreadPoolExecutor, seats, "checkpoints"),
+        uploads=uploads,
         seats=providers.Singleton(Seats, seats),
     )
     refuse_task = providers.Singleton(

@@ -25,10 +25,11 @@ def parse_devices(text: str) -> tuple[str, ...]:
 
 
 def gpus_of_torch() -> int:
-    """How many GPUs torch can use here."""
+    """How many GPUs torch can use here: none where the driver does not fit it."""
     import torch
 
-    return torch.cuda.device_count()
+    # Counted without the driver's consent; asking for it first costs nothing.
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...]:

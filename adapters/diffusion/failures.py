@@ -13,8 +13,13 @@ from domain.failure import Failure, FailureCode, TrainingFailed
 Answer = TypeVar("Answer")
 Whole = TypeVar("Whole")
 
-_OTHER_WORDS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
-"""How libraries below torch, and its allocator on a CPU, say that memory is out."""
+_OTHER_WORDS = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "can't allocate memory",
+)
+"""How libraries below torch, the driver, and torch's allocator on a CPU say that memory is out."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

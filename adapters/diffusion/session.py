@@ -274,6 +274,8 @@ class DiffusionSession:
             TrainingFailed: GPU_OOM, when there is no less.
         """
         self._steps.discard_gradient()
+        if min(self._thrift.micro_batch, count) == 1 and self._steps.without_the_full():
+            return
         tighter = self._thrift.tighter(count)
         if tighter is None:
             if not self._make_room():  # of those who train beside it

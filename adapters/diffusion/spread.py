@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from adapters.diffusion.adapted_denoiser import adapted_denoiser
 from adapters.diffusion.dataset import Dataset
+from adapters.diffusion.failures import is_out_of_memory
 from adapters.diffusion.loss import objective_of
 from adapters.diffusion.passes import Passes
 from adapters.diffusion.replay import Recorder, Replay
@@ -20,6 +22,8 @@ from adapters.diffusion.steps import Place, Steps
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.update import Update
 from domain.parameters import TrainingParameters
+
+log = logging.getLogger(__name__)
 
 
 def devices_that_pay(parameters: TrainingParameters) -> int:
@@ -43,6 +47,23 @@ class Helper:
     """A scalar, as the first device has it."""
     losses: torch.Tensor
     """A scalar: where a pass leaves the sum over its pictures."""
+
+    def begin(
+        self,
+        weights: torch.Tensor,
+        loss_scale: torch.Tensor,
+        inputs: StepInputs,
+        micro_batch: int,
+    ) -> None:
+        """Ask the device for the gradient of some pictures, by the first one's weights.
+
+        Raises:
+            torch.OutOfMemoryError: they do not fit there.
+        """
+        with torch.no_grad():
+            self.weights.copy_(weights, non_blocking=True)
+            self.loss_scale.copy_(loss_scale, non_blocking=True)
+        _add_gradient(self.place, inputs.on(self.place.device), micro_batch, self.losses)
 
 
 @contextmanager
@@ -88,7 +109,8 @@ class SpreadSteps(Steps):
     def __init__(self, place: Place, update: Update, helpers: Sequence[Helper]) -> None:
         """Work on ``place`` and with ``helpers``."""
         super().__init__(place, update)
-        self._helpers = helpers
+        self._helpers = list(helpers)
+        self._full: Helper | None = None
         self._losses = torch.zeros((), device=place.device)
 
     @property
@@ -100,12 +122,14 @@ class SpreadSteps(Steps):
         """As ``Steps.run``."""
         *others, own = split(inputs, len(self.places))
         shares = list(zip(self._helpers, others, strict=False))  # a small batch leaves some idle
-        scale = self.update.factor(1)
+        scale, self._full = self.update.factor(1), None
         for helper, part in shares:
-            with torch.no_grad():
-                helper.weights.copy_(self.update.weights, non_blocking=True)
-                helper.loss_scale.copy_(scale, non_blocking=True)
-            _add_gradient(helper.place, part.on(helper.place.device), micro_batch, helper.losses)
+            try:
+                helper.begin(self.update.weights, scale, part, micro_batch)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    self._full = helper
+                raise
         _add_gradient(self.place, own, micro_batch, self._losses)
         total = self._losses.clone()
         self.update.gradient.mul_(own.count / inputs.count)
@@ -121,6 +145,16 @@ class SpreadSteps(Steps):
     def at_once(self, count: int) -> int:
         """As ``Steps.at_once``: of the device that has most."""
         return -(-count // min(count, len(self.places)))
+
+    def without_the_full(self) -> bool:
+        """As ``Steps.without_the_full``."""
+        if self._full is None:
+            return False
+        self._helpers.remove(self._full)
+        self._full.place.close()
+        log.warning("out of memory on %s, going on without it", self._full.place.device)
+        self._full = None
+        return True
 
     def discard_gradient(self) -> None:
         """As ``Steps.discard_gradient``, on every device."""

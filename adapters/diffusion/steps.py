@@ -65,6 +65,10 @@ class Steps:
         """Of a batch of ``count`` pictures, how many go into one pass where memory is no limit."""
         return count
 
+    def without_the_full(self) -> bool:
+        """Go on without the further device that has run out of memory; whether there was one."""
+        return False
+
     def discard_gradient(self) -> None:
         """Forget what a step that broke off has left."""
         self.update.discard_gradient()

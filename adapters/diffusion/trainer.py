@@ -165,14 +165,15 @@ class DiffusionTrainer:
     def _replicas_for(self, parameters: TrainingParameters) -> Sequence[UNet2DConditionModel]:
         """Denoisers on as many further devices as a run pays for; they stay for the next run."""
         wanted = devices_that_pay(parameters) - 1
-        for device in self._helpers[len(self._replicas) : wanted]:
+        while len(self._replicas) < min(wanted, len(self._helpers)):
+            device = self._helpers[len(self._replicas)]
             try:
                 self._replicas.append(replica_of(self._base.unet, device))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 log.warning("no room for the base model on %s: going on without it", device)
-                self._helpers.remove(device)
+                del self._helpers[len(self._replicas)]
         replicas = self._replicas[:wanted]
         if replicas:
             devices = [self._device, *(replica.device for replica in replicas)]

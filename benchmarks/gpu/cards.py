@@ -17,22 +17,27 @@ from benchmarks.gpu.facts import forget_peak, gib
 def several_cards(
     options: argparse.Namespace, bench: Bench, note: Callable[[dict[str, Any]], None]
 ) -> None:
-    """The largest batch on 1, 2, 4... cards, up to all that there are; nothing where there is
+    """The largest batch on 1, 2, 4... cards and on all that there are; nothing where there is
     one."""
+    first = str(bench.device)
     if bench.device.type == "cuda":
-        cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        own = there[bench.device.index or 0]
+        cards = [own, *(card for card in there if card != own)]
     else:
-        cards = ["cpu", "cpu"]  # to rehearse
+        cards = [first, first]  # to rehearse
     batch = max(options.batches)
-    counts = [count for count in (1, 2, 4, 8) if count <= min(len(cards), batch)]
+    most = min(len(cards), batch)
+    counts = sorted({count for count in (1, 2, 4, 8) if count < most} | {most})
     alone = None
     for count in counts if len(counts) > 1 else ():
         for row in attempts(
             lambda count=count: measure_cards(bench, batch, cards[:count]), "one job on cards"
         ):
             if "images_per_s" in row:
-                alone = alone or row["images_per_s"]
-                row["times_one_card"] = round(row["images_per_s"] / alone, 2)
+                alone = row["images_per_s"] if count == 1 else alone
+                if alone is not None:
+                    row["times_one_card"] = round(row["images_per_s"] / alone, 2)
             note({"cards": count, "pictures": batch, **row})
 
 

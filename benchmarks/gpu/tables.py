@@ -96,7 +96,12 @@ def _cards_row(row: dict[str, Any]) -> tuple[object, ...]:
     counts = row["cards"], row["pictures"]
     if "error" in row:
         return *counts, row["error"].split(":")[0], *[_ABSENT] * 2
-    return *counts, row["images_per_s"], row["times_one_card"], row.get("peak_gib", _ABSENT)
+    return (
+        *counts,
+        row["images_per_s"],
+        row.get("times_one_card", _ABSENT),
+        row.get("peak_gib", _ABSENT),
+    )
 
 
 def _job(row: dict[str, Any]) -> str:

@@ -184,9 +184,38 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
     assert worker(a_task(), stop) == HandBack()
     assert not gate.is_set()
     assert saved(world) == []
-    assert "no checkpoint: one takes" in caplog.text
+    assert "no checkpoint: the one before is still under way" in caplog.text
     gate.set()
     assert world.until_settled(a_task()) == Done()
+
+
+def test_a_step_that_takes_long_does_not_make_a_checkpoint_look_long(
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
+) -> None:
+    stop = StopSignal()
+
+    class Slow(Watched):
+        """Whose 31st step lasts long, and in whose 40th the worker is asked to end."""
+
+        def open(self, plan: Any, resume: bytes | None) -> Any:
+            self._before, self._action = 31, self.last_long
+            return super().open(plan, resume)
+
+        def last_long(self) -> None:
+            gate.set()
+            while not any("checkpoints/" in at.key for at in world.blobs.blobs):
+                threading.Event().wait(0.01)
+            world.clock.advance(100.0)
+            self._before, self._action = 40, self.shut_down
+
+        def shut_down(self) -> None:
+            stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 30.0)
+
+    worker = world.worker(
+        blobs=Gated(world, waiting(gate)), trainer=Slow(world, 0, None), uploads=uploads
+    )
+    assert worker(a_task(), stop) == HandBack()
+    assert saved(world) == [30, 40]
 
 
 def test_a_training_that_breaks_off_leaves_the_one_under_way_on_record(
@@ -230,6 +259,23 @@ def test_what_becomes_of_the_one_under_way_does_not_hide_why_a_training_broke_of
     assert [record.levelno for record in caplog.records if "checkpoint" in record.message] == [
         logging.WARNING
     ]
+
+
+def test_who_knows_that_the_job_is_lost_writes_nothing_more(
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
+) -> None:
+    """Though nobody else has written yet."""
+    stop = StopSignal()
+
+    def lost() -> None:
+        stop.request(StopReason.LEASE_LOST)
+        gate.set()
+
+    worker = world.worker(
+        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, lost), uploads=uploads
+    )
+    assert isinstance(worker(a_task(), stop), RetryLater)
+    assert world.job().checkpoint is None
 
 
 def test_who_has_lost_the_job_puts_nothing_on_record(

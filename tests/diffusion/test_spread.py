@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.denoiser import replica_of
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.spread import devices_that_pay, split
 from adapters.diffusion.step_inputs import LEARNING_RATE_SLOTS, StepInputs
@@ -202,19 +203,39 @@ def test_where_one_device_is_full_all_take_fewer_pictures_a_pass(
         assert_alike(session.history, wanted.history)
 
 
+def test_a_device_that_holds_not_even_one_pictures_step_is_left_out(
+    base: BaseModel,
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plan = plan_of(pictures[:4], epochs=3, batch_size=4)
+    wanted = run(trainer_on(base, 1), plan)
+    with trainer_on(base, 3).open(plan, None) as session:
+        assert isinstance(session, DiffusionSession)
+        session.advance()
+        first, full, other = (place.unet for place in session._steps.places)
+        monkeypatch.setattr(full, "forward", limited(full.forward, most=0))
+        drive(session)
+        assert caplog.text.count("out of memory on cpu, going on without it") == 1
+        assert [place.unet for place in session._steps.places] == [first, other]
+        assert not first.is_gradient_checkpointing
+        assert_alike(session.history, wanted.history)
+
+
 def test_where_nothing_fits_the_job_fails_for_lack_of_memory(
     base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with trainer_on(base, 2).open(plan_of(pictures[:4], batch_size=4), None) as session:
         assert isinstance(session, DiffusionSession)
-        last = session._steps.places[1].unet
-        monkeypatch.setattr(last, "forward", limited(last.forward, most=0))
+        first, replica = (place.unet for place in session._steps.places)
+        monkeypatch.setattr(first, "forward", limited(first.forward, most=0))
         with pytest.raises(TrainingFailed) as failed:
             session.advance()
         assert failed.value.failure.code == FailureCode.GPU_OOM
-        assert last.is_gradient_checkpointing
-        replica = last
+        assert replica.is_gradient_checkpointing
     assert not replica.is_gradient_checkpointing
+    assert not first.is_gradient_checkpointing
 
 
 def test_a_divergence_is_undone_on_every_device(base: BaseModel, pictures: Pictures) -> None:
@@ -247,6 +268,23 @@ def test_a_device_without_room_for_the_base_is_left_out(
     caplog.clear()
     run(trainer, plan)
     assert "no room" not in caplog.text
+
+
+def test_a_device_without_room_gives_its_place_to_the_next(
+    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [True]
+
+    def once_full(*given: Any) -> Any:
+        if full:
+            full.pop()
+            raise RuntimeError("CUDA error: out of memory")
+        return replica_of(*given)
+
+    monkeypatch.setattr("adapters.diffusion.trainer.replica_of", once_full)
+    with trainer_on(base, 3).open(plan_of(pictures[:2], batch_size=2), None) as session:
+        assert isinstance(session, DiffusionSession)
+        assert len(session._steps.places) == 2
 
 
 @pytest.mark.parametrize(

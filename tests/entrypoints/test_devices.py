@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from entrypoints.devices import devices_present, parse_devices
+from entrypoints.devices import devices_present, gpus_of_torch, parse_devices
 
 
 def unasked() -> int:
@@ -59,3 +60,12 @@ def test_a_gpu_that_is_not_there_is_named_beside_those_that_are(
 ) -> None:
     with pytest.raises(ValueError, match=answer):
         devices_present(text, lambda: count)
+
+
+@pytest.mark.parametrize(("fits", "count"), [(True, 3), (False, 0)])
+def test_gpus_whose_driver_torch_cannot_use_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, fits: bool, count: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: fits)
+    assert gpus_of_torch() == count

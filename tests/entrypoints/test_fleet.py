@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from entrypoints import fleet
-from entrypoints.exits import UsageError
+from entrypoints import fleet, worker
+from entrypoints.exits import EXIT_USAGE, UsageError
 from entrypoints.fleet import Fleet, gpus_named
 
 LINGERING = """
@@ -105,3 +105,12 @@ def test_a_worker_that_ends_is_started_again(
     thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert a_fleet(tmp_path, crashing).run() == 0
     thread.join()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1", "cuda:0,cuda:1"])
+def test_a_fleet_and_a_device_by_name_contradict_one_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    monkeypatch.setenv("DEVICE", device)
+    assert worker.main(["--gpus", "0,1"]) == EXIT_USAGE
+    assert f"--gpus and DEVICE={device}: give one of the two" in capsys.readouterr().err
