@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from application.ports import BlobDenied, BlobUnavailable
+from application.run_training import RunTraining
 from application.settlement import DeadLetter, Done, HandBack, RetryLater
 from application.stop import StopReason, StopSignal
 from domain.events import CheckpointSaved, ProgressMade
@@ -19,7 +22,7 @@ from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
 from tests.application.test_run_training import Watched
-from tests.application.world import World, a_task
+from tests.application.world import RULES, World, a_task
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -64,6 +67,11 @@ def uploads() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
+def a_worker(world: World, **parts: Any) -> RunTraining:
+    """Without previews, which would have it wait for a checkpoint first."""
+    return world.worker(rules=replace(RULES, preview_share=0.0), **parts)
+
+
 def waiting(gate: threading.Event) -> Callable[[], None]:
     def wait() -> None:
         assert gate.wait(30)
@@ -92,15 +100,15 @@ def test_the_training_goes_on_and_the_checkpoint_is_on_record_once_it_is_stored(
     blobs = Gated(world, waiting(gate))
     trainer = Watched(world, 50, at_step_50)
     WHO.set("the job")
-    assert world.worker(blobs=blobs, trainer=trainer, uploads=uploads)(a_task(), StopSignal()) == (
-        Done()
-    )
+    assert a_worker(world, blobs=blobs, trainer=trainer, uploads=uploads)(
+        a_task(), StopSignal()
+    ) == (Done())
     assert before == [None, []]
     assert saved(world) == [30, 60, 75]
     assert blobs.sent == [("upload_0", "the job")] * 3
 
     undisturbed = World()
-    undisturbed.worker()(a_task(), StopSignal())
+    a_worker(undisturbed)(a_task(), StopSignal())
     assert world.weights() == undisturbed.weights()
     assert world.job().checkpoint == undisturbed.job().checkpoint
 
@@ -113,16 +121,35 @@ def test_one_is_under_way_at_a_time(
     def first_of_all() -> None:
         if not gate.is_set():
             # As long as it takes the training to come to the next checkpoint, and then some.
-            while steps_made(world) < 60:
-                threading.Event().wait(0.01)
-            threading.Event().wait(0.1)
+            deadline = time.monotonic() + 30
+            while steps_made(world) < 60 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.1)
             reached.append(steps_made(world))
             gate.set()
 
     blobs = Gated(world, first_of_all)
-    assert world.worker(blobs=blobs, uploads=uploads)(a_task(), StopSignal()) == Done()
+    assert a_worker(world, blobs=blobs, uploads=uploads)(a_task(), StopSignal()) == Done()
     assert reached == [60]
     assert saved(world) == [30, 60, 75]
+
+
+def test_previews_are_drawn_once_the_checkpoint_is_on_record(
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
+) -> None:
+    """Drawing may take long, and may be what a run breaks off at."""
+    threading.Timer(0.2, gate.set).start()
+    kept: list[list[int]] = []
+
+    class Looking(Gated):
+        def put(self, at: Location, data: bytes, **how: Any) -> str:
+            if "previews/" in at.key:
+                kept.append(saved(world))
+            return super().put(at, data, **how)
+
+    worker = world.worker(blobs=Looking(world, waiting(gate)), uploads=uploads)
+    assert worker(a_task(), StopSignal()) == Done()
+    assert kept[0] == [30]
 
 
 @pytest.mark.parametrize("inline", [False, True])
@@ -136,7 +163,7 @@ def test_where_the_store_is_away_the_training_goes_on_without(
             raise errors.pop()
 
     parts = {} if inline else {"uploads": uploads}
-    worker = world.worker(blobs=Gated(world, once), **parts)
+    worker = a_worker(world, blobs=Gated(world, once), **parts)
     assert worker(a_task(), StopSignal()) == Done()
     assert saved(world) == [60, 75]
     assert "no checkpoint at epoch 10: the store is away" in caplog.text
@@ -146,7 +173,7 @@ def test_a_store_that_refuses_ends_the_job(world: World, uploads: ThreadPoolExec
     def refuse() -> None:
         raise BlobDenied("not yours")
 
-    worker = world.worker(blobs=Gated(world, refuse), uploads=uploads)
+    worker = a_worker(world, blobs=Gated(world, refuse), uploads=uploads)
     assert worker(a_task(), StopSignal()) == DeadLetter("not yours")
     assert world.job().state is JobState.INTERRUPTED
 
@@ -160,8 +187,11 @@ def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
         stop.request(StopReason.SHUTDOWN)
         threading.Timer(0.1, gate.set).start()
 
-    worker = world.worker(
-        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, shut_down), uploads=uploads
+    worker = a_worker(
+        world,
+        blobs=Gated(world, waiting(gate)),
+        trainer=Watched(world, 40, shut_down),
+        uploads=uploads,
     )
     assert worker(a_task(), stop) == HandBack()
     assert saved(world) == [30, 40]
@@ -178,8 +208,11 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
     def shut_down() -> None:
         stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 0.2)
 
-    worker = world.worker(
-        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, shut_down), uploads=uploads
+    worker = a_worker(
+        world,
+        blobs=Gated(world, waiting(gate)),
+        trainer=Watched(world, 40, shut_down),
+        uploads=uploads,
     )
     assert worker(a_task(), stop) == HandBack()
     assert not gate.is_set()
@@ -203,16 +236,18 @@ def test_a_step_that_takes_long_does_not_make_a_checkpoint_look_long(
 
         def last_long(self) -> None:
             gate.set()
+            deadline = time.monotonic() + 30
             while not any("checkpoints/" in at.key for at in world.blobs.blobs):
-                threading.Event().wait(0.01)
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             world.clock.advance(100.0)
             self._before, self._action = 40, self.shut_down
 
         def shut_down(self) -> None:
             stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 30.0)
 
-    worker = world.worker(
-        blobs=Gated(world, waiting(gate)), trainer=Slow(world, 0, None), uploads=uploads
+    worker = a_worker(
+        world, blobs=Gated(world, waiting(gate)), trainer=Slow(world, 0, None), uploads=uploads
     )
     assert worker(a_task(), stop) == HandBack()
     assert saved(world) == [30, 40]
@@ -225,8 +260,8 @@ def test_a_training_that_breaks_off_leaves_the_one_under_way_on_record(
         threading.Timer(0.1, gate.set).start()
         raise TrainingFailed(Failure(FailureCode.TRAINING_FAILED, "for now", retryable=True))
 
-    worker = world.worker(
-        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, fail), uploads=uploads
+    worker = a_worker(
+        world, blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, fail), uploads=uploads
     )
     assert isinstance(worker(a_task(), StopSignal()), RetryLater)
     assert saved(world) == [30]
@@ -249,8 +284,8 @@ def test_what_becomes_of_the_one_under_way_does_not_hide_why_a_training_broke_of
         threading.Timer(0.1, gate.set).start()
         raise TrainingFailed(Failure(FailureCode.LOSS_DIVERGED, "too fast"))
 
-    worker = world.worker(
-        blobs=Gated(world, arrive), trainer=Watched(world, 40, fail), uploads=uploads
+    worker = a_worker(
+        world, blobs=Gated(world, arrive), trainer=Watched(world, 40, fail), uploads=uploads
     )
     assert worker(a_task(), StopSignal()) == Done()
     (call,) = world.notifier.final
@@ -271,8 +306,8 @@ def test_who_knows_that_the_job_is_lost_writes_nothing_more(
         stop.request(StopReason.LEASE_LOST)
         gate.set()
 
-    worker = world.worker(
-        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, lost), uploads=uploads
+    worker = a_worker(
+        world, blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, lost), uploads=uploads
     )
     assert isinstance(worker(a_task(), stop), RetryLater)
     assert world.job().checkpoint is None
@@ -289,11 +324,14 @@ def test_who_has_lost_the_job_puts_nothing_on_record(
     def taken_over() -> None:
         world.clock.jump(10_000)
         world.blobs.delete(next(at for at in world.leases()))
-        assert world.worker()(a_task(), StopSignal()) == Done()
+        assert a_worker(world)(a_task(), StopSignal()) == Done()
         gate.set()
 
-    worker = world.worker(
-        blobs=Gated(world, waiting(gate)), trainer=Watched(world, 40, taken_over), uploads=uploads
+    worker = a_worker(
+        world,
+        blobs=Gated(world, waiting(gate)),
+        trainer=Watched(world, 40, taken_over),
+        uploads=uploads,
     )
     assert isinstance(worker(a_task(), StopSignal()), RetryLater)
     assert world.job().state is JobState.COMPLETED

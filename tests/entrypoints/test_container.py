@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from adapters.s3.store import S3BlobStore
@@ -31,3 +33,10 @@ def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> N
 def test_a_device_that_is_not_there_is_told_by_the_settings_name() -> None:
     with pytest.raises(InvalidSettings, match=r"^DEVICE='cuda:99': "):
         choose_devices(Settings(_env_file=None, device="cuda:99"))
+
+
+def test_what_is_on_its_way_to_the_store_is_waited_for_while_somebody_watches_the_time() -> None:
+    """Not by the interpreter's end, when the grace is no longer watched."""
+    with open_container(Settings(_env_file=None)) as container:
+        upload = container.uploads().submit(time.sleep, 0.2)
+    assert upload.done()
