@@ -128,9 +128,12 @@ def test_dead_letters_are_listed_and_put_back(tmp_path: Path) -> None:
 
 
 def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
-    good = run("worker", "--check", cwd=tmp_path)
+    good = run("worker", "--check", "--json", cwd=tmp_path)
     assert good.returncode == 0, good.stdout + good.stderr
-    assert good.stdout.count("ok    ") == 6
+    found = {finding["part"]: finding["works"] for finding in json.loads(good.stdout)}
+    assert found == dict.fromkeys(found, True)
+    assert len(found) == 6
+    assert {"queue", "models", "backend", "device", "base model"} <= set(found)
     assert not list((tmp_path / "spool/buckets").rglob("check/*")), "nothing is left of the trial"
 
     (tmp_path / "file").write_text("")
@@ -153,3 +156,4 @@ def test_every_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> 
     lines = refused.stderr.strip().splitlines()
     assert len(lines) == 3, refused.stderr
     assert all(line.startswith("error: ") for line in lines)
+    assert any("GRACE_SECONDS='no'" in line for line in lines), refused.stderr

@@ -10,7 +10,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +21,7 @@ import pytest
 from adapters.clock import SystemClock
 from adapters.memory import ManualClock
 from adapters.webhook.notifier import Bodies, WebhookNotifier
-from adapters.webhook.options import InvalidBackend, WebhookOptions
+from adapters.webhook.options import WebhookOptions
 from adapters.wire.bodies import complete_body, failed_body, progress_body
 from application.ports import NotifierRefused, NotifierUnavailable
 from domain.events import Artifact, TrainingMetric
@@ -138,30 +137,7 @@ def test_calls_one_after_the_other_share_a_connection(
     assert len({call.peer for call in backend.calls}) == 1
 
 
-def test_progress_and_final_calls_may_come_from_several_threads(
-    backend: BackendProcess, notifier: WebhookNotifier
-) -> None:
-    def call(style_id: int) -> None:
-        notifier.progress(style_id, PROGRESS)
-        notifier.completed(style_id, ARTIFACT, METRIC, f"{style_id}:complete")
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(call, range(1, 41)))
-    assert sorted(call.style_id or 0 for call in backend.final) == list(range(1, 41))
-    assert backend.repeats == {}
-
-
-@pytest.mark.parametrize(
-    ("status", "remedy"),
-    [
-        (400, "field"),
-        (401, "INTERNAL_API_TOKEN"),
-        (403, "X-Request-Source"),
-        (404, "gone"),
-        (405, "BACKEND_API_URL"),
-        (410, "BACKEND_API_URL"),
-    ],
-)
+@pytest.mark.parametrize(("status", "remedy"), [(401, "INTERNAL_API_TOKEN"), (404, "gone")])
 def test_a_refusal_is_told_at_once_with_status_reason_and_remedy(
     backend: BackendProcess,
     notifier: WebhookNotifier,
@@ -189,7 +165,7 @@ def test_what_the_backend_itself_refuses_is_told(
     assert not any(call.taken for call in backend.calls)
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 502])
 def test_a_failure_that_may_pass_is_tried_again_with_the_same_key(
     backend: BackendProcess, notifier: WebhookNotifier, status: int
 ) -> None:
@@ -295,17 +271,7 @@ def test_a_success_whose_rest_breaks_off_is_not_repeated(
     assert "is taken with 200, but the answer broke off" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "",
-        "<html>Welcome</html>",
-        {"success": False, "error": "no"},
-        "[]",
-        "x" * 5000,
-        "x" * 500_000,
-    ],
-)
+@pytest.mark.parametrize("body", [{"success": False, "error": "no"}, "x" * 500_000])
 def test_a_success_with_an_odd_body_is_refused_and_never_repeated(
     backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock, body: Any
 ) -> None:
@@ -427,7 +393,7 @@ def elsewhere() -> Iterator[Elsewhere]:
     server.server_close()
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [302, 307])
 def test_a_redirect_is_not_followed(
     backend: BackendProcess, notifier: WebhookNotifier, elsewhere: Elsewhere, status: int
 ) -> None:
@@ -474,11 +440,6 @@ def test_cookies_are_not_kept(backend: BackendProcess, notifier: WebhookNotifier
     backend.misbehave(Fault("answer", 500, {"Set-Cookie": "session=1; Path=/"}))
     complete(notifier)
     assert all("cookie" not in call.headers for call in backend.calls)
-
-
-def test_plain_http_beyond_this_machine_is_refused_before_any_call() -> None:
-    with pytest.raises(InvalidBackend, match=r"BACKEND_API_URL.*https://stylelicense\.com"):
-        notifier_for("http://stylelicense.com", "t" * 32, SystemClock())
 
 
 @pytest.fixture(scope="module")

@@ -48,16 +48,6 @@ def save(path: Path, task: object) -> Path:
     return path
 
 
-def test_garbage_goes_to_the_dead_letters_with_its_reason(tmp_path: Path) -> None:
-    spool = tmp_path / "spool"
-    spool.mkdir()
-    (spool / "garbage.json").write_text('{"type": "model_training"}')
-    worked = run("worker", "--once", cwd=tmp_path)
-    assert worked.returncode == 0, worked.stderr
-    assert (spool / "dead" / "garbage.json").is_file()
-    assert not (spool / "garbage.json").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -73,12 +63,6 @@ def test_submit_refuses_what_is_no_task_in_one_line(
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
     assert said in refused.stderr
-
-
-def test_a_wrong_setting_is_named_with_its_value(tmp_path: Path) -> None:
-    refused = run("worker", "--once", cwd=tmp_path, LEASE_SECONDS="soon")
-    assert refused.returncode == 2
-    assert "LEASE_SECONDS='soon'" in refused.stderr
 
 
 @pytest.mark.parametrize("name", ["train", "worker", "submit"])

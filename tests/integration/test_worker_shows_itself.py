@@ -195,14 +195,6 @@ def test_settings_that_would_open_the_page_are_refused_in_one_line(tmp_path: Pat
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_check_can_be_read_by_a_program(tmp_path: Path) -> None:
-    done = run("worker", "--check", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = {finding["part"]: finding["works"] for finding in json.loads(done.stdout)}
-    assert found == dict.fromkeys(found, True)
-    assert {"queue", "models", "backend", "device", "base model"} <= set(found)
-
-
 def test_an_address_of_sentry_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
     done = run("worker", "--once", cwd=tmp_path, SENTRY_DSN="nonsense")
     assert done.returncode == 2
