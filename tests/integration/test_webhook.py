@@ -28,8 +28,9 @@ from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress
-from tests.services.backend_process import ROOT, BackendProcess
-from tests.services.certificate import make_certificate
+from tests.services.backend_process import BackendProcess
+from tests.services.certificates import Authority
+from tests.services.commands import ROOT
 from tests.services.faults import Fault, answer
 
 pytestmark = pytest.mark.integration
@@ -445,9 +446,9 @@ def test_cookies_are_not_kept(backend: BackendProcess, notifier: WebhookNotifier
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BackendProcess, Path]]:
     """A backend that speaks TLS, and the file of its authority."""
-    certificate, key = make_certificate(tmp_path_factory.mktemp("tls"))
-    with BackendProcess(certificate=(certificate, key)) as running:
-        yield running, certificate
+    authority = Authority(tmp_path_factory.mktemp("tls"))
+    with BackendProcess(authority=authority) as running:
+        yield running, authority.certificate
 
 
 def test_tls_with_an_authority_of_ones_own_works(secured: tuple[BackendProcess, Path]) -> None:
