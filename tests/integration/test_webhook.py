@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import subprocess
 import sys
 import textwrap
@@ -32,6 +31,7 @@ from tests.services.backend_process import BackendProcess
 from tests.services.certificates import Authority
 from tests.services.commands import ROOT
 from tests.services.faults import Fault, answer
+from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -320,10 +320,9 @@ def test_progress_is_tried_once(
     assert (len(backend.calls), clock.pauses) == (1, [])
 
 
-def test_a_backend_that_is_away_is_called_again_and_then_unavailable(
-    clock: NotingClock, free_port: int
-) -> None:
-    notifier = notifier_for(f"http://127.0.0.1:{free_port}", "t" * 32, clock, tries=3)
+def test_a_backend_that_is_away_is_called_again_and_then_unavailable(clock: NotingClock) -> None:
+    (port,) = free_ports(1)
+    notifier = notifier_for(f"http://127.0.0.1:{port}", "t" * 32, clock, tries=3)
     with pytest.raises(NotifierUnavailable, match="not sent: Connection refused"):
         complete(notifier)
     assert len(clock.pauses) == 2
@@ -341,13 +340,6 @@ def test_a_backend_that_comes_back_gets_the_call(clock: NotingClock) -> None:
         complete(notifier)
         assert len(first.final) == 1
     notifier.close()
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Elsewhere(ThreadingHTTPServer):
@@ -492,7 +484,6 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
     notifier: WebhookNotifier,
     elsewhere: Elsewhere,
     clock: NotingClock,
-    free_port: int,
 ) -> None:
     def problem(url: str, token: str = backend.token) -> str:
         with pytest.raises((NotifierUnavailable, NotifierRefused)) as caught:
@@ -503,7 +494,8 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
     assert "INTERNAL_API_TOKEN" in problem(backend.url, "another-token-of-more-than-32-characters")
     assert "another host than the backend's" in problem(elsewhere.url)
     assert "another host than the backend's, or path" in problem(f"{backend.url}/other")
-    assert "Unavailable" in problem(f"http://127.0.0.1:{free_port}")
+    (port,) = free_ports(1)
+    assert "Unavailable" in problem(f"http://127.0.0.1:{port}")
     assert "TLS with" in problem(backend.url.replace("http://", "https://"))
     assert "cannot be reached" in problem("https://no-such-host.invalid")
     backend.misbehave(answer(503), Fault("answer", 302, {"Location": elsewhere.url}))

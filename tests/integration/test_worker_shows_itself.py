@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -19,6 +18,7 @@ import pytest
 
 from assets.drawing import draw_style_set
 from tests.services.commands import a_worker, run
+from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -151,11 +151,10 @@ def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
 
 
 def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+    (port,) = free_ports(1)
     away = {
         "RABBITMQ_HOST": "127.0.0.1",
-        "RABBITMQ_PORT": port,
+        "RABBITMQ_PORT": str(port),
         "RABBITMQ_PASS": "a-password-of-the-broker",
         "BACKEND_API_URL": "http://127.0.0.1:9",
         "INTERNAL_API_TOKEN": "a-token-of-the-backend-that-is-long-enough",
