@@ -10,9 +10,9 @@ import pytest
 
 from adapters.status_page.app import build_app
 from adapters.status_page.server import StatusServer
-from tests import status_scenes
+from tests.services import status_scenes
 from tests.services.missing import skip_or_fail
-from tests.status_scenes import SECRET, Scene
+from tests.services.status_scenes import SECRET, Scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

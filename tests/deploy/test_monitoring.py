@@ -26,11 +26,11 @@ from adapters.metrics.queue import DepthGauges
 from adapters.status_page.app import build_app
 from adapters.status_page.server import StatusServer
 from domain.failure import FailureCode
+from tests.deploy.files import DEPLOY
 from tests.services.missing import skip_or_fail
 from tests.services.ports import free_ports
-from tests.status_scenes import Scene, side_by_side
+from tests.services.status_scenes import Scene, side_by_side
 
-DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
 
