@@ -22,7 +22,7 @@ from domain.events import AnnouncementBegun, ProgressMade
 from domain.failure import FailureCode
 from domain.progress import Progress
 from tests.application.world import TASK_ID, World, a_task
-from tests.status_scenes import Scene, failed, ids, side_by_side, task, training
+from tests.services.status_scenes import Scene, failed, ids, side_by_side, task, training
 
 
 def shown(scene: Scene) -> dict[str, Any]:

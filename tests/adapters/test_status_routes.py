@@ -23,7 +23,16 @@ from application.ports import Preview
 from application.settlement import Done
 from application.stop import StopSignal
 from tests.application.world import World, a_task
-from tests.status_scenes import SECRET, Scene, a_png, failed, idle, side_by_side, task, training
+from tests.services.status_scenes import (
+    SECRET,
+    Scene,
+    a_png,
+    failed,
+    idle,
+    side_by_side,
+    task,
+    training,
+)
 
 TOKEN = "correct-horse-battery-staple"
 

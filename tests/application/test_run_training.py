@@ -11,7 +11,6 @@ import pytest
 from adapters.memory import MemoryBlobStore, MemorySession, MemoryTrainer
 from application.ports import (
     BlobDenied,
-    BlobUnavailable,
     EpochRecord,
     NotifierRefused,
     NotifierUnavailable,
@@ -486,20 +485,6 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(world: World) -> None:
     undisturbed = World()
     undisturbed.worker()(a_task(), StopSignal())
     assert world.weights() == undisturbed.weights()
-
-
-def test_a_store_that_is_away_during_training_does_not_stop_it(world: World) -> None:
-    class Flaky:
-        def __getattr__(self, name: str) -> Any:
-            def put(at: Location, data: bytes, **options: Any) -> Any:
-                if "checkpoints/" in at.key:
-                    raise BlobUnavailable("503 SlowDown")
-                return world.blobs.put(at, data, **options)
-
-            return put if name == "put" else getattr(world.blobs, name)
-
-    assert world.worker(blobs=Flaky())(a_task(), StopSignal()) == Done()
-    assert world.job().checkpoint is None
 
 
 def test_a_shutdown_before_the_pictures_are_fetched_hands_the_job_over(world: World) -> None:

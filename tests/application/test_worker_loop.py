@@ -133,8 +133,11 @@ def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
     }
 
 
-def test_garbage_is_dead_lettered_and_nobody_is_told(world: World, queue: MemoryQueue) -> None:
-    queue.publish(b"\x00garbage")
+@pytest.mark.parametrize("body", [b"\x00garbage", b'{"type": "model_training"}'])
+def test_garbage_is_dead_lettered_and_nobody_is_told(
+    world: World, queue: MemoryQueue, body: bytes
+) -> None:
+    queue.publish(body)
     loop_over(world, queue)(StopSignal(), until_empty=True)
     assert len(queue.dead) == 1
     assert world.notifier.calls == []

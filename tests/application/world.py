@@ -37,6 +37,8 @@ RULES = Rules(
 )
 LAYOUT = Layout("models")
 TASK_ID = "550e8400-e29b-41d4-a716-446655440000"
+TRIES = 12
+"""Deliveries after which a message should long be settled."""
 
 
 def a_task(pictures: int = 10, **named: Any) -> TrainingTask:
@@ -136,15 +138,15 @@ class World:
         }
         return RunTraining(**{**known, **parts})
 
-    def until_settled(self, task: TrainingTask, tries: int = 12) -> Settlement:
+    def until_settled(self, task: TrainingTask) -> Settlement:
         """What redelivery does: new workers, each at its time, until the message is settled."""
-        for retry in range(tries):
+        for retry in range(TRIES):
             settlement = self.worker()(task, StopSignal(), retry)
             if isinstance(settlement, RetryLater):
                 self.clock.advance(settlement.delay)
             elif not isinstance(settlement, HandBack):
                 return settlement
-        raise AssertionError(f"not settled after {tries} tries: {settlement}")
+        raise AssertionError(f"not settled after {TRIES} tries: {settlement}")
 
     def job(self) -> TrainingJob:
         """The job as its journal shows it."""

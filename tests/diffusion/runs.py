@@ -10,6 +10,7 @@ from threading import get_ident
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.session import DiffusionSession
@@ -106,6 +107,15 @@ def drive(session: TrainingSession) -> list[StepReport]:
     while not session.finished:
         reports.append(session.advance())
     return reports
+
+
+def predict(unet: UNet2DConditionModel, *, gradient: bool = False) -> torch.Tensor:
+    """What the denoiser makes of one noise, always the same."""
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(1, 4, 16, 16, generator=generator)
+    states = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator)
+    with torch.set_grad_enabled(gradient):
+        return unet(latents, torch.tensor([300]), encoder_hidden_states=states).sample
 
 
 def weights_of(session: TrainingSession) -> torch.Tensor:

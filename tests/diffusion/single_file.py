@@ -40,7 +40,7 @@ def write_single_file(base: BaseModel, path: Path) -> Path:
     blocks = len(base.vae.config.block_out_channels)
     tensors = {}
     for name, tensor in base.unet.state_dict().items():
-        tensors[f"model.diffusion_model.{_unet_key(name, layers)}"] = tensor
+        tensors[f"model.diffusion_model.{unet_key(name, layers)}"] = tensor
     for name, tensor in base.vae.state_dict().items():
         key = _vae_key(name, blocks)
         is_matrix = ".attn_1." in key and tensor.ndim == 2
@@ -54,7 +54,8 @@ def write_single_file(base: BaseModel, path: Path) -> Path:
     return path
 
 
-def _unet_key(name: str, layers: int) -> str:
+def unet_key(name: str, layers: int) -> str:
+    """The name in the original layout of a denoiser's parameter, ``layers`` to a block."""
     for ours, theirs in _TOP_OF_UNET.items():
         if name.startswith(f"{ours}."):
             return name.replace(ours, theirs, 1)

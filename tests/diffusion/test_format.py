@@ -34,8 +34,8 @@ from tests.diffusion.programs import (
     comfy_patched,
     lycoris_decomposed,
 )
-from tests.diffusion.runs import plan_of, weights_of
-from tests.diffusion.single_file import _unet_key, write_single_file
+from tests.diffusion.runs import plan_of, predict, weights_of
+from tests.diffusion.single_file import unet_key, write_single_file
 
 pytestmark = pytest.mark.integration
 
@@ -44,14 +44,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "conv": {"lora_targets": "attention+ff+conv", "use_rslora": True, "alpha": 3.0},
     "dora": {"use_dora": True, "lora_targets": "attention+ff+conv"},
 }
-
-
-@torch.no_grad()
-def predict(unet: UNet2DConditionModel) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(1, 4, 8, 8, generator=generator)
-    states = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator)
-    return unet(latents, torch.tensor([300]), encoder_hidden_states=states).sample
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +177,7 @@ def test_a_file_of_diffusers_own_is_read(
 
 def ldm_names(unet: UNet2DConditionModel) -> dict[str, str]:
     layers = unet.config.layers_per_block
-    return {name: _unet_key(name, layers) for name in unet.state_dict()}
+    return {name: unet_key(name, layers) for name in unet.state_dict()}
 
 
 @pytest.mark.parametrize("name", ["attention", "conv"])

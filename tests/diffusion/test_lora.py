@@ -8,15 +8,9 @@ import torch
 from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.lora import TARGETS, Adapters, attached
 from domain.parameters import LoraTargets
+from tests.diffusion.runs import predict
 
 pytestmark = pytest.mark.integration
-
-
-def predict(base: BaseModel) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(1, 4, 16, 16, generator=generator)
-    states = torch.randn(1, 77, base.unet.config.cross_attention_dim, generator=generator)
-    return base.unet(latents, torch.tensor([300]), encoder_hidden_states=states).sample
 
 
 def modules(base: BaseModel) -> dict[str, type]:
@@ -32,14 +26,13 @@ def test_every_attention_projection_carries_an_adapter_of_the_rank(base: BaseMod
 
 
 def test_fresh_adapters_change_nothing_and_trained_ones_do(base: BaseModel) -> None:
-    with torch.no_grad():
-        plain = predict(base)
-        with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
-            assert torch.equal(predict(base), plain)
-            adapters.flat.data += 0.1
-            assert not torch.allclose(predict(base), plain)
-            with adapters.switched_off():
-                assert torch.equal(predict(base), plain)
+    plain = predict(base.unet)
+    with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
+        assert torch.equal(predict(base.unet), plain)
+        adapters.flat.data += 0.1
+        assert not torch.allclose(predict(base.unet), plain)
+        with adapters.switched_off():
+            assert torch.equal(predict(base.unet), plain)
 
 
 def test_taking_the_adapters_off_leaves_the_denoiser_bit_for_bit(base: BaseModel) -> None:
@@ -102,9 +95,9 @@ def test_the_targets_widen_from_attention_to_feed_forward_to_convolutions(
 
 def test_rslora_divides_by_the_ranks_square_root(base: BaseModel) -> None:
     def trained(**options: object) -> torch.Tensor:
-        with torch.no_grad(), attached(base.unet, rank=4, seed=1, **options) as adapters:
+        with attached(base.unet, rank=4, seed=1, **options) as adapters:
             adapters.flat.data += 0.05
-            return predict(base)
+            return predict(base.unet)
 
     # alpha / sqrt(4) = 1 is what alpha / 4 is with twice the alpha.
     torch.testing.assert_close(trained(alpha=2.0, rslora=True), trained(alpha=4.0))
@@ -117,14 +110,15 @@ def test_dora_starts_as_the_base_and_trains_magnitudes_in_the_flat_weights(
     base: BaseModel, targets: LoraTargets
 ) -> None:
     with attached(base.unet, rank=4, alpha=4.0, seed=1, targets=targets, dora=True) as adapters:
-        with torch.no_grad(), adapters.switched_off():
-            plain = predict(base)
-        torch.testing.assert_close(predict(base), plain, rtol=1e-4, atol=1e-5)
+        with adapters.switched_off():
+            plain = predict(base.unet)
+        started = predict(base.unet, gradient=True)
+        torch.testing.assert_close(started, plain, rtol=1e-4, atol=1e-5)
         for adapter in adapters.by_layer.values():
             weight = adapter.layer.base_layer.weight
             lengths = weight.flatten(start_dim=1).norm(dim=1)
             torch.testing.assert_close(adapter.magnitude.detach().flatten(), lengths)
-        predict(base).square().mean().backward()
+        started.square().mean().backward()
         magnitudes = [adapter.magnitude for adapter in adapters.by_layer.values()]
         assert all(m.grad.abs().max() > 0 for m in magnitudes)
         sizes = sum(w.numel() for a in adapters.by_layer.values() for w in a.weights)
@@ -148,9 +142,9 @@ def test_dora_leaves_the_denoiser_bit_for_bit(base: BaseModel) -> None:
 def test_dropout_works_while_training_and_nowhere_else(base: BaseModel, dora: bool) -> None:
     with attached(base.unet, rank=4, alpha=4.0, seed=1, dropout=0.5, dora=dora) as adapters:
         adapters.flat.data += 0.05
-        with torch.no_grad():
-            assert torch.equal(predict(base), predict(base))
-        assert not torch.equal(predict(base), predict(base))
+        assert torch.equal(predict(base.unet), predict(base.unet))
+        one, other = (predict(base.unet, gradient=True) for _ in range(2))
+        assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -158,13 +152,13 @@ def test_the_folded_product_has_pefts_value_and_gradient(base: BaseModel, dora: 
     """``_fold`` is a faster way to the same numbers."""
     with attached(base.unet, rank=4, alpha=8.0, seed=1, dora=dora) as adapters:
         adapters.flat.data += 0.05
-        folded = predict(base)
+        folded = predict(base.unet, gradient=True)
         folded.square().mean().backward()
         gradient = adapters.flat.grad.clone()
         adapters.flat.grad.zero_()
         for adapter in adapters.by_layer.values():
             del adapter.layer.forward
-        plain = predict(base)
+        plain = predict(base.unet, gradient=True)
         plain.square().mean().backward()
         torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
         scale = adapters.flat.grad.abs().max().item()
@@ -173,7 +167,7 @@ def test_the_folded_product_has_pefts_value_and_gradient(base: BaseModel, dora: 
 
 def test_gradients_arrive_in_the_flat_gradient(base: BaseModel) -> None:
     with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
-        predict(base).square().mean().backward()
+        predict(base.unet, gradient=True).square().mean().backward()
         ups = [adapter.up.grad for adapter in adapters.by_layer.values()]
         assert all(gradient.abs().max() > 0 for gradient in ups)
         assert adapters.flat.grad.count_nonzero() == sum(int(g.count_nonzero()) for g in ups)

@@ -20,7 +20,7 @@ from application.ports import CheckpointRejected
 from domain.failure import FailureCode, TrainingFailed
 from domain.parameters import RequestedParameters, TrainingParameters
 from domain.picture import Picture
-from tests.diffusion.runs import plan_of, run
+from tests.diffusion.runs import plan_of, predict, run
 
 pytestmark = pytest.mark.integration
 
@@ -60,15 +60,7 @@ def without_options(base: BaseModel, pictures: tuple[Picture, ...]) -> torch.Ten
     with DiffusionTrainer(base, decode).open(plan_of(pictures[:2]), None) as session:
         for _ in range(3):
             session.advance()
-        return predict(base)
-
-
-@torch.no_grad()
-def predict(base: BaseModel) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(1, 4, 8, 8, generator=generator)
-    states = torch.randn(1, 77, base.unet.config.cross_attention_dim, generator=generator)
-    return base.unet(latents, torch.tensor([300]), encoder_hidden_states=states).sample
+        return predict(base.unet)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -83,8 +75,8 @@ def test_an_option_reaches_the_training_and_a_resumed_run_is_exact(
     with trainer.open(plan, None) as session:
         for _ in range(3):
             session.advance()
-        assert torch.isfinite(predict(base)).all()
-        assert not torch.equal(predict(base), without_options)
+        assert torch.isfinite(predict(base.unet)).all()
+        assert not torch.equal(predict(base.unet), without_options)
         session.advance()
         whole = session.weights(), session.checkpoint().data
     checkpoint = None

@@ -22,7 +22,7 @@ from domain.parameters import LoraTargets
 from domain.picture import Picture
 from tests.diffusion.programs import comfy_names, comfy_patched
 from tests.diffusion.runs import plan_of, run, weights_of
-from tests.diffusion.single_file import _unet_key, write_single_file
+from tests.diffusion.single_file import unet_key, write_single_file
 
 pytestmark = pytest.mark.integration
 
@@ -129,7 +129,7 @@ def test_comfyui_patches_the_text_encoder_of_the_original_checkpoint(
     path, trained = style
     checkpoint = write_single_file(base, tmp_path / "base.safetensors")
     layers = base.unet.config.layers_per_block
-    ldm = {name: _unet_key(name, layers) for name in base.unet.state_dict()}
+    ldm = {name: unet_key(name, layers) for name in base.unet.state_dict()}
     names = comfy_names(ldm, base.text_encoder.config.num_hidden_layers)
     weights = safetensors.torch.load_file(checkpoint)
     patched = comfy_patched(weights, read_file(path.read_bytes())[0], names)

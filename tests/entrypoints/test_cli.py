@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,8 @@ from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
 from entrypoints.cli import SHELLS, add_common_options, run_command
 from entrypoints.exits import UsageError
+from tests.services.commands import ROOT, run
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ["train", "worker", "submit"]
 
 
@@ -32,18 +30,6 @@ def run_with(error: BaseException | None, *argv: str) -> int:
         return 0
 
     return run_command(parser, carry_out, argv)
-
-
-def command(name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"entrypoints.{name}", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -98,14 +84,14 @@ def test_several_wrong_settings_are_a_line_each(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_says_its_version(name: str) -> None:
-    done = command(name, "--version")
+    done = run(name, "--version", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("style-trainer ")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_its_exit_codes_and_shows_examples(name: str) -> None:
-    text = command(name, "--help").stdout
+    text = run(name, "--help", cwd=ROOT).stdout
     assert "exit codes: 0 " in text
     assert "examples:" in text
     assert f"python -m entrypoints.{name}" in text
@@ -118,7 +104,7 @@ def test_every_command_explains_its_exit_codes_and_shows_examples(name: str) -> 
 def test_completion_is_a_script_that_its_shell_can_read(
     name: str, shell: str, tmp_path: Path
 ) -> None:
-    done = command(name, "--print-completion", shell)
+    done = run(name, "--print-completion", shell, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert f"style-{name}" in done.stdout
     script = tmp_path / "completion"
@@ -131,7 +117,7 @@ def test_completion_is_a_script_that_its_shell_can_read(
 def test_bash_completes_an_option() -> None:
     bash = shutil.which("bash")
     assert bash is not None
-    script = command("train", "--print-completion", "bash").stdout
+    script = run("train", "--print-completion", "bash", cwd=ROOT).stdout
     ask = (
         'COMP_WORDS=(style-train --ep); COMP_CWORD=1; COMP_LINE="style-train --ep"; '
         'function_name=$(complete -p style-train | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '
@@ -143,5 +129,5 @@ def test_bash_completes_an_option() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_colour_is_printed_where_none_is_wanted(name: str) -> None:
-    done = command(name, "--help", NO_COLOR="1", FORCE_COLOR="1")
+    done = run(name, "--help", cwd=ROOT, NO_COLOR="1", FORCE_COLOR="1")
     assert "\x1b" not in done.stdout

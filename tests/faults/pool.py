@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.services.commands import environment
 
 
 @dataclass
@@ -125,14 +124,9 @@ class Pool:
 
     def _start(self, slot: Slot) -> None:
         slot.started += 1
-        environment = {
-            **os.environ,
+        settings = {
             **self.settings,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-        }
-        environment["WORKER_NAME"] = f"worker-{slot.number}-{slot.started}"
-        environment |= {
+            "WORKER_NAME": f"worker-{slot.number}-{slot.started}",
             "LD_PRELOAD": str(self.wall_clock),
             "WALL_CLOCK_FILE": str(slot.clock),
         }
@@ -140,7 +134,7 @@ class Pool:
             slot.process = subprocess.Popen(
                 [sys.executable, "-m", "entrypoints.worker"],
                 cwd=self.folder,
-                env=environment,
+                env=environment(**settings),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

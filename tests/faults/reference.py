@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from pathlib import Path
 import torch
 
 from adapters.diffusion.tensor_file import TensorFileDamaged, decode
-from tests.faults.estate import FIRST_STYLE, IMAGES, MODELS, ROOT, Estate, task_body
+from tests.faults.estate import FIRST_STYLE, IMAGES, MODELS, Estate, task_body
+from tests.services.commands import environment
 
 OF_VALUES = ("modelspec.hash_sha256", "sshs_model_hash")
 """Metadata that are another's with the last bit of a value: hashes over all of them."""
@@ -35,10 +35,6 @@ def references(estate: Estate, folder: Path, seeds: Sequence[int]) -> dict[int, 
         "STORAGE_DIR": str(buckets),
         "AWS_STORAGE_BUCKET_NAME": IMAGES,
         "MODEL_BUCKET_NAME": MODELS,
-        "BASE_MODEL": estate.settings()["BASE_MODEL"],
-        "DEVICE": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
     }
     for number, seed in enumerate(seeds):
         task_id = f"00000000-0000-4000-8000-{seed:012d}"
@@ -47,7 +43,7 @@ def references(estate: Estate, folder: Path, seeds: Sequence[int]) -> dict[int, 
     done = subprocess.run(
         [sys.executable, "-m", "entrypoints.worker", "--once"],
         cwd=folder,
-        env={**os.environ, **settings},
+        env=environment(**settings),
         capture_output=True,
         text=True,
         check=False,

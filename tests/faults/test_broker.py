@@ -15,11 +15,9 @@ from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import Delivery, DeliveryLost, QueueUnavailable
 from tests.services.broker import Broker, own_broker
-from tests.services.queues import eventually, opened, raw_channel, receive
+from tests.services.queues import PATIENCE, eventually, opened, raw_channel, receive
 
 pytestmark = pytest.mark.faults
-
-PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +236,3 @@ def _unfinished(queue: RabbitQueue, options: RabbitOptions) -> bool:
     except QueueUnavailable:
         return True
     return sum(depths.values()) > depths[f"{options.queue}.dead"]
-
-
-# --- TLS ---------------------------------------------------------------------------------

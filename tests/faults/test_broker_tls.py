@@ -11,8 +11,9 @@ import pytest
 
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from application.ports import QueueUnavailable
-from tests.services.broker import free_ports, own_broker
+from tests.services.broker import own_broker
 from tests.services.certificates import Authority
+from tests.services.ports import free_ports
 from tests.services.queues import opened
 
 pytestmark = pytest.mark.faults

@@ -6,67 +6,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from assets.drawing import draw_style_set
+from tests.services.commands import a_worker, run
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = ["--epochs", "4000", "--resolution", "64", "--sample-prompt", "a red circle"]
-SHORT = ["--epochs", "1", *LONG[2:]]
-
-
-def environment(**settings: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "BASE_MODEL": str(ROOT / "assets" / "small_base"),
-        "DEVICE": "cpu",
-        "CANCEL_POLL": "0.2",
-        "LEASE_SECONDS": "3",
-        "STATUS_PORT": "0",
-        "CHECKPOINT_EVERY": "1",
-        **settings,
-    }
-
-
-def run(
-    name: str, *arguments: str, cwd: Path, **settings: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"entrypoints.{name}", *arguments],
-        cwd=cwd,
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-@contextmanager
-def a_worker(cwd: Path, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "entrypoints.worker", *arguments],
-        cwd=cwd,
-        env=environment(**settings),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield worker
-    finally:
-        worker.kill()
-        worker.wait()
+QUICK = {"CANCEL_POLL": "0.2", "LEASE_SECONDS": "3", "CHECKPOINT_EVERY": "1"}
 
 
 def wait_until(holds: Callable[[], bool], worker: subprocess.Popen[str]) -> None:
@@ -96,7 +49,7 @@ def training(cwd: Path, task_id: str) -> Callable[[], bool]:
 
 
 def test_sigterm_hands_the_job_over_and_exits_0(tmp_path: Path, submitted: str) -> None:
-    with a_worker(tmp_path) as worker:
+    with a_worker(cwd=tmp_path, **QUICK) as worker:
         wait_until(training(tmp_path, submitted), worker)
         worker.send_signal(signal.SIGTERM)
         _, printed = worker.communicate(timeout=60)
@@ -110,7 +63,7 @@ def test_sigterm_hands_the_job_over_and_exits_0(tmp_path: Path, submitted: str) 
 
 
 def test_the_end_of_the_grace_is_the_end(tmp_path: Path, submitted: str) -> None:
-    with a_worker(tmp_path, GRACE_SECONDS="0.001") as worker:
+    with a_worker(cwd=tmp_path, **QUICK, GRACE_SECONDS="0.001") as worker:
         wait_until(training(tmp_path, submitted), worker)
         worker.send_signal(signal.SIGTERM)
         _, printed = worker.communicate(timeout=60)
@@ -119,7 +72,7 @@ def test_the_end_of_the_grace_is_the_end(tmp_path: Path, submitted: str) -> None
 
 
 def test_a_second_signal_ends_a_worker_at_once(tmp_path: Path, submitted: str) -> None:
-    with a_worker(tmp_path, LOG_LEVEL="INFO") as worker:
+    with a_worker(cwd=tmp_path, **QUICK, LOG_LEVEL="INFO") as worker:
         wait_until(training(tmp_path, submitted), worker)
         os.kill(worker.pid, signal.SIGSTOP)
         # Both wait for the process when it goes on, so that no step ends between them.
@@ -132,7 +85,7 @@ def test_a_second_signal_ends_a_worker_at_once(tmp_path: Path, submitted: str) -
 
 
 def test_a_running_job_is_cancelled_at_its_next_step(tmp_path: Path, submitted: str) -> None:
-    with a_worker(tmp_path, "--once") as worker:
+    with a_worker("--once", cwd=tmp_path, **QUICK) as worker:
         wait_until(training(tmp_path, submitted), worker)
         cancelled = run("submit", "--cancel", submitted.upper(), cwd=tmp_path)
         assert "will stop (training so far)" in cancelled.stdout, cancelled.stderr
@@ -175,9 +128,12 @@ def test_dead_letters_are_listed_and_put_back(tmp_path: Path) -> None:
 
 
 def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
-    good = run("worker", "--check", cwd=tmp_path)
+    good = run("worker", "--check", "--json", cwd=tmp_path)
     assert good.returncode == 0, good.stdout + good.stderr
-    assert good.stdout.count("ok    ") == 6
+    found = {finding["part"]: finding["works"] for finding in json.loads(good.stdout)}
+    assert found == dict.fromkeys(found, True)
+    assert len(found) == 6
+    assert {"queue", "models", "backend", "device", "base model"} <= set(found)
     assert not list((tmp_path / "spool/buckets").rglob("check/*")), "nothing is left of the trial"
 
     (tmp_path / "file").write_text("")
@@ -200,3 +156,4 @@ def test_every_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> 
     lines = refused.stderr.strip().splitlines()
     assert len(lines) == 3, refused.stderr
     assert all(line.startswith("error: ") for line in lines)
+    assert any("GRACE_SECONDS='no'" in line for line in lines), refused.stderr

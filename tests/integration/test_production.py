@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,12 +15,12 @@ import pytest
 
 from assets.drawing import draw_style_set
 from tests.services.backend_process import BackendProcess
+from tests.services.commands import a_worker, run
 from tests.services.queues import own_options, raw_channel
 from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
 DELAYS = (0.3, 1.5)
 
 
@@ -48,26 +46,13 @@ class Platform:
             "MODEL_BUCKET_NAME": "models",
             "BACKEND_API_URL": self.backend.url,
             "INTERNAL_API_TOKEN": self.backend.token,
-            "BASE_MODEL": str(ROOT / "assets" / "small_base"),
-            "DEVICE": "cpu",
             "PROGRESS_EVERY": "0.05",
             "CANCEL_POLL": "0.2",
             "LOG_LEVEL": "DEBUG",
-            "OMP_NUM_THREADS": "1",
-            "STATUS_PORT": "0",
-            "PYTHONPATH": str(ROOT),
         }
 
     def run(self, name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", f"entrypoints.{name}", *arguments],
-            cwd=self.folder,
-            env={**os.environ, **self.settings(), **settings},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        return run(name, *arguments, cwd=self.folder, **{**self.settings(), **settings})
 
     @property
     def log(self) -> Path:
@@ -77,19 +62,9 @@ class Platform:
     @contextmanager
     def working(self, **settings: str) -> Iterator[subprocess.Popen[str]]:
         """A worker in a process of its own, gone when the context is left."""
-        with self.log.open("w") as log:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "entrypoints.worker"],
-                cwd=self.folder,
-                env={**os.environ, **self.settings(), **settings},
-                stderr=log,
-                text=True,
-            )
-        try:
+        named = {**self.settings(), **settings}
+        with self.log.open("w") as log, a_worker(cwd=self.folder, stderr=log, **named) as worker:
             yield worker
-        finally:
-            worker.kill()
-            worker.wait()
 
     def publish(self, body: bytes) -> None:
         with raw_channel() as channel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ import pytest
 
 from adapters.status_page.app import build_app
 from adapters.status_page.server import StatusServer
-from tests import status_scenes
-from tests.status_scenes import SECRET, Scene
+from tests.services import status_scenes
+from tests.services.missing import skip_or_fail
+from tests.services.status_scenes import SECRET, Scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -45,10 +45,7 @@ EVERY_LOOK = [
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
-        reason = "waits for Chromium: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_or_fail("waits for Chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

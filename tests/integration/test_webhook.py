@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,16 +20,18 @@ import pytest
 from adapters.clock import SystemClock
 from adapters.memory import ManualClock
 from adapters.webhook.notifier import Bodies, WebhookNotifier
-from adapters.webhook.options import InvalidBackend, WebhookOptions
+from adapters.webhook.options import WebhookOptions
 from adapters.wire.bodies import complete_body, failed_body, progress_body
 from application.ports import NotifierRefused, NotifierUnavailable
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress
-from tests.services.backend_process import ROOT, BackendProcess
-from tests.services.certificate import make_certificate
+from tests.services.backend_process import BackendProcess
+from tests.services.certificates import Authority
+from tests.services.commands import ROOT
 from tests.services.faults import Fault, answer
+from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -138,30 +138,7 @@ def test_calls_one_after_the_other_share_a_connection(
     assert len({call.peer for call in backend.calls}) == 1
 
 
-def test_progress_and_final_calls_may_come_from_several_threads(
-    backend: BackendProcess, notifier: WebhookNotifier
-) -> None:
-    def call(style_id: int) -> None:
-        notifier.progress(style_id, PROGRESS)
-        notifier.completed(style_id, ARTIFACT, METRIC, f"{style_id}:complete")
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(call, range(1, 41)))
-    assert sorted(call.style_id or 0 for call in backend.final) == list(range(1, 41))
-    assert backend.repeats == {}
-
-
-@pytest.mark.parametrize(
-    ("status", "remedy"),
-    [
-        (400, "field"),
-        (401, "INTERNAL_API_TOKEN"),
-        (403, "X-Request-Source"),
-        (404, "gone"),
-        (405, "BACKEND_API_URL"),
-        (410, "BACKEND_API_URL"),
-    ],
-)
+@pytest.mark.parametrize(("status", "remedy"), [(401, "INTERNAL_API_TOKEN"), (404, "gone")])
 def test_a_refusal_is_told_at_once_with_status_reason_and_remedy(
     backend: BackendProcess,
     notifier: WebhookNotifier,
@@ -189,7 +166,7 @@ def test_what_the_backend_itself_refuses_is_told(
     assert not any(call.taken for call in backend.calls)
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 502])
 def test_a_failure_that_may_pass_is_tried_again_with_the_same_key(
     backend: BackendProcess, notifier: WebhookNotifier, status: int
 ) -> None:
@@ -295,17 +272,7 @@ def test_a_success_whose_rest_breaks_off_is_not_repeated(
     assert "is taken with 200, but the answer broke off" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "",
-        "<html>Welcome</html>",
-        {"success": False, "error": "no"},
-        "[]",
-        "x" * 5000,
-        "x" * 500_000,
-    ],
-)
+@pytest.mark.parametrize("body", [{"success": False, "error": "no"}, "x" * 500_000])
 def test_a_success_with_an_odd_body_is_refused_and_never_repeated(
     backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock, body: Any
 ) -> None:
@@ -353,10 +320,9 @@ def test_progress_is_tried_once(
     assert (len(backend.calls), clock.pauses) == (1, [])
 
 
-def test_a_backend_that_is_away_is_called_again_and_then_unavailable(
-    clock: NotingClock, free_port: int
-) -> None:
-    notifier = notifier_for(f"http://127.0.0.1:{free_port}", "t" * 32, clock, tries=3)
+def test_a_backend_that_is_away_is_called_again_and_then_unavailable(clock: NotingClock) -> None:
+    (port,) = free_ports(1)
+    notifier = notifier_for(f"http://127.0.0.1:{port}", "t" * 32, clock, tries=3)
     with pytest.raises(NotifierUnavailable, match="not sent: Connection refused"):
         complete(notifier)
     assert len(clock.pauses) == 2
@@ -374,13 +340,6 @@ def test_a_backend_that_comes_back_gets_the_call(clock: NotingClock) -> None:
         complete(notifier)
         assert len(first.final) == 1
     notifier.close()
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Elsewhere(ThreadingHTTPServer):
@@ -427,7 +386,7 @@ def elsewhere() -> Iterator[Elsewhere]:
     server.server_close()
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [302, 307])
 def test_a_redirect_is_not_followed(
     backend: BackendProcess, notifier: WebhookNotifier, elsewhere: Elsewhere, status: int
 ) -> None:
@@ -476,17 +435,12 @@ def test_cookies_are_not_kept(backend: BackendProcess, notifier: WebhookNotifier
     assert all("cookie" not in call.headers for call in backend.calls)
 
 
-def test_plain_http_beyond_this_machine_is_refused_before_any_call() -> None:
-    with pytest.raises(InvalidBackend, match=r"BACKEND_API_URL.*https://stylelicense\.com"):
-        notifier_for("http://stylelicense.com", "t" * 32, SystemClock())
-
-
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BackendProcess, Path]]:
     """A backend that speaks TLS, and the file of its authority."""
-    certificate, key = make_certificate(tmp_path_factory.mktemp("tls"))
-    with BackendProcess(certificate=(certificate, key)) as running:
-        yield running, certificate
+    authority = Authority(tmp_path_factory.mktemp("tls"))
+    with BackendProcess(authority=authority) as running:
+        yield running, authority.certificate
 
 
 def test_tls_with_an_authority_of_ones_own_works(secured: tuple[BackendProcess, Path]) -> None:
@@ -530,7 +484,6 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
     notifier: WebhookNotifier,
     elsewhere: Elsewhere,
     clock: NotingClock,
-    free_port: int,
 ) -> None:
     def problem(url: str, token: str = backend.token) -> str:
         with pytest.raises((NotifierUnavailable, NotifierRefused)) as caught:
@@ -541,7 +494,8 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
     assert "INTERNAL_API_TOKEN" in problem(backend.url, "another-token-of-more-than-32-characters")
     assert "another host than the backend's" in problem(elsewhere.url)
     assert "another host than the backend's, or path" in problem(f"{backend.url}/other")
-    assert "Unavailable" in problem(f"http://127.0.0.1:{free_port}")
+    (port,) = free_ports(1)
+    assert "Unavailable" in problem(f"http://127.0.0.1:{port}")
     assert "TLS with" in problem(backend.url.replace("http://", "https://"))
     assert "cannot be reached" in problem("https://no-such-host.invalid")
     backend.misbehave(answer(503), Fault("answer", 302, {"Location": elsewhere.url}))

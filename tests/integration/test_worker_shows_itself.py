@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,26 +17,19 @@ from typing import Any
 import pytest
 
 from assets.drawing import draw_style_set
+from tests.services.commands import a_worker, run
+from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
 TASK = ["--style-id", "9", "--json", "--epochs", "300", "--resolution", "64"]
 TOKEN = "correct-horse-battery-staple"
-
-
-def environment(**settings: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "BASE_MODEL": str(ROOT / "assets" / "small_base"),
-        "DEVICE": "cpu",
-        "WORKER_NAME": "worker-1",
-        "STATUS_TOKEN": TOKEN,
-        "LEAST_DISK_GB": "0",
-        **settings,
-    }
+SHOWN = {
+    "WORKER_NAME": "worker-1",
+    "STATUS_PORT": "9108",
+    "STATUS_TOKEN": TOKEN,
+    "LEAST_DISK_GB": "0",
+}
 
 
 @dataclass
@@ -86,36 +76,19 @@ class Worker:
 def folder(tmp_path: Path) -> Path:
     """A spool with one task in it, long enough to be looked at."""
     draw_style_set(tmp_path / "pictures", count=10, seed=3)
-    done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.submit", "pictures", *TASK],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run("submit", "pictures", *TASK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     (tmp_path / "task_id").write_text(json.loads(done.stdout)["task_id"])
     return tmp_path
 
 
 @contextmanager
 def running(folder: Path, **settings: str) -> Iterator[Worker]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "entrypoints.worker"],
-        cwd=folder,
-        env=environment(**settings),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    found = Worker(process)
-    try:
+    with a_worker(cwd=folder, **{**SHOWN, **settings}) as process:
+        found = Worker(process)
         found.read_until("status page: ")
         found.url = found.lines[-1]["message"].removeprefix("status page: ")
         yield found
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
@@ -178,11 +151,10 @@ def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
 
 
 def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+    (port,) = free_ports(1)
     away = {
         "RABBITMQ_HOST": "127.0.0.1",
-        "RABBITMQ_PORT": port,
+        "RABBITMQ_PORT": str(port),
         "RABBITMQ_PASS": "a-password-of-the-broker",
         "BACKEND_API_URL": "http://127.0.0.1:9",
         "INTERNAL_API_TOKEN": "a-token-of-the-backend-that-is-long-enough",
@@ -215,43 +187,15 @@ def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_p
 
 
 def test_settings_that_would_open_the_page_are_refused_in_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.worker", "--once"],
-        cwd=tmp_path,
-        env=environment(STATUS_HOST="0.0.0.0", STATUS_TOKEN=""),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    exposed = {"STATUS_HOST": "0.0.0.0", "STATUS_PORT": "9108", "STATUS_TOKEN": ""}
+    done = run("worker", "--once", cwd=tmp_path, **exposed)
     assert done.returncode == 2
     assert done.stderr.startswith("error: STATUS_TOKEN is not set: '0.0.0.0' is open")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_check_can_be_read_by_a_program(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.worker", "--check", "--json"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = {finding["part"]: finding["works"] for finding in json.loads(done.stdout)}
-    assert found == dict.fromkeys(found, True)
-    assert {"queue", "models", "backend", "device", "base model"} <= set(found)
-
-
 def test_an_address_of_sentry_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.worker", "--once"],
-        cwd=tmp_path,
-        env=environment(SENTRY_DSN="nonsense"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("worker", "--once", cwd=tmp_path, SENTRY_DSN="nonsense")
     assert done.returncode == 2
     assert done.stderr.startswith("error: SENTRY_DSN is no address")
     assert len(done.stderr.splitlines()) == 1

@@ -6,16 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import requests
 
 from tests.services.backend import FINAL, Call
+from tests.services.certificates import Authority
+from tests.services.commands import ROOT
 from tests.services.faults import Fault
 
-ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-more-than-32-characters-0123456789"
 
 
@@ -24,34 +24,28 @@ class BackendProcess:
 
     Args:
         styles: the styles that it knows. None: all.
-        certificate: PEM files of a certificate and its key; with them it serves HTTPS.
-        port: 0 takes a free one.
-        log: where it writes a line for each request. None: nowhere.
+        authority: who signs its certificate; it serves HTTPS then.
     """
 
+    token = TOKEN
+
     def __init__(
-        self,
-        *,
-        token: str = TOKEN,
-        styles: Iterable[int] | None = None,
-        certificate: tuple[Path, Path] | None = None,
-        port: int = 0,
-        log: Path | None = None,
+        self, *, styles: Iterable[int] | None = None, authority: Authority | None = None
     ) -> None:
-        self.token = token
-        self._arguments = ["--token", token, "--port", str(port)]
+        self.port = 0
+        self._arguments = ["--token", TOKEN]
+        self._scheme = "http"
+        self._trusted: bool | str = True
         if styles is not None:
             self._arguments += ["--styles", ",".join(map(str, styles))]
-        if certificate is not None:
-            self._arguments += ["--certificate", *map(str, certificate[:1])]
-            self._arguments += ["--key", str(certificate[1])]
-        self._scheme = "http" if certificate is None else "https"
-        self._authority = True if certificate is None else str(certificate[0])
-        self._log = log
+        if authority is not None:
+            pair = authority.issue("backend.test")
+            self._arguments += ["--certificate", str(pair.certificate), "--key", str(pair.key)]
+            self._scheme = "https"
+            self._trusted = str(authority.certificate)
         self._process: subprocess.Popen[str] | None = None
         self._control = requests.Session()
         self._control.trust_env = False
-        self.port = port
 
     @property
     def url(self) -> str:
@@ -97,25 +91,20 @@ class BackendProcess:
 
     def start(self) -> None:
         """Start, and wait until it listens. The port stays the same when it is started again."""
-        output = subprocess.DEVNULL if self._log is None else self._log.open("a")
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.services.backend", *self._arguments],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-            )
-        finally:
-            if not isinstance(output, int):
-                output.close()
+        server = [sys.executable, "-m", "tests.services.backend"]
+        self._process = subprocess.Popen(
+            [*server, *self._arguments, "--port", str(self.port)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
         if not said.startswith("listening on port "):
             self.stop()
             raise RuntimeError("the backend did not start")
         self.port = int(said.rsplit(" ", 1)[1])
-        self._arguments[self._arguments.index("--port") + 1] = str(self.port)
 
     def stop(self) -> None:
         """End the process; what it knew is gone."""
@@ -147,7 +136,7 @@ class BackendProcess:
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         url = self.url + path
         answer = self._control.request(
-            method, url, json=body, timeout=10, verify=self._authority, allow_redirects=False
+            method, url, json=body, timeout=10, verify=self._trusted, allow_redirects=False
         )
         if answer.status_code != 200:
             raise ValueError(answer.text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -15,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pika
-import pytest
 from pika.exceptions import AMQPError
+
+from tests.services.missing import skip_or_fail
+from tests.services.ports import free_ports
 
 SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 START_SECONDS = 120.0
@@ -113,9 +114,9 @@ class Broker:
         """The value of an Erlang expression in the node."""
         return self.control("eval", f"{expression}.").strip()
 
-    def close_connections(self, reason: str = "closed by a test") -> None:
+    def close_connections(self) -> None:
         """Close every client's connection, as an operator does."""
-        self.control("close_all_connections", reason)
+        self.control("close_all_connections", "closed by a test")
 
     def depths(self) -> dict[str, int]:
         """Messages by queue, those that somebody holds included.
@@ -185,24 +186,5 @@ def own_broker(*, configuration: str = "") -> Iterator[Broker]:
 
 def require_rabbitmq() -> None:
     """Skip the test where RabbitMQ is not installed; fail it in CI, where it must be."""
-    if (SCRIPTS / "rabbitmq-server").exists():
-        return
-    reason = f"waits for RabbitMQ to be installed, with its scripts in {SCRIPTS}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on 127.0.0.1 that nobody listens on just now.
-
-    Below those that the system gives to outgoing connections: a broker that is restarted wants
-    its port back, and in the meantime somebody's connection might have it.
-    """
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            if port not in found:
-                found.append(port)
-    return found
+    if not (SCRIPTS / "rabbitmq-server").exists():
+        skip_or_fail(f"waits for RabbitMQ to be installed, with its scripts in {SCRIPTS}")

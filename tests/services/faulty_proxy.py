@@ -21,26 +21,7 @@ from urllib.parse import urlsplit
 import requests
 
 from tests.services.child import end_with_parent, serving
-from tests.services.proxy_rules import (
-    Plan,
-    Rule,
-    Seen,
-    access_denied,
-    internal_error,
-    s3_error,
-    slow_down,
-)
-
-__all__ = [
-    "FaultyProxy",
-    "Rule",
-    "Seen",
-    "access_denied",
-    "internal_error",
-    "running_proxy",
-    "s3_error",
-    "slow_down",
-]
+from tests.services.proxy_rules import Plan, Rule, Seen
 
 CONTROL = "/_faults"
 CHUNK = 64 * 1024

@@ -9,10 +9,10 @@ from typing import Self
 
 
 class Proxy:
-    """Passes every connection to its port on to the server at ``host:port``."""
+    """Passes every connection to its own port on to the server at ``port`` of this machine."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self._server = (host, port)
+    def __init__(self, port: int) -> None:
+        self._server = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pika
-import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError
 
@@ -19,8 +17,10 @@ from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from adapters.rabbitmq.topology import Topology
 from application.ports import Delivery, QueueUnavailable
+from tests.services.missing import skip_or_fail
 
 PORT = 5672
+PATIENCE = 60.0
 
 
 @contextmanager
@@ -38,9 +38,7 @@ def require_broker() -> None:
             return
     except (AMQPError, OSError) as error:
         reason = f"waits for RabbitMQ at 127.0.0.1:{PORT}: {error!r}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    skip_or_fail(reason)
 
 
 @contextmanager
@@ -67,9 +65,9 @@ def opened(options: RabbitOptions, worker: str = "worker-1") -> Iterator[RabbitQ
         queue.close()
 
 
-def receive(queue: RabbitQueue, patience: float = 60.0) -> Delivery:
+def receive(queue: RabbitQueue) -> Delivery:
     """The next message, through every outage."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
             delivery = queue.receive(0.2)
@@ -80,9 +78,9 @@ def receive(queue: RabbitQueue, patience: float = 60.0) -> Delivery:
     raise AssertionError("no message came")
 
 
-def eventually(holds: Callable[[], bool], patience: float = 60.0) -> None:
+def eventually(holds: Callable[[], bool]) -> None:
     """Wait until it holds."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)

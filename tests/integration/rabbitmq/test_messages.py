@@ -19,9 +19,6 @@ from tests.services.queues import PORT, fetch, opened, publish_as_the_backend, r
 pytestmark = pytest.mark.integration
 
 
-# --- Messages of every kind --------------------------------------------------------------
-
-
 def test_of_an_oversized_message_the_beginning_is_delivered_and_the_whole_dead_lettered(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:

@@ -26,9 +26,11 @@ from adapters.metrics.queue import DepthGauges
 from adapters.status_page.app import build_app
 from adapters.status_page.server import StatusServer
 from domain.failure import FailureCode
-from tests.status_scenes import Scene, side_by_side
+from tests.deploy.files import DEPLOY
+from tests.services.missing import skip_or_fail
+from tests.services.ports import free_ports
+from tests.services.status_scenes import Scene, side_by_side
 
-DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
 
@@ -218,10 +220,7 @@ def test_every_alert_says_what_to_do() -> None:
 def tool(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        reason = f"waits for {name}: apt-get install prometheus"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_or_fail(f"waits for {name}: apt-get install prometheus")
     return found
 
 
@@ -261,7 +260,7 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
                 }
             )
         )
-        port = free_port()
+        (port,) = free_ports(1)
         process = subprocess.Popen(
             [
                 program,
@@ -283,14 +282,6 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=20)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
 
 
 def ask(url: str, query: str) -> list[Any]:

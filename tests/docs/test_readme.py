@@ -10,7 +10,7 @@ from benchmarks.gpu.tables import gpu_tables
 from benchmarks.readme import BLOCK, FOLDER, GPU_BLOCK, RESULTS, figures_table
 from entrypoints.settings import Settings, settings_table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

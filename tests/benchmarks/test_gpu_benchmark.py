@@ -14,7 +14,7 @@ import pytest
 from benchmarks.gpu.results import kept_rows
 from benchmarks.gpu.tables import NOTHING, card_tables, gpu_tables
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

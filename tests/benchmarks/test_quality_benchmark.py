@@ -26,7 +26,7 @@ def test_the_learning_rates_rise_and_are_valid() -> None:
 
 
 def test_the_pages_table_is_the_committed_results() -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     page = (root / "docs" / "quality.md").read_text(encoding="utf-8")
     results = root / "benchmarks" / "results" / "quality-cpu.json"
     assert with_table(page, json.loads(results.read_text())) == page

@@ -1,0 +1,63 @@
+"""Our commands in processes of their own, with the small base on the CPU and no status page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """This process's own, what is usual in tests, and the settings."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "BASE_MODEL": str(ROOT / "assets" / "small_base"),
+        "DEVICE": "cpu",
+        "STATUS_PORT": "0",
+        **settings,
+    }
+
+
+def run(
+    name: str, *arguments: str, cwd: Path, timeout: float = 240, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m entrypoints.name`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", f"entrypoints.{name}", *arguments],
+        cwd=cwd,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@contextmanager
+def a_worker(
+    *arguments: str, cwd: Path, stderr: int | IO[str] = subprocess.PIPE, **settings: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A running worker, gone when the context is left."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "entrypoints.worker", *arguments],
+        cwd=cwd,
+        env=environment(**settings),
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+    )
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
+        if worker.stderr is not None:
+            worker.stderr.close()
