@@ -21,7 +21,7 @@ NOT_OURS = {
     *("CI", "IMAGE", "FOLDER", "PWD", "RUNPOD_API_KEY", "PODID", "COMMIT", "PASSWORD", "TASK_ID"),
     # Of the image's build.
     *("VARIANT", "MODEL", "BASE_MODEL_HUB", "BASE_MODEL_REVISION", "TORCH_CUDA_INDEX"),
-    "HF_TOKEN",
+    *("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE"),
     # Words of the broker and of logs.
     *("ACCESS_REFUSED", "PRECONDITION_FAILED", "FAILED", "WARNING", "ERROR", "DEBUG", "INFO"),
     *("SIGTERM", "SIGKILL", "JSON", "TLS", "AMQP"),
