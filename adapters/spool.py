@@ -19,12 +19,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from application.ports import Clock, DeadMessage, Delivery, DeliveryLost, QueueUnavailable
+from application.ports import (
+    MAX_MESSAGE_BYTES,
+    Clock,
+    DeadMessage,
+    Delivery,
+    DeliveryLost,
+    QueueUnavailable,
+)
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 256 * 1024
-"""Of a longer message this and one byte more are delivered: enough to refuse it by."""
 POLL_SECONDS = 0.2
 SETTLING_SECONDS = 2.0
 """How long a file that does not end like JSON must stand still to pass for complete."""

@@ -41,6 +41,11 @@ class DeliveryLost(Exception):
     """The broker has taken the delivery back; it will deliver the message again."""
 
 
+MAX_MESSAGE_BYTES = 256 * 1024
+"""Of a task: twice one with 100 pictures under the longest keys. Queues deliver one byte more of
+a longer message, which is enough to refuse it by."""
+
+
 @dataclass(frozen=True)
 class Delivery:
     """One message in our hands, until it is settled."""

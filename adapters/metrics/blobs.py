@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-from adapters.metrics.instruments import Metrics, quietly
+from adapters.metrics.instruments import Metrics, how_it_ends, quietly
 from adapters.metrics.jobs import JobMetrics
 from application.ports import (
     Blob,
@@ -25,6 +25,7 @@ _RESULTS: dict[type[Exception], str] = {
     BlobDenied: "denied",
     BlobTooLarge: "too_large",
     PreconditionFailed: "superseded",
+    Unavailable: "unavailable",
 }
 
 
@@ -81,18 +82,13 @@ class MeteredBlobStore:
         with self._calling("list"):
             return self._inner.list(bucket, prefix)
 
-    @contextmanager
-    def _calling(self, operation: str, written: Location | None = None) -> Iterator[None]:
-        began, result = self._clock.monotonic(), "ok"
-        try:
-            yield
-        except BaseException as error:
-            away = isinstance(error, Unavailable)
-            # Any error may come; one that the table does not know gives the default.
-            result = "unavailable" if away else _RESULTS.get(type(error), "error")  # type: ignore[arg-type]
-            raise
-        finally:
-            quietly(lambda: self._record(operation, result, began, written))
+    def _calling(
+        self, operation: str, written: Location | None = None
+    ) -> AbstractContextManager[None]:
+        began = self._clock.monotonic()
+        return how_it_ends(
+            _RESULTS, lambda result: self._record(operation, result, began, written)
+        )
 
     def _record(self, operation: str, result: str, began: float, written: Location | None) -> None:
         metrics = self._metrics

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from prometheus_client import (
     CollectorRegistry,
@@ -188,3 +188,20 @@ def quietly(record: Callable[[], object]) -> None:
         record()
     except Exception:
         log.exception("a metric was not recorded")
+
+
+@contextmanager
+def how_it_ends(
+    names: Mapping[type[Exception], str], record: Callable[[str], object]
+) -> Iterator[None]:
+    """Record how that ends which is done while this is open: ``ok``, the name of the first kind
+    that the error is of, or ``error``."""
+    result = "error"
+    try:
+        yield
+        result = "ok"
+    except Exception as error:
+        result = next((name for kind, name in names.items() if isinstance(error, kind)), result)
+        raise
+    finally:
+        quietly(lambda: record(result))

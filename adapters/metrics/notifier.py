@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-from adapters.metrics.instruments import Metrics, quietly
+from adapters.metrics.instruments import Metrics, how_it_ends
 from application.ports import Notifier, NotifierRefused, Unavailable
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure
 from domain.progress import Progress
+
+_RESULTS: dict[type[Exception], str] = {Unavailable: "unavailable", NotifierRefused: "refused"}
 
 
 class MeteredNotifier:
@@ -41,20 +43,9 @@ class MeteredNotifier:
         with self._calling("failed"):
             self._inner.failed(style_id, failure, idempotency_key)
 
-    @contextmanager
-    def _calling(self, call: str) -> Iterator[None]:
-        began, result = self._now(), "error"
-        try:
-            yield
-            result = "ok"
-        except Unavailable:
-            result = "unavailable"
-            raise
-        except NotifierRefused:
-            result = "refused"
-            raise
-        finally:
-            quietly(lambda: self._record(call, result, began))
+    def _calling(self, call: str) -> AbstractContextManager[None]:
+        began = self._now()
+        return how_it_ends(_RESULTS, lambda result: self._record(call, result, began))
 
     def _record(self, call: str, result: str, began: float) -> None:
         self._metrics.webhooks.labels(call, result).inc()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
-from adapters.metrics.instruments import Metrics, quietly
+from adapters.metrics.instruments import Metrics, how_it_ends, quietly
 from application.ports import (
     Delivery,
     DeliveryLost,
@@ -16,6 +16,8 @@ from application.ports import (
 )
 
 log = logging.getLogger(__name__)
+
+_RESULTS: dict[type[Exception], str] = {DeliveryLost: "lost", QueueUnavailable: "unavailable"}
 
 
 class MeteredQueue:
@@ -64,20 +66,9 @@ class MeteredQueue:
         with self._settling("handed_back"):
             self._inner.hand_back(delivery)
 
-    @contextmanager
-    def _settling(self, outcome: str) -> Iterator[None]:
-        result = "error"
-        try:
-            yield
-            result = "ok"
-        except DeliveryLost:
-            result = "lost"
-            raise
-        except QueueUnavailable:
-            result = "unavailable"
-            raise
-        finally:
-            quietly(lambda: self._metrics.settlements.labels(outcome, result).inc())
+    def _settling(self, outcome: str) -> AbstractContextManager[None]:
+        settlements = self._metrics.settlements
+        return how_it_ends(_RESULTS, lambda result: settlements.labels(outcome, result).inc())
 
 
 class DepthGauges:

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-MAX_MESSAGE_BYTES = 256 * 1024
-"""Of a longer message this and one byte more are delivered: enough to refuse it by."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TlsOptions:
@@ -63,7 +60,6 @@ class RabbitOptions:
     ack_timeout: float = 4 * 3600.0
     """How long we ask to hold a message. A broker before 3.11.15 does not listen and takes it
     back after its own ``consumer_timeout``, half an hour as a rule."""
-    max_message_bytes: int = MAX_MESSAGE_BYTES
     connect_timeout: float = 10.0
     answer_timeout: float = 30.0
     """How long a call waits for the broker, a new connection included."""
@@ -97,7 +93,7 @@ class RabbitOptions:
             *("prefetch", self.prefetch, "give a number from 1 to 65535"),
         )
         for name in (
-            *("ack_timeout", "max_message_bytes", "connect_timeout", "answer_timeout"),
+            *("ack_timeout", "connect_timeout", "answer_timeout"),
             *("reconnect_first", "reconnect_longest"),
         ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "give more than 0")

@@ -20,7 +20,7 @@ from adapters.rabbitmq import envelope
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.topology import Topology
 from adapters.rabbitmq.trouble import SessionOver
-from application.ports import Delivery, DeliveryLost, QueueUnavailable
+from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
 
 
 class Refused(QueueUnavailable):
@@ -186,7 +186,7 @@ class Session:
         self._deliver(
             Delivery(
                 delivery_id,
-                body[: self._options.max_message_bytes + 1],
+                body[: MAX_MESSAGE_BYTES + 1],
                 envelope.retries(properties),
                 bool(method.redelivered),
             )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from pydantic import ValidationError as Problems
 from pydantic_core import from_json
 
+from application.ports import MAX_MESSAGE_BYTES
 from domain.location import InvalidLocation, Location
 from domain.parameters import PARAMETER_NAMES, InvalidParameter, RequestedParameters
 from domain.task import InvalidTask, TrainingTask
@@ -22,8 +23,6 @@ from domain.task import InvalidTask, TrainingTask
 log = logging.getLogger(__name__)
 
 TYPE = "model_training"
-MAX_MESSAGE_BYTES = 256 * 1024
-"""A task with 100 pictures under the longest keys has half of this."""
 MOST_IMAGES = 100
 MOST_TAGS = 50
 LARGEST_STYLE_ID = 2**63 - 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from adapters.rabbitmq import envelope
 from adapters.rabbitmq.topology import Topology
-from adapters.wire.task import MAX_MESSAGE_BYTES
+from application.ports import MAX_MESSAGE_BYTES
 from entrypoints.cli import version
 from entrypoints.contract.schemas import Schema, reference, task_schemas
 from entrypoints.settings import Settings

@@ -16,8 +16,8 @@ import pytest
 
 from adapters.clock import SystemClock
 from adapters.memory import ManualClock
-from adapters.spool import MAX_MESSAGE_BYTES, SETTLING_SECONDS, SpoolQueue
-from application.ports import Delivery, DeliveryLost, QueueUnavailable
+from adapters.spool import SETTLING_SECONDS, SpoolQueue
+from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
 
 processes = multiprocessing.get_context("spawn")
 

@@ -22,7 +22,8 @@ from adapters.wire.bodies import (
     failed_body,
     progress_body,
 )
-from adapters.wire.task import MAX_MESSAGE_BYTES, TaskReader, encode_task
+from adapters.wire.task import TaskReader, encode_task
+from application.ports import MAX_MESSAGE_BYTES
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location

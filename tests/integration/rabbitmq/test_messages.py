@@ -10,9 +10,9 @@ import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
-from adapters.rabbitmq.options import MAX_MESSAGE_BYTES, RabbitOptions
+from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import QueueUnavailable
+from application.ports import MAX_MESSAGE_BYTES, QueueUnavailable
 from tests.services.proxy import Proxy
 from tests.services.queues import PORT, fetch, opened, publish_as_the_backend, receive
 
