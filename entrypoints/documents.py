@@ -1,8 +1,9 @@
-"""Write the contract with the platform as documents. See `--help`."""
+"""Write the documents that are made from the code. See `--help`."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -11,21 +12,25 @@ examples:
   python -m entrypoints.documents
   python -m entrypoints.documents --check
 
-The documents are made from the models that the code checks messages with: change those, then
-run this.
+docs/asyncapi.yaml is the queue's contract, docs/openapi.yaml the webhooks', docs/parameters.md the
+training parameters; README.md has the table of settings. Change the code, then run this.
 
 exit codes: 0 written, or current; 1 `--check` found one that is not current
 """
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
 HEADER = "# Made by `python -m entrypoints.documents` from the code's own models; do not edit.\n"
+SETTINGS = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
 
-def render() -> dict[str, str]:
-    """The documents by the names of their files."""
+def render(root: Path) -> dict[Path, str]:
+    """The documents by their files below ``root``; of the README what is there, with the settings
+    in their place."""
     import yaml
 
     from entrypoints.contract.asyncapi import asyncapi
     from entrypoints.contract.openapi import openapi
+    from entrypoints.parameter_docs import parameters_page
+    from entrypoints.settings import settings_table
 
     class Plain(yaml.SafeDumper):
         """Writes what repeats out in full, for readers other than programs."""
@@ -33,20 +38,30 @@ def render() -> dict[str, str]:
         def ignore_aliases(self, _data: object) -> bool:
             return True
 
-    made = {"asyncapi.yaml": asyncapi(), "openapi.yaml": openapi()}
-    return {
-        name: HEADER
-        + yaml.dump(document, Dumper=Plain, sort_keys=False, allow_unicode=True, width=99)
-        for name, document in made.items()
+    def plain(document: object) -> str:
+        text = yaml.dump(document, Dumper=Plain, sort_keys=False, allow_unicode=True, width=99)
+        return HEADER + str(text)
+
+    docs, readme = root / "docs", root / "README.md"
+    made = {
+        docs / "asyncapi.yaml": plain(asyncapi()),
+        docs / "openapi.yaml": plain(openapi()),
+        docs / "parameters.md": parameters_page(),
     }
+    if readme.is_file():
+        table = settings_table()
+        made[readme] = SETTINGS.sub(
+            lambda found: f"{found[1]}{table}\n{found[2]}", readme.read_text(encoding="utf-8")
+        )
+    return made
 
 
-def stale(folder: Path) -> list[str]:
-    """The files in ``folder`` that are not what the code says."""
+def stale(root: Path) -> list[Path]:
+    """The files below ``root`` that are not what the code says."""
     return [
-        name
-        for name, text in render().items()
-        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+        file
+        for file, text in render(root).items()
+        if not file.is_file() or file.read_text(encoding="utf-8") != text
     ]
 
 
@@ -54,22 +69,22 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m entrypoints.documents",
-        description="Write asyncapi.yaml (the queue) and openapi.yaml (the webhooks).",
+        description="Write the documents that are made from the code.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder (default: docs)")
+    parser.add_argument("--out", type=Path, default=ROOT, help="folder (default: this one's)")
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     arguments = parser.parse_args(argv)
     if arguments.check:
         outdated = stale(arguments.out)
-        for name in outdated:
-            print(f"{arguments.out / name} is not current; run python -m entrypoints.documents")
+        for file in outdated:
+            print(f"{file} is not current; run python -m entrypoints.documents")
         return 1 if outdated else 0
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, text in render().items():
-        (arguments.out / name).write_text(text, encoding="utf-8")
-        print(arguments.out / name)
+    for file, text in render(arguments.out).items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        print(file)
     return 0
 
 

@@ -1,22 +1,19 @@
-"""docs/parameters.md, made from the code: `python -m entrypoints.parameter_docs`."""
+"""The page of all training parameters, made from the code."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import sys
 from dataclasses import MISSING, fields
 from enum import StrEnum
-from pathlib import Path
 
 from domain.parameters import TrainingParameters
 from entrypoints.options import option_of
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "parameters.md"
 _HEAD = """\
 # Training parameters
 
-Made from `domain/parameters.py` by `python -m entrypoints.parameter_docs`; a test holds it to the
+Made from `domain/parameters.py` by `python -m entrypoints.documents`; a test holds it to the
 code. Each is an option of `train` and `submit`, and a key of a task's `data.parameters`. A key
 that is not here is ignored with a warning; a value out of range is refused with its name and a
 remedy. The report and the style's metadata say what a run used.
@@ -70,8 +67,3 @@ def _shown(default: object) -> str:
             return f"`{default:g}`"
     assert default is not MISSING
     return f"`{default}`"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(parameters_page(), encoding="utf-8")
-    sys.stdout.write(f"{PAGE}\n")

@@ -374,8 +374,8 @@ def environment_on_gpu(settings: Settings, gpu: str, index: int) -> dict[str, st
 
 
 def settings_table() -> str:
-    """Every setting as a row of the README's table."""
-    rows = []
+    """Every setting, as the README's table."""
+    rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = field.default
         if isinstance(default, SecretStr):
