@@ -37,7 +37,7 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .
 
 bench: $(READY) ## Measure the trainer beside the plain recipe; needs a quiet machine
-	$(BIN)/python -m benchmarks.trainer --full-size
+	$(BIN)/python -m benchmarks.cpu --full-size
 
 bench-gpu: $(READY) ## Measure the trainer on this machine's GPU
 	$(BIN)/python -m benchmarks.gpu

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def figures_table(results: dict[str, Any]) -> str:
-    """The results of `benchmarks.trainer` as a table of Markdown."""
+    """The results of `benchmarks.cpu` as a table of Markdown."""
     low, high = results["ratio (lowest, highest)"]
     rows = [
         ("trainer", f"{results['trainer, steps/s (median)']} steps/s"),

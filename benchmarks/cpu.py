@@ -1,4 +1,4 @@
-"""The trainer beside the plain recipe: `python -m benchmarks.trainer`, or `make bench`.
+"""The trainer beside the plain recipe: `python -m benchmarks.cpu`, or `make bench`.
 
 On the small base both run in turn in the same process, several times, so that the ratio means
 something on a machine that others share. In SD 1.5's own shapes (``--full-size``, random
@@ -129,7 +129,7 @@ def measure_full_size(steps: int) -> dict[str, object]:
     sides = {}
     for side in ("trainer", "recipe"):
         # A thread that waits for another sleeps: waiting in a loop would count as work.
-        command = ["env", "OMP_WAIT_POLICY=passive", sys.executable, "-m", "benchmarks.trainer"]
+        command = ["env", "OMP_WAIT_POLICY=passive", sys.executable, "-m", "benchmarks.cpu"]
         command += ["--side", side]
         command += ["--full-size-steps", str(steps)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
