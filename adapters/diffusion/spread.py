@@ -36,7 +36,7 @@ def devices_that_pay(parameters: TrainingParameters) -> int:
     return 1 if whole else parameters.batch_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Helper:
     """What a further device holds: a place, and the adapters as they were before the step."""
 

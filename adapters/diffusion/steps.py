@@ -13,7 +13,7 @@ from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.update import Update
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """A device with a denoiser on it that carries the run's adapters."""
 
