@@ -55,7 +55,7 @@ def _listen(signals: socket.socket, stop: StopSignal, grace_seconds: float) -> N
     signals.settimeout(max(0.0, deadline - time.monotonic()))
     try:
         second = _next(signals)
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):  # the latter where nothing is left to wait for
         log.warning("the grace of %g s is over: the delivery goes back by itself", grace_seconds)
         os._exit(EXIT_GRACE_OVER)
     if second is not None:

@@ -1,0 +1,67 @@
+"""An orderly end, and what ends a process that does not come to one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from entrypoints.exits import EXIT_GRACE_OVER
+from tests.services.commands import ROOT
+
+PROGRAM = """
+import sys, time
+from application.stop import StopSignal
+from entrypoints.drain import draining
+
+stop = StopSignal()
+with draining(stop, float(sys.argv[1])):
+    print("ready", flush=True)
+    while stop.reason is None or sys.argv[2] == "deaf":
+        time.sleep(0.01)
+"""
+
+
+@contextmanager
+def started(grace: float, hearing: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(grace), hearing],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_for_an_orderly_end(number: signal.Signals) -> None:
+    with started(30.0, "hearing") as process:
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.2], ids=["over at once", "over soon"])
+def test_the_end_of_the_grace_is_the_end(grace: float) -> None:
+    """Over at once it is, too, for who was paused for longer than it lasts."""
+    with started(grace, "deaf") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == EXIT_GRACE_OVER
+
+
+def test_a_second_signal_is_the_end() -> None:
+    with started(30.0, "deaf") as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 128 + signal.SIGINT
