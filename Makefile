@@ -51,7 +51,7 @@ base: $(READY) ## Pretrain the small base model anew (an hour or two)
 clean: ## Remove the demo's results and the caches
 	rm -rf $(DEMO) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
 
-# Not compiled at once: a third of the time would go into modules that nobody imports.
+# Not compiled at once: most modules are never imported.
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'

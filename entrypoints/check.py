@@ -88,6 +88,8 @@ def _backend(container: Container) -> str:
 def _device(name: str) -> str:
     import torch
 
+    from adapters.diffusion.strategy import compute_on
+
     device = torch.device(name)
     if device.type != "cuda":
         threads = torch.get_num_threads()
@@ -96,7 +98,7 @@ def _device(name: str) -> str:
         )
     properties = torch.cuda.get_device_properties(device)
     memory = properties.total_memory / 1024**3
-    number = "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    number = str(compute_on(device)).removeprefix("torch.")
     return f"{properties.name}, {memory:.0f} GiB, {number}, torch {torch.__version__}"
 
 

@@ -93,15 +93,16 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     """The base model named, or the default, on the device."""
     quiet_libraries()
     from adapters.diffusion.base_model import load_base
-    from adapters.diffusion.strategy import choose_strategy
+    from adapters.diffusion.strategy import compute_on
 
     if settings.base_model is None:
         name, reason = default_base(device)
         log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
     else:
         name = settings.base_model
-    compute = choose_strategy(device).compute
-    base = load_base(name, device=device, dtype=compute, config_folder=settings.base_model_config)
+    base = load_base(
+        name, device=device, dtype=compute_on(device), config_folder=settings.base_model_config
+    )
     _choose_threads(base)
     return base
 

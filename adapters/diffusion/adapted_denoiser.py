@@ -24,8 +24,7 @@ def place_denoiser(unet: UNet2DConditionModel, device: torch.device, strategy: S
     layout = torch.channels_last if strategy.channels_last else torch.contiguous_format
     # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
     torch.nn.Module.to(unet, device=device, dtype=strategy.compute)
-    # torch takes it, and has no signature for it.
-    torch.nn.Module.to(unet, memory_format=layout)  # type: ignore[call-overload]
+    torch.nn.Module.to(unet, memory_format=layout)  # type: ignore[call-overload] # has no signature
 
 
 @contextmanager

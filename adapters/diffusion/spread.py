@@ -170,6 +170,8 @@ def split(inputs: StepInputs, most: int) -> list[StepInputs]:
     The last one is for the device that has the update to do, too.
     """
     count = min(most, inputs.count)
+    if count == 1:
+        return [inputs]
     ends = [-(-inputs.count * part // count) for part in range(count + 1)]
     return [inputs.part(slice(start, end)) for start, end in pairwise(ends)]
 

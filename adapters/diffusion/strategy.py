@@ -50,6 +50,15 @@ WIDE_ON_A_CPU = Strategy(flat_path=True, channels_last=True, products=True)
 """In float32 too, and so the same function within rounding."""
 
 
+def compute_on(device: torch.device | str) -> torch.dtype:
+    """The precision of the fastest way that the device offers; asks nothing else of it."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return torch.float32
+    capability = torch.cuda.get_device_capability(device)
+    return torch.bfloat16 if capability >= (8, 0) else torch.float16
+
+
 def choose_strategy(device: torch.device | str, channels: int = 0) -> Strategy:
     """The fastest way that the device offers.
 
@@ -63,8 +72,7 @@ def choose_strategy(device: torch.device | str, channels: int = 0) -> Strategy:
     device = torch.device(device)
     if device.type != "cuda":
         return WIDE_ON_A_CPU if channels >= _WIDE else PLAIN
-    capability = torch.cuda.get_device_capability(device)
-    compute = torch.bfloat16 if capability >= (8, 0) else torch.float16
+    capability, compute = torch.cuda.get_device_capability(device), compute_on(device)
     return Strategy(
         compute=compute,
         flat_path=True,
