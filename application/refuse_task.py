@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from application.announce import announce
 from application.journal import Journal
 from application.layout import Layout
-from application.lease import Lease, LeaseHeld, LeaseLost
-from application.patience import backoff
-from application.ports import BlobDenied, BlobStore, Clock, Notifier, Unavailable
+from application.lease import Lease
+from application.ports import BlobDenied, BlobStore, Clock, Notifier
 from application.rules import Rules
-from application.settlement import DeadLetter, RetryLater, Settlement
+from application.settlement import DeadLetter, Settlement, settlement_after
 from application.stop import StopSignal
 from domain.failure import Failure, FailureCode
 from domain.job import UNDECIDED, TrainingJob
@@ -57,11 +56,10 @@ class RefuseTask:
                 if not entry.job.is_terminal:
                     announce(entry, self.notifier, self.clock)
             return refused
-        except LeaseHeld as held:
-            return RetryLater(held.retry_after, str(held))
-        except LeaseLost as lost:
-            return RetryLater(terms.seconds, str(lost))
-        except Unavailable as away:
-            return RetryLater(backoff(retries, away.retry_after), str(away))
         except BlobDenied as denied:
             return DeadLetter(f"{error}; and nobody could be told: {denied}", details)
+        except Exception as broken_off:
+            about = f"the refusal of {job_id}"
+            return settlement_after(
+                broken_off, about, retries=retries, rules=self.rules, stop=stop
+            )

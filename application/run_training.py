@@ -17,7 +17,7 @@ from application.gather_pictures import gather_pictures
 from application.journal import Entry, Journal
 from application.layout import Layout
 from application.learning_curve import best_epoch
-from application.lease import Lease, LeaseHeld, LeaseLost
+from application.lease import Lease, LeaseLost
 from application.patience import backoff, insist
 from application.ports import (
     BlobDenied,
@@ -36,7 +36,7 @@ from application.ports import (
 )
 from application.rules import Rules
 from application.seats import Seats
-from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
+from application.settlement import Done, HandBack, RetryLater, Settlement, settlement_after
 from application.stop import Stopped, StopReason, StopSignal
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode, TrainingFailed
@@ -99,22 +99,9 @@ class RunTraining:
                 if entry.job.is_terminal:
                     self._tidy(entry.job)
                 return settlement
-        except LeaseHeld as held:
-            return RetryLater(held.retry_after, str(held))
-        except LeaseLost as lost:
-            return RetryLater(self.rules.lease.seconds, str(lost))
-        except Unavailable as error:
-            if stop.reason is StopReason.SHUTDOWN:
-                return HandBack()
-            return RetryLater(backoff(retries, error.retry_after), str(error))
-        except BlobDenied as error:
-            return DeadLetter(str(error))
         except Exception as error:
-            log.exception("task %s met a defect", task.task_id)
-            reason = f"{type(error).__name__}: {error}"
-            if retries >= self.rules.most_retries:
-                return DeadLetter(f"after {retries} retries: {reason}")
-            return RetryLater(backoff(retries), reason)
+            about = f"task {task.task_id}"
+            return settlement_after(error, about, retries=retries, rules=self.rules, stop=stop)
 
     def _decide(
         self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal

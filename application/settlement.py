@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from application.lease import LeaseHeld, LeaseLost
+from application.patience import backoff
+from application.ports import BlobDenied, Unavailable
+from application.rules import Rules
+from application.stop import StopReason, StopSignal
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,3 +43,30 @@ class HandBack:
 
 
 Settlement = Done | RetryLater | DeadLetter | HandBack
+
+
+def settlement_after(
+    error: Exception, about: str, *, retries: int, rules: Rules, stop: StopSignal
+) -> Settlement:
+    """What becomes of a message whose handling broke off.
+
+    Args:
+        about: whose message it is, for the log.
+        retries: how often it has been put aside already.
+    """
+    match error:
+        case LeaseHeld():
+            return RetryLater(error.retry_after, str(error))
+        case LeaseLost():
+            return RetryLater(rules.lease.seconds, str(error))
+        case Unavailable():
+            if stop.reason is StopReason.SHUTDOWN:
+                return HandBack()
+            return RetryLater(backoff(retries, error.retry_after), str(error))
+        case BlobDenied():
+            return DeadLetter(str(error))
+    log.error("%s met a defect", about, exc_info=error)
+    reason = f"{type(error).__name__}: {error}"
+    if retries >= rules.most_retries:
+        return DeadLetter(f"after {retries} retries: {reason}")
+    return RetryLater(backoff(retries), reason)

@@ -158,6 +158,26 @@ def test_a_bad_message_waits_for_a_backend_that_is_away(world: World, queue: Mem
     assert len(queue.dead) == 1
 
 
+def test_a_bad_message_whose_record_is_damaged_is_tried_again_and_then_left_to_a_person(
+    world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
+    queue.publish(bad)
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    (record,) = [at for at in world.blobs.list(LAYOUT.bucket, "jobs/invalid-")]
+    world.blobs.put(record, b"{")
+
+    queue.publish(bad)
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    assert queue.waiting == [bad], "no defect ends the worker"
+    assert "met a defect" in caplog.text
+    for _ in range(RULES.most_retries):
+        world.clock.advance(600)
+        loop_over(world, queue)(StopSignal(), until_empty=True)
+    assert queue.waiting == []
+    assert [letter.reason.split(":")[0] for letter in queue.dead[1:]] == ["after 20 retries"]
+
+
 def test_a_stop_ends_the_loop_and_gives_the_message_back(world: World) -> None:
     stop = StopSignal()
 
