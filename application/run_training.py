@@ -176,8 +176,9 @@ class RunTraining:
 
             insist(lease.renew, self.clock, stop, self.rules.upload_patience)
             artifact = self._upload(session.weights(), task.style_id, stop)
-            self._report(session, task, plan, pictures, artifact, entry.job, started)
-        entry.apply(entry.job.store(artifact))
+            entry.apply(entry.job.store(artifact))
+            if stop.reason is None:
+                self._report(session, task, plan, pictures, artifact, entry.job, started)
 
     def _refuse_hopeless(self, job: TrainingJob) -> None:
         if cancellation_requested(job.task_id, self.blobs, self.layout):

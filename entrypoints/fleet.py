@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -51,22 +52,25 @@ class Fleet:
     once: bool = False
     """Workers end when the queue is empty, and that is no reason to start another."""
     _workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _again_at: dict[str, float] = field(default_factory=dict)
+    _start_at: dict[str, float] = field(default_factory=dict)
+    """Monotonic seconds at which the GPU gets its worker."""
     _ended: dict[str, int] = field(default_factory=dict)
+    _asked: deque[int] = field(default_factory=deque)
+    """Signals that the workers have not got yet."""
     _stopping: bool = False
 
     def run(self) -> int:
         """Until a signal ends them; 0 when every worker ended as it should."""
+        self._start_at = dict.fromkeys(self.gpus, time.monotonic())
+        # Only noted by the handler: it may come between a worker's start and our knowing of it.
         before = {
-            number: signal.signal(number, self._pass_on)
+            number: signal.signal(number, lambda number, _frame: self._asked.append(number))
             for number in (signal.SIGTERM, signal.SIGINT)
         }
         try:
-            for gpu in self.gpus:
-                self._start(gpu)
             while len(self._ended) < len(self.gpus):
-                time.sleep(LOOK_SECONDS)
                 self._look()
+                time.sleep(LOOK_SECONDS)
         finally:
             for worker in self._workers.values():
                 worker.kill()
@@ -77,42 +81,43 @@ class Fleet:
             return EXIT_USAGE
         return EXIT_FAILED if codes - {0} else 0
 
+    def _look(self) -> None:
+        for gpu, worker in list(self._workers.items()):
+            if (code := worker.poll()) is not None:
+                del self._workers[gpu]
+                self._gone(gpu, code)
+        for gpu, moment in list(self._start_at.items()):
+            if not self._asked and not self._stopping and time.monotonic() >= moment:
+                self._start(gpu)
+        while self._asked:
+            self._stop(self._asked.popleft())
+
     def _start(self, gpu: str) -> None:
+        del self._start_at[gpu]
         # In a session of its own: a terminal's Ctrl-C comes from us alone, and so comes once.
         self._workers[gpu] = subprocess.Popen(
             list(self.command), env=dict(self.environment_of(gpu)), start_new_session=True
         )
         log.info("the worker on GPU %s is process %d", gpu, self._workers[gpu].pid)
 
-    def _look(self) -> None:
-        for gpu, worker in list(self._workers.items()):
-            code = worker.poll()
-            if code is None:
-                continue
-            del self._workers[gpu]
-            if code == EXIT_USAGE:
-                self._stop(signal.SIGTERM)
-            if self._stopping or (self.once and code == 0) or code == EXIT_USAGE:
-                self._ended[gpu] = code
-            else:
-                log.warning(
-                    "the worker on GPU %s ended with %d; another starts in %.0f s",
-                    *(gpu, code, RESTART_SECONDS),
-                )
-                self._again_at[gpu] = time.monotonic() + RESTART_SECONDS
-        for gpu, moment in list(self._again_at.items()):
-            if self._stopping:
-                del self._again_at[gpu]
-                self._ended[gpu] = 0
-            elif time.monotonic() >= moment:
-                del self._again_at[gpu]
-                self._start(gpu)
+    def _gone(self, gpu: str, code: int) -> None:
+        if self._stopping and code in {-signal.SIGTERM, -signal.SIGINT}:
+            code = 0  # it had no job yet: it was still starting
+        if code == EXIT_USAGE:
+            self._stop(signal.SIGTERM)
+        if self._stopping or (self.once and code == 0):
+            self._ended[gpu] = code
+            return
+        log.warning(
+            "the worker on GPU %s ended with %d; another starts in %.0f s",
+            *(gpu, code, RESTART_SECONDS),
+        )
+        self._start_at[gpu] = time.monotonic() + RESTART_SECONDS
 
-    def _pass_on(self, number: int, _frame: object) -> None:
-        self._stop(signal.Signals(number))
-
-    def _stop(self, number: signal.Signals) -> None:
+    def _stop(self, number: int) -> None:
         self._stopping = True
+        self._ended.update(dict.fromkeys(self._start_at, 0))
+        self._start_at.clear()
         for worker in self._workers.values():
             worker.send_signal(number)
 

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
+from urllib3.exceptions import HTTPError
 
 from application.ports import Blob, BlobTooLarge
 from domain.location import Location
@@ -42,7 +43,7 @@ def download(client: S3Client, at: Location, max_bytes: int | None) -> Blob:
         if max_bytes is not None and size is not None and size > max_bytes:
             raise BlobTooLarge(f"{at} has {size} bytes, more than {max_bytes}")
         data = _read(body, at, None if size is not None else max_bytes)
-    except (FlexibleChecksumError, HTTPClientError, IncompleteReadError) as error:
+    except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, HTTPError) as error:
         raise Damaged(f"{at} does not arrive whole: {error}") from error
     finally:
         # A body read to its end has given its connection back; any other loses it.

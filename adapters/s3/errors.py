@@ -57,6 +57,8 @@ _FULL = {
     "XMinioAdminBucketQuotaExceeded",
     "XMinioStorageFull",
 }
+_SLOW = {"RequestTimeout", "RequestTimeoutException", "PriorRequestNotComplete"}
+"""Answered with 400, though nothing is wrong with the request: it came too slowly."""
 _THROTTLED = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException"}
 _WRONG_REGION = {
     "AuthorizationHeaderMalformed",
@@ -121,6 +123,8 @@ def _answered(error: ClientError, bucket: str, what: str) -> Exception:
             "lower FETCH_CONCURRENCY or run fewer workers",
             retry_after=_retry_after(error),
         )
+    if code in _SLOW:
+        return BlobUnavailable(f"{text} ({code}): the way to the store is slow, which may pass")
     if number in {401, 403}:
         return BlobDenied(
             f"{text} ({code}): grant s3:GetObject, s3:PutObject and s3:DeleteObject on the "

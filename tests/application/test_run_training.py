@@ -23,7 +23,7 @@ from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
 from domain.progress import Progress
-from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
+from tests.application.world import LAYOUT, RULES, TASK_ID, Crash, World, a_task
 
 
 @pytest.fixture
@@ -182,6 +182,47 @@ def test_a_report_that_fails_does_not_cost_the_style(world: World) -> None:
 
     assert world.worker(reporter=Broken())(a_task(), StopSignal()) == Done()
     assert world.job().state is JobState.COMPLETED
+
+
+def test_a_worker_that_dies_of_the_report_has_trained_the_style(world: World) -> None:
+    class Deadly:
+        def render(self, report: Any) -> Any:
+            raise Crash
+
+    with pytest.raises(Crash):
+        world.worker(reporter=Deadly())(a_task(), StopSignal())
+    assert world.job().setbacks == 0
+    opened = world.trainer.opened
+    assert world.until_settled(a_task()) == Done()
+    assert world.job().state is JobState.COMPLETED
+    assert world.trainer.opened == opened
+
+
+def test_a_worker_that_is_asked_to_stop_draws_no_report(world: World) -> None:
+    stop = StopSignal()
+    last = world.worker()
+    uploading = replace(last, blobs=Stopping(world.blobs, stop, LAYOUT.weights(7)))
+    uploading(a_task(), stop)
+    assert world.weights()
+    assert LAYOUT.report(TASK_ID, "report.html") not in world.blobs.blobs
+    assert world.until_settled(a_task()) == Done()
+    assert len(world.notifier.final) == 1
+
+
+class Stopping:
+    """A store at which a stop is asked for as soon as a blob lies there."""
+
+    def __init__(self, blobs: MemoryBlobStore, stop: StopSignal, at: Location) -> None:
+        self._blobs, self._stop, self._at = blobs, stop, at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+    def put(self, at: Location, *content: Any, **options: Any) -> str:
+        tag = self._blobs.put(at, *content, **options)
+        if at == self._at:
+            self._stop.request(StopReason.SHUTDOWN)
+        return tag
 
 
 def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> None:

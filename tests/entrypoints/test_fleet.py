@@ -87,6 +87,20 @@ def test_a_signal_reaches_every_worker_once_and_ends_the_fleet(
         assert subprocess.run(["ps", "-p", file.read_text()], capture_output=True).returncode == 1
 
 
+def test_a_signal_that_comes_while_they_are_started_reaches_them_all(tmp_path: Path) -> None:
+    started: list[str] = []
+
+    def second_brings_the_signal(gpu: str) -> dict[str, str]:
+        started.append(gpu)
+        if len(started) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return environment(tmp_path, gpu)
+
+    command = [sys.executable, "-c", LINGERING]
+    assert Fleet(("0", "1", "2"), command, second_brings_the_signal).run() == 0
+    assert started == ["0", "1"], "whoever is asked to stop starts nobody"
+
+
 def test_workers_that_are_done_are_not_started_again(tmp_path: Path) -> None:
     assert a_fleet(tmp_path, "", once=True).run() == 0
 

@@ -40,6 +40,7 @@ def in_region(region: str) -> str:
         (s3_error("SignatureDoesNotMatch", 403), BlobUnavailable, "AWS_SECRET_ACCESS_KEY"),
         (s3_error("ExpiredToken", 400), BlobUnavailable, "expired.*new ones"),
         (s3_error("RequestTimeTooSkewed", 403), BlobUnavailable, "clock"),
+        (s3_error("RequestTimeout", 400), BlobUnavailable, "slow"),
         (s3_error("XMinioStorageFull", 507), BlobUnavailable, "full.*free space"),
         (s3_error("QuotaExceeded", 403), BlobUnavailable, "full.*quota"),
         (s3_error("NotImplemented", 501), BlobDenied, "conditional writes"),

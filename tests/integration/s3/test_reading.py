@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from botocore.response import StreamingBody
+from urllib3.exceptions import SSLError
 
+from adapters.s3.download import Damaged, download
 from adapters.s3.options import MIB
 from adapters.s3.store import TRIES
 from application.ports import (
     BlobTooLarge,
     BlobUnavailable,
 )
+from domain.location import Location
 from tests.integration.s3.world import Store, hits
 from tests.services.faulty_proxy import FaultyProxy
 from tests.services.proxy_rules import Rule, s3_error
@@ -63,3 +68,14 @@ def test_an_upload_damaged_on_its_way_is_sent_again(store: Store, proxy: FaultyP
     store.blobs.put(store.at("a"), b"1")
     assert store.blobs.get(store.at("a")).data == b"1"
     assert hits(proxy) == 1
+
+
+def test_a_body_whose_tls_breaks_does_not_arrive_whole() -> None:
+    class Raw(io.BytesIO):
+        def read(self, amount: int | None = -1) -> bytes:
+            raise SSLError("bad record mac")
+
+    answer = {"Body": StreamingBody(Raw(), 10), "ContentLength": 10}
+    client: Any = SimpleNamespace(get_object=lambda **_asked: answer)
+    with pytest.raises(Damaged, match="bad record mac"):
+        download(client, Location("bucket", "a"), None)
