@@ -12,6 +12,7 @@ from application.checkpoint_previews import CheckpointPreviews
 from application.checkpoint_storage import CheckpointStorage
 from application.journal import Entry
 from application.layout import Layout
+from application.lease import Lease
 from application.ports import (
     BlobStore,
     Clock,
@@ -38,6 +39,8 @@ class Driver:
     layout: Layout
     rules: Rules
     uploads: Executor
+    lease: Lease
+    """The job's, held by us."""
 
     def drive(self, session: TrainingSession, entry: Entry, stop: StopSignal) -> None:
         """Run every step that is left.
@@ -113,7 +116,7 @@ class Driver:
         progress, speed = entry.job.progress, meter.steps_per_second
         if progress is None or speed is None:
             return
-        if stop.reason is StopReason.LEASE_LOST:
+        if stop.reason is StopReason.LEASE_LOST or not self.lease.firm:
             return  # who has the job now speaks for it, and may have made the final call
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))

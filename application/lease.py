@@ -3,13 +3,15 @@
 A lease is a blob with an owner and an expiry, taken with "only if absent", renewed and taken
 over with "only if unchanged", so that of two workers exactly one wins. Clocks of different
 machines differ and jump, so an expiry alone takes nothing away: a lease that looks expired
-is watched for as long as its owner needs to renew it, and taken over only if it stands still.
+is watched for twice as long as its owner takes to renew it, and taken over only if it stands
+still.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +19,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from application.fenced import FencedBlob, Superseded
-from application.patience import insist
-from application.ports import BlobStore, Clock, Unavailable
+from application.patience import insist, wait
+from application.ports import BlobDenied, BlobStore, Clock, Unavailable
 from application.stop import StopReason, StopSignal
 from domain.location import Location
 
@@ -49,6 +51,12 @@ class LeaseTerms:
         """Seconds between renewals: two may fail before the lease looks expired."""
         return self.seconds / 3
 
+    @property
+    def takes_to_lose(self) -> float:
+        """Seconds since the last renewal before which nobody takes the lease over, even if
+        clocks are wrong."""
+        return 2 * self.renew_every
+
 
 @dataclass(frozen=True)
 class _Record:
@@ -56,6 +64,8 @@ class _Record:
     """Empty when released."""
     expires_at: str
     revision: int
+    seconds: float
+    """The owner's term: workers may have different ones."""
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -79,19 +89,28 @@ class Lease:
         self._terms = terms
         self._clock = clock
         self._revision = 0
+        self._firm_until = -math.inf
         self._writing = threading.Lock()
 
-    def acquire(self) -> None:
+    @property
+    def firm(self) -> bool:
+        """Whether the lease is certainly ours. While no renewal arrives it is not for long: the
+        others may still reach the store.
+        """
+        return self._clock.monotonic() < self._firm_until
+
+    def acquire(self, stop: StopSignal) -> None:
         """Take the lease.
 
         Raises:
             LeaseHeld: another worker has it.
+            Stopped: a stop was asked for, in whose name there is no time to watch a lease.
         """
         found = self._blob.read()
         if found is not None:
-            record = _decode(found)
+            record = self._decoded(found)
             if record.owner:
-                self._watch(record, found)
+                self._watch(record, found, stop)
             self._revision = record.revision
         try:
             self._write(self._owner)
@@ -121,13 +140,22 @@ class Lease:
         except Superseded:
             return
         if forget:
-            self._blobs.delete(self._blob.at)
+            self.forget()
 
-    def _watch(self, record: _Record, found: bytes) -> None:
+    def forget(self) -> None:
+        """Remove what is left of the lease of a job that is over."""
+        try:
+            self._blobs.delete(self._blob.at)
+        except BlobDenied as error:
+            log.warning("an old lease is left: %s", error)
+
+    def _watch(self, record: _Record, found: bytes, stop: StopSignal) -> None:
+        theirs = LeaseTerms(max(record.seconds, self._terms.seconds))
         remaining = record.remaining(self._clock.now())
-        if 0 < remaining <= 2 * self._terms.seconds:
+        if 0 < remaining <= 2 * theirs.seconds:
             raise LeaseHeld(record.owner, min(remaining, self._terms.seconds))
-        self._clock.sleep(2 * self._terms.renew_every)
+        wait(theirs.takes_to_lose, self._clock, stop)
+        stop.check()
         if self._blob.read() != found:
             raise LeaseHeld(record.owner, self._terms.seconds)
         log.warning("taking %s over from %s, which is gone", self._blob.at, record.owner)
@@ -136,14 +164,16 @@ class Lease:
     def held(self, stop: StopSignal, over: Callable[[], bool]) -> Iterator[None]:
         """Hold the lease while the context is open, renewing it beside the work.
 
-        A lease that is lost sets ``stop``. A store that cannot be reached does not: nobody can
-        take the lease over there either, and the journal's own conditions guard what is written.
+        A lease that is lost sets ``stop``. A store that cannot be reached does not: mostly nobody
+        can take the lease over there either. Where somebody can, the journal's own conditions
+        guard what is written, and ``firm`` what is said.
 
         Args:
             over: asked at the end; True when the job is over and the lease can be forgotten.
 
         Raises:
             LeaseHeld: another worker has it.
+            Stopped: as ``acquire``.
             Unavailable: the store cannot be reached.
         """
 
@@ -155,7 +185,7 @@ class Lease:
             except Unavailable as error:
                 log.warning("the lease could not be renewed, trying again: %s", error)
 
-        self.acquire()
+        self.acquire(stop)
         try:
             with self._clock.every(self._terms.renew_every, renew):
                 yield
@@ -170,11 +200,18 @@ class Lease:
 
     def _write(self, owner: str) -> None:
         with self._writing:
+            began = self._clock.monotonic()
             expires = self._clock.now() + timedelta(seconds=self._terms.seconds)
             self._revision += 1
-            self._blob.write(_Record(owner, expires.isoformat(), self._revision).encode())
+            record = _Record(owner, expires.isoformat(), self._revision, self._terms.seconds)
+            try:
+                self._blob.write(record.encode())
+            except Superseded:
+                self._firm_until = -math.inf
+                raise
+            self._firm_until = began + self._terms.takes_to_lose
 
-
-def _decode(data: bytes) -> _Record:
-    fields = json.loads(data)
-    return _Record(fields["owner"], fields["expires_at"], fields["revision"])
+    def _decoded(self, data: bytes) -> _Record:
+        fields = json.loads(data)
+        seconds = fields.get("seconds", self._terms.seconds)
+        return _Record(fields["owner"], fields["expires_at"], fields["revision"], seconds)

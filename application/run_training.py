@@ -83,7 +83,7 @@ class RunTraining:
         try:
             entry = self.journal.open(at, self.worker, fresh)
             if entry.job.is_terminal:
-                self.blobs.delete(self.layout.lease(task.task_id))  # a crash may have left it
+                lease.forget()  # a crash may have left it
                 self._tidy(entry.job)
                 return Done()
             with lease.held(stop, over=lambda: entry.job.is_terminal):
@@ -166,6 +166,7 @@ class RunTraining:
                 layout=self.layout,
                 rules=self.rules,
                 uploads=self.uploads,
+                lease=lease,
             )
             driver.drive(session, entry, stop)
             last, best = session.history[-1], best_epoch(session.history)

@@ -10,7 +10,7 @@ from application.lease import LeaseHeld, LeaseLost
 from application.patience import backoff
 from application.ports import BlobDenied, Unavailable
 from application.rules import Rules
-from application.stop import StopReason, StopSignal
+from application.stop import Stopped, StopReason, StopSignal
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ def settlement_after(
         retries: how often it has been put aside already.
     """
     match error:
+        case Stopped():
+            return HandBack()
         case LeaseHeld():
             return RetryLater(error.retry_after, str(error))
         case LeaseLost():

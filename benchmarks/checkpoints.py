@@ -26,6 +26,7 @@ from adapters.pillow import decode
 from application.drive_session import Driver
 from application.journal import Journal
 from application.layout import Layout
+from application.lease import Lease
 from application.ports import TrainingPlan
 from application.rules import Rules
 from application.stop import StopSignal
@@ -102,13 +103,15 @@ def seconds_of(
     entry = Journal(blobs, saved.append).open(layout.journal(job.task_id), "worker", job)
     entry.note(entry.job.start())
     entry.note(entry.job.begin_training(plan.parameters, len(plan.pictures)))
+    rules, clock = Rules(checkpoint_every=options.every, preview_share=0.0), SystemClock()
     driver = Driver(
         blobs=blobs,
         notifier=MemoryNotifier(),
-        clock=SystemClock(),
+        clock=clock,
         layout=layout,
-        rules=Rules(checkpoint_every=options.every, preview_share=0.0),
+        rules=rules,
         uploads=uploads,
+        lease=Lease(blobs, layout.lease(job.task_id), "worker", rules.lease, clock),
     )
     with trainer.open(plan, None) as session:
         started = time.perf_counter()

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore, MemorySession, MemoryTrainer
+from application.lease import Lease, LeaseTerms
 from application.ports import (
     BlobDenied,
+    BlobUnavailable,
     EpochRecord,
     NotifierRefused,
     NotifierUnavailable,
@@ -348,6 +350,45 @@ def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> 
     assert world.trainer.opened == 0
 
 
+def test_a_longer_term_than_ours_is_respected(world: World) -> None:
+    """Workers may be set differently: what looks expired to us may not have to be renewed yet."""
+    patient = LeaseTerms(20 * RULES.lease.seconds)
+    lease = Lease(world.blobs, LAYOUT.lease(TASK_ID), "patient", patient, world.clock)
+    with lease.held(StopSignal(), over=lambda: False):
+        world.clock.advance(10.0)
+        outcome = world.worker()(a_task(), StopSignal())
+        assert isinstance(outcome, RetryLater)
+        assert lease.firm
+        world.clock.jump(-10_000.0)  # expires in the far future, so it is watched
+        assert isinstance(world.worker()(a_task(), StopSignal()), RetryLater)
+        assert lease.firm
+    assert world.trainer.opened == 0
+
+
+def test_a_stop_is_heard_while_a_lease_is_watched(world: World) -> None:
+    Lease(world.blobs, LAYOUT.lease(TASK_ID), "dead", RULES.lease, world.clock).acquire(
+        StopSignal()
+    )
+    world.clock.advance(2 * RULES.lease.seconds)
+    stop, began = StopSignal(), world.clock.monotonic()
+    with world.clock.every(2.0, lambda: stop.request(StopReason.SHUTDOWN)):
+        assert world.worker()(a_task(), stop) == HandBack()
+    assert world.clock.monotonic() - began <= 3.0
+
+
+def test_a_store_that_lets_nobody_delete_costs_nobody_the_job(world: World) -> None:
+    class Keeping:
+        def __getattr__(self, name: str) -> Any:
+            def refuse(at: Location) -> None:
+                raise BlobDenied(f"403 for {at}")
+
+            return refuse if name == "delete" else getattr(world.blobs, name)
+
+    assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Done()
+    assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Done()
+    assert len(world.notifier.final) == 1
+
+
 def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World) -> None:
     def steal() -> None:
         world.blobs.put(
@@ -361,6 +402,45 @@ def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World)
     assert isinstance(outcome, RetryLater)
     assert world.notifier.final == []
     assert LAYOUT.weights(7) not in world.blobs.blobs
+
+
+def test_a_worker_that_cannot_renew_its_lease_falls_silent_before_another_may_speak(
+    world: World,
+) -> None:
+    told: list[float] = []
+    away: list[bool] = []
+
+    class CutOff:
+        def __getattr__(self, name: str) -> Any:
+            def put(at: Location, *content: Any, **options: Any) -> str:
+                if away and at == LAYOUT.lease(TASK_ID):
+                    raise BlobUnavailable("no way to the store")
+                return world.blobs.put(at, *content, **options)
+
+            return put if name == "put" else getattr(world.blobs, name)
+
+    class Noting:
+        def __getattr__(self, name: str) -> Any:
+            def call(*content: Any) -> None:
+                told.append(world.clock.monotonic())
+
+            return call
+
+    def lose_the_way() -> None:
+        away.append(True)
+        began.append(world.clock.monotonic())
+        world.clock.advance(10 * RULES.lease.seconds)
+        away.clear()
+
+    began: list[float] = []
+    rules = replace(RULES, progress_every=1.0)
+    world.worker(
+        trainer=Watched(world, 20, lose_the_way), notifier=Noting(), blobs=CutOff(), rules=rules
+    )(a_task(), StopSignal())
+    silent = [moment for moment in told if 0 < moment - began[0] < 10 * RULES.lease.seconds]
+    assert silent, "it speaks on while the lease is certainly its own"
+    assert max(silent) - began[0] <= RULES.lease.takes_to_lose
+    assert told[-1] > began[0] + 10 * RULES.lease.seconds, "and again once it is"
 
 
 def test_a_worker_that_lost_its_lease_tells_no_progress_however_long_its_step_takes(
