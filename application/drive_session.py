@@ -28,6 +28,9 @@ from domain.progress import Progress, Speedometer
 
 log = logging.getLogger(__name__)
 
+_FOR_A_CHECKPOINT = 0.75
+"""Part of what is left of the grace; in the rest the job is handed over and the lease released."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
@@ -100,17 +103,18 @@ class Driver:
     ) -> None:
         """Store a checkpoint if one fits: handing over without one beats being killed over it."""
         left = stop.deadline - self.clock.monotonic()
-        if not storage.finish(timeout=max(0.0, left / 2) if math.isfinite(left) else None):
+        if not storage.finish(timeout=_at_most(left / 2)):
             log.warning("no checkpoint: the one before is still under way, in %.1f s", left / 2)
             return
         left = stop.deadline - self.clock.monotonic()
-        if storage.seconds < left:
-            storage.begin(session)
-            storage.finish()
-        else:
+        if storage.seconds >= _FOR_A_CHECKPOINT * left:
             log.warning(
                 "no checkpoint: one takes %.1f s, and %.1f s are left", storage.seconds, left
             )
+            return
+        storage.begin(session)
+        if not storage.finish(timeout=_at_most(_FOR_A_CHECKPOINT * left)):
+            log.warning("no checkpoint: it has not arrived, and %.1f s were left", left)
 
     def _report(self, entry: Entry, meter: Speedometer, stop: StopSignal) -> None:
         progress, speed = entry.job.progress, meter.steps_per_second
@@ -126,3 +130,8 @@ class Driver:
     def _listen(self, entry: Entry, stop: StopSignal) -> None:
         if cancellation_requested(entry.job.task_id, self.blobs, self.layout):
             stop.request(StopReason.CANCELLED)
+
+
+def _at_most(seconds: float) -> float | None:
+    """A timeout: not before now, None where there is none."""
+    return max(0.0, seconds) if math.isfinite(seconds) else None

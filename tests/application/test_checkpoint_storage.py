@@ -222,6 +222,30 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
     assert world.until_settled(a_task()) == Done()
 
 
+def test_shutdown_does_not_wait_for_a_first_checkpoint_that_hangs(
+    world: World,
+    gate: threading.Event,
+    uploads: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stop = StopSignal()
+
+    def shut_down() -> None:
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 2.0)
+
+    worker = a_worker(
+        world,
+        blobs=Gated(world, waiting(gate)),
+        trainer=Watched(world, 10, shut_down),
+        uploads=uploads,
+    )
+    assert worker(a_task(), stop) == HandBack()
+    assert not gate.is_set()
+    assert "no checkpoint: it has not arrived" in caplog.text
+    assert world.job().setbacks == 0
+    assert world.leases() == [], "the next worker need not wait"
+
+
 def test_a_step_that_takes_long_does_not_make_a_checkpoint_look_long(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
