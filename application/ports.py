@@ -235,12 +235,13 @@ class NotifierRefused(Exception):
 class Notifier(Protocol):
     """The platform's backend. It is not idempotent: each final call is seen by the artist.
 
-    Every call raises ``NotifierUnavailable`` or ``NotifierRefused``. After an
-    ``Unavailable`` the call may or may not have been taken.
+    Every call is tried once, and raises ``NotifierUnavailable`` or ``NotifierRefused``. After an
+    ``Unavailable`` it may or may not have been taken; whether it is worth another try is for
+    the caller to say.
     """
 
     def progress(self, style_id: int, progress: Progress) -> None:
-        """Tell how far the job is. Not retried: the next call carries more."""
+        """Tell how far the job is."""
 
     def completed(
         self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str

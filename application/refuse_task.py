@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from application.announce import announce
+from application.announce import Announcer
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import Lease
-from application.ports import BlobDenied, BlobStore, Clock, Notifier
+from application.ports import BlobDenied, BlobStore, Clock
 from application.rules import Rules
-from application.settlement import DeadLetter, Settlement, settlement_after
+from application.settlement import DeadLetter, HandBack, Settlement, settlement_after
 from application.stop import StopSignal
 from domain.failure import Failure, FailureCode
 from domain.job import UNDECIDED, TrainingJob
@@ -26,7 +26,7 @@ class RefuseTask:
     """
 
     blobs: BlobStore
-    notifier: Notifier
+    announcer: Announcer
     clock: Clock
     journal: Journal
     layout: Layout
@@ -45,7 +45,7 @@ class RefuseTask:
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
         failure = Failure(FailureCode.INVALID_TASK, f"The training request is invalid: {error}")
         terms = self.rules.lease
-        stop = StopSignal(stop)
+        worker_stop, stop = stop, StopSignal(stop)
         lease = Lease(self.blobs, self.layout.lease(job_id), self.worker, terms, self.clock)
         try:
             entry = self.journal.open(self.layout.journal(job_id), self.worker, fresh)
@@ -54,7 +54,9 @@ class RefuseTask:
                 if entry.job.state in UNDECIDED:
                     entry.apply(entry.job.give_up(failure))
                 if not entry.job.is_terminal:
-                    announce(entry, self.notifier, self.clock)
+                    settlement = self.announcer(entry, lease.renew, worker_stop)
+                    if isinstance(settlement, HandBack):
+                        return settlement
             return refused
         except BlobDenied as denied:
             return DeadLetter(f"{error}; and nobody could be told: {denied}", details)

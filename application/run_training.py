@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
-from application.announce import announce
+from application.announce import Announcer
 from application.cancellation import cancellation_requested
 from application.checkpoint_previews import stored_previews
 from application.drive_session import Driver
@@ -56,6 +57,7 @@ class RunTraining:
 
     blobs: BlobStore
     notifier: Notifier
+    announcer: Announcer
     trainer: Trainer
     inspector: PictureInspector
     reporter: Reporter
@@ -77,7 +79,7 @@ class RunTraining:
             stop: asked between two steps.
             retries: how often the message has been put aside already.
         """
-        stop = StopSignal(stop)
+        worker_stop, stop = stop, StopSignal(stop)
         at, lease = self.layout.journal(task.task_id), self._lease(task)
         fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
         try:
@@ -94,8 +96,9 @@ class RunTraining:
                         return put_down
                 if entry.job.is_terminal:
                     return Done()
-                insist(lease.renew, self.clock, stop, self.rules.upload_patience)
-                settlement = announce(entry, self.notifier, self.clock)
+                # From here on a cancellation comes too late.
+                still_ours = partial(self._hold, lease, worker_stop)
+                settlement = self.announcer(entry, still_ours, worker_stop)
                 if entry.job.is_terminal:
                     self._tidy(entry.job)
                 return settlement
@@ -175,7 +178,7 @@ class RunTraining:
             )
             entry.apply(entry.job.finish_training(metric))
 
-            insist(lease.renew, self.clock, stop, self.rules.upload_patience)
+            self._hold(lease, stop)
             artifact = self._upload(session.weights(), task.style_id, stop)
             entry.apply(entry.job.store(artifact))
             if stop.reason is None:
@@ -275,6 +278,10 @@ class RunTraining:
             return None
         step = metric.best_epoch * metric.steps // metric.epochs
         return self.layout.checkpoint(job.task_id, metric.best_epoch, step)
+
+    def _hold(self, lease: Lease, stop: StopSignal) -> None:
+        """See to it that the job is ours for another term: what follows is dear to repeat."""
+        insist(lease.renew, self.clock, stop, self.rules.upload_patience)
 
     def _lease(self, task: TrainingTask) -> Lease:
         at = self.layout.lease(task.task_id)

@@ -26,6 +26,7 @@ from adapters.report.reporter import HtmlReporter
 from adapters.spool import SpoolQueue
 from adapters.wire.bodies import complete_body, failed_body, progress_body
 from adapters.wire.task import TaskReader
+from application.announce import Announcer
 from application.crew import Crew
 from application.journal import Journal
 from application.layout import Layout
@@ -340,10 +341,14 @@ class Container(containers.DeclarativeContainer):
 
     uploads = providers.Resource(open_uploads, seats)
     journal = providers.Singleton(Journal, blobs, sink)
+    announcer = providers.Singleton(
+        Announcer, notifier=notifier, clock=clock, random=providers.Object(random.random)
+    )
     run_training = providers.Singleton(
         RunTraining,
         blobs=blobs,
         notifier=notifier,
+        announcer=announcer,
         trainer=trainer,
         inspector=inspector,
         reporter=reporter,
@@ -358,7 +363,7 @@ class Container(containers.DeclarativeContainer):
     refuse_task = providers.Singleton(
         RefuseTask,
         blobs=blobs,
-        notifier=notifier,
+        announcer=announcer,
         clock=clock,
         journal=journal,
         layout=layout,

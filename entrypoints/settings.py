@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import check_token, checked_address
+from application.lease import LeaseTerms
 from entrypoints.devices import parse_devices
 
 MOST_TOGETHER = 32
@@ -293,6 +294,17 @@ class Settings(BaseSettings):
                 raise ValueError("give the token that the backend at BACKEND_API_URL knows")
         else:
             check_token(value.get_secret_value())
+        return value
+
+    @field_validator("lease_seconds")
+    @classmethod
+    def _outlasts_a_call(cls, value: float, info: ValidationInfo) -> float:
+        timeout = info.data.get("webhook_timeout", 0.0)
+        if info.data.get("backend_api_url") and LeaseTerms(value).takes_to_lose < timeout:
+            raise ValueError(
+                f"give {1.5 * timeout:g} or more, for WEBHOOK_TIMEOUT={timeout:g}: nobody must "
+                "take a job over during its final call"
+            )
         return value
 
     @field_validator("status_token")

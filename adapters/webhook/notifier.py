@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random as standard_random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,32 +37,16 @@ class Bodies:
 class WebhookNotifier:
     """Calls the backend. May be used from any thread.
 
-    A final call is tried several times: after connection errors, timeouts, 408, 429 and 5xx, with
-    pauses that double and are jittered, and never shorter than ``Retry-After`` asks. Some of
-    these failures tell nothing about whether the backend took the call: its answer was lost, or
-    late. Such a call is repeated like the others, because a lost one leaves a style in training
-    for ever, where one taken twice is announced twice. All tries carry the same
-    ``Idempotency-Key``, as do those of a later delivery, so that a backend that looks at it
-    takes one.
-
     Args:
         options: where the backend is.
         bodies: how the calls' bodies are written.
-        clock: for the pauses, and for ``Retry-After`` with a date.
-        random: a number from 0 up to 1, for the jitter.
+        clock: for ``Retry-After`` with a date.
     """
 
-    def __init__(
-        self,
-        options: WebhookOptions,
-        bodies: Bodies,
-        clock: Clock,
-        random: Callable[[], float] = standard_random.random,
-    ) -> None:
+    def __init__(self, options: WebhookOptions, bodies: Bodies, clock: Clock) -> None:
         self._options = options
         self._bodies = bodies
         self._clock = clock
-        self._random = random
         self._transport = Transport(options)
 
     def __repr__(self) -> str:
@@ -86,11 +69,11 @@ class WebhookNotifier:
     ) -> None:
         """Tell that the style is ready."""
         body = self._bodies.complete(style_id, artifact, metric)
-        self._insist(COMPLETE, style_id, body, idempotency_key)
+        self._tell_end(COMPLETE, body, idempotency_key)
 
     def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
         """Tell that there will be no style."""
-        self._insist(FAILED, style_id, self._bodies.failed(style_id, failure), idempotency_key)
+        self._tell_end(FAILED, self._bodies.failed(style_id, failure), idempotency_key)
 
     def check(self) -> str:
         """See that the backend can be called, without changing anything there.
@@ -122,32 +105,12 @@ class WebhookNotifier:
         """Close the connections that are kept for the next call."""
         self._transport.close()
 
-    def _insist(self, path: str, style_id: int, body: Body, key: str) -> None:
+    def _tell_end(self, path: str, body: Body, key: str) -> None:
         options, headers = self._options, {"Idempotency-Key": key}
         patience = {"connect": options.connect_timeout, "read": options.read_timeout}
-        for number in range(1, options.tries + 1):
-            error = self._try("POST", path, body, headers, **patience)
-            if error is None:
-                return
-            if isinstance(error, NotifierRefused) or number == options.tries:
-                raise error
-            asked = error.retry_after or 0.0
-            if asked > options.longest_pause:
-                # Not worth holding a worker for: the job is put aside, and called for later.
-                raise error
-            pause = max(asked, self._pause(number))
-            log.warning(
-                "%s for style %d: try %d of %d failed, next in %.1f s: %s",
-                *(path.rsplit("/", 1)[-1], style_id, number, options.tries, pause, error),
-            )
-            self._clock.sleep(pause)
-
-    def _pause(self, failures: int) -> float:
-        """Doubling and bounded; the upper half of it is left to chance, against stampedes."""
-        longest = min(
-            self._options.longest_pause, self._options.first_pause * 2.0 ** (failures - 1)
-        )
-        return longest * (0.5 + 0.5 * self._random())
+        error = self._try("POST", path, body, headers, **patience)
+        if error is not None:
+            raise error
 
     def _try(
         self,

@@ -43,20 +43,12 @@ class WebhookOptions:
     a slow answer is shown to the artist twice."""
     progress_timeout: float = 5.0
     """Seconds for the whole answer to a progress call, and for the connection before it."""
-    tries: int = 4
-    """Calls made for one final call, the first included."""
-    first_pause: float = 1.0
-    """Seconds before the second try, doubled before each that follows."""
-    longest_pause: float = 15.0
-    """Seconds. Whoever asks us to wait longer is called again by a later delivery."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", checked_address(self.base_url))
         check_token(self.token)
         if self.ca_file is not None and not self.ca_file.is_file():
             raise InvalidBackend(f"BACKEND_CA_FILE: {self.ca_file} is no file; give one in PEM")
-        if self.tries < 1:
-            raise ValueError(f"tries={self.tries}: give at least 1")
 
 
 def checked_address(url: str) -> str:

@@ -113,11 +113,6 @@ def test_a_file_of_certificates_must_be_there(tmp_path: Path) -> None:
         )
 
 
-def test_at_least_one_try_is_made() -> None:
-    with pytest.raises(ValueError, match="tries=0"):
-        WebhookOptions(base_url="https://b", token=TOKEN, user_agent="x", tries=0)
-
-
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [

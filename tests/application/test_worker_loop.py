@@ -25,22 +25,22 @@ from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
 
 
 def loop_over(
-    world: World, queue: Any, watch: Watcher | None = None, **refusing: Any
+    world: World, queue: Any, watch: Watcher | None = None, notifier: Any = None
 ) -> WorkerLoop:
-    known: dict[str, Any] = {
-        "blobs": world.blobs,
-        "notifier": world.notifier,
-        "clock": world.clock,
-        "journal": Journal(world.blobs, world.events.append),
-        "layout": LAYOUT,
-        "rules": RULES,
-        "worker": "loop",
-    }
+    refuse = RefuseTask(
+        blobs=world.blobs,
+        announcer=world.announcer(notifier or world.notifier),
+        clock=world.clock,
+        journal=Journal(world.blobs, world.events.append),
+        layout=LAYOUT,
+        rules=RULES,
+        worker="loop",
+    )
     return WorkerLoop(
         queue=queue,
         parse=TaskReader(None),
         run=world.worker(),
-        refuse=RefuseTask(**{**known, **refusing}),
+        refuse=refuse,
         clock=world.clock,
         watch=watch or Watchers(),
     )

@@ -15,9 +15,11 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
+from application.announce import Announcer
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
+from application.ports import Notifier
 from application.rules import Rules
 from application.run_training import RunTraining
 from application.settlement import HandBack, RetryLater, Settlement
@@ -136,7 +138,12 @@ class World:
             "worker": f"worker-{self.workers}",
             "uploads": InlineExecutor(),
         }
-        return RunTraining(**{**known, **parts})
+        known |= parts
+        return RunTraining(**{"announcer": self.announcer(known["notifier"]), **known})
+
+    def announcer(self, notifier: Notifier) -> Announcer:
+        """Makes the final calls, without chance."""
+        return Announcer(notifier=notifier, clock=self.clock, random=lambda: 1.0)
 
     def until_settled(self, task: TrainingTask) -> Settlement:
         """What redelivery does: new workers, each at its time, until the message is settled."""

@@ -94,6 +94,14 @@ def test_a_backend_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith("INTERNAL_API_TOKEN is not set")
 
 
+def test_a_lease_outlasts_a_final_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = {"BACKEND_API_URL": "https://backend.example", "INTERNAL_API_TOKEN": TOKEN}
+    (line,) = refused(monkeypatch, **backend, WEBHOOK_TIMEOUT="100")
+    assert line.startswith("LEASE_SECONDS='60")
+    assert "give 150 or more, for WEBHOOK_TIMEOUT=100" in line
+    loaded(monkeypatch, **backend, WEBHOOK_TIMEOUT="100", LEASE_SECONDS="150")
+
+
 def test_no_secret_is_in_an_error_or_a_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sesame-open"
     (line,) = refused(monkeypatch, RABBITMQ_URL=f"http://u:{secret}@broker")

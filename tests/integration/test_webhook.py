@@ -45,18 +45,6 @@ SHORT = 0.4
 """Seconds of patience, where a test waits for it to end."""
 
 
-class NotingClock(ManualClock):
-    """Notes how long it was asked to sleep."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pauses: list[float] = []
-
-    def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        super().sleep(seconds)
-
-
 @pytest.fixture(scope="module")
 def process() -> Iterator[BackendProcess]:
     with BackendProcess(styles=range(1, 100)) as running:
@@ -71,8 +59,8 @@ def backend(process: BackendProcess) -> BackendProcess:
 
 
 @pytest.fixture
-def clock() -> NotingClock:
-    return NotingClock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 def notifier_for(
@@ -80,18 +68,18 @@ def notifier_for(
 ) -> WebhookNotifier:
     named = {"read_timeout": 20.0, "progress_timeout": 20.0, **options}
     given = WebhookOptions(base_url=url, token=token, user_agent="style-trainer/1.2.3", **named)
-    return WebhookNotifier(given, BODIES, clock, random=lambda: 1.0)
+    return WebhookNotifier(given, BODIES, clock)
 
 
 @pytest.fixture
-def notifier(backend: BackendProcess, clock: NotingClock) -> Iterator[WebhookNotifier]:
+def notifier(backend: BackendProcess, clock: ManualClock) -> Iterator[WebhookNotifier]:
     made = notifier_for(backend.url, backend.token, clock)
     yield made
     made.close()
 
 
 @pytest.fixture
-def hasty(backend: BackendProcess, clock: NotingClock) -> Iterator[WebhookNotifier]:
+def hasty(backend: BackendProcess, clock: ManualClock) -> Iterator[WebhookNotifier]:
     """A notifier that soon loses its patience."""
     made = notifier_for(
         backend.url,
@@ -107,6 +95,12 @@ def hasty(backend: BackendProcess, clock: NotingClock) -> Iterator[WebhookNotifi
 
 def complete(notifier: WebhookNotifier, style_id: int = 7) -> None:
     notifier.completed(style_id, ARTIFACT, METRIC, KEY)
+
+
+def fail_and_complete(notifier: WebhookNotifier) -> None:
+    with pytest.raises(NotifierUnavailable):
+        complete(notifier)
+    complete(notifier)
 
 
 def test_the_three_calls_are_the_contracts(
@@ -142,18 +136,18 @@ def test_calls_one_after_the_other_share_a_connection(
 def test_a_refusal_is_told_at_once_with_status_reason_and_remedy(
     backend: BackendProcess,
     notifier: WebhookNotifier,
-    clock: NotingClock,
+    clock: ManualClock,
     status: int,
     remedy: str,
 ) -> None:
     backend.misbehave(answer(status, body={"success": False, "error": "because"}))
     with pytest.raises(NotifierRefused, match=f"{status} \\(because\\).*{remedy}"):
         complete(notifier)
-    assert (len(backend.calls), clock.pauses) == (1, [])
+    assert len(backend.calls) == 1
 
 
 def test_what_the_backend_itself_refuses_is_told(
-    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock
+    backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock
 ) -> None:
     with pytest.raises(NotifierRefused, match=r"404 \(Style 999 not found\)"):
         complete(notifier, 999)
@@ -167,97 +161,47 @@ def test_what_the_backend_itself_refuses_is_told(
 
 
 @pytest.mark.parametrize("status", [429, 502])
-def test_a_failure_that_may_pass_is_tried_again_with_the_same_key(
+def test_a_failure_that_may_pass_is_told_and_not_tried_again_by_itself(
     backend: BackendProcess, notifier: WebhookNotifier, status: int
 ) -> None:
-    backend.misbehave(answer(status), answer(status))
+    backend.misbehave(answer(status))
+    with pytest.raises(NotifierUnavailable, match=str(status)) as caught:
+        complete(notifier)
+    assert caught.value.retry_after is None
     complete(notifier)
-    assert [call.answer for call in backend.calls] == [status, status, 200]
+    assert [call.answer for call in backend.calls] == [status, 200]
     assert {call.idempotency_key for call in backend.calls} == {KEY}
     assert len(backend.final) == 1
 
 
-def test_pauses_double_up_to_the_longest_and_the_tries_are_counted(
-    backend: BackendProcess, clock: NotingClock
+def test_the_wish_for_patience_is_passed_on_in_seconds_and_as_a_date(
+    backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock
 ) -> None:
-    backend.misbehave(*[answer(500)] * 10)
-    options = {"tries": 6, "first_pause": 1.0, "longest_pause": 5.0}
-    notifier = notifier_for(backend.url, backend.token, clock, **options)
-    with pytest.raises(NotifierUnavailable, match="500") as caught:
-        complete(notifier)
-    notifier.close()
-    assert clock.pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
-    assert len(backend.calls) == 6
-    assert caught.value.retry_after is None
-
-
-def test_chance_shortens_a_pause_by_up_to_a_half(
-    backend: BackendProcess, clock: NotingClock
-) -> None:
-    backend.misbehave(*[answer(500)] * 2)
-    options = WebhookOptions(
-        base_url=backend.url, token=backend.token, user_agent="x", first_pause=8.0
-    )
-    chances = iter([0.0, 0.5])
-    notifier = WebhookNotifier(options, BODIES, clock, random=lambda: next(chances))
-    complete(notifier)
-    notifier.close()
-    assert clock.pauses == [4.0, 15.0 * 0.75]
-
-
-def test_retry_after_is_waited_for_in_seconds_and_as_a_date(
-    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock
-) -> None:
-    date = format_datetime(clock.now() + timedelta(seconds=3 + 9), usegmt=True)
-    backend.misbehave(answer(429, retry_after="3"), answer(503, retry_after=date))
-    complete(notifier)
-    assert clock.pauses == [3.0, 9.0]
-
-
-def test_a_short_retry_after_does_not_shorten_the_pause(
-    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock
-) -> None:
-    backend.misbehave(answer(429, retry_after="0"), answer(429, retry_after="soon"))
-    complete(notifier)
-    assert clock.pauses == [1.0, 2.0]
-
-
-def test_a_long_retry_after_is_left_to_a_later_delivery(
-    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock
-) -> None:
-    backend.misbehave(answer(503, retry_after="600"))
-    with pytest.raises(NotifierUnavailable) as caught:
-        complete(notifier)
-    assert caught.value.retry_after == 600.0
-    assert (len(backend.calls), clock.pauses) == (1, [])
-
-
-def test_when_the_tries_are_used_up_the_last_wish_for_patience_is_passed_on(
-    backend: BackendProcess, notifier: WebhookNotifier
-) -> None:
-    backend.misbehave(*[answer(429, retry_after="5")] * 4)
-    with pytest.raises(NotifierUnavailable) as caught:
-        complete(notifier)
-    assert caught.value.retry_after == 5.0
-    assert len(backend.calls) == 4
+    date = format_datetime(clock.now() + timedelta(seconds=9), usegmt=True)
+    wishes = {"3": 3.0, date: 9.0, "soon": None, "600": 600.0}
+    backend.misbehave(*(answer(503, retry_after=wish) for wish in wishes))
+    for seconds in wishes.values():
+        with pytest.raises(NotifierUnavailable) as caught:
+            complete(notifier)
+        assert caught.value.retry_after == seconds
 
 
 @pytest.mark.parametrize("fault", [Fault("reset_before"), Fault("hang")])
-def test_a_call_that_was_not_taken_is_repeated_until_it_is(
+def test_a_call_that_was_not_taken_can_be_repeated(
     backend: BackendProcess, hasty: WebhookNotifier, fault: Fault
 ) -> None:
     backend.misbehave(fault)
-    complete(hasty)
+    fail_and_complete(hasty)
     assert [call.taken for call in backend.calls] == [False, True]
     assert backend.repeats == {}
 
 
 @pytest.mark.parametrize("do", ["reset_after", "hang_after", "drip_status"])
-def test_a_call_whose_answer_is_lost_is_repeated_with_the_same_key(
+def test_a_call_whose_answer_is_lost_has_the_same_key_again(
     backend: BackendProcess, hasty: WebhookNotifier, do: str
 ) -> None:
     backend.misbehave(Fault(do))
-    complete(hasty)
+    fail_and_complete(hasty)
     assert [call.idempotency_key for call in backend.final] == [KEY, KEY]
     assert backend.repeats == {KEY: 1}
 
@@ -274,12 +218,12 @@ def test_a_success_whose_rest_breaks_off_is_not_repeated(
 
 @pytest.mark.parametrize("body", [{"success": False, "error": "no"}, "x" * 500_000])
 def test_a_success_with_an_odd_body_is_refused_and_never_repeated(
-    backend: BackendProcess, notifier: WebhookNotifier, clock: NotingClock, body: Any
+    backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock, body: Any
 ) -> None:
     backend.misbehave(answer(200, body=body))
     with pytest.raises(NotifierRefused, match="answers 200"):
         complete(notifier)
-    assert (len(backend.calls), clock.pauses) == (1, [])
+    assert len(backend.calls) == 1
 
 
 @pytest.mark.parametrize("do", ["hang", "drip_status", "drip_headers", "drip_body"])
@@ -310,25 +254,24 @@ def test_progress_returns_in_time_at_whatever_pace_the_backend_answers(
 def test_progress_is_tried_once(
     backend: BackendProcess,
     notifier: WebhookNotifier,
-    clock: NotingClock,
+    clock: ManualClock,
     fault: Fault,
     error: type[Exception],
 ) -> None:
     backend.misbehave(fault)
     with pytest.raises(error):
         notifier.progress(7, PROGRESS)
-    assert (len(backend.calls), clock.pauses) == (1, [])
+    assert len(backend.calls) == 1
 
 
-def test_a_backend_that_is_away_is_called_again_and_then_unavailable(clock: NotingClock) -> None:
+def test_a_backend_that_is_away_is_unavailable(clock: ManualClock) -> None:
     (port,) = free_ports(1)
-    notifier = notifier_for(f"http://127.0.0.1:{port}", "t" * 32, clock, tries=3)
+    notifier = notifier_for(f"http://127.0.0.1:{port}", "t" * 32, clock)
     with pytest.raises(NotifierUnavailable, match="not sent: Connection refused"):
         complete(notifier)
-    assert len(clock.pauses) == 2
 
 
-def test_a_backend_that_comes_back_gets_the_call(clock: NotingClock) -> None:
+def test_a_backend_that_comes_back_gets_the_call(clock: ManualClock) -> None:
     with BackendProcess() as first:
         notifier = notifier_for(first.url, first.token, clock)
         notifier.progress(7, PROGRESS)
@@ -431,7 +374,7 @@ def test_proxies_and_netrc_of_the_environment_are_not_used(
 
 def test_cookies_are_not_kept(backend: BackendProcess, notifier: WebhookNotifier) -> None:
     backend.misbehave(Fault("answer", 500, {"Set-Cookie": "session=1; Path=/"}))
-    complete(notifier)
+    fail_and_complete(notifier)
     assert all("cookie" not in call.headers for call in backend.calls)
 
 
@@ -468,7 +411,7 @@ def test_a_slow_answer_over_tls_ends_in_time_too(secured: tuple[BackendProcess, 
 
 
 def test_a_certificate_that_is_not_trusted_gets_no_token(
-    secured: tuple[BackendProcess, Path], clock: NotingClock
+    secured: tuple[BackendProcess, Path], clock: ManualClock
 ) -> None:
     backend, _ = secured
     backend.forget()
@@ -483,7 +426,7 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
     backend: BackendProcess,
     notifier: WebhookNotifier,
     elsewhere: Elsewhere,
-    clock: NotingClock,
+    clock: ManualClock,
 ) -> None:
     def problem(url: str, token: str = backend.token) -> str:
         with pytest.raises((NotifierUnavailable, NotifierRefused)) as caught:
@@ -522,7 +465,7 @@ def build():
         except Exception as error:
             print(repr(error), error)
     return WebhookOptions(
-        base_url=url, token=token, user_agent="style-trainer/1.2.3", first_pause=0.01,
+        base_url=url, token=token, user_agent="style-trainer/1.2.3",
         connect_timeout=0.3, read_timeout=0.3, progress_timeout=0.3,
     )
 
@@ -588,8 +531,11 @@ def test_the_token_is_in_nothing_that_a_failing_run_prints(
 def test_the_log_of_a_process_has_no_token(
     backend: BackendProcess, notifier: WebhookNotifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend.misbehave(answer(500, body=backend.token), Fault("reset_after"))
+    backend.misbehave(answer(500, body=backend.token), Fault("reset_after"), Fault("cut"))
     with caplog.at_level(logging.DEBUG):
+        for _ in range(2):
+            with pytest.raises(NotifierUnavailable):
+                complete(notifier)
         complete(notifier)
-    assert "try 1 of 4 failed" in caplog.text
+    assert "the answer broke off" in caplog.text
     assert backend.token not in caplog.text
