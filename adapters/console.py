@@ -23,6 +23,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
+    SeatAwaited,
     TrainingBegan,
     TrainingFinished,
     TrainingMetric,
@@ -156,6 +157,8 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.INFO, f"attempt {attempt} starts"
         case JobStarted(attempt=attempt, resumed_from=CheckpointRef(epoch=epoch, step=step)):
             return logging.INFO, f"attempt {attempt} resumes from epoch {epoch}, step {step}"
+        case SeatAwaited():
+            return logging.INFO, "waiting for a seat: the device trains other styles"
         case TrainingBegan():
             return logging.INFO, _undertaking(event)
         case ProgressMade():

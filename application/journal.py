@@ -96,6 +96,7 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
         state=JobState(values["state"]),
         attempt=values["attempt"],
         setbacks=values["setbacks"],
+        waits=values.get("waits", False),
         parameters=optional("parameters", _parameters),
         progress=optional("progress", lambda v: Progress(**_known(Progress, v))),
         checkpoint=optional(

@@ -259,6 +259,10 @@ class CheckpointRejected(Exception):
     """The checkpoint is damaged or belongs to another run; the text says in what."""
 
 
+class TrainerBroken(Exception):
+    """The device answers no more: this process can train nothing, another may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """All that determines a style. Equal plans on equal hardware give equal weights."""

@@ -30,6 +30,9 @@ class Rules:
     """Seconds between two looks for a request to cancel."""
     most_setbacks: int = 5
     """Crashes and unexplained failures without a checkpoint in between, before giving up."""
+    setbacks_in_company: int = 2
+    """Of a job that trains beside others; from then on it trains alone, so that a crash is its own
+    doing and no other job's."""
     most_retries: int = 20
     """Of a message whose handling meets a defect of ours, before it goes to the dead letters."""
     fetch_concurrency: int = 8

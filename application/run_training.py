@@ -31,6 +31,7 @@ from application.ports import (
     Reporter,
     StyleReport,
     Trainer,
+    TrainerBroken,
     TrainingPlan,
     TrainingSession,
     Unavailable,
@@ -111,7 +112,8 @@ class RunTraining:
     ) -> Settlement | None:
         """Bring the job to its outcome, weights or failure; or put it down and say how."""
         if entry.job.state in ACTIVE:
-            entry.apply(entry.job.interrupt("its worker was lost", setback=True))
+            setback = not entry.job.waits
+            entry.apply(entry.job.interrupt("its worker was lost", setback=setback))
         try:
             self._produce(task, entry, lease, stop)
         except TrainingFailed as error:
@@ -131,6 +133,9 @@ class RunTraining:
             raise
         except LeaseLost:
             raise
+        except TrainerBroken as error:
+            self._put_down(entry, str(error), setback=True)
+            return RetryLater(backoff(entry.job.setbacks), str(error), broken=True)
         except Exception as error:
             log.exception("task %s met a defect and is put down", task.task_id)
             reason = f"{type(error).__name__}: {error}"
@@ -158,8 +163,10 @@ class RunTraining:
             parameters=parameters,
             created_at=task.created_at,
         )
+        alone = entry.job.setbacks >= self.rules.setbacks_in_company
+        kind = None if alone else self.trainer.kind(parameters)
         with (
-            self.seats.taken(self.trainer.kind(parameters), stop),
+            self.seats.taken(kind, stop, lambda: entry.apply(entry.job.await_seat())),
             self._session(plan, entry) as session,
         ):
             driver = Driver(

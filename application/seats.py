@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 from application.patience import ATTENTION
 from application.stop import StopSignal
-
-log = logging.getLogger(__name__)
 
 
 class Seats:
@@ -29,16 +26,19 @@ class Seats:
         self._line: list[object] = []
 
     @contextmanager
-    def taken(self, kind: Hashable | None, stop: StopSignal) -> Iterator[None]:
+    def taken(
+        self, kind: Hashable | None, stop: StopSignal, waiting: Callable[[], None]
+    ) -> Iterator[None]:
         """A seat, as soon as there is one for a run of this kind; given up on leaving.
 
         Args:
             kind: ``Trainer.kind``; a run of kind None trains alone.
+            waiting: called once where no seat is free at once.
 
         Raises:
             Stopped: a stop was asked for before there was a seat.
         """
-        self._wait(kind, stop)
+        self._wait(kind, stop, waiting)
         try:
             yield
         finally:
@@ -46,18 +46,21 @@ class Seats:
                 self._taken.remove(kind)
                 self._changed.notify_all()
 
-    def _wait(self, kind: Hashable | None, stop: StopSignal) -> None:
+    def _wait(self, kind: Hashable | None, stop: StopSignal, waiting: Callable[[], None]) -> None:
         ticket = object()
         with self._changed:
             self._line.append(ticket)
-            try:
-                if not self._free_for(kind, ticket):
-                    log.info("waiting for a seat: the device trains other styles")
+            at_once = self._free_for(kind, ticket)
+        try:
+            if not at_once:
+                waiting()
+            with self._changed:
                 while not self._free_for(kind, ticket):
                     stop.check()
                     self._changed.wait(ATTENTION)
                 self._taken.append(kind)
-            finally:
+        finally:
+            with self._changed:
                 self._line.remove(ticket)
                 self._changed.notify_all()
 

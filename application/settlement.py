@@ -26,6 +26,8 @@ class RetryLater:
 
     delay: float
     reason: str
+    broken: bool = False
+    """This worker can train nothing more, and ends."""
 
 
 @dataclass(frozen=True)

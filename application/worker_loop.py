@@ -15,6 +15,7 @@ from application.ports import (
     Queue,
     QueueUnavailable,
     TaskParser,
+    TrainerBroken,
 )
 from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
 from application.stop import StopSignal
@@ -40,7 +41,12 @@ class WorkerLoop:
     watch: Watcher = field(default_factory=Watchers)
 
     def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
-        """Work until ``stop``, or until the queue has nothing for us."""
+        """Work until ``stop``, or until the queue has nothing for us.
+
+        Raises:
+            TrainerBroken: by the trainer, once the message is back on the queue. Whoever cannot
+                train is always free for the next task, and would spoil all there are.
+        """
         away = False
         while stop.reason is None:
             try:
@@ -59,6 +65,8 @@ class WorkerLoop:
                 task, settlement = self._deal_with(delivery, stop)
                 self._settle(delivery, settlement)
                 self.watch.put_down(task, settlement)
+                if isinstance(settlement, RetryLater) and settlement.broken:
+                    raise TrainerBroken(settlement.reason)
             elif until_empty:
                 return
 

@@ -58,6 +58,11 @@ class JobStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeatAwaited(Event):
+    """The pictures are checked; other styles have the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingBegan(Event):
     """The pictures are checked and the first step is about to run."""
 

@@ -27,6 +27,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
+    SeatAwaited,
     TrainingBegan,
     TrainingFinished,
     TrainingMetric,
@@ -91,6 +92,8 @@ class TrainingJob:
     """How often a worker has taken the job up."""
     setbacks: int = 0
     """Crashes and retryable failures since the last checkpoint: what bounds a poisonous job."""
+    waits: bool = False
+    """Prepared, and waiting for a seat: if the worker dies now, this job has not killed it."""
     parameters: TrainingParameters | None = None
     """Settled when training first begins, and kept over every resume."""
     progress: Progress | None = None
@@ -121,12 +124,17 @@ class TrainingJob:
         job = replace(self, state=JobState.PREPARING, attempt=self.attempt + 1, metric=None)
         return job, JobStarted(**self._ids(), attempt=job.attempt, resumed_from=self.checkpoint)
 
+    def await_seat(self) -> Change:
+        """The pictures are good; other jobs have the device."""
+        self._allow("let wait", JobState.PREPARING)
+        return replace(self, waits=True), SeatAwaited(**self._ids())
+
     def begin_training(self, parameters: TrainingParameters, picture_count: int) -> Change:
         """The pictures are good; the parameters are settled."""
         self._allow("begin training", JobState.PREPARING)
         if self.parameters is not None and parameters != self.parameters:
             raise InvalidTransition(self.state, "change the parameters of")
-        job = replace(self, state=JobState.TRAINING, parameters=parameters)
+        job = replace(self, state=JobState.TRAINING, waits=False, parameters=parameters)
         return job, TrainingBegan(
             **self._ids(), parameters=parameters, picture_count=picture_count
         )
@@ -193,7 +201,7 @@ class TrainingJob:
         """The job is put down. ``setback`` says that this was not an orderly hand-over."""
         self._allow("interrupt", *ACTIVE)
         setbacks = self.setbacks + setback
-        job = replace(self, state=JobState.INTERRUPTED, setbacks=setbacks)
+        job = replace(self, state=JobState.INTERRUPTED, waits=False, setbacks=setbacks)
         return job, JobInterrupted(**self._ids(), reason=reason, setbacks=setbacks)
 
     def _allow(self, action: str, *states: JobState) -> None:

@@ -31,7 +31,7 @@ _WRONG_INPUT = {
 }
 """Errors that whoever gave the command can mend, by the module that has them. By name, since a
 module that nobody has imported cannot have raised its error, and some are slow to import."""
-_OUT_OF_REACH = {"application.ports": ("Unavailable", "BlobDenied")}
+_OUT_OF_REACH = {"application.ports": ("Unavailable", "BlobDenied", "TrainerBroken")}
 """Errors of the world outside."""
 
 

@@ -23,6 +23,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
+    SeatAwaited,
     TrainingBegan,
     TrainingFinished,
     TrainingMetric,
@@ -100,6 +101,7 @@ OTHERS = [
     AnnouncementBegun(task_id=TASK, style_id=7, call=1),
     JobCompleted(task_id=TASK, style_id=7, artifact=ARTIFACT),
     JobFailed(task_id=TASK, style_id=7, failure=FAILURE),
+    SeatAwaited(task_id=TASK, style_id=7),
 ]
 EVERY_EVENT = [started(), started(CHECKPOINT), began(), made(10), FINISHED, GIVEN_UP, INTERRUPTED]
 EVERY_EVENT += OTHERS
@@ -312,6 +314,7 @@ def test_every_event_is_one_line_with_its_job(
         (started(CHECKPOINT), logging.INFO, "attempt 2 resumes from epoch 20, step 200"),
         (began(), logging.INFO, "training on 10 pictures for 50 epochs"),
         (made(10), logging.DEBUG, "epoch 1/50 (2 %), loss 0.1250"),
+        (OTHERS[-1], logging.INFO, "waiting for a seat"),
         (SAVED, logging.INFO, "checkpoint of epoch 20, step 200 saved"),
         (GIVEN_UP, logging.WARNING, "GPU_OOM: The card is too small"),
         (INTERRUPTED, logging.WARNING, "its worker shut down"),

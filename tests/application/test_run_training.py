@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +18,10 @@ from application.ports import (
     EpochRecord,
     NotifierRefused,
     NotifierUnavailable,
+    TrainerBroken,
     TrainingSession,
 )
+from application.seats import Seats
 from application.settlement import DeadLetter, Done, HandBack, RetryLater
 from application.stop import StopReason, StopSignal
 from domain.events import CheckpointSaved, JobStarted, ProgressMade
@@ -499,6 +503,60 @@ def test_a_job_that_keeps_crashing_is_given_up(world: World) -> None:
     (call,) = world.notifier.final
     assert isinstance(call.payload, Failure)
     assert call.payload.code is FailureCode.TRAINING_FAILED
+
+
+def test_a_job_that_waits_for_a_seat_has_no_part_in_its_workers_crashes(world: World) -> None:
+    """Else the one whose training kills the worker would take the others with it."""
+
+    class Full(Seats):
+        @contextmanager
+        def taken(self, kind: Any, stop: StopSignal, waiting: Any) -> Iterator[None]:
+            waiting()
+            raise Crash
+            yield
+
+    for _ in range(RULES.most_setbacks + 1):
+        with pytest.raises(Crash):
+            world.worker(seats=Full())(a_task(), StopSignal())
+        world.clock.advance(3 * RULES.lease.seconds)
+    assert world.job().waits
+    assert world.job().setbacks == 0
+    assert world.until_settled(a_task()) == Done()
+    assert world.job().state is JobState.COMPLETED
+
+
+def test_a_job_that_has_broken_off_among_others_trains_alone(world: World) -> None:
+    kinds: list[Any] = []
+
+    class Noting(Seats):
+        def taken(self, kind: Any, stop: StopSignal, waiting: Any) -> Any:
+            kinds.append(kind)
+            return super().taken(kind, stop, waiting)
+
+    class Crashing(Watched):
+        def kind(self, _parameters: Any) -> str:
+            return "rank 8"
+
+    def crash() -> None:
+        raise Crash
+
+    for _ in range(RULES.setbacks_in_company + 1):
+        trainer = Crashing(world, 2, crash)
+        with pytest.raises(Crash):
+            world.worker(trainer=trainer, seats=Noting(8))(a_task(), StopSignal())
+        world.clock.advance(3 * RULES.lease.seconds)
+    assert kinds == ["rank 8"] * RULES.setbacks_in_company + [None]
+
+
+def test_a_device_that_answers_no_more_costs_one_job_one_setback(world: World) -> None:
+    def break_down() -> None:
+        raise TrainerBroken("CUDA error: an illegal memory access was encountered")
+
+    outcome = world.worker(trainer=Watched(world, 12, break_down))(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.broken
+    assert (world.job().state, world.job().setbacks) == (JobState.INTERRUPTED, 1)
+    assert world.until_settled(a_task()) == Done()
 
 
 def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) -> None:

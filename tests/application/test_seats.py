@@ -21,6 +21,7 @@ class Runs:
     def __init__(self, seats: Seats) -> None:
         self.seats = seats
         self.seated: list[str] = []
+        self.waited: list[str] = []
         self.leave: dict[str, threading.Event] = {}
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
@@ -37,7 +38,7 @@ class Runs:
 
     def _run(self, name: str, kind: Hashable | None, stop: StopSignal) -> None:
         try:
-            with self.seats.taken(kind, stop):
+            with self.seats.taken(kind, stop, lambda: self.waited.append(name)):
                 with self._changed:
                     self.seated.append(name)
                     self._changed.notify_all()
@@ -78,6 +79,7 @@ def test_runs_of_one_kind_sit_together_as_many_as_there_are_seats() -> None:
         train.expect("a", "b")
         train.leave["a"].set()
         train.expect("a", "b", "c")
+        assert train.waited == ["c"]
 
 
 @pytest.mark.parametrize("kinds", [("rank 8", "rank 4"), (None, None), ("rank 8", None)])
@@ -121,7 +123,23 @@ def test_who_is_asked_to_stop_leaves_the_line() -> None:
 
 def test_a_run_that_breaks_off_gives_its_seat_up() -> None:
     seats = Seats(1)
-    with pytest.raises(KeyError), seats.taken(None, StopSignal()):
+
+    def wait() -> None:
+        raise AssertionError("there is a seat")
+
+    with pytest.raises(KeyError), seats.taken(None, StopSignal(), wait):
         raise KeyError
-    with seats.taken(None, StopSignal()):
+    with seats.taken(None, StopSignal(), wait):
         pass
+
+
+def test_who_cannot_say_that_it_waits_leaves_the_line() -> None:
+    seats = Seats(1)
+
+    def wait() -> None:
+        raise OSError("the store is away")
+
+    with seats.taken(None, StopSignal(), lambda: None):
+        with pytest.raises(OSError, match="away"), seats.taken(None, StopSignal(), wait):
+            pass
+        assert len(seats._line) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,13 @@ from adapters.memory import MemoryQueue
 from adapters.wire.task import TaskReader, encode_task
 from application.journal import Journal
 from application.listen import Watcher, Watchers
-from application.ports import Delivery, DeliveryLost, NotifierUnavailable, QueueUnavailable
+from application.ports import (
+    Delivery,
+    DeliveryLost,
+    NotifierUnavailable,
+    QueueUnavailable,
+    TrainerBroken,
+)
 from application.refuse_task import RefuseTask
 from application.settlement import DeadLetter, Done, Settlement
 from application.stop import StopReason, StopSignal
@@ -229,3 +236,27 @@ def test_a_delivery_lost_in_mid_job_comes_again_and_is_only_acknowledged(
     assert losing.waiting == []
     assert world.trainer.opened == 1
     assert len(world.notifier.final) == 1
+
+
+def test_a_worker_whose_device_answers_no_more_ends_and_leaves_the_other_tasks_alone(
+    world: World, queue: MemoryQueue
+) -> None:
+    class Broken:
+        native_resolution = 512
+
+        def kind(self, _parameters: Any) -> None:
+            return None
+
+        def open(self, _plan: Any, _resume: Any) -> Any:
+            raise TrainerBroken("CUDA error: unspecified launch failure")
+
+    first = encode_task(a_task())
+    second = first.replace(TASK_ID.encode(), b"6" + TASK_ID[1:].encode())
+    queue.publish(first)
+    queue.publish(second)
+    loop = replace(loop_over(world, queue), run=world.worker(trainer=Broken()))
+    with pytest.raises(TrainerBroken, match="unspecified launch failure"):
+        loop(StopSignal())
+    assert queue.unsettled == []
+    assert sorted(queue.waiting) == sorted([first, second])
+    assert world.job().setbacks == 1

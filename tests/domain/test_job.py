@@ -50,6 +50,7 @@ def after(job: TrainingJob, *names: str) -> TrainingJob:
 
 TRANSITIONS: dict[str, Any] = {
     "start": lambda job: job.start(),
+    "await_seat": lambda job: job.await_seat(),
     "begin_training": lambda job: job.begin_training(PARAMETERS, 12),
     "advance": lambda job: job.advance(Progress(1, 10, 10, 100), epoch_finished=True),
     "save_checkpoint": lambda job: job.save_checkpoint(checkpoint(10)),
@@ -79,6 +80,7 @@ REACHED[JobState.CANCELLED] = after(
 
 ALLOWED: dict[str, set[JobState]] = {
     "start": {JobState.QUEUED, JobState.INTERRUPTED},
+    "await_seat": {JobState.PREPARING},
     "begin_training": {JobState.PREPARING},
     "advance": {JobState.TRAINING},
     "save_checkpoint": {JobState.TRAINING},
@@ -110,6 +112,14 @@ def test_each_transition_is_allowed_in_its_states_and_raises_in_all_others(
     else:
         with pytest.raises(InvalidTransition, match=str(state)):
             TRANSITIONS[name](job)
+
+
+@pytest.mark.parametrize("way", [("begin_training",), ("interrupt",), ("interrupt", "start")])
+def test_a_job_waits_for_its_seat_until_something_else_happens(way: tuple[str, ...]) -> None:
+    waiting = after(new_job(), "start", "await_seat")
+    assert waiting.waits
+    assert waiting.state is JobState.PREPARING
+    assert not after(waiting, *way).waits
 
 
 def test_the_whole_way_gives_a_completed_job_and_its_events() -> None:
