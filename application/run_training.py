@@ -38,7 +38,14 @@ from application.ports import (
 )
 from application.rules import Rules
 from application.seats import Seats
-from application.settlement import Done, HandBack, RetryLater, Settlement, settlement_after
+from application.settlement import (
+    DeadLetter,
+    Done,
+    HandBack,
+    RetryLater,
+    Settlement,
+    settlement_after,
+)
 from application.stop import Stopped, StopReason, StopSignal
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode, TrainingFailed
@@ -128,9 +135,12 @@ class RunTraining:
                 entry.apply(entry.job.interrupt("its worker shut down", setback=False))
                 return HandBack()
             entry.apply(entry.job.give_up(CANCELLED))
-        except (Unavailable, BlobDenied) as error:
+        except Unavailable as error:
             self._put_down(entry, str(error), setback=False)
             raise
+        except BlobDenied as error:
+            self._put_down(entry, str(error), setback=False)
+            return DeadLetter(str(error))
         except LeaseLost:
             raise
         except TrainerBroken as error:

@@ -68,7 +68,10 @@ def settlement_after(
                 return HandBack()
             return RetryLater(backoff(retries, error.retry_after), str(error))
         case BlobDenied():
-            return DeadLetter(str(error))
+            # To the journals themselves: the same for every task, which it must not bury.
+            if retries >= rules.most_retries:
+                return DeadLetter(str(error))
+            return RetryLater(backoff(retries), str(error))
     log.error("%s met a defect", about, exc_info=error)
     reason = f"{type(error).__name__}: {error}"
     if retries >= rules.most_retries:

@@ -639,6 +639,22 @@ def test_denied_pictures_are_the_operators_matter_not_the_artists(world: World) 
     assert world.job().state is JobState.INTERRUPTED
 
 
+def test_a_bucket_of_journals_that_is_denied_buries_no_task(world: World) -> None:
+    class Denying:
+        def __getattr__(self, name: str) -> Any:
+            def deny(*_arguments: Any, **_options: Any) -> Any:
+                raise BlobDenied("403 for models: let the worker write it")
+
+            return deny
+
+    outcome = world.worker(blobs=Denying())(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert "403 for models" in outcome.reason
+    outcome = world.worker(blobs=Denying())(a_task(), StopSignal(), RULES.most_retries)
+    assert isinstance(outcome, DeadLetter)
+    assert world.until_settled(a_task()) == Done()
+
+
 def test_one_denied_picture_is_left_out(world: World) -> None:
     class Denying:
         def __getattr__(self, name: str) -> Any:
