@@ -112,7 +112,8 @@ class TrainingParameters:
     """Scale by ``alpha / sqrt(rank)`` (rsLoRA, arXiv 2312.03732), for high ranks."""
     use_dora: bool = False
     """Train each layer's magnitudes beside its direction (DoRA, arXiv 2402.09353). The file is
-    then in diffusers' form, and AUTOMATIC1111 cannot read it."""
+    then in diffusers' form, which neither AUTOMATIC1111 nor ComfyUI reads; for ComfyUI convert it
+    with ``--export kohya``."""
     seed: int = 0
     """Seed of order, noise, timesteps and initial weights, 0 to 2**32 - 1."""
     trigger_word: str | None = None

@@ -1,8 +1,8 @@
 """The finished style as one ``.safetensors`` file that every program reads.
 
 Keys are kohya's: diffusers, AUTOMATIC1111 and ComfyUI all load this form, and no other is common
-to them (docs/format.md). DoRA alone is in diffusers' form, because diffusers drops its magnitudes
-from kohya's and AUTOMATIC1111 normalises along another axis. Matrices are float16, as those
+to them (docs/format.md). DoRA alone is in diffusers' form, which only diffusers reads, because
+diffusers drops its magnitudes from kohya's and AUTOMATIC1111 normalises along another axis. Matrices are float16, as those
 programs run the model in it: half the size, the same pictures. Metadata is kohya's ``ss_*`` and
 Stability's ``modelspec.*`` (ModelSpec 1.0.0).
 """

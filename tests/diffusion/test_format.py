@@ -250,6 +250,21 @@ def test_of_dora_each_program_makes_what_the_documentation_says(
     assert (a1111_decomposed(total, magnitudes) - trained).norm() > size
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_diffusers_form_is_fragments_to_comfyui_and_nothing_to_automatic1111(
+    base: BaseModel, styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path, name: str
+) -> None:
+    path = styles[name][0]  # DoRA's is stored in it
+    if name != "dora":
+        (path,) = write_form(*read_style(path), Form.DIFFUSERS, tmp_path, "style")
+    tensors, _ = read_file(path.read_bytes())
+    layers = {key.rpartition(".lora_")[0] for key in tensors}
+    found = layers & comfy_names(ldm_names(base.unet), layers=0).keys()
+    assert found == {layer for layer in layers if ".to_" not in layer}
+    assert found < layers
+    assert {a1111_module(key.partition(".")[0]) for key in tensors} == {"unet"}
+
+
 # --- AUTOMATIC1111 -----------------------------------------------------------------------
 
 
