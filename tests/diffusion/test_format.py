@@ -313,7 +313,7 @@ def test_comfyui_knows_every_key_of_the_full_size(full_size: UNet2DConditionMode
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_automatic1111_shows_the_styles_name_version_tags_and_sizes(
+def test_automatic1111_shows_the_styles_name_version_tags_sizes_and_pictures(
     styles: dict[str, tuple[Path, torch.Tensor]], name: str
 ) -> None:
     data = styles[name][0].read_bytes()
@@ -324,6 +324,7 @@ def test_automatic1111_shows_the_styles_name_version_tags_and_sizes(
     assert tags["inkwash"] == 2
     buckets = metadata["ss_bucket_info"]["buckets"].values()
     assert [(b["resolution"], int(b["count"])) for b in buckets] == [([64, 64], 2)]
+    assert metadata["ss_dataset_dirs"] == {"style_7": {"n_repeats": 1, "img_count": 2}}
     # It shows this hash, or takes one over the same bytes.
     end = 8 + int.from_bytes(data[:8], "little")
     assert metadata["sshs_model_hash"] == hashlib.sha256(data[end:]).hexdigest()
