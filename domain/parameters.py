@@ -94,8 +94,10 @@ class TrainingParameters:
     """Put adapters on the text encoder, too: the style learns what its words mean. Captions are
     then encoded at every step, which costs time and memory."""
     text_encoder_lr: float | None = None
-    """Peak learning rate of the text encoder's adapters, where they are trained; the name is
-    kohya's, who advises half the denoiser's. None means equal to ``learning_rate``."""
+    """Peak learning rate of the text encoder's adapters; without ``train_text_encoder`` it has no
+    effect. The name is kohya's, who advises a smaller one than the denoiser's: a tenth to a half.
+    With prodigy it is a factor as ``learning_rate`` is, 0.1 to 0.5 beside its 1. None means equal
+    to ``learning_rate``."""
     batch_size: int = 1
     """Pictures per step, 1 to 64."""
     rank: int = 8
@@ -112,7 +114,8 @@ class TrainingParameters:
     """Scale by ``alpha / sqrt(rank)`` (rsLoRA, arXiv 2312.03732), for high ranks."""
     use_dora: bool = False
     """Train each layer's magnitudes beside its direction (DoRA, arXiv 2402.09353). The file is
-    then in diffusers' form, and AUTOMATIC1111 cannot read it."""
+    then in diffusers' form, which neither AUTOMATIC1111 nor ComfyUI reads; for ComfyUI convert it
+    with ``--export kohya``."""
     seed: int = 0
     """Seed of order, noise, timesteps and initial weights, 0 to 2**32 - 1."""
     trigger_word: str | None = None

@@ -31,7 +31,11 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--lora-dropout", "share of an adapter's inputs left out (default: 0)", type=float)
     add("--use-rslora", "scale by alpha / sqrt(rank), for high ranks", action="store_true")
-    add("--use-dora", "train magnitudes too; not for AUTOMATIC1111", action="store_true")
+    add(
+        "--use-dora",
+        "train magnitudes too; only diffusers reads the file as it is",
+        action="store_true",
+    )
     add("--resolution", "pixel budget per picture is its square (default: the base's)", type=int)
     add("--seed", "seed of everything random (default: 0)", type=int)
     add("--trigger-word", "word put before every caption", metavar="WORD")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_style(path: Path) -> tuple[Style, dict[str, str]]:
             found = f"has no {DIFFUSERS_NAME} or {_PEFT_CONFIG}" if path.exists() else "is no file"
             raise StyleFileInvalid(found)
         return _read_peft(present)
-    except (StyleFileInvalid, TensorFileDamaged, ValueError, OSError) as error:
+    except (StyleFileInvalid, TensorFileDamaged, ValueError, OSError, re.error) as error:
         remedy = "give a LoRA of Stable Diffusion 1.5: a .safetensors file, or PEFT's folder"
         raise StyleFileInvalid(f"{path}: {error}; {remedy}") from error
 

@@ -1,10 +1,10 @@
 """The finished style as one ``.safetensors`` file that every program reads.
 
 Keys are kohya's: diffusers, AUTOMATIC1111 and ComfyUI all load this form, and no other is common
-to them (docs/format.md). DoRA alone is in diffusers' form, because diffusers drops its magnitudes
-from kohya's and AUTOMATIC1111 normalises along another axis. Matrices are float16, as those
-programs run the model in it: half the size, the same pictures. Metadata is kohya's ``ss_*`` and
-Stability's ``modelspec.*`` (ModelSpec 1.0.0).
+to them (docs/format.md). DoRA alone is in diffusers' form, which only diffusers reads, because
+it drops the magnitudes from kohya's, and AUTOMATIC1111 normalises along another axis. Matrices are
+float16, as those programs run the model in it: half the size, the same pictures. Metadata is
+kohya's ``ss_*`` and Stability's ``modelspec.*`` (ModelSpec 1.0.1).
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class RunFacts:
     steps: int
     steps_per_epoch: int
     """Steps done, and steps in a whole epoch."""
+
+    @property
+    def picture_count(self) -> int:
+        """How many were trained on."""
+        return sum(self.bucket_sizes.values())
 
 
 def encode_style(adapters: Adapters, plan: TrainingPlan, facts: RunFacts) -> bytes:
@@ -87,7 +92,6 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_network_module": "networks.lora",
         "ss_network_dim": parameters.rank,
         "ss_network_alpha": alpha,
-        "ss_network_dropout": parameters.lora_dropout or None,
         "ss_network_args": json.dumps(_network_arguments(parameters)),
         "ss_base_model_version": "sd_v1_v" if velocity else "sd_v1",
         "ss_sd_model_name": facts.base_name,
@@ -103,8 +107,8 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_epoch": facts.steps // facts.steps_per_epoch,
         "ss_steps": facts.steps,
         "ss_max_train_steps": parameters.epochs * facts.steps_per_epoch,
-        "ss_num_train_images": sum(facts.bucket_sizes.values()),
-        "ss_num_validation_images": len(plan.pictures) - sum(facts.bucket_sizes.values()),
+        "ss_num_train_images": facts.picture_count,
+        "ss_num_validation_images": len(plan.pictures) - facts.picture_count,
         "ss_num_reg_images": 0,
         "ss_num_batches_per_epoch": facts.steps_per_epoch,
         "ss_batch_size_per_device": parameters.batch_size,
@@ -112,6 +116,7 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_resolution": f"({parameters.resolution}, {parameters.resolution})",
         "ss_enable_bucket": True,
         "ss_bucket_info": json.dumps({"buckets": buckets}),
+        "ss_dataset_dirs": json.dumps({title: {"n_repeats": 1, "img_count": facts.picture_count}}),
         "ss_tag_frequency": json.dumps({title: _tag_frequency(facts.captions)}),
         "ss_min_snr_gamma": parameters.snr_gamma,
         "ss_noise_offset": parameters.noise_offset or None,
@@ -128,9 +133,14 @@ def _text_rate(parameters: TrainingParameters) -> float | None:
 
 
 def _network_arguments(parameters: TrainingParameters) -> dict[str, str]:
-    """What is not kohya's default, by our own parameters' names."""
+    """What is not kohya's default, by our own parameters' names.
+
+    Its ``ss_network_dropout`` is no name for ``lora_dropout``: it drops what ``lora_down`` puts
+    out, and PEFT what goes in.
+    """
     values = {
         "lora_targets": str(parameters.lora_targets),
+        "lora_dropout": parameters.lora_dropout or None,
         "use_rslora": parameters.use_rslora or None,
         "use_dora": parameters.use_dora or None,
     }
@@ -138,12 +148,14 @@ def _network_arguments(parameters: TrainingParameters) -> dict[str, str]:
 
 
 def _modelspec(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
-    resolution = plan.parameters.resolution
+    """The keys that can be told: of an author the plan knows nothing."""
+    resolution, count = plan.parameters.resolution, facts.picture_count
     values = {
-        "sai_model_spec": "1.0.0",
+        "sai_model_spec": "1.0.1",
         "architecture": "stable-diffusion-v1/lora",
         "implementation": "diffusers",
         "title": f"style_{plan.style_id}",
+        "description": f"A style learnt from {count} pictures with {facts.base_name}.",
         "resolution": f"{resolution}x{resolution}",
         "prediction_type": "v" if facts.prediction_type == "v_prediction" else "epsilon",
     }
@@ -151,6 +163,9 @@ def _modelspec(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
         values["tags"] = ", ".join(plan.tags)
     if plan.parameters.trigger_word is not None:
         values["trigger_phrase"] = plan.parameters.trigger_word
+        values["usage_hint"] = f"Trigger word: {plan.parameters.trigger_word}"
+    # A run that was interrupted ends later than one that was not, and its file is the same: the
+    # only time that both know is the task's, and a task without one gives no date.
     if plan.created_at is not None:
         values["date"] = plan.created_at.isoformat()
     return {f"modelspec.{name}": value for name, value in values.items()}

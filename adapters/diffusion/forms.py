@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,7 +204,6 @@ def _from_matrices(
         if not found:
             raise StyleFileInvalid(f"{name} is no part of a LoRA")
         by_path.setdefault(path, {})[part] = tensor
-    patterns = config.get("alpha_pattern") or {}
     style = {}
     for found_path, parts in by_path.items():
         path = _bare(found_path)
@@ -212,11 +211,24 @@ def _from_matrices(
         down, up = _pair(layer, parts, "A.weight", "B.weight")
         magnitude = parts.pop("magnitude_vector", None)
         _nothing_left(layer, parts)
-        alpha = patterns.get(path, config.get("lora_alpha", down.shape[0]))
+        alpha = _alpha(config, (found_path, path), down.shape[0])
         if config.get("use_rslora"):
             alpha *= down.shape[0] ** 0.5
-        style[layer] = LayerWeights(down, up, float(alpha), magnitude)
+        style[layer] = LayerWeights(down, up, alpha, magnitude)
     return style
+
+
+def _alpha(config: Mapping[str, Any], names: Sequence[str], rank: int) -> float:
+    """The alpha of the layer that has these names: ``alpha_pattern``'s keys are the ends of
+    names, and regular expressions, of which the first that matches counts, as in PEFT.
+    """
+    if patterns := config.get("alpha_pattern"):
+        from peft.utils.other import get_pattern_key
+
+        for name in names:
+            if (key := get_pattern_key(patterns, name)) in patterns:
+                return float(patterns[key])
+    return float(config.get("lora_alpha", rank))
 
 
 def _bare(path: str) -> str:

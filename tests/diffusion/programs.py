@@ -29,10 +29,15 @@ def comfy_names(ldm_of: Mapping[str, str], layers: int) -> dict[str, str]:
         for name, ldm in ldm_of.items()
         if name.endswith(".weight")
     }
+    for name, ldm in ldm_of.items():
+        if name.endswith(".weight"):  # of diffusers' form, with the attention's keys of old
+            stem = name.removesuffix(".weight").replace(".to_", ".processor.to_")
+            names["unet." + stem.replace(".to_out.0", ".to_out")] = UNET + ldm
     for layer in range(layers):
         for part in CLIP_LAYERS:
-            stem = f"lora_te_text_model_encoder_layers_{layer}_{part.replace('.', '_')}"
-            names[stem] = f"{CLIP}text_model.encoder.layers.{layer}.{part}.weight"
+            path = f"text_model.encoder.layers.{layer}.{part}"
+            for stem in (f"lora_te_{path.replace('.', '_')}", f"text_encoder.{path}"):
+                names[stem] = f"{CLIP}{path}.weight"
     return names
 
 

@@ -88,14 +88,16 @@ def test_the_metadata_says_what_the_file_is_and_how_it_was_made(
         "ss_noise_offset": "None",
         "ss_seed": "0",
         "ss_output_name": "style_7",
-        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "style_7",
         "modelspec.resolution": "64x64",
         "modelspec.prediction_type": "epsilon",
         "modelspec.date": "2025-01-20T10:00:00+00:00",
+        "modelspec.description": "A style learnt from 5 pictures with small_base.",
         "modelspec.trigger_phrase": "inkwash",
+        "modelspec.usage_hint": "Trigger word: inkwash",
         "modelspec.tags": "ink, wash",
     }
     assert {name: metadata.get(name) for name in expected} == expected
@@ -106,6 +108,14 @@ def test_the_metadata_says_what_the_file_is_and_how_it_was_made(
         ((64, 64), 4),
         ((72, 56), 1),
     ]
+
+
+def test_dropout_of_an_adapters_inputs_has_its_own_name(
+    trainer: DiffusionTrainer, pictures: tuple[Picture, ...]
+) -> None:
+    _, metadata = decode(run(trainer, plan_of(pictures[:1], lora_dropout=0.25), steps=1).weights)
+    assert json.loads(metadata["ss_network_args"])["lora_dropout"] == "0.25"
+    assert "ss_network_dropout" not in metadata  # kohya's, behind lora_down
 
 
 def test_the_hash_in_the_metadata_is_that_of_the_tensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from adapters.diffusion.base_model import BaseModel, load_base
 from adapters.diffusion.convert import Form, read_style, write_form
 from adapters.diffusion.export import style_of
-from adapters.diffusion.forms import StyleFileInvalid, to_kohya
+from adapters.diffusion.forms import StyleFileInvalid, from_diffusers, from_peft, to_kohya
 from adapters.diffusion.lora import attached
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
@@ -172,6 +173,38 @@ def test_a_file_of_diffusers_own_is_read(
     assert close(predict(pipeline.unet), wanted)
 
 
+TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+Q_PROJ = "encoder.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "pattern", "alpha"),
+    [
+        ("unet", TO_Q, TO_Q, 1),
+        ("unet", TO_Q, "to_q", 1),
+        ("unet", TO_Q, "attn[12].to_(q|k)", 1),
+        ("unet", TO_Q, "q", 4),
+        ("unet", TO_Q, "to_k", 4),
+        ("text_encoder", f"text_model.{Q_PROJ}", f"text_model.{Q_PROJ}", 1),
+        ("text_encoder", f"text_model.{Q_PROJ}", Q_PROJ, 1),
+        ("text_encoder", f"text_model.{Q_PROJ}", f"^{Q_PROJ}", 1),
+        ("text_encoder", Q_PROJ, Q_PROJ, 1),
+    ],
+)
+def test_a_layers_alpha_is_found_as_peft_finds_it(
+    model: str, name: str, pattern: str, alpha: float
+) -> None:
+    config = {"lora_alpha": 4, "alpha_pattern": {"other": 2, pattern: 1}}
+    tensors = {"lora_A.weight": torch.zeros(4, 3), "lora_B.weight": torch.zeros(3, 4)}
+    named = {f"base_model.model.{name}.{part}": t for part, t in tensors.items()}
+    (layer,) = from_peft(model, named, config).values()
+    assert layer.alpha == alpha
+    metadata = json.dumps({f"{model}.{setting}": value for setting, value in config.items()})
+    named = {f"{model}.{name}.{part}": t for part, t in tensors.items()}
+    (layer,) = from_diffusers(named, {"lora_adapter_metadata": metadata}).values()
+    assert layer.alpha == alpha
+
+
 # --- ComfyUI -----------------------------------------------------------------------------
 
 
@@ -215,6 +248,21 @@ def test_of_dora_each_program_makes_what_the_documentation_says(
     size = (trained - weight).norm()
     assert 0 < (comfy_decomposed(weight, total, magnitudes) - trained).norm() < 0.5 * size
     assert (a1111_decomposed(total, magnitudes) - trained).norm() > size
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_diffusers_form_is_fragments_to_comfyui_and_nothing_to_automatic1111(
+    base: BaseModel, styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path, name: str
+) -> None:
+    path = styles[name][0]  # DoRA's is stored in it
+    if name != "dora":
+        (path,) = write_form(*read_style(path), Form.DIFFUSERS, tmp_path, "style")
+    tensors, _ = read_file(path.read_bytes())
+    layers = {key.rpartition(".lora_")[0] for key in tensors}
+    found = layers & comfy_names(ldm_names(base.unet), layers=0).keys()
+    assert found == {layer for layer in layers if ".to_" not in layer}
+    assert found < layers
+    assert {a1111_module(key.partition(".")[0]) for key in tensors} == {"unet"}
 
 
 # --- AUTOMATIC1111 -----------------------------------------------------------------------
@@ -265,7 +313,7 @@ def test_comfyui_knows_every_key_of_the_full_size(full_size: UNet2DConditionMode
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_automatic1111_shows_the_styles_name_version_tags_and_sizes(
+def test_automatic1111_shows_the_styles_name_version_tags_sizes_and_pictures(
     styles: dict[str, tuple[Path, torch.Tensor]], name: str
 ) -> None:
     data = styles[name][0].read_bytes()
@@ -276,6 +324,7 @@ def test_automatic1111_shows_the_styles_name_version_tags_and_sizes(
     assert tags["inkwash"] == 2
     buckets = metadata["ss_bucket_info"]["buckets"].values()
     assert [(b["resolution"], int(b["count"])) for b in buckets] == [([64, 64], 2)]
+    assert metadata["ss_dataset_dirs"] == {"style_7": {"n_repeats": 1, "img_count": 2}}
     # It shows this hash, or takes one over the same bytes.
     end = 8 + int.from_bytes(data[:8], "little")
     assert metadata["sshs_model_hash"] == hashlib.sha256(data[end:]).hexdigest()
@@ -312,3 +361,12 @@ def test_no_file_an_empty_folder_and_damage_are_refused(tmp_path: Path) -> None:
     broken.write_bytes(b"PK\x03\x04 a pickle")
     with pytest.raises(StyleFileInvalid, match="give a LoRA"):
         read_style(broken)
+
+
+def test_a_pattern_that_is_no_expression_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {f"unet.{TO_Q}.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"(": 1}})}
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(StyleFileInvalid, match="unterminated subpattern"):
+        read_style(path)
