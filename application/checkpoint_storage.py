@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from application.journal import Entry
 from application.layout import Layout
 from application.lease import LeaseLost
-from application.ports import BlobStore, Clock, TrainingSession, Unavailable
+from application.ports import BlobDenied, BlobStore, Clock, TrainingSession, Unavailable
 from domain.events import CheckpointRef
+from domain.location import Location
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,11 @@ class CheckpointStorage:
         self.seconds = 0.0
         """That the last one took: to be taken, sent and put on record."""
 
-    def begin(self, session: TrainingSession) -> None:
+    def begin(self, session: TrainingSession, *, with_style: bool) -> None:
         """Take a checkpoint and send it off, once the one before has arrived.
+
+        Args:
+            with_style: send the style as it is now too, for who likes an earlier epoch better.
 
         Raises:
             LeaseLost: another worker has the job.
@@ -57,11 +61,17 @@ class CheckpointStorage:
         self.finish()
         began = self._clock.monotonic()
         taken = session.checkpoint()
-        at = self._layout.checkpoint(self._entry.job.task_id, taken.epoch, taken.step)
+        task_id = self._entry.job.task_id
+        at = self._layout.checkpoint(task_id, taken.epoch, taken.step)
+        style_at = self._layout.style_at(task_id, taken.epoch)
+        style = session.weights() if with_style else None
 
         def store() -> float:
             self._blobs.put(at, taken.data)
-            return self._clock.monotonic()
+            arrived = self._clock.monotonic()
+            if style is not None:
+                self._store_style(style_at, style)
+            return arrived
 
         context = copy_context()  # whose job it is, for the log
         stored = self._executor.submit(context.run, store)
@@ -104,6 +114,12 @@ class CheckpointStorage:
             self.seconds = self._clock.monotonic() - underway.began
             log.warning("no checkpoint at epoch %d: %s", checkpoint.epoch, error)
         return True
+
+    def _store_style(self, at: Location, style: bytes) -> None:
+        try:
+            self._blobs.put(at, style)
+        except (Unavailable, BlobDenied) as error:
+            log.warning("the checkpoint's style is not stored: %s", error)
 
     def leave(self, timeout: float | None = None) -> None:
         """After the training broke off: put on record what arrives in time. What goes wrong here

@@ -71,7 +71,7 @@ class Driver:
                     storage.look()
                     due = step.epoch_finished and step.epoch % self.rules.checkpoint_every == 0
                     if due or session.finished:
-                        storage.begin(session)
+                        storage.begin(session, with_style=True)
                     wanted = due and not session.finished and stop.reason is None
                     if wanted and previews.affordable():
                         storage.finish()  # drawing may take long, and may be what breaks off
@@ -112,7 +112,7 @@ class Driver:
                 "no checkpoint: one takes %.1f s, and %.1f s are left", storage.seconds, left
             )
             return
-        storage.begin(session)
+        storage.begin(session, with_style=False)
         if not storage.finish(timeout=_at_most(_FOR_A_CHECKPOINT * left)):
             log.warning("no checkpoint: it has not arrived, and %.1f s were left", left)
 

@@ -6,25 +6,25 @@ from dataclasses import dataclass
 
 from domain.location import Location
 
+JOBS = "jobs/"
+
 
 @dataclass(frozen=True)
 class Layout:
     """The keys of everything that is written for a job.
 
-    ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel, the checkpoints
-    and the logs;
+    ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel, checkpoints and the
+    styles of their epochs, the report with its previews, and the logs.
     ``models/style_<style_id>.safetensors`` is what the inference server reads.
     """
 
     bucket: str
-    models_prefix: str = "models/"
-    jobs_prefix: str = "jobs/"
     report_prefix: str | None = None
     """Where reports go; None puts each beside its job's journal."""
 
     def weights(self, style_id: int) -> Location:
         """The finished style."""
-        return Location(self.bucket, f"{self.models_prefix}style_{style_id}.safetensors")
+        return Location(self.bucket, f"models/style_{style_id}.safetensors")
 
     def journal(self, task_id: str) -> Location:
         """The job's durable record."""
@@ -42,13 +42,21 @@ class Layout:
         """One moment of the run. Zero-padded, so that listing gives them in order."""
         return self._job(task_id, f"checkpoints/epoch_{epoch:05d}_step_{step:08d}.safetensors")
 
+    def style_at(self, task_id: str, epoch: int) -> Location:
+        """The style as it was at an epoch's checkpoint, for other programs."""
+        return self._job(task_id, f"styles/epoch_{epoch:05d}.safetensors")
+
     def probe(self, name: str) -> Location:
         """A blob that is written to find out whether blobs can be, and removed again."""
-        return Location(self.bucket, f"{self.jobs_prefix}check/{name}")
+        return Location(self.bucket, f"{JOBS}check/{name}")
 
     def checkpoints_prefix(self, task_id: str) -> str:
         """What the keys of a job's checkpoints start with."""
-        return f"{self.jobs_prefix}{task_id}/checkpoints/"
+        return f"{JOBS}{task_id}/checkpoints/"
+
+    def styles_prefix(self, task_id: str) -> str:
+        """What the keys of the styles at a job's checkpoints start with."""
+        return f"{JOBS}{task_id}/styles/"
 
     def report(self, task_id: str, name: str) -> Location:
         """One file of the job's report."""
@@ -70,8 +78,8 @@ class Layout:
 
     def leased_task(self, at: Location) -> str | None:
         """The task whose lease a blob is; None where it is another blob."""
-        task_id = at.key.removeprefix(self.jobs_prefix).rpartition("/")[0]
+        task_id = at.key.removeprefix(JOBS).rpartition("/")[0]
         return task_id if at == self.lease(task_id) else None
 
     def _job(self, task_id: str, name: str) -> Location:
-        return Location(self.bucket, f"{self.jobs_prefix}{task_id}/{name}")
+        return Location(self.bucket, f"{JOBS}{task_id}/{name}")

@@ -22,8 +22,8 @@ class Rules:
     most_previews: int = 20
     """Checkpoints of a job that get previews, at most."""
     keep_checkpoints: int | None = 1
-    """Checkpoints of a finished job that are kept, the latest ones, and the best epoch's beside
-    them; 0 keeps none, None all."""
+    """Checkpoints of a finished job that are kept with their styles, the latest ones, and the best
+    epoch's beside them; 0 keeps none, None all."""
     progress_every: float = 30.0
     """Seconds between progress calls."""
     cancel_poll: float = 5.0

@@ -12,7 +12,6 @@ from functools import partial
 
 from application.announce import Announcer
 from application.cancellation import cancellation_requested
-from application.checkpoint_previews import stored_previews
 from application.drive_session import Driver
 from application.gather_pictures import gather_pictures
 from application.journal import Entry, Journal
@@ -29,13 +28,13 @@ from application.ports import (
     Notifier,
     PictureInspector,
     Reporter,
-    StyleReport,
     Trainer,
     TrainerBroken,
     TrainingPlan,
     TrainingSession,
     Unavailable,
 )
+from application.retention import tidy
 from application.rules import Rules
 from application.seats import Seats
 from application.settlement import (
@@ -47,11 +46,10 @@ from application.settlement import (
     settlement_after,
 )
 from application.stop import Stopped, StopReason, StopSignal
+from application.style_report import ReportWriter
 from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import ACTIVE, UNDECIDED, TrainingJob
-from domain.location import Location
-from domain.picture import PictureSet
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
@@ -199,7 +197,9 @@ class RunTraining:
             artifact = self._upload(session.weights(), task.style_id, stop)
             entry.apply(entry.job.store(artifact))
             if stop.reason is None:
-                self._report(session, task, plan, pictures, artifact, entry.job, started)
+                write = ReportWriter(blobs=self.blobs, layout=self.layout, reporter=self.reporter)
+                seconds = self.clock.monotonic() - started
+                write(session, task, plan, pictures, entry.job, seconds)
 
     def _refuse_hopeless(self, job: TrainingJob) -> None:
         if cancellation_requested(job.task_id, self.blobs, self.layout):
@@ -233,39 +233,6 @@ class RunTraining:
         insist(lambda: self.blobs.put(at, weights), self.clock, stop, self.rules.upload_patience)
         return Artifact(at, hashlib.sha256(weights).hexdigest(), len(weights))
 
-    def _report(
-        self,
-        session: TrainingSession,
-        task: TrainingTask,
-        plan: TrainingPlan,
-        pictures: PictureSet,
-        artifact: Artifact,
-        job: TrainingJob,
-        started: float,
-    ) -> None:
-        """Store a report beside the weights. The style is done: nothing here may undo it."""
-        assert job.metric is not None  # recorded when training finished
-        try:
-            report = StyleReport(
-                task=task,
-                parameters=plan.parameters,
-                pictures=pictures,
-                history=session.history,
-                before=session.previews(adapted=False),
-                after=session.previews(adapted=True),
-                underway=stored_previews(self.blobs, self.layout, task.task_id),
-                artifact=artifact,
-                metric=job.metric,
-                seconds=self.clock.monotonic() - started,
-                attempt=job.attempt,
-                peak_memory=session.peak_memory,
-            )
-            for file in self.reporter.render(report):
-                at = self.layout.report(task.task_id, file.name)
-                self.blobs.put(at, file.data, content_type=file.content_type)
-        except Exception:
-            log.exception("no report for task %s", task.task_id)
-
     def _put_down(self, entry: Entry, reason: str, *, setback: bool) -> None:
         if entry.job.state not in ACTIVE:
             return
@@ -275,26 +242,7 @@ class RunTraining:
             log.warning("the journal still shows the job as running: %s", error)
 
     def _tidy(self, job: TrainingJob) -> None:
-        """Keep the checkpoints that the rules want. The job is over: nothing here may undo it."""
-        if (keep := self.rules.keep_checkpoints) is None:
-            return
-        best = self._best_checkpoint(job) if keep else None
-        try:
-            prefix = self.layout.checkpoints_prefix(job.task_id)
-            stored = self.blobs.list(self.layout.bucket, prefix)
-            for at in stored[: max(0, len(stored) - keep)]:
-                if at != best:
-                    self.blobs.delete(at)
-        except (Unavailable, BlobDenied) as error:
-            log.warning("old checkpoints of task %s are left: %s", job.task_id, error)
-
-    def _best_checkpoint(self, job: TrainingJob) -> Location | None:
-        """Where the checkpoint at the end of the best epoch lies, if that epoch had one."""
-        metric = job.metric
-        if metric is None or metric.best_epoch is None:
-            return None
-        step = metric.best_epoch * metric.steps // metric.epochs
-        return self.layout.checkpoint(job.task_id, metric.best_epoch, step)
+        tidy(job, self.blobs, self.layout, self.rules.keep_checkpoints)
 
     def _hold(self, lease: Lease, stop: StopSignal) -> None:
         """See to it that the job is ours for another term: what follows is dear to repeat."""

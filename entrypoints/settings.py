@@ -160,8 +160,8 @@ class Settings(BaseSettings):
     keep_checkpoints: int = Field(
         1,
         ge=0,
-        description="Checkpoints that are kept of a finished job, the latest ones, and the best "
-        "epoch's beside them; 0: none",
+        description="Checkpoints that are kept of a finished job with their styles, the latest "
+        "ones, and the best epoch's beside them; 0: none",
     )
     progress_every: float = Field(30.0, gt=0, description="Seconds between progress calls")
     cancel_poll: float = Field(5.0, gt=0, description="Seconds between looks for a cancellation")

@@ -68,9 +68,9 @@ class Watched(MemoryTrainer):
         return Entered()
 
 
-def stored_epochs(world: World) -> list[int]:
-    stored = world.blobs.list("models", LAYOUT.checkpoints_prefix(TASK_ID))
-    return [int(at.name.split("_")[1]) for at in stored]
+def stored_epochs(world: World, kind: str = "checkpoints") -> list[int]:
+    stored = world.blobs.list("models", f"jobs/{TASK_ID}/{kind}/")
+    return [int(at.name.split("_")[1].removesuffix(".safetensors")) for at in stored]
 
 
 def test_a_task_becomes_a_style_that_is_announced_once(world: World) -> None:
@@ -124,6 +124,7 @@ def test_the_best_epochs_checkpoint_is_kept_beside_the_latest(
 ) -> None:
     world.worker(rules=replace(RULES, keep_checkpoints=keep))(a_task(), StopSignal())
     assert stored_epochs(world) == left
+    assert stored_epochs(world, "styles") == left
     metric = world.job().metric
     assert metric is not None
     assert metric.best_epoch == 20
@@ -155,6 +156,32 @@ def test_an_unfinished_job_keeps_every_checkpoint(world: World) -> None:
     trainer = Watched(world, 70, lambda: stop.request(StopReason.SHUTDOWN))
     world.worker(trainer=trainer)(a_task(), stop)
     assert stored_epochs(world) == [10, 20, 23]
+
+
+def test_the_style_of_each_checkpoint_lies_beside_it(world: World) -> None:
+    world.worker(rules=replace(RULES, keep_checkpoints=None))(a_task(), StopSignal())
+    assert stored_epochs(world, "styles") == [10, 20, 25]
+    styles = [world.blobs.get(LAYOUT.style_at(TASK_ID, epoch)).data for epoch in (10, 20, 25)]
+    assert styles[-1] == world.weights()
+    assert len(set(styles)) == 3
+
+
+def test_a_style_beside_a_checkpoint_that_cannot_be_stored_costs_nothing_else(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Denying:
+        def __getattr__(self, name: str) -> Any:
+            def put(at: Location, *content: Any, **options: Any) -> str:
+                if "/styles/" in at.key:
+                    raise BlobDenied(f"403 for {at}")
+                return world.blobs.put(at, *content, **options)
+
+            return put if name == "put" else getattr(world.blobs, name)
+
+    rules = replace(RULES, keep_checkpoints=None)
+    assert world.worker(blobs=Denying(), rules=rules)(a_task(), StopSignal()) == Done()
+    assert stored_epochs(world) == [10, 20, 25]
+    assert "the checkpoint's style is not stored: 403" in caplog.text
 
 
 def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) -> None:
