@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.buckets import bucket_of
 from adapters.diffusion.captions import caption_of
 from adapters.diffusion.dataset import Dataset, encode_dataset
 from adapters.diffusion.preview import PreviewRequest, request_previews
 from application.ports import TrainingPlan
+from domain.buckets import bucket_of
 
 
 @dataclass(frozen=True)
