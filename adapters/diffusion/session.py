@@ -373,4 +373,5 @@ class DiffusionSession:
         )
 
     def _identity(self) -> dict[str, object]:
-        return run_identity(self._plan, self._captions, self._base.fingerprint)
+        sizes = [picture.size for picture in self._dataset.pictures]
+        return run_identity(self._plan, self._captions, sizes, self._base.fingerprint)
