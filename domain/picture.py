@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -72,9 +73,8 @@ class PictureSet:
         """Pairs of usable pictures that are the same or nearly so; they train all the same."""
         found = []
         for first, second in combinations(self.usable, 2):
-            exact = first.facts.sha256 == second.facts.sha256
-            distance = (first.facts.perceptual_hash ^ second.facts.perceptual_hash).bit_count()
-            if exact or distance <= NEAR_DUPLICATE_BITS:
+            if _alike(first, second):
+                exact = first.facts.sha256 == second.facts.sha256
                 found.append(Duplicate(second.name, first.name, exact))
         return tuple(found)
 
@@ -94,3 +94,21 @@ class PictureSet:
         if reasons:
             message += f" Left out: {reasons}."
         raise TrainingFailed(Failure(FailureCode.LOW_QUALITY_DATA, message))
+
+
+def groups_of_alike(pictures: Sequence[Picture]) -> list[frozenset[int]]:
+    """For each picture the positions of those that show the same, directly or by way of others;
+    its own is among them.
+    """
+    groups = [frozenset({position}) for position in range(len(pictures))]
+    for one, other in combinations(range(len(pictures)), 2):
+        if _alike(pictures[one], pictures[other]):
+            union = groups[one] | groups[other]
+            groups = [union if group & union else group for group in groups]
+    return groups
+
+
+def _alike(first: Picture, second: Picture) -> bool:
+    """Whether they are the same picture, or nearly so."""
+    distance = (first.facts.perceptual_hash ^ second.facts.perceptual_hash).bit_count()
+    return first.facts.sha256 == second.facts.sha256 or distance <= NEAR_DUPLICATE_BITS

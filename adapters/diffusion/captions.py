@@ -15,10 +15,14 @@ def caption_of(picture: Picture, tags: Sequence[str], trigger_word: str | None) 
     left as it is. Without caption, tags and trigger word the caption is empty.
     """
     caption = " ".join((picture.caption or "").split()) or ", ".join(tags)
-    if trigger_word is None or _has_word(caption, trigger_word):
+    if trigger_word is None or end_of_word(caption, trigger_word) is not None:
         return caption
     return f"{trigger_word}, {caption}" if caption else trigger_word
 
 
-def _has_word(text: str, word: str) -> bool:
-    return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
+def end_of_word(text: str, word: str) -> int | None:
+    """Where the word, in whatever case and not within another, first ends in the text; None
+    where it is not there.
+    """
+    found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
+    return found.end() if found else None

@@ -21,7 +21,7 @@ from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, e
 from adapters.diffusion.thrift import Thrift
 from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
 
-FORMAT = "3"
+FORMAT = "4"
 _OPTIMIZER = "optimizer."
 
 
@@ -54,12 +54,20 @@ class RunState:
 
 
 def run_identity(
-    plan: TrainingPlan, captions: Sequence[str], base_fingerprint: str
+    plan: TrainingPlan,
+    captions: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    base_fingerprint: str,
 ) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be this run's, part by part."""
+    """What must be the same for a checkpoint to be this run's, part by part.
+
+    The sizes are those that the pictures are trained at: a version with another rule for them
+    has other batches in an epoch.
+    """
     return {
         "parameters": asdict(plan.parameters),
         "pictures": _hash([picture.facts.sha256 for picture in plan.pictures]),
+        "picture sizes": _hash(sizes),
         "captions": _hash(captions),
         "base model": base_fingerprint,
     }
@@ -146,7 +154,7 @@ def _loss_scale(scale: float, tracker: int) -> tuple[float, int]:
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for part in ("base model", "pictures", "captions"):
+    for part in ("base model", "pictures", "picture sizes", "captions"):
         if found[part] != wanted[part]:
             raise CheckpointRejected(f"the checkpoint is of another run: other {part}")
     was, now = found["parameters"], wanted["parameters"]
@@ -158,5 +166,5 @@ def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
             )
 
 
-def _hash(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+def _hash(items: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(list(items)).encode()).hexdigest()

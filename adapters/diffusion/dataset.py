@@ -152,21 +152,29 @@ def encode_dataset(
     return Dataset(encoded, states, rows, float(base.vae.config.scaling_factor))
 
 
-@torch.no_grad()
-def encode_captions(
-    base: BaseModel, captions: Sequence[str], device: torch.device
-) -> torch.Tensor:
-    """The text encoder's states of each caption, (captions, tokens, width).
-
-    As SD 1.5 reads them: padded and cut to the tokenizer's length, last layer.
+def tokens_of(base: BaseModel, captions: Iterable[str]) -> torch.Tensor:
+    """(captions, tokens) in int64: padded and cut to the length that the text encoder reads,
+    which is 77 for CLIP with the marks of beginning and end.
     """
-    tokens = base.tokenizer(
+    tokens: torch.Tensor = base.tokenizer(
         list(captions),
         padding="max_length",
         max_length=base.tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
     ).input_ids
+    return tokens
+
+
+@torch.no_grad()
+def encode_captions(
+    base: BaseModel, captions: Sequence[str], device: torch.device
+) -> torch.Tensor:
+    """The text encoder's states of each caption, (captions, tokens, width).
+
+    As SD 1.5 reads them: of ``tokens_of``, last layer.
+    """
+    tokens = tokens_of(base, captions)
     with placed(base.text_encoder, device):
         states = [
             base.text_encoder(few.to(device)).last_hidden_state

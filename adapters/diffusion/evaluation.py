@@ -25,13 +25,24 @@ _TOGETHER_ON_A_GPU = PROBES
 take the GPU. Without gradients they take less memory than a training step."""
 
 
-def held_out_positions(count: int, split: float, seed: int) -> frozenset[int]:
-    """Which of ``count`` pictures are not trained on: at least one where ``split`` is above 0,
-    and never all.
+def held_out_positions(
+    groups: Sequence[frozenset[int]], split: float, seed: int
+) -> frozenset[int]:
+    """Which pictures are not trained on: about the share ``split``, and at least one where that
+    is above 0 and not all are alike. Never all, and at most half.
+
+    Args:
+        groups: for each picture the positions of those that show the same, its own among them.
+            They are held out together: a twin in training would hide what is learnt by heart.
     """
-    held = min(count - 1, max(1, round(count * split))) if split else 0
-    order = torch.randperm(count, generator=generator_for(seed, "validation")).tolist()
-    return frozenset(order[:held])
+    count = len(groups)
+    wanted = max(1, round(count * split)) if split else 0
+    most = min(count - 1, (count + 1) // 2)
+    held: frozenset[int] = frozenset()
+    for position in torch.randperm(count, generator=generator_for(seed, "validation")).tolist():
+        if len(held) < wanted and len(held | groups[position]) <= most:
+            held |= groups[position]
+    return held
 
 
 def trained_buckets(

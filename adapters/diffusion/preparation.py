@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,11 +10,13 @@ import torch
 from PIL import Image
 
 from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.buckets import bucket_of
-from adapters.diffusion.captions import caption_of
+from adapters.diffusion.captions import caption_of, end_of_word
 from adapters.diffusion.dataset import Dataset, encode_dataset
 from adapters.diffusion.preview import PreviewRequest, request_previews
 from application.ports import TrainingPlan
+from domain.buckets import bucket_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,31 @@ def prepare(
         torch.OutOfMemoryError: the device is too full.
     """
     parameters = plan.parameters
-    captions = [
-        caption_of(picture, plan.tags, parameters.trigger_word) for picture in plan.pictures
-    ]
+    captions = _captions(base, plan)
     decoded = (decode(picture.data) for picture in plan.pictures)
     sized = ((image, bucket_of(*image.size, parameters.resolution)) for image in decoded)
     dataset = encode_dataset(base, sized, captions, mirrored=parameters.random_flip, device=device)
     return Material(captions, dataset, request_previews(base, parameters, captions, device))
+
+
+def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
+    """Each picture's caption, with the trigger word where the text encoder reads it."""
+    trigger_word = plan.parameters.trigger_word
+    captions = [caption_of(picture, plan.tags, trigger_word) for picture in plan.pictures]
+    read = base.tokenizer.model_max_length
+    whole = base.tokenizer(captions, verbose=False).input_ids
+    cut = [i for i, tokens in enumerate(whole) if len(tokens) > read]
+    if cut:
+        log.warning(
+            "captions are cut to the %d tokens that are read: %d of them, the first that of %s",
+            read - 2,  # without the marks of beginning and end
+            len(cut),
+            plan.pictures[cut[0]].name,
+        )
+    if trigger_word is None:
+        return captions
+    for i in cut:
+        head = captions[i][: end_of_word(captions[i], trigger_word)]
+        if len(base.tokenizer(head, verbose=False).input_ids) > read:
+            captions[i] = f"{trigger_word}, {captions[i]}"
+    return captions

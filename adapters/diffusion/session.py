@@ -50,6 +50,7 @@ from application.ports import (
     StepReport,
     TrainingPlan,
 )
+from domain.picture import groups_of_alike
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class DiffusionSession:
         self._device = device
         parameters = plan.parameters
         held_out = held_out_positions(
-            len(dataset.pictures), parameters.validation_split, parameters.seed
+            groups_of_alike(plan.pictures), parameters.validation_split, parameters.seed
         )
         self._buckets = trained_buckets(dataset.buckets, held_out)
         self._epoch_steps = steps_per_epoch(list(self._buckets.values()), parameters.batch_size)
@@ -373,4 +374,5 @@ class DiffusionSession:
         )
 
     def _identity(self) -> dict[str, object]:
-        return run_identity(self._plan, self._captions, self._base.fingerprint)
+        sizes = [picture.size for picture in self._dataset.pictures]
+        return run_identity(self._plan, self._captions, sizes, self._base.fingerprint)

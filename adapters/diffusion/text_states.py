@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.dataset import tokens_of
 
 
 class TextStates:
@@ -19,14 +20,7 @@ class TextStates:
     def __init__(self, base: BaseModel, captions: Iterable[str], device: torch.device) -> None:
         self._encoder = base.text_encoder
         self._dtype = base.unet.dtype
-        tokens = base.tokenizer(
-            list(captions),
-            padding="max_length",
-            max_length=base.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        self._tokens = tokens.to(device)
+        self._tokens = tokens_of(base, captions).to(device)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """States of the captions in ``rows`` (n,), on the device: (n, tokens, width)."""

@@ -16,7 +16,9 @@ from adapters.report.curves import curves_in_words, has_gradients, plot_curves
 from adapters.report.preview_grid import draw_previews
 from application.learning_curve import best_epoch, overfitting_note, standstill_note
 from application.ports import ReportFile, StyleReport
+from domain.buckets import bucket_of, kept_of
 from domain.parameters import TrainingParameters
+from domain.picture import Picture
 
 _Item = TypeVar("_Item")
 
@@ -78,7 +80,12 @@ class HtmlReporter:
             strips=self._strips(report),
             parameters=_parameter_rows(report.parameters, report.metric.steps),
             thumbnails=[
-                (picture, *self._thumbnail(picture.data)) for picture in report.pictures.usable
+                (
+                    picture,
+                    _crop(picture, report.parameters),
+                    *self._thumbnail(picture.data),
+                )
+                for picture in report.pictures.usable
             ],
             weights=weights,
             size=f"{report.artifact.size / 1e6:,.2f} MB",
@@ -133,6 +140,13 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
             text = f"{value:g}" if isinstance(value, float) else str(value)
         rows.append((field.name, text))
     return rows
+
+
+def _crop(picture: Picture, parameters: TrainingParameters) -> tuple[int, int, int]:
+    """Width and height that a picture is trained at, and the percentage cut off for that."""
+    pixels = picture.facts.width, picture.facts.height
+    size = bucket_of(*pixels, parameters.resolution)
+    return *size, round(100 * (1 - kept_of(*pixels, size)))
 
 
 def _spread(items: Sequence[_Item], most: int) -> list[_Item]:

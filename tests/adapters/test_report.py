@@ -359,6 +359,23 @@ def test_thumbnails_are_small_jpegs_with_their_size_said(shown: Page) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((400, 300), "trained at 576 x 448, 4 % cut off"),
+        ((1800, 1200), "trained at 576 x 384, whole"),
+        ((800, 2400), "trained at 320 x 768, 20 % cut off"),
+    ],
+)
+def test_each_picture_has_its_size_in_training_and_what_is_cut_off(
+    size: tuple[int, int], said: str
+) -> None:
+    facts = replace(REPORT.pictures.usable[0].facts, width=size[0], height=size[1])
+    usable = (replace(REPORT.pictures.usable[0], facts=facts),)
+    text = page(replace(REPORT, pictures=PictureSet(usable))).text
+    assert said in text.replace("\N{MULTIPLICATION SIGN}", "x")
+
+
 MEASURED = [
     replace(record, evaluation_loss=0.3 / record.epoch, validation_loss=loss)
     for record, loss in zip(REPORT.history[9::10], (0.30, 0.20, 0.21, 0.25), strict=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.diffusion.captions import caption_of
+from adapters.diffusion.captions import caption_of, end_of_word
 from domain.picture import Picture, PictureFacts
 
 
@@ -30,3 +30,10 @@ def test_caption(
     caption: str | None, tags: tuple[str, ...], trigger_word: str | None, expected: str
 ) -> None:
     assert caption_of(picture(caption), tags, trigger_word) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "end"), [("by Ink and ink", 6), ("pink inks", None), ("a c++ one", 5)]
+)
+def test_the_end_of_a_word(text: str, end: int | None) -> None:
+    assert end_of_word(text, "c++" if "+" in text else "ink") == end

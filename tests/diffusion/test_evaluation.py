@@ -22,6 +22,11 @@ pytestmark = pytest.mark.integration
 Pictures = tuple[Picture, ...]
 
 
+def different(count: int) -> list[frozenset[int]]:
+    """Pictures of which no two are alike."""
+    return [frozenset({position}) for position in range(count)]
+
+
 @pytest.mark.parametrize(
     ("count", "split", "held"),
     [(10, 0.0, 0), (10, 0.1, 1), (10, 0.01, 1), (20, 0.25, 5), (1, 0.5, 0), (2, 0.5, 1)],
@@ -29,14 +34,32 @@ Pictures = tuple[Picture, ...]
 def test_the_share_of_pictures_is_held_out_but_never_all(
     count: int, split: float, held: int
 ) -> None:
-    positions = held_out_positions(count, split, seed=3)
+    positions = held_out_positions(different(count), split, seed=3)
     assert len(positions) == held
     assert positions <= set(range(count))
-    assert held_out_positions(count, split, seed=3) == positions
+    assert held_out_positions(different(count), split, seed=3) == positions
 
 
 def test_which_pictures_are_held_out_depends_on_the_seed() -> None:
-    assert len({held_out_positions(30, 0.1, seed) for seed in range(8)}) > 1
+    assert len({held_out_positions(different(30), 0.1, seed) for seed in range(8)}) > 1
+
+
+def test_pictures_that_are_alike_are_held_out_or_trained_on_together() -> None:
+    groups = [frozenset({0, 4, 7}), *different(10)[1:]]
+    for position in groups[0]:
+        groups[position] = groups[0]
+    held = [held_out_positions(groups, 0.2, seed) for seed in range(20)]
+    assert {len(positions & groups[0]) for positions in held} == {0, 3}
+    assert all(positions for positions in held)
+
+
+@pytest.mark.parametrize("alike", [6, 9])
+def test_never_more_than_half_is_held_out_however_many_are_alike(alike: int) -> None:
+    together = frozenset(range(alike))
+    groups = [together] * alike + different(10)[alike:]
+    held = [held_out_positions(groups, 0.1, seed) for seed in range(20)]
+    assert all(len(positions) == 1 and not positions & together for positions in held)
+    assert held_out_positions([frozenset(range(10))] * 10, 0.5, seed=0) == frozenset()
 
 
 def test_a_bucket_without_a_trained_picture_is_left_out() -> None:
@@ -99,12 +122,19 @@ def test_held_out_pictures_are_not_trained_on(
     weights, loss = trained(pictures)
     reworded = tuple(
         replace(picture, caption="something else entirely") if i in held else picture
-        for held in [held_out_positions(5, 0.4, seed=0)]
+        for held in [held_out_positions(different(5), 0.4, seed=0)]
         for i, picture in enumerate(pictures)
     )
     same_weights, other_loss = trained(reworded)
     assert torch.equal(weights, same_weights)
     assert loss != other_loss
+
+
+def test_twins_leave_the_training_together(trainer: DiffusionTrainer, pictures: Pictures) -> None:
+    twins = (pictures[0], replace(pictures[0], name="copy"), *pictures[1:4])
+    seed = next(s for s in range(99) if held_out_positions(different(5), 0.2, s) <= {0, 1})
+    with trainer.open(plan_of(twins, epochs=1, validation_split=0.2, seed=seed), None) as session:
+        assert session.total_steps == 3
 
 
 def test_learning_the_pictures_by_heart_shows(

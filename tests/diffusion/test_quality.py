@@ -9,7 +9,6 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
 from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.buckets import bucket_of
 from adapters.diffusion.dataset import encode_dataset
 from adapters.diffusion.epoch_plan import draw_step, epoch_batches, steps_per_epoch
 from adapters.diffusion.lora import TARGETS, Adapter, initialise
@@ -17,6 +16,7 @@ from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import TrainingPlan
+from domain.buckets import bucket_of
 from domain.picture import Picture
 from tests.diffusion.runs import Rerun, plan_of, weights_of
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.diffusion import preparation
 from adapters.diffusion.base_model import BaseModel
 from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.trainer import DiffusionTrainer
@@ -209,6 +210,17 @@ def test_a_checkpoint_of_other_pictures_captions_or_base_is_rejected(
     with pytest.raises(CheckpointRejected, match="other base model"):
         run(elsewhere, plan, resume=checkpoint)
     assert run(trainer, plan, resume=checkpoint).history
+
+
+def test_a_checkpoint_of_other_picture_sizes_is_rejected(
+    trainer: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a version would make them that has another rule: its epochs have other batches."""
+    plan = plan_of(pictures[:2])
+    checkpoint = run(trainer, plan, steps=1).checkpoint
+    monkeypatch.setattr(preparation, "bucket_of", lambda *_: (56, 64))
+    with pytest.raises(CheckpointRejected, match="other picture sizes"):
+        run(trainer, plan, resume=checkpoint)
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, 20_000, -1])

@@ -1,7 +1,14 @@
 import pytest
 
 from domain.failure import FailureCode, TrainingFailed
-from domain.picture import Duplicate, Picture, PictureFacts, PictureSet, RefusedPicture
+from domain.picture import (
+    Duplicate,
+    Picture,
+    PictureFacts,
+    PictureSet,
+    RefusedPicture,
+    groups_of_alike,
+)
 
 
 def picture(name: str, sha256: str, perceptual_hash: int) -> Picture:
@@ -22,6 +29,17 @@ def test_duplicates_are_exact_or_near() -> None:
         Duplicate("c", "a", exact=False),
         Duplicate("c", "b", exact=False),
     )
+
+
+def test_pictures_that_are_alike_by_way_of_another_are_one_group() -> None:
+    pictures = (
+        picture("a", "1", 0b00_0111),
+        picture("b", "2", 0xFFFF_0000_0000),
+        picture("c", "3", 0b11_1111),
+        picture("d", "4", 0b00_0000),
+    )
+    alike = frozenset({0, 2, 3})
+    assert groups_of_alike(pictures) == [alike, frozenset({1}), alike, alike]
 
 
 def test_too_few_pictures_fail_with_every_refusal_in_the_message() -> None:
