@@ -20,6 +20,7 @@ STEPS = 20
 GUIDANCE = 7.5
 """Classifier-free guidance, SD 1.5's usual."""
 _MOST_FROM_CAPTIONS = 4
+_SUBJECTS = ("a portrait of a woman", "a street in a town")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,15 @@ class PreviewRequest:
 
 
 def preview_prompts(parameters: TrainingParameters, captions: Sequence[str]) -> tuple[str, ...]:
-    """The prompts asked for, else the first captions that differ."""
+    """The prompts asked for, else the first captions that differ.
+
+    Where all pictures have the same caption, of tags say, it is a prompt of its own and joined by
+    subjects that the style may never have seen: whether it carries over is what an artist wants
+    to know.
+    """
     distinct = tuple(dict.fromkeys(captions))[:_MOST_FROM_CAPTIONS]
+    if len(distinct) == 1:
+        distinct += tuple(", ".join(filter(None, (s, *distinct))) for s in _SUBJECTS)
     return parameters.sample_prompts or distinct
 
 

@@ -38,6 +38,20 @@ def test_else_the_first_four_captions_that_differ() -> None:
     assert preview_prompts(parameters(), captions) == ("a", "b", "c", "d")
 
 
+def test_one_caption_for_all_is_tried_on_other_subjects_too() -> None:
+    assert preview_prompts(parameters(), ["ink, lineart"] * 3) == (
+        "ink, lineart",
+        "a portrait of a woman, ink, lineart",
+        "a street in a town, ink, lineart",
+    )
+    assert preview_prompts(parameters(), ["", ""])[1:] == (
+        "a portrait of a woman",
+        "a street in a town",
+    )
+    asked = parameters(sample_prompts=("a fox",))
+    assert preview_prompts(asked, ["ink"] * 3) == ("a fox",)
+
+
 def test_previews_are_not_larger_than_the_base_can_compose(base: BaseModel) -> None:
     cpu = torch.device("cpu")
     assert request_previews(base, parameters(resolution=64), ["a"], cpu).side == 64
