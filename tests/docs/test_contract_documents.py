@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -252,3 +253,13 @@ def test_the_schema_and_the_code_agree_on_a_changed_task(
         accepted = False
     assert accepted is good
     assert _schema(ASYNCAPI, "TaskMessage").is_valid(message) is good
+
+
+def test_the_guides_example_is_a_task_but_for_its_number_of_images() -> None:
+    page = (DOCS / "platform.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    message = json.loads(example)
+    message["data"]["images"] *= 5
+    task = TaskReader("stylelicense.com")(json.dumps(message).encode())
+    assert (task.style_id, len(task.images), task.tags) == (123, 10, ("watercolor", "portrait"))
+    assert dict(task.requested.named) == message["data"]["parameters"]
