@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from adapters.rabbitmq.options import RabbitOptions
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import check_token, checked_address
 from entrypoints.devices import parse_devices
@@ -75,20 +76,24 @@ class Settings(BaseSettings):
     rabbitmq_cert_file: Path | None = Field(None, description="Our own certificate for the broker")
     rabbitmq_key_file: Path | None = Field(None, description="The key of our own certificate")
     rabbitmq_heartbeat: int = Field(
-        60, ge=2, le=3600, description="Seconds after which a silent connection counts as lost"
+        RabbitOptions.heartbeat,
+        ge=2,
+        le=3600,
+        description="Heartbeat in seconds: a connection that is silent for 5 more, or for twice "
+        "that at most, counts as lost",
     )
     rabbitmq_queue: str = Field(
-        "model_training",
+        RabbitOptions.queue,
         min_length=1,
         max_length=200,
         description="The queue of tasks; `.retry.*` and `.dead` beside it are ours",
     )
     retry_delays: Annotated[tuple[float, ...], NoDecode] = Field(
-        (5.0, 30.0, 120.0, 600.0),
+        RabbitOptions.retry_delays,
         description="Seconds that a message can be put aside for, with commas; one queue each",
     )
     ack_timeout: int = Field(
-        4 * 3600,
+        int(RabbitOptions.ack_timeout),
         ge=60,
         description="Seconds for which the broker is asked to leave a delivery with us",
     )
