@@ -93,7 +93,7 @@ class Queue(Protocol):
         """Put the message where an operator finds it, with the reason.
 
         Args:
-            details: what a program may want of the reason: field, value, remedy, code.
+            details: what a program may want of the reason: field, value, remedy.
         """
 
     def hand_back(self, delivery: Delivery) -> None:
@@ -318,7 +318,7 @@ class Preview:
 class TrainingSession(Protocol):
     """One run, driven step by step by the use case.
 
-    ``advance`` and ``finish`` raise ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...).
+    ``advance`` raises ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...).
     """
 
     @property
