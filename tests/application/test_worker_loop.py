@@ -164,7 +164,7 @@ def test_a_bad_message_whose_record_is_damaged_is_tried_again_and_then_left_to_a
     bad = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
     queue.publish(bad)
     loop_over(world, queue)(StopSignal(), until_empty=True)
-    (record,) = [at for at in world.blobs.list(LAYOUT.bucket, "jobs/invalid-")]
+    (record,) = world.blobs.list(LAYOUT.bucket, "jobs/invalid-")
     world.blobs.put(record, b"{")
 
     queue.publish(bad)
