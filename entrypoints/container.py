@@ -265,7 +265,7 @@ def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> I
         read_timeout=settings.webhook_timeout,
     )
     bodies = Bodies(progress=progress_body, complete=complete_body, failed=failed_body)
-    with closing(WebhookNotifier(options, bodies, clock)) as notifier:
+    with closing(WebhookNotifier(options, bodies, clock, random.random)) as notifier:
         yield notifier
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random as standard_random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +57,7 @@ class WebhookNotifier:
         options: WebhookOptions,
         bodies: Bodies,
         clock: Clock,
-        random: Callable[[], float] = standard_random.random,
+        random: Callable[[], float],
     ) -> None:
         self._options = options
         self._bodies = bodies

@@ -61,7 +61,7 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
                 base_url=backend.url, token=backend.token, user_agent="style-trainer/test"
             )
             bodies = Bodies(progress_body, complete_body, failed_body)
-            notifier = WebhookNotifier(options, bodies, SystemClock())
+            notifier = WebhookNotifier(options, bodies, SystemClock(), lambda: 1.0)
             yield Harness(notifier, lambda: len(backend.final))
             notifier.close()
 

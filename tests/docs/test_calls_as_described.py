@@ -36,7 +36,7 @@ def calls() -> list[Call]:
             base_url=backend.url, token=backend.token, user_agent="style-trainer/0"
         )
         bodies = Bodies(progress_body, complete_body, failed_body)
-        notifier = WebhookNotifier(options, bodies, ManualClock())
+        notifier = WebhookNotifier(options, bodies, ManualClock(), lambda: 1.0)
         notifier.progress(7, Progress(5, 10, 50, 100, steps_per_second=2.0))
         notifier.completed(7, artifact, TrainingMetric(0.05, 10, 100), "task:complete")
         notifier.failed(8, Failure(FailureCode.GPU_OOM, "The card is too small."), "task:failed")

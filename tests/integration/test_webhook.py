@@ -528,7 +528,7 @@ def build():
 
 
 options = build()
-notifier = WebhookNotifier(options, BODIES, SystemClock())
+notifier = WebhookNotifier(options, BODIES, SystemClock(), lambda: 1.0)
 print(repr(options), str(options), repr(notifier), vars(notifier), vars(notifier._transport))
 print(vars(notifier._transport._session), notifier._transport._session.headers)
 raised = 0
