@@ -23,6 +23,7 @@ from rich.console import Console
 from adapters.console import ConsoleNotifier, ProgressDisplay
 from adapters.filesystem import FileBlobStore
 from application.gather_pictures import gather_pictures
+from application.journal import recorded_job
 from application.layout import Layout
 from application.lease import LeaseTerms
 from application.rules import Rules
@@ -196,17 +197,19 @@ def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[
     """
     console, layout, blobs = container.console(), container.layout(), container.blobs()
     _refuse_other_run(task, container, out)
-    before = _job(task, container)
-    if before.state is JobState.FAILED:
-        blobs.delete(layout.journal(task.task_id))
-    if before.state is JobState.COMPLETED:
+    record = layout.journal(task.task_id)
+    fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
+    job = recorded_job(blobs, record) or fresh
+    if job.state is JobState.FAILED:
+        blobs.delete(record)
+    if job.state is JobState.COMPLETED:
         console.print(f"this run is complete already: {out}", markup=False)
-        return 0, _outcome(before, out)
+        return 0, _outcome(job, out)
 
     stop = StopSignal()
     with _interruptible(stop), container.sink():
         settlement = _settle(task, container, stop)
-    job = _job(task, container)
+    job = recorded_job(blobs, record) or fresh
     match settlement:
         case Done() if job.state is JobState.COMPLETED:
             for path in _report_files(out):
@@ -271,12 +274,6 @@ def _refuse_other_run(task: TrainingTask, container: Container, out: Path) -> No
             f"--out {out}: holds another run's checkpoint ({others[0].split('/')[1]}), of other "
             "pictures, parameters or base model; give another folder, or repeat that command"
         )
-
-
-def _job(task: TrainingTask, container: Container) -> TrainingJob:
-    fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
-    at = container.layout().journal(task.task_id)
-    return container.journal().open(at, container.worker(), fresh).job
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domain.job import TrainingJob
+from domain.job import JobState
 from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.task import TrainingTask
@@ -105,27 +105,21 @@ def _tell(outcome: dict[str, str], *, as_json: bool) -> None:
 
 def _cancel(text: str, container: Container) -> dict[str, str]:
     from application.cancellation import request_cancellation
+    from application.journal import recorded_job
 
     try:
         task_id = str(uuid.UUID(text))
     except ValueError:
         raise UsageError(f"--cancel {text}: give a task's id, which is a UUID") from None
-    at = container.layout().journal(task_id)
-    fresh = TrainingJob(task_id=task_id, style_id=1)
-    job = container.journal().open(at, container.worker(), fresh).job
-    if job.is_terminal:
-        return {
-            "task_id": task_id,
-            "state": job.state,
-            "text": f"task {task_id} is {job.state} already",
-        }
-    now = container.clock().now()
-    request_cancellation(task_id, container.blobs(), container.layout(), now)
-    return {
-        "task_id": task_id,
-        "state": job.state,
-        "text": f"task {task_id} will stop ({job.state} so far)",
-    }
+    blobs, layout = container.blobs(), container.layout()
+    job = recorded_job(blobs, layout.journal(task_id))
+    state = job.state if job else JobState.QUEUED
+    if job and job.is_terminal:
+        text = f"task {task_id} is {state} already"
+    else:
+        request_cancellation(task_id, blobs, layout, container.clock().now())
+        text = f"task {task_id} will stop ({state} so far)"
+    return {"task_id": task_id, "state": state, "text": text}
 
 
 def _sift(container: Container, wanted: str | None, *, as_json: bool) -> None:
