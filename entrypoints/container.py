@@ -40,6 +40,7 @@ from application.worker_loop import WorkerLoop
 from entrypoints.cli import version
 from entrypoints.default_base import default_base
 from entrypoints.devices import devices_present, gpus_of_torch
+from entrypoints.exits import UsageError
 from entrypoints.settings import InvalidSettings, Settings
 
 if TYPE_CHECKING:
@@ -90,9 +91,14 @@ def choose_seats(settings: Settings, devices: Callable[[], Sequence[str]]) -> in
 
 
 def load_base_model(settings: Settings, device: str) -> BaseModel:
-    """The base model named, or the default, on the device."""
+    """The base model named, or the default, on the device.
+
+    Raises:
+        UsageError: what is named is none.
+    """
     quiet_libraries()
     from adapters.diffusion.base_model import load_base
+    from adapters.diffusion.pipeline_files import BaseModelInvalid
     from adapters.diffusion.strategy import compute_on
 
     if settings.base_model is None:
@@ -100,9 +106,11 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
         log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
     else:
         name = settings.base_model
-    base = load_base(
-        name, device=device, dtype=compute_on(device), config_folder=settings.base_model_config
-    )
+    dtype, folder = compute_on(device), settings.base_model_config
+    try:
+        base = load_base(name, device=device, dtype=dtype, config_folder=folder)
+    except BaseModelInvalid as error:
+        raise UsageError(str(error)) from error
     _choose_threads(base)
     return base
 

@@ -13,13 +13,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import check_token, checked_address
+from domain.mistake import Mistake
 from entrypoints.devices import parse_devices
 
 MOST_TOGETHER = 32
 """Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
 
 
-class InvalidSettings(Exception):
+class InvalidSettings(Mistake):
     """At least one setting is wrong; each line of the text names one and its remedy."""
 
 

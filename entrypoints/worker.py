@@ -77,8 +77,6 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.observe import observed, start_sentry
 
     quiet_libraries()
-    from adapters.diffusion.pipeline_files import BaseModelInvalid
-
     logs = start_logging(
         level="DEBUG" if arguments.debug else settings.log_level,
         form=settings.log_format,
@@ -93,10 +91,7 @@ def _work(arguments: argparse.Namespace) -> int:
             return check(container, as_json=arguments.json)
         with observed(container, logs, stop) as board:
             board.device = ", ".join(container.devices())
-            try:
-                board.model = container.base_model().name
-            except BaseModelInvalid as error:
-                raise UsageError(f"BASE_MODEL: {error}") from error
+            board.model = container.base_model().name
             crew = container.crew()
             log.info("worker %s waits for tasks", container.worker())
             crew(stop, until_empty=arguments.once)

@@ -12,13 +12,14 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from adapters.status_page.binding import is_loopback
+from domain.mistake import Mistake
 
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 10.0
 
 
-class AddressTaken(OSError):
+class AddressTaken(Mistake):
     """Nothing can listen at the address; the text says which and why."""
 
 
