@@ -71,7 +71,8 @@ def _work(arguments: argparse.Namespace) -> int:
 
     from application.stop import StopSignal
     from entrypoints.check import check
-    from entrypoints.container import open_container, quiet_libraries
+    from entrypoints.container import open_container
+    from entrypoints.default_base import quiet_libraries
     from entrypoints.drain import draining
     from entrypoints.logs import log_what_nobody_catches, start_logging
     from entrypoints.observe import observed, start_sentry

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from adapters.s3.store import S3BlobStore
-from entrypoints.container import choose_devices, load_base_model, open_container
+from entrypoints.container import open_container
+from entrypoints.default_base import load_base_model
+from entrypoints.devices import choose_devices
 from entrypoints.exits import UsageError
-from entrypoints.settings import InvalidSettings, Settings
+from entrypoints.settings import Settings
 
 
 def connections(jobs_together: str) -> int:
@@ -33,7 +35,7 @@ def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> N
 
 
 def test_a_device_that_is_not_there_is_told_by_the_settings_name() -> None:
-    with pytest.raises(InvalidSettings, match=r"^DEVICE='cuda:99': "):
+    with pytest.raises(UsageError, match=r"^DEVICE='cuda:99': "):
         choose_devices(Settings(_env_file=None, device="cuda:99"))
 
 
