@@ -397,6 +397,27 @@ class PictureInspector(Protocol):
         """
 
 
+# --- Cards -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuReading:
+    """One card at one moment; None where the card or its driver does not tell."""
+
+    index: int
+    name: str
+    memory_used: int | None = None
+    """Bytes in use, by anybody."""
+    memory_total: int | None = None
+    """Bytes."""
+    utilization: float | None = None
+    """Share of the last moment in which a kernel ran, 0 to 1."""
+    temperature: int | None = None
+    """Degrees Celsius."""
+    power: float | None = None
+    """Watts."""
+
+
 # --- Clock, reports, events --------------------------------------------------------------
 
 

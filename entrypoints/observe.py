@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from dependency_injector import providers
 
 from adapters.console import LogEvents
-from adapters.gpu import GpuReader
 from adapters.logs.job_log import JobLog
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.gpus import GpuCollector
@@ -20,6 +19,7 @@ from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
 from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import DepthGauges, MeteredQueue
+from adapters.nvml import GpuReader
 from adapters.status_page.app import Sources, build_app
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
@@ -107,7 +107,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
             status.broker_check(gauges, _queue_name(settings)),
             status.disk_check(_work_folder(settings), settings.least_disk_gb),
         ],
-        cards=status.card_facts(read_cards),
+        cards=read_cards,
         queues=lambda: status.queue_facts(gauges),
         configuration=status.visible_settings(settings),
         redact=logs.redact.deep,

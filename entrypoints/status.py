@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -84,11 +83,6 @@ def work_check(board: StatusBoard) -> Check:
 def queue_facts(gauges: DepthGauges) -> dict[str, Any]:
     """The depths as the page has them."""
     return {"depths": dict(gauges.depths), "trouble": gauges.trouble, "age": gauges.age}
-
-
-def card_facts(read: Callable[[], list[Any]]) -> Callable[[], list[dict[str, Any]]]:
-    """The cards as the page has them."""
-    return lambda: [asdict(card) for card in read()]
 
 
 def visible_settings(settings: BaseSettings) -> list[dict[str, str]]:

@@ -101,7 +101,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
-    from adapters.gpu import GpuReader
+    from adapters.nvml import GpuReader
     from entrypoints.fleet import Fleet, gpus_named, worker_command
     from entrypoints.logs import start_logging
     from entrypoints.settings import environment_on_gpu

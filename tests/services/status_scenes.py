@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-from adapters.gpu import GpuReading
 from adapters.logs.redact import Redactor
 from adapters.memory import ManualClock
 from adapters.metrics.gpus import GpuCollector
@@ -18,7 +17,7 @@ from adapters.status_page.app import Check, Finding, Sources
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewShelf
 from application.listen import Listeners, Watchers
-from application.ports import Preview
+from application.ports import GpuReading, Preview
 from application.settlement import Done, HandBack, RetryLater
 from domain.events import (
     AnnouncementBegun,
@@ -113,7 +112,7 @@ class Scene:
                 Check("Base model", model),
                 Check("Disk", lambda: self.disk),
             ],
-            cards=lambda: [asdict(card) for card in self.cards],
+            cards=lambda: self.cards,
             queues=lambda: self.queues,
             configuration=[
                 {"name": "RABBITMQ_HOST", "value": "rabbitmq", "meaning": "Where the broker is"},
