@@ -18,7 +18,7 @@ from dependency_injector import containers, providers
 from rich.console import Console
 
 from adapters.clock import SystemClock
-from adapters.console import ConsoleNotifier, LogEvents
+from adapters.console import ConsoleNotifier
 from adapters.filesystem import FileBlobStore
 from adapters.pillow import PillowInspector, decode
 from adapters.report.reporter import HtmlReporter
@@ -30,6 +30,7 @@ from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
 from application.listen import Watchers
+from application.log_events import log_event
 from application.ports import BlobStore, Notifier
 from application.refuse_task import RefuseTask
 from application.rules import Rules
@@ -239,7 +240,7 @@ class Container(containers.DeclarativeContainer):
 
     console = providers.Singleton(Console)
     clock = providers.Singleton(SystemClock)
-    sink = providers.Singleton(LogEvents)
+    sink = providers.Object(log_event)
     watch = providers.Singleton(Watchers)
     rules = providers.Singleton(rules_from, settings)
     worker = providers.Singleton(worker_name, settings, new_id)

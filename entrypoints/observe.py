@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from dependency_injector import providers
 
-from adapters.console import LogEvents
 from adapters.logs.job_log import JobLog
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.gpus import GpuCollector
@@ -25,6 +24,7 @@ from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
 from adapters.status_page.server import StatusServer
 from application.listen import Listeners, Watchers
+from application.log_events import log_event
 from application.stop import StopSignal
 from entrypoints import status
 from entrypoints.cli import version
@@ -93,7 +93,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
         )
     )
     container.sink.override(
-        providers.Object(Listeners(logs.context, LogEvents(), jobs, board, job_log))
+        providers.Object(Listeners(logs.context, log_event, jobs, board, job_log))
     )
     container.watch.override(providers.Object(Watchers(logs.context, jobs, board, job_log)))
 
