@@ -11,8 +11,6 @@ from rich.console import Console
 
 from application.log_events import one_line, position, speed, undertaking
 from domain.events import (
-    Artifact,
-    CheckpointRef,
     Event,
     JobGivenUp,
     JobInterrupted,
@@ -20,11 +18,11 @@ from domain.events import (
     ProgressMade,
     TrainingBegan,
     TrainingFinished,
-    TrainingMetric,
 )
 from domain.failure import Failure
 from domain.location import Location
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from application.journal import Entry
 from application.layout import Layout
 from application.lease import LeaseLost
 from application.ports import BlobStore, Clock, TrainingSession, Unavailable
-from domain.events import CheckpointRef
+from domain.results import CheckpointRef
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Any
 from application.fenced import FencedBlob, Superseded
 from application.lease import LeaseLost
 from application.ports import BlobMissing, BlobStore, EventSink
-from domain.events import Artifact, CheckpointRef, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 
 class Entry:

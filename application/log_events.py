@@ -8,7 +8,6 @@ from datetime import timedelta
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
-    CheckpointRef,
     CheckpointSaved,
     Event,
     JobCompleted,
@@ -21,6 +20,7 @@ from domain.events import (
     TrainingFinished,
 )
 from domain.progress import Progress
+from domain.results import CheckpointRef
 
 log = logging.getLogger(__name__)
 

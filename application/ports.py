@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from domain.events import Artifact, Event, TrainingMetric
+from domain.events import Event
 from domain.failure import Failure
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.picture import Picture, PictureFacts, PictureSet
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
 

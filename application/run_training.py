@@ -38,11 +38,11 @@ from application.rules import Rules
 from application.seats import Seats
 from application.settlement import Done, HandBack, RetryLater, Settlement, settlement_after
 from application.stop import Stopped, StopReason, StopSignal
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import ACTIVE, UNDECIDED, TrainingJob
 from domain.location import Location
 from domain.picture import PictureSet
+from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)

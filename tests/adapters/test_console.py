@@ -13,9 +13,7 @@ from adapters.console import ConsoleNotifier, ProgressDisplay
 from application.log_events import log_event
 from domain.events import (
     AnnouncementBegun,
-    Artifact,
     ArtifactStored,
-    CheckpointRef,
     CheckpointSaved,
     Event,
     JobCompleted,
@@ -26,12 +24,12 @@ from domain.events import (
     ProgressMade,
     TrainingBegan,
     TrainingFinished,
-    TrainingMetric,
 )
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 TASK = "550e8400-e29b-41d4-a716-446655440000"
 ARTIFACT = Artifact(Location("models", "models/style_7.safetensors"), "ab" * 32, 3_000_000)

@@ -9,11 +9,12 @@ import pytest
 
 from adapters.memory import MemoryBlobStore
 from application.journal import Journal, decode_job, encode_job, recorded_job
-from domain.events import Artifact, CheckpointRef, Event, TrainingMetric
+from domain.events import Event
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 JOB = TrainingJob(
     task_id="task-1",

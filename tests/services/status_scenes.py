@@ -21,9 +21,7 @@ from application.ports import GpuReading, Preview
 from application.settlement import Done, HandBack, RetryLater
 from domain.events import (
     AnnouncementBegun,
-    Artifact,
     ArtifactStored,
-    CheckpointRef,
     CheckpointSaved,
     JobCompleted,
     JobFailed,
@@ -33,12 +31,12 @@ from domain.events import (
     ProgressMade,
     TrainingBegan,
     TrainingFinished,
-    TrainingMetric,
 )
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 from domain.task import TrainingTask
 
 SECRET = "a-secret-token-that-nobody-may-see"
