@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from application.fenced import FencedBlob, Superseded
+from application.fenced_blob import FencedBlob, Superseded
 from application.lease import LeaseLost
 from application.ports import BlobMissing, BlobStore, EventSink
 from domain.failure import Failure, FailureCode

@@ -29,7 +29,7 @@ from application.crew import Crew
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
-from application.listen import Watchers
+from application.listeners import Watchers
 from application.log_events import log_event
 from application.ports import BlobStore, Notifier
 from application.refuse_task import RefuseTask

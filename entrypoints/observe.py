@@ -23,7 +23,7 @@ from adapters.status_page.app import Sources, build_app
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
 from adapters.status_page.server import StatusServer
-from application.listen import Listeners, Watchers
+from application.listeners import Listeners, Watchers
 from application.log_events import log_event
 from application.stop import StopSignal
 from entrypoints import status

@@ -20,7 +20,7 @@ from adapters.logs.job_log import JobLog
 from adapters.logs.redact import REDACTED, Redactor
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryInspector
 from application.gather_pictures import gather_pictures
-from application.listen import Listeners, Watchers
+from application.listeners import Listeners, Watchers
 from application.ports import BlobMissing, BlobUnavailable
 from application.settlement import Done
 from application.stop import StopSignal

@@ -24,7 +24,7 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
 from application.journal import Journal
-from application.listen import Listeners, Watchers
+from application.listeners import Listeners, Watchers
 from application.log_events import log_event
 from application.settlement import Done, Settlement
 from application.stop import StopSignal

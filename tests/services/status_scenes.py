@@ -16,7 +16,7 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.app import Check, Finding, Sources
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewShelf
-from application.listen import Listeners, Watchers
+from application.listeners import Listeners, Watchers
 from application.ports import GpuReading, Preview
 from application.settlement import Done, HandBack, RetryLater
 from domain.events import (

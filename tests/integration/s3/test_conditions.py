@@ -9,7 +9,7 @@ import pytest
 
 from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import TRIES
-from application.fenced import FencedBlob, Superseded
+from application.fenced_blob import FencedBlob, Superseded
 from application.ports import (
     BlobUnavailable,
     Condition,
