@@ -39,7 +39,7 @@ SPOKEN_FOR = ("pika",)
 
 @dataclass(frozen=True)
 class Logging:
-    """What else has to do with log lines."""
+    """What the lines of a process pass through."""
 
     context: LogContext
     """To be told of the job in hand, as an event sink and as a watcher."""
