@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any
 
 import requests
@@ -125,12 +124,7 @@ class BackendProcess:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.stop()
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
