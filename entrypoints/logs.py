@@ -50,10 +50,6 @@ class Logging:
         job_log.setFormatter(JsonFormatter(self.redact))
         _install(job_log, self.context)
 
-    def name_worker(self, worker: str) -> None:
-        """Put the worker's name on every line from here on."""
-        self.context.worker = worker
-
 
 def start_logging(
     *,

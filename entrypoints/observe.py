@@ -73,7 +73,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     previews = PreviewShelf()
     gauges = DepthGauges(container.queue_depths(), metrics, clock.monotonic)
 
-    logs.name_worker(worker)
+    logs.context.worker = worker
     job_log = JobLog(container.blobs(), layout.log, clock, worker)
     logs.collect_into(job_log)
 

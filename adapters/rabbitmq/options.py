@@ -19,8 +19,6 @@ class TlsOptions:
     """Our own, PEM, where the broker asks for one."""
     key: Path | None = None
     """The certificate's private key, PEM, without a passphrase."""
-    server_name: str | None = None
-    """The name in the broker's certificate, where it is not the host we connect to."""
 
     def __post_init__(self) -> None:
         if self.key is not None and self.certificate is None:
