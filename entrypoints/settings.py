@@ -12,10 +12,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.status_page.binding import check_binding
-from adapters.webhook.options import check_token, checked_address
+from adapters.webhook.options import WebhookOptions, check_token, checked_address
+from application.rules import Rules
 from domain.mistake import Mistake
 from entrypoints.devices import parse_devices
 
+RULES = Rules()
+"""The use cases' figures, where no setting says otherwise."""
 MOST_TOGETHER = 32
 """Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
 
@@ -142,7 +145,7 @@ class Settings(BaseSettings):
         None, description="Certificates that vouch for the backend. Unset: the public ones"
     )
     webhook_timeout: float = Field(
-        30.0,
+        WebhookOptions.read_timeout,
         gt=0,
         le=300,
         description="Seconds that the backend has for the answer to a final call: one that is "
@@ -153,30 +156,45 @@ class Settings(BaseSettings):
         None, description="This worker's name in leases and logs. Unset: host and process"
     )
     fewest_pictures: int = Field(
-        10, ge=1, le=100, description="Usable pictures below which a job fails"
+        RULES.fewest_pictures,
+        ge=1,
+        le=100,
+        description="Usable pictures below which a job fails",
     )
-    checkpoint_every: int = Field(10, ge=1, description="Epochs between checkpoints")
+    checkpoint_every: int = Field(
+        RULES.checkpoint_every, ge=1, description="Epochs between checkpoints"
+    )
     preview_share: float = Field(
-        0.05,
+        RULES.preview_share,
         ge=0,
         le=1,
         description="Part of a job's time that previews at its checkpoints may take; 0: none",
     )
-    keep_checkpoints: int = Field(
-        1,
+    keep_checkpoints: int | None = Field(
+        RULES.keep_checkpoints,
         ge=0,
         description="Checkpoints that are kept of a finished job, the latest ones, and the best "
         "epoch's beside them; 0: none",
     )
-    progress_every: float = Field(30.0, gt=0, description="Seconds between progress calls")
-    cancel_poll: float = Field(5.0, gt=0, description="Seconds between looks for a cancellation")
+    progress_every: float = Field(
+        RULES.progress_every, gt=0, description="Seconds between progress calls"
+    )
+    cancel_poll: float = Field(
+        RULES.cancel_poll, gt=0, description="Seconds between looks for a cancellation"
+    )
     lease_seconds: float = Field(
-        60.0, ge=3, description="Seconds after which a lost worker's job can be taken over"
+        RULES.lease.seconds,
+        ge=3,
+        description="Seconds after which a lost worker's job can be taken over",
     )
     most_setbacks: int = Field(
-        5, ge=1, description="Crashes without a checkpoint in between, before a job is given up"
+        RULES.most_setbacks,
+        ge=1,
+        description="Crashes without a checkpoint in between, before a job is given up",
     )
-    fetch_concurrency: int = Field(8, ge=1, le=64, description="Pictures fetched at a time")
+    fetch_concurrency: int = Field(
+        RULES.fetch_concurrency, ge=1, le=64, description="Pictures fetched at a time"
+    )
     grace_seconds: float = Field(
         25.0,
         gt=0,
