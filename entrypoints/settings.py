@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.rabbitmq.options import RabbitOptions
+from adapters.s3.options import check_endpoint
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import WebhookOptions, check_token, checked_address
 from application.rules import Rules
@@ -254,9 +255,7 @@ class Settings(BaseSettings):
     @classmethod
     def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            parts = urlsplit(value.get_secret_value())
-            if parts.scheme not in {"amqp", "amqps"} or not parts.hostname:
-                raise ValueError("give amqp://user:password@host:port/vhost, or amqps://")
+            RabbitOptions.from_url(value.get_secret_value())
         return value
 
     @field_validator(
@@ -295,9 +294,7 @@ class Settings(BaseSettings):
     @classmethod
     def _endpoint(cls, value: str | None) -> str | None:
         if value is not None:
-            parts = urlsplit(value)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError("give https://host or http://host, with a port if need be")
+            check_endpoint(value)
         return value
 
     @field_validator("backend_api_url")
