@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.rabbitmq.options import RabbitOptions
@@ -375,8 +376,13 @@ def _line(problem: Any) -> str:
         return remedy
     if value is None:
         return f"{name.upper()} is not set: {remedy}"
-    secret = "SecretStr" in str(Settings.model_fields[name].annotation)
-    return f"{name.upper()}={'***' if secret else repr(str(value))}: {remedy}"
+    shown = "***" if is_secret(Settings.model_fields[name]) else repr(str(value))
+    return f"{name.upper()}={shown}: {remedy}"
+
+
+def is_secret(setting: FieldInfo) -> bool:
+    """Whether a setting's value must never be shown."""
+    return "SecretStr" in str(setting.annotation)
 
 
 def environment_on_gpu(settings: Settings, gpu: str, index: int) -> dict[str, str]:
