@@ -172,10 +172,9 @@ def describe_task(
     resolved = requested.resolve(
         picture_count=len(pictures.usable), native_resolution=base.native_resolution
     )
-    tags = tuple(tag.strip() for tag in arguments.tags.split(",") if tag.strip())
     identity = {
         "style_id": arguments.style_id,
-        "tags": tags,
+        "tags": arguments.tags,
         "parameters": asdict(resolved),
         "pictures": [[p.name, p.facts.sha256, p.caption] for p in pictures.usable],
         "base": base.fingerprint,
@@ -184,7 +183,7 @@ def describe_task(
         task_id=str(uuid.uuid5(LOCAL_TASKS, json.dumps(identity))),
         style_id=arguments.style_id,
         images=tuple(Location(PICTURES, picture.name) for picture in pictures.usable),
-        tags=tags,
+        tags=arguments.tags,
         requested=requested,
     )
 

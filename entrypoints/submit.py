@@ -15,7 +15,7 @@ from domain.parameters import RequestedParameters
 from domain.task import TrainingTask
 from entrypoints.cli import add_common_options, run_command
 from entrypoints.exits import UsageError
-from entrypoints.options import add_parameter_options, named_parameters
+from entrypoints.options import add_parameter_options, add_style_options, named_parameters
 from entrypoints.picture_folder import find_pictures
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="list the dead letters and put them back on the queue: all, or this task's",
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    parser.add_argument("--style-id", type=int, default=1, help="the style's number (default: 1)")
-    parser.add_argument("--tags", default="", help="keywords for the whole style, with commas")
+    add_style_options(parser)
     add_parameter_options(parser)
     add_common_options(parser, script="style-submit")
     return parser
@@ -192,7 +191,7 @@ def _task_of_folder(
         task_id=task_id,
         style_id=arguments.style_id,
         images=tuple(images),
-        tags=tuple(tag.strip() for tag in arguments.tags.split(",") if tag.strip()),
+        tags=arguments.tags,
         requested=requested,
     )
 
