@@ -27,10 +27,10 @@ from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
+from tests.services.backend_faults import Fault, answer
 from tests.services.backend_process import BackendProcess
 from tests.services.certificates import Authority
 from tests.services.commands import ROOT
-from tests.services.faults import Fault, answer
 from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.integration

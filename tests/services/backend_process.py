@@ -11,9 +11,9 @@ from typing import Any
 import requests
 
 from tests.services.backend import FINAL, Call
+from tests.services.backend_faults import Fault
 from tests.services.certificates import Authority
 from tests.services.commands import ROOT
-from tests.services.faults import Fault
 
 TOKEN = "a-token-of-more-than-32-characters-0123456789"
 

@@ -16,8 +16,8 @@ from application.ports import (
     BlobUnavailable,
 )
 from tests.integration.s3.world import TOKEN, make
-from tests.services.faulty_proxy import FaultyProxy
-from tests.services.proxy_rules import Rule, access_denied, internal_error, s3_error
+from tests.services.http_faults import Rule, access_denied, internal_error, s3_error
+from tests.services.http_proxy import FaultyProxy
 from tests.services.s3 import ACCESS_KEY, SECRET_KEY
 
 pytestmark = pytest.mark.integration
