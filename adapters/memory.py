@@ -37,12 +37,12 @@ from application.ports import (
     TrainingPlan,
     TrainingSession,
 )
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.picture import PictureFacts, PictureRefused
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
 
 log = logging.getLogger(__name__)
 

@@ -61,8 +61,7 @@ class SpoolQueue:
     """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths`` over a folder.
 
     Messages come in the order of their files' names. Dead letters lie in ``dead/``, each beside
-    ``<name>.reason``; how often a message was
-    put aside, and until when, in ``.state/``.
+    ``<name>.reason``; how often a message was put aside, and until when, in ``.state/``.
 
     Args:
         folder: made when it is first used.

@@ -11,8 +11,8 @@ from application.journal import Entry
 from application.layout import Layout
 from application.lease import LeaseLost
 from application.ports import BlobDenied, BlobStore, Clock, TrainingSession, Unavailable
-from domain.events import CheckpointRef
 from domain.location import Location
+from domain.results import CheckpointRef
 
 log = logging.getLogger(__name__)
 

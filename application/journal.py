@@ -10,15 +10,15 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from application.fenced import FencedBlob, Superseded
+from application.fenced_blob import FencedBlob, Superseded
 from application.lease import LeaseLost
-from application.ports import BlobStore, EventSink
-from domain.events import Artifact, CheckpointRef, TrainingMetric
+from application.ports import BlobMissing, BlobStore, EventSink
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 
 class Entry:
@@ -76,6 +76,15 @@ class Journal:
         entry = Entry(FencedBlob(self.blobs, at), writer, self.sink, fresh)
         entry.load()
         return entry
+
+
+def recorded_job(blobs: BlobStore, at: Location) -> TrainingJob | None:
+    """The job on record at ``at``, for who only reads it; None where none is."""
+    try:
+        found = blobs.get(at)
+    except BlobMissing:
+        return None
+    return decode_job(json.loads(found.data)["job"])
 
 
 def encode_job(job: TrainingJob) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
-from application.fenced import FencedBlob, Superseded
+from application.fenced_blob import FencedBlob, Superseded
 from application.patience import insist, wait
 from application.ports import BlobDenied, BlobStore, Clock, Unavailable
 from application.stop import StopReason, StopSignal

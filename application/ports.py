@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from domain.events import Artifact, Event, TrainingMetric
+from domain.events import Event
 from domain.failure import Failure
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.picture import Picture, PictureFacts, PictureSet
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
 
@@ -93,7 +94,7 @@ class Queue(Protocol):
         """Put the message where an operator finds it, with the reason.
 
         Args:
-            details: what a program may want of the reason: field, value, remedy, code.
+            details: what a program may want of the reason: field, value, remedy.
         """
 
     def hand_back(self, delivery: Delivery) -> None:
@@ -323,7 +324,7 @@ class Preview:
 class TrainingSession(Protocol):
     """One run, driven step by step by the use case.
 
-    ``advance`` and ``finish`` raise ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...).
+    ``advance`` raises ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...).
     """
 
     @property
@@ -400,6 +401,27 @@ class PictureInspector(Protocol):
         Raises:
             PictureRefused: with the reason, in words for the artist.
         """
+
+
+# --- Cards -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuReading:
+    """One card at one moment; None where the card or its driver does not tell."""
+
+    index: int
+    name: str
+    memory_used: int | None = None
+    """Bytes in use, by anybody."""
+    memory_total: int | None = None
+    """Bytes."""
+    utilization: float | None = None
+    """Share of the last moment in which a kernel ran, 0 to 1."""
+    temperature: int | None = None
+    """Degrees Celsius."""
+    power: float | None = None
+    """Watts."""
 
 
 # --- Clock, reports, events --------------------------------------------------------------

@@ -47,9 +47,9 @@ from application.settlement import (
 )
 from application.stop import Stopped, StopReason, StopSignal
 from application.style_report import ReportWriter
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import ACTIVE, UNDECIDED, TrainingJob
+from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)

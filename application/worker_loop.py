@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from application.listen import Watcher, Watchers
+from application.listeners import Watcher, Watchers
 from application.patience import wait
 from application.ports import (
     Clock,

@@ -16,9 +16,7 @@ from typing import TypeAlias, TypedDict
 
 from domain.events import (
     AnnouncementBegun,
-    Artifact,
     ArtifactStored,
-    CheckpointRef,
     CheckpointSaved,
     Event,
     JobCompleted,
@@ -30,11 +28,11 @@ from domain.events import (
     SeatAwaited,
     TrainingBegan,
     TrainingFinished,
-    TrainingMetric,
 )
 from domain.failure import Failure, FailureCode
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 
 class JobState(StrEnum):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from domain.location import Location
+from domain.mistake import Mistake
 from domain.parameters import RequestedParameters
 
 
-class InvalidTask(ValueError):
+class InvalidTask(Mistake, ValueError):
     """A message that is not a task: names the field, the value found and the remedy.
 
     ``style_id`` is set when it could be read all the same, so that the backend can be told.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Outcome:
     """What became of one trial."""
 
     part: str
@@ -25,12 +25,12 @@ class Finding:
 
 def check(container: Container, *, as_json: bool = False) -> int:
     """Print a table of what works; 0 when everything does, else 1."""
-    findings = [_try(part, trial) for part, trial in trials(container)]
+    outcomes = [_try(part, trial) for part, trial in trials(container)]
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
+        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1, ensure_ascii=False))
     else:
-        print(_table(findings))
-    return 0 if all(finding.works for finding in findings) else 1
+        print(_table(outcomes))
+    return 0 if all(outcome.works for outcome in outcomes) else 1
 
 
 def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
@@ -50,19 +50,19 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
     ]
 
 
-def _try(part: str, trial: Callable[[], str]) -> Finding:
+def _try(part: str, trial: Callable[[], str]) -> Outcome:
     try:
-        return Finding(part, True, trial())
+        return Outcome(part, True, trial())
     except Exception as error:  # whatever it is, the operator wants to see it beside the others
         text = " ".join(str(error).split()) or type(error).__name__
-        return Finding(part, False, text)
+        return Outcome(part, False, text)
 
 
-def _table(findings: Sequence[Finding]) -> str:
-    width = max(len(finding.part) for finding in findings)
+def _table(outcomes: Sequence[Outcome]) -> str:
+    width = max(len(outcome.part) for outcome in outcomes)
     return "\n".join(
-        f"{'ok    ' if finding.works else 'FAILED'}  {finding.part:{width}}  {finding.detail}"
-        for finding in findings
+        f"{'ok    ' if outcome.works else 'FAILED'}  {outcome.part:{width}}  {outcome.detail}"
+        for outcome in outcomes
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from domain.mistake import Mistake
 from domain.parameters import InvalidParameter
 from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from entrypoints.options import option_of
@@ -18,21 +19,6 @@ from entrypoints.options import option_of
 log = logging.getLogger(__name__)
 
 SHELLS = ("bash", "zsh", "tcsh")
-
-_WRONG_INPUT = {
-    "entrypoints.exits": "UsageError",
-    "entrypoints.settings": "InvalidSettings",
-    "domain.task": "InvalidTask",
-    "adapters.diffusion.pipeline_files": "BaseModelInvalid",
-    "adapters.diffusion.forms": "StyleFileInvalid",
-    "adapters.status_page.binding": "InvalidBinding",
-    "adapters.status_page.server": "AddressTaken",
-    "adapters.logs.sentry": "SentryMissing",
-}
-"""Errors that whoever gave the command can mend, by the module that has them. By name, since a
-module that nobody has imported cannot have raised its error, and some are slow to import."""
-_OUT_OF_REACH = {"application.ports": ("Unavailable", "BlobDenied", "TrainerBroken")}
-"""Errors of the world outside."""
 
 
 def version() -> str:
@@ -103,21 +89,16 @@ def run_command(
 
 def explain(error: Exception) -> tuple[int, list[str]] | None:
     """The exit code for an error, and what to say of it; None for a defect of our own."""
+    from application.ports import BlobDenied, TrainerBroken, Unavailable
+
     if isinstance(error, InvalidParameter):
         return EXIT_USAGE, [f"{option_of(error.name)} {error.value}: {error.remedy}"]
     lines = str(error).splitlines() or [type(error).__name__]
-    for module, name in _WRONG_INPUT.items():
-        if _is(error, module, name):
-            return EXIT_USAGE, lines
-    for module, names in _OUT_OF_REACH.items():
-        if any(_is(error, module, name) for name in names):
-            return EXIT_FAILED, [" ".join(lines)]
+    if isinstance(error, Mistake):
+        return EXIT_USAGE, lines
+    if isinstance(error, Unavailable | BlobDenied | TrainerBroken):
+        return EXIT_FAILED, [" ".join(lines)]
     return None
-
-
-def _is(error: Exception, module: str, name: str) -> bool:
-    imported = sys.modules.get(module)
-    return imported is not None and isinstance(error, getattr(imported, name))
 
 
 class _Version(argparse.Action):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import socket
@@ -19,7 +18,7 @@ from dependency_injector import containers, providers
 from rich.console import Console
 
 from adapters.clock import SystemClock
-from adapters.console import ConsoleNotifier, LogEvents
+from adapters.console import ConsoleNotifier
 from adapters.filesystem import FileBlobStore
 from adapters.pillow import PillowInspector, decode
 from adapters.report.reporter import HtmlReporter
@@ -31,7 +30,8 @@ from application.crew import Crew
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
-from application.listen import Watchers
+from application.listeners import Watchers
+from application.log_events import log_event
 from application.ports import BlobStore, Notifier
 from application.refuse_task import RefuseTask
 from application.rules import Rules
@@ -39,8 +39,8 @@ from application.run_training import RunTraining
 from application.seats import Seats
 from application.worker_loop import WorkerLoop
 from entrypoints.cli import version
-from entrypoints.default_base import default_base
-from entrypoints.devices import devices_present, gpus_of_torch
+from entrypoints.default_base import load_base_model
+from entrypoints.devices import choose_devices, choose_seats
 from entrypoints.settings import InvalidSettings, Settings
 
 if TYPE_CHECKING:
@@ -49,87 +49,9 @@ if TYPE_CHECKING:
     from adapters.rabbitmq.options import RabbitOptions
     from adapters.rabbitmq.queue import RabbitQueue
 
-log = logging.getLogger(__name__)
-
-STANDARD_RESOLUTION = 512
-"""Pixels a side of Stable Diffusion 1.5."""
 SPARE_CONNECTIONS = 4
 """A job's to the store, beside those that fetch pictures: lease, cancellation, journal,
 checkpoint."""
-
-
-def choose_devices(settings: Settings) -> tuple[str, ...]:
-    """The devices named, or the GPU where there is one.
-
-    Raises:
-        InvalidSettings: one is not there.
-    """
-    try:
-        return devices_present(settings.device, gpus_of_torch)
-    except ValueError as error:
-        raise InvalidSettings(f"DEVICE={settings.device!r}: {error}") from None
-
-
-def choose_seats(settings: Settings, devices: Callable[[], Sequence[str]]) -> int:
-    """Jobs that train together: as many as named, or as the card has room for.
-
-    Args:
-        devices: asked only where that counts, for it takes a while.
-    """
-    if settings.jobs_together != "auto":
-        return int(settings.jobs_together)
-    import torch
-
-    from adapters.diffusion.room import seats_in
-
-    chosen = torch.device(devices()[0])
-    if chosen.type != "cuda":
-        return 1
-    seats = seats_in(torch.cuda.get_device_properties(chosen).total_memory)
-    log.info("up to %d jobs train together on %s", seats, chosen)
-    return seats
-
-
-def load_base_model(settings: Settings, device: str) -> BaseModel:
-    """The base model named, or the default, on the device."""
-    quiet_libraries()
-    from adapters.diffusion.base_model import load_base
-    from adapters.diffusion.strategy import compute_on
-
-    if settings.base_model is None:
-        name, reason = default_base(device)
-        log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
-    else:
-        name = settings.base_model
-    base = load_base(
-        name, device=device, dtype=compute_on(device), config_folder=settings.base_model_config
-    )
-    _choose_threads(base)
-    return base
-
-
-def _choose_threads(base: BaseModel) -> None:
-    """Compute in one thread where the base is small.
-
-    Its operations are too short to share: on a busy machine several threads spend their time
-    waiting for one another.
-    """
-    if base.native_resolution < STANDARD_RESOLUTION:
-        import torch
-
-        torch.set_num_threads(1)
-
-
-def quiet_libraries() -> None:
-    """Their progress bars and advice about parts that we do not use hide our own lines."""
-    # PEFT imports it where it is installed; on a CPU it then looks for kernels, and complains.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
 
 
 def build_trainer(base: BaseModel, devices: Sequence[str], seats: int) -> DiffusionTrainer:
@@ -319,7 +241,7 @@ class Container(containers.DeclarativeContainer):
 
     console = providers.Singleton(Console)
     clock = providers.Singleton(SystemClock)
-    sink = providers.Singleton(LogEvents)
+    sink = providers.Object(log_event)
     watch = providers.Singleton(Watchers)
     rules = providers.Singleton(rules_from, settings)
     worker = providers.Singleton(worker_name, settings, new_id)

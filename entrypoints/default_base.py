@@ -1,11 +1,23 @@
-"""Which base model to use when nobody names one."""
+"""The base model that is named, or the one to use when nobody names one."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from entrypoints.exits import UsageError
+
+if TYPE_CHECKING:
+    from adapters.diffusion.base_model import BaseModel
+    from entrypoints.settings import Settings
+
+log = logging.getLogger(__name__)
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SMALL_BASE = Path(__file__).resolve().parent.parent / "assets" / "small_base"
+STANDARD_RESOLUTION = 512
+"""Pixels a side of Stable Diffusion 1.5."""
 
 
 def default_base(device: str) -> tuple[str, str]:
@@ -30,3 +42,52 @@ def _hub_has(name: str) -> bool:
     except Exception:
         return False
     return True
+
+
+def load_base_model(settings: Settings, device: str) -> BaseModel:
+    """The base model named, or the default, on the device.
+
+    Raises:
+        UsageError: what is named is none.
+    """
+    quiet_libraries()
+    from adapters.diffusion.base_model import load_base
+    from adapters.diffusion.pipeline_files import BaseModelInvalid
+    from adapters.diffusion.strategy import compute_on
+
+    if settings.base_model is None:
+        name, reason = default_base(device)
+        log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
+    else:
+        name = settings.base_model
+    dtype, folder = compute_on(device), settings.base_model_config
+    try:
+        base = load_base(name, device=device, dtype=dtype, config_folder=folder)
+    except BaseModelInvalid as error:
+        raise UsageError(str(error)) from error
+    _choose_threads(base)
+    return base
+
+
+def _choose_threads(base: BaseModel) -> None:
+    """Compute in one thread where the base is small.
+
+    Its operations are too short to share: on a busy machine several threads spend their time
+    waiting for one another.
+    """
+    if base.native_resolution < STANDARD_RESOLUTION:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def quiet_libraries() -> None:
+    """Their progress bars and advice about parts that we do not use hide our own lines."""
+    # PEFT imports it where it is installed; on a CPU it then looks for kernels, and complains.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

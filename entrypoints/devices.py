@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from entrypoints.exits import UsageError
+
+if TYPE_CHECKING:
+    from entrypoints.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _REMEDY = "give cpu, cuda, or GPUs by their numbers such as cuda:1 or cuda:0,cuda:1"
 
@@ -59,3 +68,35 @@ def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...
         there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise ValueError(f"{', '.join(missing)} is not there; this machine has {there}")
     return names
+
+
+def choose_devices(settings: Settings) -> tuple[str, ...]:
+    """The devices named, or the GPU where there is one.
+
+    Raises:
+        UsageError: one is not there.
+    """
+    try:
+        return devices_present(settings.device, gpus_of_torch)
+    except ValueError as error:
+        raise UsageError(f"DEVICE={settings.device!r}: {error}") from None
+
+
+def choose_seats(settings: Settings, devices: Callable[[], Sequence[str]]) -> int:
+    """Jobs that train together: as many as named, or as the card has room for.
+
+    Args:
+        devices: asked only where that counts, for it takes a while.
+    """
+    if settings.jobs_together != "auto":
+        return int(settings.jobs_together)
+    import torch
+
+    from adapters.diffusion.room import seats_in
+
+    chosen = torch.device(devices()[0])
+    if chosen.type != "cuda":
+        return 1
+    seats = seats_in(torch.cuda.get_device_properties(chosen).total_memory)
+    log.info("up to %d jobs train together on %s", seats, chosen)
+    return seats

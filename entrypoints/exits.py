@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from domain.mistake import Mistake
+
 EXIT_FAILED = 1
 """It could not be done, for a reason that is not in what was asked."""
 EXIT_USAGE = 2
@@ -12,5 +14,5 @@ EXIT_INTERRUPTED = 130
 """128 and the number of SIGINT, as shells have it."""
 
 
-class UsageError(Exception):
+class UsageError(Mistake):
     """What was asked for cannot be done; one line, with the remedy."""

@@ -23,6 +23,7 @@ from rich.console import Console
 from adapters.console import ConsoleNotifier, ProgressDisplay
 from adapters.filesystem import FileBlobStore
 from application.gather_pictures import gather_pictures
+from application.journal import recorded_job
 from application.layout import Layout
 from application.lease import LeaseTerms
 from application.rules import Rules
@@ -171,10 +172,9 @@ def describe_task(
     resolved = requested.resolve(
         picture_count=len(pictures.usable), native_resolution=base.native_resolution
     )
-    tags = tuple(tag.strip() for tag in arguments.tags.split(",") if tag.strip())
     identity = {
         "style_id": arguments.style_id,
-        "tags": tags,
+        "tags": arguments.tags,
         "parameters": asdict(resolved),
         "pictures": [[p.name, p.facts.sha256, p.caption] for p in pictures.usable],
         "base": base.fingerprint,
@@ -183,7 +183,7 @@ def describe_task(
         task_id=str(uuid.uuid5(LOCAL_TASKS, json.dumps(identity))),
         style_id=arguments.style_id,
         images=tuple(Location(PICTURES, picture.name) for picture in pictures.usable),
-        tags=tags,
+        tags=arguments.tags,
         requested=requested,
     )
 
@@ -196,17 +196,19 @@ def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[
     """
     console, layout, blobs = container.console(), container.layout(), container.blobs()
     _refuse_other_run(task, container, out)
-    before = _job(task, container)
-    if before.state is JobState.FAILED:
-        blobs.delete(layout.journal(task.task_id))
-    if before.state is JobState.COMPLETED:
+    record = layout.journal(task.task_id)
+    fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
+    job = recorded_job(blobs, record) or fresh
+    if job.state is JobState.FAILED:
+        blobs.delete(record)
+    if job.state is JobState.COMPLETED:
         console.print(f"this run is complete already: {out}", markup=False)
-        return 0, _outcome(before, out)
+        return 0, _outcome(job, out)
 
     stop = StopSignal()
     with _interruptible(stop), container.sink():
         settlement = _settle(task, container, stop)
-    job = _job(task, container)
+    job = recorded_job(blobs, record) or fresh
     match settlement:
         case Done() if job.state is JobState.COMPLETED:
             for path in _report_files(out):
@@ -271,12 +273,6 @@ def _refuse_other_run(task: TrainingTask, container: Container, out: Path) -> No
             f"--out {out}: holds another run's checkpoint ({others[0].split('/')[1]}), of other "
             "pictures, parameters or base model; give another folder, or repeat that command"
         )
-
-
-def _job(task: TrainingTask, container: Container) -> TrainingJob:
-    fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
-    at = container.layout().journal(task.task_id)
-    return container.journal().open(at, container.worker(), fresh).job
 
 
 @contextmanager

@@ -39,7 +39,7 @@ SPOKEN_FOR = ("pika",)
 
 @dataclass(frozen=True)
 class Logging:
-    """What else has to do with log lines."""
+    """What the lines of a process pass through."""
 
     context: LogContext
     """To be told of the job in hand, as an event sink and as a watcher."""
@@ -49,10 +49,6 @@ class Logging:
         """Keep each job's lines, too."""
         job_log.setFormatter(JsonFormatter(self.redact))
         _install(job_log, self.context)
-
-    def name_worker(self, worker: str) -> None:
-        """Put the worker's name on every line from here on."""
-        self.context.worker = worker
 
 
 def start_logging(

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 from dependency_injector import providers
 
-from adapters.console import LogEvents
-from adapters.gpu import GpuReader
 from adapters.logs.job_log import JobLog
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.gpus import GpuCollector
@@ -20,11 +18,13 @@ from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
 from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import DepthGauges, MeteredQueue
+from adapters.nvml import GpuReader
 from adapters.status_page.app import Sources, build_app
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
 from adapters.status_page.server import StatusServer
-from application.listen import Listeners, Watchers
+from application.listeners import Listeners, Watchers
+from application.log_events import log_event
 from application.stop import StopSignal
 from entrypoints import status
 from entrypoints.cli import version
@@ -73,7 +73,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     previews = PreviewShelf()
     gauges = DepthGauges(container.queue_depths(), metrics, clock.monotonic)
 
-    logs.name_worker(worker)
+    logs.context.worker = worker
     job_log = JobLog(container.blobs(), layout.log, clock, worker)
     logs.collect_into(job_log)
 
@@ -93,7 +93,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
         )
     )
     container.sink.override(
-        providers.Object(Listeners(logs.context, LogEvents(), jobs, board, job_log))
+        providers.Object(Listeners(logs.context, log_event, jobs, board, job_log))
     )
     container.watch.override(providers.Object(Watchers(logs.context, jobs, board, job_log)))
 
@@ -107,7 +107,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
             status.broker_check(gauges, _queue_name(settings)),
             status.disk_check(_work_folder(settings), settings.least_disk_gb),
         ],
-        cards=status.card_facts(read_cards),
+        cards=read_cards,
         queues=lambda: status.queue_facts(gauges),
         configuration=status.visible_settings(settings),
         redact=logs.redact.deep,

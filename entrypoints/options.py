@@ -1,4 +1,4 @@
-"""Training parameters as command-line options. The standard library only: `--help` is instant."""
+"""What to train, as command-line options. The standard library only: `--help` is instant."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import argparse
 from typing import Any
 
 from domain.parameters import PARAMETER_NAMES, LearningRateSchedule, LoraTargets, OptimizerName
+
+
+def add_style_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--style-id`` and ``--tags``."""
+    parser.add_argument("--style-id", type=int, default=1, help="the style's number (default: 1)")
+    parser.add_argument(
+        "--tags", type=_tags, default=(), help="keywords for the whole style, with commas"
+    )
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    return tuple(tag.strip() for tag in text.split(",") if tag.strip())
 
 
 def add_parameter_options(parser: argparse.ArgumentParser) -> None:

@@ -8,18 +8,25 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from adapters.rabbitmq.options import RabbitOptions
+from adapters.s3.options import check_endpoint
 from adapters.status_page.binding import check_binding
-from adapters.webhook.options import check_token, checked_address
+from adapters.webhook.options import WebhookOptions, check_token, checked_address
 from application.lease import LeaseTerms
+from application.rules import Rules
+from domain.mistake import Mistake
 from entrypoints.devices import parse_devices
 
+RULES = Rules()
+"""The use cases' figures, where no setting says otherwise."""
 MOST_TOGETHER = 32
 """Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
 
 
-class InvalidSettings(Exception):
+class InvalidSettings(Mistake):
     """At least one setting is wrong; each line of the text names one and its remedy."""
 
 
@@ -76,20 +83,24 @@ class Settings(BaseSettings):
     rabbitmq_cert_file: Path | None = Field(None, description="Our own certificate for the broker")
     rabbitmq_key_file: Path | None = Field(None, description="The key of our own certificate")
     rabbitmq_heartbeat: int = Field(
-        60, ge=2, le=3600, description="Seconds after which a silent connection counts as lost"
+        RabbitOptions.heartbeat,
+        ge=2,
+        le=3600,
+        description="Heartbeat in seconds: a connection that is silent for 5 more, or for twice "
+        "that at most, counts as lost",
     )
     rabbitmq_queue: str = Field(
-        "model_training",
+        RabbitOptions.queue,
         min_length=1,
         max_length=200,
         description="The queue of tasks; `.retry.*` and `.dead` beside it are ours",
     )
     retry_delays: Annotated[tuple[float, ...], NoDecode] = Field(
-        (5.0, 30.0, 120.0, 600.0),
+        RabbitOptions.retry_delays,
         description="Seconds that a message can be put aside for, with commas; one queue each",
     )
     ack_timeout: int = Field(
-        4 * 3600,
+        int(RabbitOptions.ack_timeout),
         ge=60,
         description="Seconds for which the broker is asked to leave a delivery with us",
     )
@@ -137,7 +148,7 @@ class Settings(BaseSettings):
         None, description="Certificates that vouch for the backend. Unset: the public ones"
     )
     webhook_timeout: float = Field(
-        30.0,
+        WebhookOptions.read_timeout,
         gt=0,
         le=300,
         description="Seconds that the backend has for the answer to a final call: one that is "
@@ -148,30 +159,45 @@ class Settings(BaseSettings):
         None, description="This worker's name in leases and logs. Unset: host and process"
     )
     fewest_pictures: int = Field(
-        10, ge=1, le=100, description="Usable pictures below which a job fails"
+        RULES.fewest_pictures,
+        ge=1,
+        le=100,
+        description="Usable pictures below which a job fails",
     )
-    checkpoint_every: int = Field(10, ge=1, description="Epochs between checkpoints")
+    checkpoint_every: int = Field(
+        RULES.checkpoint_every, ge=1, description="Epochs between checkpoints"
+    )
     preview_share: float = Field(
-        0.05,
+        RULES.preview_share,
         ge=0,
         le=1,
         description="Part of a job's time that previews at its checkpoints may take; 0: none",
     )
-    keep_checkpoints: int = Field(
-        1,
+    keep_checkpoints: int | None = Field(
+        RULES.keep_checkpoints,
         ge=0,
         description="Checkpoints that are kept of a finished job with their styles, the latest "
         "ones, and the best epoch's beside them; 0: none",
     )
-    progress_every: float = Field(30.0, gt=0, description="Seconds between progress calls")
-    cancel_poll: float = Field(5.0, gt=0, description="Seconds between looks for a cancellation")
+    progress_every: float = Field(
+        RULES.progress_every, gt=0, description="Seconds between progress calls"
+    )
+    cancel_poll: float = Field(
+        RULES.cancel_poll, gt=0, description="Seconds between looks for a cancellation"
+    )
     lease_seconds: float = Field(
-        60.0, ge=3, description="Seconds after which a lost worker's job can be taken over"
+        RULES.lease.seconds,
+        ge=3,
+        description="Seconds after which a lost worker's job can be taken over",
     )
     most_setbacks: int = Field(
-        5, ge=1, description="Crashes without a checkpoint in between, before a job is given up"
+        RULES.most_setbacks,
+        ge=1,
+        description="Crashes without a checkpoint in between, before a job is given up",
     )
-    fetch_concurrency: int = Field(8, ge=1, le=64, description="Pictures fetched at a time")
+    fetch_concurrency: int = Field(
+        RULES.fetch_concurrency, ge=1, le=64, description="Pictures fetched at a time"
+    )
     grace_seconds: float = Field(
         25.0,
         gt=0,
@@ -231,9 +257,7 @@ class Settings(BaseSettings):
     @classmethod
     def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            parts = urlsplit(value.get_secret_value())
-            if parts.scheme not in {"amqp", "amqps"} or not parts.hostname:
-                raise ValueError("give amqp://user:password@host:port/vhost, or amqps://")
+            RabbitOptions.from_url(value.get_secret_value())
         return value
 
     @field_validator(
@@ -272,9 +296,7 @@ class Settings(BaseSettings):
     @classmethod
     def _endpoint(cls, value: str | None) -> str | None:
         if value is not None:
-            parts = urlsplit(value)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError("give https://host or http://host, with a port if need be")
+            check_endpoint(value)
         return value
 
     @field_validator("backend_api_url")
@@ -366,8 +388,13 @@ def _line(problem: Any) -> str:
         return remedy
     if value is None:
         return f"{name.upper()} is not set: {remedy}"
-    secret = "SecretStr" in str(Settings.model_fields[name].annotation)
-    return f"{name.upper()}={'***' if secret else repr(str(value))}: {remedy}"
+    shown = "***" if is_secret(Settings.model_fields[name]) else repr(str(value))
+    return f"{name.upper()}={shown}: {remedy}"
+
+
+def is_secret(setting: FieldInfo) -> bool:
+    """Whether a setting's value must never be shown."""
+    return "SecretStr" in str(setting.annotation)
 
 
 def environment_on_gpu(settings: Settings, gpu: str, index: int) -> dict[str, str]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
 from adapters.metrics.queue import DepthGauges
 from adapters.status_page.app import Check, Finding
 from adapters.status_page.board import StatusBoard
+from entrypoints.settings import is_secret
 
 POLL_SECONDS = 15.0
 """Between two counts of the waiting messages."""
@@ -86,11 +85,6 @@ def queue_facts(gauges: DepthGauges) -> dict[str, Any]:
     return {"depths": dict(gauges.depths), "trouble": gauges.trouble, "age": gauges.age}
 
 
-def card_facts(read: Callable[[], list[Any]]) -> Callable[[], list[dict[str, Any]]]:
-    """The cards as the page has them."""
-    return lambda: [asdict(card) for card in read()]
-
-
 def visible_settings(settings: BaseSettings) -> list[dict[str, str]]:
     """Every setting's name, value and meaning; of a secret only whether it is set."""
     rows = []
@@ -99,7 +93,7 @@ def visible_settings(settings: BaseSettings) -> list[dict[str, str]]:
         rows.append(
             {
                 "name": name.upper(),
-                "value": _shown(value, secret="SecretStr" in str(field.annotation)),
+                "value": _shown(value, secret=is_secret(field)),
                 "meaning": (field.description or "").replace("`", ""),
             }
         )
@@ -109,8 +103,6 @@ def visible_settings(settings: BaseSettings) -> list[dict[str, str]]:
 def _shown(value: Any, *, secret: bool) -> str:
     if secret:
         return "not set" if value is None else "set"
-    if isinstance(value, SecretStr):
-        return "set"
     if value is None or value == ():
         return "not set"
     if isinstance(value, tuple):

@@ -9,13 +9,13 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domain.job import TrainingJob
+from domain.job import JobState
 from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.task import TrainingTask
 from entrypoints.cli import add_common_options, run_command
 from entrypoints.exits import UsageError
-from entrypoints.options import add_parameter_options, named_parameters
+from entrypoints.options import add_parameter_options, add_style_options, named_parameters
 from entrypoints.picture_folder import find_pictures
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="list the dead letters and put them back on the queue: all, or this task's",
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    parser.add_argument("--style-id", type=int, default=1, help="the style's number (default: 1)")
-    parser.add_argument("--tags", default="", help="keywords for the whole style, with commas")
+    add_style_options(parser)
     add_parameter_options(parser)
     add_common_options(parser, script="style-submit")
     return parser
@@ -105,27 +104,21 @@ def _tell(outcome: dict[str, str], *, as_json: bool) -> None:
 
 def _cancel(text: str, container: Container) -> dict[str, str]:
     from application.cancellation import request_cancellation
+    from application.journal import recorded_job
 
     try:
         task_id = str(uuid.UUID(text))
     except ValueError:
         raise UsageError(f"--cancel {text}: give a task's id, which is a UUID") from None
-    at = container.layout().journal(task_id)
-    fresh = TrainingJob(task_id=task_id, style_id=1)
-    job = container.journal().open(at, container.worker(), fresh).job
-    if job.is_terminal:
-        return {
-            "task_id": task_id,
-            "state": job.state,
-            "text": f"task {task_id} is {job.state} already",
-        }
-    now = container.clock().now()
-    request_cancellation(task_id, container.blobs(), container.layout(), now)
-    return {
-        "task_id": task_id,
-        "state": job.state,
-        "text": f"task {task_id} will stop ({job.state} so far)",
-    }
+    blobs, layout = container.blobs(), container.layout()
+    job = recorded_job(blobs, layout.journal(task_id))
+    state = job.state if job else JobState.QUEUED
+    if job and job.is_terminal:
+        text = f"task {task_id} is {state} already"
+    else:
+        request_cancellation(task_id, blobs, layout, container.clock().now())
+        text = f"task {task_id} will stop ({state} so far)"
+    return {"task_id": task_id, "state": state, "text": text}
 
 
 def _sift(container: Container, wanted: str | None, *, as_json: bool) -> None:
@@ -198,7 +191,7 @@ def _task_of_folder(
         task_id=task_id,
         style_id=arguments.style_id,
         images=tuple(images),
-        tags=tuple(tag.strip() for tag in arguments.tags.split(",") if tag.strip()),
+        tags=arguments.tags,
         requested=requested,
     )
 

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 from domain.parameters import RequestedParameters
 from entrypoints.cli import add_common_options, run_command
 from entrypoints.exits import UsageError
-from entrypoints.options import add_parameter_options, named_parameters, option_of
+from entrypoints.options import (
+    add_parameter_options,
+    add_style_options,
+    named_parameters,
+    option_of,
+)
 from entrypoints.picture_folder import find_pictures
 
 if TYPE_CHECKING:
@@ -54,8 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder with JPEG, PNG or WebP pictures; with --export a style, file or folder",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--style-id", type=int, default=1, help="number in the file's name")
-    parser.add_argument("--tags", default="", help="keywords for the whole style, with commas")
+    add_style_options(parser)
     parser.add_argument(
         "--base-model",
         metavar="NAME",

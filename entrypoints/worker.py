@@ -71,14 +71,13 @@ def _work(arguments: argparse.Namespace) -> int:
 
     from application.stop import StopSignal
     from entrypoints.check import check
-    from entrypoints.container import open_container, quiet_libraries
+    from entrypoints.container import open_container
+    from entrypoints.default_base import quiet_libraries
     from entrypoints.drain import draining
     from entrypoints.logs import log_what_nobody_catches, start_logging
     from entrypoints.observe import observed, start_sentry
 
     quiet_libraries()
-    from adapters.diffusion.pipeline_files import BaseModelInvalid
-
     logs = start_logging(
         level="DEBUG" if arguments.debug else settings.log_level,
         form=settings.log_format,
@@ -93,10 +92,7 @@ def _work(arguments: argparse.Namespace) -> int:
             return check(container, as_json=arguments.json)
         with observed(container, logs, stop) as board:
             board.device = ", ".join(container.devices())
-            try:
-                board.model = container.base_model().name
-            except BaseModelInvalid as error:
-                raise UsageError(f"BASE_MODEL: {error}") from error
+            board.model = container.base_model().name
             crew = container.crew()
             log.info("worker %s waits for tasks", container.worker())
             crew(stop, until_empty=arguments.once)
@@ -105,7 +101,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
-    from adapters.gpu import GpuReader
+    from adapters.nvml import GpuReader
     from entrypoints.fleet import Fleet, gpus_named, worker_command
     from entrypoints.logs import start_logging
     from entrypoints.settings import environment_on_gpu

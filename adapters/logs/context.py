@@ -12,7 +12,7 @@ from domain.task import TrainingTask
 
 
 @dataclass
-class JobInHand:
+class _Job:
     """The job that a thread is at. Threads that it starts share it, so that they learn, too."""
 
     task_id: str
@@ -36,20 +36,20 @@ class LogContext(logging.Filter):
     def __init__(self, worker: str | None = None) -> None:
         super().__init__()
         self.worker = worker
-        self._job: ContextVar[JobInHand | None] = ContextVar("job", default=None)
+        self._job: ContextVar[_Job | None] = ContextVar("job", default=None)
 
     def __call__(self, event: Event) -> None:
         """Learn of the job from what happens to it."""
         job = self._job.get()
         if job is None or job.task_id != event.task_id:
-            job = JobInHand(event.task_id, event.style_id)
+            job = _Job(event.task_id, event.style_id)
             self._job.set(job)
         if isinstance(event, JobStarted):
             job.attempt = event.attempt
 
     def taken_up(self, task: TrainingTask) -> None:
         """The lines that follow belong to this task."""
-        self._job.set(JobInHand(task.task_id, task.style_id))
+        self._job.set(_Job(task.task_id, task.style_id))
 
     def put_down(self, _task: TrainingTask | None, _settlement: Settlement) -> None:
         """The lines that follow belong to no task."""

@@ -7,9 +7,10 @@ from typing import Any
 
 from adapters.logs.context import LogContext
 from adapters.logs.redact import Redactor
+from domain.mistake import Mistake
 
 
-class SentryMissing(Exception):
+class SentryMissing(Mistake):
     """The library is not installed, or the address is none; the text says what to do."""
 
 

@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from adapters.metrics.instruments import PREFIX
+from application.ports import GpuReading
 
 log = logging.getLogger(__name__)
-
-
-class CardReading(Protocol):
-    """What is read off one card; None where the card does not tell."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def memory_used(self) -> int | None:
-        """Bytes."""
-
-    @property
-    def memory_total(self) -> int | None:
-        """Bytes."""
-
-    @property
-    def utilization(self) -> float | None:
-        """0 to 1."""
-
-    @property
-    def temperature(self) -> int | None:
-        """Degrees Celsius."""
-
-    @property
-    def power(self) -> float | None:
-        """Watts."""
 
 
 _FIGURES = (
@@ -60,7 +32,7 @@ class GpuCollector(Collector):
     """
 
     def __init__(
-        self, read: Callable[[], Sequence[CardReading]], registry: CollectorRegistry
+        self, read: Callable[[], Sequence[GpuReading]], registry: CollectorRegistry
     ) -> None:
         self._read = read
         registry.register(self)
@@ -78,7 +50,7 @@ class GpuCollector(Collector):
             readings = []
         return [family for family in self._families(readings) if family.samples]
 
-    def _families(self, readings: Sequence[CardReading]) -> list[Metric]:
+    def _families(self, readings: Sequence[GpuReading]) -> list[Metric]:
         families: list[Metric] = []
         for attribute, name, text in _FIGURES:
             family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=("gpu", "model"))

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 
 from adapters.metrics.instruments import Metrics, how_it_ends
 from application.ports import Notifier, NotifierRefused, Unavailable
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
 
 _RESULTS: dict[type[Exception], str] = {Unavailable: "unavailable", NotifierRefused: "refused"}
 

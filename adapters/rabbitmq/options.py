@@ -19,8 +19,6 @@ class TlsOptions:
     """Our own, PEM, where the broker asks for one."""
     key: Path | None = None
     """The certificate's private key, PEM, without a passphrase."""
-    server_name: str | None = None
-    """The name in the broker's certificate, where it is not the host we connect to."""
 
     def __post_init__(self) -> None:
         if self.key is not None and self.certificate is None:
@@ -49,8 +47,9 @@ class RabbitOptions:
     user: str = "guest"
     password: str = field(default="guest", repr=False)
     tls: TlsOptions | None = None
-    heartbeat: int = 30
-    """A peer that is silent for twice as long is given up."""
+    heartbeat: int = 60
+    """pika looks every so many seconds and 5 more, and gives a broker up that has sent nothing
+    since it last looked (its ``HeartbeatChecker``)."""
     queue: str = "model_training"
     """The publisher's. Our own are named after it."""
     retry_delays: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0)

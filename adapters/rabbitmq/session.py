@@ -210,8 +210,7 @@ class Session:
 def _parameters(options: RabbitOptions, name: str) -> pika.ConnectionParameters:
     ssl_options = None
     if options.tls is not None:
-        server_name = options.tls.server_name or options.host
-        ssl_options = pika.SSLOptions(options.tls.context(), server_name)
+        ssl_options = pika.SSLOptions(options.tls.context(), options.host)
     return pika.ConnectionParameters(
         host=options.host,
         port=options.effective_port,

@@ -61,7 +61,7 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
         case ssl.SSLCertVerificationError():
             return (
                 f"its certificate cannot be trusted ({error.verify_message}): check the CA file "
-                "and the server name"
+                "and the host's name"
             )
         case ssl.SSLError():
             return (

@@ -17,7 +17,7 @@ class S3Options:
     """
 
     endpoint_url: str | None = None
-    """Of MinIO and the like; None for Amazon's own."""
+    """S3_ENDPOINT_URL: of MinIO and the like; None for Amazon's own."""
     region: str | None = None
     access_key_id: str | None = field(default=None, repr=False)
     """None: boto3 looks for credentials in its own places (files, the machine's role)."""
@@ -38,7 +38,7 @@ class S3Options:
 
     def __post_init__(self) -> None:
         if self.endpoint_url is not None:
-            _check_endpoint(self.endpoint_url)
+            check_endpoint(self.endpoint_url)
         if (self.access_key_id is None) != (self.secret_access_key is None):
             raise ValueError(
                 "access_key_id and secret_access_key go together: give both or neither"
@@ -55,9 +55,14 @@ class S3Options:
             raise ValueError(f"part_size must be at least {5 * MIB} bytes, got {self.part_size}")
 
 
-def _check_endpoint(url: str) -> None:
+def check_endpoint(url: str) -> None:
+    """See that ``url`` can be a store's.
+
+    Raises:
+        ValueError: with the remedy; the text shows no credentials.
+    """
     parts = urlsplit(url)
     if parts.username or parts.password:
-        raise ValueError("endpoint_url must not hold credentials: give them as access_key_id")
+        raise ValueError("S3_ENDPOINT_URL holds credentials: give them as AWS_ACCESS_KEY_ID")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"endpoint_url must be like https://host:port, got {url!r}")
+        raise ValueError(f"S3_ENDPOINT_URL={url!r}: give https://host or http://host, with a port")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -60,7 +59,7 @@ class S3BlobStore:
         *,
         readable: Collection[str],
         writable: Collection[str],
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None],
     ) -> None:
         self._options = options
         self._writable = frozenset(writable)

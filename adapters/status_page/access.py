@@ -81,14 +81,14 @@ class Guard:
         if self._token is None or request.url.path in OPEN_PATHS:
             return None
         if request.url.path == "/login" and request.method == "POST":
-            return self._log_in(request, await _form_token(request), failed_with=401)
+            return self._log_in(request, await _form_token(request))
         if request.url.path == "/" and "token" in request.query_params:
             # The redirect takes the token out of the address bar and the history.
-            return self._log_in(request, request.query_params["token"], failed_with=401)
+            return self._log_in(request, request.query_params["token"])
         if self._knows(request):
             return None
         if request.url.path == "/" and request.method == "GET":
-            return self._ask(401)
+            return self._ask()
         return PlainTextResponse(
             "Give the token: Authorization: Bearer STATUS_TOKEN\n",
             status_code=401,
@@ -108,10 +108,10 @@ class Guard:
         session = cookies.get(COOKIE)
         return session is not None and _equal(session.value, _session(self._token))
 
-    def _log_in(self, request: Request, given: str, *, failed_with: int) -> Response:
+    def _log_in(self, request: Request, given: str) -> Response:
         assert self._token is not None  # as above
         if not _equal(given, self._token):
-            return self._ask(failed_with, wrong=True)
+            return self._ask(wrong=True)
         answer = RedirectResponse("/", status_code=303)
         answer.set_cookie(
             COOKIE,
@@ -125,9 +125,9 @@ class Guard:
         )
         return answer
 
-    def _ask(self, status: int, *, wrong: bool = False) -> Response:
+    def _ask(self, *, wrong: bool = False) -> Response:
         page = self._login_page.replace("<!-- wrong -->", _WRONG if wrong else "")
-        return Response(page, status_code=status, media_type="text/html")
+        return Response(page, status_code=401, media_type="text/html")
 
 
 _WRONG = '<p class="trouble" role="alert">That is not the token.</p>'

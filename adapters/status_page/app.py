@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from adapters.status_page.access import Guard
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewShelf
+from application.ports import GpuReading
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Sources:
     previews: PreviewShelf
     registry: CollectorRegistry
     checks: Sequence[Check]
-    cards: Callable[[], Sequence[dict[str, Any]]]
-    """Every GPU's index, name, memory_used, memory_total, utilization, temperature, power."""
+    cards: Callable[[], Sequence[GpuReading]]
     queues: Callable[[], dict[str, Any]]
     """``depths`` by queue, ``trouble`` where they cannot be counted, ``age`` in seconds."""
     configuration: Sequence[dict[str, str]]
@@ -90,7 +90,7 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         values = {
             **shown,
             "previews": sources.previews.shown(None if job is None else job["style_id"]),
-            "gpus": list(sources.cards()),
+            "gpus": [asdict(card) for card in sources.cards()],
             "queues": sources.queues(),
             "checks": [check() for check in sources.checks],
         }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 
+from domain.mistake import Mistake
+
 SHORTEST_TOKEN = 16
 
 
-class InvalidBinding(ValueError):
+class InvalidBinding(Mistake, ValueError):
     """The page would be open to the network; the text says what to do."""
 
 

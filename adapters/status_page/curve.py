@@ -13,8 +13,7 @@ class LossCurve:
     The newest point is always there.
     """
 
-    def __init__(self, most_points: int = MOST_POINTS) -> None:
-        self._most = most_points
+    def __init__(self) -> None:
         self._stride = 1
         self._points: list[tuple[int, float]] = []
         self._newest: tuple[int, float] | None = None
@@ -32,7 +31,7 @@ class LossCurve:
         if epoch % self._stride:
             return
         self._points.append(self._newest)
-        if len(self._points) > self._most:
+        if len(self._points) > MOST_POINTS:
             self._stride *= 2
             self._points = [point for point in self._points if point[0] % self._stride == 0]
 

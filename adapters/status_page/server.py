@@ -6,19 +6,19 @@ import logging
 import socket
 import threading
 import time
-from types import TracebackType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from adapters.status_page.binding import is_loopback
+from domain.mistake import Mistake
 
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 10.0
 
 
-class AddressTaken(OSError):
+class AddressTaken(Mistake):
     """Nothing can listen at the address; the text says which and why."""
 
 
@@ -91,12 +91,7 @@ class StatusServer:
     def __enter__(self) -> str:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.stop()
 
     def _serve(self) -> None:

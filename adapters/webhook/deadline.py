@@ -6,7 +6,6 @@ import socket
 import threading
 from contextlib import suppress
 from contextvars import ContextVar, Token
-from types import TracebackType
 from typing import Any
 
 from requests.adapters import HTTPAdapter
@@ -36,12 +35,7 @@ class Deadline:
         self._timer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._timer.cancel()
         if self._before is not None:
             _deadline.reset(self._before)

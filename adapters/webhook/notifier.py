@@ -11,9 +11,9 @@ from adapters.webhook.answer import judge, unreachable
 from adapters.webhook.options import WebhookOptions
 from adapters.webhook.transport import Answer, NoAnswer, Transport
 from application.ports import Clock, NotifierRefused, NotifierUnavailable
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from adapters.wire.task import LARGEST_STYLE_ID
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
 
 MOST_ERROR_CHARACTERS = 2000
 """Of the message to the artist; what is longer is cut, with an ellipsis."""

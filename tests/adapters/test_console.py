@@ -9,12 +9,11 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from adapters.console import ConsoleNotifier, LogEvents, ProgressDisplay
+from adapters.console import ConsoleNotifier, ProgressDisplay
+from application.log_events import log_event
 from domain.events import (
     AnnouncementBegun,
-    Artifact,
     ArtifactStored,
-    CheckpointRef,
     CheckpointSaved,
     Event,
     JobCompleted,
@@ -26,12 +25,12 @@ from domain.events import (
     SeatAwaited,
     TrainingBegan,
     TrainingFinished,
-    TrainingMetric,
 )
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 TASK = "550e8400-e29b-41d4-a716-446655440000"
 ARTIFACT = Artifact(Location("models", "models/style_7.safetensors"), "ab" * 32, 3_000_000)
@@ -299,7 +298,7 @@ def test_every_event_is_one_line_with_its_job(
     event: Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
-        LogEvents()(event)
+        log_event(event)
     (record,) = caplog.records
     text = record.getMessage()
     assert text.startswith(f"task {TASK}, style 7: ")
@@ -327,13 +326,13 @@ def test_the_log_has_level_and_words_by_what_happened(
     event: Event, level: int, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
-        LogEvents()(event)
+        log_event(event)
     assert caplog.records[0].levelno == level
     assert words in caplog.text
 
 
 def test_steps_are_not_logged_above_debug(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        LogEvents()(made(10))
-        LogEvents()(SAVED)
+        log_event(made(10))
+        log_event(SAVED)
     assert len(caplog.records) == 1

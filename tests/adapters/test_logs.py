@@ -20,12 +20,13 @@ from adapters.logs.job_log import JobLog
 from adapters.logs.redact import REDACTED, Redactor
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryInspector
 from application.gather_pictures import gather_pictures
-from application.listen import Listeners, Watchers
+from application.listeners import Listeners, Watchers
 from application.ports import BlobMissing, BlobUnavailable
 from application.settlement import Done
 from application.stop import StopSignal
-from domain.events import Artifact, JobCompleted, JobStarted
+from domain.events import JobCompleted, JobStarted
 from domain.location import Location
+from domain.results import Artifact
 from tests.application.world import TASK_ID, World, a_task
 
 TOKEN = "s3cret/Token+with=everything\"and'more\n0123456789"

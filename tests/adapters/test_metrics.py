@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from adapters.gpu import GpuReading
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryQueue
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.gpus import GpuCollector
@@ -26,6 +25,7 @@ from application.ports import (
     BlobMissing,
     BlobUnavailable,
     DeliveryLost,
+    GpuReading,
     IfAbsent,
     NotifierRefused,
     NotifierUnavailable,

@@ -12,10 +12,10 @@ from adapters.report.curves import curves_in_words, plot_curves
 from adapters.report.preview_grid import draw_previews
 from adapters.report.reporter import THUMBNAIL_PIXELS, HtmlReporter
 from application.ports import EpochRecord, Preview, StyleReport
-from domain.events import Artifact, TrainingMetric
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.picture import Picture, PictureFacts, PictureSet, RefusedPicture
+from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

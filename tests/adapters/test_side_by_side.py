@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from adapters.console import LogEvents
 from adapters.logs.context import LogContext
 from adapters.logs.formats import JsonFormatter
 from adapters.logs.job_log import JobLog
@@ -25,7 +24,8 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
 from application.journal import Journal
-from application.listen import Listeners, Watchers
+from application.listeners import Listeners, Watchers
+from application.log_events import log_event
 from application.settlement import Done, Settlement
 from application.stop import StopSignal
 from domain.events import Event
@@ -52,7 +52,7 @@ class Onlookers:
         self.job_log.setFormatter(JsonFormatter(Redactor()))
         self.job_log.addFilter(context)
         self.watch = Watchers(context, self.jobs, self.board, self.job_log)
-        self.tell = Listeners(context, LogEvents(), self.jobs, self.board, self.job_log)
+        self.tell = Listeners(context, log_event, self.jobs, self.board, self.job_log)
         self.most_in_hand = 0
         self._together = threading.Barrier(len(STYLES), timeout=60)
 

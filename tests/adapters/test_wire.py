@@ -24,11 +24,11 @@ from adapters.wire.bodies import (
 )
 from adapters.wire.task import TaskReader, encode_task
 from application.ports import MAX_MESSAGE_BYTES
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import PARAMETER_NAMES, RequestedParameters
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
 from domain.task import InvalidTask, TrainingTask
 
 read = TaskReader("stylelicense.com")

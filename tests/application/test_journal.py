@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from application.journal import decode_job, encode_job
-from domain.events import Artifact, CheckpointRef, TrainingMetric
+from adapters.memory import MemoryBlobStore
+from application.journal import Journal, decode_job, encode_job, recorded_job
+from domain.events import Event
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 JOB = TrainingJob(
     task_id="task-1",
@@ -57,3 +59,12 @@ def test_what_an_older_worker_did_not_know_has_its_default() -> None:
     metric = decode_job(record).metric
     assert metric is not None
     assert metric.best_epoch is None
+
+
+def test_who_only_reads_a_record_sees_the_job_or_that_none_is_there() -> None:
+    at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
+    assert recorded_job(blobs, at) is None
+    job, event = TrainingJob(task_id="task-1", style_id=7).start()
+    told: list[Event] = []
+    Journal(blobs, told.append).open(at, "worker", job).apply((job, event))
+    assert recorded_job(blobs, at) == job

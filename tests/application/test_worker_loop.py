@@ -13,7 +13,7 @@ from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
 from adapters.wire.task import TaskReader, encode_task
 from application.journal import Journal
-from application.listen import Watcher, Watchers
+from application.listeners import Watcher, Watchers
 from application.ports import (
     Delivery,
     DeliveryLost,

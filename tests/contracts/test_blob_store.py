@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def in_s3(service: Server) -> Harness:
         secret_access_key=SECRET_KEY,
     )
     buckets = service.new_bucket(), service.new_bucket()
-    blobs = S3BlobStore(options, readable=["no-such-bucket"], writable=buckets)
+    blobs = S3BlobStore(options, readable=["no-such-bucket"], writable=buckets, sleep=time.sleep)
     return Harness(blobs, *buckets)
 
 

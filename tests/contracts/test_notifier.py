@@ -17,10 +17,10 @@ from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
 from adapters.wire.bodies import complete_body, failed_body, progress_body
 from application.ports import Notifier
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
 from tests.services.backend_process import BackendProcess
 
 ARTIFACT = Artifact(Location("models", "models/style_7.safetensors"), "ab" * 32, 3_000_000)

@@ -17,8 +17,8 @@ import pytest
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.spool import SpoolQueue
 from application.ports import DeadLetters, Delivery, DeliveryLost, Queue, QueueDepths
-from tests.services.proxy import Proxy
 from tests.services.queues import PORT, opened, own_options
+from tests.services.tcp_proxy import Proxy
 
 SETTLE: dict[str, Callable[[Queue, Delivery], None]] = {
     "acknowledge": lambda queue, delivery: queue.acknowledge(delivery),

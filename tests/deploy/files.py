@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import SecretStr
 
-from entrypoints.settings import Settings
+from entrypoints.settings import Settings, is_secret
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 
 SETTINGS = {name.upper(): field for name, field in Settings.model_fields.items()}
-SECRETS = {
-    name for name, field in SETTINGS.items() if SecretStr.__name__ in str(field.annotation)
-} | {"AWS_ACCESS_KEY_ID"}
+SECRETS = {name for name, field in SETTINGS.items() if is_secret(field)} | {"AWS_ACCESS_KEY_ID"}
 STATUS_PORT: int = Settings.model_fields["status_port"].default
 
 

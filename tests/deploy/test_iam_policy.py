@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -54,7 +55,7 @@ def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
             part_size=5 * MIB,
         )
         # More than a worker allows itself: here it is the policy that has to refuse.
-        trial(S3BlobStore(options, readable=[], writable=[IMAGES, MODELS]))
+        trial(S3BlobStore(options, readable=[], writable=[IMAGES, MODELS], sleep=time.sleep))
 
 
 def _task(**named: Any) -> TrainingTask:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -30,6 +29,7 @@ from tests.deploy.files import DEPLOY
 from tests.services.missing import skip_or_fail
 from tests.services.ports import free_ports
 from tests.services.status_scenes import Scene, side_by_side
+from tests.services.waiting import eventually
 
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
@@ -273,11 +273,7 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
         )
         url = f"http://127.0.0.1:{port}"
         try:
-            deadline = time.monotonic() + 60
-            while not enough(url):
-                assert process.poll() is None, "Prometheus has ended"
-                assert time.monotonic() < deadline, "Prometheus has not scraped the worker"
-                time.sleep(0.3)
+            eventually(lambda: enough(url), running=process)
             yield url
         finally:
             process.terminate()

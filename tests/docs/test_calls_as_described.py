@@ -13,10 +13,10 @@ from adapters.memory import ManualClock
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
 from adapters.wire.bodies import complete_body, failed_body, progress_body
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
 from tests.services.backend import ROUTES, Call
 from tests.services.backend_process import BackendProcess
 

@@ -25,15 +25,6 @@ def test_every_make_target_named_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_every_file_named_exists() -> None:
-    for path in re.findall(
-        r"`((?:application|domain|adapters|entrypoints|tests|assets)/[\w/.]+)`", README
-    ):
-        assert (ROOT / path).exists(), path
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (ROOT / picture).is_file(), picture
-
-
 def test_ci_calls_the_test_command_of_the_readme() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "    make test\n" in README

@@ -10,21 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from domain.events import (
-    Artifact,
-    ArtifactStored,
-    CheckpointRef,
-    Event,
-    JobCompleted,
-    JobFailed,
-    JobStarted,
-    TrainingMetric,
-)
+from domain.events import ArtifactStored, Event, JobCompleted, JobFailed, JobStarted
 from domain.failure import Failure, FailureCode
 from domain.job import Change, InvalidTransition, JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 PARAMETERS = TrainingParameters(epochs=10, resolution=512)
 ARTIFACT = Artifact(Location("models", "models/style_7.safetensors"), "ab" * 32, 1000)

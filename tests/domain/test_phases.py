@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from domain.events import Artifact, CheckpointRef, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.job import TrainingJob
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.phases import state_after
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 AT = Location("models", "x")
 PARAMETERS = TrainingParameters(epochs=2, resolution=64)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from adapters.logs.sentry import SentryMissing
+from adapters.status_page.binding import InvalidBinding
+from adapters.status_page.server import AddressTaken
 from application.ports import BlobDenied, QueueUnavailable
 from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
@@ -38,6 +41,9 @@ def run_with(error: BaseException | None, *argv: str) -> int:
         (UsageError("x: no such folder"), 2, "error: x: no such folder"),
         (InvalidParameter("epochs", 0, "give 1 or more"), 2, "error: --epochs 0: give 1 or more"),
         (InvalidTask("type", "x", "give model_training"), 2, "give model_training"),
+        (InvalidBinding("give a token"), 2, "error: give a token"),
+        (AddressTaken("127.0.0.1:1: give another"), 2, "error: 127.0.0.1:1: give another"),
+        (SentryMissing("pip install it"), 2, "error: pip install it"),
         (QueueUnavailable("the broker\nrefuses"), 1, "error: the broker refuses"),
         (BlobDenied("s3://models: access denied"), 1, "error: s3://models: access denied"),
         (RuntimeError("boom"), 1, "error: RuntimeError: boom (this is a defect: --debug"),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
 from adapters.s3.store import S3BlobStore
-from entrypoints.container import choose_devices, open_container
-from entrypoints.settings import InvalidSettings, Settings
+from entrypoints.container import open_container
+from entrypoints.default_base import load_base_model
+from entrypoints.devices import choose_devices
+from entrypoints.exits import UsageError
+from entrypoints.settings import Settings
 
 
 def connections(jobs_together: str) -> int:
@@ -31,8 +35,14 @@ def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> N
 
 
 def test_a_device_that_is_not_there_is_told_by_the_settings_name() -> None:
-    with pytest.raises(InvalidSettings, match=r"^DEVICE='cuda:99': "):
+    with pytest.raises(UsageError, match=r"^DEVICE='cuda:99': "):
         choose_devices(Settings(_env_file=None, device="cuda:99"))
+
+
+def test_a_base_model_that_is_none_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "base.ckpt").touch()
+    with pytest.raises(UsageError, match=r"^base model '.*base\.ckpt': is a pickle"):
+        load_base_model(Settings(_env_file=None, base_model=str(tmp_path / "base.ckpt")), "cpu")
 
 
 def test_what_is_on_its_way_to_the_store_is_waited_for_while_somebody_watches_the_time() -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from entrypoints import fleet, worker
 from entrypoints.exits import EXIT_USAGE, UsageError
 from entrypoints.fleet import Fleet, gpus_named
+from tests.services.waiting import eventually
 
 LINGERING = """
 import os, pathlib, signal, sys, time
@@ -54,10 +54,10 @@ def a_fleet(folder: Path, program: str, *, once: bool = False) -> Fleet:
 
 def when(holds, act) -> threading.Thread:
     def wait() -> None:
-        deadline = time.monotonic() + 30
-        while not holds() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        act()
+        try:
+            eventually(holds, within=30)
+        finally:
+            act()
 
     thread = threading.Thread(target=wait)
     thread.start()

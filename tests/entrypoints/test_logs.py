@@ -88,7 +88,7 @@ def test_secrets_and_chatter_stay_out() -> None:
 def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     pipe, blobs = io.StringIO(), MemoryBlobStore()
     logs = start_logging(level="INFO", secrets=[TOKEN], stream=pipe)
-    logs.name_worker("worker-1")
+    logs.context.worker = "worker-1"
     job_log = JobLog(
         blobs, lambda task, name: Location("models", f"{task}/{name}"), ManualClock(), "worker-1"
     )

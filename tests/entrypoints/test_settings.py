@@ -119,6 +119,28 @@ def test_no_secret_is_in_an_error_or_a_repr(monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(text in shown for text in settings.secrets())
 
 
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("RABBITMQ_URL", "amqp://u:sesame-open@broker?heartbeat=5"),
+        ("RABBITMQ_URL", "amqp://u:sesame-open@broker:port"),
+        ("S3_ENDPOINT_URL", "https://u:sesame-open@minio:9000"),
+        ("S3_ENDPOINT_URL", "minio:9000"),
+    ],
+)
+def test_an_address_that_its_adapter_would_refuse_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    (line,) = refused(
+        monkeypatch,
+        **{name: url},
+        BACKEND_API_URL="https://backend.example",
+        INTERNAL_API_TOKEN=TOKEN,
+    )
+    assert line.startswith(name)
+    assert "sesame-open" not in line
+
+
 def test_a_broker_brings_s3_with_it_unless_a_folder_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

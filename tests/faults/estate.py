@@ -19,11 +19,10 @@ from application.layout import Layout
 from assets.drawing import draw_style_set
 from tests.services.backend_process import BackendProcess
 from tests.services.broker import Broker, own_broker
-from tests.services.faulty_proxy import FaultyProxy, running_proxy
+from tests.services.http_proxy import FaultyProxy, running_proxy
 from tests.services.queues import raw_channel
 from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGES, MODELS = "images", "models"
 QUEUE = "model_training"
 FIRST_STYLE = 1001
@@ -112,7 +111,7 @@ class Estate:
                 bodies.append(body)
 
     def settings(self, together: int = 1) -> dict[str, str]:
-        """A worker's environment, with short times so that much happens in little time.
+        """A worker's, with short times so that much happens in little time.
 
         Args:
             together: jobs that one worker trains at a time.
@@ -132,8 +131,6 @@ class Estate:
             "BACKEND_API_URL": self.backend.url,
             "INTERNAL_API_TOKEN": self.backend.token,
             "WEBHOOK_TIMEOUT": "2",
-            "BASE_MODEL": str(ROOT / "assets" / "small_base"),
-            "DEVICE": "cpu",
             "CHECKPOINT_EVERY": "3",
             "PROGRESS_EVERY": "0.5",
             "CANCEL_POLL": "0.5",
@@ -141,7 +138,6 @@ class Estate:
             "GRACE_SECONDS": "4",
             "MOST_SETBACKS": "1000",
             "LOG_LEVEL": "INFO",
-            "STATUS_PORT": "0",
         }
 
     def order(self, style_id: int, seed: int, rng: random.Random) -> Order:

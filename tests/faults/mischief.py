@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from tests.faults.estate import SEEDS, Estate, Order, garbage
 from tests.faults.pool import Pool, Slot
-from tests.services.faults import Fault, answer
-from tests.services.proxy_rules import Rule, internal_error, s3_error, slow_down
+from tests.services.backend_faults import Fault, answer
+from tests.services.http_faults import Rule, internal_error, s3_error, slow_down
 
 
 @dataclass

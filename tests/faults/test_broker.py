@@ -15,7 +15,8 @@ from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import Delivery, DeliveryLost, QueueUnavailable
 from tests.services.broker import Broker, own_broker
-from tests.services.queues import PATIENCE, eventually, opened, raw_channel, receive
+from tests.services.queues import opened, raw_channel, receive
+from tests.services.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.faults
 

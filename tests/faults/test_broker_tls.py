@@ -62,18 +62,13 @@ def test_a_connection_with_tls_and_a_client_certificate_works(tls_options: Rabbi
         queue.acknowledge(delivery)
 
 
-def test_the_name_in_the_brokers_certificate_may_be_another_than_the_host(
-    tls_options: RabbitOptions,
-) -> None:
-    assert tls_options.tls is not None
-    for name in ("broker.test", "other.test"):
-        tls = replace(tls_options.tls, server_name=name)
-        with opened(replace(tls_options, tls=tls)) as queue:
-            if name == "broker.test":
-                queue.publish(b"{}")
-            else:
-                with pytest.raises(QueueUnavailable, match="check the CA file and the server nam"):
-                    queue.publish(b"{}")
+def test_a_certificate_of_another_host_is_not_trusted(tls_options: RabbitOptions) -> None:
+    # It is for 127.0.0.1 and broker.test.
+    with (
+        opened(replace(tls_options, host="localhost")) as queue,
+        pytest.raises(QueueUnavailable, match="check the CA file and the host's name"),
+    ):
+        queue.publish(b"{}")
 
 
 def test_an_authority_that_is_not_ours_is_not_trusted(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +13,12 @@ import pytest
 
 from assets.drawing import draw_style_set
 from tests.services.commands import a_worker, run
+from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
 LONG = ["--epochs", "4000", "--resolution", "64", "--sample-prompt", "a red circle"]
 QUICK = {"CANCEL_POLL": "0.2", "LEASE_SECONDS": "3", "CHECKPOINT_EVERY": "1"}
-
-
-def wait_until(holds: Callable[[], bool], worker: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert worker.poll() is None, worker.stderr and worker.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -50,7 +41,7 @@ def training(cwd: Path, task_id: str) -> Callable[[], bool]:
 
 def test_sigterm_hands_the_job_over_and_exits_0(tmp_path: Path, submitted: str) -> None:
     with a_worker(cwd=tmp_path, **QUICK) as worker:
-        wait_until(training(tmp_path, submitted), worker)
+        eventually(training(tmp_path, submitted), within=120, running=worker)
         worker.send_signal(signal.SIGTERM)
         _, printed = worker.communicate(timeout=60)
     assert worker.returncode == 0, printed
@@ -64,7 +55,7 @@ def test_sigterm_hands_the_job_over_and_exits_0(tmp_path: Path, submitted: str) 
 
 def test_the_end_of_the_grace_is_the_end(tmp_path: Path, submitted: str) -> None:
     with a_worker(cwd=tmp_path, **QUICK, GRACE_SECONDS="0.001") as worker:
-        wait_until(training(tmp_path, submitted), worker)
+        eventually(training(tmp_path, submitted), within=120, running=worker)
         worker.send_signal(signal.SIGTERM)
         _, printed = worker.communicate(timeout=60)
     assert worker.returncode == 3, printed
@@ -73,7 +64,7 @@ def test_the_end_of_the_grace_is_the_end(tmp_path: Path, submitted: str) -> None
 
 def test_a_second_signal_ends_a_worker_at_once(tmp_path: Path, submitted: str) -> None:
     with a_worker(cwd=tmp_path, **QUICK, LOG_LEVEL="INFO") as worker:
-        wait_until(training(tmp_path, submitted), worker)
+        eventually(training(tmp_path, submitted), within=120, running=worker)
         os.kill(worker.pid, signal.SIGSTOP)
         # Both wait for the process when it goes on, so that no step ends between them.
         worker.send_signal(signal.SIGTERM)
@@ -86,7 +77,7 @@ def test_a_second_signal_ends_a_worker_at_once(tmp_path: Path, submitted: str) -
 
 def test_a_running_job_is_cancelled_at_its_next_step(tmp_path: Path, submitted: str) -> None:
     with a_worker("--once", cwd=tmp_path, **QUICK) as worker:
-        wait_until(training(tmp_path, submitted), worker)
+        eventually(training(tmp_path, submitted), within=120, running=worker)
         cancelled = run("submit", "--cancel", submitted.upper(), cwd=tmp_path)
         assert "will stop (training so far)" in cancelled.stdout, cancelled.stderr
         _, printed = worker.communicate(timeout=60)

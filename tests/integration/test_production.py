@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from tests.services.backend_process import BackendProcess
 from tests.services.commands import a_worker, run
 from tests.services.queues import own_options, raw_channel
 from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
+from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -172,17 +172,19 @@ def test_one_worker_trains_jobs_that_are_alike_together_and_another_goes_on_with
     platform.order(54, epochs=2, rank=2)
     begun = [f"jobs/{task}/checkpoints/" for task in tasks]
     with platform.working(JOBS_TOGETHER="3", CHECKPOINT_EVERY="2") as together:
-        while True:
-            stored = platform.keys()
-            if all(any(key.startswith(prefix) for key in stored) for prefix in begun):
-                break
+
+        def all_are_on_their_way() -> bool:
             assert together.poll() is None, platform.log.read_text()
-            time.sleep(0.1)
+            stored = platform.keys()
+            return all(any(key.startswith(prefix) for key in stored) for prefix in begun)
+
+        eventually(all_are_on_their_way, within=240)
         together.terminate()
         together.wait(timeout=60)
     assert together.returncode == 0, platform.log.read_text()
     assert "3 runs train together" in platform.log.read_text()
     assert platform.backend.final == []
+    stored = platform.keys()
     assert not any(held(platform, key) for key in stored if key.endswith("lease.json"))
 
     alone = platform.run("worker", "--once")

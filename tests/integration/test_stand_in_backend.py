@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import requests
 
+from tests.services.backend_faults import Fault, FaultPlan, answer
 from tests.services.backend_process import BackendProcess
-from tests.services.faults import Fault, FaultPlan, answer
 
 pytestmark = pytest.mark.integration
 

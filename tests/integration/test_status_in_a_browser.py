@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from adapters.status_page.server import StatusServer
 from tests.services import status_scenes
 from tests.services.missing import skip_or_fail
 from tests.services.status_scenes import SECRET, Scene
+from tests.services.waiting import eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -193,10 +193,8 @@ def test_previews_are_shown_with_their_prompts(look: Look) -> None:
     assert pictures.count() == 6
     # There before they are loaded; one that cannot be is complete, too, and has no width. Asked
     # from here: to wait in the page would take an `eval`, which its policy forbids.
-    deadline = time.monotonic() + 10
-    while not pictures.evaluate_all("(images) => images.every((image) => image.complete)"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    complete = "(images) => images.every((image) => image.complete)"
+    eventually(lambda: pictures.evaluate_all(complete), within=10)
     widths = pictures.evaluate_all("(images) => images.map((image) => image.naturalWidth)")
     assert widths == [256] * 6
     page.get_by_alt_text("two boats, mystyle, after training").wait_for()

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from safetensors import safe_open
 
 from assets.drawing import draw_style_set
 from entrypoints.train import main
+from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -98,11 +98,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
     first = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out/jobs/*/checkpoints/*")):
-        assert first.poll() is None, "it ended before its first checkpoint"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: list(tmp_path.glob("out/jobs/*/checkpoints/*")), within=120, running=first)
     first.send_signal(signal.SIGINT)
     printed, _ = first.communicate(timeout=60)
     assert first.returncode == 130, printed

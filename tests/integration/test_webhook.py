@@ -23,14 +23,14 @@ from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
 from adapters.wire.bodies import complete_body, failed_body, progress_body
 from application.ports import NotifierRefused, NotifierUnavailable
-from domain.events import Artifact, TrainingMetric
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
+from tests.services.backend_faults import Fault, answer
 from tests.services.backend_process import BackendProcess
 from tests.services.certificates import Authority
 from tests.services.commands import ROOT
-from tests.services.faults import Fault, answer
 from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.integration

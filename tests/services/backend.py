@@ -25,7 +25,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.services.faults import Fault, FaultPlan
+from tests.services.backend_faults import Fault, FaultPlan
 
 ROUTES = {
     ("PATCH", "/api/webhooks/training/progress"): "progress",

@@ -6,15 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any
 
 import requests
 
 from tests.services.backend import FINAL, Call
+from tests.services.backend_faults import Fault
 from tests.services.certificates import Authority
 from tests.services.commands import ROOT
-from tests.services.faults import Fault
 
 TOKEN = "a-token-of-more-than-32-characters-0123456789"
 
@@ -125,12 +124,7 @@ class BackendProcess:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.stop()
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,9 @@ from adapters.rabbitmq.queue import RabbitQueue
 from adapters.rabbitmq.topology import Topology
 from application.ports import Delivery, QueueUnavailable
 from tests.services.missing import skip_or_fail
+from tests.services.waiting import PATIENCE
 
 PORT = 5672
-PATIENCE = 60.0
 
 
 @contextmanager
@@ -76,14 +76,6 @@ def receive(queue: RabbitQueue) -> Delivery:
         if delivery is not None:
             return delivery
     raise AssertionError("no message came")
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def publish_as_the_backend(channel: BlockingChannel, queue: str, body: bytes) -> None:

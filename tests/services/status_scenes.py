@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-from adapters.gpu import GpuReading
 from adapters.logs.redact import Redactor
 from adapters.memory import ManualClock
 from adapters.metrics.gpus import GpuCollector
@@ -17,14 +16,12 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.app import Check, Finding, Sources
 from adapters.status_page.board import StatusBoard
 from adapters.status_page.previews import PreviewShelf
-from application.listen import Listeners, Watchers
-from application.ports import Preview
+from application.listeners import Listeners, Watchers
+from application.ports import GpuReading, Preview
 from application.settlement import Done, HandBack, RetryLater
 from domain.events import (
     AnnouncementBegun,
-    Artifact,
     ArtifactStored,
-    CheckpointRef,
     CheckpointSaved,
     JobCompleted,
     JobFailed,
@@ -34,12 +31,12 @@ from domain.events import (
     ProgressMade,
     TrainingBegan,
     TrainingFinished,
-    TrainingMetric,
 )
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
+from domain.results import Artifact, CheckpointRef, TrainingMetric
 from domain.task import TrainingTask
 
 SECRET = "a-secret-token-that-nobody-may-see"
@@ -113,7 +110,7 @@ class Scene:
                 Check("Base model", model),
                 Check("Disk", lambda: self.disk),
             ],
-            cards=lambda: [asdict(card) for card in self.cards],
+            cards=lambda: self.cards,
             queues=lambda: self.queues,
             configuration=[
                 {"name": "RABBITMQ_HOST", "value": "rabbitmq", "meaning": "Where the broker is"},

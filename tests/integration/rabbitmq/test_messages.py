@@ -13,8 +13,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import MAX_MESSAGE_BYTES, QueueUnavailable
-from tests.services.proxy import Proxy
 from tests.services.queues import PORT, fetch, opened, publish_as_the_backend, receive
+from tests.services.tcp_proxy import Proxy
 
 pytestmark = pytest.mark.integration
 

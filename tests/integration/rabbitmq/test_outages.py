@@ -18,8 +18,9 @@ from pika.exceptions import AMQPError
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import Delivery, DeliveryLost, QueueUnavailable
-from tests.services.proxy import Proxy
-from tests.services.queues import PORT, eventually, opened, publish_as_the_backend, receive
+from tests.services.queues import PORT, opened, publish_as_the_backend, receive
+from tests.services.tcp_proxy import Proxy
+from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

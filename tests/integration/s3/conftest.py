@@ -9,7 +9,7 @@ import pytest
 
 from adapters.s3.options import MIB, S3Options
 from tests.integration.s3.world import TOKEN, Store, make
-from tests.services.faulty_proxy import FaultyProxy, running_proxy
+from tests.services.http_proxy import FaultyProxy, running_proxy
 from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from application.ports import (
 )
 from domain.location import Location
 from tests.integration.s3.world import Store, make
-from tests.services.faulty_proxy import FaultyProxy
+from tests.services.http_proxy import FaultyProxy
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -12,8 +12,8 @@ from application.ports import (
 )
 from domain.location import Location
 from tests.integration.s3.world import Store
-from tests.services.faulty_proxy import FaultyProxy
-from tests.services.proxy_rules import Rule, access_denied
+from tests.services.http_faults import Rule, access_denied
+from tests.services.http_proxy import FaultyProxy
 
 pytestmark = pytest.mark.integration
 

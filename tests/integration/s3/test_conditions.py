@@ -9,7 +9,7 @@ import pytest
 
 from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import TRIES
-from application.fenced import FencedBlob, Superseded
+from application.fenced_blob import FencedBlob, Superseded
 from application.ports import (
     BlobUnavailable,
     Condition,
@@ -19,8 +19,8 @@ from application.ports import (
 )
 from domain.location import Location
 from tests.integration.s3.world import Store, hits, make
-from tests.services.faulty_proxy import FaultyProxy
-from tests.services.proxy_rules import Rule, internal_error, s3_error
+from tests.services.http_faults import Rule, internal_error, s3_error
+from tests.services.http_proxy import FaultyProxy
 
 pytestmark = pytest.mark.integration
 

@@ -17,8 +17,8 @@ from application.ports import (
 )
 from domain.location import Location
 from tests.integration.s3.world import Store, hits, make
-from tests.services.faulty_proxy import FaultyProxy
-from tests.services.proxy_rules import Rule, access_denied, internal_error, s3_error, slow_down
+from tests.services.http_faults import Rule, access_denied, internal_error, s3_error, slow_down
+from tests.services.http_proxy import FaultyProxy
 
 pytestmark = pytest.mark.integration
 

@@ -16,8 +16,8 @@ from application.ports import (
     BlobUnavailable,
 )
 from tests.integration.s3.world import TOKEN, make
-from tests.services.faulty_proxy import FaultyProxy
-from tests.services.proxy_rules import Rule, access_denied, internal_error, s3_error
+from tests.services.http_faults import Rule, access_denied, internal_error, s3_error
+from tests.services.http_proxy import FaultyProxy
 from tests.services.s3 import ACCESS_KEY, SECRET_KEY
 
 pytestmark = pytest.mark.integration
@@ -67,8 +67,8 @@ def test_no_secret_is_in_logs_errors_or_reprs(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"endpoint_url": "minio:9000"}, "endpoint_url must be like https"),
-        ({"endpoint_url": "https://user:hunter2@minio:9000"}, "access_key_id"),
+        ({"endpoint_url": "minio:9000"}, "S3_ENDPOINT_URL=.*give https"),
+        ({"endpoint_url": "https://user:hunter2@minio:9000"}, "AWS_ACCESS_KEY_ID"),
         ({"secret_access_key": None}, "both or neither"),
         ({"access_key_id": None, "secret_access_key": None}, "session_token needs"),
         ({"part_size": 1024}, "part_size must be at least 5242880"),

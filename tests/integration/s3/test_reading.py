@@ -20,8 +20,8 @@ from application.ports import (
 )
 from domain.location import Location
 from tests.integration.s3.world import Store, hits
-from tests.services.faulty_proxy import FaultyProxy
-from tests.services.proxy_rules import Rule, s3_error
+from tests.services.http_faults import Rule, s3_error
+from tests.services.http_proxy import FaultyProxy
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

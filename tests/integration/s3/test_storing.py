@@ -19,8 +19,8 @@ from application.ports import (
     PreconditionFailed,
 )
 from tests.integration.s3.world import Store, hits
-from tests.services.faulty_proxy import FaultyProxy
-from tests.services.proxy_rules import Rule, internal_error, s3_error
+from tests.services.http_faults import Rule, internal_error, s3_error
+from tests.services.http_proxy import FaultyProxy
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from adapters.s3.options import S3Options
 from adapters.s3.store import S3BlobStore
 from domain.location import Location
-from tests.services.faulty_proxy import FaultyProxy
+from tests.services.http_proxy import FaultyProxy
 
 TOKEN = "a-session-token-of-the-tests"
 

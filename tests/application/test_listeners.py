@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from application.listen import Listeners, Watchers
+from application.listeners import Listeners, Watchers
 from application.settlement import Done, Settlement
 from domain.events import Event, JobInterrupted
 from domain.task import TrainingTask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.services.proxy_rules import Fault, Plan, Rule
+from tests.services.http_faults import Fault, Plan, Rule
 
 
 def faults(

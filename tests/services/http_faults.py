@@ -1,4 +1,4 @@
-"""Which request meets which fault, and what came by: the rules of the faulty proxy."""
+"""Which request meets which fault, and what came by: the rules of the HTTP proxy."""
 
 from __future__ import annotations
 

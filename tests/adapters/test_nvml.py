@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from adapters.gpu import GpuReader, GpuReading
+from adapters.nvml import GpuReader
+from application.ports import GpuReading
 
 
 class NvmlError(Exception):

@@ -5,30 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from application.ports import GpuReading
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuReading:
-    """One card at one moment; None where the card or its driver does not tell."""
-
-    index: int
-    name: str
-    memory_used: int | None = None
-    """Bytes in use, by anybody."""
-    memory_total: int | None = None
-    """Bytes."""
-    utilization: float | None = None
-    """Share of the last moment in which a kernel ran, 0 to 1."""
-    temperature: int | None = None
-    """Degrees Celsius."""
-    power: float | None = None
-    """Watts."""
 
 
 class GpuReader:

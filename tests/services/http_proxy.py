@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import requests
 
 from tests.services.child import end_with_parent, serving
-from tests.services.proxy_rules import Plan, Rule, Seen
+from tests.services.http_faults import Plan, Rule, Seen
 
 CONTROL = "/_faults"
 CHUNK = 64 * 1024
@@ -52,7 +52,7 @@ class FaultyProxy:
 @contextmanager
 def running_proxy(upstream: str) -> Iterator[FaultyProxy]:
     """A proxy before the server at ``upstream``, on a free port."""
-    with serving("tests.services.faulty_proxy", upstream) as url:
+    with serving("tests.services.http_proxy", upstream) as url:
         yield FaultyProxy(url)
 
 

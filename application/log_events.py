@@ -1,0 +1,99 @@
+"""What an operator should know of a job, in words: a line of the log for each event."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+from domain.events import (
+    AnnouncementBegun,
+    ArtifactStored,
+    CheckpointSaved,
+    Event,
+    JobCompleted,
+    JobFailed,
+    JobGivenUp,
+    JobInterrupted,
+    JobStarted,
+    ProgressMade,
+    SeatAwaited,
+    TrainingBegan,
+    TrainingFinished,
+)
+from domain.progress import Progress
+from domain.results import CheckpointRef
+
+log = logging.getLogger(__name__)
+
+
+def log_event(event: Event) -> None:
+    """Port ``EventSink``: one line an event; a step is worth the debug level only."""
+    if isinstance(event, ProgressMade) and not log.isEnabledFor(logging.DEBUG):
+        return
+    level, text = _logged(event)
+    log.log(level, "task %s, style %d: %s", event.task_id, event.style_id, one_line(text))
+
+
+def _logged(event: Event) -> tuple[int, str]:
+    match event:
+        case JobStarted(attempt=attempt, resumed_from=None):
+            return logging.INFO, f"attempt {attempt} starts"
+        case JobStarted(attempt=attempt, resumed_from=CheckpointRef(epoch=epoch, step=step)):
+            return logging.INFO, f"attempt {attempt} resumes from epoch {epoch}, step {step}"
+        case SeatAwaited():
+            return logging.INFO, "waiting for a seat: the device trains other styles"
+        case TrainingBegan():
+            return logging.INFO, undertaking(event)
+        case ProgressMade():
+            return logging.DEBUG, position(event.progress)
+        case CheckpointSaved(checkpoint=at):
+            return logging.INFO, f"checkpoint of epoch {at.epoch}, step {at.step} saved"
+        case TrainingFinished(metric=metric):
+            return logging.INFO, f"trained {metric.steps} steps, loss {metric.loss:.4f}"
+        case ArtifactStored(artifact=artifact):
+            stored = f"{artifact.location}, {artifact.size} bytes, sha256 {artifact.sha256}"
+            return logging.INFO, f"weights stored at {stored}"
+        case JobGivenUp(failure=failure):
+            return logging.WARNING, f"given up, {failure.code}: {failure.message}"
+        case AnnouncementBegun(call=call):
+            level = logging.INFO if call == 1 else logging.WARNING
+            return level, f"final call to the backend, number {call}"
+        case JobCompleted():
+            return logging.INFO, "completed"
+        case JobFailed(failure=failure):
+            return logging.INFO, f"ended with {failure.code}"
+        case JobInterrupted(reason=reason, setbacks=setbacks):
+            return logging.WARNING, f"put down, {setbacks} setbacks so far: {reason}"
+    return logging.INFO, type(event).__name__
+
+
+def undertaking(event: TrainingBegan) -> str:
+    """What is about to be trained."""
+    pictures, epochs = event.picture_count, event.parameters.epochs
+    return (
+        f"training on {pictures} picture{'s' * (pictures != 1)} "
+        f"for {epochs} epoch{'s' * (epochs != 1)}"
+    )
+
+
+def position(progress: Progress) -> str:
+    """How far a training is, and how fast it goes."""
+    epoch = f"epoch {progress.current_epoch}/{progress.total_epochs} ({progress.percent} %)"
+    return ", ".join(filter(None, (epoch, speed(progress))))
+
+
+def speed(progress: Progress) -> str:
+    """Loss, speed and time left, as far as they are known."""
+    parts = []
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.4f}")
+    if (speed := progress.steps_per_second) is not None:
+        parts.append(f"{speed:.1f} steps/s" if speed >= 1 else f"{speed:.3f} steps/s")
+    if (seconds := progress.estimated_seconds) is not None:
+        parts.append(f"{timedelta(seconds=seconds)} left")
+    return ", ".join(parts)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks."""
+    return " ".join(text.splitlines())

@@ -1,0 +1,30 @@
+"""Waiting for what is bound to come."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+PATIENCE = 60.0
+
+
+def eventually(
+    holds: Callable[[], object],
+    *,
+    within: float = PATIENCE,
+    running: subprocess.Popen[Any] | None = None,
+) -> None:
+    """Wait until it holds.
+
+    Args:
+        within: seconds.
+        running: it cannot come about once this process has ended.
+    """
+    deadline = time.monotonic() + within
+    while not holds():
+        if running is not None and running.poll() is not None:
+            raise AssertionError(f"it has ended: {running.stderr and running.stderr.read()}")
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
