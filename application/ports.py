@@ -258,6 +258,10 @@ class CheckpointRejected(Exception):
     """The checkpoint is damaged or belongs to another run; the text says in what."""
 
 
+class TrainerBroken(Exception):
+    """The device answers no more: this process can train nothing, another may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """All that determines a style. Equal plans on equal hardware give equal weights."""
@@ -318,7 +322,8 @@ class Preview:
 class TrainingSession(Protocol):
     """One run, driven step by step by the use case.
 
-    ``advance`` and ``finish`` raise ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...).
+    ``advance`` and ``finish`` raise ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...). Every call
+    may raise ``TrainerBroken``.
     """
 
     @property
@@ -383,6 +388,7 @@ class Trainer(Protocol):
         Raises:
             CheckpointRejected: ``resume`` cannot be used for this plan.
             TrainingFailed: the run cannot be set up.
+            TrainerBroken: on leaving, too.
         """
 
 
