@@ -6,7 +6,7 @@ import logging
 import re
 
 from application.layout import Layout
-from application.ports import BlobStore, Clock, TrainingSession
+from application.ports import BlobStore, Clock, TrainerBroken, TrainingSession
 from application.rules import Rules
 
 log = logging.getLogger(__name__)
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class CheckpointPreviews:
     """Draws and stores previews of one run, as long as they cost no more than the rules allow.
 
-    They are a courtesy: whatever fails here is logged, and ends the drawing, not the training.
+    They are a courtesy: what fails here is logged, and ends the drawing, not the training.
     """
 
     def __init__(self, blobs: BlobStore, clock: Clock, layout: Layout, rules: Rules) -> None:
@@ -28,12 +28,18 @@ class CheckpointPreviews:
         self._spent, self._rounds = 0.0, 0
 
     def draw(self, session: TrainingSession, task_id: str, epoch: int) -> None:
-        """Draw and store the previews of a checkpoint."""
+        """Draw and store the previews of a checkpoint.
+
+        Raises:
+            TrainerBroken: by the session.
+        """
         started = self._clock.monotonic()
         try:
             for number, preview in enumerate(session.previews(adapted=True)):
                 at = self._layout.previews(task_id, epoch, number)
                 self._blobs.put(at, preview.png, content_type="image/png")
+        except TrainerBroken:
+            raise
         except Exception:
             log.warning("no previews at epoch %d, and none from here on", epoch, exc_info=True)
             self._left = 0

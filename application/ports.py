@@ -324,7 +324,8 @@ class Preview:
 class TrainingSession(Protocol):
     """One run, driven step by step by the use case.
 
-    ``advance`` raises ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...).
+    ``advance`` raises ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...). Every call may raise
+    ``TrainerBroken``.
     """
 
     @property
@@ -389,6 +390,7 @@ class Trainer(Protocol):
         Raises:
             CheckpointRejected: ``resume`` cannot be used for this plan.
             TrainingFailed: the run cannot be set up.
+            TrainerBroken: on leaving, too.
         """
 
 

@@ -66,6 +66,7 @@ class WorkerLoop:
                 self._settle(delivery, settlement)
                 self.watch.put_down(task, settlement)
                 if isinstance(settlement, RetryLater) and settlement.broken:
+                    log.critical("the worker ends, its device answers no more")
                     raise TrainerBroken(settlement.reason)
             elif until_empty:
                 return

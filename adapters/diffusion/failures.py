@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from application.ports import TrainerBroken
 from domain.failure import Failure, FailureCode, TrainingFailed
 
 Answer = TypeVar("Answer")
@@ -17,9 +18,12 @@ _OTHER_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "can't allocate memory",
 )
 """How libraries below torch, the driver, and torch's allocator on a CPU say that memory is out."""
+_OF_THE_DEVICE = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")
+"""How errors begin that come from the card: an illegal access, a failed assertion, its memory."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -27,6 +31,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OTHER_WORDS)
+
+
+def is_of_a_broken_device(error: BaseException) -> bool:
+    """Whether torch may get no more answers: after most errors of a card but a lack of memory,
+    every later call of the process fails (CUDA Runtime API, "cudaError")."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    newer = getattr(torch, "AcceleratorError", ())  # not in torch 2.6 yet
+    return isinstance(error, newer) or str(error).startswith(_OF_THE_DEVICE)
+
+
+@contextmanager
+def broken_device_breaks_the_trainer() -> Iterator[None]:
+    """Turn an error of a card that answers no more into ``TrainerBroken``. Also a decorator."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_of_a_broken_device(error):
+            raise
+        raise TrainerBroken(str(error).partition("\n")[0]) from error
 
 
 def gpu_oom() -> TrainingFailed:

@@ -67,11 +67,14 @@ class FlatPath:
     def refresh(self, rows: torch.Tensor | None = None) -> None:
         """Take the weights as they are now. Call before each forward pass that has a backward.
 
-        Splitting in one operation matters: its backward is one concatenation.
+        Splitting in one operation matters: its backward is one concatenation. The last pass's
+        matrices go first: their graph holds the node that adds to the leaf's gradient, which
+        belongs to the stream of its first pass and cannot be captured on another.
 
         Args:
             rows: the styles that take part, (k,), on the device; None for all.
         """
+        self.release()
         stack = self._by_style
         if rows is not None:
             stack = stack.index_select(0, rows)

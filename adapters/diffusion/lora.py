@@ -126,6 +126,7 @@ def attached(
             of_text = _injected(text_encoder, own)
         adapters = [*by_layer.values(), *of_text.values()]
         flat = _gather(adapters, unet.device)
+        _set_magnitudes(adapters)
         initialise(adapters, seed)
         scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         exact = unet.device.type == "cpu" and unet.dtype == torch.float32
@@ -227,6 +228,17 @@ def _gather(adapters: list[Adapter], device: torch.device) -> torch.nn.Parameter
         matrix.data = values.view(matrix.shape)
         matrix.grad = gradient.view(matrix.shape)
     return flat
+
+
+def _set_magnitudes(adapters: Sequence[Adapter]) -> None:
+    """Set DoRA's magnitudes to the lengths that PEFT divides them by, so that the start is
+    the base: in float32, where it has taken them in the layer's own precision.
+    """
+    for adapter in adapters:
+        if adapter.magnitude is not None:
+            dora = adapter.layer.lora_magnitude_vector[_NAME]
+            weight = adapter.layer.base_layer.weight.float()
+            adapter.magnitude.data.copy_(dora.get_weight_norm(weight, 0.0, 1.0))
 
 
 def layers_of(unet: UNet2DConditionModel, targets: str) -> dict[str, torch.nn.Module]:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 WARM_UP = 2
 """Steps of each shape that are run before one is recorded: they choose algorithms, fill caches."""
 MOST_RECORDINGS = 32
-"""Shapes recorded in a run; rarer ones are run as they are."""
+"""Shapes whose recordings are kept; the one that was used longest ago makes room."""
 
 
 class Recorder(Protocol):
@@ -28,6 +28,9 @@ class Recorder(Protocol):
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Record what ``function`` asks of the device, without doing it; the result does it."""
+
+    def wait(self) -> None:
+        """Return once the device has done all that it was asked for."""
 
 
 class Replayable(Protocol):
@@ -57,11 +60,12 @@ class Replay(Generic[Batch]):
         self._recorder = recorder
         self._runs: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, tuple[Batch, Callable[[], None]]] = {}
+        """The one that was used last comes last."""
 
     @property
-    def recordings(self) -> int:
-        """Shapes recorded so far."""
-        return len(self._recorded)
+    def recordings(self) -> int | None:
+        """Shapes whose recordings are kept; None where every step is run as it is."""
+        return None if self._recorder is None else len(self._recorded)
 
     def run(self, batch: Batch, step: Callable[[Batch], None]) -> None:
         """Run ``step`` for ``batch``: as it is, or as recorded for an earlier batch alike.
@@ -70,9 +74,7 @@ class Replay(Generic[Batch]):
             torch.OutOfMemoryError: from the step.
         """
         recorder, key = self._recorder, batch.key
-        if recorder is None or (
-            key not in self._recorded and len(self._recorded) >= MOST_RECORDINGS
-        ):
+        if recorder is None:
             step(batch)
             return
         runs = self._runs.get(key, 0)
@@ -84,7 +86,7 @@ class Replay(Generic[Batch]):
         if key not in self._recorded and not self._record(recorder, batch, step):
             step(batch)
             return
-        memory, replay = self._recorded[key]
+        memory, replay = self._recorded[key] = self._recorded.pop(key)
         memory.take(batch)
         replay()
 
@@ -113,6 +115,8 @@ class Replay(Generic[Batch]):
         self.forget()
 
     def _record(self, recorder: Recorder, batch: Batch, step: Callable[[Batch], None]) -> bool:
+        if len(self._recorded) >= MOST_RECORDINGS:
+            self._drop_oldest(recorder)
         memory = batch.own()
         try:
             replay = recorder.record(lambda: step(memory))
@@ -123,6 +127,12 @@ class Replay(Generic[Batch]):
             return False
         self._recorded[batch.key] = memory, replay
         return True
+
+    def _drop_oldest(self, recorder: Recorder) -> None:
+        """It warms up again if it returns: shapes that take turns are not recorded each time."""
+        recorder.wait()  # it may be under way
+        oldest = next(iter(self._recorded))
+        del self._recorded[oldest], self._runs[oldest]
 
 
 def _first_of_torch(error: Exception) -> BaseException:
@@ -156,14 +166,27 @@ class CudaRecorder:
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Capture a graph."""
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        # Other threads (leases, progress) do not touch the device; they must not end a capture.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            function()
+        # torch waits for the current device before a capture: it must not be another card.
+        with torch.cuda.device(self._device):
+            graph = torch.cuda.CUDAGraph()
+            before = torch.cuda.current_stream(self._device)
+            self._stream.wait_stream(before)
+            try:
+                # Other threads (leases, progress) do not touch the device; they must not end a
+                # capture.
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    function()
+            except BaseException:
+                # torch leaves its own stream the current one where a capture cannot begin or end.
+                torch.cuda.set_stream(before)
+                raise
         return graph.replay
+
+    def wait(self) -> None:
+        """Wait for the card."""
+        torch.cuda.synchronize(self._device)
 
 
 @cache

@@ -19,6 +19,7 @@ from adapters.diffusion.epoch_plan import steps_per_epoch
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.export import RunFacts, encode_style
 from adapters.diffusion.failures import (
+    broken_device_breaks_the_trainer,
     gpu_oom,
     is_out_of_memory,
     loss_diverged,
@@ -142,11 +143,13 @@ class DiffusionSession:
         """Most bytes held so far: on the fullest GPU by the run's tensors, else by the process."""
         return max(peak_bytes(place.device) for place in self._steps.places)
 
+    @broken_device_breaks_the_trainer()
     def advance(self) -> StepReport:
         """Run the next step. The last one of an epoch may lead back to where the run was well.
 
         Raises:
             TrainingFailed: GPU_OOM; at the end of an epoch LOSS_DIVERGED.
+            TrainerBroken: as of every call that asks the device.
         """
         if self.finished:
             raise RuntimeError("the run is finished")
@@ -177,6 +180,11 @@ class DiffusionSession:
         """The next step's batch, for the same."""
         return self._feed.inputs(self._step)
 
+    def draw_ahead(self) -> None:
+        """Draw for the step after the next, while the device is at work on that, for the same."""
+        if self._step + 1 < self.total_steps:
+            self._feed.prepare(self._step + 1)
+
     def count_step(self) -> StepReport:
         """The next step has been run: go on behind it.
 
@@ -196,6 +204,7 @@ class DiffusionSession:
         self._close_epoch(epoch, readings)
         return StepReport(epoch, self._step, epoch_finished=True)
 
+    @broken_device_breaks_the_trainer()
     def checkpoint(self) -> Checkpoint:
         """The run as it stands between two steps; where it was well, if it is not well now."""
         if self._update.read(self._good.weights).finite:
@@ -219,6 +228,7 @@ class DiffusionSession:
         self._apply(state.thrift)
         self._good = self._state().copy()
 
+    @broken_device_breaks_the_trainer()
     def weights(self) -> bytes:
         """The adapters as they stand, as a file for other programs."""
         facts = RunFacts(
@@ -231,6 +241,7 @@ class DiffusionSession:
         )
         return encode_style(self._adapters, self._plan, facts)
 
+    @broken_device_breaks_the_trainer()
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         """Pictures from fixed prompts and seeds, with the adapters or without."""
         return self._draw(self._previews, adapted=adapted)

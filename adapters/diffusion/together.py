@@ -6,15 +6,17 @@ import logging
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from adapters.diffusion.failures import is_out_of_memory
+from adapters.diffusion.failures import broken_device_breaks_the_trainer, is_out_of_memory
 from adapters.diffusion.joint_inputs import JointInputs, joint_inputs
 from adapters.diffusion.loss import weighted_squares
 from adapters.diffusion.passes import Passes
+from adapters.diffusion.preview import PreviewRequest
 from adapters.diffusion.rendezvous import LEAST_PATIENCE, Rendezvous
 from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.session import DiffusionSession
@@ -23,7 +25,7 @@ from adapters.diffusion.step_inputs import StepInputs
 from adapters.diffusion.thrift import Thrift
 from adapters.diffusion.turns import Turns
 from application.ports import Checkpoint, Preview, StepReport
-from domain.failure import TrainingFailed
+from domain.failure import FailureCode, TrainingFailed
 from domain.parameters import LoraTargets, OptimizerName, TrainingParameters
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,26 @@ class Ensemble:
         """Seats that runs have."""
         return len(self.stack.leaf) - len(self._free)
 
+    @property
+    def recordings(self) -> int | None:
+        """Passes that are recorded; None where they are run as they are."""
+        return self._replay.recordings
+
+    @contextmanager
+    def sharing_memory(self) -> Iterator[None]:
+        """While open, in turn, a run that fails for want of memory is worth another try where
+        there are others: without them it may fit.
+
+        Raises:
+            TrainingFailed: as it was, or GPU_OOM that says so.
+        """
+        try:
+            yield
+        except TrainingFailed as failed:
+            if failed.failure.code is not FailureCode.GPU_OOM or self.taken == 1:
+                raise
+            raise TrainingFailed(replace(failed.failure, retryable=True)) from failed
+
     @contextmanager
     def seat(self) -> Iterator[int]:
         """A row of the stack for one run, while open.
@@ -124,12 +146,17 @@ class Ensemble:
                         self._share_less(len(some))
                     else:
                         failures.update(self._alone(group.pop(0)[0]))
+            for member in members:
+                # Who finds no memory for that meets it again, by itself.
+                with suppress(torch.OutOfMemoryError):
+                    member.draw_ahead()
         return failures
 
     def _alone(self, member: MemberSession) -> dict[MemberSession, Exception]:
         """The step of a run that has to save memory by itself."""
         try:
-            member.run_step()
+            with self.sharing_memory():
+                member.run_step()
         except TrainingFailed as failed:
             return {member: failed}
         return {}
@@ -196,6 +223,7 @@ class MemberSession(DiffusionSession):
         """True once not even this run alone fits into a pass as it is."""
         return self._thrift != Thrift(self._plan.parameters.batch_size)
 
+    @broken_device_breaks_the_trainer()
     def advance(self) -> StepReport:
         """Wait for the others and run the next step with theirs."""
         if self.finished:
@@ -221,11 +249,12 @@ class MemberSession(DiffusionSession):
         with self._ensemble.turn:
             return super().weights()
 
+    @broken_device_breaks_the_trainer()
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         """Pictures by this run's adapters, or without any; others may come between two."""
         drawn: tuple[Preview, ...] = ()
         for request in self._previews.each():
-            with self._ensemble.turn, self._ensemble.stack.showing(self.row):
+            with self._ensemble.turn:
                 drawn += self._draw(request, adapted=adapted)
         return drawn
 
@@ -234,8 +263,12 @@ class MemberSession(DiffusionSession):
         self._ensemble.rendezvous.excuse(self)
         super().close()
 
+    def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
+        with self._ensemble.sharing_memory(), self._ensemble.stack.showing(self.row):
+            return super()._draw(request, adapted=adapted)
+
     def _measured(self, epoch: int) -> tuple[float | None, float | None]:
-        with self._ensemble.stack.showing(self.row):
+        with self._ensemble.sharing_memory(), self._ensemble.stack.showing(self.row):
             return super()._measured(epoch)
 
     def _make_room(self) -> bool:

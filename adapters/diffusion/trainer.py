@@ -21,6 +21,7 @@ from adapters.diffusion.adapted_denoiser import (
 from adapters.diffusion.base_model import BaseModel, placed
 from adapters.diffusion.denoiser import replica_of
 from adapters.diffusion.failures import (
+    broken_device_breaks_the_trainer,
     is_out_of_memory,
     out_of_memory_is_a_failure,
     with_room,
@@ -98,6 +99,11 @@ class DiffusionTrainer:
         """Runs in one pass now, at most: fewer than there are seats once memory has run out."""
         return 1 if self._ensemble is None else self._ensemble.together
 
+    @property
+    def recordings(self) -> int | None:
+        """Passes recorded of the runs that train together; None where none are, or no longer."""
+        return None if self._ensemble is None else self._ensemble.recordings
+
     def kind(self, parameters: TrainingParameters) -> Hashable | None:
         """As ``together.kind_of``; None for every run where there is one seat only."""
         return kind_of(parameters) if self._seats > 1 else None
@@ -112,6 +118,7 @@ class DiffusionTrainer:
         Raises:
             CheckpointRejected: ``resume`` cannot be used for this plan.
             TrainingFailed: GPU_OOM; INVALID_TASK when the optimizer's library is not installed.
+            TrainerBroken: the device answers no more.
         """
         require_optimizer(plan.parameters.optimizer)
         if self.kind(plan.parameters) is not None:
@@ -121,7 +128,7 @@ class DiffusionTrainer:
     @contextmanager
     def _alone(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         parameters, strategy = plan.parameters, self._strategy
-        with ExitStack() as stack:
+        with broken_device_breaks_the_trainer(), ExitStack() as stack:
             stack.enter_context(self._occupied())
             replicas = self._replicas_for(parameters)
             stack.enter_context(placed(self._base.text_encoder, self._home_of_text(parameters)))
@@ -183,12 +190,12 @@ class DiffusionTrainer:
     @contextmanager
     def _seated(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         """A run among others of its kind; it ends within rounding where it would have alone."""
-        with ExitStack() as stack:
+        with broken_device_breaks_the_trainer(), ExitStack() as stack:
             with self._turn:
                 ensemble = stack.enter_context(self._company(plan.parameters))
                 row = stack.enter_context(ensemble.seat())
                 own = ensemble.stack.fresh(row, plan.parameters)
-                with out_of_memory_is_a_failure():
+                with ensemble.sharing_memory(), out_of_memory_is_a_failure():
                     session = MemberSession(
                         ensemble,
                         row,
@@ -212,17 +219,19 @@ class DiffusionTrainer:
 
         Raises:
             RuntimeError: they are of another kind.
+            TrainingFailed: GPU_OOM.
         """
         kind = kind_of(parameters)
         if self._ensemble is None:
             with ExitStack() as opening:
+                unet, strategy = self._base.unet, self._strategy
                 opening.enter_context(self._occupied())
-                opening.enter_context(as_the_strategy_convolves(self._base.unet, self._strategy))
-                rows = opening.enter_context(
-                    stacked(self._base.unet, parameters, self._seats, self._strategy.compute)
-                )
                 with out_of_memory_is_a_failure():
-                    opening.enter_context(as_the_strategy_fuses(self._base.unet, self._strategy))
+                    opening.enter_context(as_the_strategy_convolves(unet, strategy))
+                    rows = opening.enter_context(
+                        stacked(unet, parameters, self._seats, strategy.compute)
+                    )
+                    opening.enter_context(as_the_strategy_fuses(unet, strategy))
                 recorder = self._recorder(self._device, parameters)
                 self._ensemble = Ensemble(rows, recorder, self._turn, self._patience)
                 self._kind, self._closing = kind, opening.pop_all()

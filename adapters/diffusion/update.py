@@ -132,6 +132,9 @@ class Update:
         Args:
             losses: sum over the batch's pictures, a scalar on the device.
         """
+        if self._scaler.is_enabled():
+            # A step that broke off half-way may be taken again; the scaler would not have it.
+            self._scaler._per_optimizer_states.clear()
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._weights, self._max_grad_norm)
         if self._scaler.is_enabled():

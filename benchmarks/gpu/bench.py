@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from adapters.diffusion.base_model import BaseModel, load_base
+from adapters.diffusion.rendezvous import LEAST_PATIENCE
 from adapters.diffusion.strategy import Strategy, choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -28,12 +29,17 @@ from domain.picture import Picture
 WARM_UP = 8
 """Steps before the clock runs: kernels are chosen, and each shape recorded."""
 RANK = 8
+PATIENCE = 1.0
+"""Seconds: longer than any step, and than what one run does at the end of its epoch."""
 
 
 class Rerun:
     """Stands in for graphs where the device has none, so that every line runs there too."""
 
     warming_up = contextlib.nullcontext
+
+    def wait(self) -> None:
+        """There is nothing to wait for."""
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """The function itself."""
@@ -55,6 +61,9 @@ class Bench:
     def trainer(
         self, strategy: Strategy, seats: int = 1, helpers: Sequence[str] = ()
     ) -> DiffusionTrainer:
+        """A trainer whose runs, where there are seats for several, wait for one another: without
+        a straggler the others would make passes of a shape that is not recorded yet, and do so
+        while the clock runs."""
         return DiffusionTrainer(
             self.base,
             decode,
@@ -63,6 +72,7 @@ class Bench:
             recorder=None if self.device.type == "cuda" else Rerun,
             seats=seats,
             helpers=helpers,
+            patience=PATIENCE if seats > 1 else LEAST_PATIENCE,
         )
 
     def plan(self, batch: int, epochs: int = 10_000, seed: int = 0) -> TrainingPlan:

@@ -41,8 +41,13 @@ def measure_styles(bench: Bench, strategy: Strategy, styles: int) -> dict[str, A
             time.perf_counter() < enough or min(map(len, runs.epochs)) < 3
         ):
             time.sleep(0.01)
-        together = trainer.together
+        together, recordings = trainer.together, trainer.recordings
         measured = [list(ends) for ends in runs.epochs]
     epochs = sum((len(ends) - 1) / (ends[-1] - ends[0]) for ends in measured)
     per_step = styles / (epochs * len(bench.pictures))
-    return {**pace(bench, styles, per_step), "in_one_pass": together}
+    return {
+        **pace(bench, styles, per_step),
+        "in_one_pass": together,
+        "recordings": recordings or 0,
+        "still_recorded": recordings is not None,
+    }

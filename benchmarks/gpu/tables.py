@@ -86,8 +86,10 @@ def _ways(steps: dict[int, list[dict[str, Any]]]) -> list[tuple[object, ...]]:
 def _styles_row(row: dict[str, Any]) -> tuple[object, ...]:
     if "error" in row:
         return row["styles"], row["error"].split(":")[0], *[_ABSENT] * 3
+    eager = "" if row.get("still_recorded", True) else ", eager"
     return (
-        *(row["styles"], row["in_one_pass"], row["images_per_s"], row["times_one_at_a_time"]),
+        *(row["styles"], f"{row['in_one_pass']}{eager}"),
+        *(row["images_per_s"], row["times_one_at_a_time"]),
         row.get("peak_gib", _ABSENT),
     )
 

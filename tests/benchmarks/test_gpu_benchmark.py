@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from adapters.diffusion.rendezvous import LEAST_PATIENCE
+from adapters.diffusion.strategy import PLAIN
+from benchmarks.gpu.bench import PATIENCE, Bench
 from benchmarks.gpu.results import kept_rows
 from benchmarks.gpu.tables import NOTHING, card_tables, gpu_tables
 
@@ -48,6 +52,10 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
         (1, 2),
         (2, 2),
     ]
+    assert [(row["recordings"], row["still_recorded"]) for row in rows if "styles" in row] == [
+        (1, True),
+        (1, True),
+    ]
     assert [row["cards"] for row in rows if "cards" in row] == [1, 2]
     assert rows[-1]["name"] == "whole job"
     assert rows[-1]["steps"] == 20
@@ -62,6 +70,28 @@ def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) ->
     (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")
     (tmp_path / "cpu.json").write_text("{}", "utf-8")
     assert gpu_tables(tmp_path) == tables
+
+
+def test_runs_that_are_measured_together_wait_for_one_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(
+        "benchmarks.gpu.bench.DiffusionTrainer",
+        lambda *_, patience, **__: asked.append(patience),
+    )
+    base: Any = None
+    bench = Bench(torch.device("cpu"), base, (), 64, seconds=1.0)
+    for seats in (1, 2):
+        bench.trainer(PLAIN, seats)
+    assert asked == [LEAST_PATIENCE, PATIENCE]
+
+
+def test_styles_that_were_not_recorded_are_marked() -> None:
+    row = {"name": "styles at once", "styles": 4, "in_one_pass": 4, "images_per_s": 9.5}
+    row |= {"times_one_at_a_time": 0.9, "recordings": 0, "still_recorded": False}
+    card = {"device": "card", "memory_gib": 8, "versions": {}, "matmul_tflops": 1.0, "rows": [row]}
+    assert "| 4 | 4, eager | 9.5 | 0.9 |" in card_tables(card)
 
 
 def test_a_part_measured_anew_leaves_the_others_rows(tmp_path: Path) -> None:

@@ -131,13 +131,16 @@ class Rerun:
     """
 
     def __init__(self) -> None:
-        self.recorded = self.replayed = 0
+        self.recorded = self.replayed = self.waited = 0
         self.threads: set[int] = set()
         """In which it was asked for anything."""
 
     def warming_up(self) -> AbstractContextManager[None]:
         self.threads.add(get_ident())
         return nullcontext()
+
+    def wait(self) -> None:
+        self.waited += 1
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1

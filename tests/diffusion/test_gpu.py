@@ -203,16 +203,35 @@ def test_nothing_is_read_back_within_an_epoch_of_several_styles(pictures: Pictur
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("what", ["capture_begin", "capture_end"])
+@pytest.mark.parametrize("seats", [1, 2])
 def test_where_capture_is_refused_the_run_goes_on_without(
-    pictures: Pictures, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+    seats: int,
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    end = torch.cuda.CUDAGraph.capture_end
+
+    def refuse(graph: torch.cuda.CUDAGraph, *_: object, **__: object) -> None:
+        if what == "capture_end":
+            end(graph)
         raise RuntimeError("operation not permitted when stream is capturing")
 
     plan = plan_of(pictures[:3], epochs=6)
     wanted = run(trainer_with(CAPTURED), plan)
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", refuse)
-    assert_alike(run(trainer_with(CAPTURED), plan).history, wanted.history, within=0.01)
+    monkeypatch.setattr(torch.cuda.CUDAGraph, what, refuse)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=CAPTURED.compute)
+    trainer = DiffusionTrainer(base, decode, CARD, strategy=CAPTURED, seats=seats)
+    before = torch.cuda.current_stream()
+    with trainer.open(plan, None) as session:
+        drive(session)
+        assert torch.cuda.current_stream() == before
+        if trainer._ensemble is not None:
+            passing = trainer._ensemble._passing
+            assert passing.submit(torch.cuda.current_stream).result() == before
+        assert_alike(session.history, wanted.history, within=0.01)
     assert "no longer recorded" in caplog.text
 
 

@@ -125,6 +125,32 @@ def test_dora_starts_as_the_base_and_trains_magnitudes_in_the_flat_weights(
         assert adapters.flat.numel() == sizes
 
 
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+def test_dora_starts_as_the_base_in_16_bits_too(base: BaseModel, compute: torch.dtype) -> None:
+    """Over all layers: PEFT's own magnitudes are rounded as the layer's weights are."""
+    unet = copy.deepcopy(base.unet)
+    torch.nn.Module.to(unet, dtype=compute)
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(1, 4, 16, 16, generator=generator).to(compute)
+    states = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator).to(compute)
+
+    @torch.no_grad()
+    def predicted() -> torch.Tensor:
+        answer: torch.Tensor = unet(latents, 300, encoder_hidden_states=states).sample
+        return answer
+
+    plain = predicted()
+    everywhere = LoraTargets.CONVOLUTIONS
+    with attached(unet, rank=4, alpha=8.0, seed=1, targets=everywhere, dora=True) as adapters:
+        for adapter in adapters.by_layer.values():
+            assert adapter.magnitude is not None
+            assert adapter.magnitude.dtype == torch.float32
+            lengths = adapter.layer.base_layer.weight.float().flatten(start_dim=1).norm(dim=1)
+            found = adapter.magnitude.detach().flatten()
+            torch.testing.assert_close(found, lengths, rtol=1e-6, atol=0)
+        assert torch.equal(predicted(), plain)
+
+
 def test_dora_leaves_the_denoiser_bit_for_bit(base: BaseModel) -> None:
     before = copy.deepcopy(base.unet.state_dict())
     structure = modules(base)

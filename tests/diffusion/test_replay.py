@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 
 from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.replay import WARM_UP
+from adapters.diffusion.flat_path import flat_path_of
+from adapters.diffusion.lora import attached
+from adapters.diffusion.replay import WARM_UP, CudaRecorder, Replay
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.strategy import PLAIN, WIDE_ON_A_CPU, Strategy, choose_strategy, describe
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.picture import Picture
-from tests.diffusion.runs import EVERY_OPTION, Rerun, plan_of, run, weights_of
+from tests.diffusion.runs import EVERY_OPTION, Rerun, plan_of, predict, run, weights_of
 
 pytestmark = pytest.mark.integration
 
@@ -110,6 +113,152 @@ def test_why_recording_failed_is_told_by_the_first_error(
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=Twice)
     run(fast, plan_of(pictures[:2], epochs=2))
     assert "no longer recorded: RuntimeError: operation not permitted" in caplog.text
+
+
+@dataclass
+class Card:
+    """torch.cuda, as far as a capture asks it, without a card."""
+
+    fails: str
+    """What of a graph is refused."""
+    device: str = "cuda:0"
+    stream: Any = "the caller's"
+    waited_for: list[str] = field(default_factory=list)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        card = self
+
+        class Stream:
+            def wait_stream(self, other: object) -> None:
+                pass
+
+        class Within:
+            """Of a device or a stream; like torch's own, nothing ends it but its end."""
+
+            def __init__(self, what: str, value: object) -> None:
+                self.what, self.value = what, value
+
+            def __enter__(self) -> None:
+                self.before = getattr(card, self.what)
+                setattr(card, self.what, self.value)
+
+            def __exit__(self, *_: object) -> None:
+                setattr(card, self.what, self.before)
+
+        class Graph:
+            def capture_begin(self, *_: object, **__: object) -> None:
+                self._unless("capture_begin")
+
+            def capture_end(self) -> None:
+                self._unless("capture_end")
+
+            def replay(self) -> None:
+                pass
+
+            def _unless(self, what: str) -> None:
+                if card.fails == what:
+                    raise RuntimeError("operation not permitted when stream is capturing")
+
+        for name, double in {
+            "Stream": lambda device: Stream(),
+            "CUDAGraph": Graph,
+            "graph_pool_handle": lambda: (0, 1),
+            "device": lambda device: Within("device", str(device)),
+            "stream": lambda stream: Within("stream", stream),
+            "current_stream": lambda device: card.stream,
+            "set_stream": lambda stream: setattr(card, "stream", stream),
+            "synchronize": lambda device=None: card.waited_for.append(str(device or card.device)),
+            "empty_cache": lambda: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, double)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+
+@pytest.mark.parametrize("fails", ["capture_begin", "capture_end", "nothing"])
+def test_a_capture_leaves_the_current_stream_and_the_current_card_even_if_it_fails(
+    monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """torch's own context, which does not where it cannot begin or end, on doubles."""
+    card = Card(fails)
+    card.install(monkeypatch)
+    recorder = CudaRecorder(torch.device("cuda:1"))
+    streams = []
+    expected = pytest.raises(RuntimeError, match="capturing") if fails != "nothing" else None
+    with expected or nullcontext():
+        recorder.record(lambda: streams.append(card.stream))
+    assert (card.stream, card.device) == ("the caller's", "cuda:0")
+    assert "the caller's" not in streams
+    assert card.waited_for == ["cuda:1"]
+    recorder.wait()
+    assert card.waited_for == ["cuda:1"] * 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch that is nothing but its shape."""
+
+    key: str
+
+    def own(self) -> Shape:
+        return self
+
+    def take(self, other: Shape) -> None:
+        assert other == self
+
+
+def test_the_shape_that_was_used_longest_ago_makes_room_for_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("adapters.diffusion.replay.MOST_RECORDINGS", 2)
+    held = []
+
+    class Waiting(Rerun):
+        def wait(self) -> None:
+            held.append(replay.recordings)
+
+    recorder = Waiting()
+    replay: Replay[Shape] = Replay(recorder)
+
+    def recorded_for(shapes: str) -> int:
+        before = recorder.recorded
+        for shape in shapes:
+            replay.run(Shape(shape), lambda _: None)
+        return recorder.recorded - before
+
+    assert recorded_for("aaabbb") == 2
+    assert recorded_for("a") == 0
+    assert held == []
+    assert recorded_for("ccc") == 1
+    assert held == [2]  # the device is done before anything is let go
+    assert recorded_for("aca") == 0
+    assert recorded_for("bb") == 0  # who returns warms up again
+    assert recorded_for("b") == 1
+    assert recorded_for("aab") == 0
+    assert replay.recordings == 2
+    replay.stop("the test says so")
+    assert replay.recordings is None
+
+
+def test_a_pass_keeps_nothing_of_the_one_before(base: BaseModel) -> None:
+    """Not the node that adds to the gradient either: it belongs to the stream of its first pass,
+    and a capture on another one is refused."""
+
+    def adding(matrix: torch.Tensor) -> Any:
+        node: Any = matrix.grad_fn
+        while node.next_functions:
+            node = node.next_functions[0][0]
+        return node
+
+    with (
+        attached(base.unet, rank=2, alpha=2.0, seed=1) as adapters,
+        flat_path_of(adapters, torch.float32) as path,
+    ):
+        path.refresh()
+        adding(path._matrices[0]).metadata["made for"] = "the first pass"
+        assert adding(path._matrices[-1]).metadata
+        predict(base.unet, gradient=True).square().mean().backward()
+        path.refresh()
+        assert not adding(path._matrices[0]).metadata
 
 
 @pytest.mark.parametrize("what", ["previews", "measurement"])
@@ -239,6 +388,25 @@ def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
         assert torch.equal(weights_of(session), before)
         assert session._update.loss_scale[0] == 2.0**119
         assert session.history[0].stalled
+
+
+def test_a_step_of_float16_that_breaks_off_in_its_update_can_be_taken_again(
+    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(base, unet=copy.deepcopy(base.unet))
+    half = DiffusionTrainer(own, decode, strategy=Strategy(compute=torch.float16, flat_path=True))
+    clip, full = torch.nn.utils.clip_grad_norm_, [True]
+
+    def full_once(*arguments: Any) -> torch.Tensor:
+        if full:
+            full.clear()
+            raise torch.OutOfMemoryError
+        return clip(*arguments)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", full_once)
+    with half.open(plan_of(pictures[:1], epochs=2), None) as session:
+        session.advance()
+        assert session.history[0].gradient_norm
 
 
 def test_a_cpu_gets_what_suits_the_denoisers_width_and_a_card_what_it_can_do(

@@ -21,7 +21,7 @@ from adapters.diffusion.together import MemberSession, kind_of
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import Checkpoint, TrainingPlan
-from domain.failure import FailureCode, TrainingFailed
+from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.picture import Picture
 from tests.diffusion.runs import EVERY_OPTION, Outcome, Rerun, drive, plan_of, run, weights_of
 
@@ -342,6 +342,104 @@ def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
     for one, other in zip(found, wanted, strict=True):
         assert_alike(one, other)
     assert max(sizes) == 2
+
+
+def failure_of(action: Callable[[], object]) -> Failure:
+    with pytest.raises(TrainingFailed) as failed:
+        action()
+    return failed.value.failure
+
+
+def test_a_run_that_does_not_fit_beside_others_may_be_tried_again_and_alone_not(
+    seated: DiffusionTrainer,
+    base: BaseModel,
+    plans: list[TrainingPlan],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit_memory(monkeypatch, base, 0)
+    with ExitStack() as stack:
+        sessions = sessions_of(stack, seated, plans[:2])
+        found = in_threads(sessions, lambda session: failure_of(session.advance))
+    with seated.open(plans[0], None) as session:
+        alone = failure_of(session.advance)
+    assert [failure.code for failure in (*found, alone)] == [FailureCode.GPU_OOM] * 3
+    assert [failure.retryable for failure in (*found, alone)] == [True, True, False]
+
+
+@pytest.mark.parametrize("what", ["previews", "measurement"])
+def test_so_may_one_whose_previews_or_measurements_do_not_fit(
+    seated: DiffusionTrainer,
+    base: BaseModel,
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    plan = plan_of(pictures[:1], validation_epochs=1)
+    forward = base.unet.forward
+
+    def limited(*arguments: Any, **keywords: Any) -> Any:
+        if not torch.is_grad_enabled():
+            raise torch.OutOfMemoryError
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(base.unet, "forward", limited)
+
+    def failure(session: Any) -> Failure:
+        if what == "measurement":
+            return failure_of(session.advance)
+        return failure_of(lambda: session.previews(adapted=True))
+
+    with seated.open(plan, None) as first, seated.open(plan, None) as other:
+        assert isinstance(other, MemberSession)
+        seated._ensemble.rendezvous.excuse(other)
+        assert failure(first).retryable
+    with seated.open(plan, None) as session:
+        assert not failure(session).retryable
+
+
+def test_so_may_a_newcomer_for_whose_pictures_there_is_no_room(
+    seated: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    plan = plan_of(pictures[:1])
+    with seated.open(plan, None):
+        monkeypatch.setattr("adapters.diffusion.trainer.prepare", full)
+        assert failure_of(lambda: seated.open(plan, None).__enter__()).retryable
+    assert not failure_of(lambda: seated.open(plan, None).__enter__()).retryable
+
+
+def test_adapters_for_all_seats_that_do_not_fit_are_told_as_such(
+    seated: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    plan = plan_of(pictures[:1])
+    with monkeypatch.context() as patched:
+        patched.setattr("adapters.diffusion.stacked.Stack", full)
+        failure = failure_of(lambda: seated.open(plan, None).__enter__())
+    assert (failure.code, failure.retryable) == (FailureCode.GPU_OOM, False)
+    assert run(seated, plan, steps=1).weights
+
+
+def test_the_next_step_is_drawn_before_a_run_counts_the_last_one(
+    seated: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the ends of epochs too, where each waits for the device in turn."""
+    count, drawn = MemberSession.count_step, []
+
+    def noting(session: MemberSession) -> Any:
+        drawn.append((session._step + 1) in session._feed._ready)
+        return count(session)
+
+    monkeypatch.setattr(MemberSession, "count_step", noting)
+    plans = [plan_of(pictures[:2], epochs=2, seed=seed) for seed in (1, 2)]
+    with ExitStack() as stack:
+        in_threads(sessions_of(stack, seated, plans), drive)
+    assert drawn.count(True) == 2 * 3
+    assert drawn[-2:] == [False, False]
 
 
 def test_only_the_run_that_has_to_recomputes_its_feature_maps(

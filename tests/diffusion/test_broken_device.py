@@ -1,0 +1,125 @@
+"""A device that answers no more, however torch says so, breaks the trainer and not the job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.failures import is_of_a_broken_device, is_out_of_memory
+from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.pillow import decode
+from application.ports import TrainerBroken
+from domain.picture import Picture
+from tests.diffusion.runs import Rerun, plan_of
+
+pytestmark = pytest.mark.integration
+
+Pictures = tuple[Picture, ...]
+CardError: type[RuntimeError] = getattr(torch, "AcceleratorError", RuntimeError)
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+DETAILS = "\nCUDA kernel errors might be asynchronously reported at some other API call."
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (CardError(ILLEGAL + DETAILS), True),
+        (RuntimeError(ILLEGAL + DETAILS), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx"),
+            True,
+        ),
+        (RuntimeError("Triton Error [CUDA]: unspecified launch failure"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (CardError("CUDA error: out of memory" + DETAILS), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate"), False),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), False),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError(ILLEGAL), False),
+    ],
+)
+def test_errors_of_a_card_are_told_from_a_lack_of_memory_and_from_defects(
+    error: Exception, broken: bool
+) -> None:
+    assert is_of_a_broken_device(error) is broken
+    assert not (broken and is_out_of_memory(error))
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise CardError(ILLEGAL + DETAILS)
+
+
+CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "advance": ("torch.autograd.backward", lambda session: session.advance()),
+    "measurement": ("adapters.diffusion.evaluation.Evaluation.on_trained", lambda s: s.advance()),
+    "checkpoint": ("adapters.diffusion.update.Update.read", lambda s: s.checkpoint()),
+    "weights": ("adapters.diffusion.session.encode_style", lambda s: s.weights()),
+    "previews": ("adapters.diffusion.session.draw_previews", lambda s: s.previews(adapted=True)),
+}
+
+
+@pytest.mark.parametrize("seats", [1, 2])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_session_on_a_broken_device_says_so_and_so_does_leaving_it(
+    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, call: str, seats: int
+) -> None:
+    trainer = DiffusionTrainer(base, decode, seats=seats)
+    place, ask = CALLS[call]
+    stack = ExitStack()
+    session = stack.enter_context(trainer.open(plan_of(pictures[:1], validation_epochs=1), None))
+    monkeypatch.setattr(place, fail)
+    # As torch has it, every later call fails, that which gives memory back too.
+    monkeypatch.setattr(DiffusionTrainer, "_give_back_memory", fail)
+    with pytest.raises(TrainerBroken) as broken:
+        ask(session)
+    assert str(broken.value) == ILLEGAL
+    with pytest.raises(TrainerBroken):
+        stack.close()
+
+
+@pytest.mark.parametrize("seats", [1, 2])
+def test_a_run_cannot_be_opened_on_a_broken_device(
+    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, seats: int
+) -> None:
+    trainer = DiffusionTrainer(base, decode, seats=seats)
+    monkeypatch.setattr("adapters.diffusion.trainer.prepare", fail)
+    with pytest.raises(TrainerBroken), trainer.open(plan_of(pictures[:1]), None):
+        pass
+
+
+def test_a_device_that_breaks_while_a_step_is_recorded_is_no_matter_of_recording(
+    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Breaking(Rerun):
+        def record(self, function: Callable[[], None]) -> Callable[[], None]:
+            monkeypatch.setattr(torch.autograd, "backward", fail)
+            return fail()
+
+    trainer = DiffusionTrainer(base, decode, strategy=Strategy(capture=True), recorder=Breaking)
+    with trainer.open(plan_of(pictures[:1], epochs=4), None) as session:
+        session.advance()
+        session.advance()
+        with pytest.raises(TrainerBroken):
+            session.advance()
+
+
+def test_other_errors_stay_what_they_are(
+    trainer: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(*_: Any) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(torch.autograd, "backward", defect)
+    with (
+        trainer.open(plan_of(pictures[:1]), None) as session,
+        pytest.raises(RuntimeError, match="shapes"),
+    ):
+        session.advance()
