@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from application.ports import BlobStore
 from domain.location import Location
 
 JOBS = "jobs/"
@@ -78,8 +79,17 @@ class Layout:
 
     def leased_task(self, at: Location) -> str | None:
         """The task whose lease a blob is; None where it is another blob."""
-        task_id = at.key.removeprefix(JOBS).rpartition("/")[0]
+        task_id = _task_of(at)
         return task_id if at == self.lease(task_id) else None
+
+    def recorded_tasks(self, blobs: BlobStore) -> list[str]:
+        """The tasks that have a journal."""
+        stored = blobs.list(self.bucket, JOBS)
+        return [task_id for at in stored if at == self.journal(task_id := _task_of(at))]
 
     def _job(self, task_id: str, name: str) -> Location:
         return Location(self.bucket, f"{JOBS}{task_id}/{name}")
+
+
+def _task_of(at: Location) -> str:
+    return at.key.removeprefix(JOBS).rpartition("/")[0]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.clock import SystemClock
-from adapters.diffusion.base_model import load_base
+from adapters.diffusion.base.model import load_base
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.filesystem import FileBlobStore
 from adapters.memory import InlineExecutor, MemoryNotifier

@@ -54,7 +54,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     import diffusers
     import torch
 
-    from adapters.diffusion.base_model import load_base
+    from adapters.diffusion.base.model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.pillow import decode
     from application.ports import TrainingPlan

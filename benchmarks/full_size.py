@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base.model import BaseModel
 
 SMALL_BASE = Path(__file__).resolve().parents[1] / "assets" / "small_base"
 RESOLUTION = 512

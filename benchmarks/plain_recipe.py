@@ -14,7 +14,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base.model import BaseModel
 from adapters.pillow import decode
 from domain.picture import Picture
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapters.diffusion.dataset import Dataset
+    from adapters.diffusion.data.dataset import Dataset
     from adapters.diffusion.trainer import DiffusionTrainer
     from domain.picture import Picture
 
@@ -181,9 +181,9 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     import torch
 
-    from adapters.diffusion.base_model import load_base
+    from adapters.diffusion.base.model import load_base
     from adapters.diffusion.evaluation import Evaluation
-    from adapters.diffusion.loss import objective_of
+    from adapters.diffusion.step.loss import objective_of
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.pillow import decode
     from entrypoints.default_base import SMALL_BASE
@@ -233,7 +233,7 @@ def _draw(folder: Path, seed: int) -> tuple[Picture, ...]:
 
 
 def _encode(base: Any, pictures: Sequence[Picture], device: Any) -> Dataset:
-    from adapters.diffusion.dataset import encode_dataset
+    from adapters.diffusion.data.dataset import encode_dataset
     from adapters.pillow import decode
 
     size = (base.native_resolution,) * 2
@@ -244,7 +244,7 @@ def _encode(base: Any, pictures: Sequence[Picture], device: Any) -> Dataset:
 
 def _installed(options: Mapping[str, Any]) -> bool:
     """Whether the setting's optimizer can be had here."""
-    from adapters.diffusion.optimizer import require_optimizer
+    from adapters.diffusion.step.optimizer import require_optimizer
     from domain.failure import TrainingFailed
     from domain.parameters import OptimizerName
 

@@ -44,7 +44,7 @@ from entrypoints.devices import choose_devices, choose_seats
 from entrypoints.settings import InvalidSettings, Settings
 
 if TYPE_CHECKING:
-    from adapters.diffusion.base_model import BaseModel
+    from adapters.diffusion.base.model import BaseModel
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.rabbitmq.options import RabbitOptions
     from adapters.rabbitmq.queue import RabbitQueue

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from entrypoints.exits import UsageError
 
 if TYPE_CHECKING:
-    from adapters.diffusion.base_model import BaseModel
+    from adapters.diffusion.base.model import BaseModel
     from entrypoints.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
         UsageError: what is named is none.
     """
     quiet_libraries()
-    from adapters.diffusion.base_model import load_base
-    from adapters.diffusion.pipeline_files import BaseModelInvalid
+    from adapters.diffusion.base.model import load_base
+    from adapters.diffusion.base.pipeline_files import BaseModelInvalid
     from adapters.diffusion.strategy import compute_on
 
     if settings.base_model is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapters.diffusion.convert import Form, read_style, write_form
-from adapters.diffusion.forms import StyleFileInvalid
+from adapters.diffusion.style_file.convert import Form, read_style, write_form
+from adapters.diffusion.style_file.forms import StyleFileInvalid
 from entrypoints.exits import UsageError
 
 _NAMELESS = {"pytorch_lora_weights", "adapter_model"}

@@ -42,7 +42,7 @@ from entrypoints.logs import start_logging
 from entrypoints.settings import load_settings
 
 if TYPE_CHECKING:
-    from adapters.diffusion.base_model import BaseModel
+    from adapters.diffusion.base.model import BaseModel
 
 PICTURES, OUT = "pictures", "out"
 """The buckets that the two folders stand for."""
@@ -90,7 +90,7 @@ def check_optimizer(requested: RequestedParameters) -> None:
     Raises:
         UsageError: it is not; names the extra.
     """
-    from adapters.diffusion.optimizer import require_optimizer
+    from adapters.diffusion.step.optimizer import require_optimizer
 
     try:
         require_optimizer(OptimizerName(requested.named.get("optimizer", OptimizerName.ADAMW)))
@@ -261,16 +261,11 @@ def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settl
 
 
 def _refuse_other_run(task: TrainingTask, container: Container, out: Path) -> None:
-    layout = container.layout()
-    mine = layout.journal(task.task_id).key
-    others = [
-        at.key
-        for at in container.blobs().list(OUT, layout.jobs_prefix)
-        if at.name == "journal.json" and at.key != mine
-    ]
+    recorded = container.layout().recorded_tasks(container.blobs())
+    others = [task_id for task_id in recorded if task_id != task.task_id]
     if others:
         raise UsageError(
-            f"--out {out}: holds another run's checkpoint ({others[0].split('/')[1]}), of other "
+            f"--out {out}: holds another run's checkpoint ({others[0]}), of other "
             "pictures, parameters or base model; give another folder, or repeat that command"
         )
 

@@ -32,7 +32,7 @@ from entrypoints.container import build_trainer
 from entrypoints.logs import Logging
 
 if TYPE_CHECKING:
-    from adapters.diffusion.base_model import BaseModel
+    from adapters.diffusion.base.model import BaseModel
     from entrypoints.container import Container
     from entrypoints.settings import Settings
 

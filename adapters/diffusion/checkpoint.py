@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.optimizer import OptimizerState
 from adapters.diffusion.recovery import Recovery
+from adapters.diffusion.step.optimizer import OptimizerState
+from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
-from adapters.diffusion.thrift import Thrift
 from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
 
 FORMAT = "4"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.dataset import Dataset, Size
-from adapters.diffusion.epoch_plan import generator_for
+from adapters.diffusion.data.dataset import Dataset, Size
+from adapters.diffusion.data.randomness import generator_for
 from adapters.diffusion.failures import in_parts
-from adapters.diffusion.loss import Objective
+from adapters.diffusion.step.loss import Objective
 
 PROBES = 16
 """Predictions in one measurement of one set: about eight training steps' time."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from adapters.diffusion.base_model import BaseModel, placed
-from adapters.diffusion.dataset import encode_captions
+from adapters.diffusion.base.model import BaseModel, placed
+from adapters.diffusion.data.dataset import encode_captions
 from adapters.diffusion.failures import in_parts
 from application.ports import Preview
 from domain.parameters import TrainingParameters

@@ -8,16 +8,19 @@ from contextlib import nullcontext
 
 import torch
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.checkpoint import (
     RunState,
     decode_checkpoint,
     encode_checkpoint,
     run_identity,
 )
-from adapters.diffusion.epoch_plan import steps_per_epoch
+from adapters.diffusion.data.feed import Feed
+from adapters.diffusion.data.preparation import Material
+from adapters.diffusion.data.randomness import steps_per_epoch
+from adapters.diffusion.data.step_inputs import StepInputs
+from adapters.diffusion.data.text_states import TextStates
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
-from adapters.diffusion.export import RunFacts, encode_style
 from adapters.diffusion.failures import (
     broken_device_breaks_the_trainer,
     gpu_oom,
@@ -25,24 +28,21 @@ from adapters.diffusion.failures import (
     loss_diverged,
     with_room,
 )
-from adapters.diffusion.feed import Feed
-from adapters.diffusion.learning_rate import learning_rate_of
-from adapters.diffusion.lora import Adapters, dropout_draws
-from adapters.diffusion.loss import objective_of
+from adapters.diffusion.lora.adapters import Adapters, dropout_draws
 from adapters.diffusion.memory_use import peak_bytes
-from adapters.diffusion.optimizer import OptimizerStateInvalid
-from adapters.diffusion.passes import Passes
-from adapters.diffusion.preparation import Material
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
 from adapters.diffusion.recovery import Recovery
-from adapters.diffusion.replay import Recorder, Replay
-from adapters.diffusion.spread import Helper, SpreadSteps
-from adapters.diffusion.step_inputs import StepInputs
-from adapters.diffusion.steps import Place, Steps
+from adapters.diffusion.step.learning_rate import learning_rate_of
+from adapters.diffusion.step.loss import objective_of
+from adapters.diffusion.step.optimizer import OptimizerStateInvalid
+from adapters.diffusion.step.passes import Passes
+from adapters.diffusion.step.replay import Recorder, Replay
+from adapters.diffusion.step.spread import Helper, SpreadSteps
+from adapters.diffusion.step.steps import Place, Steps
+from adapters.diffusion.step.thrift import Thrift
+from adapters.diffusion.step.update import StepReadings, Update
 from adapters.diffusion.strategy import PLAIN, Strategy
-from adapters.diffusion.text_states import TextStates
-from adapters.diffusion.thrift import Thrift
-from adapters.diffusion.update import StepReadings, Update
+from adapters.diffusion.style_file.export import RunFacts, encode_style
 from application.ports import (
     Checkpoint,
     CheckpointRejected,

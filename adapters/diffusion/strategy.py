@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.diffusion.fused.check import kernels_work
+from adapters.diffusion.fused.self_test import kernels_work
 
 _FIRST_WITH_CAPTURE = (7, 0)
 """Compute capability from which graphs of whole training steps are worth their memory."""

@@ -12,32 +12,32 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel
 
-from adapters.diffusion.adapted_denoiser import (
-    adapted_denoiser,
-    as_the_strategy_convolves,
-    as_the_strategy_fuses,
-    place_denoiser,
-)
-from adapters.diffusion.base_model import BaseModel, placed
-from adapters.diffusion.denoiser import replica_of
+from adapters.diffusion.base.denoiser import replica_of
+from adapters.diffusion.base.model import BaseModel, placed
+from adapters.diffusion.data.preparation import Material, prepare
+from adapters.diffusion.data.text_states import TextStates
 from adapters.diffusion.failures import (
     broken_device_breaks_the_trainer,
     is_out_of_memory,
     out_of_memory_is_a_failure,
     with_room,
 )
+from adapters.diffusion.lora.adapted_denoiser import (
+    adapted_denoiser,
+    as_the_strategy_convolves,
+    as_the_strategy_fuses,
+    place_denoiser,
+)
 from adapters.diffusion.memory_use import forget_peak
-from adapters.diffusion.optimizer import require_optimizer, stays_on_device
-from adapters.diffusion.preparation import Material, prepare
-from adapters.diffusion.rendezvous import LEAST_PATIENCE
-from adapters.diffusion.replay import CudaRecorder, Recorder
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.spread import Helper, devices_that_pay, helping
-from adapters.diffusion.stacked import stacked
+from adapters.diffusion.step.optimizer import require_optimizer, stays_on_device
+from adapters.diffusion.step.replay import CudaRecorder, Recorder
+from adapters.diffusion.step.spread import Helper, devices_that_pay, helping
 from adapters.diffusion.strategy import Strategy, choose_strategy, describe
-from adapters.diffusion.text_states import TextStates
-from adapters.diffusion.together import Ensemble, MemberSession, kind_of
-from adapters.diffusion.turns import Turns
+from adapters.diffusion.together.ensemble import Ensemble, MemberSession, kind_of
+from adapters.diffusion.together.rendezvous import LEAST_PATIENCE
+from adapters.diffusion.together.stacked import stacked
+from adapters.diffusion.together.turns import Turns
 from application.ports import TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.base_model import BaseModel, load_base
-from adapters.diffusion.rendezvous import LEAST_PATIENCE
+from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.strategy import Strategy, choose_strategy
+from adapters.diffusion.together.rendezvous import LEAST_PATIENCE
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import TrainingPlan

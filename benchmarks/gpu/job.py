@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.base_model import load_base
+from adapters.diffusion.base.model import load_base
 from adapters.diffusion.strategy import choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode

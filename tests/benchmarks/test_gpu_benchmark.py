@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.rendezvous import LEAST_PATIENCE
 from adapters.diffusion.strategy import PLAIN
+from adapters.diffusion.together.rendezvous import LEAST_PATIENCE
 from benchmarks.gpu.bench import PATIENCE, Bench
 from benchmarks.gpu.results import kept_rows
 from benchmarks.gpu.tables import NOTHING, card_tables, gpu_tables

@@ -67,7 +67,7 @@ def memory() -> Harness:
 def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     import torch
 
-    from adapters.diffusion.base_model import load_base
+    from adapters.diffusion.base.model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.pillow import PillowInspector, decode
     from assets.drawing import draw_style_set

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel, load_base
+from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from assets.drawing import draw_style_set

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.dataset import Dataset, encode_dataset
-from adapters.diffusion.loss import objective_of
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.dataset import Dataset, encode_dataset
+from adapters.diffusion.step.loss import objective_of
 from adapters.pillow import decode
 from benchmarks.full_size import pipeline_of
 from domain.picture import Picture

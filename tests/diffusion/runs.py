@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import PillowInspector

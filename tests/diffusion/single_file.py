@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base.model import BaseModel
 
 _RESNET_OF_UNET = {
     "norm1": "in_layers.0",

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.base_model import BaseModel, load_base
-from adapters.diffusion.denoiser import load_denoiser
-from adapters.diffusion.pipeline_files import BaseModelInvalid
+from adapters.diffusion.base.denoiser import load_denoiser
+from adapters.diffusion.base.model import BaseModel, load_base
+from adapters.diffusion.base.pipeline_files import BaseModelInvalid
 from tests.diffusion.single_file import write_single_file
 
 pytestmark = pytest.mark.integration

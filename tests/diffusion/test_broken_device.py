@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.failures import is_of_a_broken_device, is_out_of_memory
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
@@ -60,7 +60,7 @@ def fail(*_: Any, **__: Any) -> Any:
 CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "advance": ("torch.autograd.backward", lambda session: session.advance()),
     "measurement": ("adapters.diffusion.evaluation.Evaluation.on_trained", lambda s: s.advance()),
-    "checkpoint": ("adapters.diffusion.update.Update.read", lambda s: s.checkpoint()),
+    "checkpoint": ("adapters.diffusion.step.update.Update.read", lambda s: s.checkpoint()),
     "weights": ("adapters.diffusion.session.encode_style", lambda s: s.weights()),
     "previews": ("adapters.diffusion.session.draw_previews", lambda s: s.previews(adapted=True)),
 }

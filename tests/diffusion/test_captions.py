@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.diffusion.captions import caption_of, end_of_word
+from adapters.diffusion.data.captions import caption_of, end_of_word
 from domain.picture import Picture, PictureFacts
 
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.diffusion.checkpoint import RunState, decode_checkpoint, encode_checkpoint
-from adapters.diffusion.optimizer import OptimizerState
 from adapters.diffusion.recovery import Recovery
-from adapters.diffusion.thrift import Thrift
+from adapters.diffusion.step.optimizer import OptimizerState
+from adapters.diffusion.step.thrift import Thrift
 from application.ports import CheckpointRejected, EpochRecord
 
 IDENTITY = {

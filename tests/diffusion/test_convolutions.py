@@ -12,9 +12,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion import convolutions
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.convolutions import (
+from adapters.diffusion.base import convolutions
+from adapters.diffusion.base.convolutions import (
     TILES_OF_2,
     TILES_OF_4,
     Filtering,
@@ -24,6 +23,7 @@ from adapters.diffusion.convolutions import (
     pointwise,
     transformed,
 )
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode

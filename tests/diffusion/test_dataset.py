@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion import dataset as dataset_module
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.dataset import Dataset, encode_captions, encode_dataset
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data import dataset as dataset_module
+from adapters.diffusion.data.dataset import Dataset, encode_captions, encode_dataset
 from adapters.pillow import decode
 from domain.picture import Picture
 

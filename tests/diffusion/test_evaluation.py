@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.evaluation import PROBES, held_out_positions, trained_buckets
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer

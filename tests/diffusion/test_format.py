@@ -13,11 +13,16 @@ import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from adapters.diffusion.base_model import BaseModel, load_base
-from adapters.diffusion.convert import Form, read_style, write_form
-from adapters.diffusion.export import style_of
-from adapters.diffusion.forms import StyleFileInvalid, from_diffusers, from_peft, to_kohya
-from adapters.diffusion.lora import attached
+from adapters.diffusion.base.model import BaseModel, load_base
+from adapters.diffusion.lora.adapters import attached
+from adapters.diffusion.style_file.convert import Form, read_style, write_form
+from adapters.diffusion.style_file.export import style_of
+from adapters.diffusion.style_file.forms import (
+    StyleFileInvalid,
+    from_diffusers,
+    from_peft,
+    to_kohya,
+)
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode

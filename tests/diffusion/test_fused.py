@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.fused import blocks, check
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.fused import blocks, self_test
 from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.fused.operations import gated
 from adapters.diffusion.strategy import Strategy
@@ -96,12 +96,12 @@ def test_kernels_are_taken_where_they_give_torchs_numbers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     here = torch.device("cpu")
-    check.kernels_work.cache_clear()
-    assert check.kernels_work(here, torch.bfloat16)
+    self_test.kernels_work.cache_clear()
+    assert self_test.kernels_work(here, torch.bfloat16)
 
-    monkeypatch.setattr(check, "gated", lambda x: gated(x) * (1 + torch.rand(())))
-    check.kernels_work.cache_clear()
-    assert not check.kernels_work(here, torch.bfloat16)
+    monkeypatch.setattr(self_test, "gated", lambda x: gated(x) * (1 + torch.rand(())))
+    self_test.kernels_work.cache_clear()
+    assert not self_test.kernels_work(here, torch.bfloat16)
     assert "other numbers than torch" in caplog.text
 
 
@@ -113,8 +113,8 @@ def test_without_a_compiler_there_are_no_kernels(
             "Failed to find C compiler. Please specify via CC environment variable."
         )
 
-    monkeypatch.setattr(check, "gated", refuse)
-    check.kernels_work.cache_clear()
-    assert not check.kernels_work(torch.device("cpu"), torch.float16)
-    check.kernels_work.cache_clear()
+    monkeypatch.setattr(self_test, "gated", refuse)
+    self_test.kernels_work.cache_clear()
+    assert not self_test.kernels_work(torch.device("cpu"), torch.float16)
+    self_test.kernels_work.cache_clear()
     assert "no fused kernels: RuntimeError: Failed to find C compiler" in caplog.text

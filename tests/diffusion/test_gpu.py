@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel, load_base, placed
+from adapters.diffusion.base.model import BaseModel, load_base, placed
 from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.strategy import Strategy, choose_strategy
-from adapters.diffusion.thrift import Thrift
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import EpochRecord

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from adapters.diffusion import session
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.dataset import Dataset
-from adapters.diffusion.loss import Objective
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.dataset import Dataset
+from adapters.diffusion.step.loss import Objective
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
 from assets.drawing import compose_scene, describe, paint_ink_and_wash

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.lora import TARGETS, Adapters, attached
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.lora.adapters import TARGETS, Adapters, attached
 from domain.parameters import LoraTargets
 from tests.diffusion.runs import predict
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from adapters.diffusion.loss import min_snr_weight, objective_of
+from adapters.diffusion.step.loss import min_snr_weight, objective_of
 
 CPU = torch.device("cpu")
 

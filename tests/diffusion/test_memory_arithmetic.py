@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion import lora
-from adapters.diffusion.flat_path import flat_path_of
-from adapters.diffusion.lora import attached
+from adapters.diffusion.lora import adapters as lora
+from adapters.diffusion.lora.adapters import attached
+from adapters.diffusion.lora.flat_path import flat_path_of
 
 GIB = 2**30
 

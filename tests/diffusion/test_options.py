@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from adapters.diffusion import optimizer as optimizers
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.optimizer import build_optimizer, restore_state, state_of
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.step import optimizer as optimizers
+from adapters.diffusion.step.optimizer import build_optimizer, restore_state, state_of
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode

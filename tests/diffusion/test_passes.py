@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.dataset import Dataset, EncodedPicture
-from adapters.diffusion.flat_path import flat_path_of
-from adapters.diffusion.lora import attached
-from adapters.diffusion.loss import objective_of
-from adapters.diffusion.passes import Passes
-from adapters.diffusion.replay import Replay
-from adapters.diffusion.step_inputs import LEARNING_RATE_SLOTS, StepInputs
-from adapters.diffusion.steps import Place, Steps
-from adapters.diffusion.update import Update
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.dataset import Dataset, EncodedPicture
+from adapters.diffusion.data.step_inputs import LEARNING_RATE_SLOTS, StepInputs
+from adapters.diffusion.lora.adapters import attached
+from adapters.diffusion.lora.flat_path import flat_path_of
+from adapters.diffusion.step.loss import objective_of
+from adapters.diffusion.step.passes import Passes
+from adapters.diffusion.step.replay import Replay
+from adapters.diffusion.step.steps import Place, Steps
+from adapters.diffusion.step.update import Update
 from domain.parameters import TrainingParameters
 
 pytestmark = pytest.mark.integration

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.preparation import prepare
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.preparation import prepare
 from adapters.pillow import decode
 from domain.picture import Picture
 from tests.diffusion.runs import plan_of

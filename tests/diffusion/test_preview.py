@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.preview import (
     STEPS,
     PreviewRequest,

@@ -8,10 +8,10 @@ from diffusers.optimization import get_scheduler
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.dataset import encode_dataset
-from adapters.diffusion.epoch_plan import draw_step, epoch_batches, steps_per_epoch
-from adapters.diffusion.lora import TARGETS, Adapter, initialise
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.dataset import encode_dataset
+from adapters.diffusion.data.randomness import draw_step, epoch_batches, steps_per_epoch
+from adapters.diffusion.lora.adapters import TARGETS, Adapter, initialise
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode

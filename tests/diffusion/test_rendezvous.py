@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from adapters.diffusion.rendezvous import Rendezvous
+from adapters.diffusion.together.rendezvous import Rendezvous
 
 LONG = 30.0
 """Seconds that no test waits."""

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.flat_path import flat_path_of
-from adapters.diffusion.lora import attached
-from adapters.diffusion.replay import WARM_UP, CudaRecorder, Replay
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.lora.adapters import attached
+from adapters.diffusion.lora.flat_path import flat_path_of
 from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.step.replay import WARM_UP, CudaRecorder, Replay
 from adapters.diffusion.strategy import PLAIN, WIDE_ON_A_CPU, Strategy, choose_strategy, describe
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -209,7 +209,7 @@ class Shape:
 def test_the_shape_that_was_used_longest_ago_makes_room_for_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("adapters.diffusion.replay.MOST_RECORDINGS", 2)
+    monkeypatch.setattr("adapters.diffusion.step.replay.MOST_RECORDINGS", 2)
     held = []
 
     class Waiting(Rerun):

@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.denoiser import replica_of
+from adapters.diffusion.base.denoiser import replica_of
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.step_inputs import LEARNING_RATE_SLOTS, StepInputs
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.spread import devices_that_pay, split
-from adapters.diffusion.step_inputs import LEARNING_RATE_SLOTS, StepInputs
+from adapters.diffusion.step.spread import devices_that_pay, split
 from adapters.diffusion.strategy import PLAIN, WIDE_ON_A_CPU, Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode

@@ -10,10 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from adapters.diffusion.base_model import BaseModel, load_base
-from adapters.diffusion.convert import Form, read_style, write_form
-from adapters.diffusion.dataset import encode_captions
-from adapters.diffusion.lora import attached
+from adapters.diffusion.base.model import BaseModel, load_base
+from adapters.diffusion.data.dataset import encode_captions
+from adapters.diffusion.lora.adapters import attached
+from adapters.diffusion.style_file.convert import Form, read_style, write_form
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.failures import is_out_of_memory
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.thrift import Thrift
+from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed

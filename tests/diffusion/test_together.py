@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.preparation import prepare
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.preparation import prepare
 from adapters.diffusion.preview import draw_previews
+from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.strategy import Strategy
-from adapters.diffusion.thrift import Thrift
-from adapters.diffusion.together import MemberSession, kind_of
+from adapters.diffusion.together.ensemble import MemberSession, kind_of
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import Checkpoint, TrainingPlan
@@ -418,7 +418,7 @@ def test_adapters_for_all_seats_that_do_not_fit_are_told_as_such(
 
     plan = plan_of(pictures[:1])
     with monkeypatch.context() as patched:
-        patched.setattr("adapters.diffusion.stacked.Stack", full)
+        patched.setattr("adapters.diffusion.together.stacked.Stack", full)
         failure = failure_of(lambda: seated.open(plan, None).__enter__())
     assert (failure.code, failure.retryable) == (FailureCode.GPU_OOM, False)
     assert run(seated, plan, steps=1).weights

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion import preparation
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.step_inputs import StepInputs
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data import preparation
+from adapters.diffusion.data.step_inputs import StepInputs
+from adapters.diffusion.step.update import Update
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.diffusion.update import Update
 from adapters.pillow import decode
 from application.ports import CheckpointRejected
 from domain.picture import Picture

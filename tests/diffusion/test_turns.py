@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from adapters.diffusion.turns import Turns
+from adapters.diffusion.together.turns import Turns
 
 LONG = 30.0
 """Seconds that no test waits."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.diffusion.convert import Form
-from adapters.diffusion.forms import UNET, LayerWeights, to_kohya, write_style
+from adapters.diffusion.style_file.convert import Form
+from adapters.diffusion.style_file.forms import UNET, LayerWeights, to_kohya, write_style
 from entrypoints.train import build_parser, main
 
 pytestmark = pytest.mark.integration

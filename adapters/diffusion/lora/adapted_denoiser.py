@@ -10,11 +10,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from adapters.diffusion.convolutions import as_products
+from adapters.diffusion.base.convolutions import as_products
 from adapters.diffusion.failures import out_of_memory_is_a_failure
-from adapters.diffusion.flat_path import flat_path_of, suits
 from adapters.diffusion.fused.blocks import fused
-from adapters.diffusion.lora import Adapters, attached
+from adapters.diffusion.lora.adapters import Adapters, attached
+from adapters.diffusion.lora.flat_path import flat_path_of, suits
 from adapters.diffusion.strategy import Strategy
 from domain.parameters import TrainingParameters
 

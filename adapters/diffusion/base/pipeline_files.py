@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from adapters.diffusion.denoiser import has_one_file, load_denoiser
+from adapters.diffusion.base.denoiser import has_one_file, load_denoiser
 
 _PIPELINE = "StableDiffusionPipeline"
 _EXPECTED = {

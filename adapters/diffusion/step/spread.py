@@ -11,16 +11,16 @@ from itertools import pairwise
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from adapters.diffusion.adapted_denoiser import adapted_denoiser
-from adapters.diffusion.dataset import Dataset
+from adapters.diffusion.data.dataset import Dataset
+from adapters.diffusion.data.step_inputs import StepInputs
 from adapters.diffusion.failures import is_out_of_memory
-from adapters.diffusion.loss import objective_of
-from adapters.diffusion.passes import Passes
-from adapters.diffusion.replay import Recorder, Replay
-from adapters.diffusion.step_inputs import StepInputs
-from adapters.diffusion.steps import Place, Steps
+from adapters.diffusion.lora.adapted_denoiser import adapted_denoiser
+from adapters.diffusion.step.loss import objective_of
+from adapters.diffusion.step.passes import Passes
+from adapters.diffusion.step.replay import Recorder, Replay
+from adapters.diffusion.step.steps import Place, Steps
+from adapters.diffusion.step.update import Update
 from adapters.diffusion.strategy import Strategy
-from adapters.diffusion.update import Update
 from domain.parameters import TrainingParameters
 
 log = logging.getLogger(__name__)

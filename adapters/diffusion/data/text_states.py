@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.dataset import tokens_of
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.dataset import tokens_of
 
 
 class TextStates:

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
-from adapters.diffusion.fingerprint import digest_of
+from adapters.diffusion.base.fingerprint import digest_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

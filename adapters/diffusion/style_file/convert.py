@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from adapters.diffusion.forms import (
+from adapters.diffusion.style_file.forms import (
     DIFFUSERS_METADATA,
     TEXT_ENCODER,
     UNET,

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
+from adapters.diffusion.data.step_inputs import StepInputs
 from adapters.diffusion.failures import broken_device_breaks_the_trainer, is_out_of_memory
-from adapters.diffusion.joint_inputs import JointInputs, joint_inputs
-from adapters.diffusion.loss import weighted_squares
-from adapters.diffusion.passes import Passes
 from adapters.diffusion.preview import PreviewRequest
-from adapters.diffusion.rendezvous import LEAST_PATIENCE, Rendezvous
-from adapters.diffusion.replay import Recorder, Replay
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.stacked import Stack
-from adapters.diffusion.step_inputs import StepInputs
-from adapters.diffusion.thrift import Thrift
-from adapters.diffusion.turns import Turns
+from adapters.diffusion.step.loss import weighted_squares
+from adapters.diffusion.step.passes import Passes
+from adapters.diffusion.step.replay import Recorder, Replay
+from adapters.diffusion.step.thrift import Thrift
+from adapters.diffusion.together.joint_inputs import JointInputs, joint_inputs
+from adapters.diffusion.together.rendezvous import LEAST_PATIENCE, Rendezvous
+from adapters.diffusion.together.stacked import Stack
+from adapters.diffusion.together.turns import Turns
 from application.ports import Checkpoint, Preview, StepReport
 from domain.failure import FailureCode, TrainingFailed
 from domain.parameters import LoraTargets, OptimizerName, TrainingParameters

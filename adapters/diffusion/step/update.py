@@ -7,14 +7,14 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from adapters.diffusion.optimizer import (
+from adapters.diffusion.data.step_inputs import StepInputs
+from adapters.diffusion.step.optimizer import (
     OptimizerState,
     build_optimizer,
     restore_state,
     state_of,
     stays_on_device,
 )
-from adapters.diffusion.step_inputs import StepInputs
 from domain.parameters import TrainingParameters
 
 _INITIAL_LOSS_SCALE = 2.0**16

@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from adapters.diffusion.fingerprint import fingerprint_of
-from adapters.diffusion.pipeline_files import read_pipeline
+from adapters.diffusion.base.fingerprint import fingerprint_of
+from adapters.diffusion.base.pipeline_files import read_pipeline
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.flat_path import FlatPath, Site, shapes_of
-from adapters.diffusion.lora import Adapter, Adapters, initialise, layers_of
+from adapters.diffusion.lora.adapters import Adapter, Adapters, initialise, layers_of
+from adapters.diffusion.lora.flat_path import FlatPath, Site, shapes_of
 from domain.parameters import TrainingParameters
 
 _OFF = -1

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from adapters.diffusion.base_model import BaseModel
-from adapters.diffusion.captions import caption_of, end_of_word
-from adapters.diffusion.dataset import Dataset, encode_dataset
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.captions import caption_of, end_of_word
+from adapters.diffusion.data.dataset import Dataset, encode_dataset
 from adapters.diffusion.preview import PreviewRequest, request_previews
 from application.ports import TrainingPlan
 from domain.buckets import bucket_of

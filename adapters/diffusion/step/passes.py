@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.dataset import Dataset
-from adapters.diffusion.loss import Objective, weighted_squares
-from adapters.diffusion.step_inputs import StepInputs
+from adapters.diffusion.data.dataset import Dataset
+from adapters.diffusion.data.step_inputs import StepInputs
+from adapters.diffusion.step.loss import Objective, weighted_squares
 
 _WHOLE = slice(None)
 

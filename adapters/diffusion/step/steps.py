@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.passes import Passes
-from adapters.diffusion.replay import Replay
-from adapters.diffusion.step_inputs import StepInputs
-from adapters.diffusion.update import Update
+from adapters.diffusion.data.step_inputs import StepInputs
+from adapters.diffusion.step.passes import Passes
+from adapters.diffusion.step.replay import Replay
+from adapters.diffusion.step.update import Update
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.diffusion.dataset import Size
-from adapters.diffusion.forms import (
+from adapters.diffusion.data.dataset import Size
+from adapters.diffusion.lora.adapters import Adapters
+from adapters.diffusion.step.optimizer import optimizer_class
+from adapters.diffusion.style_file.forms import (
     TEXT_ENCODER,
     UNET,
     LayerWeights,
@@ -27,8 +29,6 @@ from adapters.diffusion.forms import (
     to_kohya,
     write_style,
 )
-from adapters.diffusion.lora import Adapters
-from adapters.diffusion.optimizer import optimizer_class
 from application.ports import TrainingPlan
 from domain.parameters import TrainingParameters
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from adapters.diffusion.dataset import Size
+from adapters.diffusion.data.dataset import Size
 
 LEARNING_RATE_SLOTS = 4
 """Numbers kept for the one learning rate, so that what follows stays aligned to 16 bytes."""

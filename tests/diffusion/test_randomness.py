@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.diffusion.epoch_plan import (
+from adapters.diffusion.data.randomness import (
     StepDraw,
     draw_step,
     epoch_batches,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from adapters.diffusion.base_model import BaseModel, placed
-from adapters.diffusion.epoch_plan import Batch
+from adapters.diffusion.base.model import BaseModel, placed
+from adapters.diffusion.data.randomness import Batch
 from adapters.diffusion.failures import in_parts
 
 Size = tuple[int, int]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.diffusion.passes import Question
+from adapters.diffusion.step.passes import Question
 
 
 @dataclass(frozen=True)

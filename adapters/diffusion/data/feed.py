@@ -8,15 +8,15 @@ from itertools import accumulate
 
 import torch
 
-from adapters.diffusion.dataset import Dataset
-from adapters.diffusion.epoch_plan import (
+from adapters.diffusion.data.dataset import Dataset
+from adapters.diffusion.data.randomness import (
     Batch,
     StepDraw,
     draw_step,
     epoch_batches,
     steps_per_epoch,
 )
-from adapters.diffusion.step_inputs import LEARNING_RATE_SLOTS, StepInputs
+from adapters.diffusion.data.step_inputs import LEARNING_RATE_SLOTS, StepInputs
 from domain.parameters import TrainingParameters
 
 MOST_STEPS = 64

@@ -9,8 +9,8 @@ from itertools import accumulate
 
 import torch
 
-from adapters.diffusion.lora import Adapters
-from adapters.diffusion.low_rank import adapted
+from adapters.diffusion.lora.adapters import Adapters
+from adapters.diffusion.lora.low_rank import adapted
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The frozen base model: read, told from others, and brought onto a device."""

@@ -1,0 +1,1 @@
+"""The adapters, and the denoiser with them on it."""

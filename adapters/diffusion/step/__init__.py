@@ -1,0 +1,1 @@
+"""One training step: its passes, what follows them, and how both are run fast."""

@@ -1,0 +1,1 @@
+"""The style as a file: written, read in other programs' forms, and converted."""

@@ -1,0 +1,1 @@
+"""Several runs at a time over one base model."""
