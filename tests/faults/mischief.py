@@ -68,6 +68,7 @@ class Mischief:
             "delivery taken away": lambda _: self._take_deliveries_away(),
             "published again": self._publish_again,
             "s3": lambda _: self._break_s3(),
+            "cut off from s3": lambda _: self._cut_off(),
             "backend": lambda _: self._break_backend(),
             "garbage": lambda _: self._publish_garbage(),
             "cancelled": lambda _: self._cancel(),
@@ -127,6 +128,14 @@ class Mischief:
         rule = self.rng.choice(faults)()
         self.estate.proxy.rules(rule, seed=self.rng.randrange(2**31))
         moment = time.monotonic() + self.rng.uniform(0.5, 5)
+        self._until["s3"] = (moment, self.estate.proxy.clear)
+
+    def _cut_off(self) -> None:
+        """One worker has no way to the store; the others have, and get its messages."""
+        rule = Rule(fault="reset_before", sender=self._slot().access_key)
+        self.estate.proxy.rules(rule)
+        self._close_connections()
+        moment = time.monotonic() + self.rng.uniform(4, 12)
         self._until["s3"] = (moment, self.estate.proxy.clear)
 
     def _break_backend(self) -> None:

@@ -25,6 +25,11 @@ class Slot:
     resumes_at: float | None = None
     """Monotonic time at which a paused process goes on."""
 
+    @property
+    def access_key(self) -> str:
+        """By which the store's proxy knows the slot's workers."""
+        return f"key-of-slot-{self.number}"
+
 
 def compile_wall_clock(folder: Path) -> Path:
     """The library that sets a worker's wall clock."""
@@ -127,6 +132,7 @@ class Pool:
         settings = {
             **self.settings,
             "WORKER_NAME": f"worker-{slot.number}-{slot.started}",
+            "AWS_ACCESS_KEY_ID": slot.access_key,
             "LD_PRELOAD": str(self.wall_clock),
             "WALL_CLOCK_FILE": str(slot.clock),
         }

@@ -25,6 +25,8 @@ class Rule:
     """Regular expression for the whole method."""
     target: str = ""
     """Regular expression found somewhere in path and query."""
+    sender: str = ""
+    """Regular expression found in the header Authorization, which names the access key."""
     skip: int = 0
     """How many fitting requests pass before the first is hit."""
     times: int | None = None
@@ -98,12 +100,14 @@ class Plan:
         self._under_way = 0
         self._lock = threading.Condition()
 
-    def choose(self, method: str, target: str) -> Rule | None:
+    def choose(self, method: str, target: str, sender: str = "") -> Rule | None:
         """The rule that this request meets, if any."""
         with self._lock:
             self._under_way += 1
             for number, rule in enumerate(self._rules):
                 if not re.fullmatch(rule.method, method) or not re.search(rule.target, target):
+                    continue
+                if not re.search(rule.sender, sender):
                     continue
                 self._met[number] += 1
                 if self._met[number] <= rule.skip or self._hit[number] == rule.times:

@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self, body: bytes) -> None:
         plan = self.server.plan
-        rule = plan.choose(self.command, self.path)
+        rule = plan.choose(self.command, self.path, self.headers.get("Authorization", ""))
         fault = None if rule is None else rule.fault
         if rule is not None and rule.fault == "hang":
             plan.note(Seen(self.command, self.path, self._heads(), fault, None, 0))

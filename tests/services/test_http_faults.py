@@ -31,3 +31,10 @@ def test_a_rule_hits_only_the_requests_that_it_names() -> None:
     assert faults(plan, 1, "PUT", "/b/a?uploadId=1") == ["cut"]
     assert faults(plan, 1, "PUT", "/b/a") == [None]
     assert faults(plan, 1, "GET", "/b/a?uploadId=1") == [None]
+
+
+def test_a_sender_alone_can_be_cut_off() -> None:
+    plan = Plan([Rule(fault="reset_before", sender="key-of-slot-1")])
+    assert plan.choose("GET", "/a", "AWS4-HMAC-SHA256 Credential=key-of-slot-1/x") is not None
+    assert plan.choose("GET", "/a", "AWS4-HMAC-SHA256 Credential=key-of-slot-2/x") is None
+    assert plan.choose("GET", "/a") is None
