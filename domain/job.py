@@ -143,6 +143,8 @@ class TrainingJob:
         furthest = self.progress
         if furthest is None or progress.current_step >= furthest.current_step:
             furthest = progress
+        else:
+            furthest = replace(furthest, redone=furthest.current_step - progress.current_step)
         job = replace(self, progress=furthest)
         event = ProgressMade(**self._ids(), progress=progress, epoch_finished=epoch_finished)
         return job, event

@@ -19,6 +19,8 @@ class Progress:
     """Mean over the last finished epoch."""
     steps_per_second: float | None = None
     """Measured over the last minute of this run."""
+    redone: int = 0
+    """Steps counted as finished that are being run again, after going back to a checkpoint."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.current_epoch <= self.total_epochs:
@@ -36,7 +38,8 @@ class Progress:
         """Time left at the measured speed, rounded up; None until a speed is measured."""
         if not self.steps_per_second:
             return None
-        return math.ceil((self.total_steps - self.current_step) / self.steps_per_second)
+        left = self.total_steps - self.current_step + self.redone
+        return math.ceil(left / self.steps_per_second)
 
 
 class Speedometer:

@@ -163,6 +163,18 @@ def test_a_checkpoint_forgives_earlier_setbacks_and_an_orderly_stop_is_none() ->
     assert job.setbacks == 0
 
 
+def test_steps_that_are_run_again_count_for_the_time_left_and_not_for_the_way_made() -> None:
+    def at(step: int) -> Progress:
+        return Progress(step // 10, 10, step, 100, steps_per_second=2.0)
+
+    job = after(new_job(), "start", "begin_training").advance(at(60), epoch_finished=True)[0]
+    again = job.advance(at(20), epoch_finished=True)[0].progress
+    assert again is not None
+    assert (again.percent, again.estimated_seconds) == (60, 40)
+    past = job.advance(at(80), epoch_finished=True)[0].progress
+    assert past == at(80)
+
+
 @pytest.mark.parametrize(
     "impossible",
     [
