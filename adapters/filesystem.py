@@ -41,7 +41,8 @@ class FileBlobStore:
 
     Args:
         buckets: each bucket's folder; made with the first write.
-        read_only: buckets whose folders are never written to, not even for a moment.
+        read_only: buckets whose folders are somebody's own: never written to, not even for a
+            moment, and read through links that lead out of them.
     """
 
     def __init__(self, buckets: Mapping[str, Path], read_only: Collection[str] = ()) -> None:
@@ -116,7 +117,10 @@ class FileBlobStore:
     def _folder(self, bucket: str) -> Path:
         if bucket not in self._folders:
             known = ", ".join(sorted(self._folders))
-            raise BlobDenied(f"bucket {bucket!r} is none of ours: {known}")
+            raise BlobDenied(
+                f"bucket {bucket!r} is none of ours ({known}): to allow it, add it to "
+                "ALLOWED_IMAGE_BUCKETS"
+            )
         return self._folders[bucket]
 
     def _path(self, at: Location) -> Path:
@@ -128,7 +132,7 @@ class FileBlobStore:
             inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
         except ValueError:
             raise BlobDenied(f"{at}: no file can have this name") from None
-        if not inside:
+        if not inside and at.bucket not in self._read_only:
             raise BlobDenied(f"{path}: a link leads out of the bucket; put the file itself there")
         return path
 

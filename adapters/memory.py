@@ -27,6 +27,7 @@ from application.ports import (
     Delivery,
     DeliveryLost,
     EpochRecord,
+    Fate,
     IfAbsent,
     IfMatch,
     PreconditionFailed,
@@ -244,13 +245,15 @@ class MemoryQueue:
             self._settle(delivery)
             self._waiting.insert(0, _back(delivery))
 
-    def sift(self, put_back: Callable[[DeadMessage], bool]) -> list[DeadMessage]:
-        """Show the dead letters and put back those that are wanted."""
+    def sift(self, decide: Callable[[DeadMessage], Fate]) -> list[DeadMessage]:
+        """Show the dead letters and do with them as is decided."""
         shown = self.dead
         for letter in shown:
-            if put_back(letter):
-                with self._lock:
+            fate = decide(letter)
+            with self._lock:
+                if fate is not Fate.KEEP:
                     self._dead.remove(letter)
+                if fate is Fate.PUT_BACK:
                     self._waiting.append(_Waiting(letter.body))
         return shown
 

@@ -25,6 +25,7 @@ from application.ports import (
     DeadMessage,
     Delivery,
     DeliveryLost,
+    Fate,
     QueueUnavailable,
 )
 
@@ -136,15 +137,17 @@ class SpoolQueue:
         with self._settling(delivery):
             pass
 
-    def sift(self, put_back: Callable[[DeadMessage], bool]) -> list[DeadMessage]:
-        """Show the files in ``dead/`` and publish anew those that are wanted."""
+    def sift(self, decide: Callable[[DeadMessage], Fate]) -> list[DeadMessage]:
+        """Show the files in ``dead/``; publish anew or remove those that are not to be kept."""
         shown = []
         with self._io_errors():
             for path in sorted(self._dead.glob("*.json"), key=_age):
                 letter = _dead_message(path)
                 shown.append(letter)
-                if put_back(letter):
+                fate = decide(letter)
+                if fate is Fate.PUT_BACK:
                     self.publish(letter.body)
+                if fate is not Fate.KEEP:
                     path.unlink()
                     _reason_path(path).unlink(missing_ok=True)
         return shown
@@ -261,7 +264,7 @@ class SpoolQueue:
             yield
         except OSError as error:
             where = error.filename or self._folder
-            raise QueueUnavailable(f"{where}: {error.strerror or error}") from error
+            raise QueueUnavailable(f"SPOOL_DIR: {where}: {error.strerror or error}") from error
 
 
 def _replace(path: Path, data: bytes, by: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 from typing import Protocol
 
 from domain.events import Event
@@ -112,20 +113,29 @@ class DeadMessage:
     """When it was put there."""
 
 
+class Fate(Enum):
+    """What becomes of a dead letter."""
+
+    KEEP = "keep"
+    PUT_BACK = "put back"
+    """Onto the queue."""
+    DROP = "drop"
+
+
 class DeadLetters(Protocol):
     """The messages that only a person can help. Every queue has them."""
 
-    def sift(self, put_back: Callable[[DeadMessage], bool]) -> list[DeadMessage]:
-        """Show each dead letter, oldest first; those that are wanted go back to the queue.
+    def sift(self, decide: Callable[[DeadMessage], Fate]) -> list[DeadMessage]:
+        """Show each dead letter, oldest first, and do with it as is decided.
 
         A letter put back starts afresh, without retries. It leaves the dead letters only when
         the queue has it, so a failure in between may leave it in both, never in neither.
 
         Returns:
-            Every letter shown, whether put back or not.
+            Every letter shown, whether kept or not.
 
         Raises:
-            QueueUnavailable: some may have been put back.
+            QueueUnavailable: some may have been put back or dropped.
         """
 
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 RECEIVE_SECONDS = 1.0
 """How long a stop may go unnoticed by an idle worker."""
+EMPTY_LOOKS = 3
+"""In a row, after which a queue is empty: what is still being written may come a little later."""
 AWAY_SECONDS = 2.0
 """Between two looks for a queue that is away."""
 
@@ -47,7 +49,7 @@ class WorkerLoop:
             TrainerBroken: by the trainer, once the message is back on the queue. Whoever cannot
                 train is always free for the next task, and would spoil all there are.
         """
-        away = False
+        away, looks = False, 0
         while stop.reason is None:
             try:
                 delivery = self.queue.receive(RECEIVE_SECONDS)
@@ -61,15 +63,18 @@ class WorkerLoop:
             if away:
                 log.info("the queue is there again")
                 away = False
-            if delivery is not None:
-                task, settlement = self._deal_with(delivery, stop)
-                self._settle(delivery, settlement)
-                self.watch.put_down(task, settlement)
-                if isinstance(settlement, RetryLater) and settlement.broken:
-                    log.critical("the worker ends, its device answers no more")
-                    raise TrainerBroken(settlement.reason)
-            elif until_empty:
-                return
+            if delivery is None:
+                looks += 1
+                if until_empty and looks == EMPTY_LOOKS:
+                    return
+                continue
+            looks = 0
+            task, settlement = self._deal_with(delivery, stop)
+            self._settle(delivery, settlement)
+            self.watch.put_down(task, settlement)
+            if isinstance(settlement, RetryLater) and settlement.broken:
+                log.critical("the worker ends, its device answers no more")
+                raise TrainerBroken(settlement.reason)
 
     def _deal_with(
         self, delivery: Delivery, stop: StopSignal

@@ -32,16 +32,17 @@ from application.layout import Layout
 from application.lease import LeaseTerms
 from application.listeners import Watchers
 from application.log_events import log_event
-from application.ports import BlobStore, Notifier
+from application.ports import BlobStore, Notifier, TaskParser
 from application.refuse_task import RefuseTask
 from application.rules import Rules
 from application.run_training import RunTraining
 from application.seats import Seats
 from application.worker_loop import WorkerLoop
+from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import version
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices, choose_seats
-from entrypoints.settings import InvalidSettings, Settings
+from entrypoints.settings import Settings
 
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
@@ -80,9 +81,11 @@ def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
     return settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
 
 
-def bucket_folders(settings: Settings) -> dict[str, Path]:
-    """The folders that stand for buckets."""
-    names = (settings.aws_storage_bucket_name, settings.model_bucket_name)
+def bucket_folders(settings: Settings, *, supplies: bool = False) -> dict[str, Path]:
+    """The folders that stand for buckets; ``supplies`` as ``open_blobs`` has it."""
+    names = {settings.model_bucket_name, *settings.image_buckets}
+    if supplies:
+        names.add(settings.aws_storage_bucket_name)
     return {name: settings.storage_folder / name for name in names}
 
 
@@ -105,9 +108,6 @@ def broker_options(settings: Settings, seats: int = 1) -> RabbitOptions:
 
     Args:
         seats: messages that are in hand at a time.
-
-    Raises:
-        InvalidSettings: the settings contradict one another.
     """
     from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 
@@ -123,22 +123,27 @@ def broker_options(settings: Settings, seats: int = 1) -> RabbitOptions:
         "ack_timeout": float(settings.ack_timeout),
         "prefetch": seats,
     }
-    try:
-        if settings.rabbitmq_url is not None:
-            url = settings.rabbitmq_url.get_secret_value()
-            encrypted = url.startswith("amqps:")
-            return RabbitOptions.from_url(url, tls=tls if encrypted else None, **common)
-        return RabbitOptions(
-            host=settings.rabbitmq_host or "",
-            port=settings.rabbitmq_port,
-            vhost=settings.rabbitmq_vhost,
-            user=settings.rabbitmq_user,
-            password=settings.rabbitmq_pass.get_secret_value(),
-            tls=tls if settings.rabbitmq_ssl else None,
-            **common,
-        )
-    except ValueError as error:
-        raise InvalidSettings(f"the broker's settings: {error}") from None
+    if settings.rabbitmq_url is not None:
+        url = settings.rabbitmq_url.get_secret_value()
+        encrypted = url.startswith("amqps:")
+        return RabbitOptions.from_url(url, tls=tls if encrypted else None, **common)
+    return RabbitOptions(
+        host=settings.rabbitmq_host or "",
+        port=settings.rabbitmq_port,
+        vhost=settings.rabbitmq_vhost,
+        user=settings.rabbitmq_user,
+        password=settings.rabbitmq_pass.get_secret_value(),
+        tls=tls if settings.rabbitmq_ssl else None,
+        **common,
+    )
+
+
+def queue_place(settings: Settings) -> str:
+    """Where tasks come from, for people: without credentials."""
+    if not settings.has_broker:
+        return f"the folder {settings.spool_dir}"
+    options = broker_options(settings)
+    return f"{options.queue} at {options.where}"
 
 
 def open_blobs(
@@ -151,7 +156,7 @@ def open_blobs(
         supplies: the images' bucket is to be written, too, as whoever submits a folder does.
     """
     if not settings.has_s3:
-        return FileBlobStore(bucket_folders(settings))
+        return FileBlobStore(bucket_folders(settings, supplies=supplies))
     from adapters.s3.options import S3Options
     from adapters.s3.store import S3BlobStore
 
@@ -195,6 +200,25 @@ def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> I
 def backend_host(settings: Settings) -> str | None:
     """The one host that the token may go to."""
     return urlsplit(settings.backend_api_url).hostname if settings.backend_api_url else None
+
+
+def task_parser(settings: Settings) -> TaskParser:
+    """Reads tasks. Pictures from the bucket of models are refused, unless it is allowed.
+
+    The store cannot tell: it reads that bucket for us.
+    """
+    read = TaskReader(backend_host(settings))
+    closed = {settings.model_bucket_name}.difference(settings.image_buckets)
+
+    def parse(body: bytes) -> TrainingTask:
+        task = read(body)
+        for number, image in enumerate(task.images):
+            if image.bucket in closed:
+                remedy = f"give pictures from {', '.join(settings.image_buckets)}"
+                raise InvalidTask(f"data.images.{number}", str(image), remedy, task.style_id)
+        return task
+
+    return parse
 
 
 def rules_from(settings: Settings) -> Rules:
@@ -256,7 +280,7 @@ class Container(containers.DeclarativeContainer):
     notifier = providers.Resource(open_notifier, settings, console, clock)
     inspector = providers.Singleton(PillowInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
-    parse_task = providers.Singleton(TaskReader, providers.Callable(backend_host, settings))
+    parse_task = providers.Singleton(task_parser, settings)
 
     base_model = providers.Singleton(load_base_model, settings, device)
     trainer = providers.Singleton(build_trainer, base_model, devices, seats)

@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entrypoints.exits import UsageError
-
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
     from entrypoints.settings import Settings
@@ -48,11 +46,10 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     """The base model named, or the default, on the device.
 
     Raises:
-        UsageError: what is named is none.
+        BaseModelInvalid: what is named is none.
     """
     quiet_libraries()
     from adapters.diffusion.base.model import load_base
-    from adapters.diffusion.base.pipeline_files import BaseModelInvalid
     from adapters.diffusion.strategy import compute_on
 
     if settings.base_model is None:
@@ -61,10 +58,7 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     else:
         name = settings.base_model
     dtype, folder = compute_on(device), settings.base_model_config
-    try:
-        base = load_base(name, device=device, dtype=dtype, config_folder=folder)
-    except BaseModelInvalid as error:
-        raise UsageError(str(error)) from error
+    base = load_base(name, device=device, dtype=dtype, config_folder=folder)
     _choose_threads(base)
     return base
 

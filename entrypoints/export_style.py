@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapters.diffusion.style_file.convert import Form, read_style, write_form
-from adapters.diffusion.style_file.forms import StyleFileInvalid
 from entrypoints.exits import UsageError
 
 _NAMELESS = {"pytorch_lora_weights", "adapter_model"}
@@ -16,12 +15,10 @@ def convert(source: Path, form: str, out: Path) -> list[Path]:
     """Write the style at ``source`` into ``out`` and return the files.
 
     Raises:
-        UsageError: there is no style at ``source``, or it would be written over itself.
+        StyleFileInvalid: there is no style at ``source``.
+        UsageError: it would be written over itself.
     """
-    try:
-        style, metadata = read_style(source)
-    except StyleFileInvalid as error:
-        raise UsageError(str(error)) from error
+    style, metadata = read_style(source)
     whole = source.resolve()
     nameless = source.is_dir() or source.stem in _NAMELESS
     name = (whole if source.is_dir() else whole.parent).name if nameless else source.stem

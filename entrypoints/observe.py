@@ -28,7 +28,7 @@ from application.log_events import log_event
 from application.stop import StopSignal
 from entrypoints import status
 from entrypoints.cli import version
-from entrypoints.container import build_trainer
+from entrypoints.container import build_trainer, queue_place
 from entrypoints.logs import Logging
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
         checks=[
             status.work_check(board),
             status.model_check(board),
-            status.broker_check(gauges, _queue_name(settings)),
+            status.broker_check(gauges, queue_place(settings)),
             status.disk_check(_work_folder(settings), settings.least_disk_gb),
         ],
         cards=read_cards,
@@ -132,15 +132,6 @@ def _trainer(
     base: BaseModel, devices: Sequence[str], seats: int, previews: PreviewShelf
 ) -> PreviewingTrainer:
     return PreviewingTrainer(build_trainer(base, devices, seats), previews)
-
-
-def _queue_name(settings: Settings) -> str:
-    """What the queue is called to a reader."""
-    if settings.rabbitmq_url is not None:
-        return status.without_password(settings.rabbitmq_url.get_secret_value())
-    if settings.rabbitmq_host is not None:
-        return f"{settings.rabbitmq_host}:{settings.rabbitmq_port or ''}".rstrip(":")
-    return str(settings.spool_dir)
 
 
 def _work_folder(settings: Settings) -> Path:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from adapters.rabbitmq.options import RabbitOptions
+from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
 from adapters.s3.options import check_endpoint
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import WebhookOptions, check_token, checked_address
 from application.lease import LeaseTerms
 from application.rules import Rules
+from domain.location import InvalidLocation, Location
 from domain.mistake import Mistake
 from entrypoints.devices import parse_devices
 
@@ -24,6 +25,8 @@ RULES = Rules()
 """The use cases' figures, where no setting says otherwise."""
 MOST_TOGETHER = 32
 """Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
+DAY = 86_400.0
+"""Seconds: the longest that anything here is waited for."""
 
 
 class InvalidSettings(Mistake):
@@ -38,13 +41,18 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", env_ignore_empty=True, validate_default=True
+        env_file=".env",
+        extra="ignore",
+        env_ignore_empty=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
     base_model: str | None = Field(
         None,
         description="Base model: a diffusers folder, a `.safetensors` checkpoint or a hub name. "
-        "Unset: Stable Diffusion 1.5 where a GPU and a hub are there, else the small base",
+        "With a broker it must be named. Unset: Stable Diffusion 1.5 where a GPU and a hub are "
+        "there, else the small base",
     )
     base_model_config: Path | None = Field(
         None,
@@ -91,8 +99,6 @@ class Settings(BaseSettings):
     )
     rabbitmq_queue: str = Field(
         RabbitOptions.queue,
-        min_length=1,
-        max_length=200,
         description="The queue of tasks; `.retry.*` and `.dead` beside it are ours",
     )
     retry_delays: Annotated[tuple[float, ...], NoDecode] = Field(
@@ -180,14 +186,18 @@ class Settings(BaseSettings):
         "ones, and the best epoch's beside them; 0: none",
     )
     progress_every: float = Field(
-        RULES.progress_every, gt=0, description="Seconds between progress calls"
+        RULES.progress_every, gt=0, le=DAY, description="Seconds between progress calls"
     )
     cancel_poll: float = Field(
-        RULES.cancel_poll, gt=0, description="Seconds between looks for a cancellation"
+        RULES.cancel_poll,
+        gt=0,
+        le=DAY,
+        description="Seconds between looks for a cancellation",
     )
     lease_seconds: float = Field(
         RULES.lease.seconds,
         ge=3,
+        le=DAY,
         description="Seconds after which a lost worker's job can be taken over",
     )
     most_setbacks: int = Field(
@@ -201,17 +211,15 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         25.0,
         gt=0,
+        le=DAY,
         description="Seconds from SIGTERM to the process's end, whatever it is doing then. "
         "Kubernetes gives 30, RunPod's spot pods 5",
     )
-    log_level: str = Field(
-        "INFO",
-        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
-        description="`DEBUG`, `INFO`, `WARNING` or `ERROR`",
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`"
     )
-    log_format: str = Field(
+    log_format: Literal["auto", "text", "json"] = Field(
         "auto",
-        pattern="^(auto|text|json)$",
         description="`text` for a person, `json` for a program, `auto`: text on a terminal",
     )
     sentry_dsn: SecretStr | None = Field(
@@ -237,21 +245,45 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _capitals(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str | None) -> str | None:
+        return value if value is None else ",".join(parse_devices(value))
+
     @field_validator("jobs_together")
     @classmethod
-    def _together(cls, value: str, info: ValidationInfo) -> str:
+    def _together(cls, value: str) -> str:
         if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= MOST_TOGETHER):
             raise ValueError(f"give `auto`, or a number from 1 to {MOST_TOGETHER}")
-        if value != "1" and "," in (info.data.get("device") or ""):
-            raise ValueError("give 1: DEVICE has several GPUs share one job")
         return value
 
-    @field_validator("retry_delays")
+    @field_validator("base_model_config")
     @classmethod
-    def _ladder(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or any(not 0 < delay <= 86_400 for delay in value):
-            raise ValueError("give one or more seconds, each above 0 and at most a day")
-        return tuple(sorted(set(value)))
+    def _folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("no folder is there; give one that is")
+        return value
+
+    @field_validator(
+        "rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file", "backend_ca_file"
+    )
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("no file is there; give one in PEM")
+        return value
+
+    @field_validator("rabbitmq_host")
+    @classmethod
+    def _host(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_host(value)
+        return value
 
     @field_validator("rabbitmq_url")
     @classmethod
@@ -260,36 +292,69 @@ class Settings(BaseSettings):
             RabbitOptions.from_url(value.get_secret_value())
         return value
 
-    @field_validator(
-        "rabbitmq_ca_file",
-        "rabbitmq_cert_file",
-        "rabbitmq_key_file",
-        "base_model_config",
-        "backend_ca_file",
-    )
+    @field_validator("rabbitmq_ssl")
     @classmethod
-    def _there(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.exists():
-            raise ValueError("nothing is there; give a path that exists")
+    def _not_in_the_clear(cls, value: bool, info: ValidationInfo) -> bool:
+        url = info.data.get("rabbitmq_url")
+        if value and url is not None and not _is_encrypted(url):
+            raise ValueError("RABBITMQ_URL is without TLS: write amqps:// there")
         return value
+
+    @field_validator("rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file")
+    @classmethod
+    def _of_use(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        # Where one of the two is wrong itself, that is told, and enough.
+        known = {"rabbitmq_url", "rabbitmq_ssl"} <= info.data.keys()
+        url = info.data.get("rabbitmq_url")
+        encrypted = info.data.get("rabbitmq_ssl") or (url is not None and _is_encrypted(url))
+        if value is not None and known and not encrypted:
+            raise ValueError(
+                "it is of no use without TLS: set RABBITMQ_SSL=true, or write amqps:// in "
+                "RABBITMQ_URL"
+            )
+        return value
+
+    @field_validator("rabbitmq_ca_file", "backend_ca_file")
+    @classmethod
+    def _authority(cls, value: Path | None) -> Path | None:
+        return _loaded(value, TlsOptions(ca_file=value), "give certificates in PEM")
 
     @field_validator("rabbitmq_key_file")
     @classmethod
     def _pair(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if (value is None) != (info.data.get("rabbitmq_cert_file") is None):
+        if "rabbitmq_cert_file" not in info.data:
+            return value
+        certificate = info.data["rabbitmq_cert_file"]
+        if (value is None) != (certificate is None):
             raise ValueError("give RABBITMQ_CERT_FILE and RABBITMQ_KEY_FILE both, or neither")
+        tls = TlsOptions(certificate=certificate, key=value)
+        return _loaded(value, tls, "give the key of RABBITMQ_CERT_FILE, both in PEM")
+
+    @field_validator("rabbitmq_queue")
+    @classmethod
+    def _queue(cls, value: str) -> str:
+        check_queue(value)
         return value
 
-    @field_validator("device")
+    @field_validator("retry_delays")
     @classmethod
-    def _device(cls, value: str | None) -> str | None:
-        return value if value is None else ",".join(parse_devices(value))
+    def _ladder(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or any(not 0 < delay <= DAY for delay in value):
+            raise ValueError("give one or more seconds, each above 0 and at most a day")
+        return tuple(sorted(set(value)))
 
     @field_validator("aws_secret_access_key")
     @classmethod
     def _secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if (value is None) != (info.data.get("aws_access_key_id") is None):
             raise ValueError("give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY both, or neither")
+        return value
+
+    @field_validator("aws_session_token")
+    @classmethod
+    def _temporary(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and info.data.get("aws_access_key_id") is None:
+            raise ValueError("give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY with it")
         return value
 
     @field_validator("s3_endpoint_url")
@@ -299,43 +364,26 @@ class Settings(BaseSettings):
             check_endpoint(value)
         return value
 
+    @field_validator("aws_storage_bucket_name", "model_bucket_name", "allowed_image_buckets")
+    @classmethod
+    def _buckets(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        try:
+            for name in (value,) if isinstance(value, str) else value:
+                Location(name, "key")
+        except InvalidLocation:
+            raise ValueError("give the name alone, without s3:// and without a folder") from None
+        return value
+
     @field_validator("backend_api_url")
     @classmethod
-    def _backend(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None:
-            if info.data.get("rabbitmq_host") or info.data.get("rabbitmq_url"):
-                raise ValueError("give the backend's address: a broker's tasks have one")
-            return None
-        return checked_address(value)
+    def _backend(cls, value: str | None) -> str | None:
+        return value if value is None else checked_address(value)
 
     @field_validator("internal_api_token")
     @classmethod
-    def _token(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if value is None:
-            if info.data.get("backend_api_url"):
-                raise ValueError("give the token that the backend at BACKEND_API_URL knows")
-        else:
+    def _token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
             check_token(value.get_secret_value())
-        return value
-
-    @field_validator("lease_seconds")
-    @classmethod
-    def _outlasts_a_call(cls, value: float, info: ValidationInfo) -> float:
-        timeout = info.data.get("webhook_timeout", 0.0)
-        if info.data.get("backend_api_url") and LeaseTerms(value).takes_to_lose < timeout:
-            raise ValueError(
-                f"give {1.5 * timeout:g} or more, for WEBHOOK_TIMEOUT={timeout:g}: nobody must "
-                "take a job over during its final call"
-            )
-        return value
-
-    @field_validator("status_token")
-    @classmethod
-    def _status(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if info.data.get("status_port") and info.data.get("status_host"):
-            check_binding(
-                info.data["status_host"], None if value is None else value.get_secret_value()
-            )
         return value
 
     @property
@@ -367,24 +415,119 @@ class Settings(BaseSettings):
         return tuple(text for text in texts if text and text != "guest")
 
 
-def load_settings(env_file: Path | None = Path(".env")) -> Settings:
+class WorkerSettings(Settings):
+    """With what a worker needs beyond the other commands, which train and announce nothing."""
+
+    @field_validator("jobs_together")
+    @classmethod
+    def _one_job_on_several(cls, value: str, info: ValidationInfo) -> str:
+        if value != "1" and "," in (info.data.get("device") or ""):
+            raise ValueError("give 1: DEVICE has several GPUs share one job")
+        return value
+
+    # No other check needs the setting at which this one stands.
+    @field_validator("spool_dir")
+    @classmethod
+    def _names_its_base(cls, value: Path, info: ValidationInfo) -> Path:
+        if _has_broker(info) and info.data.get("base_model") is None:
+            raise ValueError(
+                "BASE_MODEL is not set: name the base model, for what a broker's tasks train is "
+                "announced"
+            )
+        return value
+
+    @field_validator("backend_api_url")
+    @classmethod
+    def _announces(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and _has_broker(info):
+            raise ValueError("give the backend's address: a broker's tasks have one")
+        return value
+
+    @field_validator("internal_api_token")
+    @classmethod
+    def _is_known(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None and info.data.get("backend_api_url"):
+            raise ValueError("give the token that the backend at BACKEND_API_URL knows")
+        return value
+
+    @field_validator("lease_seconds")
+    @classmethod
+    def _outlasts_a_call(cls, value: float, info: ValidationInfo) -> float:
+        timeout = info.data.get("webhook_timeout", 0.0)
+        if info.data.get("backend_api_url") and LeaseTerms(value).takes_to_lose < timeout:
+            raise ValueError(
+                f"give {1.5 * timeout:g} or more, for WEBHOOK_TIMEOUT={timeout:g}: nobody must "
+                "take a job over during its final call"
+            )
+        return value
+
+    @field_validator("status_token")
+    @classmethod
+    def _status(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if info.data.get("status_port") and info.data.get("status_host"):
+            check_binding(
+                info.data["status_host"], None if value is None else value.get_secret_value()
+            )
+        return value
+
+
+def _has_broker(info: ValidationInfo) -> bool:
+    return bool(info.data.get("rabbitmq_host") or info.data.get("rabbitmq_url"))
+
+
+def _is_encrypted(url: SecretStr) -> bool:
+    return urlsplit(url.get_secret_value()).scheme == "amqps"
+
+
+def _loaded(value: Path | None, tls: TlsOptions, remedy: str) -> Path | None:
+    """The setting, whose files can be read as what they should be."""
+    if value is not None:
+        try:
+            tls.context()
+        except OSError as error:
+            raise ValueError(f"{remedy} ({error.strerror or error})") from None
+    return value
+
+
+def load_settings(
+    env_file: Path | None = Path(".env"), *, kind: type[Settings] = Settings
+) -> Settings:
     """The settings in force.
+
+    Args:
+        kind: ``WorkerSettings``, for a worker.
 
     Raises:
         InvalidSettings: names every setting that is wrong.
     """
     try:
-        return Settings(_env_file=env_file)
+        return kind(_env_file=env_file)
     except ValidationError as error:
         lines = [_line(problem) for problem in error.errors(include_url=False)]
         raise InvalidSettings("\n".join(lines)) from None
 
 
+_REMEDIES = {
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_parsing": "give a number",
+    "finite_number": "give a finite number",
+    "bool_parsing": "give true or false",
+    "literal_error": "give {expected}",
+    "greater_than": "give more than {gt:g}",
+    "greater_than_equal": "give {ge:g} or more",
+    "less_than_equal": "give {le:g} or less",
+}
+"""Pydantic's kinds of problems in our words."""
+
+
 def _line(problem: Any) -> str:
     name = str(problem["loc"][0])
     remedy = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in _REMEDIES:
+        remedy = _REMEDIES[problem["type"]].format(**problem.get("ctx", {}))
     value = problem["input"]
-    if remedy.startswith(name.upper()):
+    if remedy.startswith((name.upper(), "BASE_MODEL ")):
         return remedy
     if value is None:
         return f"{name.upper()} is not set: {remedy}"

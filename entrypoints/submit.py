@@ -1,4 +1,4 @@
-"""Put a task on the queue, as the backend does; cancel one; put dead letters back."""
+"""Put a task on the queue, as the backend does; cancel one; look after dead letters."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domain.job import JobState
 from domain.location import Location
 from domain.parameters import RequestedParameters
-from domain.task import TrainingTask
+from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import add_common_options, run_command
 from entrypoints.exits import UsageError
-from entrypoints.options import add_parameter_options, add_style_options, named_parameters
+from entrypoints.options import (
+    add_parameter_options,
+    add_style_options,
+    named_parameters,
+    option_of,
+)
 from entrypoints.picture_folder import find_pictures
 
 if TYPE_CHECKING:
     from application.ports import DeadMessage
     from entrypoints.container import Container
+
+_NAMELESS = "-"
+"""In place of a task's id: the message names none."""
 
 EPILOG = """\
 examples:
@@ -29,6 +36,7 @@ examples:
   python -m entrypoints.submit --cancel 550e8400-e29b-41d4-a716-446655440000
   python -m entrypoints.submit --dead
   python -m entrypoints.submit --replay-dead 550e8400-e29b-41d4-a716-446655440000
+  python -m entrypoints.submit --drop-dead 550e8400-e29b-41d4-a716-446655440000
 
 A folder's pictures are put into the bucket of training images first. A cancelled job stops at its
 next step; one that waits is skipped when its turn comes.
@@ -41,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m entrypoints.submit",
-        description="Put a training task on the queue, cancel one, or put dead letters back.",
+        description="Put a training task on the queue, cancel one, or look after dead letters.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,16 +58,26 @@ def build_parser() -> argparse.ArgumentParser:
         "source", type=Path, nargs="?", help="a task as JSON, or a folder of pictures"
     )
     what.add_argument("--cancel", metavar="TASK_ID", help="stop this task wherever it is")
-    what.add_argument("--dead", action="store_true", help="list the dead letters")
+    what.add_argument(
+        "--dead", action="store_true", help="list the dead letters; with --json, their bodies, too"
+    )
     what.add_argument(
         "--replay-dead",
         metavar="TASK_ID",
         nargs="?",
         const="",
-        help="list the dead letters and put them back on the queue: all, or this task's",
+        help="list the dead letters and put them back on the queue: all, or this task's; -: those "
+        "that name none",
+    )
+    what.add_argument(
+        "--drop-dead",
+        metavar="TASK_ID",
+        help="list the dead letters and remove this task's for good; -: those that name none",
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_style_options(parser)
+    # So that it can be told whether they were given.
+    parser.set_defaults(style_id=None, tags=None)
     add_parameter_options(parser)
     add_common_options(parser, script="style-submit")
     return parser
@@ -77,6 +95,7 @@ def _carry_out(arguments: argparse.Namespace) -> int:
     from entrypoints.logs import start_logging
     from entrypoints.settings import load_settings
 
+    _refuse_options_of_no_use(arguments)
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
@@ -86,10 +105,8 @@ def _carry_out(arguments: argparse.Namespace) -> int:
         )
         if arguments.cancel is not None:
             _tell(_cancel(arguments.cancel, container), as_json=arguments.json)
-        elif arguments.dead:
-            _sift(container, None, as_json=arguments.json)
-        elif arguments.replay_dead is not None:
-            _sift(container, arguments.replay_dead, as_json=arguments.json)
+        elif arguments.source is None:
+            _sift(container, arguments)
         else:
             task_id = _submit(arguments, container)
             outcome = {"task_id": task_id, "text": f"submitted {task_id}"}
@@ -112,88 +129,135 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
         raise UsageError(f"--cancel {text}: give a task's id, which is a UUID") from None
     blobs, layout = container.blobs(), container.layout()
     job = recorded_job(blobs, layout.journal(task_id))
-    state = job.state if job else JobState.QUEUED
+    state = job.state if job else "unknown"
     if job and job.is_terminal:
         text = f"task {task_id} is {state} already"
     else:
         request_cancellation(task_id, blobs, layout, container.clock().now())
-        text = f"task {task_id} will stop ({state} so far)"
+        known = f"{state} so far" if job else "no worker has seen it yet: is the id right?"
+        text = f"task {task_id} will stop ({known})"
     return {"task_id": task_id, "state": state, "text": text}
 
 
-def _sift(container: Container, wanted: str | None, *, as_json: bool) -> None:
-    """List the dead letters; put back those of the task ``wanted``, or all where it is empty."""
-    from adapters.wire.task import task_id_of
+def _plain(task_id: str) -> str:
+    """A task's id as the log has it, however it is written; any other text as it is."""
+    try:
+        return str(uuid.UUID(task_id))
+    except ValueError:
+        return task_id
 
+
+def _sift(container: Container, arguments: argparse.Namespace) -> None:
+    """List the dead letters; put back or drop those that are meant."""
+    from adapters.wire.task import task_id_of
+    from application.ports import Fate
+
+    if arguments.drop_dead is not None:
+        fate, option, wanted = Fate.DROP, "--drop-dead", _plain(arguments.drop_dead)
+        if not wanted:
+            raise UsageError("--drop-dead: give a task's id; see --dead")
+    elif arguments.replay_dead is not None:
+        fate, option, wanted = Fate.PUT_BACK, "--replay-dead", _plain(arguments.replay_dead)
+    else:
+        fate, option, wanted = Fate.KEEP, "--dead", ""
     rows = []
 
-    def decide(letter: DeadMessage) -> bool:
-        task_id = task_id_of(letter.body)
-        back = wanted is not None and wanted in ("", task_id)
+    def decide(letter: DeadMessage) -> Fate:
+        named = task_id_of(letter.body)
+        task_id = named and _plain(named)
+        own = fate if wanted in ("", task_id or _NAMELESS) else Fate.KEEP
         rows.append(
             {
                 "task_id": task_id,
                 "since": letter.since.isoformat() if letter.since else None,
                 "reason": letter.reason,
                 "details": dict(letter.details),
-                "put_back": back,
+                "body": letter.body.decode("utf-8", "replace"),
+                "put_back": own is Fate.PUT_BACK,
+                "dropped": own is Fate.DROP,
             }
         )
-        return back
+        return own
 
     container.dead_letters().sift(decide)
-    if wanted and not any(row["put_back"] for row in rows):
-        raise UsageError(f"--replay-dead {wanted}: no dead letter is of this task; see --dead")
-    if as_json:
+    returned, dropped = (sum(bool(row[key]) for row in rows) for key in ("put_back", "dropped"))
+    if wanted and not returned + dropped:
+        raise UsageError(f"{option} {wanted}: no dead letter is of this task; see --dead")
+    if arguments.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     for row in rows:
-        mark = "put back" if row["put_back"] else "dead"
-        print(f"{mark}  {row['since'] or '-'}  {row['task_id'] or '-'}  {row['reason']}")
-    returned = sum(bool(row["put_back"]) for row in rows)
-    print(f"{len(rows)} dead letters, {returned} put back")
+        mark = "put back" if row["put_back"] else "dropped" if row["dropped"] else "dead"
+        print(f"{mark}  {row['since'] or '-'}  {row['task_id'] or _NAMELESS}  {row['reason']}")
+    print(f"{len(rows)} dead letters, {returned} put back, {dropped} dropped")
 
 
 def _submit(arguments: argparse.Namespace, container: Container) -> str:
-    from adapters.wire.task import encode_task
-
     source: Path = arguments.source
     if source.is_file():
         body = source.read_bytes()
         task = container.parse_task()(body)
-    elif source.is_dir():
-        task = _task_of_folder(source, arguments, container)
-        body = encode_task(task)
-        container.parse_task()(body)
-    else:
-        raise UsageError(f"{source}: no such file or folder; give a task or a folder of pictures")
-    container.queue().publish(body)
-    return task.task_id
+        container.queue().publish(body)
+        return task.task_id
+    if source.is_dir():
+        return _submit_folder(source, arguments, container)
+    raise UsageError(f"{source}: no such file or folder; give a task or a folder of pictures")
 
 
-def _task_of_folder(
-    folder: Path, arguments: argparse.Namespace, container: Container
-) -> TrainingTask:
-    """Put the folder's pictures and captions into the bucket and describe the task."""
-    requested = RequestedParameters(named_parameters(arguments))
+def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Container) -> str:
+    """Put the folder's pictures and captions into the bucket, and their task on the queue."""
+    from adapters.wire.task import encode_task
+
+    style_id = 1 if arguments.style_id is None else arguments.style_id
     bucket = container.settings().aws_storage_bucket_name
     task_id = str(uuid.uuid4())
+    names = find_pictures(folder)
+    places = [Location(bucket, f"training/{style_id}/{task_id}/{name}") for name in names]
+    body = encode_task(
+        TrainingTask(
+            task_id=task_id,
+            style_id=style_id,
+            images=tuple(places),
+            tags=arguments.tags or (),
+            requested=RequestedParameters(named_parameters(arguments)),
+        )
+    )
+    try:
+        container.parse_task()(body)
+    except InvalidTask as error:
+        raise UsageError(_as_given(error, folder, len(names))) from None
     blobs = container.blobs()
-    images = []
-    for name in find_pictures(folder):
-        at = Location(bucket, f"training/{arguments.style_id}/{task_id}/{name}")
+    for name, at in zip(names, places, strict=True):
         blobs.put(at, (folder / name).read_bytes())
-        images.append(at)
         caption = (folder / name).with_suffix(".txt")
         if caption.is_file():
             blobs.put(at.with_suffix(".txt"), caption.read_bytes(), content_type="text/plain")
-    return TrainingTask(
-        task_id=task_id,
-        style_id=arguments.style_id,
-        images=tuple(images),
-        tags=arguments.tags,
-        requested=requested,
-    )
+    container.queue().publish(body)
+    return task_id
+
+
+def _as_given(error: InvalidTask, folder: Path, count: int) -> str:
+    """What is wrong with a folder's task, in the words of the command line."""
+    from adapters.wire.task import MOST_IMAGES
+
+    for field, option in (("data.style_id", "--style-id"), ("data.tags", "--tags")):
+        if error.field.startswith(field):
+            return f"{option} {error.value}: {error.remedy}"
+    if error.field == "data.images":
+        return f"{folder}: has {count} pictures; give at most {MOST_IMAGES}"
+    return str(error)
+
+
+def _refuse_options_of_no_use(arguments: argparse.Namespace) -> None:
+    """See that options which describe a task come with a folder.
+
+    Raises:
+        UsageError: names one that does not.
+    """
+    given = set(named_parameters(arguments))
+    given |= {name for name in ("style_id", "tags") if getattr(arguments, name) is not None}
+    if given and (arguments.source is None or arguments.source.is_file()):
+        raise UsageError(f"{option_of(min(given))}: is for a folder of pictures; leave it out")
 
 
 if __name__ == "__main__":

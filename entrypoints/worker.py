@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m entrypoints.worker",
-        description="Train styles from a queue of tasks, one at a time.",
+        description="Train styles from a queue of tasks: one at a time, or JOBS_TOGETHER.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -63,15 +63,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from entrypoints.settings import load_settings
+    from entrypoints.settings import WorkerSettings, load_settings
 
-    settings = load_settings()
+    settings = load_settings(kind=WorkerSettings)
     if arguments.gpus is not None:
         return _fleet(arguments, settings)
 
     from application.stop import StopSignal
     from entrypoints.check import check
-    from entrypoints.container import open_container
+    from entrypoints.container import open_container, queue_place
     from entrypoints.default_base import quiet_libraries
     from entrypoints.drain import draining
     from entrypoints.logs import log_what_nobody_catches, start_logging
@@ -94,7 +94,7 @@ def _work(arguments: argparse.Namespace) -> int:
             board.device = ", ".join(container.devices())
             board.model = container.base_model().name
             crew = container.crew()
-            log.info("worker %s waits for tasks", container.worker())
+            log.info("worker %s waits for tasks in %s", container.worker(), queue_place(settings))
             crew(stop, until_empty=arguments.once)
             log.info("worker %s ends", container.worker())
     return 0

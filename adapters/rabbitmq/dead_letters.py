@@ -14,7 +14,7 @@ from adapters.rabbitmq import envelope
 from adapters.rabbitmq.connection import Connection
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from application.ports import DeadMessage, QueueUnavailable
+from application.ports import DeadMessage, Fate, QueueUnavailable
 
 _INTERRUPTED = "the connection was lost while sifting the dead letters: sift again"
 
@@ -27,15 +27,15 @@ class _Letter:
 
 
 def sift(
-    connection: Connection, topology: Topology, put_back: Callable[[DeadMessage], bool]
+    connection: Connection, topology: Topology, decide: Callable[[DeadMessage], Fate]
 ) -> list[DeadMessage]:
-    """Show each letter that lies there now; those that are wanted go back to the main queue.
+    """Show each letter that lies there now; of those not kept, some go to the main queue.
 
     Every letter is held until the end, on a channel of its own, whose closing puts them back
-    where they were. ``put_back`` is called on the caller's thread and may take its time.
+    where they were. ``decide`` is called on the caller's thread and may take its time.
 
     Raises:
-        QueueUnavailable: some may have been put back.
+        QueueUnavailable: some may have been put back or dropped.
     """
     sieve = connection.call(lambda session: _Sieve(session, topology))
     shown = []
@@ -46,9 +46,10 @@ def sift(
                 break
             message = envelope.dead_message(letter.properties, letter.body)
             shown.append(message)
-            if put_back(message):
-                wanted = partial(sieve.put_back, letter)
-                connection.call(wanted, lost=QueueUnavailable(_INTERRUPTED))
+            fate = decide(message)
+            if fate is not Fate.KEEP:
+                remove = partial(sieve.remove, letter, put_back=fate is Fate.PUT_BACK)
+                connection.call(remove, lost=QueueUnavailable(_INTERRUPTED))
     finally:
         # Where that fails, the connection's end has done it.
         with contextlib.suppress(QueueUnavailable):
@@ -74,9 +75,10 @@ class _Sieve:
             return None
         return _Letter(method.delivery_tag, properties, body or b"")
 
-    def put_back(self, letter: _Letter, session: Session) -> None:
+    def remove(self, letter: _Letter, session: Session, *, put_back: bool) -> None:
         self._check(session)
-        session.publish(self._topology.main, letter.body, envelope.afresh(letter.properties))
+        if put_back:
+            session.publish(self._topology.main, letter.body, envelope.afresh(letter.properties))
         self._channel.basic_ack(letter.tag)
 
     def close(self, session: Session) -> None:

@@ -67,16 +67,12 @@ class RabbitOptions:
     reconnect_longest: float = 30.0
 
     def __post_init__(self) -> None:
-        _require(bool(self.host), "host", self.host, "give a name or an address")
+        check_host(self.host)
         _require(
             self.port is None or 0 < self.port < 65536,
             *("port", self.port, "give a number from 1 to 65535"),
         )
-        # 255 bytes is the longest name; our own queues' suffixes need some of it.
-        _require(
-            0 < len(self.queue.encode()) <= 200 and not self.queue.startswith("amq."),
-            *("queue", self.queue, "give a name of at most 200 bytes that is not amq.*"),
-        )
+        check_queue(self.queue)
         _require(
             bool(self.retry_delays)
             and list(self.retry_delays) == sorted(set(self.retry_delays))
@@ -141,6 +137,28 @@ class RabbitOptions:
             "tls": (tls or TlsOptions()) if parts.scheme == "amqps" else None,
         }
         return cls(**{name: value for name, value in named.items() if value is not None}, **others)
+
+
+def check_host(host: str) -> None:
+    """See that ``host`` can be a broker's.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    # More than one colon is an IPv6 address.
+    if not host or set(host) & set("/@[] ") or host.count(":") == 1:
+        raise ValueError("give the host's name or address alone, without amqp:// and without port")
+
+
+def check_queue(name: str) -> None:
+    """See that a queue can have this name.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    # 255 bytes is the longest name; our own queues' suffixes need some of it.
+    if not 0 < len(name.encode()) <= 200 or name.startswith("amq."):
+        raise ValueError("give a name of at most 200 bytes that does not start with amq.")
 
 
 def _require(holds: bool, name: str, value: object, remedy: str) -> None:

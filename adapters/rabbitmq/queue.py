@@ -15,7 +15,7 @@ from adapters.rabbitmq.inbox import Inbox
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from application.ports import Clock, DeadMessage, Delivery, DeliveryLost
+from application.ports import Clock, DeadMessage, Delivery, DeliveryLost, Fate
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +89,13 @@ class RabbitQueue:
         """Let the broker deliver the message anew."""
         self._settle(delivery, lambda session: session.hand_back(delivery.id))
 
-    def sift(self, put_back: Callable[[DeadMessage], bool]) -> list[DeadMessage]:
-        """Show the dead letters and put back those that are wanted; the others keep their order.
+    def sift(self, decide: Callable[[DeadMessage], Fate]) -> list[DeadMessage]:
+        """Show the dead letters and do as is decided; those that are kept keep their order.
 
         Letters that come in meanwhile are not shown. Those that another sifter holds are not
         there.
         """
-        return sift(self._connection, self._topology, put_back)
+        return sift(self._connection, self._topology, decide)
 
     def depths(self) -> Mapping[str, int]:
         """Messages by queue: the main one, those of the pauses, the dead letters."""

@@ -60,8 +60,8 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
             )
         case ssl.SSLCertVerificationError():
             return (
-                f"its certificate cannot be trusted ({error.verify_message}): check the CA file "
-                "and the host's name"
+                f"its certificate cannot be trusted ({error.verify_message}): check "
+                "RABBITMQ_CA_FILE and the host's name"
             )
         case ssl.SSLError():
             return (

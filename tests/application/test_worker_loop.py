@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
+from adapters.spool import SpoolQueue
 from adapters.wire.task import TaskReader, encode_task
 from application.journal import Journal
 from application.listeners import Watcher, Watchers
 from application.ports import (
     Delivery,
     DeliveryLost,
+    Fate,
     NotifierUnavailable,
     QueueUnavailable,
     TrainerBroken,
@@ -260,3 +263,14 @@ def test_a_worker_whose_device_answers_no_more_ends_and_leaves_the_other_tasks_a
     assert queue.unsettled == []
     assert sorted(queue.waiting) == sorted([first, second])
     assert world.job().setbacks == 1
+
+
+def test_until_empty_a_message_that_is_still_being_written_is_waited_for(
+    world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "task.json").write_bytes(b"no task, and no end of one")
+    spool = SpoolQueue(tmp_path, world.clock, lambda: "id")
+    loop_over(world, spool)(StopSignal(), until_empty=True)
+    assert [letter.body for letter in spool.sift(lambda _: Fate.KEEP)] == [
+        b"no task, and no end of one"
+    ]

@@ -16,7 +16,7 @@ import pytest
 
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.spool import SpoolQueue
-from application.ports import DeadLetters, Delivery, DeliveryLost, Queue, QueueDepths
+from application.ports import DeadLetters, Delivery, DeliveryLost, Fate, Queue, QueueDepths
 from tests.services.queues import PORT, opened, own_options
 from tests.services.tcp_proxy import Proxy
 
@@ -60,7 +60,7 @@ class Harness:
 
     def dead(self) -> list[tuple[bytes, str]]:
         """Bodies of the dead letters, each with its reason, oldest first."""
-        return [(letter.body, letter.reason) for letter in self.letters.sift(lambda _: False)]
+        return [(letter.body, letter.reason) for letter in self.letters.sift(lambda _: Fate.KEEP)]
 
     def is_idle(self) -> bool:
         return self.queue.receive(0.5) is None
@@ -223,7 +223,7 @@ def test_a_dead_letter_keeps_the_details_of_its_reason_and_its_time(harness: Har
     harness.queue.publish(b"{}")
     details = {"field": "data.tags", "value": "'Grüße\n画'", "remedy": "give a list"}
     harness.queue.dead_letter(harness.receive(), "wrong", details)
-    (letter,) = harness.letters.sift(lambda _: False)
+    (letter,) = harness.letters.sift(lambda _: Fate.KEEP)
     assert letter.details.items() >= details.items()
     assert letter.since is not None
 
@@ -234,10 +234,12 @@ def test_looking_at_dead_letters_leaves_them_and_a_wanted_one_goes_back(harness:
         harness.queue.publish(body)
         harness.queue.dead_letter(harness.receive(), "the backend refuses")
     for _ in range(2):
-        assert [letter.body for letter in harness.letters.sift(lambda _: False)] == bodies
+        assert [letter.body for letter in harness.letters.sift(lambda _: Fate.KEEP)] == bodies
     assert harness.is_idle()
 
-    shown = harness.letters.sift(lambda letter: letter.body == bodies[1])
+    shown = harness.letters.sift(
+        lambda letter: Fate.PUT_BACK if letter.body == bodies[1] else Fate.KEEP
+    )
     assert [letter.body for letter in shown] == bodies
     again = harness.receive()
     assert (again.body, again.retries) == (bodies[1], 0)
@@ -246,10 +248,19 @@ def test_looking_at_dead_letters_leaves_them_and_a_wanted_one_goes_back(harness:
     harness.queue.acknowledge(again)
 
 
+def test_a_dead_letter_that_is_dropped_is_gone_and_the_others_stay(harness: Harness) -> None:
+    for body in (b'{"n": 1}', b'{"n": 2}', b'{"n": 3}'):
+        harness.queue.publish(body)
+        harness.queue.dead_letter(harness.receive(), "the style is gone")
+    harness.letters.sift(lambda letter: Fate.DROP if b"2" in letter.body else Fate.KEEP)
+    assert [body for body, _ in harness.dead()] == [b'{"n": 1}', b'{"n": 3}']
+    assert harness.is_idle()
+
+
 def test_a_letter_put_back_may_die_again(harness: Harness) -> None:
     harness.queue.publish(b"{}")
     harness.queue.dead_letter(harness.receive(), "once")
-    harness.letters.sift(lambda _: True)
+    harness.letters.sift(lambda _: Fate.PUT_BACK)
     harness.queue.dead_letter(harness.receive(), "twice")
     assert harness.dead() == [(b"{}", "twice")]
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from adapters.diffusion.base.pipeline_files import BaseModelInvalid
+from adapters.diffusion.style_file.forms import StyleFileInvalid
 from adapters.logs.sentry import SentryMissing
 from adapters.status_page.binding import InvalidBinding
 from adapters.status_page.server import AddressTaken
+from adapters.webhook.options import InvalidBackend
 from application.ports import BlobDenied, QueueUnavailable
 from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
@@ -43,6 +46,9 @@ def run_with(error: BaseException | None, *argv: str) -> int:
         (InvalidTask("type", "x", "give model_training"), 2, "give model_training"),
         (InvalidBinding("give a token"), 2, "error: give a token"),
         (AddressTaken("127.0.0.1:1: give another"), 2, "error: 127.0.0.1:1: give another"),
+        (InvalidBackend("BACKEND_CA_FILE: is none"), 2, "error: BACKEND_CA_FILE: is none"),
+        (BaseModelInvalid("x", "give one"), 2, "error: base model 'x': give one"),
+        (StyleFileInvalid("x: give a LoRA"), 2, "error: x: give a LoRA"),
         (SentryMissing("pip install it"), 2, "error: pip install it"),
         (QueueUnavailable("the broker\nrefuses"), 1, "error: the broker refuses"),
         (BlobDenied("s3://models: access denied"), 1, "error: s3://models: access denied"),

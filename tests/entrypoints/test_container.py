@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from adapters.diffusion.base.pipeline_files import BaseModelInvalid
 from adapters.s3.store import S3BlobStore
-from entrypoints.container import open_container
+from adapters.wire.task import encode_task
+from application.ports import BlobDenied
+from domain.location import Location
+from domain.task import InvalidTask, TrainingTask
+from entrypoints.container import open_container, queue_place
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices
 from entrypoints.exits import UsageError
@@ -41,8 +47,50 @@ def test_a_device_that_is_not_there_is_told_by_the_settings_name() -> None:
 
 def test_a_base_model_that_is_none_is_told_as_one(tmp_path: Path) -> None:
     (tmp_path / "base.ckpt").touch()
-    with pytest.raises(UsageError, match=r"^base model '.*base\.ckpt': is a pickle"):
+    with pytest.raises(BaseModelInvalid, match=r"^base model '.*base\.ckpt': is a pickle"):
         load_base_model(Settings(_env_file=None, base_model=str(tmp_path / "base.ckpt")), "cpu")
+
+
+def test_folders_stand_for_the_buckets_that_images_may_come_from(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, storage_dir=tmp_path, allowed_image_buckets="a,b")
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"1")
+    with open_container(settings) as container:
+        blobs = container.blobs()
+        assert [blobs.get(Location(name, "1.png")).data for name in "ab"] == [b"1", b"1"]
+        with pytest.raises(BlobDenied, match=r"'c'.*ALLOWED_IMAGE_BUCKETS"):
+            blobs.get(Location("c", "1.png"))
+
+
+def test_pictures_come_from_the_bucket_of_models_only_where_that_is_allowed() -> None:
+    bucket = "stylelicense-models"
+    task = TrainingTask(
+        task_id="550e8400-e29b-41d4-a716-446655440000",
+        style_id=9,
+        images=(Location(bucket, "jobs/1/report/previews.png"),),
+    )
+    with open_container(Settings(_env_file=None)) as container:
+        with pytest.raises(InvalidTask, match=r"data\.images\.0=.*give pictures from ") as caught:
+            container.parse_task()(encode_task(task))
+        assert caught.value.style_id == 9
+    allowed = Settings(_env_file=None, allowed_image_buckets=bucket)
+    with open_container(allowed) as container:
+        assert container.parse_task()(encode_task(task)).images == task.images
+
+
+@pytest.mark.parametrize(
+    ("named", "place"),
+    [
+        ({"spool_dir": "in"}, "the folder in"),
+        ({"rabbitmq_host": "h", "rabbitmq_ssl": True}, "model_training at h:5671"),
+        ({"rabbitmq_url": "amqp://u:secret@h", "rabbitmq_queue": "q"}, "q at h:5672"),
+    ],
+)
+def test_where_tasks_come_from_is_said_without_credentials(
+    named: dict[str, Any], place: str
+) -> None:
+    assert queue_place(Settings(_env_file=None, **named)) == place
 
 
 def test_what_is_on_its_way_to_the_store_is_waited_for_while_somebody_watches_the_time() -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from entrypoints.settings import InvalidSettings, Settings, environment_on_gpu, load_settings
+from entrypoints.settings import (
+    InvalidSettings,
+    Settings,
+    WorkerSettings,
+    environment_on_gpu,
+    load_settings,
+)
+from tests.services.certificates import Authority
 
 TOKEN = "t" * 32
 
@@ -22,7 +29,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def loaded(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    return load_settings(env_file=None)
+    return load_settings(env_file=None, kind=WorkerSettings)
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
@@ -53,13 +60,14 @@ def test_every_problem_is_named_at_once_with_its_remedy(monkeypatch: pytest.Monk
     assert [re.split("[=: ]", line)[0] for line in lines] == [
         "RABBITMQ_CERT_FILE",
         "RETRY_DELAYS",
+        "BASE_MODEL",
         "AWS_SECRET_ACCESS_KEY",
         "BACKEND_API_URL",
         "INTERNAL_API_TOKEN",
         "LEASE_SECONDS",
         "LOG_LEVEL",
     ]
-    assert "of 32 or more" in lines[4]
+    assert "of 32 or more" in lines[5]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +117,7 @@ def test_no_secret_is_in_an_error_or_a_repr(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RABBITMQ_URL", f"amqp://u:{secret}@broker")
     settings = loaded(
         monkeypatch,
+        BASE_MODEL="base",
         BACKEND_API_URL="https://backend.example",
         INTERNAL_API_TOKEN=TOKEN,
         AWS_ACCESS_KEY_ID="id",
@@ -145,7 +154,7 @@ def test_a_broker_brings_s3_with_it_unless_a_folder_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend = {"BACKEND_API_URL": "https://backend.example", "INTERNAL_API_TOKEN": TOKEN}
-    assert loaded(monkeypatch, RABBITMQ_HOST="broker", **backend).has_s3
+    assert loaded(monkeypatch, RABBITMQ_HOST="broker", BASE_MODEL="base", **backend).has_s3
     assert not loaded(monkeypatch, STORAGE_DIR="buckets").has_s3
 
 
@@ -178,3 +187,112 @@ def test_devices_are_read_as_a_list_and_share_one_job_at_a_time(
     (line,) = refused(monkeypatch, DEVICE="cuda:0,cuda:1", JOBS_TOGETHER="auto")
     assert line.startswith("JOBS_TOGETHER='auto': give 1")
     assert loaded(monkeypatch, DEVICE="cuda:1", JOBS_TOGETHER="auto").jobs_together == "auto"
+
+
+@pytest.mark.parametrize("broker", [{"RABBITMQ_HOST": "h"}, {"RABBITMQ_URL": "amqp://h"}])
+def test_only_a_worker_with_a_broker_must_name_its_base_model_and_its_backend(
+    monkeypatch: pytest.MonkeyPatch, broker: dict[str, str]
+) -> None:
+    base, backend = refused(monkeypatch, **broker)
+    assert base.startswith("BASE_MODEL is not set: name the base model")
+    assert backend.startswith("BACKEND_API_URL is not set")
+    assert load_settings(env_file=None).has_broker, "submit and train need neither"
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def test_what_is_to_be_encrypted_is_not_sent_in_the_clear(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", "amqp://u:sesame-open@broker")
+    with pytest.raises(InvalidSettings, match=r"RABBITMQ_SSL='true': .*write amqps://"):
+        load_settings_with(monkeypatch, RABBITMQ_SSL="true")
+
+    pair = authority.issue("client")
+    files = {
+        "RABBITMQ_CA_FILE": str(authority.certificate),
+        "RABBITMQ_CERT_FILE": str(pair.certificate),
+        "RABBITMQ_KEY_FILE": str(pair.key),
+    }
+    monkeypatch.delenv("RABBITMQ_SSL")
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings_with(monkeypatch, **files)
+    lines = str(caught.value).splitlines()
+    assert [line.partition("=")[0] for line in lines] == list(files)
+    assert all("set RABBITMQ_SSL=true" in line for line in lines)
+    load_settings_with(monkeypatch, RABBITMQ_URL="amqps://broker")
+    monkeypatch.delenv("RABBITMQ_URL")
+    load_settings_with(monkeypatch, RABBITMQ_HOST="broker", RABBITMQ_SSL="true")
+
+
+def load_settings_with(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
+    """Those of a command that is no worker."""
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return load_settings(env_file=None)
+
+
+def test_a_certificate_that_is_none_is_told_by_its_setting(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, tmp_path: Path
+) -> None:
+    other = authority.issue("other").key
+    text = tmp_path / "text"
+    text.write_text("no certificate")
+    lines = refused(
+        monkeypatch,
+        RABBITMQ_SSL="true",
+        RABBITMQ_CA_FILE=str(text),
+        RABBITMQ_CERT_FILE=str(authority.issue("client").certificate),
+        RABBITMQ_KEY_FILE=str(other),
+        BACKEND_CA_FILE=str(tmp_path),
+    )
+    assert [line.partition("=")[0] for line in lines] == [
+        "RABBITMQ_CA_FILE",
+        "RABBITMQ_KEY_FILE",
+        "BACKEND_CA_FILE",
+    ]
+    assert all("in PEM" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("RABBITMQ_HOST", "amqp://h", "give the host's name"),
+        ("RABBITMQ_QUEUE", "amq.foo", "give a name of at most 200 bytes"),
+        ("RABBITMQ_URL", "amqp://u:sesame-open@h:0", "give a number from 1 to 65535"),
+        ("RABBITMQ_PORT", "http", "give a whole number"),
+        ("RABBITMQ_PORT", "99999", "give 65535 or less"),
+        ("RABBITMQ_SSL", "maybe", "give true or false"),
+        ("RETRY_DELAYS", "5,soon", "give a number"),
+        ("AWS_SESSION_TOKEN", "sesame-open", "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("AWS_STORAGE_BUCKET_NAME", "s3://images", "give the name alone"),
+        ("MODEL_BUCKET_NAME", "models/styles", "give the name alone"),
+        ("ALLOWED_IMAGE_BUCKETS", "a,s3://b", "give the name alone"),
+        ("BASE_MODEL_CONFIG", "/nowhere", "no folder is there"),
+        ("LEASE_SECONDS", "inf", "give a finite number"),
+        ("LEASE_SECONDS", "1", "give 3 or more"),
+        ("GRACE_SECONDS", "nan", "give a finite number"),
+        ("GRACE_SECONDS", "1e9", "give 86400 or less"),
+        ("PROGRESS_EVERY", "inf", "give a finite number"),
+        ("CANCEL_POLL", "1e9", "give 86400 or less"),
+        ("CANCEL_POLL", "0", "give more than 0"),
+        ("LOG_LEVEL", "LOUD", "give 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+    ],
+)
+def test_a_wrong_setting_is_told_by_its_name_with_what_to_give(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, remedy: str
+) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings_with(monkeypatch, **{name: value})
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{name}=")
+    assert remedy in line
+    assert "sesame-open" not in line
+    assert "Input should" not in line
+
+
+def test_a_level_may_be_written_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded(monkeypatch, LOG_LEVEL="debug").log_level == "DEBUG"

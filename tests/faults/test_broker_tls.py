@@ -66,7 +66,7 @@ def test_a_certificate_of_another_host_is_not_trusted(tls_options: RabbitOptions
     # It is for 127.0.0.1 and broker.test.
     with (
         opened(replace(tls_options, host="localhost")) as queue,
-        pytest.raises(QueueUnavailable, match="check the CA file and the host's name"),
+        pytest.raises(QueueUnavailable, match="check RABBITMQ_CA_FILE and the host's name"),
     ):
         queue.publish(b"{}")
 
@@ -77,7 +77,7 @@ def test_an_authority_that_is_not_ours_is_not_trusted(
     tls = TlsOptions(ca_file=Authority(tmp_path, "another").certificate)
     with (
         opened(replace(tls_options, tls=tls)) as queue,
-        pytest.raises(QueueUnavailable, match=r"cannot be trusted \(.*check the CA file"),
+        pytest.raises(QueueUnavailable, match=r"cannot be trusted \(.*check RABBITMQ_CA_FILE"),
     ):
         queue.publish(b"{}")
 

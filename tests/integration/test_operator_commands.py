@@ -88,32 +88,43 @@ def test_a_running_job_is_cancelled_at_its_next_step(tmp_path: Path, submitted: 
 
 
 def test_a_waiting_task_that_is_cancelled_is_skipped(tmp_path: Path, submitted: str) -> None:
-    assert run("submit", "--cancel", submitted, cwd=tmp_path).returncode == 0
+    cancelled = run("submit", "--cancel", submitted, cwd=tmp_path)
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert "no worker has seen it yet" in cancelled.stdout
     worked = run("worker", "--once", cwd=tmp_path)
     assert worked.returncode == 0, worked.stderr
     assert "training on 10 pictures" not in worked.stderr
     assert journal(tmp_path, submitted)["state"] == "cancelled"
 
 
-def test_dead_letters_are_listed_and_put_back(tmp_path: Path) -> None:
+def test_dead_letters_are_listed_put_back_and_dropped(tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     spool.mkdir()
-    ids = [str(uuid.uuid4()) for _ in range(2)]
-    for task_id in ids:
+    ids = [str(uuid.uuid4()) for _ in range(3)]
+    for task_id in (ids[0].upper(), *ids[1:]):
         (spool / f"{task_id}.json").write_text(json.dumps({"type": "x", "task_id": task_id}))
     assert run("worker", "--once", cwd=tmp_path).returncode == 0
 
     listed = json.loads(run("submit", "--dead", "--json", cwd=tmp_path).stdout)
     assert {row["task_id"] for row in listed} == set(ids)
     assert {row["details"]["field"] for row in listed} == {"type"}
-    assert not any(row["put_back"] for row in listed)
+    assert not any(row["put_back"] or row["dropped"] for row in listed)
+    assert {json.loads(row["body"])["type"] for row in listed} == {"x"}
 
     replayed = run("submit", "--replay-dead", ids[0], cwd=tmp_path)
-    assert "2 dead letters, 1 put back" in replayed.stdout, replayed.stderr
+    assert "3 dead letters, 1 put back" in replayed.stdout, replayed.stderr
     assert len(list(spool.glob("*.json"))) == 1
+    dropped = run("submit", "--drop-dead", ids[1].upper(), cwd=tmp_path)
+    assert "2 dead letters, 0 put back, 1 dropped" in dropped.stdout, dropped.stderr
+    assert len(list(spool.glob("*.json"))) == 1
+    nameless = run("submit", "--drop-dead", "", cwd=tmp_path)
+    assert (nameless.returncode, nameless.stdout) == (2, "")
     unknown = run("submit", "--replay-dead", str(uuid.uuid4()), cwd=tmp_path)
     assert unknown.returncode == 2
     assert "no dead letter is of this task" in unknown.stderr
+    (spool / "dead" / "junk.json").write_text("no task")
+    junk = run("submit", "--drop-dead", "-", cwd=tmp_path)
+    assert "2 dead letters, 0 put back, 1 dropped" in junk.stdout, junk.stderr
     rest = run("submit", "--replay-dead", cwd=tmp_path)
     assert "1 dead letters, 1 put back" in rest.stdout
 
@@ -142,9 +153,10 @@ def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
 
 
 def test_every_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> None:
-    refused = run("worker", cwd=tmp_path, RABBITMQ_HOST="x", LEASE_SECONDS="1", GRACE_SECONDS="no")
+    wrong = {"RABBITMQ_HOST": "x", "BASE_MODEL": ""}
+    refused = run("worker", cwd=tmp_path, **wrong, LEASE_SECONDS="1", GRACE_SECONDS="no")
     assert refused.returncode == 2
     lines = refused.stderr.strip().splitlines()
-    assert len(lines) == 3, refused.stderr
+    assert len(lines) == 4, refused.stderr
     assert all(line.startswith("error: ") for line in lines)
     assert any("GRACE_SECONDS='no'" in line for line in lines), refused.stderr

@@ -65,6 +65,51 @@ def test_submit_refuses_what_is_no_task_in_one_line(
     assert said in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--style-id", "0"], "--style-id 0: give a whole number from 1 to"),
+        (["--style-id", str(2**63)], f"--style-id {2**63}: give a whole number from 1 to"),
+        (["--tags", "x" * 101], "--tags 'xxx"),
+        (["--epochs", "0"], "--epochs 0: "),
+    ],
+)
+def test_submit_refuses_a_folders_task_before_it_puts_a_picture_anywhere(
+    options: list[str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"1")
+    refused = run("submit", "pictures", *options, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {said}"), refused.stderr
+    assert not (tmp_path / "spool").exists()
+
+
+def test_submit_says_how_many_pictures_a_folder_may_have(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(101):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(b"1")
+    refused = run("submit", "pictures", cwd=tmp_path)
+    assert refused.stderr == "error: pictures: has 101 pictures; give at most 100\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["task.json", "--epochs", "5", "--style-id", "77"], "--epochs"),
+        (["task.json", "--style-id", "1"], "--style-id"),
+        (["--dead", "--tags", "a"], "--tags"),
+    ],
+)
+def test_submit_refuses_options_that_would_be_of_no_use(
+    arguments: list[str], option: str, tmp_path: Path
+) -> None:
+    (tmp_path / "task.json").write_text("{}")
+    refused = run("submit", *arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {option}: is for a folder"), refused.stderr
+
+
 @pytest.mark.parametrize("name", ["train", "worker", "submit"])
 def test_help_needs_no_heavy_import(name: str) -> None:
     code = (

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from adapters.diffusion.base.denoiser import has_one_file, load_denoiser
+from domain.mistake import Mistake
 
 _PIPELINE = "StableDiffusionPipeline"
 _EXPECTED = {
@@ -23,7 +24,7 @@ _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 _LATENT_CHANNELS = 4
 
 
-class BaseModelInvalid(ValueError):
+class BaseModelInvalid(Mistake, ValueError):
     """What was named as base model is none; says why, and what to name instead."""
 
     def __init__(self, name: str, remedy: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from adapters.diffusion.tensor_file import body_of, encode
+from domain.mistake import Mistake
 
 Tensors = dict[str, torch.Tensor]
 
@@ -40,7 +41,7 @@ _WORDS = re.compile(
 """The parts of a layer's path in Stable Diffusion 1.5; only those with ``_`` need naming."""
 
 
-class StyleFileInvalid(ValueError):
+class StyleFileInvalid(Mistake, ValueError):
     """The tensors are not a LoRA in a form that is known."""
 
 
