@@ -131,6 +131,9 @@ def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
     (call,) = world.notifier.final
     assert isinstance(call.payload, Failure)
     assert call.payload.code is FailureCode.INVALID_TASK
+    assert call.payload.message == (
+        "The training request is invalid: epochs is -1; give a whole number from 1 to 10,000."
+    )
     assert [letter.body for letter in queue.dead] == [bad, bad]
     assert "epochs" in queue.dead[0].reason
     assert queue.dead[0].details == {
