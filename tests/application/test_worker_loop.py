@@ -15,6 +15,7 @@ from adapters.wire.task import TaskReader, encode_task
 from application.journal import Journal
 from application.listeners import Watcher, Watchers
 from application.ports import (
+    BaseFacts,
     Delivery,
     DeliveryLost,
     NotifierUnavailable,
@@ -245,6 +246,7 @@ def test_a_worker_whose_device_answers_no_more_ends_and_leaves_the_other_tasks_a
     world: World, queue: MemoryQueue
 ) -> None:
     class Broken:
+        base = BaseFacts("broken", is_sd15=True)
         native_resolution = 512
 
         def kind(self, _parameters: Any) -> None:
