@@ -48,12 +48,12 @@ class ConsoleNotifier:
         """Say where the weights lie."""
         log.debug("final call %s", idempotency_key)
         text = f"style {style_id} is ready: {self._where(artifact.location)}"
-        _print(self._console, f"{text} (loss {metric.loss:.4f})", "green")
+        say(self._console, f"{text} (loss {metric.loss:.4f})", "green")
 
     def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
         """Say why there will be none."""
         log.debug("final call %s", idempotency_key)
-        _print(self._console, f"style {style_id}: {failure.code}: {failure.message}", "red")
+        say(self._console, f"style {style_id}: {failure.code}: {failure.message}", "red")
 
 
 class ProgressDisplay:
@@ -77,7 +77,7 @@ class ProgressDisplay:
         """Take note of an event."""
         match event:
             case JobStarted(resumed_from=CheckpointRef(epoch=epoch)):
-                _print(self._console, f"resuming from epoch {epoch}")
+                say(self._console, f"resuming from epoch {epoch}")
             case TrainingBegan():
                 self._begin(event)
             case ProgressMade() if self._console.is_interactive:
@@ -89,7 +89,7 @@ class ProgressDisplay:
 
     def _begin(self, event: TrainingBegan) -> None:
         self._end()
-        _print(self._console, undertaking(event))
+        say(self._console, undertaking(event))
         self._tenths = -1
         if self._console.is_interactive:
             self._bar = bars.Progress(
@@ -118,7 +118,7 @@ class ProgressDisplay:
         tenths = progress.percent // 10
         if tenths > self._tenths:
             self._tenths = tenths
-            _print(self._console, position(progress))
+            say(self._console, position(progress))
 
     def _end(self) -> None:
         if self._bar is not None:
@@ -126,6 +126,6 @@ class ProgressDisplay:
             self._bar = None
 
 
-def _print(console: Console, text: str, style: str | None = None) -> None:
-    # As it is: no markup in names, and no line broken at the width of some pipe.
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print one line as it is: no markup in names, no break at the width of some pipe."""
     console.print(one_line(text), style=style, markup=False, highlight=False, soft_wrap=True)

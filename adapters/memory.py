@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import ParamSpec, TypeVar
 
 from application.ports import (
+    BaseFacts,
     Blob,
     BlobMissing,
     BlobTooLarge,
@@ -510,6 +511,11 @@ class MemoryTrainer:
         """Sessions set up so far."""
         self.most_at_once = 0
         """Sessions that were open together, at most."""
+
+    @property
+    def base(self) -> BaseFacts:
+        """A model that there is not."""
+        return BaseFacts("memory", is_sd15=True)
 
     @property
     def native_resolution(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
@@ -28,8 +29,16 @@ def gather_pictures(
     inspector: PictureInspector,
     stop: StopSignal,
     concurrency: int,
+    *,
+    quiet: bool = False,
 ) -> PictureSet:
     """Every picture of ``images``, in that order, usable or refused with its reason.
+
+    One that is listed several times is used once, and the rest refused: else a few pictures
+    would pass for many.
+
+    Args:
+        quiet: log nothing, for a look ahead of a job that will gather them again.
 
     Raises:
         BlobDenied: not one could be read, and access was denied: the set-up is wrong, not
@@ -52,8 +61,10 @@ def gather_pictures(
             return RefusedPicture(image.name, f"the file is larger than {limit} MB")
         except PictureRefused as error:
             return RefusedPicture(image.name, str(error))
-        return Picture(image.name, data, facts, _caption(blobs, image))
+        return Picture(image.name, data, facts, _caption(blobs, image, quiet=quiet))
 
+    listed = Counter(images)
+    images = tuple(listed)
     if concurrency == 1:
         fetched = [fetch(image) for image in images]
     else:
@@ -71,19 +82,29 @@ def gather_pictures(
             usable.append(found)
             continue
         if isinstance(found, BlobDenied):
-            log.warning("%s: %s", image, found)
+            if not quiet:
+                log.warning("%s: %s", image.name, found)
             found = RefusedPicture(image.name, "the file is not there or may not be read")
         refused.append(found)
+    for image, times in listed.items():
+        if times > 1:
+            reason = f"it is listed {times} times, and counts once"
+            refused.append(RefusedPicture(image.name, reason))
     return PictureSet(tuple(usable), tuple(refused))
 
 
-def _caption(blobs: BlobStore, image: Location) -> str | None:
+def _caption(blobs: BlobStore, image: Location, *, quiet: bool) -> str | None:
     at = image.with_suffix(".txt")
     try:
         text = blobs.get(at, max_bytes=MAX_CAPTION_BYTES).data.decode("utf-8-sig")
     except (BlobMissing, BlobDenied):
         return None
-    except (BlobTooLarge, UnicodeDecodeError) as error:
-        log.warning("the caption %s is left out: %s", at, error or "it is too large")
-        return None
-    return " ".join(text.split()) or None
+    except BlobTooLarge:
+        fault = f"it is larger than {MAX_CAPTION_BYTES // 1024} KB"
+    except UnicodeDecodeError:
+        fault = "it is not UTF-8; save it as UTF-8"
+    else:
+        return " ".join(text.split()) or None
+    if not quiet:
+        log.warning("the caption %s is left out: %s", at.name, fault)
+    return None

@@ -376,11 +376,24 @@ class TrainingSession(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class BaseFacts:
+    """The base model, as far as those who use its styles need to know it."""
+
+    name: str
+    is_sd15: bool
+    """Whether styles of it load where those of Stable Diffusion 1.5 do."""
+
+
 class Trainer(Protocol):
     """Trains styles on one device: one alone, or several of one kind together.
 
     A session is used by one thread; each of several has its own.
     """
+
+    @property
+    def base(self) -> BaseFacts:
+        """What the styles are for."""
 
     @property
     def native_resolution(self) -> int:
@@ -465,6 +478,7 @@ class StyleReport:
     """What there is to show of a finished run."""
 
     task: TrainingTask
+    base: BaseFacts
     parameters: TrainingParameters
     pictures: PictureSet
     history: Sequence[EpochRecord]

@@ -43,7 +43,7 @@ class RefuseTask:
             return refused
         job_id = f"invalid-{hashlib.sha256(body).hexdigest()[:32]}"
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
-        failure = Failure(FailureCode.INVALID_TASK, f"The training request is invalid: {error}")
+        failure = Failure(FailureCode.INVALID_TASK, _for_the_artist(error))
         terms = self.rules.lease
         worker_stop, stop = stop, StopSignal(stop)
         lease = Lease(self.blobs, self.layout.lease(job_id), self.worker, terms, self.clock)
@@ -65,3 +65,9 @@ class RefuseTask:
             return settlement_after(
                 broken_off, about, retries=retries, rules=self.rules, stop=stop
             )
+
+
+def _for_the_artist(error: InvalidTask) -> str:
+    """What is wrong, without the path that leads there."""
+    field = error.field.removeprefix("data.").removeprefix("parameters.").replace("_", " ")
+    return f"The training request is invalid: {field} is {error.value}; {error.remedy}."

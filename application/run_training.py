@@ -197,7 +197,12 @@ class RunTraining:
             artifact = self._upload(session.weights(), task.style_id, stop)
             entry.apply(entry.job.store(artifact))
             if stop.reason is None:
-                write = ReportWriter(blobs=self.blobs, layout=self.layout, reporter=self.reporter)
+                write = ReportWriter(
+                    blobs=self.blobs,
+                    layout=self.layout,
+                    reporter=self.reporter,
+                    base=self.trainer.base,
+                )
                 seconds = self.clock.monotonic() - started
                 write(session, task, plan, pictures, entry.job, seconds)
 

@@ -26,6 +26,8 @@ class RetryLater:
 
     delay: float
     reason: str
+    elsewhere: bool = False
+    """Another worker has the job."""
     broken: bool = False
     """This worker can train nothing more, and ends."""
 
@@ -60,9 +62,9 @@ def settlement_after(
         case Stopped():
             return HandBack()
         case LeaseHeld():
-            return RetryLater(error.retry_after, str(error))
+            return RetryLater(error.retry_after, str(error), elsewhere=True)
         case LeaseLost():
-            return RetryLater(rules.lease.seconds, str(error))
+            return RetryLater(rules.lease.seconds, str(error), elsewhere=True)
         case Unavailable():
             if stop.reason is StopReason.SHUTDOWN:
                 return HandBack()

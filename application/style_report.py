@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from application.checkpoint_previews import stored_previews
 from application.layout import Layout
-from application.ports import BlobStore, Reporter, StyleReport, TrainingPlan, TrainingSession
+from application.ports import (
+    BaseFacts,
+    BlobStore,
+    Reporter,
+    StyleReport,
+    TrainingPlan,
+    TrainingSession,
+)
 from domain.job import TrainingJob
 from domain.picture import PictureSet
 from domain.task import TrainingTask
@@ -22,6 +29,7 @@ class ReportWriter:
     blobs: BlobStore
     layout: Layout
     reporter: Reporter
+    base: BaseFacts
 
     def __call__(
         self,
@@ -42,6 +50,7 @@ class ReportWriter:
         try:
             report = StyleReport(
                 task=task,
+                base=self.base,
                 parameters=plan.parameters,
                 pictures=pictures,
                 history=session.history,

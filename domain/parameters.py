@@ -155,13 +155,13 @@ class TrainingParameters:
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
+            # The optimizer is checked before: of the two limits of a rate it says which holds.
+            if name in LEARNING_RATES and self.optimizer is not OptimizerName.PRODIGY:
+                limit = GRADIENT_DESCENTS_RATE
             self._check(name, limit)
             if isinstance(limit, OneOf):
                 # A message's text becomes the member, so that equal parameters look equal, too.
                 object.__setattr__(self, name, limit.names(getattr(self, name)))
-        if self.optimizer is not OptimizerName.PRODIGY:
-            for name in LEARNING_RATES:
-                self._check(name, GRADIENT_DESCENTS_RATE)
 
     def _check(self, name: str, limit: Limit) -> None:
         value = getattr(self, name)

@@ -10,6 +10,15 @@ from domain.mistake import Mistake
 from domain.parameters import RequestedParameters
 
 
+class Finding(str):
+    """What was found in a field where that is no value: shown as the words that it is."""
+
+    __repr__ = str.__str__
+
+
+MISSING = Finding("missing")
+
+
 class InvalidTask(Mistake, ValueError):
     """A message that is not a task: names the field, the value found and the remedy.
 
@@ -21,7 +30,7 @@ class InvalidTask(Mistake, ValueError):
     ) -> None:
         shown = repr(value)
         self.value = shown if len(shown) <= 120 else f"{shown[:117]}..."
-        super().__init__(f"{field_name}={self.value}: {remedy}")
+        super().__init__(f"{field_name} is {self.value}: {remedy}")
         self.field = field_name
         self.remedy = remedy
         self.style_id = style_id

@@ -6,39 +6,44 @@ What is checked here is what only a person at a terminal can mend; the rest is t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dependency_injector import providers
 from rich.console import Console
 
-from adapters.console import ConsoleNotifier, ProgressDisplay
+from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
 from application.gather_pictures import gather_pictures
 from application.journal import recorded_job
 from application.layout import Layout
 from application.lease import LeaseTerms
+from application.ports import Blob, BlobMissing, BlobStore
 from application.rules import Rules
 from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
 from application.stop import StopReason, StopSignal
+from domain.events import JobInterrupted
 from domain.failure import TrainingFailed
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import OptimizerName, RequestedParameters
 from domain.picture import FEWEST_PICTURES, PictureSet
+from domain.results import Artifact
 from domain.task import TrainingTask
 from entrypoints.container import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from entrypoints.logs import start_logging
+from entrypoints.picture_folder import CAPTION_SUFFIXES
 from entrypoints.settings import load_settings
 
 if TYPE_CHECKING:
@@ -50,6 +55,20 @@ LEASE = LeaseTerms(seconds=9.0)
 """Short: a process of this machine that was killed is soon replaced by the same command."""
 LOCAL_TASKS = uuid.UUID("6f3e0b52-9a0c-4a57-8f0e-1d8a3b5f7c11")
 """Namespace of local task ids, so that the same run has the same id and goes on."""
+
+
+class Folders(FileBlobStore):
+    """Port ``BlobStore``; a person's captions may be in ``.TXT``, too."""
+
+    def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
+        """Read a blob."""
+        usual, other = CAPTION_SUFFIXES
+        try:
+            return super().get(at, max_bytes=max_bytes)
+        except BlobMissing:
+            if not at.key.endswith(usual):
+                raise
+            return super().get(at.with_suffix(other), max_bytes=max_bytes)
 
 
 def check_writable(out: Path) -> None:
@@ -128,7 +147,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
     )
     container.blobs.override(
         providers.Singleton(
-            FileBlobStore, {PICTURES: arguments.pictures, OUT: out}, read_only=(PICTURES,)
+            Folders, {PICTURES: arguments.pictures, OUT: out}, read_only=(PICTURES,)
         )
     )
     container.notifier.override(
@@ -150,14 +169,16 @@ def inspect(names: list[str], container: Container) -> PictureSet:
         container.inspector(),
         StopSignal(),
         concurrency=4,
+        quiet=True,
     )
     if not pictures.usable:
         reasons = "; ".join(f"{refused.name}: {refused.reason}" for refused in pictures.refused)
         raise UsageError(f"no usable picture, replace these: {reasons}")
     if len(pictures.usable) < FEWEST_PICTURES:
-        container.console().print(
+        say(
+            container.console(),
             f"only {len(pictures.usable)} usable pictures: a style is better with 10 to 30",
-            style="yellow",
+            "yellow",
         )
     return pictures
 
@@ -165,10 +186,15 @@ def inspect(names: list[str], container: Container) -> PictureSet:
 def describe_task(
     arguments: argparse.Namespace,
     requested: RequestedParameters,
+    names: Sequence[str],
     pictures: PictureSet,
     base: BaseModel,
 ) -> TrainingTask:
-    """The task; its id is a hash of all that determines the weights."""
+    """The task; its id is a hash of all that determines the weights.
+
+    Args:
+        names: of every file, those that were refused included: the report tells why.
+    """
     resolved = requested.resolve(
         picture_count=len(pictures.usable), native_resolution=base.native_resolution
     )
@@ -182,7 +208,7 @@ def describe_task(
     return TrainingTask(
         task_id=str(uuid.uuid5(LOCAL_TASKS, json.dumps(identity))),
         style_id=arguments.style_id,
-        images=tuple(Location(PICTURES, picture.name) for picture in pictures.usable),
+        images=tuple(Location(PICTURES, name) for name in names),
         tags=arguments.tags,
         requested=requested,
     )
@@ -192,7 +218,7 @@ def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[
     """Run the task through the use case; return the exit code, and the outcome as JSON values.
 
     Raises:
-        UsageError: ``out`` holds another run.
+        UsageError: ``out`` holds another run, or another file in its style's place.
     """
     console, layout, blobs = container.console(), container.layout(), container.blobs()
     _refuse_other_run(task, container, out)
@@ -201,9 +227,12 @@ def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[
     job = recorded_job(blobs, record) or fresh
     if job.state is JobState.FAILED:
         blobs.delete(record)
-    if job.state is JobState.COMPLETED:
-        console.print(f"this run is complete already: {out}", markup=False)
-        return 0, _outcome(job, out)
+    if job.artifact is not None and job.state is JobState.COMPLETED:
+        if _is_there(job.artifact, blobs, out):
+            say(console, f"this run is complete already: {out}")
+            return 0, _outcome(job, out)
+        say(console, f"its style is gone from {out}, and is made again", "yellow")
+        _reopen(job, container)
 
     stop = StopSignal()
     with _interruptible(stop), container.sink():
@@ -212,15 +241,50 @@ def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[
     match settlement:
         case Done() if job.state is JobState.COMPLETED:
             for path in _report_files(out):
-                console.print(f"  {path}", markup=False, highlight=False)
+                say(console, f"  {path}")
+            if not container.trainer().base.is_sd15:
+                said = "for trying only: it does not load with Stable Diffusion 1.5"
+                say(console, said, "yellow")
             return 0, _outcome(job, out)
         case HandBack():
             epoch = job.checkpoint.epoch if job.checkpoint else 0
-            console.print(f"interrupted in epoch {epoch}; the same command goes on from there")
+            say(console, f"interrupted in epoch {epoch}; the same command goes on from there")
             return EXIT_INTERRUPTED, _outcome(job, out)
+        case RetryLater(elsewhere=True):
+            reason = f"another run of this command is at work in {out}; wait for its end"
+            say(console, reason, "red")
+            return EXIT_FAILED, _outcome(job, out) | {"message": reason}
         case RetryLater(_, reason) | DeadLetter(reason):
-            console.print(f"not finished: {reason}", style="red", markup=False)
+            say(console, f"not finished: {reason}", "red")
+            return EXIT_FAILED, _outcome(job, out) | {"message": reason}
     return EXIT_FAILED, _outcome(job, out)
+
+
+def _is_there(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
+    """Whether the style still lies where it was put.
+
+    Raises:
+        UsageError: another file lies there, which is not ours to write over.
+    """
+    try:
+        found = blobs.get(artifact.location).data
+    except BlobMissing:
+        return False
+    if hashlib.sha256(found).hexdigest() != artifact.sha256:
+        raise UsageError(
+            f"{out / artifact.location.key}: has been changed since this run made it; move it "
+            "away, and the same command makes the style again"
+        )
+    return True
+
+
+def _reopen(job: TrainingJob, container: Container) -> None:
+    """Let a job that was complete go on from its last checkpoint, which stands at the end."""
+    at = container.layout().journal(job.task_id)
+    entry = container.journal().open(at, "local", job)
+    job = replace(job, state=JobState.INTERRUPTED, metric=None, artifact=None, announcements=0)
+    ids = {"task_id": job.task_id, "style_id": job.style_id}
+    entry.apply((job, JobInterrupted(**ids, reason="its style is gone", setbacks=0)))
 
 
 def _report_files(out: Path) -> list[Path]:
@@ -253,8 +317,10 @@ def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settl
     use_case = container.run_training()
     settlement: Settlement = use_case(task, stop)
     if isinstance(settlement, RetryLater) and settlement.delay <= LEASE.seconds:
-        console = container.console()
-        console.print(f"waiting {settlement.delay:.0f} s: {settlement.reason}", markup=False)
+        reason = settlement.reason
+        if settlement.elsewhere:
+            reason = "another run of this command is at work here, or was killed"
+        say(container.console(), f"waiting {settlement.delay:.0f} s: {reason}")
         time.sleep(settlement.delay)
         settlement = use_case(task, stop)
     return settlement

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from domain.location import InvalidLocation, Location
 from entrypoints.exits import UsageError
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}
 OTHER_SUFFIXES = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".psd"}
 """Files that a person may have meant as pictures: looked at, so that they are refused by name."""
+
+CAPTION_SUFFIXES = (".txt", ".TXT")
 
 
 def find_pictures(folder: Path) -> list[str]:
@@ -34,3 +37,25 @@ def find_pictures(folder: Path) -> list[str]:
         except InvalidLocation as error:
             raise UsageError(f"{folder}: {error}; rename the file") from None
     return names
+
+
+def passed_over(folder: Path, names: Collection[str], besides: Path) -> list[str]:
+    """What else lies in ``folder``, each with why it is not used where that may be a mistake.
+
+    Args:
+        names: the pictures that were found there.
+        besides: of the results; nobody means these.
+    """
+    stems = {Path(name).stem for name in names}
+    found = []
+    for path in sorted(folder.iterdir()):
+        ours = besides.resolve().is_relative_to(path.resolve())
+        if path.name in names or path.name.startswith(".") or ours:
+            continue
+        if path.is_dir():
+            found.append(f"{path.name}/ (a folder)")
+        elif path.suffix not in CAPTION_SUFFIXES:
+            found.append(path.name)
+        elif path.stem not in stems:
+            found.append(f"{path.name} (no picture of that name)")
+    return found

@@ -9,21 +9,28 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from domain.parameters import RequestedParameters
-from entrypoints.cli import add_common_options, run_command
-from entrypoints.exits import UsageError
+from entrypoints.cli import add_common_options, explain, run_command
+from entrypoints.exits import EXIT_FAILED, EXIT_USAGE, UsageError
 from entrypoints.options import (
     add_parameter_options,
     add_style_options,
     named_parameters,
     option_of,
 )
-from entrypoints.picture_folder import find_pictures
+from entrypoints.picture_folder import find_pictures, passed_over
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
     from domain.picture import PictureSet
+
+MOST_NAMED = 8
+"""Of the files that are not used."""
 
 EPILOG = """\
 examples:
@@ -38,8 +45,9 @@ command goes on from it.
 --export converts a finished style instead of training one, into the form of diffusers, kohya
 (AUTOMATIC1111, ComfyUI) or PEFT; its source may be in any of them.
 
-With --json, standard output is one JSON object that says how it ended and where everything is;
-what is said to a person goes to standard error. NO_COLOR=1 leaves the colours out.
+With --json, standard output is one JSON object that says how it ended and where everything is, or
+why it was refused; what is said to a person goes to standard error.
+NO_COLOR=1 leaves the colours out.
 
 exit codes: 0 the style is ready, 1 training failed, 2 the input is wrong, 130 interrupted
 """
@@ -47,7 +55,7 @@ exit codes: 0 the style is ready, 1 training failed, 2 the input is wrong, 130 i
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m entrypoints.train",
         description="Train a Stable Diffusion style (LoRA) from a folder of pictures.",
         epilog=EPILOG,
@@ -96,11 +104,47 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(build_parser(), _run, argv)
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose refusals are JSON, too, where that is asked for."""
+
+    _as_json = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._as_json = "--json" in (sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        if self._as_json:
+            _print_json({"result": "refused", "message": message})
+        super().error(message)
+
+
+def _print_json(outcome: dict[str, Any]) -> None:
+    print(json.dumps(outcome, indent=2))
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    return _export(arguments) if arguments.export else _train(arguments)
+    carry_out = _export if arguments.export else _train
+    try:
+        code, outcome = carry_out(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        if arguments.json:
+            _print_json(_broken_off(error))
+        raise
+    if arguments.json:
+        _print_json(outcome)
+    return code
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _broken_off(error: BaseException) -> dict[str, Any]:
+    if not isinstance(error, Exception):
+        return {"result": "interrupted", "message": None}
+    code, lines = explain(error) or (EXIT_FAILED, [f"{type(error).__name__}: {error}"])
+    result = "refused" if code == EXIT_USAGE else "failed"
+    return {"result": result, "message": "\n".join(lines)}
+
+
+def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     named = named_parameters(arguments)
     if named:
         raise UsageError(f"{option_of(min(named))}: trains, and --export does not; leave it out")
@@ -108,12 +152,13 @@ def _export(arguments: argparse.Namespace) -> int:
     from entrypoints import export_style, local_run
 
     local_run.check_writable(arguments.out)
-    for path in export_style.convert(arguments.pictures, arguments.export, arguments.out):
-        print(path)
-    return 0
+    written = export_style.convert(arguments.pictures, arguments.export, arguments.out)
+    if not arguments.json:
+        print("\n".join(map(str, written)))
+    return 0, {"result": "converted", "files": [str(path) for path in written]}
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     requested = RequestedParameters(named_parameters(arguments))
     if arguments.style_id < 1:
         raise UsageError(f"--style-id {arguments.style_id}: give a positive number")
@@ -128,24 +173,26 @@ def _train(arguments: argparse.Namespace) -> int:
     local_run.check_writable(arguments.out)
 
     container = local_run.build_container(arguments)
-    console = container.console()
     pictures = local_run.inspect(names, container)
-    _tell_about(pictures, console)
+    others = passed_over(arguments.pictures, names, besides=arguments.out)
+    _tell_about(pictures, others, container.console())
 
     base = container.base_model()
-    task = local_run.describe_task(arguments, requested, pictures, base)
-    code, outcome = local_run.run(task, container, arguments.out)
-    if arguments.json:
-        print(json.dumps(outcome, indent=2))
-    return code
+    task = local_run.describe_task(arguments, requested, names, pictures, base)
+    return local_run.run(task, container, arguments.out)
 
 
-def _tell_about(pictures: PictureSet, console: Any) -> None:
+def _tell_about(pictures: PictureSet, others: Sequence[str], console: Console) -> None:
+    from adapters.console import say
+
     for refused in pictures.refused:
-        console.print(f"left out {refused.name}: {refused.reason}", style="yellow", markup=False)
+        say(console, f"left out {refused.name}: {refused.reason}", "yellow")
     for pair in pictures.duplicates:
         kind = "the same as" if pair.exact else "nearly the same as"
-        console.print(f"{pair.name} is {kind} {pair.of}", style="yellow", markup=False)
+        say(console, f"{pair.name} is {kind} {pair.of}", "yellow")
+    if others:
+        more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
+        say(console, f"not used: {', '.join(others[:MOST_NAMED])}{more}", "yellow")
 
 
 if __name__ == "__main__":

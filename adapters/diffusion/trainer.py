@@ -38,7 +38,7 @@ from adapters.diffusion.together.ensemble import Ensemble, MemberSession, kind_o
 from adapters.diffusion.together.rendezvous import LEAST_PATIENCE
 from adapters.diffusion.together.stacked import stacked
 from adapters.diffusion.together.turns import Turns
-from application.ports import TrainingPlan, TrainingSession
+from application.ports import BaseFacts, TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,11 @@ class DiffusionTrainer:
         self._busy = False
         place_denoiser(base.unet, self._device, self._strategy)
         log.info("training on %s: %s", self._device, describe(self._strategy))
+
+    @property
+    def base(self) -> BaseFacts:
+        """What the styles are for."""
+        return BaseFacts(self._base.name, self._base.is_sd15)
 
     @property
     def native_resolution(self) -> int:

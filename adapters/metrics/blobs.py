@@ -52,8 +52,8 @@ class MeteredBlobStore:
         self._jobs = jobs
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
-        """Read, and count the bytes."""
-        with self._calling("get"):
+        """Read, and count the bytes; what an artist gave, which alone has a limit, apart."""
+        with self._calling("get" if max_bytes is None else "fetch"):
             blob = self._inner.get(at, max_bytes=max_bytes)
         quietly(lambda: self._metrics.read_bytes.inc(len(blob.data)))
         return blob

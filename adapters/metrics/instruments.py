@@ -94,14 +94,21 @@ class Metrics:
             "settlements", "Deliveries settled, by outcome and its result.", "outcome", "result"
         )
         self.queue_errors = counter("queue_errors", "Times that the broker was away.")
-        self.queue_messages = gauge("queue_messages", "Messages that nobody holds.", "queue")
+        self.queue_messages = gauge(
+            "queue_messages",
+            "Messages that nobody holds; of a spool folder, those in somebody's hands as well.",
+            "queue",
+        )
         self.queue_up = gauge("queue_up", "1 when the last count of messages succeeded.")
 
         # The store, the lease in it, the backend.
         self.read_bytes = counter("storage_read_bytes", "Bytes read from the store.")
         self.written_bytes = counter("storage_written_bytes", "Bytes written to the store.")
         self.storage_calls = counter(
-            "storage_calls", "Calls to the store, by result.", "operation", "result"
+            "storage_calls",
+            "Calls to the store, by result; fetch: get of a picture or caption.",
+            "operation",
+            "result",
         )
         self.storage_seconds = histogram(
             "storage_call_duration_seconds", "Duration of calls.", _CALL_SECONDS, "operation"
@@ -133,7 +140,7 @@ class Metrics:
         self.jobs.labels("interrupted", "none")
         for settlement in ("done", "retry_later", "dead_letter", "hand_back"):
             self.runs.labels(settlement)
-        for operation in ("get", "put", "delete", "list"):
+        for operation in ("get", "fetch", "put", "delete", "list"):
             for result in ("ok", "unavailable", "denied", "error"):
                 self.storage_calls.labels(operation, result)
             self.storage_seconds.labels(operation)

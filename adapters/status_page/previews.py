@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 from application.ports import (
+    BaseFacts,
     Checkpoint,
     EpochRecord,
     Preview,
@@ -123,6 +124,11 @@ class PreviewingTrainer:
 
     inner: Trainer
     shelf: PreviewShelf
+
+    @property
+    def base(self) -> BaseFacts:
+        """The inner trainer's."""
+        return self.inner.base
 
     @property
     def native_resolution(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from pydantic_core import from_json
 from application.ports import MAX_MESSAGE_BYTES
 from domain.location import InvalidLocation, Location
 from domain.parameters import PARAMETER_NAMES, InvalidParameter, RequestedParameters
-from domain.task import InvalidTask, TrainingTask
+from domain.task import MISSING, Finding, InvalidTask, TrainingTask
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ LARGEST_STYLE_ID = 2**63 - 1
 
 _UNUSED = ("callback_url", "webhook_url")
 """Two spellings of one thing, known and never called: the token goes to our backend alone."""
+
+
+_NAMING_THE_STYLE = {"type", "data", "style_id"}
 
 
 def _uuid(value: object) -> str:
@@ -65,7 +69,8 @@ class TaskData(_Schema):
     """The platform's number of the style."""
     images: Annotated[list[ImageLocation], Field(min_length=1, max_length=MOST_IMAGES)]
     """The pictures, each as `s3://bucket/key`: JPEG, PNG or WebP, at least 256 px a side, at most
-    10 MB. Fewer than 10 usable ones fail the job. A caption may lie beside a picture as
+    10 MB, in a bucket among the setting ALLOWED_IMAGE_BUCKETS. Fewer than 10 usable ones fail the
+    job; one that is listed several times counts once. A caption may lie beside a picture as
     `<same name>.txt`."""
     tags: Annotated[list[Tag], Field(max_length=MOST_TAGS)] | None = None
     """English keywords for the whole style."""
@@ -119,6 +124,7 @@ class TaskReader:
         """
         raw = _decode(body)
         style_id = _readable_style_id(raw)
+        _insist_on_single_keys(body, style_id)
         try:
             message = TaskMessage.model_validate(raw)
         except Problems as problems:
@@ -194,6 +200,25 @@ def _decode(body: bytes) -> object:
         raise InvalidTask("message", body[:40], f"send JSON in UTF-8 ({error})") from None
 
 
+def _insist_on_single_keys(body: bytes, style_id: int | None) -> None:
+    """Of a key that is there twice, readers take the first or the last: no two need agree.
+
+    Args:
+        body: JSON that was decoded already, which bounds its depth.
+    """
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        counts = Counter(key for key, _ in pairs)
+        repeated.extend(key for key, count in counts.items() if count > 1)
+
+    json.loads(body, object_pairs_hook=note, parse_int=str)  # as they stand, however long
+    if repeated:
+        certain = _NAMING_THE_STYLE.isdisjoint(repeated)
+        found = Finding(f"one with {repeated[0]!r} twice")
+        raise InvalidTask("message", found, "give every key once", style_id if certain else None)
+
+
 def _readable_style_id(raw: object) -> int | None:
     """The style to tell the backend about. Of another service's message, none: it is not ours."""
     match raw:
@@ -206,7 +231,7 @@ def _readable_style_id(raw: object) -> int | None:
 def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
     problem = problems.errors(include_url=False)[0]
     field = ".".join(map(str, problem["loc"])) or "message"
-    value = None if problem["type"] == "missing" else problem["input"]
+    value = MISSING if problem["type"] == "missing" else problem["input"]
     known = ".".join(part for part in map(str, problem["loc"]) if not part.isdecimal())
     return InvalidTask(field, value, _REMEDIES.get(known, "give an object"), style_id)
 

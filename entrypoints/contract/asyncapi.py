@@ -13,6 +13,7 @@ from entrypoints.settings import Settings
 
 QUEUE: str = Settings.model_fields["rabbitmq_queue"].default
 DELAYS: tuple[float, ...] = Settings.model_fields["retry_delays"].default
+IMAGES: str = Settings.model_fields["aws_storage_bucket_name"].default
 TOPOLOGY = Topology(QUEUE, DELAYS)
 
 EXAMPLE_TASK = {
@@ -20,7 +21,7 @@ EXAMPLE_TASK = {
     "type": "model_training",
     "data": {
         "style_id": 123,
-        "images": [f"s3://stylelicense-media/training/123/image_{n}.jpg" for n in range(10)],
+        "images": [f"s3://{IMAGES}/training/123/image_{n}.jpg" for n in range(10)],
         "tags": ["watercolor", "portrait"],
         "parameters": {"epochs": 200, "learning_rate": 0.0001, "batch_size": 1},
     },
@@ -102,7 +103,8 @@ def asyncapi() -> dict[str, Any]:
                 "task": {
                     "name": "TaskMessage",
                     "title": "A task",
-                    "summary": f"JSON in UTF-8, at most {MAX_MESSAGE_BYTES // 1024} KiB.",
+                    "summary": f"JSON in UTF-8, at most {MAX_MESSAGE_BYTES // 1024} KiB, no key "
+                    "twice in one object.",
                     "contentType": "application/json",
                     "payload": reference("TaskMessage"),
                     "examples": [{"name": "task", "payload": EXAMPLE_TASK}],

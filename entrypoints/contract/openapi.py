@@ -8,22 +8,9 @@ from adapters.wire.bodies import CompleteBody, FailedBody, ProgressBody
 from entrypoints.cli import version
 from entrypoints.contract.schemas import reference, schemas_of
 
-_RETRIED = (
-    "A final call is made again with growing pauses, for as long as it takes; a progress call is "
-    "dropped."
-)
+_DROPPED = "The call is dropped; the next one carries more."
+_RETRIED = "Made again with growing pauses, for as long as it takes."
 _GIVEN_UP = "Not tried again: the message goes to the dead letters with this reason."
-_ANSWERS = {
-    "200": "Taken. With any other body than this one the call counts as refused.",
-    "3XX": f"The token does not follow. {_GIVEN_UP}",
-    "400": f"A field is missing. {_GIVEN_UP}",
-    "401": f"The token is wrong. {_GIVEN_UP}",
-    "403": f"`X-Request-Source` is missing or wrong. {_GIVEN_UP}",
-    "404": f"The style is gone. {_GIVEN_UP}",
-    "408": f"Too slow. {_RETRIED}",
-    "429": f"Too many calls. {_RETRIED} `Retry-After` is honoured.",
-    "5XX": f"The backend is down or misconfigured. {_RETRIED}",
-}
 
 _FIGURES = {"current_epoch": 50, "total_epochs": 100, "progress_percent": 50}
 _EXAMPLES: dict[str, dict[str, Any]] = {
@@ -72,7 +59,9 @@ def openapi() -> dict[str, Any]:
                     "progress",
                     "How far a job is",
                     "Every PROGRESS_EVERY seconds while training. A call that fails is dropped, "
-                    "because the next one carries more. None comes after a final call.",
+                    "because the next one carries more. None comes after a final call. "
+                    "`python -m entrypoints.worker --check` sends `{}` here, which names no "
+                    "style, and expects 400: only who got past token and source header gets that.",
                     "ProgressBody",
                 )
             },
@@ -109,7 +98,9 @@ def openapi() -> dict[str, Any]:
                     "name": "Idempotency-Key",
                     "in": "header",
                     "required": True,
-                    "description": "The same for every repetition of one final call.",
+                    "description": "The same for every repetition of one final call: "
+                    "`<task_id>:complete` or `<task_id>:failed`; of a task that is invalid "
+                    "`invalid-<hash of the message>:failed`.",
                     "schema": {"type": "string"},
                 },
             },
@@ -140,8 +131,24 @@ def _call(operation: str, summary: str, description: str, body: str) -> dict[str
         },
         "responses": {
             status: {"description": text, **(_taken() if status == "200" else {})}
-            for status, text in _ANSWERS.items()
+            for status, text in _answers(final=final).items()
         },
+    }
+
+
+def _answers(*, final: bool) -> dict[str, str]:
+    given_up, retried = (_GIVEN_UP, _RETRIED) if final else (_DROPPED, _DROPPED)
+    honoured = " `Retry-After` is honoured." if final else ""
+    return {
+        "200": "Taken. With any other body than this one the call counts as refused.",
+        "3XX": f"The token does not follow. {given_up}",
+        "400": f"A field is missing. {given_up}",
+        "401": f"The token is wrong. {given_up}",
+        "403": f"`X-Request-Source` is missing or wrong. {given_up}",
+        "404": f"The style is gone. {given_up}",
+        "408": f"Too slow. {retried}",
+        "429": f"Too many calls. {retried}{honoured}",
+        "5XX": f"The backend is down or misconfigured. {retried}",
     }
 
 

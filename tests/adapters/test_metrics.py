@@ -347,6 +347,10 @@ def test_a_failing_store_is_counted_by_its_error_and_raises_it(
     with pytest.raises(type(error)):
         blobs.get(Location("b", "k"))
     assert value(metrics, "storage_calls_total", operation="get", result=result) == 1
+    with pytest.raises(type(error)):
+        blobs.get(Location("b", "picture"), max_bytes=10)
+    assert value(metrics, "storage_calls_total", operation="get", result=result) == 1
+    assert value(metrics, "storage_calls_total", operation="fetch", result=result) == 1
     assert value(metrics, "storage_read_bytes_total") == 0
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from adapters.report.curves import curves_in_words, plot_curves
 from adapters.report.preview_grid import draw_previews
 from adapters.report.reporter import THUMBNAIL_PIXELS, HtmlReporter
-from application.ports import EpochRecord, Preview, StyleReport
+from application.ports import BaseFacts, EpochRecord, Preview, StyleReport
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.picture import Picture, PictureFacts, PictureSet, RefusedPicture
@@ -78,6 +78,7 @@ REPORT = StyleReport(
         tags=("watercolor", "portrait"),
         created_at=datetime(2025, 1, 20, 10, tzinfo=UTC),
     ),
+    base=BaseFacts("org/base-1-5", is_sd15=True),
     parameters=TrainingParameters(epochs=40, resolution=512, trigger_word="inkwash"),
     pictures=PictureSet(
         (
@@ -249,8 +250,23 @@ def test_the_weights_are_named_and_their_use_explained(shown: Page) -> None:
         "models/loras",
         "a red fox <lora:style_123:1>",
         "Put inkwash into the prompt",
+        "Base model org/base-1-5",
     ):
         assert words in shown.text
+    assert "trying only" not in shown.text
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_style_of_another_base_is_not_for_the_programs_of_sd15(use_dora: bool) -> None:
+    base = BaseFacts("small_base", is_sd15=False)
+    text = page(
+        replace(REPORT, base=base, parameters=replace(REPORT.parameters, use_dora=use_dora))
+    ).text
+    assert "Base model small_base" in text
+    assert "for trying only: it does not load with Stable Diffusion 1.5" in text
+    assert "ComfyUI" not in text
+    assert "AUTOMATIC1111" not in text
+    assert "load_lora_weights" in text
 
 
 @pytest.mark.parametrize(

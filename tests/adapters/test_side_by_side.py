@@ -109,7 +109,7 @@ def test_each_has_its_log_its_figures_and_its_place(onlookers: Onlookers) -> Non
         lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
         assert {line["task_id"] for line in lines} == {task_id}
         messages = [line["message"] for line in lines]
-        assert sum("7/03.txt is left out" in message for message in messages) == 1
+        assert sum("caption 03.txt is left out" in message for message in messages) == 1
         assert sum("epoch 25/25" in message for message in messages) == 1
         assert all(f"task-{n}" not in text for n in STYLES if task_id != f"task-{n}")
 

@@ -192,6 +192,39 @@ def test_a_message_may_have_so_many_bytes_and_no_more() -> None:
         read(body.ljust(MAX_MESSAGE_BYTES + 1))
 
 
+@pytest.mark.parametrize(
+    ("once", "twice", "key", "told"),
+    [
+        ('"style_id": 123', '"style_id": 123, "style_id": 124', "'style_id'", None),
+        ('"data":', '"data": {"style_id": 9}, "data":', "'data'", None),
+        ('"epochs": 200', '"epochs": 200, "batch_size": 1', "'batch_size'", 123),
+        ('"epochs": 200', '"new": [{"a\\nb": 1, "a\\nb": 2}]', r"'a\nb'", 123),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_by_name(
+    once: str, twice: str, key: str, told: int | None
+) -> None:
+    body = json.dumps(MESSAGE).replace(once, twice)
+    with pytest.raises(InvalidTask) as caught:
+        read(body.encode())
+    assert str(caught.value) == f"message is one with {key} twice: give every key once"
+    assert caught.value.style_id == told
+
+
+def test_a_long_message_of_repeated_keys_and_endless_numbers_is_refused_all_the_same() -> None:
+    for filling in ('"a":1,' * 40_000, f'"a":{"9" * 4000},' * 60):
+        body = b"{" + filling.encode() + b'"a":1}'
+        with pytest.raises(InvalidTask) as caught:
+            read(body)
+        assert len(str(caught.value)) < 400
+
+
+def test_a_missing_field_is_told_from_a_null() -> None:
+    for value, said in ((ABSENT, "data.images is missing: "), (None, "data.images is None: ")):
+        with pytest.raises(InvalidTask, match=said):
+            read(with_value("data.images", value))
+
+
 def test_another_services_message_names_no_style_to_report_as_failed() -> None:
     with pytest.raises(InvalidTask) as caught:
         read(with_value("type", "image_generation"))

@@ -352,7 +352,19 @@ def test_too_few_usable_pictures_fail_with_reasons_for_the_artist(world: World) 
     assert call.idempotency_key == f"{TASK_ID}:failed"
 
 
-def test_captions_lie_beside_their_pictures(world: World) -> None:
+def test_a_picture_listed_several_times_is_one_picture(world: World) -> None:
+    task = a_task(pictures=9)
+    repeated = replace(task, images=(*task.images, *task.images[:1] * 3))
+    assert world.worker()(repeated, StopSignal()) == Done()
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.LOW_QUALITY_DATA
+    assert "00.jpg: it is listed 4 times, and counts once" in call.payload.message
+
+
+def test_captions_lie_beside_their_pictures(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     world.blobs.put(Location("media", "7/00.txt"), "a  red\nfox ".encode("utf-8-sig"))
     world.blobs.put(Location("media", "7/01.txt"), b"\xff\xfe\xff")
     plans = []
@@ -364,6 +376,8 @@ def test_captions_lie_beside_their_pictures(world: World) -> None:
 
     world.worker(trainer=Noting(world.clock))(a_task(), StopSignal())
     assert [picture.caption for picture in plans[0].pictures[:3]] == ["a red fox", None, None]
+    (said,) = [line for line in caplog.messages if "caption" in line]
+    assert said == "the caption 01.txt is left out: it is not UTF-8; save it as UTF-8"
 
 
 def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> None:

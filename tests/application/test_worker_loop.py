@@ -17,6 +17,7 @@ from adapters.wire.task import TaskReader, encode_task
 from application.journal import Journal
 from application.listeners import Watcher, Watchers
 from application.ports import (
+    BaseFacts,
     Delivery,
     DeliveryLost,
     Fate,
@@ -134,6 +135,9 @@ def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
     (call,) = world.notifier.final
     assert isinstance(call.payload, Failure)
     assert call.payload.code is FailureCode.INVALID_TASK
+    assert call.payload.message == (
+        "The training request is invalid: epochs is -1; give a whole number from 1 to 10,000."
+    )
     assert [letter.body for letter in queue.dead] == [bad, bad]
     assert "epochs" in queue.dead[0].reason
     assert queue.dead[0].details == {
@@ -245,6 +249,7 @@ def test_a_worker_whose_device_answers_no_more_ends_and_leaves_the_other_tasks_a
     world: World, queue: MemoryQueue
 ) -> None:
     class Broken:
+        base = BaseFacts("broken", is_sd15=True)
         native_resolution = 512
 
         def kind(self, _parameters: Any) -> None:

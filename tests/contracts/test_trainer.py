@@ -123,6 +123,10 @@ def checkpoint_after(harness: Harness, plan: TrainingPlan, steps: int) -> Checkp
         return session.checkpoint()
 
 
+def test_the_base_has_a_name(harness: Harness) -> None:
+    assert harness.trainer.base.name
+
+
 def test_the_native_resolution_is_a_valid_one(harness: Harness) -> None:
     TrainingParameters(epochs=1, resolution=harness.trainer.native_resolution)
 

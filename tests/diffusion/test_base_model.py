@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -64,6 +66,24 @@ def test_a_folder_is_loaded_frozen_and_says_what_it_was_trained_for(base: BaseMo
         assert not part.training
         assert not any(weight.requires_grad for weight in part.parameters())
         assert {weight.dtype for weight in part.parameters()} == {torch.float32}
+
+
+def test_the_small_base_is_not_taken_for_sd15_and_its_shapes_are() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    base = load_base("assets/small_base", device="cpu")
+    assert not base.is_sd15
+    assert replace(base, unet=unet).is_sd15
+
+
+def test_a_name_that_leads_nowhere_gets_no_advice_of_the_hubs_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert "neither a folder nor a file" in refusal("nobody/no-such-model")
+    assert [str(warning.message) for warning in said] == []
 
 
 def test_a_single_file_is_the_same_model(

@@ -20,10 +20,12 @@ from pydantic import ValidationError
 from adapters.rabbitmq import envelope
 from adapters.wire.bodies import CompleteBody, FailedBody, ProgressBody
 from adapters.wire.task import TaskReader
+from domain.location import Location
 from domain.parameters import LIMITS, PARAMETER_NAMES, RequestedParameters, TrainingParameters
 from domain.task import InvalidTask
 from entrypoints import documents
 from entrypoints.contract.asyncapi import TOPOLOGY
+from entrypoints.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -114,6 +116,21 @@ def test_the_example_webhooks_are_accepted_by_the_schema_and_by_the_code(
     body = content["example"]
     _schema(OPENAPI, content["schema"]["$ref"].rpartition("/")[2]).validate(body)
     assert BODIES[name].model_validate(body).model_dump() == body
+
+
+@pytest.mark.parametrize(("name", "call"), list(_calls()), ids=[name for name, _ in _calls()])
+def test_only_a_refused_final_call_is_said_to_end_among_the_dead_letters(
+    name: str, call: dict[str, Any]
+) -> None:
+    said = [answer["description"] for answer in call["responses"].values()]
+    refused = sum("dead letters" in text for text in said)
+    dropped = sum("call is dropped" in text for text in said)
+    assert (refused, dropped) == ((0, 8) if name == "progress" else (5, 0))
+
+
+def test_the_example_pictures_are_in_a_bucket_that_the_default_settings_allow() -> None:
+    allowed = Settings.model_fields["aws_storage_bucket_name"].default
+    assert {Location.parse(image).bucket for image in _task()["data"]["images"]} == {allowed}
 
 
 def test_the_headers_of_a_message_that_waits_or_is_dead_are_as_described() -> None:

@@ -128,6 +128,17 @@ def test_prodigys_learning_rate_is_1_unless_named() -> None:
         resolved(learning_rate=1.0)
 
 
+@pytest.mark.parametrize("rate", [float("nan"), "1e-4", 20.0, 1.0])
+@pytest.mark.parametrize("name", ["learning_rate", "text_encoder_lr"])
+def test_a_refused_rate_is_told_the_limit_of_its_own_optimizer(name: str, rate: Any) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        RequestedParameters({name: rate, "optimizer": "adamw"})
+    assert caught.value.remedy == "give a number above 0 and at most 0.1"
+    if rate != 1.0:
+        with pytest.raises(InvalidParameter, match="at most 10"):
+            RequestedParameters({name: rate, "optimizer": "prodigy"})
+
+
 def test_the_scale_is_alpha_by_the_rank_or_its_square_root() -> None:
     def scale(**values: Any) -> float:
         return TrainingParameters(epochs=1, resolution=512, rank=16, **values).lora_scale

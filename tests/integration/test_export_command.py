@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,12 @@ def test_a_style_is_converted_and_back_again_under_its_name(
 ) -> None:
     out = tmp_path / "style_9"
     assert main(["--export", form, str(style), "--out", str(out)]) == 0
-    assert capsys.readouterr().out.split() == [str(out / name) for name in files]
+    written = [str(out / name) for name in files]
+    assert capsys.readouterr().out.split() == written
     assert files_in(out) == files
+    assert main(["--export", form, str(style), "--out", str(out), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome == {"result": "converted", "files": written}
     source = style if form == "kohya" else out
     assert main(["--export", "kohya", str(source), "--out", "back"]) == 0
     assert (tmp_path / "back" / "style_9.safetensors").read_bytes() == style.read_bytes()

@@ -14,7 +14,13 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from adapters.clock import SystemClock
+from adapters.filesystem import FileBlobStore
+from application.layout import Layout
+from application.lease import Lease, LeaseTerms
+from application.stop import StopSignal
 from assets.drawing import draw_style_set
+from entrypoints import local_run
 from entrypoints.train import main
 from tests.services.waiting import eventually
 
@@ -86,6 +92,82 @@ def test_with_json_the_outcome_is_one_object_and_everything_else_is_elsewhere(
         assert outcome["epochs"] == 2
         assert all(Path(path).is_file() for path in outcome["report"])
         assert len(outcome["report"]) == 3
+
+
+def test_a_style_that_is_gone_is_made_again_and_one_that_was_changed_is_left_alone(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = [str(pictures), "--out", str(out), *QUICK]
+    assert main(command) == 0
+    file = out / "models" / "style_1.safetensors"
+    weights = file.read_bytes()
+    file.parent.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "gone from" in printed
+    assert "resuming from epoch 2" in printed
+    assert "trying only" in printed
+    assert file.read_bytes() == weights
+
+    file.write_bytes(b"merged with another")
+    assert main(command) == 2
+    assert "move it away" in capsys.readouterr().err
+    assert file.read_bytes() == b"merged with another"
+
+
+def test_whatever_is_not_trained_on_is_named_once_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder, long = tmp_path / "pictures", "a-long-name-that-no-terminal-shows-in-one-line" * 2
+    first, second, third = draw_style_set(folder, count=3, seed=5)
+    first.rename(first.with_suffix(".jfif"))
+    for picture in (first, second, third):
+        picture.with_suffix(".txt").unlink()
+    first.with_suffix(".txt").write_bytes(b"\xff\xfe")
+    second.with_suffix(".TXT").write_text("a caption in capitals")
+    (folder / f"{long}.png").write_bytes(b"not a picture")
+    (folder / "typo.txt").write_text("a caption of nothing")
+    (folder / "more").mkdir()
+
+    out = folder / "results" / "first"
+    assert main([str(folder), "--out", str(out), *QUICK]) == 0
+    printed = "\n".join(capfd.readouterr())
+    assert f"left out {long}.png: it is not a JPEG, PNG or WebP picture\n" in printed
+    assert "not used: more/ (a folder), typo.txt (no picture of that name)\n" in printed
+    fault = f"the caption {first.stem}.txt is left out: it is not UTF-8; save it as UTF-8"
+    assert printed.count(fault) == 1
+    assert "s3://" not in printed
+    report = (out / "report.html").read_text()
+    assert "Left out" in report
+    assert f"{long}.png" in report
+    assert f"{first.stem}.jfif" in report
+    assert "a caption in capitals" in report
+
+
+def test_the_same_command_twice_at_a_time_is_told_so(
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, terms = tmp_path / "out", LeaseTerms(1.0)
+    command = [str(pictures), "--out", str(out), "--json", *QUICK]
+    assert main(command) == 0
+    layout, blobs = Layout("out"), FileBlobStore({"out": out})
+    task_id = json.loads(capsys.readouterr().out)["task_id"]
+    blobs.delete(layout.journal(task_id))
+    monkeypatch.setattr(local_run, "LEASE", terms)
+    other = Lease(blobs, layout.lease(task_id), "other", terms, SystemClock())
+    with other.held(StopSignal(), over=lambda: True):
+        assert main(command) == 1
+    printed = capsys.readouterr()
+    said = f"another run of this command is at work in {out}; wait for its end"
+    assert said in printed.err
+    assert json.loads(printed.out)["message"] == said
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
@@ -175,6 +257,21 @@ def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
     assert errors[0].startswith("error: ")
     assert said in errors[0]
     assert not out.exists()
+
+    assert main([str(source), "--out", str(target), "--json", *options]) == 2
+    message = errors[0].removeprefix("error: ")
+    assert json.loads(capsys.readouterr().out) == {"result": "refused", "message": message}
+
+
+def test_with_json_a_command_line_that_cannot_be_read_is_an_outcome_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pictures", "--out", "out", "--json", "--epochs", "many"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["message"] == "argument --epochs: invalid int value: 'many'"
+    assert "usage: " in printed.err
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(

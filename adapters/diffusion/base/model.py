@@ -14,6 +14,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from adapters.diffusion.base.fingerprint import fingerprint_of
 from adapters.diffusion.base.pipeline_files import read_pipeline
 
+_SD15 = ((320, 640, 1280, 1280), 2, 768)
+"""Widths of its blocks, layers in each, and width of its text encoder."""
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -38,6 +41,13 @@ class BaseModel:
     def native_resolution(self) -> int:
         """Side in pixels that the model was trained for: 512 for SD 1.5."""
         return int(self.unet.config.sample_size) * self.latent_scale
+
+    @property
+    def is_sd15(self) -> bool:
+        """Whether its denoiser has the layers and widths of Stable Diffusion 1.5's."""
+        config = self.unet.config
+        widths = tuple(config.block_out_channels)
+        return (widths, config.layers_per_block, config.cross_attention_dim) == _SD15
 
     @property
     def prediction_type(self) -> str:

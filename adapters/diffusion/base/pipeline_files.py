@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,7 +104,10 @@ def _from_folder_or_hub(
     if path.is_dir():
         _check_folder(name, path)
     try:
-        index = StableDiffusionPipeline.load_config(name)
+        with warnings.catch_warnings():
+            # What diffusers itself gives the hub's client is of no concern to who reads us.
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
+            index = StableDiffusionPipeline.load_config(name)
     except Exception as error:  # the hub's client has dozens of ways to say no
         raise BaseModelInvalid(
             name,
