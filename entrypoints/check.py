@@ -82,7 +82,10 @@ def _backend(container: Container) -> str:
     notifier = container.notifier()
     if isinstance(notifier, ConsoleNotifier):
         return "none: outcomes are printed"
-    return str(notifier.check())
+    from adapters.webhook.notifier import WebhookNotifier
+
+    assert isinstance(notifier, WebhookNotifier)  # the container knows these two
+    return notifier.check()
 
 
 def _device(name: str) -> str:

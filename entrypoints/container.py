@@ -116,25 +116,26 @@ def broker_options(settings: Settings, seats: int = 1) -> RabbitOptions:
         certificate=settings.rabbitmq_cert_file,
         key=settings.rabbitmq_key_file,
     )
-    common = {
-        "queue": settings.rabbitmq_queue,
-        "retry_delays": settings.retry_delays,
-        "heartbeat": settings.rabbitmq_heartbeat,
-        "ack_timeout": float(settings.ack_timeout),
-        "prefetch": seats,
-    }
     if settings.rabbitmq_url is not None:
         url = settings.rabbitmq_url.get_secret_value()
         encrypted = url.startswith("amqps:")
-        return RabbitOptions.from_url(url, tls=tls if encrypted else None, **common)
-    return RabbitOptions(
-        host=settings.rabbitmq_host or "",
-        port=settings.rabbitmq_port,
-        vhost=settings.rabbitmq_vhost,
-        user=settings.rabbitmq_user,
-        password=settings.rabbitmq_pass.get_secret_value(),
-        tls=tls if settings.rabbitmq_ssl else None,
-        **common,
+        options = RabbitOptions.from_url(url, tls=tls if encrypted else None)
+    else:
+        options = RabbitOptions(
+            host=settings.rabbitmq_host or "",
+            port=settings.rabbitmq_port,
+            vhost=settings.rabbitmq_vhost,
+            user=settings.rabbitmq_user,
+            password=settings.rabbitmq_pass.get_secret_value(),
+            tls=tls if settings.rabbitmq_ssl else None,
+        )
+    return replace(
+        options,
+        queue=settings.rabbitmq_queue,
+        retry_delays=settings.retry_delays,
+        heartbeat=settings.rabbitmq_heartbeat,
+        ack_timeout=float(settings.ack_timeout),
+        prefetch=seats,
     )
 
 
@@ -160,13 +161,13 @@ def open_blobs(
     from adapters.s3.options import S3Options
     from adapters.s3.store import S3BlobStore
 
-    secret = settings.aws_secret_access_key
+    secret, token = settings.aws_secret_access_key, settings.aws_session_token
     options = S3Options(
         endpoint_url=settings.s3_endpoint_url,
         region=settings.aws_s3_region_name,
         access_key_id=settings.aws_access_key_id,
         secret_access_key=secret.get_secret_value() if secret else None,
-        session_token=settings.aws_session_token and settings.aws_session_token.get_secret_value(),
+        session_token=token.get_secret_value() if token else None,
         max_pool_connections=seats * (settings.fetch_concurrency + SPARE_CONNECTIONS),
     )
     writable = {settings.model_bucket_name}

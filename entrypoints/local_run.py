@@ -235,7 +235,7 @@ def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[
         _reopen(job, container)
 
     stop = StopSignal()
-    with _interruptible(stop), container.sink():
+    with _interruptible(stop), _display(container):
         settlement = _settle(task, container, stop)
     job = recorded_job(blobs, record) or fresh
     match settlement:
@@ -258,6 +258,12 @@ def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[
             say(console, f"not finished: {reason}", "red")
             return EXIT_FAILED, _outcome(job, out) | {"message": reason}
     return EXIT_FAILED, _outcome(job, out)
+
+
+def _display(container: Container) -> ProgressDisplay:
+    display = container.sink()
+    assert isinstance(display, ProgressDisplay)  # ``build_container`` has put it there
+    return display
 
 
 def _is_there(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
@@ -283,8 +289,10 @@ def _reopen(job: TrainingJob, container: Container) -> None:
     at = container.layout().journal(job.task_id)
     entry = container.journal().open(at, "local", job)
     job = replace(job, state=JobState.INTERRUPTED, metric=None, artifact=None, announcements=0)
-    ids = {"task_id": job.task_id, "style_id": job.style_id}
-    entry.apply((job, JobInterrupted(**ids, reason="its style is gone", setbacks=0)))
+    gone = JobInterrupted(
+        task_id=job.task_id, style_id=job.style_id, reason="its style is gone", setbacks=0
+    )
+    entry.apply((job, gone))
 
 
 def _report_files(out: Path) -> list[Path]:
@@ -339,11 +347,11 @@ def _refuse_other_run(task: TrainingTask, container: Container, out: Path) -> No
 @contextmanager
 def _interruptible(stop: StopSignal) -> Iterator[None]:
     """Ctrl-C asks for an orderly end; a second one ends at once."""
-    before = {}
+    before: dict[signal.Signals, Any] = {}
 
     def request(number: int, _frame: object) -> None:
         stop.request(StopReason.SHUTDOWN)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, request)

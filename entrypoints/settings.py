@@ -501,7 +501,7 @@ def load_settings(
         InvalidSettings: names every setting that is wrong.
     """
     try:
-        return kind(_env_file=env_file)
+        return kind(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings' own
     except ValidationError as error:
         lines = [_line(problem) for problem in error.errors(include_url=False)]
         raise InvalidSettings("\n".join(lines)) from None
@@ -523,7 +523,7 @@ _REMEDIES = {
 
 def _line(problem: Any) -> str:
     name = str(problem["loc"][0])
-    remedy = problem["msg"].removeprefix("Value error, ")
+    remedy = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] in _REMEDIES:
         remedy = _REMEDIES[problem["type"]].format(**problem.get("ctx", {}))
     value = problem["input"]
