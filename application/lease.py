@@ -174,7 +174,8 @@ class Lease:
         Raises:
             LeaseHeld: another worker has it.
             Stopped: as ``acquire``.
-            Unavailable: the store cannot be reached.
+            Unavailable: the store cannot be reached; at the end, the lease of a job that is over
+                could not be removed.
         """
 
         def renew() -> None:
@@ -189,14 +190,25 @@ class Lease:
         try:
             with self._clock.every(self._terms.renew_every, renew):
                 yield
-        finally:
-            if stop.reason is not StopReason.LEASE_LOST:
-                try:
-                    insist(
-                        lambda: self.release(forget=over()), self._clock, stop, self._terms.seconds
-                    )
-                except Unavailable as error:
-                    log.warning("the lease could not be released and will expire: %s", error)
+        except BaseException:
+            # Why the work broke off is what the caller has to hear.
+            try:
+                self._leave(stop, over())
+            except Unavailable as error:
+                log.warning("the lease could not be released and will expire: %s", error)
+            raise
+        self._leave(stop, over())
+
+    def _leave(self, stop: StopSignal, over: bool) -> None:
+        """Release the lease, unless it is another's by now."""
+        if stop.reason is StopReason.LEASE_LOST:
+            return
+        try:
+            insist(lambda: self.release(forget=over), self._clock, stop, self._terms.seconds)
+        except Unavailable as error:
+            if over:
+                raise  # nobody would remove it, were the message not delivered again
+            log.warning("the lease could not be released and will expire: %s", error)
 
     def _write(self, owner: str) -> None:
         with self._writing:

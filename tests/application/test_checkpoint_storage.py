@@ -246,6 +246,7 @@ def test_shutdown_does_not_wait_for_a_first_checkpoint_that_hangs(
     assert world.job().setbacks == 0
     (lease,) = world.leases()
     assert json.loads(world.blobs.get(lease).data)["owner"] == "", "the next worker need not wait"
+    gate.set()
 
 
 def test_a_step_that_takes_long_does_not_make_a_checkpoint_look_long(

@@ -421,6 +421,23 @@ def test_a_stop_is_heard_while_a_lease_is_watched(world: World) -> None:
     assert world.clock.monotonic() - began <= 3.0
 
 
+def test_a_lease_that_cannot_be_removed_is_removed_by_the_redelivery(world: World) -> None:
+    class Keeping:
+        def __getattr__(self, name: str) -> Any:
+            def fail(at: Location) -> None:
+                raise BlobUnavailable(f"503 for {at}")
+
+            return fail if name == "delete" else getattr(world.blobs, name)
+
+    outcome = world.worker(blobs=Keeping())(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater), "an acknowledged message would leave it for ever"
+    assert world.job().state is JobState.COMPLETED
+    assert len(world.leases()) == 1
+    assert world.until_settled(a_task()) == Done()
+    assert world.leases() == []
+    assert len(world.notifier.final) == 1
+
+
 def test_a_store_that_lets_nobody_delete_costs_nobody_the_job(world: World) -> None:
     class Keeping:
         def __getattr__(self, name: str) -> Any:

@@ -41,7 +41,8 @@ class Harness:
         """Three pictures, two at a time: two steps an epoch, the second one smaller."""
         values = {
             **{"epochs": EPOCHS, "resolution": self.resolution, "batch_size": 2, "rank": 2},
-            **{"learning_rate": 1e-3, "lr_warmup_steps": 0, **parameters},
+            **{"learning_rate": 1e-3, "lr_warmup_steps": 0, "sample_prompts": ("a sun",)},
+            **parameters,
         }
         return TrainingPlan(
             style_id=7,
