@@ -198,55 +198,39 @@ def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
     assert saved(world) == [30, 40]
 
 
+@pytest.mark.parametrize(
+    ("step", "left", "said"),
+    [(40, 0.2, "the one before is still under way"), (10, 2.0, "it has not arrived")],
+)
 def test_shutdown_does_not_wait_for_a_store_that_hangs(
     world: World,
     gate: threading.Event,
     uploads: ThreadPoolExecutor,
     caplog: pytest.LogCaptureFixture,
+    step: int,
+    left: float,
+    said: str,
 ) -> None:
     stop = StopSignal()
 
     def shut_down() -> None:
-        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 0.2)
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + left)
 
     worker = a_worker(
         world,
         blobs=Gated(world, waiting(gate)),
-        trainer=Watched(world, 40, shut_down),
+        trainer=Watched(world, step, shut_down),
         uploads=uploads,
     )
     assert worker(a_task(), stop) == HandBack()
     assert not gate.is_set()
     assert saved(world) == []
-    assert "no checkpoint: the one before is still under way" in caplog.text
-    gate.set()
-    assert world.until_settled(a_task()) == Done()
-
-
-def test_shutdown_does_not_wait_for_a_first_checkpoint_that_hangs(
-    world: World,
-    gate: threading.Event,
-    uploads: ThreadPoolExecutor,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    stop = StopSignal()
-
-    def shut_down() -> None:
-        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 2.0)
-
-    worker = a_worker(
-        world,
-        blobs=Gated(world, waiting(gate)),
-        trainer=Watched(world, 10, shut_down),
-        uploads=uploads,
-    )
-    assert worker(a_task(), stop) == HandBack()
-    assert not gate.is_set()
-    assert "no checkpoint: it has not arrived" in caplog.text
+    assert f"no checkpoint: {said}" in caplog.text
     assert world.job().setbacks == 0
     (lease,) = world.leases()
     assert json.loads(world.blobs.get(lease).data)["owner"] == "", "the next worker need not wait"
     gate.set()
+    assert world.until_settled(a_task()) == Done()
 
 
 def test_a_step_that_takes_long_does_not_make_a_checkpoint_look_long(
