@@ -6,7 +6,14 @@ import logging
 import re
 
 from application.layout import Layout
-from application.ports import BlobStore, Clock, TrainerBroken, TrainingSession
+from application.ports import (
+    BlobDenied,
+    BlobStore,
+    Clock,
+    TrainerBroken,
+    TrainingSession,
+    Unavailable,
+)
 from application.rules import Rules
 
 log = logging.getLogger(__name__)
@@ -15,7 +22,8 @@ log = logging.getLogger(__name__)
 class CheckpointPreviews:
     """Draws and stores previews of one run, as long as they cost no more than the rules allow.
 
-    They are a courtesy: what fails here is logged, and ends the drawing, not the training.
+    They are a courtesy: what fails here is logged, and is not the training's undoing. A session
+    that cannot draw is not asked again; a store that is away may be there the next time.
     """
 
     def __init__(self, blobs: BlobStore, clock: Clock, layout: Layout, rules: Rules) -> None:
@@ -35,15 +43,19 @@ class CheckpointPreviews:
         """
         started = self._clock.monotonic()
         try:
-            for number, preview in enumerate(session.previews(adapted=True)):
-                at = self._layout.previews(task_id, epoch, number)
-                self._blobs.put(at, preview.png, content_type="image/png")
+            drawn = session.previews(adapted=True)
         except TrainerBroken:
             raise
         except Exception:
             log.warning("no previews at epoch %d, and none from here on", epoch, exc_info=True)
             self._left = 0
             return
+        try:
+            for number, preview in enumerate(drawn):
+                at = self._layout.previews(task_id, epoch, number)
+                self._blobs.put(at, preview.png, content_type="image/png")
+        except (Unavailable, BlobDenied) as error:
+            log.warning("the previews of epoch %d are not stored: %s", epoch, error)
         self._spent += self._clock.monotonic() - started
         self._rounds += 1
         self._left -= 1

@@ -79,6 +79,26 @@ def test_what_is_stored_is_read_back_in_order() -> None:
     )
 
 
+def test_a_store_that_is_away_costs_one_round(caplog: pytest.LogCaptureFixture) -> None:
+    class AwayOnce(MemoryBlobStore):
+        away = True
+
+        def put(self, *content: Any, **options: Any) -> str:
+            if self.away:
+                self.away = False
+                raise BlobUnavailable("503")
+            return super().put(*content, **options)
+
+    clock, blobs = ManualClock(), AwayOnce()
+    previews = CheckpointPreviews(blobs, clock, LAYOUT, RULES)
+    session = Drawing(clock, 0)
+    for epoch in (10, 20):
+        assert previews.affordable()
+        previews.draw(session, TASK_ID, epoch)  # type: ignore[arg-type] # it only draws
+    assert [epoch for epoch, _ in stored_previews(blobs, LAYOUT, TASK_ID)] == [20]
+    assert "the previews of epoch 10 are not stored: 503" in caplog.text
+
+
 class Seen:
     """A reporter that keeps what it is shown."""
 

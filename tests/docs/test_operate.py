@@ -28,6 +28,7 @@ HARMLESS = {
     "a message's headers cannot be read and are left out: %r": "the body is all that we need",
     "%s is taken with %d, but the answer broke off": "it is taken",
     "no previews at epoch %d, and none from here on": "the report has those of the end",
+    "the previews of epoch %d are not stored: %s": "a courtesy, tried again at the next epochs",
     "the checkpoint under way is lost": "the job is over, or goes on from the one before",
     # Of the spool folder, for trying.
     "%s is left out: %s": "a file that cannot be read",
