@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from application.ports import BlobStore
 from domain.location import Location
 
 JOBS = "jobs/"
+"""What the keys of all that belongs to a job start with."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Layout:
         task_id = _task_of(at)
         return task_id if at == self.lease(task_id) else None
 
-    def recorded_tasks(self, blobs: BlobStore) -> list[str]:
-        """The tasks that have a journal."""
-        stored = blobs.list(self.bucket, JOBS)
-        return [task_id for at in stored if at == self.journal(task_id := _task_of(at))]
+    def recorded_task(self, at: Location) -> str | None:
+        """The task whose journal a blob is; None where it is another blob."""
+        task_id = _task_of(at)
+        return task_id if at == self.journal(task_id) else None
 
     def _job(self, task_id: str, name: str) -> Location:
         return Location(self.bucket, f"{JOBS}{task_id}/{name}")

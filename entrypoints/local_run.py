@@ -25,7 +25,7 @@ from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
 from application.gather_pictures import gather_pictures
 from application.journal import recorded_job
-from application.layout import Layout
+from application.layout import JOBS, Layout
 from application.lease import LeaseTerms
 from application.ports import Blob, BlobMissing, BlobStore
 from application.rules import Rules
@@ -335,8 +335,8 @@ def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settl
 
 
 def _refuse_other_run(task: TrainingTask, container: Container, out: Path) -> None:
-    recorded = container.layout().recorded_tasks(container.blobs())
-    others = [task_id for task_id in recorded if task_id != task.task_id]
+    recorded = map(container.layout().recorded_task, container.blobs().list(OUT, JOBS))
+    others = [task_id for task_id in recorded if task_id not in (None, task.task_id)]
     if others:
         raise UsageError(
             f"--out {out}: holds another run's checkpoint ({others[0]}), of other "

@@ -61,8 +61,8 @@ def announce(
     still_ours: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Any:
-    named = {"random": lambda: 1.0, **options}
-    announcer = Announcer(notifier=backend, clock=world.clock, **named)  # type: ignore[arg-type]
+    named: dict[str, Any] = {"notifier": backend, "random": lambda: 1.0, **options}
+    announcer = Announcer(clock=world.clock, **named)
     return announcer(entry or failing(world), still_ours, stop or StopSignal())
 
 
