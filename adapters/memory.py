@@ -202,6 +202,12 @@ class MemoryQueue:
             self._waiting[:0] = [_back(held) for held in self._unsettled.values()]
             self._unsettled.clear()
 
+    def take_back(self, delivery: Delivery) -> None:
+        """Take one back, where it is not settled."""
+        with self._lock:
+            if self._unsettled.pop(delivery.id, None) is not None:
+                self._waiting.insert(0, _back(delivery))
+
     def publish(self, body: bytes) -> None:
         """Put a message at the end."""
         with self._lock:

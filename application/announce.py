@@ -61,6 +61,8 @@ class Announcer:
             Unavailable: the backend or the store is away; the job stays announcing.
             LeaseLost: another worker has the job.
         """
+        # A backend that is told of progress after the end shows a finished style as unfinished.
+        wait(entry.quiet_from - self.clock.monotonic(), self.clock, stop)
         failures = 0
         while True:
             if stop.deadline - self.clock.monotonic() < SLOW_ANSWER:

@@ -7,6 +7,7 @@ was thought dead and comes back can change nothing.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -31,6 +32,9 @@ class Entry:
         self._revision = 0
         self.job = job
         """The job as it stands."""
+        self.quiet_from = -math.inf
+        """Monotonic time, in seconds, before which a progress call of ours may still reach the
+        backend. Not on record: whoever takes the job over from us is later than that."""
 
     def load(self) -> None:
         """Take over what is on record, if anything is."""

@@ -48,7 +48,7 @@ from application.settlement import (
 from application.stop import Stopped, StopReason, StopSignal
 from application.style_report import ReportWriter
 from domain.failure import Failure, FailureCode, TrainingFailed
-from domain.job import ACTIVE, UNDECIDED, TrainingJob
+from domain.job import ACTIVE, UNDECIDED, Change, TrainingJob
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
@@ -191,20 +191,21 @@ class RunTraining:
             metric = TrainingMetric(
                 last.loss, last.epoch, session.total_steps, best.epoch if best else None
             )
-            entry.apply(entry.job.finish_training(metric))
+            self._record(entry, entry.job.finish_training(metric), stop)
 
             self._hold(lease, stop)
             artifact = self._upload(session.weights(), task.style_id, stop)
-            entry.apply(entry.job.store(artifact))
+            self._record(entry, entry.job.store(artifact), stop)
             if stop.reason is None:
                 write = ReportWriter(
                     blobs=self.blobs,
+                    clock=self.clock,
                     layout=self.layout,
                     reporter=self.reporter,
                     base=self.trainer.base,
                 )
                 seconds = self.clock.monotonic() - started
-                write(session, task, plan, pictures, entry.job, seconds)
+                write(session, task, plan, pictures, entry.job, seconds, stop)
 
     def _refuse_hopeless(self, job: TrainingJob) -> None:
         if cancellation_requested(job.task_id, self.blobs, self.layout):
@@ -237,6 +238,10 @@ class RunTraining:
         at = self.layout.weights(style_id)
         insist(lambda: self.blobs.put(at, weights), self.clock, stop, self.rules.upload_patience)
         return Artifact(at, hashlib.sha256(weights).hexdigest(), len(weights))
+
+    def _record(self, entry: Entry, change: Change, stop: StopSignal) -> None:
+        """Put on record what would be dear to do again."""
+        insist(lambda: entry.apply(change), self.clock, stop, self.rules.upload_patience)
 
     def _put_down(self, entry: Entry, reason: str, *, setback: bool) -> None:
         if entry.job.state not in ACTIVE:

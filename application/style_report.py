@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from application.checkpoint_previews import stored_previews
 from application.layout import Layout
+from application.patience import insist
 from application.ports import (
     BaseFacts,
     BlobStore,
+    Clock,
     Reporter,
+    ReportFile,
     StyleReport,
     TrainingPlan,
     TrainingSession,
+    Unavailable,
 )
+from application.stop import StopSignal
 from domain.job import TrainingJob
 from domain.picture import PictureSet
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PATIENCE = 60.0
+"""Seconds for which each file's upload is tried, while the announcement waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +40,7 @@ class ReportWriter:
     """Draws the last previews, renders the report and stores its files."""
 
     blobs: BlobStore
+    clock: Clock
     layout: Layout
     reporter: Reporter
     base: BaseFacts
@@ -39,11 +53,13 @@ class ReportWriter:
         pictures: PictureSet,
         job: TrainingJob,
         seconds: float,
+        stop: StopSignal,
     ) -> None:
         """Store the report of a job whose weights are stored. Raises nothing: the style is done.
 
         Args:
             seconds: since the job was taken up.
+            stop: ends the waiting for a store that is away.
         """
         assert job.metric is not None  # recorded when training finished
         assert job.artifact is not None  # recorded when the weights were stored
@@ -56,7 +72,9 @@ class ReportWriter:
                 history=session.history,
                 before=session.previews(adapted=False),
                 after=session.previews(adapted=True),
-                underway=stored_previews(self.blobs, self.layout, task.task_id),
+                underway=self._insist(
+                    lambda: stored_previews(self.blobs, self.layout, task.task_id), stop
+                ),
                 artifact=job.artifact,
                 metric=job.metric,
                 seconds=seconds,
@@ -64,7 +82,15 @@ class ReportWriter:
                 peak_memory=session.peak_memory,
             )
             for file in self.reporter.render(report):
-                at = self.layout.report(task.task_id, file.name)
-                self.blobs.put(at, file.data, content_type=file.content_type)
+                self._insist(partial(self._store, task.task_id, file), stop)
+        except Unavailable as error:
+            log.warning("no report for task %s, the store is away: %s", task.task_id, error)
         except Exception:
             log.exception("no report for task %s", task.task_id)
+
+    def _store(self, task_id: str, file: ReportFile) -> None:
+        at = self.layout.report(task_id, file.name)
+        self.blobs.put(at, file.data, content_type=file.content_type)
+
+    def _insist(self, call: Callable[[], T], stop: StopSignal) -> T:
+        return insist(call, self.clock, stop, PATIENCE)

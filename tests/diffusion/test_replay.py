@@ -165,7 +165,7 @@ class Card:
             "graph_pool_handle": lambda: (0, 1),
             "device": lambda device: Within("device", str(device)),
             "stream": lambda stream: Within("stream", stream),
-            "current_stream": lambda device: card.stream,
+            "current_stream": lambda device=None: card.stream,
             "set_stream": lambda stream: setattr(card, "stream", stream),
             "synchronize": lambda device=None: card.waited_for.append(str(device or card.device)),
             "empty_cache": lambda: None,

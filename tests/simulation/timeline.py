@@ -1,0 +1,131 @@
+"""Virtual time: what waits is resumed at its moment, one thing at a time."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+
+
+class Gone(BaseException):
+    """The process is no more; nothing may catch it."""
+
+
+@dataclass(eq=False)
+class Process:
+    """What lives and dies, stands still and goes on as one."""
+
+    name: str
+    dead: bool = False
+    frozen_until: float = 0.0
+    """Like one that is stopped by SIGSTOP, or whose machine is paused."""
+
+
+class _Strand(greenlet):
+    """One thread of a process."""
+
+    process: Process
+
+
+class Timeline:
+    """Runs threads in virtual time. Of what is due at one moment, chance says which is first."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.now = 0.0
+        """Seconds since the start."""
+        self._chance = chance
+        self._due: list[tuple[float, float, int, Callable[[], object]]] = []
+        self._count = 0
+        self._hub = getcurrent()
+
+    def at(self, moment: float, action: Callable[[], object]) -> None:
+        """Call ``action`` then. It belongs to no process and must not wait."""
+        self._count += 1
+        heapq.heappush(self._due, (moment, self._chance.random(), self._count, action))
+
+    def spawn(self, process: Process, work: Callable[[], object]) -> None:
+        """Start a thread of ``process``."""
+
+        def live() -> None:
+            with suppress(Gone):
+                work()
+
+        strand = _Strand(live, self._hub)
+        strand.process = process
+        self._resume(strand, self.now)
+
+    def sleep(self, seconds: float) -> None:
+        """Let the calling thread wait.
+
+        Raises:
+            Gone: its process died meanwhile.
+        """
+        strand = getcurrent()
+        assert isinstance(strand, _Strand)
+        if not strand.process.dead:
+            self._resume(strand, self.now + max(0.0, seconds))
+            self._hub.switch()
+        if strand.process.dead:
+            raise Gone
+
+    def monotonic(self) -> float:
+        """The time, as a clock's."""
+        return self.now
+
+    def run(self, until: float, over: Callable[[], bool] = lambda: False) -> None:
+        """Let time pass, up to the moment ``until``, or until ``over`` says so."""
+        while self._due and self._due[0][0] <= until and not over():
+            moment, _, _, action = heapq.heappop(self._due)
+            self.now = max(self.now, moment)
+            action()
+
+    def _resume(self, strand: _Strand, moment: float) -> None:
+        def go() -> None:
+            process = strand.process
+            if self.now < process.frozen_until and not process.dead:
+                self._resume(strand, process.frozen_until)
+            else:
+                strand.switch()
+
+        self.at(moment, go)
+
+
+class Lock:
+    """What ``threading.Lock`` is to threads."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._taken = False
+
+    def __enter__(self) -> None:
+        while self._taken:
+            self._timeline.sleep(0.01)
+        self._taken = True
+
+    def __exit__(self, *_: Any) -> None:
+        self._taken = False
+
+
+class Condition:
+    """What ``threading.Condition`` is to threads, where nothing waits inside of it otherwise."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def wait(self, seconds: float) -> None:
+        """Look again after ``seconds``: nobody is woken before."""
+        self._timeline.sleep(seconds)
+
+    def notify_all(self) -> None:
+        """Nobody needs it."""

@@ -1,0 +1,126 @@
+"""What was promised, checked against what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+
+from domain.events import JobGivenUp, JobInterrupted, JobStarted, TrainingFinished
+from domain.job import UNDECIDED, JobState
+from domain.task import TrainingTask
+from tests.simulation.machine import PLANNED
+from tests.simulation.run import Run
+from tests.simulation.timeline import Process
+from tests.simulation.world import HOPELESS, Call, style_of
+
+EXPECTED_ERRORS = (PLANNED, "its device answers no more", "goes to the dead letters")
+STOPPING = ("killed", "terminated", "frozen", "device", "store")
+"""Disturbances of a machine by which it may lose what it has, or not come to record it."""
+
+
+def wrongs(run: Run) -> list[str]:
+    """Everything that should not have happened, a line each."""
+    lines = [line for task in run.world.tasks.values() for line in _of_task(run, task)]
+    for body in set(run.mischief.garbage):
+        lines += _calls(run, style_of(body), {"failed"})
+    return [*lines, *_of_all(run)]
+
+
+def _of_all(run: Run) -> Iterator[str]:
+    if not run.quiet:
+        yield f"not quiet after {run.world.timeline.now:.0f} s"
+    dead = {letter.body for letter in run.world.queue.dead}
+    for body in dead.symmetric_difference(run.mischief.garbage):
+        yield f"among the dead letters, or not, by mistake: {body!r}"
+    for error in run.errors:
+        if not any(expected in error for expected in EXPECTED_ERRORS):
+            yield f"an error in the log: {error}"
+    for at in run.world.blobs.blobs:
+        if at.name == "lease.json":
+            yield f"{at} is left"
+
+
+def _of_task(run: Run, task: TrainingTask) -> Iterator[str]:
+    job, name = run.world.job(task.task_id), f"style {task.style_id}"
+    if job is None or not job.is_terminal:
+        yield f"{name}: not at its end: {job and job.state}"
+        return
+    usual = JobState.FAILED if task.style_id == HOPELESS else JobState.COMPLETED
+    cancelled = task.task_id in run.mischief.cancelled and job.state is JobState.CANCELLED
+    if job.state is not usual and not cancelled:
+        yield f"{name}: {job.state}, {job.failure}"
+    wanted = "completed" if job.state is JobState.COMPLETED else "failed"
+    yield from _calls(run, task.style_id, {wanted})
+    yield from _records(run, name, task)
+    yield from _takeovers(run, name, task)
+    style = run.world.weights(task.style_id)
+    if job.state is JobState.COMPLETED and style != _reference(task.style_id):
+        yield f"{name}: not the weights of an undisturbed run"
+
+
+def _calls(run: Run, style_id: int, wanted: set[str]) -> Iterator[str]:
+    """The backend is told once how a job ended, and nothing more after that."""
+    name = f"style {style_id}"
+    taken = [c for c in run.world.calls if c.style_id == style_id and c.taken_at is not None]
+    final = sorted((c for c in taken if c.kind != "progress"), key=lambda c: c.taken_at or 0.0)
+    if {call.kind for call in final} != wanted:
+        yield f"{name}: the backend was told {[call.kind for call in final]}, not {wanted}"
+        return
+    if len({call.key for call in final}) > 1:
+        yield f"{name}: announced under several keys"
+    for before, after in pairwise(final):
+        if not _repeat_is_excused(run, before, after):
+            yield f"{name}: announced again without need, at {after.made_at:.1f} s"
+    end = final[0].taken_at or 0.0
+    for call in taken:
+        if call.kind == "progress" and (call.taken_at or 0.0) > end:
+            yield f"{name}: progress after the final call, at {call.taken_at:.1f} s"
+
+
+def _repeat_is_excused(run: Run, before: Call, after: Call) -> bool:
+    """Whether its first caller may not have come to put on record that the call was taken."""
+    if before.answered_at is None or before.answered_at > after.made_at:
+        return True
+    return _was_stopped(run, before.caller, before.made_at, after.made_at)
+
+
+def _records(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
+    """Once the outcome is on record, nothing is done but to announce it; then nothing at all."""
+    records = [record for record in run.world.records if record[2].task_id == task.task_id]
+    for (_, _, before), (at, who, after) in pairwise(records):
+        if after == before:  # written again, as the first answer was lost
+            continue
+        decided = before.state not in UNDECIDED
+        if before.is_terminal or (decided and after.state in UNDECIDED):
+            yield f"{name}: {before.state}, then {after.state} by {who.name} at {at:.1f} s"
+
+
+def _takeovers(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
+    """Nobody takes a job from a worker that is well."""
+    holder: tuple[float, Process] | None = None
+    for at, who, event in run.world.events:
+        if event.task_id != task.task_id:
+            continue
+        if isinstance(event, JobStarted):
+            if (
+                holder
+                and holder[1] is not who
+                and not _was_stopped(run, holder[1], *holder[:1], at)
+            ):
+                yield f"{name}: taken from {holder[1].name} by {who.name} at {at:.1f} s"
+            holder = (at, who)
+        elif isinstance(event, (JobInterrupted, JobGivenUp, TrainingFinished)):
+            holder = None
+
+
+def _was_stopped(run: Run, process: Process, begins: float, ends: float) -> bool:
+    return any(
+        disturbance.kind in STOPPING and disturbance.hit(process, begins, ends)
+        for disturbance in run.mischief.done
+    )
+
+
+@cache
+def _reference(style_id: int) -> bytes | None:
+    return Run(0, styles=style_id, disturbed=False)().world.weights(style_id)

@@ -1,0 +1,122 @@
+"""What outlives workers: the store, the backend, the broker, and what is asked of all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from adapters.memory import MemoryBlobStore, MemoryQueue
+from application.journal import recorded_job
+from application.layout import Layout
+from application.ports import BlobMissing, BlobUnavailable, NotifierUnavailable
+from application.rules import Rules
+from domain.events import Event
+from domain.job import TrainingJob
+from domain.location import Location
+from domain.parameters import RequestedParameters
+from domain.task import InvalidTask, TrainingTask
+from tests.simulation.clock import VirtualClock
+from tests.simulation.network import Network, Server
+from tests.simulation.timeline import Process, Timeline
+
+LAYOUT = Layout("models")
+RULES = Rules(fetch_concurrency=1, most_setbacks=1000)
+"""The defaults, but for threads of our own, and for the end of a job that only meets crashes."""
+PICTURES, EPOCHS, BATCH = 10, 25, 4
+STEPS = EPOCHS * -(-PICTURES // BATCH)
+HOPELESS = 4
+"""The style whose training diverges."""
+
+
+@dataclass
+class Call:
+    """One call of the backend. Moments are seconds of virtual time."""
+
+    kind: str
+    style_id: int
+    key: str | None
+    caller: Process
+    made_at: float
+    taken_at: float | None = None
+    answered_at: float | None = None
+    """When the caller knew that it was taken."""
+
+
+@dataclass
+class World:
+    """Servers, and what is on record of all that happened."""
+
+    timeline: Timeline
+    network: Network
+    tasks: Mapping[bytes, TrainingTask]
+    """By their messages."""
+    blobs: MemoryBlobStore
+    queue: MemoryQueue
+    store: Server = field(default_factory=lambda: Server(20.0, BlobUnavailable))
+    backend: Server = field(default_factory=lambda: Server(30.0, NotifierUnavailable))
+    broker: Server = field(default_factory=lambda: Server(20.0, BlobUnavailable))
+    calls: list[Call] = field(default_factory=list)
+    events: list[tuple[float, Process, Event]] = field(default_factory=list)
+    """When, on which machine, what."""
+    records: list[tuple[float, Process, TrainingJob]] = field(default_factory=list)
+    """What was written into journals: when, by which machine."""
+    steps: int = 0
+    """Run by all machines together."""
+
+    def parse(self, body: bytes) -> TrainingTask:
+        """Port ``TaskParser``."""
+        if body in self.tasks:
+            return self.tasks[body]
+        raise InvalidTask("data.images", "missing", "give 10 to 100", style_of(body))
+
+    def job(self, task_id: str) -> TrainingJob | None:
+        """The job on record."""
+        return recorded_job(self.blobs, LAYOUT.journal(task_id))
+
+    def weights(self, style_id: int) -> bytes | None:
+        """The style."""
+        try:
+            return self.blobs.get(LAYOUT.weights(style_id)).data
+        except BlobMissing:
+            return None
+
+
+def a_world(chance: random.Random, styles: int) -> World:
+    """One with so many tasks, and their pictures."""
+    timeline = Timeline(chance)
+    tasks = {task.task_id.encode(): task for task in map(a_task, range(1, styles + 1))}
+    world = World(
+        timeline,
+        Network(timeline, chance),
+        tasks,
+        MemoryBlobStore(),
+        MemoryQueue(VirtualClock(timeline, Process("broker"))),
+    )
+    for server in (world.store, world.backend):
+        server.latency = chance.choice([0.02, 0.02, 1.0, 6.0])
+    for task in tasks.values():
+        for image in task.images:
+            world.blobs.put(image, str(image).encode())
+    return world
+
+
+def a_task(style_id: int) -> TrainingTask:
+    """A style's task, the same in every run."""
+    return TrainingTask(
+        task_id=f"00000000-0000-4000-8000-{style_id:012d}",
+        style_id=style_id,
+        images=tuple(Location("media", f"{style_id}/{n:02d}.jpg") for n in range(PICTURES)),
+        tags=("watercolour",),
+        requested=RequestedParameters({"epochs": EPOCHS, "batch_size": BATCH}),
+    )
+
+
+def garbage(number: int) -> bytes:
+    """A message that is no task, and names a style all the same."""
+    return f"garbage for style {100 + number}".encode()
+
+
+def style_of(body: bytes) -> int:
+    """The style that garbage names."""
+    return int(body.rpartition(b" ")[2])
