@@ -18,6 +18,7 @@ from application.ports import (
     EpochRecord,
     NotifierRefused,
     NotifierUnavailable,
+    PreconditionFailed,
     TrainerBroken,
     TrainingSession,
 )
@@ -615,6 +616,28 @@ def test_a_device_that_answers_no_more_costs_one_job_one_setback(world: World) -
     assert outcome.broken
     assert (world.job().state, world.job().setbacks) == (JobState.INTERRUPTED, 1)
     assert world.until_settled(a_task()) == Done()
+
+
+@pytest.mark.parametrize(
+    "error", [BlobUnavailable("503"), BlobDenied("403"), PreconditionFailed("another's by now")]
+)
+def test_a_worker_whose_device_answers_no_more_ends_though_it_cannot_put_the_job_down(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    plain = world.blobs.put
+
+    def put(at: Location, *content: Any, **options: Any) -> str:
+        if at == LAYOUT.journal(TASK_ID):
+            raise error
+        return plain(at, *content, **options)
+
+    def break_down() -> None:
+        monkeypatch.setattr(world.blobs, "put", put)
+        raise TrainerBroken("CUDA error: the launch timed out and was terminated")
+
+    outcome = world.worker(trainer=Watched(world, 12, break_down))(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.broken
 
 
 def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) -> None:
