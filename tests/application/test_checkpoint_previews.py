@@ -11,8 +11,8 @@ import pytest
 
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from application.checkpoint_previews import CheckpointPreviews, stored_previews
-from application.ports import BlobUnavailable, Preview, StyleReport
-from application.settlement import Done
+from application.ports import BlobUnavailable, Preview, StyleReport, TrainerBroken
+from application.settlement import Done, RetryLater
 from application.stop import StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
@@ -143,3 +143,21 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
     # One try at a checkpoint, and then the report's own.
     assert drawn[0] is True
     assert drawn.count(True) == 1
+
+
+def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
+    world = World()
+
+    def break_down(*, adapted: bool) -> Any:
+        raise TrainerBroken(f"CUDA error, adapted={adapted}")
+
+    class Broken(MemoryTrainer):
+        @contextmanager
+        def open(self, plan: Any, resume: Any) -> Iterator[Any]:
+            with super().open(plan, resume) as session:
+                session.previews = break_down  # type: ignore[method-assign] # a double
+                yield session
+
+    outcome = world.worker(trainer=Broken(world.clock))(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.broken

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from application.journal import Journal
 from application.ports import BlobDenied, BlobUnavailable
 from application.run_training import RunTraining
 from application.settlement import DeadLetter, Done, HandBack, RetryLater
@@ -23,7 +24,7 @@ from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
 from tests.application.test_run_training import Watched
-from tests.application.world import RULES, World, a_task
+from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -325,10 +326,7 @@ def test_who_knows_that_the_job_is_lost_writes_nothing_more(
 
 
 def test_who_has_lost_the_job_puts_nothing_on_record(
-    world: World,
-    gate: threading.Event,
-    uploads: ThreadPoolExecutor,
-    caplog: pytest.LogCaptureFixture,
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
     """Another worker comes by while the first one's checkpoint is under way."""
 
@@ -347,4 +345,31 @@ def test_who_has_lost_the_job_puts_nothing_on_record(
     assert isinstance(worker(a_task(), StopSignal()), RetryLater)
     assert world.job().state is JobState.COMPLETED
     assert len(world.notifier.final) == 1
+
+
+def test_a_checkpoint_of_a_job_that_is_anothers_by_now_is_no_loss(
+    world: World,
+    gate: threading.Event,
+    uploads: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The one who finds out is one whose training breaks off."""
+
+    def taken_over() -> None:
+        journal = Journal(world.blobs, world.events.append)
+        theirs = journal.open(LAYOUT.journal(TASK_ID), "theirs", world.job())
+        theirs.apply(theirs.job.interrupt("its worker was lost", setback=True))
+        gate.set()
+        raise RuntimeError("a defect")
+
+    worker = a_worker(
+        world,
+        blobs=Gated(world, waiting(gate)),
+        trainer=Watched(world, 40, taken_over),
+        uploads=uploads,
+    )
+    outcome = worker(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
+    assert saved(world) == []
     assert "the checkpoint under way is lost" not in caplog.text

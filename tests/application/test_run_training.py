@@ -13,6 +13,7 @@ import pytest
 from adapters.memory import MemoryBlobStore, MemorySession, MemoryTrainer
 from application.lease import Lease, LeaseTerms
 from application.ports import (
+    Blob,
     BlobDenied,
     BlobUnavailable,
     EpochRecord,
@@ -150,6 +151,19 @@ def test_a_crash_before_the_tidying_is_made_up_for_by_the_redelivery(world: Worl
     assert stored_epochs(world) == [10, 20, 25]
     assert world.worker()(a_task(), StopSignal()) == Done()
     assert stored_epochs(world) == [25]
+
+
+@pytest.mark.parametrize("error", [BlobUnavailable("503"), BlobDenied("403")])
+def test_old_checkpoints_that_cannot_be_listed_are_left(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(_bucket: str, _prefix: str) -> list[Location]:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.blobs, "list", refuse)
+        assert world.worker()(a_task(), StopSignal()) == Done()
+    assert stored_epochs(world) == [10, 20, 25]
 
 
 def test_an_unfinished_job_keeps_every_checkpoint(world: World) -> None:
@@ -335,6 +349,23 @@ def test_a_job_cancelled_while_queued_is_not_begun(world: World) -> None:
     assert world.trainer.opened == 0
 
 
+@pytest.mark.parametrize("error", [BlobUnavailable("503"), BlobDenied("403")])
+def test_where_nobody_can_tell_whether_a_job_is_cancelled_it_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """S3 denies what is missing to those who may not list."""
+    plain = world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        if at == LAYOUT.cancellation(TASK_ID):
+            raise error
+        return plain(at, **options)
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.COMPLETED
+
+
 def test_too_few_usable_pictures_fail_with_reasons_for_the_artist(world: World) -> None:
     world.blobs.put(Location("media", "7/03.jpg"), b"broken")
     world.blobs.delete(Location("media", "7/04.jpg"))
@@ -368,6 +399,7 @@ def test_captions_lie_beside_their_pictures(
 ) -> None:
     world.blobs.put(Location("media", "7/00.txt"), "a  red\nfox ".encode("utf-8-sig"))
     world.blobs.put(Location("media", "7/01.txt"), b"\xff\xfe\xff")
+    world.blobs.put(Location("media", "7/02.txt"), b"red " * 5000)
     plans = []
 
     class Noting(MemoryTrainer):
@@ -376,9 +408,28 @@ def test_captions_lie_beside_their_pictures(
             return super().open(plan, resume)
 
     world.worker(trainer=Noting(world.clock))(a_task(), StopSignal())
-    assert [picture.caption for picture in plans[0].pictures[:3]] == ["a red fox", None, None]
-    (said,) = [line for line in caplog.messages if "caption" in line]
-    assert said == "the caption 01.txt is left out: it is not UTF-8; save it as UTF-8"
+    captions = [picture.caption for picture in plans[0].pictures[:4]]
+    assert captions == ["a red fox", None, None, None]
+    assert [line for line in caplog.messages if "caption" in line] == [
+        "the caption 01.txt is left out: it is not UTF-8; save it as UTF-8",
+        "the caption 02.txt is left out: it is larger than 16 KB",
+    ]
+
+
+def test_a_picture_whose_caption_is_denied_has_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 denies what is missing to those who may not list."""
+    plain = world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        if at.name.endswith(".txt"):
+            raise BlobDenied(f"403 for {at}")
+        return plain(at, **options)
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.COMPLETED
 
 
 def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> None:
@@ -394,6 +445,45 @@ def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> 
     assert 0 < put_aside.delay <= RULES.lease.seconds
     assert len(world.notifier.final) == 1
     assert world.trainer.opened == 0
+
+
+def test_of_two_workers_that_find_no_lease_one_gets_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, plain = world.worker(), world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        try:
+            return plain(at, **options)
+        finally:
+            if at == LAYOUT.lease(TASK_ID):
+                monkeypatch.undo()
+                Lease(world.blobs, at, "theirs", RULES.lease, world.clock).acquire(StopSignal())
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    outcome = ours(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
+    assert 0 < outcome.delay <= RULES.lease.seconds
+    assert world.trainer.opened == 0
+
+
+def test_a_job_that_another_worker_ends_before_the_lease_is_ours_is_left_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, plain = world.worker(), world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        if at == LAYOUT.lease(TASK_ID):
+            monkeypatch.undo()
+            assert world.worker()(a_task(), StopSignal()) == Done()
+        return plain(at, **options)
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    assert ours(a_task(), StopSignal()) == Done()
+    assert world.trainer.opened == 1
+    assert len(world.notifier.final) == 1
+    assert world.leases() == []
 
 
 def test_a_longer_term_than_ours_is_respected(world: World) -> None:
@@ -463,6 +553,7 @@ def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World)
 
     outcome = world.worker(trainer=Watched(world, 35, steal))(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
     assert world.notifier.final == []
     assert LAYOUT.weights(7) not in world.blobs.blobs
 
@@ -732,7 +823,7 @@ def test_a_bucket_of_journals_that_is_denied_buries_no_task(world: World) -> Non
     assert isinstance(outcome, RetryLater)
     assert "403 for models" in outcome.reason
     outcome = world.worker(blobs=Denying())(a_task(), StopSignal(), RULES.most_retries)
-    assert isinstance(outcome, DeadLetter)
+    assert outcome == DeadLetter("403 for models: let the worker write it")
     assert world.until_settled(a_task()) == Done()
 
 
