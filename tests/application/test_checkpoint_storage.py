@@ -323,6 +323,8 @@ def test_who_knows_that_the_job_is_lost_writes_nothing_more(
     )
     assert isinstance(worker(a_task(), stop), RetryLater)
     assert world.job().checkpoint is None
+    (lease,) = world.leases()
+    assert json.loads(world.blobs.get(lease).data)["owner"] == "worker-1", "nor releases it"
 
 
 def test_who_has_lost_the_job_puts_nothing_on_record(

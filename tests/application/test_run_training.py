@@ -432,6 +432,15 @@ def test_a_picture_whose_caption_is_denied_has_none(
     assert world.job().state is JobState.COMPLETED
 
 
+def test_a_picture_with_so_long_a_key_that_no_caption_can_have_it_is_used(world: World) -> None:
+    longest = Location("media", "7/" + "k" * 1022)
+    world.blobs.put(longest, b"a picture")
+    task = a_task(pictures=9)
+    outcome = world.worker()(replace(task, images=(*task.images, longest)), StopSignal())
+    assert outcome == Done()
+    assert world.job().state is JobState.COMPLETED
+
+
 def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> None:
     inner: list[Any] = []
 
@@ -510,6 +519,8 @@ def test_a_stop_is_heard_while_a_lease_is_watched(world: World) -> None:
     with world.clock.every(2.0, lambda: stop.request(StopReason.SHUTDOWN)):
         assert world.worker()(a_task(), stop) == HandBack()
     assert world.clock.monotonic() - began <= 3.0
+    lease = json.loads(world.blobs.get(LAYOUT.lease(TASK_ID)).data)
+    assert lease["owner"] == "dead", "it was not watched for long enough to be taken over"
 
 
 def test_a_lease_that_cannot_be_removed_is_removed_by_the_redelivery(world: World) -> None:
