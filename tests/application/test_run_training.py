@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -207,6 +207,36 @@ def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) ->
     assert len(told) == 75 // 7
     assert [p.current_step for p in told] == sorted(p.current_step for p in told)
     assert all(p.steps_per_second == pytest.approx(1.0, rel=0.2) for p in told)
+    assert told[-1].loss == 1 / (1 + told[-1].current_epoch)
+
+
+def test_no_progress_is_told_before_its_speed_is_known(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.worker(rules=replace(RULES, progress_every=0.25))(a_task(), StopSignal())
+    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert told[0].current_step == 2
+    assert None not in {p.steps_per_second for p in told}
+    made = [e.progress for e in world.events if isinstance(e, ProgressMade)]
+    assert [p.steps_per_second is None for p in made[:3]] == [True, False, False]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("error", [NotifierUnavailable("502"), NotifierRefused("404")])
+def test_progress_that_is_not_delivered_is_no_error(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def fail(_style_id: int, _progress: Progress) -> None:
+        raise error
+
+    monkeypatch.setattr(world.notifier, "progress", fail)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert {(r.levelname, r.message.split(":")[0]) for r in caplog.records} == {
+        ("WARNING", "progress was not delivered, the next will be newer")
+    }
 
 
 def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
@@ -445,7 +475,9 @@ def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> 
     inner: list[Any] = []
 
     def meanwhile() -> None:
+        began = world.clock.monotonic()
         inner.append(world.worker()(a_task(), StopSignal()))
+        assert world.clock.monotonic() == began, "at once"
 
     outcome = world.worker(trainer=Watched(world, 30, meanwhile))(a_task(), StopSignal())
     assert outcome == Done()
@@ -565,8 +597,24 @@ def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World)
     outcome = world.worker(trainer=Watched(world, 35, steal))(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
     assert outcome.elsewhere
+    steps = [e.progress.current_step for e in world.events if isinstance(e, ProgressMade)]
+    assert max(steps) <= 35 + RULES.lease.renew_every
     assert world.notifier.final == []
     assert LAYOUT.weights(7) not in world.blobs.blobs
+
+
+def test_who_ends_a_job_leaves_the_lease_that_has_become_anothers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, plain = LAYOUT.lease(TASK_ID), world.notifier.completed
+
+    def completed(*content: Any) -> None:
+        plain(*content)
+        world.blobs.put(at, b"theirs")
+
+    monkeypatch.setattr(world.notifier, "completed", completed)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.blobs.get(at).data == b"theirs"
 
 
 def test_a_worker_that_cannot_renew_its_lease_falls_silent_before_another_may_speak(
@@ -620,11 +668,12 @@ def test_a_worker_that_lost_its_lease_tells_no_progress_however_long_its_step_ta
         )
         world.clock.advance(RULES.lease.renew_every)
         told.append(len(world.notifier.calls))
-        world.clock.advance(10 * RULES.progress_every)
+        world.clock.advance(10 * RULES.lease.seconds)
         told.append(len(world.notifier.calls))
 
-    trainer = Watched(world, 20, lose_it_in_mid_step)
-    world.worker(trainer=trainer)(a_task(), StopSignal())
+    trainer = Watched(world, 18, lose_it_in_mid_step)
+    rules = replace(RULES, progress_every=1.0)
+    world.worker(trainer=trainer, rules=rules)(a_task(), StopSignal())
     assert told[0] > 0
     assert told[1] == told[0]
 
@@ -720,16 +769,20 @@ def test_a_device_that_answers_no_more_costs_one_job_one_setback(world: World) -
     assert world.until_settled(a_task()) == Done()
 
 
+@pytest.mark.parametrize("written", [LAYOUT.journal, LAYOUT.lease])
 @pytest.mark.parametrize(
     "error", [BlobUnavailable("503"), BlobDenied("403"), PreconditionFailed("another's by now")]
 )
 def test_a_worker_whose_device_answers_no_more_ends_though_it_cannot_put_the_job_down(
-    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    written: Callable[[str], Location],
 ) -> None:
     plain = world.blobs.put
 
     def put(at: Location, *content: Any, **options: Any) -> str:
-        if at == LAYOUT.journal(TASK_ID):
+        if at == written(TASK_ID):
             raise error
         return plain(at, *content, **options)
 
