@@ -152,6 +152,7 @@ def test_after_a_stop_no_call_is_repeated(world: World) -> None:
 @pytest.mark.parametrize(("left", "calls"), [(SLOW_ANSWER - 1, 0), (SLOW_ANSWER + 1, 1)])
 def test_a_call_that_would_be_cut_off_is_not_begun(world: World, left: float, calls: int) -> None:
     stop, backend = StopSignal(), Answering()
+    world.clock.advance(100.0)
     stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + left)
     outcome = announce(world, backend, stop=stop)
     assert outcome == (Done() if calls else HandBack())

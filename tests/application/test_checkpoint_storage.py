@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -98,6 +99,7 @@ def test_the_training_goes_on_and_the_checkpoint_is_on_record_once_it_is_stored(
     def at_step_50() -> None:
         before.extend([world.job().checkpoint, saved(world)])
         gate.set()
+        uploads.submit(int).result(30)  # comes after it
 
     blobs = Gated(world, waiting(gate))
     trainer = Watched(world, 50, at_step_50)
@@ -107,6 +109,10 @@ def test_the_training_goes_on_and_the_checkpoint_is_on_record_once_it_is_stored(
     ) == (Done())
     assert before == [None, []]
     assert saved(world) == [30, 60, 75]
+    first = next(e for e in world.events if isinstance(e, CheckpointSaved))
+    just_before = world.events[world.events.index(first) - 1]
+    assert isinstance(just_before, ProgressMade)
+    assert just_before.progress.current_step == 50
     assert blobs.sent == [("upload_0", "the job")] * 3
 
     undisturbed = World()
@@ -180,13 +186,14 @@ def test_a_store_that_refuses_ends_the_job(world: World, uploads: ThreadPoolExec
     assert world.job().state is JobState.INTERRUPTED
 
 
+@pytest.mark.parametrize("grace", [60.0, math.inf])
 def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
-    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor, grace: float
 ) -> None:
     stop = StopSignal()
 
     def shut_down() -> None:
-        stop.request(StopReason.SHUTDOWN)
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + grace)
         threading.Timer(0.1, gate.set).start()
 
     worker = a_worker(
@@ -200,8 +207,7 @@ def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
 
 
 @pytest.mark.parametrize(
-    ("step", "left", "said"),
-    [(40, 0.2, "the one before is still under way"), (10, 2.0, "it has not arrived")],
+    ("step", "said"), [(40, "the one before is still under way"), (10, "it has not arrived")]
 )
 def test_shutdown_does_not_wait_for_a_store_that_hangs(
     world: World,
@@ -209,13 +215,13 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
     uploads: ThreadPoolExecutor,
     caplog: pytest.LogCaptureFixture,
     step: int,
-    left: float,
     said: str,
 ) -> None:
     stop = StopSignal()
 
     def shut_down() -> None:
-        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + left)
+        # The step takes one second of it.
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 1.2)
 
     worker = a_worker(
         world,
