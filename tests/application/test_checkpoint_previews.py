@@ -12,10 +12,11 @@ import pytest
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from application.checkpoint_previews import CheckpointPreviews, stored_previews
 from application.ports import BlobUnavailable, Preview, StyleReport, TrainerBroken
-from application.settlement import Done, RetryLater
-from application.stop import StopSignal
+from application.settlement import Done, HandBack, RetryLater
+from application.stop import StopReason, StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
+from tests.application.test_run_training import Watched
 from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
 
 
@@ -107,12 +108,23 @@ class Seen:
         return []
 
 
-def test_a_run_stores_them_with_its_checkpoints_and_shows_them_in_the_report() -> None:
+@pytest.mark.parametrize(("epochs", "shown"), [(25, [10, 20]), (20, [10])])
+def test_a_run_stores_them_with_its_checkpoints_and_shows_them_in_the_report(
+    epochs: int, shown: list[int]
+) -> None:
+    """Those at the end are the report's own."""
     world, reporter = World(), Seen()
-    assert world.worker(reporter=reporter)(a_task(), StopSignal()) == Done()
-    assert [epoch for epoch, _ in reporter.report.underway] == [10, 20]
+    assert world.worker(reporter=reporter)(a_task(epochs=epochs), StopSignal()) == Done()
+    assert [epoch for epoch, _ in reporter.report.underway] == shown
     assert LAYOUT.previews(TASK_ID, 10, 0) in world.blobs.blobs
     assert LAYOUT.previews(TASK_ID, 10, 0).key.startswith(f"jobs/{TASK_ID}/report/previews/")
+
+
+def test_who_is_asked_to_stop_draws_none() -> None:
+    world, stop = World(), StopSignal()
+    trainer = Watched(world, 30, lambda: stop.request(StopReason.SHUTDOWN))
+    assert world.worker(trainer=trainer)(a_task(), stop) == HandBack()
+    assert stored_previews(world.blobs, LAYOUT, TASK_ID) == ()
 
 
 def full_card() -> Exception:

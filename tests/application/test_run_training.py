@@ -171,6 +171,7 @@ def test_an_unfinished_job_keeps_every_checkpoint(world: World) -> None:
     trainer = Watched(world, 70, lambda: stop.request(StopReason.SHUTDOWN))
     world.worker(trainer=trainer)(a_task(), stop)
     assert stored_epochs(world) == [10, 20, 23]
+    assert stored_epochs(world, "styles") == [10, 20], "there is no time for one in a shutdown"
 
 
 def test_the_style_of_each_checkpoint_lies_beside_it(world: World) -> None:
@@ -220,6 +221,19 @@ def test_no_progress_is_told_before_its_speed_is_known(
     made = [e.progress for e in world.events if isinstance(e, ProgressMade)]
     assert [p.steps_per_second is None for p in made[:3]] == [True, False, False]
     assert caplog.messages == []
+
+
+def test_steps_that_are_run_again_are_told_with_the_speed_of_now(world: World) -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    world.worker(trainer=Watched(world, 55, fail))(a_task(), StopSignal())
+    world.notifier.calls.clear()
+    slower = MemoryTrainer(world.clock, step_seconds=5.0)
+    assert world.worker(trainer=slower)(a_task(), StopSignal()) == Done()
+    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert (told[0].current_step, told[0].redone) == (54, 22)
+    assert all(p.steps_per_second == pytest.approx(0.2) for p in told)
 
 
 @pytest.mark.parametrize("error", [NotifierUnavailable("502"), NotifierRefused("404")])
