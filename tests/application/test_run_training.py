@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from domain.events import CheckpointSaved, JobStarted, ProgressMade
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
+from domain.parameters import RequestedParameters
 from domain.progress import Progress
 from tests.application.world import LAYOUT, RULES, TASK_ID, Crash, World, a_task
 
@@ -371,6 +373,33 @@ def test_a_resumed_style_equals_an_undisturbed_one(world: World) -> None:
     assert world.weights() == undisturbed.weights()
 
 
+def test_the_parameters_are_settled_once(world: World) -> None:
+    """Though another count of pictures would have other defaults by now."""
+    task = replace(a_task(12), requested=RequestedParameters({"batch_size": 4}))
+    stop = StopSignal()
+    trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
+    world.worker(trainer=trainer)(task, stop)
+    settled = world.job().parameters
+    world.blobs.delete(task.images[0])
+    assert world.until_settled(task) == Done()
+    assert world.job().state is JobState.COMPLETED
+    assert world.job().parameters == settled
+
+
+def test_the_trainer_is_told_what_the_task_says(world: World) -> None:
+    plans = []
+
+    class Noting(MemoryTrainer):
+        def open(self, plan: Any, resume: bytes | None) -> Any:
+            plans.append(plan)
+            return super().open(plan, resume)
+
+    task = replace(a_task(), created_at=world.clock.now())
+    world.worker(trainer=Noting(world.clock))(task, StopSignal())
+    (plan,) = plans
+    assert (plan.style_id, plan.tags, plan.created_at) == (7, task.tags, task.created_at)
+
+
 def test_a_cancelled_job_stops_at_the_next_look_and_the_backend_is_told(world: World) -> None:
     def cancel() -> None:
         world.blobs.put(LAYOUT.cancellation(TASK_ID), b"{}")
@@ -617,6 +646,33 @@ def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World)
     assert LAYOUT.weights(7) not in world.blobs.blobs
 
 
+def test_the_lease_is_renewed_before_what_is_dear_to_repeat(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ages: list[timedelta] = []
+    put, completed = world.blobs.put, world.notifier.completed
+
+    def note_its_age() -> None:
+        lease = json.loads(world.blobs.get(LAYOUT.lease(TASK_ID)).data)
+        term = timedelta(seconds=RULES.lease.seconds)
+        ages.append(world.clock.now() + term - datetime.fromisoformat(lease["expires_at"]))
+
+    def noting_put(at: Location, *content: Any, **options: Any) -> str:
+        if at == LAYOUT.weights(7):
+            note_its_age()
+            world.clock.advance(1.0)
+        return put(at, *content, **options)
+
+    def noting_completed(*content: Any) -> None:
+        note_its_age()
+        completed(*content)
+
+    monkeypatch.setattr(world.blobs, "put", noting_put)
+    monkeypatch.setattr(world.notifier, "completed", noting_completed)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert ages == [timedelta(0), timedelta(0)]
+
+
 def test_who_ends_a_job_leaves_the_lease_that_has_become_anothers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -722,6 +778,7 @@ def test_a_job_that_keeps_crashing_is_given_up(world: World) -> None:
     for retry in range(RULES.most_setbacks):
         outcome = world.worker(trainer=Watched(world, 2, crash))(a_task(), StopSignal(), retry)
         assert isinstance(outcome, RetryLater)
+        assert outcome.reason == "RuntimeError: a defect"
     assert world.worker()(a_task(), StopSignal()) == Done()
     assert world.job().state is JobState.FAILED
     (call,) = world.notifier.final
@@ -825,6 +882,7 @@ def test_a_failure_of_the_trainer_is_retried_if_it_says_so(world: World, retryab
     outcome = world.worker(trainer=Watched(world, 12, fail))(a_task(), StopSignal())
     if retryable:
         assert isinstance(outcome, RetryLater)
+        assert outcome.reason == "GPU_OOM: too small a card"
         assert world.until_settled(a_task()) == Done()
         assert world.job().state is JobState.COMPLETED
     else:
@@ -919,13 +977,22 @@ def test_one_denied_picture_is_left_out(world: World) -> None:
     assert world.job().state is JobState.COMPLETED
 
 
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(world: World) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(world: World, gone: bool) -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
     stop = StopSignal()
     trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
     world.worker(trainer=trainer)(a_task(), stop)
     checkpoint = world.job().checkpoint
     assert checkpoint is not None
-    world.blobs.put(checkpoint.location, b"damaged")
+    if gone:
+        world.blobs.delete(checkpoint.location)
+    else:
+        world.blobs.put(checkpoint.location, b"damaged")
+    world.worker(trainer=Watched(world, 2, fail))(a_task(), StopSignal())
+    assert world.job().checkpoint is None
     assert world.worker()(a_task(), StopSignal()) == Done()
     undisturbed = World()
     undisturbed.worker()(a_task(), StopSignal())
