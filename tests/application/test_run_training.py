@@ -21,6 +21,7 @@ from application.ports import (
     NotifierRefused,
     NotifierUnavailable,
     PreconditionFailed,
+    StyleReport,
     TrainerBroken,
     TrainingSession,
 )
@@ -269,6 +270,19 @@ def test_a_report_lies_beside_the_journal(world: World) -> None:
     assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
+def test_a_report_tells_how_long_the_job_took(world: World) -> None:
+    took: list[float] = []
+
+    class Noting:
+        def render(self, report: StyleReport) -> list[Any]:
+            took.append(report.seconds)
+            return []
+
+    world.clock.advance(1000.0)
+    world.worker(reporter=Noting())(a_task(), StopSignal())
+    assert took == [75.0]
+
+
 def test_a_report_that_fails_does_not_cost_the_style(world: World) -> None:
     class Broken:
         def render(self, report: Any) -> Any:
@@ -337,10 +351,12 @@ def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> No
     assert steps == list(range(1, 76)), "no step is lost and none is done twice"
 
 
-@pytest.mark.parametrize(("seconds_left", "step"), [(1.0, 30), (100.0, 40)])
+@pytest.mark.parametrize(("seconds_left", "step"), [(5.5, 30), (100.0, 40)])
 def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
     world: World, seconds_left: float, step: int
 ) -> None:
+    """The step takes one second of the grace, a checkpoint five."""
+
     class Slow(MemoryBlobStore):
         def put(inner, at: Location, data: bytes, **how: Any) -> str:  # noqa: N805 - two selves
             if "checkpoints" in at.key:
@@ -883,6 +899,7 @@ def test_a_failure_of_the_trainer_is_retried_if_it_says_so(world: World, retryab
     if retryable:
         assert isinstance(outcome, RetryLater)
         assert outcome.reason == "GPU_OOM: too small a card"
+        assert world.job().setbacks == 1, "else it would be retried for ever"
         assert world.until_settled(a_task()) == Done()
         assert world.job().state is JobState.COMPLETED
     else:
