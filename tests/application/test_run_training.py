@@ -185,14 +185,15 @@ def test_the_style_of_each_checkpoint_lies_beside_it(world: World) -> None:
     assert len(set(styles)) == 3
 
 
+@pytest.mark.parametrize("error", [BlobDenied("no way"), BlobUnavailable("no way")])
 def test_a_style_beside_a_checkpoint_that_cannot_be_stored_costs_nothing_else(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     class Denying:
         def __getattr__(self, name: str) -> Any:
             def put(at: Location, *content: Any, **options: Any) -> str:
                 if "/styles/" in at.key:
-                    raise BlobDenied(f"403 for {at}")
+                    raise error
                 return world.blobs.put(at, *content, **options)
 
             return put if name == "put" else getattr(world.blobs, name)
@@ -200,7 +201,7 @@ def test_a_style_beside_a_checkpoint_that_cannot_be_stored_costs_nothing_else(
     rules = replace(RULES, keep_checkpoints=None)
     assert world.worker(blobs=Denying(), rules=rules)(a_task(), StopSignal()) == Done()
     assert stored_epochs(world) == [10, 20, 25]
-    assert "the checkpoint's style is not stored: 403" in caplog.text
+    assert "the checkpoint's style is not stored: no way" in caplog.text
 
 
 def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) -> None:
@@ -351,22 +352,28 @@ def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> No
     assert steps == list(range(1, 76)), "no step is lost and none is done twice"
 
 
-@pytest.mark.parametrize(("seconds_left", "step"), [(5.5, 30), (100.0, 40)])
+@pytest.mark.parametrize(
+    ("seconds_left", "away", "tried", "step"),
+    [(5.5, False, 1, 30), (5.5, True, 1, None), (100.0, False, 2, 40)],
+)
 def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
-    world: World, seconds_left: float, step: int
+    world: World, seconds_left: float, away: bool, tried: int, step: int | None
 ) -> None:
     """The step takes one second of the grace, a checkpoint five."""
 
     class Slow(MemoryBlobStore):
         def put(inner, at: Location, data: bytes, **how: Any) -> str:  # noqa: N805 - two selves
             if "checkpoints" in at.key:
+                puts.append(at)
                 world.clock.advance(5.0)
+                if away:
+                    raise BlobUnavailable("503")
             return world.blobs.put(at, data, **how)
 
         def get(inner, at: Location, **how: Any) -> Any:  # noqa: N805 - as above
             return world.blobs.get(at, **how)
 
-    stop = StopSignal()
+    stop, puts = StopSignal(), []
 
     def soon() -> None:
         stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + seconds_left)
@@ -375,8 +382,8 @@ def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
     assert worker(a_task(), stop) == HandBack()
     job = world.job()
     assert job.state is JobState.INTERRUPTED
-    assert job.checkpoint is not None
-    assert job.checkpoint.step == step
+    assert (job.checkpoint and job.checkpoint.step) == step
+    assert len(puts) == tried
 
 
 def test_a_resumed_style_equals_an_undisturbed_one(world: World) -> None:
