@@ -31,7 +31,7 @@ from application.ports import (
 from application.refuse_task import RefuseTask
 from application.settlement import DeadLetter, Done, Settlement
 from application.stop import StopReason, StopSignal
-from application.worker_loop import WorkerLoop
+from application.worker_loop import AWAY_SECONDS, WorkerLoop
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
@@ -243,20 +243,29 @@ def test_a_stop_ends_the_loop_and_gives_the_message_back(world: World) -> None:
     assert world.job().state is JobState.INTERRUPTED
 
 
-def test_a_broker_that_is_away_is_waited_for(world: World) -> None:
+def test_a_broker_that_is_away_is_waited_for_and_told_of_once_an_outage(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     class Flaky(MemoryQueue):
-        away = 3
+        asked = iter([0.0, 9.0, None, 0.0, 0.0])
 
         def receive(self, timeout: float) -> Delivery | None:
-            if self.away:
-                self.away -= 1
-                raise QueueUnavailable("connection refused")
+            looks.append(world.clock.monotonic())
+            if (asked := next(self.asked, None)) is not None:
+                raise QueueUnavailable("connection refused", retry_after=asked)
             return super().receive(timeout)
 
+    looks: list[float] = []
     flaky = Flaky(world.clock)
     flaky.publish(encode_task(a_task()))
+    caplog.set_level("INFO")
     loop_over(world, flaky)(StopSignal(), until_empty=True)
     assert world.job().state is JobState.COMPLETED
+    assert looks[:3] == [0.0, AWAY_SECONDS, AWAY_SECONDS + 9.0]
+    assert [line for line in caplog.messages if "queue" in line] == [
+        "no queue until further notice: connection refused",
+        "the queue is there again",
+    ] * 2
 
 
 @pytest.mark.parametrize("error", [DeliveryLost("gone"), QueueUnavailable("gone")])
