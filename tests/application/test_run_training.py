@@ -477,7 +477,16 @@ def test_too_few_usable_pictures_fail_with_reasons_for_the_artist(world: World) 
         "05.jpg: the file is",
     ):
         assert reason in call.payload.message
+    assert "listed" not in call.payload.message
     assert call.idempotency_key == f"{TASK_ID}:failed"
+
+
+def test_pictures_of_which_none_is_there_are_the_artists_matter(world: World) -> None:
+    gone = tuple(Location("media", f"gone/{n}.jpg") for n in range(10))
+    assert world.worker()(replace(a_task(), images=gone), StopSignal()) == Done()
+    failure = world.job().failure
+    assert failure is not None
+    assert failure.code is FailureCode.LOW_QUALITY_DATA
 
 
 def test_a_picture_listed_several_times_is_one_picture(world: World) -> None:
@@ -987,7 +996,8 @@ def test_a_bucket_of_journals_that_is_denied_buries_no_task(world: World) -> Non
     assert world.until_settled(a_task()) == Done()
 
 
-def test_one_denied_picture_is_left_out(world: World) -> None:
+@pytest.mark.parametrize("pictures", [12, 10])
+def test_one_denied_picture_is_left_out(world: World, pictures: int) -> None:
     class Denying:
         def __getattr__(self, name: str) -> Any:
             def get(at: Location, **options: Any) -> Any:
@@ -997,8 +1007,11 @@ def test_one_denied_picture_is_left_out(world: World) -> None:
 
             return get if name == "get" else getattr(world.blobs, name)
 
-    assert world.worker(blobs=Denying())(a_task(12), StopSignal()) == Done()
-    assert world.job().state is JobState.COMPLETED
+    assert world.worker(blobs=Denying())(a_task(pictures), StopSignal()) == Done()
+    failure = world.job().failure
+    assert (failure is None) == (pictures > 10)
+    if failure is not None:
+        assert "05.jpg: the file is not there or may not be read" in failure.message
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -1023,9 +1036,18 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(world: World, gone: bo
     assert world.weights() == undisturbed.weights()
 
 
-def test_a_shutdown_before_the_pictures_are_fetched_hands_the_job_over(world: World) -> None:
-    stop = StopSignal()
+def test_a_shutdown_before_the_pictures_are_fetched_hands_the_job_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, plain = StopSignal(), world.blobs.get
     stop.request(StopReason.SHUTDOWN)
-    assert world.worker()(a_task(), stop) == HandBack()
+
+    def get(at: Location, **options: Any) -> Blob:
+        assert at.bucket != "media"
+        return plain(at, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.blobs, "get", get)
+        assert world.worker()(a_task(), stop) == HandBack()
     assert world.job().state is JobState.INTERRUPTED
     assert world.until_settled(a_task()) == Done()
