@@ -56,7 +56,7 @@ class CheckpointStorage:
 
         Raises:
             LeaseLost: another worker has the job.
-            BlobDenied: the store refused the one before, or this one at once.
+            BlobDenied: the store refused the one before.
         """
         self.finish()
         began = self._clock.monotonic()
@@ -76,7 +76,6 @@ class CheckpointStorage:
         context = copy_context()  # whose job it is, for the log
         stored = self._executor.submit(context.run, store)
         self._underway = _Underway(CheckpointRef(at, taken.epoch, taken.step), began, stored)
-        self.look()
 
     def look(self) -> None:
         """Put the checkpoint under way on record, if it has arrived.

@@ -59,7 +59,7 @@ class Driver:
         storage = CheckpointStorage(self.blobs, self.clock, self.layout, entry, self.uploads)
         previews = CheckpointPreviews(self.blobs, self.clock, self.layout, self.rules)
         with (
-            self.clock.every(self.rules.progress_every, lambda: self._report(entry, meter, stop)),
+            self.clock.every(self.rules.progress_every, lambda: self._report(entry, meter)),
             self.clock.every(self.rules.cancel_poll, lambda: self._listen(entry, stop)),
         ):
             try:
@@ -118,11 +118,11 @@ class Driver:
         if not storage.finish(timeout=_at_most(_FOR_A_CHECKPOINT * left)):
             log.warning("no checkpoint: it has not arrived, and %.1f s were left", left)
 
-    def _report(self, entry: Entry, meter: Speedometer, stop: StopSignal) -> None:
+    def _report(self, entry: Entry, meter: Speedometer) -> None:
         progress, speed = entry.job.progress, meter.steps_per_second
         if progress is None or speed is None:
             return
-        if stop.reason is StopReason.LEASE_LOST or not self.lease.firm:
+        if not self.lease.firm:
             return  # who has the job now speaks for it, and may have made the final call
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))

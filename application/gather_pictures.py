@@ -15,7 +15,7 @@ from application.ports import (
     PictureInspector,
 )
 from application.stop import StopSignal
-from domain.location import Location
+from domain.location import InvalidLocation, Location
 from domain.picture import MAX_PICTURE_BYTES, Picture, PictureRefused, PictureSet, RefusedPicture
 
 log = logging.getLogger(__name__)
@@ -94,10 +94,10 @@ def gather_pictures(
 
 
 def _caption(blobs: BlobStore, image: Location, *, quiet: bool) -> str | None:
-    at = image.with_suffix(".txt")
     try:
+        at = image.with_suffix(".txt")
         text = blobs.get(at, max_bytes=MAX_CAPTION_BYTES).data.decode("utf-8-sig")
-    except (BlobMissing, BlobDenied):
+    except (BlobMissing, BlobDenied, InvalidLocation):  # too long a key names no blob
         return None
     except BlobTooLarge:
         fault = f"it is larger than {MAX_CAPTION_BYTES // 1024} KB"

@@ -80,12 +80,12 @@ class Layout:
     def leased_task(self, at: Location) -> str | None:
         """The task whose lease a blob is; None where it is another blob."""
         task_id = _task_of(at)
-        return task_id if at == self.lease(task_id) else None
+        return task_id if task_id and at == self.lease(task_id) else None
 
     def recorded_task(self, at: Location) -> str | None:
         """The task whose journal a blob is; None where it is another blob."""
         task_id = _task_of(at)
-        return task_id if at == self.journal(task_id) else None
+        return task_id if task_id and at == self.journal(task_id) else None
 
     def _job(self, task_id: str, name: str) -> Location:
         return Location(self.bucket, f"{JOBS}{task_id}/{name}")

@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
@@ -192,10 +192,8 @@ class Lease:
                 yield
         except BaseException:
             # Why the work broke off is what the caller has to hear.
-            try:
+            with suppress(Unavailable, BlobDenied):
                 self._leave(stop, over())
-            except Unavailable as error:
-                log.warning("the lease could not be released and will expire: %s", error)
             raise
         self._leave(stop, over())
 
@@ -205,7 +203,7 @@ class Lease:
             return
         try:
             insist(lambda: self.release(forget=over), self._clock, stop, self._terms.seconds)
-        except Unavailable as error:
+        except (Unavailable, BlobDenied) as error:
             if over:
                 raise  # nobody would remove it, were the message not delivered again
             log.warning("the lease could not be released and will expire: %s", error)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -142,7 +142,9 @@ class RunTraining:
         except LeaseLost:
             raise
         except TrainerBroken as error:
-            self._put_down(entry, str(error), setback=True)
+            # Whoever has the job by now: this worker takes up no other.
+            with suppress(BlobDenied, LeaseLost):
+                self._put_down(entry, str(error), setback=True)
             return RetryLater(backoff(entry.job.setbacks), str(error), broken=True)
         except Exception as error:
             log.exception("task %s met a defect and is put down", task.task_id)

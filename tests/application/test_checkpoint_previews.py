@@ -11,11 +11,12 @@ import pytest
 
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from application.checkpoint_previews import CheckpointPreviews, stored_previews
-from application.ports import BlobUnavailable, Preview, StyleReport
-from application.settlement import Done
-from application.stop import StopSignal
+from application.ports import BlobUnavailable, Preview, StyleReport, TrainerBroken
+from application.settlement import Done, HandBack, RetryLater
+from application.stop import StopReason, StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
+from tests.application.test_run_training import Watched
 from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
 
 
@@ -107,12 +108,23 @@ class Seen:
         return []
 
 
-def test_a_run_stores_them_with_its_checkpoints_and_shows_them_in_the_report() -> None:
+@pytest.mark.parametrize(("epochs", "shown"), [(25, [10, 20]), (20, [10])])
+def test_a_run_stores_them_with_its_checkpoints_and_shows_them_in_the_report(
+    epochs: int, shown: list[int]
+) -> None:
+    """Those at the end are the report's own."""
     world, reporter = World(), Seen()
-    assert world.worker(reporter=reporter)(a_task(), StopSignal()) == Done()
-    assert [epoch for epoch, _ in reporter.report.underway] == [10, 20]
+    assert world.worker(reporter=reporter)(a_task(epochs=epochs), StopSignal()) == Done()
+    assert [epoch for epoch, _ in reporter.report.underway] == shown
     assert LAYOUT.previews(TASK_ID, 10, 0) in world.blobs.blobs
     assert LAYOUT.previews(TASK_ID, 10, 0).key.startswith(f"jobs/{TASK_ID}/report/previews/")
+
+
+def test_who_is_asked_to_stop_draws_none() -> None:
+    world, stop = World(), StopSignal()
+    trainer = Watched(world, 30, lambda: stop.request(StopReason.SHUTDOWN))
+    assert world.worker(trainer=trainer)(a_task(), stop) == HandBack()
+    assert stored_previews(world.blobs, LAYOUT, TASK_ID) == ()
 
 
 def full_card() -> Exception:
@@ -143,3 +155,21 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
     # One try at a checkpoint, and then the report's own.
     assert drawn[0] is True
     assert drawn.count(True) == 1
+
+
+def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
+    world = World()
+
+    def break_down(*, adapted: bool) -> Any:
+        raise TrainerBroken(f"CUDA error, adapted={adapted}")
+
+    class Broken(MemoryTrainer):
+        @contextmanager
+        def open(self, plan: Any, resume: Any) -> Iterator[Any]:
+            with super().open(plan, resume) as session:
+                session.previews = break_down  # type: ignore[method-assign] # a double
+                yield session
+
+    outcome = world.worker(trainer=Broken(world.clock))(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.broken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from application.journal import Journal
 from application.ports import BlobDenied, BlobUnavailable
 from application.run_training import RunTraining
 from application.settlement import DeadLetter, Done, HandBack, RetryLater
@@ -23,7 +25,7 @@ from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
 from tests.application.test_run_training import Watched
-from tests.application.world import RULES, World, a_task
+from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -97,6 +99,7 @@ def test_the_training_goes_on_and_the_checkpoint_is_on_record_once_it_is_stored(
     def at_step_50() -> None:
         before.extend([world.job().checkpoint, saved(world)])
         gate.set()
+        uploads.submit(int).result(30)  # comes after it
 
     blobs = Gated(world, waiting(gate))
     trainer = Watched(world, 50, at_step_50)
@@ -106,6 +109,10 @@ def test_the_training_goes_on_and_the_checkpoint_is_on_record_once_it_is_stored(
     ) == (Done())
     assert before == [None, []]
     assert saved(world) == [30, 60, 75]
+    first = next(e for e in world.events if isinstance(e, CheckpointSaved))
+    just_before = world.events[world.events.index(first) - 1]
+    assert isinstance(just_before, ProgressMade)
+    assert just_before.progress.current_step == 50
     assert blobs.sent == [("upload_0", "the job")] * 3
 
     undisturbed = World()
@@ -179,13 +186,14 @@ def test_a_store_that_refuses_ends_the_job(world: World, uploads: ThreadPoolExec
     assert world.job().state is JobState.INTERRUPTED
 
 
+@pytest.mark.parametrize("grace", [60.0, math.inf])
 def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
-    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor, grace: float
 ) -> None:
     stop = StopSignal()
 
     def shut_down() -> None:
-        stop.request(StopReason.SHUTDOWN)
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + grace)
         threading.Timer(0.1, gate.set).start()
 
     worker = a_worker(
@@ -199,8 +207,7 @@ def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
 
 
 @pytest.mark.parametrize(
-    ("step", "left", "said"),
-    [(40, 0.2, "the one before is still under way"), (10, 2.0, "it has not arrived")],
+    ("step", "said"), [(40, "the one before is still under way"), (10, "it has not arrived")]
 )
 def test_shutdown_does_not_wait_for_a_store_that_hangs(
     world: World,
@@ -208,13 +215,13 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
     uploads: ThreadPoolExecutor,
     caplog: pytest.LogCaptureFixture,
     step: int,
-    left: float,
     said: str,
 ) -> None:
     stop = StopSignal()
 
     def shut_down() -> None:
-        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + left)
+        # The step takes one second of it.
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 1.2)
 
     worker = a_worker(
         world,
@@ -322,13 +329,12 @@ def test_who_knows_that_the_job_is_lost_writes_nothing_more(
     )
     assert isinstance(worker(a_task(), stop), RetryLater)
     assert world.job().checkpoint is None
+    (lease,) = world.leases()
+    assert json.loads(world.blobs.get(lease).data)["owner"] == "worker-1", "nor releases it"
 
 
 def test_who_has_lost_the_job_puts_nothing_on_record(
-    world: World,
-    gate: threading.Event,
-    uploads: ThreadPoolExecutor,
-    caplog: pytest.LogCaptureFixture,
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
     """Another worker comes by while the first one's checkpoint is under way."""
 
@@ -347,4 +353,31 @@ def test_who_has_lost_the_job_puts_nothing_on_record(
     assert isinstance(worker(a_task(), StopSignal()), RetryLater)
     assert world.job().state is JobState.COMPLETED
     assert len(world.notifier.final) == 1
+
+
+def test_a_checkpoint_of_a_job_that_is_anothers_by_now_is_no_loss(
+    world: World,
+    gate: threading.Event,
+    uploads: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The one who finds out is one whose training breaks off."""
+
+    def taken_over() -> None:
+        journal = Journal(world.blobs, world.events.append)
+        theirs = journal.open(LAYOUT.journal(TASK_ID), "theirs", world.job())
+        theirs.apply(theirs.job.interrupt("its worker was lost", setback=True))
+        gate.set()
+        raise RuntimeError("a defect")
+
+    worker = a_worker(
+        world,
+        blobs=Gated(world, waiting(gate)),
+        trainer=Watched(world, 40, taken_over),
+        uploads=uploads,
+    )
+    outcome = worker(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
+    assert saved(world) == []
     assert "the checkpoint under way is lost" not in caplog.text

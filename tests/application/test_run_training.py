@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ import pytest
 from adapters.memory import MemoryBlobStore, MemorySession, MemoryTrainer
 from application.lease import Lease, LeaseTerms
 from application.ports import (
+    Blob,
     BlobDenied,
     BlobUnavailable,
     EpochRecord,
     NotifierRefused,
     NotifierUnavailable,
+    PreconditionFailed,
+    StyleReport,
     TrainerBroken,
     TrainingSession,
 )
@@ -28,6 +32,7 @@ from domain.events import CheckpointSaved, JobStarted, ProgressMade
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
+from domain.parameters import RequestedParameters
 from domain.progress import Progress
 from tests.application.world import LAYOUT, RULES, TASK_ID, Crash, World, a_task
 
@@ -151,11 +156,25 @@ def test_a_crash_before_the_tidying_is_made_up_for_by_the_redelivery(world: Worl
     assert stored_epochs(world) == [25]
 
 
+@pytest.mark.parametrize("error", [BlobUnavailable("503"), BlobDenied("403")])
+def test_old_checkpoints_that_cannot_be_listed_are_left(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(_bucket: str, _prefix: str) -> list[Location]:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.blobs, "list", refuse)
+        assert world.worker()(a_task(), StopSignal()) == Done()
+    assert stored_epochs(world) == [10, 20, 25]
+
+
 def test_an_unfinished_job_keeps_every_checkpoint(world: World) -> None:
     stop = StopSignal()
     trainer = Watched(world, 70, lambda: stop.request(StopReason.SHUTDOWN))
     world.worker(trainer=trainer)(a_task(), stop)
     assert stored_epochs(world) == [10, 20, 23]
+    assert stored_epochs(world, "styles") == [10, 20], "there is no time for one in a shutdown"
 
 
 def test_the_style_of_each_checkpoint_lies_beside_it(world: World) -> None:
@@ -166,14 +185,15 @@ def test_the_style_of_each_checkpoint_lies_beside_it(world: World) -> None:
     assert len(set(styles)) == 3
 
 
+@pytest.mark.parametrize("error", [BlobDenied("no way"), BlobUnavailable("no way")])
 def test_a_style_beside_a_checkpoint_that_cannot_be_stored_costs_nothing_else(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     class Denying:
         def __getattr__(self, name: str) -> Any:
             def put(at: Location, *content: Any, **options: Any) -> str:
                 if "/styles/" in at.key:
-                    raise BlobDenied(f"403 for {at}")
+                    raise error
                 return world.blobs.put(at, *content, **options)
 
             return put if name == "put" else getattr(world.blobs, name)
@@ -181,7 +201,7 @@ def test_a_style_beside_a_checkpoint_that_cannot_be_stored_costs_nothing_else(
     rules = replace(RULES, keep_checkpoints=None)
     assert world.worker(blobs=Denying(), rules=rules)(a_task(), StopSignal()) == Done()
     assert stored_epochs(world) == [10, 20, 25]
-    assert "the checkpoint's style is not stored: 403" in caplog.text
+    assert "the checkpoint's style is not stored: no way" in caplog.text
 
 
 def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) -> None:
@@ -192,6 +212,49 @@ def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) ->
     assert len(told) == 75 // 7
     assert [p.current_step for p in told] == sorted(p.current_step for p in told)
     assert all(p.steps_per_second == pytest.approx(1.0, rel=0.2) for p in told)
+    assert told[-1].loss == 1 / (1 + told[-1].current_epoch)
+
+
+def test_no_progress_is_told_before_its_speed_is_known(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.worker(rules=replace(RULES, progress_every=0.25))(a_task(), StopSignal())
+    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert told[0].current_step == 2
+    assert None not in {p.steps_per_second for p in told}
+    made = [e.progress for e in world.events if isinstance(e, ProgressMade)]
+    assert [p.steps_per_second is None for p in made[:3]] == [True, False, False]
+    assert caplog.messages == []
+
+
+def test_steps_that_are_run_again_are_told_with_the_speed_of_now(world: World) -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    world.worker(trainer=Watched(world, 55, fail))(a_task(), StopSignal())
+    world.notifier.calls.clear()
+    slower = MemoryTrainer(world.clock, step_seconds=5.0)
+    assert world.worker(trainer=slower)(a_task(), StopSignal()) == Done()
+    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert (told[0].current_step, told[0].redone) == (54, 22)
+    assert all(p.steps_per_second == pytest.approx(0.2) for p in told)
+
+
+@pytest.mark.parametrize("error", [NotifierUnavailable("502"), NotifierRefused("404")])
+def test_progress_that_is_not_delivered_is_no_error(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def fail(_style_id: int, _progress: Progress) -> None:
+        raise error
+
+    monkeypatch.setattr(world.notifier, "progress", fail)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert {(r.levelname, r.message.split(":")[0]) for r in caplog.records} == {
+        ("WARNING", "progress was not delivered, the next will be newer")
+    }
 
 
 def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
@@ -206,6 +269,19 @@ def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
 def test_a_report_lies_beside_the_journal(world: World) -> None:
     world.worker()(a_task(), StopSignal())
     assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+
+
+def test_a_report_tells_how_long_the_job_took(world: World) -> None:
+    took: list[float] = []
+
+    class Noting:
+        def render(self, report: StyleReport) -> list[Any]:
+            took.append(report.seconds)
+            return []
+
+    world.clock.advance(1000.0)
+    world.worker(reporter=Noting())(a_task(), StopSignal())
+    assert took == [75.0]
 
 
 def test_a_report_that_fails_does_not_cost_the_style(world: World) -> None:
@@ -276,20 +352,28 @@ def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> No
     assert steps == list(range(1, 76)), "no step is lost and none is done twice"
 
 
-@pytest.mark.parametrize(("seconds_left", "step"), [(1.0, 30), (100.0, 40)])
+@pytest.mark.parametrize(
+    ("seconds_left", "away", "tried", "step"),
+    [(5.5, False, 1, 30), (5.5, True, 1, None), (100.0, False, 2, 40)],
+)
 def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
-    world: World, seconds_left: float, step: int
+    world: World, seconds_left: float, away: bool, tried: int, step: int | None
 ) -> None:
+    """The step takes one second of the grace, a checkpoint five."""
+
     class Slow(MemoryBlobStore):
         def put(inner, at: Location, data: bytes, **how: Any) -> str:  # noqa: N805 - two selves
             if "checkpoints" in at.key:
+                puts.append(at)
                 world.clock.advance(5.0)
+                if away:
+                    raise BlobUnavailable("503")
             return world.blobs.put(at, data, **how)
 
         def get(inner, at: Location, **how: Any) -> Any:  # noqa: N805 - as above
             return world.blobs.get(at, **how)
 
-    stop = StopSignal()
+    stop, puts = StopSignal(), []
 
     def soon() -> None:
         stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + seconds_left)
@@ -298,8 +382,8 @@ def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
     assert worker(a_task(), stop) == HandBack()
     job = world.job()
     assert job.state is JobState.INTERRUPTED
-    assert job.checkpoint is not None
-    assert job.checkpoint.step == step
+    assert (job.checkpoint and job.checkpoint.step) == step
+    assert len(puts) == tried
 
 
 def test_a_resumed_style_equals_an_undisturbed_one(world: World) -> None:
@@ -310,6 +394,33 @@ def test_a_resumed_style_equals_an_undisturbed_one(world: World) -> None:
     world.worker(trainer=trainer)(a_task(), stop)
     world.until_settled(a_task())
     assert world.weights() == undisturbed.weights()
+
+
+def test_the_parameters_are_settled_once(world: World) -> None:
+    """Though another count of pictures would have other defaults by now."""
+    task = replace(a_task(12), requested=RequestedParameters({"batch_size": 4}))
+    stop = StopSignal()
+    trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
+    world.worker(trainer=trainer)(task, stop)
+    settled = world.job().parameters
+    world.blobs.delete(task.images[0])
+    assert world.until_settled(task) == Done()
+    assert world.job().state is JobState.COMPLETED
+    assert world.job().parameters == settled
+
+
+def test_the_trainer_is_told_what_the_task_says(world: World) -> None:
+    plans = []
+
+    class Noting(MemoryTrainer):
+        def open(self, plan: Any, resume: bytes | None) -> Any:
+            plans.append(plan)
+            return super().open(plan, resume)
+
+    task = replace(a_task(), created_at=world.clock.now())
+    world.worker(trainer=Noting(world.clock))(task, StopSignal())
+    (plan,) = plans
+    assert (plan.style_id, plan.tags, plan.created_at) == (7, task.tags, task.created_at)
 
 
 def test_a_cancelled_job_stops_at_the_next_look_and_the_backend_is_told(world: World) -> None:
@@ -334,6 +445,23 @@ def test_a_job_cancelled_while_queued_is_not_begun(world: World) -> None:
     assert world.trainer.opened == 0
 
 
+@pytest.mark.parametrize("error", [BlobUnavailable("503"), BlobDenied("403")])
+def test_where_nobody_can_tell_whether_a_job_is_cancelled_it_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """S3 denies what is missing to those who may not list."""
+    plain = world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        if at == LAYOUT.cancellation(TASK_ID):
+            raise error
+        return plain(at, **options)
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.COMPLETED
+
+
 def test_too_few_usable_pictures_fail_with_reasons_for_the_artist(world: World) -> None:
     world.blobs.put(Location("media", "7/03.jpg"), b"broken")
     world.blobs.delete(Location("media", "7/04.jpg"))
@@ -349,7 +477,16 @@ def test_too_few_usable_pictures_fail_with_reasons_for_the_artist(world: World) 
         "05.jpg: the file is",
     ):
         assert reason in call.payload.message
+    assert "listed" not in call.payload.message
     assert call.idempotency_key == f"{TASK_ID}:failed"
+
+
+def test_pictures_of_which_none_is_there_are_the_artists_matter(world: World) -> None:
+    gone = tuple(Location("media", f"gone/{n}.jpg") for n in range(10))
+    assert world.worker()(replace(a_task(), images=gone), StopSignal()) == Done()
+    failure = world.job().failure
+    assert failure is not None
+    assert failure.code is FailureCode.LOW_QUALITY_DATA
 
 
 def test_a_picture_listed_several_times_is_one_picture(world: World) -> None:
@@ -367,6 +504,7 @@ def test_captions_lie_beside_their_pictures(
 ) -> None:
     world.blobs.put(Location("media", "7/00.txt"), "a  red\nfox ".encode("utf-8-sig"))
     world.blobs.put(Location("media", "7/01.txt"), b"\xff\xfe\xff")
+    world.blobs.put(Location("media", "7/02.txt"), b"red " * 5000)
     plans = []
 
     class Noting(MemoryTrainer):
@@ -375,16 +513,46 @@ def test_captions_lie_beside_their_pictures(
             return super().open(plan, resume)
 
     world.worker(trainer=Noting(world.clock))(a_task(), StopSignal())
-    assert [picture.caption for picture in plans[0].pictures[:3]] == ["a red fox", None, None]
-    (said,) = [line for line in caplog.messages if "caption" in line]
-    assert said == "the caption 01.txt is left out: it is not UTF-8; save it as UTF-8"
+    captions = [picture.caption for picture in plans[0].pictures[:4]]
+    assert captions == ["a red fox", None, None, None]
+    assert [line for line in caplog.messages if "caption" in line] == [
+        "the caption 01.txt is left out: it is not UTF-8; save it as UTF-8",
+        "the caption 02.txt is left out: it is larger than 16 KB",
+    ]
+
+
+def test_a_picture_whose_caption_is_denied_has_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 denies what is missing to those who may not list."""
+    plain = world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        if at.name.endswith(".txt"):
+            raise BlobDenied(f"403 for {at}")
+        return plain(at, **options)
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.COMPLETED
+
+
+def test_a_picture_with_so_long_a_key_that_no_caption_can_have_it_is_used(world: World) -> None:
+    longest = Location("media", "7/" + "k" * 1022)
+    world.blobs.put(longest, b"a picture")
+    task = a_task(pictures=9)
+    outcome = world.worker()(replace(task, images=(*task.images, longest)), StopSignal())
+    assert outcome == Done()
+    assert world.job().state is JobState.COMPLETED
 
 
 def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> None:
     inner: list[Any] = []
 
     def meanwhile() -> None:
+        began = world.clock.monotonic()
         inner.append(world.worker()(a_task(), StopSignal()))
+        assert world.clock.monotonic() == began, "at once"
 
     outcome = world.worker(trainer=Watched(world, 30, meanwhile))(a_task(), StopSignal())
     assert outcome == Done()
@@ -393,6 +561,45 @@ def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> 
     assert 0 < put_aside.delay <= RULES.lease.seconds
     assert len(world.notifier.final) == 1
     assert world.trainer.opened == 0
+
+
+def test_of_two_workers_that_find_no_lease_one_gets_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, plain = world.worker(), world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        try:
+            return plain(at, **options)
+        finally:
+            if at == LAYOUT.lease(TASK_ID):
+                monkeypatch.undo()
+                Lease(world.blobs, at, "theirs", RULES.lease, world.clock).acquire(StopSignal())
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    outcome = ours(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
+    assert 0 < outcome.delay <= RULES.lease.seconds
+    assert world.trainer.opened == 0
+
+
+def test_a_job_that_another_worker_ends_before_the_lease_is_ours_is_left_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, plain = world.worker(), world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        if at == LAYOUT.lease(TASK_ID):
+            monkeypatch.undo()
+            assert world.worker()(a_task(), StopSignal()) == Done()
+        return plain(at, **options)
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    assert ours(a_task(), StopSignal()) == Done()
+    assert world.trainer.opened == 1
+    assert len(world.notifier.final) == 1
+    assert world.leases() == []
 
 
 def test_a_longer_term_than_ours_is_respected(world: World) -> None:
@@ -419,6 +626,8 @@ def test_a_stop_is_heard_while_a_lease_is_watched(world: World) -> None:
     with world.clock.every(2.0, lambda: stop.request(StopReason.SHUTDOWN)):
         assert world.worker()(a_task(), stop) == HandBack()
     assert world.clock.monotonic() - began <= 3.0
+    lease = json.loads(world.blobs.get(LAYOUT.lease(TASK_ID)).data)
+    assert lease["owner"] == "dead", "it was not watched for long enough to be taken over"
 
 
 def test_a_lease_that_cannot_be_removed_is_removed_by_the_redelivery(world: World) -> None:
@@ -462,8 +671,52 @@ def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World)
 
     outcome = world.worker(trainer=Watched(world, 35, steal))(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
+    steps = [e.progress.current_step for e in world.events if isinstance(e, ProgressMade)]
+    assert max(steps) <= 35 + RULES.lease.renew_every
     assert world.notifier.final == []
     assert LAYOUT.weights(7) not in world.blobs.blobs
+
+
+def test_the_lease_is_renewed_before_what_is_dear_to_repeat(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ages: list[timedelta] = []
+    put, completed = world.blobs.put, world.notifier.completed
+
+    def note_its_age() -> None:
+        lease = json.loads(world.blobs.get(LAYOUT.lease(TASK_ID)).data)
+        term = timedelta(seconds=RULES.lease.seconds)
+        ages.append(world.clock.now() + term - datetime.fromisoformat(lease["expires_at"]))
+
+    def noting_put(at: Location, *content: Any, **options: Any) -> str:
+        if at == LAYOUT.weights(7):
+            note_its_age()
+            world.clock.advance(1.0)
+        return put(at, *content, **options)
+
+    def noting_completed(*content: Any) -> None:
+        note_its_age()
+        completed(*content)
+
+    monkeypatch.setattr(world.blobs, "put", noting_put)
+    monkeypatch.setattr(world.notifier, "completed", noting_completed)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert ages == [timedelta(0), timedelta(0)]
+
+
+def test_who_ends_a_job_leaves_the_lease_that_has_become_anothers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, plain = LAYOUT.lease(TASK_ID), world.notifier.completed
+
+    def completed(*content: Any) -> None:
+        plain(*content)
+        world.blobs.put(at, b"theirs")
+
+    monkeypatch.setattr(world.notifier, "completed", completed)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.blobs.get(at).data == b"theirs"
 
 
 def test_a_worker_that_cannot_renew_its_lease_falls_silent_before_another_may_speak(
@@ -517,11 +770,12 @@ def test_a_worker_that_lost_its_lease_tells_no_progress_however_long_its_step_ta
         )
         world.clock.advance(RULES.lease.renew_every)
         told.append(len(world.notifier.calls))
-        world.clock.advance(10 * RULES.progress_every)
+        world.clock.advance(10 * RULES.lease.seconds)
         told.append(len(world.notifier.calls))
 
-    trainer = Watched(world, 20, lose_it_in_mid_step)
-    world.worker(trainer=trainer)(a_task(), StopSignal())
+    trainer = Watched(world, 18, lose_it_in_mid_step)
+    rules = replace(RULES, progress_every=1.0)
+    world.worker(trainer=trainer, rules=rules)(a_task(), StopSignal())
     assert told[0] > 0
     assert told[1] == told[0]
 
@@ -556,6 +810,7 @@ def test_a_job_that_keeps_crashing_is_given_up(world: World) -> None:
     for retry in range(RULES.most_setbacks):
         outcome = world.worker(trainer=Watched(world, 2, crash))(a_task(), StopSignal(), retry)
         assert isinstance(outcome, RetryLater)
+        assert outcome.reason == "RuntimeError: a defect"
     assert world.worker()(a_task(), StopSignal()) == Done()
     assert world.job().state is JobState.FAILED
     (call,) = world.notifier.final
@@ -617,6 +872,32 @@ def test_a_device_that_answers_no_more_costs_one_job_one_setback(world: World) -
     assert world.until_settled(a_task()) == Done()
 
 
+@pytest.mark.parametrize("written", [LAYOUT.journal, LAYOUT.lease])
+@pytest.mark.parametrize(
+    "error", [BlobUnavailable("503"), BlobDenied("403"), PreconditionFailed("another's by now")]
+)
+def test_a_worker_whose_device_answers_no_more_ends_though_it_cannot_put_the_job_down(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    written: Callable[[str], Location],
+) -> None:
+    plain = world.blobs.put
+
+    def put(at: Location, *content: Any, **options: Any) -> str:
+        if at == written(TASK_ID):
+            raise error
+        return plain(at, *content, **options)
+
+    def break_down() -> None:
+        monkeypatch.setattr(world.blobs, "put", put)
+        raise TrainerBroken("CUDA error: the launch timed out and was terminated")
+
+    outcome = world.worker(trainer=Watched(world, 12, break_down))(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.broken
+
+
 def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) -> None:
     world.blobs.put(LAYOUT.journal(TASK_ID), b"{}")
     assert isinstance(world.worker()(a_task(), StopSignal(), 0), RetryLater)
@@ -633,6 +914,8 @@ def test_a_failure_of_the_trainer_is_retried_if_it_says_so(world: World, retryab
     outcome = world.worker(trainer=Watched(world, 12, fail))(a_task(), StopSignal())
     if retryable:
         assert isinstance(outcome, RetryLater)
+        assert outcome.reason == "GPU_OOM: too small a card"
+        assert world.job().setbacks == 1, "else it would be retried for ever"
         assert world.until_settled(a_task()) == Done()
         assert world.job().state is JobState.COMPLETED
     else:
@@ -709,11 +992,12 @@ def test_a_bucket_of_journals_that_is_denied_buries_no_task(world: World) -> Non
     assert isinstance(outcome, RetryLater)
     assert "403 for models" in outcome.reason
     outcome = world.worker(blobs=Denying())(a_task(), StopSignal(), RULES.most_retries)
-    assert isinstance(outcome, DeadLetter)
+    assert outcome == DeadLetter("403 for models: let the worker write it")
     assert world.until_settled(a_task()) == Done()
 
 
-def test_one_denied_picture_is_left_out(world: World) -> None:
+@pytest.mark.parametrize("pictures", [12, 10])
+def test_one_denied_picture_is_left_out(world: World, pictures: int) -> None:
     class Denying:
         def __getattr__(self, name: str) -> Any:
             def get(at: Location, **options: Any) -> Any:
@@ -723,26 +1007,47 @@ def test_one_denied_picture_is_left_out(world: World) -> None:
 
             return get if name == "get" else getattr(world.blobs, name)
 
-    assert world.worker(blobs=Denying())(a_task(12), StopSignal()) == Done()
-    assert world.job().state is JobState.COMPLETED
+    assert world.worker(blobs=Denying())(a_task(pictures), StopSignal()) == Done()
+    failure = world.job().failure
+    assert (failure is None) == (pictures > 10)
+    if failure is not None:
+        assert "05.jpg: the file is not there or may not be read" in failure.message
 
 
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(world: World) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(world: World, gone: bool) -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
     stop = StopSignal()
     trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
     world.worker(trainer=trainer)(a_task(), stop)
     checkpoint = world.job().checkpoint
     assert checkpoint is not None
-    world.blobs.put(checkpoint.location, b"damaged")
+    if gone:
+        world.blobs.delete(checkpoint.location)
+    else:
+        world.blobs.put(checkpoint.location, b"damaged")
+    world.worker(trainer=Watched(world, 2, fail))(a_task(), StopSignal())
+    assert world.job().checkpoint is None
     assert world.worker()(a_task(), StopSignal()) == Done()
     undisturbed = World()
     undisturbed.worker()(a_task(), StopSignal())
     assert world.weights() == undisturbed.weights()
 
 
-def test_a_shutdown_before_the_pictures_are_fetched_hands_the_job_over(world: World) -> None:
-    stop = StopSignal()
+def test_a_shutdown_before_the_pictures_are_fetched_hands_the_job_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, plain = StopSignal(), world.blobs.get
     stop.request(StopReason.SHUTDOWN)
-    assert world.worker()(a_task(), stop) == HandBack()
+
+    def get(at: Location, **options: Any) -> Blob:
+        assert at.bucket != "media"
+        return plain(at, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.blobs, "get", get)
+        assert world.worker()(a_task(), stop) == HandBack()
     assert world.job().state is JobState.INTERRUPTED
     assert world.until_settled(a_task()) == Done()

@@ -14,10 +14,13 @@ from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
 from adapters.spool import SpoolQueue
 from adapters.wire.task import TaskReader, encode_task
+from application.announce import SLOW_ANSWER
 from application.journal import Journal
 from application.listeners import Watcher, Watchers
 from application.ports import (
     BaseFacts,
+    Blob,
+    BlobDenied,
     Delivery,
     DeliveryLost,
     Fate,
@@ -28,11 +31,15 @@ from application.ports import (
 from application.refuse_task import RefuseTask
 from application.settlement import DeadLetter, Done, Settlement
 from application.stop import StopReason, StopSignal
-from application.worker_loop import WorkerLoop
+from application.worker_loop import AWAY_SECONDS, WorkerLoop
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
+from domain.location import Location
 from domain.task import TrainingTask
 from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
+
+BAD = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
+"""Says which style it was, so that the backend is told."""
 
 
 def loop_over(
@@ -128,9 +135,8 @@ def test_the_same_task_five_times_is_trained_and_announced_once(
 def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
     world: World, queue: MemoryQueue
 ) -> None:
-    bad = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
-    queue.publish(bad)
-    queue.publish(bad)
+    queue.publish(BAD)
+    queue.publish(BAD)
     loop_over(world, queue)(StopSignal(), until_empty=True)
     (call,) = world.notifier.final
     assert isinstance(call.payload, Failure)
@@ -138,7 +144,7 @@ def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
     assert call.payload.message == (
         "The training request is invalid: epochs is -1; give a whole number from 1 to 10,000."
     )
-    assert [letter.body for letter in queue.dead] == [bad, bad]
+    assert [letter.body for letter in queue.dead] == [BAD, BAD]
     assert "epochs" in queue.dead[0].reason
     assert queue.dead[0].details == {
         "field": "data.parameters.epochs",
@@ -162,10 +168,9 @@ def test_a_bad_message_waits_for_a_backend_that_is_away(world: World, queue: Mem
         def failed(self, *args: Any) -> None:
             raise NotifierUnavailable("502")
 
-    bad = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
-    queue.publish(bad)
+    queue.publish(BAD)
     loop_over(world, queue, notifier=Away())(StopSignal(), until_empty=True)
-    assert queue.waiting == [bad]
+    assert queue.waiting == [BAD]
     world.clock.advance(600)
     loop_over(world, queue)(StopSignal(), until_empty=True)
     assert len(world.notifier.final) == 1
@@ -175,21 +180,52 @@ def test_a_bad_message_waits_for_a_backend_that_is_away(world: World, queue: Mem
 def test_a_bad_message_whose_record_is_damaged_is_tried_again_and_then_left_to_a_person(
     world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bad = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
-    queue.publish(bad)
+    queue.publish(BAD)
     loop_over(world, queue)(StopSignal(), until_empty=True)
     (record,) = world.blobs.list(LAYOUT.bucket, "jobs/invalid-")
     world.blobs.put(record, b"{")
 
-    queue.publish(bad)
+    queue.publish(BAD)
     loop_over(world, queue)(StopSignal(), until_empty=True)
-    assert queue.waiting == [bad], "no defect ends the worker"
+    assert queue.waiting == [BAD], "no defect ends the worker"
     assert "met a defect" in caplog.text
     for _ in range(RULES.most_retries):
         world.clock.advance(600)
         loop_over(world, queue)(StopSignal(), until_empty=True)
     assert queue.waiting == []
     assert [letter.reason.split(":")[0] for letter in queue.dead[1:]] == ["after 20 retries"]
+
+
+def test_a_bad_message_of_which_nobody_can_be_told_is_left_to_a_person_at_once(
+    world: World, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(at: Location) -> Blob:
+        raise BlobDenied(f"403 for {at.bucket}")
+
+    monkeypatch.setattr(world.blobs, "get", deny)
+    queue.publish(BAD)
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    (letter,) = queue.dead
+    assert "epochs is -1" in letter.reason
+    assert "nobody could be told: 403 for models" in letter.reason
+    assert letter.details["field"] == "data.parameters.epochs"
+    assert queue.waiting == []
+
+
+def test_a_bad_message_is_handed_on_where_there_is_no_time_to_tell_of_it(world: World) -> None:
+    stop = StopSignal()
+
+    class Stopping(MemoryQueue):
+        def receive(self, timeout: float) -> Delivery | None:
+            deadline = world.clock.monotonic() + SLOW_ANSWER / 2
+            stop.request(StopReason.SHUTDOWN, deadline=deadline)
+            return super().receive(timeout)
+
+    stopping = Stopping(world.clock)
+    stopping.publish(BAD)
+    loop_over(world, stopping)(stop)
+    assert stopping.waiting == [BAD]
+    assert (stopping.dead, world.notifier.calls) == ([], [])
 
 
 def test_a_stop_ends_the_loop_and_gives_the_message_back(world: World) -> None:
@@ -207,20 +243,29 @@ def test_a_stop_ends_the_loop_and_gives_the_message_back(world: World) -> None:
     assert world.job().state is JobState.INTERRUPTED
 
 
-def test_a_broker_that_is_away_is_waited_for(world: World) -> None:
+def test_a_broker_that_is_away_is_waited_for_and_told_of_once_an_outage(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     class Flaky(MemoryQueue):
-        away = 3
+        asked = iter([0.0, 9.0, None, 0.0, 0.0])
 
         def receive(self, timeout: float) -> Delivery | None:
-            if self.away:
-                self.away -= 1
-                raise QueueUnavailable("connection refused")
+            looks.append(world.clock.monotonic())
+            if (asked := next(self.asked, None)) is not None:
+                raise QueueUnavailable("connection refused", retry_after=asked)
             return super().receive(timeout)
 
+    looks: list[float] = []
     flaky = Flaky(world.clock)
     flaky.publish(encode_task(a_task()))
+    caplog.set_level("INFO")
     loop_over(world, flaky)(StopSignal(), until_empty=True)
     assert world.job().state is JobState.COMPLETED
+    assert looks[:3] == [0.0, AWAY_SECONDS, AWAY_SECONDS + 9.0]
+    assert [line for line in caplog.messages if "queue" in line] == [
+        "no queue until further notice: connection refused",
+        "the queue is there again",
+    ] * 2
 
 
 @pytest.mark.parametrize("error", [DeliveryLost("gone"), QueueUnavailable("gone")])

@@ -37,6 +37,20 @@ def test_speed_follows_the_last_minute_and_forgets_what_was_before() -> None:
     assert meter.steps_per_second == pytest.approx(5.0)
 
 
+def test_steps_of_unequal_length_have_their_mean_speed() -> None:
+    meter = Speedometer()
+    for step, at in enumerate([1000.0, 1001.0, 1005.0]):
+        meter.observe(step, at)
+    assert meter.steps_per_second == 2 / 5
+
+
+def test_going_back_gives_no_speed() -> None:
+    meter = Speedometer()
+    meter.observe(10, at=5.0)
+    meter.observe(4, at=6.0)
+    assert meter.steps_per_second is None
+
+
 def test_a_stopped_clock_gives_no_speed() -> None:
     meter = Speedometer()
     meter.observe(1, at=5.0)
