@@ -7,7 +7,7 @@ DEMO := demo
 DEMO_OPTIONS := --epochs 100 --batch-size 4 --learning-rate 0.004
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu faults lint format bench bench-gpu quality base clean
+.PHONY: help demo test test-gpu faults simulate lint format bench bench-gpu quality base clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test-gpu: $(READY) ## Run the tests that need a GPU, and those of the kernels, o
 
 faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 FAULTS_TOGETHER=3 make faults
 	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100) --together $(or $(FAULTS_TOGETHER),1)
+
+simulate: $(READY) ## Disturb workers in virtual time, reproducibly: SIMULATED_RUNS=20000 make simulate
+	$(BIN)/python -m tests.simulation --runs $(or $(SIMULATED_RUNS),2000)
 
 lint: $(READY) ## Check format, style, types and the hexagon's direction
 	$(BIN)/ruff format --check .

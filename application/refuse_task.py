@@ -49,6 +49,9 @@ class RefuseTask:
         lease = Lease(self.blobs, self.layout.lease(job_id), self.worker, terms, self.clock)
         try:
             entry = self.journal.open(self.layout.journal(job_id), self.worker, fresh)
+            if entry.job.is_terminal:
+                lease.forget()  # a crash may have left it
+                return refused
             with lease.held(stop, over=lambda: entry.job.is_terminal):
                 entry.load()
                 if entry.job.state in UNDECIDED:

@@ -18,6 +18,7 @@ from application.ports import (
     Reporter,
     ReportFile,
     StyleReport,
+    TrainerBroken,
     TrainingPlan,
     TrainingSession,
     Unavailable,
@@ -55,11 +56,15 @@ class ReportWriter:
         seconds: float,
         stop: StopSignal,
     ) -> None:
-        """Store the report of a job whose weights are stored. Raises nothing: the style is done.
+        """Store the report of a job whose weights are stored. What fails here is logged: the
+        style is done.
 
         Args:
             seconds: since the job was taken up.
             stop: ends the waiting for a store that is away.
+
+        Raises:
+            TrainerBroken: by the session.
         """
         assert job.metric is not None  # recorded when training finished
         assert job.artifact is not None  # recorded when the weights were stored
@@ -83,6 +88,8 @@ class ReportWriter:
             )
             for file in self.reporter.render(report):
                 self._insist(partial(self._store, task.task_id, file), stop)
+        except TrainerBroken:
+            raise
         except Unavailable as error:
             log.warning("no report for task %s, the store is away: %s", task.task_id, error)
         except Exception:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from adapters.memory import MemoryBlobStore, MemorySession, MemoryTrainer
+from adapters.memory import MemoryBlobStore, MemoryReporter, MemorySession, MemoryTrainer
+from application.drive_session import IN_TRANSIT
 from application.lease import Lease, LeaseTerms
 from application.ports import (
     Blob,
@@ -28,6 +29,7 @@ from application.ports import (
 from application.seats import Seats
 from application.settlement import DeadLetter, Done, HandBack, RetryLater
 from application.stop import StopReason, StopSignal
+from application.style_report import PATIENCE
 from domain.events import CheckpointSaved, JobStarted, ProgressMade
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
@@ -257,6 +259,27 @@ def test_progress_that_is_not_delivered_is_no_error(
     }
 
 
+def test_the_final_call_waits_until_progress_that_was_given_up_can_no_longer_arrive(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[float] = []
+
+    def give_up(_style_id: int, _progress: Progress) -> None:
+        given_up.append(world.clock.monotonic())
+        raise NotifierUnavailable("no answer within 5 s")
+
+    called: list[float] = []
+    completed = world.notifier.completed
+    monkeypatch.setattr(world.notifier, "progress", give_up)
+    monkeypatch.setattr(
+        world.notifier,
+        "completed",
+        lambda *call: (called.append(world.clock.monotonic()), completed(*call)),
+    )
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert called == [given_up[-1] + IN_TRANSIT]
+
+
 def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
     world.worker()(a_task(), StopSignal())
     before, opened = world.blobs.blobs, world.trainer.opened
@@ -291,6 +314,71 @@ def test_a_report_that_fails_does_not_cost_the_style(world: World) -> None:
 
     assert world.worker(reporter=Broken())(a_task(), StopSignal()) == Done()
     assert world.job().state is JobState.COMPLETED
+
+
+class AwayAfter:
+    """A store that is away for ``seconds``, from the first write of a kind on."""
+
+    def __init__(self, world: World, first: Callable[[Location, bytes], bool], seconds: float):
+        self._world, self._first, self._seconds = world, first, seconds
+        self._until: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world.blobs, name)
+
+    def put(self, at: Location, data: bytes, **options: Any) -> str:
+        now = self._world.clock.monotonic()
+        if self._until is None and self._first(at, data):
+            self._until = now + self._seconds
+        if self._until is not None and now < self._until:
+            raise BlobUnavailable("503")
+        return self._world.blobs.put(at, data, **options)
+
+
+def of_the_report(at: Location, _data: bytes) -> bool:
+    return at == LAYOUT.report(TASK_ID, "report.html")
+
+
+def test_a_report_waits_for_a_store_that_is_away_for_a_moment(world: World) -> None:
+    blobs = AwayAfter(world, of_the_report, seconds=20.0)
+    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
+    assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+
+
+def test_a_report_is_left_out_where_the_store_stays_away(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    blobs = AwayAfter(world, of_the_report, seconds=PATIENCE + 10.0)
+    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
+    assert LAYOUT.report(TASK_ID, "report.html") not in world.blobs.blobs
+    assert f"no report for task {TASK_ID}, the store is away: 503" in caplog.messages
+    assert "ERROR" not in {record.levelname for record in caplog.records}
+
+
+def test_a_device_that_breaks_over_the_report_is_no_business_of_the_jobs(world: World) -> None:
+    class Breaking(MemoryReporter):
+        def render(self, report: Any) -> Any:
+            raise TrainerBroken("the card answers no more")
+
+    settlement = world.worker(reporter=Breaking())(a_task(), StopSignal())
+    assert isinstance(settlement, RetryLater)
+    assert settlement.broken
+    assert (world.job().state, world.job().setbacks) == (JobState.ANNOUNCING, 0)
+    opened = world.trainer.opened
+    assert world.until_settled(a_task()) == Done()
+    assert world.trainer.opened == opened
+
+
+@pytest.mark.parametrize("state", [JobState.UPLOADING, JobState.ANNOUNCING])
+def test_the_end_of_the_training_is_recorded_once_the_store_is_back(
+    world: World, state: JobState
+) -> None:
+    def of_the_end(at: Location, data: bytes) -> bool:
+        return at == LAYOUT.journal(TASK_ID) and f'"{state}"'.encode() in data
+
+    blobs = AwayAfter(world, of_the_end, seconds=100.0)
+    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
+    assert world.job().attempt == 1
 
 
 def test_a_worker_that_dies_of_the_report_has_trained_the_style(world: World) -> None:

@@ -117,6 +117,21 @@ def test_every_line_about_a_message_carries_its_task_the_last_one_too(
     assert {record.__dict__["task_id"] for record in caplog.records} == {TASK_ID}
 
 
+def test_the_lease_that_a_crash_left_of_a_refusal_is_removed_by_the_redelivery(
+    world: World, queue: MemoryQueue
+) -> None:
+    queue.publish(BAD)
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    (journal,) = (at for at in world.blobs.blobs if at.name == "journal.json")
+    left = LAYOUT.lease(LAYOUT.recorded_task(journal) or "")
+    world.blobs.put(left, foreign_lease(world))
+    queue.publish(BAD)
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    assert world.leases() == []
+    assert len(world.notifier.final) == 1
+    assert len(queue.dead) == 2
+
+
 def foreign_lease(world: World) -> bytes:
     expires = (world.clock.now() + timedelta(seconds=10)).isoformat()
     return json.dumps({"owner": "another", "expires_at": expires, "revision": 1}).encode()

@@ -51,7 +51,8 @@ class Run:
         timeline = self.world.timeline
         with self._own_threads(), self._errors_noted():
             for body in self.world.tasks:
-                self._publish(body, self._chance.uniform(0, 120))
+                for _ in range(self._chance.choice([1, 1, 2])):
+                    self._publish(body, self._chance.uniform(0, 120))
             for slot in range(self._chance.choice([1, 2, 2, 3])):
                 self._start(slot, 1)
             if self._disturbed:
@@ -79,6 +80,7 @@ class Run:
             together=self._together,
             happened=self.mischief.happened,
         )
+        machine.clock.wrong = self._chance.choice([0.0, 0.0, 0.0, 70.0, -70.0, 7200.0, -7200.0])
         self.machines.append(machine)
 
         def look() -> None:

@@ -88,11 +88,12 @@ def _repeat_is_excused(run: Run, before: Call, after: Call) -> bool:
 def _records(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
     """Once the outcome is on record, nothing is done but to announce it; then nothing at all."""
     records = [record for record in run.world.records if record[2].task_id == task.task_id]
-    for (_, _, before), (at, who, after) in pairwise(records):
+    for (_, writer, before), (at, who, after) in pairwise(records):
         if after == before:  # written again, as the first answer was lost
             continue
-        decided = before.state not in UNDECIDED
-        if before.is_terminal or (decided and after.state in UNDECIDED):
+        unaware = writer is who and _was_stopped(run, who, at - run.world.store.timeout, at)
+        undone = before.state not in UNDECIDED and after.state in UNDECIDED
+        if before.is_terminal or (undone and not unaware):
             yield f"{name}: {before.state}, then {after.state} by {who.name} at {at:.1f} s"
 
 
