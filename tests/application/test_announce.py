@@ -35,11 +35,6 @@ def away(retry_after: float | None = None) -> NotifierUnavailable:
     return NotifierUnavailable("502", retry_after=retry_after)
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def opened(world: World) -> Entry:
     journal = Journal(world.blobs, world.events.append)
     fresh = TrainingJob(task_id=TASK_ID, style_id=7)

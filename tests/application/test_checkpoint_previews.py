@@ -16,8 +16,7 @@ from application.settlement import Done, HandBack, RetryLater
 from application.stop import StopReason, StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
-from tests.application.test_run_training import Watched
-from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
+from tests.application.world import LAYOUT, RULES, TASK_ID, Watched, World, a_task
 
 
 class Drawing:

@@ -24,8 +24,7 @@ from domain.events import CheckpointSaved, ProgressMade
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
-from tests.application.test_run_training import Watched
-from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
+from tests.application.world import LAYOUT, RULES, TASK_ID, Watched, World, a_task
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -50,11 +49,6 @@ class Gated:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._blobs, name)
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 @pytest.fixture

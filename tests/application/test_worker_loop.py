@@ -65,11 +65,6 @@ def loop_over(
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
 def queue(world: World) -> MemoryQueue:
     return MemoryQueue(world.clock)
 

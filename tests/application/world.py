@@ -19,7 +19,7 @@ from application.announce import Announcer
 from application.journal import Journal
 from application.layout import Layout
 from application.lease import LeaseTerms
-from application.ports import Notifier
+from application.ports import BlobUnavailable, Notifier, TrainingSession
 from application.rules import Rules
 from application.run_training import RunTraining
 from application.settlement import HandBack, RetryLater, Settlement
@@ -171,3 +171,59 @@ class World:
     def leases(self) -> list[Location]:
         """The leases that lie about."""
         return [at for at in self.blobs.blobs if at.name == "lease.json"]
+
+
+class Watched(MemoryTrainer):
+    """A trainer that does something of the test's before one of its steps."""
+
+    def __init__(self, world: World, before: int, action: Any) -> None:
+        super().__init__(world.clock)
+        self._before, self._action = before, action
+
+    def open(self, plan: Any, resume: bytes | None) -> Any:
+        context = super().open(plan, resume)
+        enter = context.__enter__
+
+        class Entered:
+            def __enter__(inner) -> TrainingSession:  # noqa: N805 - two selves are at hand
+                session = enter()
+                advance, steps = session.advance, [0]
+
+                def watched() -> Any:
+                    steps[0] += 1
+                    if steps[0] == self._before:
+                        self._action()
+                    return advance()
+
+                session.advance = watched  # type: ignore[method-assign]  # the test's own seam
+                return session
+
+            def __exit__(inner, *error: Any) -> Any:  # noqa: N805 - as above
+                return context.__exit__(*error)
+
+        return Entered()
+
+
+class AwayAfter:
+    """A store that is away for ``seconds``, from the first write of a kind on."""
+
+    def __init__(self, world: World, first: Callable[[Location, bytes], bool], seconds: float):
+        self._world, self._first, self._seconds = world, first, seconds
+        self._until: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world.blobs, name)
+
+    def put(self, at: Location, data: bytes, **options: Any) -> str:
+        now = self._world.clock.monotonic()
+        if self._until is None and self._first(at, data):
+            self._until = now + self._seconds
+        if self._until is not None and now < self._until:
+            raise BlobUnavailable("503")
+        return self._world.blobs.put(at, data, **options)
+
+
+def stored_epochs(world: World, kind: str = "checkpoints") -> list[int]:
+    """The epochs whose checkpoints, or styles, lie in the store."""
+    stored = world.blobs.list("models", f"jobs/{TASK_ID}/{kind}/")
+    return [int(at.name.split("_")[1].removesuffix(".safetensors")) for at in stored]

@@ -1,0 +1,276 @@
+"""Of several workers that hold a task's message one works on it, whatever their clocks say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from application.lease import Lease, LeaseTerms
+from application.ports import Blob, BlobDenied, BlobUnavailable
+from application.settlement import Done, HandBack, RetryLater
+from application.stop import StopReason, StopSignal
+from domain.events import ProgressMade
+from domain.job import JobState
+from domain.location import Location
+from tests.application.world import LAYOUT, RULES, TASK_ID, Watched, World, a_task
+
+
+def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> None:
+    inner: list[Any] = []
+
+    def meanwhile() -> None:
+        began = world.clock.monotonic()
+        inner.append(world.worker()(a_task(), StopSignal()))
+        assert world.clock.monotonic() == began, "at once"
+
+    outcome = world.worker(trainer=Watched(world, 30, meanwhile))(a_task(), StopSignal())
+    assert outcome == Done()
+    (put_aside,) = inner
+    assert isinstance(put_aside, RetryLater)
+    assert 0 < put_aside.delay <= RULES.lease.seconds
+    assert len(world.notifier.final) == 1
+    assert world.trainer.opened == 0
+
+
+def test_of_two_workers_that_find_no_lease_one_gets_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, plain = world.worker(), world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        try:
+            return plain(at, **options)
+        finally:
+            if at == LAYOUT.lease(TASK_ID):
+                monkeypatch.undo()
+                Lease(world.blobs, at, "theirs", RULES.lease, world.clock).acquire(StopSignal())
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    outcome = ours(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
+    assert 0 < outcome.delay <= RULES.lease.seconds
+    assert world.trainer.opened == 0
+
+
+def test_a_job_that_another_worker_ends_before_the_lease_is_ours_is_left_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, plain = world.worker(), world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        if at == LAYOUT.lease(TASK_ID):
+            monkeypatch.undo()
+            assert world.worker()(a_task(), StopSignal()) == Done()
+        return plain(at, **options)
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    assert ours(a_task(), StopSignal()) == Done()
+    assert world.trainer.opened == 1
+    assert len(world.notifier.final) == 1
+    assert world.leases() == []
+
+
+def test_the_lease_of_a_dead_worker_is_taken_over(world: World) -> None:
+    world.blobs.put(
+        LAYOUT.lease(TASK_ID),
+        json.dumps(
+            {"owner": "dead", "expires_at": "2025-12-31T23:59:59+00:00", "revision": 4}
+        ).encode(),
+    )
+    assert world.worker()(a_task(), StopSignal()) == Done()
+
+
+def test_a_clock_that_jumps_ahead_takes_no_lease_from_the_living(world: World) -> None:
+    inner: list[Any] = []
+
+    def meanwhile() -> None:
+        world.clock.jump(10_000.0)
+        inner.append(world.worker()(a_task(), StopSignal()))
+        world.clock.jump(-10_000.0)
+
+    world.worker(trainer=Watched(world, 30, meanwhile))(a_task(), StopSignal())
+    assert isinstance(inner[0], RetryLater)
+    assert len(world.notifier.final) == 1
+
+
+def test_a_longer_term_than_ours_is_respected(world: World) -> None:
+    """Workers may be set differently: what looks expired to us may not have to be renewed yet."""
+    patient = LeaseTerms(20 * RULES.lease.seconds)
+    lease = Lease(world.blobs, LAYOUT.lease(TASK_ID), "patient", patient, world.clock)
+    with lease.held(StopSignal(), over=lambda: False):
+        world.clock.advance(10.0)
+        outcome = world.worker()(a_task(), StopSignal())
+        assert isinstance(outcome, RetryLater)
+        assert lease.firm
+        world.clock.jump(-10_000.0)  # expires in the far future, so it is watched
+        assert isinstance(world.worker()(a_task(), StopSignal()), RetryLater)
+        assert lease.firm
+    assert world.trainer.opened == 0
+
+
+def test_a_stop_is_heard_while_a_lease_is_watched(world: World) -> None:
+    Lease(world.blobs, LAYOUT.lease(TASK_ID), "dead", RULES.lease, world.clock).acquire(
+        StopSignal()
+    )
+    world.clock.advance(2 * RULES.lease.seconds)
+    stop, began = StopSignal(), world.clock.monotonic()
+    with world.clock.every(2.0, lambda: stop.request(StopReason.SHUTDOWN)):
+        assert world.worker()(a_task(), stop) == HandBack()
+    assert world.clock.monotonic() - began <= 3.0
+    lease = json.loads(world.blobs.get(LAYOUT.lease(TASK_ID)).data)
+    assert lease["owner"] == "dead", "it was not watched for long enough to be taken over"
+
+
+def test_the_lease_is_renewed_before_what_is_dear_to_repeat(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ages: list[timedelta] = []
+    put, completed = world.blobs.put, world.notifier.completed
+
+    def note_its_age() -> None:
+        lease = json.loads(world.blobs.get(LAYOUT.lease(TASK_ID)).data)
+        term = timedelta(seconds=RULES.lease.seconds)
+        ages.append(world.clock.now() + term - datetime.fromisoformat(lease["expires_at"]))
+
+    def noting_put(at: Location, *content: Any, **options: Any) -> str:
+        if at == LAYOUT.weights(7):
+            note_its_age()
+            world.clock.advance(1.0)
+        return put(at, *content, **options)
+
+    def noting_completed(*content: Any) -> None:
+        note_its_age()
+        completed(*content)
+
+    monkeypatch.setattr(world.blobs, "put", noting_put)
+    monkeypatch.setattr(world.notifier, "completed", noting_completed)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert ages == [timedelta(0), timedelta(0)]
+
+
+def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World) -> None:
+    def steal() -> None:
+        world.blobs.put(
+            LAYOUT.lease(TASK_ID),
+            json.dumps(
+                {"owner": "thief", "expires_at": "2026-01-01T00:10:00+00:00", "revision": 99}
+            ).encode(),
+        )
+
+    outcome = world.worker(trainer=Watched(world, 35, steal))(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
+    steps = [e.progress.current_step for e in world.events if isinstance(e, ProgressMade)]
+    assert max(steps) <= 35 + RULES.lease.renew_every
+    assert world.notifier.final == []
+    assert LAYOUT.weights(7) not in world.blobs.blobs
+
+
+def test_a_worker_that_lost_its_lease_tells_no_progress_however_long_its_step_takes(
+    world: World,
+) -> None:
+    told: list[int] = []
+
+    def lose_it_in_mid_step() -> None:
+        world.blobs.put(
+            LAYOUT.lease(TASK_ID),
+            b'{"owner": "thief", "expires_at": "2100-01-01T00:00:00+00:00", "revision": 99}',
+        )
+        world.clock.advance(RULES.lease.renew_every)
+        told.append(len(world.notifier.calls))
+        world.clock.advance(10 * RULES.lease.seconds)
+        told.append(len(world.notifier.calls))
+
+    trainer = Watched(world, 18, lose_it_in_mid_step)
+    rules = replace(RULES, progress_every=1.0)
+    world.worker(trainer=trainer, rules=rules)(a_task(), StopSignal())
+    assert told[0] > 0
+    assert told[1] == told[0]
+
+
+def test_a_worker_that_cannot_renew_its_lease_falls_silent_before_another_may_speak(
+    world: World,
+) -> None:
+    told: list[float] = []
+    away: list[bool] = []
+
+    class CutOff:
+        def __getattr__(self, name: str) -> Any:
+            def put(at: Location, *content: Any, **options: Any) -> str:
+                if away and at == LAYOUT.lease(TASK_ID):
+                    raise BlobUnavailable("no way to the store")
+                return world.blobs.put(at, *content, **options)
+
+            return put if name == "put" else getattr(world.blobs, name)
+
+    class Noting:
+        def __getattr__(self, name: str) -> Any:
+            def call(*content: Any) -> None:
+                told.append(world.clock.monotonic())
+
+            return call
+
+    def lose_the_way() -> None:
+        away.append(True)
+        began.append(world.clock.monotonic())
+        world.clock.advance(10 * RULES.lease.seconds)
+        away.clear()
+
+    began: list[float] = []
+    rules = replace(RULES, progress_every=1.0)
+    world.worker(
+        trainer=Watched(world, 20, lose_the_way), notifier=Noting(), blobs=CutOff(), rules=rules
+    )(a_task(), StopSignal())
+    silent = [moment for moment in told if 0 < moment - began[0] < 10 * RULES.lease.seconds]
+    assert silent, "it speaks on while the lease is certainly its own"
+    assert max(silent) - began[0] <= RULES.lease.takes_to_lose
+    assert told[-1] > began[0] + 10 * RULES.lease.seconds, "and again once it is"
+
+
+def test_who_ends_a_job_leaves_the_lease_that_has_become_anothers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, plain = LAYOUT.lease(TASK_ID), world.notifier.completed
+
+    def completed(*content: Any) -> None:
+        plain(*content)
+        world.blobs.put(at, b"theirs")
+
+    monkeypatch.setattr(world.notifier, "completed", completed)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.blobs.get(at).data == b"theirs"
+
+
+def test_a_lease_that_cannot_be_removed_is_removed_by_the_redelivery(world: World) -> None:
+    class Keeping:
+        def __getattr__(self, name: str) -> Any:
+            def fail(at: Location) -> None:
+                raise BlobUnavailable(f"503 for {at}")
+
+            return fail if name == "delete" else getattr(world.blobs, name)
+
+    outcome = world.worker(blobs=Keeping())(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater), "an acknowledged message would leave it for ever"
+    assert world.job().state is JobState.COMPLETED
+    assert len(world.leases()) == 1
+    assert world.until_settled(a_task()) == Done()
+    assert world.leases() == []
+    assert len(world.notifier.final) == 1
+
+
+def test_a_store_that_lets_nobody_delete_costs_nobody_the_job(world: World) -> None:
+    class Keeping:
+        def __getattr__(self, name: str) -> Any:
+            def refuse(at: Location) -> None:
+                raise BlobDenied(f"403 for {at}")
+
+            return refuse if name == "delete" else getattr(world.blobs, name)
+
+    assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Done()
+    assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Done()
+    assert len(world.notifier.final) == 1

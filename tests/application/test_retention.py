@@ -1,0 +1,94 @@
+"""Which checkpoints of a finished job are kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from adapters.memory import MemorySession
+from application.ports import BlobDenied, BlobUnavailable, EpochRecord
+from application.settlement import Done
+from application.stop import StopReason, StopSignal
+from domain.location import Location
+from tests.application.world import RULES, Watched, World, a_task, stored_epochs
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [25]), (2, [20, 25]), (7, [10, 20, 25])])
+def test_a_finished_job_keeps_the_checkpoints_that_the_rules_want(
+    world: World, keep: int, left: list[int]
+) -> None:
+    rules = replace(RULES, keep_checkpoints=keep)
+    world.worker(rules=rules)(a_task(), StopSignal())
+    assert stored_epochs(world) == left
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tenth epoch is measured, and epoch 20 is the best."""
+    plain = MemorySession.history.fget
+
+    def history(session: MemorySession) -> list[EpochRecord]:
+        return [
+            replace(record, evaluation_loss=abs(record.epoch - 20) + 0.1)
+            if record.epoch % 10 == 0 or record.epoch == 25
+            else record
+            for record in plain(session)
+        ]
+
+    monkeypatch.setattr(MemorySession, "history", property(history))
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [20, 25]), (2, [20, 25])])
+def test_the_best_epochs_checkpoint_is_kept_beside_the_latest(
+    world: World, keep: int, left: list[int]
+) -> None:
+    world.worker(rules=replace(RULES, keep_checkpoints=keep))(a_task(), StopSignal())
+    assert stored_epochs(world) == left
+    assert stored_epochs(world, "styles") == left
+    metric = world.job().metric
+    assert metric is not None
+    assert metric.best_epoch == 20
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_best_epoch_without_a_checkpoint_changes_nothing(world: World) -> None:
+    rules = replace(RULES, keep_checkpoints=1, checkpoint_every=15)
+    world.worker(rules=rules)(a_task(), StopSignal())
+    assert stored_epochs(world) == [25]
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_redelivery_knows_the_best_epoch_from_the_journal(world: World) -> None:
+    world.worker(rules=replace(RULES, keep_checkpoints=None))(a_task(), StopSignal())
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert stored_epochs(world) == [20, 25]
+
+
+def test_a_crash_before_the_tidying_is_made_up_for_by_the_redelivery(world: World) -> None:
+    world.worker(rules=replace(RULES, keep_checkpoints=None))(a_task(), StopSignal())
+    assert stored_epochs(world) == [10, 20, 25]
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert stored_epochs(world) == [25]
+
+
+@pytest.mark.parametrize("error", [BlobUnavailable("503"), BlobDenied("403")])
+def test_old_checkpoints_that_cannot_be_listed_are_left(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(_bucket: str, _prefix: str) -> list[Location]:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.blobs, "list", refuse)
+        assert world.worker()(a_task(), StopSignal()) == Done()
+    assert stored_epochs(world) == [10, 20, 25]
+
+
+def test_an_unfinished_job_keeps_every_checkpoint(world: World) -> None:
+    stop = StopSignal()
+    trainer = Watched(world, 70, lambda: stop.request(StopReason.SHUTDOWN))
+    world.worker(trainer=trainer)(a_task(), stop)
+    assert stored_epochs(world) == [10, 20, 23]
+    assert stored_epochs(world, "styles") == [10, 20], "there is no time for one in a shutdown"

@@ -1,0 +1,119 @@
+"""The report: beside the journal, and never the style's undoing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adapters.memory import MemoryBlobStore, MemoryReporter
+from application.ports import StyleReport, TrainerBroken
+from application.settlement import Done, RetryLater
+from application.stop import StopReason, StopSignal
+from application.style_report import PATIENCE
+from domain.job import JobState
+from domain.location import Location
+from tests.application.world import LAYOUT, TASK_ID, AwayAfter, Crash, World, a_task
+
+
+def test_a_report_lies_beside_the_journal(world: World) -> None:
+    world.worker()(a_task(), StopSignal())
+    assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+
+
+def test_a_report_tells_how_long_the_job_took(world: World) -> None:
+    took: list[float] = []
+
+    class Noting:
+        def render(self, report: StyleReport) -> list[Any]:
+            took.append(report.seconds)
+            return []
+
+    world.clock.advance(1000.0)
+    world.worker(reporter=Noting())(a_task(), StopSignal())
+    assert took == [75.0]
+
+
+def test_a_report_that_fails_does_not_cost_the_style(world: World) -> None:
+    class Broken:
+        def render(self, report: Any) -> Any:
+            raise RuntimeError(f"no ink for {report.task.style_id}")
+
+    assert world.worker(reporter=Broken())(a_task(), StopSignal()) == Done()
+    assert world.job().state is JobState.COMPLETED
+
+
+def of_the_report(at: Location, _data: bytes) -> bool:
+    return at == LAYOUT.report(TASK_ID, "report.html")
+
+
+def test_a_report_waits_for_a_store_that_is_away_for_a_moment(world: World) -> None:
+    blobs = AwayAfter(world, of_the_report, seconds=20.0)
+    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
+    assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+
+
+def test_a_report_is_left_out_where_the_store_stays_away(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    blobs = AwayAfter(world, of_the_report, seconds=PATIENCE + 10.0)
+    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
+    assert LAYOUT.report(TASK_ID, "report.html") not in world.blobs.blobs
+    assert f"no report for task {TASK_ID}, the store is away: 503" in caplog.messages
+    assert "ERROR" not in {record.levelname for record in caplog.records}
+
+
+def test_a_device_that_breaks_over_the_report_is_no_business_of_the_jobs(world: World) -> None:
+    class Breaking(MemoryReporter):
+        def render(self, report: Any) -> Any:
+            raise TrainerBroken("the card answers no more")
+
+    settlement = world.worker(reporter=Breaking())(a_task(), StopSignal())
+    assert isinstance(settlement, RetryLater)
+    assert settlement.broken
+    assert (world.job().state, world.job().setbacks) == (JobState.ANNOUNCING, 0)
+    opened = world.trainer.opened
+    assert world.until_settled(a_task()) == Done()
+    assert world.trainer.opened == opened
+
+
+def test_a_worker_that_dies_of_the_report_has_trained_the_style(world: World) -> None:
+    class Deadly:
+        def render(self, report: Any) -> Any:
+            raise Crash
+
+    with pytest.raises(Crash):
+        world.worker(reporter=Deadly())(a_task(), StopSignal())
+    assert world.job().setbacks == 0
+    opened = world.trainer.opened
+    assert world.until_settled(a_task()) == Done()
+    assert world.job().state is JobState.COMPLETED
+    assert world.trainer.opened == opened
+
+
+class Stopping:
+    """A store at which a stop is asked for as soon as a blob lies there."""
+
+    def __init__(self, blobs: MemoryBlobStore, stop: StopSignal, at: Location) -> None:
+        self._blobs, self._stop, self._at = blobs, stop, at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+    def put(self, at: Location, *content: Any, **options: Any) -> str:
+        tag = self._blobs.put(at, *content, **options)
+        if at == self._at:
+            self._stop.request(StopReason.SHUTDOWN)
+        return tag
+
+
+def test_a_worker_that_is_asked_to_stop_draws_no_report(world: World) -> None:
+    stop = StopSignal()
+    last = world.worker()
+    uploading = replace(last, blobs=Stopping(world.blobs, stop, LAYOUT.weights(7)))
+    uploading(a_task(), stop)
+    assert world.weights()
+    assert LAYOUT.report(TASK_ID, "report.html") not in world.blobs.blobs
+    assert world.until_settled(a_task()) == Done()
+    assert len(world.notifier.final) == 1
