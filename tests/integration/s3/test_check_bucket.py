@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from application.check_bucket import check_bucket
-from application.ports import (
-    BlobDenied,
-)
+from application.ports import BlobDenied
 from domain.location import Location
 from tests.integration.s3.world import Store
 from tests.services.http_faults import Rule, access_denied
@@ -44,18 +40,4 @@ def test_the_check_names_what_is_missing(
     with pytest.raises(BlobDenied, match=said):
         check_bucket(store.blobs, store.at("check"), write=True)
     proxy.clear()
-    assert store.blobs.list(store.bucket, "") == []
-
-
-def test_the_check_finds_a_store_that_ignores_conditions(store: Store) -> None:
-    class Careless:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(store.blobs, name)
-
-        def put(self, at: Location, data: bytes, **options: Any) -> str:
-            return store.blobs.put(at, data, **{**options, "condition": None})
-
-    careless: Any = Careless()
-    with pytest.raises(BlobDenied, match="two workers could train one job"):
-        check_bucket(careless, store.at("check"), write=True)
     assert store.blobs.list(store.bucket, "") == []
