@@ -11,7 +11,7 @@ import pytest
 
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from application.checkpoint_previews import CheckpointPreviews, stored_previews
-from application.ports import BlobUnavailable, Preview, StyleReport, TrainerBroken
+from application.ports import BlobDenied, BlobUnavailable, Preview, StyleReport, TrainerBroken
 from application.settlement import Done, HandBack, RetryLater
 from application.stop import StopReason, StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
@@ -36,6 +36,7 @@ def drawn_at(
 ) -> tuple[list[int], float]:
     """The epochs that got previews, of epochs that train for 100 s each; and the share spent."""
     clock, blobs = ManualClock(), MemoryBlobStore()
+    clock.advance(10_000)  # what was before the run counts for nothing
     rules = replace(RULES, preview_share=share, most_previews=most)
     previews = CheckpointPreviews(blobs, clock, LAYOUT, rules)
     session = Drawing(clock, round_seconds)
@@ -52,10 +53,15 @@ def test_cheap_previews_are_drawn_at_every_checkpoint() -> None:
     assert drawn_at(0.05, round_seconds=2)[0] == list(range(1, 11))
 
 
-def test_dear_ones_keep_to_their_share_after_the_first() -> None:
-    epochs, share = drawn_at(0.05, round_seconds=20)
-    assert epochs == [1, 8]
-    assert share <= 0.05
+@pytest.mark.parametrize(
+    ("share", "round_seconds", "epochs"), [(0.05, 20, [1, 8]), (0.5, 100, [1, 4, 6, 8, 10])]
+)
+def test_dear_ones_keep_to_their_share_of_the_training_after_the_first(
+    share: float, round_seconds: float, epochs: list[int]
+) -> None:
+    drawn, spent = drawn_at(share, round_seconds)
+    assert drawn == epochs
+    assert spent <= share
 
 
 def test_their_number_is_bounded() -> None:
@@ -79,14 +85,17 @@ def test_what_is_stored_is_read_back_in_order() -> None:
     )
 
 
-def test_a_store_that_is_away_costs_one_round(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [BlobUnavailable("no way"), BlobDenied("no way")])
+def test_a_store_that_takes_none_costs_one_round(
+    caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
     class AwayOnce(MemoryBlobStore):
         away = True
 
         def put(self, *content: Any, **options: Any) -> str:
             if self.away:
                 self.away = False
-                raise BlobUnavailable("503")
+                raise error
             return super().put(*content, **options)
 
     clock, blobs = ManualClock(), AwayOnce()
@@ -96,7 +105,7 @@ def test_a_store_that_is_away_costs_one_round(caplog: pytest.LogCaptureFixture) 
         assert previews.affordable()
         previews.draw(session, TASK_ID, epoch)  # type: ignore[arg-type] # it only draws
     assert [epoch for epoch, _ in stored_previews(blobs, LAYOUT, TASK_ID)] == [20]
-    assert "the previews of epoch 10 are not stored: 503" in caplog.text
+    assert "the previews of epoch 10 are not stored: no way" in caplog.text
 
 
 class Seen:
@@ -172,3 +181,5 @@ def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
     outcome = world.worker(trainer=Broken(world.clock))(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
     assert outcome.broken
+    assert world.job().checkpoint is not None
+    assert LAYOUT.weights(7) not in world.blobs.blobs, "it does not train on"

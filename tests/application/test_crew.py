@@ -110,6 +110,16 @@ def test_a_stop_ends_every_loop(queue: MemoryQueue) -> None:
     assert not working.is_alive()
 
 
+def test_a_single_loop_works_in_the_callers_own_thread() -> None:
+    calls = []
+
+    def loop(_stop: StopSignal, *, until_empty: bool) -> None:
+        calls.append((threading.current_thread(), until_empty))
+
+    Crew([loop])(StopSignal(), until_empty=True)  # type: ignore[list-item] # it only notes
+    assert calls == [(threading.current_thread(), True)]
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_ends_one_loop_ends_all_and_is_raised(queue: MemoryQueue, count: int) -> None:
     queue.publish(encode_task(a_task()))

@@ -25,7 +25,7 @@ def test_the_best_epoch_has_the_lowest_loss_on_pictures_trained_on() -> None:
 
 
 def test_pictures_held_out_decide_where_there_are_any() -> None:
-    best = best_epoch(history((0.3, 0.30), (0.2, 0.25), (0.1, 0.28)))
+    best = best_epoch(history((0.3, 0.30), (0.2, 0.25), (0.1, 0.28), (0.1, None)))
     assert best is not None
     assert best.epoch == 2
 
@@ -37,7 +37,8 @@ def test_of_equal_epochs_the_earliest_is_the_best() -> None:
 
 
 def test_a_held_out_loss_that_rises_while_the_other_falls_is_told_with_figures() -> None:
-    note = overfitting_note(history((0.3, 0.30), (0.2, 0.25), (None, None), (0.1, 0.28)))
+    losses = (0.3, 0.30), (0.2, 0.25), (None, None), (0.1, 0.28), (None, None)
+    note = overfitting_note(history(*losses))
     assert note is not None
     assert "epoch 2" in note
     assert "12%" in note
@@ -46,9 +47,10 @@ def test_a_held_out_loss_that_rises_while_the_other_falls_is_told_with_figures()
 def test_what_is_no_overfitting_is_not_told() -> None:
     assert overfitting_note([]) is None
     assert overfitting_note(history((0.3, None), (0.1, None))) is None
-    # Still falling; risen by a hair; both risen, which is instability.
+    # Still falling; risen by a hair; nothing learnt by heart; both risen, which is instability.
     assert overfitting_note(history((0.3, 0.3), (0.2, 0.2))) is None
     assert overfitting_note(history((0.3, 0.200), (0.2, 0.205))) is None
+    assert overfitting_note(history((0.2, 0.2), (0.2, 0.4))) is None
     assert overfitting_note(history((0.2, 0.2), (0.4, 0.4))) is None
 
 
@@ -93,6 +95,12 @@ def test_without_a_gradient_the_learning_rate_is_not_blamed() -> None:
 
 def test_a_trainer_that_tells_no_gradient_leaves_both_causes_open() -> None:
     note = standstill_note(still(3))
+    assert note is not None
+    assert "too low: raise it. Or no gradient reached" in note
+
+
+def test_epochs_that_stood_still_for_different_reasons_have_both_told() -> None:
+    note = standstill_note([*still(3, largest=0.0)[:3], *still(4, largest=0.2)[3:]])
     assert note is not None
     assert "too low: raise it. Or no gradient reached" in note
 
