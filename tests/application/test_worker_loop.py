@@ -31,7 +31,7 @@ from application.ports import (
 from application.refuse_task import RefuseTask
 from application.settlement import DeadLetter, Done, Settlement
 from application.stop import StopReason, StopSignal
-from application.worker_loop import AWAY_SECONDS, WorkerLoop
+from application.worker_loop import AWAY_SECONDS, EMPTY_LOOKS, WorkerLoop
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
@@ -253,16 +253,33 @@ def test_a_stop_ends_the_loop_and_gives_the_message_back(world: World) -> None:
     assert world.job().state is JobState.INTERRUPTED
 
 
+def test_an_idle_worker_stays_until_it_is_asked_to_stop(world: World) -> None:
+    stop, looks = StopSignal(), []
+
+    class Empty(MemoryQueue):
+        def receive(self, timeout: float) -> Delivery | None:
+            looks.append(timeout)
+            if len(looks) == 2 * EMPTY_LOOKS:
+                stop.request(StopReason.SHUTDOWN)
+            return super().receive(timeout)
+
+    loop_over(world, Empty(world.clock))(stop)
+    assert len(looks) == 2 * EMPTY_LOOKS
+
+
 def test_a_broker_that_is_away_is_waited_for_and_told_of_once_an_outage(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
+    refused = QueueUnavailable("connection refused")
+    asking = QueueUnavailable("connection refused", retry_after=9.0)
+
     class Flaky(MemoryQueue):
-        asked = iter([0.0, 9.0, None, 0.0, 0.0])
+        answers = iter([refused, asking, refused, None, refused])
 
         def receive(self, timeout: float) -> Delivery | None:
             looks.append(world.clock.monotonic())
-            if (asked := next(self.asked, None)) is not None:
-                raise QueueUnavailable("connection refused", retry_after=asked)
+            if (error := next(self.answers, None)) is not None:
+                raise error
             return super().receive(timeout)
 
     looks: list[float] = []
