@@ -37,6 +37,18 @@ def test_speed_follows_the_last_minute_and_forgets_what_was_before() -> None:
     assert meter.steps_per_second == pytest.approx(5.0)
 
 
+@pytest.mark.parametrize(
+    ("moments", "speed"), [((0, 50, 100, 104), 3 / 104), ((0, 10, 100, 110), 2 / 100)]
+)
+def test_slow_steps_are_measured_from_the_last_one_before_the_window(
+    moments: tuple[float, ...], speed: float
+) -> None:
+    meter = Speedometer(window_seconds=60.0)
+    for step, at in enumerate(moments):
+        meter.observe(step, at)
+    assert meter.steps_per_second == speed
+
+
 def test_steps_of_unequal_length_have_their_mean_speed() -> None:
     meter = Speedometer()
     for step, at in enumerate([1000.0, 1001.0, 1005.0]):
