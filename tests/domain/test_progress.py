@@ -56,10 +56,11 @@ def test_steps_of_unequal_length_have_their_mean_speed() -> None:
     assert meter.steps_per_second == 2 / 5
 
 
-def test_going_back_gives_no_speed() -> None:
+@pytest.mark.parametrize("step", [4, 10])
+def test_going_back_gives_no_speed(step: int) -> None:
     meter = Speedometer()
     meter.observe(10, at=5.0)
-    meter.observe(4, at=6.0)
+    meter.observe(step, at=6.0)
     assert meter.steps_per_second is None
 
 
