@@ -106,6 +106,16 @@ def test_each_transition_is_allowed_in_its_states_and_raises_in_all_others(
             TRANSITIONS[name](job)
 
 
+@pytest.mark.parametrize("state", JobState)
+def test_only_who_is_about_to_train_or_trains_discards_a_checkpoint(state: JobState) -> None:
+    job = replace(REACHED[state], checkpoint=checkpoint(10))
+    if state in {JobState.PREPARING, JobState.TRAINING}:
+        assert job.discard_checkpoint() == REACHED[state]
+    else:
+        with pytest.raises(InvalidTransition, match=str(state)):
+            job.discard_checkpoint()
+
+
 @pytest.mark.parametrize("way", [("begin_training",), ("interrupt",), ("interrupt", "start")])
 def test_a_job_waits_for_its_seat_until_something_else_happens(way: tuple[str, ...]) -> None:
     waiting = after(new_job(), "start", "await_seat")
