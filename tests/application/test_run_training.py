@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore, MemoryReporter, MemorySession, MemoryTrainer
-from application.drive_session import IN_TRANSIT
 from application.lease import Lease, LeaseTerms
 from application.ports import (
     Blob,
@@ -277,7 +276,7 @@ def test_the_final_call_waits_until_progress_that_was_given_up_can_no_longer_arr
         lambda *call: (called.append(world.clock.monotonic()), completed(*call)),
     )
     assert world.worker()(a_task(), StopSignal()) == Done()
-    assert called == [given_up[-1] + IN_TRANSIT]
+    assert called == [given_up[-1] + RULES.in_transit]
 
 
 def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
