@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 _FOR_A_CHECKPOINT = 0.75
 """Part of what is left of the grace; in the rest the job is handed over and the lease released."""
-IN_TRANSIT = 30.0
-"""Seconds for which a progress call may still reach the backend after we have given it up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +125,7 @@ class Driver:
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
         except (Unavailable, NotifierRefused) as error:
-            entry.quiet_from = self.clock.monotonic() + IN_TRANSIT
+            entry.quiet_from = self.clock.monotonic() + self.rules.in_transit
             log.warning("progress was not delivered, the next will be newer: %s", error)
 
     def _listen(self, entry: Entry, stop: StopSignal) -> None:

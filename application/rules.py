@@ -26,6 +26,8 @@ class Rules:
     epoch's beside them; 0 keeps none, None all."""
     progress_every: float = 30.0
     """Seconds between progress calls."""
+    in_transit: float = 30.0
+    """Seconds for which a progress call may still reach the backend after it has been given up."""
     cancel_poll: float = 5.0
     """Seconds between two looks for a request to cancel."""
     most_setbacks: int = 5

@@ -3,6 +3,7 @@
     queued -> preparing -> training -> uploading -> announcing -> completed
                  any of the first four, or interrupted -> announcing -> failed | cancelled
                  preparing | training | uploading -> interrupted -> preparing
+                 completed -> interrupted, where the style is gone and is wanted again
 
 A job is a value. Every transition returns the job as it is afterwards and one event. What
 a worker needs to go on from another's crash is in the job, so its record is the journal.
@@ -49,7 +50,7 @@ class JobState(StrEnum):
     ANNOUNCING = "announcing"
     """The outcome is settled and stored; the backend is being told."""
     COMPLETED = "completed"
-    """The backend knows the style is ready. Final."""
+    """The backend knows the style is ready. Final, for as long as the style is there."""
     FAILED = "failed"
     """The backend knows the job failed. Final."""
     CANCELLED = "cancelled"
@@ -203,6 +204,14 @@ class TrainingJob:
         setbacks = self.setbacks + setback
         job = replace(self, state=JobState.INTERRUPTED, waits=False, setbacks=setbacks)
         return job, JobInterrupted(**self._ids(), reason=reason, setbacks=setbacks)
+
+    def reopen(self, reason: str) -> Change:
+        """The style is wanted again: it is made anew from the last checkpoint, and announced."""
+        self._allow("reopen", JobState.COMPLETED)
+        job = replace(
+            self, state=JobState.INTERRUPTED, metric=None, artifact=None, announcements=0
+        )
+        return job, JobInterrupted(**self._ids(), reason=reason, setbacks=job.setbacks)
 
     def _allow(self, action: str, *states: JobState) -> None:
         if self.state not in states:

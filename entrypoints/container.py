@@ -230,6 +230,7 @@ def rules_from(settings: Settings) -> Rules:
         preview_share=settings.preview_share,
         keep_checkpoints=settings.keep_checkpoints,
         progress_every=settings.progress_every,
+        in_transit=settings.webhook_timeout,
         cancel_poll=settings.cancel_poll,
         most_setbacks=settings.most_setbacks,
         fetch_concurrency=settings.fetch_concurrency,

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,6 @@ from application.ports import Blob, BlobMissing, BlobStore
 from application.rules import Rules
 from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
 from application.stop import StopReason, StopSignal
-from domain.events import JobInterrupted
 from domain.failure import TrainingFailed
 from domain.job import JobState, TrainingJob
 from domain.location import Location
@@ -232,7 +231,7 @@ def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[
             say(console, f"this run is complete already: {out}")
             return 0, _outcome(job, out)
         say(console, f"its style is gone from {out}, and is made again", "yellow")
-        _reopen(job, container)
+        container.journal().open(record, "local", job).apply(job.reopen("its style is gone"))
 
     stop = StopSignal()
     with _interruptible(stop), _display(container):
@@ -282,17 +281,6 @@ def _is_there(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
             "away, and the same command makes the style again"
         )
     return True
-
-
-def _reopen(job: TrainingJob, container: Container) -> None:
-    """Let a job that was complete go on from its last checkpoint, which stands at the end."""
-    at = container.layout().journal(job.task_id)
-    entry = container.journal().open(at, "local", job)
-    job = replace(job, state=JobState.INTERRUPTED, metric=None, artifact=None, announcements=0)
-    gone = JobInterrupted(
-        task_id=job.task_id, style_id=job.style_id, reason="its style is gone", setbacks=0
-    )
-    entry.apply((job, gone))
 
 
 def _report_files(out: Path) -> list[Path]:

@@ -39,6 +39,12 @@ def find_pictures(folder: Path) -> list[str]:
     return names
 
 
+def find_caption(picture: Path) -> Path | None:
+    """The file that holds a picture's caption, where there is one."""
+    beside = (picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+    return next((path for path in beside if path.is_file()), None)
+
+
 def passed_over(folder: Path, names: Collection[str], besides: Path) -> list[str]:
     """What else lies in ``folder``, each with why it is not used where that may be a mistake.
 

@@ -20,7 +20,7 @@ from entrypoints.options import (
     named_parameters,
     option_of,
 )
-from entrypoints.picture_folder import find_pictures
+from entrypoints.picture_folder import find_caption, find_pictures
 
 if TYPE_CHECKING:
     from application.ports import DeadMessage
@@ -229,8 +229,7 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
     blobs = container.blobs()
     for name, at in zip(names, places, strict=True):
         blobs.put(at, (folder / name).read_bytes())
-        caption = (folder / name).with_suffix(".txt")
-        if caption.is_file():
+        if (caption := find_caption(folder / name)) is not None:
             blobs.put(at.with_suffix(".txt"), caption.read_bytes(), content_type="text/plain")
     container.queue().publish(body)
     return task_id

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore, MemoryTrainer
-from application.drive_session import IN_TRANSIT
 from application.ports import BlobDenied, BlobUnavailable, NotifierRefused, NotifierUnavailable
 from application.settlement import Done, HandBack
 from application.stop import StopReason, StopSignal
@@ -123,7 +122,7 @@ def test_the_final_call_waits_until_progress_that_was_given_up_can_no_longer_arr
         lambda *call: (called.append(world.clock.monotonic()), completed(*call)),
     )
     assert world.worker()(a_task(), StopSignal()) == Done()
-    assert called == [given_up[-1] + IN_TRANSIT]
+    assert called == [given_up[-1] + RULES.in_transit]
 
 
 def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> None:

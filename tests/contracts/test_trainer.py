@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,9 +65,7 @@ def memory() -> Harness:
 
 
 @pytest.fixture(scope="module")
-def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
-    import torch
-
+def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     from adapters.diffusion.base.model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.pillow import PillowInspector, decode
@@ -79,15 +77,12 @@ def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
         Picture(file.name, file.read_bytes(), inspect(file.read_bytes())) for file in files
     )
     small_base = Path(__file__).resolve().parents[2] / "assets" / "small_base"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # its operations are too small to share
     base = load_base(str(small_base), device="cpu")
-    yield Harness(
+    return Harness(
         DiffusionTrainer(base, decode),
         pictures,
         lambda seats: DiffusionTrainer(base, decode, seats=seats),
     )
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["memory", pytest.param("diffusion", marks=pytest.mark.integration)])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.trainer import DiffusionTrainer
@@ -16,15 +14,6 @@ from domain.picture import Picture
 from tests.diffusion.runs import read_pictures
 
 SMALL_BASE = Path(__file__).resolve().parents[2] / "assets" / "small_base"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Operations this small are slower when shared, and on a busy machine they stall."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

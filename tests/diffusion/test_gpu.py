@@ -22,6 +22,7 @@ from application.ports import EpochRecord
 from benchmarks.full_size import full_size_base
 from domain.picture import Picture
 from tests.diffusion.conftest import SMALL_BASE
+from tests.diffusion.recipe import recipe
 from tests.diffusion.runs import (
     EVERY_OPTION,
     Outcome,
@@ -87,6 +88,14 @@ def test_the_chosen_way_follows_the_plain_one(pictures: Pictures) -> None:
     plan = plan_of(pictures, epochs=6, batch_size=2, learning_rate=2e-3)
     fast = run(trainer_with(choose_strategy(CARD)), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
+
+
+def test_the_chosen_way_learns_as_the_recipe_does(pictures: Pictures) -> None:
+    plan = plan_of(pictures, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
+    curve, _ = recipe(load_base(str(SMALL_BASE), device=CARD, dtype=torch.float32), plan)
+    fast = run(trainer_with(choose_strategy(CARD)), plan).history
+    assert [record.loss for record in fast] == pytest.approx(curve, rel=0.02)
+    assert fast[-1].evaluation_loss < fast[0].evaluation_loss
 
 
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])

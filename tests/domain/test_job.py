@@ -10,7 +10,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from domain.events import ArtifactStored, Event, JobCompleted, JobFailed, JobStarted
+from domain.events import (
+    AnnouncementBegun,
+    ArtifactStored,
+    Event,
+    JobCompleted,
+    JobFailed,
+    JobStarted,
+)
 from domain.failure import Failure, FailureCode
 from domain.job import Change, InvalidTransition, JobState, TrainingJob
 from domain.location import Location
@@ -52,6 +59,7 @@ TRANSITIONS: dict[str, Any] = {
     "begin_announcement": lambda job: job.begin_announcement(),
     "conclude": lambda job: job.conclude(),
     "interrupt": lambda job: job.interrupt("gone", setback=True),
+    "reopen": lambda job: job.reopen("its style is gone"),
 }
 
 REACHED: dict[JobState, TrainingJob] = {
@@ -78,6 +86,7 @@ ALLOWED: dict[str, set[JobState]] = {
     "save_checkpoint": {JobState.TRAINING},
     "finish_training": {JobState.TRAINING},
     "store": {JobState.UPLOADING},
+    "reopen": {JobState.COMPLETED},
     "give_up": {
         JobState.QUEUED,
         JobState.PREPARING,
@@ -142,7 +151,15 @@ def test_the_whole_way_gives_a_completed_job_and_its_events() -> None:
     assert job.state is JobState.COMPLETED
     assert events[0] == JobStarted(task_id="t", style_id=7, attempt=1, resumed_from=None)
     assert ArtifactStored(task_id="t", style_id=7, artifact=ARTIFACT) in events
+    assert AnnouncementBegun(task_id="t", style_id=7, call=1) in events
     assert events[-1] == JobCompleted(task_id="t", style_id=7, artifact=ARTIFACT)
+
+
+def test_a_style_that_is_gone_is_made_again_and_announced() -> None:
+    again = after(REACHED[JobState.COMPLETED], "reopen", "start", "begin_training")
+    assert (again.artifact, again.metric, again.announcements) == (None, None, 0)
+    done = after(again, "finish_training", "store", "begin_announcement", "conclude")
+    assert done.state is JobState.COMPLETED
 
 
 def test_a_job_that_gives_up_fails_with_its_reason() -> None:

@@ -176,7 +176,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
     options = ["--epochs", "400", "--resolution", "64", "--device", "cpu"]
     command = [sys.executable, "-m", "entrypoints.train", str(pictures), "--out", "out", *options]
     root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(root)}
     first = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     )

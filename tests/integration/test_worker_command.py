@@ -19,6 +19,8 @@ HEAVY = {"torch", "diffusers", "numpy", "pydantic", "PIL", "boto3", "pika", "req
 
 def test_a_submitted_folder_becomes_a_style_in_the_bucket(tmp_path: Path) -> None:
     draw_style_set(tmp_path / "pictures", count=10, seed=3)
+    first = min((tmp_path / "pictures").glob("*.txt"))
+    first.rename(first.with_suffix(".TXT"))
     submitted = run(
         *("submit", "pictures", "--style-id", "9", "--epochs", "1", "--resolution", "64"),
         cwd=tmp_path,
@@ -28,10 +30,12 @@ def test_a_submitted_folder_becomes_a_style_in_the_bucket(tmp_path: Path) -> Non
     task = json.loads(message.read_text())
     assert task["type"] == "model_training"
     assert len(task["data"]["images"]) == 10
+    buckets = tmp_path / "spool" / "buckets"
+    assert len(list((buckets / "stylelicense-training-data").rglob("*.txt"))) == 10
 
     worked = run("worker", "--once", cwd=tmp_path)
     assert worked.returncode == 0, worked.stderr
-    models = tmp_path / "spool" / "buckets" / "stylelicense-models"
+    models = buckets / "stylelicense-models"
     assert (models / "models" / "style_9.safetensors").is_file()
     journal = json.loads((models / "jobs" / task["task_id"] / "journal.json").read_text())
     assert journal["job"]["state"] == "completed"

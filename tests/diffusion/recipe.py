@@ -1,0 +1,94 @@
+"""The common recipe, written as plainly as the examples do it."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.optimization import get_scheduler
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.dataset import encode_dataset
+from adapters.diffusion.data.randomness import draw_step, epoch_batches, steps_per_epoch
+from adapters.diffusion.lora.adapters import TARGETS, Adapter, initialise
+from adapters.pillow import decode
+from application.ports import TrainingPlan
+from domain.buckets import bucket_of
+
+
+def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tensor]:
+    """The examples' loop, which encodes everything at every step: losses by epoch, and weights.
+
+    It shares with the trainer only the draws: order, noises, timesteps, initial weights.
+    """
+    parameters, unet = plan.parameters, base.unet
+    images = [decode(picture.data) for picture in plan.pictures]
+    sizes = [bucket_of(*image.size, parameters.resolution) for image in images]
+    buckets = [
+        [i for i, other in enumerate(sizes) if other == size] for size in sorted(set(sizes))
+    ]
+    epoch_steps = steps_per_epoch(buckets, parameters.batch_size)
+    total = parameters.epochs * epoch_steps
+    config = LoraConfig(r=parameters.rank, lora_alpha=parameters.rank, target_modules=[*TARGETS])
+    inject_adapter_in_model(config, unet, adapter_name="plain")
+    try:
+        pairs = [
+            Adapter(layer, layer.lora_A["plain"].weight, layer.lora_B["plain"].weight)
+            for layer in unet.modules()
+            if isinstance(layer, LoraLayer)
+        ]
+        initialise(pairs, parameters.seed)
+        weights = [weight for pair in pairs for weight in (pair.down, pair.up)]
+        optimizer = torch.optim.AdamW(weights, lr=parameters.learning_rate, weight_decay=1e-2)
+        warm_up = parameters.warmup_steps(total)
+        schedule = get_scheduler(
+            "cosine", optimizer, num_warmup_steps=warm_up, num_training_steps=total
+        )
+        curve = []
+        for epoch in range(parameters.epochs):
+            losses = 0.0
+            batches = epoch_batches(buckets, parameters.batch_size, parameters.seed, epoch)
+            for position, batch in enumerate(batches):
+                loss = loss_of(base, plan, images, sizes, batch, epoch * epoch_steps + position)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(weights, 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                losses += loss.item() * len(batch)
+            curve.append(losses / len(images))
+        return curve, torch.cat([weight.detach().flatten() for weight in weights])
+    finally:
+        unet.unload_lora()
+
+
+def loss_of(
+    base: BaseModel,
+    plan: TrainingPlan,
+    images: list,
+    sizes: list[tuple[int, int]],
+    batch: tuple[int, ...],
+    step: int,
+) -> torch.Tensor:
+    device = base.unet.device
+    with torch.no_grad():
+        encoded = encode_dataset(
+            base,
+            [(images[i], sizes[i]) for i in batch],
+            [plan.pictures[i].caption.strip() for i in batch],
+            mirrored=False,
+            device=device,
+        )
+    draw = draw_step(plan.parameters, step, encoded.shape(tuple(range(len(batch)))), 1000)
+    latents = torch.cat(
+        [
+            picture.mean + picture.deviation * noise
+            for picture, noise in zip(encoded.pictures, draw.posterior.to(device), strict=True)
+        ]
+    )
+    latents = latents * base.vae.config.scaling_factor
+    states = torch.stack([encoded.captions[row] for row in encoded.caption_rows])
+    target, timesteps = draw.noise.to(device), draw.timesteps.to(device)
+    noisy = base.noise_schedule.add_noise(latents, target, timesteps)
+    predicted = base.unet(noisy, timesteps, states).sample
+    return torch.nn.functional.mse_loss(predicted, target)
