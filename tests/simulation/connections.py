@@ -1,0 +1,169 @@
+"""A machine's ports, which lead over the network into its world."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adapters.memory import MemoryBlobStore, MemoryQueue
+from application.journal import recorded_job
+from application.ports import Blob, Condition, Delivery, DeliveryLost, QueueUnavailable
+from domain.failure import Failure
+from domain.location import Location
+from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
+from tests.simulation.network import Server
+from tests.simulation.timeline import Process
+from tests.simulation.world import LAYOUT, Call, World
+
+PROGRESS_TIMEOUT = 5.0
+"""Seconds that a progress call is waited for, by default."""
+
+
+class Blobs:
+    """Port ``BlobStore``, over the network."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+
+    def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
+        found = self._call(lambda blobs: blobs.get(at, max_bytes=max_bytes))
+        assert isinstance(found, Blob)
+        return found
+
+    def put(
+        self,
+        at: Location,
+        data: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        condition: Condition | None = None,
+    ) -> str:
+        world = self._world
+
+        def write(blobs: MemoryBlobStore) -> str:
+            etag = blobs.put(at, data, condition=condition)
+            if LAYOUT.recorded_task(at) is not None:
+                job = recorded_job(blobs, at)
+                assert job is not None  # just written
+                world.records.append((world.timeline.now, self._process, job))
+            return etag
+
+        put = self._call(write)
+        assert isinstance(put, str)
+        return put
+
+    def delete(self, at: Location) -> None:
+        self._call(lambda blobs: blobs.delete(at))
+
+    def list(self, bucket: str, prefix: str) -> list[Location]:
+        found = self._call(lambda blobs: blobs.list(bucket, prefix))
+        assert isinstance(found, list)
+        return found
+
+    def _call(self, effect: Callable[[MemoryBlobStore], Any]) -> Any:
+        world = self._world
+        return world.network.call(self._process, world.store, lambda: effect(world.blobs))
+
+
+class Backend:
+    """Port ``Notifier``, over the network."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+        self._for_progress = Server(
+            PROGRESS_TIMEOUT, world.backend.lost, world.backend.latency, world.backend.troubles
+        )
+
+    def progress(self, style_id: int, progress: Progress) -> None:
+        self._call("progress", style_id, None)
+
+    def completed(
+        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+    ) -> None:
+        self._call("completed", style_id, idempotency_key)
+
+    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+        self._call("failed", style_id, idempotency_key)
+
+    def _call(self, kind: str, style_id: int, key: str | None) -> None:
+        world = self._world
+        call = Call(kind, style_id, key, self._process, made_at=world.timeline.now)
+        world.calls.append(call)
+
+        def take() -> None:
+            call.taken_at = world.timeline.now
+
+        server = self._for_progress if kind == "progress" else world.backend
+        world.network.call(self._process, server, take)
+        call.answered_at = world.timeline.now
+
+
+class Connection:
+    """Port ``Queue``: one connection to the broker, which has what is delivered over it."""
+
+    def __init__(self, world: World, process: Process, chance: random.Random) -> None:
+        self._world = world
+        self._process = process
+        self._chance = chance
+        self._held: list[Delivery] = []
+
+    def lose(self) -> None:
+        """The connection breaks: the broker takes back what it has delivered."""
+        for delivery in self._held:
+            self._world.queue.take_back(delivery)
+        self._held.clear()
+
+    def publish(self, body: bytes) -> None:
+        raise AssertionError("no worker publishes")
+
+    def receive(self, timeout: float) -> Delivery | None:
+        if self._broken():
+            self.lose()
+            raise QueueUnavailable("no broker")
+        delivery = self._world.queue.receive(timeout)
+        if delivery is not None:
+            self._held.append(delivery)
+        return delivery
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        self._settle(delivery, lambda queue: queue.acknowledge(delivery))
+
+    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+        self._settle(delivery, lambda queue: queue.retry_later(delivery, delay, reason))
+
+    def dead_letter(
+        self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
+    ) -> None:
+        self._settle(delivery, lambda queue: queue.dead_letter(delivery, reason, details))
+
+    def hand_back(self, delivery: Delivery) -> None:
+        self._settle(delivery, lambda queue: queue.hand_back(delivery))
+
+    def _settle(self, delivery: Delivery, settle: Callable[[MemoryQueue], None]) -> None:
+        broken = self._broken()
+        if delivery not in self._held:
+            raise DeliveryLost("the connection broke meanwhile")
+        if not broken:
+            self._held.remove(delivery)
+            settle(self._world.queue)
+            return
+        # Done, half of it done (put aside, and not acknowledged), or not done.
+        done = self._chance.random()
+        if done < 0.6:
+            self._held.remove(delivery)
+            settle(self._world.queue)
+        if 0.3 < done < 0.6:
+            self._world.queue.publish(delivery.body)
+        self.lose()
+        raise QueueUnavailable("no broker")
+
+    def _broken(self) -> bool:
+        trouble = self._world.broker.trouble(self._process, self._world.timeline.now)
+        if trouble is None or self._chance.random() >= trouble.chance:
+            return False
+        self._world.timeline.sleep(self._chance.uniform(0, 2))
+        return True
