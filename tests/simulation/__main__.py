@@ -10,7 +10,7 @@ from collections import Counter
 
 from domain.events import ProgressMade
 from tests.simulation.run import Run
-from tests.simulation.verdict import wrongs
+from tests.simulation.verdict import repeats, wrongs
 from tests.simulation.world import STEPS
 
 
@@ -24,19 +24,21 @@ def main() -> int:
     logging.disable(logging.WARNING)
     if options.show:
         return _show(options.seed)
-    began, wrong, hours, steps, needed = time.monotonic(), 0, 0.0, 0, 0
+    began, wrong, repeated, hours, steps, needed = time.monotonic(), 0, 0, 0.0, 0, 0
     kinds = Counter[str]()
     for seed in range(options.seed, options.seed + options.runs):
         run = Run(seed)()
         hours += run.world.timeline.now / 3600
         steps, needed = steps + run.world.steps, needed + STEPS * len(run.world.tasks)
+        repeated += repeats(run)
         kinds.update(done.kind for done in run.mischief.done)
         if lines := wrongs(run):
             wrong += 1
             print(f"seed {seed}:", *lines, sep="\n  ", flush=True)
     print(", ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items())))
     print(
-        f"runs={options.runs} wrong={wrong} disturbances={kinds.total()} "
+        f"runs={options.runs} wrong={wrong} repeated_with_key={repeated} "
+        f"disturbances={kinds.total()} "
         f"steps={steps / needed:.2f} of what is needed, "
         f"{hours:.0f} h simulated in {time.monotonic() - began:.0f} s"
     )

@@ -27,6 +27,12 @@ def wrongs(run: Run) -> list[str]:
     return [*lines, *_of_all(run)]
 
 
+def repeats(run: Run) -> int:
+    """Final calls that the backend took again, all of them with the key of the first."""
+    final = [call for call in run.world.calls if call.kind != "progress" and call.taken_at]
+    return len(final) - len({call.style_id for call in final})
+
+
 def _of_all(run: Run) -> Iterator[str]:
     if not run.quiet:
         yield f"not quiet after {run.world.timeline.now:.0f} s"
