@@ -116,8 +116,10 @@ def test_peft_loads_a_folder_for_each_model(
     path, trained = style
     write_form(*read_style(path), Form.PEFT, tmp_path, "style")
     model = PeftModel.from_pretrained(base.text_encoder, tmp_path / "text_encoder")
-    torch.testing.assert_close(states(base), trained, rtol=1e-4, atol=1e-5)
-    model.unload()
+    try:
+        torch.testing.assert_close(states(base), trained, rtol=1e-4, atol=1e-5)
+    finally:
+        model.unload()
     PeftModel.from_pretrained(base.unet, tmp_path / "unet").unload()
     (back,) = write_form(*read_style(tmp_path), Form.KOHYA, tmp_path / "back", "style")
     assert back.read_bytes() == path.read_bytes()
