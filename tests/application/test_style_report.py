@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from adapters.memory import MemoryBlobStore, MemoryReporter
-from application.ports import Preview, StyleReport, TrainerBroken
+from application.ports import BlobUnavailable, Preview, StyleReport, TrainerBroken
 from application.settlement import Done, RetryLater
 from application.stop import StopReason, StopSignal
 from application.style_report import PATIENCE
@@ -78,6 +79,22 @@ def of_the_report(at: Location, _data: bytes) -> bool:
 def test_a_report_waits_for_a_store_that_is_away_for_a_moment(world: World) -> None:
     blobs = AwayAfter(world, of_the_report, seconds=20.0)
     assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
+    assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+
+
+def test_a_report_waits_for_the_previews_that_were_drawn_on_the_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, away = world.blobs.list, [BlobUnavailable("503")]
+
+    def listing(bucket: str, prefix: str) -> Iterable[Location]:
+        if prefix == LAYOUT.previews_prefix(TASK_ID) and away:
+            raise away.pop()
+        return found(bucket, prefix)
+
+    monkeypatch.setattr(world.blobs, "list", listing)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert not away
     assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
 
 

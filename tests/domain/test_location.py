@@ -23,8 +23,10 @@ def test_reads_and_writes_the_s3_form() -> None:
         "s3://media/../a.jpg",
         "s3://media/a/./b.jpg",
         "s3://../a.jpg",
+        "s3://./a.jpg",
         "s3://media/a\\b.jpg",
         "s3://media/a\x00.jpg",
+        "s3://media/a\x7f.jpg",
         "",
     ],
 )
