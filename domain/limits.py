@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -38,10 +37,10 @@ class Whole:
 
     def check(self, value: object) -> None:
         """See ``Limit``."""
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not isinstance(value, int) or not whole or not self.low <= value <= self.high:
+        number = value if isinstance(value, int) and not isinstance(value, bool) else None
+        if number is None or not self.low <= number <= self.high:
             raise OutOfLimits(value, f"give a whole number from {self.low:,} to {self.high:,}")
-        if value % self.multiple_of:
+        if number % self.multiple_of:
             raise OutOfLimits(value, f"give a multiple of {self.multiple_of}")
 
 
@@ -56,8 +55,9 @@ class Number:
     def check(self, value: object) -> None:
         """See ``Limit``."""
         if isinstance(value, int | float) and not isinstance(value, bool):
+            # Both ends are finite, so neither NaN nor an infinity is inside.
             inside = self.low < value <= self.high or (value == self.low and not self.above_low)
-            if inside and math.isfinite(value):
+            if inside:
                 return
         low, high = f"{self.low:g}", f"{self.high:g}"
         bounds = f"above {low} and at most {high}" if self.above_low else f"from {low} to {high}"

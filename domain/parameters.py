@@ -255,6 +255,10 @@ class RequestedParameters:
         unknown = sorted(self.named.keys() - PARAMETER_NAMES)
         if unknown:
             raise ValueError(f"not a training parameter: {', '.join(unknown)}")
+        prompts = self.named.get("sample_prompts")
+        if isinstance(prompts, list):
+            # As JSON and the command line give them; equal tasks are to look equal.
+            object.__setattr__(self, "named", {**self.named, "sample_prompts": tuple(prompts)})
         # Any count and size serve here: only the named values can be out of range.
         self.resolve(picture_count=10, native_resolution=512)
 
@@ -266,6 +270,4 @@ class RequestedParameters:
         }
         if self.named.get("optimizer") == OptimizerName.PRODIGY:
             defaults["learning_rate"] = PRODIGY_LEARNING_RATE
-        values = {**defaults, **self.named}
-        values["sample_prompts"] = tuple(values.get("sample_prompts", ()))
-        return TrainingParameters(**values)
+        return TrainingParameters(**{**defaults, **self.named})

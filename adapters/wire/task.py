@@ -254,15 +254,10 @@ def _requested(parameters: Mapping[str, Any], style_id: int) -> RequestedParamet
         if name in PARAMETER_NAMES and value is not None
     }
     try:
-        if "sample_prompts" in named:
-            if not isinstance(named["sample_prompts"], list):
-                raise InvalidParameter("sample_prompts", named["sample_prompts"], "give a list")
-            named["sample_prompts"] = tuple(named["sample_prompts"])
-        requested = RequestedParameters(named)
+        return RequestedParameters(named)
     except InvalidParameter as error:
         field = f"data.parameters.{error.name}"
         raise InvalidTask(field, error.value, error.remedy, style_id) from None
-    return requested
 
 
 def _host(url: object) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from adapters.memory import MemoryBlobStore, MemoryReporter
-from application.ports import StyleReport, TrainerBroken
+from application.ports import BlobUnavailable, Preview, StyleReport, TrainerBroken
 from application.settlement import Done, RetryLater
 from application.stop import StopReason, StopSignal
 from application.style_report import PATIENCE
@@ -20,6 +21,33 @@ from tests.application.world import LAYOUT, TASK_ID, AwayAfter, Crash, World, a_
 def test_a_report_lies_beside_the_journal(world: World) -> None:
     world.worker()(a_task(), StopSignal())
     assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+
+
+def test_a_report_is_stored_as_a_page_that_a_browser_opens(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, types = world.blobs.put, {}
+
+    def noting(at: Location, *content: Any, **options: Any) -> str:
+        types[at] = options.get("content_type")
+        return put(at, *content, **options)
+
+    monkeypatch.setattr(world.blobs, "put", noting)
+    world.worker()(a_task(), StopSignal())
+    assert types[LAYOUT.report(TASK_ID, "report.html")] == "text/html; charset=utf-8"
+
+
+def test_a_report_sets_the_styles_pictures_against_the_base_models(world: World) -> None:
+    drawn: list[tuple[Preview, ...]] = []
+
+    class Noting:
+        def render(self, report: StyleReport) -> list[Any]:
+            drawn.extend((report.before, report.after))
+            return []
+
+    world.worker(reporter=Noting())(a_task(), StopSignal())
+    before, after = ([b"by the base" in preview.png for preview in each] for each in drawn)
+    assert (before, after) == ([True], [False])
 
 
 def test_a_report_tells_how_long_the_job_took(world: World) -> None:
@@ -51,6 +79,22 @@ def of_the_report(at: Location, _data: bytes) -> bool:
 def test_a_report_waits_for_a_store_that_is_away_for_a_moment(world: World) -> None:
     blobs = AwayAfter(world, of_the_report, seconds=20.0)
     assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
+    assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+
+
+def test_a_report_waits_for_the_previews_that_were_drawn_on_the_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, away = world.blobs.list, [BlobUnavailable("503")]
+
+    def listing(bucket: str, prefix: str) -> Iterable[Location]:
+        if prefix == LAYOUT.previews_prefix(TASK_ID) and away:
+            raise away.pop()
+        return found(bucket, prefix)
+
+    monkeypatch.setattr(world.blobs, "list", listing)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert not away
     assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
 
 

@@ -49,7 +49,7 @@ def test_bucket_of_known_sizes(
 
 
 @pytest.mark.parametrize(
-    ("resolution", "step"), [(64, 8), (128, 16), (192, 24), (512, 64), (2048, 64)]
+    ("resolution", "step"), [(64, 8), (128, 16), (192, 24), (448, 56), (512, 64), (2048, 64)]
 )
 def test_bucket_sides_grow_in_steps_of_an_eighth_up_to_64_pixels(
     resolution: int, step: int

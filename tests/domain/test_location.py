@@ -14,6 +14,7 @@ def test_reads_and_writes_the_s3_form() -> None:
     "text",
     [
         "https://media/a.jpg",
+        "media/a.jpg",
         "s3://",
         "s3://media",
         "s3://media/",
@@ -22,15 +23,22 @@ def test_reads_and_writes_the_s3_form() -> None:
         "s3://media/../a.jpg",
         "s3://media/a/./b.jpg",
         "s3://../a.jpg",
+        "s3://./a.jpg",
         "s3://media/a\\b.jpg",
         "s3://media/a\x00.jpg",
-        "s3://media/" + "a" * 1025,
+        "s3://media/a\x7f.jpg",
         "",
     ],
 )
 def test_refuses_what_could_leave_the_bucket_or_is_no_address(text: str) -> None:
     with pytest.raises(InvalidLocation):
         Location.parse(text)
+
+
+def test_a_key_has_room_for_1024_bytes() -> None:
+    Location("media", "ü" * 512)
+    with pytest.raises(InvalidLocation):
+        Location("media", "ü" * 512 + "a")
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,12 @@ def test_named_parameters_win_over_defaults() -> None:
         ("sample_prompts", ["a"] * 9),
         ("sample_prompts", [" "]),
         ("sample_prompts", [3]),
+        ("sample_prompts", "a cat"),
+        ("sample_prompts", 5),
         ("lr_scheduler", "sawtooth"),
         ("lr_warmup_steps", -1),
         ("weight_decay", 2.0),
+        ("weight_decay", True),
         ("max_grad_norm", 0),
         ("snr_gamma", 0),
         ("noise_offset", 1.1),
@@ -99,6 +102,22 @@ def test_a_value_out_of_range_is_named_with_its_remedy(name: str, value: Any) ->
         RequestedParameters({name: value})
     assert caught.value.name == name
     assert "give" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 1),
+        ("epochs", 10_000),
+        ("learning_rate", 0.1),
+        ("weight_decay", 0.0),
+        ("trigger_word", "x" * 100),
+        ("sample_prompts", ("x" * 500,) * 8),
+    ],
+)
+def test_the_ends_of_a_range_belong_to_it(name: str, value: Any) -> None:
+    resolved = RequestedParameters({name: value}).resolve(picture_count=1, native_resolution=512)
+    assert getattr(resolved, name) == value
 
 
 def test_a_name_that_is_no_parameter_is_refused() -> None:

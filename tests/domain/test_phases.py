@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from domain.events import AnnouncementBegun
 from domain.failure import Failure, FailureCode
-from domain.job import TrainingJob
+from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.phases import state_after
@@ -36,3 +37,9 @@ def test_every_event_of_a_job_tells_the_state_that_the_job_is_in(failure: Failur
         job, event = step(job)
         assert (state_after(event) or before) is job.state, event
     assert job.is_terminal
+
+
+def test_a_job_that_an_earlier_worker_left_to_announce_is_announcing_from_its_first_event() -> (
+    None
+):
+    assert state_after(AnnouncementBegun(task_id="a", style_id=1, call=2)) is JobState.ANNOUNCING
