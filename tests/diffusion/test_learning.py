@@ -63,11 +63,11 @@ def held_out(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Datas
 def plan(base: BaseModel, style: tuple[Picture, ...]) -> TrainingPlan:
     return plan_of(
         style,
-        epochs=50,
+        epochs=25,
         batch_size=4,
         resolution=base.native_resolution,
         rank=8,
-        learning_rate=5e-3,
+        learning_rate=8e-3,
     )
 
 
