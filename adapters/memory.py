@@ -198,9 +198,8 @@ class MemoryQueue:
 
     def lose_all(self) -> None:
         """Take every delivery back, as a broker does whose connection broke."""
-        with self._lock:
-            self._waiting[:0] = [_back(held) for held in self._unsettled.values()]
-            self._unsettled.clear()
+        for delivery in reversed(self.unsettled):
+            self.take_back(delivery)
 
     def take_back(self, delivery: Delivery) -> None:
         """Take one back, where it is not settled."""

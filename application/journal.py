@@ -34,7 +34,7 @@ class Entry:
         """The job as it stands."""
         self.quiet_from = -math.inf
         """Monotonic time, in seconds, before which a progress call of ours may still reach the
-        backend. Not on record: whoever takes the job over from us is later than that."""
+        backend. Not on record: whoever takes a lost worker's job over comes later than that."""
 
     def load(self) -> None:
         """Take over what is on record, if anything is."""

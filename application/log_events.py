@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 def log_event(event: Event) -> None:
     """Port ``EventSink``: one line an event; a step is worth the debug level only."""
+    if isinstance(event, ProgressMade) and not log.isEnabledFor(logging.DEBUG):
+        return  # a line that nobody reads is not composed at every step
     level, text = _logged(event)
     log.log(level, "task %s, style %d: %s", event.task_id, event.style_id, one_line(text))
 

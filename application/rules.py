@@ -27,7 +27,7 @@ class Rules:
     progress_every: float = 30.0
     """Seconds between progress calls."""
     in_transit: float = 30.0
-    """Seconds for which a progress call may still reach the backend after it has been given up."""
+    """Seconds that the final call waits after a progress call that failed: it may still arrive."""
     cancel_poll: float = 5.0
     """Seconds between two looks for a request to cancel."""
     most_setbacks: int = 5

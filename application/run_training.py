@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ from application.settlement import (
 from application.stop import Stopped, StopReason, StopSignal
 from application.style_report import ReportWriter
 from domain.failure import Failure, FailureCode, TrainingFailed
-from domain.job import ACTIVE, UNDECIDED, Change, TrainingJob
+from domain.job import ACTIVE, UNDECIDED, TrainingJob
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
@@ -193,11 +193,13 @@ class RunTraining:
             metric = TrainingMetric(
                 last.loss, last.epoch, session.total_steps, best.epoch if best else None
             )
-            self._record(entry, entry.job.finish_training(metric), stop)
+            trained = entry.job.finish_training(metric)
+            self._insist(lambda: entry.apply(trained), stop)
 
             self._hold(lease, stop)
             artifact = self._upload(session.weights(), task.style_id, stop)
-            self._record(entry, entry.job.store(artifact), stop)
+            stored = entry.job.store(artifact)
+            self._insist(lambda: entry.apply(stored), stop)
             if stop.reason is None:
                 write = ReportWriter(
                     blobs=self.blobs,
@@ -238,12 +240,8 @@ class RunTraining:
 
     def _upload(self, weights: bytes, style_id: int, stop: StopSignal) -> Artifact:
         at = self.layout.weights(style_id)
-        insist(lambda: self.blobs.put(at, weights), self.clock, stop, self.rules.upload_patience)
+        self._insist(lambda: self.blobs.put(at, weights), stop)
         return Artifact(at, hashlib.sha256(weights).hexdigest(), len(weights))
-
-    def _record(self, entry: Entry, change: Change, stop: StopSignal) -> None:
-        """Put on record what would be dear to do again."""
-        insist(lambda: entry.apply(change), self.clock, stop, self.rules.upload_patience)
 
     def _put_down(self, entry: Entry, reason: str, *, setback: bool) -> None:
         if entry.job.state not in ACTIVE:
@@ -258,7 +256,11 @@ class RunTraining:
 
     def _hold(self, lease: Lease, stop: StopSignal) -> None:
         """See to it that the job is ours for another term: what follows is dear to repeat."""
-        insist(lease.renew, self.clock, stop, self.rules.upload_patience)
+        self._insist(lease.renew, stop)
+
+    def _insist(self, call: Callable[[], object], stop: StopSignal) -> None:
+        """Wait for a store that is away: what the call is about would be dear to do again."""
+        insist(call, self.clock, stop, self.rules.upload_patience)
 
     def _lease(self, task: TrainingTask) -> Lease:
         at = self.layout.lease(task.task_id)

@@ -43,7 +43,7 @@ def drawn_at(
     for epoch in range(1, epochs + 1):
         clock.advance(100)
         if previews.affordable():
-            previews.draw(session, TASK_ID, epoch)  # type: ignore[arg-type] # it only draws
+            previews.draw(session, TASK_ID, epoch)
     found = [epoch for epoch, _ in stored_previews(blobs, LAYOUT, TASK_ID)]
     assert len(found) == session.rounds
     return found, session.rounds * round_seconds / (100 * epochs)
@@ -77,7 +77,7 @@ def test_what_is_stored_is_read_back_in_order() -> None:
     previews = CheckpointPreviews(blobs, clock, LAYOUT, RULES)
     session = Drawing(clock, 0, count=2)
     for epoch in (10, 120, 20):
-        previews.draw(session, TASK_ID, epoch)  # type: ignore[arg-type] # it only draws
+        previews.draw(session, TASK_ID, epoch)
     assert stored_previews(blobs, LAYOUT, TASK_ID) == (
         (10, (b"1/0", b"1/1")),
         (20, (b"3/0", b"3/1")),
@@ -103,7 +103,7 @@ def test_a_store_that_takes_none_costs_one_round(
     session = Drawing(clock, 0)
     for epoch in (10, 20):
         assert previews.affordable()
-        previews.draw(session, TASK_ID, epoch)  # type: ignore[arg-type] # it only draws
+        previews.draw(session, TASK_ID, epoch)
     assert [epoch for epoch, _ in stored_previews(blobs, LAYOUT, TASK_ID)] == [20]
     assert "the previews of epoch 10 are not stored: no way" in caplog.text
 
@@ -154,7 +154,7 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
         @contextmanager
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
-                session.previews = previews  # type: ignore[method-assign,assignment] # a double
+                session.previews = previews
                 yield session
 
     assert world.worker(trainer=Failing(world.clock))(a_task(), StopSignal()) == Done()
@@ -175,7 +175,7 @@ def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
         @contextmanager
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
-                session.previews = break_down  # type: ignore[method-assign] # a double
+                session.previews = break_down
                 yield session
 
     outcome = world.worker(trainer=Broken(world.clock))(a_task(), StopSignal())

@@ -116,7 +116,7 @@ def test_a_single_loop_works_in_the_callers_own_thread() -> None:
     def loop(_stop: StopSignal, *, until_empty: bool) -> None:
         calls.append((threading.current_thread(), until_empty))
 
-    Crew([loop])(StopSignal(), until_empty=True)  # type: ignore[list-item] # it only notes
+    Crew([loop])(StopSignal(), until_empty=True)
     assert calls == [(threading.current_thread(), True)]
 
 

@@ -153,7 +153,7 @@ def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
     """The step takes one second of the grace, a checkpoint five."""
 
     class Slow(MemoryBlobStore):
-        def put(inner, at: Location, data: bytes, **how: Any) -> str:  # noqa: N805 - two selves
+        def put(self, at: Location, data: bytes, **how: Any) -> str:
             if "checkpoints" in at.key:
                 puts.append(at)
                 world.clock.advance(5.0)
@@ -161,7 +161,7 @@ def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
                     raise BlobUnavailable("503")
             return world.blobs.put(at, data, **how)
 
-        def get(inner, at: Location, **how: Any) -> Any:  # noqa: N805 - as above
+        def get(self, at: Location, **how: Any) -> Any:
             return world.blobs.get(at, **how)
 
     stop, puts = StopSignal(), []

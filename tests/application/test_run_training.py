@@ -23,7 +23,7 @@ def test_a_task_becomes_a_style_that_is_announced_once(world: World) -> None:
     (call,) = world.notifier.final
     assert (call.kind, call.style_id) == ("completed", 7)
     assert call.idempotency_key == f"{TASK_ID}:complete"
-    artifact, metric = call.payload  # type: ignore[misc]  # a completed call carries both
+    artifact, metric = call.payload
     assert artifact.location == Location("models", "models/style_7.safetensors")
     assert artifact.size == len(world.weights())
     assert (metric.epochs, metric.steps) == (25, 75)

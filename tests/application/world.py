@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,28 +181,20 @@ class Watched(MemoryTrainer):
         super().__init__(world.clock)
         self._before, self._action = before, action
 
-    def open(self, plan: Any, resume: bytes | None) -> Any:
-        context = super().open(plan, resume)
-        enter = context.__enter__
+    @contextmanager
+    def open(self, plan: Any, resume: bytes | None) -> Iterator[TrainingSession]:
+        with super().open(plan, resume) as session:
+            advance, steps = session.advance, 0
 
-        class Entered:
-            def __enter__(inner) -> TrainingSession:  # noqa: N805 - two selves are at hand
-                session = enter()
-                advance, steps = session.advance, [0]
+            def watched() -> Any:
+                nonlocal steps
+                steps += 1
+                if steps == self._before:
+                    self._action()
+                return advance()
 
-                def watched() -> Any:
-                    steps[0] += 1
-                    if steps[0] == self._before:
-                        self._action()
-                    return advance()
-
-                session.advance = watched  # type: ignore[method-assign]  # the test's own seam
-                return session
-
-            def __exit__(inner, *error: Any) -> Any:  # noqa: N805 - as above
-                return context.__exit__(*error)
-
-        return Entered()
+            session.advance = watched
+            yield session
 
 
 class AwayAfter:

@@ -1,4 +1,4 @@
-"""Whole fleets in one thread and in virtual time: thousands of disturbed hours in a minute.
+"""Whole fleets in one thread and in virtual time: hundreds of disturbed hours a minute.
 
 The workers are real: loop, use case, lease, journal, announcer. The world around them is in
 memory, and every call on it takes time, during which anything may happen. All that is random

@@ -73,10 +73,6 @@ class Timeline:
         if strand.process.dead:
             raise Gone
 
-    def monotonic(self) -> float:
-        """The time, as a clock's."""
-        return self.now
-
     def run(self, until: float, over: Callable[[], bool] = lambda: False) -> None:
         """Let time pass, up to the moment ``until``, or until ``over`` says so."""
         while self._due and self._due[0][0] <= until and not over():

@@ -105,18 +105,15 @@ def _records(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
 
 def _takeovers(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
     """Nobody takes a job from a worker that is well."""
-    holder: tuple[float, Process] | None = None
+    holder: Process | None = None
+    since = 0.0
     for at, who, event in run.world.events:
         if event.task_id != task.task_id:
             continue
         if isinstance(event, JobStarted):
-            if (
-                holder
-                and holder[1] is not who
-                and not _was_stopped(run, holder[1], *holder[:1], at)
-            ):
-                yield f"{name}: taken from {holder[1].name} by {who.name} at {at:.1f} s"
-            holder = (at, who)
+            if holder not in (None, who) and not _was_stopped(run, holder, since, at):
+                yield f"{name}: taken from {holder.name} by {who.name} at {at:.1f} s"
+            holder, since = who, at
         elif isinstance(event, (JobInterrupted, JobGivenUp, TrainingFinished)):
             holder = None
 

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from adapters.memory import MemoryBlobStore, MemoryQueue
 from application.journal import recorded_job
 from application.layout import Layout
-from application.ports import BlobMissing, BlobUnavailable, NotifierUnavailable
+from application.ports import (
+    BlobMissing,
+    BlobUnavailable,
+    NotifierUnavailable,
+    QueueUnavailable,
+)
 from application.rules import Rules
 from domain.events import Event
 from domain.job import TrainingJob
@@ -55,7 +60,7 @@ class World:
     queue: MemoryQueue
     store: Server = field(default_factory=lambda: Server(20.0, BlobUnavailable))
     backend: Server = field(default_factory=lambda: Server(30.0, NotifierUnavailable))
-    broker: Server = field(default_factory=lambda: Server(20.0, BlobUnavailable))
+    broker: Server = field(default_factory=lambda: Server(20.0, QueueUnavailable))
     calls: list[Call] = field(default_factory=list)
     events: list[tuple[float, Process, Event]] = field(default_factory=list)
     """When, on which machine, what."""
