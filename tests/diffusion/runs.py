@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -122,33 +120,3 @@ def weights_of(session: TrainingSession) -> torch.Tensor:
     """The session's own weights, to look at or to spoil."""
     assert isinstance(session, DiffusionSession)
     return session._adapters.flat.data
-
-
-class Rerun:
-    """Port of ``replay.Recorder`` without a device that records: a replay is a second run.
-
-    What it shares with the real one is the memory: a replay knows only the recorded batch's.
-    """
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = self.waited = 0
-        self.threads: set[int] = set()
-        """In which it was asked for anything."""
-
-    def warming_up(self) -> AbstractContextManager[None]:
-        self.threads.add(get_ident())
-        return nullcontext()
-
-    def wait(self) -> None:
-        self.waited += 1
-
-    def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        self.recorded += 1
-        self.threads.add(get_ident())
-
-        def replay() -> None:
-            self.replayed += 1
-            self.threads.add(get_ident())
-            function()
-
-        return replay

@@ -16,7 +16,8 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import TrainerBroken
 from domain.picture import Picture
-from tests.diffusion.runs import Rerun, plan_of
+from tests.diffusion.runs import plan_of
+from tests.diffusion.tape import Tape
 
 pytestmark = pytest.mark.integration
 
@@ -98,7 +99,7 @@ def test_a_run_cannot_be_opened_on_a_broken_device(
 def test_a_device_that_breaks_while_a_step_is_recorded_is_no_matter_of_recording(
     base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Breaking(Rerun):
+    class Breaking(Tape):
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
             monkeypatch.setattr(torch.autograd, "backward", fail)
             return fail()

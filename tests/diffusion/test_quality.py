@@ -10,7 +10,8 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.picture import Picture
 from tests.diffusion.recipe import recipe
-from tests.diffusion.runs import Rerun, plan_of, weights_of
+from tests.diffusion.runs import plan_of, weights_of
+from tests.diffusion.tape import Tape
 
 pytestmark = pytest.mark.integration
 
@@ -22,7 +23,7 @@ def test_the_fast_way_has_the_recipes_loss_curve_and_ends_at_its_weights(
 ) -> None:
     plan = plan_of(pictures, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     curve, weights = recipe(base, plan)
-    fast = DiffusionTrainer(base, decode, strategy=FAST, recorder=Rerun)
+    fast = DiffusionTrainer(base, decode, strategy=FAST, recorder=Tape)
     with fast.open(plan, None) as session:
         start = weights_of(session).clone()
         while not session.finished:

@@ -20,7 +20,8 @@ from adapters.diffusion.strategy import PLAIN, WIDE_ON_A_CPU, Strategy, choose_s
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.picture import Picture
-from tests.diffusion.runs import EVERY_OPTION, Rerun, plan_of, predict, run, weights_of
+from tests.diffusion.runs import EVERY_OPTION, plan_of, predict, run, weights_of
+from tests.diffusion.tape import Tape
 
 pytestmark = pytest.mark.integration
 
@@ -32,7 +33,7 @@ def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_b
     trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
 ) -> None:
     """Three shapes: four squares as a pair or alone, and the fifth picture in its own bucket."""
-    recorder = Rerun()
+    recorder = Tape()
     plan = plan_of(pictures, **EVERY_OPTION, epochs=5, batch_size=3, lr_warmup_steps=3)
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
     assert run(fast, plan) == run(trainer, plan)
@@ -44,7 +45,7 @@ def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_b
 def test_a_captured_run_that_is_resumed_gives_the_bytes_of_a_plain_one(
     trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures, steps: int
 ) -> None:
-    recorder = Rerun()
+    recorder = Tape()
     plan = plan_of(pictures[:2], epochs=6)
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
     first = run(fast, plan, steps=steps)
@@ -65,11 +66,11 @@ def test_a_recovery_reaches_the_recorded_step(
             assert session.history[-1].learning_rate < session.history[-3].learning_rate / 2
             return session.weights()
 
-    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=Rerun)
+    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=Tape)
     assert disturbed(fast) == disturbed(trainer)
 
 
-class Refusing(Rerun):
+class Refusing(Tape):
     """A device that will not record."""
 
     def __init__(self, error: Exception) -> None:
@@ -103,7 +104,7 @@ def test_where_recording_fails_steps_are_run_as_they_are(
 def test_why_recording_failed_is_told_by_the_first_error(
     base: BaseModel, pictures: Pictures, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Twice(Rerun):
+    class Twice(Tape):
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
             try:
                 raise RuntimeError("operation not permitted when stream is capturing")
@@ -212,7 +213,7 @@ def test_the_shape_that_was_used_longest_ago_makes_room_for_a_new_one(
     monkeypatch.setattr("adapters.diffusion.step.replay.MOST_RECORDINGS", 2)
     held = []
 
-    class Waiting(Rerun):
+    class Waiting(Tape):
         def wait(self) -> None:
             held.append(replay.recordings)
 
@@ -265,7 +266,7 @@ def test_a_pass_keeps_nothing_of_the_one_before(base: BaseModel) -> None:
 def test_what_finds_no_memory_beside_the_recordings_has_them_let_go(
     base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    recorder = Rerun()
+    recorder = Tape()
     plan = plan_of(pictures[:2], epochs=5, validation_epochs=4)
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
     wanted = run(fast, plan)
@@ -297,7 +298,7 @@ def test_what_finds_no_memory_beside_the_recordings_has_them_let_go(
 def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings(
     trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
 ) -> None:
-    class Filling(Rerun):
+    class Filling(Tape):
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
             replay = super().record(function)
 

@@ -24,7 +24,8 @@ from adapters.pillow import decode
 from application.ports import EpochRecord
 from domain.failure import FailureCode, TrainingFailed
 from domain.picture import Picture
-from tests.diffusion.runs import EVERY_OPTION, Rerun, drive, plan_of, run, weights_of
+from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run, weights_of
+from tests.diffusion.tape import Tape
 
 pytestmark = pytest.mark.integration
 
@@ -123,10 +124,10 @@ def test_the_denoiser_of_every_device_sees_its_share(
 
 
 def test_every_device_records_its_own_steps(base: BaseModel, pictures: Pictures) -> None:
-    recorders: list[Rerun] = []
+    recorders: list[Tape] = []
 
-    def recorder() -> Rerun:
-        recorders.append(Rerun())
+    def recorder() -> Tape:
+        recorders.append(Tape())
         return recorders[-1]
 
     plan = plan_of(pictures[:4], epochs=6, batch_size=4)

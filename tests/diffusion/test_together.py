@@ -23,7 +23,8 @@ from adapters.pillow import decode
 from application.ports import Checkpoint, TrainingPlan
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.picture import Picture
-from tests.diffusion.runs import EVERY_OPTION, Outcome, Rerun, drive, plan_of, run, weights_of
+from tests.diffusion.runs import EVERY_OPTION, Outcome, drive, plan_of, run, weights_of
+from tests.diffusion.tape import Tape
 
 pytestmark = pytest.mark.integration
 
@@ -162,7 +163,7 @@ def test_equal_company_gives_equal_bytes(
     assert together(seated, plans) == joint_outcomes
 
 
-def recording(base: BaseModel, recorder: Rerun) -> DiffusionTrainer:
+def recording(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
     return DiffusionTrainer(
         base,
         decode,
@@ -180,7 +181,7 @@ def test_recorded_passes_give_the_bytes_of_plain_ones(
         plan_of(pictures[:2], epochs=2, seed=1),
         plan_of(pictures[1:3], epochs=2, seed=2, learning_rate=3e-3),
     ]
-    recorder = Rerun()
+    recorder = Tape()
     assert together(recording(base, recorder), plans) == together(seated, plans)
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
@@ -188,7 +189,7 @@ def test_recorded_passes_give_the_bytes_of_plain_ones(
 def test_passes_are_made_by_one_thread_whichever_run_leads(
     base: BaseModel, pictures: Pictures
 ) -> None:
-    recorder = Rerun()
+    recorder = Tape()
     with recording(base, recorder).open(plan_of(pictures[:2], epochs=4), None) as session:
         for _ in range(3):
             session.advance()
@@ -200,7 +201,7 @@ def test_passes_are_made_by_one_thread_whichever_run_leads(
 def test_a_recording_serves_runs_that_come_later(
     trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
 ) -> None:
-    recorder = Rerun()
+    recorder = Tape()
     fast = recording(base, recorder)
     newcomer = plan_of(pictures[2:4], epochs=2, seed=3, validation_split=0.0)
     with fast.open(plan_of(pictures[:2], epochs=4, seed=1), None) as first:
@@ -462,7 +463,7 @@ def test_only_the_run_that_has_to_recomputes_its_feature_maps(
 def test_a_run_at_the_end_of_its_thrift_has_the_others_recordings_let_go(
     base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast = recording(base, Rerun())
+    fast = recording(base, Tape())
     plans = [plan_of(pictures[:2], epochs=4, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack:
         first, thrifty = (stack.enter_context(fast.open(plan, None)) for plan in plans)
@@ -490,7 +491,7 @@ def test_a_run_at_the_end_of_its_thrift_has_the_others_recordings_let_go(
 def test_a_newcomer_without_room_has_the_recordings_let_go(
     base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = Rerun()
+    recorder = Tape()
     fast = recording(base, recorder)
     calls = []
 
