@@ -1,0 +1,99 @@
+"""A card that computes nothing, but on which a program shows what it asks of one.
+
+torch's ``meta`` device stands for it: tensors there have a shape and no numbers. It shows what
+goes wrong on a card alone: a tensor left on the host, or on another card, that meets one of the
+card's, and a call that makes the host wait.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adapters.diffusion.base.model import BaseModel
+
+aten = torch.ops.aten
+CARD = torch.device("meta")
+
+
+class BlankCard(TorchDispatchMode):
+    """While open, in this thread, a number that is read back from the card is 0.
+
+    Raises:
+        AssertionError: from a call on what lies on two devices, unless it copies.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[str] = []
+        """The calls that made the host wait: for a number, or for a copy."""
+        self.takes_single_numbers = False
+        """From the host: they go along with a call. Another card's do not."""
+
+    def __torch_dispatch__(
+        self, function: Any, _: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        keywords = keywords or {}
+        given = [
+            leaf for leaf in tree_leaves([arguments, keywords]) if isinstance(leaf, torch.Tensor)
+        ]
+        if function is aten._to_copy.default:
+            return self._copy(*arguments, **keywords)
+        if function is aten.copy_.default:
+            return self._copy_into(*arguments, **keywords)
+        counted = [tensor for tensor in given if tensor.ndim or not self.takes_single_numbers]
+        devices = {tensor.device for tensor in counted}
+        assert len(devices) < 2, f"{function} is asked of tensors on {devices}"
+        if all(tensor.device != CARD for tensor in given):
+            return function(*arguments, **keywords)
+        if function is aten._local_scalar_dense.default:
+            self.waited.append(str(function))
+            return 0
+        if function is aten.nonzero.default:
+            self.waited.append(str(function))
+            return torch.zeros(1, arguments[0].ndim, dtype=torch.int64, device=CARD)
+        if function.overloadpacket is aten._fused_adamw_:
+            return None  # torch does not know its result's shape: it has none
+        return function(*arguments, **keywords)
+
+    def _copy(self, source: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        to = torch.device(keywords.get("device") or source.device)
+        self._note_copy(source.device, to, keywords.get("non_blocking"))
+        if source.device == CARD != to:
+            return torch.zeros(source.shape, dtype=keywords.get("dtype") or source.dtype)
+        return aten._to_copy.default(source, **keywords)
+
+    def _copy_into(
+        self, to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
+    ) -> torch.Tensor:
+        self._note_copy(source.device, to.device, non_blocking)
+        if source.device == CARD != to.device:
+            return to.zero_()
+        return aten.copy_.default(to, source, non_blocking)
+
+    def _note_copy(
+        self, source: torch.device, to: torch.device, non_blocking: bool | None
+    ) -> None:
+        if source != to and not non_blocking:
+            self.waited.append(f"copy from {source} to {to}")
+
+
+def move_to_card(base: BaseModel) -> None:
+    """All of it: torch has no way for a tensor to visit the card and come back."""
+    for part in (base.unet, base.vae, base.text_encoder):
+        torch.nn.Module.to(part, device=CARD)
+
+
+def let_adamw_be_fused_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is on a real card."""
+    # As a module: torch.optim has a function of this name, too.
+    module = sys.modules["torch.optim.optimizer"]
+    name = "_get_fused_kernels_supported_devices"
+    supported: Callable[[], list[str]] = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda: [*supported(), CARD.type])
