@@ -93,12 +93,13 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
     from entrypoints.container import open_blobs, open_container
     from entrypoints.logs import start_logging
-    from entrypoints.settings import load_settings
+    from entrypoints.settings import load_settings, warn_of_misspelt_settings
 
     _refuse_options_of_no_use(arguments)
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
+    warn_of_misspelt_settings()
     with open_container(settings) as container:
         container.blobs.override(
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)

@@ -14,6 +14,7 @@ from entrypoints.settings import (
     WorkerSettings,
     environment_on_gpu,
     load_settings,
+    warn_of_misspelt_settings,
 )
 from tests.services.certificates import Authority
 
@@ -296,3 +297,28 @@ def test_a_wrong_setting_is_told_by_its_name_with_what_to_give(
 
 def test_a_level_may_be_written_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded(monkeypatch, LOG_LEVEL="debug").log_level == "DEBUG"
+
+
+def test_what_is_missing_under_a_misspelt_name_is_told_with_the_right_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = refused(
+        monkeypatch, BACKEND_API_URL="https://backend.example", INTERNAL_API_TOKN="sesame-open"
+    )
+    assert lines[0].startswith("INTERNAL_API_TOKEN is not set")
+    assert lines[1] == "INTERNAL_API_TOKN is no setting and is not read: did you mean " + (
+        "INTERNAL_API_TOKEN?"
+    )
+    assert len(lines) == 2
+
+
+def test_a_misspelt_name_is_warned_of_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RABITMQ_HOST", "broker")
+    (tmp_path / ".env").write_text("RABBITMQ_PASSWORD=sesame-open\nPOSTGRES_PASSWORD=x\n")
+    warn_of_misspelt_settings(tmp_path / ".env")
+    assert [record.getMessage() for record in caplog.records] == [
+        "RABBITMQ_PASSWORD is no setting and is not read: did you mean RABBITMQ_PASS?",
+        "RABITMQ_HOST is no setting and is not read: did you mean RABBITMQ_HOST?",
+    ]
