@@ -21,8 +21,22 @@ def find_pictures(folder: Path) -> list[str]:
     """Names of the files in ``folder`` that are or may be meant as pictures, in order.
 
     Raises:
-        UsageError: there is no such folder, no such file in it, or a name that cannot be a key.
+        UsageError: there is no such folder, it cannot be read, no such file is in it, or one has
+            a name that cannot be a key.
     """
+    try:
+        names = _names(folder)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read ({error.strerror or error})") from None
+    for name in names:
+        try:
+            Location("pictures", name)
+        except InvalidLocation as error:
+            raise UsageError(f"{folder}: {error}; rename the file") from None
+    return names
+
+
+def _names(folder: Path) -> list[str]:
     if folder.is_file():
         raise UsageError(f"{folder}: is a file; give the folder that holds the pictures")
     if not folder.is_dir():
@@ -33,20 +47,27 @@ def find_pictures(folder: Path) -> list[str]:
         for file in folder.iterdir()
         if file.suffix.lower() in suffixes and file.is_file() and not file.name.startswith(".")
     )
-    if not names:
-        below = [f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir()]
-        if below:
-            raise UsageError(
-                f"{folder}: no picture in it, and folders in it are not searched; give the one "
-                f"that holds the pictures, such as {below[0]}"
-            )
-        raise UsageError(f"{folder}: no picture in it; put JPEG, PNG or WebP files there")
-    for name in names:
-        try:
-            Location("pictures", name)
-        except InvalidLocation as error:
-            raise UsageError(f"{folder}: {error}; rename the file") from None
-    return names
+    if names:
+        return names
+    below = [f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir()]
+    if below:
+        raise UsageError(
+            f"{folder}: no picture in it, and folders in it are not searched; give the one that "
+            f"holds the pictures, such as {below[0]}"
+        )
+    raise UsageError(f"{folder}: no picture in it; put JPEG, PNG or WebP files there")
+
+
+def read_own(path: Path) -> bytes:
+    """A file that a person has named, or that lies in a folder which they have named.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def find_caption(picture: Path) -> Path | None:

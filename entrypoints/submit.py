@@ -20,7 +20,7 @@ from entrypoints.options import (
     named_parameters,
     option_of,
 )
-from entrypoints.picture_folder import find_caption, find_pictures
+from entrypoints.picture_folder import find_caption, find_pictures, read_own
 
 if TYPE_CHECKING:
     from application.ports import DeadMessage
@@ -196,7 +196,7 @@ def _sift(container: Container, arguments: argparse.Namespace) -> None:
 def _submit(arguments: argparse.Namespace, container: Container) -> str:
     source: Path = arguments.source
     if source.is_file():
-        body = source.read_bytes()
+        body = read_own(source)
         task = container.parse_task()(body)
         container.queue().publish(body)
         return task.task_id
@@ -229,9 +229,9 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
         raise UsageError(_as_given(error, folder, len(names))) from None
     blobs = container.blobs()
     for name, at in zip(names, places, strict=True):
-        blobs.put(at, (folder / name).read_bytes())
+        blobs.put(at, read_own(folder / name))
         if (caption := find_caption(folder / name)) is not None:
-            blobs.put(at.with_suffix(".txt"), caption.read_bytes(), content_type="text/plain")
+            blobs.put(at.with_suffix(".txt"), read_own(caption), content_type="text/plain")
     container.queue().publish(body)
     return task_id
 
