@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m entrypoints.submit",
+        usage="%(prog)s [options] (source | --cancel TASK_ID | --dead | --replay-dead [TASK_ID] | "
+        "--drop-dead TASK_ID)",
         description="Put a training task on the queue, cancel one, or look after dead letters.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
