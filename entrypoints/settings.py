@@ -514,6 +514,9 @@ def load_settings(
             for name, near in _misspelt(env_file).items()
         ]
         raise InvalidSettings("\n".join(lines)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8; save it as UTF-8"
+        raise InvalidSettings(f"{env_file}: cannot be read ({reason})") from None
 
 
 def warn_of_misspelt_settings(env_file: Path | None = Path(".env")) -> None:

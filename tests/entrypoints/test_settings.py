@@ -170,6 +170,14 @@ def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert load_settings(tmp_path / ".env").most_setbacks == 9
 
 
+def test_an_env_file_that_cannot_be_read_is_told_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("MOST_SETBACKS=9\n", encoding="utf-16")
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings(file)
+    assert str(refused.value) == f"{file}: cannot be read (it is not UTF-8; save it as UTF-8)"
+
+
 def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = loaded(monkeypatch, WORKER_NAME="pod", STATUS_PORT="9200")
     second = environment_on_gpu(settings, "3", 1)
