@@ -170,6 +170,17 @@ def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert load_settings(tmp_path / ".env").most_setbacks == 9
 
 
+def test_the_example_of_an_env_file_has_all_that_a_worker_with_a_broker_needs(
+    tmp_path: Path,
+) -> None:
+    example = (Path(__file__).resolve().parents[2] / ".env.example").read_text()
+    lines = re.findall(r"^#([A-Z].*=.*)$", example, re.MULTILINE)
+    assert {line.partition("=")[0].lower() for line in lines} <= Settings.model_fields.keys()
+    filled = [f"{line}{TOKEN}" if line.endswith("=") else line for line in lines]
+    (tmp_path / ".env").write_text("\n".join(filled))
+    assert load_settings(tmp_path / ".env", kind=WorkerSettings).has_broker
+
+
 def test_an_env_file_that_cannot_be_read_is_told_by_its_name(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text("MOST_SETBACKS=9\n", encoding="utf-16")
