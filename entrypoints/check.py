@@ -67,8 +67,11 @@ def _table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _counts(container: Container) -> str:
+    from entrypoints.container import queue_place
+
     depths = container.queue_depths().depths()
-    return ", ".join(f"{name}: {count}" for name, count in depths.items())
+    counts = ", ".join(f"{name}: {count}" for name, count in depths.items())
+    return f"{queue_place(container.settings())}; {counts}"
 
 
 def _bucket(container: Container, bucket: str, *, write: bool) -> str:

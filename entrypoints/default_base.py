@@ -80,8 +80,11 @@ def quiet_libraries() -> None:
     # PEFT imports it where it is installed; on a CPU it then looks for kernels, and complains.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers.utils.logging as diffusers_logging
+    import huggingface_hub.utils.logging  # noqa: F401 - gives its logger a handler
     import transformers.utils.logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+    # Ours has its lines, too, in their form.
+    logging.getLogger("huggingface_hub").handlers.clear()

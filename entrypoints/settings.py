@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
 from adapters.s3.options import check_endpoint
@@ -20,6 +21,9 @@ from application.rules import Rules
 from domain.location import InvalidLocation, Location
 from domain.mistake import Mistake
 from entrypoints.devices import parse_devices
+from entrypoints.misspelt import misspelt
+
+log = logging.getLogger(__name__)
 
 RULES = Rules()
 """The use cases' figures, where no setting says otherwise."""
@@ -505,7 +509,26 @@ def load_settings(
         return kind(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings' own
     except ValidationError as error:
         lines = [_line(problem) for problem in error.errors(include_url=False)]
+        lines += [
+            f"{name} is no setting and is not read: did you mean {near}?"
+            for name, near in _misspelt(env_file).items()
+        ]
         raise InvalidSettings("\n".join(lines)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8; save it as UTF-8"
+        raise InvalidSettings(f"{env_file}: cannot be read ({reason})") from None
+
+
+def warn_of_misspelt_settings(env_file: Path | None = Path(".env")) -> None:
+    """Log what was probably meant as a setting and is not read, once there is a log."""
+    for name, near in _misspelt(env_file).items():
+        log.warning("%s is no setting and is not read: did you mean %s?", name, near)
+
+
+def _misspelt(env_file: Path | None) -> dict[str, str]:
+    in_file = DotEnvSettingsSource(Settings, env_file=env_file).env_vars
+    given = {**in_file, **os.environ}
+    return misspelt(given, [name.upper() for name in Settings.model_fields])
 
 
 _REMEDIES = {

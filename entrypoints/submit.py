@@ -20,7 +20,7 @@ from entrypoints.options import (
     named_parameters,
     option_of,
 )
-from entrypoints.picture_folder import find_caption, find_pictures
+from entrypoints.picture_folder import find_caption, find_pictures, read_own
 
 if TYPE_CHECKING:
     from application.ports import DeadMessage
@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m entrypoints.submit",
+        usage="%(prog)s [options] (source | --cancel TASK_ID | --dead | --replay-dead [TASK_ID] | "
+        "--drop-dead TASK_ID)",
         description="Put a training task on the queue, cancel one, or look after dead letters.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,12 +95,13 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
     from entrypoints.container import open_blobs, open_container
     from entrypoints.logs import start_logging
-    from entrypoints.settings import load_settings
+    from entrypoints.settings import load_settings, warn_of_misspelt_settings
 
     _refuse_options_of_no_use(arguments)
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
+    warn_of_misspelt_settings()
     with open_container(settings) as container:
         container.blobs.override(
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)
@@ -195,7 +198,7 @@ def _sift(container: Container, arguments: argparse.Namespace) -> None:
 def _submit(arguments: argparse.Namespace, container: Container) -> str:
     source: Path = arguments.source
     if source.is_file():
-        body = source.read_bytes()
+        body = read_own(source)
         task = container.parse_task()(body)
         container.queue().publish(body)
         return task.task_id
@@ -228,9 +231,9 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
         raise UsageError(_as_given(error, folder, len(names))) from None
     blobs = container.blobs()
     for name, at in zip(names, places, strict=True):
-        blobs.put(at, (folder / name).read_bytes())
+        blobs.put(at, read_own(folder / name))
         if (caption := find_caption(folder / name)) is not None:
-            blobs.put(at.with_suffix(".txt"), caption.read_bytes(), content_type="text/plain")
+            blobs.put(at.with_suffix(".txt"), read_own(caption), content_type="text/plain")
     container.queue().publish(body)
     return task_id
 

@@ -57,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = _Parser(
         prog="python -m entrypoints.train",
+        # All options in one line would stand before every error.
+        usage="%(prog)s pictures --out OUT [options]",
         description="Train a Stable Diffusion style (LoRA) from a folder of pictures.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -176,6 +178,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     pictures = local_run.inspect(names, container)
     others = passed_over(arguments.pictures, names, besides=arguments.out)
     _tell_about(pictures, others, container.console())
+    _tell_about_captions(pictures, arguments, container.console())
 
     base = container.base_model()
     task = local_run.describe_task(arguments, requested, names, pictures, base)
@@ -193,6 +196,24 @@ def _tell_about(pictures: PictureSet, others: Sequence[str], console: Console) -
     if others:
         more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
         say(console, f"not used: {', '.join(others[:MOST_NAMED])}{more}", "yellow")
+
+
+def _tell_about_captions(
+    pictures: PictureSet, arguments: argparse.Namespace, console: Console
+) -> None:
+    from adapters.console import say
+
+    count, captions = len(pictures.usable), sum(bool(p.caption) for p in pictures.usable)
+    instead = [
+        *(["the trigger word"] if named_parameters(arguments).get("trigger_word") else []),
+        *(["the tags"] if arguments.tags else []),
+    ]
+    if not captions and not instead:
+        text = "no captions, --trigger-word or --tags: the style gets no word that calls it up"
+        say(console, text, "yellow")
+    elif 0 < captions < count:
+        others = " and ".join(instead) or "no word"
+        say(console, f"{captions} of {count} have a caption, the others {others}", "yellow")
 
 
 if __name__ == "__main__":

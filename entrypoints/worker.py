@@ -63,7 +63,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from entrypoints.settings import WorkerSettings, load_settings
+    from entrypoints.settings import (
+        WorkerSettings,
+        load_settings,
+        warn_of_misspelt_settings,
+    )
 
     settings = load_settings(kind=WorkerSettings)
     if arguments.gpus is not None:
@@ -84,6 +88,7 @@ def _work(arguments: argparse.Namespace) -> int:
         secrets=settings.secrets(),
     )
     log_what_nobody_catches()
+    warn_of_misspelt_settings()
     start_sentry(settings, logs)
     log = logging.getLogger(__name__)
     stop = StopSignal()

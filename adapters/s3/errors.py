@@ -153,8 +153,9 @@ def _unanswered(error: Exception, what: str) -> Exception:
         return BlobDenied(f"{what}: no store accepts this name: {error}")
     if isinstance(error, SSLError):
         return BlobUnavailable(
-            f"{what}: no trusted TLS connection: check the endpoint's certificate, or set "
-            f"AWS_CA_BUNDLE to the authority that signed it ({error})"
+            f"{what}: no trusted TLS connection: check that the endpoint speaks TLS, or write "
+            "http://; check its certificate, or set AWS_CA_BUNDLE to the authority that signed it "
+            f"({error})"
         )
     if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
         return BlobUnavailable(

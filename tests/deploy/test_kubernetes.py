@@ -75,6 +75,10 @@ def _environment() -> dict[str, str]:
     return {**SETTINGS_MAP, **named}
 
 
+def test_a_service_beside_it_gives_it_no_settings() -> None:
+    assert POD["enableServiceLinks"] is False
+
+
 def test_the_worker_starts_with_these_settings() -> None:
     environment = _environment()
     assert environment.keys() <= SETTINGS.keys()

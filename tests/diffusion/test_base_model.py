@@ -205,9 +205,23 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("name", ["someone/something", "./no/such/folder", "nonsense name"])
+@pytest.mark.parametrize("name", ["someone/something", "something"])
 def test_a_name_that_leads_nowhere_is_refused(name: str) -> None:
     assert "neither a folder nor a file" in refusal(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/models/base", "./no/such/folder", "~/base", "no/such/folder", "model.safetensors", "a b"],
+)
+def test_a_path_that_leads_nowhere_is_not_asked_of_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(_name: str) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.load_config", ask)
+    assert refusal(name).endswith("and no hub's name; check the path")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -112,6 +112,14 @@ def test_every_command_explains_its_exit_codes_and_shows_examples(name: str) -> 
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_told_without_a_page_of_the_others(name: str) -> None:
+    done = run(name, "pictures", "--out", "out", "--network-dim", "8", cwd=ROOT)
+    assert done.returncode == 2
+    assert "--network-dim" in done.stderr
+    assert len(done.stderr.splitlines()) <= 4, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_is_a_script_that_its_shell_can_read(
     name: str, shell: str, tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,3 +126,23 @@ def test_what_nobody_catches_is_logged_from_the_process_and_from_threads() -> No
     assert "thread fetch ends" in thread["message"]
     assert "ZeroDivisionError" in thread["exception"]
     assert TOKEN not in done.stderr
+
+
+def test_a_line_of_the_hubs_client_is_said_once_and_in_our_form() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from entrypoints.logs import start_logging\n"
+            "from entrypoints.default_base import quiet_libraries\n"
+            "quiet_libraries(); start_logging(level='INFO', form='json')\n"
+            "from huggingface_hub.utils import logging\n"
+            "logging.get_logger('huggingface_hub.x').warning('no hub')\n",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == ["no hub"]

@@ -14,6 +14,7 @@ from entrypoints.settings import (
     WorkerSettings,
     environment_on_gpu,
     load_settings,
+    warn_of_misspelt_settings,
 )
 from tests.services.certificates import Authority
 
@@ -169,6 +170,25 @@ def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert load_settings(tmp_path / ".env").most_setbacks == 9
 
 
+def test_the_example_of_an_env_file_has_all_that_a_worker_with_a_broker_needs(
+    tmp_path: Path,
+) -> None:
+    example = (Path(__file__).resolve().parents[2] / ".env.example").read_text()
+    lines = re.findall(r"^#([A-Z].*=.*)$", example, re.MULTILINE)
+    assert {line.partition("=")[0].lower() for line in lines} <= Settings.model_fields.keys()
+    filled = [f"{line}{TOKEN}" if line.endswith("=") else line for line in lines]
+    (tmp_path / ".env").write_text("\n".join(filled))
+    assert load_settings(tmp_path / ".env", kind=WorkerSettings).has_broker
+
+
+def test_an_env_file_that_cannot_be_read_is_told_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("MOST_SETBACKS=9\n", encoding="utf-16")
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings(file)
+    assert str(refused.value) == f"{file}: cannot be read (it is not UTF-8; save it as UTF-8)"
+
+
 def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = loaded(monkeypatch, WORKER_NAME="pod", STATUS_PORT="9200")
     second = environment_on_gpu(settings, "3", 1)
@@ -296,3 +316,28 @@ def test_a_wrong_setting_is_told_by_its_name_with_what_to_give(
 
 def test_a_level_may_be_written_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded(monkeypatch, LOG_LEVEL="debug").log_level == "DEBUG"
+
+
+def test_what_is_missing_under_a_misspelt_name_is_told_with_the_right_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = refused(
+        monkeypatch, BACKEND_API_URL="https://backend.example", INTERNAL_API_TOKN="sesame-open"
+    )
+    assert lines[0].startswith("INTERNAL_API_TOKEN is not set")
+    assert lines[1] == "INTERNAL_API_TOKN is no setting and is not read: did you mean " + (
+        "INTERNAL_API_TOKEN?"
+    )
+    assert len(lines) == 2
+
+
+def test_a_misspelt_name_is_warned_of_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RABITMQ_HOST", "broker")
+    (tmp_path / ".env").write_text("RABBITMQ_PASSWORD=sesame-open\nPOSTGRES_PASSWORD=x\n")
+    warn_of_misspelt_settings(tmp_path / ".env")
+    assert [record.getMessage() for record in caplog.records] == [
+        "RABBITMQ_PASSWORD is no setting and is not read: did you mean RABBITMQ_PASS?",
+        "RABITMQ_HOST is no setting and is not read: did you mean RABBITMQ_HOST?",
+    ]

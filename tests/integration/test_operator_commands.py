@@ -132,7 +132,9 @@ def test_dead_letters_are_listed_put_back_and_dropped(tmp_path: Path) -> None:
 def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
     good = run("worker", "--check", "--json", cwd=tmp_path)
     assert good.returncode == 0, good.stdout + good.stderr
-    found = {finding["part"]: finding["works"] for finding in json.loads(good.stdout)}
+    findings = json.loads(good.stdout)
+    assert findings[0]["detail"] == "the folder spool; waiting: 0, dead: 0"
+    found = {finding["part"]: finding["works"] for finding in findings}
     assert found == dict.fromkeys(found, True)
     assert len(found) == 6
     assert {"queue", "models", "backend", "device", "base model"} <= set(found)

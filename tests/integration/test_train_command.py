@@ -60,6 +60,7 @@ def test_a_folder_of_pictures_becomes_a_style_with_its_report(
     printed = capsys.readouterr().out
     assert "models/style_12.safetensors" in printed
     assert "only 3 usable pictures" in printed
+    assert "calls it up" not in printed, "each has a caption"
 
     with safe_open(out / "models" / "style_12.safetensors", "np") as file:
         assert any(key.endswith("lora_down.weight") for key in file.keys())  # noqa: SIM118 - not a dict
@@ -131,13 +132,18 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
     second.with_suffix(".TXT").write_text("a caption in capitals")
     (folder / f"{long}.png").write_bytes(b"not a picture")
     (folder / "typo.txt").write_text("a caption of nothing")
+    (folder / f"{third.name}.txt").write_text("a caption with one suffix too many")
     (folder / "more").mkdir()
 
     out = folder / "results" / "first"
     assert main([str(folder), "--out", str(out), *QUICK]) == 0
     printed = "\n".join(capfd.readouterr())
     assert f"left out {long}.png: it is not a JPEG, PNG or WebP picture\n" in printed
-    assert "not used: more/ (a folder), typo.txt (no picture of that name)\n" in printed
+    assert (
+        f"not used: more/ (a folder), {third.name}.txt (a caption is {third.stem}.txt), "
+        "typo.txt (no picture of that name)\n"
+    ) in printed
+    assert "1 of 3 have a caption, the others no word\n" in printed
     fault = f"the caption {first.stem}.txt is left out: it is not UTF-8; save it as UTF-8"
     assert printed.count(fault) == 1
     assert "s3://" not in printed
@@ -207,6 +213,8 @@ def broken_pictures(folder: Path) -> Path:
     ("case", "said"),
     [
         ("no folder", "no such folder"),
+        ("a picture", "is a file; give the folder"),
+        ("folder of folders", "give the one that holds the pictures, such as 10_style/"),
         ("empty folder", "no picture in it"),
         ("no usable picture", "small.png"),
         ("out is below a file", "cannot be written"),
@@ -226,6 +234,11 @@ def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
     source, target, options = pictures, out, list(QUICK)
     if case == "no folder":
         source = tmp_path / "nowhere"
+    elif case == "a picture":
+        source = next(pictures.iterdir())
+    elif case == "folder of folders":
+        source = tmp_path / "set"
+        (source / "10_style").mkdir(parents=True)
     elif case == "empty folder":
         source = tmp_path / "empty"
         source.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,10 @@ def _from_folder_or_hub(
 ) -> StableDiffusionPipeline:
     if path.is_dir():
         _check_folder(name, path)
+    elif not _may_be_the_hubs(name, path):
+        raise BaseModelInvalid(
+            name, "is neither a folder nor a file here, and no hub's name; check the path"
+        )
     try:
         with warnings.catch_warnings():
             # What diffusers itself gives the hub's client is of no concern to who reads us.
@@ -138,6 +143,11 @@ def _from_folder_or_hub(
             "cannot be loaded; give a whole Stable Diffusion 1.5 in safetensors "
             f"({_first_line(error)})",
         ) from error
+
+
+def _may_be_the_hubs(name: str, path: Path) -> bool:
+    is_file = path.suffix.lower() in {".safetensors", *_PICKLES}
+    return not is_file and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
 
 
 def _text_encoder(name: str) -> CLIPTextModel:
