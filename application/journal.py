@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 from application.fenced_blob import FencedBlob, Superseded
 from application.lease import LeaseLost
@@ -17,9 +19,22 @@ from application.ports import BlobMissing, BlobStore, EventSink
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
+from domain.mistake import Mistake
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
+
+Member = TypeVar("Member", bound=StrEnum)
+
+
+class RecordNewer(Mistake):
+    """A newer worker's record says what this one does not understand."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the job's record is a newer worker's ({what}): leave the job to that one, or update "
+            "this one"
+        )
 
 
 class Entry:
@@ -37,7 +52,11 @@ class Entry:
         backend. Not on record: whoever takes a lost worker's job over comes later than that."""
 
     def load(self) -> None:
-        """Take over what is on record, if anything is."""
+        """Take over what is on record, if anything is.
+
+        Raises:
+            RecordNewer: it is not for us.
+        """
         found = self._blob.read()
         if found is not None:
             record = json.loads(found)
@@ -76,14 +95,22 @@ class Journal:
     sink: EventSink
 
     def open(self, at: Location, writer: str, fresh: TrainingJob) -> Entry:
-        """The record at ``at``; or one of ``fresh``, to be written with its first change."""
+        """The record at ``at``; or one of ``fresh``, to be written with its first change.
+
+        Raises:
+            RecordNewer: it is not for us.
+        """
         entry = Entry(FencedBlob(self.blobs, at), writer, self.sink, fresh)
         entry.load()
         return entry
 
 
 def recorded_job(blobs: BlobStore, at: Location) -> TrainingJob | None:
-    """The job on record at ``at``, for who only reads it; None where none is."""
+    """The job on record at ``at``, for who only reads it; None where none is.
+
+    Raises:
+        RecordNewer: it cannot be read.
+    """
     try:
         found = blobs.get(at)
     except BlobMissing:
@@ -98,15 +125,19 @@ def encode_job(job: TrainingJob) -> dict[str, Any]:
 
 def decode_job(values: dict[str, Any]) -> TrainingJob:
     """The job that ``encode_job`` wrote; without what only a newer worker knows, for while workers
-    are being replaced one may take over from the other."""
+    are being replaced one may take over from the other.
 
-    def optional(name: str, build: Any) -> Any:
+    Raises:
+        RecordNewer: what this one does not know would change what is done.
+    """
+
+    def optional(name: str, build: Callable[[Any], Any]) -> Any:
         return None if values[name] is None else build(values[name])
 
     return TrainingJob(
         task_id=values["task_id"],
         style_id=values["style_id"],
-        state=JobState(values["state"]),
+        state=_member(JobState, values["state"]),
         attempt=values["attempt"],
         setbacks=values["setbacks"],
         waits=values.get("waits", False),
@@ -120,7 +151,8 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
             "artifact", lambda v: Artifact(_location(v["location"]), v["sha256"], v["size"])
         ),
         failure=optional(
-            "failure", lambda v: Failure(FailureCode(v["code"]), v["message"], v["retryable"])
+            "failure",
+            lambda v: Failure(_member(FailureCode, v["code"]), v["message"], v["retryable"]),
         ),
         announcements=values["announcements"],
     )
@@ -130,8 +162,18 @@ def _location(values: dict[str, str]) -> Location:
     return Location(values["bucket"], values["key"])
 
 
+def _member(kind: type[Member], value: str) -> Member:
+    try:
+        return kind(value)
+    except ValueError:
+        raise RecordNewer(f"{kind.__name__} {value}") from None
+
+
 def _parameters(values: dict[str, Any]) -> TrainingParameters:
-    # All of them: a style trained without one would not be what was asked for.
+    known = {field.name for field in fields(TrainingParameters)}
+    if unknown := sorted(values.keys() - known):
+        # A style trained without one would not be what was asked for.
+        raise RecordNewer(f"it has {', '.join(unknown)}")
     return TrainingParameters(**{**values, "sample_prompts": tuple(values["sample_prompts"])})
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from application.journal import RecordNewer
 from application.lease import LeaseHeld, LeaseLost
 from application.patience import backoff
 from application.ports import BlobDenied, Unavailable
@@ -69,6 +70,8 @@ def settlement_after(
             if stop.reason is StopReason.SHUTDOWN:
                 return HandBack()
             return RetryLater(backoff(retries, error.retry_after), str(error))
+        case RecordNewer():
+            return RetryLater(backoff(retries), str(error))
         case BlobDenied():
             # To the journals themselves: the same for every task, which it must not bury.
             if retries >= rules.most_retries:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,16 @@ from adapters.diffusion.step.optimizer import OptimizerState
 from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
 from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
+from domain.parameters import TrainingParameters
 
 FORMAT = "4"
 _OPTIMIZER = "optimizer."
+_DEFAULTS: dict[str, Any] = {
+    parameter.name: json.loads(json.dumps(parameter.default))
+    for parameter in fields(TrainingParameters)
+    if parameter.default is not MISSING
+}
+"""Of a run's parameters, as JSON has them."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,8 @@ def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for part in ("base model", "pictures", "picture sizes", "captions"):
         if found[part] != wanted[part]:
             raise CheckpointRejected(f"the checkpoint is of another run: other {part}")
-    was, now = found["parameters"], wanted["parameters"]
+    # What the run's version did not know yet is left at its default.
+    was, now = (_DEFAULTS | run["parameters"] for run in (found, wanted))
     for name in sorted({*was, *now}):
         if was.get(name) != now.get(name):
             raise CheckpointRejected(

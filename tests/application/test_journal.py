@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore
-from application.journal import Journal, decode_job, encode_job, recorded_job
+from application.journal import Journal, RecordNewer, decode_job, encode_job, recorded_job
 from domain.events import Event
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
@@ -53,10 +53,20 @@ def test_what_a_newer_worker_has_added_is_left_out(part: str | None) -> None:
     assert decode_job(record) == JOB
 
 
-def test_a_parameter_that_only_a_newer_worker_knows_is_not_left_out() -> None:
+@pytest.mark.parametrize(
+    ("part", "name", "value", "told"),
+    [
+        ("parameters", "invented_later", 3, "it has invented_later"),
+        (None, "state", "invented_later", "JobState invented_later"),
+        ("failure", "code", "INVENTED_LATER", "FailureCode INVENTED_LATER"),
+    ],
+)
+def test_what_only_a_newer_worker_can_go_on_with_is_left_to_it(
+    part: str | None, name: str, value: object, told: str
+) -> None:
     record = written(JOB)
-    record["parameters"]["invented_later"] = 3
-    with pytest.raises(TypeError, match="invented_later"):
+    (record[part] if part else record)[name] = value
+    with pytest.raises(RecordNewer, match=rf"newer worker's \({told}\): .*update this one"):
         decode_job(record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -133,6 +134,24 @@ def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) ->
     outcome = world.worker()(a_task(), StopSignal(), RULES.most_retries)
     assert isinstance(outcome, DeadLetter)
     assert "revision" in outcome.reason
+
+
+def test_a_job_that_a_newer_worker_has_begun_waits_for_one_however_long(world: World) -> None:
+    stop = StopSignal()
+    world.worker(trainer=Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN)))(
+        a_task(), stop
+    )
+    at = LAYOUT.journal(TASK_ID)
+    left = world.blobs.get(at).data
+    newer = json.loads(left)
+    newer["job"]["parameters"]["invented_later"] = True
+    world.blobs.put(at, json.dumps(newer).encode())
+    outcome = world.worker()(a_task(), StopSignal(), 100 * RULES.most_retries)
+    assert isinstance(outcome, RetryLater)
+    assert "invented_later" in outcome.reason
+    world.blobs.put(at, left)
+    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.job().setbacks == 0
 
 
 def test_a_bucket_of_journals_that_is_denied_buries_no_task(world: World) -> None:

@@ -73,6 +73,14 @@ def test_a_parameter_that_differs_is_named_with_both_values() -> None:
         decode_checkpoint(DATA, {**IDENTITY, "parameters": parameters}, 5)
 
 
+def test_a_parameter_that_the_runs_version_did_not_know_is_at_its_default() -> None:
+    parameters = {**IDENTITY["parameters"], "optimizer": "adamw", "trigger_word": None}
+    assert decode_checkpoint(DATA, {**IDENTITY, "parameters": parameters}, 5).step == 7
+    parameters["optimizer"] = "prodigy"
+    with pytest.raises(CheckpointRejected, match="optimizer was 'adamw', now it is 'prodigy'"):
+        decode_checkpoint(DATA, {**IDENTITY, "parameters": parameters}, 5)
+
+
 def test_weights_of_another_number_are_rejected() -> None:
     with pytest.raises(CheckpointRejected, match="weights"):
         decode_checkpoint(DATA, IDENTITY, 6)
