@@ -6,6 +6,7 @@ import argparse
 import atexit
 import gc
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def run_command(
     # Else the interpreter's last collections walk through all of torch's and its like's modules
     # while somebody waits for the process to end.
     atexit.register(gc.freeze)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     try:
         return carry_out(arguments)
     except KeyboardInterrupt:
@@ -85,6 +86,16 @@ def run_command(
         code, lines = explained
         print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
         return code
+
+
+def with_dashes(argv: Sequence[str]) -> list[str]:
+    """The command line with ``--learning_rate``, as other trainers have it, as
+    ``--learning-rate``; values are left as they are."""
+    ended = list(argv).index("--") if "--" in argv else len(argv)
+    return [
+        re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), text)
+        for text in argv[:ended]
+    ] + list(argv[ended:])
 
 
 def explain(error: Exception) -> tuple[int, list[str]] | None:

@@ -34,7 +34,7 @@ from application.stop import StopReason, StopSignal
 from domain.failure import TrainingFailed
 from domain.job import JobState, TrainingJob
 from domain.location import Location
-from domain.parameters import OptimizerName, RequestedParameters
+from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
 from domain.picture import FEWEST_PICTURES, PictureSet
 from domain.results import Artifact
 from domain.task import TrainingTask
@@ -42,6 +42,7 @@ from entrypoints.container import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from entrypoints.logs import start_logging
+from entrypoints.options import option_of
 from entrypoints.picture_folder import CAPTION_SUFFIXES
 from entrypoints.settings import load_settings
 
@@ -185,6 +186,7 @@ def inspect(names: list[str], container: Container) -> PictureSet:
 def describe_task(
     arguments: argparse.Namespace,
     requested: RequestedParameters,
+    parameters: TrainingParameters,
     names: Sequence[str],
     pictures: PictureSet,
     base: BaseModel,
@@ -192,15 +194,13 @@ def describe_task(
     """The task; its id is a hash of all that determines the weights.
 
     Args:
+        parameters: what the requested ones come to.
         names: of every file, those that were refused included: the report tells why.
     """
-    resolved = requested.resolve(
-        picture_count=len(pictures.usable), native_resolution=base.native_resolution
-    )
     identity = {
         "style_id": arguments.style_id,
         "tags": arguments.tags,
-        "parameters": asdict(resolved),
+        "parameters": asdict(parameters),
         "pictures": [[p.name, p.facts.sha256, p.caption] for p in pictures.usable],
         "base": base.fingerprint,
     }
@@ -213,14 +213,19 @@ def describe_task(
     )
 
 
-def run(task: TrainingTask, container: Container, out: Path) -> tuple[int, dict[str, Any]]:
+def run(
+    task: TrainingTask, parameters: TrainingParameters, container: Container, out: Path
+) -> tuple[int, dict[str, Any]]:
     """Run the task through the use case; return the exit code, and the outcome as JSON values.
+
+    Args:
+        parameters: what the task's come to.
 
     Raises:
         UsageError: ``out`` holds another run, or another file in its style's place.
     """
     console, layout, blobs = container.console(), container.layout(), container.blobs()
-    _refuse_other_run(task, container, out)
+    _refuse_other_run(task, parameters, container, out)
     record = layout.journal(task.task_id)
     fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
     job = recorded_job(blobs, record) or fresh
@@ -322,14 +327,31 @@ def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settl
     return settlement
 
 
-def _refuse_other_run(task: TrainingTask, container: Container, out: Path) -> None:
-    recorded = map(container.layout().recorded_task, container.blobs().list(OUT, JOBS))
-    others = [task_id for task_id in recorded if task_id not in (None, task.task_id)]
-    if others:
+def _refuse_other_run(
+    task: TrainingTask, parameters: TrainingParameters, container: Container, out: Path
+) -> None:
+    blobs, layout = container.blobs(), container.layout()
+    for task_id in map(layout.recorded_task, blobs.list(OUT, JOBS)):
+        if task_id in (None, task.task_id):
+            continue
+        job = recorded_job(blobs, layout.journal(task_id))
         raise UsageError(
-            f"--out {out}: holds another run's checkpoint ({others[0]}), of other "
-            "pictures, parameters or base model; give another folder, or repeat that command"
+            f"--out {out}: holds another run: {_difference(job, parameters)}; give another "
+            "folder, or repeat that command"
         )
+
+
+def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> str:
+    """In what a run differs from one with these parameters."""
+    if other is None or other.parameters is None:
+        return "of other pictures, captions, parameters or base model"
+    was, now = asdict(other.parameters), asdict(parameters)
+    differing = [
+        f"{option_of(name)} was {was[name]}, now it is {now[name]}"
+        for name in was
+        if was[name] != now[name]
+    ]
+    return ", ".join(differing) or "of other pictures, captions or tags, or another base model"
 
 
 @contextmanager

@@ -181,8 +181,11 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     _tell_about_captions(pictures, arguments, container.console())
 
     base = container.base_model()
-    task = local_run.describe_task(arguments, requested, names, pictures, base)
-    return local_run.run(task, container, arguments.out)
+    parameters = requested.resolve(
+        picture_count=len(pictures.usable), native_resolution=base.native_resolution
+    )
+    task = local_run.describe_task(arguments, requested, parameters, names, pictures, base)
+    return local_run.run(task, parameters, container, arguments.out)
 
 
 def _tell_about(pictures: PictureSet, others: Sequence[str], console: Console) -> None:

@@ -111,6 +111,23 @@ def test_every_command_explains_its_exit_codes_and_shows_examples(name: str) -> 
         assert option in text, option
 
 
+def test_options_may_be_spelt_as_other_trainers_have_them() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--learning-rate")
+    parser.add_argument("--trigger-word")
+    parser.add_argument("rest", nargs="*")
+    add_common_options(parser, script="style-any")
+    found = []
+
+    def carry_out(arguments: argparse.Namespace) -> int:
+        found.extend([arguments.learning_rate, arguments.trigger_word, *arguments.rest])
+        return 0
+
+    given = ["--learning_rate", "a_1", "--trigger_word=b_2", "c_3", "--", "--d_4"]
+    assert run_command(parser, carry_out, given) == 0
+    assert found == ["a_1", "b_2", "c_3", "--d_4"]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_option_is_told_without_a_page_of_the_others(name: str) -> None:
     done = run(name, "pictures", "--out", "out", "--network-dim", "8", cwd=ROOT)
