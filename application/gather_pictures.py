@@ -89,7 +89,7 @@ def gather_pictures(
     for image, times in listed.items():
         if times > 1:
             reason = f"it is listed {times} times, and counts once"
-            refused.append(RefusedPicture(image.name, reason))
+            refused.append(RefusedPicture(image.name, reason, times - 1))
     return PictureSet(tuple(usable), tuple(refused))
 
 

@@ -91,6 +91,7 @@ class RunTraining:
         try:
             entry = self.journal.open(at, self.worker, fresh)
             if entry.job.is_terminal:
+                log.info("task %s is %s already, nothing is done", task.task_id, entry.job.state)
                 lease.forget()  # a crash may have left it
                 self._tidy(entry.job)
                 return Done()

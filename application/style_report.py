@@ -23,7 +23,7 @@ from application.ports import (
     TrainingSession,
     Unavailable,
 )
-from application.stop import StopSignal
+from application.stop import Stopped, StopSignal
 from domain.job import TrainingJob
 from domain.picture import PictureSet
 from domain.task import TrainingTask
@@ -61,7 +61,8 @@ class ReportWriter:
 
         Args:
             seconds: since the job was taken up.
-            stop: ends the waiting for a store that is away.
+            stop: ends the drawing, between two rounds of previews, and the waiting for a store
+                that is away. There is no report then: the announcement is worth more.
 
         Raises:
             TrainerBroken: by the session.
@@ -69,14 +70,18 @@ class ReportWriter:
         assert job.metric is not None  # recorded when training finished
         assert job.artifact is not None  # recorded when the weights were stored
         try:
+            before = session.previews(adapted=False)
+            stop.check()
+            after = session.previews(adapted=True)
+            stop.check()
             report = StyleReport(
                 task=task,
                 base=self.base,
                 parameters=plan.parameters,
                 pictures=pictures,
                 history=session.history,
-                before=session.previews(adapted=False),
-                after=session.previews(adapted=True),
+                before=before,
+                after=after,
                 underway=self._insist(
                     lambda: stored_previews(self.blobs, self.layout, task.task_id), stop
                 ),
@@ -90,6 +95,9 @@ class ReportWriter:
                 self._insist(partial(self._store, task.task_id, file), stop)
         except TrainerBroken:
             raise
+        except Stopped:
+            # What is left of the grace is for the announcement.
+            log.info("no report for task %s: the work should end", task.task_id)
         except Unavailable as error:
             log.warning("no report for task %s, the store is away: %s", task.task_id, error)
         except Exception:

@@ -50,6 +50,8 @@ class RefusedPicture:
 
     name: str
     reason: str
+    times: int = 1
+    """How many entries of the task's list are left out with it."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,18 @@ class PictureSet:
         if len(self.usable) >= fewest:
             return
         reasons = "; ".join(f"{picture.name}: {picture.reason}" for picture in self.refused)
-        message = (
-            f"Only {len(self.usable)} of {len(self.usable) + len(self.refused)} pictures can be "
-            f"used, and a style needs at least {fewest}. Please replace or add pictures."
-        )
+        usable = len(self.usable)
         if reasons:
-            message += f" Left out: {reasons}."
+            total = usable + sum(picture.times for picture in self.refused)
+            message = (
+                f"Only {usable} of {total} pictures can be used, and a style needs at least "
+                f"{fewest}. Please replace or add pictures. Left out: {reasons}."
+            )
+        else:
+            pictures = "one picture" if usable == 1 else f"{usable} pictures"
+            message = (
+                f"A style needs at least {fewest} pictures, and got {pictures}. Please add more."
+            )
         raise TrainingFailed(Failure(FailureCode.LOW_QUALITY_DATA, message))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError
 
+from adapters.s3.errors import told
 from application.ports import Blob, BlobTooLarge
 from domain.location import Location
 
@@ -48,8 +49,9 @@ def download(client: S3Client, at: Location, max_bytes: int | None) -> Blob:
     finally:
         # A body read to its end has given its connection back; any other loses it.
         body.close()
-    _verify(data, answer, at)
-    return Blob(data, answer["ETag"])
+    tag = told(answer, "ETag")
+    _verify(data, tag, answer, at)
+    return Blob(data, tag)
 
 
 def _read(body: StreamingBody, at: Location, max_bytes: int | None) -> bytes:
@@ -65,7 +67,7 @@ def _read(body: StreamingBody, at: Location, max_bytes: int | None) -> bytes:
     return b"".join(pieces)
 
 
-def _verify(data: bytes, answer: GetObjectOutputTypeDef, at: Location) -> None:
+def _verify(data: bytes, tag: str, answer: GetObjectOutputTypeDef, at: Location) -> None:
     if "ChecksumAlgorithm" in answer["ResponseMetadata"]:
         return  # botocore has checked it while reading
     expected = answer.get("Metadata", {}).get(SHA256_KEY)
@@ -75,8 +77,8 @@ def _verify(data: bytes, answer: GetObjectOutputTypeDef, at: Location) -> None:
         return
     # Keys of the store's own or the customer's make other ETags, and so do parts.
     opaque = answer.get("ServerSideEncryption", "AES256") != "AES256"
-    tag = _MD5_ETAG.fullmatch(answer["ETag"])
-    if opaque or "SSECustomerAlgorithm" in answer or tag is None:
+    md5 = _MD5_ETAG.fullmatch(tag)
+    if opaque or "SSECustomerAlgorithm" in answer or md5 is None:
         return
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != tag[1]:
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5[1]:
         raise Damaged(f"{at}: its MD5 is not its ETag")

@@ -22,6 +22,16 @@ from botocore.parsers import ResponseParserError
 
 from application.ports import BlobDenied, BlobMissing, BlobUnavailable
 
+
+class ForeignAnswer(BotoCoreError):
+    """A success that no S3 store would report so: somebody else has answered for it."""
+
+    fmt = (
+        "the answer is a success without {name}, which is not that of an S3 store: check the "
+        "endpoint, and whether a proxy is in between"
+    )
+
+
 S3_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
 """All that a call of the client raises."""
 
@@ -78,6 +88,18 @@ def error_code(error: ClientError) -> str:
 def status(error: ClientError) -> int:
     """The answer's HTTP status."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def told(answer: Mapping[str, Any], name: str) -> str:
+    """What every store says in answer to such a call.
+
+    Raises:
+        ForeignAnswer: it is not there.
+    """
+    value = answer.get(name)
+    if not isinstance(value, str):
+        raise ForeignAnswer(name=name)
+    return value
 
 
 def translated(error: Exception, bucket: str, what: str) -> Exception:
@@ -162,6 +184,8 @@ def _unanswered(error: Exception, what: str) -> Exception:
             f"{what}: the store cannot be reached: check the endpoint, the region and the "
             f"network ({error})"
         )
+    if isinstance(error, ForeignAnswer):
+        return BlobUnavailable(f"{what}: {error}")
     if isinstance(error, ReadTimeoutError):
         return BlobUnavailable(f"{what}: the store does not answer in time ({error})")
     return BlobUnavailable(f"{what}: {type(error).__name__}: {error}")

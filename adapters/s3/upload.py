@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypedDict
 
 from adapters.s3.download import SHA256_KEY
-from adapters.s3.errors import S3_ERRORS
+from adapters.s3.errors import S3_ERRORS, told
 from adapters.s3.options import S3Options
 from application.ports import Condition, IfAbsent, IfMatch
 from domain.location import Location
@@ -60,7 +60,7 @@ def _in_one(
         ChecksumSHA256=_sha256(data),
         **_headers(condition),
     )
-    return answer["ETag"]
+    return told(answer, "ETag")
 
 
 def _in_parts(
@@ -78,7 +78,7 @@ def _in_parts(
         ChecksumAlgorithm="SHA256",
         Metadata={SHA256_KEY: hashlib.sha256(data).hexdigest()},
     )
-    upload_id = begun["UploadId"]
+    upload_id = told(begun, "UploadId")
     try:
         parts: list[CompletedPartTypeDef] = []
         for number, part in enumerate(_parts(data, options.part_size), start=1):
@@ -92,7 +92,9 @@ def _in_parts(
                 ChecksumAlgorithm="SHA256",
                 ChecksumSHA256=checksum,
             )
-            parts.append({"PartNumber": number, "ETag": sent["ETag"], "ChecksumSHA256": checksum})
+            parts.append(
+                {"PartNumber": number, "ETag": told(sent, "ETag"), "ChecksumSHA256": checksum}
+            )
         completed = client.complete_multipart_upload(
             Bucket=at.bucket,
             Key=at.key,
@@ -103,7 +105,7 @@ def _in_parts(
     except BaseException:
         _abort(client, at, upload_id)
         raise
-    return completed["ETag"]
+    return told(completed, "ETag")
 
 
 def _abort(client: S3Client, at: Location, upload_id: str) -> None:

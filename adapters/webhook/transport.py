@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -86,6 +87,7 @@ class Transport:
         up the host's name is outside of that; the resolver has its own limits.
         """
         data = json.dumps(body, allow_nan=False).encode()
+        before = sys.exception()
         with Deadline(connect + read) as deadline:
             try:
                 response = self._session.request(
@@ -101,7 +103,7 @@ class Transport:
                     content = _content(response.raw, deadline)
                     return Answer(response.status_code, response.headers, content)
             except (requests.RequestException, HTTPError, OSError, HTTPException) as error:
-                return _explained(error, deadline)
+                return _explained(error, deadline, before)
 
     def close(self) -> None:
         """Close what is kept open."""
@@ -137,8 +139,8 @@ def _content(raw: Any, deadline: Deadline) -> bytes | None:
     return None if deadline.over else content
 
 
-def _explained(error: Exception, deadline: Deadline) -> NoAnswer:
-    links = _links(error)
+def _explained(error: Exception, deadline: Deadline, before: BaseException | None) -> NoAnswer:
+    links = _links(error, before)
     # Requests and urllib3 wrap their errors in one another; the innermost has the words.
     inner = links[-1]
     reason = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
@@ -148,12 +150,18 @@ def _explained(error: Exception, deadline: Deadline) -> NoAnswer:
     return NoAnswer(reason, deadline.sent, untrusted=tls and not deadline.sent)
 
 
-def _links(error: BaseException) -> list[BaseException]:
-    """The error and what it wraps, the innermost last."""
+def _links(error: BaseException, before: BaseException | None) -> list[BaseException]:
+    """The error and what it wraps, the innermost last.
+
+    Args:
+        before: what the caller was handling already. Python makes it the context of every new
+            error, and it says nothing about the call.
+    """
     links: list[BaseException] = []
     link: BaseException | None = error
     while link is not None:
         links.append(link)
         wrapped = (*link.args, getattr(link, "reason", None), link.__cause__, link.__context__)
-        link = next((w for w in wrapped if isinstance(w, BaseException) and w not in links), None)
+        known = (*links, before)
+        link = next((w for w in wrapped if isinstance(w, BaseException) and w not in known), None)
     return links

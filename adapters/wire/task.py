@@ -58,7 +58,10 @@ class _Schema(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", use_attribute_docstrings=True)
 
 
-ImageLocation = Annotated[str, Field(json_schema_extra={"pattern": "^s3://[^/]+/.+"})]
+# As ``Location`` reads it; the length, which it counts in bytes, apart.
+_KEY_PART = r"(?!\.{1,2}(/|$))[^/\\\x00-\x1f\x7f]+"
+_LOCATION = rf"^s3://(?!\.{{1,2}}/)[^/]+(/{_KEY_PART})+$"
+ImageLocation = Annotated[str, Field(json_schema_extra={"pattern": _LOCATION})]
 Tag = Annotated[str, StringConstraints(max_length=100)]
 
 
@@ -231,7 +234,11 @@ def _readable_style_id(raw: object) -> int | None:
 def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
     problem = problems.errors(include_url=False)[0]
     field = ".".join(map(str, problem["loc"])) or "message"
-    value = MISSING if problem["type"] == "missing" else problem["input"]
+    value = problem["input"]
+    if problem["type"] == "missing":
+        value = MISSING
+    elif isinstance(value, list) and problem["type"] in {"too_short", "too_long"}:
+        value = Finding(f"a list of {len(value)}")
     known = ".".join(part for part in map(str, problem["loc"]) if not part.isdecimal())
     return InvalidTask(field, value, _REMEDIES.get(known, "give an object"), style_id)
 

@@ -225,6 +225,13 @@ def test_a_missing_field_is_told_from_a_null() -> None:
             read(with_value("data.images", value))
 
 
+def test_of_a_list_with_too_many_entries_their_number_is_told() -> None:
+    with pytest.raises(
+        InvalidTask, match=r"data\.images is a list of 101: give a list of 1 to 100"
+    ):
+        read(with_value("data.images", TOO_MANY_IMAGES))
+
+
 def test_another_services_message_names_no_style_to_report_as_failed() -> None:
     with pytest.raises(InvalidTask) as caught:
         read(with_value("type", "image_generation"))

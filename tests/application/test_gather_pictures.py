@@ -51,6 +51,7 @@ def test_a_picture_listed_several_times_is_one_picture(world: World) -> None:
     (call,) = world.notifier.final
     assert isinstance(call.payload, Failure)
     assert call.payload.code is FailureCode.LOW_QUALITY_DATA
+    assert "Only 9 of 12 pictures" in call.payload.message
     assert "00.jpg: it is listed 4 times, and counts once" in call.payload.message
 
 

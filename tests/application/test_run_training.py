@@ -40,6 +40,15 @@ def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
     assert len(world.notifier.final) == 1
 
 
+def test_the_log_says_what_became_of_a_message_that_came_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.worker()(a_task(), StopSignal())
+    with caplog.at_level("INFO"):
+        world.worker()(a_task(), StopSignal())
+    assert f"task {TASK_ID} is completed already, nothing is done" in caplog.messages
+
+
 def test_the_parameters_are_settled_once(world: World) -> None:
     """Though another count of pictures would have other defaults by now."""
     task = replace(a_task(12), requested=RequestedParameters({"batch_size": 4}))

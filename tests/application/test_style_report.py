@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from adapters.memory import MemoryBlobStore, MemoryReporter
+from adapters.memory import MemoryBlobStore, MemoryReporter, MemoryTrainer
 from application.ports import BlobUnavailable, Preview, StyleReport, TrainerBroken
 from application.settlement import Done, RetryLater
 from application.stop import StopReason, StopSignal
@@ -160,4 +161,29 @@ def test_a_worker_that_is_asked_to_stop_draws_no_report(world: World) -> None:
     assert world.weights()
     assert LAYOUT.report(TASK_ID, "report.html") not in world.blobs.blobs
     assert world.until_settled(a_task()) == Done()
+    assert len(world.notifier.final) == 1
+
+
+def test_a_stop_while_previews_are_drawn_ends_the_report_and_the_style_is_announced(
+    world: World,
+) -> None:
+    stop, drawn = StopSignal(), []
+
+    def previews(*, adapted: bool) -> tuple[Preview, ...]:
+        drawn.append(adapted)
+        if not adapted:
+            stop.request(StopReason.SHUTDOWN)
+        return ()
+
+    class Stopped(MemoryTrainer):
+        @contextmanager
+        def open(self, plan: Any, resume: Any) -> Iterator[Any]:
+            with super().open(plan, resume) as session:
+                session.previews = previews
+                yield session
+
+    trainer = Stopped(world.clock)
+    assert world.worker(trainer=trainer)(a_task(epochs=5), stop) == Done()
+    assert drawn[-1] is False, "no round is begun after a stop"
+    assert LAYOUT.report(TASK_ID, "report.html") not in world.blobs.blobs
     assert len(world.notifier.final) == 1

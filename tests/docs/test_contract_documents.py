@@ -108,6 +108,21 @@ def test_the_example_task_is_accepted_by_the_schema_and_by_the_code() -> None:
     assert task.requested == RequestedParameters(_task()["data"]["parameters"])
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["k", "a/b c/é.jpg", "..k", ".a/b", "...", "", "/k", "a//b", "a/", "../b", "a/./b", "a/..",
+     "a\\b", "a\nb", "a\x7f"],
+)  # fmt: skip
+def test_the_schema_and_the_code_take_the_same_keys(key: str) -> None:
+    message, said = _task(), True
+    message["data"]["images"] = [f"s3://bucket/{key}"]
+    try:
+        TaskReader("stylelicense.com")(json.dumps(message).encode())
+    except InvalidTask:
+        said = False
+    assert _schema(ASYNCAPI, "TaskMessage").is_valid(message) == said
+
+
 @pytest.mark.parametrize(("name", "call"), list(_calls()), ids=[name for name, _ in _calls()])
 def test_the_example_webhooks_are_accepted_by_the_schema_and_by_the_code(
     name: str, call: dict[str, Any]

@@ -56,6 +56,21 @@ def test_too_few_pictures_fail_with_every_refusal_in_the_message() -> None:
     assert "cat.gif: GIF is not supported" in failure.message
 
 
+def test_every_entry_of_a_list_counts_in_the_message() -> None:
+    pictures = PictureSet(
+        (picture("a.jpg", "1", 0),), (RefusedPicture("a.jpg", "it is listed 10 times", times=9),)
+    )
+    with pytest.raises(TrainingFailed, match="Only 1 of 10 pictures"):
+        pictures.require(10)
+
+
+def test_too_few_good_pictures_are_not_said_to_be_unusable() -> None:
+    pictures = PictureSet(tuple(picture(str(n), str(n), n << 32) for n in range(9)))
+    with pytest.raises(TrainingFailed, match="at least 10 pictures, and got 9 pictures") as caught:
+        pictures.require(10)
+    assert "can be used" not in caught.value.failure.message
+
+
 def test_enough_pictures_pass() -> None:
     PictureSet(tuple(picture(str(n), str(n), n) for n in range(10))).require(10)
 

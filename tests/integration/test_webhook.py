@@ -447,6 +447,20 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
     assert not any(call.taken for call in backend.calls)
 
 
+def test_what_the_worker_was_busy_with_before_is_no_reason_why_a_call_failed(
+    backend: BackendProcess, clock: ManualClock
+) -> None:
+    notifier = notifier_for(backend.url, backend.token, clock)
+    backend.misbehave(Fault("reset_before"))
+    try:
+        raise TimeoutError("of something else")
+    except TimeoutError:
+        with pytest.raises(NotifierUnavailable) as caught:
+            complete(notifier)
+    assert "something else" not in str(caught.value)
+    assert "no answer in time" not in str(caught.value)
+
+
 FAILING_RUN = """
 import logging, sys, traceback
 from adapters.clock import SystemClock

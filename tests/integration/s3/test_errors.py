@@ -77,6 +77,17 @@ def test_what_goes_wrong_is_told_with_its_remedy(
     assert hits(proxy) >= 1
 
 
+def test_a_success_that_is_not_the_stores_own_is_none(store: Store, proxy: FaultyProxy) -> None:
+    for call in (
+        lambda: store.blobs.get(store.at("a")),
+        lambda: store.blobs.put(store.at("a"), b"1"),
+        lambda: store.blobs.put(store.at("a"), b"1" * 7 * 1024**2),
+    ):
+        proxy.rules(Rule(fault="answer", status=200, body="<html>please sign in</html>"))
+        with pytest.raises(BlobUnavailable, match=r"s3://.*check the endpoint.*proxy"):
+            call()
+
+
 @pytest.mark.parametrize("fault", ["hang", "reset_before", "reset_after", "500", "503", "403"])
 def test_a_fault_that_passes_is_not_noticed_unless_it_is_a_refusal(
     store: Store, proxy: FaultyProxy, fault: str
