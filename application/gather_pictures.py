@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 MAX_CAPTION_BYTES = 16 * 1024
 
 
+class PicturesDenied(BlobDenied):
+    """Not one of a task's pictures may be read: its own matter, and no other task's."""
+
+
 def gather_pictures(
     images: tuple[Location, ...],
     blobs: BlobStore,
@@ -41,7 +45,7 @@ def gather_pictures(
         quiet: log nothing, for a look ahead of a job that will gather them again.
 
     Raises:
-        BlobDenied: not one could be read, and access was denied: the set-up is wrong, not
+        PicturesDenied: not one could be read, and access was denied: the set-up is wrong, not
             the pictures. A single denial is no proof: S3 denies what is missing to those who
             may not list.
         Stopped: the work should end.
@@ -75,7 +79,7 @@ def gather_pictures(
 
     denials = [found for found in fetched if isinstance(found, BlobDenied)]
     if denials and not any(isinstance(found, Picture) for found in fetched):
-        raise denials[0]
+        raise PicturesDenied(str(denials[0]))
     usable, refused = [], []
     for image, found in zip(images, fetched, strict=True):
         if isinstance(found, Picture):

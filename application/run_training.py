@@ -13,7 +13,7 @@ from functools import partial
 from application.announce import Announcer
 from application.cancellation import cancellation_requested
 from application.drive_session import Driver
-from application.gather_pictures import gather_pictures
+from application.gather_pictures import PicturesDenied, gather_pictures
 from application.journal import Entry, Journal
 from application.layout import Layout
 from application.learning_curve import best_epoch
@@ -134,12 +134,12 @@ class RunTraining:
                 entry.apply(entry.job.interrupt("its worker shut down", setback=False))
                 return HandBack()
             entry.apply(entry.job.give_up(CANCELLED))
-        except Unavailable as error:
-            self._put_down(entry, str(error), setback=False)
-            raise
-        except BlobDenied as error:
+        except PicturesDenied as error:
             self._put_down(entry, str(error), setback=False)
             return DeadLetter(str(error))
+        except (Unavailable, BlobDenied) as error:
+            self._put_down(entry, str(error), setback=False)
+            raise
         except LeaseLost:
             raise
         except TrainerBroken as error:

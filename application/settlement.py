@@ -73,7 +73,7 @@ def settlement_after(
         case RecordNewer():
             return RetryLater(backoff(retries), str(error))
         case BlobDenied():
-            # To the journals themselves: the same for every task, which it must not bury.
+            # To the bucket of models: the same for every task, which it must not bury.
             if retries >= rules.most_retries:
                 return DeadLetter(str(error))
             return RetryLater(backoff(retries), str(error))

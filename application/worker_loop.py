@@ -96,7 +96,8 @@ class WorkerLoop:
                 case Done():
                     self.queue.acknowledge(delivery)
                 case RetryLater(delay, reason):
-                    log.warning("trying again in %.0f s: %s", delay, reason)
+                    # The queue rounds the pause, and says in which it waits.
+                    log.warning("trying again later: %s", reason)
                     self.queue.retry_later(delivery, delay, reason)
                 case DeadLetter(reason, details):
                     log.error("a message goes to the dead letters: %s", reason)

@@ -172,13 +172,19 @@ def test_where_the_store_is_away_the_training_goes_on_without(
     assert "no checkpoint at epoch 10: the store is away" in caplog.text
 
 
-def test_a_store_that_refuses_ends_the_job(world: World, uploads: ThreadPoolExecutor) -> None:
+def test_a_store_that_refuses_puts_the_job_down_and_at_last_before_a_person(
+    world: World, uploads: ThreadPoolExecutor
+) -> None:
     def refuse() -> None:
         raise BlobDenied("not yours")
 
     worker = a_worker(world, blobs=Gated(world, refuse), uploads=uploads)
-    assert worker(a_task(), StopSignal()) == DeadLetter("not yours")
+    outcome = worker(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.reason == "not yours"
     assert world.job().state is JobState.INTERRUPTED
+    assert world.job().setbacks == 0
+    assert worker(a_task(), StopSignal(), RULES.most_retries) == DeadLetter("not yours")
 
 
 @pytest.mark.parametrize("grace", [60.0, math.inf])
