@@ -20,7 +20,7 @@ from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
 from domain.mistake import Mistake
-from domain.parameters import TrainingParameters
+from domain.parameters import InvalidParameter, TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
 
@@ -34,6 +34,17 @@ class RecordNewer(Mistake):
         super().__init__(
             f"the job's record is a newer worker's ({what}): leave the job to that one, or update "
             "this one"
+        )
+
+
+class RecordDamaged(Mistake):
+    """What is on record is no job."""
+
+    def __init__(self, at: Location, reason: Exception) -> None:
+        super().__init__(
+            f"{at} is damaged ({type(reason).__name__}: {reason}): put an earlier version of it "
+            "back, or delete it if the backend has not been told how the job ended; the job then "
+            "begins anew"
         )
 
 
@@ -56,12 +67,11 @@ class Entry:
 
         Raises:
             RecordNewer: it is not for us.
+            RecordDamaged: it cannot be read.
         """
         found = self._blob.read()
         if found is not None:
-            record = json.loads(found)
-            self._revision = record["revision"]
-            self.job = decode_job(record["job"])
+            self._revision, self.job = _decode(found, self._blob.at)
 
     def apply(self, change: Change) -> None:
         """Record the job after a transition, then tell whoever listens.
@@ -99,6 +109,7 @@ class Journal:
 
         Raises:
             RecordNewer: it is not for us.
+            RecordDamaged: it cannot be read.
         """
         entry = Entry(FencedBlob(self.blobs, at), writer, self.sink, fresh)
         entry.load()
@@ -109,13 +120,23 @@ def recorded_job(blobs: BlobStore, at: Location) -> TrainingJob | None:
     """The job on record at ``at``, for who only reads it; None where none is.
 
     Raises:
-        RecordNewer: it cannot be read.
+        RecordNewer: it is not for us.
+        RecordDamaged: it cannot be read.
     """
     try:
         found = blobs.get(at)
     except BlobMissing:
         return None
-    return decode_job(json.loads(found.data)["job"])
+    return _decode(found.data, at)[1]
+
+
+def _decode(data: bytes, at: Location) -> tuple[int, TrainingJob]:
+    """A record's revision, and its job."""
+    try:
+        record = json.loads(data)
+        return record["revision"], decode_job(record["job"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordDamaged(at, error) from error
 
 
 def encode_job(job: TrainingJob) -> dict[str, Any]:
@@ -174,7 +195,10 @@ def _parameters(values: dict[str, Any]) -> TrainingParameters:
     if unknown := sorted(values.keys() - known):
         # A style trained without one would not be what was asked for.
         raise RecordNewer(f"it has {', '.join(unknown)}")
-    return TrainingParameters(**{**values, "sample_prompts": tuple(values["sample_prompts"])})
+    try:
+        return TrainingParameters(**{**values, "sample_prompts": tuple(values["sample_prompts"])})
+    except InvalidParameter as error:
+        raise RecordNewer(f"it has {error}") from None
 
 
 def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:

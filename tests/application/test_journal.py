@@ -57,6 +57,7 @@ def test_what_a_newer_worker_has_added_is_left_out(part: str | None) -> None:
     ("part", "name", "value", "told"),
     [
         ("parameters", "invented_later", 3, "it has invented_later"),
+        ("parameters", "rank", 9999, "it has rank=9999: .*"),
         (None, "state", "invented_later", "JobState invented_later"),
         ("failure", "code", "INVENTED_LATER", "FailureCode INVENTED_LATER"),
     ],

@@ -142,7 +142,7 @@ def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) ->
     assert isinstance(world.worker()(a_task(), StopSignal(), 0), RetryLater)
     outcome = world.worker()(a_task(), StopSignal(), RULES.most_retries)
     assert isinstance(outcome, DeadLetter)
-    assert "revision" in outcome.reason
+    assert f"{LAYOUT.journal(TASK_ID)} is damaged (KeyError: 'revision')" in outcome.reason
 
 
 def test_a_job_that_a_newer_worker_has_begun_waits_for_one_however_long(world: World) -> None:
