@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from adapters.webhook.answer import LONGEST_ASKED, judge, retry_after, unreachable
+from adapters.webhook.answer import (
+    LONGEST_ASKED,
+    MOST_REASON_CHARACTERS,
+    judge,
+    readable,
+    retry_after,
+    unreachable,
+)
 from adapters.webhook.options import InvalidBackend, WebhookOptions, is_loopback
 from adapters.webhook.transport import Answer, NoAnswer
 from application.ports import NotifierRefused, NotifierUnavailable
@@ -128,6 +135,7 @@ def test_a_file_of_certificates_must_be_there(tmp_path: Path) -> None:
         ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_ASKED),
         *((text, None) for text in ("", "-5", "1.5", "soon", "nan", "1e9", "١٢", "Thu, 99 Jan")),
         ("Fri, 31 Dec 9999 23:59:59 -2359", LONGEST_ASKED),
+        (f"Thu, 01 Jan {'9' * 20} 12:00:00 GMT", None),
     ],
 )
 def test_retry_after_is_read_in_both_forms_and_bounded(header: str, seconds: float | None) -> None:
@@ -184,6 +192,12 @@ def test_a_refusal_has_status_reason_and_remedy(status: int, remedy: str) -> Non
     assert remedy in str(error)
 
 
+@pytest.mark.parametrize("key", ["error", "detail", "message"])
+def test_the_backends_own_words_are_told_without_the_json_around_them(key: str) -> None:
+    said = f'{{"success": false, "{key}": "no such style"}}'
+    assert "answers 404 (no such style)" in str(judged(404, said.encode()))
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
 def test_a_call_for_patience_is_one(status: int) -> None:
     error = judged(status, b"<h1>busy</h1>", Retry_After="30")
@@ -219,3 +233,9 @@ def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
             assert "abcdefgh" not in str(error)
             assert "slashed" not in str(error)
             assert len(str(error)) < 600
+
+
+def test_only_what_is_too_long_is_cut_and_then_to_the_limit() -> None:
+    whole = "x" * MOST_REASON_CHARACTERS
+    assert readable(whole, TOKEN) == whole
+    assert readable(f"{whole}x", TOKEN) == f"{whole[:-1]}…"
