@@ -114,7 +114,7 @@ def test_no_secret_is_in_an_error_or_a_repr(monkeypatch: pytest.MonkeyPatch) -> 
     secret = "sesame-open"
     (line,) = refused(monkeypatch, RABBITMQ_URL=f"http://u:{secret}@broker")
     assert secret not in line
-    monkeypatch.setenv("RABBITMQ_URL", f"amqp://u:{secret}@broker")
+    monkeypatch.setenv("RABBITMQ_URL", f"amqp://u:{secret}%2Fquoted@broker")
     settings = loaded(
         monkeypatch,
         BASE_MODEL="base",
@@ -124,7 +124,8 @@ def test_no_secret_is_in_an_error_or_a_repr(monkeypatch: pytest.MonkeyPatch) -> 
         AWS_SECRET_ACCESS_KEY="aws-secret",
     )
     shown = repr(settings) + str(settings)
-    assert {secret, TOKEN, "aws-secret"} <= set(settings.secrets())
+    passwords = {f"{secret}%2Fquoted", f"{secret}/quoted"}
+    assert {*passwords, TOKEN, "aws-secret"} <= set(settings.secrets())
     assert not any(text in shown for text in settings.secrets())
 
 
@@ -267,6 +268,9 @@ def test_a_certificate_that_is_none_is_told_by_its_setting(
         ("RABBITMQ_PORT", "99999", "give 65535 or less"),
         ("RABBITMQ_SSL", "maybe", "give true or false"),
         ("RETRY_DELAYS", "5,soon", "give a number"),
+        ("RETRY_DELAYS", "0.0009,5", "give one or more seconds, each from 0.001"),
+        ("RETRY_DELAYS", "5,86401", "to a day"),
+        ("RETRY_DELAYS", ",", "give one or more seconds"),
         ("AWS_SESSION_TOKEN", "sesame-open", "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("AWS_STORAGE_BUCKET_NAME", "s3://images", "give the name alone"),
         ("MODEL_BUCKET_NAME", "models/styles", "give the name alone"),
