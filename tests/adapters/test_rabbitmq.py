@@ -10,12 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import pika
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
 from adapters.clock import SystemClock
 from adapters.rabbitmq.connection import PUMP_SECONDS, Connection
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
+from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
 from adapters.rabbitmq.trouble import SessionOver
 from application.ports import DeliveryLost, QueueUnavailable
@@ -277,3 +281,36 @@ def test_what_waits_for_a_session_is_lost_with_it(
         with pytest.raises(DeliveryLost, match="gone"):
             waiting.result()
     assert done == []
+
+
+@pytest.fixture
+def amqp(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """What pika connects to: nothing."""
+    made = MagicMock()
+    monkeypatch.setattr(pika, "BlockingConnection", lambda _: made)
+    return made
+
+
+def open_session(**options: Any) -> Session:
+    return Session(RabbitOptions(**options), Topology("tasks", (5.0,)), "worker", print)
+
+
+def test_the_broker_is_asked_to_leave_a_delivery_with_us(amqp: MagicMock) -> None:
+    open_session(ack_timeout=7200.0).consume()
+    asked = amqp.channel.return_value.basic_consume.call_args.kwargs["arguments"]
+    assert asked == {"x-consumer-timeout": 7_200_000}
+
+
+def test_a_session_that_cannot_have_its_queues_leaves_no_connection(amqp: MagicMock) -> None:
+    refusal = ChannelClosedByBroker(406, "other arguments")
+    amqp.channel.return_value.queue_declare.side_effect = refusal
+    with pytest.raises(ChannelClosedByBroker):
+        open_session()
+    amqp.close.assert_called_once()
+
+
+def test_counting_the_messages_leaves_no_channel(amqp: MagicMock) -> None:
+    publisher, side = amqp.channel.side_effect = [MagicMock(), MagicMock()]
+    open_session().depths()
+    side.close.assert_called_once()
+    publisher.close.assert_not_called()
