@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-import pytest
-from botocore.exceptions import ClientError
+import hashlib
+from io import BytesIO
+from typing import Any
 
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+from urllib3.exceptions import ProtocolError
+
+from adapters.s3.download import Damaged, download
 from adapters.s3.errors import LONGEST_WAIT, translated
-from application.ports import BlobUnavailable
+from application.ports import BlobTooLarge, BlobUnavailable
+from domain.location import Location
+
+AT = Location("bucket", "key")
+DATA = b"x" * 3000
+MD5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()
+SHA256 = hashlib.sha256(DATA).hexdigest()
+OTHER = "0" * 32
 
 DATE = "Tue, 01 Jan 2030 00:00:00 GMT"
 
@@ -39,3 +57,80 @@ def test_the_wait_that_a_store_asks_for_is_read_in_both_forms_and_bounded(
     error = translated(answer, "bucket", "writing s3://bucket/key")
     assert isinstance(error, BlobUnavailable)
     assert error.retry_after == seconds
+
+
+class Body(BytesIO):
+    """An answer's body, which may break off."""
+
+    error: Exception | None = None
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.error is not None:
+            raise self.error
+        return super().read(size)
+
+
+class Store:
+    """Answers with the same object, whatever is asked for."""
+
+    def __init__(self, **answer: Any) -> None:
+        self.body = Body(DATA)
+        self._answer = {"ETag": f'"{MD5}"', "ResponseMetadata": {}, "Body": self.body, **answer}
+
+    def get_object(self, **_: str) -> Any:
+        return self._answer
+
+
+def test_a_body_whose_length_is_not_told_is_read_as_far_as_it_may_be() -> None:
+    assert download(Store(), AT, None).data == DATA
+    assert download(Store(), AT, len(DATA)).data == DATA
+    store = Store()
+    with pytest.raises(BlobTooLarge):
+        download(store, AT, len(DATA) - 1)
+    assert store.body.closed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FlexibleChecksumError(error_msg="no"),
+        HTTPClientError(error="cut"),
+        IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        ProtocolError("cut"),
+    ],
+)
+def test_a_body_that_breaks_off_is_damaged_and_closed(error: Exception) -> None:
+    store = Store(ContentLength=len(DATA))
+    store.body.error = error
+    with pytest.raises(Damaged):
+        download(store, AT, None)
+    assert store.body.closed
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ETag": f'"{OTHER}"', "Metadata": {"sha256": SHA256}},
+        {"ETag": f'"{OTHER}-2"'},
+        {"ETag": f'"{OTHER}"', "ServerSideEncryption": "aws:kms"},
+        {"ETag": f'"{OTHER}"', "SSECustomerAlgorithm": "AES256"},
+        {"ETag": f'"{MD5}"', "ServerSideEncryption": "AES256"},
+        {"ETag": f'"{OTHER}"', "ResponseMetadata": {"ChecksumAlgorithm": "sha256"}},
+    ],
+)
+def test_a_whole_body_is_taken_whatever_its_etag_is_made_of(answer: dict[str, Any]) -> None:
+    assert download(Store(**answer), AT, None).data == DATA
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ETag": f'"{OTHER}"'},
+        {"ETag": OTHER},
+        {"ETag": f'"{OTHER}"', "ServerSideEncryption": "AES256"},
+        {"ETag": f'"{MD5}"', "Metadata": {"sha256": "0" * 64}},
+    ],
+)
+def test_a_body_that_does_not_fit_its_checksum_is_damaged(answer: dict[str, Any]) -> None:
+    with pytest.raises(Damaged):
+        download(Store(**answer), AT, None)
