@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from io import BytesIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from urllib3.exceptions import ProtocolError
 
 from adapters.s3.download import Damaged, download
 from adapters.s3.errors import LONGEST_WAIT, translated
+from adapters.s3.options import MIB, S3Options
+from adapters.s3.upload import upload
 from application.ports import BlobTooLarge, BlobUnavailable
 from domain.location import Location
 
@@ -134,3 +138,82 @@ def test_a_whole_body_is_taken_whatever_its_etag_is_made_of(answer: dict[str, An
 def test_a_body_that_does_not_fit_its_checksum_is_damaged(answer: dict[str, Any]) -> None:
     with pytest.raises(Damaged):
         download(Store(**answer), AT, None)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, say."""
+
+
+class NoSuchUpload(ClientError):
+    """As the client's own exceptions are: classes made at run time."""
+
+    def __init__(self) -> None:
+        super().__init__({"Error": {"Code": "NoSuchUpload"}}, "AbortMultipartUpload")
+
+
+class Uploads:
+    """Takes objects whole or in parts, and fails where it is told to."""
+
+    exceptions = SimpleNamespace(NoSuchUpload=NoSuchUpload)
+
+    def __init__(self, **fails: BaseException) -> None:
+        self._fails = fails
+        self.sizes: list[int] = []
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., dict[str, str]]:
+        def answer(**named: Any) -> dict[str, str]:
+            self.calls.append(name)
+            if name in self._fails:
+                raise self._fails[name]
+            if "Body" in named:
+                self.sizes.append(len(named["Body"]))
+            return {"UploadId": "1", "ETag": '"e"'}
+
+        return answer
+
+
+IN_PARTS = S3Options(multipart_threshold=len(DATA), part_size=5 * MIB)
+
+
+def put(client: Uploads, data: bytes, options: S3Options = IN_PARTS) -> None:
+    upload(client, options, AT, data, "text/plain", None)
+
+
+def test_a_blob_goes_in_parts_from_the_threshold_on() -> None:
+    below, at = Uploads(), Uploads()
+    put(below, DATA[1:])
+    put(at, DATA)
+    assert below.calls == ["put_object"]
+    assert at.calls == ["create_multipart_upload", "upload_part", "complete_multipart_upload"]
+
+
+def test_parts_grow_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.s3.upload.MOST_PARTS", 2)
+    client = Uploads()
+    put(client, bytes(15 * MIB + 1))
+    assert len(client.sizes) == 2
+    assert sum(client.sizes) == 15 * MIB + 1
+
+
+@pytest.mark.parametrize("ending", [None, NoSuchUpload()])
+def test_an_upload_that_is_interrupted_is_taken_back(
+    ending: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails: dict[str, BaseException] = {"upload_part": Interrupted()}
+    if ending is not None:
+        fails["abort_multipart_upload"] = ending
+    client = Uploads(**fails)
+    with pytest.raises(Interrupted):
+        put(client, DATA)
+    assert client.calls[-1] == "abort_multipart_upload"
+    assert not caplog.records
+
+
+def test_parts_that_may_be_left_behind_are_told_and_hide_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    away = HTTPClientError(error="cut")
+    with pytest.raises(Interrupted):
+        put(Uploads(upload_part=Interrupted(), abort_multipart_upload=away), DATA)
+    assert "may be left behind" in caplog.text
