@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -16,9 +18,11 @@ from adapters.webhook.answer import (
     retry_after,
     unreachable,
 )
+from adapters.webhook.deadline import Deadline
 from adapters.webhook.options import InvalidBackend, WebhookOptions, is_loopback
 from adapters.webhook.transport import Answer, NoAnswer
 from application.ports import NotifierRefused, NotifierUnavailable
+from tests.services.waiting import eventually
 
 TOKEN = 'quoted"slashed/and-more-0123456789-abcdefgh'
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -239,3 +243,30 @@ def test_only_what_is_too_long_is_cut_and_then_to_the_limit() -> None:
     whole = "x" * MOST_REASON_CHARACTERS
     assert readable(whole, TOKEN) == whole
     assert readable(f"{whole}x", TOKEN) == f"{whole[:-1]}…"
+
+
+def test_an_exchange_is_cut_off_once_its_time_is_over_and_not_when_it_has_ended() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10)
+        with Deadline(0.05) as deadline:
+            deadline.watch(ours)
+        time.sleep(0.1)
+        theirs.send(b"1")
+        assert ours.recv(1) == b"1"
+        with Deadline(0.05) as deadline:
+            deadline.watch(ours)
+            assert ours.recv(1) == b""
+
+
+def test_a_request_that_is_sent_too_late_is_cut_off_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Deadline(0.01) as deadline:
+        eventually(lambda: deadline.over)
+        assert not deadline.sent
+        deadline.watch(ours)
+        assert deadline.sent
+        theirs.settimeout(10)
+        assert theirs.recv(1) == b""
+        ours.close()
+        deadline.watch(ours)  # it is gone already, which is as good
