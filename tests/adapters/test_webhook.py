@@ -239,6 +239,21 @@ def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
             assert len(str(error)) < 600
 
 
+@pytest.mark.parametrize(
+    ("silence", "told"),
+    [
+        (NoAnswer("cut", sent=True), "may have taken the call, or not: cut"),
+        (NoAnswer("cut", sent=True, untrusted=True), "may have taken the call, or not: cut"),
+        (NoAnswer("expired", sent=False, untrusted=True), "TLS with https://b fails (expired)"),
+        (NoAnswer("refused", sent=False), "cannot be reached, the call was not sent: refused"),
+    ],
+)
+def test_a_call_that_may_have_arrived_is_told_from_one_that_did_not(
+    silence: NoAnswer, told: str
+) -> None:
+    assert told in str(unreachable(silence, "https://b", TOKEN))
+
+
 def test_only_what_is_too_long_is_cut_and_then_to_the_limit() -> None:
     whole = "x" * MOST_REASON_CHARACTERS
     assert readable(whole, TOKEN) == whole
