@@ -36,7 +36,7 @@ from application.ports import (
 )
 from application.settlement import Done, HandBack, RetryLater
 from application.stop import StopReason, StopSignal
-from domain.events import JobFailed, JobStarted, ProgressMade, TrainingBegan
+from domain.events import JobFailed, JobInterrupted, JobStarted, ProgressMade, TrainingBegan
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
@@ -168,6 +168,20 @@ def begin(listener: JobMetrics, style_id: int, *, epochs: int) -> TrainingTask:
     progress = Progress(1, epochs, 1, epochs, loss=style_id / 10, steps_per_second=2.0)
     listener(ProgressMade(**ids, progress=progress, epoch_finished=True))
     return task
+
+
+def test_a_job_shows_from_the_moment_it_is_taken_up(metrics: Metrics, clock: ManualClock) -> None:
+    listener = JobMetrics(metrics, clock.monotonic)
+    begin(listener, 1, epochs=10)
+    task = replace(a_task(), task_id="task-2", style_id=2)
+    listener.taken_up(task)
+    assert value(metrics, "jobs_in_hand") == 2
+    ids: Any = {"task_id": task.task_id, "style_id": task.style_id}
+    parameters = TrainingParameters(epochs=10, resolution=64)
+    listener(TrainingBegan(**ids, parameters=parameters, picture_count=10))
+    assert value(metrics, "steps_total", seat="1") == 0
+    listener(JobInterrupted(**ids, reason="the store is away", setbacks=2))
+    assert value(metrics, "job_setbacks") == 2
 
 
 def test_each_job_in_hand_has_a_seat_of_its_own(metrics: Metrics, clock: ManualClock) -> None:
