@@ -267,6 +267,7 @@ def test_a_certificate_that_is_none_is_told_by_its_setting(
         ("RABBITMQ_PORT", "http", "give a whole number"),
         ("RABBITMQ_PORT", "99999", "give 65535 or less"),
         ("RABBITMQ_SSL", "maybe", "give true or false"),
+        *(("JOBS_TOGETHER", n, "`auto`, or a number from 1 to 32") for n in ("0", "33", "two")),
         ("RETRY_DELAYS", "5,soon", "give a number"),
         ("RETRY_DELAYS", "0.0009,5", "give one or more seconds, each from 0.001"),
         ("RETRY_DELAYS", "5,86401", "to a day"),
