@@ -177,6 +177,8 @@ def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.Monk
     assert second["WORKER_NAME"] == "pod-gpu3"
     assert second["STATUS_PORT"] == "9201"
     assert second.items() >= {"PATH": os.environ["PATH"]}.items()
+    silent = loaded(monkeypatch, STATUS_PORT="0")
+    assert environment_on_gpu(silent, "3", 1)["STATUS_PORT"] == "0"
 
 
 def test_devices_are_read_as_a_list_and_share_one_job_at_a_time(
