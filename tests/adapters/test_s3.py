@@ -14,14 +14,17 @@ from botocore.exceptions import (
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
+    ProfileNotFound,
 )
 from urllib3.exceptions import ProtocolError
 
+from adapters.s3.client import connect
 from adapters.s3.download import Damaged, download
 from adapters.s3.errors import LONGEST_WAIT, translated
 from adapters.s3.options import MIB, S3Options
+from adapters.s3.store import S3BlobStore
 from adapters.s3.upload import upload
-from application.ports import BlobTooLarge, BlobUnavailable
+from application.ports import BlobDenied, BlobTooLarge, BlobUnavailable
 from domain.location import Location
 
 AT = Location("bucket", "key")
@@ -217,3 +220,66 @@ def test_parts_that_may_be_left_behind_are_told_and_hide_no_error(
     with pytest.raises(Interrupted):
         put(Uploads(upload_part=Interrupted(), abort_multipart_upload=away), DATA)
     assert "may be left behind" in caplog.text
+
+
+def open_store(monkeypatch: pytest.MonkeyPatch, client: Any = None) -> S3BlobStore:
+    """May read ``pictures`` and write ``bucket``."""
+    monkeypatch.setattr("adapters.s3.store.connect", lambda _: client)
+    return S3BlobStore(
+        S3Options(), readable=["pictures"], writable=[AT.bucket], sleep=lambda _: None
+    )
+
+
+@pytest.mark.parametrize(
+    ("bucket", "call", "told"),
+    [
+        ("other", lambda store, at: store.get(at), "may not be read, only bucket, pictures"),
+        ("other", lambda store, at: store.list(at.bucket, ""), "may not be read"),
+        ("other", lambda store, at: store.put(at, b""), "may not be read"),
+        ("other", lambda store, at: store.delete(at), "may not be read"),
+        ("pictures", lambda store, at: store.put(at, b""), "is read-only"),
+        ("pictures", lambda store, at: store.delete(at), "is read-only"),
+    ],
+)
+def test_a_bucket_that_is_not_ours_to_use_is_denied_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+    bucket: str,
+    call: Callable[[S3BlobStore, Location], object],
+    told: str,
+) -> None:
+    with pytest.raises(BlobDenied, match=told):
+        call(open_store(monkeypatch), Location(bucket, "key"))
+
+
+def test_a_store_that_tells_of_a_missing_blob_has_deleted_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = ClientError({"Error": {"Code": "NoSuchKey"}}, "DeleteObject")
+    client = Uploads(delete_object=missing)
+    open_store(monkeypatch, client).delete(AT)
+    assert client.calls == ["delete_object"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no endpoint"), ProfileNotFound(profile="ours")])
+def test_a_configuration_that_makes_no_client_is_denied(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: S3Options) -> None:
+        raise error
+
+    monkeypatch.setattr("adapters.s3.store.connect", fail)
+    with pytest.raises(BlobDenied, match="no client for S3 can be made"):
+        S3BlobStore(S3Options(), readable=[], writable=[], sleep=lambda _: None)
+
+
+def test_the_client_is_as_patient_and_as_wide_as_its_options_say() -> None:
+    options = S3Options(
+        region="eu-west-1",
+        connect_timeout=2.0,
+        read_timeout=3.0,
+        max_attempts=2,
+        max_pool_connections=9,
+    )
+    config: Any = connect(options).meta.config
+    assert (config.connect_timeout, config.read_timeout) == (2.0, 3.0)
+    assert (config.retries["total_max_attempts"], config.max_pool_connections) == (2, 9)
