@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -344,8 +344,8 @@ class Settings(BaseSettings):
     @field_validator("retry_delays")
     @classmethod
     def _ladder(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or any(not 0 < delay <= DAY for delay in value):
-            raise ValueError("give one or more seconds, each above 0 and at most a day")
+        if not value or any(not 0.001 <= delay <= DAY for delay in value):
+            raise ValueError("give one or more seconds, each from 0.001 to a day")
         return tuple(sorted(set(value)))
 
     @field_validator("aws_secret_access_key")
@@ -416,7 +416,8 @@ class Settings(BaseSettings):
         found = [value for value in dict(self).values() if isinstance(value, SecretStr)]
         texts = [value.get_secret_value() for value in found]
         if self.rabbitmq_url is not None:
-            texts.append(urlsplit(self.rabbitmq_url.get_secret_value()).password or "")
+            password = urlsplit(self.rabbitmq_url.get_secret_value()).password or ""
+            texts += [password, unquote(password)]
         return tuple(text for text in texts if text and text != "guest")
 
 

@@ -67,7 +67,7 @@ def _heed_retry_after(response: tuple[Any, Any] | None, **_event: object) -> Non
     headers = response[0].headers
     asked = headers.get("Retry-After", "")
     if asked.isdecimal() and "x-amz-retry-after" not in headers:
-        headers["x-amz-retry-after"] = str(int(asked) * 1000)
+        headers["x-amz-retry-after"] = f"{asked}000"
 
 
 def _follow_no_blind_redirect(

@@ -221,5 +221,5 @@ def _retry_after(error: ClientError) -> float | None:
         # Against the answer's own date: our clock may differ.
         until, now = parsedate_to_datetime(asked), parsedate_to_datetime(headers["date"])
         return min(max(0.0, (until - now).total_seconds()), LONGEST_WAIT)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None

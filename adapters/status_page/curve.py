@@ -25,8 +25,7 @@ class LossCurve:
         """
         if not math.isfinite(loss):
             return
-        if self._newest is not None and epoch <= self._newest[0]:
-            self.go_back(epoch - 1)
+        self.go_back(epoch - 1)
         self._newest = (epoch, loss)
         if epoch % self._stride:
             return

@@ -61,11 +61,11 @@ def judge(
 def unreachable(silence: NoAnswer, url: str, secret: str) -> NotifierUnavailable:
     """The error to raise when nobody answered."""
     reason = readable(silence.reason, secret)
+    if silence.sent:
+        return NotifierUnavailable(f"{url} may have taken the call, or not: {reason}")
     if silence.untrusted:
         text = f"TLS with {url} fails ({reason}); see whether its certificate is for this host, "
         return NotifierUnavailable(f"{text}in date, and of an authority that is trusted here")
-    if silence.sent:
-        return NotifierUnavailable(f"{url} may have taken the call, or not: {reason}")
     return NotifierUnavailable(f"{url} cannot be reached, the call was not sent: {reason}")
 
 

@@ -102,7 +102,7 @@ class Transport:
                 with response:
                     content = _content(response.raw, deadline)
                     return Answer(response.status_code, response.headers, content)
-            except (requests.RequestException, HTTPError, OSError, HTTPException) as error:
+            except (HTTPError, OSError, HTTPException) as error:  # requests' own are OSErrors
                 return _explained(error, deadline, before)
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ def _explained(error: Exception, deadline: Deadline, before: BaseException | Non
     if deadline.over or any(isinstance(link, TimeoutError) for link in links):
         reason = "no answer in time" if deadline.sent else "no connection in time"
     tls = any(isinstance(link, ssl.SSLError) for link in links)
-    return NoAnswer(reason, deadline.sent, untrusted=tls and not deadline.sent)
+    return NoAnswer(reason, deadline.sent, untrusted=tls)
 
 
 def _links(error: BaseException, before: BaseException | None) -> list[BaseException]:

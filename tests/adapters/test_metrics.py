@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from prometheus_client import generate_latest
@@ -24,6 +25,7 @@ from application.journal import Journal
 from application.ports import (
     BlobMissing,
     BlobUnavailable,
+    Delivery,
     DeliveryLost,
     GpuReading,
     IfAbsent,
@@ -34,7 +36,7 @@ from application.ports import (
 )
 from application.settlement import Done, HandBack, RetryLater
 from application.stop import StopReason, StopSignal
-from domain.events import JobFailed, JobStarted, ProgressMade, TrainingBegan
+from domain.events import JobFailed, JobInterrupted, JobStarted, ProgressMade, TrainingBegan
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
@@ -166,6 +168,20 @@ def begin(listener: JobMetrics, style_id: int, *, epochs: int) -> TrainingTask:
     progress = Progress(1, epochs, 1, epochs, loss=style_id / 10, steps_per_second=2.0)
     listener(ProgressMade(**ids, progress=progress, epoch_finished=True))
     return task
+
+
+def test_a_job_shows_from_the_moment_it_is_taken_up(metrics: Metrics, clock: ManualClock) -> None:
+    listener = JobMetrics(metrics, clock.monotonic)
+    begin(listener, 1, epochs=10)
+    task = replace(a_task(), task_id="task-2", style_id=2)
+    listener.taken_up(task)
+    assert value(metrics, "jobs_in_hand") == 2
+    ids: Any = {"task_id": task.task_id, "style_id": task.style_id}
+    parameters = TrainingParameters(epochs=10, resolution=64)
+    listener(TrainingBegan(**ids, parameters=parameters, picture_count=10))
+    assert value(metrics, "steps_total", seat="1") == 0
+    listener(JobInterrupted(**ids, reason="the store is away", setbacks=2))
+    assert value(metrics, "job_setbacks") == 2
 
 
 def test_each_job_in_hand_has_a_seat_of_its_own(metrics: Metrics, clock: ManualClock) -> None:
@@ -325,6 +341,59 @@ class Broken:
         return fail
 
 
+DELIVERY = Delivery("1", b"{}", retries=0, redelivered=False)
+AT = Location("b", "k")
+
+
+@pytest.mark.parametrize(
+    ("port", "call", "arguments", "named"),
+    [
+        ("queue", "publish", (b"{}",), {}),
+        ("queue", "acknowledge", (DELIVERY,), {}),
+        ("queue", "retry_later", (DELIVERY, 5.0, "busy"), {}),
+        ("queue", "dead_letter", (DELIVERY, "poison", {"field": "x"}), {}),
+        ("queue", "hand_back", (DELIVERY,), {}),
+        ("blobs", "get", (AT,), {"max_bytes": 10}),
+        ("blobs", "put", (AT, b"1"), {"content_type": "text/plain", "condition": IfAbsent()}),
+        ("blobs", "delete", (AT,), {}),
+        ("blobs", "list", ("b", "prefix"), {}),
+        ("notifier", "progress", (7, Progress(1, 2, 1, 2)), {}),
+        ("notifier", "completed", (7, "artifact", "metric", "key"), {}),
+        ("notifier", "failed", (7, Failure(FailureCode.GPU_OOM, "small"), "key"), {}),
+    ],
+)
+def test_a_measured_port_gets_every_call_as_it_was_made_and_its_answer_comes_back(
+    port: str,
+    call: str,
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
+    metrics: Metrics,
+    clock: ManualClock,
+) -> None:
+    inner = MagicMock()
+    measured: Any = {
+        "queue": MeteredQueue(inner, metrics),
+        "blobs": metered(inner, metrics, clock),
+        "notifier": MeteredNotifier(inner, metrics, clock.monotonic),
+    }[port]
+    answer = getattr(measured, call)(*arguments, **named)
+    asked = getattr(inner, call)
+    asked.assert_called_once_with(*arguments, **named)
+    assert answer is (asked.return_value if call in {"get", "put", "list"} else None)
+
+
+def test_a_call_is_timed_by_what_passes_meanwhile(metrics: Metrics, clock: ManualClock) -> None:
+    clock.advance(100)
+    inner = MagicMock()
+    inner.delete.side_effect = lambda _: clock.advance(3)
+    inner.failed.side_effect = lambda *_: clock.advance(2)
+    metered(inner, metrics, clock).delete(AT)
+    failure = Failure(FailureCode.GPU_OOM, "small")
+    MeteredNotifier(inner, metrics, clock.monotonic).failed(7, failure, "key")
+    assert value(metrics, "storage_call_duration_seconds_sum", operation="delete") == 3
+    assert value(metrics, "webhook_duration_seconds_sum", call="failed") == 2
+
+
 def test_a_broker_that_is_away_is_counted_and_still_an_error(metrics: Metrics) -> None:
     queue = MeteredQueue(Broken(QueueUnavailable("gone")), metrics)
     with pytest.raises(QueueUnavailable):
@@ -385,6 +454,7 @@ def test_a_failing_backend_is_counted_by_its_answer(
 
 
 def test_depths_are_gauges_while_they_can_be_counted(metrics: Metrics, clock: ManualClock) -> None:
+    clock.advance(100)
     queue = MemoryQueue(clock)
     queue.publish(b"one")
     gauges = DepthGauges(queue, metrics, clock.monotonic)

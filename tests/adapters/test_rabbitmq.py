@@ -1,14 +1,29 @@
-"""Options of the broker, and what its queues are called; no broker is needed."""
+"""Options of the broker, what its queues are called, how sessions follow one another; no broker
+is needed."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import pika
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
+from adapters.clock import SystemClock
+from adapters.rabbitmq.connection import PUMP_SECONDS, Connection
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
+from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
+from adapters.rabbitmq.trouble import SessionOver
+from application.ports import DeliveryLost, QueueUnavailable
+from tests.services.waiting import eventually
 
 
 def test_a_url_names_everything() -> None:
@@ -112,3 +127,190 @@ def test_the_pauses_are_rounded_up_and_named_by_their_length() -> None:
     assert {delay: topology.retry(delay) for delay in steps} == {
         delay: f"tasks.retry.{step}" for delay, step in steps.items()
     }
+
+
+class FakeSession:
+    """A connection to no broker, which ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.serving = threading.Event()
+        self.busy = threading.Lock()
+        self.over: Exception | None = None
+        self.closed = False
+        self.woken = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+        self.serving.set()
+
+    def pump(self, seconds: float) -> None:
+        self.serving.wait(seconds)
+        self.serving.clear()
+        with self.busy:
+            if self.over is not None:
+                raise self.over
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Sessions:
+    """Opens them, and keeps account."""
+
+    def __init__(self) -> None:
+        self.all: list[FakeSession] = []
+        self.ended = 0
+
+    def open(self) -> Any:
+        self.all.append(FakeSession())
+        return self.all[-1]
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.fixture
+def sessions() -> Sessions:
+    return Sessions()
+
+
+@pytest.fixture
+def connection(sessions: Sessions) -> Iterator[Connection]:
+    options = RabbitOptions(answer_timeout=0.5, reconnect_first=0.01)
+    made = Connection(options, sessions.open, sessions.end, SystemClock(), lambda: 0.0)
+    yield made
+    made.close()
+
+
+def test_what_was_not_done_in_time_is_not_done_later_and_what_is_held_goes_back(
+    sessions: Sessions, connection: Connection
+) -> None:
+    assert connection.call(lambda _: "connected") == "connected"
+    (session,) = sessions.all
+    done: list[object] = []
+    with session.busy, pytest.raises(QueueUnavailable, match=r"no answer.*\(connected\)"):
+        connection.call(done.append, lost=DeliveryLost("gone"))
+    eventually(lambda: (sessions.ended, len(sessions.all)) == (1, 2))
+    assert session.closed
+    assert done == []
+
+
+def test_a_session_that_is_over_is_told_closed_and_followed_by_another(
+    sessions: Sessions, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection.call(lambda _: None)
+    for number in (1, 2):
+        session = sessions.all[-1]
+        session.over = ConnectionResetError("cut")
+        session.wake()
+        eventually(lambda n=number: (sessions.ended, len(sessions.all)) == (n, n + 1))
+        assert session.closed
+    assert caplog.text.count("trying again until it works") == 2
+
+
+def test_the_pauses_between_tries_grow_and_the_trouble_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tries: list[float] = []
+
+    def refuse() -> Any:
+        tries.append(time.monotonic())
+        raise ConnectionRefusedError
+
+    options = RabbitOptions(reconnect_first=0.01)
+    connection = Connection(options, refuse, lambda: None, SystemClock(), lambda: 1.0)
+    with pytest.raises(QueueUnavailable, match="nothing listens there"):
+        connection.call(lambda _: None)
+    eventually(lambda: len(tries) == 6)
+    connection.close()
+    pauses = [after - before for before, after in pairwise(tries)]
+    assert all(pause >= 0.01 * 2**number for number, pause in enumerate(pauses))
+    assert caplog.text.count("trying again until it works") == 1
+
+
+def test_a_call_is_done_at_once_and_a_closed_connection_does_nothing_more(
+    sessions: Sessions, connection: Connection
+) -> None:
+    begun = time.monotonic()
+    for _ in range(10):
+        connection.call(lambda _: None)
+    connection.close()
+    assert time.monotonic() - begun < 3 * PUMP_SECONDS
+    assert sessions.all[0].closed
+    with pytest.raises(QueueUnavailable, match="this queue is closed"):
+        connection.call(lambda _: None)
+    with pytest.raises(DeliveryLost):
+        connection.call(lambda _: None, lost=DeliveryLost("gone"))
+
+
+@pytest.mark.parametrize(
+    ("error", "lost", "told"),
+    [
+        (ConnectionResetError("cut"), None, QueueUnavailable),
+        (ConnectionResetError("cut"), DeliveryLost("gone"), DeliveryLost),
+        (SessionOver("full"), DeliveryLost("gone"), QueueUnavailable),
+    ],
+)
+def test_a_call_that_breaks_the_session_says_what_is_lost(
+    sessions: Sessions,
+    connection: Connection,
+    error: Exception,
+    lost: Exception | None,
+    told: type[Exception],
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    connection.call(lambda _: None)
+    with pytest.raises(told):
+        connection.call(fail, lost=lost)
+    eventually(lambda: (sessions.ended, len(sessions.all)) == (1, 2))
+
+
+def test_what_waits_for_a_session_is_lost_with_it(
+    sessions: Sessions, connection: Connection
+) -> None:
+    connection.call(lambda _: None)
+    (session,) = sessions.all
+    done: list[object] = []
+    with ThreadPoolExecutor(1) as pool:
+        with session.busy:
+            waiting = pool.submit(connection.call, done.append, lost=DeliveryLost("gone"))
+            eventually(lambda: session.woken == 1)
+            session.over = ConnectionResetError("cut")
+        with pytest.raises(DeliveryLost, match="gone"):
+            waiting.result()
+    assert done == []
+
+
+@pytest.fixture
+def amqp(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """What pika connects to: nothing."""
+    made = MagicMock()
+    monkeypatch.setattr(pika, "BlockingConnection", lambda _: made)
+    return made
+
+
+def open_session(**options: Any) -> Session:
+    return Session(RabbitOptions(**options), Topology("tasks", (5.0,)), "worker", print)
+
+
+def test_the_broker_is_asked_to_leave_a_delivery_with_us(amqp: MagicMock) -> None:
+    open_session(ack_timeout=7200.0).consume()
+    asked = amqp.channel.return_value.basic_consume.call_args.kwargs["arguments"]
+    assert asked == {"x-consumer-timeout": 7_200_000}
+
+
+def test_a_session_that_cannot_have_its_queues_leaves_no_connection(amqp: MagicMock) -> None:
+    refusal = ChannelClosedByBroker(406, "other arguments")
+    amqp.channel.return_value.queue_declare.side_effect = refusal
+    with pytest.raises(ChannelClosedByBroker):
+        open_session()
+    amqp.close.assert_called_once()
+
+
+def test_counting_the_messages_leaves_no_channel(amqp: MagicMock) -> None:
+    publisher, side = amqp.channel.side_effect = [MagicMock(), MagicMock()]
+    open_session().depths()
+    side.close.assert_called_once()
+    publisher.close.assert_not_called()

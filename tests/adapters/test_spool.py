@@ -17,7 +17,13 @@ import pytest
 from adapters.clock import SystemClock
 from adapters.memory import ManualClock
 from adapters.spool import SETTLING_SECONDS, SpoolQueue
-from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
+from application.ports import (
+    MAX_MESSAGE_BYTES,
+    Delivery,
+    DeliveryLost,
+    Fate,
+    QueueUnavailable,
+)
 
 processes = multiprocessing.get_context("spawn")
 
@@ -202,6 +208,24 @@ def test_nothing_is_left_of_an_acknowledged_message(folder: Path, queue: SpoolQu
     queue.retry_later(receive(queue), 0.0, "busy")
     queue.acknowledge(receive(queue))
     assert visible(folder) == []
+
+
+def test_of_a_dropped_dead_letter_nothing_is_left_either(folder: Path, queue: SpoolQueue) -> None:
+    (folder / "task.json").write_bytes(b"{}")
+    queue.dead_letter(receive(queue), "wrong")
+    assert visible(folder) == ["dead/task.json", "dead/task.json.reason"]
+    queue.sift(lambda _: Fate.DROP)
+    assert visible(folder) == []
+
+
+def test_a_message_that_comes_while_one_waits_is_soon_there(
+    folder: Path, queue: SpoolQueue, clock: ManualClock
+) -> None:
+    assert queue.receive(0.05) is None
+    assert clock.monotonic() == pytest.approx(0.05)
+    with clock.every(1.0, lambda: (folder / "task.json").write_bytes(b"{}")):
+        assert queue.receive(30.0) is not None
+    assert clock.monotonic() < 2.0
 
 
 def test_a_file_that_cannot_be_read_is_named_once_and_holds_up_no_other(

@@ -16,7 +16,7 @@ from adapters.status_page.board import StatusBoard
 from adapters.status_page.curve import MOST_POINTS, LossCurve
 from adapters.status_page.past_jobs import RECENT_JOBS
 from application.journal import Journal
-from application.settlement import DeadLetter, Done, RetryLater
+from application.settlement import DeadLetter, Done, HandBack, RetryLater
 from application.stop import StopReason, StopSignal
 from domain.events import AnnouncementBegun, ProgressMade
 from domain.failure import FailureCode
@@ -114,6 +114,22 @@ def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() 
     assert [job["style_id"] for job in recent[:2]] == [77, 40]
 
 
+def test_what_ended_otherwise_keeps_its_line_when_the_task_is_put_aside() -> None:
+    scene = Scene()
+    wait = RetryLater(60.0, "worker b holds the lease for 60 s more")
+    scene.watch.taken_up(task(6))
+    scene.watch.put_down(task(6), HandBack())
+    scene.watch.taken_up(task(6))
+    scene.watch.put_down(task(6), wait)
+    scene.start(6)
+    scene.watch.put_down(task(6), wait)
+    scene.watch.taken_up(task(6))
+    scene.watch.put_down(task(6), wait)
+    lines = [(job["result"], job["attempt"]) for job in shown(scene)["recent"]]
+    aside = "put aside"
+    assert lines == [(aside, None), (aside, 1), (aside, None), ("handed back", None)]
+
+
 def test_a_repeated_message_of_a_finished_job_is_no_job() -> None:
     scene = Scene()
     scene.watch.taken_up(task(6))
@@ -209,6 +225,21 @@ def test_jobs_that_are_interrupted_together_go_on_with_their_own_curves() -> Non
         assert [epoch for epoch, _ in curve] == list(range(1, 10 * style_id + 1))
 
 
+@pytest.mark.parametrize(("seen", "drawn"), [(0, []), (9, [1, 2, 3, 4, 5])])
+def test_a_resumed_job_is_drawn_as_far_as_it_was_seen_and_stored(
+    seen: int, drawn: list[int]
+) -> None:
+    scene = Scene()
+    if seen:
+        scene.start(1)
+        scene.train(1, until=seen)
+        scene.interrupt(1)
+    scene.start(1, attempt=2, resumed_from=5)
+    job = shown(scene)["job"]
+    assert [epoch for epoch, _ in job["curve"]] == drawn
+    assert (job["resumed_from"], job["checkpoint"], job["phase"]) == (5, 5, "preparing")
+
+
 def test_events_of_threads_side_by_side_reach_each_its_own_job() -> None:
     scene = Scene()
     together = threading.Barrier(3, timeout=30)
@@ -245,7 +276,7 @@ def test_a_curve_keeps_its_size_its_ends_and_its_shape() -> None:
     assert len(points) <= MOST_POINTS + 1
     assert points[-1] == (10_000, 1 / 10_000)
     gaps = {after[0] - before[0] for before, after in pairwise(points[:-1])}
-    assert len(gaps) == 1, "evenly spread"
+    assert gaps == {points[0][0]}, "evenly spread, from the beginning on"
     assert all(loss == 1 / epoch for epoch, loss in points)
 
 

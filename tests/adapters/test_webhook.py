@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 
-from adapters.webhook.answer import LONGEST_ASKED, judge, retry_after, unreachable
+from adapters.webhook.answer import (
+    LONGEST_ASKED,
+    MOST_REASON_CHARACTERS,
+    judge,
+    readable,
+    retry_after,
+    unreachable,
+)
+from adapters.webhook.deadline import Deadline
 from adapters.webhook.options import InvalidBackend, WebhookOptions, is_loopback
 from adapters.webhook.transport import Answer, NoAnswer
 from application.ports import NotifierRefused, NotifierUnavailable
+from tests.services.waiting import eventually
 
 TOKEN = 'quoted"slashed/and-more-0123456789-abcdefgh'
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -128,6 +139,7 @@ def test_a_file_of_certificates_must_be_there(tmp_path: Path) -> None:
         ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_ASKED),
         *((text, None) for text in ("", "-5", "1.5", "soon", "nan", "1e9", "١٢", "Thu, 99 Jan")),
         ("Fri, 31 Dec 9999 23:59:59 -2359", LONGEST_ASKED),
+        (f"Thu, 01 Jan {'9' * 20} 12:00:00 GMT", None),
     ],
 )
 def test_retry_after_is_read_in_both_forms_and_bounded(header: str, seconds: float | None) -> None:
@@ -184,6 +196,12 @@ def test_a_refusal_has_status_reason_and_remedy(status: int, remedy: str) -> Non
     assert remedy in str(error)
 
 
+@pytest.mark.parametrize("key", ["error", "detail", "message"])
+def test_the_backends_own_words_are_told_without_the_json_around_them(key: str) -> None:
+    said = f'{{"success": false, "{key}": "no such style"}}'
+    assert "answers 404 (no such style)" in str(judged(404, said.encode()))
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
 def test_a_call_for_patience_is_one(status: int) -> None:
     error = judged(status, b"<h1>busy</h1>", Retry_After="30")
@@ -219,3 +237,51 @@ def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
             assert "abcdefgh" not in str(error)
             assert "slashed" not in str(error)
             assert len(str(error)) < 600
+
+
+@pytest.mark.parametrize(
+    ("silence", "told"),
+    [
+        (NoAnswer("cut", sent=True), "may have taken the call, or not: cut"),
+        (NoAnswer("cut", sent=True, untrusted=True), "may have taken the call, or not: cut"),
+        (NoAnswer("expired", sent=False, untrusted=True), "TLS with https://b fails (expired)"),
+        (NoAnswer("refused", sent=False), "cannot be reached, the call was not sent: refused"),
+    ],
+)
+def test_a_call_that_may_have_arrived_is_told_from_one_that_did_not(
+    silence: NoAnswer, told: str
+) -> None:
+    assert told in str(unreachable(silence, "https://b", TOKEN))
+
+
+def test_only_what_is_too_long_is_cut_and_then_to_the_limit() -> None:
+    whole = "x" * MOST_REASON_CHARACTERS
+    assert readable(whole, TOKEN) == whole
+    assert readable(f"{whole}x", TOKEN) == f"{whole[:-1]}…"
+
+
+def test_an_exchange_is_cut_off_once_its_time_is_over_and_not_when_it_has_ended() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10)
+        with Deadline(0.05) as deadline:
+            deadline.watch(ours)
+        time.sleep(0.1)
+        theirs.send(b"1")
+        assert ours.recv(1) == b"1"
+        with Deadline(0.05) as deadline:
+            deadline.watch(ours)
+            assert ours.recv(1) == b""
+
+
+def test_a_request_that_is_sent_too_late_is_cut_off_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Deadline(0.01) as deadline:
+        eventually(lambda: deadline.over)
+        assert not deadline.sent
+        deadline.watch(ours)
+        assert deadline.sent
+        theirs.settimeout(10)
+        assert theirs.recv(1) == b""
+        ours.close()
+        deadline.watch(ours)  # it is gone already, which is as good

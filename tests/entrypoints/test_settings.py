@@ -115,7 +115,7 @@ def test_no_secret_is_in_an_error_or_a_repr(monkeypatch: pytest.MonkeyPatch) -> 
     secret = "sesame-open"
     (line,) = refused(monkeypatch, RABBITMQ_URL=f"http://u:{secret}@broker")
     assert secret not in line
-    monkeypatch.setenv("RABBITMQ_URL", f"amqp://u:{secret}@broker")
+    monkeypatch.setenv("RABBITMQ_URL", f"amqp://u:{secret}%2Fquoted@broker")
     settings = loaded(
         monkeypatch,
         BASE_MODEL="base",
@@ -125,7 +125,8 @@ def test_no_secret_is_in_an_error_or_a_repr(monkeypatch: pytest.MonkeyPatch) -> 
         AWS_SECRET_ACCESS_KEY="aws-secret",
     )
     shown = repr(settings) + str(settings)
-    assert {secret, TOKEN, "aws-secret"} <= set(settings.secrets())
+    passwords = {f"{secret}%2Fquoted", f"{secret}/quoted"}
+    assert {*passwords, TOKEN, "aws-secret"} <= set(settings.secrets())
     assert not any(text in shown for text in settings.secrets())
 
 
@@ -196,6 +197,8 @@ def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.Monk
     assert second["WORKER_NAME"] == "pod-gpu3"
     assert second["STATUS_PORT"] == "9201"
     assert second.items() >= {"PATH": os.environ["PATH"]}.items()
+    silent = loaded(monkeypatch, STATUS_PORT="0")
+    assert environment_on_gpu(silent, "3", 1)["STATUS_PORT"] == "0"
 
 
 def test_devices_are_read_as_a_list_and_share_one_job_at_a_time(
@@ -286,7 +289,11 @@ def test_a_certificate_that_is_none_is_told_by_its_setting(
         ("RABBITMQ_PORT", "http", "give a whole number"),
         ("RABBITMQ_PORT", "99999", "give 65535 or less"),
         ("RABBITMQ_SSL", "maybe", "give true or false"),
+        *(("JOBS_TOGETHER", n, "`auto`, or a number from 1 to 32") for n in ("0", "33", "two")),
         ("RETRY_DELAYS", "5,soon", "give a number"),
+        ("RETRY_DELAYS", "0.0009,5", "give one or more seconds, each from 0.001"),
+        ("RETRY_DELAYS", "5,86401", "to a day"),
+        ("RETRY_DELAYS", ",", "give one or more seconds"),
         ("AWS_SESSION_TOKEN", "sesame-open", "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("AWS_STORAGE_BUCKET_NAME", "s3://images", "give the name alone"),
         ("MODEL_BUCKET_NAME", "models/styles", "give the name alone"),

@@ -216,7 +216,9 @@ def test_a_success_whose_rest_breaks_off_is_not_repeated(
     assert "is taken with 200, but the answer broke off" in caplog.text
 
 
-@pytest.mark.parametrize("body", [{"success": False, "error": "no"}, "x" * 500_000])
+@pytest.mark.parametrize(
+    "body", [{"success": False, "error": "no"}, {"success": True, "more": "x" * 500_000}]
+)
 def test_a_success_with_an_odd_body_is_refused_and_never_repeated(
     backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock, body: Any
 ) -> None:
@@ -434,7 +436,12 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
         return f"{type(caught.value).__name__}: {caught.value}"
 
     assert notifier.check() == f"{backend.url} answers and takes the token"
-    assert "INTERNAL_API_TOKEN" in problem(backend.url, "another-token-of-more-than-32-characters")
+    stranger = problem(backend.url, "another-token-of-more-than-32-characters")
+    assert "INTERNAL_API_TOKEN" in stranger
+    backend.misbehave(answer(403))
+    unmarked = problem(backend.url)
+    assert "X-Request-Source" in unmarked
+    assert not any("another host" in told for told in (stranger, unmarked))
     assert "another host than the backend's" in problem(elsewhere.url)
     assert "another host than the backend's, or path" in problem(f"{backend.url}/other")
     (port,) = free_ports(1)

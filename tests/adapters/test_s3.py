@@ -1,0 +1,285 @@
+"""What a store's answers mean; no store is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from io import BytesIO
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    ProfileNotFound,
+)
+from urllib3.exceptions import ProtocolError
+
+from adapters.s3.client import connect
+from adapters.s3.download import Damaged, download
+from adapters.s3.errors import LONGEST_WAIT, translated
+from adapters.s3.options import MIB, S3Options
+from adapters.s3.store import S3BlobStore
+from adapters.s3.upload import upload
+from application.ports import BlobDenied, BlobTooLarge, BlobUnavailable
+from domain.location import Location
+
+AT = Location("bucket", "key")
+DATA = b"x" * 3000
+MD5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()
+SHA256 = hashlib.sha256(DATA).hexdigest()
+OTHER = "0" * 32
+
+DATE = "Tue, 01 Jan 2030 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("header", "date", "seconds"),
+    [
+        ("7", DATE, 7.0),
+        ("9" * 5000, DATE, LONGEST_WAIT),
+        ("Tue, 01 Jan 2030 00:02:00 GMT", DATE, 120.0),
+        ("Tue, 01 Jan 2030 00:02:00 GMT", "soon", None),
+        ("Tue, 01 Jan 2030 00:02:00 GMT", None, None),
+        ("Tue, 01 Jan 2030 00:02:00 -0000", DATE, None),
+        ("Mon, 31 Dec 2029 00:00:00 GMT", DATE, 0.0),
+        ("Tue, 01 Jan 2031 00:00:00 GMT", DATE, LONGEST_WAIT),
+        (f"Tue, 01 Jan {'9' * 20} 00:02:00 GMT", DATE, None),
+        ("soon", DATE, None),
+        (None, DATE, None),
+    ],
+)
+def test_the_wait_that_a_store_asks_for_is_read_in_both_forms_and_bounded(
+    header: str | None, date: str | None, seconds: float | None
+) -> None:
+    named = {"retry-after": header, "date": date}
+    headers = {name: value for name, value in named.items() if value is not None}
+    metadata = {"HTTPStatusCode": 503, "HTTPHeaders": headers}
+    answer = ClientError(
+        {"Error": {"Code": "SlowDown"}, "ResponseMetadata": metadata}, "PutObject"
+    )
+    error = translated(answer, "bucket", "writing s3://bucket/key")
+    assert isinstance(error, BlobUnavailable)
+    assert error.retry_after == seconds
+
+
+class Body(BytesIO):
+    """An answer's body, which may break off."""
+
+    error: Exception | None = None
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.error is not None:
+            raise self.error
+        return super().read(size)
+
+
+class Store:
+    """Answers with the same object, whatever is asked for."""
+
+    def __init__(self, **answer: Any) -> None:
+        self.body = Body(DATA)
+        self._answer = {"ETag": f'"{MD5}"', "ResponseMetadata": {}, "Body": self.body, **answer}
+
+    def get_object(self, **_: str) -> Any:
+        return self._answer
+
+
+def test_a_body_whose_length_is_not_told_is_read_as_far_as_it_may_be() -> None:
+    assert download(Store(), AT, None).data == DATA
+    assert download(Store(), AT, len(DATA)).data == DATA
+    store = Store()
+    with pytest.raises(BlobTooLarge):
+        download(store, AT, len(DATA) - 1)
+    assert store.body.closed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FlexibleChecksumError(error_msg="no"),
+        HTTPClientError(error="cut"),
+        IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        ProtocolError("cut"),
+    ],
+)
+def test_a_body_that_breaks_off_is_damaged_and_closed(error: Exception) -> None:
+    store = Store(ContentLength=len(DATA))
+    store.body.error = error
+    with pytest.raises(Damaged):
+        download(store, AT, None)
+    assert store.body.closed
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ETag": f'"{OTHER}"', "Metadata": {"sha256": SHA256}},
+        {"ETag": f'"{OTHER}-2"'},
+        {"ETag": f'"{OTHER}"', "ServerSideEncryption": "aws:kms"},
+        {"ETag": f'"{OTHER}"', "SSECustomerAlgorithm": "AES256"},
+        {"ETag": f'"{MD5}"', "ServerSideEncryption": "AES256"},
+        {"ETag": f'"{OTHER}"', "ResponseMetadata": {"ChecksumAlgorithm": "sha256"}},
+    ],
+)
+def test_a_whole_body_is_taken_whatever_its_etag_is_made_of(answer: dict[str, Any]) -> None:
+    assert download(Store(**answer), AT, None).data == DATA
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ETag": f'"{OTHER}"'},
+        {"ETag": OTHER},
+        {"ETag": f'"{OTHER}"', "ServerSideEncryption": "AES256"},
+        {"ETag": f'"{MD5}"', "Metadata": {"sha256": "0" * 64}},
+    ],
+)
+def test_a_body_that_does_not_fit_its_checksum_is_damaged(answer: dict[str, Any]) -> None:
+    with pytest.raises(Damaged):
+        download(Store(**answer), AT, None)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, say."""
+
+
+class NoSuchUpload(ClientError):
+    """As the client's own exceptions are: classes made at run time."""
+
+    def __init__(self) -> None:
+        super().__init__({"Error": {"Code": "NoSuchUpload"}}, "AbortMultipartUpload")
+
+
+class Uploads:
+    """Takes objects whole or in parts, and fails where it is told to."""
+
+    exceptions = SimpleNamespace(NoSuchUpload=NoSuchUpload)
+
+    def __init__(self, **fails: BaseException) -> None:
+        self._fails = fails
+        self.sizes: list[int] = []
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., dict[str, str]]:
+        def answer(**named: Any) -> dict[str, str]:
+            self.calls.append(name)
+            if name in self._fails:
+                raise self._fails[name]
+            if "Body" in named:
+                self.sizes.append(len(named["Body"]))
+            return {"UploadId": "1", "ETag": '"e"'}
+
+        return answer
+
+
+IN_PARTS = S3Options(multipart_threshold=len(DATA), part_size=5 * MIB)
+
+
+def put(client: Uploads, data: bytes, options: S3Options = IN_PARTS) -> None:
+    upload(client, options, AT, data, "text/plain", None)
+
+
+def test_a_blob_goes_in_parts_from_the_threshold_on() -> None:
+    below, at = Uploads(), Uploads()
+    put(below, DATA[1:])
+    put(at, DATA)
+    assert below.calls == ["put_object"]
+    assert at.calls == ["create_multipart_upload", "upload_part", "complete_multipart_upload"]
+
+
+def test_parts_grow_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.s3.upload.MOST_PARTS", 2)
+    client = Uploads()
+    put(client, bytes(15 * MIB + 1))
+    assert len(client.sizes) == 2
+    assert sum(client.sizes) == 15 * MIB + 1
+
+
+@pytest.mark.parametrize("ending", [None, NoSuchUpload()])
+def test_an_upload_that_is_interrupted_is_taken_back(
+    ending: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails: dict[str, BaseException] = {"upload_part": Interrupted()}
+    if ending is not None:
+        fails["abort_multipart_upload"] = ending
+    client = Uploads(**fails)
+    with pytest.raises(Interrupted):
+        put(client, DATA)
+    assert client.calls[-1] == "abort_multipart_upload"
+    assert not caplog.records
+
+
+def test_parts_that_may_be_left_behind_are_told_and_hide_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    away = HTTPClientError(error="cut")
+    with pytest.raises(Interrupted):
+        put(Uploads(upload_part=Interrupted(), abort_multipart_upload=away), DATA)
+    assert "may be left behind" in caplog.text
+
+
+def open_store(monkeypatch: pytest.MonkeyPatch, client: Any = None) -> S3BlobStore:
+    """May read ``pictures`` and write ``bucket``."""
+    monkeypatch.setattr("adapters.s3.store.connect", lambda _: client)
+    return S3BlobStore(
+        S3Options(), readable=["pictures"], writable=[AT.bucket], sleep=lambda _: None
+    )
+
+
+@pytest.mark.parametrize(
+    ("bucket", "call", "told"),
+    [
+        ("other", lambda store, at: store.get(at), "may not be read, only bucket, pictures"),
+        ("other", lambda store, at: store.list(at.bucket, ""), "may not be read"),
+        ("other", lambda store, at: store.put(at, b""), "may not be read"),
+        ("other", lambda store, at: store.delete(at), "may not be read"),
+        ("pictures", lambda store, at: store.put(at, b""), "is read-only"),
+        ("pictures", lambda store, at: store.delete(at), "is read-only"),
+    ],
+)
+def test_a_bucket_that_is_not_ours_to_use_is_denied_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+    bucket: str,
+    call: Callable[[S3BlobStore, Location], object],
+    told: str,
+) -> None:
+    with pytest.raises(BlobDenied, match=told):
+        call(open_store(monkeypatch), Location(bucket, "key"))
+
+
+def test_a_store_that_tells_of_a_missing_blob_has_deleted_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = ClientError({"Error": {"Code": "NoSuchKey"}}, "DeleteObject")
+    client = Uploads(delete_object=missing)
+    open_store(monkeypatch, client).delete(AT)
+    assert client.calls == ["delete_object"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no endpoint"), ProfileNotFound(profile="ours")])
+def test_a_configuration_that_makes_no_client_is_denied(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: S3Options) -> None:
+        raise error
+
+    monkeypatch.setattr("adapters.s3.store.connect", fail)
+    with pytest.raises(BlobDenied, match="no client for S3 can be made"):
+        S3BlobStore(S3Options(), readable=[], writable=[], sleep=lambda _: None)
+
+
+def test_the_client_is_as_patient_and_as_wide_as_its_options_say() -> None:
+    options = S3Options(
+        region="eu-west-1",
+        connect_timeout=2.0,
+        read_timeout=3.0,
+        max_attempts=2,
+        max_pool_connections=9,
+    )
+    config: Any = connect(options).meta.config
+    assert (config.connect_timeout, config.read_timeout) == (2.0, 3.0)
+    assert (config.retries["total_max_attempts"], config.max_pool_connections) == (2, 9)
