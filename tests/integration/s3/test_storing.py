@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from adapters.s3.options import MIB
+from adapters.s3.options import MIB, S3Options
 from application.ports import (
     Blob,
     BlobDenied,
@@ -18,7 +19,7 @@ from application.ports import (
     IfMatch,
     PreconditionFailed,
 )
-from tests.integration.s3.world import Store, hits
+from tests.integration.s3.world import Store, hits, make
 from tests.services.http_faults import Rule, internal_error, s3_error
 from tests.services.http_proxy import FaultyProxy
 
@@ -122,8 +123,10 @@ def test_a_key_that_is_no_unicode_is_denied_and_not_sent(store: Store, proxy: Fa
 
 
 def test_a_list_has_every_page_and_leaves_out_what_can_be_no_location(
-    store: Store, direct: S3Client
+    options: S3Options, bucket: str, direct: S3Client
 ) -> None:
+    store = make(replace(options, read_timeout=30), bucket)  # the service is busy with the pages
+
     def write(number: int) -> None:
         direct.put_object(Bucket=store.bucket, Key=f"many/{number:04}", Body=b"")
 
