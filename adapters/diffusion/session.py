@@ -256,7 +256,7 @@ class DiffusionSession:
     def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:
             as_now = request
-            if adapted and self._adapters.of_text:
+            if self._adapters.of_text:
                 as_now = encoded_anew(self._base, request, self._device)
             return draw_previews(self._base, as_now, self._device)
 

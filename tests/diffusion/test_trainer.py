@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.checkpoint import encode_checkpoint
 from adapters.diffusion.data import preparation
 from adapters.diffusion.data.step_inputs import StepInputs
+from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.step.optimizer import OptimizerState
 from adapters.diffusion.step.update import Update
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -220,6 +223,19 @@ def test_a_checkpoint_of_other_picture_sizes_is_rejected(
     checkpoint = run(trainer, plan, steps=1).checkpoint
     monkeypatch.setattr(preparation, "bucket_of", lambda *_: (56, 64))
     with pytest.raises(CheckpointRejected, match="other picture sizes"):
+        run(trainer, plan, resume=checkpoint)
+
+
+def test_a_checkpoint_whose_optimizer_remembers_something_else_is_rejected(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    """As another version of the optimizer's library would leave it."""
+    plan = plan_of(pictures[:1])
+    with trainer.open(plan, None) as session:
+        assert isinstance(session, DiffusionSession)
+        state = replace(session._state(), optimizer=OptimizerState({"exp_avg": torch.zeros(3)}))
+        checkpoint = encode_checkpoint(state, session._identity())
+    with pytest.raises(CheckpointRejected, match="damaged: the optimizer's exp_avg_sq"):
         run(trainer, plan, resume=checkpoint)
 
 
