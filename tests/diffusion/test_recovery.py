@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from adapters.diffusion import session as session_module
+from adapters.diffusion.step.update import StepReadings
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed
@@ -73,6 +75,13 @@ def test_weights_that_are_no_numbers_are_noticed_and_undone(
         outcome = drive(session)
         assert torch.isfinite(weights_of(session)).all()
     assert len(outcome.history) == 2
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient_norm", "largest_gradient_norm", "moved"])
+def test_one_reading_that_is_no_number_is_enough(what: str) -> None:
+    well = StepReadings(loss=0.1, gradient_norm=2.0, largest_gradient_norm=1.5, moved=0.0)
+    assert well.finite
+    assert not replace(well, **{what: float("nan")}).finite
 
 
 def test_a_run_that_keeps_diverging_is_given_up(
