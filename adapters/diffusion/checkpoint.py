@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ class RunState:
     notes: torch.Tensor
     """(3,): of the epoch so far, as ``Update.notes``."""
     history: Sequence[EpochRecord]
-    recovery: Recovery = field(default_factory=Recovery)
-    thrift: Thrift = field(default_factory=Thrift)
-    loss_scale: tuple[float, int] = (1.0, 0)
+    recovery: Recovery
+    thrift: Thrift
+    loss_scale: tuple[float, int]
     """As ``Update.loss_scale``."""
 
     def copy(self) -> RunState:

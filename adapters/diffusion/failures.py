@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch means that the device's memory did not suffice."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OTHER_WORDS)
+    return any(words in str(error) for words in _OTHER_WORDS)
 
 
 def is_of_a_broken_device(error: BaseException) -> bool:

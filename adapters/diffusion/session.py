@@ -256,7 +256,7 @@ class DiffusionSession:
     def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:
             as_now = request
-            if adapted and self._adapters.of_text:
+            if self._adapters.of_text:
                 as_now = encoded_anew(self._base, request, self._device)
             return draw_previews(self._base, as_now, self._device)
 
@@ -350,7 +350,7 @@ class DiffusionSession:
             return False
         least = _MEANT_TO_MOVE * self._plan.parameters.learning_rate
         steps = range(self._step - self._epoch_steps, self._step)
-        return any(self._rate(step) >= least * self._recovery.factor for step in steps)
+        return any(self._learning_rate(step) >= least for step in steps)
 
     def _rate(self, step: int) -> float:
         return self._learning_rate(step) * self._recovery.factor

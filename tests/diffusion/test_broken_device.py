@@ -32,6 +32,7 @@ DETAILS = "\nCUDA kernel errors might be asynchronously reported at some other A
     [
         (CardError(ILLEGAL + DETAILS), True),
         (RuntimeError(ILLEGAL + DETAILS), True),
+        (CardError("in other words"), CardError is not RuntimeError),
         (RuntimeError("CUDA error: device-side assert triggered"), True),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
         (

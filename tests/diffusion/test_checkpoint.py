@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -81,6 +83,8 @@ def test_a_parameter_that_the_runs_version_did_not_know_is_at_its_default() -> N
         decode_checkpoint(DATA, {**IDENTITY, "parameters": parameters}, 5)
 
 
-def test_weights_of_another_number_are_rejected() -> None:
+@pytest.mark.parametrize("weights", [torch.arange(6.0), torch.arange(5.0).half()])
+def test_weights_of_another_number_or_precision_are_rejected(weights: torch.Tensor) -> None:
+    data = encode_checkpoint(replace(STATE, weights=weights), IDENTITY)
     with pytest.raises(CheckpointRejected, match="weights"):
-        decode_checkpoint(DATA, IDENTITY, 6)
+        decode_checkpoint(data, IDENTITY, 5)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data import dataset as dataset_module
@@ -54,6 +55,16 @@ def test_encoding_in_batches_equals_encoding_one_by_one(
         torch.testing.assert_close(one.deviation, other.deviation, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(together.captions, alone.captions, rtol=1e-4, atol=1e-4)
     assert together.caption_rows == alone.caption_rows == (1, 2, 1, 0, 3)
+
+
+def test_colours_reach_the_autoencoder_as_it_reads_them(base: BaseModel) -> None:
+    picture = Image.new("RGB", (64, 64), (255, 0, 51))
+    dataset = encode_dataset(base, [(picture, (64, 64))], [""], mirrored=False, device=CPU)
+    pixels = torch.tensor([1.0, -1.0, -0.6]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = base.vae.encode(pixels).latent_dist
+    torch.testing.assert_close(dataset.pictures[0].mean, wanted.mean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(dataset.pictures[0].deviation, wanted.std, rtol=1e-3, atol=1e-4)
 
 
 def test_rows_lead_to_the_pictures_views_and_captions(

@@ -29,9 +29,12 @@ def different(count: int) -> list[frozenset[int]]:
 
 @pytest.mark.parametrize(
     ("count", "split", "held"),
-    [(10, 0.0, 0), (10, 0.1, 1), (10, 0.01, 1), (20, 0.25, 5), (1, 0.5, 0), (2, 0.5, 1)],
+    [
+        *[(10, 0.0, 0), (10, 0.1, 1), (10, 0.01, 1), (20, 0.25, 5), (20, 0.13, 3), (12, 0.5, 6)],
+        *[(1, 0.5, 0), (2, 0.5, 1), (3, 0.5, 1), (11, 0.5, 5)],
+    ],
 )
-def test_the_share_of_pictures_is_held_out_but_never_all(
+def test_the_share_of_pictures_is_held_out_but_never_more_than_half(
     count: int, split: float, held: int
 ) -> None:
     positions = held_out_positions(different(count), split, seed=3)

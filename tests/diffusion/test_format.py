@@ -18,9 +18,11 @@ from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.style_file.convert import Form, read_style, write_form
 from adapters.diffusion.style_file.export import style_of
 from adapters.diffusion.style_file.forms import (
+    LayerWeights,
     StyleFileInvalid,
     from_diffusers,
     from_peft,
+    peft_config,
     to_kohya,
 )
 from adapters.diffusion.tensor_file import decode as read_file
@@ -208,6 +210,18 @@ def test_a_layers_alpha_is_found_as_peft_finds_it(
     named = {f"{model}.{name}.{part}": t for part, t in tensors.items()}
     (layer,) = from_diffusers(named, {"lora_adapter_metadata": metadata}).values()
     assert layer.alpha == alpha
+
+
+def test_layers_of_another_rank_or_alpha_are_told_to_peft_by_name() -> None:
+    shapes = {"a.to_q": (4, 2.0), "a.to_k": (4, 2.0), "a.to_v": (8, 2.0), "a.to_out.0": (4, 3.0)}
+    style = {
+        ("unet", path): LayerWeights(torch.zeros(rank, 6), torch.zeros(6, rank), alpha)
+        for path, (rank, alpha) in shapes.items()
+    }
+    config = peft_config(style, "unet")
+    assert (config["r"], config["lora_alpha"]) == (4, 2.0)
+    assert config["rank_pattern"] == {"a.to_v": 8}
+    assert config["alpha_pattern"] == {"a.to_out.0": 3.0}
 
 
 # --- ComfyUI -----------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.lora.adapters import TARGETS, Adapters, attached
-from domain.parameters import LoraTargets
+from adapters.diffusion.lora.adapters import TARGETS, Adapters, attached, dropout_draws
+from domain.parameters import LoraTargets, TrainingParameters
 from tests.diffusion.runs import predict
 
 pytestmark = pytest.mark.integration
@@ -171,6 +171,20 @@ def test_dropout_works_while_training_and_nowhere_else(base: BaseModel, dora: bo
         assert torch.equal(predict(base.unet), predict(base.unet))
         one, other = (predict(base.unet, gradient=True) for _ in range(2))
         assert not torch.equal(one, other)
+
+
+def test_what_dropout_leaves_out_depends_on_the_seed_and_the_step_alone() -> None:
+    def drawn(seed: int, step: int) -> list[float]:
+        parameters = TrainingParameters(epochs=1, resolution=64, seed=seed, lora_dropout=0.5)
+        with dropout_draws(parameters, step, torch.device("cpu")):
+            return torch.rand(4).tolist()
+
+    before = torch.random.get_rng_state()
+    first = drawn(1, 2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(1)
+    assert drawn(1, 2) == first
+    assert drawn(1, 3) != first != drawn(2, 2)
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -51,12 +51,13 @@ def test_noisy_latents_and_target_are_those_of_diffusers(prediction_type: str) -
 
 def test_the_loss_is_each_pictures_mean_square_times_its_timesteps_weight() -> None:
     objective = objective_of(schedule(), 5.0, CPU)
-    prediction, target = torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2)
-    target[1] = 3.0
+    prediction, target = torch.ones(2, 4, 2, 2).half(), torch.full((2, 4, 2, 2), 2.0)
+    target[1] = 4.0
     timesteps = torch.tensor([10, 900])
     losses = objective.losses(prediction, target, timesteps)
     snr = schedule().alphas_cumprod[10] / (1 - schedule().alphas_cumprod[10])
     assert losses.tolist() == pytest.approx([5 / snr.item(), 9.0], rel=1e-5)
+    assert losses.dtype == torch.float32
 
 
 def test_without_gamma_every_timestep_weighs_the_same() -> None:

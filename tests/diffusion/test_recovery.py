@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from adapters.diffusion import session as session_module
+from adapters.diffusion.step.update import StepReadings
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed
@@ -75,6 +77,13 @@ def test_weights_that_are_no_numbers_are_noticed_and_undone(
     assert len(outcome.history) == 2
 
 
+@pytest.mark.parametrize("what", ["loss", "gradient_norm", "largest_gradient_norm", "moved"])
+def test_one_reading_that_is_no_number_is_enough(what: str) -> None:
+    well = StepReadings(loss=0.1, gradient_norm=2.0, largest_gradient_norm=1.5, moved=0.0)
+    assert well.finite
+    assert not replace(well, **{what: float("nan")}).finite
+
+
 def test_a_run_that_keeps_diverging_is_given_up(
     trainer: DiffusionTrainer, pictures: Pictures, poison: Poison
 ) -> None:
@@ -115,9 +124,9 @@ def test_a_checkpoint_never_holds_what_is_no_number(
     """It is of the last moment that was well, and a run that goes on from it ends the same."""
     plan = plan_of(pictures[:3], epochs=2)
     with trainer.open(plan, None) as session:
-        for _ in range(3):
-            session.advance()
-        poison(1)
+        for _ in range(6):  # the last three of them in vain
+            if session.advance().step == 3:
+                poison(1)
         session.advance()
         taken = session.checkpoint()
         assert (taken.epoch, taken.step) == (1, 3)
@@ -136,17 +145,26 @@ def test_gradient_norms_are_in_the_history(trainer: DiffusionTrainer, pictures: 
         assert not record.stalled
 
 
-def test_a_training_that_does_not_move_is_called_out_once(
+@pytest.mark.parametrize(
+    ("where", "broken"), [(torch.autograd, "backward"), (torch.optim.AdamW, "step")]
+)
+def test_a_training_that_moves_no_more_is_called_out_once(
     trainer: DiffusionTrainer,
     pictures: Pictures,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    where: Any,
+    broken: str,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr(torch.autograd, "backward", lambda loss: None)
-    outcome = run(trainer, plan_of(pictures[:2], epochs=2))
-    assert [record.stalled for record in outcome.history] == [True, True]
+    with trainer.open(plan_of(pictures[:1], epochs=4), None) as session:
+        session.advance()
+        session.advance()
+        monkeypatch.setattr(where, broken, lambda _: None)
+        drive(session)
+        assert [record.stalled for record in session.history] == [False, False, True, True]
     assert caplog.text.count("stands still") == 1
+    assert "epoch 3: the training stands still" in caplog.text
 
 
 def test_a_learning_rate_of_nothing_is_no_standstill(

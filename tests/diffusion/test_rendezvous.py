@@ -94,6 +94,22 @@ def test_who_does_not_come_in_time_is_gone_without_until_it_comes_again() -> Non
     assert steps.taken[2:] == [["a"], ["b", "late"]]
 
 
+def test_those_here_wait_from_when_the_first_of_them_came() -> None:
+    steps, now = Steps(), [0.0]
+    place: Rendezvous[str] = Rendezvous(steps, lambda: now[0], LONG)
+    place.expect("late")
+    threads = [threading.Thread(target=place.meet, args=(name,), daemon=True) for name in "ab"]
+    threads[0].start()
+    while not place._here:
+        time.sleep(0.001)
+    now[0] = LONG
+    for thread in threads[1:]:
+        thread.start()
+    for thread in reversed(threads):
+        thread.join(LONG / 2)
+    assert steps.taken == [["a", "b"]]
+
+
 def test_a_failure_of_one_is_raised_to_that_one() -> None:
     steps = Steps()
     steps.failures = {"a": KeyError("a's")}

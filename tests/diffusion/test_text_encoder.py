@@ -60,6 +60,7 @@ def test_the_text_encoder_learns_and_is_what_it_was_afterwards(
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert [type(module) for module in base.text_encoder.modules()] == structure
+    assert not hasattr(base.text_encoder, "peft_config")
     assert not any(weight.requires_grad for weight in base.text_encoder.parameters())
     assert (states(base) - style[1]).abs().max() > 1e-3
 

@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.checkpoint import encode_checkpoint
 from adapters.diffusion.data import preparation
 from adapters.diffusion.data.step_inputs import StepInputs
+from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.step.learning_rate import learning_rate_of
+from adapters.diffusion.step.optimizer import OptimizerState
 from adapters.diffusion.step.update import Update
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -116,7 +120,8 @@ def test_every_option_reaches_the_training(
 def test_steps_epochs_and_losses_are_reported_as_they_happen(
     trainer: DiffusionTrainer, pictures: Pictures
 ) -> None:
-    with trainer.open(plan_of(pictures, batch_size=2), None) as session:
+    plan = plan_of(pictures, batch_size=2)
+    with trainer.open(plan, None) as session:
         # Four square pictures make two batches; the fifth has a bucket of its own.
         assert session.total_steps == 6
         reports = [session.advance() for _ in range(6)]
@@ -127,7 +132,8 @@ def test_steps_epochs_and_losses_are_reported_as_they_happen(
     assert [report.epoch_finished for report in reports] == [False, False, True] * 2
     assert [record.epoch for record in history] == [1, 2]
     assert all(record.loss > 0 for record in history)
-    assert history[0].learning_rate > history[1].learning_rate > 0
+    rate = learning_rate_of(plan.parameters, 6)
+    assert [record.learning_rate for record in history] == [rate(2), rate(5)]
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures(
@@ -141,8 +147,9 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures(
         update(self, inputs, losses)
 
     monkeypatch.setattr(Update, "__call__", noted)
-    outcome = run(trainer, plan_of(pictures, epochs=1, batch_size=2))
-    assert outcome.history[0].loss == pytest.approx(sum(sums) / len(pictures))
+    history = run(trainer, plan_of(pictures[:3], epochs=2, batch_size=2)).history
+    for record, of_epoch in zip(history, (sums[:2], sums[2:]), strict=True):
+        assert record.loss == pytest.approx(sum(of_epoch) / 3)
 
 
 def test_a_session_leaves_the_base_bit_for_bit(
@@ -220,6 +227,19 @@ def test_a_checkpoint_of_other_picture_sizes_is_rejected(
     checkpoint = run(trainer, plan, steps=1).checkpoint
     monkeypatch.setattr(preparation, "bucket_of", lambda *_: (56, 64))
     with pytest.raises(CheckpointRejected, match="other picture sizes"):
+        run(trainer, plan, resume=checkpoint)
+
+
+def test_a_checkpoint_whose_optimizer_remembers_something_else_is_rejected(
+    trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    """As another version of the optimizer's library would leave it."""
+    plan = plan_of(pictures[:1])
+    with trainer.open(plan, None) as session:
+        assert isinstance(session, DiffusionSession)
+        state = replace(session._state(), optimizer=OptimizerState({"exp_avg": torch.zeros(3)}))
+        checkpoint = encode_checkpoint(state, session._identity())
+    with pytest.raises(CheckpointRejected, match="damaged: the optimizer's exp_avg_sq"):
         run(trainer, plan, resume=checkpoint)
 
 

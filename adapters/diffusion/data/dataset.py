@@ -159,7 +159,6 @@ def tokens_of(base: BaseModel, captions: Iterable[str]) -> torch.Tensor:
     tokens: torch.Tensor = base.tokenizer(
         list(captions),
         padding="max_length",
-        max_length=base.tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
     ).input_ids

@@ -52,7 +52,6 @@ class Feed:
         self._timesteps = timesteps
         self._device = device
         self._buckets = buckets
-        self._batches: tuple[int, list[Batch]] = (-1, [])
         self._ready: dict[int, StepInputs] = {}
 
     def inputs(self, step: int) -> StepInputs:
@@ -72,12 +71,9 @@ class Feed:
     def _draw_from(self, step: int) -> dict[int, StepInputs]:
         epoch_steps = steps_per_epoch(self._buckets, self._parameters.batch_size)
         epoch, position = divmod(step, epoch_steps)
-        if self._batches[0] != epoch:
-            batches = epoch_batches(
-                self._buckets, self._parameters.batch_size, self._parameters.seed, epoch
-            )
-            self._batches = epoch, batches
-        batches = self._batches[1][position : position + MOST_STEPS]
+        batches = epoch_batches(
+            self._buckets, self._parameters.batch_size, self._parameters.seed, epoch
+        )[position : position + MOST_STEPS]
         numbers = list(accumulate(_numbers(self._dataset.shape(batch)) for batch in batches))
         count = max(1, sum(total <= MOST_NUMBERS for total in numbers))
         return self._pack(step, batches[:count])

@@ -35,7 +35,7 @@ class Passes:
     """Forward and backward for batches of one style.
 
     Args:
-        scaled: the loss to go backward from; None for the loss as it is.
+        scaled: the loss to go backward from.
         conditioning: states of captions by their rows; None for the dataset's own.
         refresh: called before each forward pass.
     """
@@ -46,7 +46,7 @@ class Passes:
         objective: Objective,
         dataset: Dataset,
         *,
-        scaled: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        scaled: Callable[[torch.Tensor], torch.Tensor],
         conditioning: Callable[[torch.Tensor], torch.Tensor] | None = None,
         refresh: Callable[[], None] | None = None,
         channels_last: bool = False,
@@ -54,7 +54,7 @@ class Passes:
         self._unet = unet
         # The model's own property walks all of its modules each time.
         self._dtype = unet.dtype
-        self._scaled = scaled or (lambda loss: loss)
+        self._scaled = scaled
         self._objective = objective
         self._dataset = dataset
         self._conditioning = conditioning or dataset.captions.__getitem__

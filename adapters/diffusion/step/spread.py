@@ -131,16 +131,15 @@ class SpreadSteps(Steps):
                     self._full = helper
                 raise
         _add_gradient(self.place, own, micro_batch, self._losses)
-        total = self._losses.clone()
         self.update.gradient.mul_(own.count / inputs.count)
         for helper, part in shares:
             gradient = helper.weights.grad
             assert gradient is not None
             here = gradient.to(self.place.device, non_blocking=True)
             self.update.gradient.add_(here, alpha=part.count / inputs.count)
-            total += helper.losses.to(self.place.device, non_blocking=True)
+            self._losses += helper.losses.to(self.place.device, non_blocking=True)
             gradient.zero_()
-        self.update(inputs, total)
+        self.update(inputs, self._losses)
 
     def at_once(self, count: int) -> int:
         """As ``Steps.at_once``: of the device that has most."""

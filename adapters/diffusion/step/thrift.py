@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Thrift:
     """What a step may hold at a time. Every degree gives the same gradient."""
 
-    micro_batch: int = 1
+    micro_batch: int
     """Pictures per forward pass; the gradients of a batch's passes add up."""
     checkpointing: bool = False
     """Recompute feature maps in the backward pass instead of keeping them (arXiv 1604.06174)."""

@@ -17,8 +17,6 @@ from adapters.diffusion.step.optimizer import (
 )
 from domain.parameters import TrainingParameters
 
-_INITIAL_LOSS_SCALE = 2.0**16
-
 
 @dataclass(frozen=True)
 class StepReadings:
@@ -59,15 +57,13 @@ class Update:
             text_weights: how many of the last are the text encoder's.
         """
         self._of_text = weights.detach()[weights.numel() - text_weights :]
-        self._text_share = parameters.text_encoder_share if text_weights else 1.0
+        self._text_share = parameters.text_encoder_share
         self._weights = weights
         self._max_grad_norm = parameters.max_grad_norm
         device = weights.device
         self._optimizer = build_optimizer(weights, parameters)
         self._rate_on_device = stays_on_device(parameters.optimizer)
-        self._scaler = torch.amp.GradScaler(
-            device.type, init_scale=_INITIAL_LOSS_SCALE, enabled=loss_scaling
-        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=loss_scaling)
         self._one = torch.ones((), device=device)
         self.notes = torch.zeros(3, device=device)
         """Sums of losses and gradient norms over the epoch so far, and the largest norm."""
@@ -94,7 +90,6 @@ class Update:
         """All that the optimizer remembers, sharing its tensors."""
         return state_of(self._optimizer)
 
-    @torch.no_grad()
     def restore(
         self, optimizer: OptimizerState, notes: torch.Tensor, loss_scale: tuple[float, int]
     ) -> None:
@@ -161,5 +156,5 @@ class Update:
         Args:
             since: the weights that ``moved`` counts from.
         """
-        moved = (self._weights.detach() - since).abs().max()
+        moved = (self.weights - since).abs().max()
         return StepReadings(*torch.cat([self.notes, moved[None]]).tolist())

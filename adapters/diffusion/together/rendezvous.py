@@ -62,11 +62,9 @@ class Rendezvous(Generic[Member]):
             Exception: what the step has for this member, or for all.
         """
         with self._changed:
-            if not self._here and not self._stepping:
+            if not self._here:
                 self._since = self._now()
-            self._expected.add(member)
             self._here.append(member)
-            self._changed.notify_all()
             while member not in self._told:
                 patience = self._patience()
                 if self._stepping:
