@@ -315,7 +315,11 @@ def test_files_put_there_by_hand_are_blobs_unless_no_key_could_name_them(
     for name in ("picture.png", "back\\slash", "new\nline"):
         (root / name).write_bytes(b"1")
     (root / "empty folder").mkdir()
-    assert blobs.list("out", "") == [Location("out", "picture.png")]
+    (root / "link.png").symlink_to(root / "nowhere")
+    (root / "below" / OURS).mkdir(parents=True)
+    (root / "below" / OURS / "file").write_bytes(b"1")
+    found = [Location("out", f"below/{OURS}/file"), Location("out", "picture.png")]
+    assert blobs.list("out", "") == found
 
 
 def test_a_huge_file_is_refused_unread(root: Path, blobs: FileBlobStore) -> None:

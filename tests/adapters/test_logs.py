@@ -7,10 +7,10 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -203,12 +203,29 @@ def test_a_secret_is_hidden_in_every_form(form: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "form",
+    [quote, quote_plus, json.dumps, lambda text: json.dumps(text, ensure_ascii=False), ascii],
+)
+def test_a_secret_with_spaces_and_letters_beyond_ascii_is_hidden_in_every_form(
+    form: Callable[[str], str],
+) -> None:
+    assert REDACTED in Redactor(["grüner Käse\n"])(form("grüner Käse\n"))
+
+
+@pytest.mark.parametrize(
     ("text", "kept", "gone"),
     [
         ("amqp://guest:pa55@broker:5672/vhost", "broker:5672/vhost", "pa55"),
         ("Authorization: Bearer abcdefghijkl", "Bearer", "abcdefghijkl"),
         ("GET /x?X-Amz-Signature=0f0f0f&X-Amz-Date=2026", "X-Amz-Date=2026", "0f0f0f"),
         ("GET /?token=abcdef", "/?token=", "abcdef"),
+        ("GET /?a=1;ACCESS_TOKEN=abcdef", "a=1;ACCESS_TOKEN=", "abcdef"),
+        ("GET /?sig=abcdef", "/?sig=", "abcdef"),
+        ("GET /k?Signature=abcdef&Expires=1", "&Expires=1", "abcdef"),
+        ("GET /k?AWSAccessKeyId=AKIA1234&Expires=1", "&Expires=1", "AKIA1234"),
+        ("/k?X-Amz-Credential=AKIA1234%2Fs3&X-Amz-Date=1", "X-Amz-Date=1", "AKIA1234"),
+        ("/k?X-Amz-Security-Token=abcdef&X-Amz-Date=1", "X-Amz-Date=1", "abcdef"),
+        ("{'authorization': 'basic dXNlcjpwYXNz'}", "'basic ", "dXNlcjpwYXNz"),
     ],
 )
 def test_what_looks_like_a_secret_is_hidden_though_nobody_named_it(

@@ -244,12 +244,14 @@ def grey_profile() -> bytes:
     return header + white[8:].ljust(60, b"\x00") + table + body
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
-def test_a_profile_of_grey_is_applied(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "options"), [("L", {}), ("L", {"transparency": 3}), ("LA", {}), ("I;16", {})]
+)
+def test_a_profile_of_grey_is_applied(mode: str, options: dict[str, Any]) -> None:
     levels = np.full((256, 256), 128 * 257, np.uint16)
     image = Image.fromarray(levels if mode == "I;16" else levels.astype(np.uint8))
     image = image if image.mode == mode else image.convert(mode)
-    picture = decode(encode(image, "PNG", icc_profile=grey_profile()))
+    picture = decode(encode(image, "PNG", icc_profile=grey_profile(), **options))
     assert picture.getcolors() == [(256 * 256, (188, 188, 188))]
 
 
