@@ -243,6 +243,13 @@ def test_what_is_no_secret_is_left_alone(text: str) -> None:
     assert Redactor([None, ""])(text) == text
 
 
+def test_every_text_in_a_structure_is_redacted() -> None:
+    found = Redactor(["hunter22"]).deep(
+        {"of hunter22": [("hunter22", 3), {"x": b"\xff hunter22"}, None]}
+    )
+    assert found == {f"of {REDACTED}": [[REDACTED, 3], {"x": f"\ufffd {REDACTED}"}, None]}
+
+
 def test_a_short_secret_leaves_the_words_around_it() -> None:
     assert Redactor(["able"])("table able unable") == f"table {REDACTED} unable"
 
