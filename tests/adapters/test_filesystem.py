@@ -267,6 +267,7 @@ def test_what_was_written_or_deleted_is_so_after_a_power_cut(
     root: Path, blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[tuple[str, bytes]] = []
+    blobs.put(COUNTER, b"0")
 
     def sync(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -278,7 +279,7 @@ def test_what_was_written_or_deleted_is_so_after_a_power_cut(
     blobs.put(AT, b"new")
     contents = [content for _, content in synced if content]
     assert contents == [b"new"], "whole, before it takes its place"
-    assert {path for path, _ in synced} >= {"..", ".", "models"}, "whatever has a new name in it"
+    assert {path for path, _ in synced} >= {".", "models"}, "whatever has a new name in it"
     assert synced[-1] == ("models", b""), "the name after the content"
     synced.clear()
     blobs.delete(AT)
@@ -301,6 +302,7 @@ def test_a_blob_cannot_stand_where_a_folder_is_nor_below_a_blob(blobs: FileBlobS
 def test_a_name_that_no_file_can_have_is_refused(
     blobs: FileBlobStore, name: str, answer: type[Exception]
 ) -> None:
+    blobs.put(AT, b"1")
     at = Location("out", name)
     with pytest.raises(answer):
         blobs.get(at)
