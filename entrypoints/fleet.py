@@ -87,7 +87,7 @@ class Fleet:
                 del self._workers[gpu]
                 self._gone(gpu, code)
         for gpu, moment in list(self._start_at.items()):
-            if not self._asked and not self._stopping and time.monotonic() >= moment:
+            if not self._asked and time.monotonic() >= moment:
                 self._start(gpu)
         while self._asked:
             self._stop(self._asked.popleft())

@@ -65,6 +65,7 @@ def test_a_url_for_tls_brings_its_port() -> None:
         ("amqp://u:s3cret@[::1", "host or port is malformed"),
         ("amqp://u:s3cret@broker.example:0", "port=0: give a number"),
         ("amqp://u:s3cret@broker.example/v?heartbeat=5", "has a query"),
+        ("amqp://u:s3cret@broker.example/v#w", "has a query"),
     ],
 )
 def test_a_url_that_is_none_is_refused_without_showing_its_password(
@@ -89,12 +90,19 @@ def test_the_password_is_in_no_representation() -> None:
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
-        ({"port": 70000}, "port=70000"),
+        ({"port": 0}, "port=0"),
+        ({"port": 65536}, "port=65536"),
         ({"retry_delays": ()}, "retry_delays="),
         ({"retry_delays": (5.0, 1.0)}, "retry_delays="),
+        ({"retry_delays": (1.0, 1.0)}, "retry_delays="),
         ({"retry_delays": (0.0, 1.0)}, "retry_delays="),
         ({"heartbeat": 0}, "heartbeat=0"),
+        ({"heartbeat": 65536}, "heartbeat=65536"),
         ({"prefetch": 0}, "prefetch=0"),
+        ({"prefetch": 65536}, "prefetch=65536"),
+        ({"connect_timeout": 0}, "connect_timeout=0"),
+        ({"reconnect_first": 0}, "reconnect_first=0"),
+        ({"reconnect_longest": 0}, "reconnect_longest=0"),
         ({"ack_timeout": 0}, "ack_timeout=0"),
         ({"answer_timeout": -1.0}, "answer_timeout=-1.0"),
     ],
@@ -102,6 +110,13 @@ def test_the_password_is_in_no_representation() -> None:
 def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}.*: give "):
         RabbitOptions(**wrong)
+
+
+@pytest.mark.parametrize("number", [1, 65535])
+def test_the_least_and_the_most_that_the_protocol_has_are_options(number: int) -> None:
+    options = RabbitOptions(port=number, heartbeat=number, prefetch=number, retry_delays=(0.001,))
+    assert options.effective_port == number
+    assert RabbitOptions(queue="q" * 200).queue == "q" * 200
 
 
 @pytest.mark.parametrize(

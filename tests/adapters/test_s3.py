@@ -356,3 +356,37 @@ def test_the_client_is_as_patient_and_as_wide_as_its_options_say() -> None:
     config: Any = connect(options).meta.config
     assert (config.connect_timeout, config.read_timeout) == (2.0, 3.0)
     assert (config.retries["total_max_attempts"], config.max_pool_connections) == (2, 9)
+
+
+KEYS = {"access_key_id": "AKIA-of-ours", "secret_access_key": "s3cret", "session_token": "t0ken"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"connect_timeout": 0.0}, "connect_timeout must be more than 0"),
+        ({"read_timeout": 0.0}, "read_timeout must be more than 0"),
+        ({"max_attempts": 0}, "max_attempts must be at least 1"),
+        ({"multipart_threshold": 0}, "multipart_threshold must be at least 1"),
+        ({"max_pool_connections": 0}, "max_pool_connections must be at least 1"),
+        ({"part_size": 5 * MIB - 1}, "part_size must be at least 5242880"),
+        ({"access_key_id": "x"}, "both or neither"),
+        ({"secret_access_key": "x"}, "both or neither"),
+        ({"session_token": "x"}, "session_token needs access_key_id"),
+        ({"endpoint_url": "https://hunter2@minio"}, "credentials: .*AWS_ACCESS_KEY_ID"),
+        ({"endpoint_url": "https://:hunter2@minio"}, "credentials: .*AWS_ACCESS_KEY_ID"),
+        ({"endpoint_url": "https:///minio"}, "give https://host"),
+        ({"endpoint_url": "minio:9000"}, "give https://host"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as told:
+        S3Options(**wrong)
+    assert "hunter2" not in str(told.value)
+
+
+def test_the_least_that_is_of_use_is_an_option_and_no_secret_is_shown() -> None:
+    options = S3Options(
+        part_size=5 * MIB, max_attempts=1, multipart_threshold=1, max_pool_connections=1, **KEYS
+    )
+    assert not any(secret in repr(options) for secret in KEYS.values())
