@@ -56,6 +56,7 @@ def test_the_first_signal_asks_for_an_orderly_end(number: signal.Signals) -> Non
         assert process.wait(timeout=30) == 0
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_end_is_to_come_within_the_grace(number: signal.Signals) -> None:
     stop, begun = StopSignal(), time.monotonic()
@@ -66,6 +67,7 @@ def test_the_end_is_to_come_within_the_grace(number: signal.Signals) -> None:
         assert 30.0 <= stop.deadline - begun < 60.0
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_another_signal_asks_for_nothing_and_afterwards_everything_is_as_before() -> None:
     kinds = (*SIGNALS, signal.SIGUSR1)
     before, threads = [signal.getsignal(number) for number in kinds], threading.enumerate()

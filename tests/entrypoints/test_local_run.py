@@ -1,0 +1,108 @@
+"""What a person at a terminal is told of a run without a style; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dependency_injector import providers
+
+from adapters.clock import SystemClock
+from adapters.memory import MemoryReporter, MemoryTrainer
+from application.ports import TrainingPlan, TrainingSession
+from assets.drawing import draw_style_set
+from domain.failure import Failure, FailureCode, TrainingFailed
+from entrypoints import local_run
+from entrypoints.train import main
+
+DIVERGED = TrainingFailed(Failure(FailureCode.LOSS_DIVERGED, "The loss is no number any more."))
+
+
+class Faulty(MemoryTrainer):
+    """Has a fault at the beginning of each run, as long as there are some."""
+
+    def __init__(self) -> None:
+        super().__init__(SystemClock(), step_seconds=0.0)
+        self.faults: list[Exception] = []
+
+    @contextmanager
+    def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
+        if self.faults:
+            raise self.faults.pop(0)
+        with super().open(plan, resume) as session:
+            yield session
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Faulty:
+    faulty, build = Faulty(), local_run.build_container
+
+    def build_with_it(arguments: Any) -> Any:
+        container = build(arguments)
+        base = SimpleNamespace(native_resolution=64, fingerprint="a base")
+        container.base_model.override(providers.Object(base))
+        container.trainer.override(providers.Object(faulty))
+        container.reporter.override(providers.Object(MemoryReporter()))
+        return container
+
+    monkeypatch.setattr(local_run, "build_container", build_with_it)
+    return faulty
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr(local_run.time, "sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[], tuple[int, dict[str, Any], str]]:
+    """The command: its exit code, its outcome, and what it says beside that."""
+    monkeypatch.chdir(tmp_path)
+    draw_style_set(tmp_path / "pictures", count=1, seed=3)
+
+    def command() -> tuple[int, dict[str, Any], str]:
+        code = main(["pictures", "--out", "out", "--json", "--epochs", "2"])
+        printed = capsys.readouterr()
+        return code, json.loads(printed.out), printed.err
+
+    return command
+
+
+Run = Callable[[], tuple[int, dict[str, Any], str]]
+
+
+def test_a_run_that_failed_is_told_with_its_reason_and_begun_anew(
+    trainer: Faulty, run: Run
+) -> None:
+    trainer.faults = [DIVERGED]
+    code, outcome, said = run()
+    assert code == 1
+    assert (outcome["result"], outcome["code"]) == ("failed", "LOSS_DIVERGED")
+    assert outcome["message"] == "The loss is no number any more."
+    assert outcome["report"] == []
+    assert outcome["weights"] is None
+    assert "LOSS_DIVERGED: The loss is no number any more." in said
+
+    code, outcome, _ = run()
+    assert (code, outcome["result"], outcome["code"]) == (0, "completed", None)
+
+
+def test_a_fault_ends_the_command_with_its_reason_and_the_same_command_goes_on(
+    trainer: Faulty, run: Run, pauses: list[float]
+) -> None:
+    trainer.faults = [OSError("the disk is away")]
+    code, outcome, said = run()
+    assert code == 1
+    assert "the disk is away" in outcome["message"]
+    assert f"not finished: {outcome['message']}" in said
+    assert pauses == [], "a person waits for nobody but another run of theirs"
+    assert run()[0] == 0
