@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,23 +62,23 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
+Run = Callable[..., tuple[int, dict[str, Any], str]]
+
+
 @pytest.fixture
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[], tuple[int, dict[str, Any], str]]:
+) -> Run:
     """The command: its exit code, its outcome, and what it says beside that."""
     monkeypatch.chdir(tmp_path)
     draw_style_set(tmp_path / "pictures", count=1, seed=3)
 
-    def command() -> tuple[int, dict[str, Any], str]:
-        code = main(["pictures", "--out", "out", "--json", "--epochs", "2"])
+    def command(*options: str) -> tuple[int, dict[str, Any], str]:
+        code = main(["pictures", "--out", "out", "--json", "--epochs", "2", *options])
         printed = capsys.readouterr()
         return code, json.loads(printed.out), printed.err
 
     return command
-
-
-Run = Callable[[], tuple[int, dict[str, Any], str]]
 
 
 def test_a_run_that_failed_is_told_with_its_reason_and_begun_anew(
@@ -106,3 +107,28 @@ def test_a_fault_ends_the_command_with_its_reason_and_the_same_command_goes_on(
     assert f"not finished: {outcome['message']}" in said
     assert pauses == [], "a person waits for nobody but another run of theirs"
     assert run()[0] == 0
+
+
+@pytest.mark.parametrize(("every", "epochs"), [("1", [1, 2, 3, 4, 5]), ("2", [2, 4, 5])])
+def test_every_checkpoint_that_was_asked_for_stays(
+    trainer: Faulty, run: Run, tmp_path: Path, every: str, epochs: list[int]
+) -> None:
+    code, outcome, _ = run("--epochs", "5", "--checkpoint-every", every)
+    assert (code, outcome["checkpoint_epoch"]) == (0, 5)
+    stored = sorted(path.name for path in tmp_path.glob("out/jobs/*/checkpoints/*"))
+    assert [int(re.findall(r"\d+", name)[0]) for name in stored] == epochs
+
+
+def test_pictures_may_be_links(trainer: Faulty, run: Run, tmp_path: Path) -> None:
+    (picture,) = (path for path in (tmp_path / "pictures").iterdir() if path.suffix != ".txt")
+    picture.rename(tmp_path / "elsewhere")
+    picture.symlink_to(tmp_path / "elsewhere")
+    assert run()[0] == 0
+
+
+def test_whatever_determines_the_weights_makes_another_run(trainer: Faulty, run: Run) -> None:
+    assert run()[0] == 0
+    for options in (["--tags", "ink"], ["--style-id", "7"], ["--rank", "4"]):
+        code, outcome, _ = run(*options)
+        assert (code, outcome["result"]) == (2, "refused")
+        assert "holds another run" in outcome["message"]
