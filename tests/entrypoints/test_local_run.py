@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from dependency_injector import providers
+from PIL import Image
 
 from adapters.clock import SystemClock
 from adapters.memory import MemoryReporter, MemoryTrainer
@@ -30,6 +31,7 @@ class Faulty(MemoryTrainer):
     def __init__(self) -> None:
         super().__init__(SystemClock(), step_seconds=0.0)
         self.faults: list[Exception] = []
+        self.frozen = SimpleNamespace(native_resolution=64, fingerprint="a base")
 
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
@@ -45,8 +47,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Faulty:
 
     def build_with_it(arguments: Any) -> Any:
         container = build(arguments)
-        base = SimpleNamespace(native_resolution=64, fingerprint="a base")
-        container.base_model.override(providers.Object(base))
+        container.base_model.override(providers.Object(faulty.frozen))
         container.trainer.override(providers.Object(faulty))
         container.reporter.override(providers.Object(MemoryReporter()))
         return container
@@ -126,9 +127,38 @@ def test_pictures_may_be_links(trainer: Faulty, run: Run, tmp_path: Path) -> Non
     assert run()[0] == 0
 
 
-def test_whatever_determines_the_weights_makes_another_run(trainer: Faulty, run: Run) -> None:
+def test_whatever_determines_the_weights_makes_another_run(
+    trainer: Faulty, run: Run, tmp_path: Path
+) -> None:
     assert run()[0] == 0
-    for options in (["--tags", "ink"], ["--style-id", "7"], ["--rank", "4"]):
+    (picture,) = (path for path in (tmp_path / "pictures").iterdir() if path.suffix != ".txt")
+
+    def is_another(*options: str) -> bool:
         code, outcome, _ = run(*options)
-        assert (code, outcome["result"]) == (2, "refused")
-        assert "holds another run" in outcome["message"]
+        return code == 2 and "holds another run" in outcome["message"]
+
+    assert is_another("--tags", "ink")
+    assert is_another("--style-id", "7")
+    assert is_another("--rank", "4")
+    with changed(picture.with_suffix(".txt")) as caption:
+        caption.write_text("in other words")
+        assert is_another()
+    with changed(picture):
+        Image.new("RGB", (300, 300), "teal").save(picture)
+        assert is_another()
+    renamed = picture.rename(picture.with_stem("renamed"))
+    picture.with_suffix(".txt").rename(renamed.with_suffix(".txt"))
+    assert is_another()
+    renamed.with_suffix(".txt").rename(picture.with_suffix(".txt"))
+    renamed.rename(picture)
+    assert run()[0] == 0, "as it was"
+    trainer.frozen.fingerprint = "another base"
+    assert is_another()
+
+
+@contextmanager
+def changed(file: Path) -> Iterator[Path]:
+    """The file, as it was afterwards."""
+    before = file.read_bytes()
+    yield file
+    file.write_bytes(before)
