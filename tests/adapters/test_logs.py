@@ -221,6 +221,7 @@ def test_a_secret_with_spaces_and_letters_beyond_ascii_is_hidden_in_every_form(
         ("GET /?token=abcdef", "/?token=", "abcdef"),
         ("GET /?a=1;ACCESS_TOKEN=abcdef", "a=1;ACCESS_TOKEN=", "abcdef"),
         ("GET /?sig=abcdef", "/?sig=", "abcdef"),
+        ("/k?X-Amz-Date=1&X-Amz-Signature=0f0f0f", "X-Amz-Date=1", "0f0f0f"),
         ("GET /k?Signature=abcdef&Expires=1", "&Expires=1", "abcdef"),
         ("GET /k?AWSAccessKeyId=AKIA1234&Expires=1", "&Expires=1", "AKIA1234"),
         ("/k?X-Amz-Credential=AKIA1234%2Fs3&X-Amz-Date=1", "X-Amz-Date=1", "AKIA1234"),
@@ -252,6 +253,7 @@ def test_every_text_in_a_structure_is_redacted() -> None:
 
 def test_a_short_secret_leaves_the_words_around_it() -> None:
     assert Redactor(["able"])("table able unable") == f"table {REDACTED} unable"
+    assert Redactor(["not so short"])("xnot so shortx") == f"x{REDACTED}x"
 
 
 def test_of_two_secrets_the_longer_is_hidden_whole() -> None:

@@ -76,3 +76,23 @@ def test_the_cancellation_of_a_task_is_told_as_json(capsys: pytest.CaptureFixtur
     assert (outcome["task_id"], outcome["state"]) == (TASK, "unknown")
     assert main(["--cancel", "no id"]) == 2
     assert "--cancel no id: give a task's id" in capsys.readouterr().err
+
+
+def test_a_misspelt_setting_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RABITMQ_HOST", "broker")
+    assert main(["--dead"]) == 0
+    assert "did you mean RABBITMQ_HOST?" in capsys.readouterr().err
+
+
+def test_a_task_in_a_file_goes_on_the_queue_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"style_id": 7, "images": ["s3://stylelicense-training-data/a.png"] * 10}
+    task = {"task_id": TASK, "type": "model_training", "data": data}
+    Path("task.json").write_text(json.dumps(task, indent=3))
+    assert main(["task.json"]) == 0
+    assert capsys.readouterr().out == f"submitted {TASK}\n"
+    (message,) = Path("spool").glob("*.json")
+    assert message.read_bytes() == Path("task.json").read_bytes()
