@@ -146,13 +146,13 @@ def test_a_wrong_setting_ends_the_fleet(tmp_path: Path) -> None:
 def test_a_worker_that_ends_is_started_again_after_a_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "RESTART_SECONDS", 0.4)
+    monkeypatch.setattr(fleet, "RESTART_SECONDS", 0.25)
     both = [tmp_path / "0", tmp_path / "2"]
     thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert a_fleet(tmp_path, KILLED_ONCE + LINGERING, once=True).run() == 0
     thread.join()
     killed = (tmp_path / "killed").stat().st_mtime
-    assert max(file.stat().st_mtime for file in both) - killed >= 0.4
+    assert max(file.stat().st_mtime for file in both) - killed >= 0.25
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1", "cuda:0,cuda:1"])
