@@ -151,14 +151,15 @@ def _on_white(image: Image.Image) -> Image.Image:
         return _to_srgb(grey, profile)
     if not image.has_transparency_data:
         return _to_srgb(image, profile)
-    layered = image.convert("RGBA")
+    # A profile is of grey or of colours, as the picture is.
+    opaque = image.convert("L" if image.mode in {"L", "LA"} else "RGB")
     white = Image.new("RGB", image.size, "white")
-    white.paste(_to_srgb(layered.convert("RGB"), profile), mask=layered.getchannel("A"))
+    white.paste(_to_srgb(opaque, profile), mask=image.convert("RGBA").getchannel("A"))
     return white
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if image.mode in {"1", "P"}:
+    if image.mode == "P":
         image = image.convert("RGB")
     if profile:
         try:

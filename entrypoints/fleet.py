@@ -87,10 +87,11 @@ class Fleet:
                 del self._workers[gpu]
                 self._gone(gpu, code)
         for gpu, moment in list(self._start_at.items()):
-            if not self._asked and not self._stopping and time.monotonic() >= moment:
+            if not self._asked and time.monotonic() >= moment:
                 self._start(gpu)
         while self._asked:
-            self._stop(self._asked.popleft())
+            self._asked.popleft()
+            self._stop()
 
     def _start(self, gpu: str) -> None:
         del self._start_at[gpu]
@@ -101,10 +102,10 @@ class Fleet:
         log.info("the worker on GPU %s is process %d", gpu, self._workers[gpu].pid)
 
     def _gone(self, gpu: str, code: int) -> None:
-        if self._stopping and code in {-signal.SIGTERM, -signal.SIGINT}:
+        if self._stopping and code == -signal.SIGTERM:
             code = 0  # it had no job yet: it was still starting
         if code == EXIT_USAGE:
-            self._stop(signal.SIGTERM)
+            self._stop()
         if self._stopping or (self.once and code == 0):
             self._ended[gpu] = code
             return
@@ -114,12 +115,14 @@ class Fleet:
         )
         self._start_at[gpu] = time.monotonic() + RESTART_SECONDS
 
-    def _stop(self, number: int) -> None:
+    def _stop(self) -> None:
         self._stopping = True
         self._ended.update(dict.fromkeys(self._start_at, 0))
         self._start_at.clear()
         for worker in self._workers.values():
-            worker.send_signal(number)
+            # Not SIGINT, whichever it was: Python takes that for an error while it starts, or
+            # forgets it.
+            worker.terminate()
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:

@@ -534,7 +534,6 @@ def _misspelt(env_file: Path | None) -> dict[str, str]:
 
 _REMEDIES = {
     "int_parsing": "give a whole number",
-    "int_from_float": "give a whole number",
     "float_parsing": "give a number",
     "finite_number": "give a finite number",
     "bool_parsing": "give true or false",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -65,15 +66,15 @@ class Redactor:
 
 
 def _variants(secret: str) -> set[str]:
-    escaped = secret.encode("unicode_escape").decode()
     return {
         secret,
         quote(secret, safe=""),
         quote_plus(secret),
         base64.b64encode(secret.encode()).decode(),
-        escaped,
-        escaped.replace('"', '\\"'),
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
         repr(secret)[1:-1],
+        ascii(secret)[1:-1],
     }
 
 

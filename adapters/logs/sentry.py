@@ -54,7 +54,6 @@ def start_sentry(
             # The values of local variables are pictures and tokens.
             include_local_variables=False,
             before_send=prepare,
-            before_breadcrumb=lambda crumb, _hint: redact.deep(crumb),
             **options,
         )
     except BadDsn as error:

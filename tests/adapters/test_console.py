@@ -9,7 +9,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from adapters.console import ConsoleNotifier, ProgressDisplay
+from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from application.log_events import log_event
 from domain.events import (
     AnnouncementBegun,
@@ -226,6 +226,21 @@ def test_a_terminal_gets_a_bar_that_ends_where_the_run_does() -> None:
     assert last.startswith("epoch 50/50 ━")
     assert last.rstrip().endswith("loss 0.1250, 4.0 steps/s, 0:00:00 left")
     assert output.count(CURSOR_HIDDEN) == output.count(CURSOR_SHOWN) == 1
+
+
+def test_a_bar_is_as_long_as_the_way_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")  # with colours the rest is drawn, too, in another one
+    console, file = terminal()
+    with ProgressDisplay(console) as display:
+        display(began())
+        display(made(250))
+    assert plain(file.getvalue()).rstrip().splitlines()[-1].count("━") == 10
+
+
+def test_what_has_no_colour_of_its_own_gets_none() -> None:
+    console, file = terminal()
+    say(console, "3 pictures in /a/path: 'quoted', True")
+    assert "\x1b" not in file.getvalue()
 
 
 def test_steps_are_not_drawn_one_by_one() -> None:

@@ -16,6 +16,7 @@ from application.ports import (
     BlobMissing,
     BlobTooLarge,
     BlobUnavailable,
+    IfAbsent,
     IfMatch,
     PreconditionFailed,
 )
@@ -203,6 +204,7 @@ def test_our_own_folder_holds_no_blobs(blobs: FileBlobStore) -> None:
         (errno.EDQUOT, BlobUnavailable),
         (errno.EIO, BlobUnavailable),
         (errno.EACCES, BlobDenied),
+        (errno.EPERM, BlobDenied),
         (errno.EROFS, BlobDenied),
     ],
 )
@@ -242,18 +244,67 @@ def test_a_read_that_fails_names_the_file_and_the_cause(
         blobs.get(AT)
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"), [(errno.EACCES, BlobDenied), (errno.EIO, BlobUnavailable)]
+)
+def test_what_cannot_be_deleted_or_listed_is_told(
+    blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch, code: int, expected: type[Exception]
+) -> None:
+    blobs.put(AT, b"1")
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(expected, match=f"{AT.key}: {os.strerror(code)}"):
+        blobs.delete(AT)
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(expected, match=os.strerror(code)):
+        blobs.list("out", "")
+
+
+def test_what_was_written_or_deleted_is_so_after_a_power_cut(
+    root: Path, blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bytes]] = []
+    blobs.put(COUNTER, b"0")
+
+    def sync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        content = b"" if path.is_dir() else path.read_bytes()
+        synced.append((os.path.relpath(path, root), content))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    opened = len(os.listdir("/proc/self/fd"))
+    blobs.put(AT, b"new")
+    contents = [content for _, content in synced if content]
+    assert contents == [b"new"], "whole, before it takes its place"
+    assert {path for path, _ in synced} >= {".", "models"}, "whatever has a new name in it"
+    assert synced[-1] == ("models", b""), "the name after the content"
+    synced.clear()
+    blobs.delete(AT)
+    assert synced == [("models", b"")]
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
 def test_a_blob_cannot_stand_where_a_folder_is_nor_below_a_blob(blobs: FileBlobStore) -> None:
     blobs.put(AT, b"1")
     for key in ("models", f"{AT.key}/below", f"{AT.key}/far/below"):
-        with pytest.raises(BlobDenied, match=key):
-            blobs.put(Location("out", key), b"2")
+        for condition in (None, IfAbsent()):
+            with pytest.raises(BlobDenied, match=key):
+                blobs.put(Location("out", key), b"2", condition=condition)
     assert blobs.list("out", "") == [AT]
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "lone \udcff\ud800 surrogate"])
-def test_a_name_that_no_file_can_have_is_refused(blobs: FileBlobStore, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "answer"), [("x" * 300, BlobMissing), ("lone \udcff\ud800 surrogate", BlobDenied)]
+)
+def test_a_name_that_no_file_can_have_is_refused(
+    blobs: FileBlobStore, name: str, answer: type[Exception]
+) -> None:
+    blobs.put(AT, b"1")
     at = Location("out", name)
-    with pytest.raises((BlobMissing, BlobDenied)):
+    with pytest.raises(answer):
         blobs.get(at)
     with pytest.raises(BlobDenied):
         blobs.put(at, b"1")
@@ -266,7 +317,11 @@ def test_files_put_there_by_hand_are_blobs_unless_no_key_could_name_them(
     for name in ("picture.png", "back\\slash", "new\nline"):
         (root / name).write_bytes(b"1")
     (root / "empty folder").mkdir()
-    assert blobs.list("out", "") == [Location("out", "picture.png")]
+    (root / "link.png").symlink_to(root / "nowhere")
+    (root / "below" / OURS).mkdir(parents=True)
+    (root / "below" / OURS / "file").write_bytes(b"1")
+    found = [Location("out", f"below/{OURS}/file"), Location("out", "picture.png")]
+    assert blobs.list("out", "") == found
 
 
 def test_a_huge_file_is_refused_unread(root: Path, blobs: FileBlobStore) -> None:
@@ -285,3 +340,6 @@ def test_the_last_blob_of_a_folder_takes_the_folder_with_it(
     blobs.delete(Location("out", "jobs/1/lease.json"))
     assert files(root) == ["jobs", "jobs/2", "jobs/2/lease.json"]
     blobs.put(Location("out", "jobs/1"), b"a blob where a folder was")
+    blobs.put(Location("out", "far/below/all/of it"), b"1")
+    blobs.delete(Location("out", "far/below/all/of it"))
+    assert "far" not in files(root)

@@ -6,10 +6,11 @@ import base64
 import json
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -173,6 +174,9 @@ def test_a_job_that_is_only_heard_of_by_its_events_is_known(context: LogContext)
     record = logging.makeLogRecord({})
     assert context.filter(record)
     assert (record.task_id, record.style_id, record.attempt) == ("invalid-1", 4, 1)
+    context(JobStarted(task_id="invalid-2", style_id=5, attempt=2, resumed_from=None))
+    context.filter(record)
+    assert (record.task_id, record.style_id, record.attempt) == ("invalid-2", 5, 2)
 
 
 # --- secrets -----------------------------------------------------------------------------
@@ -199,12 +203,30 @@ def test_a_secret_is_hidden_in_every_form(form: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "form",
+    [quote, quote_plus, json.dumps, lambda text: json.dumps(text, ensure_ascii=False), ascii],
+)
+def test_a_secret_with_spaces_and_letters_beyond_ascii_is_hidden_in_every_form(
+    form: Callable[[str], str],
+) -> None:
+    assert REDACTED in Redactor(["grüner Käse\n"])(form("grüner Käse\n"))
+
+
+@pytest.mark.parametrize(
     ("text", "kept", "gone"),
     [
         ("amqp://guest:pa55@broker:5672/vhost", "broker:5672/vhost", "pa55"),
         ("Authorization: Bearer abcdefghijkl", "Bearer", "abcdefghijkl"),
         ("GET /x?X-Amz-Signature=0f0f0f&X-Amz-Date=2026", "X-Amz-Date=2026", "0f0f0f"),
         ("GET /?token=abcdef", "/?token=", "abcdef"),
+        ("GET /?a=1;ACCESS_TOKEN=abcdef", "a=1;ACCESS_TOKEN=", "abcdef"),
+        ("GET /?sig=abcdef", "/?sig=", "abcdef"),
+        ("/k?X-Amz-Date=1&X-Amz-Signature=0f0f0f", "X-Amz-Date=1", "0f0f0f"),
+        ("GET /k?Signature=abcdef&Expires=1", "&Expires=1", "abcdef"),
+        ("GET /k?AWSAccessKeyId=AKIA1234&Expires=1", "&Expires=1", "AKIA1234"),
+        ("/k?X-Amz-Credential=AKIA1234%2Fs3&X-Amz-Date=1", "X-Amz-Date=1", "AKIA1234"),
+        ("/k?X-Amz-Security-Token=abcdef&X-Amz-Date=1", "X-Amz-Date=1", "abcdef"),
+        ("{'authorization': 'basic dXNlcjpwYXNz'}", "'basic ", "dXNlcjpwYXNz"),
     ],
 )
 def test_what_looks_like_a_secret_is_hidden_though_nobody_named_it(
@@ -222,8 +244,16 @@ def test_what_is_no_secret_is_left_alone(text: str) -> None:
     assert Redactor([None, ""])(text) == text
 
 
+def test_every_text_in_a_structure_is_redacted() -> None:
+    found = Redactor(["hunter22"]).deep(
+        {"of hunter22": [("hunter22", 3), {"x": b"\xff hunter22"}, None]}
+    )
+    assert found == {f"of {REDACTED}": [[REDACTED, 3], {"x": f"\ufffd {REDACTED}"}, None]}
+
+
 def test_a_short_secret_leaves_the_words_around_it() -> None:
     assert Redactor(["able"])("table able unable") == f"table {REDACTED} unable"
+    assert Redactor(["not so short"])("xnot so shortx") == f"x{REDACTED}x"
 
 
 def test_of_two_secrets_the_longer_is_hidden_whole() -> None:
@@ -257,9 +287,35 @@ def test_a_line_for_a_program_is_one_object_with_its_time_in_utc() -> None:
     assert found["time"].endswith("+00:00")
 
 
-def test_arguments_that_do_not_fit_lose_no_line() -> None:
-    found = json.loads(JsonFormatter(Redactor()).format(record_of("%d %d", 1)))
-    assert found["message"] == "%d %d (1,)"
+@pytest.mark.parametrize("message", ["%d %d", "%(name)s %(other)s", "%z"])
+def test_arguments_that_do_not_fit_lose_no_line(message: str) -> None:
+    found = json.loads(JsonFormatter(Redactor()).format(record_of(message, {"name": 1})))
+    assert found["message"] == f"{message} {{'name': 1}}"
+
+
+def test_a_stack_that_is_asked_for_is_there_without_secrets() -> None:
+    record = record_of("here")
+    record.stack_info = f"Stack:\n  call({TOKEN!r})"
+    shown = TextFormatter(Redactor([TOKEN])).format(record)
+    assert shown.endswith(f"here\n    Stack:\n      call('{REDACTED}')")
+    found = json.loads(JsonFormatter(Redactor([TOKEN])).format(record))
+    assert found["stack"] == f"Stack:\n  call('{REDACTED}')"
+
+
+def test_a_line_for_a_person_has_the_time_of_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = record_of("a\tb")
+    record.created = 0.0
+    monkeypatch.setenv("TZ", "UTC-5:30")
+    time.tzset()
+    try:
+        assert TextFormatter(Redactor()).format(record) == "05:30:00 INFO    a\tb"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_an_empty_message_is_a_line() -> None:
+    assert TextFormatter(Redactor()).format(record_of("")).endswith(" INFO    ")
 
 
 def test_a_line_for_a_person_names_the_job_once(context: LogContext) -> None:
@@ -342,15 +398,60 @@ def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
     handler.taken_up(a_task())
     handler(STARTED)
     for number in range(1000):
-        handler.handle(line_of(TASK_ID, "line %d", number))
+        # Now and then a long one, which does not fit into the beginning where a short one would.
+        handler.handle(line_of(TASK_ID, "%d %s", number, "“" * (1000 if number % 7 == 5 else 5)))
     handler.put_down(a_task(), Done())
     (data,) = blobs.blobs.values()
     messages = [json.loads(line)["message"] for line in data.decode().splitlines()]
-    assert messages[0] == "line 0"
-    assert messages[-1] == "line 999"
     (gap,) = [message for message in messages if message.endswith("left out")]
     assert int(gap.split()[0]) == 1000 - (len(messages) - 1)
-    assert len(data) < 10_200
+    numbers = [int(message.split()[0]) for message in messages if message != gap]
+    assert (numbers[0], numbers[-1]) == (0, 999)
+    assert numbers == sorted(numbers)
+    assert 4_000 < len(data) < 10_200
+
+
+def test_a_last_line_is_kept_however_long_it_is() -> None:
+    blobs = MemoryBlobStore()
+    handler = job_log(blobs, most_bytes=1000)
+    handler.taken_up(a_task())
+    handler(STARTED)
+    handler.handle(line_of(TASK_ID, "x" * 5000))
+    handler.put_down(a_task(), Done())
+    (data,) = blobs.blobs.values()
+    assert json.loads(data)["message"] == "x" * 5000
+
+
+def test_a_job_without_a_line_leaves_no_log() -> None:
+    blobs = MemoryBlobStore()
+    handler = job_log(blobs)
+    handler.taken_up(a_task())
+    handler(STARTED)
+    handler.put_down(a_task(), Done())
+    assert not blobs.blobs
+
+
+def test_a_line_that_cannot_be_shown_or_stored_as_it_is_costs_nobody_more(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Broken(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            if record.msg == "broken":
+                raise RuntimeError("no form for it")
+            return record.msg
+
+    blobs = MemoryBlobStore()
+    handler = JobLog(blobs, place, ManualClock(), "w" * 300)
+    handler.setFormatter(Broken())
+    handler.taken_up(a_task())
+    handler(STARTED)
+    for message in ("broken", "no Unicode: \udcff"):
+        handler.handle(line_of(TASK_ID, message))
+    handler.put_down(a_task(), Done())
+    ((at, data),) = blobs.blobs.items()
+    assert data == b"no Unicode: ?\n"
+    assert len(at.name) <= 255, "whatever a machine calls itself"
+    assert "no form for it" in capsys.readouterr().err
 
 
 def test_a_store_that_is_away_costs_the_log_and_not_the_job(

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms
+from PIL.PngImagePlugin import PngImageFile
 
-from adapters.pillow import PillowInspector, decode
+from adapters import pillow
+from adapters.pillow import PillowInspector, decode, difference_hash
 from assets.drawing import draw_scene
 from domain.picture import (
     MAX_PICTURE_BYTES,
@@ -123,8 +125,13 @@ def test_every_exif_orientation_is_set_upright(orientation: int, format: str) ->
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_unreadable_exif_does_not_matter() -> None:
-    data = encode(scene(), "PNG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff" + bytes(20))
+@pytest.mark.parametrize(
+    "exif",
+    [b"MM\x00*\x00\x00\xff\xff" + bytes(20), b"MM\x00*\x00\x00", b"MM\x0f*\x00\x00\x00"],
+    ids=["leads nowhere", "cut short", "no header"],
+)
+def test_unreadable_exif_does_not_matter(exif: bytes) -> None:
+    data = encode(scene(), "PNG", exif=b"Exif\x00\x00" + exif)
     assert furthest(decode(data), scene()) == 0
 
 
@@ -214,13 +221,43 @@ def test_a_colour_profile_is_applied() -> None:
     swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
     name = "sRGB".encode("utf-16-be")
     profile = bytes(swapped).replace(name, "odd!".encode("utf-16-be"))
-    for mode in ("RGB", "RGBA"):
-        image = Image.new(mode, (256, 256), "blue")
+    for mode in ("RGB", "RGBA", "P"):
+        image = Image.new("RGB", (256, 256), "blue").convert(mode)
         red_level, _, blue_level = decode(encode(image, "PNG", icc_profile=profile)).getpixel(
             (0, 0)
         )  # type: ignore[misc]  # three numbers, as the mode is RGB
         assert red_level > 250
         assert blue_level < 5
+
+
+def grey_profile() -> bytes:
+    """Of a scanner that tells light itself and not, as is usual, its perceived brightness."""
+    name = b"desc" + bytes(4) + struct.pack(">I", 5) + b"grey".ljust(84, b"\x00")
+    white = b"XYZ " + bytes(4) + struct.pack(">III", 63190, 65536, 54061)
+    curve = b"curv" + bytes(8)
+    table, body = struct.pack(">I", 3), b""
+    for tag, content in ((b"desc", name), (b"wtpt", white), (b"kTRC", curve)):
+        table += tag + struct.pack(">II", 128 + 40 + len(body), len(content))
+        body += content
+    kind = struct.pack(">I", 0x02100000) + b"mntrGRAYXYZ ".ljust(24, b"\x00") + b"acsp"
+    header = struct.pack(">I", 168 + len(body)).ljust(8, b"\x00") + kind.ljust(60, b"\x00")
+    return header + white[8:].ljust(60, b"\x00") + table + body
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"), [("L", {}), ("L", {"transparency": 3}), ("LA", {}), ("I;16", {})]
+)
+def test_a_profile_of_grey_is_applied(mode: str, options: dict[str, Any]) -> None:
+    levels = np.full((256, 256), 128 * 257, np.uint16)
+    image = Image.fromarray(levels if mode == "I;16" else levels.astype(np.uint8))
+    image = image if image.mode == mode else image.convert(mode)
+    picture = decode(encode(image, "PNG", icc_profile=grey_profile(), **options))
+    assert picture.getcolors() == [(256 * 256, (188, 188, 188))]
+
+
+def test_a_picture_that_is_said_to_be_in_srgb_is_left_as_it_is() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert furthest(decode(encode(scene(), "PNG", icc_profile=profile)), scene()) == 0
 
 
 @pytest.mark.parametrize("profile", [b"nonsense", bytes(200)])
@@ -325,6 +362,23 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(data: bytes, measu
     assert "100 million" in text
 
 
+def test_a_picture_of_just_the_largest_area_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pillow, "MAX_MEGAPIXELS", 1)
+    assert decode(encode(Image.new("RGB", (1000, 1000)), "PNG")).size == (1000, 1000)
+    assert "1 million in all" in reason(encode(Image.new("RGB", (1001, 1000)), "PNG"))
+
+
+def test_a_machine_without_memory_is_no_fault_of_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(MemoryError):
+        inspect(encode(scene(), "PNG"))
+
+
 # --- whatever comes ----------------------------------------------------------------------
 
 WHOLE = [encode(scene(size=(64, 64)), format) for format in ("JPEG", "PNG", "WEBP")]
@@ -385,3 +439,9 @@ def test_different_scenes_are_seldom_near_duplicates() -> None:
     pairs = list(combinations(hashes, 2))
     near = sum((a ^ b).bit_count() <= NEAR_DUPLICATE_BITS for a, b in pairs)
     assert near <= len(pairs) // 50
+
+
+@pytest.mark.parametrize(("slope", "bits"), [(2, 0), (3, 2**64 - 1)])
+def test_a_cell_is_brighter_by_more_than_two_grey_levels(slope: int, bits: int) -> None:
+    levels = np.tile(100 + slope * np.arange(9, dtype=np.uint8), (8, 1))
+    assert difference_hash(Image.fromarray(levels)) == bits

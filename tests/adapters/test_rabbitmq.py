@@ -3,6 +3,8 @@ is needed."""
 
 from __future__ import annotations
 
+import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,14 +16,20 @@ from unittest.mock import MagicMock
 
 import pika
 import pytest
-from pika.exceptions import ChannelClosedByBroker
+from pika import exceptions
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectorSocketConnectError,
+    AMQPConnectorStackTimeout,
+    AMQPConnectorTransportSetupError,
+)
+from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from adapters.clock import SystemClock
 from adapters.rabbitmq.connection import PUMP_SECONDS, Connection
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from adapters.rabbitmq.trouble import SessionOver
+from adapters.rabbitmq.trouble import SessionOver, explain, is_expected
 from application.ports import DeliveryLost, QueueUnavailable
 from tests.services.waiting import eventually
 
@@ -57,6 +65,7 @@ def test_a_url_for_tls_brings_its_port() -> None:
         ("amqp://u:s3cret@[::1", "host or port is malformed"),
         ("amqp://u:s3cret@broker.example:0", "port=0: give a number"),
         ("amqp://u:s3cret@broker.example/v?heartbeat=5", "has a query"),
+        ("amqp://u:s3cret@broker.example/v#w", "has a query"),
     ],
 )
 def test_a_url_that_is_none_is_refused_without_showing_its_password(
@@ -81,12 +90,19 @@ def test_the_password_is_in_no_representation() -> None:
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
-        ({"port": 70000}, "port=70000"),
+        ({"port": 0}, "port=0"),
+        ({"port": 65536}, "port=65536"),
         ({"retry_delays": ()}, "retry_delays="),
         ({"retry_delays": (5.0, 1.0)}, "retry_delays="),
+        ({"retry_delays": (1.0, 1.0)}, "retry_delays="),
         ({"retry_delays": (0.0, 1.0)}, "retry_delays="),
         ({"heartbeat": 0}, "heartbeat=0"),
+        ({"heartbeat": 65536}, "heartbeat=65536"),
         ({"prefetch": 0}, "prefetch=0"),
+        ({"prefetch": 65536}, "prefetch=65536"),
+        ({"connect_timeout": 0}, "connect_timeout=0"),
+        ({"reconnect_first": 0}, "reconnect_first=0"),
+        ({"reconnect_longest": 0}, "reconnect_longest=0"),
         ({"ack_timeout": 0}, "ack_timeout=0"),
         ({"answer_timeout": -1.0}, "answer_timeout=-1.0"),
     ],
@@ -94,6 +110,13 @@ def test_the_password_is_in_no_representation() -> None:
 def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}.*: give "):
         RabbitOptions(**wrong)
+
+
+@pytest.mark.parametrize("number", [1, 65535])
+def test_the_least_and_the_most_that_the_protocol_has_are_options(number: int) -> None:
+    options = RabbitOptions(port=number, heartbeat=number, prefetch=number, retry_delays=(0.001,))
+    assert options.effective_port == number
+    assert RabbitOptions(queue="q" * 200).queue == "q" * 200
 
 
 @pytest.mark.parametrize(
@@ -314,3 +337,59 @@ def test_counting_the_messages_leaves_no_channel(amqp: MagicMock) -> None:
     open_session().depths()
     side.close.assert_called_once()
     publisher.close.assert_not_called()
+
+
+def refused(code: int, text: str) -> ConnectionClosedByBroker:
+    return ConnectionClosedByBroker(code, text)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SessionOver("it was replaced"), "it was replaced$"),
+        (exceptions.AuthenticationError("PLAIN"), "it refuses user 'guest'"),
+        (exceptions.ProbableAuthenticationError(), "it refuses user 'guest'"),
+        (
+            exceptions.ProbableAccessDeniedError("(530) vhost a not found"),
+            "it has no virtual host '/': create it",
+        ),
+        (
+            exceptions.ProbableAccessDeniedError("(530) access refused"),
+            r"user 'guest' may not enter virtual host '/': grant .*\(\(530\) access refused\)",
+        ),
+        (exceptions.IncompatibleProtocolError(), "does not speak AMQP .*check the port"),
+        (socket.gaierror(-2, "unknown"), r"name is not known \(unknown\): check the host"),
+        (ConnectionRefusedError(111, "refused"), "nothing listens there: start the broker"),
+        (AMQPConnectorStackTimeout(), "no answer in time: check host, port and firewall"),
+        (TimeoutError(), "no answer in time: check host, port and firewall"),
+        (exceptions.ConnectionBlockedTimeout(), "memory or disk alarm"),
+        (exceptions.AMQPHeartbeatTimeout(), "it has fallen silent: no heartbeat"),
+        (exceptions.StreamLostError("reset"), r"the connection was cut \(reset\)$"),
+        (exceptions.StreamLostError(), r"the connection was cut \(StreamLostError\)$"),
+        (OSError(113, "No route to host"), "No route to host$"),
+        (refused(406, "delivery on channel 1 timed out"), "raise consumer_timeout there"),
+        (refused(406, "inequivalent arg"), "with other arguments: delete it, or use"),
+        (refused(403, "no"), "'guest' lacks permissions: grant configure, write, read"),
+        (refused(320, "shutdown"), r"it closed the connection \(320\) shutdown$"),
+        (ChannelClosedByBroker(404, "no"), r"it closed the channel or connection \(404\) no$"),
+        (exceptions.AMQPConnectionError(), "AMQPConnectionError: "),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_what_went_wrong_is_told_with_its_remedy_however_it_is_wrapped(
+    error: Exception, said: str
+) -> None:
+    options = RabbitOptions(host="broker.example", password="s3cret")
+    for wrapped in (
+        error,
+        exceptions.AMQPConnectionError(AMQPConnectorSocketConnectError(error)),
+        exceptions.AMQPConnectionError(AMQPConnectorTransportSetupError(error)),
+    ):
+        told = explain(wrapped, options)
+        assert re.match(f"RabbitMQ at broker.example:5672: .*{said}", told)
+        assert is_expected(wrapped)
+        assert "s3cret" not in told
+
+
+def test_a_defect_is_not_taken_for_a_fault_of_the_network() -> None:
+    assert not is_expected(KeyError("x"))

@@ -347,6 +347,13 @@ def test_large_previews_are_scaled_down_and_keep_their_shape() -> None:
     assert colours[(255, 0, 0)] == 2 * 512 * 256
 
 
+def test_a_narrow_preview_stands_in_the_middle_of_its_place() -> None:
+    tall = (Preview("a fox", 1, png("red", (128, 256))),)
+    grid = opened(draw_previews(tall, tall), grid_size(256, [2]))
+    row = [grid.getpixel((x, 200)) == (255, 0, 0) for x in range(24, 24 + 256)]
+    assert row == [False] * 64 + [True] * 128 + [False] * 64
+
+
 @pytest.mark.parametrize(
     ("prompt", "lines"), [("", 1), ("word " * 100, 4), ("x" * 500, 4), ("one\ntwo\0\udce9", 2)]
 )
@@ -354,7 +361,9 @@ def test_a_prompt_of_any_length_fits_in_three_lines_above_its_seed(
     prompt: str, lines: int
 ) -> None:
     one = (Preview(prompt, 1, png("red")),)
-    opened(draw_previews(one, one), grid_size(256, [lines]))
+    grid = opened(draw_previews(one, one), grid_size(256, [lines]))
+    margin = grid.crop((grid.width - 12, 0, *grid.size))
+    assert len(margin.getcolors() or ()) == 1, "nothing is cut off at the edge"
 
 
 def test_a_run_without_previews_has_a_report_all_the_same() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from io import BytesIO
 from types import SimpleNamespace
@@ -11,11 +12,15 @@ from typing import Any
 import pytest
 from botocore.exceptions import (
     ClientError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
+    PartialCredentialsError,
     ProfileNotFound,
 )
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import ProtocolError
 
 from adapters.s3.client import connect
@@ -64,6 +69,74 @@ def test_the_wait_that_a_store_asks_for_is_read_in_both_forms_and_bounded(
     error = translated(answer, "bucket", "writing s3://bucket/key")
     assert isinstance(error, BlobUnavailable)
     assert error.retry_after == seconds
+
+
+def answered(code: str, number: int) -> ClientError:
+    """An answer of the store; one without a name of its own has its number for one."""
+    return ClientError(
+        {
+            "Error": {"Code": code, "Message": "no"},
+            "ResponseMetadata": {"HTTPStatusCode": number, "HTTPHeaders": {"retry-after": "7"}},
+        },
+        "GetObject",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (answered("TokenRefreshRequired", 400), "expired: give the worker new ones"),
+        (answered("InvalidToken", 400), "new credentials"),
+        (answered("RequestExpired", 400), "clock is wrong"),
+        (answered("InsufficientCapacity", 403), "free space"),
+        (answered("XMinioAdminBucketQuotaExceeded", 400), "free space"),
+        (answered("507", 507), "free space"),
+        (answered("PriorRequestNotComplete", 400), "may pass"),
+        (answered("RequestTimeoutException", 400), "may pass"),
+        (answered("Throttling", 400), "lower FETCH_CONCURRENCY"),
+        (answered("ThrottlingException", 400), "lower FETCH_CONCURRENCY"),
+        (answered("RequestLimitExceeded", 400), "lower FETCH_CONCURRENCY"),
+        (answered("429", 429), "lower FETCH_CONCURRENCY"),
+        (answered("408", 408), "may pass"),
+        (answered("OperationAborted", 409), "may pass"),
+        (answered("500", 500), "may pass"),
+        (PartialCredentialsError(provider="env", cred_var="key"), "set AWS_ACCESS_KEY_ID"),
+        (CredentialRetrievalError(provider="role", error_msg="no"), "give the machine a role"),
+        (ConnectTimeoutError(endpoint_url="https://s3.example"), "check the endpoint"),
+        (ResponseParserError("no XML"), "no XML"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_may_pass_or_be_mended_while_a_worker_waits_denies_nothing(
+    error: Exception, said: str
+) -> None:
+    found = translated(error, "bucket", "reading s3://bucket/key")
+    assert isinstance(found, BlobUnavailable)
+    assert re.match(f"reading s3://bucket/key: .*{said}", str(found))
+
+
+@pytest.mark.parametrize(("code", "number"), [("SlowDown", 503), ("429", 429), ("500", 500)])
+def test_whoever_is_to_wait_is_told_how_long(code: str, number: int) -> None:
+    found = translated(answered(code, number), "bucket", "reading")
+    assert isinstance(found, BlobUnavailable)
+    assert found.retry_after == 7.0
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "said"),
+    [
+        ("IllegalLocationConstraintException", 400, "AWS_S3_REGION_NAME"),
+        *((str(number), number, "AWS_S3_REGION_NAME") for number in (302, 307, 308)),
+        *((str(number), number, "conditional writes") for number in (405, 501)),
+        ("401", 401, "grant s3:GetObject"),
+        ("AccountProblem", 403, "grant s3:GetObject"),
+        ("InvalidArgument", 400, r"no \(InvalidArgument\)"),
+    ],
+)
+def test_what_no_patience_mends_is_denied(code: str, number: int, said: str) -> None:
+    found = translated(answered(code, number), "bucket", "reading s3://bucket/key")
+    assert isinstance(found, BlobDenied)
+    assert re.match(f"reading s3://bucket/key: .*{said}", str(found))
 
 
 class Body(BytesIO):
@@ -283,3 +356,37 @@ def test_the_client_is_as_patient_and_as_wide_as_its_options_say() -> None:
     config: Any = connect(options).meta.config
     assert (config.connect_timeout, config.read_timeout) == (2.0, 3.0)
     assert (config.retries["total_max_attempts"], config.max_pool_connections) == (2, 9)
+
+
+KEYS = {"access_key_id": "AKIA-of-ours", "secret_access_key": "s3cret", "session_token": "t0ken"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"connect_timeout": 0.0}, "connect_timeout must be more than 0"),
+        ({"read_timeout": 0.0}, "read_timeout must be more than 0"),
+        ({"max_attempts": 0}, "max_attempts must be at least 1"),
+        ({"multipart_threshold": 0}, "multipart_threshold must be at least 1"),
+        ({"max_pool_connections": 0}, "max_pool_connections must be at least 1"),
+        ({"part_size": 5 * MIB - 1}, "part_size must be at least 5242880"),
+        ({"access_key_id": "x"}, "both or neither"),
+        ({"secret_access_key": "x"}, "both or neither"),
+        ({"session_token": "x"}, "session_token needs access_key_id"),
+        ({"endpoint_url": "https://hunter2@minio"}, "credentials: .*AWS_ACCESS_KEY_ID"),
+        ({"endpoint_url": "https://:hunter2@minio"}, "credentials: .*AWS_ACCESS_KEY_ID"),
+        ({"endpoint_url": "https:///minio"}, "give https://host"),
+        ({"endpoint_url": "minio:9000"}, "give https://host"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as told:
+        S3Options(**wrong)
+    assert "hunter2" not in str(told.value)
+
+
+def test_the_least_that_is_of_use_is_an_option_and_no_secret_is_shown() -> None:
+    options = S3Options(
+        part_size=5 * MIB, max_attempts=1, multipart_threshold=1, max_pool_connections=1, **KEYS
+    )
+    assert not any(secret in repr(options) for secret in KEYS.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import sentry_sdk
 from adapters.logs.context import LogContext
 from adapters.logs.redact import Redactor
 from adapters.logs.sentry import SentryMissing, start_sentry
+from application.settlement import Done
 from domain.events import JobStarted
 
 TOKEN = "a-token-of-32-characters-or-more!"
@@ -108,3 +110,23 @@ def test_what_is_not_an_error_stays_here(wire: Wire) -> None:
 def test_an_address_that_is_none_is_one_line_with_the_setting() -> None:
     with pytest.raises(SentryMissing, match="SENTRY_DSN"):
         start_sentry("nonsense", version="1", context=LogContext(), redact=Redactor())
+
+
+def test_an_error_of_no_job_is_nobodys_and_keeps_its_own_tags(
+    wire: Wire, context: LogContext
+) -> None:
+    context.put_down(None, Done())
+    with sentry_sdk.new_scope() as scope:
+        scope.set_tag("part", "queue")
+        logging.getLogger("tests.sentry").error("no connection")
+    sentry_sdk.flush()
+    (event,) = wire.events
+    assert event["tags"] == {"part": "queue"}
+
+
+def test_a_library_that_is_not_there_is_one_line_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentry_sdk", None)
+    with pytest.raises(SentryMissing, match=r"pip install 'style-trainer\[sentry\]'"):
+        start_sentry("x", version="1", context=LogContext("w"), redact=Redactor())

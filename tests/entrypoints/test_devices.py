@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from entrypoints.devices import devices_present, gpus_of_torch, parse_devices
+from adapters.diffusion.together.room import seats_in
+from entrypoints.devices import choose_seats, devices_present, gpus_of_torch, parse_devices
+from entrypoints.settings import Settings
 
 
 def unasked() -> int:
@@ -18,16 +23,29 @@ def unasked() -> int:
         ("cpu", ("cpu",)),
         ("cuda", ("cuda",)),
         ("cuda:1", ("cuda:1",)),
+        ("cuda:10", ("cuda:10",)),
         ("cuda:1, cuda:0", ("cuda:1", "cuda:0")),
     ],
 )
 def test_devices_are_named_as_torch_names_them(text: str, found: tuple[str, ...]) -> None:
     assert parse_devices(text) == found
-    assert devices_present(text, lambda: 2) == found
+    assert devices_present(text, lambda: 11) == found
 
 
 @pytest.mark.parametrize(
-    "text", ["gpu", "", "0", "CUDA", "cuda:", "cuda:-1", "cuda,cuda:1", "cpu,cuda:0", "cuda:01"]
+    "text",
+    [
+        "gpu",
+        "",
+        "0",
+        "CUDA",
+        "cuda:",
+        "cuda:-1",
+        "cuda,cuda:1",
+        "cpu,cuda:0",
+        "cuda:01",
+        "cuda:1x",
+    ],
 )
 def test_what_is_no_device_is_refused_with_the_remedy(text: str) -> None:
     with pytest.raises(ValueError, match="give cpu, cuda, or GPUs by their numbers"):
@@ -52,6 +70,7 @@ def test_unnamed_it_is_the_gpu_where_there_is_one() -> None:
     [
         ("cuda", 0, "torch finds no GPU here; .* or use cpu"),
         ("cuda:1", 1, "^cuda:1 is not there; this machine has only cuda:0$"),
+        ("cuda:2", 2, "^cuda:2 is not there; this machine has cuda:0 to cuda:1$"),
         ("cuda:0,cuda:4", 3, "^cuda:4 is not there; this machine has cuda:0 to cuda:2$"),
     ],
 )
@@ -69,3 +88,25 @@ def test_gpus_whose_driver_torch_cannot_use_do_not_count(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: fits)
     assert gpus_of_torch() == count
+
+
+def nobody() -> Sequence[str]:
+    raise AssertionError("nobody needs to know")
+
+
+def test_jobs_share_a_pass_as_many_as_named_or_as_the_first_card_has_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[torch.device] = []
+    memory = 80 * 1024**3
+
+    def properties(device: torch.device) -> SimpleNamespace:
+        asked.append(device)
+        return SimpleNamespace(total_memory=memory)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    assert choose_seats(Settings(_env_file=None, jobs_together="3"), nobody) == 3
+    auto = Settings(_env_file=None, jobs_together="auto")
+    assert choose_seats(auto, lambda: ("cpu",)) == 1
+    assert choose_seats(auto, lambda: ("cuda:1", "cuda:0")) == seats_in(memory) > 1
+    assert asked == [torch.device("cuda:1")]

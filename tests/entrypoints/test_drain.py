@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from application.stop import StopReason, StopSignal
+from entrypoints.drain import SIGNALS, draining
 from entrypoints.exits import EXIT_GRACE_OVER
 from tests.services.commands import ROOT
+from tests.services.waiting import eventually
 
 PROGRAM = """
 import sys, time
@@ -49,6 +54,35 @@ def test_the_first_signal_asks_for_an_orderly_end(number: signal.Signals) -> Non
     with started(30.0, "hearing") as process:
         process.send_signal(number)
         assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_is_to_come_within_the_grace(number: signal.Signals) -> None:
+    stop, begun = StopSignal(), time.monotonic()
+    with draining(stop, 30.0):
+        os.kill(os.getpid(), number)
+        eventually(lambda: stop.reason is StopReason.SHUTDOWN)
+        assert stop.deadline is not None
+        assert 30.0 <= stop.deadline - begun < 60.0
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_another_signal_asks_for_nothing_and_afterwards_everything_is_as_before() -> None:
+    kinds = (*SIGNALS, signal.SIGUSR1)
+    before, threads = [signal.getsignal(number) for number in kinds], threading.enumerate()
+    heard: list[int] = []
+    own = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    stop = StopSignal()
+    with draining(stop, 30.0):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        eventually(lambda: heard)
+        time.sleep(0.05)
+    signal.signal(signal.SIGUSR1, own)
+    assert stop.reason is None
+    assert [signal.getsignal(number) for number in kinds] == before
+    assert threading.enumerate() == threads
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.2], ids=["over at once", "over soon"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from entrypoints import fleet, worker
-from entrypoints.exits import EXIT_USAGE, UsageError
+from entrypoints.exits import EXIT_FAILED, EXIT_GRACE_OVER, EXIT_USAGE, UsageError
 from entrypoints.fleet import Fleet, gpus_named
 from tests.services.waiting import eventually
 
@@ -25,12 +25,12 @@ time.sleep(60)
 """
 
 
-CRASHING_ONCE = """
-import os, pathlib
-file = pathlib.Path(os.environ["HERE"], "crashed")
+KILLED_ONCE = """
+import os, pathlib, signal
+file = pathlib.Path(os.environ["HERE"], "killed")
 if not file.exists():
     file.touch()
-    os.abort()
+    os.kill(os.getpid(), signal.SIGTERM)
 """
 REFUSING_ON_0 = """
 import os, sys
@@ -79,26 +79,59 @@ def test_no_gpu_and_no_list_are_refused(text: str) -> None:
 def test_a_signal_reaches_every_worker_once_and_ends_the_fleet(
     tmp_path: Path, number: signal.Signals
 ) -> None:
+    before = signal.getsignal(number)
     both = [tmp_path / "0", tmp_path / "2"]
     thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), number))
     assert a_fleet(tmp_path, LINGERING).run() == 0
     thread.join()
+    assert signal.getsignal(number) == before
     for file in both:
         assert subprocess.run(["ps", "-p", file.read_text()], capture_output=True).returncode == 1
 
 
-def test_a_signal_that_comes_while_they_are_started_reaches_them_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_they_are_started_reaches_them_all(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     started: list[str] = []
 
     def second_brings_the_signal(gpu: str) -> dict[str, str]:
         started.append(gpu)
         if len(started) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return environment(tmp_path, gpu)
 
     command = [sys.executable, "-c", LINGERING]
     assert Fleet(("0", "1", "2"), command, second_brings_the_signal).run() == 0
     assert started == ["0", "1"], "whoever is asked to stop starts nobody"
+
+
+def test_a_worker_that_does_not_come_to_an_orderly_end_is_a_failure(tmp_path: Path) -> None:
+    program = LINGERING.replace("sys.exit(0)", f"sys.exit({EXIT_GRACE_OVER})")
+    thread = when(lambda: written(tmp_path / "2"), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert a_fleet(tmp_path, program).run() == EXIT_FAILED
+    thread.join()
+
+
+def test_a_defect_leaves_no_worker_behind(tmp_path: Path) -> None:
+    def unknown_to_the_driver(gpu: str) -> dict[str, str]:
+        if gpu == "1":
+            eventually(lambda: written(tmp_path / "0"), within=30)
+            session = os.getsid(int((tmp_path / "0").read_text()))
+            assert session != os.getsid(0), "a terminal's Ctrl-C would reach it twice"
+            raise RuntimeError("no such GPU")
+        return environment(tmp_path, gpu)
+
+    command = [sys.executable, "-c", LINGERING]
+    with pytest.raises(RuntimeError, match="no such GPU"):
+        Fleet(("0", "1"), command, unknown_to_the_driver).run()
+    pid = (tmp_path / "0").read_text()
+    eventually(lambda: gone(pid))
+
+
+def gone(pid: str) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True)
+    return state.returncode == 1 or state.stdout.startswith("Z")
 
 
 def test_workers_that_are_done_are_not_started_again(tmp_path: Path) -> None:
@@ -110,15 +143,16 @@ def test_a_wrong_setting_ends_the_fleet(tmp_path: Path) -> None:
     assert a_fleet(tmp_path, program).run() == 2
 
 
-def test_a_worker_that_ends_is_started_again(
+def test_a_worker_that_ends_is_started_again_after_a_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "RESTART_SECONDS", 0.01)
-    crashing = CRASHING_ONCE + LINGERING
+    monkeypatch.setattr(fleet, "RESTART_SECONDS", 0.25)
     both = [tmp_path / "0", tmp_path / "2"]
     thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert a_fleet(tmp_path, crashing).run() == 0
+    assert a_fleet(tmp_path, KILLED_ONCE + LINGERING, once=True).run() == 0
     thread.join()
+    killed = (tmp_path / "killed").stat().st_mtime
+    assert max(file.stat().st_mtime for file in both) - killed >= 0.25
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1", "cuda:0,cuda:1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_a_backend_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_lease_outlasts_a_final_call(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = {"BACKEND_API_URL": "https://backend.example", "INTERNAL_API_TOKEN": TOKEN}
+    loaded(monkeypatch, WEBHOOK_TIMEOUT="100")
     (line,) = refused(monkeypatch, **backend, WEBHOOK_TIMEOUT="100")
     assert line.startswith("LEASE_SECONDS='60")
     assert "give 150 or more, for WEBHOOK_TIMEOUT=100" in line
@@ -128,6 +130,10 @@ def test_no_secret_is_in_an_error_or_a_repr(monkeypatch: pytest.MonkeyPatch) -> 
     passwords = {f"{secret}%2Fquoted", f"{secret}/quoted"}
     assert {*passwords, TOKEN, "aws-secret"} <= set(settings.secrets())
     assert not any(text in shown for text in settings.secrets())
+
+
+def test_a_broker_may_need_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings_with(monkeypatch, RABBITMQ_URL="amqp://h").secrets() == ("amqp://h",)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +163,18 @@ def test_a_broker_brings_s3_with_it_unless_a_folder_is_named(
 ) -> None:
     backend = {"BACKEND_API_URL": "https://backend.example", "INTERNAL_API_TOKEN": TOKEN}
     assert loaded(monkeypatch, RABBITMQ_HOST="broker", BASE_MODEL="base", **backend).has_s3
-    assert not loaded(monkeypatch, STORAGE_DIR="buckets").has_s3
+    in_folder = loaded(monkeypatch, STORAGE_DIR="buckets")
+    assert (in_folder.has_s3, in_folder.storage_folder) == (False, Path("buckets"))
+
+
+def test_an_address_of_s3_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded(monkeypatch, S3_ENDPOINT_URL="http://minio:9000").has_s3
 
 
 def test_lists_are_read_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = loaded(monkeypatch, RETRY_DELAYS="30, 1,5", ALLOWED_IMAGE_BUCKETS="a, b")
-    assert settings.retry_delays == (1.0, 5.0, 30.0)
+    delays = "30, 1,5,86400,30,0.001"
+    settings = loaded(monkeypatch, RETRY_DELAYS=delays, ALLOWED_IMAGE_BUCKETS="a, b")
+    assert settings.retry_delays == (0.001, 1.0, 5.0, 30.0, 86400.0)
     assert settings.image_buckets == ("a", "b")
 
 
@@ -189,6 +201,22 @@ def test_an_env_file_that_cannot_be_read_is_told_by_its_name(tmp_path: Path) -> 
         load_settings(file)
     assert str(refused.value) == f"{file}: cannot be read (it is not UTF-8; save it as UTF-8)"
 
+    class Unreadable(Settings):
+        def __init__(self, **_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings(file, kind=Unreadable)
+    assert str(refused.value) == f"{file}: cannot be read (Permission denied)"
+
+
+def test_a_status_page_that_others_can_reach_has_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = refused(monkeypatch, STATUS_HOST="0.0.0.0", STATUS_PORT="9200")
+    assert line.startswith("STATUS_TOKEN")
+    loaded(monkeypatch, STATUS_HOST="0.0.0.0", STATUS_PORT="9200", STATUS_TOKEN=TOKEN)
+    monkeypatch.delenv("STATUS_TOKEN")
+    loaded(monkeypatch, STATUS_HOST="0.0.0.0", STATUS_PORT="0")
+
 
 def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = loaded(monkeypatch, WORKER_NAME="pod", STATUS_PORT="9200")
@@ -209,7 +237,9 @@ def test_devices_are_read_as_a_list_and_share_one_job_at_a_time(
     assert line.startswith("DEVICE='gpu': give cpu, cuda")
     (line,) = refused(monkeypatch, DEVICE="cuda:0,cuda:1", JOBS_TOGETHER="auto")
     assert line.startswith("JOBS_TOGETHER='auto': give 1")
-    assert loaded(monkeypatch, DEVICE="cuda:1", JOBS_TOGETHER="auto").jobs_together == "auto"
+    for number in ("auto", "32"):
+        together = loaded(monkeypatch, DEVICE="cuda:1", JOBS_TOGETHER=number)
+        assert together.jobs_together == number
 
 
 @pytest.mark.parametrize("broker", [{"RABBITMQ_HOST": "h"}, {"RABBITMQ_URL": "amqp://h"}])
@@ -280,6 +310,26 @@ def test_a_certificate_that_is_none_is_told_by_its_setting(
     assert all("in PEM" in line for line in lines)
 
 
+@pytest.mark.parametrize("given", ["RABBITMQ_CERT_FILE", "RABBITMQ_KEY_FILE"])
+def test_a_certificate_and_its_key_go_together(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, given: str
+) -> None:
+    pair = authority.issue("client")
+    files = {"RABBITMQ_CERT_FILE": pair.certificate, "RABBITMQ_KEY_FILE": pair.key}
+    (line,) = refused(monkeypatch, RABBITMQ_SSL="true", **{given: str(files[given])})
+    assert line.startswith("RABBITMQ_KEY_FILE")
+    assert "both, or neither" in line
+
+
+def test_a_file_of_use_is_not_found_fault_with_where_the_url_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    (line,) = refused(
+        monkeypatch, RABBITMQ_URL="http://h", RABBITMQ_CA_FILE=str(authority.certificate)
+    )
+    assert line.startswith("RABBITMQ_URL")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
@@ -287,9 +337,13 @@ def test_a_certificate_that_is_none_is_told_by_its_setting(
         ("RABBITMQ_QUEUE", "amq.foo", "give a name of at most 200 bytes"),
         ("RABBITMQ_URL", "amqp://u:sesame-open@h:0", "give a number from 1 to 65535"),
         ("RABBITMQ_PORT", "http", "give a whole number"),
+        ("RABBITMQ_PORT", "5672.5", "give a whole number"),
         ("RABBITMQ_PORT", "99999", "give 65535 or less"),
         ("RABBITMQ_SSL", "maybe", "give true or false"),
-        *(("JOBS_TOGETHER", n, "`auto`, or a number from 1 to 32") for n in ("0", "33", "two")),
+        *(
+            ("JOBS_TOGETHER", n, "`auto`, or a number from 1 to 32")
+            for n in ("0", "33", "two", "²")
+        ),
         ("RETRY_DELAYS", "5,soon", "give a number"),
         ("RETRY_DELAYS", "0.0009,5", "give one or more seconds, each from 0.001"),
         ("RETRY_DELAYS", "5,86401", "to a day"),
@@ -299,6 +353,13 @@ def test_a_certificate_that_is_none_is_told_by_its_setting(
         ("MODEL_BUCKET_NAME", "models/styles", "give the name alone"),
         ("ALLOWED_IMAGE_BUCKETS", "a,s3://b", "give the name alone"),
         ("BASE_MODEL_CONFIG", "/nowhere", "no folder is there"),
+        ("BASE_MODEL_CONFIG", __file__, "no folder is there"),
+        ("RABBITMQ_CA_FILE", "/nowhere", "no file is there; give one in PEM"),
+        ("RABBITMQ_CERT_FILE", "/nowhere", "no file is there; give one in PEM"),
+        ("RABBITMQ_KEY_FILE", "/nowhere", "no file is there; give one in PEM"),
+        ("BACKEND_CA_FILE", "/nowhere", "no file is there; give one in PEM"),
+        ("BACKEND_CA_FILE", __file__, "give certificates in PEM"),
+        ("AWS_SECRET_ACCESS_KEY", "sesame-open", "both, or neither"),
         ("LEASE_SECONDS", "inf", "give a finite number"),
         ("LEASE_SECONDS", "1", "give 3 or more"),
         ("GRACE_SECONDS", "nan", "give a finite number"),

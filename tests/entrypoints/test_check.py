@@ -1,0 +1,86 @@
+"""What is tried of a pod, and how it is told; the parts are in memory."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.memory import MemoryBlobStore
+from application.layout import Layout
+from domain.location import Location
+from entrypoints.check import check, trials
+
+
+class Noting(MemoryBlobStore):
+    """Notes which buckets are read and written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[str] = set()
+        self.written: set[str] = set()
+
+    def get(self, at: Location, **options: Any) -> Any:
+        self.read.add(at.bucket)
+        return super().get(at, **options)
+
+    def put(self, at: Location, data: bytes, **options: Any) -> str:
+        self.written.add(at.bucket)
+        return super().put(at, data, **options)
+
+
+def fail(text: str) -> Any:
+    raise RuntimeError(text)
+
+
+def container(**parts: Any) -> Any:
+    settings = SimpleNamespace(image_buckets=("a", "b"), model_bucket_name="models")
+    usual = {
+        "settings": lambda: settings,
+        "blobs": Noting,
+        "layout": lambda: Layout("models"),
+        "worker": lambda: "w",
+        "queue_depths": lambda: fail("no\n  broker"),
+        "notifier": lambda: fail(""),
+        "devices": lambda: ("cpu",),
+        "base_model": lambda: SimpleNamespace(
+            name="base", native_resolution=64, prediction_type="epsilon"
+        ),
+    }
+    return SimpleNamespace(**usual | parts)
+
+
+def test_every_bucket_is_tried_and_only_that_of_the_models_is_written_to() -> None:
+    blobs = Noting()
+    for part, trial in trials(container(blobs=lambda: blobs)):
+        if part in {"images", "models"}:
+            trial()
+    assert blobs.written == {"models"}
+    assert blobs.read >= {"a", "b", "models"}
+    assert not blobs.blobs, "nothing is left of the trial"
+
+
+def test_what_fails_is_a_line_of_its_own_beside_what_works(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert check(container()) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "FAILED  queue       no broker"
+    assert lines[4] == "FAILED  backend     RuntimeError"
+    assert lines[6] == "ok      base model  base, 64 px, predicts epsilon"
+    assert check(container(), as_json=True) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found[0] == {"part": "queue", "works": False, "detail": "no broker"}
+    assert [row["works"] for row in found] == [line.startswith("ok") for line in lines]
+
+
+def test_a_card_is_told_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="NVIDIA H200", total_memory=140 * 1024**3, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    told = dict(trials(container(devices=lambda: ("cuda:0", "cuda:1"))))["device"]()
+    assert told.split("; ")[1].startswith("NVIDIA H200, 140 GiB, ")

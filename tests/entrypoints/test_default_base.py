@@ -1,0 +1,85 @@
+"""Which base model is taken, and how it is loaded; no hub is asked."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+from adapters.diffusion.base import model
+from entrypoints.default_base import (
+    SMALL_BASE,
+    STABLE_DIFFUSION,
+    default_base,
+    load_base_model,
+)
+from entrypoints.settings import Settings
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What there is in the cache, and what the hub does when it is asked."""
+    there = SimpleNamespace(cached=None, fault=None, patience=None)
+
+    def ask(_name: str, *, timeout: float) -> None:
+        there.patience = timeout
+        if there.fault is not None:
+            raise there.fault
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: there.cached)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=ask))
+    return there
+
+
+def test_without_a_gpu_it_is_the_small_base_and_nobody_is_asked(hub: SimpleNamespace) -> None:
+    assert default_base("cpu") == (str(SMALL_BASE), "there is no GPU")
+    assert hub.patience is None
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_on_a_gpu_it_is_stable_diffusion_where_it_can_be_had(
+    hub: SimpleNamespace, device: str
+) -> None:
+    assert default_base(device)[0] == STABLE_DIFFUSION
+    assert 0 < hub.patience <= 10, "a hub that is cut off holds nobody up"
+    hub.fault = OSError("no way there")
+    assert default_base(device) == (str(SMALL_BASE), "no model hub can be reached")
+    hub.cached = "/cache/model_index.json"
+    assert default_base(device)[0] == STABLE_DIFFUSION
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """How the base model was loaded, and the threads that torch was given."""
+    calls: list[Any] = []
+
+    def load(name: str, *, device: str, config_folder: Path | None, **_: object) -> Any:
+        calls.append((name, device, config_folder))
+        return SimpleNamespace(native_resolution=512 if name == "large" else 64)
+
+    monkeypatch.setattr(model, "load_base", load)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    return calls
+
+
+def test_the_base_named_is_loaded_with_what_is_said_of_it(
+    loaded: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(_env_file=None, base_model="large", base_model_config=tmp_path)
+    load_base_model(settings, "cpu")
+    assert loaded == [("large", "cpu", tmp_path)]
+    assert caplog.text == ""
+
+
+def test_the_base_that_nobody_named_is_told_and_a_small_one_has_one_thread(
+    loaded: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_base_model(Settings(_env_file=None, base_model=None), "cpu")
+    assert loaded == [(str(SMALL_BASE), "cpu", None), 1]
+    assert "because there is no GPU and BASE_MODEL names no other" in caplog.text

@@ -1,0 +1,164 @@
+"""What a person at a terminal is told of a run without a style; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dependency_injector import providers
+from PIL import Image
+
+from adapters.clock import SystemClock
+from adapters.memory import MemoryReporter, MemoryTrainer
+from application.ports import TrainingPlan, TrainingSession
+from assets.drawing import draw_style_set
+from domain.failure import Failure, FailureCode, TrainingFailed
+from entrypoints import local_run
+from entrypoints.train import main
+
+DIVERGED = TrainingFailed(Failure(FailureCode.LOSS_DIVERGED, "The loss is no number any more."))
+
+
+class Faulty(MemoryTrainer):
+    """Has a fault at the beginning of each run, as long as there are some."""
+
+    def __init__(self) -> None:
+        super().__init__(SystemClock(), step_seconds=0.0)
+        self.faults: list[Exception] = []
+        self.frozen = SimpleNamespace(native_resolution=64, fingerprint="a base")
+
+    @contextmanager
+    def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
+        if self.faults:
+            raise self.faults.pop(0)
+        with super().open(plan, resume) as session:
+            yield session
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Faulty:
+    faulty, build = Faulty(), local_run.build_container
+
+    def build_with_it(arguments: Any) -> Any:
+        container = build(arguments)
+        container.base_model.override(providers.Object(faulty.frozen))
+        container.trainer.override(providers.Object(faulty))
+        container.reporter.override(providers.Object(MemoryReporter()))
+        return container
+
+    monkeypatch.setattr(local_run, "build_container", build_with_it)
+    return faulty
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr(local_run.time, "sleep", waited.append)
+    return waited
+
+
+Run = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """The command: its exit code, its outcome, and what it says beside that."""
+    monkeypatch.chdir(tmp_path)
+    draw_style_set(tmp_path / "pictures", count=1, seed=3)
+
+    def command(*options: str) -> tuple[int, dict[str, Any], str]:
+        code = main(["pictures", "--out", "out", "--json", "--epochs", "2", *options])
+        printed = capsys.readouterr()
+        return code, json.loads(printed.out), printed.err
+
+    return command
+
+
+def test_a_run_that_failed_is_told_with_its_reason_and_begun_anew(
+    trainer: Faulty, run: Run
+) -> None:
+    trainer.faults = [DIVERGED]
+    code, outcome, said = run()
+    assert code == 1
+    assert (outcome["result"], outcome["code"]) == ("failed", "LOSS_DIVERGED")
+    assert outcome["message"] == "The loss is no number any more."
+    assert outcome["report"] == []
+    assert outcome["weights"] is None
+    assert "LOSS_DIVERGED: The loss is no number any more." in said
+
+    code, outcome, _ = run()
+    assert (code, outcome["result"], outcome["code"]) == (0, "completed", None)
+
+
+def test_a_fault_ends_the_command_with_its_reason_and_the_same_command_goes_on(
+    trainer: Faulty, run: Run, pauses: list[float]
+) -> None:
+    trainer.faults = [OSError("the disk is away")]
+    code, outcome, said = run()
+    assert code == 1
+    assert "the disk is away" in outcome["message"]
+    assert f"not finished: {outcome['message']}" in said
+    assert pauses == [], "a person waits for nobody but another run of theirs"
+    assert run()[0] == 0
+
+
+@pytest.mark.parametrize(("every", "epochs"), [("1", [1, 2, 3, 4, 5]), ("2", [2, 4, 5])])
+def test_every_checkpoint_that_was_asked_for_stays(
+    trainer: Faulty, run: Run, tmp_path: Path, every: str, epochs: list[int]
+) -> None:
+    code, outcome, _ = run("--epochs", "5", "--checkpoint-every", every)
+    assert (code, outcome["checkpoint_epoch"]) == (0, 5)
+    stored = sorted(path.name for path in tmp_path.glob("out/jobs/*/checkpoints/*"))
+    assert [int(re.findall(r"\d+", name)[0]) for name in stored] == epochs
+
+
+def test_pictures_may_be_links(trainer: Faulty, run: Run, tmp_path: Path) -> None:
+    (picture,) = (path for path in (tmp_path / "pictures").iterdir() if path.suffix != ".txt")
+    picture.rename(tmp_path / "elsewhere")
+    picture.symlink_to(tmp_path / "elsewhere")
+    assert run()[0] == 0
+
+
+def test_whatever_determines_the_weights_makes_another_run(
+    trainer: Faulty, run: Run, tmp_path: Path
+) -> None:
+    assert run()[0] == 0
+    (picture,) = (path for path in (tmp_path / "pictures").iterdir() if path.suffix != ".txt")
+
+    def is_another(*options: str) -> bool:
+        code, outcome, _ = run(*options)
+        return code == 2 and "holds another run" in outcome["message"]
+
+    assert is_another("--tags", "ink")
+    assert is_another("--style-id", "7")
+    assert is_another("--rank", "4")
+    with changed(picture.with_suffix(".txt")) as caption:
+        caption.write_text("in other words")
+        assert is_another()
+    with changed(picture):
+        Image.new("RGB", (300, 300), "teal").save(picture)
+        assert is_another()
+    renamed = picture.rename(picture.with_stem("renamed"))
+    picture.with_suffix(".txt").rename(renamed.with_suffix(".txt"))
+    assert is_another()
+    renamed.with_suffix(".txt").rename(picture.with_suffix(".txt"))
+    renamed.rename(picture)
+    assert run()[0] == 0, "as it was"
+    trainer.frozen.fingerprint = "another base"
+    assert is_another()
+
+
+@contextmanager
+def changed(file: Path) -> Iterator[Path]:
+    """The file, as it was afterwards."""
+    before = file.read_bytes()
+    yield file
+    file.write_bytes(before)

@@ -1,0 +1,98 @@
+"""What a submitted task says, and what becomes of dead letters; folders stand for everything."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entrypoints.settings import Settings
+from entrypoints.submit import main
+
+TASK = str(uuid.uuid4())
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_folders_task_has_all_that_was_said_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.png", "a.TXT", "b.png"):
+        (tmp_path / "pictures" / name).write_text(f"of {name}")
+    assert main(["pictures", "--tags", "ink, wash", "--epochs", "7", "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    (message,) = Path("spool").glob("*.json")
+    task: dict[str, Any] = json.loads(message.read_text())
+    assert outcome == {"task_id": task["task_id"], "text": f"submitted {task['task_id']}"}
+    data = task["data"]
+    assert (data["style_id"], data["tags"]) == (1, ["ink", "wash"])
+    assert data["parameters"] == {"epochs": 7}
+    buckets = Path("spool/buckets")
+    named = [buckets / place.removeprefix("s3://") for place in data["images"]]
+    assert [path.read_text() for path in named] == ["of a.png", "of b.png"]
+    assert [path.name for path in named[0].parent.glob("*.txt")] == ["a.txt"]
+    assert named[0].with_suffix(".txt").read_text() == "of a.TXT"
+
+
+def dead(name: str, body: bytes) -> None:
+    Path("spool/dead").mkdir(parents=True, exist_ok=True)
+    Path("spool/dead", name).write_bytes(body)
+
+
+def sifted(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    assert main([*arguments, "--json"]) == 0
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return rows
+
+
+def test_dead_letters_are_told_whatever_is_in_them_and_an_id_may_be_in_capitals(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dead("1.json", b"\xff no task")
+    dead("2.json", json.dumps({"task_id": TASK}).encode())
+    rows = sifted(capsys, "--dead")
+    assert {row["task_id"]: row["body"][:2] for row in rows} == {None: "\ufffd ", TASK: '{"'}
+    assert not any(row["put_back"] or row["dropped"] for row in rows)
+
+    rows = sifted(capsys, "--replay-dead", TASK.upper())
+    assert {row["task_id"]: row["put_back"] for row in rows} == {None: False, TASK: True}
+    (row,) = sifted(capsys, "--drop-dead", "-")
+    assert (row["dropped"], row["put_back"]) == (True, False)
+    assert sifted(capsys, "--dead") == []
+
+
+def test_the_cancellation_of_a_task_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cancel", TASK.upper(), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert (outcome["task_id"], outcome["state"]) == (TASK, "unknown")
+    assert main(["--cancel", "no id"]) == 2
+    assert "--cancel no id: give a task's id" in capsys.readouterr().err
+
+
+def test_a_misspelt_setting_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RABITMQ_HOST", "broker")
+    assert main(["--dead"]) == 0
+    assert "did you mean RABBITMQ_HOST?" in capsys.readouterr().err
+
+
+def test_a_task_in_a_file_goes_on_the_queue_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"style_id": 7, "images": ["s3://stylelicense-training-data/a.png"] * 10}
+    task = {"task_id": TASK, "type": "model_training", "data": data}
+    Path("task.json").write_text(json.dumps(task, indent=3))
+    assert main(["task.json"]) == 0
+    assert capsys.readouterr().out == f"submitted {TASK}\n"
+    (message,) = Path("spool").glob("*.json")
+    assert message.read_bytes() == Path("task.json").read_bytes()
