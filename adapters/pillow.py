@@ -151,10 +151,11 @@ def _on_white(image: Image.Image) -> Image.Image:
         return _to_srgb(grey, profile)
     if not image.has_transparency_data:
         return _to_srgb(image, profile)
+    layered = image.convert("RGBA")
     # A profile is of grey or of colours, as the picture is.
-    opaque = image.convert("L" if image.mode in {"L", "LA"} else "RGB")
+    opaque = image.convert("L") if image.mode in {"L", "LA"} else layered.convert("RGB")
     white = Image.new("RGB", image.size, "white")
-    white.paste(_to_srgb(opaque, profile), mask=image.convert("RGBA").getchannel("A"))
+    white.paste(_to_srgb(opaque, profile), mask=layered.getchannel("A"))
     return white
 
 

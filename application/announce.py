@@ -45,7 +45,11 @@ class Announcer:
     """Seconds. A backend that asks for more is called again by a later delivery."""
 
     def __call__(
-        self, entry: Entry, still_ours: Callable[[], None], stop: StopSignal
+        self,
+        entry: Entry,
+        still_ours: Callable[[], None],
+        firm: Callable[[], bool],
+        stop: StopSignal,
     ) -> Settlement:
         """Make the call, and record the answer.
 
@@ -55,6 +59,7 @@ class Announcer:
 
         Args:
             still_ours: holds the job's lease for longer than a try can take, or raises.
+            firm: whether the lease is certainly ours at this moment.
             stop: after it no call is repeated.
 
         Raises:
@@ -69,6 +74,10 @@ class Announcer:
                 return HandBack()
             still_ours()
             entry.apply(entry.job.begin_announcement())
+            if not firm():
+                # The process stood still while the intent was on its way: whoever has taken the
+                # job over since may have made the call.
+                continue
             try:
                 self._call(entry.job)
             except NotifierRefused as error:

@@ -57,7 +57,9 @@ class RefuseTask:
                 if entry.job.state in UNDECIDED:
                     entry.apply(entry.job.give_up(failure))
                 if not entry.job.is_terminal:
-                    settlement = self.announcer(entry, lease.renew, worker_stop)
+                    settlement = self.announcer(
+                        entry, lease.renew, lambda: lease.firm, worker_stop
+                    )
                     if isinstance(settlement, HandBack):
                         return settlement
             return refused

@@ -105,7 +105,7 @@ class RunTraining:
                     return Done()
                 # From here on a cancellation comes too late.
                 still_ours = partial(self._hold, lease, worker_stop)
-                settlement = self.announcer(entry, still_ours, worker_stop)
+                settlement = self.announcer(entry, still_ours, lambda: lease.firm, worker_stop)
                 if entry.job.is_terminal:
                     self._tidy(entry.job)
                 return settlement

@@ -29,7 +29,7 @@ def held_out_positions(
     groups: Sequence[frozenset[int]], split: float, seed: int
 ) -> frozenset[int]:
     """Which pictures are not trained on: about the share ``split``, and at least one where that
-    is above 0 and not all are alike. Never more than half.
+    is above 0 and not all are alike. Never all, and at most half, rounded up.
 
     Args:
         groups: for each picture the positions of those that show the same, its own among them.
@@ -37,7 +37,7 @@ def held_out_positions(
     """
     count = len(groups)
     wanted = max(1, round(count * split)) if split else 0
-    most = count // 2
+    most = min(count - 1, (count + 1) // 2)
     held: frozenset[int] = frozenset()
     for position in torch.randperm(count, generator=generator_for(seed, "validation")).tolist():
         if len(held) < wanted and len(held | groups[position]) <= most:

@@ -54,11 +54,12 @@ def announce(
     entry: Entry | None = None,
     stop: StopSignal | None = None,
     still_ours: Callable[[], None] = lambda: None,
+    firm: Callable[[], bool] = lambda: True,
     **options: Any,
 ) -> Any:
     named: dict[str, Any] = {"notifier": backend, "random": lambda: 1.0, **options}
     announcer = Announcer(clock=world.clock, **named)
-    return announcer(entry or failing(world), still_ours, stop or StopSignal())
+    return announcer(entry or failing(world), still_ours, firm, stop or StopSignal())
 
 
 def test_tries_are_counted_and_their_pauses_double_up_to_the_longest(world: World) -> None:
@@ -132,6 +133,23 @@ def test_who_was_overtaken_between_two_tries_makes_no_more(world: World) -> None
     with pytest.raises(LeaseLost):
         announce(world, backend, entry=entry, still_ours=overtake)
     assert len(backend.keys) == 1
+
+
+def test_who_stood_still_while_the_intent_was_recorded_asks_again_whose_the_job_is(
+    world: World,
+) -> None:
+    asked: list[str] = []
+
+    def still_ours() -> None:
+        asked.append("renewed")
+        if len(asked) > 1:
+            raise LeaseLost("another worker has renewed it")
+
+    backend = Answering()
+    with pytest.raises(LeaseLost):
+        announce(world, backend, still_ours=still_ours, firm=lambda: False)
+    assert backend.keys == []
+    assert len(asked) == 2
 
 
 def test_after_a_stop_no_call_is_repeated(world: World) -> None:
