@@ -17,8 +17,9 @@ demo: $(READY) ## Train a style from pictures that the project draws, into demo/
 	@$(BIN)/python -m assets.demo_pictures $(DEMO)/pictures
 	$(BIN)/python -m entrypoints.train $(DEMO)/pictures --out $(DEMO)/style $(DEMO_OPTIONS)
 
-# Coverage is of what the units' tests are about; measured in the others, it costs a quarter of
-# their time. Files in their own order: sorted by their number of tests, the longest would come last.
+# Coverage counts domain and application (pyproject.toml), which these tests are about; measured in
+# all, it costs a quarter of their time. The others come by files in their own order: sorted by their
+# number of tests, the longest would come last.
 test: $(READY) ## Run every test that this machine can, those of the units with their coverage
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term $(UNITS)
 	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder $(UNITS:%=--ignore=%)

@@ -135,7 +135,7 @@ def _decode(data: bytes, at: Location) -> tuple[int, TrainingJob]:
     try:
         record = json.loads(data)
         return record["revision"], decode_job(record["job"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordDamaged(at, error) from error
 
 
@@ -184,10 +184,9 @@ def _location(values: dict[str, str]) -> Location:
 
 
 def _member(kind: type[Member], value: str) -> Member:
-    try:
-        return kind(value)
-    except ValueError:
-        raise RecordNewer(f"{kind.__name__} {value}") from None
+    if isinstance(value, str) and value not in set(kind):
+        raise RecordNewer(f"{kind.__name__} {value}")
+    return kind(value)
 
 
 def _parameters(values: dict[str, Any]) -> TrainingParameters:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from application.journal import RecordNewer
+from application.journal import RecordDamaged, RecordNewer
 from application.lease import LeaseHeld, LeaseLost
 from application.patience import backoff
 from application.ports import BlobDenied, Unavailable
@@ -72,7 +72,7 @@ def settlement_after(
             return RetryLater(backoff(retries, error.retry_after), str(error))
         case RecordNewer():
             return RetryLater(backoff(retries), str(error))
-        case BlobDenied():
+        case BlobDenied() | RecordDamaged():
             # To the bucket of models: the same for every task, which it must not bury.
             if retries >= rules.most_retries:
                 return DeadLetter(str(error))

@@ -61,8 +61,9 @@ class ReportWriter:
 
         Args:
             seconds: since the job was taken up.
-            stop: ends the drawing, between two rounds of previews, and the waiting for a store
-                that is away. There is no report then: the announcement is worth more.
+            stop: ends the drawing, after each round of previews (without the adapters, then with
+                them), and the waiting for a store that is away. There is no report then: the
+                announcement is worth more.
 
         Raises:
             TrainerBroken: by the session.

@@ -93,7 +93,7 @@ def with_dashes(argv: Sequence[str]) -> list[str]:
     ``--learning-rate``; values are left as they are."""
     ended = list(argv).index("--") if "--" in argv else len(argv)
     return [
-        re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), text)
+        re.sub(r"^--[\w-]+(?==|$)", lambda option: option[0].replace("_", "-"), text)
         for text in argv[:ended]
     ] + list(argv[ended:])
 

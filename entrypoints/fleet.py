@@ -56,7 +56,7 @@ class Fleet:
     """Monotonic seconds at which the GPU gets its worker."""
     _ended: dict[str, int] = field(default_factory=dict)
     _asked: deque[int] = field(default_factory=deque)
-    """Signals that the workers have not got yet."""
+    """Signals that the workers have not been told of yet."""
     _stopping: bool = False
 
     def run(self) -> int:

@@ -317,10 +317,8 @@ def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settl
     """Run the task; where a killed process left its lease, wait until it expires, once."""
     use_case = container.run_training()
     settlement: Settlement = use_case(task, stop)
-    if isinstance(settlement, RetryLater) and settlement.delay <= LEASE.seconds:
-        reason = settlement.reason
-        if settlement.elsewhere:
-            reason = "another run of this command is at work here, or was killed"
+    if isinstance(settlement, RetryLater) and settlement.elsewhere:
+        reason = "another run of this command is at work here, or was killed"
         say(container.console(), f"waiting {settlement.delay:.0f} s: {reason}")
         time.sleep(settlement.delay)
         settlement = use_case(task, stop)
@@ -336,7 +334,7 @@ def _refuse_other_run(
             continue
         job = recorded_job(blobs, layout.journal(task_id))
         raise UsageError(
-            f"--out {out}: holds another run: {_difference(job, parameters)}; give another "
+            f"--out {out}: holds another run {_difference(job, parameters)}; give another "
             "folder, or repeat that command"
         )
 
@@ -347,11 +345,14 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
         return "of other pictures, captions, parameters or base model"
     was, now = asdict(other.parameters), asdict(parameters)
     differing = [
-        f"{option_of(name)} was {was[name]}, now it is {now[name]}"
+        f"{option_of(name)} {was[name]} (now {now[name]})"
         for name in was
         if was[name] != now[name]
     ]
-    return ", ".join(differing) or "of other pictures, captions or tags, or another base model"
+    if not differing:
+        return "of other pictures, captions or tags, or another base model"
+    # What was not given follows from the number of pictures.
+    return f"with {', '.join(differing)}"
 
 
 @contextmanager

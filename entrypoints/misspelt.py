@@ -17,7 +17,7 @@ def misspelt(given: Mapping[str, str | None], settings: Collection[str]) -> dict
     """Which names are probably meant as settings, each with the setting.
 
     One whose setting is given beside it is somebody else's: what several programs read often
-    says the same thing under several names. So does one without a value say nothing.
+    says the same thing under several names. A name without a value says nothing.
 
     Args:
         given: names with their values, in whatever case, as settings are read.

@@ -517,7 +517,8 @@ def load_settings(
         raise InvalidSettings("\n".join(lines)) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8; save it as UTF-8"
-        raise InvalidSettings(f"{env_file}: cannot be read ({reason})") from None
+        where = getattr(error, "filename", None) or env_file
+        raise InvalidSettings(f"{where}: cannot be read ({reason})") from None
 
 
 def warn_of_misspelt_settings(env_file: Path | None = Path(".env")) -> None:

@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m entrypoints.train",
         # All options in one line would stand before every error.
-        usage="%(prog)s pictures --out OUT [options]",
+        usage="%(prog)s (pictures | --export FORM style) --out OUT [options]",
         description="Train a Stable Diffusion style (LoRA) from a folder of pictures.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -198,8 +198,8 @@ def _decode(body: bytes) -> object:
         limit = f"send at most {MAX_MESSAGE_BYTES // 1024} KiB"
         raise InvalidTask("message", body[:40], limit)
     try:
-        # With NaN and Infinity, which Python's own writer may send: refused where they stand, and
-        # so by the style's name.
+        # With NaN and Infinity, which Python's own writer may send: refused where a number counts,
+        # and so by the style's name.
         return from_json(body)
     except ValueError as error:
         raise InvalidTask("message", body[:40], f"send JSON in UTF-8 ({error})") from None

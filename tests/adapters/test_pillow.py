@@ -152,11 +152,13 @@ def test_transparent_webp_lies_on_white() -> None:
     assert decode(encode(image, "WEBP", lossless=True)).getcolors() == [(90_000, (255,) * 3)]
 
 
-def test_a_transparent_palette_entry_lies_on_white() -> None:
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("transparency", [0, bytes([0, 255])])
+def test_a_transparent_palette_entry_lies_on_white(transparency: int | bytes) -> None:
     image = Image.new("P", (300, 300), 1)
     image.putpalette([200, 0, 0, 0, 0, 200])
     image.paste(0, (0, 0, 150, 300))
-    picture = decode(encode(image, "PNG", transparency=0))
+    picture = decode(encode(image, "PNG", transparency=transparency))
     assert picture.getpixel((10, 10)) == (255, 255, 255)
     assert picture.getpixel((290, 10)) == (0, 0, 200)
 

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore
-from application.journal import Journal, RecordNewer, decode_job, encode_job, recorded_job
+from application.journal import (
+    Journal,
+    RecordDamaged,
+    RecordNewer,
+    decode_job,
+    encode_job,
+    recorded_job,
+)
 from domain.events import Event
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
@@ -69,6 +76,17 @@ def test_what_only_a_newer_worker_can_go_on_with_is_left_to_it(
     (record[part] if part else record)[name] = value
     with pytest.raises(RecordNewer, match=rf"newer worker's \({told}\): .*update this one"):
         decode_job(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("parameters", []), ("state", None), ("state", 3), ("progress", "x")]
+)
+def test_what_is_no_record_is_told_by_its_name(name: str, value: object) -> None:
+    at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
+    record = {"revision": 1, "writer": "w", "job": written(JOB) | {name: value}}
+    blobs.put(at, json.dumps(record).encode())
+    with pytest.raises(RecordDamaged, match=r"s3://styles/jobs/task-1/journal\.json is damaged"):
+        recorded_job(blobs, at)
 
 
 def test_what_an_older_worker_did_not_know_has_its_default() -> None:

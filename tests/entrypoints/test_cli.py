@@ -123,9 +123,9 @@ def test_options_may_be_spelt_as_other_trainers_have_them() -> None:
         found.extend([arguments.learning_rate, arguments.trigger_word, *arguments.rest])
         return 0
 
-    given = ["--learning_rate", "a_1", "--trigger_word=b_2", "c_3", "--", "--d_4"]
+    given = ["--learning_rate", "a_1", "--trigger_word=b_2", "--c_3 is said", "--", "--d_4"]
     assert run_command(parser, carry_out, given) == 0
-    assert found == ["a_1", "b_2", "c_3", "--d_4"]
+    assert found == ["a_1", "b_2", "--c_3 is said", "--d_4"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

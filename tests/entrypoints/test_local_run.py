@@ -16,7 +16,7 @@ from PIL import Image
 
 from adapters.clock import SystemClock
 from adapters.memory import MemoryReporter, MemoryTrainer
-from application.ports import TrainingPlan, TrainingSession
+from application.ports import BlobDenied, BlobUnavailable, TrainingPlan, TrainingSession
 from assets.drawing import draw_style_set
 from domain.failure import Failure, FailureCode, TrainingFailed
 from entrypoints import local_run
@@ -98,10 +98,11 @@ def test_a_run_that_failed_is_told_with_its_reason_and_begun_anew(
     assert (code, outcome["result"], outcome["code"]) == (0, "completed", None)
 
 
+@pytest.mark.parametrize("kind", [OSError, BlobDenied, BlobUnavailable])
 def test_a_fault_ends_the_command_with_its_reason_and_the_same_command_goes_on(
-    trainer: Faulty, run: Run, pauses: list[float]
+    trainer: Faulty, run: Run, pauses: list[float], kind: type[Exception]
 ) -> None:
-    trainer.faults = [OSError("the disk is away")]
+    trainer.faults = [kind("the disk is away")]
     code, outcome, said = run()
     assert code == 1
     assert "the disk is away" in outcome["message"]

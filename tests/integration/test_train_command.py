@@ -295,7 +295,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(
     before = {file: (out / file).read_bytes() for file in files_in(out)}
     capsys.readouterr()
     assert main([str(pictures), "--out", str(out), *QUICK, "--seed", "3"]) == 2
-    assert "another run: --seed was 0, now it is 3; give another folder" in capsys.readouterr().err
+    assert "another run with --seed 0 (now 3); give another folder" in capsys.readouterr().err
     assert main([str(pictures), "--out", str(out), *QUICK, "--tags", "ink"]) == 2
     assert "of other pictures, captions or tags" in capsys.readouterr().err
     assert {file: (out / file).read_bytes() for file in files_in(out)} == before
