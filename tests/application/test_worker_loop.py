@@ -207,6 +207,24 @@ def test_a_bad_message_whose_record_is_damaged_is_tried_again_and_then_left_to_a
     assert f"{record} is damaged" in letter.reason
 
 
+def test_a_defect_in_refusing_a_message_is_logged_and_at_last_left_to_a_person(
+    world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Defective:
+        def failed(self, *_: object) -> None:
+            raise RuntimeError("a defect")
+
+    queue.publish(BAD)
+    loop_over(world, queue, notifier=Defective())(StopSignal(), until_empty=True)
+    assert queue.waiting == [BAD], "no defect ends the worker"
+    assert "met a defect" in caplog.text
+    for _ in range(RULES.most_retries):
+        world.clock.advance(600)
+        loop_over(world, queue, notifier=Defective())(StopSignal(), until_empty=True)
+    assert queue.waiting == []
+    assert [letter.reason for letter in queue.dead] == ["after 20 retries: RuntimeError: a defect"]
+
+
 def test_a_bad_message_of_which_nobody_can_be_told_is_left_to_a_person_at_once(
     world: World, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
