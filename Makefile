@@ -18,7 +18,7 @@ demo: $(READY) ## Train a style from pictures that the project draws, into demo/
 	$(BIN)/python -m entrypoints.train $(DEMO)/pictures --out $(DEMO)/style $(DEMO_OPTIONS)
 
 # Coverage counts domain and application (pyproject.toml), which these tests are about; measured in
-# all, it costs a quarter of their time. The others come by files in their own order: sorted by their
+# all, it would make them slower. The others come by files in their own order: sorted by their
 # number of tests, the longest would come last.
 test: $(READY) ## Run every test that this machine can, those of the units with their coverage
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term $(UNITS)

@@ -351,7 +351,7 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
     ]
     if not differing:
         return "of other pictures, captions or tags, or another base model"
-    # What was not given follows from the number of pictures.
+    # Not "of other parameters": one that was not given may follow from the number of pictures.
     return f"with {', '.join(differing)}"
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -18,6 +20,10 @@ from application.ports import EpochRecord, StepReport, TrainingPlan, TrainingSes
 from domain.parameters import TrainingParameters
 from domain.picture import Picture
 
+needs_prodigy = pytest.mark.skipif(
+    find_spec("prodigyopt") is None,
+    reason="waits for prodigyopt: pip install 'style-trainer[prodigy]'",
+)
 EVERY_OPTION: dict[str, Any] = {
     "random_flip": True,
     "caption_dropout": 0.3,

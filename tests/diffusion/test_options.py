@@ -20,17 +20,13 @@ from application.ports import CheckpointRejected
 from domain.failure import FailureCode, TrainingFailed
 from domain.parameters import RequestedParameters, TrainingParameters
 from domain.picture import Picture
-from tests.diffusion.runs import plan_of, predict, run
+from tests.diffusion.runs import needs_prodigy, plan_of, predict, run
 
 pytestmark = pytest.mark.integration
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,
     reason="waits for bitsandbytes: pip install 'style-trainer[adam8bit]'",
-)
-needs_prodigy = pytest.mark.skipif(
-    importlib.util.find_spec("prodigyopt") is None,
-    reason="waits for prodigyopt: pip install 'style-trainer[prodigy]'",
 )
 
 OPTIONS = [

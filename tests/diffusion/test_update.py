@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -11,9 +10,9 @@ import torch
 from adapters.diffusion.data.step_inputs import LEARNING_RATE_SLOTS, StepInputs
 from adapters.diffusion.step.update import Update
 from domain.parameters import OptimizerName, TrainingParameters
+from tests.diffusion.runs import needs_prodigy
 
 RATE = 0.25
-needs_prodigy = pytest.mark.skipif(find_spec("prodigyopt") is None, reason="waits for prodigyopt")
 
 
 def update_of(*, loss_scaling: bool = False, text_weights: int = 0, **parameters: Any) -> Update:
