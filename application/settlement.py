@@ -73,7 +73,8 @@ def settlement_after(
         case RecordNewer():
             return RetryLater(backoff(retries), str(error))
         case BlobDenied() | RecordDamaged():
-            # To the bucket of models: the same for every task, which it must not bury.
+            # A denied bucket of models is the same for every task, which it must not bury; what
+            # looks like damage may be another's answer in the store's place.
             if retries >= rules.most_retries:
                 return DeadLetter(str(error))
             return RetryLater(backoff(retries), str(error))
