@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from adapters.pillow import PillowInspector
@@ -11,6 +12,11 @@ from domain.picture import Picture
 
 def drawn_pictures(folder: Path, count: int, size: int = 512) -> tuple[Picture, ...]:
     """Pictures that the project draws, with their captions; squares but for a few."""
+    return read_pictures(draw_style_set(folder, count=count, seed=1, size=size))
+
+
+def read_pictures(paths: Iterable[Path]) -> tuple[Picture, ...]:
+    """Picture files, each with its caption beside it."""
     inspect = PillowInspector().inspect
     return tuple(
         Picture(
@@ -19,5 +25,5 @@ def drawn_pictures(folder: Path, count: int, size: int = 512) -> tuple[Picture, 
             inspect(path.read_bytes()),
             path.with_suffix(".txt").read_text().strip(),
         )
-        for path in draw_style_set(folder, count=count, seed=1, size=size)
+        for path in paths
     )

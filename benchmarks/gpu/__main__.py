@@ -14,11 +14,9 @@ import contextlib
 import gc
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from benchmarks.gpu.bench import attempts, prepare
@@ -44,7 +42,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/<device>.json")
     options = parser.parse_args()
     device = torch.device(options.device)
-    started_up = time.time() - psutil.Process().create_time()
     results: dict[str, Any] = {**facts(device), "rows": []}
     target = options.json or Path("benchmarks/results") / f"{slug(results['device'])}.json"
     measured: list[dict[str, Any]] = []
@@ -79,9 +76,7 @@ def main() -> None:
             del bench
             gc.collect()
         if "job" in options.parts:
-            for row in attempts(
-                lambda: whole_job(options, device, folder, started_up), "whole job"
-            ):
+            for row in attempts(lambda: whole_job(options, device, folder), "whole job"):
                 note("job", row)
 
 

@@ -1,13 +1,21 @@
-"""A whole job, from files to weights."""
+"""A whole job, from files to weights, in a process of its own: `python -m benchmarks.gpu.job`.
+
+The clock starts with the process, so that the imports, the driver's start and the base model's
+loading are in it, as they are for whoever trains one style with one command.
+"""
 
 from __future__ import annotations
 
 import argparse
-import gc
+import json
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from adapters.diffusion.base.model import load_base
@@ -15,63 +23,116 @@ from adapters.diffusion.strategy import choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import TrainingPlan
+from assets.drawing import draw_style_set
 from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base, save_base
 from benchmarks.gpu.bench import RANK
 from benchmarks.gpu.facts import gib, wait_for
-from benchmarks.pictures import drawn_pictures
+from benchmarks.pictures import read_pictures
 from domain.parameters import TrainingParameters
 
 
-def whole_job(
-    options: argparse.Namespace, device: torch.device, folder: Path, started_up: float
-) -> dict[str, Any]:
-    """20 pictures from files to weights, with the process's start and the base model's loading;
-    then a second one.
+def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
+    """The row of a job of 20 pictures, and of a second one on the same base model.
 
-    Args:
-        started_up: seconds from the process's start to the end of its imports.
+    Raises:
+        RuntimeError: the process failed; with the end of what it said.
     """
-    at = SMALL_BASE
+    base, pictures = SMALL_BASE, folder / "job"
     if not options.tiny:
-        at = folder / "base"
-        save_base(full_size_base(device, torch.float16), at)
-    pictures = drawn_pictures(folder / "job", 20)
-    gc.collect()
-    started = time.perf_counter()
-    strategy = choose_strategy(device)
-    base = load_base(str(at), device=device, dtype=strategy.compute)
-    trainer = DiffusionTrainer(base, decode, device, strategy=strategy)
-    loaded = time.perf_counter() - started
-    resolution = 64 if options.tiny else RESOLUTION
-    parameters = TrainingParameters(epochs=options.epochs, resolution=resolution, rank=RANK)
-    plan = TrainingPlan(style_id=1, pictures=pictures, tags=(), parameters=parameters)
-    row: dict[str, Any] = {"pictures": len(pictures), "epochs": options.epochs}
-    row |= {"imports_s": round(started_up, 2), "load_base_s": round(loaded, 2)}
-    row |= _job(trainer, plan)
-    row["total_s"] = round(started_up + loaded + row["job_s"], 2)
-    with trainer.open(plan, None) as session:
-        opened = time.perf_counter()
-        session.advance()
-        wait_for(device)
-        row["second_job_first_step_s"] = round(time.perf_counter() - opened, 3)
+        base = folder / "base"
+        save_base(full_size_base(device, torch.float16), base)
+    draw_style_set(pictures, count=20, seed=1, size=512)
+    command = [sys.executable, "-m", "benchmarks.gpu.job", str(base), str(pictures)]
+    command += ["--device", str(device), "--epochs", str(options.epochs)]
+    command += ["--resolution", str(64 if options.tiny else RESOLUTION)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-300:])
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
 
 
-def _job(trainer: DiffusionTrainer, plan: TrainingPlan) -> dict[str, Any]:
-    started = time.perf_counter()
+def main() -> None:
+    """Run the jobs, and print the row."""
+    imported = _age()
+    parser = argparse.ArgumentParser(description="Time a whole job.")
+    parser.add_argument("base", type=Path, help="a diffusers folder")
+    parser.add_argument("pictures", type=Path, help="a folder of pictures and captions")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--resolution", type=int, default=RESOLUTION)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    strategy = choose_strategy(device)
+    base = load_base(str(options.base), device=device, dtype=strategy.compute)
+    trainer = DiffusionTrainer(base, decode, device, strategy=strategy)
+    wait_for(device)
+    loaded = _age()
+    pictures = read_pictures(
+        path for path in sorted(options.pictures.iterdir()) if path.suffix in {".jpg", ".png"}
+    )
+    parameters = TrainingParameters(
+        epochs=options.epochs, resolution=options.resolution, rank=RANK
+    )
+    plan = TrainingPlan(style_id=1, pictures=pictures, tags=(), parameters=parameters)
+    row = {
+        "pictures": len(pictures),
+        "epochs": options.epochs,
+        "imports_s": round(imported, 2),
+        "load_base_s": round(loaded - imported, 2),
+        **_first(trainer, plan, device, loaded),
+        **_second(trainer, plan, device),
+    }
+    print(json.dumps(row))
+
+
+def _first(
+    trainer: DiffusionTrainer, plan: TrainingPlan, device: torch.device, loaded: float
+) -> dict[str, Any]:
     with trainer.open(plan, None) as session:
-        opened = time.perf_counter()
+        wait_for(device)
+        opened = _age()
         while not session.finished:
             session.advance()
         weights = session.weights()
-        ended = time.perf_counter()
+        ended = _age()
         return {
-            "encode_s": round(opened - started, 2),
+            "encode_s": round(opened - loaded, 2),
             "train_s": round(ended - opened, 2),
-            "job_s": round(ended - started, 2),
+            "total_s": round(ended, 2),
             "steps": session.total_steps,
             "steps_per_s": round(session.total_steps / (ended - opened), 2),
             "peak_gib": gib(session.peak_memory),
             "weights_bytes": len(weights),
             "last_loss": session.history[-1].loss,
+            "checkpoint_s": _timed(session.checkpoint, device),
+            "previews": len(session.previews(adapted=True)),
+            "previews_s": _timed(lambda: session.previews(adapted=True), device),
         }
+
+
+def _second(trainer: DiffusionTrainer, plan: TrainingPlan, device: torch.device) -> dict[str, Any]:
+    """Of a job that finds the base model loaded and the kernels compiled."""
+    started = time.perf_counter()
+    with trainer.open(plan, None) as session:
+        wait_for(device)
+        return {
+            "second_job_open_s": round(time.perf_counter() - started, 3),
+            "second_job_first_step_s": _timed(session.advance, device),
+        }
+
+
+def _timed(do: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    do()
+    wait_for(device)
+    return round(time.perf_counter() - started, 3)
+
+
+def _age() -> float:
+    """Seconds since this process started."""
+    return time.time() - psutil.Process().create_time()
+
+
+if __name__ == "__main__":
+    main()

@@ -111,10 +111,12 @@ def _job(row: dict[str, Any]) -> str:
         return f"A whole job failed: {row['error']}\n"
     return (
         f"A whole job of {row['pictures']} pictures and {row['epochs']} epochs, {row['steps']} "
-        f"steps: {row['total_s']} s from the process's start to weights, of these "
-        f"{row['imports_s']} s to import, {row['load_base_s']} s to load the base, "
+        f"steps, in a process of its own: {row['total_s']} s from the process's start to weights, "
+        f"of these {row['imports_s']} s to import, {row['load_base_s']} s to load the base, "
         f"{row['encode_s']} s to encode, {row['train_s']} s to train; at most "
-        f"{row['peak_gib']} GiB. The next job's first step took "
+        f"{row['peak_gib']} GiB. A checkpoint takes {row['checkpoint_s']} s, and a round of "
+        f"{row['previews']} previews {row['previews_s']} s. The process's next job was open, its "
+        f"pictures encoded, in {row['second_job_open_s']} s, and its first step took "
         f"{row['second_job_first_step_s']} s.\n"
     )
 
