@@ -72,13 +72,27 @@ def other_of(found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize("activated", [True, False])
 @pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize("use", [first_of, both_of, other_of])
-# Groups of 10, 80 and 2 channels: in two chunks, the last one short; in two; in one.
+# Blocks of 12, 12 and 8 groups, chunks of two tiles, the last one short; groups of 80 channels;
+# blocks of 3, 3 and 1; channels that are no multiple of 8; a group wider than a block.
 @pytest.mark.parametrize(
-    ("shape", "groups"), [((2, 20, 22, 20), 2), ((1, 160, 8, 8), 2), ((2, 8, 3, 5), 4)]
+    ("shape", "groups"),
+    [
+        ((1, 320, 9, 8), 32),
+        ((1, 160, 8, 8), 2),
+        ((2, 280, 6, 6), 7),
+        ((2, 12, 3, 5), 4),
+        ((1, 300, 4, 4), 2),
+    ],
 )
 def test_the_norms_kernels_give_the_norm(
-    shape: tuple[int, ...], groups: int, use: Use, shifted: bool, activated: bool
+    shape: tuple[int, ...],
+    groups: int,
+    use: Use,
+    shifted: bool,
+    activated: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(operations, "_MOST_CHUNKS", 2)
     norm = torch.nn.GroupNorm(groups, shape[1], eps=1e-5).requires_grad_(False)
     norm.weight.copy_(1 + normal(shape[1], seed=2))
     norm.bias.copy_(normal(shape[1], seed=3))
@@ -124,11 +138,28 @@ def test_what_is_added_before_a_norm_of_rows_has_the_gradient_of_the_sum() -> No
     assert torch.equal(x.grad, plus.grad)
 
 
-def test_a_group_in_more_parts_than_one_program_sums_is_cut_into_larger_ones() -> None:
-    few, many = (operations._Cut.of(pixels, 30) for pixels in (64 * 64, 256 * 256))
-    assert few.chunks * few.rows >= 64 * 64
-    assert many.chunks * many.rows >= 256 * 256
-    assert many.chunks <= operations._MOST_CHUNKS < 256 * 256 // few.rows
+@pytest.mark.parametrize("pictures", [1, 8, 500])
+@pytest.mark.parametrize(
+    ("pixels", "channels", "groups"),
+    [(64 * 64, 320, 32), (256 * 256, 960, 32), (8 * 8, 2560, 32), (15, 12, 4), (4, 300, 2)],
+)
+def test_a_group_norms_work_is_shared_out(
+    pictures: int, pixels: int, channels: int, groups: int
+) -> None:
+    cut = operations._Cut.of(pictures, pixels, channels, groups)
+    chunk = cut.rows * cut.tiles
+    assert cut.chunks * chunk >= pixels > (cut.chunks - 1) * chunk
+    assert cut.blocks * cut.each >= groups > (cut.blocks - 1) * cut.each
+    assert cut.chunks <= operations._MOST_CHUNKS
+    assert cut.each <= operations._SLOTS
+    assert cut.each * channels // groups <= cut.block
+
+
+def test_stable_diffusions_group_norms_read_wide_and_waste_little() -> None:
+    for channels in (320, 640, 960, 1280, 1920, 2560):
+        cut = operations._Cut.of(1, 64 * 64, channels, 32)
+        assert cut.align * torch.bfloat16.itemsize == 16
+        assert channels / (cut.blocks * cut.block) > 0.6
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -2,49 +2,98 @@
 
 Imported where a GPU is used, or Triton's interpreter stands in for one.
 
-A group's channels are few (10 to 80) and no power of two. So a tile is a stretch of ``BLOCK``
-numbers, cut into rows of ``depth`` channels by multiplication with ``1 / depth``: exact for
-stretches this short, quicker than a division, and one compiled kernel serves every depth.
+A group's channels are few (10 to 80) and no power of two. So a program of the group norm takes a
+block of whole groups that lie side by side: it reads wide and in order, sums by the channel, and
+brings the channels of a group together at the end. Its grid is (chunks, blocks, pictures).
 """
 
 import triton
 import triton.language as tl
 
-_ANY_SIZE = ["pixels", "channels", "groups", "depth", "rows", "shift_stride"]
-"""Compiled once for all sizes: nothing is won by knowing that one is a multiple of 16."""
+_ANY_SIZE = ["pixels", "strips", "span", "groups", "depth", "each", "tiles", "shift_stride"]
+"""Compiled once for all sizes. That channels are multiples of ``ALIGN``, which lets a thread read
+so many at once, shows by their being given as strips of so many."""
 
 
 @triton.jit
-def _tile(
-    unit,
-    chunk,
-    pixels,
-    channels,
-    groups,
-    depth,
-    inverse,
-    rows,
-    BLOCK: tl.constexpr,
-):
-    """Where a chunk of one picture's group lies: offsets, channels, and which of them count."""
-    picture = unit // groups
-    index = tl.arange(0, BLOCK)
-    row = ((index + 0.5) * inverse).to(tl.int32)
-    channel = (unit % groups) * depth + index - row * depth
-    pixel = chunk * rows + row
-    inside = (row < rows) & (pixel < pixels)
-    offset = (picture * pixels + pixel).to(tl.int64) * channels + channel
-    return offset, channel, inside
+def _block(strips, span, BLOCK: tl.constexpr, ALIGN: tl.constexpr):
+    """The program's channels: columns, which of them count, and the number of the first."""
+    first = tl.program_id(1) * span
+    column = tl.arange(0, BLOCK)
+    return column, column < tl.minimum(span, strips - first) * ALIGN, first * ALIGN
 
 
 @triton.jit
-def _value(x, shift, unit, groups, offset, channel, inside, shift_stride, SHIFTED: tl.constexpr):
-    """A tile of the feature map, shifted."""
-    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+def _picture(pixels, strips, first, ALIGN: tl.constexpr):
+    """Offset of the program's first channel in its picture's first pixel."""
+    return (tl.program_id(2) * pixels).to(tl.int64) * (strips * ALIGN) + first
+
+
+@triton.jit
+def _tile(tile, tiles, pixels, strips, column, within, ROWS: tl.constexpr, ALIGN: tl.constexpr):
+    """Some pixels of the program's chunk: offsets in the picture, and which count."""
+    pixel = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)
+    inside = (pixel < pixels)[:, None] & within[None, :]
+    return pixel[:, None] * (strips * ALIGN) + column[None, :], inside
+
+
+@triton.jit
+def _numbers(x, column, within):
+    """One for each channel."""
+    return tl.load(x + column, mask=within, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _shift(shift, first, shift_stride, column, within, SHIFTED: tl.constexpr):
+    """What is added to each channel of the picture."""
     if SHIFTED:
-        own = shift + (unit // groups) * shift_stride
-        value += tl.load(own + channel, mask=inside, other=0.0).to(tl.float32)
-    return value
+        return _numbers(shift + tl.program_id(2) * shift_stride + first, column, within)
+    return tl.zeros(column.shape, tl.float32)
+
+
+@triton.jit
+def _members(column, within, depth, SLOTS: tl.constexpr):
+    """Which channel belongs to which of the program's groups: (channels, slots)."""
+    return ((column // depth)[:, None] == tl.arange(0, SLOTS)[None, :]) & within[:, None]
+
+
+@triton.jit
+def _of_groups(by_channel, members):
+    """Sums over the channels of each group."""
+    return tl.sum(tl.where(members, by_channel[:, None], 0.0), axis=0)
+
+
+@triton.jit
+def _at_channels(by_group, members):
+    """Each group's number at all of its channels."""
+    return tl.sum(tl.where(members, by_group[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def _groups(groups, each, SLOTS: tl.constexpr):
+    """The program's groups: numbers in the batch, and which of the slots have one."""
+    slot = tl.arange(0, SLOTS)
+    own = tl.program_id(1) * each + slot
+    return tl.program_id(2) * groups + own, (slot < each) & (own < groups)
+
+
+@triton.jit
+def _store_two(partial, groups, each, one, other, SLOTS: tl.constexpr):
+    """Two numbers of the program's chunk for each group: (groups, chunks, 2)."""
+    group, real = _groups(groups, each, SLOTS)
+    at = partial + (group * tl.num_programs(0) + tl.program_id(0)) * 2
+    tl.store(at, one, mask=real)
+    tl.store(at + 1, other, mask=real)
+
+
+@triton.jit
+def _load_two(partial, groups, each, SLOTS: tl.constexpr, MOST: tl.constexpr):
+    """These two numbers of every chunk: (slots, chunks)."""
+    group, real = _groups(groups, each, SLOTS)
+    chunk, chunks = tl.arange(0, MOST), tl.num_programs(0)
+    at = partial + (group[:, None] * chunks + chunk[None, :]) * 2
+    some = real[:, None] & (chunk < chunks)[None, :]
+    return tl.load(at, mask=some, other=0.0), tl.load(at + 1, mask=some, other=0.0)
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
@@ -53,27 +102,41 @@ def moments(
     shift,
     partial,
     pixels,
-    channels,
+    strips,
+    span,
     groups,
     depth,
-    inverse,
-    rows,
+    each,
+    tiles,
     shift_stride,
     SHIFTED: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
-    """Mean and summed squared deviation of each chunk: (units, chunks, 2)."""
-    chunk, unit = tl.program_id(0), tl.program_id(1)
-    offset, channel, inside = _tile(
-        unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
-    )
-    value = _value(x, shift, unit, groups, offset, channel, inside, shift_stride, SHIFTED)
-    count = tl.minimum(rows, pixels - chunk * rows) * depth
-    mean = tl.sum(value, axis=0) / count
-    deviation = tl.where(inside, value - mean, 0.0)
-    at = partial + (unit * tl.num_programs(0) + chunk) * 2
-    tl.store(at, mean)
-    tl.store(at + 1, tl.sum(deviation * deviation, axis=0))
+    """Mean and summed squared deviation of each group in each chunk."""
+    column, within, first = _block(strips, span, BLOCK, ALIGN)
+    start = x + _picture(pixels, strips, first, ALIGN)
+    begin = tl.program_id(0) * tiles * ROWS
+    # A channel's first value stands in for its mean: squares of what is left lose no digits.
+    pivot = _numbers(start + begin * (strips * ALIGN), column, within)
+    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    squares = tl.zeros((ROWS, BLOCK), tl.float32)
+    for tile in range(tiles):
+        offset, inside = _tile(tile, tiles, pixels, strips, column, within, ROWS, ALIGN)
+        value = tl.load(start + offset, mask=inside, other=0.0).to(tl.float32)
+        apart = tl.where(inside, value - pivot[None, :], 0.0)
+        sums += apart
+        squares += apart * apart
+    count = tl.minimum(tiles * ROWS, pixels - begin).to(tl.float32)
+    beyond = tl.sum(sums, axis=0) / count
+    mean = pivot + beyond + _shift(shift, first, shift_stride, column, within, SHIFTED)
+    members = _members(column, within, depth, SLOTS)
+    level = _of_groups(mean, members) / depth
+    apart = mean - _at_channels(level, members)
+    spread = tl.sum(squares, axis=0) + count * (apart * apart - beyond * beyond)
+    _store_two(partial, groups, each, level, _of_groups(spread, members), SLOTS)
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
@@ -86,74 +149,69 @@ def normalise(
     stats,
     y,
     pixels,
-    channels,
+    strips,
+    span,
     groups,
     depth,
-    inverse,
-    rows,
+    each,
+    tiles,
     shift_stride,
     epsilon,
     SHIFTED: tl.constexpr,
     ACTIVATED: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ALIGN: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """The normalised feature map; each unit's mean and inverse deviation into ``stats``."""
-    chunk, unit, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    """The normalised feature map; each group's mean and inverse deviation into ``stats``."""
     # Chan, Golub and LeVeque, 1979: moments of parts to moments of the whole.
-    each = tl.arange(0, MOST)
-    some = each < chunks
-    at = partial + (unit * chunks + each) * 2
-    counts = tl.where(some, tl.minimum(rows, pixels - each * rows) * depth, 0).to(tl.float32)
-    means = tl.load(at, mask=some, other=0.0)
-    squares = tl.load(at + 1, mask=some, other=0.0)
+    means, squares = _load_two(partial, groups, each, SLOTS, MOST)
+    begin = tl.arange(0, MOST) * tiles * ROWS
+    counts = (tl.maximum(tl.minimum(tiles * ROWS, pixels - begin), 0) * depth).to(tl.float32)
     count = (pixels * depth).to(tl.float32)
-    mean = tl.sum(counts * means, axis=0) / count
-    apart = means - mean
-    spread = tl.sum(squares + counts * apart * apart, axis=0) / count
+    mean = tl.sum(counts[None, :] * means, axis=1) / count
+    apart = means - mean[:, None]
+    spread = tl.sum(squares + counts[None, :] * apart * apart, axis=1) / count
     scale = 1.0 / tl.sqrt(spread + epsilon)
-    if chunk == 0:
-        tl.store(stats + unit * 2, mean)
-        tl.store(stats + unit * 2 + 1, scale)
-    offset, channel, inside = _tile(
-        unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
-    )
-    value = _value(x, shift, unit, groups, offset, channel, inside, shift_stride, SHIFTED)
-    gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
-    value = (value - mean) * scale * gain
-    value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    if ACTIVATED:
-        value = value * tl.sigmoid(value)
-    tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
+    group, real = _groups(groups, each, SLOTS)
+    real = real & (tl.program_id(0) == 0)
+    tl.store(stats + group * 2, mean, mask=real)
+    tl.store(stats + group * 2 + 1, scale, mask=real)
+
+    column, within, first = _block(strips, span, BLOCK, ALIGN)
+    members = _members(column, within, depth, SLOTS)
+    level = _shift(shift, first, shift_stride, column, within, SHIFTED)
+    level -= _at_channels(mean, members)
+    gain = _at_channels(scale, members) * _numbers(weight + first, column, within)
+    least = _numbers(bias + first, column, within)
+    start = _picture(pixels, strips, first, ALIGN)
+    for tile in range(tiles):
+        offset, inside = _tile(tile, tiles, pixels, strips, column, within, ROWS, ALIGN)
+        value = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)
+        value = (value + level[None, :]) * gain[None, :] + least[None, :]
+        if ACTIVATED:
+            value = value * tl.sigmoid(value)
+        tl.store(y + start + offset, value.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _gradient_inside(
-    dy,
-    x,
-    shift,
-    weight,
-    bias,
-    stats,
-    unit,
-    groups,
-    offset,
-    channel,
-    inside,
-    shift_stride,
-    SHIFTED: tl.constexpr,
-    ACTIVATED: tl.constexpr,
-):
-    """The normalised value, and the gradient of it."""
-    value = _value(x, shift, unit, groups, offset, channel, inside, shift_stride, SHIFTED)
-    value = (value - tl.load(stats + unit * 2)) * tl.load(stats + unit * 2 + 1)
-    gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
-    gradient = tl.load(dy + offset, mask=inside, other=0.0).to(tl.float32)
+def _own_stats(stats, groups, depth, each, column, within):
+    """Mean and inverse deviation at each channel."""
+    group = tl.program_id(2) * groups + tl.program_id(1) * each + column // depth
+    at = stats + group * 2
+    return tl.load(at, mask=within, other=0.0), tl.load(at + 1, mask=within, other=0.0)
+
+
+@triton.jit
+def _before_activation(value, gradient, gain, least, ACTIVATED: tl.constexpr):
+    """The gradient of what SiLU took."""
     if ACTIVATED:
-        before = value * gain + tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+        before = value * gain[None, :] + least[None, :]
         gate = tl.sigmoid(before)
-        gradient *= gate * (1.0 + before * (1.0 - gate))
-    return value, gradient * gain
+        gradient = gradient * gate * (1.0 + before * (1.0 - gate))
+    return gradient
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
@@ -166,29 +224,43 @@ def gradient_sums(
     stats,
     partial,
     pixels,
-    channels,
+    strips,
+    span,
     groups,
     depth,
-    inverse,
-    rows,
+    each,
+    tiles,
     shift_stride,
     SHIFTED: tl.constexpr,
     ACTIVATED: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
-    """Sums over each chunk of the gradient, and of its product with the normalised value."""
-    chunk, unit = tl.program_id(0), tl.program_id(1)
-    offset, channel, inside = _tile(
-        unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
-    )
-    value, gradient = _gradient_inside(
-        dy, x, shift, weight, bias, stats, unit, groups, offset, channel, inside,
-        shift_stride, SHIFTED, ACTIVATED,
-    )  # fmt: skip
-    at = partial + (unit * tl.num_programs(0) + chunk) * 2
-    # Outside, the gradient is 0.
-    tl.store(at, tl.sum(gradient, axis=0))
-    tl.store(at + 1, tl.sum(gradient * value, axis=0))
+    """Of each group in each chunk: the gradient's sum, and that of its product with the
+    normalised value."""
+    column, within, first = _block(strips, span, BLOCK, ALIGN)
+    mean, scale = _own_stats(stats, groups, depth, each, column, within)
+    level = _shift(shift, first, shift_stride, column, within, SHIFTED) - mean
+    gain = _numbers(weight + first, column, within)
+    least = _numbers(bias + first, column, within)
+    start = _picture(pixels, strips, first, ALIGN)
+    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    products = tl.zeros((ROWS, BLOCK), tl.float32)
+    for tile in range(tiles):
+        offset, inside = _tile(tile, tiles, pixels, strips, column, within, ROWS, ALIGN)
+        value = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.load(dy + start + offset, mask=inside, other=0.0).to(tl.float32)
+        value = (value + level[None, :]) * scale[None, :]
+        # Outside, the gradient is 0.
+        gradient = _before_activation(value, gradient, gain, least, ACTIVATED)
+        sums += gradient
+        products += gradient * value
+    members = _members(column, within, depth, SLOTS)
+    one = _of_groups(tl.sum(sums, axis=0) * gain, members)
+    other = _of_groups(tl.sum(products, axis=0) * gain, members)
+    _store_two(partial, groups, each, one, other, SLOTS)
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
@@ -203,36 +275,44 @@ def gradient_through(
     other,
     dx,
     pixels,
-    channels,
+    strips,
+    span,
     groups,
     depth,
-    inverse,
-    rows,
+    each,
+    tiles,
     shift_stride,
     SHIFTED: tl.constexpr,
     ACTIVATED: tl.constexpr,
     SKIPPED: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ALIGN: tl.constexpr,
     MOST: tl.constexpr,
 ):
     """The gradient of the feature map, with that of its other use."""
-    chunk, unit, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
-    each = tl.arange(0, MOST)
-    at = partial + (unit * chunks + each) * 2
+    column, within, first = _block(strips, span, BLOCK, ALIGN)
+    members = _members(column, within, depth, SLOTS)
+    sums, products = _load_two(partial, groups, each, SLOTS, MOST)
     count = (pixels * depth).to(tl.float32)
-    level = tl.sum(tl.load(at, mask=each < chunks, other=0.0), axis=0) / count
-    slope = tl.sum(tl.load(at + 1, mask=each < chunks, other=0.0), axis=0) / count
-    offset, channel, inside = _tile(
-        unit, chunk, pixels, channels, groups, depth, inverse, rows, BLOCK
-    )
-    value, gradient = _gradient_inside(
-        dy, x, shift, weight, bias, stats, unit, groups, offset, channel, inside,
-        shift_stride, SHIFTED, ACTIVATED,
-    )  # fmt: skip
-    gradient = (gradient - level - value * slope) * tl.load(stats + unit * 2 + 1)
-    if SKIPPED:
-        gradient += tl.load(other + offset, mask=inside, other=0.0).to(tl.float32)
-    tl.store(dx + offset, gradient.to(dx.dtype.element_ty), mask=inside)
+    even = _at_channels(tl.sum(sums, axis=1) / count, members)
+    slope = _at_channels(tl.sum(products, axis=1) / count, members)
+    mean, scale = _own_stats(stats, groups, depth, each, column, within)
+    level = _shift(shift, first, shift_stride, column, within, SHIFTED) - mean
+    gain = _numbers(weight + first, column, within)
+    least = _numbers(bias + first, column, within)
+    start = _picture(pixels, strips, first, ALIGN)
+    for tile in range(tiles):
+        offset, inside = _tile(tile, tiles, pixels, strips, column, within, ROWS, ALIGN)
+        value = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.load(dy + start + offset, mask=inside, other=0.0).to(tl.float32)
+        value = (value + level[None, :]) * scale[None, :]
+        gradient = _before_activation(value, gradient, gain, least, ACTIVATED) * gain[None, :]
+        gradient = (gradient - even[None, :] - value * slope[None, :]) * scale[None, :]
+        if SKIPPED:
+            gradient += tl.load(other + start + offset, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx + start + offset, gradient.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -6,15 +6,24 @@ are frozen: gradients are those of the feature maps alone.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 
-_BLOCK = 4096
-"""Numbers that one program of a norm takes."""
-_WARPS = 8
-_MOST_CHUNKS = 256
+_TILE = 4096
+"""Numbers that a program of a group norm takes at a time."""
+_BLOCK = 128
+"""Channels beside one another in a tile, at most, but where a single group has more."""
+_SLOTS = 16
+"""Groups in a block, at most."""
+_WIDE = 8
+"""Numbers that one read brings in: 16 bytes of 16 bits each."""
+_MOST_CHUNKS = 64
 """Parts of a group whose sums one program brings together."""
+_PROGRAMS = 1024
+"""Enough to keep the largest cards busy."""
+_WARPS = 8
 _ROW = 1024
 _STRETCH = 2048
 """Numbers that one program takes where every number stands for itself, or each row."""
@@ -92,20 +101,34 @@ def _launched(function: type[torch.autograd.Function], x: torch.Tensor, *rest: o
 
 
 class _Cut(NamedTuple):
-    """How a norm's work is shared out."""
+    """How a group norm's work is shared out."""
 
+    each: int
+    """Groups in a block."""
+    blocks: int
     block: int
+    """A block's channels, rounded up to a power of two."""
+    align: int
+    """What a block's first channel and width are multiples of."""
     rows: int
-    """Pixels of a chunk."""
+    """Pixels of a tile."""
+    tiles: int
+    """Of a chunk."""
     chunks: int
 
     @staticmethod
-    def of(pixels: int, depth: int) -> _Cut:
-        block = _BLOCK
-        while -(-pixels // (block // depth)) > _MOST_CHUNKS:
-            block *= 2
-        rows = block // depth
-        return _Cut(block, rows, -(-pixels // rows))
+    def of(pictures: int, pixels: int, channels: int, groups: int) -> _Cut:
+        depth = channels // groups
+        fitting = range(1, max(1, min(_SLOTS, groups, _BLOCK // depth)) + 1)
+        wide = [each for each in fitting if each * depth % _WIDE == 0]
+        each = max(wide or fitting)
+        block = max(_BLOCK, 1 << (depth - 1).bit_length())
+        blocks = -(-groups // each)
+        rows = max(1, _TILE // block)
+        most = max(1, min(_MOST_CHUNKS, _PROGRAMS // (pictures * blocks)))
+        tiles = -(-pixels // (most * rows))
+        align = math.gcd(each * depth, channels, _WIDE)
+        return _Cut(each, blocks, block, align, rows, tiles, -(-pixels // (tiles * rows)))
 
 
 class GroupNormed(torch.autograd.Function):
@@ -126,30 +149,25 @@ class GroupNormed(torch.autograd.Function):
 
         x = _channels_last(x)
         n, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-        depth = channels // groups
-        cut = _Cut.of(pixels, depth)
-        units = n * groups
-        partial = torch.empty(units, cut.chunks, 2, device=x.device, dtype=torch.float32)
-        stats = torch.empty(units, 2, device=x.device, dtype=torch.float32)
+        cut = _Cut.of(n, pixels, channels, groups)
+        partial = torch.empty(n * groups, cut.chunks, 2, device=x.device, dtype=torch.float32)
+        stats = torch.empty(n * groups, 2, device=x.device, dtype=torch.float32)
         y = torch.empty_like(x)
-        shifted = shift is not None
         moved = bias if shift is None else shift
         stride = 0 if shift is None else shift.stride(0)
-        shape = (pixels, channels, groups, depth, 1 / depth, cut.rows, stride)
-        grid = (cut.chunks, units)
-        kernels.moments[grid](
-            *(x, moved, partial, *shape), SHIFTED=shifted, BLOCK=cut.block, num_warps=_WARPS
-        )
+        depth = channels // groups
+        strips, span = channels // cut.align, cut.each * depth // cut.align
+        shape = (pixels, strips, span, groups, depth, cut.each, cut.tiles, stride)
+        grid = (cut.chunks, cut.blocks, n)
+        options = {"SHIFTED": shift is not None, "ROWS": cut.rows, "BLOCK": cut.block}
+        options |= {"SLOTS": _SLOTS, "ALIGN": cut.align, "num_warps": _WARPS}
+        kernels.moments[grid](x, moved, partial, *shape, **options)
+        options["ACTIVATED"] = activated
         kernels.normalise[grid](
-            *(x, moved, weight, bias, partial, stats, y, *shape, eps),
-            SHIFTED=shifted,
-            ACTIVATED=activated,
-            BLOCK=cut.block,
-            MOST=_MOST_CHUNKS,
-            num_warps=_WARPS,
+            *(x, moved, weight, bias, partial, stats, y, *shape, eps), **options, MOST=_MOST_CHUNKS
         )
         ctx.save_for_backward(x, moved, weight, bias, stats)
-        ctx.cut = cut, grid, shape, shifted, activated
+        ctx.launch = grid, shape, options
         ctx.set_materialize_grads(False)
         return y, x
 
@@ -163,12 +181,10 @@ class GroupNormed(torch.autograd.Function):
         dy, skipped = _channels_last(of_y), other is not None
         other = dy if other is None else _channels_last(other)
         x, moved, weight, bias, stats = ctx.saved_tensors
-        cut, grid, shape, shifted, activated = ctx.cut
-        partial = torch.empty(grid[1], grid[0], 2, device=x.device, dtype=torch.float32)
+        grid, shape, options = ctx.launch
+        partial = torch.empty(len(stats), grid[0], 2, device=x.device, dtype=torch.float32)
         dx = torch.empty_like(x)
         given = (dy, x, moved, weight, bias, stats, partial)
-        options = {"SHIFTED": shifted, "ACTIVATED": activated, "BLOCK": cut.block}
-        options["num_warps"] = _WARPS
         kernels.gradient_sums[grid](*given, *shape, **options)
         kernels.gradient_through[grid](
             *(*given, other, dx, *shape), **options, SKIPPED=skipped, MOST=_MOST_CHUNKS
