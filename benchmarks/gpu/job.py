@@ -11,8 +11,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -22,7 +24,7 @@ from adapters.diffusion.base.model import load_base
 from adapters.diffusion.strategy import choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from application.ports import TrainingPlan
+from application.ports import EpochRecord, TrainingPlan
 from assets.drawing import draw_style_set
 from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base, save_base
 from benchmarks.gpu.bench import RANK
@@ -92,13 +94,16 @@ def _first(
     with trainer.open(plan, None) as session:
         wait_for(device)
         opened = _age()
+        ends = [opened]
         while not session.finished:
-            session.advance()
+            if session.advance().epoch_finished:
+                ends.append(_age())
         weights = session.weights()
         ended = _age()
         return {
             "encode_s": round(opened - loaded, 2),
             "train_s": round(ended - opened, 2),
+            **_epochs(session.history, ends),
             "total_s": round(ended, 2),
             "steps": session.total_steps,
             "steps_per_s": round(session.total_steps / (ended - opened), 2),
@@ -109,6 +114,19 @@ def _first(
             "previews": len(session.previews(adapted=True)),
             "previews_s": _timed(lambda: session.previews(adapted=True), device),
         }
+
+
+def _epochs(history: Sequence[EpochRecord], ends: Sequence[float]) -> dict[str, float]:
+    """Seconds of the first epoch, which chooses algorithms and records, and of the median one
+    without and with a measurement of the loss."""
+    took = [after - before for before, after in pairwise(ends)]
+    plain = [s for s, record in zip(took, history, strict=True) if record.evaluation_loss is None]
+    measured = [s for s, record in zip(took, history, strict=True) if record.evaluation_loss]
+    return {
+        "first_epoch_s": round(took[0], 2),
+        "epoch_s": round(median(plain or took), 3),
+        "measured_epoch_s": round(median(measured or took), 3),
+    }
 
 
 def _second(trainer: DiffusionTrainer, plan: TrainingPlan, device: torch.device) -> dict[str, Any]:
