@@ -236,7 +236,7 @@ class DiffusionTrainer:
                     rows = opening.enter_context(
                         stacked(unet, parameters, self._seats, strategy.compute)
                     )
-                    opening.enter_context(as_the_strategy_fuses(unet, strategy))
+                    opening.enter_context(as_the_strategy_fuses(unet, strategy, rows.joined))
                 recorder = self._recorder(self._device, parameters)
                 self._ensemble = Ensemble(rows, recorder, self._turn, self._patience)
                 self._kind, self._closing = kind, opening.pop_all()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +19,8 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.parameters import LoraTargets
 from domain.picture import Picture
-from tests.diffusion.runs import EVERY_OPTION, plan_of, run
+from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
+from tests.diffusion.tape import Tape
 
 pytestmark = pytest.mark.integration
 
@@ -90,6 +94,41 @@ def test_training_with_fused_passes_follows_the_plain_way(
     for one, other in zip(found.history, run(trainer, plan).history, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
+
+
+def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
+    base: BaseModel, trainer: DiffusionTrainer, pictures: Pictures
+) -> None:
+    """Recorded, too: what lies side by side in the copy is gathered anew in each replay."""
+    tape = Tape()
+    seated = DiffusionTrainer(
+        *(base, decode, "cpu"),
+        strategy=replace(FUSED, capture=True),
+        recorder=lambda: tape,
+        seats=2,
+        patience=60.0,
+    )
+    plans = [plan_of(pictures[:2], epochs=3, alpha=2.0, seed=seed) for seed in (1, 2)]
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        sessions = [stack.enter_context(seated.open(plan, None)) for plan in plans]
+        list(pool.map(drive, sessions))
+        found = [session.history for session in sessions]
+    assert tape.replayed
+    for history, plan in zip(found, plans, strict=True):
+        for one, other in zip(history, run(trainer, plan).history, strict=True):
+            assert one.loss == pytest.approx(other.loss, rel=2e-4)
+            assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=2e-3)
+
+
+def test_recorded_steps_with_fused_passes_give_the_bytes_of_plain_ones(
+    base: BaseModel, pictures: Pictures
+) -> None:
+    tape = Tape()
+    plan = plan_of(pictures[:2], epochs=3, alpha=2.0)
+    captured = replace(FUSED, capture=True)
+    fast = DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape)
+    assert run(fast, plan) == run(DiffusionTrainer(base, decode, strategy=FUSED), plan)
+    assert tape.replayed
 
 
 def test_kernels_are_taken_where_they_give_torchs_numbers(

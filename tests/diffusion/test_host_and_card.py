@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 Pictures = tuple[Picture, ...]
 HOST = torch.device("cpu")
-BFLOAT16 = Strategy(compute=torch.bfloat16, flat_path=True, channels_last=True)
+BFLOAT16 = Strategy(compute=torch.bfloat16, flat_path=True, channels_last=True, fused=True)
 FLOAT16 = Strategy(compute=torch.float16)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.lora.adapters import attached
-from adapters.diffusion.lora.flat_path import flat_path_of
+from adapters.diffusion.lora.flat_path import FlatPath, flat_path_of
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.step.replay import WARM_UP, CudaRecorder, Replay
 from adapters.diffusion.strategy import PLAIN, WIDE_ON_A_CPU, Strategy, choose_strategy, describe
@@ -250,16 +250,19 @@ def test_a_pass_keeps_nothing_of_the_one_before(base: BaseModel) -> None:
             node = node.next_functions[0][0]
         return node
 
+    def matrices_of(path: FlatPath) -> list[torch.Tensor]:
+        return [matrix for of_group in path._matrices.values() for matrix in of_group]
+
     with (
         attached(base.unet, rank=2, alpha=2.0, seed=1) as adapters,
         flat_path_of(adapters, torch.float32) as path,
     ):
         path.refresh()
-        adding(path._matrices[0]).metadata["made for"] = "the first pass"
-        assert adding(path._matrices[-1]).metadata
+        adding(matrices_of(path)[0]).metadata["made for"] = "the first pass"
+        assert adding(matrices_of(path)[-1]).metadata
         predict(base.unet, gradient=True).square().mean().backward()
         path.refresh()
-        assert not adding(path._matrices[0]).metadata
+        assert not adding(matrices_of(path)[0]).metadata
 
 
 @pytest.mark.parametrize("what", ["previews", "measurement"])

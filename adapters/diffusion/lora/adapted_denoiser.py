@@ -15,6 +15,7 @@ from adapters.diffusion.failures import out_of_memory_is_a_failure
 from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.lora.adapters import Adapters, attached
 from adapters.diffusion.lora.flat_path import flat_path_of, suits
+from adapters.diffusion.lora.joint import Joining, one_by_one
 from adapters.diffusion.strategy import Strategy
 from domain.parameters import TrainingParameters
 
@@ -58,11 +59,11 @@ def adapted_denoiser(
                     text_encoder=text_encoder,
                 )
             )
-            refresh = None
+            refresh, joined = None, one_by_one
             if strategy.flat_path and suits(adapters, parameters.lora_dropout):
-                path = flat_path_of(adapters, strategy.compute)
-                refresh = stack.enter_context(path).refresh
-            stack.enter_context(as_the_strategy_fuses(unet, strategy))
+                path = stack.enter_context(flat_path_of(adapters, strategy.compute))
+                refresh, joined = path.refresh, path.joined
+            stack.enter_context(as_the_strategy_fuses(unet, strategy, joined))
         yield adapters, refresh
 
 
@@ -74,7 +75,11 @@ def as_the_strategy_convolves(
 
 
 def as_the_strategy_fuses(
-    unet: UNet2DConditionModel, strategy: Strategy
+    unet: UNet2DConditionModel, strategy: Strategy, joined: Joining
 ) -> AbstractContextManager[None]:
-    """While open, the blocks are computed by fused operations, or as diffusers has them."""
-    return fused(unet) if strategy.fused else nullcontext()
+    """While open, the blocks are computed by fused operations, or as diffusers has them.
+
+    Args:
+        joined: how layers that read the same x are computed.
+    """
+    return fused(unet, joined) if strategy.fused else nullcontext()

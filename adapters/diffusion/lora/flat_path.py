@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,7 +11,11 @@ from itertools import accumulate
 import torch
 
 from adapters.diffusion.lora.adapters import Adapters
+from adapters.diffusion.lora.joint import Projection, one_by_one
 from adapters.diffusion.lora.low_rank import adapted
+
+Group = tuple[int, ...]
+"""Sites that read the same x, by their numbers."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ def shapes_of(sites: Sequence[Site], rank: int) -> list[tuple[int, int]]:
 
 
 class FlatPath:
-    """Low-precision matrices of every adapter, cast in one go and split into views.
+    """Low-precision matrices of every adapter, cast in one go and split into views. Those of
+    layers that read the same x lie side by side, so that one product serves all their downs.
 
     Where several styles take part, a batch holds the same number of samples of each, in their
     order, and each sample sees its own style's matrices by batched products.
@@ -43,6 +49,7 @@ class FlatPath:
             layer's down (rank, inputs) and up (outputs, rank), layer after layer.
         scale: alpha / rank.
         dtype: of the frozen weights.
+        taken: whether layers are to be computed so at the moment, or work by themselves.
     """
 
     def __init__(
@@ -53,7 +60,9 @@ class FlatPath:
         rank: int,
         scale: float,
         dtype: torch.dtype,
+        taken: Callable[[], bool],
     ) -> None:
+        self.taken = taken
         self._leaf = leaf
         self._sites = sites
         self._scale = scale
@@ -62,14 +71,31 @@ class FlatPath:
         self._sizes = [rows * columns for rows, columns in self._shapes]
         self._ends = list(accumulate(self._sizes))
         self._factors = self._of_scale() if scale != 1.0 else None
-        self._matrices: list[torch.Tensor] = []
+        self._groups: list[Group] = [(index,) for index in range(len(sites))]
+        self._matrices: dict[Group, list[torch.Tensor]] = {}
+
+    def joined(self, layers: Sequence[torch.nn.Module]) -> Projection:
+        """Layers that read the same x, as one: what gives the answers of all. A layer that has
+        been joined is to be asked with the others from then on.
+
+        Where one of them is no site, each works by itself.
+        """
+        number = {site.module: index for index, site in enumerate(self._sites)}
+        separate = one_by_one(layers)
+        if not number.keys() >= set(layers):
+            return separate
+        group = tuple(number[layer] for layer in layers)
+        others = [other for other in self._groups if not set(group) & set(other)]
+        self._groups = [*others, group]
+        return lambda x: self.apply(group, x) if self.taken() else separate(x)
 
     def refresh(self, rows: torch.Tensor | None = None) -> None:
         """Take the weights as they are now. Call before each forward pass that has a backward.
 
-        Splitting in one operation matters: its backward is one concatenation. The last pass's
-        matrices go first: their graph holds the node that adds to the leaf's gradient, which
-        belongs to the stream of its first pass and cannot be captured on another.
+        Splitting in one operation matters: its backward is one concatenation, whose own are
+        views. The last pass's matrices go first: their graph holds the node that adds to the
+        leaf's gradient, which belongs to the stream of its first pass and cannot be captured on
+        another.
 
         Args:
             rows: the styles that take part, (k,), on the device; None for all.
@@ -80,11 +106,33 @@ class FlatPath:
             stack = stack.index_select(0, rows)
         if self._factors is not None:
             stack = stack * self._factors
-        pieces = torch.split(stack.to(self._dtype), self._sizes, dim=1)
+        stack = self._by_group(stack.to(self._dtype))
+        shapes = {group: self._shapes_of(group) for group in self._groups}
+        sizes = [math.prod(shape) for of_group in shapes.values() for shape in of_group]
+        pieces = iter(torch.split(stack, sizes, dim=1))
         several = (len(stack),) if len(stack) > 1 else ()
-        self._matrices = [
-            piece.view(*several, *shape) for piece, shape in zip(pieces, self._shapes, strict=True)
-        ]
+        self._matrices = {
+            group: [next(pieces).view(*several, *shape) for shape in of_group]
+            for group, of_group in shapes.items()
+        }
+
+    def _by_group(self, stack: torch.Tensor) -> torch.Tensor:
+        """(styles, n), group after group: the downs of each, then its ups."""
+        pieces = torch.split(stack, self._sizes, dim=1)
+        return torch.cat(
+            [
+                pieces[2 * index + side]
+                for group in self._groups
+                for side in (0, 1)
+                for index in group
+            ],
+            dim=1,
+        )
+
+    def _shapes_of(self, group: Group) -> list[tuple[int, int]]:
+        """Of a group's downs, one below the other, and of each up."""
+        rank, inputs = self._shapes[2 * group[0]]
+        return [(len(group) * rank, inputs), *(self._shapes[2 * index + 1] for index in group)]
 
     @property
     def _by_style(self) -> torch.Tensor:
@@ -101,13 +149,12 @@ class FlatPath:
 
     def release(self) -> None:
         """Let go of the copy."""
-        self._matrices = []
+        self._matrices = {}
 
-    def apply(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """What the ``index``-th site gives for ``x``, (styles * n, ..., inputs)."""
-        linear = self._sites[index].linear
-        down, up = self._matrices[2 * index], self._matrices[2 * index + 1]
-        return adapted(x, linear.weight, linear.bias, down, up)
+    def apply(self, group: Group, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the sites of a group give for ``x``, (styles * n, ..., inputs)."""
+        downs, *ups = self._matrices[group]
+        return adapted(x, [self._sites[index].linear for index in group], downs, ups)
 
     def apply_one(self, index: int, x: torch.Tensor, style: int) -> torch.Tensor:
         """The same for a batch of one style, from the weights as they are now; no gradient."""
@@ -144,7 +191,15 @@ def flat_path_of(adapters: Adapters, dtype: torch.dtype) -> Iterator[FlatPath]:
         Site(adapter.layer, adapter.layer.base_layer) for adapter in adapters.by_layer.values()
     ]
     scale = adapters.alpha / adapters.rank
-    path = FlatPath(adapters.flat, sites, rank=adapters.rank, scale=scale, dtype=dtype)
+    first = next(iter(adapters.by_layer.values())).layer  # all are switched at once
+    path = FlatPath(
+        adapters.flat,
+        sites,
+        rank=adapters.rank,
+        scale=scale,
+        dtype=dtype,
+        taken=lambda: torch.is_grad_enabled() and not first.disable_adapters,
+    )
     for index, site in enumerate(sites):
         _reroute(site.module, path, index)
     try:
@@ -159,9 +214,9 @@ def _reroute(layer: torch.nn.Module, path: FlatPath, index: int) -> None:
     separate = layer.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if layer.disable_adapters or not torch.is_grad_enabled():
-            plain: torch.Tensor = separate(x)
-            return plain
-        return path.apply(index, x)
+        if path.taken():
+            return path.apply((index,), x)[0]
+        plain: torch.Tensor = separate(x)
+        return plain
 
     layer.forward = forward

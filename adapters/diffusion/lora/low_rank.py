@@ -1,4 +1,4 @@
-"""A frozen linear layer and its adapter, forward and backward in as few calls as can be.
+"""Frozen linear layers and their adapters, forward and backward in as few calls as can be.
 
 Autograd, left to itself, copies the layer's output before it adds to it, and adds gradients that
 could have been summed where they lie: hundreds of small kernels a step.
@@ -6,6 +6,7 @@ could have been summed where they lie: hundreds of small kernels a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,24 +14,25 @@ import torch
 
 def adapted(
     x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    down: torch.Tensor,
-    up: torch.Tensor,
-) -> torch.Tensor:
-    """``x (weight + up down)' + bias`` for (..., inputs).
+    layers: Sequence[torch.nn.Linear],
+    downs: torch.Tensor,
+    ups: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, ...]:
+    """``x (weight + up down)' + bias`` of each layer, for one x, (..., inputs).
 
     Args:
-        down: (rank, inputs); or (styles, rank, inputs), where the first dimension of ``x`` holds
-            the same number of samples of each.
-        up: (outputs, rank); or (styles, outputs, rank).
+        layers: frozen ones, all of as many inputs.
+        downs: of all layers, one below the other, (layers * rank, inputs); or (styles,
+            layers * rank, inputs), where the first dimension of ``x`` holds the same number of
+            samples of each.
+        ups: of each layer, (outputs, rank); or (styles, outputs, rank).
     """
-    outputs = weight.shape[0]
-    flat = x.reshape(*down.shape[:-2], -1, x.shape[-1])
-    y: torch.Tensor = _Adapted.apply(  # type: ignore[no-untyped-call] # torch has no types for it
-        flat, weight, bias, down, up
+    flat = x.reshape(*downs.shape[:-2], -1, x.shape[-1])
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    answers: tuple[torch.Tensor, ...] = _Adapted.apply(  # type: ignore[no-untyped-call] # no types
+        flat, downs, *weights, *biases, *ups
     )
-    return y.view(*x.shape[:-1], outputs)
+    return tuple(answer.view(*x.shape[:-1], answer.shape[-1]) for answer in answers)
 
 
 class _Adapted(torch.autograd.Function):
@@ -38,34 +40,50 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
-    ) -> torch.Tensor:
-        low = x @ down.mT
-        y = torch.nn.functional.linear(x, weight, bias)
-        _add_product(y, low, up.mT)
-        ctx.save_for_backward(x, low, weight, down, up)
-        return y
+        ctx: Any, x: torch.Tensor, downs: torch.Tensor, *of_layers: Any
+    ) -> tuple[torch.Tensor, ...]:
+        count = len(of_layers) // 3
+        weights, biases, ups = (of_layers[at : at + count] for at in (0, count, 2 * count))
+        low = x @ downs.mT
+        answers = []
+        for weight, bias, up, own in zip(weights, biases, ups, _parts(low, count), strict=True):
+            y = torch.nn.functional.linear(x, weight, bias)
+            _add_product(y, own, up.mT)
+            answers.append(y)
+        ctx.save_for_backward(x, low, downs, *weights, *ups)
+        return tuple(answers)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (dy,) = gradients
-        x, low, weight, down, up = ctx.saved_tensors
-        of_low = dy @ up
+    def backward(ctx: Any, *dys: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        count = len(dys)
+        x, low, downs, *of_layers = ctx.saved_tensors
+        weights, ups = of_layers[:count], of_layers[count:]
+        of_low = torch.empty_like(low)
+        for dy, up, own in zip(dys, ups, _parts(of_low, count), strict=True):
+            _add_product(own, dy, up, beta=0)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ weight
-            _add_product(dx, of_low, down)
-        return dx, None, None, of_low.mT @ x, dy.mT @ low
+            # Each product is added to those before it: in 16 bits the order differs from that of
+            # a sum of the layers' own gradients, and less is rounded.
+            dx = dys[0] @ weights[0]
+            rows = dx.view(-1, dx.shape[-1])
+            for dy, weight in zip(dys[1:], weights[1:], strict=True):
+                rows.addmm_(dy.reshape(-1, dy.shape[-1]), weight)
+            _add_product(dx, of_low, downs)
+        of_ups = [dy.mT @ own for dy, own in zip(dys, _parts(low, count), strict=True)]
+        return dx, of_low.mT @ x, *[None] * (2 * count), *of_ups
 
 
-def _add_product(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """``y += left right``, in place."""
+def _parts(low: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """Each layer's columns: products read and write them where they lie."""
+    return low.chunk(count, dim=-1)
+
+
+def _add_product(
+    y: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1
+) -> None:
+    """``y = beta y + left right``, in place."""
     if y.ndim == 2:
-        y.addmm_(left, right)
+        y.addmm_(left, right, beta=beta)
     else:
-        y.baddbmm_(left, right)
+        y.baddbmm_(left, right, beta=beta)

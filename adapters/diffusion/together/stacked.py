@@ -41,8 +41,14 @@ class Stack:
         """(rows, n), float32; each style's weights and gradient are a row."""
         self.leaf.grad = torch.zeros_like(self.leaf)
         self._path = FlatPath(
-            self.leaf, self.sites, rank=self._rank, scale=self._scale, dtype=dtype
+            self.leaf,
+            self.sites,
+            rank=self._rank,
+            scale=self._scale,
+            dtype=dtype,
+            taken=lambda: torch.is_grad_enabled() or self._shown is None,
         )
+        self.joined = self._path.joined
         self._indices = torch.arange(rows, device=unet.device)
         self._shown: int | None = None
 
@@ -86,8 +92,9 @@ class Stack:
 
     def forward(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """What the ``index``-th layer gives."""
-        if torch.is_grad_enabled() or self._shown is None:
-            return self._path.apply(index, x)
+        if self._path.taken():
+            return self._path.apply((index,), x)[0]
+        assert self._shown is not None
         if self._shown == _OFF:
             linear = self.sites[index].linear
             return torch.nn.functional.linear(x, linear.weight, linear.bias)
