@@ -175,7 +175,7 @@ def test_a_sum_with_a_bias(layout: torch.memory_format) -> None:
 
 
 def test_a_gate() -> None:
-    assert_alike(Gated.apply, gated, 3 * normal(2, 7, 2 * 1300), within=1e-5)
+    assert_alike(Gated.apply, gated, 3 * normal(2, 7, 2 * 300), within=1e-5)
 
 
 def test_every_kernel_compiles_for_old_and_new_cards() -> None:

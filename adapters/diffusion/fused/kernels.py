@@ -390,34 +390,39 @@ def layer_norm_gradient(
 
 
 @triton.jit
-def gate(x, y, width, BLOCK: tl.constexpr):
-    """``a * gelu(b)`` of rows (a, b)."""
-    row = tl.program_id(0).to(tl.int64)
+def _halves(rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Some columns of some rows: which count, offsets of the first half's in rows of both, and
+    offsets in rows of one."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    at = x + row * 2 * width + column
-    a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
-    value = a * b * 0.5 * (1.0 + tl.erf(b * 0.7071067811865476))
-    tl.store(y + row * width + column, value.to(y.dtype.element_ty), mask=inside)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    of_one = row[:, None] * width + column[None, :]
+    return inside, of_one + row[:, None] * width, of_one
 
 
 @triton.jit
-def gate_gradient(dy, x, dx, width, BLOCK: tl.constexpr):
+def gate(x, y, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """``a * gelu(b)`` of rows (a, b)."""
+    inside, of_both, of_one = _halves(rows, width, ROWS, BLOCK)
+    a = tl.load(x + of_both, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x + of_both + width, mask=inside, other=0.0).to(tl.float32)
+    value = a * b * 0.5 * (1.0 + tl.erf(b * 0.7071067811865476))
+    tl.store(y + of_one, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gate_gradient(dy, x, dx, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """The gradients of a and b."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    at = row * 2 * width + column
-    a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(x + at + width, mask=inside, other=0.0).to(tl.float32)
-    gradient = tl.load(dy + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    inside, of_both, of_one = _halves(rows, width, ROWS, BLOCK)
+    a = tl.load(x + of_both, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x + of_both + width, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(dy + of_one, mask=inside, other=0.0).to(tl.float32)
     below = 0.5 * (1.0 + tl.erf(b * 0.7071067811865476))
     density = 0.3989422804014327 * tl.exp(-0.5 * b * b)
     of_a = gradient * b * below
     of_b = gradient * a * (below + b * density)
-    tl.store(dx + at, of_a.to(dx.dtype.element_ty), mask=inside)
-    tl.store(dx + at + width, of_b.to(dx.dtype.element_ty), mask=inside)
+    tl.store(dx + of_both, of_a.to(dx.dtype.element_ty), mask=inside)
+    tl.store(dx + of_both + width, of_b.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit

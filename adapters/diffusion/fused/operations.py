@@ -24,9 +24,10 @@ _MOST_CHUNKS = 64
 _PROGRAMS = 1024
 """Enough to keep the largest cards busy."""
 _WARPS = 8
-_ROW = 1024
 _STRETCH = 2048
 """Numbers that one program takes where every number stands for itself, or each row."""
+_ROWS, _COLUMNS = 8, 256
+"""Of a gate's program: Stable Diffusion's rows are multiples of 256 wide, not of more."""
 
 
 def group_norm(
@@ -258,10 +259,11 @@ class Gated(torch.autograd.Function):
         x = x.contiguous()
         width = x.shape[-1] // 2
         y = x.new_empty(*x.shape[:-1], width)
-        grid = (x.numel() // (2 * width), -(-width // _ROW))
-        kernels.gate[grid](x, y, width, BLOCK=_ROW)
+        rows = y.numel() // width
+        ctx.launch = (-(-rows // _ROWS), -(-width // _COLUMNS)), rows, width
+        grid, *shape = ctx.launch
+        kernels.gate[grid](x, y, *shape, ROWS=_ROWS, BLOCK=_COLUMNS)
         ctx.save_for_backward(x)
-        ctx.grid = grid
         return y
 
     @staticmethod
@@ -271,7 +273,8 @@ class Gated(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
         dy = gradients[0].contiguous()
-        kernels.gate_gradient[ctx.grid](dy, x, dx, x.shape[-1] // 2, BLOCK=_ROW)
+        grid, *shape = ctx.launch
+        kernels.gate_gradient[grid](dy, x, dx, *shape, ROWS=_ROWS, BLOCK=_COLUMNS)
         return dx
 
 
