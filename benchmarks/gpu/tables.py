@@ -109,16 +109,20 @@ def _cards_row(row: dict[str, Any]) -> tuple[object, ...]:
 def _job(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"A whole job failed: {row['error']}\n"
+    epochs = ""
+    if "first_epoch_s" in row:  # earlier files have no times of epochs
+        epochs = (
+            f" The first epoch takes {row['first_epoch_s']} s, a later one {row['epoch_s']} s, or "
+            f"{row['measured_epoch_s']} s with a measurement of the loss."
+        )
     return (
         f"A whole job of {row['pictures']} pictures and {row['epochs']} epochs, {row['steps']} "
         f"steps, in a process of its own: {row['total_s']} s from the process's start to weights, "
         f"of these {row['imports_s']} s to import, {row['load_base_s']} s to load the base, "
         f"{row['encode_s']} s to encode, {row['train_s']} s to train; at most "
-        f"{row['peak_gib']} GiB. The first epoch takes {row['first_epoch_s']} s, a later one "
-        f"{row['epoch_s']} s, or {row['measured_epoch_s']} s with a measurement of the loss; "
-        f"a checkpoint {row['checkpoint_s']} s, a round of {row['previews']} previews "
-        f"{row['previews_s']} s. The process's next job is open, its pictures encoded, after "
-        f"{row['second_job_open_s']} s, and its first step takes "
+        f"{row['peak_gib']} GiB.{epochs} A checkpoint takes {row['checkpoint_s']} s, a round of "
+        f"{row['previews']} previews {row['previews_s']} s. The process's next job is open, its "
+        f"pictures encoded, after {row['second_job_open_s']} s, and its first step takes "
         f"{row['second_job_first_step_s']} s.\n"
     )
 

@@ -56,7 +56,10 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
     ]
     assert [row["cards"] for row in rows if "cards" in row] == [1, 2]
     assert rows[-1]["name"] == "whole job"
-    assert rows[-1]["steps"] == 20
+    job = rows[-1]
+    assert job["steps"] == 20
+    phases = ("imports_s", "load_base_s", "encode_s", "train_s")
+    assert job["total_s"] == pytest.approx(sum(job[phase] for phase in phases), abs=0.1)
 
 
 @pytest.mark.integration
@@ -65,6 +68,7 @@ def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) ->
     for row in rehearsed["rows"][:-1]:
         assert f"| {row['steps_per_s' if 'batch' in row else 'images_per_s']} |" in tables
     assert f"{rehearsed['rows'][-1]['total_s']} s from the process's start to weights" in tables
+    assert f"The first epoch takes {rehearsed['rows'][-1]['first_epoch_s']} s" in tables
     (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")
     (tmp_path / "cpu.json").write_text("{}", "utf-8")
     assert gpu_tables(tmp_path) == tables
