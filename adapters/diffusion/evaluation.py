@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -16,6 +17,7 @@ from adapters.diffusion.data.dataset import Dataset, Size
 from adapters.diffusion.data.randomness import generator_for
 from adapters.diffusion.failures import in_parts
 from adapters.diffusion.step.loss import Objective
+from adapters.diffusion.step.replay import Recorder, Replay
 
 PROBES = 16
 """Predictions in one measurement of one set: about eight training steps' time."""
@@ -65,6 +67,46 @@ class _Probe:
     timestep: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Questions:
+    """Probes of n pictures of one size, as the denoiser is asked them at every measurement."""
+
+    key: tuple[_Probe, ...]
+    """(n,)"""
+    noisy: torch.Tensor
+    """(n, c, h, w), in the denoiser's precision."""
+    target: torch.Tensor
+    """(n, c, h, w)"""
+    timesteps: torch.Tensor
+    """(n,)"""
+    captions: torch.Tensor
+    """(n,): rows of them."""
+    losses: torch.Tensor
+    """(n,): where the answers' go."""
+
+    def own(self) -> _Questions:
+        """These themselves: they stay as they are."""
+        return self
+
+    def take(self, other: _Questions) -> None:
+        """Nothing: who has the same key has the same memory."""
+
+    def halves(self) -> tuple[_Questions, ...]:
+        """Both in the same memory; a single one stays whole."""
+        middle = len(self.key) // 2
+        return (self._part(slice(middle)), self._part(slice(middle, None))) if middle else (self,)
+
+    def _part(self, which: slice) -> _Questions:
+        return _Questions(
+            key=self.key[which],
+            noisy=self.noisy[which],
+            target=self.target[which],
+            timesteps=self.timesteps[which],
+            captions=self.captions[which],
+            losses=self.losses[which],
+        )
+
+
 class Evaluation:
     """Measures a denoiser, as it stands, on pictures that are trained on and on others."""
 
@@ -77,6 +119,7 @@ class Evaluation:
         seed: int,
         device: torch.device,
         conditioning: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """Measure with the dataset's captions, or by rows of them with ``conditioning``."""
         self._conditioning = conditioning or dataset.captions.__getitem__
@@ -84,52 +127,76 @@ class Evaluation:
         # Plain, so that runs with another weighting compare.
         self._objective = replace(objective, weight=torch.ones_like(objective.weight))
         self._dataset = dataset
+        self._held_out = held_out
         self._seed = seed
         self._device = device
-        trained = [i for i in range(len(dataset.pictures)) if i not in held_out]
-        timesteps = len(objective.weight)
-        self._trained = _probes(trained, timesteps)
-        self._held_out = _probes(sorted(held_out), timesteps)
+        self.replay: Replay[_Questions] = Replay(recorder, "measurements")
 
     def on_trained(self) -> float:
         """Mean loss of pictures that are trained on. Reads from the device."""
-        return self._measure(self._trained)
+        return self._measure(self._of_trained)
 
     def on_held_out(self) -> float | None:
         """Mean loss of the pictures that are held out; None where none is."""
-        return self._measure(self._held_out) if self._held_out else None
+        return self._measure(self._of_held_out) if self._held_out else None
 
-    @torch.no_grad()
-    def _measure(self, probes: Sequence[_Probe]) -> float:
+    @cached_property
+    def _of_trained(self) -> list[_Questions]:
+        every = range(len(self._dataset.pictures))
+        return self._asked([i for i in every if i not in self._held_out])
+
+    @cached_property
+    def _of_held_out(self) -> list[_Questions]:
+        return self._asked(sorted(self._held_out))
+
+    def _asked(self, positions: Sequence[int]) -> list[_Questions]:
+        """What is asked of these pictures, as many at once as the device takes."""
         by_size: dict[Size, list[_Probe]] = {}
-        for probe in probes:
+        for probe in _probes(positions, len(self._objective.weight)):
             by_size.setdefault(self._dataset.pictures[probe.position].size, []).append(probe)
         together = _TOGETHER_ON_A_GPU if self._device.type == "cuda" else _TOGETHER
-        losses = [
-            some
+        return [
+            self._questions(group[start : start + together])
             for group in by_size.values()
             for start in range(0, len(group), together)
-            for some in in_parts(self._losses, group[start : start + together], _halves)
         ]
-        return float(torch.cat(losses).mean())
 
-    def _losses(self, probes: Sequence[_Probe]) -> torch.Tensor:
+    def _questions(self, probes: Sequence[_Probe]) -> _Questions:
         batch = tuple(probe.position for probe in probes)
         plainly = [False] * len(batch)
         shape = self._dataset.shape(batch)
         noise = torch.stack([self._noise(probe, shape) for probe in probes]).to(self._device)
         latents = self._dataset.latents(batch, plainly, torch.zeros_like(noise))
         timesteps = torch.tensor([probe.timestep for probe in probes], device=self._device)
-        rows = torch.tensor(self._dataset.rows_of_captions(batch, plainly), device=self._device)
-        objective = self._objective
+        return _Questions(
+            key=tuple(probes),
+            noisy=self._objective.noisy(latents, noise, timesteps).to(self._unet.dtype),
+            target=self._objective.target(latents, noise, timesteps),
+            timesteps=timesteps,
+            captions=torch.tensor(
+                self._dataset.rows_of_captions(batch, plainly), device=self._device
+            ),
+            losses=torch.zeros(len(batch), device=self._device),
+        )
+
+    @torch.no_grad()
+    def _measure(self, asked: Sequence[_Questions]) -> float:
+        for questions in asked:
+            in_parts(self._ask, questions, _Questions.halves)
+        return float(torch.cat([questions.losses for questions in asked]).mean())
+
+    def _ask(self, questions: _Questions) -> None:
+        self.replay.run(questions, self._answer)
+
+    def _answer(self, questions: _Questions) -> None:
         prediction = self._unet(
-            objective.noisy(latents, noise, timesteps).to(self._unet.dtype),
-            timesteps,
-            encoder_hidden_states=self._conditioning(rows),
+            questions.noisy,
+            questions.timesteps,
+            encoder_hidden_states=self._conditioning(questions.captions),
             return_dict=False,
         )[0]
-        target = objective.target(latents, noise, timesteps)
-        return objective.losses(prediction, target, timesteps)
+        losses = self._objective.losses(prediction, questions.target, questions.timesteps)
+        questions.losses.copy_(losses)
 
     def _noise(self, probe: _Probe, shape: Sequence[int]) -> torch.Tensor:
         generator = generator_for(self._seed, "evaluation", probe.number)
@@ -138,14 +205,7 @@ class Evaluation:
 
 def _probes(positions: Sequence[int], timesteps: int) -> list[_Probe]:
     """The pictures in turn, at timesteps spread evenly over the schedule."""
-    if not positions:
-        return []
     return [
         _Probe(k, positions[k % len(positions)], int((k + 0.5) / PROBES * timesteps))
         for k in range(PROBES)
     ]
-
-
-def _halves(probes: list[_Probe]) -> list[list[_Probe]]:
-    middle = len(probes) // 2
-    return [half for half in (probes[:middle], probes[middle:]) if half]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
@@ -93,7 +94,8 @@ class DiffusionSession:
         self._learning_rate = learning_rate_of(parameters, self.total_steps)
         objective = objective_of(base.noise_schedule, parameters.snr_gamma, device)
         self._evaluation = Evaluation(
-            base.unet, objective, dataset, held_out, parameters.seed, device, text_states
+            *(base.unet, objective, dataset, held_out, parameters.seed, device, text_states),
+            recorder=recorder,
         )
         self._update = Update(
             adapters.flat,
@@ -250,6 +252,7 @@ class DiffusionSession:
         """Let go of everything on the device, whoever still holds the session."""
         for place in self._steps.places:
             place.close()
+        self._evaluation.replay.forget()
         del self._dataset, self._adapters, self._update, self._steps, self._previews
         del self._feed, self._good, self._evaluation
 
@@ -265,8 +268,12 @@ class DiffusionSession:
 
     def _make_room(self) -> bool:
         """Let go of what can be made again; whether there was anything."""
-        given_back = [place.replay.make_room() for place in self._steps.places]
+        given_back = [replay.make_room() for replay in self._replays]
         return any(given_back)
+
+    @property
+    def _replays(self) -> list[Replay[Any]]:
+        return [self._evaluation.replay, *(place.replay for place in self._steps.places)]
 
     def _attempt(self, inputs: StepInputs) -> bool:
         """Run a step. False when memory did not suffice; nothing holds its tensors then."""
@@ -298,9 +305,10 @@ class DiffusionSession:
 
     def _apply(self, thrift: Thrift) -> None:
         self._thrift = thrift
-        for place in self._steps.places:
-            place.replay.make_room()
-            if thrift.checkpointing:
+        for replay in self._replays:
+            replay.make_room()
+        if thrift.checkpointing:
+            for place in self._steps.places:
                 place.recompute()
 
     def _recover(self, epoch: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.evaluation import PROBES, held_out_positions, trained_buckets
+from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.picture import Picture
-from tests.diffusion.runs import measured_in, plan_of, run, weights_of
+from tests.diffusion.runs import drive, measured_in, plan_of, run, weights_of
+from tests.diffusion.tape import Tape
 
 pytestmark = pytest.mark.integration
 
@@ -178,6 +181,45 @@ def test_a_measurement_covers_the_whole_schedule() -> None:
     assert {probe.position for probe in probes} == {4, 7}
     assert min(probe.timestep for probe in probes) < 1000 / PROBES
     assert max(probe.timestep for probe in probes) >= 1000 - 1000 / PROBES
+
+
+def test_recorded_measurements_give_the_bytes_of_plain_ones(
+    base: BaseModel, pictures: Pictures
+) -> None:
+    plan = plan_of(pictures, epochs=6, validation_epochs=1, validation_split=0.2)
+    tape = Tape()
+    captured = Strategy(flat_path=True, capture=True)
+    fast = DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape)
+    with fast.open(plan, None) as session:
+        drive(session)
+        assert isinstance(session, DiffusionSession)
+        measured = session._evaluation
+        asked = len(measured._of_trained) + len(measured._of_held_out)
+        assert measured.replay.recordings == asked > 2
+        found = session.history
+    assert measured.replay.recordings == 0  # let go with the session
+    plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    assert found == run(plain, plan).history
+    assert len({record.evaluation_loss for record in found}) == 6
+
+
+def test_a_measurement_that_cannot_be_recorded_leaves_the_steps_theirs(
+    base: BaseModel, pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
+    class ForSteps(Tape):
+        def record(self, function: Callable[[], None]) -> Callable[[], None]:
+            if not torch.is_grad_enabled():
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return super().record(function)
+
+    tape = ForSteps()
+    plan = plan_of(pictures[:2], epochs=6, validation_epochs=1)
+    captured = Strategy(flat_path=True, capture=True)
+    found = run(DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape), plan)
+    assert tape.replayed
+    assert "measurements are no longer recorded: RuntimeError: operation not" in caplog.text
+    plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    assert found.history == run(plain, plan).history
 
 
 def test_where_memory_is_short_fewer_predictions_are_made_at_once(

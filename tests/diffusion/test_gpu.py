@@ -90,6 +90,18 @@ def test_the_chosen_way_follows_the_plain_one(pictures: Pictures) -> None:
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
 
 
+def test_recorded_measurements_follow_plain_ones(pictures: Pictures) -> None:
+    plan = plan_of(pictures, epochs=6, validation_epochs=1, validation_split=0.2)
+    with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
+        drive(session)
+        assert isinstance(session, DiffusionSession)
+        assert session._evaluation.replay.recordings
+        found = session.history
+    for one, other in zip(found, run(trainer_with(PLAIN), plan).history, strict=True):
+        assert one.evaluation_loss == pytest.approx(other.evaluation_loss, rel=0.05)
+        assert one.validation_loss == pytest.approx(other.validation_loss, rel=0.05)
+
+
 def test_the_chosen_way_learns_as_the_recipe_does(pictures: Pictures) -> None:
     plan = plan_of(pictures, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     curve, _ = recipe(load_base(str(SMALL_BASE), device=CARD, dtype=torch.float32), plan)

@@ -54,10 +54,14 @@ class Replay(Generic[Batch]):
     """Runs a step for one batch after another, by replay where that can be had.
 
     Without a recorder, or once recording has failed, every step is run as it is.
+
+    Args:
+        what: the steps' name in the log.
     """
 
-    def __init__(self, recorder: Recorder | None) -> None:
+    def __init__(self, recorder: Recorder | None, what: str = "steps") -> None:
         self._recorder = recorder
+        self._what = what
         self._runs: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, tuple[Batch, Callable[[], None]]] = {}
         """The one that was used last comes last."""
@@ -110,7 +114,7 @@ class Replay(Generic[Batch]):
     def stop(self, reason: str) -> None:
         """Run every step as it is from here on."""
         if self._recorder is not None:
-            log.warning("steps are no longer recorded: %s", reason)
+            log.warning("%s are no longer recorded: %s", self._what, reason)
         self._recorder = None
         self.forget()
 
