@@ -442,6 +442,15 @@ class WorkerSettings(Settings):
             )
         return value
 
+    @field_validator("spool_dir")
+    @classmethod
+    def _can_be_had(cls, value: Path, info: ValidationInfo) -> Path:
+        known = {"rabbitmq_host", "rabbitmq_url"} <= info.data.keys()
+        # A worker waits for a queue that is away, and this one would stay away.
+        if known and not _has_broker(info) and (reason := _why_not_ours(value)):
+            raise ValueError(f"{reason}; give a folder that this worker can write")
+        return value
+
     @field_validator("backend_api_url")
     @classmethod
     def _announces(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -479,6 +488,16 @@ class WorkerSettings(Settings):
 
 def _has_broker(info: ValidationInfo) -> bool:
     return bool(info.data.get("rabbitmq_host") or info.data.get("rabbitmq_url"))
+
+
+def _why_not_ours(folder: Path) -> str | None:
+    """Why files cannot be put into a folder, there or still to be made; None where they can."""
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not os.path.isdir(nearest):
+        return f"{nearest} is no folder"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"
 
 
 def _is_encrypted(url: SecretStr) -> bool:

@@ -114,6 +114,13 @@ def test_submit_refuses_options_that_would_be_of_no_use(
     assert refused.stderr.startswith(f"error: {option}: is for a folder"), refused.stderr
 
 
+def test_a_worker_does_not_wait_for_a_spool_folder_that_cannot_be_had(tmp_path: Path) -> None:
+    (tmp_path / "spool").touch()
+    refused = run("worker", "--once", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: SPOOL_DIR='spool': "), refused.stderr
+
+
 @pytest.mark.parametrize("name", ["train", "worker", "submit"])
 def test_help_needs_no_heavy_import(name: str) -> None:
     code = (
