@@ -74,7 +74,7 @@ def test_submit_refuses_what_is_no_task_in_one_line(
     [
         (["--style-id", "0"], "--style-id 0: give a whole number from 1 to"),
         (["--style-id", str(2**63)], f"--style-id {2**63}: give a whole number from 1 to"),
-        (["--tags", "x" * 101], "--tags 'xxx"),
+        (["--tags", "x" * 101], '--tags "xxx'),
         (["--epochs", "0"], "--epochs 0: "),
     ],
 )
