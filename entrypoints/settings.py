@@ -31,6 +31,8 @@ MOST_TOGETHER = 32
 """Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
 DAY = 86_400.0
 """Seconds: the longest that anything here is waited for."""
+WEEK = 7 * DAY
+"""Seconds: longer than any job, in milliseconds less than the 2**31 that some brokers end at."""
 
 
 class InvalidSettings(Mistake):
@@ -112,6 +114,7 @@ class Settings(BaseSettings):
     ack_timeout: int = Field(
         int(RabbitOptions.ack_timeout),
         ge=60,
+        le=int(WEEK),
         description="Seconds for which the broker is asked to leave a delivery with us",
     )
     spool_dir: Path = Field(

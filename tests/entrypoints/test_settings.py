@@ -381,6 +381,8 @@ def test_a_file_of_use_is_not_found_fault_with_where_the_url_is_wrong(
         ("RETRY_DELAYS", "0.0009,5", "give one or more seconds, each from 0.001"),
         ("RETRY_DELAYS", "5,86401", "to a day"),
         ("RETRY_DELAYS", ",", "give one or more seconds"),
+        ("ACK_TIMEOUT", "59", "give 60 or more"),
+        ("ACK_TIMEOUT", "604801", "give 604800 or less"),
         ("AWS_SESSION_TOKEN", "sesame-open", "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("AWS_STORAGE_BUCKET_NAME", "s3://images", "give the name alone"),
         ("MODEL_BUCKET_NAME", "models/styles", "give the name alone"),
