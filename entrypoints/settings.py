@@ -165,8 +165,8 @@ class Settings(BaseSettings):
         gt=0,
         le=300,
         description="Seconds that the backend has for the answer to a final call: one that is "
-        "repeated after a slow answer is shown twice. After a progress call that failed the final "
-        "call waits for as long",
+        "repeated after a slow answer is shown twice. After a progress call that may still arrive "
+        "the final call waits for as long",
     )
 
     worker_name: str | None = Field(
