@@ -125,7 +125,8 @@ class Driver:
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
         except (Unavailable, NotifierRefused) as error:
-            entry.quiet_from = self.clock.monotonic() + self.rules.in_transit
+            if isinstance(error, Unavailable):  # a refused call has arrived
+                entry.quiet_from = self.clock.monotonic() + self.rules.in_transit
             log.warning("progress was not delivered, the next will be newer: %s", error)
 
     def _listen(self, entry: Entry, stop: StopSignal) -> None:

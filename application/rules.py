@@ -27,7 +27,8 @@ class Rules:
     progress_every: float = 30.0
     """Seconds between progress calls."""
     in_transit: float = 30.0
-    """Seconds that the final call waits after a progress call that failed: it may still arrive."""
+    """Seconds that the final call waits after a progress call that failed without being refused:
+    it may still arrive."""
     cancel_poll: float = 5.0
     """Seconds between two looks for a request to cancel."""
     most_setbacks: int = 5

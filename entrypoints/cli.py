@@ -9,13 +9,12 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from domain.mistake import Mistake
 from domain.parameters import InvalidParameter
 from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from entrypoints.options import option_of
+from entrypoints.options import option_of, path
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +131,7 @@ class _Completion(argparse.Action):
         import shtab
 
         for action in parser._actions:
-            if action.type is Path:
+            if action.type is path:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own
         parser.prog = self.script
         print(shtab.complete(parser, shell=shell))

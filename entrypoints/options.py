@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from domain.parameters import PARAMETER_NAMES, LearningRateSchedule, LoraTargets, OptimizerName
+
+
+def path(text: str) -> Path:
+    """An option's file or folder: of an empty text, which is a variable that is not set, ``Path``
+    makes the folder that the command is started in.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a path, or . for this folder")
+    return Path(text)
 
 
 def add_style_options(parser: argparse.ArgumentParser) -> None:

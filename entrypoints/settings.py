@@ -31,6 +31,8 @@ MOST_TOGETHER = 32
 """Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
 DAY = 86_400.0
 """Seconds: the longest that anything here is waited for."""
+WEEK = 7 * DAY
+"""Seconds: longer than any job, in milliseconds less than the 2**31 that some brokers end at."""
 
 
 class InvalidSettings(Mistake):
@@ -112,6 +114,7 @@ class Settings(BaseSettings):
     ack_timeout: int = Field(
         int(RabbitOptions.ack_timeout),
         ge=60,
+        le=int(WEEK),
         description="Seconds for which the broker is asked to leave a delivery with us",
     )
     spool_dir: Path = Field(
@@ -162,8 +165,8 @@ class Settings(BaseSettings):
         gt=0,
         le=300,
         description="Seconds that the backend has for the answer to a final call: one that is "
-        "repeated after a slow answer is shown twice. After a progress call that failed the final "
-        "call waits for as long",
+        "repeated after a slow answer is shown twice. After a progress call that may still arrive "
+        "the final call waits for as long",
     )
 
     worker_name: str | None = Field(
@@ -442,6 +445,15 @@ class WorkerSettings(Settings):
             )
         return value
 
+    @field_validator("spool_dir")
+    @classmethod
+    def _can_be_had(cls, value: Path, info: ValidationInfo) -> Path:
+        known = {"rabbitmq_host", "rabbitmq_url"} <= info.data.keys()
+        # A worker waits for a queue that is away, and this one would stay away.
+        if known and not _has_broker(info) and (reason := _why_not_ours(value)):
+            raise ValueError(f"{reason}; give a folder that this worker can write")
+        return value
+
     @field_validator("backend_api_url")
     @classmethod
     def _announces(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -479,6 +491,16 @@ class WorkerSettings(Settings):
 
 def _has_broker(info: ValidationInfo) -> bool:
     return bool(info.data.get("rabbitmq_host") or info.data.get("rabbitmq_url"))
+
+
+def _why_not_ours(folder: Path) -> str | None:
+    """Why files cannot be put into a folder, there or still to be made; None where they can."""
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not os.path.isdir(nearest):
+        return f"{nearest} is no folder"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"
 
 
 def _is_encrypted(url: SecretStr) -> bool:

@@ -19,6 +19,7 @@ from entrypoints.options import (
     add_style_options,
     named_parameters,
     option_of,
+    path,
 )
 from entrypoints.picture_folder import find_caption, find_pictures, read_own
 
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "source", type=Path, nargs="?", help="a task as JSON, or a folder of pictures"
+        "source", type=path, nargs="?", help="a task as JSON, or a folder of pictures"
     )
     what.add_argument("--cancel", metavar="TASK_ID", help="stop this task wherever it is")
     what.add_argument(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from domain.parameters import RequestedParameters
@@ -19,6 +18,7 @@ from entrypoints.options import (
     add_style_options,
     named_parameters,
     option_of,
+    path,
 )
 from entrypoints.picture_folder import find_pictures, passed_over
 
@@ -65,10 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "pictures",
-        type=Path,
+        type=path,
         help="folder with JPEG, PNG or WebP pictures; with --export a style, file or folder",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--out", type=path, required=True, help="folder for the results")
     add_style_options(parser)
     parser.add_argument(
         "--base-model",
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--base-model-config",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="configuration folder of a single-file base model, where no hub can be reached",
     )

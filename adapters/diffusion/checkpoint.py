@@ -120,17 +120,11 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             raise CheckpointRejected("the checkpoint is damaged: its checksum does not match")
         content = json.loads(metadata["run"])
         _compare(content["identity"], json.loads(json.dumps(identity)))
+        step = int(content["step"])
         return RunState(
-            step=int(content["step"]),
+            step=step,
             weights=_tensor(tensors, "weights", (weights,)),
-            optimizer=OptimizerState(
-                {
-                    name.removeprefix(_OPTIMIZER): tensor
-                    for name, tensor in tensors.items()
-                    if name.startswith(_OPTIMIZER)
-                },
-                content["optimizer"],
-            ),
+            optimizer=OptimizerState(_of_optimizer(tensors, begun=step > 0), content["optimizer"]),
             notes=_tensor(tensors, "notes", (3,)),
             history=[EpochRecord(**record) for record in content["history"]],
             recovery=Recovery(**content["recovery"]),
@@ -154,6 +148,19 @@ def _tensor(
     if tensor.shape != shape or tensor.dtype != torch.float32:
         raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not float32 {shape}")
     return tensor
+
+
+def _of_optimizer(tensors: Mapping[str, torch.Tensor], *, begun: bool) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors by its own names; before the first step some have none."""
+    found = {
+        name.removeprefix(_OPTIMIZER): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_OPTIMIZER)
+    }
+    if begun and not found:
+        # It would begin anew in mid-run.
+        raise ValueError("the optimizer's state is missing")
+    return found
 
 
 def _loss_scale(scale: float, tracker: int) -> tuple[float, int]:

@@ -99,7 +99,7 @@ class TaskMessage(_Schema):
 
 
 _REMEDIES = {
-    "type": f"give {TYPE!r}",
+    "type": f'give "{TYPE}"',
     "task_id": "give a UUID",
     "created_at": "give a time in ISO 8601, or leave it out",
     "data": "give an object with style_id and images",
@@ -238,11 +238,21 @@ def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
     field = ".".join(map(str, problem["loc"])) or "message"
     value = problem["input"]
     if problem["type"] == "missing":
-        value = MISSING
+        found = MISSING
     elif isinstance(value, list) and problem["type"] in {"too_short", "too_long"}:
-        value = Finding(f"a list of {len(value)}")
+        found = Finding(f"a list of {len(value)}")
+    else:
+        found = _as_json(value)
     known = ".".join(part for part in map(str, problem["loc"]) if not part.isdecimal())
-    return InvalidTask(field, value, _REMEDIES.get(known, "give an object"), style_id)
+    return InvalidTask(field, found, _REMEDIES.get(known, "give an object"), style_id)
+
+
+def _as_json(value: object) -> Finding:
+    """A value as its message has it, in which null is not None; but what no terminal shows, or
+    what moves its cursor, is escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return Finding("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
 def _locations(images: list[str], style_id: int) -> tuple[Location, ...]:
@@ -252,7 +262,7 @@ def _locations(images: list[str], style_id: int) -> tuple[Location, ...]:
             found.append(Location.parse(image))
         except InvalidLocation as error:
             remedy = f"give s3://bucket/key ({error})"
-            raise InvalidTask(f"data.images.{number}", image, remedy, style_id) from None
+            raise InvalidTask(f"data.images.{number}", _as_json(image), remedy, style_id) from None
     return tuple(found)
 
 
@@ -266,7 +276,7 @@ def _requested(parameters: Mapping[str, Any], style_id: int) -> RequestedParamet
         return RequestedParameters(named)
     except InvalidParameter as error:
         field = f"data.parameters.{error.name}"
-        raise InvalidTask(field, error.value, error.remedy, style_id) from None
+        raise InvalidTask(field, _as_json(error.value), error.remedy, style_id) from None
 
 
 def _host(url: object) -> str | None:

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -220,10 +221,22 @@ def test_a_long_message_of_repeated_keys_and_endless_numbers_is_refused_all_the_
         assert len(str(caught.value)) < 400
 
 
-def test_a_missing_field_is_told_from_a_null() -> None:
-    for value, said in ((ABSENT, "data.images is missing: "), (None, "data.images is None: ")):
-        with pytest.raises(InvalidTask, match=said):
-            read(with_value("data.images", value))
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("data.images", ABSENT, "missing"),
+        ("data.images", None, "null"),
+        ("data.images", {"all": [True, None]}, '{"all": [true, null]}'),
+        ("data.images.0", False, "false"),
+        ("data.images.0", "https://host/x.jpg", '"https://host/x.jpg"'),
+        ("data.parameters.epochs", True, "true"),
+        ("data.parameters.sample_prompts", ["Aquarell, blau\x9b\u202e", None], "null"),
+        ("task_id", "Größe\x9b\u202e\n", r'"Größe\u009b\u202e\n"'),
+    ],
+)
+def test_a_value_is_told_in_the_messages_own_language(path: str, value: object, said: str) -> None:
+    with pytest.raises(InvalidTask, match=re.escape(f" is {said}: ")):
+        read(with_value(path, value))
 
 
 def test_of_a_list_with_too_many_entries_their_number_is_told() -> None:

@@ -104,25 +104,38 @@ def test_progress_that_is_not_delivered_is_no_error(
     }
 
 
-def test_the_final_call_waits_until_progress_that_was_given_up_can_no_longer_arrive(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given_up: list[float] = []
+SILENCE = NotifierUnavailable("no answer within 5 s")
+REFUSAL = NotifierRefused("400")
 
-    def give_up(_style_id: int, _progress: Progress) -> None:
-        given_up.append(world.clock.monotonic())
-        raise NotifierUnavailable("no answer within 5 s")
+
+@pytest.mark.parametrize("errors", [[SILENCE], [SILENCE, REFUSAL], [REFUSAL]])
+def test_the_final_call_waits_until_progress_that_was_given_up_can_no_longer_arrive(
+    world: World, monkeypatch: pytest.MonkeyPatch, errors: list[Exception]
+) -> None:
+    """In turn, the errors of the progress calls; one that was refused has arrived."""
+    failed: list[tuple[float, Exception]] = []
+
+    def fail(_style_id: int, _progress: Progress) -> None:
+        error = errors[len(failed) % len(errors)]
+        failed.append((world.clock.monotonic(), error))
+        raise error
 
     called: list[float] = []
     completed = world.notifier.completed
-    monkeypatch.setattr(world.notifier, "progress", give_up)
+    monkeypatch.setattr(world.notifier, "progress", fail)
     monkeypatch.setattr(
         world.notifier,
         "completed",
         lambda *call: (called.append(world.clock.monotonic()), completed(*call)),
     )
     assert world.worker()(a_task(), StopSignal()) == Done()
-    assert called == [given_up[-1] + RULES.in_transit]
+    given_up = [at for at, error in failed if error is SILENCE]
+    assert len(failed) > 2 * len(errors)
+    if given_up:
+        assert called == [given_up[-1] + RULES.in_transit]
+    else:
+        (at,) = called
+        assert at < failed[-1][0] + RULES.progress_every
 
 
 def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> None:

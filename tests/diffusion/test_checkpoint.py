@@ -88,3 +88,11 @@ def test_weights_of_another_number_or_precision_are_rejected(weights: torch.Tens
     data = encode_checkpoint(replace(STATE, weights=weights), IDENTITY)
     with pytest.raises(CheckpointRejected, match="weights"):
         decode_checkpoint(data, IDENTITY, 5)
+
+
+def test_only_before_the_first_step_may_the_optimizer_remember_nothing() -> None:
+    begun = replace(STATE, optimizer=OptimizerState(numbers=STATE.optimizer.numbers))
+    with pytest.raises(CheckpointRejected, match="damaged: the optimizer's state is missing"):
+        decode_checkpoint(encode_checkpoint(begun, IDENTITY), IDENTITY, 5)
+    fresh = encode_checkpoint(replace(begun, step=0), IDENTITY)
+    assert not decode_checkpoint(fresh, IDENTITY, 5).optimizer.tensors

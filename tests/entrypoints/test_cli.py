@@ -18,6 +18,7 @@ from adapters.webhook.options import InvalidBackend
 from application.ports import BlobDenied, QueueUnavailable
 from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
+from entrypoints import submit, train
 from entrypoints.cli import SHELLS, add_common_options, run_command
 from entrypoints.exits import UsageError
 from tests.services.commands import ROOT, run
@@ -136,6 +137,26 @@ def test_an_unknown_option_is_told_without_a_page_of_the_others(name: str) -> No
     assert len(done.stderr.splitlines()) <= 4, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "option"),
+    [
+        ("train", ["pictures", "--out", ""], "--out"),
+        ("train", ["", "--out", "out"], "pictures"),
+        ("train", ["pictures", "--out", "out", "--base-model-config="], "--base-model-config"),
+        ("submit", [""], "source"),
+    ],
+)
+def test_a_path_that_is_empty_is_not_the_folder_that_the_command_is_started_in(
+    name: str, arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = {"train": train.main, "submit": submit.main}[name]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    said = f"argument {option}: it is empty; give a path, or . for this folder\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_is_a_script_that_its_shell_can_read(
@@ -155,6 +176,7 @@ def test_bash_completes_an_option() -> None:
     bash = shutil.which("bash")
     assert bash is not None
     script = run("train", "--print-completion", "bash", cwd=ROOT).stdout
+    assert "___out_COMPGEN=_shtab_compgen_files" in script
     ask = (
         'COMP_WORDS=(style-train --ep); COMP_CWORD=1; COMP_LINE="style-train --ep"; '
         'function_name=$(complete -p style-train | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '

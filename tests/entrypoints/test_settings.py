@@ -252,6 +252,39 @@ def test_only_a_worker_with_a_broker_must_name_its_base_model_and_its_backend(
     assert load_settings(env_file=None).has_broker, "submit and train need neither"
 
 
+@pytest.mark.parametrize("name", ["file", "file/spool", "dangling"])
+def test_a_worker_wants_a_spool_folder_that_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    spool, taken = str(tmp_path / name), tmp_path / name.removesuffix("/spool")
+    (line,) = refused(monkeypatch, SPOOL_DIR=spool)
+    remedy = "give a folder that this worker can write"
+    assert line == f"SPOOL_DIR={spool!r}: {taken} is no folder; {remedy}"
+    assert load_settings(env_file=None).spool_dir == Path(spool), "train needs none"
+
+
+def test_a_spool_folder_that_is_still_to_be_made_can_be_written_where_it_will_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded(monkeypatch, SPOOL_DIR=str(tmp_path / "a" / "b"))
+    assert not list(tmp_path.iterdir()), "a look leaves no trace"
+    monkeypatch.setattr(os, "access", lambda place, _mode: place != tmp_path)
+    (line,) = refused(monkeypatch, SPOOL_DIR=str(tmp_path / "a" / "b"))
+    assert f"{tmp_path} cannot be written" in line
+
+
+def test_with_a_broker_nobody_looks_at_the_spool_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPOOL_DIR", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    lines = refused(monkeypatch, RABBITMQ_HOST="h")
+    (url,) = refused(monkeypatch, RABBITMQ_HOST="", RABBITMQ_URL="http://h")
+    assert not any("SPOOL_DIR" in line for line in [*lines, url])
+
+
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
@@ -348,6 +381,8 @@ def test_a_file_of_use_is_not_found_fault_with_where_the_url_is_wrong(
         ("RETRY_DELAYS", "0.0009,5", "give one or more seconds, each from 0.001"),
         ("RETRY_DELAYS", "5,86401", "to a day"),
         ("RETRY_DELAYS", ",", "give one or more seconds"),
+        ("ACK_TIMEOUT", "59", "give 60 or more"),
+        ("ACK_TIMEOUT", "604801", "give 604800 or less"),
         ("AWS_SESSION_TOKEN", "sesame-open", "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("AWS_STORAGE_BUCKET_NAME", "s3://images", "give the name alone"),
         ("MODEL_BUCKET_NAME", "models/styles", "give the name alone"),

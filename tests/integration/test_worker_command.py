@@ -74,7 +74,7 @@ def test_submit_refuses_what_is_no_task_in_one_line(
     [
         (["--style-id", "0"], "--style-id 0: give a whole number from 1 to"),
         (["--style-id", str(2**63)], f"--style-id {2**63}: give a whole number from 1 to"),
-        (["--tags", "x" * 101], "--tags 'xxx"),
+        (["--tags", "x" * 101], '--tags "xxx'),
         (["--epochs", "0"], "--epochs 0: "),
     ],
 )
@@ -112,6 +112,13 @@ def test_submit_refuses_options_that_would_be_of_no_use(
     refused = run("submit", *arguments, cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: {option}: is for a folder"), refused.stderr
+
+
+def test_a_worker_does_not_wait_for_a_spool_folder_that_cannot_be_had(tmp_path: Path) -> None:
+    (tmp_path / "spool").touch()
+    refused = run("worker", "--once", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: SPOOL_DIR='spool': "), refused.stderr
 
 
 @pytest.mark.parametrize("name", ["train", "worker", "submit"])
