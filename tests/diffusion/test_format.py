@@ -382,6 +382,17 @@ def test_no_file_an_empty_folder_and_damage_are_refused(tmp_path: Path) -> None:
         read_style(broken)
 
 
+@pytest.mark.parametrize("name", ["pytorch_lora_weights", "adapter_model"])
+def test_a_file_without_tensors_is_refused(tmp_path: Path, name: str) -> None:
+    """PEFT's beside its configuration, and by itself."""
+    safetensors.torch.save_file({}, tmp_path / f"{name}.safetensors")
+    if name == "adapter_model":
+        (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    for path in (tmp_path, tmp_path / f"{name}.safetensors"):
+        with pytest.raises(StyleFileInvalid, match=rf"{name}\.safetensors holds no tensors"):
+            read_style(path)
+
+
 def test_a_pattern_that_is_no_expression_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensors = {f"unet.{TO_Q}.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
