@@ -349,6 +349,16 @@ def test_automatic1111_shows_the_styles_name_version_tags_sizes_and_pictures(
     assert metadata["sshs_model_hash"] == hashlib.sha256(data[end:]).hexdigest()
 
 
+def test_pefts_configuration_names_the_base_and_is_for_use(tmp_path: Path) -> None:
+    layer = LayerWeights(torch.zeros(2, 8), torch.zeros(8, 2), 3.0, None)
+    metadata = {"ss_sd_model_name": "some base"}
+    written, _ = write_form({(UNET, TO_Q): layer}, metadata, Form.PEFT, tmp_path, "style")
+    config = json.loads(written.read_text(encoding="utf-8"))
+    wanted = {"base_model_name_or_path": "some base", "inference_mode": True, "peft_type": "LORA"}
+    assert config.items() >= wanted.items()
+    assert (config["r"], config["lora_alpha"]) == (2, 3.0)
+
+
 # --- what is no style --------------------------------------------------------------------
 
 
