@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from adapters.diffusion import preview
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.lora.adapters import attached
+from adapters.diffusion.style_file.export import RunFacts, encode_style
 from adapters.diffusion.tensor_file import body_of, decode
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
@@ -108,6 +112,109 @@ def test_the_metadata_says_what_the_file_is_and_how_it_was_made(
         ((64, 64), 4),
         ((72, 56), 1),
     ]
+
+
+def test_every_figure_of_a_run_has_its_place(
+    base: BaseModel, pictures: tuple[Picture, ...]
+) -> None:
+    """Each other than the rest: of five pictures one is kept for validation, of three epochs two
+    are done."""
+    plan = plan_of(
+        pictures,
+        tags=(),
+        epochs=3,
+        resolution=128,
+        batch_size=2,
+        rank=2,
+        alpha=8.0,
+        seed=9,
+        learning_rate=0.0625,
+        train_text_encoder=True,
+        text_encoder_lr=0.03125,
+        lr_scheduler="linear",
+        lr_warmup_steps=11,
+        weight_decay=0.5,
+        max_grad_norm=0.75,
+        noise_offset=0.03,
+        caption_dropout=0.375,
+        use_rslora=True,
+    )
+    facts = RunFacts(
+        base_name="some base",
+        prediction_type="v_prediction",
+        captions=["ink, a fox", " ink ,, a boat", "ink"],
+        bucket_sizes={(128, 128): 3, (192, 64): 1},
+        steps=15,
+        steps_per_epoch=7,
+    )
+    with attached(base.unet, rank=2, alpha=8.0, seed=1) as adapters:
+        _, metadata = decode(encode_style(adapters, plan, facts))
+    for of_the_bytes in ("modelspec.hash_sha256", "sshs_model_hash"):
+        del metadata[of_the_bytes]
+    read = {
+        "ss_network_args": {"lora_targets": "attention", "use_rslora": "True"},
+        "ss_bucket_info": {
+            "buckets": {
+                "0": {"resolution": [128, 128], "count": 3},
+                "1": {"resolution": [192, 64], "count": 1},
+            }
+        },
+        "ss_dataset_dirs": {"style_7": {"n_repeats": 1, "img_count": 4}},
+        "ss_tag_frequency": {"style_7": {"ink": 3, "a fox": 1, "a boat": 1}},
+    }
+    assert {name: json.loads(metadata.pop(name)) for name in read} == read
+    assert metadata == {
+        "ss_output_name": "style_7",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "2",
+        "ss_network_alpha": "8.0",
+        "ss_base_model_version": "sd_v1_v",
+        "ss_sd_model_name": "some base",
+        "ss_v2": "False",
+        "ss_unet_lr": "0.0625",
+        "ss_text_encoder_lr": "0.03125",
+        "ss_learning_rate": "0.0625",
+        "ss_lr_scheduler": "linear",
+        "ss_lr_warmup_steps": "11",
+        "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.5)",
+        "ss_max_grad_norm": "0.75",
+        "ss_num_epochs": "3",
+        "ss_epoch": "2",
+        "ss_steps": "15",
+        "ss_max_train_steps": "21",
+        "ss_num_train_images": "4",
+        "ss_num_validation_images": "1",
+        "ss_num_reg_images": "0",
+        "ss_num_batches_per_epoch": "7",
+        "ss_batch_size_per_device": "2",
+        "ss_total_batch_size": "2",
+        "ss_resolution": "(128, 128)",
+        "ss_enable_bucket": "True",
+        "ss_min_snr_gamma": "None",
+        "ss_noise_offset": "0.03",
+        "ss_caption_dropout_rate": "0.375",
+        "ss_seed": "9",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "style_7",
+        "modelspec.description": "A style learnt from 4 pictures with some base.",
+        "modelspec.resolution": "128x128",
+        "modelspec.prediction_type": "v",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [({}, "None"), ({"train_text_encoder": True}, "0.0625"), ({"text_encoder_lr": 0.05}, "None")],
+)
+def test_the_text_encoders_learning_rate_is_told_where_it_is_trained(
+    base: BaseModel, pictures: tuple[Picture, ...], options: dict[str, Any], rate: str
+) -> None:
+    facts = RunFacts("some base", "epsilon", [], {(64, 64): 5}, steps=1, steps_per_epoch=1)
+    with attached(base.unet, rank=2, alpha=2.0, seed=1) as adapters:
+        data = encode_style(adapters, plan_of(pictures, learning_rate=0.0625, **options), facts)
+    assert decode(data)[1]["ss_text_encoder_lr"] == rate
 
 
 def test_dropout_of_an_adapters_inputs_has_its_own_name(

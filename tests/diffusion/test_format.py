@@ -349,6 +349,16 @@ def test_automatic1111_shows_the_styles_name_version_tags_sizes_and_pictures(
     assert metadata["sshs_model_hash"] == hashlib.sha256(data[end:]).hexdigest()
 
 
+def test_pefts_configuration_names_the_base_and_is_for_use(tmp_path: Path) -> None:
+    layer = LayerWeights(torch.zeros(2, 8), torch.zeros(8, 2), 3.0, None)
+    metadata = {"ss_sd_model_name": "some base"}
+    written, _ = write_form({(UNET, TO_Q): layer}, metadata, Form.PEFT, tmp_path, "style")
+    config = json.loads(written.read_text(encoding="utf-8"))
+    wanted = {"base_model_name_or_path": "some base", "inference_mode": True, "peft_type": "LORA"}
+    assert config.items() >= wanted.items()
+    assert (config["r"], config["lora_alpha"]) == (2, 3.0)
+
+
 # --- what is no style --------------------------------------------------------------------
 
 
@@ -380,6 +390,17 @@ def test_no_file_an_empty_folder_and_damage_are_refused(tmp_path: Path) -> None:
     broken.write_bytes(b"PK\x03\x04 a pickle")
     with pytest.raises(StyleFileInvalid, match="give a LoRA"):
         read_style(broken)
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights", "adapter_model"])
+def test_a_file_without_tensors_is_refused(tmp_path: Path, name: str) -> None:
+    """PEFT's beside its configuration, and by itself."""
+    safetensors.torch.save_file({}, tmp_path / f"{name}.safetensors")
+    if name == "adapter_model":
+        (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    for path in (tmp_path, tmp_path / f"{name}.safetensors"):
+        with pytest.raises(StyleFileInvalid, match=rf"{name}\.safetensors holds no tensors"):
+            read_style(path)
 
 
 def test_a_pattern_that_is_no_expression_is_refused(tmp_path: Path) -> None:

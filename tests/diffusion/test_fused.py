@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,6 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.fused import blocks, self_test
@@ -46,10 +52,81 @@ def test_the_denoiser_computes_the_same_and_is_itself_again_afterwards(base: Bas
     with fused(base.unet):
         rerouted = [m for m in base.unet.modules() if "forward" in m.__dict__]
         found = outcome(base)
-    assert len(rerouted) > 40
+    kinds = (ResnetBlock2D, Transformer2DModel, BasicTransformerBlock, Attention, GEGLU)
+    parts = {m for m in base.unet.modules() if isinstance(m, kinds)}
+    assert set(rerouted) == parts | {base.unet.conv_norm_out, base.unet.conv_act}
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert all(map(torch.equal, outcome(base), wanted))
+
+
+SOMETHING = torch.nn.Identity()
+DROPOUT, NO_SILU = torch.nn.Dropout(0.1), torch.nn.GELU()
+NO_BIAS = torch.nn.Conv2d(8, 8, 3, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "value"),
+    [
+        (ResnetBlock2D, "time_emb_proj", None),
+        (ResnetBlock2D, "time_embedding_norm", "scale_shift"),
+        (ResnetBlock2D, "skip_time_act", True),
+        (ResnetBlock2D, "upsample", SOMETHING),
+        (ResnetBlock2D, "downsample", SOMETHING),
+        (ResnetBlock2D, "output_scale_factor", 2.0),
+        (ResnetBlock2D, "dropout", DROPOUT),
+        (ResnetBlock2D, "conv1", NO_BIAS),
+        (ResnetBlock2D, "conv2", NO_BIAS),
+        (ResnetBlock2D, "conv_shortcut", SOMETHING),
+        (ResnetBlock2D, "nonlinearity", NO_SILU),
+        (Transformer2DModel, "is_input_continuous", False),
+        (Transformer2DModel, "use_linear_projection", True),
+        (Transformer2DModel, "proj_in", SOMETHING),
+        (Transformer2DModel, "proj_out", SOMETHING),
+        (BasicTransformerBlock, "norm_type", "ada_norm"),
+        (BasicTransformerBlock, "pos_embed", SOMETHING),
+        (BasicTransformerBlock, "attn2", None),
+        (BasicTransformerBlock, "only_cross_attention", True),
+        (BasicTransformerBlock, "attn2.only_cross_attention", True),
+        (BasicTransformerBlock, "_chunk_size", 1),
+        (BasicTransformerBlock, "fuser", SOMETHING),
+        (BasicTransformerBlock, "norm1.bias", None),
+        (BasicTransformerBlock, "norm2.bias", None),
+        (BasicTransformerBlock, "norm3.bias", None),
+        (Attention, "spatial_norm", SOMETHING),
+        (Attention, "group_norm", SOMETHING),
+        (Attention, "norm_q", SOMETHING),
+        (Attention, "norm_k", SOMETHING),
+        (Attention, "norm_cross", True),
+        (Attention, "residual_connection", True),
+        (Attention, "rescale_output_factor", 2.0),
+        (Attention, "to_out.1", DROPOUT),
+    ],
+)
+def test_a_block_with_what_the_passes_do_not_know_stays_as_it_is(
+    base: BaseModel, kind: type[torch.nn.Module], part: str, value: object
+) -> None:
+    unet = copy.deepcopy(base.unet)
+    changed, *others = [module for module in unet.modules() if isinstance(module, kind)]
+    home, _, name = part.rpartition(".")
+    setattr(changed.get_submodule(home), name, value)
+    with fused(unet):
+        assert "forward" not in changed.__dict__
+        assert all("forward" in other.__dict__ for other in others)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("conv_norm_out", SOMETHING), ("conv_norm_out", None), ("conv_act", NO_SILU)],
+)
+def test_so_does_a_last_norm_without_its_silu(
+    base: BaseModel, part: str, value: torch.nn.Module | None
+) -> None:
+    unet = copy.deepcopy(base.unet)
+    setattr(unet, part, value)
+    with fused(unet):
+        for module in filter(None, (unet.conv_norm_out, unet.conv_act)):
+            assert "forward" not in module.__dict__
 
 
 def test_where_rerouting_fails_the_denoiser_is_itself_again(

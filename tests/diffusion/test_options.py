@@ -12,7 +12,13 @@ from diffusers import DDPMScheduler
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.step import optimizer as optimizers
-from adapters.diffusion.step.optimizer import build_optimizer, restore_state, state_of
+from adapters.diffusion.step.optimizer import (
+    OptimizerState,
+    OptimizerStateInvalid,
+    build_optimizer,
+    restore_state,
+    state_of,
+)
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -142,6 +148,56 @@ def test_an_optimizer_goes_on_from_its_state_bit_for_bit(name: str, interrupted:
     go(second, resumed, range(interrupted, 12))
     assert not torch.equal(whole, start)
     assert torch.equal(second, whole)
+
+
+@pytest.mark.parametrize("weights", [5, 400])
+def test_a_state_that_is_not_of_these_weights_is_refused(weights: int) -> None:
+    """What only another version knows is taken where it fits the weights or is 8-bit values'
+    table of 256."""
+    parameter = torch.nn.Parameter(torch.zeros(weights))
+    optimizer = build_optimizer(parameter, TrainingParameters(epochs=1, resolution=64))
+    own = state_of(optimizer)
+    for name in own.tensors:
+        left = {other: tensor for other, tensor in own.tensors.items() if other != name}
+        with pytest.raises(OptimizerStateInvalid, match=f"{name} is missing"):
+            restore_state(optimizer, OptimizerState(left, own.numbers))
+    most = max(weights, 256)
+    for name, tensor, told in (
+        ("exp_avg", torch.zeros(weights - 1), rf"exp_avg is \({weights - 1},\)"),
+        ("exp_avg", torch.zeros(weights, 1), rf"exp_avg is \({weights}, 1\)"),
+        ("other", torch.zeros(most + 1), rf"other is \({most + 1},\)"),
+    ):
+        with pytest.raises(OptimizerStateInvalid, match=told):
+            restore_state(optimizer, OptimizerState({**own.tensors, name: tensor}, own.numbers))
+    fitting = torch.ones(most)
+    restore_state(optimizer, OptimizerState({**own.tensors, "other": fitting}, own.numbers))
+    fitting.zero_()
+    assert state_of(optimizer).tensors["other"].all()
+
+
+def test_a_state_has_finite_numbers_of_the_group_and_nothing_that_a_run_sets_anew() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(5))
+    optimizer = build_optimizer(parameter, TrainingParameters(epochs=1, resolution=64))
+    optimizer.param_groups[0] |= {"d": 0.5, "k": 3, "endless": float("inf"), "no": float("nan")}
+    optimizer.state[parameter] |= {"step": 7}
+    numbers = state_of(optimizer).numbers
+    assert numbers.items() >= {"d": 0.5, "k": 3, "step": 7, "eps": 1e-8}.items()
+    assert not numbers.keys() & {"lr", "params", "endless", "no", "fused", "capturable"}
+
+
+@needs_prodigy
+def test_prodigy_is_set_up_as_in_diffusers_examples() -> None:
+    asked = RequestedParameters({"optimizer": "prodigy", "weight_decay": 0.25})
+    parameters = asked.resolve(picture_count=1, native_resolution=64)
+    (group,) = build_optimizer(torch.nn.Parameter(torch.zeros(5)), parameters).param_groups
+    wanted = {
+        "lr": 1.0,
+        "weight_decay": 0.25,
+        "decouple": True,
+        "use_bias_correction": True,
+        "safeguard_warmup": True,
+    }
+    assert {name: group[name] for name in wanted} == wanted
 
 
 @needs_prodigy

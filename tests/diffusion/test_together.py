@@ -464,6 +464,7 @@ def test_a_run_at_the_end_of_its_thrift_has_the_others_recordings_let_go(
     base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = recording(base, Tape())
+    assert fast.recordings is None
     plans = [plan_of(pictures[:2], epochs=4, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack:
         first, thrifty = (stack.enter_context(fast.open(plan, None)) for plan in plans)
@@ -474,18 +475,18 @@ def test_a_run_at_the_end_of_its_thrift_has_the_others_recordings_let_go(
         ensemble.rendezvous.excuse(thrifty)
         for _ in range(4):
             first.advance()
-        assert ensemble._replay.recordings
+        assert fast.recordings == 1
         ensemble.rendezvous.excuse(first)
         thrifty._thrift = Thrift(1, checkpointing=True)
 
         def limited(*arguments: Any, **keywords: Any) -> Any:
-            if base.unet.is_gradient_checkpointing and ensemble._replay.recordings:
+            if base.unet.is_gradient_checkpointing and fast.recordings:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return forward(*arguments, **keywords)
 
         monkeypatch.setattr(base.unet, "forward", limited)
         assert thrifty.advance().step == 1
-        assert not ensemble._replay.recordings
+        assert fast.recordings == 0
 
 
 def test_a_newcomer_without_room_has_the_recordings_let_go(

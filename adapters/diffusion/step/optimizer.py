@@ -155,7 +155,7 @@ def restore_state(optimizer: torch.optim.Optimizer, state: OptimizerState) -> No
         else:
             own[name] = value.to(weights.device, copy=True)
     for name, number in state.numbers.items():
-        place = group if name in group or name not in _OF_WEIGHTS else own
+        place = own if name in _OF_WEIGHTS else group
         place[name] = number
 
 

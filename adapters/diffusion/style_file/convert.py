@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
+import torch
+
 from adapters.diffusion.style_file.forms import (
     DIFFUSERS_METADATA,
     TEXT_ENCODER,
@@ -90,9 +92,7 @@ def write_form(
 
 
 def _read_file(path: Path) -> tuple[Style, dict[str, str]]:
-    tensors, metadata = decode(path.read_bytes())
-    if not tensors:
-        raise StyleFileInvalid("holds no tensors")
+    tensors, metadata = _tensors_of(path)
     if any(name.startswith(("lora_unet_", "lora_te_")) for name in tensors):
         return from_kohya(tensors), metadata
     return from_diffusers(tensors, metadata), metadata
@@ -102,10 +102,17 @@ def _read_peft(folders: Mapping[str, Path]) -> tuple[Style, dict[str, str]]:
     style: Style = {}
     metadata: dict[str, str] = {}
     for model, folder in folders.items():
-        tensors, metadata = decode((folder / _PEFT_WEIGHTS).read_bytes())
+        tensors, metadata = _tensors_of(folder / _PEFT_WEIGHTS)
         config = json.loads((folder / _PEFT_CONFIG).read_text(encoding="utf-8"))
         style = {**style, **from_peft(model, tensors, config)}
     return style, metadata
+
+
+def _tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    tensors, metadata = decode(path.read_bytes())
+    if not tensors:
+        raise StyleFileInvalid(f"{path.name} holds no tensors")
+    return tensors, metadata
 
 
 def _peft_settings(style: Style, model: str, metadata: Mapping[str, str]) -> bytes:
