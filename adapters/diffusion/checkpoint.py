@@ -18,6 +18,7 @@ import torch
 from adapters.diffusion.recovery import Recovery
 from adapters.diffusion.step.optimizer import OptimizerState
 from adapters.diffusion.step.thrift import Thrift
+from adapters.diffusion.step.update import NOT_SCALED
 from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
 from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
 from domain.parameters import TrainingParameters
@@ -120,16 +121,17 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             raise CheckpointRejected("the checkpoint is damaged: its checksum does not match")
         content = json.loads(metadata["run"])
         _compare(content["identity"], json.loads(json.dumps(identity)))
-        step = int(content["step"])
+        step, loss_scale = int(content["step"]), _loss_scale(*content["loss_scale"])
+        begun = step > 0 and loss_scale == NOT_SCALED
         return RunState(
             step=step,
             weights=_tensor(tensors, "weights", (weights,)),
-            optimizer=OptimizerState(_of_optimizer(tensors, begun=step > 0), content["optimizer"]),
+            optimizer=OptimizerState(_of_optimizer(tensors, begun=begun), content["optimizer"]),
             notes=_tensor(tensors, "notes", (3,)),
             history=[EpochRecord(**record) for record in content["history"]],
             recovery=Recovery(**content["recovery"]),
             thrift=Thrift(**content["thrift"]),
-            loss_scale=_loss_scale(*content["loss_scale"]),
+            loss_scale=loss_scale,
         )
     except (TensorFileDamaged, KeyError, TypeError, ValueError) as error:
         raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
@@ -151,7 +153,8 @@ def _tensor(
 
 
 def _of_optimizer(tensors: Mapping[str, torch.Tensor], *, begun: bool) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors by its own names; before the first step some have none."""
+    """The optimizer's tensors by its own names. Some have none before the first step, and where
+    losses are scaled before the first that was not skipped."""
     found = {
         name.removeprefix(_OPTIMIZER): tensor
         for name, tensor in tensors.items()

@@ -293,6 +293,8 @@ class DiffusionSession:
             TrainingFailed: GPU_OOM, when there is no less.
         """
         self._steps.discard_gradient()
+        if self._measures_without_recordings():
+            return
         if min(self._thrift.micro_batch, count) == 1 and self._steps.without_the_full():
             return
         tighter = self._thrift.tighter(count)
@@ -302,6 +304,12 @@ class DiffusionSession:
             return
         log.warning("step %d: out of memory, going on with %s", self._step + 1, tighter)
         self._apply(tighter)
+
+    def _measures_without_recordings(self) -> bool:
+        """From here on; whether there were any, whose memory the steps can have now."""
+        given_back = self._evaluation.replay.make_room()
+        self._evaluation.replay.stop("steps need the memory")
+        return given_back
 
     def _apply(self, thrift: Thrift) -> None:
         self._thrift = thrift
@@ -387,10 +395,16 @@ class DiffusionSession:
         every = self._plan.parameters.validation_epochs
         if not every or (epoch % every and epoch != self._plan.parameters.epochs):
             return None, None
-        return with_room(
+        replay = self._evaluation.replay
+        recorded = replay.recordings is not None
+        found = with_room(
             lambda: (self._evaluation.on_trained(), self._evaluation.on_held_out()),
             self._make_room,
         )
+        if recorded and replay.recordings is None:
+            # What a recording had taken before it failed stays in the pool that steps record in.
+            self._make_room()
+        return found
 
     def _identity(self) -> dict[str, object]:
         sizes = [picture.size for picture in self._dataset.pictures]

@@ -13,6 +13,7 @@ import torch
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.evaluation import PROBES, held_out_positions, trained_buckets
 from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -216,10 +217,48 @@ def test_a_measurement_that_cannot_be_recorded_leaves_the_steps_theirs(
     plan = plan_of(pictures[:2], epochs=6, validation_epochs=1)
     captured = Strategy(flat_path=True, capture=True)
     found = run(DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape), plan)
+    # Once each before the measurement's attempt and after it, as the pool is emptied in between.
+    assert tape.recorded == 2
     assert tape.replayed
     assert "measurements are no longer recorded: RuntimeError: operation not" in caplog.text
     plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
     assert found.history == run(plain, plan).history
+
+
+def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
+    base: BaseModel,
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class ForMeasurements(Tape):
+        def record(self, function: Callable[[], None]) -> Callable[[], None]:
+            if torch.is_grad_enabled():
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return super().record(function)
+
+    plan = plan_of(pictures[:2], epochs=6, validation_epochs=1)
+    captured = Strategy(flat_path=True, capture=True)
+    fast = DiffusionTrainer(base, decode, strategy=captured, recorder=ForMeasurements)
+    forward = base.unet.forward
+    with fast.open(plan, None) as session:
+        assert isinstance(session, DiffusionSession)
+        recordings = session._evaluation.replay
+
+        def full(*arguments: Any, **keywords: Any) -> Any:
+            if torch.is_grad_enabled() and recordings.recordings:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(*arguments, **keywords)
+
+        monkeypatch.setattr(base.unet, "forward", full)
+        drive(session)
+        assert recordings.recordings is None
+        assert session._thrift == Thrift(1)
+        found = session.history
+    monkeypatch.setattr(base.unet, "forward", forward)
+    assert "measurements are no longer recorded: steps need the memory" in caplog.text
+    plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    assert found == run(plain, plan).history
 
 
 def test_where_memory_is_short_fewer_predictions_are_made_at_once(

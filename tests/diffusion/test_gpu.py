@@ -100,6 +100,21 @@ def test_recorded_measurements_follow_plain_ones(pictures: Pictures) -> None:
     for one, other in zip(found, run(trainer_with(PLAIN), plan).history, strict=True):
         assert one.evaluation_loss == pytest.approx(other.evaluation_loss, rel=0.05)
         assert one.validation_loss == pytest.approx(other.validation_loss, rel=0.05)
+    assert len({record.evaluation_loss for record in found}) == len(found)
+
+
+def test_recorded_measurements_cost_a_small_cards_steps_nothing(
+    full_size: BaseModel, pictures: Pictures
+) -> None:
+    plan = plan_of(pictures[:2], resolution=512, rank=8, epochs=6, validation_epochs=1)
+    with (
+        a_card_with(4),
+        trainer_with(choose_strategy(CARD), full_size).open(plan, None) as session,
+    ):
+        drive(session)
+        assert isinstance(session, DiffusionSession)
+        assert session._thrift == Thrift(1)
+        assert session._steps.place.replay.recordings
 
 
 def test_the_chosen_way_learns_as_the_recipe_does(pictures: Pictures) -> None:

@@ -119,7 +119,7 @@ def moments(
     column, within, first = _block(strips, span, BLOCK, ALIGN)
     start = x + _picture(pixels, strips, first, ALIGN)
     begin = tl.program_id(0) * tiles * ROWS
-    # A channel's first value stands in for its mean: squares of what is left lose no digits.
+    # A channel's first value stands in for its mean: squares of what is left lose few digits.
     pivot = _numbers(start + begin * (strips * ALIGN), column, within)
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((ROWS, BLOCK), tl.float32)

@@ -17,6 +17,9 @@ from adapters.diffusion.step.optimizer import (
 )
 from domain.parameters import TrainingParameters
 
+NOT_SCALED = (1.0, 0)
+"""The loss scale where there is none, and the steps since it last changed."""
+
 
 @dataclass(frozen=True)
 class StepReadings:
@@ -81,9 +84,9 @@ class Update:
 
     @property
     def loss_scale(self) -> tuple[float, int]:
-        """The scale, and the steps since it last changed; (1, 0) where nothing is scaled."""
+        """The scale, and the steps since it last changed."""
         state = self._scaler.state_dict()
-        return (state["scale"], state["_growth_tracker"]) if state else (1.0, 0)
+        return (state["scale"], state["_growth_tracker"]) if state else NOT_SCALED
 
     @property
     def optimizer_state(self) -> OptimizerState:
