@@ -11,7 +11,7 @@ from domain.parameters import RequestedParameters
 
 
 class Finding(str):
-    """What was found in a field where that is no value: shown as the words that it is."""
+    """What was found in a field, in the words to show it by."""
 
     __repr__ = str.__str__
 

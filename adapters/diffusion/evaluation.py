@@ -131,6 +131,7 @@ class Evaluation:
         self._seed = seed
         self._device = device
         self.replay: Replay[_Questions] = Replay(recorder, "measurements")
+        """What of it is recorded, for who needs the memory."""
 
     def on_trained(self) -> float:
         """Mean loss of pictures that are trained on. Reads from the device."""

@@ -25,12 +25,12 @@ from adapters.diffusion.strategy import choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import EpochRecord, TrainingPlan
-from assets.drawing import draw_style_set
 from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base, save_base
 from benchmarks.gpu.bench import RANK
 from benchmarks.gpu.facts import gib, wait_for
-from benchmarks.pictures import read_pictures
+from benchmarks.pictures import drawn_pictures, read_pictures
 from domain.parameters import TrainingParameters
+from entrypoints.picture_folder import find_pictures
 
 
 def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -
         save_base(full_size_base(device, torch.float16), base)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the card is the job's
-    draw_style_set(pictures, count=20, seed=1, size=512)
+    drawn_pictures(pictures, 20)
     command = [sys.executable, "-m", "benchmarks.gpu.job", str(base), str(pictures)]
     command += ["--device", str(device), "--epochs", str(options.epochs)]
     command += ["--resolution", str(64 if options.tiny else RESOLUTION)]
@@ -72,9 +72,8 @@ def main() -> None:
     trainer = DiffusionTrainer(base, decode, device, strategy=strategy)
     wait_for(device)
     loaded = _age()
-    pictures = read_pictures(
-        path for path in sorted(options.pictures.iterdir()) if path.suffix in {".jpg", ".png"}
-    )
+    folder: Path = options.pictures
+    pictures = read_pictures(folder / name for name in find_pictures(folder))
     parameters = TrainingParameters(
         epochs=options.epochs, resolution=options.resolution, rank=RANK
     )
@@ -113,6 +112,7 @@ def _first(
             "weights_bytes": len(weights),
             "last_loss": session.history[-1].loss,
             "checkpoint_s": _timed(session.checkpoint, device),
+            # The round that is timed is the second: the first chooses algorithms.
             "previews": len(session.previews(adapted=True)),
             "previews_s": _timed(lambda: session.previews(adapted=True), device),
         }

@@ -22,12 +22,13 @@ _WIDE = 8
 _MOST_CHUNKS = 64
 """Parts of a group whose sums one program brings together."""
 _PROGRAMS = 1024
-"""Enough to keep the largest cards busy."""
+"""Of one launch, about: several for each multiprocessor of a large card."""
 _WARPS = 8
 _STRETCH = 2048
 """Numbers that one program takes where every number stands for itself, or each row."""
 _ROWS, _COLUMNS = 8, 256
-"""Of a gate's program: Stable Diffusion's rows are multiples of 256 wide, not of more."""
+"""Of a gate's program: the widths of Stable Diffusion are multiples of 256, of no higher power of
+two."""
 
 
 def group_norm(

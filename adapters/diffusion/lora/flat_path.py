@@ -71,7 +71,11 @@ class FlatPath:
         self._sizes = [rows * columns for rows, columns in self._shapes]
         self._ends = list(accumulate(self._sizes))
         self._factors = self._of_scale() if scale != 1.0 else None
-        self._groups: list[Group] = [(index,) for index in range(len(sites))]
+        self._numbers = {site.module: index for index, site in enumerate(sites)}
+        self._groups: dict[Group, list[tuple[int, int]]] = {
+            (index,): self._shapes_of((index,)) for index in range(len(sites))
+        }
+        """The shapes of each group's matrices."""
         self._matrices: dict[Group, list[torch.Tensor]] = {}
 
     def joined(self, layers: Sequence[torch.nn.Module]) -> Projection:
@@ -80,13 +84,12 @@ class FlatPath:
 
         Where one of them is no site, each works by itself.
         """
-        number = {site.module: index for index, site in enumerate(self._sites)}
         separate = one_by_one(layers)
-        if not number.keys() >= set(layers):
+        if not self._numbers.keys() >= set(layers):
             return separate
-        group = tuple(number[layer] for layer in layers)
-        others = [other for other in self._groups if not set(group) & set(other)]
-        self._groups = [*others, group]
+        group = tuple(self._numbers[layer] for layer in layers)
+        others = {g: shapes for g, shapes in self._groups.items() if not set(group) & set(g)}
+        self._groups = {**others, group: self._shapes_of(group)}
         return lambda x: self.apply(group, x) if self.taken() else separate(x)
 
     def refresh(self, rows: torch.Tensor | None = None) -> None:
@@ -107,13 +110,12 @@ class FlatPath:
         if self._factors is not None:
             stack = stack * self._factors
         stack = self._by_group(stack.to(self._dtype))
-        shapes = {group: self._shapes_of(group) for group in self._groups}
-        sizes = [math.prod(shape) for of_group in shapes.values() for shape in of_group]
+        sizes = [math.prod(shape) for shapes in self._groups.values() for shape in shapes]
         pieces = iter(torch.split(stack, sizes, dim=1))
         several = (len(stack),) if len(stack) > 1 else ()
         self._matrices = {
-            group: [next(pieces).view(*several, *shape) for shape in of_group]
-            for group, of_group in shapes.items()
+            group: [next(pieces).view(*several, *shape) for shape in shapes]
+            for group, shapes in self._groups.items()
         }
 
     def _by_group(self, stack: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,8 @@ def adapted(
     """
     flat = x.reshape(*downs.shape[:-2], -1, x.shape[-1])
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    answers: tuple[torch.Tensor, ...] = _Adapted.apply(  # type: ignore[no-untyped-call] # no types
+    # torch has no types for it.
+    answers: tuple[torch.Tensor, ...] = _Adapted.apply(  # type: ignore[no-untyped-call]
         flat, downs, *weights, *biases, *ups
     )
     return tuple(answer.view(*x.shape[:-1], answer.shape[-1]) for answer in answers)
