@@ -8,7 +8,8 @@ from collections.abc import Callable
 import rich.progress as bars
 from rich.console import Console
 
-from application.log_events import one_line, position, speed, undertaking
+from application.log_events import position, speed, undertaking
+from application.text import one_line
 from domain.events import (
     Event,
     JobGivenUp,
@@ -127,5 +128,5 @@ class ProgressDisplay:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line as it is: no markup in names, no break at the width of some pipe."""
+    """Print one line: escaped, no markup in names, no break at the width of some pipe."""
     console.print(one_line(text), style=style, markup=False, highlight=False, soft_wrap=True)

@@ -8,9 +8,11 @@ import gc
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from application.text import printable
 from domain.mistake import Mistake
 from domain.parameters import InvalidParameter
 from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -59,7 +61,8 @@ def run_command(
 ) -> int:
     """Parse the command line, carry it out, and return the exit code.
 
-    What goes wrong is one line with its remedy on standard error, unless ``--debug`` is given.
+    What goes wrong is one line with its remedy on standard error; before it comes the traceback
+    with ``--debug``.
 
     Args:
         log_defects: nobody sits by to repeat the command with ``--debug``: have the traceback of
@@ -75,7 +78,8 @@ def run_command(
         return EXIT_INTERRUPTED
     except Exception as error:
         if arguments.debug:
-            raise
+            lines = "".join(traceback.format_exception(error)).splitlines()
+            print("\n".join(map(printable, lines)), file=sys.stderr)
         explained = explain(error)
         if explained is None:
             if log_defects:
@@ -83,7 +87,7 @@ def run_command(
             what = " ".join(f"{type(error).__name__}: {error}".split())
             explained = EXIT_FAILED, [f"{what} (this is a defect: --debug shows where)"]
         code, lines = explained
-        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+        print("\n".join(f"error: {printable(line)}" for line in lines), file=sys.stderr)
         return code
 
 

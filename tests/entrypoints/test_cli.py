@@ -69,9 +69,21 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert len(printed.err.splitlines()) == bool(said)
 
 
-def test_debug_shows_where_an_error_comes_from() -> None:
-    with pytest.raises(RuntimeError, match="boom"):
-        run_with(RuntimeError("boom"), "--debug")
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError("boom"), 1), (UsageError("boom"), 2)])
+def test_debug_shows_where_an_error_comes_from_and_keeps_its_exit_code(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_with(error, "--debug") == code
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert "in carry_out" in printed
+
+
+def test_errors_are_printed_without_what_a_terminal_obeys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_with(UsageError("a\x1b[2J\x9b\u202eb"))
+    assert capsys.readouterr().err == "error: a\\u001b[2J\\u009b\\u202eb\n"
 
 
 def test_a_defect_of_a_command_that_nobody_watches_is_in_the_log(
