@@ -239,7 +239,7 @@ def run(
         container.journal().open(record, "local", job).apply(job.reopen("its style is gone"))
 
     stop = StopSignal()
-    with _interruptible(stop), _display(container):
+    with _display(container) as display, _interruptible(stop, display):
         settlement = _settle(task, container, stop)
     job = recorded_job(blobs, record) or fresh
     match settlement:
@@ -356,13 +356,17 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
 
 
 @contextmanager
-def _interruptible(stop: StopSignal) -> Iterator[None]:
+def _interruptible(stop: StopSignal, display: ProgressDisplay) -> Iterator[None]:
     """Ctrl-C asks for an orderly end; a second one ends at once."""
     before: dict[signal.Signals, Any] = {}
 
-    def request(number: int, _frame: object) -> None:
-        stop.request(StopReason.SHUTDOWN)
-        signal.signal(number, before[signal.Signals(number)])
+    def request(_number: int, _frame: object) -> None:
+        if stop.reason is None:
+            stop.request(StopReason.SHUTDOWN)
+            display.stopping()
+        else:
+            display.ended_at_once()
+            raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, request)
