@@ -10,7 +10,8 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from application.text import printable
 from domain.mistake import Mistake
@@ -32,6 +33,18 @@ def version() -> str:
         return installed("style-trainer")
     except PackageNotFoundError:
         return "unknown (not installed)"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """One that proposes the option that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and the message."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown:
+            near = get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.7)
+            message += f": did you mean {near[0]}?" if near else ""
+        super().error(message)
 
 
 def add_common_options(parser: argparse.ArgumentParser, *, script: str) -> None:

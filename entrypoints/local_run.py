@@ -174,12 +174,10 @@ def inspect(names: list[str], container: Container) -> PictureSet:
     if not pictures.usable:
         reasons = "; ".join(f"{refused.name}: {refused.reason}" for refused in pictures.refused)
         raise UsageError(f"no usable picture, replace these: {reasons}")
-    if len(pictures.usable) < FEWEST_PICTURES:
-        say(
-            container.console(),
-            f"only {len(pictures.usable)} usable pictures: a style is better with 10 to 30",
-            "yellow",
-        )
+    count = len(pictures.usable)
+    if count < FEWEST_PICTURES:
+        text = f"only {count} usable picture{'s' * (count != 1)}: a style is better with 10 to 30"
+        say(container.console(), text, "yellow")
     return pictures
 
 
@@ -246,9 +244,6 @@ def run(
         case Done() if job.state is JobState.COMPLETED:
             for path in _report_files(out):
                 say(console, f"  {path}")
-            if not container.trainer().base.is_sd15:
-                said = "for trying only: it does not load with Stable Diffusion 1.5"
-                say(console, said, "yellow")
             return 0, _outcome(job, out)
         case HandBack():
             epoch = job.checkpoint.epoch if job.checkpoint else 0

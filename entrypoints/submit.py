@@ -13,7 +13,7 @@ from application.text import printable
 from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
-from entrypoints.cli import add_common_options, run_command
+from entrypoints.cli import CommandParser, add_common_options, run_command
 from entrypoints.dead_letters import process_dead_letters
 from entrypoints.exits import UsageError
 from entrypoints.options import (
@@ -47,7 +47,7 @@ exit codes: 0 done, 1 queue or storage cannot be reached or refuses, 2 the input
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m entrypoints.submit",
         usage="%(prog)s [options] (source | --status TASK_ID | --cancel TASK_ID | --dead | "
         "--replay-dead [TASK_ID] | --drop-dead TASK_ID)",

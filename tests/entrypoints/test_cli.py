@@ -18,7 +18,7 @@ from adapters.webhook.options import InvalidBackend
 from application.ports import BlobDenied, QueueUnavailable
 from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
-from entrypoints import submit, train
+from entrypoints import submit, train, worker
 from entrypoints.cli import SHELLS, add_common_options, run_command
 from entrypoints.exits import UsageError
 from tests.services.commands import ROOT, run
@@ -147,6 +147,25 @@ def test_an_unknown_option_is_told_without_a_page_of_the_others(name: str) -> No
     assert done.returncode == 2
     assert "--network-dim" in done.stderr
     assert len(done.stderr.splitlines()) <= 4, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("train", "--trigerword", "--trigger-word"),
+        ("submit", "--epochz=3", "--epochs"),
+        ("worker", "--onec", "--once"),
+    ],
+)
+def test_a_misspelt_option_is_told_with_the_one_that_was_meant(
+    name: str, given: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = {"train": train.main, "submit": submit.main, "worker": worker.main}[name]
+    arguments = {"train": ["pictures", "--out", "out"], "submit": ["a"], "worker": []}[name]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, given])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"did you mean {meant}?\n")
 
 
 @pytest.mark.parametrize(
