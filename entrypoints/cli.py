@@ -21,6 +21,7 @@ from entrypoints.options import option_of, path
 
 log = logging.getLogger(__name__)
 
+LINUX_ONLY = "this program runs on Linux only: on Windows use WSL 2, on a Mac the Docker image"
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -84,6 +85,9 @@ def run_command(
     # Else the interpreter's last collections walk through all of torch's and its like's modules
     # while somebody waits for the process to end.
     atexit.register(gc.freeze)
+    if sys.platform != "linux":
+        print(f"error: {LINUX_ONLY}", file=sys.stderr)
+        return EXIT_USAGE
     arguments = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     try:
         return carry_out(arguments)

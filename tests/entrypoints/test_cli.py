@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,20 @@ def test_options_may_be_spelt_as_other_trainers_have_them() -> None:
     given = ["--learning_rate", "a_1", "--trigger_word=b_2", "--c_3 is said", "--", "--d_4"]
     assert run_command(parser, carry_out, given) == 0
     assert found == ["a_1", "b_2", "--c_3 is said", "--d_4"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_elsewhere_than_on_linux_one_line_says_so(name: str) -> None:
+    code = (
+        "import sys; sys.platform = 'win32'; sys.modules |= {'fcntl': None, 'resource': None}; "
+        f"from entrypoints.{name} import main; sys.exit(main([]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "Linux only" in line
 
 
 @pytest.mark.parametrize("name", COMMANDS)
