@@ -72,9 +72,9 @@ class TaskData(_Schema):
     """The platform's number of the style."""
     images: Annotated[list[ImageLocation], Field(min_length=1, max_length=MOST_IMAGES)]
     """The pictures, each as `s3://bucket/key` or `gs://bucket/key`: JPEG, PNG or WebP, at least
-    256 px a side, at most 10 MB, in a bucket among the setting ALLOWED_IMAGE_BUCKETS. Fewer than 10 usable ones fail the
-    job; one that is listed several times counts once. A caption may lie beside a picture as
-    `<same name>.txt`."""
+    256 px a side, at most 10 MB, in a bucket among the setting ALLOWED_IMAGE_BUCKETS. Fewer than
+    10 usable ones fail the job; one that is listed several times counts once. A caption may lie
+    beside a picture as `<same name>.txt`."""
     tags: Annotated[list[Tag], Field(max_length=MOST_TAGS)] | None = None
     """English keywords for the whole style."""
     parameters: dict[str, Any] | None = None
