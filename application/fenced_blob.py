@@ -12,7 +12,7 @@ from application.ports import (
     Unavailable,
 )
 from domain.location import Location
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """Of a record that is read: many times the longest that is written."""
@@ -20,7 +20,7 @@ NOT_AS_EXPECTED = (ValueError, KeyError, TypeError, AttributeError, RecursionErr
 """What reading JSON of another form raises."""
 
 
-class RecordDamaged(Mistake):
+class RecordDamaged(UserError):
     """A record of a job cannot be understood."""
 
     def __init__(self, at: Location, reason: Exception) -> None:

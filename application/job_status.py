@@ -8,7 +8,7 @@ from typing import Any
 
 from application.cancellation import cancellation_requested
 from application.journal import encode_job, recorded_job
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.lease import lease_owner
 from application.ports import BlobStore
 from domain.job import JobState, TrainingJob
@@ -32,7 +32,7 @@ class JobStatus:
         return "unknown" if self.job is None else str(self.job.state)
 
 
-def job_status(task_id: str, blobs: BlobStore, layout: Layout, now: datetime) -> JobStatus:
+def job_status(task_id: str, blobs: BlobStore, keys: StorageKeys, now: datetime) -> JobStatus:
     """Read what is on record of a task.
 
     Raises:
@@ -41,9 +41,9 @@ def job_status(task_id: str, blobs: BlobStore, layout: Layout, now: datetime) ->
     """
     return JobStatus(
         task_id=task_id,
-        job=recorded_job(blobs, layout.journal(task_id)),
-        worker=lease_owner(blobs, layout.lease(task_id), now),
-        cancelling=cancellation_requested(task_id, blobs, layout),
+        job=recorded_job(blobs, keys.journal(task_id)),
+        worker=lease_owner(blobs, keys.lease(task_id), now),
+        cancelling=cancellation_requested(task_id, blobs, keys),
     )
 
 
@@ -92,7 +92,7 @@ _WORDS = {
 def _details(job: TrainingJob) -> list[str]:
     lines = []
     if job.attempt:
-        failures = f", {job.setbacks} failures since the last checkpoint" * bool(job.setbacks)
+        failures = f", {job.failures} failures since the last checkpoint" * bool(job.failures)
         lines.append(f"attempt {job.attempt}{failures}")
     if job.progress is not None and job.artifact is None:
         at = job.progress

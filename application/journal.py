@@ -25,7 +25,7 @@ from application.ports import BlobMissing, BlobStore, BlobTooLarge, EventSink
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
-from domain.mistake import Mistake
+from domain.errors import UserError
 from domain.parameters import InvalidParameter, TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
@@ -33,7 +33,7 @@ from domain.results import Artifact, CheckpointRef, TrainingMetric
 Member = TypeVar("Member", bound=StrEnum)
 
 
-class RecordNewer(Mistake):
+class RecordNewer(UserError):
     """A newer worker's record says what this one does not understand."""
 
     def __init__(self, what: str) -> None:
@@ -152,7 +152,7 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
     def optional(name: str, build: Callable[[Any], Any]) -> Any:
         return None if values[name] is None else build(values[name])
 
-    counts = ("attempt", "setbacks", "announcements")
+    counts = ("attempt", "failures", "announcements")
     plain = {name: values[name] for name in ("task_id", "style_id", *counts)}
     return TrainingJob(
         **_fields(TrainingJob, {"waits": values.get("waits", False), **plain}),

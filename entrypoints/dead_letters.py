@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from application.text import printable
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
-    from application.ports import DeadLetters, DeadMessage, Fate
+    from application.ports import DeadLetters, DeadMessage, DeadLetterAction
 
 NAMELESS = "-"
 """In place of a task's id: the message names none."""
@@ -35,25 +35,25 @@ class Row:
 
 
 def process_dead_letters(
-    letters: DeadLetters, fate: Fate, task_id: str | None, *, option: str, as_json: bool
+    letters: DeadLetters, fate: DeadLetterAction, task_id: str | None, *, option: str, as_json: bool
 ) -> None:
     """Do with the dead letters of a task as is asked, and print them.
 
     Args:
-        fate: of the letters that are meant; ``Fate.KEEP`` only lists them.
+        fate: of the letters that are meant; ``DeadLetterAction.KEEP`` only lists them.
         task_id: whose letters are meant; ``NAMELESS``: those without an id; None: all.
         option: what the task was given with, for the error.
 
     Raises:
         UsageError: no dead letter is of this task.
     """
-    from adapters.wire.task import task_id_of
-    from application.ports import Fate
+    from adapters.schemas.task import task_id_of
+    from application.ports import DeadLetterAction
 
     wanted = None if task_id is None else plain_id(task_id)
     rows: list[Row] = []
 
-    def decide(letter: DeadMessage) -> Fate:
+    def decide(letter: DeadMessage) -> DeadLetterAction:
         named = task_id_of(letter.body)
         row = Row(
             task_id=named and plain_id(named),
@@ -63,11 +63,11 @@ def process_dead_letters(
             body=letter.body.decode("utf-8", "replace"),
         )
         if wanted not in (None, row.task_id or NAMELESS):
-            return Fate.KEEP
-        rows.append(replace(row, put_back=fate is Fate.PUT_BACK, dropped=fate is Fate.DROP))
+            return DeadLetterAction.KEEP
+        rows.append(replace(row, put_back=fate is DeadLetterAction.PUT_BACK, dropped=fate is DeadLetterAction.DROP))
         return fate
 
-    letters.sift(decide)
+    letters.process_dead_letters(decide)
     if wanted is not None and not rows:
         raise UsageError(f"{option} {wanted}: no dead letter is of this task; see --dead")
     if as_json:
@@ -76,7 +76,7 @@ def process_dead_letters(
     for row in rows:
         print(row)
     count = f"{len(rows)} dead letter{'s' * (len(rows) != 1)}"
-    done = {Fate.KEEP: "", Fate.PUT_BACK: " put back", Fate.DROP: " dropped"}[fate]
+    done = {DeadLetterAction.KEEP: "", DeadLetterAction.PUT_BACK: " put back", DeadLetterAction.DROP: " dropped"}[fate]
     print(f"{count}{done}")
 
 

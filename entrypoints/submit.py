@@ -15,7 +15,7 @@ from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import CommandParser, add_common_options, run_command
 from entrypoints.dead_letters import process_dead_letters
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 from entrypoints.options import (
     add_parameter_options,
     add_style_options,
@@ -23,7 +23,7 @@ from entrypoints.options import (
     option_of,
     path,
 )
-from entrypoints.picture_folder import find_caption, find_pictures, read_own
+from entrypoints.image_folder import find_caption, find_images, read_own
 
 if TYPE_CHECKING:
     from entrypoints.container import Container
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   python -m entrypoints.submit task.json
-  python -m entrypoints.submit pictures --style-id 123 --epochs 200
+  python -m entrypoints.submit images --style-id 123 --epochs 200
   python -m entrypoints.submit --status 550e8400-e29b-41d4-a716-446655440000
   python -m entrypoints.submit --cancel 550e8400-e29b-41d4-a716-446655440000
   python -m entrypoints.submit --dead
   python -m entrypoints.submit --replay-dead 550e8400-e29b-41d4-a716-446655440000
   python -m entrypoints.submit --drop-dead 550e8400-e29b-41d4-a716-446655440000
 
-A folder's pictures are put into the bucket of training images first. A cancelled job stops at its
+A folder's images are put into the bucket of training images first. A cancelled job stops at its
 next step; one that waits is skipped when its turn comes.
 
 exit codes: 0 done, 1 queue or storage cannot be reached or refuses, 2 the input is wrong
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "source", type=path, nargs="?", help="a task as JSON, or a folder of pictures"
+        "source", type=path, nargs="?", help="a task as JSON, or a folder of images"
     )
     what.add_argument("--cancel", metavar="TASK_ID", help="stop this task wherever it is")
     what.add_argument("--status", metavar="TASK_ID", help="say where this task stands")
@@ -96,13 +96,13 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
     from entrypoints.container import open_blobs, open_container
     from entrypoints.logs import start_logging
-    from entrypoints.settings import load_settings, warn_of_misspelt_settings
+    from entrypoints.settings import load_settings, warn_about_typos
 
     _refuse_options_of_no_use(arguments)
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
-    warn_of_misspelt_settings()
+    warn_about_typos()
     with open_container(settings) as container:
         container.blobs.override(
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)
@@ -130,13 +130,13 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
     from application.journal import recorded_job
 
     task_id = _task_id("--cancel", text)
-    blobs, layout = container.blobs(), container.layout()
-    job = recorded_job(blobs, layout.journal(task_id))
+    blobs, keys = container.blobs(), container.keys()
+    job = recorded_job(blobs, keys.journal(task_id))
     state = job.state if job else "unknown"
     if job and job.is_terminal:
         text = f"task {task_id} is {state} already"
     else:
-        request_cancellation(task_id, blobs, layout, container.clock().now())
+        request_cancellation(task_id, blobs, keys, container.clock().now())
         known = f"{state} so far" if job else "no worker has seen it yet: is the id right?"
         text = f"task {task_id} will stop ({known})"
     return {"task_id": task_id, "state": state, "text": text}
@@ -148,7 +148,7 @@ def _status(text: str, container: Container, *, as_json: bool) -> None:
 
     task_id = _task_id("--status", text)
     now = container.clock().now()
-    status = job_status(task_id, container.blobs(), container.layout(), now)
+    status = job_status(task_id, container.blobs(), container.keys(), now)
     if as_json:
         print(json.dumps(as_values(status), indent=1))
     else:
@@ -164,16 +164,16 @@ def _task_id(option: str, text: str) -> str:
 
 def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
     """List the dead letters, or do as is asked with some."""
-    from application.ports import Fate
+    from application.ports import DeadLetterAction
 
     if arguments.drop_dead is not None:
-        fate, option, task_id = Fate.DROP, "--drop-dead", arguments.drop_dead
+        fate, option, task_id = DeadLetterAction.DROP, "--drop-dead", arguments.drop_dead
         if not task_id:
             raise UsageError("--drop-dead: give a task's id; see --dead")
     elif arguments.replay_dead is not None:
-        fate, option, task_id = Fate.PUT_BACK, "--replay-dead", arguments.replay_dead or None
+        fate, option, task_id = DeadLetterAction.PUT_BACK, "--replay-dead", arguments.replay_dead or None
     else:
-        fate, option, task_id = Fate.KEEP, "--dead", None
+        fate, option, task_id = DeadLetterAction.KEEP, "--dead", None
     process_dead_letters(
         container.dead_letters(), fate, task_id, option=option, as_json=arguments.json
     )
@@ -188,17 +188,17 @@ def _submit(arguments: argparse.Namespace, container: Container) -> str:
         return task.task_id
     if source.is_dir():
         return _submit_folder(source, arguments, container)
-    raise UsageError(f"{source}: no such file or folder; give a task or a folder of pictures")
+    raise UsageError(f"{source}: no such file or folder; give a task or a folder of images")
 
 
 def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Container) -> str:
-    """Put the folder's pictures and captions into the bucket, and their task on the queue."""
-    from adapters.wire.task import encode_task
+    """Put the folder's images and captions into the bucket, and their task on the queue."""
+    from adapters.schemas.task import encode_task
 
     style_id = 1 if arguments.style_id is None else arguments.style_id
     bucket = container.settings().aws_storage_bucket_name
     task_id = str(uuid.uuid4())
-    names = find_pictures(folder)
+    names = find_images(folder)
     places = [Location(bucket, f"training/{style_id}/{task_id}/{name}") for name in names]
     body = encode_task(
         TrainingTask(
@@ -224,13 +224,13 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
 
 def _as_given(error: InvalidTask, folder: Path, count: int) -> str:
     """What is wrong with a folder's task, in the words of the command line."""
-    from adapters.wire.task import MOST_IMAGES
+    from adapters.schemas.task import MAX_IMAGES
 
     for field, option in (("data.style_id", "--style-id"), ("data.tags", "--tags")):
         if error.field.startswith(field):
             return f"{option} {error.value}: {error.remedy}"
     if error.field == "data.images":
-        return f"{folder}: has {count} pictures; give at most {MOST_IMAGES}"
+        return f"{folder}: has {count} images; give at most {MAX_IMAGES}"
     return str(error)
 
 
@@ -243,7 +243,7 @@ def _refuse_options_of_no_use(arguments: argparse.Namespace) -> None:
     given = set(named_parameters(arguments))
     given |= {name for name in ("style_id", "tags") if getattr(arguments, name) is not None}
     if given and (arguments.source is None or arguments.source.is_file()):
-        raise UsageError(f"{option_of(min(given))}: is for a folder of pictures; leave it out")
+        raise UsageError(f"{option_of(min(given))}: is for a folder of images; leave it out")
 
 
 if __name__ == "__main__":

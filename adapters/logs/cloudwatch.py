@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ CLOSE_SECONDS = 2
 """How long the end of the process waits for the last lines."""
 
 
-class CloudWatchMissing(Mistake):
+class CloudWatchMissing(UserError):
     """The library is not installed; the text says how to install it."""
 
 

@@ -21,7 +21,7 @@ from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
 from entrypoints import submit, train, worker
 from entrypoints.cli import SHELLS, add_common_options, run_command
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 from tests.services.commands import ROOT, run
 
 COMMANDS = ["train", "worker", "submit"]
@@ -158,7 +158,7 @@ def test_elsewhere_than_on_linux_one_line_says_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_option_is_told_without_a_page_of_the_others(name: str) -> None:
-    done = run(name, "pictures", "--out", "out", "--network-dim", "8", cwd=ROOT)
+    done = run(name, "images", "--out", "out", "--network-dim", "8", cwd=ROOT)
     assert done.returncode == 2
     assert "--network-dim" in done.stderr
     assert len(done.stderr.splitlines()) <= 4, done.stderr
@@ -176,7 +176,7 @@ def test_a_misspelt_option_is_told_with_the_one_that_was_meant(
     name: str, given: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = {"train": train.main, "submit": submit.main, "worker": worker.main}[name]
-    arguments = {"train": ["pictures", "--out", "out"], "submit": ["a"], "worker": []}[name]
+    arguments = {"train": ["images", "--out", "out"], "submit": ["a"], "worker": []}[name]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, given])
     assert ended.value.code == 2
@@ -186,9 +186,9 @@ def test_a_misspelt_option_is_told_with_the_one_that_was_meant(
 @pytest.mark.parametrize(
     ("name", "arguments", "option"),
     [
-        ("train", ["pictures", "--out", ""], "--out"),
-        ("train", ["", "--out", "out"], "pictures"),
-        ("train", ["pictures", "--out", "out", "--base-model-config="], "--base-model-config"),
+        ("train", ["images", "--out", ""], "--out"),
+        ("train", ["", "--out", "out"], "images"),
+        ("train", ["images", "--out", "out", "--base-model-config="], "--base-model-config"),
         ("submit", [""], "source"),
     ],
 )
