@@ -11,8 +11,8 @@ from application.ports import (
     PreconditionFailed,
     Unavailable,
 )
-from domain.location import Location
 from domain.errors import UserError
+from domain.location import Location
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """Of a record that is read: many times the longest that is written."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from application.cancellation import cancellation_requested
 from application.journal import encode_job, recorded_job
-from application.storage_keys import StorageKeys
 from application.lease import lease_owner
 from application.ports import BlobStore
+from application.storage_keys import StorageKeys
 from domain.job import JobState, TrainingJob
 
 

@@ -22,15 +22,19 @@ from application.fenced_blob import (
 )
 from application.lease import LeaseLost
 from application.ports import BlobMissing, BlobStore, BlobTooLarge, EventSink
+from domain.errors import UserError
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
-from domain.errors import UserError
 from domain.parameters import InvalidParameter, TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 Member = TypeVar("Member", bound=StrEnum)
+
+_STORED_AS = {"failures": "setbacks"}
+"""Fields whose name in the record is older than their name here: workers of both versions read
+one another's records."""
 
 
 class RecordNewer(UserError):
@@ -131,14 +135,17 @@ def _decode(data: bytes, at: Location) -> tuple[int, TrainingJob]:
     """A record's revision, and its job."""
     try:
         record = json.loads(data)
-        return record["revision"], decode_job(record["job"])
+        revision = record["revision"]
+        if type(revision) is not int:
+            raise TypeError(f"revision is {revision!r}")
+        return revision, decode_job(record["job"])
     except NOT_AS_EXPECTED as error:
         raise RecordDamaged(at, error) from error
 
 
 def encode_job(job: TrainingJob) -> dict[str, Any]:
     """The job as JSON values."""
-    return asdict(job)
+    return {_STORED_AS.get(name, name): value for name, value in asdict(job).items()}
 
 
 def decode_job(values: dict[str, Any]) -> TrainingJob:
@@ -153,7 +160,7 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
         return None if values[name] is None else build(values[name])
 
     counts = ("attempt", "failures", "announcements")
-    plain = {name: values[name] for name in ("task_id", "style_id", *counts)}
+    plain = {name: values[_STORED_AS.get(name, name)] for name in ("task_id", "style_id", *counts)}
     return TrainingJob(
         **_fields(TrainingJob, {"waits": values.get("waits", False), **plain}),
         state=_member(JobState, values["state"]),

@@ -25,7 +25,6 @@ from application.fenced_blob import (
     RecordDamaged,
     Superseded,
 )
-from application.retry import retry, sleep
 from application.ports import (
     BlobDenied,
     BlobMissing,
@@ -34,6 +33,7 @@ from application.ports import (
     Clock,
     Unavailable,
 )
+from application.retry import retry, sleep
 from application.stop_signal import StopReason, StopSignal
 from domain.location import Location
 

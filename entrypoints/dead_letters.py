@@ -11,7 +11,7 @@ from application.text import printable
 from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
-    from application.ports import DeadLetters, DeadMessage, DeadLetterAction
+    from application.ports import DeadLetterAction, DeadLetters, DeadMessage
 
 NAMELESS = "-"
 """In place of a task's id: the message names none."""
@@ -35,7 +35,12 @@ class Row:
 
 
 def process_dead_letters(
-    letters: DeadLetters, fate: DeadLetterAction, task_id: str | None, *, option: str, as_json: bool
+    letters: DeadLetters,
+    fate: DeadLetterAction,
+    task_id: str | None,
+    *,
+    option: str,
+    as_json: bool,
 ) -> None:
     """Do with the dead letters of a task as is asked, and print them.
 
@@ -64,7 +69,13 @@ def process_dead_letters(
         )
         if wanted not in (None, row.task_id or NAMELESS):
             return DeadLetterAction.KEEP
-        rows.append(replace(row, put_back=fate is DeadLetterAction.PUT_BACK, dropped=fate is DeadLetterAction.DROP))
+        rows.append(
+            replace(
+                row,
+                put_back=fate is DeadLetterAction.PUT_BACK,
+                dropped=fate is DeadLetterAction.DROP,
+            )
+        )
         return fate
 
     letters.process_dead_letters(decide)
@@ -76,7 +87,11 @@ def process_dead_letters(
     for row in rows:
         print(row)
     count = f"{len(rows)} dead letter{'s' * (len(rows) != 1)}"
-    done = {DeadLetterAction.KEEP: "", DeadLetterAction.PUT_BACK: " put back", DeadLetterAction.DROP: " dropped"}[fate]
+    done = {
+        DeadLetterAction.KEEP: "",
+        DeadLetterAction.PUT_BACK: " put back",
+        DeadLetterAction.DROP: " dropped",
+    }[fate]
     print(f"{count}{done}")
 
 

@@ -16,6 +16,7 @@ from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import CommandParser, add_common_options, run_command
 from entrypoints.dead_letters import process_dead_letters
 from entrypoints.exit_codes import UsageError
+from entrypoints.image_folder import find_caption, find_images, read_own
 from entrypoints.options import (
     add_parameter_options,
     add_style_options,
@@ -23,7 +24,6 @@ from entrypoints.options import (
     option_of,
     path,
 )
-from entrypoints.image_folder import find_caption, find_images, read_own
 
 if TYPE_CHECKING:
     from entrypoints.container import Container
@@ -57,9 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "source", type=path, nargs="?", help="a task as JSON, or a folder of images"
-    )
+    what.add_argument("source", type=path, nargs="?", help="a task as JSON, or a folder of images")
     what.add_argument("--cancel", metavar="TASK_ID", help="stop this task wherever it is")
     what.add_argument("--status", metavar="TASK_ID", help="say where this task stands")
     what.add_argument(
@@ -96,13 +94,13 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
     from entrypoints.container import open_blobs, open_container
     from entrypoints.logs import start_logging
-    from entrypoints.settings import load_settings, warn_about_typos
+    from entrypoints.settings import load_settings, warn_about_names
 
     _refuse_options_of_no_use(arguments)
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
-    warn_about_typos()
+    warn_about_names()
     with open_container(settings) as container:
         container.blobs.override(
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)
@@ -171,7 +169,8 @@ def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
         if not task_id:
             raise UsageError("--drop-dead: give a task's id; see --dead")
     elif arguments.replay_dead is not None:
-        fate, option, task_id = DeadLetterAction.PUT_BACK, "--replay-dead", arguments.replay_dead or None
+        fate, option = DeadLetterAction.PUT_BACK, "--replay-dead"
+        task_id = arguments.replay_dead or None
     else:
         fate, option, task_id = DeadLetterAction.KEEP, "--dead", None
     process_dead_letters(

@@ -14,6 +14,7 @@ from domain.buckets import MAX_ASPECT_RATIO, bucket_of, kept_of
 from domain.parameters import RequestedParameters
 from entrypoints.cli import CommandParser, add_common_options, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
+from entrypoints.image_folder import find_images, passed_over
 from entrypoints.options import (
     add_parameter_options,
     add_style_options,
@@ -21,7 +22,6 @@ from entrypoints.options import (
     option_of,
     path,
 )
-from entrypoints.image_folder import find_images, passed_over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from adapters.diffusion.base.model import BaseModel
-    from domain.parameters import TrainingParameters
     from domain.image import ImageSet
+    from domain.parameters import TrainingParameters
 
 MAX_NAMED = 8
 """Of the files that are not used."""
