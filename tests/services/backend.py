@@ -189,6 +189,8 @@ class Handler(BaseHTTPRequestHandler):
             fault = backend.plan.next("style")
         if fault is not None:
             self._misbehave(fault)
+        elif "Authorization" in self.headers:
+            self._answer(401, {"detail": "Invalid token."})  # the worker's is none of a user's
         elif (style := backend.style(style_id)) is None:
             self._answer(404, {"detail": "Not found."})
         else:
