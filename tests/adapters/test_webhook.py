@@ -97,7 +97,7 @@ def test_an_address_to_which_the_token_must_not_go_is_refused_with_the_settings_
 
 
 def test_the_remedy_for_plain_http_is_the_same_address_with_https() -> None:
-    with pytest.raises(InvalidBackend, match=r"https://stylelicense\.com:8000/backend;"):
+    with pytest.raises(InvalidBackend, match=r"https://stylelicense\.com:8000/backend, or"):
         options("http://stylelicense.com:8000/backend")
 
 
