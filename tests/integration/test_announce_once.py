@@ -11,12 +11,12 @@ from adapters.clock import SystemClock
 from adapters.memory import MemoryBlobStore
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from adapters.wire.bodies import complete_body, failed_body, progress_body
-from application.announce import Announcer
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
+from application.notify_outcome import OutcomeNotifier
 from application.journal import Entry, Journal
-from application.layout import Layout
-from application.settlement import Done
-from application.stop import StopSignal
+from application.storage_keys import StorageKeys
+from application.settlement import Ack
+from application.stop_signal import StopSignal
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import RequestedParameters
@@ -61,19 +61,19 @@ def notifier(backend: BackendProcess) -> Iterator[WebhookNotifier]:
 def stored_job() -> Entry:
     """A job whose weights are stored, so that all that is left is the final call."""
     job = TrainingJob(task_id=TASK_ID, style_id=7)
-    parameters = RequestedParameters({}).resolve(picture_count=10, native_resolution=512)
+    parameters = RequestedParameters({}).resolve(image_count=10, native_resolution=512)
     job = job.start()[0].begin_training(parameters, 10)[0].finish_training(METRIC)[0]
     journal = Journal(MemoryBlobStore(), lambda event: None)
-    entry = journal.open(Layout("models").journal(TASK_ID), "worker", job)
+    entry = journal.open(StorageKeys("models").journal(TASK_ID), "worker", job)
     entry.apply(entry.job.store(ARTIFACT))
     return entry
 
 
 def announce(notifier: WebhookNotifier, entry: Entry) -> None:
-    announcer = Announcer(
+    notify_outcome = OutcomeNotifier(
         notifier=notifier, clock=SystemClock(), random=lambda: 1.0, first_pause=0.05
     )
-    assert announcer(entry, lambda: None, lambda: True, StopSignal()) == Done()
+    assert notify_outcome(entry, lambda: None, lambda: True, StopSignal()) == Ack()
     assert entry.job.state is JobState.COMPLETED
 
 

@@ -38,7 +38,7 @@ ROUTES = {
 FINAL = ("complete", "failed")
 STYLE = re.compile(r"/api/styles/(\d+)/")
 LOCATIONS = ("s3://", "gs://")
-MOST_BYTES = 1024 * 1024
+MAX_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> Any:
         length = int(self.headers.get("Content-Length") or 0)
-        if length > MOST_BYTES:
+        if length > MAX_BYTES:
             self.close_connection = True
             return None
         try:
