@@ -9,14 +9,14 @@ import pytest
 
 from adapters.clock import SystemClock
 from adapters.memory import MemoryBlobStore
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from adapters.schemas.bodies import complete_body, failed_body, progress_body
-from application.notify_outcome import OutcomeNotifier
 from application.journal import Entry, Journal
-from application.storage_keys import StorageKeys
+from application.notify_outcome import OutcomeNotifier
 from application.settlement import Ack
 from application.stop_signal import StopSignal
+from application.storage_keys import StorageKeys
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import RequestedParameters
