@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapters.diffusion.data.dataset import Dataset
+    from adapters.diffusion.data.dataset import EncodedDataset
     from adapters.diffusion.trainer import DiffusionTrainer
     from domain.picture import Picture
 
@@ -232,14 +232,14 @@ def _draw(folder: Path, seed: int) -> tuple[Picture, ...]:
     )
 
 
-def _encode(base: Any, pictures: Sequence[Picture], device: Any) -> Dataset:
+def _encode(base: Any, pictures: Sequence[Picture], device: Any) -> EncodedDataset:
     from adapters.diffusion.data.dataset import encode_dataset
     from adapters.pillow import decode
 
     size = (base.native_resolution,) * 2
     images = [(decode(picture.data), size) for picture in pictures]
     captions = [picture.caption or "" for picture in pictures]
-    return encode_dataset(base, images, captions, mirrored=False, device=device)
+    return encode_dataset(base, images, captions, flipped=False, device=device)
 
 
 def _installed(options: Mapping[str, Any]) -> bool:
