@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from adapters.diffusion.base.unet_loader import has_one_file, load_unet
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 _PIPELINE = "StableDiffusionPipeline"
 _EXPECTED = {
@@ -26,7 +26,7 @@ _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 _LATENT_CHANNELS = 4
 
 
-class BaseModelInvalid(Mistake, ValueError):
+class BaseModelInvalid(UserError, ValueError):
     """The base model cannot be used; the message gives the reason and the remedy."""
 
     def __init__(self, name: str, remedy: str) -> None:

@@ -19,17 +19,17 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 PIXELS_AT_ONCE = 2 * 512 * 512
-"""Pixels per VAE batch: two pictures of 512 px, which take 2 GB with the VAE's weights."""
+"""Pixels per VAE batch: two images of 512 px, which take 2 GB with the VAE's weights."""
 CAPTIONS_AT_ONCE = 32
 """Captions per text encoder batch."""
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """Mean and standard deviation of the VAE's latent distribution for one picture.
+class EncodedImage:
+    """Mean and standard deviation of the VAE's latent distribution for one image.
 
     Training samples new latents from it at every step. Both tensors are (views, c, h, w) in
-    float32. The second view, if there is one, is the flipped picture.
+    float32. The second view, if there is one, is the flipped image.
     """
 
     size: Size
@@ -39,57 +39,57 @@ class EncodedPicture:
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """The encoded pictures and captions of a run, on the training device."""
+    """The encoded images and captions of a run, on the training device."""
 
-    pictures: tuple[EncodedPicture, ...]
+    images: tuple[EncodedImage, ...]
     captions: torch.Tensor
     """(1 + k, tokens, width): text encoder states of the empty caption, then of the run's k
     distinct captions."""
     caption_rows: tuple[int, ...]
-    """Row of each picture's caption in ``captions``."""
+    """Row of each image's caption in ``captions``."""
     scaling_factor: float
     """VAE latents are multiplied by this for the UNet (0.18215 for SD 1.5)."""
 
     @cached_property
     def posteriors(self) -> dict[Size, tuple[torch.Tensor, torch.Tensor]]:
-        """By picture size: means and standard deviations, each (pictures * views, c, h, w)."""
+        """By image size: means and standard deviations, each (images * views, c, h, w)."""
         return {
             size: (
-                torch.cat([self.pictures[i].mean for i in bucket]),
-                torch.cat([self.pictures[i].std for i in bucket]),
+                torch.cat([self.images[i].mean for i in bucket]),
+                torch.cat([self.images[i].std for i in bucket]),
             )
             for size, bucket in self.buckets.items()
         }
 
     @cached_property
     def _first_rows(self) -> dict[int, int]:
-        """Row of each picture's first view in the ``posteriors`` of its size."""
+        """Row of each image's first view in the ``posteriors`` of its size."""
         rows: dict[int, int] = {}
         for bucket in self.buckets.values():
-            views = [len(self.pictures[i].mean) for i in bucket]
+            views = [len(self.images[i].mean) for i in bucket]
             rows.update(zip(bucket, accumulate(views, initial=0), strict=False))
         return rows
 
     @cached_property
     def buckets(self) -> dict[Size, tuple[int, ...]]:
-        """Indices of the pictures of each size, sorted by size."""
-        sizes = sorted({picture.size for picture in self.pictures})
+        """Indices of the images of each size, sorted by size."""
+        sizes = sorted({image.size for image in self.images})
         return {
-            size: tuple(i for i, picture in enumerate(self.pictures) if picture.size == size)
+            size: tuple(i for i, image in enumerate(self.images) if image.size == size)
             for size in sizes
         }
 
     def shape(self, batch: ImageBatch) -> tuple[int, int, int, int]:
         """Shape of a batch's latents, (n, c, h, w)."""
-        _, channels, height, width = self.pictures[batch[0]].mean.shape
+        _, channels, height, width = self.images[batch[0]].mean.shape
         return len(batch), channels, height, width
 
     def rows(self, batch: ImageBatch, flipped: Sequence[bool]) -> list[int]:
-        """Row of each picture, or of its flipped view, in the ``posteriors`` of its size."""
+        """Row of each image, or of its flipped view, in the ``posteriors`` of its size."""
         return [self._first_rows[i] + int(flip) for i, flip in zip(batch, flipped, strict=True)]
 
     def rows_of_captions(self, batch: ImageBatch, caption_dropped: Sequence[bool]) -> list[int]:
-        """Row in ``captions`` for each picture; 0, the empty caption, where it is dropped."""
+        """Row in ``captions`` for each image; 0, the empty caption, where it is dropped."""
         return [
             0 if empty else self.caption_rows[i]
             for i, empty in zip(batch, caption_dropped, strict=True)
@@ -108,41 +108,41 @@ class EncodedDataset:
     def latents(
         self, batch: ImageBatch, flipped: Sequence[bool], vae_noise: torch.Tensor
     ) -> torch.Tensor:
-        """As ``sample``, for the pictures with these indices."""
+        """As ``sample``, for the images with these indices."""
         rows = torch.tensor(self.rows(batch, flipped), device=vae_noise.device)
-        return self.sample(self.pictures[batch[0]].size, rows, vae_noise)
+        return self.sample(self.images[batch[0]].size, rows, vae_noise)
 
     def conditioning(self, batch: ImageBatch, caption_dropped: Sequence[bool]) -> torch.Tensor:
-        """Text encoder states for each picture, (n, tokens, width)."""
+        """Text encoder states for each image, (n, tokens, width)."""
         return self.captions[self.rows_of_captions(batch, caption_dropped)]
 
 
 def encode_dataset(
     base: BaseModel,
-    pictures: Iterable[tuple[Image.Image, Size]],
+    images: Iterable[tuple[Image.Image, Size]],
     captions: Sequence[str],
     *,
     flipped: bool,
     device: torch.device,
 ) -> EncodedDataset:
-    """Encode pictures and captions.
+    """Encode images and captions.
 
     Args:
-        pictures: RGB pictures, each with the size to crop and resize it to; read one at a time.
-        captions: one for each picture.
-        flipped: also encode each picture flipped left to right.
+        images: RGB images, each with the size to crop and resize it to; read one at a time.
+        captions: one for each image.
+        flipped: also encode each image flipped left to right.
     """
     distinct = list(dict.fromkeys(["", *captions]))
     states = encode_captions(base, distinct, device)
     views, sizes = [], []
-    for picture, size in pictures:
-        fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    for image, size in images:
+        fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         views.append([_pixels(fitted)])
         if flipped:
             views[-1].append(_pixels(ImageOps.mirror(fitted)))
         sizes.append(size)
     with on_device(base.vae, device):
-        encoded = _encode_pictures(base, views, sizes, device)
+        encoded = _encode_images(base, views, sizes, device)
     rows = tuple(distinct.index(caption) for caption in captions)
     return EncodedDataset(encoded, states, rows, float(base.vae.config.scaling_factor))
 
@@ -176,14 +176,14 @@ def encode_captions(
 
 
 @torch.no_grad()
-def _encode_pictures(
+def _encode_images(
     base: BaseModel,
     views: Sequence[Sequence[torch.Tensor]],
     sizes: Sequence[Size],
     device: torch.device,
-) -> tuple[EncodedPicture, ...]:
+) -> tuple[EncodedImage, ...]:
     """Encode in batches of one size, at most ``PIXELS_AT_ONCE`` each."""
-    encoded: dict[int, EncodedPicture] = {}
+    encoded: dict[int, EncodedImage] = {}
     for size in dict.fromkeys(sizes):
         bucket = [i for i, other in enumerate(sizes) if other == size]
         count = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
@@ -195,7 +195,7 @@ def _encode_pictures(
         for i, mean, std in zip(
             bucket, torch.split(means, each), torch.split(stds, each), strict=True
         ):
-            encoded[i] = EncodedPicture(size, mean, std)
+            encoded[i] = EncodedImage(size, mean, std)
     return tuple(encoded[i] for i in range(len(sizes)))
 
 
@@ -215,7 +215,7 @@ def _encode(
     return torch.cat(means), torch.cat(stds)
 
 
-def _pixels(picture: Image.Image) -> torch.Tensor:
+def _pixels(image: Image.Image) -> torch.Tensor:
     """Pixel values, (1, 3, h, w) in [-1, 1]."""
-    values = np.asarray(picture.convert("RGB"), dtype=np.float32) / 127.5 - 1.0
+    values = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1.0
     return torch.from_numpy(values).permute(2, 0, 1)[None]

@@ -24,7 +24,7 @@ class PreparedData:
     """A run's inputs. Tensors are on the training device."""
 
     captions: list[str]
-    """One per picture, in the plan's order."""
+    """One per image, in the plan's order."""
     dataset: EncodedDataset
     previews: PreviewRequest
 
@@ -35,27 +35,27 @@ def prepare(
     decode: Callable[[bytes], Image.Image],
     device: torch.device,
 ) -> PreparedData:
-    """Encode the pictures and captions of a plan.
+    """Encode the images and captions of a plan.
 
     Args:
-        decode: turns a picture file's bytes into an upright RGB image.
+        decode: turns an image file's bytes into an upright RGB image.
 
     Raises:
         torch.OutOfMemoryError: not enough memory on ``device``.
     """
     parameters = plan.parameters
     captions = _captions(base, plan)
-    decoded = (decode(picture.data) for picture in plan.pictures)
+    decoded = (decode(image.data) for image in plan.images)
     sized = ((image, bucket_of(*image.size, parameters.resolution)) for image in decoded)
     dataset = encode_dataset(base, sized, captions, flipped=parameters.random_flip, device=device)
     return PreparedData(captions, dataset, request_previews(base, parameters, captions, device))
 
 
 def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
-    """One caption per picture. Where the trigger word lies beyond the text encoder's token
+    """One caption per image. Where the trigger word lies beyond the text encoder's token
     limit, it is repeated at the front."""
     trigger_word = plan.parameters.trigger_word
-    captions = [caption_of(picture, plan.tags, trigger_word) for picture in plan.pictures]
+    captions = [caption_of(image, plan.tags, trigger_word) for image in plan.images]
     read = base.tokenizer.model_max_length
     whole = base.tokenizer(captions, verbose=False).input_ids
     cut = [i for i, tokens in enumerate(whole) if len(tokens) > read]
@@ -64,7 +64,7 @@ def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
             "captions are cut to the %d tokens that are read: %d of them, the first that of %s",
             read - 2,  # without the begin and end tokens
             len(cut),
-            plan.pictures[cut[0]].name,
+            plan.images[cut[0]].name,
         )
     if trigger_word is None:
         return captions

@@ -16,7 +16,7 @@ import torch
 from domain.parameters import TrainingParameters
 
 ImageBatch = tuple[int, ...]
-"""Indices of the pictures in one training batch, all from one bucket."""
+"""Indices of the images in one training batch, all from one bucket."""
 
 
 def generator_for(seed: int, purpose: str, index: int = 0) -> torch.Generator:
@@ -33,7 +33,7 @@ def steps_per_epoch(buckets: Sequence[Sequence[int]], batch_size: int) -> int:
 def epoch_batches(
     buckets: Sequence[Sequence[int]], batch_size: int, seed: int, epoch: int
 ) -> list[ImageBatch]:
-    """The batches of one epoch, shuffled: every picture once, the buckets mixed."""
+    """The batches of one epoch, shuffled: every image once, the buckets mixed."""
     generator = generator_for(seed, "order", epoch)
     batches = []
     for bucket in buckets:
@@ -48,7 +48,7 @@ def epoch_batches(
 
 @dataclass(frozen=True)
 class StepNoise:
-    """The random choices of one training step with n pictures. Tensors are on the CPU."""
+    """The random choices of one training step with n images. Tensors are on the CPU."""
 
     noise: torch.Tensor
     """(n, c, h, w), standard normal plus the noise offset."""
@@ -58,7 +58,7 @@ class StepNoise:
     """(n,), uniform over the noise schedule."""
     flipped: tuple[bool, ...]
     caption_dropped: tuple[bool, ...]
-    """Pictures whose caption is replaced by the empty one (caption dropout)."""
+    """Images whose caption is replaced by the empty one (caption dropout)."""
 
 
 def sample_step_noise(
@@ -66,9 +66,9 @@ def sample_step_noise(
 ) -> StepNoise:
     """Sample the random choices of one training step.
 
-    The noise offset adds ``noise_offset * N(0, 1)``, one value per picture and channel, to the
+    The noise offset adds ``noise_offset * N(0, 1)``, one value per image and channel, to the
     noise ("Diffusion With Offset Noise", Guttenberg 2023). With it the model also learns
-    pictures that are very dark or very bright.
+    images that are very dark or very bright.
 
     Args:
         step: number of the step, from 0 over the whole run.
