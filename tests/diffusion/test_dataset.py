@@ -20,8 +20,12 @@ CPU = torch.device("cpu")
 SIZES = [(64, 64), (64, 64), (48, 80), (64, 64), (48, 80)]
 
 
-def encoded(base: BaseModel, images: tuple[TrainingImage, ...], *, flipped: bool) -> EncodedDataset:
-    decoded_images = [(decode(image.data), size) for image, size in zip(images, SIZES, strict=True)]
+def encoded(
+    base: BaseModel, images: tuple[TrainingImage, ...], *, flipped: bool
+) -> EncodedDataset:
+    decoded_images = [
+        (decode(image.data), size) for image, size in zip(images, SIZES, strict=True)
+    ]
     captions = ["one", "two", "one", "", "three"]
     return encode_dataset(base, decoded_images, captions, flipped=flipped, device=CPU)
 
