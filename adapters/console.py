@@ -50,17 +50,26 @@ class ConsoleNotifier:
         log.debug("style %d: %s", style_id, position(progress))
 
     def completed(
-        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+        self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
         """Say where the weights lie."""
-        log.debug("final call %s", idempotency_key)
+        log.debug("task %s is completed", task_id)
         text = f"style {style_id} is ready: {self._where(artifact.location)}"
         say(self._console, f"{text} (loss {metric.loss:.4f})", "green")
 
-    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+    def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
         """Say why there will be none."""
-        log.debug("final call %s", idempotency_key)
+        log.debug("task %s has failed", task_id)
         say(self._console, f"style {style_id}: {failure.code}: {failure.message}", "red")
+
+    def has_arrived(
+        self,
+        task_id: str,  # noqa: ARG002 - the port's
+        style_id: int,  # noqa: ARG002
+        outcome: Artifact | Failure,  # noqa: ARG002
+    ) -> bool | None:
+        """Nobody knows what a person has read."""
+        return None
 
 
 class ProgressDisplay:

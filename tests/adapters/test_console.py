@@ -118,7 +118,7 @@ def test_outcomes_of_jobs_side_by_side_are_whole_lines_that_name_their_style() -
     def end(style_id: int) -> None:
         for _ in range(100):
             together.wait()
-            notifier.failed(style_id, Failure(FailureCode.GPU_OOM, "too small"), "key")
+            notifier.failed("task", style_id, Failure(FailureCode.GPU_OOM, "too small"))
 
     workers = [threading.Thread(target=end, args=(style_id,)) for style_id in (1, 2, 3)]
     for worker in workers:
@@ -131,7 +131,7 @@ def test_outcomes_of_jobs_side_by_side_are_whole_lines_that_name_their_style() -
 
 def test_a_finished_style_is_one_line_with_its_place() -> None:
     console, file = pipe()
-    ConsoleNotifier(console).completed(7, ARTIFACT, METRIC, "key")
+    ConsoleNotifier(console).completed("task", 7, ARTIFACT, METRIC)
     line = "style 7 is ready: s3://models/models/style_7.safetensors (loss 0.0625)\n"
     assert file.getvalue() == line
 
@@ -139,13 +139,13 @@ def test_a_finished_style_is_one_line_with_its_place() -> None:
 def test_the_place_is_named_as_the_caller_names_it() -> None:
     console, file = pipe()
     notifier = ConsoleNotifier(console, where=lambda location: f"my  [out]/{location.key}")
-    notifier.completed(7, ARTIFACT, METRIC, "key")
+    notifier.completed("task", 7, ARTIFACT, METRIC)
     assert "ready: my  [out]/models/style_7.safetensors (" in file.getvalue()
 
 
 def test_a_failure_is_one_line_with_code_and_message() -> None:
     console, file = pipe()
-    ConsoleNotifier(console).failed(7, FAILURE, "key")
+    ConsoleNotifier(console).failed("task", 7, FAILURE)
     assert file.getvalue() == "style 7: GPU_OOM: The card is too small [for this].\n"
 
 
@@ -320,7 +320,7 @@ def test_a_run_that_starts_anew_has_one_bar_at_a_time() -> None:
 def test_the_wish_for_no_colour_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     def colours() -> list[str]:
         console, file = terminal()
-        ConsoleNotifier(console).failed(7, FAILURE, "key")
+        ConsoleNotifier(console).failed("task", 7, FAILURE)
         return re.findall(r"\x1b\[3\dm", file.getvalue())
 
     assert colours()

@@ -214,6 +214,9 @@ def test_a_defect_in_refusing_a_message_is_logged_and_at_last_left_to_a_person(
         def failed(self, *_: object) -> None:
             raise RuntimeError("a defect")
 
+        def has_arrived(self, *_: object) -> None:
+            return None
+
     queue.publish(BAD)
     loop_over(world, queue, notifier=Defective())(StopSignal(), until_empty=True)
     assert queue.waiting == [BAD], "no defect ends the worker"
