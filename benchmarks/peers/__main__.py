@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _job(options: argparse.Namespace, scratch: Path) -> Job:
     from benchmarks.full_size import full_size_base, save_base
-    from benchmarks.pictures import drawn_pictures
+    from benchmarks.images import drawn_images
 
     base = options.base
     if base is None:
@@ -91,7 +91,7 @@ def _job(options: argparse.Namespace, scratch: Path) -> Job:
     images = options.images
     if images is None:
         images = scratch / "images"
-        drawn_pictures(images, 10, size=max(320, options.resolution))
+        drawn_images(images, 10, size=max(320, options.resolution))
     return Job(
         base=base.resolve(),
         images=images.resolve(),
