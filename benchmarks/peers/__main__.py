@@ -3,7 +3,7 @@
 Runs this project and the peers in turn, each as a command of its own, on the same base model,
 images, resolution, batch size, rank and number of steps. Prints steps/s from each program's own
 progress output, the whole time from command to file, peak memory, and the ratios with their
-spread. Writes `benchmarks/results/peers-<device>.json`; `python -m benchmarks.readme` puts the
+spread. Writes `benchmarks/results/peers-<device>.json`; `python -m benchmarks.pages` puts the
 table into the documentation.
 
 The peers are not part of this repository. Check them out and install what they need:

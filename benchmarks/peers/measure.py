@@ -44,6 +44,7 @@ def run(program: Program, warm_up: int) -> Run:
         RuntimeError: the program failed, or wrote no weights; with the end of its output.
     """
     environment = {**os.environ, **program.environment}
+    memory = _MemoryWatch()
     started = time.perf_counter()
     process = subprocess.Popen(
         program.command,
@@ -52,8 +53,7 @@ def run(program: Program, warm_up: int) -> Run:
         env=environment,
         bufsize=0,
     )
-    memory = _MemoryWatch(process.pid)
-    memory.start()
+    memory.start(process.pid)
     counts: list[tuple[int, float]] = []
     tail: deque[str] = deque(maxlen=KEPT_LINES)
     for line in _lines(process):
@@ -93,32 +93,35 @@ def _speed(counts: list[tuple[int, float]], warm_up: int, name: str) -> float:
     return (last - first) / (ended - began)
 
 
-class _MemoryWatch(threading.Thread):
+class _MemoryWatch:
     """Polls the memory of a process and its children, and of the card."""
 
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self._pid = pid
-        self._ended = threading.Event()
-        self.peak = 0
+    def __init__(self) -> None:
         self._gpu_before = _gpu_mb()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.peak = 0
         self.gpu_peak: int | None = None if self._gpu_before is None else 0
 
-    def run(self) -> None:
+    def start(self, pid: int) -> None:
+        self._thread = threading.Thread(target=self._poll, args=(pid,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _poll(self, pid: int) -> None:
         while not self._ended.wait(POLL_SECONDS):
             try:
-                parent = psutil.Process(self._pid)
+                parent = psutil.Process(pid)
                 tree = [parent, *parent.children(recursive=True)]
                 self.peak = max(self.peak, sum(each.memory_info().rss for each in tree))
             except psutil.Error:
                 continue
             if self._gpu_before is not None and self.gpu_peak is not None:
-                used = (_gpu_mb() or 0) - self._gpu_before
-                self.gpu_peak = max(self.gpu_peak, used)
-
-    def stop(self) -> None:
-        self._ended.set()
-        self.join()
+                self.gpu_peak = max(self.gpu_peak, (_gpu_mb() or 0) - self._gpu_before)
 
 
 def _gpu_mb() -> int | None:
