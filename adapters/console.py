@@ -8,9 +8,9 @@ from collections.abc import Callable
 import rich.progress as bars
 from rich.console import Console
 
+from application.event_bus import WorkerEvent
 from application.log_events import one_line, position, speed, undertaking
 from domain.events import (
-    Event,
     JobGivenUp,
     JobInterrupted,
     JobStarted,
@@ -73,7 +73,7 @@ class ProgressDisplay:
     def __exit__(self, *_exception: object) -> None:
         self._end()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         """Take note of an event."""
         match event:
             case JobStarted(resumed_from=CheckpointRef(epoch=epoch)):

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from application.event_bus import EventSink
 from application.fenced_blob import FencedBlob, Superseded
 from application.lease import LeaseLost
-from application.ports import BlobMissing, BlobStore, EventSink
+from application.ports import BlobMissing, BlobStore
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
