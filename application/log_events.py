@@ -6,6 +6,7 @@ import logging
 from datetime import timedelta
 
 from application.event_bus import TaskReceived, WorkerEvent
+from application.text import one_line
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
@@ -94,8 +95,3 @@ def speed(progress: Progress) -> str:
     if (seconds := progress.estimated_seconds) is not None:
         parts.append(f"{timedelta(seconds=seconds)} left")
     return ", ".join(parts)
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks."""
-    return " ".join(text.splitlines())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from application.journal import RecordDamaged, RecordNewer
+from application.fenced_blob import RecordDamaged
+from application.journal import RecordNewer
 from application.lease import LeaseHeld, LeaseLost
 from application.ports import BlobDenied, Unavailable
 from application.retry import backoff
