@@ -64,7 +64,7 @@ def test_a_style_is_converted_and_back_again_under_its_name(
             ["missing.safetensors", "--out", "o"],
             "missing.safetensors: no such file or folder; give a LoRA",
         ),
-        (["models", "--out", "o"], "models: the folder holds 2 safetensors files"),
+        (["empty", "--out", "o"], "empty: the folder holds no .safetensors file"),
         (["STYLE", "--out", "o", "--epochs", "3"], "--epochs: trains, and --export does not"),
         (["STYLE", "--out", "STYLE"], "cannot be written"),
         (["STYLE", "--out", "models"], "holds the LoRA itself"),
@@ -77,6 +77,7 @@ def test_bad_input_is_one_line_with_its_remedy_and_writes_nothing(
     arguments: list[str],
     complaint: str,
 ) -> None:
+    (tmp_path / "empty").mkdir()
     before = files_in(tmp_path)
     arguments = [str(style) if argument == "STYLE" else argument for argument in arguments]
     assert main(["--export", "kohya", *arguments]) == 2
