@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adapters.diffusion.lora_files.files import read_lora, write_lora
 from adapters.diffusion.lora_files.lora_formats import LoraFormat, uses_dora
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 
 _GENERIC_NAMES = {"pytorch_lora_weights", "adapter_model"}
 """Names that libraries give every LoRA; then the folder's name tells which it is."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapters.diffusion.lora_files.files import hashed
-from tests.faults.estate import Order
+from tests.faults.deployment import Order
 from tests.faults.reference import WITHIN_ROUNDING, distance, expected
 from tests.faults.verdict import Verdict
 

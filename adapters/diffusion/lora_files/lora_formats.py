@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import torch
 
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
 
@@ -36,7 +36,7 @@ class LoraFormat(StrEnum):
     PEFT = "peft"
 
 
-class InvalidLoraFile(Mistake, ValueError):
+class InvalidLoraFile(UserError, ValueError):
     """The file or folder is not a LoRA of Stable Diffusion 1.5 that can be read."""
 
 
