@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from application.journal import RecordDamaged, RecordNewer
+from application.fenced_blob import RecordDamaged
+from application.journal import RecordNewer
 from application.lease import LeaseHeld, LeaseLost
-from application.retry import backoff
 from application.ports import BlobDenied, Unavailable
-from application.worker_config import WorkerConfig
+from application.retry import backoff
 from application.stop_signal import Stopped, StopReason, StopSignal
+from application.worker_config import WorkerConfig
 
 log = logging.getLogger(__name__)
 

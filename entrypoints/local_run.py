@@ -25,25 +25,25 @@ from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
 from application.fetch_images import fetch_images
 from application.journal import recorded_job
-from application.storage_keys import JOBS, StorageKeys
 from application.lease import LeaseTerms
 from application.ports import Blob, BlobMissing, BlobStore
-from application.worker_config import WorkerConfig
-from application.settlement import DeadLetter, Ack, Requeue, RetryLater, Settlement
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
+from application.storage_keys import JOBS, StorageKeys
+from application.worker_config import WorkerConfig
 from domain.failure import TrainingFailed
+from domain.image import MIN_IMAGES, ImageSet
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
-from domain.image import MIN_IMAGES, ImageSet
 from domain.results import Artifact
 from domain.task import TrainingTask
 from entrypoints.container import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from entrypoints.image_folder import CAPTION_SUFFIXES
 from entrypoints.logs import start_logging
 from entrypoints.options import option_of
-from entrypoints.image_folder import CAPTION_SUFFIXES
 from entrypoints.settings import load_settings
 
 if TYPE_CHECKING:
@@ -146,9 +146,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
         )
     )
     container.blobs.override(
-        providers.Singleton(
-            Folders, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,)
-        )
+        providers.Singleton(Folders, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,))
     )
     container.notifier.override(
         providers.Singleton(ConsoleNotifier, container.console, lambda at: out / at.key)
@@ -174,12 +172,10 @@ def inspect(names: list[str], container: Container) -> ImageSet:
     if not images.usable:
         reasons = "; ".join(f"{refused.name}: {refused.reason}" for refused in images.refused)
         raise UsageError(f"no usable image, replace these: {reasons}")
-    if len(images.usable) < MIN_IMAGES:
-        say(
-            container.console(),
-            f"only {len(images.usable)} usable images: a style is better with 10 to 30",
-            "yellow",
-        )
+    count = len(images.usable)
+    if count < MIN_IMAGES:
+        text = f"only {count} usable image{'s' * (count != 1)}: a style is better with 10 to 30"
+        say(container.console(), text, "yellow")
     return images
 
 
@@ -239,16 +235,13 @@ def run(
         container.journal().open(record, "local", job).apply(job.reopen("its style is gone"))
 
     stop = StopSignal()
-    with _interruptible(stop), _display(container):
+    with _display(container) as display, _interruptible(stop, display):
         settlement = _settle(task, container, stop)
     job = recorded_job(blobs, record) or fresh
     match settlement:
         case Ack() if job.state is JobState.COMPLETED:
             for path in _report_files(out):
                 say(console, f"  {path}")
-            if not container.trainer().base.is_sd15:
-                said = "for trying only: it does not load with Stable Diffusion 1.5"
-                say(console, said, "yellow")
             return 0, _outcome(job, out)
         case Requeue():
             epoch = job.checkpoint.epoch if job.checkpoint else 0
@@ -356,13 +349,17 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
 
 
 @contextmanager
-def _interruptible(stop: StopSignal) -> Iterator[None]:
+def _interruptible(stop: StopSignal, display: ProgressDisplay) -> Iterator[None]:
     """Ctrl-C asks for an orderly end; a second one ends at once."""
     before: dict[signal.Signals, Any] = {}
 
-    def request(number: int, _frame: object) -> None:
-        stop.request(StopReason.SHUTDOWN)
-        signal.signal(number, before[signal.Signals(number)])
+    def request(_number: int, _frame: object) -> None:
+        if stop.reason is None:
+            stop.request(StopReason.SHUTDOWN)
+            display.stopping()
+        else:
+            display.ended_at_once()
+            raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, request)

@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from entrypoints.cli import add_common_options, run_command
+from entrypoints.cli import CommandParser, add_common_options, run_command
 from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ exit codes: 0 stopped as asked, or everything works; 1 the check found something
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m entrypoints.worker",
         description="Train styles from a queue of tasks: one at a time, or JOBS_TOGETHER.",
         epilog=EPILOG,
@@ -66,7 +66,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.settings import (
         WorkerSettings,
         load_settings,
-        warn_about_typos,
+        warn_about_names,
     )
 
     settings = load_settings(kind=WorkerSettings)
@@ -77,9 +77,9 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.check import check
     from entrypoints.container import open_container, queue_place
     from entrypoints.default_base import quiet_libraries
-    from entrypoints.shutdown import graceful_shutdown
     from entrypoints.logs import log_what_nobody_catches, start_logging
     from entrypoints.observe import observed, start_sentry
+    from entrypoints.shutdown import graceful_shutdown
 
     quiet_libraries()
     logs = start_logging(
@@ -88,7 +88,7 @@ def _work(arguments: argparse.Namespace) -> int:
         secrets=settings.secrets(),
     )
     log_what_nobody_catches()
-    warn_about_typos()
+    warn_about_names()
     start_sentry(settings, logs)
     log = logging.getLogger(__name__)
     stop = StopSignal()

@@ -20,8 +20,8 @@ from adapters.logs.formats import JsonFormatter, TextFormatter
 from adapters.logs.job_log import JobLog
 from adapters.logs.redact import REDACTED, Redactor
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryInspector
-from application.fetch_images import fetch_images
 from application.event_bus import EventBus, Watchers
+from application.fetch_images import fetch_images
 from application.ports import BlobMissing, BlobUnavailable
 from application.settlement import Ack
 from application.stop_signal import StopSignal
@@ -308,7 +308,7 @@ def test_a_line_for_a_person_has_the_time_of_the_place(monkeypatch: pytest.Monke
     monkeypatch.setenv("TZ", "UTC-5:30")
     time.tzset()
     try:
-        assert TextFormatter(Redactor()).format(record) == "05:30:00 INFO    a\tb"
+        assert TextFormatter(Redactor()).format(record) == "05:30:00 INFO    a\\tb"
     finally:
         monkeypatch.undo()
         time.tzset()

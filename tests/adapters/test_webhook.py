@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from adapters.webhook.response import (
-    MAX_RETRY_AFTER,
-    MAX_REASON_CHARACTERS,
-    check_response,
-    readable,
-    retry_after,
-    connection_error,
-)
 from adapters.webhook.deadline import Deadline
 from adapters.webhook.options import InvalidBackend, WebhookOptions, is_loopback
+from adapters.webhook.response import (
+    MAX_REASON_CHARACTERS,
+    MAX_RETRY_AFTER,
+    check_response,
+    connection_error,
+    readable,
+    retry_after,
+)
 from adapters.webhook.transport import Answer, TransportError
 from application.ports import NotifierRefused, NotifierUnavailable
 from tests.services.waiting import eventually
@@ -97,7 +97,7 @@ def test_an_address_to_which_the_token_must_not_go_is_refused_with_the_settings_
 
 
 def test_the_remedy_for_plain_http_is_the_same_address_with_https() -> None:
-    with pytest.raises(InvalidBackend, match=r"https://stylelicense\.com:8000/backend;"):
+    with pytest.raises(InvalidBackend, match=r"https://stylelicense\.com:8000/backend, or"):
         options("http://stylelicense.com:8000/backend")
 
 
@@ -244,8 +244,14 @@ def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
     [
         (TransportError("cut", sent=True), "may have taken the call, or not: cut"),
         (TransportError("cut", sent=True, untrusted=True), "may have taken the call, or not: cut"),
-        (TransportError("expired", sent=False, untrusted=True), "TLS with https://b fails (expired)"),
-        (TransportError("refused", sent=False), "cannot be reached, the call was not sent: refused"),
+        (
+            TransportError("expired", sent=False, untrusted=True),
+            "TLS with https://b fails (expired)",
+        ),
+        (
+            TransportError("refused", sent=False),
+            "cannot be reached, the call was not sent: refused",
+        ),
     ],
 )
 def test_a_call_that_may_have_arrived_is_told_from_one_that_did_not(
@@ -285,3 +291,19 @@ def test_a_request_that_is_sent_too_late_is_cut_off_at_once() -> None:
         assert theirs.recv(1) == b""
         ours.close()
         deadline.watch(ours)  # it is gone already, which is as good
+
+
+def test_plain_http_and_a_short_token_are_explicit_choices() -> None:
+    inside = "http://backend:8000"
+    with pytest.raises(InvalidBackend, match="BACKEND_ALLOW_HTTP=true"):
+        WebhookOptions(base_url=inside, token="t" * 32, user_agent="test")
+    with pytest.raises(InvalidBackend, match="BACKEND_ALLOW_SHORT_TOKEN=true"):
+        WebhookOptions(base_url="https://backend", token="dev-internal-token", user_agent="test")
+    options = WebhookOptions(
+        base_url=inside,
+        token="dev-internal-token",
+        user_agent="test",
+        allow_http=True,
+        allow_short_token=True,
+    )
+    assert options.base_url == inside

@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 from adapters.clock import SystemClock
 from adapters.filesystem import FileBlobStore
-from application.storage_keys import StorageKeys
 from application.lease import Lease, LeaseTerms
 from application.stop_signal import StopSignal
+from application.storage_keys import StorageKeys
 from assets.drawing import draw_style_set
 from entrypoints import local_run
 from entrypoints.train import main
@@ -190,6 +190,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
     first.send_signal(signal.SIGINT)
     printed, _ = first.communicate(timeout=60)
     assert first.returncode == 130, printed
+    assert "stopping: saving a checkpoint" in printed
     assert "the same command goes on from there" in printed
 
     second = subprocess.Popen(
