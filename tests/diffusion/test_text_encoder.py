@@ -16,7 +16,7 @@ from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.style_file.convert import Form, read_style, write_form
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
 from domain.parameters import LoraTargets
