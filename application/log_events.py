@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
+from application.text import one_line
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
@@ -91,8 +92,3 @@ def speed(progress: Progress) -> str:
     if (seconds := progress.estimated_seconds) is not None:
         parts.append(f"{timedelta(seconds=seconds)} left")
     return ", ".join(parts)
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks."""
-    return " ".join(text.splitlines())

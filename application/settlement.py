@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from application.journal import RecordDamaged, RecordNewer
+from application.fenced_blob import RecordDamaged
+from application.journal import RecordNewer
 from application.lease import LeaseHeld, LeaseLost
 from application.ports import BlobDenied, Unavailable
 from application.retry import backoff

@@ -17,8 +17,8 @@ from adapters.diffusion.checkpoint import (
     run_identity,
 )
 from adapters.diffusion.data.feed import Feed
-from adapters.diffusion.data.preparation import Material
-from adapters.diffusion.data.randomness import steps_per_epoch
+from adapters.diffusion.data.preparation import PreparedData
+from adapters.diffusion.data.rng import steps_per_epoch
 from adapters.diffusion.data.step_inputs import StepInputs
 from adapters.diffusion.data.text_states import TextStates
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
@@ -67,7 +67,7 @@ class DiffusionSession:
         *,
         base: BaseModel,
         plan: TrainingPlan,
-        material: Material,
+        material: PreparedData,
         adapters: Adapters,
         device: torch.device,
         strategy: Strategy = PLAIN,

@@ -311,7 +311,7 @@ def test_a_line_for_a_person_has_the_time_of_the_place(monkeypatch: pytest.Monke
     monkeypatch.setenv("TZ", "UTC-5:30")
     time.tzset()
     try:
-        assert TextFormatter(Redactor()).format(record) == "05:30:00 INFO    a\tb"
+        assert TextFormatter(Redactor()).format(record) == "05:30:00 INFO    a\\tb"
     finally:
         monkeypatch.undo()
         time.tzset()

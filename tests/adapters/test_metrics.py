@@ -389,7 +389,7 @@ def test_a_call_is_timed_by_what_passes_meanwhile(metrics: Metrics, clock: Manua
     inner.failed.side_effect = lambda *_: clock.advance(2)
     metered(inner, metrics, clock).delete(AT)
     failure = Failure(FailureCode.GPU_OOM, "small")
-    MeteredNotifier(inner, metrics, clock.monotonic).failed(7, failure, "key")
+    MeteredNotifier(inner, metrics, clock.monotonic).failed("task", 7, failure)
     assert value(metrics, "storage_call_duration_seconds_sum", operation="delete") == 3
     assert value(metrics, "webhook_duration_seconds_sum", call="failed") == 2
 

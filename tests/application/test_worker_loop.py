@@ -214,6 +214,9 @@ def test_a_defect_in_refusing_a_message_is_logged_and_at_last_left_to_a_person(
         def failed(self, *_: object) -> None:
             raise RuntimeError("a defect")
 
+        def has_arrived(self, *_: object) -> None:
+            return None
+
     queue.publish(BAD)
     loop_over(world, queue, notifier=Defective())(StopSignal(), until_empty=True)
     assert queue.waiting == [BAD], "no defect ends the worker"
@@ -228,7 +231,7 @@ def test_a_defect_in_refusing_a_message_is_logged_and_at_last_left_to_a_person(
 def test_a_bad_message_of_which_nobody_can_be_told_is_left_to_a_person_at_once(
     world: World, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deny(at: Location) -> Blob:
+    def deny(at: Location, **_how: Any) -> Blob:
         raise BlobDenied(f"403 for {at.bucket}")
 
     monkeypatch.setattr(world.blobs, "get", deny)
