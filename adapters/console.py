@@ -8,13 +8,13 @@ from collections.abc import Callable
 import rich.progress as bars
 from rich.console import Console
 
+from application.event_bus import WorkerEvent
 from application.log_events import position, speed, undertaking
 from application.text import one_line
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
     CheckpointSaved,
-    Event,
     JobGivenUp,
     JobInterrupted,
     JobStarted,
@@ -103,7 +103,7 @@ class ProgressDisplay:
     def __exit__(self, *_exception: object) -> None:
         self._end()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         """Take note of an event."""
         match event:
             case JobStarted(resumed_from=checkpoint):

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from application.event_bus import EventSink
 from application.fenced_blob import (
     MAX_RECORD_BYTES,
     NOT_AS_EXPECTED,
@@ -21,7 +22,7 @@ from application.fenced_blob import (
     Superseded,
 )
 from application.lease import LeaseLost
-from application.ports import BlobMissing, BlobStore, BlobTooLarge, EventSink
+from application.ports import BlobMissing, BlobStore, BlobTooLarge
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob

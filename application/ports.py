@@ -14,7 +14,6 @@ from enum import Enum
 from typing import Protocol
 
 from application.stop_signal import StopSignal
-from domain.events import Event
 from domain.failure import Failure
 from domain.image import ImageSet, PreparedImage, TrainingImage
 from domain.location import Location
@@ -527,12 +526,6 @@ class Reporter(Protocol):
 
     def render(self, report: StyleReport) -> Sequence[ReportFile]:
         """The report's files."""
-
-
-class EventSink(Protocol):
-    """Somebody who listens: logs, metrics, a progress bar. Must not raise."""
-
-    def __call__(self, event: Event) -> None: ...
 
 
 class TaskParser(Protocol):

@@ -143,7 +143,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
     container.notifier.override(
         providers.Singleton(ConsoleNotifier, container.console, lambda at: out / at.key)
     )
-    container.sink.override(providers.Singleton(ProgressDisplay, container.console))
+    container.events.override(providers.Singleton(ProgressDisplay, container.console))
     return container
 
 
@@ -251,7 +251,7 @@ def run(
 
 
 def _display(container: Container) -> ProgressDisplay:
-    display = container.sink()
+    display = container.events()
     assert isinstance(display, ProgressDisplay)  # ``build_container`` has put it there
     return display
 
