@@ -29,19 +29,20 @@ from tests.deploy.files import SETTINGS, read_json
 IMAGES: str = SETTINGS["AWS_STORAGE_BUCKET_NAME"].default
 MODELS: str = SETTINGS["MODEL_BUCKET_NAME"].default
 KEYS = StorageKeys(MODELS)
-IMAGES = 10
+COUNT = 10
+"""Images of a task."""
 REGION = "us-east-1"
 
 
 # Before the user is there, everything is allowed: two buckets, the images, three calls to IAM.
-@set_initial_no_auth_action_count(2 + IMAGES + 3)
+@set_initial_no_auth_action_count(2 + COUNT + 3)
 def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
     root = {"aws_access_key_id": "r", "aws_secret_access_key": "r", "region_name": REGION}
     with mock_aws():
         s3, iam = boto3.client("s3", **root), boto3.client("iam", **root)
         for bucket in (IMAGES, MODELS):
             s3.create_bucket(Bucket=bucket)
-        for n in range(IMAGES):
+        for n in range(COUNT):
             s3.put_object(Bucket=IMAGES, Key=f"7/{n:02d}.jpg", Body=f"image {n}".encode())
         iam.create_user(UserName="worker")
         policy = json.dumps(read_json("iam-policy.json"))
@@ -59,7 +60,7 @@ def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
 
 
 def _task(**named: Any) -> TrainingTask:
-    task = a_task(IMAGES, **named)
+    task = a_task(COUNT, **named)
     images = tuple(Location(IMAGES, image.key) for image in task.images)
     return TrainingTask(
         task_id=task.task_id, style_id=task.style_id, images=images, requested=task.requested
@@ -156,3 +157,11 @@ def test_the_lifecycle_rule_clears_uploads_that_were_broken_off_and_expires_noth
     assert kept["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] >= 1
     assert kept["Status"] == "Enabled"
     assert "Expiration" not in kept
+
+
+def test_log_lines_reach_the_group_that_the_guide_names_and_no_other_one() -> None:
+    (statement,) = [
+        one for one in read_json("iam-policy.json")["Statement"] if one["Sid"] == "SendLogLines"
+    ]
+    assert set(statement["Action"]) == {"logs:CreateLogStream", "logs:PutLogEvents"}
+    assert statement["Resource"].startswith("arn:aws:logs:*:*:log-group:style-trainer:")

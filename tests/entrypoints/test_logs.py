@@ -93,7 +93,7 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     job_log = JobLog(
         blobs, lambda task, name: Location("models", f"{task}/{name}"), ManualClock(), "worker-1"
     )
-    logs.collect_into(job_log)
+    logs.also_to(job_log)
     for watcher in (logs.context, job_log):
         watcher(received(a_task()))
     started = JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None)
