@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from application.event_bus import EventSink
-from application.fenced_blob import FencedBlob
+from application.fenced_blob import MAX_RECORD_BYTES, FencedBlob, RecordDamaged
 from application.journal import Entry, read_record
 from application.lease import Lease, LeaseTerms, lease_owner
 from application.ports import (
     BlobDenied,
     BlobMissing,
     BlobStore,
+    BlobTooLarge,
     Checkpoint,
     Clock,
     Preview,
@@ -34,6 +35,11 @@ from domain.results import Artifact, CheckpointRef, TrainingMetric
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MAX_CHECKPOINT_BYTES = 4 * 1024**3
+"""More than a checkpoint of the highest rank on all layers, with the optimizer's state."""
+MAX_PREVIEW_BYTES = 64 * 1024**2
+"""More than one image takes as PNG at the largest resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,16 @@ class JobStore:
         entry = Entry(blob, self.worker, self.events, fresh, self.clock.monotonic())
         entry.load()
         return entry
+
+    def check_weights(self, job: TrainingJob) -> None:
+        """Refuse a record with weights that no worker has stored: they would be announced.
+
+        Raises:
+            RecordDamaged: the weights on record do not lie where workers store them.
+        """
+        if job.artifact is not None and not self.keys.is_weights(job.artifact.location):
+            reason = ValueError(f"weights at {job.artifact.location}")
+            raise RecordDamaged(self.keys.journal(job.task_id), reason)
 
     def recorded(self, task_id: str) -> TrainingJob | None:
         """The job on record, to be read only; None where there is no record.
@@ -106,9 +122,11 @@ class JobStore:
     def cancellation_requested(self, task_id: str) -> bool:
         """Whether there is a request to cancel the job. False where the store does not tell."""
         try:
-            self.blobs.get(self.keys.cancellation(task_id))
+            self.blobs.get(self.keys.cancellation(task_id), max_bytes=MAX_RECORD_BYTES)
         except BlobMissing:
             return False
+        except BlobTooLarge:
+            return True  # whatever the request contains
         except (Unavailable, BlobDenied) as error:
             log.warning("could not look for a request to cancel: %s", error)
             return False
@@ -127,8 +145,9 @@ class JobStore:
 
         Raises:
             BlobMissing: it is gone.
+            BlobTooLarge: it is larger than any checkpoint.
         """
-        return self.blobs.get(checkpoint.location).data
+        return self.blobs.get(checkpoint.location, max_bytes=MAX_CHECKPOINT_BYTES).data
 
     def put_epoch_style(self, task_id: str, epoch: int, style: bytes) -> None:
         """Store the style as it is at an epoch's checkpoint."""
@@ -178,7 +197,8 @@ class JobStore:
         found: dict[int, list[bytes]] = {}
         for at in self.blobs.list(self.keys.bucket, self.keys.previews_prefix(task_id)):
             if named := re.search(r"epoch_(\d+)_\d+\.png$", at.key):
-                found.setdefault(int(named[1]), []).append(self.blobs.get(at).data)
+                png = self.blobs.get(at, max_bytes=MAX_PREVIEW_BYTES).data
+                found.setdefault(int(named[1]), []).append(png)
         return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))
 
     def put_report(self, task_id: str, file: ReportFile) -> None:

@@ -17,6 +17,7 @@ from application.notify_outcome import OutcomeNotifier
 from application.ports import (
     BlobDenied,
     BlobMissing,
+    BlobTooLarge,
     CheckpointRejected,
     Trainer,
     TrainerBroken,
@@ -81,6 +82,7 @@ class RunTraining:
                 return Ack()
             with lease.hold(stop, is_finished=lambda: entry.job.is_terminal):
                 entry.load()
+                self.store.check_weights(entry.job)
                 if entry.job.state in UNDECIDED:
                     put_down = self._decide(task, entry, lease, stop)
                     if put_down is not None:
@@ -197,7 +199,7 @@ class RunTraining:
             try:
                 opened = self.trainer.open(plan, self._checkpoint(entry.job))
                 session = stack.enter_context(opened)
-            except (CheckpointRejected, BlobMissing) as error:
+            except (CheckpointRejected, BlobMissing, BlobTooLarge) as error:
                 log.warning("starting over, the checkpoint cannot be used: %s", error)
                 entry.apply(entry.job.discard_checkpoint())
                 session = stack.enter_context(self.trainer.open(plan, None))

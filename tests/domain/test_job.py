@@ -53,7 +53,6 @@ TRANSITIONS: dict[str, Any] = {
     "begin_training": lambda job: job.begin_training(PARAMETERS, 12),
     "advance": lambda job: job.advance(Progress(1, 10, 10, 100), epoch_finished=True),
     "save_checkpoint": lambda job: job.save_checkpoint(checkpoint(10)),
-    "discard_checkpoint": lambda job: job.discard_checkpoint(),
     "finish_training": lambda job: job.finish_training(METRIC),
     "store": lambda job: job.store(ARTIFACT),
     "give_up": lambda job: job.give_up(FAILURE),
@@ -85,7 +84,6 @@ ALLOWED: dict[str, set[JobState]] = {
     "begin_training": {JobState.PREPARING},
     "advance": {JobState.TRAINING},
     "save_checkpoint": {JobState.TRAINING},
-    "discard_checkpoint": {JobState.TRAINING},
     "finish_training": {JobState.TRAINING},
     "store": {JobState.UPLOADING},
     "reopen": {JobState.COMPLETED},
@@ -120,6 +118,9 @@ def test_each_transition_is_allowed_in_its_states_and_raises_in_all_others(
 def test_a_job_without_its_checkpoint_starts_over() -> None:
     job = replace(REACHED[JobState.TRAINING], checkpoint=checkpoint(10))
     assert job.discard_checkpoint()[0] == REACHED[JobState.TRAINING]
+    for state in set(JobState) - {JobState.TRAINING}:
+        with pytest.raises(InvalidTransition, match=str(state)):
+            REACHED[state].discard_checkpoint()
 
 
 @pytest.mark.parametrize("way", [("begin_training",), ("interrupt",), ("interrupt", "start")])
