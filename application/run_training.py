@@ -53,8 +53,8 @@ class RunTraining:
     """Carries a task as far as it will go, from wherever an earlier attempt left it."""
 
     store: JobStore
-    fetch_images: Callable[[tuple[Location, ...], StopSignal], ImageSet]
-    """Raises ``ImagesDenied``."""
+    fetch_images: Callable[[tuple[Location, ...], int, StopSignal], ImageSet]
+    """Takes the resolution second. Raises ``ImagesDenied``."""
     trainer: Trainer
     slots: AdmissionQueue
     """Shared by all who use the trainer."""
@@ -145,15 +145,18 @@ class RunTraining:
     def _produce(self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal) -> None:
         self._fail_fast(entry.job)
         entry.apply(entry.job.start())
-        images = self.fetch_images(task.images, stop)
+        known, native = entry.job.parameters, self.trainer.native_resolution
+        resolution = known.resolution if known else task.requested.named.get("resolution", native)
+        images = self.fetch_images(task.images, resolution, stop)
         images.require(self.config.min_images)
+        in_an_epoch = tuple(image for image in images.usable for _ in range(image.repeats))
 
-        parameters = entry.job.parameters or task.requested.resolve(
-            image_count=len(images.usable), native_resolution=self.trainer.native_resolution
+        parameters = known or task.requested.resolve(
+            image_count=len(in_an_epoch), native_resolution=native
         )
         plan = TrainingPlan(
             style_id=task.style_id,
-            images=images.usable,
+            images=in_an_epoch,
             tags=task.tags,
             parameters=parameters,
             created_at=task.created_at,

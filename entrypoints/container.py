@@ -20,7 +20,8 @@ from rich.console import Console
 from adapters.clock import SystemClock
 from adapters.console import ConsoleNotifier
 from adapters.filesystem import FileBlobStore
-from adapters.pillow import PillowInspector, decode
+from adapters.images.decode import decode
+from adapters.images.isolated import IsolatedInspector
 from adapters.report.reporter import HtmlReporter
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
@@ -247,11 +248,11 @@ def worker_config(settings: Settings) -> WorkerConfig:
 
 def image_fetcher(
     blobs: BlobStore, inspector: ImageInspector, config: WorkerConfig
-) -> Callable[[tuple[Location, ...], StopSignal], ImageSet]:
+) -> Callable[[tuple[Location, ...], int, StopSignal], ImageSet]:
     """Fetches and checks a task's images."""
 
-    def fetch(images: tuple[Location, ...], stop: StopSignal) -> ImageSet:
-        return fetch_images(images, blobs, inspector, stop, config.fetch_concurrency)
+    def fetch(images: tuple[Location, ...], resolution: int, stop: StopSignal) -> ImageSet:
+        return fetch_images(images, resolution, blobs, inspector, config, stop)
 
     return fetch
 
@@ -297,7 +298,7 @@ class Container(containers.DeclarativeContainer):
     queue = providers.Resource(open_queue, settings, clock, worker, slots)
     dead_letters = queue_depths = queue
     notifier = providers.Resource(open_notifier, settings, console, clock)
-    inspector = providers.Singleton(PillowInspector)
+    inspector = providers.Singleton(IsolatedInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(task_parser, settings)
 

@@ -161,8 +161,8 @@ class World:
         store = self.store(**{name: known[name] for name in STORE_PARTS})
         return RunTraining(
             store=store,
-            fetch_images=lambda images, stop: fetch_images(
-                images, known["blobs"], known["inspector"], stop, config.fetch_concurrency
+            fetch_images=lambda images, resolution, stop: fetch_images(
+                images, resolution, known["blobs"], known["inspector"], config, stop
             ),
             trainer=known["trainer"],
             slots=known["slots"],

@@ -74,8 +74,8 @@ class Machine:
         )
         run = RunTraining(
             store=store,
-            fetch_images=lambda images, stop: fetch_images(
-                images, blobs, MemoryInspector(), stop, CONFIG.fetch_concurrency
+            fetch_images=lambda images, resolution, stop: fetch_images(
+                images, resolution, blobs, MemoryInspector(), CONFIG, stop
             ),
             trainer=self.trainer,
             slots=AdmissionQueue(together),
