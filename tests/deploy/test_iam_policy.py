@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import boto3
@@ -15,7 +14,6 @@ from moto.core import set_initial_no_auth_action_count
 
 from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
-from application.cancellation import cancellation_requested, request_cancellation
 from application.check_bucket import check_bucket
 from application.ports import BlobDenied, BlobMissing, IfAbsent, IfMatch
 from application.settlement import Ack
@@ -81,9 +79,10 @@ def test_a_whole_job_runs_under_the_policy() -> None:
 
 def test_a_job_can_be_cancelled_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
-        assert not cancellation_requested(TASK_ID, blobs, KEYS)
-        request_cancellation(TASK_ID, blobs, KEYS, datetime(2026, 1, 1, tzinfo=UTC))
-        assert cancellation_requested(TASK_ID, blobs, KEYS)
+        store = World().store(blobs=blobs, keys=KEYS)
+        assert not store.cancellation_requested(TASK_ID)
+        store.request_cancellation(TASK_ID)
+        assert store.cancellation_requested(TASK_ID)
 
     _under_the_policy(trial)
 

@@ -98,7 +98,7 @@ def test_lines_arrive_as_json_in_the_stream_of_their_worker(moto: str) -> None:
 def test_a_workers_settings_lead_its_lines_there(
     moto: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_LOGS", moto)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", moto)
     client(moto).create_log_group(logGroupName="workers")
     settings = Settings(
         _env_file=None,
