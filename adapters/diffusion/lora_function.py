@@ -1,7 +1,7 @@
-"""Frozen linear layers and their adapters, forward and backward in as few calls as can be.
+"""Frozen linear layers with LoRA as one autograd function, which adds in place.
 
-Autograd, left to itself, copies the layer's output before it adds to it, and adds gradients that
-could have been summed where they lie: hundreds of small kernels a step.
+Plain autograd copies a layer's output before it adds the LoRA's to it, and sums gradients in
+memory of their own: hundreds of small kernels per step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-def adapted(
+def lora_linear(
     x: torch.Tensor,
     layers: Sequence[torch.nn.Linear],
     downs: torch.Tensor,
@@ -21,23 +21,23 @@ def adapted(
     """``x (weight + up down)' + bias`` of each layer, for one x, (..., inputs).
 
     Args:
-        layers: frozen ones, all of as many inputs.
-        downs: of all layers, one below the other, (layers * rank, inputs); or (styles,
-            layers * rank, inputs), where the first dimension of ``x`` holds the same number of
-            samples of each.
-        ups: of each layer, (outputs, rank); or (styles, outputs, rank).
+        layers: frozen, with equal numbers of inputs.
+        downs: all layers' down matrices stacked, (layers * rank, inputs); or (styles,
+            layers * rank, inputs), where the first dimension of ``x`` holds equally many
+            samples of each style, style after style.
+        ups: each layer's up matrix, (outputs, rank); or (styles, outputs, rank).
     """
     flat = x.reshape(*downs.shape[:-2], -1, x.shape[-1])
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     # torch has no types for it.
-    answers: tuple[torch.Tensor, ...] = _Adapted.apply(  # type: ignore[no-untyped-call]
+    outputs: tuple[torch.Tensor, ...] = _LoraLinear.apply(  # type: ignore[no-untyped-call]
         flat, downs, *weights, *biases, *ups
     )
-    return tuple(answer.view(*x.shape[:-1], answer.shape[-1]) for answer in answers)
+    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
 
 
-class _Adapted(torch.autograd.Function):
-    """See ``adapted``. ``x`` is (tokens, inputs) or (styles, tokens, inputs)."""
+class _LoraLinear(torch.autograd.Function):
+    """See ``lora_linear``. ``x`` is (tokens, inputs) or (styles, tokens, inputs)."""
 
     @staticmethod
     def forward(
@@ -46,13 +46,13 @@ class _Adapted(torch.autograd.Function):
         count = len(of_layers) // 3
         weights, biases, ups = (of_layers[at : at + count] for at in (0, count, 2 * count))
         low = x @ downs.mT
-        answers = []
+        ys = []
         for weight, bias, up, own in zip(weights, biases, ups, _parts(low, count), strict=True):
             y = torch.nn.functional.linear(x, weight, bias)
             _add_product(y, own, up.mT)
-            answers.append(y)
+            ys.append(y)
         ctx.save_for_backward(x, low, downs, *weights, *ups)
-        return tuple(answers)
+        return tuple(ys)
 
     @staticmethod
     def backward(ctx: Any, *dys: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
