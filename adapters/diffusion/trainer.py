@@ -24,7 +24,6 @@ from adapters.diffusion.failures import (
 )
 from adapters.diffusion.lora.adapted_denoiser import (
     adapted_denoiser,
-    as_the_strategy_convolves,
     as_the_strategy_fuses,
     place_denoiser,
 )
@@ -75,9 +74,7 @@ class DiffusionTrainer:
         self._base = base
         self._decode = decode
         self._device = torch.device(device)
-        self._strategy = strategy or choose_strategy(
-            self._device, max(base.unet.config.block_out_channels)
-        )
+        self._strategy = strategy or choose_strategy(self._device)
         self._recorder_given = recorder
         self._helpers = [torch.device(helper) for helper in helpers]
         self._replicas: list[UNet2DConditionModel] = []
@@ -232,7 +229,6 @@ class DiffusionTrainer:
                 unet, strategy = self._base.unet, self._strategy
                 opening.enter_context(self._occupied())
                 with out_of_memory_is_a_failure():
-                    opening.enter_context(as_the_strategy_convolves(unet, strategy))
                     rows = opening.enter_context(
                         stacked(unet, parameters, self._seats, strategy.compute)
                     )

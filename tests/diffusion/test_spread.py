@@ -18,7 +18,7 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.step_inputs import LEARNING_RATE_SLOTS, StepInputs
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.step.spread import devices_that_pay, split
-from adapters.diffusion.strategy import PLAIN, WIDE_ON_A_CPU, Strategy
+from adapters.diffusion.strategy import PLAIN, Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import EpochRecord
@@ -50,7 +50,8 @@ def assert_alike(found: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "strategy"), [(2, PLAIN), (8, WIDE_ON_A_CPU), (3, Strategy(flat_path=True))]
+    ("devices", "strategy"),
+    [(2, PLAIN), (8, Strategy(flat_path=True, channels_last=True)), (3, Strategy(flat_path=True))],
 )
 def test_a_run_on_several_devices_ends_like_one_on_one(
     base: BaseModel, pictures: Pictures, devices: int, strategy: Strategy
@@ -161,7 +162,7 @@ def test_after_a_run_every_denoiser_is_the_base_and_the_next_run_finds_it(
     base: BaseModel, pictures: Pictures
 ) -> None:
     before = copy.deepcopy(base.unet.state_dict())
-    trainer = trainer_on(base, 3, WIDE_ON_A_CPU)
+    trainer = trainer_on(base, 3, Strategy(flat_path=True))
     first = run(trainer, plan_of(pictures, epochs=1, batch_size=3))
     replicas = list(trainer._replicas)
     assert len(replicas) == 2
