@@ -14,6 +14,7 @@ from adapters.diffusion.device_errors import is_broken_device
 from application.ports import TrainerBroken
 
 Run = TypeVar("Run")
+Report = TypeVar("Report")
 Result = TypeVar("Result")
 
 MIN_PATIENCE = 0.02
@@ -22,21 +23,21 @@ _SHARE_OF_STEP = 0.5
 """Of the last step's duration it waits: from then on a step without the others is a better use."""
 
 
-class DeviceThread(Generic[Run]):
+class DeviceThread(Generic[Run, Report]):
     """Runs work in the order of its arrival, and one step at a time for all runs that ask for one.
 
     The runs of a step are expected at the next one. A run that is late (it stores a checkpoint,
     or draws previews) is left out until it asks again.
 
     Args:
-        take_step: trains the next step of some runs; returns the errors of those that failed.
+        take_step: trains the next step of some runs; returns each one's report or error.
         patience: seconds that a step waits for the runs of the last one, however short that was.
         monotonic: seconds since some moment, never going back.
     """
 
     def __init__(
         self,
-        take_step: Callable[[Sequence[Run]], Mapping[Run, Exception]],
+        take_step: Callable[[Sequence[Run]], Mapping[Run, Report | Exception]],
         patience: float = MIN_PATIENCE,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -49,7 +50,7 @@ class DeviceThread(Generic[Run]):
         self._thread: threading.Thread | None = None
         self._calls: deque[tuple[float, Callable[[], Any], Future[Any]]] = deque()
         """With the moment of their arrival."""
-        self._ready: dict[Run, Future[None]] = {}
+        self._ready: dict[Run, Future[Report]] = {}
         """Runs that wait for a step, since ``_ready_since``."""
         self._ready_since = 0.0
         self._expected: set[Run] = set()
@@ -83,20 +84,20 @@ class DeviceThread(Generic[Run]):
             self._changed.notify_all()
         return done.result()
 
-    def step(self, run: Run) -> None:
-        """Return once a step has been taken with this run in it.
+    def step(self, run: Run) -> Report:
+        """Wait until a step has been taken with this run in it.
 
         Raises:
             TrainerBroken: the device answers no more.
             Exception: what ``take_step`` has for this run, or raises for all.
         """
-        done: Future[None] = Future()
+        done: Future[Report] = Future()
         with self._changed:
             if not self._ready:
                 self._ready_since = self._now()
             self._ready[run] = done
             self._changed.notify_all()
-        done.result()
+        return done.result()
 
     def expect(self, run: Run) -> None:
         """Let the next step wait for this run."""
@@ -119,7 +120,11 @@ class DeviceThread(Generic[Run]):
             while self._users or self._calls or self._ready:
                 wait = self._seconds_to_step()
                 first = self._calls[0][0] if self._calls else None
-                if wait is not None and wait <= 0 and (first is None or self._ready_since <= first):
+                if (
+                    wait is not None
+                    and wait <= 0
+                    and (first is None or self._ready_since <= first)
+                ):
                     ready, self._ready = self._ready, {}
                     self._expected = set(ready)
                     return lambda: self._step_all(ready)
@@ -139,31 +144,35 @@ class DeviceThread(Generic[Run]):
         patience = max(self._patience, _SHARE_OF_STEP * self._duration)
         return self._ready_since + patience - self._now()
 
-    def _step_all(self, ready: Mapping[Run, Future[None]]) -> None:
+    def _step_all(self, ready: Mapping[Run, Future[Report]]) -> None:
         began = self._now()
-        step: Future[Mapping[Run, Exception]] = Future()
-        _settle(step, lambda: self._take_step(list(ready)))
+        outcomes: Mapping[Run, Report | BaseException]
+        try:
+            outcomes = self._take_step(list(ready))
+        except BaseException as error:  # for each run, in its own thread
+            outcomes = dict.fromkeys(ready, error)
         with self._changed:
             self._duration = self._now() - began
-        error = step.exception()
-        failures = step.result() if error is None else {}
         for run, done in ready.items():
-            if failure := error or failures.get(run):
-                done.set_exception(failure)
+            outcome = outcomes[run]
+            if isinstance(outcome, BaseException):
+                done.set_exception(_as_of_the_device(outcome))
             else:
-                done.set_result(None)
+                done.set_result(outcome)
 
 
 def _settle(done: Future[Result], work: Callable[[], Result]) -> None:
-    """Run ``work`` and hand its result, or its error, to whoever waits."""
+    """Run ``work`` and hand its result, or its error, to the thread that waits."""
     try:
         done.set_result(work())
-    except RuntimeError as error:
-        if is_broken_device(error):
-            broken = TrainerBroken(str(error).partition("\n")[0])
-            broken.__cause__ = error
-            done.set_exception(broken)
-        else:
-            done.set_exception(error)
-    except BaseException as error:  # it is raised where the result is awaited
-        done.set_exception(error)
+    except BaseException as error:
+        done.set_exception(_as_of_the_device(error))
+
+
+def _as_of_the_device(error: BaseException) -> BaseException:
+    """``TrainerBroken`` for the error of a device that answers no more."""
+    if not is_broken_device(error):
+        return error
+    broken = TrainerBroken(str(error).partition("\n")[0])
+    broken.__cause__ = error
+    return broken

@@ -133,7 +133,7 @@ class PackedLora:
         row = self.weights.data[slot].zero_()
         weights = torch.nn.Parameter(row)
         weights.grad = self.gradient[slot].zero_()
-        matrices, _ = self._matrices(row.split(self._sizes))
+        matrices, _ = self._matrices(torch.split(row, self._sizes))
         generator = generator_for(seed, "adapters")
         for layer, own in zip(self._layers, matrices, strict=True):
             fresh = torch.empty(own.down.shape)
@@ -187,7 +187,7 @@ class PackedLora:
             weights = weights.index_select(0, slots)
         if self._scales is not None:
             weights = weights * self._scales
-        pieces = weights.to(self._dtype).split(self._sizes, dim=1)
+        pieces = torch.split(weights.to(self._dtype), self._sizes, dim=1)
         styles = (len(slots),) if len(slots) > 1 else ()
         self.active, self.active_downs = self._matrices(pieces, styles)
 
@@ -207,7 +207,7 @@ class PackedLora:
             if group.stacked:
                 together = next(remaining).view(*styles, -1, downs[0][1])
                 stacked[group.layers[0]] = together
-                kinds = [together.split(self._rank, dim=-2)]
+                kinds = [list(torch.split(together, self._rank, dim=-2))]
             else:
                 kinds = [[next(remaining).view(*styles, *shape) for shape in downs]]
             kinds += [[next(remaining).view(*styles, *s) for s in shapes] for shapes in others]
@@ -236,7 +236,7 @@ class _Group:
         return [(size, kind == 1) for kind, sizes in enumerate(kinds) for size in sizes]
 
 
-def _shapes(layer: torch.nn.Module, rank: int, *, dora: bool) -> list[Shape]:
+def _shapes(layer: torch.nn.Linear | torch.nn.Conv2d, rank: int, *, dora: bool) -> list[Shape]:
     outputs, inputs, *kernel = layer.weight.shape
     ones = [1] * len(kernel)
     shapes: list[Shape] = [(rank, inputs, *kernel), (outputs, rank, *ones)]
@@ -301,12 +301,13 @@ class LoraConv2d(torch.nn.Conv2d):
 def project(x: torch.Tensor, layers: Sequence[torch.nn.Module]) -> Sequence[torch.Tensor]:
     """Each layer's output for one x. LoRA layers whose matrices lie side by side share products:
     one for all their downs, and the gradient of ``x`` is summed in place."""
-    first = layers[0]
-    if isinstance(first, LoraLinear) and first.number in first.lora.active_downs:
-        assert first.lora.active is not None
-        ups = [first.lora.active[layer.number].up for layer in layers]
-        return lora_linear(x, layers, first.lora.active_downs[first.number], ups)
-    return [layer(x) for layer in layers]
+    lora_layers = [layer for layer in layers if isinstance(layer, LoraLinear)]
+    if not lora_layers or lora_layers[0].number not in lora_layers[0].lora.active_downs:
+        return [layer(x) for layer in layers]
+    first = lora_layers[0]
+    assert first.lora.active is not None
+    ups = [first.lora.active[layer.number].up for layer in lora_layers]
+    return lora_linear(x, lora_layers, first.lora.active_downs[first.number], ups)
 
 
 def _dropped(x: torch.Tensor, lora: PackedLora) -> torch.Tensor:
@@ -334,7 +335,8 @@ def _dora(
 
 
 def _lengths(weight: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    lengths: torch.Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return lengths
 
 
 @contextmanager
@@ -343,23 +345,24 @@ def lora_installed(
 ) -> Iterator[None]:
     """While open, the LoRA layers take the place of the frozen ones that they share weights with.
     On leaving, the models are what they were."""
-    frozen: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
     variant = LoraLinearVariant if lora.dropout or lora.dora else LoraLinear
+    replaced: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
     try:
-        number = 0
-        for model, layers in ((unet, lora.unet), (text_encoder, lora.text_encoder)):
-            for name, layer in layers.items():
-                assert model is not None
-                parent, _, child = name.rpartition(".")
-                kind = variant if isinstance(layer, torch.nn.Linear) else LoraConv2d
-                place = model.get_submodule(parent)
-                setattr(place, child, kind(layer, lora, number))
-                frozen.append((place, child, layer))
-                number += 1
+        places = [(unet, name, layer) for name, layer in lora.unet.items()]
+        if text_encoder is not None:
+            places += [(text_encoder, name, layer) for name, layer in lora.text_encoder.items()]
+        for number, (model, name, layer) in enumerate(places):
+            parent, _, child = name.rpartition(".")
+            place = model.get_submodule(parent)
+            if isinstance(layer, torch.nn.Conv2d):
+                setattr(place, child, LoraConv2d(layer, lora, number))
+            else:
+                setattr(place, child, variant(layer, lora, number))
+            replaced.append((place, child, layer))
         yield
     finally:
-        for place, child, layer in frozen:
-            setattr(place, child, layer)
+        for place, child, frozen in replaced:
+            setattr(place, child, frozen)
 
 
 def dropout_rng(

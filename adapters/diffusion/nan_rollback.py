@@ -3,12 +3,31 @@ last good state and continues with half the learning rate."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import astuple, dataclass
 
 from domain.failure import Failure, FailureCode, TrainingFailed
 
 MAX_ROLLBACKS = 3
 _SLOWER = 0.5
+
+
+@dataclass(frozen=True)
+class EpochReadings:
+    """What an epoch's steps have added up on the device, read in one go."""
+
+    loss: float
+    """Sum over the epoch's images."""
+    gradient_norm: float
+    """Sum over the epoch's steps, each before clipping."""
+    largest_gradient_norm: float
+    moved: float
+    """The largest change of a weight since the last good state."""
+
+    @property
+    def finite(self) -> bool:
+        """False as soon as one step's loss, gradient or weight was not a number."""
+        return all(map(math.isfinite, astuple(self)))
 
 
 @dataclass(frozen=True)

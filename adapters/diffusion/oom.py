@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from adapters.diffusion.train_step import train_step
 from domain.failure import Failure, FailureCode, TrainingFailed
 
 if TYPE_CHECKING:
     from adapters.diffusion.session import DiffusionSession
-    from adapters.diffusion.train_step import Batch
     from adapters.diffusion.training_model import TrainingModel
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,7 @@ class MemoryPlan:
 
 
 def step_runs(
-    train_step: Callable[[TrainingModel, Sequence[DiffusionSession]], None],
-    model: TrainingModel,
-    runs: Sequence[DiffusionSession],
+    model: TrainingModel, runs: Sequence[DiffusionSession]
 ) -> Mapping[DiffusionSession, TrainingFailed]:
     """Train the next step of each run, in as few passes as batch shapes and memory allow.
 
@@ -97,7 +95,7 @@ def _groups(runs: Sequence[DiffusionSession]) -> Iterator[list[DiffusionSession]
     give the same sums."""
     groups: dict[Hashable, list[DiffusionSession]] = {}
     for run in sorted(runs, key=lambda run: run.slot):
-        shape = run.slot if run.reduced else run.next_batch().key
+        shape = run.slot if run.reduced else run.next_shape()
         groups.setdefault(shape, []).append(run)
     yield from groups.values()
 
@@ -118,7 +116,7 @@ def _use_less(
         stopped, model.evaluation_graphs = model.evaluation_graphs, None
         if stopped.stop("steps need the memory"):
             return None
-    plan = run.memory.reduced(len(run.next_batch().noisy))
+    plan = run.memory.reduced(run.next_shape()[0])
     if plan is None:
         return None if model.free_graphs() else gpu_oom(retryable=model.runs > 1)
     log.warning("step %d: out of memory, going on with %s", run.step + 1, plan)

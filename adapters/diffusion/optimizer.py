@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -73,13 +72,6 @@ def optimizer_class(name: OptimizerName) -> str:
     return _CLASSES[name]
 
 
-def stays_on_device(name: str) -> bool:
-    """Whether a step reads nothing back, takes its learning rate from the device, and can thus
-    be recorded and replayed.
-    """
-    return OptimizerName(name) is OptimizerName.ADAMW
-
-
 def build_optimizer(
     weights: torch.nn.Parameter, parameters: TrainingParameters
 ) -> torch.optim.Optimizer:
@@ -94,12 +86,8 @@ def build_optimizer(
     require_optimizer(name)
     rate, decay = parameters.learning_rate, parameters.weight_decay
     if name is OptimizerName.ADAMW:
-        # It wonders why it is made for graphs and then runs without: it does before a recording.
-        warnings.filterwarnings("ignore", message=".*capturable=True.*")
-        adamw = torch.optim.AdamW(
-            [weights], lr=rate, weight_decay=decay, fused=True, capturable=weights.is_cuda
-        )
-        # Begun here and not at the first step, so that it lies where it will stay.
+        adamw = torch.optim.AdamW([weights], lr=rate, weight_decay=decay, fused=True)
+        # Begun here, so that a checkpoint before the first step has it too.
         adamw.state[weights] = {
             "step": torch.zeros((), device=weights.device),
             "exp_avg": torch.zeros_like(weights),

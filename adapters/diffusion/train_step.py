@@ -25,13 +25,14 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
     Raises:
         torch.OutOfMemoryError: the runs whose ``step`` has not grown are to be repeated.
     """
-    memory = runs[0].memory
     # Noise and timesteps are drawn ahead, from each run's seed and step.
     batch = joined([run.next_batch() for run in runs])
+    memory = runs[0].memory
+    images_per_pass = memory.micro_batch if len(runs) == 1 else len(batch.noisy)
 
     def forward_backward(batch: Batch) -> None:
         with model.lora.training(batch.slots):
-            for part in batch.split(memory.micro_batch) if memory.reduces(batch) else (batch,):
+            for part in batch.split(images_per_pass):
                 losses = image_losses(model, part)
                 part.losses.copy_(losses.detach())
                 # A style's loss depends on its own LoRA alone: the sum has each one's gradient.
@@ -42,24 +43,25 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         if model.graphs is None or memory.checkpointing:
             forward_backward(batch)
         else:
-            batch = model.graphs.run(batch, forward_backward, memory)
+            batch = model.graphs.run(batch, forward_backward, images_per_pass)
     losses = batch.losses.view(len(runs), -1).sum(dim=1)
     if model.all_reduce is not None:
         model.all_reduce(model.lora.gradient, losses)
 
     for run, loss in zip(runs, losses, strict=True):
         run.scaler.unscale_(run.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(run.weights, run.parameters.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(run.lora.weights, run.parameters.max_grad_norm)
         if run.scaler.is_enabled():
             # An overflow lowers the loss scale and skips the step; it is no divergence.
             norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
         run.optimizer.param_groups[0]["lr"] = run.learning_rate(run.step)
-        before = run.text_weights.clone() if run.text_lr_share != 1.0 else None
+        text_share = run.parameters.text_encoder_share
+        text_before = run.lora.text_weights.clone() if text_share != 1.0 else None
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        if before is not None:
+        if text_before is not None:
             # Every optimizer here moves weights in proportion to the learning rate.
-            run.text_weights.lerp_(before, 1 - run.text_lr_share)
+            run.lora.text_weights.lerp_(text_before, 1 - text_share)
         run.optimizer.zero_grad(set_to_none=False)  # its memory is part of the packed gradient
         # On the device until the epoch ends. 0 * norm spoils the loss of a gradient that is not
         # finite.
@@ -73,14 +75,15 @@ def image_losses(model: TrainingModel, batch: Batch) -> torch.Tensor:
     states = batch.captions
     if model.text_encoder is not None:
         states = model.text_encoder(states).last_hidden_state.to(model.dtype)
-    prediction = model.unet(
+    prediction: torch.Tensor = model.unet(
         batch.noisy.to(model.dtype, memory_format=model.memory_format),
         batch.timesteps,
         encoder_hidden_states=states,
         return_dict=False,
     )[0]
     squares = (prediction.float() - batch.target).square()
-    return squares.mean(dim=(1, 2, 3)) * batch.loss_weights
+    losses: torch.Tensor = squares.mean(dim=(1, 2, 3)) * batch.loss_weights
+    return losses
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,4 +125,4 @@ def predict(unet: UNet2DConditionModel, *, gradient: bool = False) -> torch.Tens
 def weights_of(session: TrainingSession) -> torch.Tensor:
     """The session's own weights, to look at or to spoil."""
     assert isinstance(session, DiffusionSession)
-    return session._adapters.flat.data
+    return session.lora.weights.data

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps
 
 from adapters.diffusion.base.model import BaseModel, placed
-from adapters.diffusion.data.randomness import Batch
-from adapters.diffusion.failures import in_parts
+from adapters.diffusion.data.randomness import ImageBatch
+from adapters.diffusion.oom import split_on_oom
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -84,16 +84,16 @@ class Dataset:
         )
         return replace(self, pictures=tuple(pictures), captions=self.captions.to(device))
 
-    def shape(self, batch: Batch) -> tuple[int, int, int, int]:
+    def shape(self, batch: ImageBatch) -> tuple[int, int, int, int]:
         """(n, c, h, w) of a batch's latents."""
         _, channels, height, width = self.pictures[batch[0]].mean.shape
         return len(batch), channels, height, width
 
-    def rows(self, batch: Batch, mirrored: Sequence[bool]) -> list[int]:
+    def rows(self, batch: ImageBatch, mirrored: Sequence[bool]) -> list[int]:
         """Each picture's row in ``posteriors``."""
         return [self._first_rows[i] + int(flip) for i, flip in zip(batch, mirrored, strict=True)]
 
-    def rows_of_captions(self, batch: Batch, uncaptioned: Sequence[bool]) -> list[int]:
+    def rows_of_captions(self, batch: ImageBatch, uncaptioned: Sequence[bool]) -> list[int]:
         """Each picture's row in ``captions``, or the empty caption's."""
         return [
             0 if empty else self.caption_rows[i]
@@ -111,13 +111,13 @@ class Dataset:
         return (mean[rows] + deviation[rows] * posterior) * self.scaling_factor
 
     def latents(
-        self, batch: Batch, mirrored: Sequence[bool], posterior: torch.Tensor
+        self, batch: ImageBatch, mirrored: Sequence[bool], posterior: torch.Tensor
     ) -> torch.Tensor:
         """The same by the pictures' positions."""
         rows = torch.tensor(self.rows(batch, mirrored), device=posterior.device)
         return self.sample(self.pictures[batch[0]].size, rows, posterior)
 
-    def conditioning(self, batch: Batch, uncaptioned: Sequence[bool]) -> torch.Tensor:
+    def conditioning(self, batch: ImageBatch, uncaptioned: Sequence[bool]) -> torch.Tensor:
         """Each picture's caption states, or the empty caption's: (n, tokens, width)."""
         return self.captions[self.rows_of_captions(batch, uncaptioned)]
 
@@ -216,7 +216,7 @@ def _encode(
         return posterior.mean, posterior.std
 
     means, deviations = zip(
-        *in_parts(encode, pixels, lambda some: torch.split(some, 1)), strict=True
+        *split_on_oom(encode, pixels, lambda some: torch.split(some, 1)), strict=True
     )
     return torch.cat(means), torch.cat(deviations)
 

@@ -15,7 +15,7 @@ import torch
 
 from domain.parameters import TrainingParameters
 
-Batch = tuple[int, ...]
+ImageBatch = tuple[int, ...]
 """Positions of the pictures that one step trains on, all of one bucket."""
 
 
@@ -32,7 +32,7 @@ def steps_per_epoch(buckets: Sequence[Sequence[int]], batch_size: int) -> int:
 
 def epoch_batches(
     buckets: Sequence[Sequence[int]], batch_size: int, seed: int, epoch: int
-) -> list[Batch]:
+) -> list[ImageBatch]:
     """One epoch's batches in order: every picture once, the batches of all buckets mixed."""
     generator = generator_for(seed, "order", epoch)
     batches = []

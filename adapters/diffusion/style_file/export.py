@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from adapters.diffusion.data.dataset import Size
-from adapters.diffusion.lora.adapters import Adapters
-from adapters.diffusion.step.optimizer import optimizer_class
+from adapters.diffusion.lora_layers import LoraMatrices, StyleLora
+from adapters.diffusion.optimizer import optimizer_class
 from adapters.diffusion.style_file.forms import (
     TEXT_ENCODER,
     UNET,
@@ -52,30 +52,32 @@ class RunFacts:
         return sum(self.bucket_sizes.values())
 
 
-def encode_style(adapters: Adapters, plan: TrainingPlan, facts: RunFacts) -> bytes:
+def encode_style(lora: StyleLora, plan: TrainingPlan, facts: RunFacts) -> bytes:
     """Write the style. No clock is read: equal plans and weights give equal bytes."""
-    style = style_of(adapters)
+    style = style_of(lora)
     if plan.parameters.use_dora:
         tensors, form = to_diffusers(style)
     else:
         tensors, form = to_kohya(style), {}
-    metadata = {**_kohya(plan, adapters.alpha, facts), **_modelspec(plan, facts), **form}
+    metadata = {**_kohya(plan, lora.alpha, facts), **_modelspec(plan, facts), **form}
     return write_style(tensors, metadata)
 
 
-def style_of(adapters: Adapters) -> Style:
-    """The adapters, in half precision."""
-    layers = {(UNET, path): adapter for path, adapter in adapters.by_layer.items()}
-    layers |= {(TEXT_ENCODER, text_path(p)): adapter for p, adapter in adapters.of_text.items()}
-    return {
-        layer: LayerWeights(
-            adapter.down.detach().to(torch.float16),
-            adapter.up.detach().to(torch.float16),
-            adapters.alpha,
-            None if adapter.magnitude is None else adapter.magnitude.detach().to(torch.float16),
-        )
-        for layer, adapter in layers.items()
-    }
+def style_of(lora: StyleLora) -> Style:
+    """The matrices, in half precision."""
+    layers = {(UNET, path): matrices for path, matrices in lora.unet.items()}
+    layers |= {(TEXT_ENCODER, text_path(p)): m for p, m in lora.text_encoder.items()}
+    return {layer: _in_half(matrices, lora.alpha) for layer, matrices in layers.items()}
+
+
+def _in_half(matrices: LoraMatrices, alpha: float) -> LayerWeights:
+    down, up, magnitude = (
+        None if tensor is None else tensor.detach().to(torch.float16)
+        for tensor in (matrices.down, matrices.up, matrices.magnitude)
+    )
+    assert down is not None
+    assert up is not None
+    return LayerWeights(down, up, alpha, magnitude)
 
 
 def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The loss of Stable Diffusion 1.5, with min-SNR weighting as an option."""
+"""What the UNet learns to predict at each timestep, and how much each image's loss counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler
 
 @dataclass(frozen=True)
 class Objective:
-    """What the denoiser is asked at each timestep; tables of shape (timesteps,) on the device.
+    """Noise levels and loss weights by timestep: tables of shape (timesteps,) on the device.
 
     ``x_t = signal[t] * x_0 + sigma[t] * noise`` with ``signal = sqrt(alpha_bar)`` and
     ``sigma = sqrt(1 - alpha_bar)`` (DDPM, arXiv 2006.11239, equation 4).
@@ -21,7 +21,7 @@ class Objective:
     weight: torch.Tensor
     predicts_velocity: bool
 
-    def noisy(
+    def add_noise(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
         """``x_t`` of latents (n, c, h, w) at timesteps (n,)."""
@@ -34,20 +34,6 @@ class Objective:
         if not self.predicts_velocity:
             return noise
         return _at(self.signal, timesteps) * noise - _at(self.sigma, timesteps) * latents
-
-    def losses(
-        self, prediction: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        """Weighted mean squared error of each picture, (n,), in float32."""
-        return weighted_squares(prediction, target, self.weight[timesteps])
-
-
-def weighted_squares(
-    prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Mean squared error of each picture (n, c, h, w) times its weight, (n,), in float32."""
-    squares = (prediction.float() - target.float()).square()
-    return squares.mean(dim=(1, 2, 3)) * weights
 
 
 def objective_of(
