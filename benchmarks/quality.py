@@ -183,7 +183,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
 
     from adapters.diffusion.base.model import load_base
     from adapters.diffusion.evaluation import Evaluation
-    from adapters.diffusion.step.loss import objective_of
+    from adapters.diffusion.objective import objective_of
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.pillow import decode
     from entrypoints.default_base import SMALL_BASE
@@ -244,7 +244,7 @@ def _encode(base: Any, pictures: Sequence[Picture], device: Any) -> Dataset:
 
 def _installed(options: Mapping[str, Any]) -> bool:
     """Whether the setting's optimizer can be had here."""
-    from adapters.diffusion.step.optimizer import require_optimizer
+    from adapters.diffusion.optimizer import require_optimizer
     from domain.failure import TrainingFailed
     from domain.parameters import OptimizerName
 

@@ -92,7 +92,7 @@ def choose_seats(settings: Settings, devices: Callable[[], Sequence[str]]) -> in
         return int(settings.jobs_together)
     import torch
 
-    from adapters.diffusion.together.room import seats_in
+    from adapters.diffusion.gpu_capacity import seats_in
 
     chosen = torch.device(devices()[0])
     if chosen.type != "cuda":

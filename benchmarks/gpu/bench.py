@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.strategy import Strategy, choose_strategy
-from adapters.diffusion.together.rendezvous import LEAST_PATIENCE
+from adapters.diffusion.backend import Backend, choose_backend
+from adapters.diffusion.device_thread import MIN_PATIENCE
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import TrainingPlan
@@ -59,7 +59,7 @@ class Bench:
     """How long each row is measured."""
 
     def trainer(
-        self, strategy: Strategy, seats: int = 1, helpers: Sequence[str] = ()
+        self, strategy: Backend, seats: int = 1, helpers: Sequence[str] = ()
     ) -> DiffusionTrainer:
         """A trainer whose runs, where there are seats for several, wait for one another: without
         a straggler the others would make passes of a shape that is not recorded yet, and do so
@@ -68,11 +68,11 @@ class Bench:
             self.base,
             decode,
             self.device,
-            strategy=strategy,
+            backend=strategy,
             recorder=None if self.device.type == "cuda" else Rerun,
             seats=seats,
             helpers=helpers,
-            patience=PATIENCE if seats > 1 else LEAST_PATIENCE,
+            patience=PATIENCE if seats > 1 else MIN_PATIENCE,
         )
 
     def plan(self, batch: int, epochs: int = 10_000, seed: int = 0) -> TrainingPlan:
@@ -89,7 +89,7 @@ class Bench:
 
 def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
     """The base model in the card's precision, and square pictures."""
-    compute = choose_strategy(device).compute if device.type == "cuda" else torch.bfloat16
+    compute = choose_backend(device).compute if device.type == "cuda" else torch.bfloat16
     base = (
         load_base(str(SMALL_BASE), device=device, dtype=compute)
         if options.tiny

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.strategy import choose_strategy
+from adapters.diffusion.backend import choose_backend
 from benchmarks.gpu.bench import Bench, attempts, measure
 from benchmarks.gpu.facts import forget_peak, gib
 
@@ -43,7 +43,7 @@ def several_cards(
 
 def measure_cards(bench: Bench, batch: int, cards: list[str]) -> dict[str, Any]:
     """Steps of a batch of so many pictures on these cards."""
-    best = replace(choose_strategy(bench.device), compute=bench.base.unet.dtype, capture=True)
+    best = replace(choose_backend(bench.device), compute=bench.base.unet.dtype, capture=True)
     for card in cards:
         forget_peak(torch.device(card))
     trainer = bench.trainer(best, helpers=cards[1:])

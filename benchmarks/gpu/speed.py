@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.backend import Backend
 from benchmarks.gpu.bench import Bench, attempts, encoders_at_home, measure
 from benchmarks.gpu.facts import forget_peak, wait_for
 from benchmarks.plain_recipe import plain_steps
@@ -27,14 +27,14 @@ class Trick:
     """One way to run a step; each of the list has what the one before has, and more."""
 
     name: str
-    strategy: Strategy
+    strategy: Backend
     compiled: bool = False
 
 
 def tricks(compute: torch.dtype, *, with_compile: bool) -> list[Trick]:
     """From the plain way to the best, one thing at a time."""
-    eager = Strategy(compute=compute)
-    flat = replace(eager, flat_path=True)
+    eager = Backend(compute=compute)
+    flat = replace(eager)
     captured = replace(flat, capture=True)
     last = replace(captured, channels_last=True)
     fused = replace(last, fused=True)
@@ -112,7 +112,7 @@ def count_flop(bench: Bench) -> float:
     attention computes a second time."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    eager = Strategy(compute=bench.base.unet.dtype)
+    eager = Backend(compute=bench.base.unet.dtype)
     with bench.trainer(eager).open(bench.plan(1), None) as session:
         with FlopCounterMode(display=False) as counter:
             session.advance()

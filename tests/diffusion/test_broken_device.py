@@ -11,7 +11,7 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.failures import is_of_a_broken_device, is_out_of_memory
-from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import TrainerBroken
@@ -105,7 +105,7 @@ def test_a_device_that_breaks_while_a_step_is_recorded_is_no_matter_of_recording
             monkeypatch.setattr(torch.autograd, "backward", fail)
             return fail()
 
-    trainer = DiffusionTrainer(base, decode, strategy=Strategy(capture=True), recorder=Breaking)
+    trainer = DiffusionTrainer(base, decode, backend=Backend(cuda_graphs=True), make_recorder=Breaking)
     with trainer.open(plan_of(pictures[:1], epochs=4), None) as session:
         session.advance()
         session.advance()

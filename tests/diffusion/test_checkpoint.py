@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from adapters.diffusion.checkpoint import RunState, decode_checkpoint, encode_checkpoint
 from adapters.diffusion.recovery import Recovery
-from adapters.diffusion.step.optimizer import OptimizerState
-from adapters.diffusion.step.thrift import Thrift
+from adapters.diffusion.optimizer import OptimizerState
+from adapters.diffusion.oom import MemoryPlan
 from application.ports import CheckpointRejected, EpochRecord
 
 IDENTITY = {
@@ -30,7 +30,7 @@ STATE = RunState(
     notes=torch.tensor([0.1, 0.2, 0.3]),
     history=[EpochRecord(1, 1 / 3, 1e-4, 0.5, 0.7), EpochRecord(2, 0.1, 1e-5, 0.0, 0.0, True)],
     recovery=Recovery(2),
-    thrift=Thrift(3, checkpointing=True),
+    thrift=MemoryPlan(3, checkpointing=True),
     loss_scale=(1024.0, 5),
 )
 DATA = encode_checkpoint(STATE, IDENTITY)

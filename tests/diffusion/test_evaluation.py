@@ -13,8 +13,8 @@ import torch
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.evaluation import PROBES, held_out_positions, trained_buckets
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.step.thrift import Thrift
-from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.oom import MemoryPlan
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.picture import Picture
@@ -168,7 +168,7 @@ def test_a_measurement_is_made_in_the_denoisers_own_precision(
     base: BaseModel, pictures: Pictures, compute: torch.dtype
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
-    trainer = DiffusionTrainer(own, decode, strategy=Strategy(compute=compute, flat_path=True))
+    trainer = DiffusionTrainer(own, decode, backend=Backend(dtype=compute))
     assert measured_in(trainer, own, plan_of(pictures[:1], epochs=1)) == {
         (compute, compute, False)
     }
@@ -189,8 +189,8 @@ def test_recorded_measurements_give_the_bytes_of_plain_ones(
 ) -> None:
     plan = plan_of(pictures, epochs=6, validation_epochs=1, validation_split=0.2)
     tape = Tape()
-    captured = Strategy(flat_path=True, capture=True)
-    fast = DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape)
+    captured = Backend(cuda_graphs=True)
+    fast = DiffusionTrainer(base, decode, backend=captured, make_recorder=lambda _: tape)
     with fast.open(plan, None) as session:
         drive(session)
         assert isinstance(session, DiffusionSession)
@@ -199,7 +199,7 @@ def test_recorded_measurements_give_the_bytes_of_plain_ones(
         assert measured.replay.recordings == asked > 2
         found = session.history
     assert measured.replay.recordings == 0  # let go with the session
-    plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    plain = DiffusionTrainer(base, decode, backend=Backend())
     assert found == run(plain, plan).history
     assert len({record.evaluation_loss for record in found}) == 6
 
@@ -215,13 +215,13 @@ def test_a_measurement_that_cannot_be_recorded_leaves_the_steps_theirs(
 
     tape = ForSteps()
     plan = plan_of(pictures[:2], epochs=6, validation_epochs=1)
-    captured = Strategy(flat_path=True, capture=True)
-    found = run(DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape), plan)
+    captured = Backend(cuda_graphs=True)
+    found = run(DiffusionTrainer(base, decode, backend=captured, make_recorder=lambda _: tape), plan)
     # Once each before the measurement's attempt and after it, as the pool is emptied in between.
     assert tape.recorded == 2
     assert tape.replayed
     assert "measurements are no longer recorded: RuntimeError: operation not" in caplog.text
-    plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    plain = DiffusionTrainer(base, decode, backend=Backend())
     assert found.history == run(plain, plan).history
 
 
@@ -238,8 +238,8 @@ def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
             return super().record(function)
 
     plan = plan_of(pictures[:2], epochs=6, validation_epochs=1)
-    captured = Strategy(flat_path=True, capture=True)
-    fast = DiffusionTrainer(base, decode, strategy=captured, recorder=ForMeasurements)
+    captured = Backend(cuda_graphs=True)
+    fast = DiffusionTrainer(base, decode, backend=captured, make_recorder=ForMeasurements)
     forward = base.unet.forward
     with fast.open(plan, None) as session:
         assert isinstance(session, DiffusionSession)
@@ -253,11 +253,11 @@ def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
         monkeypatch.setattr(base.unet, "forward", full)
         drive(session)
         assert recordings.recordings is None
-        assert session._thrift == Thrift(1)
+        assert session.memory == MemoryPlan(1)
         found = session.history
     monkeypatch.setattr(base.unet, "forward", forward)
     assert "measurements are no longer recorded: steps need the memory" in caplog.text
-    plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    plain = DiffusionTrainer(base, decode, backend=Backend())
     assert found == run(plain, plan).history
 
 

@@ -14,8 +14,8 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel, load_base, placed
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.step.thrift import Thrift
-from adapters.diffusion.strategy import Strategy, choose_strategy
+from adapters.diffusion.oom import MemoryPlan
+from adapters.diffusion.backend import Backend, choose_backend
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import EpochRecord
@@ -43,18 +43,18 @@ CARD = "cuda"
 GIB = 2**30
 OF_THE_DRIVER = 0.5
 """GiB of a card that no tensor gets: the context and the kernels' code."""
-PLAIN = Strategy()
-CAPTURED = Strategy(flat_path=True, capture=True)
+PLAIN = Backend()
+CAPTURED = Backend(cuda_graphs=True)
 
 
-def trainer_with(strategy: Strategy, base: BaseModel | None = None) -> DiffusionTrainer:
-    base = base or load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
-    return DiffusionTrainer(base, decode, CARD, strategy=strategy)
+def trainer_with(backend: Backend, base: BaseModel | None = None) -> DiffusionTrainer:
+    base = base or load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
+    return DiffusionTrainer(base, decode, CARD, backend=backend)
 
 
 @pytest.fixture(scope="module")
 def full_size() -> Iterator[BaseModel]:
-    base = full_size_base(CARD, choose_strategy(CARD).compute)
+    base = full_size_base(CARD, choose_backend(CARD).compute)
     for part in (base.vae, base.text_encoder):
         part.to("cpu")
     yield base
@@ -86,13 +86,13 @@ def test_captured_steps_follow_plain_ones_over_shapes_schedules_and_batches(
 
 def test_the_chosen_way_follows_the_plain_one(pictures: Pictures) -> None:
     plan = plan_of(pictures, epochs=6, batch_size=2, learning_rate=2e-3)
-    fast = run(trainer_with(choose_strategy(CARD)), plan)
+    fast = run(trainer_with(choose_backend(CARD)), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
 
 
 def test_recorded_measurements_follow_plain_ones(pictures: Pictures) -> None:
     plan = plan_of(pictures, epochs=6, validation_epochs=1, validation_split=0.2)
-    with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
+    with trainer_with(choose_backend(CARD)).open(plan, None) as session:
         drive(session)
         assert isinstance(session, DiffusionSession)
         assert session._evaluation.replay.recordings
@@ -109,18 +109,18 @@ def test_recorded_measurements_cost_a_small_cards_steps_nothing(
     plan = plan_of(pictures[:2], resolution=512, rank=8, epochs=6, validation_epochs=1)
     with (
         a_card_with(4),
-        trainer_with(choose_strategy(CARD), full_size).open(plan, None) as session,
+        trainer_with(choose_backend(CARD), full_size).open(plan, None) as session,
     ):
         drive(session)
         assert isinstance(session, DiffusionSession)
-        assert session._thrift == Thrift(1)
+        assert session.memory == MemoryPlan(1)
         assert session._steps.place.replay.recordings
 
 
 def test_the_chosen_way_learns_as_the_recipe_does(pictures: Pictures) -> None:
     plan = plan_of(pictures, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     curve, _ = recipe(load_base(str(SMALL_BASE), device=CARD, dtype=torch.float32), plan)
-    fast = run(trainer_with(choose_strategy(CARD)), plan).history
+    fast = run(trainer_with(choose_backend(CARD)), plan).history
     assert [record.loss for record in fast] == pytest.approx(curve, rel=0.02)
     assert fast[-1].evaluation_loss < fast[0].evaluation_loss
 
@@ -133,8 +133,8 @@ def test_every_precision_and_layout_follows_the_plain_way(
     pictures: Pictures, compute: torch.dtype, layout: dict[str, bool]
 ) -> None:
     plan = plan_of(pictures, epochs=4, batch_size=2, learning_rate=2e-3)
-    strategy = replace(CAPTURED, compute=compute, **layout)
-    fast = run(trainer_with(strategy), plan)
+    backend = replace(CAPTURED, dtype=compute, **layout)
+    fast = run(trainer_with(backend), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
 
 
@@ -143,14 +143,14 @@ def test_a_measurement_is_made_in_the_denoisers_own_precision(
     pictures: Pictures, compute: torch.dtype
 ) -> None:
     base = load_base(str(SMALL_BASE), device=CARD, dtype=compute)
-    trainer = trainer_with(replace(CAPTURED, compute=compute), base)
+    trainer = trainer_with(replace(CAPTURED, dtype=compute), base)
     found = measured_in(trainer, base, plan_of(pictures[:1], epochs=1))
     assert found == {(compute, compute, False)}
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(pictures: Pictures) -> None:
     plan = plan_of(pictures, epochs=6, batch_size=2, learning_rate=2e-3)
-    trainer = trainer_with(choose_strategy(CARD))
+    trainer = trainer_with(choose_backend(CARD))
     whole = run(trainer, plan)
     first = run(trainer, plan, steps=7)
     assert_alike(run(trainer, plan, resume=first.checkpoint).history, whole.history, within=0.05)
@@ -160,9 +160,9 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(pictures: Pictures) -> Non
 def test_several_styles_at_once_follow_each_alone(
     pictures: Pictures, styles: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    strategy = choose_strategy(CARD)
-    alone = trainer_with(strategy)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    backend = choose_backend(CARD)
+    alone = trainer_with(backend)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
     seated = DiffusionTrainer(base, decode, CARD, seats=styles, patience=60.0)
     plans = [
         plan_of(pictures[:3], epochs=5, seed=1, learning_rate=2e-3),
@@ -190,8 +190,8 @@ def other_cards() -> list[str]:
 def test_a_run_on_several_cards_follows_one_on_one(
     pictures: Pictures, caplog: pytest.LogCaptureFixture
 ) -> None:
-    strategy = choose_strategy(CARD)
-    base = load_base(str(SMALL_BASE), device="cuda:0", dtype=strategy.compute)
+    backend = choose_backend(CARD)
+    base = load_base(str(SMALL_BASE), device="cuda:0", dtype=backend.compute)
     plan = plan_of(pictures[:4], epochs=8, batch_size=4, learning_rate=2e-3)
     spread = DiffusionTrainer(base, decode, "cuda:0", helpers=other_cards())
     with spread.open(plan, None) as session:
@@ -208,12 +208,12 @@ def test_a_run_on_several_cards_follows_one_on_one(
         session.count_step()
         drive(session)
         assert "no longer recorded" not in caplog.text
-        assert_alike(session.history, run(trainer_with(strategy), plan).history, within=0.05)
+        assert_alike(session.history, run(trainer_with(backend), plan).history, within=0.05)
 
 
 def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
     plan = plan_of(pictures, epochs=8, batch_size=1)
-    with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
+    with trainer_with(choose_backend(CARD)).open(plan, None) as session:
         for _ in range(5 * 5):
             session.advance()
         torch.cuda.set_sync_debug_mode("error")
@@ -225,8 +225,8 @@ def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
 
 
 def test_nothing_is_read_back_within_an_epoch_of_several_styles(pictures: Pictures) -> None:
-    strategy = choose_strategy(CARD)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    backend = choose_backend(CARD)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
     seated = DiffusionTrainer(base, decode, CARD, seats=2, patience=60.0)
     plans = [plan_of(pictures, epochs=8, batch_size=1, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
@@ -259,7 +259,7 @@ def test_where_capture_is_refused_the_run_goes_on_without(
     wanted = run(trainer_with(CAPTURED), plan)
     monkeypatch.setattr(torch.cuda.CUDAGraph, what, refuse)
     base = load_base(str(SMALL_BASE), device=CARD, dtype=CAPTURED.compute)
-    trainer = DiffusionTrainer(base, decode, CARD, strategy=CAPTURED, seats=seats)
+    trainer = DiffusionTrainer(base, decode, CARD, backend=CAPTURED, seats=seats)
     before = torch.cuda.current_stream()
     with trainer.open(plan, None) as session:
         drive(session)
@@ -273,7 +273,7 @@ def test_where_capture_is_refused_the_run_goes_on_without(
 
 def test_a_divergence_is_undone_in_recorded_steps_too(pictures: Pictures) -> None:
     plan = plan_of(pictures[:2], epochs=6)
-    with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
+    with trainer_with(choose_backend(CARD)).open(plan, None) as session:
         for _ in range(7):
             session.advance()
         weights_of(session)[3] = float("nan")
@@ -284,18 +284,18 @@ def test_a_divergence_is_undone_in_recorded_steps_too(pictures: Pictures) -> Non
 
 
 def test_the_base_is_the_same_bit_for_bit_after_a_job(pictures: Pictures) -> None:
-    strategy = choose_strategy(CARD)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    backend = choose_backend(CARD)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
     parts = ("unet", "vae", "text_encoder")
     before = {part: copy.deepcopy(getattr(base, part).state_dict()) for part in parts}
-    run(trainer_with(strategy, base), plan_of(pictures, epochs=4))
+    run(trainer_with(backend, base), plan_of(pictures, epochs=4))
     for part in parts:
         after = getattr(base, part).state_dict()
         assert all(torch.equal(after[name], before[part][name]) for name in after)
 
 
 def test_a_job_leaves_no_memory_behind(pictures: Pictures) -> None:
-    trainer = trainer_with(choose_strategy(CARD))
+    trainer = trainer_with(choose_backend(CARD))
     run(trainer, plan_of(pictures, epochs=4))
     held = torch.cuda.memory_allocated()
     for _ in range(2):
@@ -330,13 +330,13 @@ def test_full_size_steps_fit_small_cards(
 ) -> None:
     plan = plan_of(pictures[:4], resolution=512, rank=8, batch_size=batch, epochs=8)
     with a_card_with(card):
-        trainer = trainer_with(choose_strategy(CARD), full_size)
+        trainer = trainer_with(choose_backend(CARD), full_size)
         with trainer.open(plan, None) as session:
             for _ in range(6):
                 session.advance()
             assert session.peak_memory > 1 * GIB
             assert isinstance(session, DiffusionSession)
-            assert session._thrift == Thrift(batch)
+            assert session.memory == MemoryPlan(batch)
             assert session._steps.place.replay.recordings
 
 
@@ -344,7 +344,7 @@ def test_a_card_with_less_memory_is_met_by_smaller_passes(
     full_size: BaseModel, pictures: Pictures, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = plan_of(pictures[:4], resolution=512, rank=8, batch_size=4, epochs=5)
-    trainer = trainer_with(choose_strategy(CARD), full_size)
+    trainer = trainer_with(choose_backend(CARD), full_size)
     whole = losses_of(trainer, plan)
     with a_card_with(4.5):
         found = losses_of(trainer, plan)

@@ -12,7 +12,7 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.picture import Picture
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.integration
 
 Pictures = tuple[Picture, ...]
 HOST = torch.device("cpu")
-BFLOAT16 = Strategy(compute=torch.bfloat16, flat_path=True, channels_last=True, fused=True)
-FLOAT16 = Strategy(compute=torch.float16)
+BFLOAT16 = Backend(dtype=torch.bfloat16, channels_last=True, fused=True)
+FLOAT16 = Backend(dtype=torch.float16)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlankCard]:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "options"),
+    ("backend", "options"),
     [
         (BFLOAT16, EVERY_OPTION),
         (FLOAT16, {"validation_epochs": 1, "lora_dropout": 0.1}),
@@ -55,12 +55,12 @@ def test_a_run_keeps_to_its_card_and_waits_for_nothing_within_an_epoch(
     own_base: BaseModel,
     pictures: Pictures,
     card: BlankCard,
-    strategy: Strategy,
+    backend: Backend,
     options: dict[str, Any],
 ) -> None:
     move_to_card(own_base)
     plan = plan_of(pictures[:2], epochs=2, sample_prompts=("a house",), **options)
-    trainer = DiffusionTrainer(own_base, decode, CARD, strategy=strategy)
+    trainer = DiffusionTrainer(own_base, decode, CARD, backend=backend)
     with trainer.open(plan, None) as session:
         assert isinstance(session, DiffusionSession)
         session.next_inputs()  # drawn and sent, for the whole epoch
@@ -80,7 +80,7 @@ def test_runs_that_train_together_keep_to_their_card_and_wait_for_nothing_within
     own_base: BaseModel, pictures: Pictures, card: BlankCard
 ) -> None:
     move_to_card(own_base)
-    trainer = DiffusionTrainer(own_base, decode, CARD, strategy=BFLOAT16, seats=2, patience=0.0)
+    trainer = DiffusionTrainer(own_base, decode, CARD, backend=BFLOAT16, seats=2, patience=0.0)
     plans = [plan_of(pictures[:2], epochs=2, seed=seed, **EVERY_OPTION) for seed in (1, 2)]
     with ExitStack() as stack:
         sessions = [stack.enter_context(trainer.open(plan, None)) for plan in plans]
@@ -97,12 +97,12 @@ def test_runs_that_train_together_keep_to_their_card_and_wait_for_nothing_within
 
 
 @pytest.mark.parametrize(("first", "second"), [(HOST, CARD), (CARD, HOST)])
-@pytest.mark.parametrize("strategy", [BFLOAT16, FLOAT16])
+@pytest.mark.parametrize("backend", [BFLOAT16, FLOAT16])
 def test_what_lies_on_two_cards_does_not_meet(
     own_base: BaseModel,
     pictures: Pictures,
     card: BlankCard,
-    strategy: Strategy,
+    backend: Backend,
     first: torch.device,
     second: torch.device,
 ) -> None:
@@ -110,7 +110,7 @@ def test_what_lies_on_two_cards_does_not_meet(
     if first == CARD:
         move_to_card(own_base)
     plan = plan_of(pictures[:4], epochs=2, batch_size=4, **EVERY_OPTION)
-    trainer = DiffusionTrainer(own_base, decode, first, helpers=[second], strategy=strategy)
+    trainer = DiffusionTrainer(own_base, decode, first, helpers=[second], backend=backend)
     with trainer.open(plan, None) as session:
         assert isinstance(session, DiffusionSession)
         assert [place.device for place in session._steps.places] == [first, second]

@@ -17,7 +17,7 @@ import torch
 from adapters.diffusion import session
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import Dataset
-from adapters.diffusion.step.loss import Objective
+from adapters.diffusion.objective import Objective
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
 from assets.drawing import compose_scene, describe, paint_ink_and_wash

@@ -11,8 +11,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.step import optimizer as optimizers
-from adapters.diffusion.step.optimizer import (
+from adapters.diffusion import optimizer as optimizers
+from adapters.diffusion.optimizer import (
     OptimizerState,
     OptimizerStateInvalid,
     build_optimizer,

@@ -146,7 +146,7 @@ def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, pictures: Pictu
         """How far the denoiser's and the text encoder's adapters come in the first step."""
         plan = plan_of(pictures[:1], train_text_encoder=True, lr_warmup_steps=0, **parameters)
         with trainer.open(plan, None) as session:
-            weights, last = weights_of(session), session._adapters.text_weights
+            weights, last = weights_of(session), session.lora.text_weights.numel()
             before = weights.clone()
             session.advance()
             step = (weights - before).abs()
@@ -164,7 +164,7 @@ def test_previews_show_the_trained_text_encoder(
     plan = plan_of(pictures[:1], train_text_encoder=True, sample_prompts=("a red circle",))
     with trainer.open(plan, None) as session:
         before = session.previews(adapted=False)
-        weights, last = weights_of(session), session._adapters.text_weights
+        weights, last = weights_of(session), session.lora.text_weights.numel()
         weights[-last:] += 0.3
         assert session.previews(adapted=True) != before
         assert session.previews(adapted=False) == before

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adapters.diffusion.together.room import seats_in
+from adapters.diffusion.gpu_capacity import seats_in
 from entrypoints.devices import choose_seats, devices_present, gpus_of_torch, parse_devices
 from entrypoints.settings import Settings
 

@@ -15,8 +15,8 @@ import torch
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.preparation import prepare
 from adapters.diffusion.preview import draw_previews
-from adapters.diffusion.step.thrift import Thrift
-from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.oom import MemoryPlan
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.together.ensemble import MemberSession, kind_of
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -167,8 +167,8 @@ def recording(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
     return DiffusionTrainer(
         base,
         decode,
-        strategy=Strategy(capture=True),
-        recorder=lambda: recorder,
+        backend=Backend(cuda_graphs=True),
+        make_recorder=lambda _: recorder,
         seats=SEATS,
         patience=LONG,
     )
@@ -338,7 +338,7 @@ def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
         sessions = sessions_of(stack, seated, [large, small])
         in_threads(sessions, drive)
         found = [outcome_of(session) for session in sessions]
-        assert sessions[0]._thrift == Thrift(2)
+        assert sessions[0]._thrift == MemoryPlan(2)
         assert not sessions[1].saves_memory
     for one, other in zip(found, wanted, strict=True):
         assert_alike(one, other)
@@ -453,7 +453,7 @@ def test_only_the_run_that_has_to_recomputes_its_feature_maps(
     wanted = [run(trainer, plan) for plan in chosen]
     with ExitStack() as stack:
         sessions = sessions_of(stack, seated, chosen)
-        sessions[0]._apply(Thrift(1, checkpointing=True))
+        sessions[0]._apply(MemoryPlan(1, checkpointing=True))
         in_threads(sessions, drive)
         assert not base.unet.is_gradient_checkpointing
         for session, other in zip(sessions, wanted, strict=True):
@@ -477,7 +477,7 @@ def test_a_run_at_the_end_of_its_thrift_has_the_others_recordings_let_go(
             first.advance()
         assert fast.recordings == 1
         ensemble.rendezvous.excuse(first)
-        thrifty._thrift = Thrift(1, checkpointing=True)
+        thrifty._thrift = MemoryPlan(1, checkpointing=True)
 
         def limited(*arguments: Any, **keywords: Any) -> Any:
             if base.unet.is_gradient_checkpointing and fast.recordings:

@@ -15,8 +15,8 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora.flat_path import FlatPath, flat_path_of
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.step.replay import WARM_UP, CudaRecorder, Replay
-from adapters.diffusion.strategy import PLAIN, Strategy, choose_strategy, describe
+from adapters.diffusion.cuda_graphs import WARM_UP, CudaRecorder, GraphCache
+from adapters.diffusion.backend import PLAIN, Backend, choose_backend, describe
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.picture import Picture
@@ -26,7 +26,7 @@ from tests.diffusion.tape import Tape
 pytestmark = pytest.mark.integration
 
 Pictures = tuple[Picture, ...]
-CAPTURED = Strategy(capture=True)
+CAPTURED = Backend(cuda_graphs=True)
 
 
 def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_batches(
@@ -35,7 +35,7 @@ def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_b
     """Three shapes: four squares as a pair or alone, and the fifth picture in its own bucket."""
     recorder = Tape()
     plan = plan_of(pictures, **EVERY_OPTION, epochs=5, batch_size=3, lr_warmup_steps=3)
-    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
     assert run(fast, plan) == run(trainer, plan)
     assert recorder.recorded == 3
     assert recorder.replayed == 3 * (5 - WARM_UP)
@@ -47,7 +47,7 @@ def test_a_captured_run_that_is_resumed_gives_the_bytes_of_a_plain_one(
 ) -> None:
     recorder = Tape()
     plan = plan_of(pictures[:2], epochs=6)
-    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
     first = run(fast, plan, steps=steps)
     assert run(fast, plan, resume=first.checkpoint) == run(trainer, plan)
     assert recorder.replayed
@@ -66,7 +66,7 @@ def test_a_recovery_reaches_the_recorded_step(
             assert session.history[-1].learning_rate < session.history[-3].learning_rate / 2
             return session.weights()
 
-    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=Tape)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=Tape)
     assert disturbed(fast) == disturbed(trainer)
 
 
@@ -95,7 +95,7 @@ def test_where_recording_fails_steps_are_run_as_they_are(
 ) -> None:
     refusing = Refusing(error)
     plan = plan_of(pictures[:2], epochs=4)
-    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: refusing)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: refusing)
     assert run(fast, plan) == run(trainer, plan)
     assert refusing.recorded == 1
     assert caplog.text.count("no longer recorded") == 1
@@ -113,7 +113,7 @@ def test_why_recording_failed_is_told_by_the_first_error(
             finally:
                 raise RuntimeError("operation failed due to a previous error during capture")
 
-    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=Twice)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=Twice)
     run(fast, plan_of(pictures[:2], epochs=2))
     told = "RuntimeError: operation not permitted when stream is capturing"
     assert f"steps are no longer recorded: {told}" in caplog.messages
@@ -274,7 +274,7 @@ def test_what_finds_no_memory_beside_the_recordings_has_them_let_go(
 ) -> None:
     recorder = Tape()
     plan = plan_of(pictures[:2], epochs=5, validation_epochs=4)
-    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
     wanted = run(fast, plan)
     with fast.open(plan, None) as session:
         assert isinstance(session, DiffusionSession)
@@ -317,7 +317,7 @@ def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings
 
     recorder = Filling()
     plan = plan_of(pictures[:4], batch_size=4, epochs=8)
-    fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
     outcome = run(fast, plan)
     assert recorder.recorded == 2
     assert recorder.replayed == 8 - WARM_UP - WARM_UP
@@ -331,7 +331,7 @@ def test_one_copy_of_all_adapters_gives_the_numbers_of_pefts_layers(
     trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
 ) -> None:
     plan = plan_of(pictures[:3], **EVERY_OPTION, epochs=3, batch_size=2, alpha=2.0)
-    flat = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    flat = DiffusionTrainer(base, decode, backend=Backend())
     plain, fast = run(trainer, plan), run(flat, plan)
     for one, other in zip(plain.history, fast.history, strict=True):
         assert other.loss == pytest.approx(one.loss, rel=1e-4)
@@ -342,7 +342,7 @@ def test_previews_between_steps_see_the_adapters_as_they_are(
     trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
 ) -> None:
     plan = plan_of(pictures[:1], epochs=2, sample_prompts=("a boat",))
-    flat = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
+    flat = DiffusionTrainer(base, decode, backend=Backend())
     with flat.open(plan, None) as session:
         session.advance()
         kept = weights_of(session).clone()
@@ -368,7 +368,7 @@ def test_half_precision_follows_the_plain_loss_and_leaves_the_base_bit_for_bit(
     half = DiffusionTrainer(
         own,
         decode,
-        strategy=Strategy(compute=compute, flat_path=True, channels_last=channels_last),
+        backend=Backend(dtype=compute, channels_last=channels_last),
     )
     before = copy.deepcopy(own.unet.state_dict())
     outcome = run(half, plan)
@@ -386,7 +386,7 @@ def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
     base: BaseModel, pictures: Pictures
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
-    half = DiffusionTrainer(own, decode, strategy=Strategy(compute=torch.float16, flat_path=True))
+    half = DiffusionTrainer(own, decode, backend=Backend(dtype=torch.float16))
     with half.open(plan_of(pictures[:1], epochs=4, lr_warmup_steps=0), None) as session:
         scaler = session._update._scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**120})
@@ -401,7 +401,7 @@ def test_a_step_of_float16_that_breaks_off_in_its_update_can_be_taken_again(
     base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
-    half = DiffusionTrainer(own, decode, strategy=Strategy(compute=torch.float16, flat_path=True))
+    half = DiffusionTrainer(own, decode, backend=Backend(dtype=torch.float16))
     clip, full = torch.nn.utils.clip_grad_norm_, [True]
 
     def full_once(*arguments: Any) -> torch.Tensor:
@@ -419,11 +419,11 @@ def test_a_step_of_float16_that_breaks_off_in_its_update_can_be_taken_again(
 def test_a_cpu_trains_the_plain_way_and_a_card_as_it_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert choose_strategy("cpu") == PLAIN
+    assert choose_backend("cpu") == PLAIN
     found = {}
     for capability in [(6, 1), (7, 5), (8, 0), (9, 0)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        chosen = choose_strategy("cuda")
+        chosen = choose_backend("cuda")
         found[capability] = chosen.compute, chosen.capture, chosen.loss_scaling
     assert found == {
         (6, 1): (torch.float16, False, True),

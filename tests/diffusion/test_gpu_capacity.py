@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.diffusion.together.room import MOST_SEATS, seats_in
+from adapters.diffusion.gpu_capacity import MOST_SEATS, seats_in
 
 GIB = 2**30
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.failures import is_out_of_memory
+from adapters.diffusion.oom import is_out_of_memory
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.step.thrift import Thrift
+from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed
@@ -59,11 +59,11 @@ def assert_same_gradient(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 def test_the_ladder_halves_the_pictures_then_recomputes_then_ends() -> None:
-    steps = [Thrift(6)]
+    steps = [MemoryPlan(6)]
     while (tighter := steps[-1].tighter(6)) is not None:
         steps.append(tighter)
-    assert steps == [Thrift(6), Thrift(3), Thrift(2), Thrift(1), Thrift(1, checkpointing=True)]
-    assert Thrift(6).tighter(2) == Thrift(1)
+    assert steps == [MemoryPlan(6), MemoryPlan(3), MemoryPlan(2), MemoryPlan(1), MemoryPlan(1, checkpointing=True)]
+    assert MemoryPlan(6).tighter(2) == MemoryPlan(1)
 
 
 def test_a_full_card_is_met_by_smaller_passes_with_the_same_gradient(
