@@ -34,7 +34,7 @@ def held_out_positions(
     is above 0 and not all are alike. Never all, and at most half, rounded up.
 
     Args:
-        groups: for each picture the positions of those that show the same, its own among them.
+        groups: for each image the positions of those that show the same, its own among them.
             They are held out together: a twin in training would hide what is learnt by heart.
     """
     count = len(groups)
@@ -50,7 +50,7 @@ def held_out_positions(
 def trained_buckets(
     buckets: Mapping[Size, Sequence[int]], held_out: Collection[int]
 ) -> dict[Size, tuple[int, ...]]:
-    """The buckets without the pictures that are held out, and without those left empty."""
+    """The buckets without the images that are held out, and without those left empty."""
     rest = {
         size: tuple(position for position in bucket if position not in held_out)
         for size, bucket in buckets.items()
@@ -82,7 +82,7 @@ class Evaluation:
         self._captions = captions
         self._slot = slot
         self._seed = seed
-        every = range(len(dataset.pictures))
+        every = range(len(dataset.images))
         self._trained = [i for i in every if i not in held_out]
         self._held_out = sorted(held_out)
         self._batches: dict[tuple[int, ...], list[Batch]] = {}
@@ -119,7 +119,7 @@ class Evaluation:
         steps = len(self._objective.weight)
         by_size: dict[Size, list[int]] = {}
         for number in range(PREDICTIONS):
-            size = self._dataset.pictures[positions[number % len(positions)]].size
+            size = self._dataset.images[positions[number % len(positions)]].size
             by_size.setdefault(size, []).append(number)
         cpu = self._slot.device.type == "cpu"
         most = _PER_PASS_ON_A_CPU if cpu else PREDICTIONS

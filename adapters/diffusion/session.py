@@ -46,7 +46,7 @@ from application.ports import (
     StepReport,
     TrainingPlan,
 )
-from domain.picture import groups_of_alike
+from domain.image import groups_of_alike
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class DiffusionSession:
         self.parameters = parameters = plan.parameters
         dataset = material.dataset
         held_out = held_out_positions(
-            groups_of_alike(plan.pictures), parameters.validation_split, parameters.seed
+            groups_of_alike(plan.images), parameters.validation_split, parameters.seed
         )
         self._buckets = trained_buckets(dataset.buckets, held_out)
         buckets = list(self._buckets.values())
@@ -348,7 +348,7 @@ class DiffusionSession:
         self._history = list(state.history)
 
     def _identity(self) -> dict[str, object]:
-        sizes = [picture.size for picture in self._material.dataset.pictures]
+        sizes = [image.size for image in self._material.dataset.images]
         return run_identity(self._plan, self._material.captions, sizes, self._base.fingerprint)
 
 

@@ -35,7 +35,7 @@ class DiffusionTrainer:
         device: ``cpu`` or ``cuda``.
         backend: how steps are run; None for the fastest way that the device offers.
         make_recorder: what records passes, where the backend does; by default CUDA graphs.
-        seats: how many runs that can share passes may be open at a time.
+        slots: how many runs that can share passes may be open at a time.
         patience: seconds for which a step waits for runs that took part in the last one.
     """
 
@@ -47,7 +47,7 @@ class DiffusionTrainer:
         *,
         backend: Backend | None = None,
         make_recorder: Callable[[torch.device], Recorder] = CudaRecorder,
-        seats: int = 1,
+        slots: int = 1,
         patience: float = MIN_PATIENCE,
     ) -> None:
         self._base = base
@@ -55,7 +55,7 @@ class DiffusionTrainer:
         self._device = torch.device(device)
         self._backend = backend or choose_backend(self._device)
         self._make_recorder = make_recorder
-        self._seats = seats
+        self._slots = slots
         self._thread: DeviceThread[DiffusionSession, StepReport] = DeviceThread(
             advance_runs, patience
         )
@@ -78,7 +78,7 @@ class DiffusionTrainer:
 
     @property
     def together(self) -> int:
-        """Runs in one pass now, at most: fewer than there are seats once memory has run out."""
+        """Runs in one pass now, at most: fewer than there are slots once memory has run out."""
         model = self._model
         return 1 if model is None else model.runs_per_pass
 
@@ -88,16 +88,16 @@ class DiffusionTrainer:
         model = self._model
         return None if model is None or model.graphs is None else model.graphs.size
 
-    def kind(self, parameters: TrainingParameters) -> Hashable | None:
-        """As ``compatibility_key``; None for every run where there is one seat only."""
-        return compatibility_key(parameters) if self._seats > 1 else None
+    def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
+        """As ``compatibility_key``; None for every run where there is one slot only."""
+        return compatibility_key(parameters) if self._slots > 1 else None
 
     def open(
         self, plan: TrainingPlan, resume: bytes | None
     ) -> AbstractContextManager[TrainingSession]:
         """Set a run up, from nothing or from a checkpoint's data.
 
-        Runs of one kind share the device, as many as there are seats, each in its own thread.
+        Runs of one kind share the device, as many as there are slots, each in its own thread.
         Each ends within rounding where it would have ended alone.
 
         Raises:
@@ -141,10 +141,10 @@ class DiffusionTrainer:
         """The model that the run can join, or a new one where no run is open.
 
         Raises:
-            RuntimeError: the open runs are of another kind, or have all the seats.
+            RuntimeError: the open runs are of another kind, or have all the slots.
             TrainingFailed: GPU_OOM.
         """
-        key = self.kind(parameters)
+        key = self.batch_key(parameters)
         if self._model is None:
             reset_peak_memory(self._device)
             with oom_fails_the_run():
@@ -153,7 +153,7 @@ class DiffusionTrainer:
                     parameters,
                     self._device,
                     self._backend,
-                    self._seats if key is not None else 1,
+                    self._slots if key is not None else 1,
                     self._make_recorder,
                 )
                 self._model, self._key = self._close_model.enter_context(opening), key
@@ -162,7 +162,7 @@ class DiffusionTrainer:
         elif key != self._key:
             raise RuntimeError("the trainer has open runs of another kind")
         elif not self._model.free_slots:
-            raise RuntimeError(f"all {self._seats} seats of the trainer are taken")
+            raise RuntimeError(f"all {self._slots} slots of the trainer are taken")
         return self._model
 
     def _leave(self, model: TrainingModel, slot: int) -> None:
