@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adapters.diffusion.data.dataset import Dataset, Size
-from adapters.diffusion.data.randomness import generator_for
+from adapters.diffusion.data.dataset import EncodedDataset, Size
+from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.objective import Objective
 from adapters.diffusion.oom import split_on_oom
 from adapters.diffusion.train_step import Batch, image_losses
@@ -70,7 +70,7 @@ class Evaluation:
         self,
         model: TrainingModel,
         objective: Objective,
-        dataset: Dataset,
+        dataset: EncodedDataset,
         held_out: Collection[int],
         captions: torch.Tensor,
         slot: torch.Tensor,

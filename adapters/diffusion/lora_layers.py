@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from adapters.diffusion.data.randomness import generator_for
+from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.lora_function import lora_linear
 from adapters.diffusion.lora_targets import (
     TargetLayers,

@@ -19,8 +19,8 @@ from adapters.diffusion.checkpoint import (
 )
 from adapters.diffusion.data.batch_prefetcher import BatchPrefetcher
 from adapters.diffusion.data.dataset import tokens_of
-from adapters.diffusion.data.preparation import Material
-from adapters.diffusion.data.randomness import steps_per_epoch
+from adapters.diffusion.data.preparation import PreparedData
+from adapters.diffusion.data.rng import steps_per_epoch
 from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.learning_rate import learning_rate_of
@@ -68,15 +68,15 @@ class DiffusionSession:
         self,
         base: BaseModel,
         plan: TrainingPlan,
-        material: Material,
+        data: PreparedData,
         model: TrainingModel,
         slot: int,
         thread: DeviceThread[DiffusionSession, StepReport],
     ) -> None:
-        self._base, self._plan, self._material = base, plan, material
+        self._base, self._plan, self._data = base, plan, data
         self.model, self.slot, self._thread = model, slot, thread
         self.parameters = parameters = plan.parameters
-        dataset = material.dataset
+        dataset = data.dataset
         held_out = held_out_positions(
             groups_of_alike(plan.images), parameters.validation_split, parameters.seed
         )
@@ -101,7 +101,7 @@ class DiffusionSession:
 
         captions = dataset.captions
         if parameters.train_text_encoder:
-            distinct = dict.fromkeys(["", *material.captions])
+            distinct = dict.fromkeys(["", *data.captions])
             captions = tokens_of(base, distinct).to(model.device)
         objective = objective_of(base.noise_schedule, parameters.snr_gamma, model.device)
         row = model.lora.slot(slot)
@@ -160,7 +160,7 @@ class DiffusionSession:
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         """Images from fixed prompts and seeds, with the LoRA or without. Steps of other runs may
         come between two of them."""
-        whole = self._material.previews
+        whole = self._data.previews
         requests = [whole] if self.model.slots == 1 else list(whole.each())
         drawn = [
             self._thread.call(partial(self._draw, request, adapted=adapted))
@@ -245,7 +245,7 @@ class DiffusionSession:
 
     def close(self) -> None:
         """Let go of everything on the device, whoever still holds the session."""
-        del self._material, self._batches, self._evaluation, self._good
+        del self._data, self._batches, self._evaluation, self._good
         del self.lora, self.optimizer, self.scaler, self._sums, self.epoch_sums, self.largest_norm
 
     def _read_epoch(self) -> EpochReadings:
@@ -263,7 +263,7 @@ class DiffusionSession:
         facts = RunFacts(
             base_name=self._base.name,
             prediction_type=self._base.prediction_type,
-            captions=self._material.captions,
+            captions=self._data.captions,
             bucket_sizes={size: len(bucket) for size, bucket in self._buckets.items()},
             steps=self.step,
             steps_per_epoch=self._epoch_steps,
@@ -348,8 +348,8 @@ class DiffusionSession:
         self._history = list(state.history)
 
     def _identity(self) -> dict[str, object]:
-        sizes = [image.size for image in self._material.dataset.images]
-        return run_identity(self._plan, self._material.captions, sizes, self._base.fingerprint)
+        sizes = [image.size for image in self._data.dataset.images]
+        return run_identity(self._plan, self._data.captions, sizes, self._base.fingerprint)
 
 
 def advance_runs(

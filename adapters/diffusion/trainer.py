@@ -13,7 +13,7 @@ from PIL import Image
 from adapters.diffusion.backend import Backend, choose_backend, describe
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.cuda_graphs import CudaRecorder, Recorder
-from adapters.diffusion.data.preparation import Material, prepare
+from adapters.diffusion.data.preparation import PreparedData, prepare
 from adapters.diffusion.device_thread import MIN_PATIENCE, DeviceThread
 from adapters.diffusion.memory_use import reset_peak_memory
 from adapters.diffusion.oom import oom_fails_the_run, retry_after_freeing
@@ -126,9 +126,9 @@ class DiffusionTrainer:
             model = self._model_for(plan.parameters)
             slot = model.free_slots.pop(0)
             stack.callback(self._leave, model, slot)
-            material = retry_after_freeing(model, lambda: self._prepare(plan))
+            data = retry_after_freeing(model, lambda: self._prepare(plan))
             with oom_fails_the_run(retryable=model.runs > 1):
-                session = DiffusionSession(self._base, plan, material, model, slot, self._thread)
+                session = DiffusionSession(self._base, plan, data, model, slot, self._thread)
                 stack.callback(session.close)
                 if resume is not None:
                     session.resume(resume)
@@ -174,10 +174,10 @@ class DiffusionTrainer:
         gc.collect()
         self._empty_cache()
 
-    def _prepare(self, plan: TrainingPlan) -> Material:
-        material = prepare(self._base, plan, self._decode, self._device)
+    def _prepare(self, plan: TrainingPlan) -> PreparedData:
+        data = prepare(self._base, plan, self._decode, self._device)
         self._empty_cache()  # encoding takes blocks of other sizes than steps do
-        return material
+        return data
 
     def _empty_cache(self) -> None:
         if self._device.type == "cuda":

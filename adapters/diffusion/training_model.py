@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 
 from adapters.diffusion.backend import Backend
-from adapters.diffusion.base.model import BaseModel, placed
+from adapters.diffusion.base.model import BaseModel, on_device
 from adapters.diffusion.cuda_graphs import CudaRecorder, GraphCache, Recorder
 from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.lora_layers import PackedLora, lora_installed
@@ -101,7 +101,7 @@ def training_model(
     recorder = make_recorder(device) if backend.cuda_graphs and not eager else None
     with ExitStack() as stack:
         if parameters.train_text_encoder:
-            stack.enter_context(placed(base.text_encoder, device))
+            stack.enter_context(on_device(base.text_encoder, device))
         model = TrainingModel(base, parameters, device, backend, slots, recorder)
         stack.enter_context(lora_installed(base.unet, model.text_encoder, model.lora))
         stack.enter_context(fused(base.unet) if backend.fused else nullcontext())

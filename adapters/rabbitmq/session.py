@@ -17,9 +17,9 @@ from pika import BasicProperties, exceptions, spec
 from pika.adapters.blocking_connection import BlockingChannel
 
 from adapters.rabbitmq import envelope
+from adapters.rabbitmq.errors import SessionOver
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.topology import Topology
-from adapters.rabbitmq.errors import SessionOver
 from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.backend import Backend, choose_backend
+from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.device_thread import MIN_PATIENCE
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -23,8 +23,8 @@ from application.ports import TrainingPlan
 from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base
 from benchmarks.gpu.facts import gib, wait_for
 from benchmarks.images import drawn_images
-from domain.parameters import TrainingParameters
 from domain.image import TrainingImage
+from domain.parameters import TrainingParameters
 
 WARM_UP = 8
 """Steps before the clock runs: kernels are chosen, and each shape recorded."""

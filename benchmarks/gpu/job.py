@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 import torch
 
-from adapters.diffusion.base.model import load_base
 from adapters.diffusion.backend import choose_backend
+from adapters.diffusion.base.model import load_base
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import EpochRecord, TrainingPlan

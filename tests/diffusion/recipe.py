@@ -9,8 +9,12 @@ from peft.tuners.lora import LoraLayer
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import encode_dataset
-from adapters.diffusion.data.randomness import draw_step, epoch_batches, steps_per_epoch
-from adapters.diffusion.data.randomness import generator_for
+from adapters.diffusion.data.rng import (
+    epoch_batches,
+    generator_for,
+    sample_step_noise,
+    steps_per_epoch,
+)
 from adapters.diffusion.lora_targets import ATTENTION
 from adapters.pillow import decode
 from application.ports import TrainingPlan
@@ -24,7 +28,9 @@ def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tens
     """
     parameters, unet = plan.parameters, base.unet
     decoded_images = [decode(image.data) for image in plan.images]
-    sizes = [bucket_of(*decoded_image.size, parameters.resolution) for decoded_image in decoded_images]
+    sizes = [
+        bucket_of(*decoded_image.size, parameters.resolution) for decoded_image in decoded_images
+    ]
     buckets = [
         [i for i, other in enumerate(sizes) if other == size] for size in sorted(set(sizes))
     ]
@@ -50,7 +56,9 @@ def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tens
             losses = 0.0
             batches = epoch_batches(buckets, parameters.batch_size, parameters.seed, epoch)
             for position, batch in enumerate(batches):
-                loss = loss_of(base, plan, decoded_images, sizes, batch, epoch * epoch_steps + position)
+                loss = loss_of(
+                    base, plan, decoded_images, sizes, batch, epoch * epoch_steps + position
+                )
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimizer.step()
@@ -77,14 +85,14 @@ def loss_of(
             base,
             [(decoded_images[i], sizes[i]) for i in batch],
             [plan.images[i].caption.strip() for i in batch],
-            mirrored=False,
+            flipped=False,
             device=device,
         )
-    draw = draw_step(plan.parameters, step, encoded.shape(tuple(range(len(batch)))), 1000)
+    draw = sample_step_noise(plan.parameters, step, encoded.shape(tuple(range(len(batch)))), 1000)
     latents = torch.cat(
         [
-            image.mean + image.deviation * noise
-            for image, noise in zip(encoded.images, draw.posterior.to(device), strict=True)
+            image.mean + image.std * noise
+            for image, noise in zip(encoded.images, draw.vae_noise.to(device), strict=True)
         ]
     )
     latents = latents * base.vae.config.scaling_factor

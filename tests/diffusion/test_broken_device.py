@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-
-from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.failures import is_of_a_broken_device, is_out_of_memory
+
 from adapters.diffusion.backend import Backend
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import TrainerBroken
 from domain.image import TrainingImage
-from tests.diffusion.runs import plan_of
 from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import plan_of
 
 pytestmark = pytest.mark.integration
 
@@ -105,7 +105,9 @@ def test_a_device_that_breaks_while_a_step_is_recorded_is_no_matter_of_recording
             monkeypatch.setattr(torch.autograd, "backward", fail)
             return fail()
 
-    trainer = DiffusionTrainer(base, decode, backend=Backend(cuda_graphs=True), make_recorder=Breaking)
+    trainer = DiffusionTrainer(
+        base, decode, backend=Backend(cuda_graphs=True), make_recorder=Breaking
+    )
     with trainer.open(plan_of(images[:1], epochs=4), None) as session:
         session.advance()
         session.advance()

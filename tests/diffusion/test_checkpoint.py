@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from adapters.diffusion.recovery import Recovery
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.diffusion.checkpoint import RunState, decode_checkpoint, encode_checkpoint
-from adapters.diffusion.recovery import Recovery
-from adapters.diffusion.optimizer import OptimizerState
 from adapters.diffusion.oom import MemoryPlan
+from adapters.diffusion.optimizer import OptimizerState
 from application.ports import CheckpointRejected, EpochRecord
 
 IDENTITY = {
@@ -47,6 +47,15 @@ def test_what_is_written_is_read_back_exactly() -> None:
     for name, tensor in state.optimizer.tensors.items():
         assert tensor.dtype == STATE.optimizer.tensors[name].dtype
         assert torch.equal(tensor, STATE.optimizer.tensors[name])
+
+
+def test_a_checkpoint_of_version_0_1_is_read() -> None:
+    """It named two parts of the run's identity differently."""
+    identity = {
+        {"images": "pictures", "image sizes": "picture sizes"}.get(part, part): value
+        for part, value in IDENTITY.items()
+    }
+    assert decode_checkpoint(encode_checkpoint(STATE, identity), IDENTITY, 5).step == STATE.step
 
 
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))

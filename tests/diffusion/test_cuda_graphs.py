@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-
-from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora.flat_path import FlatPath, flat_path_of
-from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.cuda_graphs import WARM_UP, CudaRecorder, GraphCache
+
 from adapters.diffusion.backend import PLAIN, Backend, choose_backend, describe
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.cuda_graphs import WARM_UP, CudaRecorder
+from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.image import TrainingImage
-from tests.diffusion.runs import EVERY_OPTION, plan_of, predict, run, weights_of
 from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import EVERY_OPTION, plan_of, predict, run, weights_of
 
 pytestmark = pytest.mark.integration
 

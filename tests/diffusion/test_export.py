@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from adapters.diffusion.lora.adapters import attached
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
 from adapters.diffusion import preview
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.style_file.export import RunFacts, encode_style
 from adapters.diffusion.tensor_file import body_of, decode
 from adapters.diffusion.trainer import DiffusionTrainer

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from adapters.diffusion.lora.adapters import attached
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.style_file.convert import Form, read_style, write_form
 from adapters.diffusion.style_file.export import style_of
 from adapters.diffusion.style_file.forms import (
@@ -29,8 +29,8 @@ from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from benchmarks.full_size import pipeline_of
-from domain.parameters import LoraTargets
 from domain.image import TrainingImage
+from domain.parameters import LoraTargets
 from tests.diffusion.reference_loaders import (
     UNET,
     a1111_decomposed,

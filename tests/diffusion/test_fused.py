@@ -16,17 +16,17 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.fused import blocks, self_test
 from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.fused.operations import gated
-from adapters.diffusion.backend import Backend
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from domain.parameters import LoraTargets
 from domain.image import TrainingImage
-from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
+from domain.parameters import LoraTargets
 from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
 
 pytestmark = pytest.mark.integration
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base.model import BaseModel, load_base, placed
-from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.backend import Backend, choose_backend
+from adapters.diffusion.base.model import BaseModel, load_base, on_device
+from adapters.diffusion.oom import MemoryPlan
+from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import EpochRecord
@@ -278,7 +278,7 @@ def test_a_module_that_visits_the_card_comes_home_to_its_own_memory() -> None:
     module = torch.nn.BatchNorm1d(3)
     held = [*module.parameters(), *module.buffers()]
     before = [tensor.data_ptr() for tensor in held]
-    with placed(module, torch.device(CARD)):
+    with on_device(module, torch.device(CARD)):
         assert {tensor.device.type for tensor in held} == {CARD}
     assert [tensor.data_ptr() for tensor in held] == before
 

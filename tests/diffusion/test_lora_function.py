@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention
-
-from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora.flat_path import FlatPath, Site, flat_path_of, shapes_of
 from adapters.diffusion.lora.joint import Joining, one_by_one
 from adapters.diffusion.lora.low_rank import adapted
+from diffusers.models.attention_processor import Attention
+
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.fused.blocks import fused
 from tests.diffusion.fake_cuda_graph import Recording
 
 INPUTS, RANK, OUTPUTS = 12, 2, (8, 6, 6)

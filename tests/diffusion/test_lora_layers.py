@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from adapters.diffusion.lora.adapters import TARGETS, Adapters, attached, dropout_draws
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.lora.adapters import TARGETS, Adapters, attached, dropout_draws
 from domain.parameters import LoraTargets, TrainingParameters
 from tests.diffusion.runs import predict
 

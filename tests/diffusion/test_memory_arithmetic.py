@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-
 from adapters.diffusion.lora import adapters as lora
 from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora.flat_path import flat_path_of
+from diffusers import UNet2DConditionModel
 
 GIB = 2**30
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from adapters.diffusion.step.update import StepReadings
 
 from adapters.diffusion import session as session_module
-from adapters.diffusion.step.update import StepReadings
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed

@@ -44,7 +44,8 @@ def test_noisy_latents_and_target_are_those_of_diffusers(prediction_type: str) -
         "v_prediction": reference.get_velocity(latents, noise, timesteps),
     }[prediction_type]
     torch.testing.assert_close(
-        objective.add_noise(latents, noise, timesteps), reference.add_noise(latents, noise, timesteps)
+        objective.add_noise(latents, noise, timesteps),
+        reference.add_noise(latents, noise, timesteps),
     )
     torch.testing.assert_close(objective.target(latents, noise, timesteps), expected)
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.oom import is_out_of_memory
+from adapters.diffusion.oom import MemoryPlan, is_out_of_memory
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed
@@ -62,7 +61,13 @@ def test_the_ladder_halves_the_images_then_recomputes_then_ends() -> None:
     steps = [MemoryPlan(6)]
     while (tighter := steps[-1].tighter(6)) is not None:
         steps.append(tighter)
-    assert steps == [MemoryPlan(6), MemoryPlan(3), MemoryPlan(2), MemoryPlan(1), MemoryPlan(1, checkpointing=True)]
+    assert steps == [
+        MemoryPlan(6),
+        MemoryPlan(3),
+        MemoryPlan(2),
+        MemoryPlan(1),
+        MemoryPlan(1, checkpointing=True),
+    ]
     assert MemoryPlan(6).tighter(2) == MemoryPlan(1)
 
 

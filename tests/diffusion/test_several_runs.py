@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from adapters.diffusion.together.ensemble import MemberSession, kind_of
 
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.preparation import prepare
-from adapters.diffusion.preview import draw_previews
 from adapters.diffusion.oom import MemoryPlan
-from adapters.diffusion.backend import Backend
-from adapters.diffusion.together.ensemble import MemberSession, kind_of
+from adapters.diffusion.preview import draw_previews
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import Checkpoint, TrainingPlan
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import TrainingImage
-from tests.diffusion.runs import EVERY_OPTION, Outcome, drive, plan_of, run, weights_of
 from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import EVERY_OPTION, Outcome, drive, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 

@@ -9,11 +9,11 @@ from itertools import accumulate
 
 import torch
 
-from adapters.diffusion.data.dataset import Dataset, Size
-from adapters.diffusion.data.randomness import (
+from adapters.diffusion.data.dataset import EncodedDataset, Size
+from adapters.diffusion.data.rng import (
     ImageBatch,
-    draw_step,
     epoch_batches,
+    sample_step_noise,
     steps_per_epoch,
 )
 from adapters.diffusion.objective import Objective
@@ -41,7 +41,7 @@ class BatchPrefetcher:
     def __init__(
         self,
         parameters: TrainingParameters,
-        dataset: Dataset,
+        dataset: EncodedDataset,
         buckets: Sequence[Sequence[int]],
         objective: Objective,
         captions: torch.Tensor,
@@ -88,18 +88,18 @@ class BatchPrefetcher:
     def _prepare(self, size: Size, steps: dict[int, ImageBatch]) -> dict[int, Batch]:
         """The batches of steps that train images of one size."""
         draws = [
-            draw_step(
+            sample_step_noise(
                 self._parameters, step, self._dataset.shape(batch), len(self._objective.weight)
             )
             for step, batch in steps.items()
         ]
         noise = self._send(torch.cat([draw.noise for draw in draws]))
-        posterior = self._send(torch.cat([draw.posterior for draw in draws]))
+        posterior = self._send(torch.cat([draw.vae_noise for draw in draws]))
         chosen = [
             torch.tensor(
                 [
-                    self._dataset.rows(batch, draw.mirrored),
-                    self._dataset.rows_of_captions(batch, draw.uncaptioned),
+                    self._dataset.rows(batch, draw.flipped),
+                    self._dataset.rows_of_captions(batch, draw.caption_dropped),
                 ]
             )
             for batch, draw in zip(steps.values(), draws, strict=True)
@@ -120,9 +120,9 @@ class BatchPrefetcher:
         )
         each = zip(*(torch.split(column, counts) for column in columns), strict=True)
         batches = {}
-        for step, parts in zip(steps, each, strict=True):
-            mean = torch.full((1,), 1 / len(parts[0]), device=rows.device)
-            batches[step] = Batch(*parts, mean, self._slot)
+        for step, (noisy, at, text, target, weights, losses) in zip(steps, each, strict=True):
+            mean = torch.full((1,), 1 / len(at), device=at.device)
+            batches[step] = Batch(noisy, at, text, target, weights, losses, mean, self._slot)
         return batches
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:
