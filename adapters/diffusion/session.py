@@ -24,6 +24,7 @@ from adapters.diffusion.data.rng import steps_per_epoch
 from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.learning_rate import learning_rate_of
+from adapters.diffusion.lora_files.export import RunFacts, encode_trained
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
 from adapters.diffusion.objective import objective_of
@@ -35,7 +36,6 @@ from adapters.diffusion.optimizer import (
     state_of,
 )
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
-from adapters.diffusion.style_file.export import RunFacts, encode_style
 from adapters.diffusion.train_step import Batch
 from adapters.diffusion.training_model import TrainingModel
 from application.ports import (
@@ -268,7 +268,7 @@ class DiffusionSession:
             steps=self.step,
             steps_per_epoch=self._epoch_steps,
         )
-        return encode_style(self.lora, self._plan, facts)
+        return encode_trained(self.lora, self._plan, facts)
 
     def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:

@@ -67,7 +67,7 @@ CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
         "adapters.diffusion.session.DiffusionSession._read_epoch",
         lambda s: s.checkpoint(),
     ),
-    "weights": ("adapters.diffusion.session.encode_style", lambda s: s.weights()),
+    "weights": ("adapters.diffusion.session.encode_trained", lambda s: s.weights()),
     "previews": ("adapters.diffusion.session.draw_previews", lambda s: s.previews(adapted=True)),
 }
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from adapters.diffusion import preview
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.style_file.export import RunFacts, encode_style
+from adapters.diffusion.lora_files.export import RunFacts, encode_trained
 from adapters.diffusion.tensor_file import body_of, decode
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
@@ -147,7 +147,7 @@ def test_every_figure_of_a_run_has_its_place(
         steps_per_epoch=7,
     )
     with lora_on(base, rank=2, alpha=8.0) as lora:
-        _, metadata = decode(encode_style(lora.new_style(0, 1), plan, facts))
+        _, metadata = decode(encode_trained(lora.new_style(0, 1), plan, facts))
     for of_the_bytes in ("modelspec.hash_sha256", "sshs_model_hash"):
         del metadata[of_the_bytes]
     read = {
@@ -213,7 +213,7 @@ def test_the_text_encoders_learning_rate_is_told_where_it_is_trained(
     facts = RunFacts("some base", "epsilon", [], {(64, 64): 5}, steps=1, steps_per_epoch=1)
     with lora_on(base) as lora:
         plan = plan_of(images, learning_rate=0.0625, **options)
-        data = encode_style(lora.new_style(0, 1), plan, facts)
+        data = encode_trained(lora.new_style(0, 1), plan, facts)
     assert decode(data)[1]["ss_text_encoder_lr"] == rate
 
 
