@@ -34,7 +34,8 @@ def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_b
 ) -> None:
     """Three shapes: four squares as a pair or alone, and the fifth image in its own bucket."""
     recorder = Tape()
-    plan = plan_of(images, **EVERY_OPTION, epochs=5, batch_size=3, lr_warmup_steps=3)
+    options = {**EVERY_OPTION, "lr_warmup_steps": 3, "validation_epochs": 0}
+    plan = plan_of(images, **options, epochs=5, batch_size=3)
     fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
     assert run(fast, plan) == run(trainer, plan)
     assert recorder.recorded == 3
@@ -94,7 +95,7 @@ def test_where_recording_fails_steps_are_run_as_they_are(
     error: Exception,
 ) -> None:
     refusing = Refusing(error)
-    plan = plan_of(images[:2], epochs=4)
+    plan = plan_of(images[:2], epochs=4, validation_epochs=0)
     fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: refusing)
     assert run(fast, plan) == run(trainer, plan)
     assert refusing.recorded == 1
