@@ -74,7 +74,7 @@ class DiffusionSession:
         thread: DeviceThread[DiffusionSession, StepReport],
     ) -> None:
         self._base, self._plan, self._data = base, plan, data
-        self.model, self.slot, self._thread = model, slot, thread
+        self.model, self.slot, self.thread = model, slot, thread
         self.parameters = parameters = plan.parameters
         dataset = data.dataset
         held_out = held_out_positions(
@@ -141,21 +141,21 @@ class DiffusionSession:
         if self.finished:
             raise RuntimeError("the run is finished")
         try:
-            report = self._thread.step(self)
+            report = self.thread.step(self)
         except BaseException:
-            self._thread.excuse(self)
+            self.thread.excuse(self)
             raise
         if self.finished:
-            self._thread.excuse(self)
+            self.thread.excuse(self)
         return report
 
     def checkpoint(self) -> Checkpoint:
         """The run as it stands between two steps; its last good state if it has diverged."""
-        return self._thread.call(self._checkpoint)
+        return self.thread.call(self._checkpoint)
 
     def weights(self) -> bytes:
         """The LoRA as it stands, as a file for other programs."""
-        return self._thread.call(self._encode_style)
+        return self.thread.call(self._encode_style)
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         """Images from fixed prompts and seeds, with the LoRA or without. Steps of other runs may
@@ -163,7 +163,7 @@ class DiffusionSession:
         whole = self._data.previews
         requests = [whole] if self.model.slots == 1 else list(whole.each())
         drawn = [
-            self._thread.call(partial(self._draw, request, adapted=adapted))
+            self.thread.call(partial(self._draw, request, adapted=adapted))
             for request in requests
         ]
         return tuple(preview for previews in drawn for preview in previews)

@@ -240,7 +240,7 @@ def test_where_capture_is_refused_the_run_goes_on_without(
         drive(session)
         assert torch.cuda.current_stream() == before
         assert isinstance(session, DiffusionSession)
-        assert session._thread.call(torch.cuda.current_stream) == before
+        assert session.thread.call(torch.cuda.current_stream) == before
         assert_alike(session.history, wanted.history, within=0.01)
     assert "no longer recorded" in caplog.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -229,36 +230,34 @@ def test_previews_are_each_runs_own_and_the_bases(
     with ExitStack() as stack:
         sessions = sessions_of(stack, seated, plans)
         for session, wanted in zip(sessions, alone, strict=True):
-            weights_of(session).add_(0.1 * session._plan.parameters.seed)
+            weights_of(session).add_(0.1 * session.parameters.seed)
             assert pixels_apart(session.previews(adapted=True)[0].png, wanted[0].png) < 2
         assert sessions[1].previews(adapted=False) == bare
 
 
 def test_others_go_on_between_two_previews(
-    slotted: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First come, first served: the step that is asked for during one comes before the next."""
-    steps: list[int] = []
+    """First come, first served: a step that is asked for during one comes before the next."""
+    trainer = DiffusionTrainer(base, decode, slots=2, patience=0.0)
     plan = plan_of(images[:1], seed=1, sample_prompts=("a sun", "a moon"))
-    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
-        one = stack.enter_context(slotted.open(plan, None))
-        other = stack.enter_context(slotted.open(plan_of(images[:1], seed=2), None))
-        both = in_threads([one, other], lambda session: session.advance())
-        assert [report.step for report in both] == [1, 1]
-        one_alone: list[Any] = []
+    steps: list[int] = []
+    with trainer.open(plan, None) as one, trainer.open(plan, None) as other:
+        assert isinstance(other, DiffusionSession)
+        stepping = threading.Thread(target=other.advance)
 
         def draw(*arguments: Any) -> Any:
             steps.append(other.step)
-            if not one_alone:
-                one_alone.append(pool.submit(other.advance))
-                time.sleep(0.5)  # in which it asks for its step
+            if not stepping.is_alive():
+                stepping.start()
+                while not other.thread.waiting:
+                    time.sleep(0.001)
             return draw_previews(*arguments)
 
         monkeypatch.setattr("adapters.diffusion.session.draw_previews", draw)
-        one._thread.excuse(one)
         assert len(one.previews(adapted=True)) == 2
-        assert one_alone[0].result(LONG).step == 2
-    assert steps == [1, 2]
+        stepping.join(LONG)
+    assert steps == [0, 1]
 
 
 def pixels_apart(one: bytes, other: bytes) -> float:
