@@ -95,6 +95,7 @@ class PackedLora:
         # DoRA's magnitudes and the text encoder need float32; each layer casts what it can.
         exact = parameters.use_dora or bool(self.text_encoder)
         self._dtype = torch.float32 if exact else dtype
+        self.plain = not (self.dropout or self.dora)
         names = [*self.unet, *self.text_encoder]
         groups = [*shared_inputs(unet, self.unet), *((name,) for name in self.text_encoder)]
         self._groups = [
@@ -104,7 +105,7 @@ class PackedLora:
                     _shapes(self._layers[names.index(name)], self._rank, dora=parameters.use_dora)
                     for name in group
                 ],
-                stacked=side_by_side and len(group) > 1,
+                stacked=side_by_side and self.plain and len(group) > 1,
             )
             for group in groups
         ]
@@ -347,7 +348,7 @@ def lora_installed(
 ) -> Iterator[None]:
     """While open, the LoRA layers take the place of the frozen ones that they share weights with.
     On leaving, the models are what they were."""
-    variant = LoraLinearVariant if lora.dropout or lora.dora else LoraLinear
+    variant = LoraLinear if lora.plain else LoraLinearVariant
     replaced: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
     try:
         places = [(unet, name, layer) for name, layer in lora.unet.items()]
