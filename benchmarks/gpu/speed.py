@@ -43,9 +43,7 @@ def tricks(dtype: torch.dtype, *, with_compile: bool) -> list[Trick]:
         Trick("+ channels last", last),
         Trick("+ fused kernels", fused),
     ]
-    return (
-        found + [Trick("channels last, graphs, compiled", last, compiled=True)] * with_compile
-    )
+    return found + [Trick("channels last, graphs, compiled", last, compiled=True)] * with_compile
 
 
 def speed(
