@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.base.pipeline_files import BaseModelInvalid
 from adapters.diffusion.base.unet_loader import load_unet
 from tests.diffusion.single_file import write_single_file
+from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -214,6 +216,17 @@ def test_a_name_that_leads_nowhere_is_refused(name: str) -> None:
     "name",
     ["/models/base", "./no/such/folder", "~/base", "no/such/folder", "model.safetensors", "a b"],
 )
+def test_a_hub_that_cannot_be_reached_is_told_within_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+    began = time.monotonic()
+    assert "the hub cannot be reached; check the name" in refusal("nobody/nothing")
+    assert time.monotonic() - began < 10
+
+
 def test_a_path_that_leads_nowhere_is_not_asked_of_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
