@@ -212,10 +212,6 @@ def test_a_name_that_leads_nowhere_is_refused(name: str) -> None:
     assert "no folder" in refusal(name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["/models/base", "./no/such/folder", "~/base", "no/such/folder", "model.safetensors", "a b"],
-)
 def test_a_hub_that_cannot_be_reached_is_told_within_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -227,6 +223,10 @@ def test_a_hub_that_cannot_be_reached_is_told_within_seconds(
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["/models/base", "./no/such/folder", "~/base", "no/such/folder", "model.safetensors", "a b"],
+)
 def test_a_path_that_leads_nowhere_is_not_asked_of_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
