@@ -99,6 +99,12 @@ class DeviceThread(Generic[Run, Report]):
             self._changed.notify_all()
         return done.result()
 
+    @property
+    def waiting(self) -> int:
+        """Runs that wait for a step to begin."""
+        with self._changed:
+            return len(self._ready)
+
     def expect(self, run: Run) -> None:
         """Let the next step wait for this run."""
         with self._changed:

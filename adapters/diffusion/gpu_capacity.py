@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MOST_SEATS = 8
+MAX_JOBS = 8
 """More than a card gains from: a batch of 8 keeps an H200 busy."""
 _GIB = 2**30
 _FIXED = 3.5 * _GIB
@@ -13,10 +13,10 @@ _OF_STYLE = 0.75 * _GIB
 image of a batch took 0.6."""
 
 
-def seats_in(memory: int) -> int:
+def max_jobs_for_memory(memory: int) -> int:
     """Slots on a card with so many bytes, for Stable Diffusion 1.5 at 512 px, one image a step.
 
     By what ``benchmarks.gpu`` has measured. Larger batches and images take more, and the passes
     are made smaller then.
     """
-    return max(1, min(MOST_SEATS, int((memory - _FIXED) / _OF_STYLE)))
+    return max(1, min(MAX_JOBS, int((memory - _FIXED) / _OF_STYLE)))

@@ -35,7 +35,7 @@ class LoraMatrices:
     up: torch.Tensor
     """(outputs, rank); of a convolution (outputs, rank, 1, 1)"""
     magnitude: torch.Tensor | None = None
-    """DoRA's length of each output's row, (outputs,); of a convolution (1, outputs, 1, 1)"""
+    """(outputs,): DoRA's length of each output's row."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class PackedLora:
             torch.nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=generator)
             own.down.copy_(fresh)
             if own.magnitude is not None:
-                own.magnitude.copy_(_lengths(layer.weight.float()).view(own.magnitude.shape))
+                own.magnitude.copy_(_lengths(layer.weight.float()))
         return StyleLora(
             weights,
             dict(zip(self.unet, matrices, strict=False)),
@@ -240,7 +240,7 @@ def _shapes(layer: torch.nn.Linear | torch.nn.Conv2d, rank: int, *, dora: bool) 
     outputs, inputs, *kernel = layer.weight.shape
     ones = [1] * len(kernel)
     shapes: list[Shape] = [(rank, inputs, *kernel), (outputs, rank, *ones)]
-    return [*shapes, (*ones[:1], outputs, *ones)] if dora else shapes
+    return [*shapes, (outputs,)] if dora else shapes
 
 
 class LoraLinear(torch.nn.Linear):
@@ -328,7 +328,7 @@ def _dora(
     update = (own.up.flatten(1) @ own.down.flatten(1)).detach().view(layer.weight.shape)
     lengths = _lengths(layer.weight.float() + update)
     wide = (-1, 1, 1) if layer.weight.ndim == 4 else (-1,)
-    factor = (own.magnitude.flatten() / lengths).to(y.dtype).view(wide)
+    factor = (own.magnitude / lengths).to(y.dtype).view(wide)
     plain = y if layer.bias is None else y - layer.bias.view(wide)
     # In this form a factor of 1 leaves the output bit for bit.
     return y + (factor - 1) * plain + factor * change

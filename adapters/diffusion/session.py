@@ -24,6 +24,7 @@ from adapters.diffusion.data.rng import steps_per_epoch
 from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.learning_rate import learning_rate_of
+from adapters.diffusion.lora_files.export import RunFacts, encode_trained
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
 from adapters.diffusion.objective import objective_of
@@ -35,7 +36,6 @@ from adapters.diffusion.optimizer import (
     state_of,
 )
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
-from adapters.diffusion.style_file.export import RunFacts, encode_style
 from adapters.diffusion.train_step import Batch
 from adapters.diffusion.training_model import TrainingModel
 from application.ports import (
@@ -74,7 +74,7 @@ class DiffusionSession:
         thread: DeviceThread[DiffusionSession, StepReport],
     ) -> None:
         self._base, self._plan, self._data = base, plan, data
-        self.model, self.slot, self._thread = model, slot, thread
+        self.model, self.slot, self.thread = model, slot, thread
         self.parameters = parameters = plan.parameters
         dataset = data.dataset
         held_out = held_out_positions(
@@ -141,21 +141,21 @@ class DiffusionSession:
         if self.finished:
             raise RuntimeError("the run is finished")
         try:
-            report = self._thread.step(self)
+            report = self.thread.step(self)
         except BaseException:
-            self._thread.excuse(self)
+            self.thread.excuse(self)
             raise
         if self.finished:
-            self._thread.excuse(self)
+            self.thread.excuse(self)
         return report
 
     def checkpoint(self) -> Checkpoint:
         """The run as it stands between two steps; its last good state if it has diverged."""
-        return self._thread.call(self._checkpoint)
+        return self.thread.call(self._checkpoint)
 
     def weights(self) -> bytes:
         """The LoRA as it stands, as a file for other programs."""
-        return self._thread.call(self._encode_style)
+        return self.thread.call(self._encode_style)
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         """Images from fixed prompts and seeds, with the LoRA or without. Steps of other runs may
@@ -163,7 +163,7 @@ class DiffusionSession:
         whole = self._data.previews
         requests = [whole] if self.model.slots == 1 else list(whole.each())
         drawn = [
-            self._thread.call(partial(self._draw, request, adapted=adapted))
+            self.thread.call(partial(self._draw, request, adapted=adapted))
             for request in requests
         ]
         return tuple(preview for previews in drawn for preview in previews)
@@ -268,7 +268,7 @@ class DiffusionSession:
             steps=self.step,
             steps_per_epoch=self._epoch_steps,
         )
-        return encode_style(self.lora, self._plan, facts)
+        return encode_trained(self.lora, self._plan, facts)
 
     def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:

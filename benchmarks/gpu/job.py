@@ -67,9 +67,9 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=RESOLUTION)
     options = parser.parse_args()
     device = torch.device(options.device)
-    strategy = choose_backend(device)
-    base = load_base(str(options.base), device=device, dtype=strategy.compute)
-    trainer = DiffusionTrainer(base, decode, device, backend=strategy)
+    backend = choose_backend(device)
+    base = load_base(str(options.base), device=device, dtype=backend.dtype)
+    trainer = DiffusionTrainer(base, decode, device, backend=backend)
     wait_for(device)
     loaded = _age()
     folder: Path = options.images

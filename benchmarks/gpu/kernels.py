@@ -49,20 +49,20 @@ def main() -> None:
     chosen = choose_backend(device)
     layout = chosen.channels_last if options.channels_last is None else options.channels_last
     fused = layout and (chosen.fused if options.fused is None else options.fused)
-    strategy = Backend(compute=chosen.compute, channels_last=layout, fused=fused)
+    backend = Backend(dtype=chosen.dtype, channels_last=layout, fused=fused)
     with tempfile.TemporaryDirectory() as scratch:
         bench = prepare(options, device, Path(scratch))
         for batch in options.batches:
-            show(f"batch {batch}", kernels_of_step(bench, strategy, batch), options.top)
+            show(f"batch {batch}", kernels_of_step(bench, backend, batch), options.top)
 
 
-def kernels_of_step(bench: Bench, strategy: Backend, batch: int) -> dict[str, tuple[float, int]]:
+def kernels_of_step(bench: Bench, backend: Backend, batch: int) -> dict[str, tuple[float, int]]:
     """Of each kernel in an eager step: microseconds and calls."""
     from torch.profiler import ProfilerActivity, profile
 
     on_card = bench.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU
-    with bench.trainer(strategy).open(bench.plan(batch), None) as session:
+    with bench.trainer(backend).open(bench.plan(batch), None) as session:
         for _ in range(3):
             session.advance()
         with profile(activities=[activity]) as profiler:

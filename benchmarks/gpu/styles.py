@@ -30,10 +30,10 @@ def several_styles(
             note({"styles": styles, **row})
 
 
-def measure_styles(bench: Bench, strategy: Backend, styles: int) -> dict[str, Any]:
+def measure_styles(bench: Bench, backend: Backend, styles: int) -> dict[str, Any]:
     """So many jobs together, each in a thread of its own; a step here is one of every job."""
     forget_peak(bench.device)
-    trainer = bench.trainer(strategy, slots=max(2, styles))
+    trainer = bench.trainer(backend, slots=max(2, styles))
     with running_together(trainer, [bench.plan(1, seed=seed) for seed in range(styles)]) as runs:
         # The first epoch warms up and records; each epoch's end waits for the device.
         enough = time.perf_counter() + bench.seconds

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.backend import PLAIN
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.device_thread import MIN_PATIENCE
 from benchmarks.gpu.bench import PATIENCE, Bench
 from benchmarks.gpu.results import kept_rows
@@ -84,7 +84,7 @@ def test_runs_that_are_measured_together_wait_for_one_another(
     base: Any = None
     bench = Bench(torch.device("cpu"), base, (), 64, seconds=1.0)
     for slots in (1, 2):
-        bench.trainer(PLAIN, slots)
+        bench.trainer(Backend(), slots)
     assert asked == [MIN_PATIENCE, PATIENCE]
 
 

@@ -131,6 +131,15 @@ def weights_of(session: TrainingSession) -> torch.Tensor:
     return session.lora.weights.data
 
 
+@contextmanager
+def shown(session: TrainingSession) -> Iterator[None]:
+    """While open, the base's models are those of the session's style."""
+    assert isinstance(session, DiffusionSession)
+    lora = session.model.lora
+    with lora.showing(lora.slot(session.slot)):
+        yield
+
+
 def gradient_of(session: TrainingSession) -> torch.Tensor:
     """A tenth of the first step's clipped gradient: what AdamW's first moment holds then."""
     assert isinstance(session, DiffusionSession)

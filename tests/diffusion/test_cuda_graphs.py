@@ -10,23 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.diffusion.lora.adapters import attached
-from adapters.diffusion.lora.flat_path import FlatPath, flat_path_of
 
-from adapters.diffusion.backend import PLAIN, Backend, choose_backend, describe
+from adapters.diffusion.backend import CPU, Backend, choose_backend, describe
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.cuda_graphs import WARM_UP, CudaRecorder
+from adapters.diffusion.cuda_graphs import WARM_UP, CudaRecorder, GraphCache
 from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.train_step import Batch
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape
-from tests.diffusion.runs import EVERY_OPTION, plan_of, predict, run, weights_of
+from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 
 Images = tuple[TrainingImage, ...]
-CAPTURED = Backend(cuda_graphs=True)
+PLAIN = Backend()
+CAPTURED = Backend(merged_lora=True, cuda_graphs=True)
 
 
 def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_batches(
@@ -34,7 +34,8 @@ def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_b
 ) -> None:
     """Three shapes: four squares as a pair or alone, and the fifth image in its own bucket."""
     recorder = Tape()
-    plan = plan_of(images, **EVERY_OPTION, epochs=5, batch_size=3, lr_warmup_steps=3)
+    options = {**EVERY_OPTION, "lr_warmup_steps": 3, "validation_epochs": 0}
+    plan = plan_of(images, **options, epochs=5, batch_size=3)
     fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
     assert run(fast, plan) == run(trainer, plan)
     assert recorder.recorded == 3
@@ -94,7 +95,7 @@ def test_where_recording_fails_steps_are_run_as_they_are(
     error: Exception,
 ) -> None:
     refusing = Refusing(error)
-    plan = plan_of(images[:2], epochs=4)
+    plan = plan_of(images[:2], epochs=4, validation_epochs=0)
     fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: refusing)
     assert run(fast, plan) == run(trainer, plan)
     assert refusing.recorded == 1
@@ -193,111 +194,87 @@ def test_a_capture_leaves_the_current_stream_and_the_current_card_even_if_it_fai
     assert (card.stream, card.device) == ("the caller's", "cuda:0")
     assert "the caller's" not in streams
     assert card.waited_for == ["cuda:1"]
-    recorder.wait()
+    recorder.synchronize()
     assert card.waited_for == ["cuda:1"] * 2
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A batch that is nothing but its shape."""
-
-    key: str
-
-    def own(self) -> Shape:
-        return self
-
-    def take(self, other: Shape) -> None:
-        assert other == self
+def batch_of(channels: int) -> Batch:
+    """A batch of a shape that is like no other's."""
+    image, one = torch.zeros(1, channels, 1, 1), torch.zeros(1)
+    return Batch(image, one, image, image, one, one, one, one)
 
 
 def test_the_shape_that_was_used_longest_ago_makes_room_for_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("adapters.diffusion.step.replay.MOST_RECORDINGS", 2)
+    monkeypatch.setattr("adapters.diffusion.cuda_graphs.MAX_GRAPHS", 2)
     held = []
 
     class Waiting(Tape):
-        def wait(self) -> None:
-            held.append(replay.recordings)
+        def synchronize(self) -> None:
+            held.append(graphs.size)
 
     recorder = Waiting()
-    replay: Replay[Shape] = Replay(recorder)
+    graphs = GraphCache(recorder, "steps")
 
     def recorded_for(shapes: str) -> int:
         before = recorder.recorded
         for shape in shapes:
-            replay.run(Shape(shape), lambda _: None)
+            graphs.run(batch_of(ord(shape)), lambda _: None)
         return recorder.recorded - before
 
-    assert recorded_for("aaabbb") == 2
-    assert recorded_for("a") == 0
+    assert recorded_for("AAABBB") == 2
+    assert recorded_for("A") == 0
     assert held == []
-    assert recorded_for("ccc") == 1
-    assert held == [2]  # the device is done before anything is let go
-    assert recorded_for("aca") == 0
-    assert recorded_for("bb") == 0  # who returns warms up again
-    assert recorded_for("b") == 1
-    assert recorded_for("aab") == 0
-    assert replay.recordings == 2
-    replay.stop("the test says so")
-    assert replay.recordings is None
+    assert recorded_for("CCC") == 1
+    assert held == [2]  # the device is done before anything is dropped
+    assert recorded_for("ACA") == 0
+    assert recorded_for("BB") == 0  # a shape that returns warms up again
+    assert recorded_for("B") == 1
+    assert recorded_for("AAB") == 0
+    assert graphs.size == 2
+    graphs.stop("the test says so")
+    assert graphs.size is None
 
 
-def test_a_pass_keeps_nothing_of_the_one_before(base: BaseModel) -> None:
-    """Not the node that adds to the gradient either: it belongs to the stream of its first pass,
-    and a capture on another one is refused."""
+def test_a_replay_takes_the_batchs_content_and_another_variant_has_a_graph_of_its_own() -> None:
+    graphs = GraphCache(Tape(), "steps")
 
-    def adding(matrix: torch.Tensor) -> Any:
-        node: Any = matrix.grad_fn
-        while node.next_functions:
-            node = node.next_functions[0][0]
-        return node
+    def double(batch: Batch) -> None:
+        batch.losses.copy_(2 * batch.loss_weights)
 
-    def matrices_of(path: FlatPath) -> list[torch.Tensor]:
-        return [matrix for of_group in path._matrices.values() for matrix in of_group]
-
-    with (
-        attached(base.unet, rank=2, alpha=2.0, seed=1) as adapters,
-        flat_path_of(adapters, torch.float32) as path,
-    ):
-        path.refresh()
-        adding(matrices_of(path)[0]).metadata["made for"] = "the first pass"
-        assert adding(matrices_of(path)[-1]).metadata
-        predict(base.unet, gradient=True).square().mean().backward()
-        path.refresh()
-        assert not adding(matrices_of(path)[0]).metadata
+    for variant in (None, 1):
+        for number in range(1, 6):
+            batch = replace(batch_of(1), loss_weights=torch.tensor([float(number)]))
+            assert graphs.run(batch, double, variant).losses.item() == 2 * number
+    assert graphs.size == 2
 
 
 @pytest.mark.parametrize("what", ["previews", "measurement"])
-def test_what_finds_no_memory_beside_the_recordings_has_them_let_go(
+def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    recorder = Tape()
     plan = plan_of(images[:2], epochs=5, validation_epochs=4)
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=Tape)
     wanted = run(fast, plan)
+    forward, refused = base.unet.forward, []
+
+    def limited(*arguments: Any, **keywords: Any) -> Any:
+        if not torch.is_grad_enabled() and fast.recordings:
+            refused.append(arguments)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(base.unet, "forward", limited)
     with fast.open(plan, None) as session:
-        assert isinstance(session, DiffusionSession)
-        forward, let_go = base.unet.forward, []
-        forget = session._steps.place.replay.forget
-        monkeypatch.setattr(session._steps.place.replay, "forget", lambda: let_go.append(forget()))
-
-        def limited(*arguments: Any, **keywords: Any) -> Any:
-            if not torch.is_grad_enabled() and not let_go:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return forward(*arguments, **keywords)
-
-        monkeypatch.setattr(base.unet, "forward", limited)
         if what == "previews":
             for _ in range(4):
                 session.advance()
-            assert session._steps.place.replay.recordings
+            assert fast.recordings == 1
             assert len(session.previews(adapted=True)) == 2
-            assert len(let_go) == 1
-            assert not session._steps.place.replay.recordings
-        while not session.finished:
-            session.advance()
-        assert let_go
+            assert fast.recordings == 0
+        drive(session)
+        assert refused
         assert session.history == wanted.history
 
 
@@ -327,15 +304,14 @@ def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings
     )
 
 
-def test_one_copy_of_all_adapters_gives_the_numbers_of_pefts_layers(
+def test_layers_that_are_not_merged_give_the_numbers_of_those_that_are(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     plan = plan_of(images[:3], **EVERY_OPTION, epochs=3, batch_size=2, alpha=2.0)
-    flat = DiffusionTrainer(base, decode, backend=Backend())
-    plain, fast = run(trainer, plan), run(flat, plan)
-    for one, other in zip(plain.history, fast.history, strict=True):
-        assert other.loss == pytest.approx(one.loss, rel=1e-4)
-        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
+    merged, other = run(trainer, plan), run(DiffusionTrainer(base, decode, backend=PLAIN), plan)
+    for one, two in zip(merged.history, other.history, strict=True):
+        assert two.loss == pytest.approx(one.loss, rel=1e-4)
+        assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
 
 
 def test_previews_between_steps_see_the_adapters_as_they_are(
@@ -388,20 +364,24 @@ def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
     own = replace(base, unet=copy.deepcopy(base.unet))
     half = DiffusionTrainer(own, decode, backend=Backend(dtype=torch.float16))
     with half.open(plan_of(images[:1], epochs=4, lr_warmup_steps=0), None) as session:
-        scaler = session._update._scaler
+        assert isinstance(session, DiffusionSession)
+        scaler = session.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**120})
         before = weights_of(session).clone()
         session.advance()
         assert torch.equal(weights_of(session), before)
-        assert session._update.loss_scale[0] == 2.0**119
+        assert scaler.get_scale() == 2.0**119
         assert session.history[0].stalled
 
 
-def test_a_step_of_float16_that_breaks_off_in_its_update_can_be_taken_again(
-    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_step_that_breaks_off_in_its_update_can_be_taken_again(
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
-    half = DiffusionTrainer(own, decode, backend=Backend(dtype=torch.float16))
+    half = DiffusionTrainer(own, decode, backend=Backend(dtype=dtype))
+    plan = plan_of(images[:1], epochs=2)
+    wanted = run(half, plan).history
     clip, full = torch.nn.utils.clip_grad_norm_, [True]
 
     def full_once(*arguments: Any) -> torch.Tensor:
@@ -411,24 +391,22 @@ def test_a_step_of_float16_that_breaks_off_in_its_update_can_be_taken_again(
         return clip(*arguments)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", full_once)
-    with half.open(plan_of(images[:1], epochs=2), None) as session:
-        session.advance()
-        assert session.history[0].gradient_norm
+    for one, other in zip(run(half, plan).history, wanted, strict=True):
+        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
 
 
-def test_a_cpu_trains_the_plain_way_and_a_card_as_it_can(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert choose_backend("cpu") == PLAIN
+def test_a_cpu_computes_in_float32_and_a_card_as_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_backend("cpu") == CPU
+    assert CPU.dtype == torch.float32
     found = {}
     for capability in [(6, 1), (7, 5), (8, 0), (9, 0)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         chosen = choose_backend("cuda")
-        found[capability] = chosen.compute, chosen.capture, chosen.loss_scaling
+        found[capability] = chosen.dtype, chosen.cuda_graphs, "loss scaling" in describe(chosen)
     assert found == {
         (6, 1): (torch.float16, False, True),
         (7, 5): (torch.float16, True, True),
         (8, 0): (torch.bfloat16, True, False),
         (9, 0): (torch.bfloat16, True, False),
     }
-    assert describe(PLAIN) == "float32, eager steps"
+    assert describe(CPU) == "float32, eager steps"

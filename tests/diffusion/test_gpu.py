@@ -62,6 +62,11 @@ def full_size() -> Iterator[BaseModel]:
     torch.cuda.empty_cache()
 
 
+def recorded(session: Any) -> int | None:
+    """The graphs of the session's steps."""
+    return session.model.graphs.size
+
+
 def assert_alike(
     found: list[EpochRecord] | Any, wanted: list[EpochRecord] | Any, within: float
 ) -> None:
@@ -79,8 +84,7 @@ def test_captured_steps_follow_plain_ones_over_shapes_schedules_and_batches(
     with trainer_with(CAPTURED).open(plan, None) as session:
         while not session.finished:
             session.advance()
-        assert isinstance(session, DiffusionSession)
-        assert session._steps.place.replay.recordings == 3
+        assert recorded(session) == 3
         assert_alike(session.history, plain.history, within=0.01)
 
 
@@ -95,7 +99,8 @@ def test_recorded_measurements_follow_plain_ones(images: Images) -> None:
     with trainer_with(choose_backend(CARD)).open(plan, None) as session:
         drive(session)
         assert isinstance(session, DiffusionSession)
-        assert session._evaluation.replay.recordings
+        assert session.model.evaluation_graphs is not None
+        assert session.model.evaluation_graphs.size
         found = session.history
     for one, other in zip(found, run(trainer_with(PLAIN), plan).history, strict=True):
         assert one.evaluation_loss == pytest.approx(other.evaluation_loss, rel=0.05)
@@ -114,7 +119,7 @@ def test_recorded_measurements_cost_a_small_cards_steps_nothing(
         drive(session)
         assert isinstance(session, DiffusionSession)
         assert session.memory == MemoryPlan(1)
-        assert session._steps.place.replay.recordings
+        assert recorded(session)
 
 
 def test_the_chosen_way_learns_as_the_recipe_does(images: Images) -> None:
@@ -176,8 +181,7 @@ def test_several_styles_at_once_follow_each_alone(
             list(pool.map(drive, sessions))
         # Whichever thread leads: what a recording takes is there.
         assert "no longer recorded" not in caplog.text
-        assert seated._ensemble is not None
-        assert seated._ensemble._replay.recordings
+        assert seated.recordings
         for session, plan in zip(sessions, plans, strict=True):
             assert_alike(session.history, run(alone, plan).history, within=0.05)
 
@@ -235,9 +239,8 @@ def test_where_capture_is_refused_the_run_goes_on_without(
     with trainer.open(plan, None) as session:
         drive(session)
         assert torch.cuda.current_stream() == before
-        if trainer._ensemble is not None:
-            passing = trainer._ensemble._passing
-            assert passing.submit(torch.cuda.current_stream).result() == before
+        assert isinstance(session, DiffusionSession)
+        assert session.thread.call(torch.cuda.current_stream) == before
         assert_alike(session.history, wanted.history, within=0.01)
     assert "no longer recorded" in caplog.text
 
@@ -308,7 +311,7 @@ def test_full_size_steps_fit_small_cards(
             assert session.peak_memory > 1 * GIB
             assert isinstance(session, DiffusionSession)
             assert session.memory == MemoryPlan(batch)
-            assert session._steps.place.replay.recordings
+            assert recorded(session)
 
 
 def test_a_card_with_less_memory_is_met_by_smaller_passes(

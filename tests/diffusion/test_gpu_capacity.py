@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.diffusion.gpu_capacity import MOST_SEATS, seats_in
+from adapters.diffusion.gpu_capacity import MAX_JOBS, max_jobs_for_memory
 
 GIB = 2**30
 
 
 @pytest.mark.parametrize(
-    ("gib", "slots"), [(0, 1), (4, 1), (6, 3), (8, 6), (12, MOST_SEATS), (140, MOST_SEATS)]
+    ("gib", "slots"), [(0, 1), (4, 1), (6, 3), (8, 6), (12, MAX_JOBS), (140, MAX_JOBS)]
 )
 def test_a_larger_card_seats_more_and_any_card_one(gib: int, slots: int) -> None:
-    assert seats_in(gib * GIB) == slots
+    assert max_jobs_for_memory(gib * GIB) == slots

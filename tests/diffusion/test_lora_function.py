@@ -7,15 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from adapters.diffusion.lora.adapters import attached
-from adapters.diffusion.lora.flat_path import FlatPath, Site, flat_path_of, shapes_of
-from adapters.diffusion.lora.joint import Joining, one_by_one
-from adapters.diffusion.lora.low_rank import adapted
 from diffusers.models.attention_processor import Attention
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.fused.blocks import fused
+from adapters.diffusion.lora_function import lora_linear
 from tests.diffusion.fake_cuda_graph import Recording
+from tests.diffusion.runs import lora_on
 
 INPUTS, RANK, OUTPUTS = 12, 2, (8, 6, 6)
 DEVICES = [
@@ -91,7 +89,7 @@ def test_values_and_gradients_are_autograds(
 
     on = {"device": device, "dtype": dtype}
     joint = torch.cat([down.to(**on) for down in downs], dim=-2)
-    found = adapted(
+    found = lora_linear(
         x.to(**on), [layer.to(**on) for layer in layers], joint, [up.to(**on) for up in ups]
     )
     for one, other in zip(
@@ -105,63 +103,13 @@ def test_a_layer_that_the_loss_does_not_see_gets_no_gradient() -> None:
     layers, x = linears(), normal(5, INPUTS).requires_grad_()
     downs = normal(3 * RANK, INPUTS, seed=1).requires_grad_()
     ups = [normal(outputs, RANK, seed=2).requires_grad_() for outputs in OUTPUTS]
-    first, _, last = adapted(x, layers, downs, ups)
+    first, _, last = lora_linear(x, layers, downs, ups)
     of_x, of_downs, _, of_up, _ = gradients([first, last], [x, downs, *ups])
     book = by_the_book(x, layers, downs.split(RANK), ups)
     torch.testing.assert_close(of_x, gradients([book[0], book[2]], [x])[0])
     assert not of_up.any()
     assert not of_downs[RANK : 2 * RANK].any()
     assert of_downs[:RANK].any()
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-@pytest.mark.parametrize("rows", [None, [0], [2, 0]])
-def test_what_lies_side_by_side_in_the_copy_stays_where_it_is_in_the_leaf(
-    rows: list[int] | None, scale: float
-) -> None:
-    """Sites 1 and 3 read one x, 0 and 2 another one each."""
-    layers = [*linears(), torch.nn.Linear(INPUTS, 4, dtype=torch.float64).requires_grad_(False)]
-    sites = [Site(layer, layer) for layer in layers]
-    shapes = shapes_of(sites, RANK)
-    sizes = [many * few for many, few in shapes]
-    leaf = torch.nn.Parameter(normal(3, sum(sizes)))
-    path = FlatPath(
-        leaf, sites, rank=RANK, scale=scale, dtype=torch.float64, taken=torch.is_grad_enabled
-    )
-    together = path.joined([layers[1], layers[3]])
-    path.refresh(None if rows is None else torch.tensor(rows))
-    taken = [0, 1, 2] if rows is None else rows
-    x = normal(2 * len(taken), 5, INPUTS, seed=4)
-
-    first, (second, fourth), third = path.apply((0,), x)[0], together(x), path.apply((2,), x)[0]
-    found = [first, second, third, fourth]
-    wanted = []
-    for place, style in enumerate(taken):
-        pieces = torch.split(leaf[style], sizes)
-        matrices = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-        own = x[2 * place : 2 * place + 2]
-        wanted.append(by_the_book(own, layers, matrices[::2], matrices[1::2], scale))
-    for one, parts in zip(found, zip(*wanted, strict=True), strict=True):
-        torch.testing.assert_close(one, torch.cat(parts))
-    whole = [torch.cat(parts) for parts in zip(*wanted, strict=True)]
-    torch.testing.assert_close(gradients(found, [leaf]), gradients(whole, [leaf]))
-
-
-def test_layers_work_by_themselves_where_one_has_no_adapter_or_the_path_is_not_taken() -> None:
-    layers = linears()
-    sites = [Site(layer, layer) for layer in layers[:2]]
-    leaf = torch.nn.Parameter(normal(sum(many * few for many, few in shapes_of(sites, RANK))))
-    path = FlatPath(
-        leaf, sites, rank=RANK, scale=1.0, dtype=torch.float64, taken=torch.is_grad_enabled
-    )
-    some, all_three = path.joined(layers[:2]), path.joined(layers)
-    path.refresh()
-    x = normal(1, 5, INPUTS)
-    plain = [layer(x) for layer in layers]
-    assert not torch.allclose(some(x)[0], plain[0])
-    assert all(map(torch.equal, all_three(x), plain))
-    with torch.no_grad():
-        assert all(map(torch.equal, some(x), plain[:2]))
 
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
@@ -181,23 +129,19 @@ def test_an_attention_makes_fewer_products(
 ) -> None:
     """Self-attention saves 2 of 3 each: to the low rank, back from it, and for the downs'
     gradient, and the sums of three gradients. Of the text no gradient is asked."""
-    with (
-        attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters,
-        flat_path_of(adapters, torch.float32) as path,
-    ):
-        found = []
-        joinings: list[Joining] = [one_by_one, path.joined]
-        for joined in joinings:
-            with fused(base.unet, joined):
-                path.refresh()
-                block = base.unet.mid_block.attentions[0].transformer_blocks[0]
-                attention = getattr(block, name)
-                x = normal(1, 9, attention.to_q.in_features).float().requires_grad_()
-                width = base.unet.config.cross_attention_dim
-                states = normal(1, 77, width).float() if name == "attn2" else None
+    found = []
+    for side_by_side in (False, True):
+        with lora_on(base, side_by_side=side_by_side) as lora, fused(base.unet):
+            lora.new_style(0, 1)
+            block = base.unet.mid_block.attentions[0].transformer_blocks[0]
+            attention = getattr(block, name)
+            x = normal(1, 9, attention.to_q.in_features).float().requires_grad_()
+            width = base.unet.config.cross_attention_dim
+            states = normal(1, 77, width).float() if name == "attn2" else None
+            with lora.training(lora.slot(0)):
                 found.append(calls(attention, x, states))
     difference = found[0] - found[1]
     assert sum(difference[product] for product in PRODUCTS) == products
     assert difference["add"] == sums
     more = found[1] - found[0]
-    assert not more.keys() & {"clone", "copy", "_to_copy", "cat", "add", "sum"}
+    assert not more.keys() & {"clone", "copy", "_to_copy", "add", "sum"}

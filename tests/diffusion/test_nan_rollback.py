@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.diffusion.step.update import StepReadings
 
 from adapters.diffusion import session as session_module
+from adapters.diffusion.nan_rollback import EpochReadings
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed
@@ -79,7 +79,7 @@ def test_weights_that_are_no_numbers_are_noticed_and_undone(
 
 @pytest.mark.parametrize("what", ["loss", "gradient_norm", "largest_gradient_norm", "moved"])
 def test_one_reading_that_is_no_number_is_enough(what: str) -> None:
-    well = StepReadings(loss=0.1, gradient_norm=2.0, largest_gradient_norm=1.5, moved=0.0)
+    well = EpochReadings(loss=0.1, gradient_norm=2.0, largest_gradient_norm=1.5, moved=0.0)
     assert well.finite
     assert not replace(well, **{what: float("nan")}).finite
 

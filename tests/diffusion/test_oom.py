@@ -1,21 +1,25 @@
-"""A full card: less at a time, then recomputing, and only then a failure."""
+"""A full device: less at a time, then recomputing, and only then a failure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.oom import MemoryPlan, is_out_of_memory
-from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.oom import (
+    MemoryPlan,
+    is_out_of_memory,
+    retry_after_freeing,
+    split_on_oom,
+)
 from adapters.diffusion.trainer import DiffusionTrainer
-from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed
 from domain.image import TrainingImage
-from tests.diffusion.runs import plan_of, run
+from tests.diffusion.runs import gradient_of, plan_of, run
 
 pytestmark = pytest.mark.integration
 
@@ -47,20 +51,14 @@ def limit(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> Limit:
     return set_to
 
 
-def gradient_of(session: TrainingSession) -> torch.Tensor:
-    """What AdamW's first moment holds after one step: a tenth of the clipped gradient."""
-    assert isinstance(session, DiffusionSession)
-    return session._update.optimizer_state.tensors["exp_avg"].clone()
-
-
 def assert_same_gradient(found: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
 
 
 def test_the_ladder_halves_the_images_then_recomputes_then_ends() -> None:
     steps = [MemoryPlan(6)]
-    while (tighter := steps[-1].tighter(6)) is not None:
-        steps.append(tighter)
+    while (smaller := steps[-1].reduced(6)) is not None:
+        steps.append(smaller)
     assert steps == [
         MemoryPlan(6),
         MemoryPlan(3),
@@ -68,7 +66,7 @@ def test_the_ladder_halves_the_images_then_recomputes_then_ends() -> None:
         MemoryPlan(1),
         MemoryPlan(1, checkpointing=True),
     ]
-    assert MemoryPlan(6).tighter(2) == MemoryPlan(1)
+    assert MemoryPlan(6).reduced(2) == MemoryPlan(1)
 
 
 def test_a_full_card_is_met_by_smaller_passes_with_the_same_gradient(
@@ -159,3 +157,79 @@ def test_the_peak_of_memory_is_told(trainer: DiffusionTrainer, images: Images) -
     with trainer.open(plan_of(images[:1]), None) as session:
         session.advance()
         assert session.peak_memory > 50e6
+
+
+FULL = torch.OutOfMemoryError("CUDA out of memory")
+DEFECT = RuntimeError("shapes cannot be multiplied")
+
+
+@dataclass
+class Model:
+    """As much of a training model as freeing memory takes."""
+
+    runs: int = 1
+    freed: int = 0
+
+    def free_graphs(self) -> bool:
+        self.freed += 1
+        return True
+
+
+def attempted(model: Any, *errors: Exception) -> Any:
+    """What comes of an action that fails with these before it succeeds."""
+    left = list(errors)
+
+    def action() -> str:
+        if left:
+            raise left.pop(0)
+        return "result"
+
+    try:
+        return retry_after_freeing(model, action)
+    except Exception as error:
+        return error.failure.retryable if isinstance(error, TrainingFailed) else str(error)
+
+
+def test_memory_is_freed_once_and_for_want_of_memory_only() -> None:
+    for errors, result, freed in (
+        ([], "result", 0),
+        ([FULL], "result", 1),
+        ([FULL, FULL], False, 1),
+        ([DEFECT], str(DEFECT), 0),
+        ([FULL, DEFECT], str(DEFECT), 1),
+    ):
+        model = Model()
+        assert (attempted(model, *errors), model.freed) == (result, freed)
+    assert attempted(Model(runs=2), FULL, FULL) is True
+
+
+def halves(whole: str) -> list[str]:
+    middle = len(whole) // 2
+    return [half for half in (whole[:middle], whole[middle:]) if half]
+
+
+@pytest.mark.parametrize(
+    ("most", "results"), [(9, ["ABCDE"]), (3, ["AB", "CDE"]), (1, [*"ABCDE"])]
+)
+def test_the_whole_is_done_in_as_few_parts_as_fit(most: int, results: list[str]) -> None:
+    def action(part: str) -> str:
+        if len(part) > most:
+            raise FULL
+        return part.upper()
+
+    assert split_on_oom(action, "abcde", halves) == results
+
+
+@pytest.mark.parametrize(("error", "tried"), [(FULL, ["abcd", "ab", "a"]), (DEFECT, ["abcd"])])
+def test_what_does_not_fit_in_parts_either_or_is_a_defect_is_raised(
+    error: Exception, tried: list[str]
+) -> None:
+    seen = []
+
+    def action(part: str) -> None:
+        seen.append(part)
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        split_on_oom(action, "abcd", halves)
+    assert seen == tried

@@ -11,25 +11,33 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.diffusion.together.ensemble import MemberSession, kind_of
 
 from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.preparation import prepare
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.preview import draw_previews
-from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.trainer import DiffusionTrainer, compatibility_key
 from adapters.pillow import decode
 from application.ports import Checkpoint, TrainingPlan
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape
-from tests.diffusion.runs import EVERY_OPTION, Outcome, drive, plan_of, run, weights_of
+from tests.diffusion.runs import (
+    EVERY_OPTION,
+    Outcome,
+    drive,
+    gradient_of,
+    plan_of,
+    run,
+    weights_of,
+)
 
 pytestmark = pytest.mark.integration
 
 Images = tuple[TrainingImage, ...]
-SEATS = 3
+SLOTS = 3
 LONG = 60.0
 """Seconds of patience, so that company does not depend on how threads are scheduled."""
 
@@ -37,7 +45,7 @@ LONG = 60.0
 @pytest.fixture
 def seated(base: BaseModel) -> DiffusionTrainer:
     """A trainer with slots."""
-    return DiffusionTrainer(base, decode, slots=SEATS, patience=LONG)
+    return DiffusionTrainer(base, decode, slots=SLOTS, patience=LONG)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def plans(images: Images) -> list[TrainingPlan]:
 
 @pytest.fixture(scope="module")
 def joint_outcomes(base: BaseModel, plans: list[TrainingPlan]) -> list[Outcome]:
-    return together(DiffusionTrainer(base, decode, slots=SEATS, patience=LONG), plans)
+    return together(DiffusionTrainer(base, decode, slots=SLOTS, patience=LONG), plans)
 
 
 def in_threads(sessions: Sequence[Any], action: Callable[[Any], Any]) -> list[Any]:
@@ -69,7 +77,7 @@ def sessions_of(
     stack: ExitStack,
     trainer: DiffusionTrainer,
     plans: Sequence[TrainingPlan],
-    resume: Sequence[bytes | None] = (None,) * SEATS,
+    resume: Sequence[bytes | None] = (None,) * SLOTS,
 ) -> list[Any]:
     return [
         stack.enter_context(trainer.open(plan, data))
@@ -80,7 +88,7 @@ def sessions_of(
 def together(
     trainer: DiffusionTrainer,
     plans: Sequence[TrainingPlan],
-    resume: Sequence[bytes | None] = (None,) * SEATS,
+    resume: Sequence[bytes | None] = (None,) * SLOTS,
 ) -> list[Outcome]:
     with ExitStack() as stack:
         sessions = sessions_of(stack, trainer, plans, resume)
@@ -112,7 +120,7 @@ def test_the_first_gradient_is_that_of_the_run_alone(
         with trainer.open(plan, None) as session:
             start = weights_of(session).clone()
             session.advance()
-            alone.append((start, first_moments(session)))
+            alone.append((start, gradient_of(session)))
     with ExitStack() as stack:
         sessions = sessions_of(stack, seated, plans)
         starts = [weights_of(session).clone() for session in sessions]
@@ -120,12 +128,7 @@ def test_the_first_gradient_is_that_of_the_run_alone(
         for session, start, (wanted_start, wanted) in zip(sessions, starts, alone, strict=True):
             assert torch.equal(start, wanted_start)
             largest = wanted.abs().max().item()
-            torch.testing.assert_close(first_moments(session), wanted, rtol=0, atol=1e-4 * largest)
-
-
-def first_moments(session: Any) -> torch.Tensor:
-    moments: torch.Tensor = session._update.optimizer_state.tensors["exp_avg"].clone()
-    return moments
+            torch.testing.assert_close(gradient_of(session), wanted, rtol=0, atol=1e-4 * largest)
 
 
 def test_reports_are_each_runs_own(seated: DiffusionTrainer, plans: list[TrainingPlan]) -> None:
@@ -163,14 +166,14 @@ def test_equal_company_gives_equal_bytes(
     assert together(seated, plans) == joint_outcomes
 
 
-def recording(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
+def recording(base: BaseModel, recorder: Tape, patience: float = LONG) -> DiffusionTrainer:
     return DiffusionTrainer(
         base,
         decode,
         backend=Backend(cuda_graphs=True),
         make_recorder=lambda _: recorder,
-        slots=SEATS,
-        patience=LONG,
+        slots=SLOTS,
+        patience=patience,
     )
 
 
@@ -186,9 +189,7 @@ def test_recorded_passes_give_the_bytes_of_plain_ones(
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
 
-def test_passes_are_made_by_one_thread_whichever_run_leads(
-    base: BaseModel, images: Images
-) -> None:
+def test_passes_are_made_by_one_thread_whichever_run_asks(base: BaseModel, images: Images) -> None:
     recorder = Tape()
     with recording(base, recorder).open(plan_of(images[:2], epochs=4), None) as session:
         for _ in range(3):
@@ -229,37 +230,34 @@ def test_previews_are_each_runs_own_and_the_bases(
     with ExitStack() as stack:
         sessions = sessions_of(stack, seated, plans)
         for session, wanted in zip(sessions, alone, strict=True):
-            weights_of(session).add_(0.1 * session._plan.parameters.seed)
+            weights_of(session).add_(0.1 * session.parameters.seed)
             assert pixels_apart(session.previews(adapted=True)[0].png, wanted[0].png) < 2
         assert sessions[1].previews(adapted=False) == bare
 
 
 def test_others_go_on_between_two_previews(
-    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """First come, first served: a step that is asked for during one comes before the next."""
+    trainer = DiffusionTrainer(base, decode, slots=2, patience=0.0)
     plan = plan_of(images[:1], seed=1, sample_prompts=("a sun", "a moon"))
-    losses = []
-    with seated.open(plan, None) as one, seated.open(plan_of(images[:1], seed=2), None) as other:
-        assert isinstance(one, MemberSession)
-        assert isinstance(other, MemberSession)
+    steps: list[int] = []
+    with trainer.open(plan, None) as one, trainer.open(plan, None) as other:
+        assert isinstance(other, DiffusionSession)
         stepping = threading.Thread(target=other.advance)
 
         def draw(*arguments: Any) -> Any:
-            losses.append(other._update.notes[0].item())
-            drawn = draw_previews(*arguments)
+            steps.append(other.step)
             if not stepping.is_alive():
                 stepping.start()
-                while len(seated._turn._line) < 2:
+                while not other.thread.waiting:
                     time.sleep(0.001)
-            return drawn
+            return draw_previews(*arguments)
 
         monkeypatch.setattr("adapters.diffusion.session.draw_previews", draw)
-        assert seated._ensemble is not None
-        seated._ensemble.rendezvous.excuse(one)
         assert len(one.previews(adapted=True)) == 2
         stepping.join(LONG)
-    assert losses[0] == 0
-    assert losses[1] > 0
+    assert steps == [0, 1]
 
 
 def pixels_apart(one: bytes, other: bytes) -> float:
@@ -339,7 +337,7 @@ def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
         in_threads(sessions, drive)
         found = [outcome_of(session) for session in sessions]
         assert sessions[0]._thrift == MemoryPlan(2)
-        assert not sessions[1].saves_memory
+        assert not sessions[1].reduced
     for one, other in zip(found, wanted, strict=True):
         assert_alike(one, other)
     assert max(sizes) == 2
@@ -369,12 +367,9 @@ def test_a_run_that_does_not_fit_beside_others_may_be_tried_again_and_alone_not(
 
 @pytest.mark.parametrize("what", ["previews", "measurement"])
 def test_so_may_one_whose_previews_or_measurements_do_not_fit(
-    seated: DiffusionTrainer,
-    base: BaseModel,
-    images: Images,
-    monkeypatch: pytest.MonkeyPatch,
-    what: str,
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
+    slotted = DiffusionTrainer(base, decode, slots=SLOTS)
     plan = plan_of(images[:1], validation_epochs=1)
     forward = base.unet.forward
 
@@ -390,11 +385,9 @@ def test_so_may_one_whose_previews_or_measurements_do_not_fit(
             return failure_of(session.advance)
         return failure_of(lambda: session.previews(adapted=True))
 
-    with seated.open(plan, None) as first, seated.open(plan, None) as other:
-        assert isinstance(other, MemberSession)
-        seated._ensemble.rendezvous.excuse(other)
+    with slotted.open(plan, None) as first, slotted.open(plan, None):
         assert failure(first).retryable
-    with seated.open(plan, None) as session:
+    with slotted.open(plan, None) as session:
         assert not failure(session).retryable
 
 
@@ -419,28 +412,29 @@ def test_adapters_for_all_seats_that_do_not_fit_are_told_as_such(
 
     plan = plan_of(images[:1])
     with monkeypatch.context() as patched:
-        patched.setattr("adapters.diffusion.together.stacked.Stack", full)
+        patched.setattr("adapters.diffusion.training_model.PackedLora", full)
         failure = failure_of(lambda: seated.open(plan, None).__enter__())
     assert (failure.code, failure.retryable) == (FailureCode.GPU_OOM, False)
     assert run(seated, plan, steps=1).weights
 
 
-def test_the_next_step_is_drawn_before_a_run_counts_the_last_one(
-    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
+def test_the_next_steps_are_prepared_before_any_run_waits_for_the_device(
+    slotted: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over the ends of epochs too, where each waits for the device in turn."""
-    count, drawn = MemberSession.count_step, []
+    """At the end of an epoch, where each waits in turn."""
+    calls: list[str] = []
+    for name in ("prefetch", "finish_step"):
+        whole = getattr(DiffusionSession, name)
 
-    def noting(session: MemberSession) -> Any:
-        drawn.append((session._step + 1) in session._feed._ready)
-        return count(session)
+        def noting(session: DiffusionSession, name: str = name, whole: Any = whole) -> Any:
+            calls.append(name)
+            return whole(session)
 
-    monkeypatch.setattr(MemberSession, "count_step", noting)
+        monkeypatch.setattr(DiffusionSession, name, noting)
     plans = [plan_of(images[:2], epochs=2, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack:
-        in_threads(sessions_of(stack, seated, plans), drive)
-    assert drawn.count(True) == 2 * 3
-    assert drawn[-2:] == [False, False]
+        in_threads(sessions_of(stack, slotted, plans), drive)
+    assert calls == ["prefetch", "prefetch", "finish_step", "finish_step"] * 4
 
 
 def test_only_the_run_that_has_to_recomputes_its_feature_maps(
@@ -453,31 +447,26 @@ def test_only_the_run_that_has_to_recomputes_its_feature_maps(
     wanted = [run(trainer, plan) for plan in chosen]
     with ExitStack() as stack:
         sessions = sessions_of(stack, seated, chosen)
-        sessions[0]._apply(MemoryPlan(1, checkpointing=True))
+        sessions[0].memory = MemoryPlan(1, checkpointing=True)
         in_threads(sessions, drive)
         assert not base.unet.is_gradient_checkpointing
         for session, other in zip(sessions, wanted, strict=True):
             assert_alike(outcome_of(session), other)
 
 
-def test_a_run_at_the_end_of_its_thrift_has_the_others_recordings_let_go(
+def test_a_run_that_cannot_save_more_has_the_others_graphs_dropped(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast = recording(base, Tape())
+    fast = recording(base, Tape(), patience=0.0)
     assert fast.recordings is None
     plans = [plan_of(images[:2], epochs=4, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack:
-        first, thrifty = (stack.enter_context(fast.open(plan, None)) for plan in plans)
-        assert isinstance(first, MemberSession)
-        assert isinstance(thrifty, MemberSession)
-        ensemble, forward = fast._ensemble, base.unet.forward
-        assert ensemble is not None
-        ensemble.rendezvous.excuse(thrifty)
+        first, last = sessions_of(stack, fast, plans)
         for _ in range(4):
             first.advance()
         assert fast.recordings == 1
-        ensemble.rendezvous.excuse(first)
-        thrifty._thrift = MemoryPlan(1, checkpointing=True)
+        last.memory = MemoryPlan(1, checkpointing=True)
+        forward = base.unet.forward
 
         def limited(*arguments: Any, **keywords: Any) -> Any:
             if base.unet.is_gradient_checkpointing and fast.recordings:
@@ -485,7 +474,7 @@ def test_a_run_at_the_end_of_its_thrift_has_the_others_recordings_let_go(
             return forward(*arguments, **keywords)
 
         monkeypatch.setattr(base.unet, "forward", limited)
-        assert thrifty.advance().step == 1
+        assert last.advance().step == 1
         assert fast.recordings == 0
 
 
@@ -527,39 +516,25 @@ def test_the_base_is_the_same_afterwards_and_the_trainer_free(
     after = base.unet.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert not any("forward" in module.__dict__ for module in base.unet.modules())
     assert run(seated, dora, steps=1).weights
     assert run(seated, plans[0], steps=1).weights
 
 
 def test_runs_that_end_at_the_same_moment_leave_the_trainer_free(
-    seated: DiffusionTrainer, plans: list[TrainingPlan]
+    slotted: DiffusionTrainer, plans: list[TrainingPlan]
 ) -> None:
-    both = threading.Barrier(2)
-
-    class Free(list[int]):
-        """Rows of which two are given up before either run goes on to leave."""
-
-        def append(self, row: int) -> None:
-            super().append(row)
-            both.wait(LONG)
-
     stacks = [ExitStack(), ExitStack()]
     for stack, plan in zip(stacks, plans, strict=False):
-        stack.enter_context(seated.open(plan, None))
-    ensemble = seated._ensemble
-    assert ensemble is not None
-    ensemble._free = Free(ensemble._free)
+        stack.enter_context(slotted.open(plan, None))
     in_threads(stacks, ExitStack.close)
-    assert seated._ensemble is None
-    assert run(seated, plan_of(plans[0].images, use_dora=True), steps=1).weights
+    assert run(slotted, plan_of(plans[0].images, use_dora=True), steps=1).weights
 
 
 def test_only_runs_with_adapters_alike_are_of_one_kind(images: Images) -> None:
-    first = kind_of(plan_of(images[:1]).parameters)
+    first = compatibility_key(plan_of(images[:1]).parameters)
     alike = {"seed": 5, "learning_rate": 1e-2, "batch_size": 4, "snr_gamma": 5.0, "epochs": 9}
-    assert kind_of(plan_of(images[:1], **alike).parameters) == first
+    assert compatibility_key(plan_of(images[:1], **alike).parameters) == first
     for other in ({"rank": 2}, {"alpha": 1.0}, {"lora_targets": "attention+ff"}):
-        assert kind_of(plan_of(images[:1], **other).parameters) not in (first, None)
+        assert compatibility_key(plan_of(images[:1], **other).parameters) not in (first, None)
     for alone in ({"lora_dropout": 0.1}, {"optimizer": "prodigy"}, {"use_dora": True}):
-        assert kind_of(plan_of(images[:1], **alone).parameters) is None
+        assert compatibility_key(plan_of(images[:1], **alone).parameters) is None

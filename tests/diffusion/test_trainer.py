@@ -218,17 +218,6 @@ def test_a_checkpoint_whose_optimizer_remembers_something_else_is_rejected(
         run(trainer, plan, resume=checkpoint)
 
 
-def test_a_checkpoint_of_the_format_before_is_rejected(
-    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = plan_of(images[:1])
-    with monkeypatch.context() as patched:
-        patched.setattr("adapters.diffusion.checkpoint.FORMAT", "4")
-        checkpoint = run(trainer, plan, steps=1).checkpoint
-    with pytest.raises(CheckpointRejected, match="format '4', not '5'"):
-        run(trainer, plan, resume=checkpoint)
-
-
 def test_the_loss_of_an_epoch_is_the_mean_over_its_images(
     trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:

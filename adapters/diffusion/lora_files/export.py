@@ -17,18 +17,18 @@ from dataclasses import dataclass
 import torch
 
 from adapters.diffusion.data.dataset import Size
-from adapters.diffusion.lora_layers import LoraMatrices, StyleLora
-from adapters.diffusion.optimizer import optimizer_class
-from adapters.diffusion.style_file.forms import (
+from adapters.diffusion.lora_files.diffusers_format import to_diffusers
+from adapters.diffusion.lora_files.files import hashed
+from adapters.diffusion.lora_files.kohya_format import to_kohya
+from adapters.diffusion.lora_files.lora_formats import (
     TEXT_ENCODER,
     UNET,
     LayerWeights,
-    Style,
+    LoraWeights,
     text_path,
-    to_diffusers,
-    to_kohya,
-    write_style,
 )
+from adapters.diffusion.lora_layers import StyleLora
+from adapters.diffusion.optimizer import optimizer_class
 from application.ports import TrainingPlan
 from domain.parameters import TrainingParameters
 
@@ -52,32 +52,30 @@ class RunFacts:
         return sum(self.bucket_sizes.values())
 
 
-def encode_style(lora: StyleLora, plan: TrainingPlan, facts: RunFacts) -> bytes:
-    """Write the style. No clock is read: equal plans and weights give equal bytes."""
-    style = style_of(lora)
+def encode_trained(lora: StyleLora, plan: TrainingPlan, facts: RunFacts) -> bytes:
+    """The trained LoRA as a file. No clock is read: equal plans and weights give equal bytes."""
+    weights = lora_weights(lora)
     if plan.parameters.use_dora:
-        tensors, form = to_diffusers(style)
+        tensors, form = to_diffusers(weights)
     else:
-        tensors, form = to_kohya(style), {}
+        tensors, form = to_kohya(weights), {}
     metadata = {**_kohya(plan, lora.alpha, facts), **_modelspec(plan, facts), **form}
-    return write_style(tensors, metadata)
+    return hashed(tensors, metadata)
 
 
-def style_of(lora: StyleLora) -> Style:
-    """The matrices, in half precision."""
+def lora_weights(lora: StyleLora) -> LoraWeights:
+    """The matrices in half precision; DoRA's magnitudes, a few kilobytes, keep their float32."""
     layers = {(UNET, path): matrices for path, matrices in lora.unet.items()}
     layers |= {(TEXT_ENCODER, text_path(p)): m for p, m in lora.text_encoder.items()}
-    return {layer: _in_half(matrices, lora.alpha) for layer, matrices in layers.items()}
-
-
-def _in_half(matrices: LoraMatrices, alpha: float) -> LayerWeights:
-    down, up, magnitude = (
-        None if tensor is None else tensor.detach().to(torch.float16)
-        for tensor in (matrices.down, matrices.up, matrices.magnitude)
-    )
-    assert down is not None
-    assert up is not None
-    return LayerWeights(down, up, alpha, magnitude)
+    return {
+        layer: LayerWeights(
+            matrices.down.to(torch.float16),
+            matrices.up.to(torch.float16),
+            lora.alpha,
+            None if matrices.magnitude is None else matrices.magnitude.clone(),
+        )
+        for layer, matrices in layers.items()
+    }
 
 
 def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
