@@ -78,9 +78,7 @@ def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
     recorded = Backend(cuda_graphs=True)
     ways: dict[str, Callable[[], DiffusionTrainer]] = {
         "plain": lambda: DiffusionTrainer(base, decode),
-        "recorded": lambda: DiffusionTrainer(
-            base, decode, backend=recorded, make_recorder=Tape
-        ),
+        "recorded": lambda: DiffusionTrainer(base, decode, backend=recorded, make_recorder=Tape),
         "two styles at once": lambda: DiffusionTrainer(base, decode, slots=2, patience=60.0),
     }
     return {

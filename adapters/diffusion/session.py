@@ -163,8 +163,7 @@ class DiffusionSession:
         whole = self._data.previews
         requests = [whole] if self.model.slots == 1 else list(whole.each())
         drawn = [
-            self.thread.call(partial(self._draw, request, adapted=adapted))
-            for request in requests
+            self.thread.call(partial(self._draw, request, adapted=adapted)) for request in requests
         ]
         return tuple(preview for previews in drawn for preview in previews)
 

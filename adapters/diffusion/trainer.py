@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.cuda_graphs import CudaRecorder, Recorder
 from adapters.diffusion.data.preparation import PreparedData, prepare
 from adapters.diffusion.device_thread import MIN_PATIENCE, DeviceThread
+from adapters.diffusion.fused.blocks import with_fused_blocks
 from adapters.diffusion.memory_use import reset_peak_memory
 from adapters.diffusion.oom import oom_fails_the_run, retry_after_freeing
 from adapters.diffusion.optimizer import require_optimizer
@@ -50,10 +52,10 @@ class DiffusionTrainer:
         slots: int = 1,
         patience: float = MIN_PATIENCE,
     ) -> None:
-        self._base = base
         self._decode = decode
         self._device = torch.device(device)
         self._backend = backend or choose_backend(self._device)
+        self._base = _built_for(base, self._device, self._backend)
         self._make_recorder = make_recorder
         self._slots = slots
         self._thread: DeviceThread[DiffusionSession, StepReport] = DeviceThread(
@@ -63,7 +65,6 @@ class DiffusionTrainer:
         self._model: TrainingModel | None = None
         self._key: Hashable | None = None
         self._close_model = ExitStack()
-        place_unet(base.unet, self._device, self._backend)
         log.info("training on %s: %s", self._device, describe(self._backend))
 
     @property
@@ -201,9 +202,10 @@ def compatibility_key(parameters: TrainingParameters) -> Hashable | None:
     return parameters.rank, parameters.lora_scale, str(parameters.lora_targets)
 
 
-def place_unet(unet: torch.nn.Module, device: torch.device, backend: Backend) -> None:
-    """Put the UNet on the device in the backend's precision and layout."""
+def _built_for(base: BaseModel, device: torch.device, backend: Backend) -> BaseModel:
+    """The base with its UNet on the device, in the backend's precision, layout and blocks."""
     layout = torch.channels_last if backend.channels_last else torch.contiguous_format
     # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
-    torch.nn.Module.to(unet, device=device, dtype=backend.dtype)
-    torch.nn.Module.to(unet, memory_format=layout)  # type: ignore[call-overload] # has no signature
+    torch.nn.Module.to(base.unet, device=device, dtype=backend.dtype)
+    torch.nn.Module.to(base.unet, memory_format=layout)  # type: ignore[call-overload] # untyped
+    return replace(base, unet=with_fused_blocks(base.unet)) if backend.fused else base

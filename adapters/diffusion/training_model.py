@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel, on_device
 from adapters.diffusion.cuda_graphs import CudaRecorder, GraphCache, Recorder
-from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.lora_layers import PackedLora, lora_installed
 from domain.parameters import TrainingParameters
 
@@ -104,7 +103,6 @@ def training_model(
             stack.enter_context(on_device(base.text_encoder, device))
         model = TrainingModel(base, parameters, device, backend, slots, recorder)
         stack.enter_context(lora_installed(base.unet, model.text_encoder, model.lora))
-        stack.enter_context(fused(base.unet) if backend.fused else nullcontext())
         stack.callback(model.free_graphs)
         stack.callback(model.recompute, False)
         yield model
