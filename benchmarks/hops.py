@@ -69,7 +69,7 @@ def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
     from adapters.diffusion.backend import Backend
     from adapters.diffusion.base.model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
-    from adapters.pillow import decode
+    from adapters.images.decode import decode
     from benchmarks.full_size import SMALL_BASE
     from tests.diffusion.fake_cuda_graph import Tape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -77,9 +77,19 @@ class GraphCache:
                 function(batch)
             self._warm_ups[key] = warm_ups + 1
             return batch
-        if key not in self._graphs and not self._record(recorder, key, batch, function):
-            function(batch)
-            return batch
+        if key not in self._graphs:
+            if len(self._graphs) >= MAX_GRAPHS:
+                self._drop_oldest(recorder)
+            memory = batch.clone()
+            try:
+                replay = recorder.record(partial(function, memory))
+            except Exception as error:  # whatever the driver, the allocator or a kernel objects to
+                first = _first_of_torch(error)
+                what = "out of memory" if is_out_of_memory(error) else str(first).split("\n")[0]
+                self.stop(f"{type(first).__name__}: {what}")
+                function(batch)
+                return batch
+            self._graphs[key] = memory, replay
         memory, replay = self._graphs[key] = self._graphs.pop(key)
         memory.copy_(batch)
         replay()
@@ -105,29 +115,12 @@ class GraphCache:
         self._recorder = None
         return self.clear()
 
-    def _record(
-        self,
-        recorder: Recorder,
-        key: Hashable,
-        batch: Batch,
-        function: Callable[[Batch], None],
-    ) -> bool:
-        if len(self._graphs) >= MAX_GRAPHS:
-            recorder.synchronize()  # a replay may be under way
-            oldest = next(iter(self._graphs))
-            # Its shape warms up again when it returns: shapes that take turns are not recorded
-            # each time.
-            del self._graphs[oldest], self._warm_ups[oldest]
-        memory = batch.clone()
-        try:
-            replay = recorder.record(lambda: function(memory))
-        except Exception as error:  # whatever the driver, the allocator or a kernel objects to
-            first = _first_of_torch(error)
-            what = "out of memory" if is_out_of_memory(error) else str(first).split("\n")[0]
-            self.stop(f"{type(first).__name__}: {what}")
-            return False
-        self._graphs[key] = memory, replay
-        return True
+    def _drop_oldest(self, recorder: Recorder) -> None:
+        """Its shape warms up again when it returns: shapes that take turns are not recorded each
+        time."""
+        recorder.synchronize()  # a replay may be under way
+        oldest = next(iter(self._graphs))
+        del self._graphs[oldest], self._warm_ups[oldest]
 
 
 def _first_of_torch(error: Exception) -> BaseException:

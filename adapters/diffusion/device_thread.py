@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from adapters.diffusion.device_errors import is_broken_device
@@ -124,31 +125,21 @@ class DeviceThread(Generic[Run, Report]):
         """Wait for the next work; None where there are no users any more."""
         with self._changed:
             while self._users or self._calls or self._ready:
-                wait = self._seconds_to_step()
-                first = self._calls[0][0] if self._calls else None
-                if (
-                    wait is not None
-                    and wait <= 0
-                    and (first is None or self._ready_since <= first)
-                ):
-                    ready, self._ready = self._ready, {}
-                    self._expected = set(ready)
-                    return lambda: self._step_all(ready)
+                wait = None
+                if self._ready:
+                    patience = max(self._patience, _SHARE_OF_STEP * self._duration)
+                    missing = not self._expected <= self._ready.keys()
+                    wait = self._ready_since + patience - self._now() if missing else 0.0
+                    if wait <= 0 and not (self._calls and self._calls[0][0] < self._ready_since):
+                        ready, self._ready = self._ready, {}
+                        self._expected = set(ready)
+                        return partial(self._step_all, ready)
                 if self._calls:
                     _, work, done = self._calls.popleft()
-                    return lambda: _settle(done, work)
+                    return partial(_settle, done, work)
                 self._changed.wait(wait)
             self._thread = None
             return None
-
-    def _seconds_to_step(self) -> float | None:
-        """Until the next step begins; None where no run asks for one."""
-        if not self._ready:
-            return None
-        if self._expected <= self._ready.keys():
-            return 0.0
-        patience = max(self._patience, _SHARE_OF_STEP * self._duration)
-        return self._ready_since + patience - self._now()
 
     def _step_all(self, ready: Mapping[Run, Future[Report]]) -> None:
         began = self._now()

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from adapters.diffusion.data.rng import generator_for
-from adapters.diffusion.lora_function import lora_linear
+from adapters.diffusion.lora_function import LoraFunction
 from adapters.diffusion.lora_targets import (
     TargetLayers,
     shared_inputs,
@@ -95,6 +95,7 @@ class PackedLora:
         # DoRA's magnitudes and the text encoder need float32; each layer casts what it can.
         exact = parameters.use_dora or bool(self.text_encoder)
         self._dtype = torch.float32 if exact else dtype
+        self.plain = not (self.dropout or self.dora)
         names = [*self.unet, *self.text_encoder]
         groups = [*shared_inputs(unet, self.unet), *((name,) for name in self.text_encoder)]
         self._groups = [
@@ -104,7 +105,7 @@ class PackedLora:
                     _shapes(self._layers[names.index(name)], self._rank, dora=parameters.use_dora)
                     for name in group
                 ],
-                stacked=side_by_side and len(group) > 1,
+                stacked=side_by_side and self.plain and len(group) > 1,
             )
             for group in groups
         ]
@@ -150,35 +151,27 @@ class PackedLora:
             self._scale * self._rank,
         )
 
-    @contextmanager
-    def training(self, slots: torch.Tensor) -> Iterator[None]:
+    def training(self, slots: torch.Tensor) -> AbstractContextManager[None]:
         """While open, batches hold equally many samples of each of these styles, in their order,
         and gradients reach the packed weights.
 
         Args:
             slots: (k,), on the device.
         """
-        self._activate(self.weights, slots)
-        self.in_training = True
-        try:
-            yield
-        finally:
-            self._deactivate()
+        return self._activated(self.weights, slots, in_training=True)
 
-    @contextmanager
-    def showing(self, slot: torch.Tensor) -> Iterator[None]:
+    def showing(self, slot: torch.Tensor) -> AbstractContextManager[None]:
         """While open, batches are of one style as it is now: no dropout, no gradient.
 
         Args:
             slot: (1,), on the device.
         """
-        self._activate(self.weights.detach(), slot)
-        try:
-            yield
-        finally:
-            self._deactivate()
+        return self._activated(self.weights.detach(), slot, in_training=False)
 
-    def _activate(self, weights: torch.Tensor, slots: torch.Tensor) -> None:
+    @contextmanager
+    def _activated(
+        self, weights: torch.Tensor, slots: torch.Tensor, *, in_training: bool
+    ) -> Iterator[None]:
         """Copy the styles' weights once, and give each layer its matrices as views of the copy.
 
         One split for all layers matters: its backward is one concatenation.
@@ -190,11 +183,13 @@ class PackedLora:
         pieces = torch.split(weights.to(self._dtype), self._sizes, dim=1)
         styles = (len(slots),) if len(slots) > 1 else ()
         self.active, self.active_downs = self._matrices(pieces, styles)
-
-    def _deactivate(self) -> None:
-        # The pass's matrices hold the node that adds to the packed gradient, which belongs to the
-        # stream of its first use: kept, it would spoil a capture on another stream.
-        self.active, self.active_downs, self.in_training = None, {}, False
+        self.in_training = in_training
+        try:
+            yield
+        finally:
+            # The matrices hold the node that adds to the packed gradient, which belongs to the
+            # stream of its first use: kept, it would spoil a capture on another stream.
+            self.active, self.active_downs, self.in_training = None, {}, False
 
     def _matrices(
         self, pieces: Sequence[torch.Tensor], styles: tuple[int, ...] = ()
@@ -259,7 +254,9 @@ class LoraLinear(torch.nn.Linear):
         if self.lora.merged and own.down.ndim == 2:
             return functional.linear(x, torch.addmm(self.weight, own.up, own.down), self.bias)
         down, up = own.down.to(x.dtype), own.up.to(x.dtype)
-        return lora_linear(x, (self,), down, (up,))[0]
+        # torch has no types for it.
+        y: torch.Tensor = LoraFunction.apply(x, down, self.weight, self.bias, up)[0]  # type: ignore[no-untyped-call]
+        return y
 
 
 class LoraLinearVariant(LoraLinear):
@@ -307,7 +304,13 @@ def project(x: torch.Tensor, layers: Sequence[torch.nn.Module]) -> Sequence[torc
     first = lora_layers[0]
     assert first.lora.active is not None
     ups = [first.lora.active[layer.number].up for layer in lora_layers]
-    return lora_linear(x, lora_layers, first.lora.active_downs[first.number], ups)
+    weights = [layer.weight for layer in lora_layers]
+    biases = [layer.bias for layer in lora_layers]
+    # torch has no types for it.
+    ys: tuple[torch.Tensor, ...] = LoraFunction.apply(  # type: ignore[no-untyped-call]
+        x, first.lora.active_downs[first.number], *weights, *biases, *ups
+    )
+    return ys
 
 
 def _dropped(x: torch.Tensor, lora: PackedLora) -> torch.Tensor:
@@ -345,7 +348,7 @@ def lora_installed(
 ) -> Iterator[None]:
     """While open, the LoRA layers take the place of the frozen ones that they share weights with.
     On leaving, the models are what they were."""
-    variant = LoraLinearVariant if lora.dropout or lora.dora else LoraLinear
+    variant = LoraLinear if lora.plain else LoraLinearVariant
     replaced: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
     try:
         places = [(unet, name, layer) for name, layer in lora.unet.items()]
@@ -365,17 +368,9 @@ def lora_installed(
             setattr(place, child, frozen)
 
 
-def dropout_rng(
-    parameters: TrainingParameters, step: int, device: torch.device
-) -> AbstractContextManager[None]:
-    """While open, what ``lora_dropout`` leaves out depends on the seed and the step alone."""
-    if not parameters.lora_dropout:
-        return nullcontext()
-    return _seeded(generator_for(parameters.seed, "dropout", step).initial_seed(), device)
-
-
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def dropout_rng(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """While open, what dropout leaves out depends on the seed and the step alone."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(generator_for(seed, "dropout", step).initial_seed())
         yield

@@ -8,14 +8,13 @@ fits in no way fails with GPU_OOM.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from adapters.diffusion.train_step import train_step
 from domain.failure import Failure, FailureCode, TrainingFailed
 
 if TYPE_CHECKING:
@@ -60,50 +59,28 @@ class MemoryPlan:
         return f"{images}, recomputing feature maps" if self.checkpointing else images
 
 
-def step_runs(
-    model: TrainingModel, runs: Sequence[DiffusionSession]
-) -> Mapping[DiffusionSession, TrainingFailed]:
-    """Train the next step of each run, in as few passes as batch shapes and memory allow.
-
-    Returns:
-        GPU_OOM for each run that fits in no way.
-    """
-    failures = {}
-    for group in _groups(runs):
-        while group:
-            some = group[: model.runs_per_pass]
-            steps = [run.step for run in some]
-            try:
-                model.recompute(some[0].memory.checkpointing)
-                train_step(model, some)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                full = True
-            else:
-                full = False
-            done = [run for run, before in zip(some, steps, strict=True) if run.step > before]
-            group = [run for run in group if run not in done]
-            # Behind the handler: an error holds the tensors of every frame it came through.
-            if full and group and (failure := _use_less(model, group, len(some))) is not None:
-                failures[group.pop(0)] = failure
-    return failures
-
-
-def _groups(runs: Sequence[DiffusionSession]) -> Iterator[list[DiffusionSession]]:
-    """The runs whose next batches have the same shape, in the order of their slots: the same runs
-    give the same sums."""
+def groups_of_one_shape(runs: Sequence[DiffusionSession]) -> list[list[DiffusionSession]]:
+    """The runs whose next batches can share a pass, in the order of their slots: the same runs
+    give the same sums. A run that saves memory has a pass of its own."""
     groups: dict[Hashable, list[DiffusionSession]] = {}
     for run in sorted(runs, key=lambda run: run.slot):
-        shape = run.slot if run.reduced else run.next_shape()
+        shape = run.slot if run.reduced else run.batches.shape(run.step)
         groups.setdefault(shape, []).append(run)
-    yield from groups.values()
+    return list(groups.values())
 
 
-def _use_less(
+def use_less(
     model: TrainingModel, group: Sequence[DiffusionSession], tried: int
 ) -> TrainingFailed | None:
-    """Make the next attempt smaller. Returns the first run's failure where it cannot be."""
+    """Make the next attempt at a step smaller.
+
+    Args:
+        group: the runs that are left of those of one shape.
+        tried: how many shared the pass that did not fit.
+
+    Returns:
+        The first run's failure, where it cannot get by with less.
+    """
     for run in group:
         run.discard_gradient()
     if tried > 1:
@@ -116,7 +93,7 @@ def _use_less(
         stopped, model.evaluation_graphs = model.evaluation_graphs, None
         if stopped.stop("steps need the memory"):
             return None
-    plan = run.memory.reduced(run.next_shape()[0])
+    plan = run.memory.reduced(run.batches.shape(run.step)[0])
     if plan is None:
         return None if model.free_graphs() else gpu_oom(retryable=model.runs > 1)
     log.warning("step %d: out of memory, going on with %s", run.step + 1, plan)

@@ -28,7 +28,13 @@ from adapters.diffusion.lora_files.export import RunFacts, encode_trained
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
 from adapters.diffusion.objective import objective_of
-from adapters.diffusion.oom import MemoryPlan, retry_after_freeing, step_runs
+from adapters.diffusion.oom import (
+    MemoryPlan,
+    groups_of_one_shape,
+    is_out_of_memory,
+    retry_after_freeing,
+    use_less,
+)
 from adapters.diffusion.optimizer import (
     OptimizerStateInvalid,
     build_optimizer,
@@ -36,7 +42,7 @@ from adapters.diffusion.optimizer import (
     state_of,
 )
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
-from adapters.diffusion.train_step import Batch
+from adapters.diffusion.train_step import Batch, train_step
 from adapters.diffusion.training_model import TrainingModel
 from application.ports import (
     Checkpoint,
@@ -83,7 +89,12 @@ class DiffusionSession:
         self._buckets = trained_buckets(dataset.buckets, held_out)
         buckets = list(self._buckets.values())
         self._epoch_steps = steps_per_epoch(buckets, parameters.batch_size)
-        self._schedule = learning_rate_of(parameters, self.total_steps)
+        self.total_steps = parameters.epochs * self._epoch_steps
+        rate = learning_rate_of(parameters, self.total_steps)
+        self.schedule = [rate(step) for step in range(self.total_steps)]
+        """The learning rate of each step, before rollbacks."""
+        self.text_share = parameters.text_encoder_share
+        """The text encoder's learning rate as a share of the UNet's."""
 
         self.lora = model.lora.new_style(slot, parameters.seed)
         self.optimizer = build_optimizer(self.lora.weights, parameters)
@@ -97,6 +108,8 @@ class DiffusionSession:
         """Steps done."""
         self.memory = MemoryPlan(parameters.batch_size)
         self._rollbacks = Rollbacks()
+        self.lr_factor = 1.0
+        """Lower after rollbacks."""
         self._history: list[EpochRecord] = []
 
         captions = dataset.captions
@@ -105,16 +118,11 @@ class DiffusionSession:
             captions = tokens_of(base, distinct).to(model.device)
         objective = objective_of(base.noise_schedule, parameters.snr_gamma, model.device)
         row = model.lora.slot(slot)
-        self._batches = BatchPrefetcher(parameters, dataset, buckets, objective, captions, row)
+        self.batches = BatchPrefetcher(parameters, dataset, buckets, objective, captions, row)
         self._evaluation = Evaluation(
             model, objective, dataset, held_out, captions, row, parameters.seed
         )
         self._good = self._state().copy()
-
-    @property
-    def total_steps(self) -> int:
-        """Steps in the whole run."""
-        return self.parameters.epochs * self._epoch_steps
 
     @property
     def finished(self) -> bool:
@@ -176,24 +184,10 @@ class DiffusionSession:
 
     def next_batch(self) -> Batch:
         """The next step's batch. Its noise and timesteps depend on the seed and the step alone."""
-        batch = self._batches.batch(self.step)
+        batch = self.batches.batch(self.step)
         if not self.scaler.is_enabled():
             return batch
         return replace(batch, loss_scales=self.scaler.scale(batch.loss_scales))
-
-    def next_shape(self) -> torch.Size:
-        """(n, c, h, w) of the next batch."""
-        return self._batches.shape(self.step)
-
-    def learning_rate(self, step: int) -> float:
-        """The schedule's rate, lower after rollbacks."""
-        return self._schedule(step) * self._rollbacks.lr_factor
-
-    def prefetch(self) -> None:
-        """Prepare the next step's batch while the device is at work on this one."""
-        if not self.finished:
-            with suppress(torch.OutOfMemoryError):  # the step meets it again, and saves memory
-                self._batches.prefetch(self.step)
 
     def discard_gradient(self) -> None:
         """Forget what a step that broke off has left."""
@@ -230,6 +224,7 @@ class DiffusionSession:
         except OptimizerStateInvalid as error:
             raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
         self._rollbacks, self.memory = state.rollbacks, state.memory
+        self.lr_factor = self._rollbacks.lr_factor
         self._good = self._state().copy()
 
     def measure(self) -> tuple[float, float | None]:
@@ -244,7 +239,7 @@ class DiffusionSession:
 
     def close(self) -> None:
         """Let go of everything on the device, whoever still holds the session."""
-        del self._data, self._batches, self._evaluation, self._good
+        del self._data, self.batches, self._evaluation, self._good
         del self.lora, self.optimizer, self.scaler, self._sums, self.epoch_sums, self.largest_norm
 
     def _read_epoch(self) -> EpochReadings:
@@ -282,11 +277,12 @@ class DiffusionSession:
 
     def _roll_back(self, epoch: int) -> None:
         self._rollbacks = self._rollbacks.one_more(epoch)
+        self.lr_factor = self._rollbacks.lr_factor
         self._go_to(self._good)
         log.warning(
             "epoch %d: loss or gradient is not a number; back to step %d with %g of the "
             "learning rate (rollback %d)",
-            *(epoch, self.step, self._rollbacks.lr_factor, self._rollbacks.count),
+            *(epoch, self.step, self.lr_factor, self._rollbacks.count),
         )
         # To fall back here again must not undo that.
         self._good = self._state().copy()
@@ -298,7 +294,7 @@ class DiffusionSession:
         record = EpochRecord(
             epoch=epoch,
             loss=readings.loss / sum(len(bucket) for bucket in self._buckets.values()),
-            learning_rate=self.learning_rate(self.step - 1),
+            learning_rate=self.schedule[self.step - 1] * self.lr_factor,
             evaluation_loss=evaluation,
             validation_loss=validation,
             gradient_norm=readings.gradient_norm / self._epoch_steps,
@@ -320,7 +316,7 @@ class DiffusionSession:
             return False
         steps = range(self.step - self._epoch_steps, self.step)
         least = _MEANT_TO_MOVE * self.parameters.learning_rate
-        return any(self._schedule(step) >= least for step in steps)
+        return any(self.schedule[step] >= least for step in steps)
 
     def _state(self) -> RunState:
         return RunState(
@@ -354,12 +350,32 @@ class DiffusionSession:
 def advance_runs(
     runs: Sequence[DiffusionSession],
 ) -> Mapping[DiffusionSession, StepReport | Exception]:
-    """Train the next step of each run. A run's error is its own."""
+    """Train the next step of each run, in as few passes as batch shapes and memory allow. What a
+    run fails with is its own."""
+    model = runs[0].model
     outcomes: dict[DiffusionSession, StepReport | Exception] = {}
-    outcomes.update(step_runs(runs[0].model, runs))
+    for group in [list(runs)] if len(runs) == 1 else groups_of_one_shape(runs):
+        while group:
+            some, failed = group[: model.runs_per_pass], False
+            steps = [run.step for run in some]
+            if model.recomputing != some[0].memory.checkpointing:
+                model.recompute(some[0].memory.checkpointing)
+            try:
+                train_step(model, some)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = True
+            done = [run for run, before in zip(some, steps, strict=True) if run.step > before]
+            group = [run for run in group if run not in done]
+            # Behind the handler: an error holds the tensors of every frame it came through.
+            if failed and group and (failure := use_less(model, group, len(some))) is not None:
+                outcomes[group.pop(0)] = failure
     trained = [run for run in runs if run not in outcomes]
     for run in trained:
-        run.prefetch()
+        # While the device is at work. A step that finds no memory meets it again, and saves some.
+        with suppress(torch.OutOfMemoryError):
+            run.batches.prefetch(min(run.step, run.total_steps - 1))
     for run in trained:
         try:
             outcomes[run] = run.finish_step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -26,20 +27,23 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         torch.OutOfMemoryError: the runs whose ``step`` has not grown are to be repeated.
     """
     # Noise and timesteps are drawn ahead, from each run's seed and step.
-    batch = joined([run.next_batch() for run in runs])
-    memory = runs[0].memory
+    batches = [run.next_batch() for run in runs]
+    batch = batches[0] if len(runs) == 1 else joined(batches)
+    memory, parameters = runs[0].memory, runs[0].parameters
     images_per_pass = memory.micro_batch if len(runs) == 1 else len(batch.noisy)
 
     def forward_backward(batch: Batch) -> None:
+        whole = images_per_pass >= len(batch.noisy)
         with model.lora.training(batch.slots):
-            for part in batch.split(images_per_pass):
+            for part in [batch] if whole else batch.split(images_per_pass):
                 losses = image_losses(model, part)
                 part.losses.copy_(losses.detach())
                 # A style's loss depends on its own LoRA alone: the sum has each one's gradient.
                 by_style = losses.view(len(part.slots), -1).sum(dim=1)
                 torch.autograd.backward((by_style * part.loss_scales).sum())
 
-    with dropout_rng(runs[0].parameters, runs[0].step, model.device):
+    random = dropout_rng(parameters.seed, runs[0].step, model.device)
+    with random if parameters.lora_dropout else nullcontext():
         if model.graphs is None or memory.checkpointing:
             forward_backward(batch)
         else:
@@ -54,19 +58,17 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         if run.scaler.is_enabled():
             # An overflow lowers the loss scale and skips the step; it is no divergence.
             norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
-        run.optimizer.param_groups[0]["lr"] = run.learning_rate(run.step)
-        text_share = run.parameters.text_encoder_share
-        text_before = run.lora.text_weights.clone() if text_share != 1.0 else None
+        run.optimizer.param_groups[0]["lr"] = run.schedule[run.step] * run.lr_factor
+        text_before = run.lora.text_weights.clone() if run.text_share != 1.0 else None
         run.scaler.step(run.optimizer)
         run.scaler.update()
         if text_before is not None:
             # Every optimizer here moves weights in proportion to the learning rate.
-            run.lora.text_weights.lerp_(text_before, 1 - text_share)
+            run.lora.text_weights.lerp_(text_before, 1 - run.text_share)
         run.optimizer.zero_grad(set_to_none=False)  # its memory is part of the packed gradient
-        # On the device until the epoch ends. 0 * norm spoils the loss of a gradient that is not
-        # finite.
+        # Read when the epoch ends. 0 * norm spoils the loss of a gradient that is not finite.
         run.epoch_sums += torch.stack([loss + 0 * norm, norm])
-        run.largest_norm.copy_(torch.maximum(run.largest_norm, norm))
+        torch.maximum(run.largest_norm, norm, out=run.largest_norm)
         run.step += 1
 
 
@@ -141,7 +143,5 @@ _OF_IMAGES = ("noisy", "timesteps", "captions", "target", "loss_weights", "losse
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """One batch of several styles' batches of equal shape."""
-    if len(batches) == 1:
-        return batches[0]
     names = (field.name for field in fields(Batch))
     return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))

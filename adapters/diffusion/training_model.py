@@ -57,7 +57,7 @@ class TrainingModel:
         self.runs_per_pass = slots
         """Fewer than there are slots once memory has run out."""
         self.free_slots = list(range(slots))
-        self._recomputing = False
+        self.recomputing = False
 
     @property
     def runs(self) -> int:
@@ -66,12 +66,11 @@ class TrainingModel:
 
     def recompute(self, on: bool) -> None:
         """Keep feature maps for the backward pass, or recompute them there."""
-        if on != self._recomputing:
-            self._recomputing = on
-            if on:
-                self.unet.enable_gradient_checkpointing()
-            else:
-                self.unet.disable_gradient_checkpointing()
+        self.recomputing = on
+        if on:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
 
     def free_graphs(self) -> bool:
         """Drop what can be recorded anew. Returns whether there was anything."""

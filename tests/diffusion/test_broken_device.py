@@ -14,7 +14,7 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.device_errors import is_broken_device
 from adapters.diffusion.oom import is_out_of_memory
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import TrainerBroken
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape

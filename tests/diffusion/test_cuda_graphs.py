@@ -17,7 +17,7 @@ from adapters.diffusion.cuda_graphs import WARM_UP, CudaRecorder, GraphCache
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.train_step import Batch
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape
 from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run, weights_of

@@ -17,7 +17,7 @@ from adapters.diffusion.base.model import BaseModel, load_base, on_device
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import EpochRecord
 from benchmarks.full_size import full_size_base
 from domain.image import TrainingImage

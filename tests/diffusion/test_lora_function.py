@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import Attention
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.fused.blocks import with_fused_blocks
-from adapters.diffusion.lora_function import lora_linear
+from adapters.diffusion.lora_function import LoraFunction
 from tests.diffusion.fake_cuda_graph import Recording
 from tests.diffusion.runs import lora_on
 
@@ -40,6 +40,16 @@ def linears() -> list[torch.nn.Linear]:
     for layer in layers:
         layer.requires_grad_(False)
     return layers
+
+
+def lora_linear(
+    x: torch.Tensor,
+    layers: Sequence[torch.nn.Linear],
+    downs: torch.Tensor,
+    ups: Sequence[torch.Tensor],
+) -> Sequence[torch.Tensor]:
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    return LoraFunction.apply(x, downs, *weights, *biases, *ups)
 
 
 def by_the_book(

@@ -14,12 +14,21 @@ import torch
 
 from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data import batch_prefetcher
 from adapters.diffusion.data.preparation import prepare
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.preview import draw_previews
+<<<<<<< HEAD:tests/diffusion/test_several_runs.py
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer, compatibility_key
-from adapters.pillow import decode
+from adapters.images.decode import decode
+=======
+from adapters.diffusion.step.thrift import Thrift
+from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.together.ensemble import MemberSession, kind_of
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.images.decode import decode
+>>>>>>> main:tests/diffusion/test_together.py
 from application.ports import Checkpoint, TrainingPlan
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import TrainingImage
@@ -394,7 +403,7 @@ def test_so_may_one_whose_previews_or_measurements_do_not_fit(
 def test_so_may_a_newcomer_for_whose_images_there_is_no_room(
     seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError
 
     plan = plan_of(images[:1])
@@ -407,7 +416,7 @@ def test_so_may_a_newcomer_for_whose_images_there_is_no_room(
 def test_adapters_for_all_seats_that_do_not_fit_are_told_as_such(
     seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError
 
     plan = plan_of(images[:1])
@@ -423,18 +432,22 @@ def test_the_next_steps_are_prepared_before_any_run_waits_for_the_device(
 ) -> None:
     """At the end of an epoch, where each waits in turn."""
     calls: list[str] = []
-    for name in ("prefetch", "finish_step"):
-        whole = getattr(DiffusionSession, name)
+    finish, draw = DiffusionSession.finish_step, batch_prefetcher.sample_step_noise
 
-        def noting(session: DiffusionSession, name: str = name, whole: Any = whole) -> Any:
-            calls.append(name)
-            return whole(session)
+    def finishing(session: DiffusionSession) -> Any:
+        calls.append("finish")
+        return finish(session)
 
-        monkeypatch.setattr(DiffusionSession, name, noting)
-    plans = [plan_of(images[:2], epochs=2, seed=seed) for seed in (1, 2)]
+    def drawing(*arguments: Any) -> Any:
+        calls.append("draw")
+        return draw(*arguments)
+
+    monkeypatch.setattr(DiffusionSession, "finish_step", finishing)
+    monkeypatch.setattr(batch_prefetcher, "sample_step_noise", drawing)
+    plans = [plan_of(images[:1], epochs=2, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack:
         in_threads(sessions_of(stack, slotted, plans), drive)
-    assert calls == ["prefetch", "prefetch", "finish_step", "finish_step"] * 4
+    assert calls == [*["draw"] * 4, *["finish"] * 4]
 
 
 def test_only_the_run_that_has_to_recomputes_its_feature_maps(
@@ -449,7 +462,7 @@ def test_only_the_run_that_has_to_recomputes_its_feature_maps(
         sessions = sessions_of(stack, seated, chosen)
         sessions[0].memory = MemoryPlan(1, checkpointing=True)
         in_threads(sessions, drive)
-        assert not base.unet.is_gradient_checkpointing
+        assert sessions[1].memory == MemoryPlan(1)
         for session, other in zip(sessions, wanted, strict=True):
             assert_alike(outcome_of(session), other)
 
@@ -492,7 +505,8 @@ def test_a_newcomer_without_room_has_the_recordings_let_go(
         return prepare(*arguments)
 
     monkeypatch.setattr("adapters.diffusion.trainer.prepare", full_at_first)
-    with fast.open(plan_of(images[:2], epochs=4, seed=1), None) as first:
+    plan = plan_of(images[:2], epochs=4, seed=1, validation_epochs=0)
+    with fast.open(plan, None) as first:
         for _ in range(4):
             first.advance()
         assert recorder.recorded == 1

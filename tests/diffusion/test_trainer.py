@@ -16,7 +16,7 @@ from adapters.diffusion.optimizer import OptimizerState
 from adapters.diffusion.train_step import Batch, image_losses
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.diffusion.training_model import TrainingModel
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import CheckpointRejected
 from domain.image import TrainingImage
 from tests.diffusion.runs import EVERY_OPTION, Outcome, plan_of, run, weights_of
