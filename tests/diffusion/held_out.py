@@ -9,13 +9,8 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import EncodedDataset, encode_dataset
-<<<<<<< HEAD
 from adapters.diffusion.objective import objective_of
 from adapters.images.decode import decode
-=======
-from adapters.diffusion.step.loss import objective_of
-from adapters.images.decode import decode
->>>>>>> main
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
 

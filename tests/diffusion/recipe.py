@@ -9,7 +9,6 @@ from peft.tuners.lora import LoraLayer
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import encode_dataset
-<<<<<<< HEAD
 from adapters.diffusion.data.rng import (
     epoch_batches,
     generator_for,
@@ -18,11 +17,6 @@ from adapters.diffusion.data.rng import (
 )
 from adapters.diffusion.lora_targets import ATTENTION
 from adapters.images.decode import decode
-=======
-from adapters.diffusion.data.rng import epoch_batches, sample_step_noise, steps_per_epoch
-from adapters.diffusion.lora.adapters import TARGETS, Adapter, initialise
-from adapters.images.decode import decode
->>>>>>> main
 from application.ports import TrainingPlan
 from domain.buckets import bucket_of
 

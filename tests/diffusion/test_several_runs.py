@@ -18,17 +18,9 @@ from adapters.diffusion.data import batch_prefetcher
 from adapters.diffusion.data.preparation import prepare
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.preview import draw_previews
-<<<<<<< HEAD:tests/diffusion/test_several_runs.py
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer, compatibility_key
 from adapters.images.decode import decode
-=======
-from adapters.diffusion.step.thrift import Thrift
-from adapters.diffusion.strategy import Strategy
-from adapters.diffusion.together.ensemble import MemberSession, kind_of
-from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.images.decode import decode
->>>>>>> main:tests/diffusion/test_together.py
 from application.ports import Checkpoint, TrainingPlan
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import TrainingImage
