@@ -182,8 +182,8 @@ def test_recorded_passes_give_the_bytes_of_plain_ones(
     seated: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     plans = [
-        plan_of(images[:2], epochs=2, seed=1),
-        plan_of(images[1:3], epochs=2, seed=2, learning_rate=3e-3),
+        plan_of(images[:2], epochs=2, seed=1, validation_epochs=0),
+        plan_of(images[1:3], epochs=2, seed=2, learning_rate=3e-3, validation_epochs=0),
     ]
     recorder = Tape()
     assert together(recording(base, recorder), plans) == together(seated, plans)
@@ -205,9 +205,11 @@ def test_a_recording_serves_runs_that_come_later(
 ) -> None:
     recorder = Tape()
     fast = recording(base, recorder)
-    newcomer = plan_of(images[2:4], epochs=2, seed=3, validation_split=0.0)
-    with fast.open(plan_of(images[:2], epochs=4, seed=1), None) as first:
-        with fast.open(plan_of(images[1:3], epochs=2, seed=2), None) as second:
+    newcomer = plan_of(images[2:4], epochs=2, seed=3, validation_split=0.0, validation_epochs=0)
+    with fast.open(plan_of(images[:2], epochs=4, seed=1, validation_epochs=0), None) as first:
+        with fast.open(
+            plan_of(images[1:3], epochs=2, seed=2, validation_epochs=0), None
+        ) as second:
             in_threads([first, second], lambda session: [session.advance() for _ in range(4)])
         before = recorder.recorded, recorder.replayed
         with fast.open(newcomer, None) as third:
