@@ -10,6 +10,7 @@ import torch
 from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel, on_device
 from adapters.diffusion.cuda_graphs import CudaRecorder, GraphCache, Recorder
+from adapters.diffusion.data_parallel import Rank
 from adapters.diffusion.lora_layers import PackedLora, lora_installed
 from domain.parameters import TrainingParameters
 
@@ -51,8 +52,8 @@ class TrainingModel:
         )
         self.graphs = GraphCache(recorder, "steps") if recorder else None
         self.evaluation_graphs = GraphCache(recorder, "measurements") if recorder else None
-        self.all_reduce: Callable[[torch.Tensor, torch.Tensor], None] | None = None
-        """Adds up gradients and losses over the processes that train one job together."""
+        self.rank: Rank | None = None
+        """Where several processes train one run, which of them this is."""
         self.slots = slots
         self.runs_per_pass = slots
         """Fewer than there are slots once memory has run out."""
