@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
@@ -16,6 +17,10 @@ from adapters.logs.context import LogContext
 from adapters.logs.formats import JsonFormatter, TextFormatter
 from adapters.logs.job_log import JobLog
 from adapters.logs.redact import Redactor
+from entrypoints.cli import version
+
+if TYPE_CHECKING:
+    from entrypoints.settings import Settings
 
 CHATTY = (
     "PIL",
@@ -42,13 +47,23 @@ class Logging:
     """What the lines of a process pass through."""
 
     context: LogContext
-    """To be told of the job in hand, as an event sink and as a watcher."""
+    """Marks each line with its job; an observer of events."""
     redact: Redactor
 
-    def collect_into(self, job_log: JobLog) -> None:
-        """Keep each job's lines, too."""
+    @contextmanager
+    def collected_into(self, job_log: JobLog) -> Iterator[None]:
+        """Keep each job's lines, too, while this is open."""
         job_log.setFormatter(JsonFormatter(self.redact))
         _install(job_log, self.context)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(job_log)
+
+
+def silent_logging() -> Logging:
+    """For a process whose lines go nowhere in particular."""
+    return Logging(LogContext(), Redactor())
 
 
 def start_logging(
@@ -74,7 +89,7 @@ def start_logging(
         colour = terminal.is_terminal and not terminal.no_color
         handler.setFormatter(TextFormatter(found.redact, colour=colour))
     root = logging.getLogger()
-    for old in [one for one in root.handlers if isinstance(one, _StreamHandler | JobLog)]:
+    for old in [one for one in root.handlers if isinstance(one, _StreamHandler)]:
         root.removeHandler(old)
     _install(handler, found.context)
     root.setLevel(level)
@@ -103,6 +118,20 @@ def log_what_nobody_catches() -> None:
 
     sys.excepthook = of_process
     threading.excepthook = of_thread
+
+
+def start_sentry(settings: Settings, logs: Logging) -> None:
+    """Send errors to Sentry, where there is one."""
+    if settings.sentry_dsn is None:
+        return
+    from adapters.logs.sentry import start_sentry as start
+
+    start(
+        settings.sentry_dsn.get_secret_value(),
+        version=version(),
+        context=logs.context,
+        redact=logs.redact,
+    )
 
 
 class _StreamHandler(logging.StreamHandler[TextIO]):
