@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import socket
@@ -119,8 +120,9 @@ def open_job_log(
         blobs=blobs, keys=keys, clock=clock, events=lambda _event: None, worker=worker
     )
     job_log = JobLog(store.put_log, clock, worker)
-    with logs.collected_into(job_log):
-        yield job_log
+    logs.also_to(job_log)
+    yield job_log
+    logging.getLogger().removeHandler(job_log)
 
 
 def build_worker_pool(loop: WorkerLoop, slots: int) -> WorkerPool:

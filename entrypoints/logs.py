@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
@@ -15,7 +14,6 @@ from rich.console import Console
 
 from adapters.logs.context import LogContext
 from adapters.logs.formats import JsonFormatter, TextFormatter
-from adapters.logs.job_log import JobLog
 from adapters.logs.redact import Redactor
 from entrypoints.cli import version
 
@@ -50,15 +48,10 @@ class Logging:
     """Marks each line with its job; an observer of events."""
     redact: Redactor
 
-    @contextmanager
-    def collected_into(self, job_log: JobLog) -> Iterator[None]:
-        """Keep each job's lines, too, while this is open."""
-        job_log.setFormatter(JsonFormatter(self.redact))
-        _install(job_log, self.context)
-        try:
-            yield
-        finally:
-            logging.getLogger().removeHandler(job_log)
+    def also_to(self, handler: logging.Handler) -> None:
+        """Send the lines, as JSON, to another handler too."""
+        handler.setFormatter(JsonFormatter(self.redact))
+        _install(handler, self.context)
 
 
 def silent_logging() -> Logging:
@@ -81,7 +74,7 @@ def start_logging(
     """
     stream = sys.stderr if stream is None else stream
     found = Logging(LogContext(), Redactor(secrets))
-    handler = _StreamHandler(stream)
+    handler = logging.StreamHandler(stream)
     terminal = Console(file=stream)  # knows NO_COLOR, FORCE_COLOR and TERM
     if form == "json" or (form == "auto" and not terminal.is_terminal):
         handler.setFormatter(JsonFormatter(found.redact))
@@ -89,7 +82,7 @@ def start_logging(
         colour = terminal.is_terminal and not terminal.no_color
         handler.setFormatter(TextFormatter(found.redact, colour=colour))
     root = logging.getLogger()
-    for old in [one for one in root.handlers if isinstance(one, _StreamHandler)]:
+    for old in [one for one in root.handlers if _is_ours(one)]:
         root.removeHandler(old)
     _install(handler, found.context)
     root.setLevel(level)
@@ -134,8 +127,26 @@ def start_sentry(settings: Settings, logs: Logging) -> None:
     )
 
 
-class _StreamHandler(logging.StreamHandler[TextIO]):
-    """Ours, to be told from those of others."""
+def start_cloudwatch(settings: Settings, logs: Logging, worker: str) -> None:
+    """Send the log lines to CloudWatch, where a group is named."""
+    if settings.cloudwatch_log_group is None:
+        return
+    from adapters.logs.cloudwatch import CloudWatchOptions, cloudwatch_handler
+
+    secret, token = settings.aws_secret_access_key, settings.aws_session_token
+    options = CloudWatchOptions(
+        group=settings.cloudwatch_log_group,
+        stream=worker,
+        region=settings.aws_s3_region_name,
+        access_key_id=settings.aws_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+        session_token=token.get_secret_value() if token else None,
+    )
+    logs.also_to(cloudwatch_handler(options))
+
+
+def _is_ours(handler: logging.Handler) -> bool:
+    return any(isinstance(one, LogContext) for one in handler.filters)
 
 
 def _install(handler: logging.Handler, context: LogContext) -> None:

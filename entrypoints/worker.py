@@ -78,7 +78,12 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.check import check
     from entrypoints.connections import queue_place
     from entrypoints.default_base import quiet_libraries
-    from entrypoints.logs import log_what_nobody_catches, start_logging, start_sentry
+    from entrypoints.logs import (
+        log_what_nobody_catches,
+        start_cloudwatch,
+        start_logging,
+        start_sentry,
+    )
     from entrypoints.shutdown import graceful_shutdown
 
     quiet_libraries()
@@ -98,6 +103,7 @@ def _work(arguments: argparse.Namespace) -> int:
     ):
         if arguments.check:
             return check(container, as_json=arguments.json)
+        start_cloudwatch(settings, logs, container.worker())
         from entrypoints.status import serving
 
         with serving(container):

@@ -91,12 +91,12 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     logs = start_logging(level="INFO", secrets=[TOKEN], stream=pipe)
     logs.context.worker = "worker-1"
     job_log = JobLog(World().store(blobs=blobs).put_log, ManualClock(), "worker-1")
+    logs.also_to(job_log)
     events = EventBus(logs.context, job_log)
-    with logs.collected_into(job_log):
-        events(received(a_task()))
-        events(JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None))
-        logging.getLogger("x").info("with %s", TOKEN)
-        events(settled(a_task(), Ack()))
+    events(received(a_task()))
+    events(JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None))
+    logging.getLogger("x").info("with %s", TOKEN)
+    events(settled(a_task(), Ack()))
     (stored,) = blobs.blobs.values()
     assert stored.decode() == pipe.getvalue()
     line = json.loads(stored)
