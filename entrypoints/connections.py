@@ -20,7 +20,7 @@ from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
 from adapters.spool import SpoolQueue
 from application.ports import BlobStore, Notifier, TaskParser
-from domain.task import InvalidTask, TrainingTask
+from domain.task import InvalidTask, TrainingTask, check_size
 from entrypoints.cli import version
 from entrypoints.settings import Settings
 
@@ -156,9 +156,8 @@ def backend_host(settings: Settings) -> str | None:
 
 
 def task_parser(settings: Settings) -> TaskParser:
-    """Reads tasks. Images from the bucket of models are refused, unless it is allowed.
-
-    The store cannot tell: it reads that bucket for us.
+    """Reads tasks. Rejects those that are too large for this worker, and images from the bucket of
+    models where ALLOWED_IMAGE_BUCKETS does not name it: the store itself would read them.
     """
     read = TaskReader(backend_host(settings))
     closed = {settings.model_bucket_name}.difference(settings.image_buckets)
@@ -168,7 +167,9 @@ def task_parser(settings: Settings) -> TaskParser:
         for number, image in enumerate(task.images):
             if image.bucket in closed:
                 remedy = f"give images from {', '.join(settings.image_buckets)}"
-                raise InvalidTask(f"data.images.{number}", str(image), remedy, task.style_id)
+                field = f"data.images.{number}"
+                raise InvalidTask(field, str(image), remedy, task.style_id, task.task_id)
+        check_size(task, max_steps=settings.max_job_steps, max_resolution=settings.max_resolution)
         return task
 
     return parse
