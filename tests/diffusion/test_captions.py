@@ -38,10 +38,8 @@ def image(caption: str | None) -> TrainingImage:
 def test_caption(
     caption: str | None, tags: tuple[str, ...], trigger_word: str | None, expected: str
 ) -> None:
-    parameters = TrainingParameters(epochs=1, resolution=64)
-    assert (
-        with_trigger_word(caption_of(image(caption), tags, parameters), trigger_word) == expected
-    )
+    text = caption_of(image(caption), tags, parameters())
+    assert with_trigger_word(text, trigger_word) == expected
 
 
 def parameters(**named: Any) -> TrainingParameters:

@@ -1,4 +1,4 @@
-"""Captions through the text encoder: cut at 75 tokens, or read in chunks as kohya's trainer does."""
+"""Captions through the text encoder: cut at 75 tokens, or read in chunks."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def tokens_of(
         return_tensors="pt",
     ).input_ids
     begin, end = ids[:, :1], ids[:, -1:]
-    chunks = ids[:, 1:-1].split(base.tokenizer.model_max_length - 2, dim=1)
+    chunks = torch.split(ids[:, 1:-1], base.tokenizer.model_max_length - 2, dim=1)
     return torch.stack([torch.cat([begin, chunk, end], dim=1) for chunk in chunks], dim=1)
 
 
