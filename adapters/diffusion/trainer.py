@@ -198,7 +198,12 @@ def compatibility_key(parameters: TrainingParameters) -> Hashable | None:
     )
     if not plain:
         return None
-    return parameters.rank, parameters.lora_scale, str(parameters.lora_targets)
+    return (
+        parameters.rank,
+        parameters.lora_scale,
+        str(parameters.lora_targets),
+        parameters.max_token_length,
+    )
 
 
 def place_unet(unet: torch.nn.Module, device: torch.device, backend: Backend) -> None:
