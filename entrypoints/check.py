@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from adapters.console import ConsoleNotifier
 from application.text import printable
-from domain.location import Location
 
 if TYPE_CHECKING:
     from entrypoints.container import Container
@@ -79,8 +78,7 @@ def _counts(container: Container) -> str:
 def _bucket(container: Container, bucket: str, *, write: bool) -> str:
     from application.check_bucket import check_bucket
 
-    probe = Location(bucket, container.keys().probe(container.worker()).key)
-    return check_bucket(container.blobs(), probe, write=write)
+    return check_bucket(container.blobs(), container.store().probe(bucket), write=write)
 
 
 def _backend(container: Container) -> str:
