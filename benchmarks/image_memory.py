@@ -48,9 +48,9 @@ def _measured(folder: Path, images: tuple[Location, ...]) -> dict[str, object]:
     with watch:
         fetched = fetch_images(
             images,
+            512,
             FileBlobStore({"images": folder}, read_only=("images",)),
             IsolatedInspector(),
-            512,
             WorkerConfig(),
             StopSignal(),
             quiet=True,
@@ -79,7 +79,7 @@ def _dotted(side: int) -> Image.Image:
 
 def _rgba_png(path: Path, side: int) -> None:
     row = b"\0" + bytes((n // 40) % 256 for n in range(4 * side))
-    packer = zlib.compressobj(1)
+    packer = zlib.compressobj(6)
     pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
     with path.open("wb") as file:
