@@ -67,6 +67,17 @@ LOCAL_TASKS = uuid.UUID("6f3e0b52-9a0c-4a57-8f0e-1d8a3b5f7c11")
 """Namespace of local task ids, so that the same run has the same id and goes on."""
 
 
+def check_out(out: Path, images: Path) -> None:
+    """Make sure that ``out`` is not the images' folder, and can be written.
+
+    Raises:
+        UsageError: it is, or it cannot.
+    """
+    if out.resolve() == images.resolve():
+        raise UsageError(f"--out {out}: holds the images; give another folder, or one in it")
+    check_writable(out)
+
+
 def check_writable(out: Path) -> None:
     """Make sure that ``out`` can be written, and leave no trace of it.
 
@@ -185,6 +196,7 @@ def build_container(
                 preview_share=settings.preview_share,
                 keep_checkpoints=None,
                 max_image_bytes=MAX_LOCAL_BYTES,
+                repeats_from_folders=arguments.repeats_from_folders,
                 lease=LEASE,
             )
         )
