@@ -188,7 +188,8 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     local_run.check_out(arguments.out, arguments.images)
 
     label = local_run.label_of(arguments)
-    container = local_run.build_container(arguments, label)
+    initial = local_run.initial_lora(requested)
+    container = local_run.build_container(arguments, label, initial)
     images = local_run.inspect(names, container)
     others = passed_over(arguments.images, names, besides=arguments.out)
     _tell_about(images, others, container.console())
@@ -199,7 +200,11 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         image_count=sum(image.repeats for image in images.usable),
         native_resolution=base.native_resolution,
     )
-    task = local_run.describe_task(arguments, requested, parameters, names, images, base, label)
+    if initial is not None:
+        parameters = initial.dimensions(parameters)
+    task = local_run.describe_task(
+        arguments, requested, parameters, names, images, base, label, initial
+    )
     _tell_before_training(images, parameters, base, container.console())
     return local_run.run(task, parameters, container, arguments.out)
 
