@@ -95,7 +95,7 @@ class ImageSet:
         return tuple(found)
 
     def require(self, minimum: int) -> None:
-        """Insist on enough usable images.
+        """Require enough usable images.
 
         Raises:
             TrainingFailed: LOW_QUALITY_DATA, with every refused file and its reason.
