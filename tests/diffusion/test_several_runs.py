@@ -339,7 +339,7 @@ def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
         sessions = sessions_of(stack, seated, [large, small])
         in_threads(sessions, drive)
         found = [outcome_of(session) for session in sessions]
-        assert sessions[0]._thrift == MemoryPlan(2)
+        assert sessions[0].memory == MemoryPlan(2)
         assert not sessions[1].reduced
     for one, other in zip(found, wanted, strict=True):
         assert_alike(one, other)
