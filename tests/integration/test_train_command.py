@@ -390,3 +390,17 @@ def test_a_style_is_trained_further_from_another_ones_file(
         assert file.metadata()["ss_network_dim"] == "2"
     assert main([*command[:4], str(images), *QUICK]) == 2
     assert "give a LoRA of Stable Diffusion 1.5" in capsys.readouterr().err
+
+
+def test_captions_may_have_another_ending(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for caption in images.glob("*.txt"):
+        caption.rename(caption.with_suffix(".caption"))
+    out = tmp_path / "out"
+    command = [str(images), "--out", str(out), "--caption-extension", ".caption", *QUICK]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "not used" not in printed
+    with safe_open(out / "models" / "out.safetensors", "np") as file:
+        assert json.loads(file.metadata()["ss_tag_frequency"])["out"]
