@@ -356,7 +356,7 @@ def _report_files(out: Path) -> list[Path]:
 
 
 def _outcome(job: TrainingJob, out: Path) -> dict[str, Any]:
-    """What a program wants to know of a run."""
+    """The outcome of a run, for ``--json``."""
     done = job.state is JobState.COMPLETED
     return {
         "result": str(job.state),
@@ -402,7 +402,7 @@ def _refuse_other_run(
 
 
 def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> str:
-    """In what a run differs from one with these parameters."""
+    """How a run differs from one with these parameters."""
     if other is None or other.parameters is None:
         return "of other images, captions, parameters or base model"
     was, now = asdict(other.parameters), asdict(parameters)
