@@ -67,11 +67,15 @@ def _table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _counts(container: Container) -> str:
+    from adapters.rabbitmq.queue import RabbitQueue
     from entrypoints.container import queue_place
 
-    depths = container.queue_depths().depths()
-    counts = ", ".join(f"{name}: {count}" for name, count in depths.items())
-    return f"{queue_place(container.settings())}; {counts}"
+    queue = container.queue_depths()
+    place = queue_place(container.settings())
+    if isinstance(queue, RabbitQueue):
+        place += f", {queue.check()}"
+    counts = ", ".join(f"{name}: {count}" for name, count in queue.depths().items())
+    return f"{place}; {counts}"
 
 
 def _bucket(container: Container, bucket: str, *, write: bool) -> str:
