@@ -1,14 +1,48 @@
-"""Where a blob lies: a bucket and a key, whatever kind of store holds them."""
+"""Where a blob lies: the kind of store, a bucket and a key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_SCHEME = "s3://"
+SCHEMES = ("s3", "gs")
+"""Amazon S3 and what speaks its protocol; Google Cloud Storage."""
+FORMS = " or ".join(f"{scheme}://bucket/key" for scheme in SCHEMES)
+"""How a location is written, for error messages."""
 
 
 class InvalidLocation(ValueError):
-    """The text is not of the form ``s3://bucket/key``, or its key could leave the bucket."""
+    """The text names no blob, or its key could leave the bucket."""
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """One bucket of one kind of store."""
+
+    name: str
+    scheme: str = "s3"
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name in {".", ".."}:
+            raise InvalidLocation(f"{self.name!r} is not a bucket name")
+        if self.scheme not in SCHEMES:
+            raise InvalidLocation(f"{self.scheme!r} is not one of {', '.join(SCHEMES)}")
+
+    @classmethod
+    def parse(cls, text: str, scheme: str) -> Bucket:
+        """Read ``gs://name``, or ``name`` alone, which is then in the store ``scheme``.
+
+        Raises:
+            InvalidLocation: for anything else.
+        """
+        before, separator, name = text.rpartition("://")
+        return cls(name, before if separator else scheme)
+
+    def at(self, key: str) -> Location:
+        """The blob with this key."""
+        return Location(self.name, key, self.scheme)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.name}"
 
 
 @dataclass(frozen=True, order=True)
@@ -17,10 +51,11 @@ class Location:
 
     bucket: str
     key: str
+    scheme: str = "s3"
+    """The kind of store, one of ``SCHEMES``."""
 
     def __post_init__(self) -> None:
-        if not self.bucket or "/" in self.bucket or self.bucket in {".", ".."}:
-            raise InvalidLocation(f"{self.bucket!r} is not a bucket name")
+        Bucket(self.bucket, self.scheme)
         if not self.key or len(self.key.encode(errors="replace")) > 1024:
             raise InvalidLocation(f"a key has 1 to 1024 bytes, got {self.key[:40]!r}")
         if any(part in {"", ".", ".."} for part in self.key.split("/")):
@@ -30,15 +65,16 @@ class Location:
 
     @classmethod
     def parse(cls, text: str) -> Location:
-        """Read ``s3://bucket/key``.
+        """Read ``s3://bucket/key`` or ``gs://bucket/key``.
 
         Raises:
             InvalidLocation: for anything else.
         """
-        if not text.startswith(_SCHEME):
-            raise InvalidLocation(f"{text[:80]!r} does not start with {_SCHEME}")
-        bucket, _, key = text.removeprefix(_SCHEME).partition("/")
-        return cls(bucket, key)
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme not in SCHEMES:
+            raise InvalidLocation(f"{text[:80]!r} is not of the form {FORMS}")
+        bucket, _, key = rest.partition("/")
+        return cls(bucket, key, scheme)
 
     @property
     def name(self) -> str:
@@ -49,7 +85,7 @@ class Location:
         """The neighbour that shares this blob's name but for its extension."""
         folder, slash, name = self.key.rpartition("/")
         stem = name.rpartition(".")[0] or name
-        return Location(self.bucket, f"{folder}{slash}{stem}{suffix}")
+        return Location(self.bucket, f"{folder}{slash}{stem}{suffix}", self.scheme)
 
     def __str__(self) -> str:
-        return f"{_SCHEME}{self.bucket}/{self.key}"
+        return f"{self.scheme}://{self.bucket}/{self.key}"

@@ -59,8 +59,8 @@ def build_trainer(base: BaseModel, devices: Sequence[str], seats: int) -> Diffus
     """The trainer on these devices; the base model is on the first."""
     from adapters.diffusion.trainer import DiffusionTrainer
 
-    first, *helpers = devices
-    return DiffusionTrainer(base, decode, first, seats=seats, helpers=helpers)
+    (device,) = devices
+    return DiffusionTrainer(base, decode, device, seats=seats)
 
 
 def build_crew(loop: WorkerLoop, run: RunTraining, refuse: RefuseTask, seats: int) -> Crew:

@@ -67,8 +67,7 @@ class Settings(BaseSettings):
     )
     device: str | None = Field(
         None,
-        description="`cuda`, `cuda:1`, `cpu`; of `cuda:0,cuda:1` each takes some of a step's "
-        "pictures, in jobs with a batch size above 1. Unset: the GPU where there is one",
+        description="`cuda`, `cuda:1` or `cpu`. Unset: the GPU where there is one",
     )
 
     jobs_together: str = Field(

@@ -84,8 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device",
-        help="cuda, cuda:1 or cpu; of cuda:0,cuda:1 each takes some of a step's pictures, with a "
-        "batch size above 1 (default: the GPU if there is one)",
+        help="cuda, cuda:1 or cpu (default: the GPU if there is one)",
     )
     parser.add_argument(
         "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"

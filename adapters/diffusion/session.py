@@ -38,7 +38,6 @@ from adapters.diffusion.step.loss import objective_of
 from adapters.diffusion.step.optimizer import OptimizerStateInvalid
 from adapters.diffusion.step.passes import Passes
 from adapters.diffusion.step.replay import Recorder, Replay
-from adapters.diffusion.step.spread import Helper, SpreadSteps
 from adapters.diffusion.step.steps import Place, Steps
 from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.step.update import StepReadings, Update
@@ -75,7 +74,6 @@ class DiffusionSession:
         refresh: Callable[[], None] | None = None,
         recorder: Recorder | None = None,
         text_states: TextStates | None = None,
-        helpers: Sequence[Helper] = (),
     ) -> None:
         self._base = base
         self._plan = plan
@@ -113,9 +111,7 @@ class DiffusionSession:
             channels_last=strategy.channels_last,
         )
         place = Place(device, base.unet, passes, Replay(recorder))
-        self._steps = (
-            SpreadSteps(place, self._update, helpers) if helpers else Steps(place, self._update)
-        )
+        self._steps = Steps(place, self._update)
         self._step = 0
         self._history: list[EpochRecord] = []
         self._recovery = Recovery()
@@ -142,8 +138,8 @@ class DiffusionSession:
 
     @property
     def peak_memory(self) -> int:
-        """Most bytes held so far: on the fullest GPU by the run's tensors, else by the process."""
-        return max(peak_bytes(place.device) for place in self._steps.places)
+        """Most bytes held so far: on a GPU by the run's tensors, else by the process."""
+        return peak_bytes(self._device)
 
     @broken_device_breaks_the_trainer()
     def advance(self) -> StepReport:
@@ -166,7 +162,7 @@ class DiffusionSession:
         """
         inputs = self.next_inputs()
         while not self._attempt(inputs):
-            self._save_memory(self._steps.at_once(inputs.count))
+            self._save_memory(inputs.count)
 
     @property
     def passes(self) -> Passes:
@@ -250,8 +246,7 @@ class DiffusionSession:
 
     def close(self) -> None:
         """Let go of everything on the device, whoever still holds the session."""
-        for place in self._steps.places:
-            place.close()
+        self._steps.place.close()
         self._evaluation.replay.forget()
         del self._dataset, self._adapters, self._update, self._steps, self._previews
         del self._feed, self._good, self._evaluation
@@ -273,7 +268,7 @@ class DiffusionSession:
 
     @property
     def _replays(self) -> list[Replay[Any]]:
-        return [self._evaluation.replay, *(place.replay for place in self._steps.places)]
+        return [self._evaluation.replay, self._steps.place.replay]
 
     def _attempt(self, inputs: StepInputs) -> bool:
         """Run a step. False when memory did not suffice; nothing holds its tensors then."""
@@ -295,8 +290,6 @@ class DiffusionSession:
         self._steps.discard_gradient()
         if self._measures_without_recordings():
             return
-        if min(self._thrift.micro_batch, count) == 1 and self._steps.without_the_full():
-            return
         tighter = self._thrift.tighter(count)
         if tighter is None:
             if not self._make_room():  # of those who train beside it
@@ -316,8 +309,7 @@ class DiffusionSession:
         for replay in self._replays:
             replay.make_room()
         if thrift.checkpointing:
-            for place in self._steps.places:
-                place.recompute()
+            self._steps.place.recompute()
 
     def _recover(self, epoch: int) -> None:
         """Go back to where the run was well, and on with half the learning rate.

@@ -11,9 +11,6 @@ from adapters.diffusion.fused.self_test import kernels_work
 _FIRST_WITH_CAPTURE = (7, 0)
 """Compute capability from which graphs of whole training steps are worth their memory."""
 
-_WIDE = 512
-"""Channels from which a denoiser is wide: Stable Diffusion 1.5 has 1280, the small base 64."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
@@ -32,9 +29,6 @@ class Strategy:
     fused: bool = False
     """Pass over feature maps once where torch passes several times (``fused.operations``). Goes
     with ``channels_last``, the layout that its kernels read."""
-    products: bool = False
-    """Compute the frozen convolutions as matrix products, in float32. Goes with
-    ``channels_last``: the products read feature maps and weights as they then lie."""
 
     @property
     def loss_scaling(self) -> bool:
@@ -46,10 +40,6 @@ PLAIN = Strategy()
 """The reference: eager, in float32, as PEFT computes it. Runs on every device."""
 
 
-WIDE_ON_A_CPU = Strategy(flat_path=True, channels_last=True, products=True)
-"""In float32 too, and so the same function within rounding."""
-
-
 def compute_on(device: torch.device | str) -> torch.dtype:
     """The precision of the fastest way that the device offers; asks nothing else of it."""
     device = torch.device(device)
@@ -59,19 +49,15 @@ def compute_on(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if capability >= (8, 0) else torch.float16
 
 
-def choose_strategy(device: torch.device | str, channels: int = 0) -> Strategy:
+def choose_strategy(device: torch.device | str) -> Strategy:
     """The fastest way that the device offers.
 
     bfloat16 where the hardware has it (compute capability 8.0 and above), float16 with loss
-    scaling on older cards. float32 on a CPU, where a narrow denoiser is best left to the
-    libraries: its operations are so small that calling more of them costs more than they save.
-
-    Args:
-        channels: of the denoiser's widest feature map.
+    scaling on older cards. On a CPU the plain way, in float32.
     """
     device = torch.device(device)
     if device.type != "cuda":
-        return WIDE_ON_A_CPU if channels >= _WIDE else PLAIN
+        return PLAIN
     capability, compute = torch.cuda.get_device_capability(device), compute_on(device)
     return Strategy(
         compute=compute,
@@ -90,5 +76,4 @@ def describe(strategy: Strategy) -> str:
     parts += ["captured steps" if strategy.capture else "eager steps"]
     parts += ["channels last"] if strategy.channels_last else []
     parts += ["fused passes"] if strategy.fused else []
-    parts += ["convolutions as products"] if strategy.products else []
     return ", ".join(parts)

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel
 
-from adapters.diffusion.base.denoiser import replica_of
 from adapters.diffusion.base.model import BaseModel, placed
 from adapters.diffusion.data.preparation import Material, prepare
 from adapters.diffusion.data.text_states import TextStates
 from adapters.diffusion.failures import (
     broken_device_breaks_the_trainer,
-    is_out_of_memory,
     out_of_memory_is_a_failure,
     with_room,
 )
 from adapters.diffusion.lora.adapted_denoiser import (
     adapted_denoiser,
-    as_the_strategy_convolves,
     as_the_strategy_fuses,
     place_denoiser,
 )
@@ -32,7 +28,6 @@ from adapters.diffusion.memory_use import forget_peak
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.step.optimizer import require_optimizer, stays_on_device
 from adapters.diffusion.step.replay import CudaRecorder, Recorder
-from adapters.diffusion.step.spread import Helper, devices_that_pay, helping
 from adapters.diffusion.strategy import Strategy, choose_strategy, describe
 from adapters.diffusion.together.ensemble import Ensemble, MemberSession, kind_of
 from adapters.diffusion.together.rendezvous import LEAST_PATIENCE
@@ -45,15 +40,12 @@ log = logging.getLogger(__name__)
 
 
 class DiffusionTrainer:
-    """Trains styles on one device, or one at a time on several. The base model stays loaded
-    between runs, and unchanged.
+    """Trains styles on one device. The base model stays loaded between runs, and unchanged.
 
     Args:
         base: its denoiser lies on ``device`` already, or is moved there.
         decode: a picture file's bytes to an upright RGB picture.
         device: ``cpu`` or ``cuda``.
-        helpers: further devices, which take some of the pictures of each step where a run has
-            one seat and several pictures a step.
         strategy: how steps are run; None for the fastest way that the device offers.
         recorder: what records steps where the strategy captures them; None for CUDA graphs.
         seats: how many runs of one kind may be open at a time.
@@ -69,18 +61,13 @@ class DiffusionTrainer:
         strategy: Strategy | None = None,
         recorder: Callable[[], Recorder] | None = None,
         seats: int = 1,
-        helpers: Sequence[torch.device | str] = (),
         patience: float = LEAST_PATIENCE,
     ) -> None:
         self._base = base
         self._decode = decode
         self._device = torch.device(device)
-        self._strategy = strategy or choose_strategy(
-            self._device, max(base.unet.config.block_out_channels)
-        )
+        self._strategy = strategy or choose_strategy(self._device)
         self._recorder_given = recorder
-        self._helpers = [torch.device(helper) for helper in helpers]
-        self._replicas: list[UNet2DConditionModel] = []
         self._seats = seats
         self._patience = patience
         self._turn = Turns()
@@ -135,7 +122,6 @@ class DiffusionTrainer:
         parameters, strategy = plan.parameters, self._strategy
         with broken_device_breaks_the_trainer(), ExitStack() as stack:
             stack.enter_context(self._occupied())
-            replicas = self._replicas_for(parameters)
             stack.enter_context(placed(self._base.text_encoder, self._home_of_text(parameters)))
             text_encoder = self._text_encoder(parameters)
             adapters, refresh = stack.enter_context(
@@ -156,41 +142,12 @@ class DiffusionTrainer:
                     strategy=self._strategy,
                     text_states=texts,
                     refresh=refresh,
-                    recorder=self._recorder(self._device, parameters),
-                    helpers=[
-                        stack.enter_context(self._helper(replica, plan, material))
-                        for replica in replicas
-                    ],
+                    recorder=self._recorder(parameters),
                 )
                 stack.callback(session.close)
                 if resume is not None:
                     session.resume(resume)
             yield session
-
-    def _helper(
-        self, unet: UNet2DConditionModel, plan: TrainingPlan, material: Material
-    ) -> AbstractContextManager[Helper]:
-        recorder = self._recorder(unet.device, plan.parameters)
-        schedule = self._base.noise_schedule
-        return helping(unet, plan.parameters, self._strategy, schedule, material.dataset, recorder)
-
-    def _replicas_for(self, parameters: TrainingParameters) -> Sequence[UNet2DConditionModel]:
-        """Denoisers on as many further devices as a run pays for; they stay for the next run."""
-        wanted = devices_that_pay(parameters) - 1
-        while len(self._replicas) < min(wanted, len(self._helpers)):
-            device = self._helpers[len(self._replicas)]
-            try:
-                self._replicas.append(replica_of(self._base.unet, device))
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                log.warning("no room for the base model on %s: going on without it", device)
-                del self._helpers[len(self._replicas)]
-        replicas = self._replicas[:wanted]
-        if replicas:
-            devices = [self._device, *(replica.device for replica in replicas)]
-            log.info("each step's pictures are shared out among %s", ", ".join(map(str, devices)))
-        return replicas
 
     @contextmanager
     def _seated(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
@@ -232,12 +189,11 @@ class DiffusionTrainer:
                 unet, strategy = self._base.unet, self._strategy
                 opening.enter_context(self._occupied())
                 with out_of_memory_is_a_failure():
-                    opening.enter_context(as_the_strategy_convolves(unet, strategy))
                     rows = opening.enter_context(
                         stacked(unet, parameters, self._seats, strategy.compute)
                     )
                     opening.enter_context(as_the_strategy_fuses(unet, strategy, rows.joined))
-                recorder = self._recorder(self._device, parameters)
+                recorder = self._recorder(parameters)
                 self._ensemble = Ensemble(rows, recorder, self._turn, self._patience)
                 self._kind, self._closing = kind, opening.pop_all()
         elif kind != self._kind:
@@ -274,8 +230,7 @@ class DiffusionTrainer:
             if self._busy:
                 raise RuntimeError("one session at a time: the trainer has an open run")
             self._busy = True
-        for device in (self._device, *self._helpers):
-            forget_peak(device)
+        forget_peak(self._device)
         try:
             yield
         finally:
@@ -287,14 +242,14 @@ class DiffusionTrainer:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _recorder(self, device: torch.device, parameters: TrainingParameters) -> Recorder | None:
+    def _recorder(self, parameters: TrainingParameters) -> Recorder | None:
         """Dropout is drawn anew for each step on the host, and so is what some optimizers ask;
         a text encoder makes its masks there: such steps are not recorded.
         """
         steady = stays_on_device(parameters.optimizer) and not parameters.lora_dropout
         if not (self._strategy.capture and steady) or parameters.train_text_encoder:
             return None
-        return self._recorder_given() if self._recorder_given else CudaRecorder(device)
+        return self._recorder_given() if self._recorder_given else CudaRecorder(self._device)
 
     def _text_encoder(self, parameters: TrainingParameters) -> CLIPTextModel | None:
         return self._base.text_encoder if parameters.train_text_encoder else None

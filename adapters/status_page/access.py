@@ -78,16 +78,18 @@ class Guard:
             return PlainTextResponse(
                 "This address answers to localhost and 127.0.0.1 only.\n", status_code=421
             )
-        if self._token is None or request.url.path in OPEN_PATHS:
+        # The scope's: ``request.url`` may be built from the Host header, which a caller chooses.
+        path = request.scope["path"]
+        if self._token is None or path in OPEN_PATHS:
             return None
-        if request.url.path == "/login" and request.method == "POST":
+        if path == "/login" and request.method == "POST":
             return self._log_in(request, await _form_token(request))
-        if request.url.path == "/" and "token" in request.query_params:
+        if path == "/" and "token" in request.query_params:
             # The redirect takes the token out of the address bar and the history.
             return self._log_in(request, request.query_params["token"])
         if self._knows(request):
             return None
-        if request.url.path == "/" and request.method == "GET":
+        if path == "/" and request.method == "GET":
             return self._ask()
         return PlainTextResponse(
             "Give the token: Authorization: Bearer STATUS_TOKEN\n",
@@ -121,7 +123,7 @@ class Guard:
             # Lax, so that a link with the token works from another page; nothing here can be
             # changed by a request.
             samesite="lax",
-            secure=request.url.scheme == "https",
+            secure=request.scope["scheme"] == "https",
         )
         return answer
 

@@ -71,7 +71,8 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         InvalidBinding: ``host`` is open to the network, and there is no token.
     """
 
-    def live(_request: Request) -> Response:
+    # On the event loop: threads that answer other requests may all be busy.
+    async def live(_request: Request) -> Response:
         return PlainTextResponse("live\n")
 
     def ready(_request: Request) -> Response:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
 import time
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from adapters.status_page.binding import is_loopback
+from adapters.status_page.connections import (
+    STALL_SECONDS,
+    Connections,
+    bounded_protocol,
+    max_connections,
+)
 from domain.mistake import Mistake
 
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 10.0
+_BACKLOG = 64
+"""Connections that the kernel queues, and that one pass of the event loop accepts."""
+_LOG_SECONDS = 60.0
+"""Between two log lines about connections that cannot be accepted."""
 
 
 class AddressTaken(Mistake):
@@ -27,9 +39,12 @@ class StatusServer:
 
     Args:
         port: to listen on; 0 for any that is free.
+        stall_seconds: a connection that has not completed a request for so long is closed.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, *, stall_seconds: float = STALL_SECONDS
+    ) -> None:
         self._host = host
         self._port = port
         self._socket: socket.socket | None = None
@@ -37,16 +52,17 @@ class StatusServer:
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http="h11",
+                http=bounded_protocol(Connections(max_connections()), stall_seconds),
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 # It would write tokens that come in an address.
                 access_log=False,
-                log_level="warning",
+                # Its warnings are about requests: a stranger could fill the log with them.
+                log_level="error",
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=100,
+                backlog=_BACKLOG,
                 timeout_graceful_shutdown=1,
             )
         )
@@ -97,9 +113,31 @@ class StatusServer:
     def _serve(self) -> None:
         assert self._socket is not None  # the thread is started after it
         try:
-            self._server.run(sockets=[self._socket])
+            asyncio.run(self._serve_on(self._socket))
         except Exception:
             log.exception("the status page has ended; the work goes on")
+
+    async def _serve_on(self, listening: socket.socket) -> None:
+        asyncio.get_running_loop().set_exception_handler(_ErrorLog())
+        await self._server.serve(sockets=[listening])
+
+
+class _ErrorLog:
+    """The event loop's exception handler: one line a minute, whatever clients do.
+
+    asyncio reports each connection that it cannot accept, 64 a second while no descriptor is
+    free.
+    """
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def __call__(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _LOG_SECONDS
+            error = context.get("exception")
+            log.warning("status page: %s%s", context["message"], f": {error}" if error else "")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -109,7 +147,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(64)
+        listening.listen(_BACKLOG)
     except OSError:
         listening.close()
         raise

@@ -10,6 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from adapters.wire.task import LARGEST_STYLE_ID
 from domain.failure import Failure
+from domain.location import SCHEMES
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 
@@ -73,9 +74,9 @@ class CompleteBody(_Body):
 
     style_id: StyleId
     model_path: str = Field(
-        pattern="^s3://",
+        pattern=f"^({'|'.join(SCHEMES)})://",
         description="Where the weights lie",
-        examples=["s3://bucket/models/style_10.safetensors"],
+        examples=["s3://bucket/models/style_10.safetensors", "gs://bucket/models/style-10"],
     )
     training_metric: MetricFigures = Field(description="How the training went")
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError as Problems
 from pydantic_core import from_json
 
 from application.ports import MAX_MESSAGE_BYTES
-from domain.location import InvalidLocation, Location
+from domain.location import FORMS, SCHEMES, InvalidLocation, Location
 from domain.parameters import PARAMETER_NAMES, InvalidParameter, RequestedParameters
 from domain.task import MISSING, Finding, InvalidTask, TrainingTask
 
@@ -60,7 +60,7 @@ class _Schema(BaseModel):
 
 # As ``Location`` reads it; the length, which it counts in bytes, apart.
 _KEY_PART = r"(?!\.{1,2}(/|$))[^/\\\x00-\x1f\x7f]+"
-_LOCATION = rf"^s3://(?!\.{{1,2}}/)[^/]+(/{_KEY_PART})+$"
+_LOCATION = rf"^({'|'.join(SCHEMES)})://(?!\.{{1,2}}/)[^/]+(/{_KEY_PART})+$"
 ImageLocation = Annotated[str, Field(json_schema_extra={"pattern": _LOCATION})]
 Tag = Annotated[str, StringConstraints(max_length=100)]
 
@@ -71,10 +71,10 @@ class TaskData(_Schema):
     style_id: Annotated[int, Field(ge=1, le=LARGEST_STYLE_ID)]
     """The platform's number of the style."""
     images: Annotated[list[ImageLocation], Field(min_length=1, max_length=MOST_IMAGES)]
-    """The pictures, each as `s3://bucket/key`: JPEG, PNG or WebP, at least 256 px a side, at most
-    10 MB, in a bucket among the setting ALLOWED_IMAGE_BUCKETS. Fewer than 10 usable ones fail the
-    job; one that is listed several times counts once. A caption may lie beside a picture as
-    `<same name>.txt`."""
+    """The pictures, each as `s3://bucket/key` or `gs://bucket/key`: JPEG, PNG or WebP, at least
+    256 px a side, at most 10 MB, in a bucket among the setting ALLOWED_IMAGE_BUCKETS. Fewer than
+    10 usable ones fail the job; one that is listed several times counts once. A caption may lie
+    beside a picture as `<same name>.txt`."""
     tags: Annotated[list[Tag], Field(max_length=MOST_TAGS)] | None = None
     """English keywords for the whole style."""
     parameters: dict[str, Any] | None = None
@@ -104,7 +104,7 @@ _REMEDIES = {
     "created_at": "give a time in ISO 8601, or leave it out",
     "data": "give an object with style_id and images",
     "data.style_id": f"give a whole number from 1 to {LARGEST_STYLE_ID}",
-    "data.images": f"give a list of 1 to {MOST_IMAGES} texts of the form s3://bucket/key",
+    "data.images": f"give a list of 1 to {MOST_IMAGES} texts of the form {FORMS}",
     "data.tags": f"give a list of at most {MOST_TAGS} texts of at most 100 characters",
     "data.parameters": "give an object, or leave it out",
 }
@@ -261,7 +261,7 @@ def _locations(images: list[str], style_id: int) -> tuple[Location, ...]:
         try:
             found.append(Location.parse(image))
         except InvalidLocation as error:
-            remedy = f"give s3://bucket/key ({error})"
+            remedy = f"give {FORMS} ({error})"
             raise InvalidTask(f"data.images.{number}", _as_json(image), remedy, style_id) from None
     return tuple(found)
 

@@ -2,7 +2,7 @@
 
 Random weights, 512 px, rank 8: the common recipe, then each trick added in turn, at several batch
 sizes; the share of what the card's matrix products reach in the same run; memory; several styles
-at once; one job on all cards, where there are several; and a whole job of 20 pictures and 200
+at once; and a whole job of 20 pictures and 200
 epochs. Every row stands for itself: one that fails says so, and the
 file is written after each. Parts can be measured by themselves: the file keeps the others' rows.
 """
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.bench import attempts, prepare
-from benchmarks.gpu.cards import several_cards
 from benchmarks.gpu.facts import facts, slug
 from benchmarks.gpu.job import whole_job
 from benchmarks.gpu.results import PARTS, kept_rows
@@ -60,7 +59,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if {"speed", "styles", "cards"} & {*options.parts}:
+        if {"speed", "styles"} & {*options.parts}:
             bench = prepare(options, device, folder)
             flop = FALLBACK_FLOP
             with contextlib.suppress(Exception):
@@ -71,8 +70,6 @@ def main() -> None:
                 speed(options, bench, flop, limit, lambda row: note("speed", row))
             if "styles" in options.parts:
                 several_styles(options, bench, lambda row: note("styles", row))
-            if "cards" in options.parts:
-                several_cards(options, bench, lambda row: note("cards", row))
             del bench
             gc.collect()
         if "job" in options.parts:

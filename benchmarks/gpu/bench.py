@@ -7,7 +7,7 @@ import contextlib
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,7 @@ class Bench:
     seconds: float
     """How long each row is measured."""
 
-    def trainer(
-        self, strategy: Strategy, seats: int = 1, helpers: Sequence[str] = ()
-    ) -> DiffusionTrainer:
+    def trainer(self, strategy: Strategy, seats: int = 1) -> DiffusionTrainer:
         """A trainer whose runs, where there are seats for several, wait for one another: without
         a straggler the others would make passes of a shape that is not recorded yet, and do so
         while the clock runs."""
@@ -71,7 +69,6 @@ class Bench:
             strategy=strategy,
             recorder=None if self.device.type == "cuda" else Rerun,
             seats=seats,
-            helpers=helpers,
             patience=PATIENCE if seats > 1 else LEAST_PATIENCE,
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PARTS = ("speed", "styles", "cards", "job")
+PARTS = ("speed", "styles", "job")
 """In the order in which their rows stand."""
 
 

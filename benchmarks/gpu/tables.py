@@ -23,7 +23,7 @@ def gpu_tables(folder: Path) -> str:
 
 def card_tables(results: dict[str, Any]) -> str:
     """One card: the recipe and the best way, what each trick adds, styles at once, one job on
-    several cards, a whole job."""
+    a whole job."""
     rows = results["rows"]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     steps: dict[int, list[dict[str, Any]]] = {}
@@ -47,10 +47,6 @@ def card_tables(results: dict[str, Any]) -> str:
         _table(
             ("styles at once", "in one pass", "images/s of all", "times one", "GiB"),
             [_styles_row(row) for row in rows if "styles" in row],
-        ),
-        _table(
-            ("cards for one job", "pictures a step", "images/s", "times one card", "GiB"),
-            [_cards_row(row) for row in rows if "cards" in row],
         ),
         "".join(_job(row) for row in rows if row["name"] == "whole job"),
     ]
@@ -90,18 +86,6 @@ def _styles_row(row: dict[str, Any]) -> tuple[object, ...]:
     return (
         *(row["styles"], f"{row['in_one_pass']}{eager}"),
         *(row["images_per_s"], row["times_one_at_a_time"]),
-        row.get("peak_gib", _ABSENT),
-    )
-
-
-def _cards_row(row: dict[str, Any]) -> tuple[object, ...]:
-    counts = row["cards"], row["pictures"]
-    if "error" in row:
-        return *counts, row["error"].split(":")[0], *[_ABSENT] * 2
-    return (
-        *counts,
-        row["images_per_s"],
-        row.get("times_one_card", _ABSENT),
         row.get("peak_gib", _ABSENT),
     )
 

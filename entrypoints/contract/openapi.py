@@ -78,7 +78,7 @@ def openapi() -> dict[str, Any]:
                 "Taken": {
                     "type": "object",
                     "required": ["success"],
-                    "properties": {"success": {"const": True}},
+                    "properties": {"success": {"type": "boolean", "enum": [True]}},
                 },
             },
             "parameters": {
@@ -86,7 +86,8 @@ def openapi() -> dict[str, Any]:
                     "name": "X-Request-Source",
                     "in": "header",
                     "required": True,
-                    "schema": {"const": "training-server"},
+                    # Not `const`: generators of clients leave out calls with such a header.
+                    "schema": {"type": "string", "enum": ["training-server"]},
                 },
                 "agent": {
                     "name": "User-Agent",

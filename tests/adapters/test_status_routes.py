@@ -270,6 +270,12 @@ def test_the_network_sees_nothing_without_the_token(path: str) -> None:
             assert fact not in answer.text.replace(COOKIE, "")
 
 
+@pytest.mark.parametrize("host", ["worker.example/health/live?", "worker.example/page.css#"])
+def test_a_path_in_the_host_header_opens_nothing(host: str) -> None:
+    for path in PATHS:
+        assert remote(training()).get(path, headers={"Host": host}).status_code == 401, path
+
+
 def test_an_orchestrator_asks_for_health_without_a_token() -> None:
     client = remote(idle())
     assert client.get("/health/live").status_code == 200

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from adapters.filesystem import FileBlobStore
+from adapters.gcs.options import GcsOptions
+from adapters.gcs.store import GcsBlobStore
 from adapters.memory import MemoryBlobStore
 from adapters.s3.options import S3Options
 from adapters.s3.store import S3BlobStore
@@ -27,6 +29,7 @@ from application.ports import (
     PreconditionFailed,
 )
 from domain.location import Location
+from tests.services.gcs import Emulator, running_gcs
 from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
 WRITERS = 8
@@ -39,9 +42,10 @@ class Harness:
     blobs: BlobStore
     bucket: str
     other_bucket: str
+    scheme: str = "s3"
 
     def at(self, key: str) -> Location:
-        return Location(self.bucket, key)
+        return Location(self.bucket, key, self.scheme)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +54,27 @@ def s3() -> Iterator[Server]:
         yield service
 
 
-@pytest.fixture(params=["memory", "filesystem", pytest.param("s3", marks=pytest.mark.integration)])
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[Emulator]:
+    with running_gcs() as emulator:
+        yield emulator
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        "filesystem",
+        pytest.param("s3", marks=pytest.mark.integration),
+        pytest.param("gcs", marks=pytest.mark.integration),
+    ]
+)
 def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
     if request.param == "memory":
         return Harness(MemoryBlobStore(), "first", "second")
     if request.param == "s3":
         return in_s3(request.getfixturevalue("s3"))
+    if request.param == "gcs":
+        return in_gcs(request.getfixturevalue("gcs"))
     folders = {name: tmp_path / name for name in ("first", "second")}
     return Harness(FileBlobStore(folders), "first", "second")
 
@@ -70,6 +89,13 @@ def in_s3(service: Server) -> Harness:
     buckets = service.new_bucket(), service.new_bucket()
     blobs = S3BlobStore(options, readable=["no-such-bucket"], writable=buckets, sleep=time.sleep)
     return Harness(blobs, *buckets)
+
+
+def in_gcs(emulator: Emulator) -> Harness:
+    options = GcsOptions(emulator_url=emulator.url)
+    buckets = emulator.new_bucket(), emulator.new_bucket()
+    blobs = GcsBlobStore(options, readable=["no-such-bucket"], writable=buckets, sleep=time.sleep)
+    return Harness(blobs, *buckets, scheme="gs")
 
 
 def everybody(write: Callable[[int], str]) -> list[int]:
@@ -120,13 +146,13 @@ def test_nothing_there_is_missing(harness: Harness) -> None:
 def test_the_same_key_in_another_bucket_is_another_blob(harness: Harness) -> None:
     harness.blobs.put(harness.at("a"), b"1")
     with pytest.raises(BlobMissing):
-        harness.blobs.get(Location(harness.other_bucket, "a"))
+        harness.blobs.get(Location(harness.other_bucket, "a", harness.scheme))
     assert harness.blobs.list(harness.other_bucket, "") == []
 
 
 def test_a_bucket_that_does_not_exist_is_missing_or_denied(harness: Harness) -> None:
     with pytest.raises((BlobMissing, BlobDenied)):
-        harness.blobs.get(Location("no-such-bucket", "a"))
+        harness.blobs.get(Location("no-such-bucket", "a", harness.scheme))
 
 
 def test_a_blob_may_have_as_many_bytes_as_allowed_and_no_more(harness: Harness) -> None:
@@ -215,23 +241,26 @@ def test_no_increment_of_a_contested_counter_is_lost(harness: Harness) -> None:
 def test_a_read_sees_one_whole_write_and_its_tag(harness: Harness) -> None:
     at = harness.at("busy")
     contents = [bytes([letter]) * 300_000 for letter in b"abcd"]
-    tags = {content: harness.blobs.put(at, content) for content in contents}
+    written: dict[str, bytes] = {}
     over = threading.Event()
+
+    def write(content: bytes) -> None:
+        written[harness.blobs.put(at, content)] = content
 
     def keep_writing() -> None:
         while not over.is_set():
             for content in contents:
-                harness.blobs.put(at, content)
+                write(content)
 
+    write(contents[0])
     writer = threading.Thread(target=keep_writing)
     writer.start()
     try:
-        for _ in range(40):
-            found = harness.blobs.get(at)
-            assert tags[found.data] == found.etag
+        found = [harness.blobs.get(at) for _ in range(40)]
     finally:
         over.set()
         writer.join()
+    assert all(written[blob.etag] == blob.data for blob in found)
 
 
 def test_delete_removes_one_blob_and_minds_nothing_missing(harness: Harness) -> None:

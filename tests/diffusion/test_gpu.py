@@ -182,35 +182,6 @@ def test_several_styles_at_once_follow_each_alone(
             assert_alike(session.history, run(alone, plan).history, within=0.05)
 
 
-def other_cards() -> list[str]:
-    """Those beside the first; where there is none, the first once more."""
-    return [f"cuda:{index}" for index in range(1, torch.cuda.device_count())] or ["cuda:0"]
-
-
-def test_a_run_on_several_cards_follows_one_on_one(
-    pictures: Pictures, caplog: pytest.LogCaptureFixture
-) -> None:
-    strategy = choose_strategy(CARD)
-    base = load_base(str(SMALL_BASE), device="cuda:0", dtype=strategy.compute)
-    plan = plan_of(pictures[:4], epochs=8, batch_size=4, learning_rate=2e-3)
-    spread = DiffusionTrainer(base, decode, "cuda:0", helpers=other_cards())
-    with spread.open(plan, None) as session:
-        for _ in range(6):
-            session.advance()
-        assert isinstance(session, DiffusionSession)
-        assert all(place.replay.recordings for place in session._steps.places)
-        session.next_inputs()  # drawn, so that nothing is left to be asked of the device
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            session.run_step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        session.count_step()
-        drive(session)
-        assert "no longer recorded" not in caplog.text
-        assert_alike(session.history, run(trainer_with(strategy), plan).history, within=0.05)
-
-
 def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
     plan = plan_of(pictures, epochs=8, batch_size=1)
     with trainer_with(choose_strategy(CARD)).open(plan, None) as session:

@@ -94,28 +94,3 @@ def test_runs_that_train_together_keep_to_their_card_and_wait_for_nothing_within
         for session in sessions:
             session.advance()
         assert (card.waited, passing.waited) == ([], [])
-
-
-@pytest.mark.parametrize(("first", "second"), [(HOST, CARD), (CARD, HOST)])
-@pytest.mark.parametrize("strategy", [BFLOAT16, FLOAT16])
-def test_what_lies_on_two_cards_does_not_meet(
-    own_base: BaseModel,
-    pictures: Pictures,
-    card: BlankCard,
-    strategy: Strategy,
-    first: torch.device,
-    second: torch.device,
-) -> None:
-    """The host stands for another card."""
-    if first == CARD:
-        move_to_card(own_base)
-    plan = plan_of(pictures[:4], epochs=2, batch_size=4, **EVERY_OPTION)
-    trainer = DiffusionTrainer(own_base, decode, first, helpers=[second], strategy=strategy)
-    with trainer.open(plan, None) as session:
-        assert isinstance(session, DiffusionSession)
-        assert [place.device for place in session._steps.places] == [first, second]
-        session.run_step()
-        card.waited.clear()
-        session.run_step()
-        assert card.waited == []
-        assert session.advance().epoch_finished

@@ -16,7 +16,7 @@ from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora.flat_path import FlatPath, flat_path_of
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.step.replay import WARM_UP, CudaRecorder, Replay
-from adapters.diffusion.strategy import PLAIN, WIDE_ON_A_CPU, Strategy, choose_strategy, describe
+from adapters.diffusion.strategy import PLAIN, Strategy, choose_strategy, describe
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.picture import Picture
@@ -416,11 +416,10 @@ def test_a_step_of_float16_that_breaks_off_in_its_update_can_be_taken_again(
         assert session.history[0].gradient_norm
 
 
-def test_a_cpu_gets_what_suits_the_denoisers_width_and_a_card_what_it_can_do(
+def test_a_cpu_trains_the_plain_way_and_a_card_as_it_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert choose_strategy("cpu") == choose_strategy("cpu", 64) == PLAIN
-    assert choose_strategy("cpu", 1280) == WIDE_ON_A_CPU
+    assert choose_strategy("cpu") == PLAIN
     found = {}
     for capability in [(6, 1), (7, 5), (8, 0), (9, 0)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
@@ -433,6 +432,3 @@ def test_a_cpu_gets_what_suits_the_denoisers_width_and_a_card_what_it_can_do(
         (9, 0): (torch.bfloat16, True, False),
     }
     assert describe(PLAIN) == "float32, eager steps"
-    assert describe(WIDE_ON_A_CPU) == (
-        "float32, one copy of the adapters, eager steps, channels last, convolutions as products"
-    )

@@ -295,3 +295,9 @@ def test_the_guides_example_is_a_task_but_for_its_number_of_images() -> None:
     task = TaskReader("stylelicense.com")(json.dumps(message).encode())
     assert (task.style_id, len(task.images), task.tags) == (123, 10, ("watercolor", "portrait"))
     assert dict(task.requested.named) == message["data"]["parameters"]
+
+
+def test_every_parameter_of_a_webhook_has_a_type() -> None:
+    """Some generators of clients leave out a call whose header is a ``const`` without a type."""
+    for name, parameter in OPENAPI["components"]["parameters"].items():
+        assert parameter["schema"].get("type") == "string", name

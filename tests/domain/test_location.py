@@ -1,13 +1,39 @@
 import pytest
 
-from domain.location import InvalidLocation, Location
+from domain.location import SCHEMES, Bucket, InvalidLocation, Location
 
 
-def test_reads_and_writes_the_s3_form() -> None:
-    at = Location.parse("s3://media/training/123/image 0.jpg")
-    assert at == Location("media", "training/123/image 0.jpg")
-    assert str(at) == "s3://media/training/123/image 0.jpg"
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_reads_and_writes_the_form_of_each_store(scheme: str) -> None:
+    text = f"{scheme}://media/training/123/image 0.jpg"
+    at = Location.parse(text)
+    assert at == Location("media", "training/123/image 0.jpg", scheme)
+    assert str(at) == text
     assert at.name == "image 0.jpg"
+    assert at.with_suffix(".txt").scheme == scheme
+
+
+def test_the_same_key_in_another_store_is_another_blob() -> None:
+    assert Location.parse("s3://media/a") != Location.parse("gs://media/a")
+
+
+@pytest.mark.parametrize(
+    ("text", "bucket"),
+    [
+        ("media", Bucket("media", "gs")),
+        ("gs://media", Bucket("media", "gs")),
+        ("s3://media", Bucket("media", "s3")),
+    ],
+)
+def test_a_bucket_is_named_with_or_without_its_store(text: str, bucket: Bucket) -> None:
+    assert Bucket.parse(text, "gs") == bucket
+    assert bucket.at("a/b") == Location("media", "a/b", bucket.scheme)
+
+
+@pytest.mark.parametrize("text", ["", "gs://", "gs://media/", "media/a", "https://media", ".."])
+def test_what_is_no_bucket_is_refused(text: str) -> None:
+    with pytest.raises(InvalidLocation):
+        Bucket.parse(text, "gs")
 
 
 @pytest.mark.parametrize(

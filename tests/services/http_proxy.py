@@ -176,6 +176,7 @@ class ProxyServer(ThreadingHTTPServer):
         self.plan = Plan()
         parts = urlsplit(upstream)
         self._upstream = (parts.hostname or "", parts.port or 80)
+        self._names = (upstream, f"http://127.0.0.1:{self.server_port}")
 
     def follow(self, plan: Plan) -> None:
         """Put another plan into force."""
@@ -195,7 +196,12 @@ class ProxyServer(ThreadingHTTPServer):
             dropped = {"connection", "keep-alive", "transfer-encoding"}
             if method != "HEAD":
                 dropped.add("content-length")
-            kept = [head for head in answer.getheaders() if head[0].lower() not in dropped]
+            # An upload's own address leads past the proxy, were it not for this.
+            kept = [
+                (name, value.replace(*self._names))
+                for name, value in answer.getheaders()
+                if name.lower() not in dropped
+            ]
             return Answer(answer.status, kept, answer.read())
         finally:
             connection.close()

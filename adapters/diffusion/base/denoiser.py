@@ -46,17 +46,3 @@ def load_denoiser(
         taken = {name: digest.result() for name, digest in digests.items()}
     unet.load_state_dict(weights, strict=True, assign=True)
     return unet, taken
-
-
-def replica_of(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditionModel:
-    """The same frozen denoiser on another device.
-
-    Raises:
-        torch.OutOfMemoryError: it does not fit there.
-    """
-    with torch.device("meta"):
-        replica = UNet2DConditionModel.from_config(unet.config)
-    weights = {name: weight.to(device, copy=True) for name, weight in unet.state_dict().items()}
-    replica.load_state_dict(weights, strict=True, assign=True)
-    replica.eval().requires_grad_(False)
-    return replica

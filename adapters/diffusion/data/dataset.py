@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
@@ -75,14 +75,6 @@ class Dataset:
             size: tuple(i for i, picture in enumerate(self.pictures) if picture.size == size)
             for size in sizes
         }
-
-    def on(self, device: torch.device) -> Dataset:
-        """A copy on another device."""
-        pictures = (
-            replace(picture, mean=picture.mean.to(device), deviation=picture.deviation.to(device))
-            for picture in self.pictures
-        )
-        return replace(self, pictures=tuple(pictures), captions=self.captions.to(device))
 
     def shape(self, batch: Batch) -> tuple[int, int, int, int]:
         """(n, c, h, w) of a batch's latents."""

@@ -48,14 +48,6 @@ class StepInputs:
             indices=self.indices[:, which],
         )
 
-    def on(self, device: torch.device) -> StepInputs:
-        """The same on another device; nobody waits for the copy."""
-        return replace(
-            self,
-            floats=self.floats.to(device, non_blocking=True),
-            indices=self.indices.to(device, non_blocking=True),
-        )
-
     def take(self, other: StepInputs) -> None:
         """Copy another batch's content into this memory."""
         self.floats.copy_(other.floats)

@@ -10,7 +10,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from adapters.diffusion.base.convolutions import as_products
 from adapters.diffusion.failures import out_of_memory_is_a_failure
 from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.lora.adapters import Adapters, attached
@@ -45,7 +44,6 @@ def adapted_denoiser(
     """
     with ExitStack() as stack:
         with out_of_memory_is_a_failure():
-            stack.enter_context(as_the_strategy_convolves(unet, strategy))
             adapters = stack.enter_context(
                 attached(
                     unet,
@@ -65,13 +63,6 @@ def adapted_denoiser(
                 refresh, joined = path.refresh, path.joined
             stack.enter_context(as_the_strategy_fuses(unet, strategy, joined))
         yield adapters, refresh
-
-
-def as_the_strategy_convolves(
-    unet: UNet2DConditionModel, strategy: Strategy
-) -> AbstractContextManager[None]:
-    """While open, frozen convolutions are products of matrices, or left to the libraries."""
-    return as_products(unet) if strategy.products else nullcontext()
 
 
 def as_the_strategy_fuses(

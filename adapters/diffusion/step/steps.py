@@ -41,11 +41,6 @@ class Steps:
         self.place = place
         self.update = update
 
-    @property
-    def places(self) -> tuple[Place, ...]:
-        """Where steps are run."""
-        return (self.place,)
-
     def run(self, inputs: StepInputs, micro_batch: int) -> None:
         """Train on one batch.
 
@@ -60,14 +55,6 @@ class Steps:
             self.update(batch, self.place.passes.gradient(batch, micro_batch))
 
         self.place.replay.run(inputs, whole)
-
-    def at_once(self, count: int) -> int:
-        """Of a batch of ``count`` pictures, how many go into one pass where memory is no limit."""
-        return count
-
-    def without_the_full(self) -> bool:
-        """Go on without the further device that has run out of memory; whether there was one."""
-        return False
 
     def discard_gradient(self) -> None:
         """Forget what a step that broke off has left."""

@@ -1,0 +1,1 @@
+"""Blobs in Google Cloud Storage, with google-cloud-storage."""

@@ -1,0 +1,126 @@
+"""Translates what can go wrong with Google Cloud Storage into the port's errors."""
+
+from __future__ import annotations
+
+from google.api_core.exceptions import GoogleAPICallError, RetryError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from requests import Response
+from requests.exceptions import ConnectionError as NoConnection
+from requests.exceptions import RequestException, SSLError, Timeout
+
+from application.ports import BlobDenied, BlobUnavailable, PreconditionFailed
+
+GCS_ERRORS = (
+    GoogleAPICallError,
+    RetryError,
+    GoogleAuthError,
+    DataCorruption,
+    InvalidResponse,
+    RequestException,
+    ConnectionError,
+)
+"""Every error that a call of the client raises."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds. A store that asks for a longer pause is tried again after this one."""
+
+THROTTLED = {"rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"}
+"""Google's reasons for a 403 that passes."""
+
+NO_CREDENTIALS = (
+    "set GOOGLE_APPLICATION_CREDENTIALS to a service account's key file, or run on a machine "
+    "that has a service account"
+)
+
+
+class ForeignAnswer(RequestException):
+    """A success without what Google Cloud Storage always returns: another server answered."""
+
+
+def translate(error: Exception, what: str) -> Exception:
+    """The port's error for one of ``GCS_ERRORS``.
+
+    Args:
+        what: the call and its target: ``reading gs://bucket/key``.
+    """
+    if isinstance(error, RetryError) and isinstance(error.cause, Exception):
+        error = error.cause
+    if isinstance(error, GoogleAPICallError | InvalidResponse) and error.response is not None:
+        return _answered(error.response, what)
+    if isinstance(error, DefaultCredentialsError):
+        return BlobUnavailable(f"{what}: there are no credentials: {NO_CREDENTIALS} ({error})")
+    if isinstance(error, TransportError):
+        return BlobUnavailable(f"{what}: Google's token server cannot be reached ({error})")
+    if isinstance(error, GoogleAuthError):
+        return BlobUnavailable(
+            f"{what}: the credentials are expired or revoked: {NO_CREDENTIALS} ({error})"
+        )
+    if isinstance(error, SSLError):
+        return BlobUnavailable(f"{what}: no trusted TLS connection to the store ({error})")
+    if isinstance(error, Timeout):
+        return BlobUnavailable(f"{what}: the store does not answer in time ({error})")
+    if isinstance(error, NoConnection | ConnectionError):
+        return BlobUnavailable(
+            f"{what}: the store cannot be reached: check the network and "
+            f"STORAGE_EMULATOR_HOST ({error})"
+        )
+    return BlobUnavailable(
+        f"{what}: the answer is not that of Google Cloud Storage: check STORAGE_EMULATOR_HOST, "
+        f"and whether a proxy is in between ({error})"
+    )
+
+
+def _answered(response: Response, what: str) -> Exception:
+    number = response.status_code
+    message, reasons = _explanation(response)
+    if number == 412:
+        return PreconditionFailed(f"{what}: the blob is not in the state that was seen")
+    if number == 429 or (number == 403 and reasons & THROTTLED):
+        return BlobUnavailable(
+            f"{what}: the store asks for fewer requests: if it stays, lower FETCH_CONCURRENCY or "
+            f"run fewer workers ({message})",
+            retry_after=_retry_after(response),
+        )
+    if number == 401:
+        return BlobUnavailable(
+            f"{what}: the store does not accept the credentials: {NO_CREDENTIALS} ({message})"
+        )
+    if number == 403:
+        return BlobDenied(
+            f"{what}: access is denied: grant the worker's service account the role Storage "
+            "Object User on its own buckets and Storage Object Viewer on those of the images; "
+            f"without storage.objects.list a missing object looks denied too ({message})"
+        )
+    if 300 <= number < 400:
+        return BlobDenied(f"{what}: the answer is a redirect: check STORAGE_EMULATOR_HOST")
+    if 400 <= number < 500 and number != 408:
+        return BlobDenied(f"{what}: {message}")
+    return BlobUnavailable(
+        f"{what}: the store fails with status {number}, which may pass ({message})",
+        retry_after=_retry_after(response),
+    )
+
+
+def _explanation(response: Response) -> tuple[str, set[str]]:
+    """Google's message, and its reasons in one word each."""
+    try:
+        error = response.json()["error"]
+        reasons = {entry["reason"] for entry in error.get("errors", ())}
+        return " ".join(str(error["message"]).split()), reasons
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"status {response.status_code}", set()
+
+
+def no_bucket(bucket: str, what: str) -> BlobDenied:
+    """The error for a bucket that does not exist."""
+    return BlobDenied(
+        f"{what}: there is no bucket {bucket!r}: create it, or correct GCS_BUCKET_NAME, "
+        "MODEL_BUCKET_NAME or STATE_BUCKET_NAME"
+    )
+
+
+def _retry_after(response: Response) -> float | None:
+    """Seconds that the answer asks us to wait."""
+    asked = response.headers.get("Retry-After", "")
+    return min(float(asked), LONGEST_WAIT) if asked.isdecimal() else None

@@ -1,0 +1,258 @@
+"""Port ``BlobStore`` on Google Cloud Storage."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any, TypeVar
+
+from google.api_core.exceptions import GoogleAPICallError, NotFound
+from google.cloud.storage import Blob as GcsBlob
+from google.cloud.storage.exceptions import DataCorruption
+from google_crc32c import value as crc32c
+
+from adapters.gcs.client import connect, retry
+from adapters.gcs.errors import GCS_ERRORS, ForeignAnswer, no_bucket, translate
+from adapters.gcs.options import GcsOptions
+from application.ports import (
+    Blob,
+    BlobDenied,
+    BlobMissing,
+    BlobTooLarge,
+    BlobUnavailable,
+    Condition,
+    IfAbsent,
+    IfMatch,
+)
+from domain.location import InvalidLocation, Location
+
+T = TypeVar("T")
+
+TRIES = 3
+"""Whole reads or writes per call, beyond the requests that the client library repeats."""
+FIRST_PAUSE = 0.2
+"""Seconds before the second try, doubled before the third."""
+
+
+class _TryAgain(Exception):
+    """This try failed for a reason that may not repeat."""
+
+
+class GcsBlobStore:
+    """Port ``BlobStore``. May be shared by threads.
+
+    A blob's tag is its generation. A bucket that does not exist is ``BlobDenied``, because the
+    set-up is wrong and not the blob's name. Credentials that Google does not accept are
+    ``BlobUnavailable``: the task waits until the worker has better ones.
+
+    Args:
+        options: where the store is and how to talk to it.
+        readable: buckets that may be read; the writable ones may too.
+        writable: buckets that may be written.
+        sleep: waits that many seconds.
+
+    Raises:
+        BlobUnavailable: there are no credentials.
+    """
+
+    def __init__(
+        self,
+        options: GcsOptions,
+        *,
+        readable: Collection[str],
+        writable: Collection[str],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._writable = frozenset(writable)
+        self._readable = frozenset(readable) | self._writable
+        self._sleep = sleep
+        self._chunk_size = options.chunk_size
+        self._patience: dict[str, Any] = {
+            "timeout": (options.connect_timeout, options.read_timeout),
+            "retry": retry(options),
+        }
+        self._existing: set[str] = set()
+        with _translating("connecting to Google Cloud Storage"):
+            self._client = connect(options)
+
+    def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
+        """Read a blob, verified by its CRC32C. Of one with a limit, the size is read first."""
+        self._check_readable(at.bucket)
+
+        def attempt() -> Blob:
+            if max_bytes is not None:
+                head = self._blob(at)
+                head.reload(**self._patience)
+                if (head.size or 0) > max_bytes:
+                    raise BlobTooLarge(f"{at} has {head.size} bytes, more than {max_bytes}")
+            blob, body = self._blob(at), _Body(at, max_bytes)
+            blob.download_to_file(body, checksum="crc32c", **self._patience)
+            return Blob(body.getvalue(), _generation(blob))
+
+        what = f"reading {at}"
+        with _translating(what):
+            try:
+                return self._repeat(attempt, what)
+            except NotFound:
+                if at.bucket in self._existing or self._bucket_exists(at.bucket):
+                    raise BlobMissing(f"{what}: there is no such object") from None
+                raise no_bucket(at.bucket, what) from None
+
+    def put(
+        self,
+        at: Location,
+        data: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        condition: Condition | None = None,
+    ) -> str:
+        """Write a blob. A large one is sent in chunks and appears with the last of them.
+
+        A write whose answer was lost is repeated; with a condition it then meets itself, and
+        ``PreconditionFailed`` is raised for a write that did happen.
+        """
+        self._check_writable(at.bucket)
+        what = f"writing {at}"
+
+        def attempt() -> str:
+            blob = self._blob(at)
+            blob.chunk_size = self._chunk_size
+            try:
+                blob.upload_from_file(
+                    BytesIO(data),
+                    size=len(data),
+                    content_type=content_type,
+                    if_generation_match=_expected(condition),
+                    checksum="crc32c",
+                    crc32c_checksum_value=_checksum(data),
+                    **self._patience,
+                )
+            except GoogleAPICallError as error:
+                # 410: the upload session is gone. 404 is that too, where the bucket is there.
+                if error.code == 410 or (error.code == 404 and self._bucket_exists(at.bucket)):
+                    raise _TryAgain("the upload was lost on its way") from error
+                raise
+            return _generation(blob)
+
+        with _translating(what):
+            try:
+                return self._repeat(attempt, what)
+            except NotFound:
+                raise no_bucket(at.bucket, what) from None
+
+    def delete(self, at: Location) -> None:
+        """Remove a blob."""
+        self._check_writable(at.bucket)
+        what = f"deleting {at}"
+        with _translating(what):
+            try:
+                self._blob(at).delete(**self._patience)
+            except NotFound:
+                if not self._bucket_exists(at.bucket):
+                    raise no_bucket(at.bucket, what) from None
+
+    def list(self, bucket: str, prefix: str) -> list[Location]:
+        """Blobs by prefix. Objects whose names cannot be keys of ours are left out."""
+        self._check_readable(bucket)
+        found = []
+        what = f"listing gs://{bucket}/{prefix}"
+        with _translating(what):
+            try:
+                for blob in self._client.list_blobs(
+                    bucket, prefix=prefix, fields="items(name),nextPageToken", **self._patience
+                ):
+                    try:
+                        found.append(Location(bucket, blob.name, "gs"))
+                    except InvalidLocation:
+                        continue
+            except NotFound:
+                raise no_bucket(bucket, what) from None
+        return sorted(found)
+
+    def _blob(self, at: Location) -> GcsBlob:
+        try:
+            at.key.encode()
+        except UnicodeEncodeError:
+            raise BlobDenied(f"{at.key!r} is not valid Unicode and cannot be a key") from None
+        blob: GcsBlob = self._client.bucket(at.bucket).blob(at.key)
+        return blob
+
+    def _bucket_exists(self, bucket: str) -> bool:
+        """Whether the bucket is there: Google's 404 does not always say which part is missing."""
+        try:
+            list(self._client.list_blobs(bucket, max_results=1, **self._patience))
+        except NotFound:
+            return False
+        self._existing.add(bucket)
+        return True
+
+    def _repeat(self, attempt: Callable[[], T], what: str) -> T:
+        for tried in range(TRIES):
+            try:
+                return attempt()
+            except (_TryAgain, DataCorruption) as error:
+                cause = error
+            if tried + 1 < TRIES:
+                self._sleep(FIRST_PAUSE * 2**tried)
+        raise BlobUnavailable(f"{what} failed {TRIES} times: {cause}") from cause
+
+    def _check_readable(self, bucket: str) -> None:
+        if bucket not in self._readable:
+            allowed = ", ".join(sorted(self._readable))
+            raise BlobDenied(
+                f"bucket gs://{bucket} may not be read, only {allowed}: "
+                "to allow it, add it to ALLOWED_IMAGE_BUCKETS"
+            )
+
+    def _check_writable(self, bucket: str) -> None:
+        if bucket in self._writable:
+            return
+        self._check_readable(bucket)
+        raise BlobDenied(f"bucket gs://{bucket} is read-only: the worker writes to its own only")
+
+
+class _Body(BytesIO):
+    """Receives a download of at most so many bytes, whatever the blob has become since."""
+
+    def __init__(self, at: Location, max_bytes: int | None) -> None:
+        super().__init__()
+        self._at = at
+        self._max_bytes = max_bytes
+
+    def write(self, data: Any) -> int:
+        if self._max_bytes is not None and self.tell() + len(data) > self._max_bytes:
+            raise BlobTooLarge(f"{self._at} has more than {self._max_bytes} bytes")
+        return super().write(data)
+
+
+def _generation(blob: GcsBlob) -> str:
+    if blob.generation is None:
+        raise ForeignAnswer("it has no generation")
+    return str(blob.generation)
+
+
+def _expected(condition: Condition | None) -> int | None:
+    """The generation that a write replaces; 0 stands for no blob."""
+    match condition:
+        case IfAbsent():
+            return 0
+        case IfMatch(etag):
+            return int(etag)
+    return None
+
+
+def _checksum(data: bytes) -> str:
+    """CRC32C as Google writes it: big-endian, in base64."""
+    return base64.b64encode(crc32c(data).to_bytes(4, "big")).decode()
+
+
+@contextmanager
+def _translating(what: str) -> Iterator[None]:
+    try:
+        yield
+    except GCS_ERRORS as error:
+        raise translate(error, what) from error
+    except (ValueError, UnicodeError) as error:  # a name that no bucket or object can have
+        raise BlobDenied(f"{what}: {error}") from error
