@@ -13,9 +13,9 @@ DEMO_OPTIONS := --epochs 100 --batch-size 4 --learning-rate 0.004
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## Train a style from pictures that the project draws, into demo/
-	@$(BIN)/python -m assets.demo_pictures $(DEMO)/pictures
-	$(BIN)/python -m entrypoints.train $(DEMO)/pictures --out $(DEMO)/style $(DEMO_OPTIONS)
+demo: $(READY) ## Train a style from images that the project draws, into demo/
+	@$(BIN)/python -m assets.demo_images $(DEMO)/images
+	$(BIN)/python -m entrypoints.train $(DEMO)/images --out $(DEMO)/style $(DEMO_OPTIONS)
 
 # Coverage counts domain and application (pyproject.toml), which these tests are about; measured in
 # all, it would make them slower. The others come by files in their own order: sorted by their

@@ -28,7 +28,7 @@ from application.ports import (
     Delivery,
     DeliveryLost,
     EpochRecord,
-    Fate,
+    DeadLetterAction,
     IfAbsent,
     IfMatch,
     PreconditionFailed,
@@ -42,7 +42,7 @@ from application.ports import (
 from domain.failure import Failure
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.picture import PictureFacts, PictureRefused
+from domain.image import ImageFacts, ImageRefused
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 
@@ -245,21 +245,21 @@ class MemoryQueue:
                 DeadMessage(delivery.body, reason, dict(details or {}), self._clock.now())
             )
 
-    def hand_back(self, delivery: Delivery) -> None:
+    def requeue(self, delivery: Delivery) -> None:
         """Put the message at the front."""
         with self._lock:
             self._settle(delivery)
             self._waiting.insert(0, _back(delivery))
 
-    def sift(self, decide: Callable[[DeadMessage], Fate]) -> list[DeadMessage]:
+    def process_dead_letters(self, decide: Callable[[DeadMessage], DeadLetterAction]) -> list[DeadMessage]:
         """Show the dead letters and do with them as is decided."""
         shown = self.dead
         for letter in shown:
             fate = decide(letter)
             with self._lock:
-                if fate is not Fate.KEEP:
+                if fate is not DeadLetterAction.KEEP:
                     self._dead.remove(letter)
-                if fate is Fate.PUT_BACK:
+                if fate is DeadLetterAction.PUT_BACK:
                     self._waiting.append(_Waiting(letter.body))
         return shown
 
@@ -394,14 +394,14 @@ class MemoryNotifier:
 
 
 class MemoryInspector:
-    """Port ``PictureInspector``. Takes any bytes for a picture but those that begin ``broken``."""
+    """Port ``ImageInspector``. Takes any bytes for an image but those that begin ``broken``."""
 
-    def inspect(self, data: bytes) -> PictureFacts:
+    def inspect(self, data: bytes) -> ImageFacts:
         """Facts that depend on the bytes alone."""
         if data.startswith(b"broken"):
-            raise PictureRefused("the file is damaged")
+            raise ImageRefused("the file is damaged")
         digest = hashlib.sha256(data).digest()
-        return PictureFacts(
+        return ImageFacts(
             width=256 + digest[0],
             height=256 + digest[1],
             sha256=digest.hex(),
@@ -441,7 +441,7 @@ class MemorySession:
         self._plan = plan
         self._clock = clock
         self._step_seconds = step_seconds
-        self._steps_per_epoch = math.ceil(len(plan.pictures) / plan.parameters.batch_size)
+        self._steps_per_epoch = math.ceil(len(plan.images) / plan.parameters.batch_size)
         fingerprint = _fingerprint(plan)
         self._moment = _Moment(fingerprint, 0, fingerprint)
         if resume is not None:
@@ -465,8 +465,8 @@ class MemorySession:
 
     @property
     def peak_memory(self) -> int:
-        """That of the pictures."""
-        return sum(len(picture.data) for picture in self._plan.pictures)
+        """That of the images."""
+        return sum(len(image.data) for image in self._plan.images)
 
     def advance(self) -> StepReport:
         """Run the next step."""
@@ -504,17 +504,17 @@ class MemorySession:
 class MemoryTrainer:
     """Port ``Trainer``. Deterministic; a step takes ``step_seconds`` of the clock's time.
 
-    With more than one seat, runs of one rank can be open together.
+    With more than one slot, runs of one rank can be open together.
     """
 
-    def __init__(self, clock: Clock, step_seconds: float = 1.0, seats: int = 1) -> None:
+    def __init__(self, clock: Clock, step_seconds: float = 1.0, slots: int = 1) -> None:
         self._clock = clock
         self._step_seconds = step_seconds
-        self._seats = seats
+        self._slots = slots
         self._open: list[Hashable | None] = []
         self.opened = 0
         """Sessions set up so far."""
-        self.most_at_once = 0
+        self.max_at_once = 0
         """Sessions that were open together, at most."""
 
     @property
@@ -530,28 +530,28 @@ class MemoryTrainer:
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         """Set a run up."""
-        kind = self.kind(plan.parameters)
+        kind = self.batch_key(plan.parameters)
         if self._open and (kind is None or self._open != [kind] * len(self._open)):
             raise RuntimeError("the trainer has an open run that this one cannot join")
-        if len(self._open) >= self._seats:
-            raise RuntimeError(f"all {self._seats} seats of the trainer are taken")
+        if len(self._open) >= self._slots:
+            raise RuntimeError(f"all {self._slots} slots of the trainer are taken")
         session = MemorySession(plan, self._clock, self._step_seconds, resume)
         self._open.append(kind)
         self.opened += 1
-        self.most_at_once = max(self.most_at_once, len(self._open))
+        self.max_at_once = max(self.max_at_once, len(self._open))
         try:
             yield session
         finally:
             self._open.remove(kind)
 
-    def kind(self, parameters: TrainingParameters) -> Hashable | None:
-        """Its rank, where there is more than one seat."""
-        return parameters.rank if self._seats > 1 else None
+    def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
+        """Its rank, where there is more than one slot."""
+        return parameters.rank if self._slots > 1 else None
 
 
 def _fingerprint(plan: TrainingPlan) -> str:
-    pictures = [(picture.name, picture.caption, _etag(picture.data)) for picture in plan.pictures]
-    whole = repr((plan.style_id, pictures, plan.tags, plan.parameters))
+    images = [(image.name, image.caption, _etag(image.data)) for image in plan.images]
+    whole = repr((plan.style_id, images, plan.tags, plan.parameters))
     return hashlib.sha256(whole.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Pictures as artists send them: checked, set upright and brought to RGB, with Pillow."""
+"""Images as artists send them: checked, set upright and brought to RGB, with Pillow."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from domain.picture import MAX_PICTURE_BYTES, MIN_SIDE_PIXELS, PictureFacts, PictureRefused
+from domain.image import MAX_IMAGE_BYTES, MIN_SIDE_PIXELS, ImageFacts, ImageRefused
 
 MAX_MEGAPIXELS = 100
-"""A scan of an A2 sheet at 400 dpi has 62. Decoded, a picture of 100 takes 300 MB, and a
+"""A scan of an A2 sheet at 400 dpi has 62. Decoded, an image of 100 takes 300 MB, and a
 worker decodes several at a time; a file of a few kilobytes may claim a hundred times that."""
 
 _OTHER_KINDS = (
@@ -40,36 +40,36 @@ _OTHER_KINDS = (
 
 
 class PillowInspector:
-    """Port ``PictureInspector``. Has no state: any number of threads may share it."""
+    """Port ``ImageInspector``. Has no state: any number of threads may share it."""
 
-    def inspect(self, data: bytes) -> PictureFacts:
+    def inspect(self, data: bytes) -> ImageFacts:
         """Decode a JPEG, PNG or WebP file fully and describe it.
 
         Raises:
-            PictureRefused: with the reason, in words for the artist.
+            ImageRefused: with the reason, in words for the artist.
         """
-        if len(data) > MAX_PICTURE_BYTES:
-            raise PictureRefused(
+        if len(data) > MAX_IMAGE_BYTES:
+            raise ImageRefused(
                 f"the file has {len(data) / 1024**2:.1f} MB, "
-                f"and at most {MAX_PICTURE_BYTES // 1024**2} MB are accepted"
+                f"and at most {MAX_IMAGE_BYTES // 1024**2} MB are accepted"
             )
         image = decode(data)
         width, height = image.size
         if min(width, height) < MIN_SIDE_PIXELS:
-            raise PictureRefused(
+            raise ImageRefused(
                 f"it is {width} x {height} pixels, and each side needs at least {MIN_SIDE_PIXELS}"
             )
-        return PictureFacts(width, height, _sha256(image), difference_hash(image))
+        return ImageFacts(width, height, _sha256(image), difference_hash(image))
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in a JPEG, PNG or WebP file: RGB, 8 bits, upright, in sRGB.
+    """The image in a JPEG, PNG or WebP file: RGB, 8 bits, upright, in sRGB.
 
     Transparent parts lie on white. Of an animation this is the first frame. A colour profile
     that cannot be applied is ignored.
 
     Raises:
-        PictureRefused: the file is empty, of another kind, damaged, or too large once decoded.
+        ImageRefused: the file is empty, of another kind, damaged, or too large once decoded.
     """
     try:
         image = _open(data)
@@ -77,15 +77,15 @@ def decode(data: bytes) -> Image.Image:
         # Decoding alone does not look at a PNG's checksums, and would take altered pixels.
         _open(data).verify()
         image.load()
-    except (PictureRefused, MemoryError):
+    except (ImageRefused, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise PictureRefused(
+        raise ImageRefused(
             f"it has far more than the {MAX_MEGAPIXELS} million pixels that are accepted"
         ) from None
     except Exception:
         # Pillow documents no set of errors for damaged files, and raises about a dozen.
-        raise PictureRefused(
+        raise ImageRefused(
             "the file is damaged or incomplete; please export or upload it again"
         ) from None
     _turn_upright(image)
@@ -118,17 +118,17 @@ def _open(data: bytes) -> ImageFile:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return WebPImageFile(BytesIO(data))
     if not data:
-        raise PictureRefused("the file is empty")
+        raise ImageRefused("the file is empty")
     for offset, signature, kind in _OTHER_KINDS:
         if data.startswith(signature, offset):
-            raise PictureRefused(f"it is {kind}; please send it as JPEG, PNG or WebP")
-    raise PictureRefused("it is not a JPEG, PNG or WebP picture")
+            raise ImageRefused(f"it is {kind}; please send it as JPEG, PNG or WebP")
+    raise ImageRefused("it is not a JPEG, PNG or WebP image")
 
 
 def _check_area(image: Image.Image) -> None:
     area = image.width * image.height
     if area > MAX_MEGAPIXELS * 1_000_000:
-        raise PictureRefused(
+        raise ImageRefused(
             f"it is {image.width:,} x {image.height:,} pixels, {area / 1e6:,.0f} million in "
             f"all, and at most {MAX_MEGAPIXELS} million are accepted"
         )
@@ -152,7 +152,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return _to_srgb(image, profile)
     layered = image.convert("RGBA")
-    # A profile is of grey or of colours, as the picture is.
+    # A profile is of grey or of colours, as the image is.
     opaque = image.convert("L") if image.mode in {"L", "LA"} else layered.convert("RGB")
     white = Image.new("RGB", image.size, "white")
     white.paste(_to_srgb(opaque, profile), mask=layered.getchannel("A"))
@@ -177,7 +177,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def _sha256(image: Image.Image) -> str:
     digest = hashlib.sha256(f"{image.mode} {image.width} {image.height}\n".encode())
-    # In strips: the bytes of a large picture at once would be a second copy of it.
+    # In strips: the bytes of a large image at once would be a second copy of it.
     for top in range(0, image.height, 256):
         strip = image.crop((0, top, image.width, min(top + 256, image.height)))
         digest.update(strip.tobytes())

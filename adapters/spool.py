@@ -25,7 +25,7 @@ from application.ports import (
     DeadMessage,
     Delivery,
     DeliveryLost,
-    Fate,
+    DeadLetterAction,
     QueueUnavailable,
 )
 
@@ -132,12 +132,12 @@ class SpoolQueue:
             held.path.replace(to)
             self._state_path(held.path).unlink(missing_ok=True)
 
-    def hand_back(self, delivery: Delivery) -> None:
+    def requeue(self, delivery: Delivery) -> None:
         """Unlock the file."""
         with self._settling(delivery):
             pass
 
-    def sift(self, decide: Callable[[DeadMessage], Fate]) -> list[DeadMessage]:
+    def process_dead_letters(self, decide: Callable[[DeadMessage], DeadLetterAction]) -> list[DeadMessage]:
         """Show the files in ``dead/``; publish anew or remove those that are not to be kept."""
         shown = []
         with self._io_errors():
@@ -145,9 +145,9 @@ class SpoolQueue:
                 letter = _dead_message(path)
                 shown.append(letter)
                 fate = decide(letter)
-                if fate is Fate.PUT_BACK:
+                if fate is DeadLetterAction.PUT_BACK:
                     self.publish(letter.body)
-                if fate is not Fate.KEEP:
+                if fate is not DeadLetterAction.KEEP:
                     path.unlink()
                     _reason_path(path).unlink(missing_ok=True)
         return shown

@@ -6,26 +6,26 @@ import json
 import logging
 from datetime import datetime
 
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.ports import BlobDenied, BlobMissing, BlobStore, Unavailable
 
 log = logging.getLogger(__name__)
 
 
-def request_cancellation(task_id: str, blobs: BlobStore, layout: Layout, now: datetime) -> None:
+def request_cancellation(task_id: str, blobs: BlobStore, keys: StorageKeys, now: datetime) -> None:
     """Ask whoever has the task, or will have it, to stop.
 
     Raises:
         BlobUnavailable, BlobDenied: the request is not on record.
     """
     note = json.dumps({"requested_at": now.isoformat()}).encode()
-    blobs.put(layout.cancellation(task_id), note, content_type="application/json")
+    blobs.put(keys.cancellation(task_id), note, content_type="application/json")
 
 
-def cancellation_requested(task_id: str, blobs: BlobStore, layout: Layout) -> bool:
+def cancellation_requested(task_id: str, blobs: BlobStore, keys: StorageKeys) -> bool:
     """Whether somebody has asked for the job to be stopped; no, where that cannot be told."""
     try:
-        blobs.get(layout.cancellation(task_id))
+        blobs.get(keys.cancellation(task_id))
     except BlobMissing:
         return False
     except (Unavailable, BlobDenied) as error:

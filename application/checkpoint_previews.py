@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.ports import (
     BlobDenied,
     BlobStore,
@@ -14,24 +14,24 @@ from application.ports import (
     TrainingSession,
     Unavailable,
 )
-from application.rules import Rules
+from application.worker_config import WorkerConfig
 
 log = logging.getLogger(__name__)
 
 
 class CheckpointPreviews:
-    """Draws and stores previews of one run, as long as they cost no more than the rules allow.
+    """Draws and stores previews of one run, as long as they cost no more than the config allow.
 
     They are a courtesy: what fails here is logged, and is not the training's undoing. A session
     that cannot draw is not asked again; a store that is away may be there the next time.
     """
 
-    def __init__(self, blobs: BlobStore, clock: Clock, layout: Layout, rules: Rules) -> None:
+    def __init__(self, blobs: BlobStore, clock: Clock, keys: StorageKeys, config: WorkerConfig) -> None:
         self._blobs = blobs
         self._clock = clock
-        self._layout = layout
-        self._share = rules.preview_share
-        self._left = rules.most_previews if rules.preview_share else 0
+        self._keys = keys
+        self._share = config.preview_share
+        self._left = config.max_previews if config.preview_share else 0
         self._began = clock.monotonic()
         self._spent, self._rounds = 0.0, 0
 
@@ -52,7 +52,7 @@ class CheckpointPreviews:
             return
         try:
             for number, preview in enumerate(drawn):
-                at = self._layout.previews(task_id, epoch, number)
+                at = self._keys.previews(task_id, epoch, number)
                 self._blobs.put(at, preview.png, content_type="image/png")
         except (Unavailable, BlobDenied) as error:
             log.warning("the previews of epoch %d are not stored: %s", epoch, error)
@@ -61,7 +61,7 @@ class CheckpointPreviews:
         self._left -= 1
 
     def affordable(self) -> bool:
-        """Whether another round keeps to the rules. The first is drawn in any case."""
+        """Whether another round keeps to the config. The first is drawn in any case."""
         if not self._left or not self._rounds:
             return bool(self._left)
         trained = self._clock.monotonic() - self._began - self._spent
@@ -69,11 +69,11 @@ class CheckpointPreviews:
 
 
 def stored_previews(
-    blobs: BlobStore, layout: Layout, task_id: str
+    blobs: BlobStore, keys: StorageKeys, task_id: str
 ) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
     """All previews that a job's attempts have stored, by epoch."""
     found: dict[int, list[bytes]] = {}
-    for at in blobs.list(layout.bucket, layout.previews_prefix(task_id)):
+    for at in blobs.list(keys.bucket, keys.previews_prefix(task_id)):
         if named := re.search(r"epoch_(\d+)_\d+\.png$", at.key):
             found.setdefault(int(named[1]), []).append(blobs.get(at).data)
     return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))

@@ -8,7 +8,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 
 from application.journal import Entry
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.lease import LeaseLost
 from application.ports import BlobDenied, BlobStore, Clock, TrainingSession, Unavailable
 from domain.location import Location
@@ -37,11 +37,11 @@ class CheckpointStorage:
     """
 
     def __init__(
-        self, blobs: BlobStore, clock: Clock, layout: Layout, entry: Entry, executor: Executor
+        self, blobs: BlobStore, clock: Clock, keys: StorageKeys, entry: Entry, executor: Executor
     ) -> None:
         self._blobs = blobs
         self._clock = clock
-        self._layout = layout
+        self._keys = keys
         self._entry = entry
         self._executor = executor
         self._underway: _Underway | None = None
@@ -62,8 +62,8 @@ class CheckpointStorage:
         began = self._clock.monotonic()
         taken = session.checkpoint()
         task_id = self._entry.job.task_id
-        at = self._layout.checkpoint(task_id, taken.epoch, taken.step)
-        style_at = self._layout.style_at(task_id, taken.epoch)
+        at = self._keys.checkpoint(task_id, taken.epoch, taken.step)
+        style_at = self._keys.style_at(task_id, taken.epoch)
         style = session.weights() if with_style else None
 
         def store() -> float:

@@ -19,7 +19,7 @@ from application.ports import BlobMissing, BlobStore, EventSink
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
-from domain.mistake import Mistake
+from domain.errors import UserError
 from domain.parameters import InvalidParameter, TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
@@ -27,7 +27,7 @@ from domain.results import Artifact, CheckpointRef, TrainingMetric
 Member = TypeVar("Member", bound=StrEnum)
 
 
-class RecordNewer(Mistake):
+class RecordNewer(UserError):
     """A newer worker's record says what this one does not understand."""
 
     def __init__(self, what: str) -> None:
@@ -37,7 +37,7 @@ class RecordNewer(Mistake):
         )
 
 
-class RecordDamaged(Mistake):
+class RecordDamaged(UserError):
     """What is on record is no job."""
 
     def __init__(self, at: Location, reason: Exception) -> None:
@@ -160,7 +160,7 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
         style_id=values["style_id"],
         state=_member(JobState, values["state"]),
         attempt=values["attempt"],
-        setbacks=values["setbacks"],
+        failures=values["failures"],
         waits=values.get("waits", False),
         parameters=optional("parameters", _parameters),
         progress=optional("progress", lambda v: Progress(**_known(Progress, v))),

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from application.fenced_blob import FencedBlob, Superseded
-from application.patience import insist, wait
+from application.retry import retry, sleep
 from application.ports import BlobDenied, BlobStore, Clock, Unavailable
-from application.stop import StopReason, StopSignal
+from application.stop_signal import StopReason, StopSignal
 from domain.location import Location
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Lease:
         remaining = record.remaining(self._clock.now())
         if 0 < remaining <= 2 * theirs.seconds:
             raise LeaseHeld(record.owner, min(remaining, self._terms.seconds))
-        wait(theirs.takes_to_lose, self._clock, stop)
+        sleep(theirs.takes_to_lose, self._clock, stop)
         stop.check()
         if self._blob.read() != found:
             raise LeaseHeld(record.owner, self._terms.seconds)
@@ -202,7 +202,7 @@ class Lease:
         if stop.reason is StopReason.LEASE_LOST:
             return
         try:
-            insist(lambda: self.release(forget=over), self._clock, stop, self._terms.seconds)
+            retry(lambda: self.release(forget=over), self._clock, stop, self._terms.seconds)
         except (Unavailable, BlobDenied) as error:
             if over:
                 raise  # nobody would remove it, were the message not delivered again

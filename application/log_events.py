@@ -16,7 +16,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
-    SeatAwaited,
+    SlotAwaited,
     TrainingBegan,
     TrainingFinished,
 )
@@ -40,8 +40,8 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.INFO, f"attempt {attempt} starts"
         case JobStarted(attempt=attempt, resumed_from=CheckpointRef(epoch=epoch, step=step)):
             return logging.INFO, f"attempt {attempt} resumes from epoch {epoch}, step {step}"
-        case SeatAwaited():
-            return logging.INFO, "waiting for a seat: the device trains other styles"
+        case SlotAwaited():
+            return logging.INFO, "waiting for a slot: the device trains other styles"
         case TrainingBegan():
             return logging.INFO, undertaking(event)
         case ProgressMade():
@@ -62,16 +62,16 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.INFO, "completed"
         case JobFailed(failure=failure):
             return logging.INFO, f"ended with {failure.code}"
-        case JobInterrupted(reason=reason, setbacks=setbacks):
-            return logging.WARNING, f"put down, {setbacks} setbacks so far: {reason}"
+        case JobInterrupted(reason=reason, failures=failures):
+            return logging.WARNING, f"put down, {failures} failures so far: {reason}"
     return logging.INFO, type(event).__name__
 
 
 def undertaking(event: TrainingBegan) -> str:
     """What is about to be trained."""
-    pictures, epochs = event.picture_count, event.parameters.epochs
+    images, epochs = event.image_count, event.parameters.epochs
     return (
-        f"training on {pictures} picture{'s' * (pictures != 1)} "
+        f"training on {images} image{'s' * (images != 1)} "
         f"for {epochs} epoch{'s' * (epochs != 1)}"
     )
 

@@ -17,7 +17,7 @@ from domain.events import Event
 from domain.failure import Failure
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.picture import Picture, PictureFacts, PictureSet
+from domain.image import TrainingImage, ImageFacts, ImageSet
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
@@ -44,7 +44,7 @@ class DeliveryLost(Exception):
 
 
 MAX_MESSAGE_BYTES = 256 * 1024
-"""Of a task: twice one with 100 pictures under the longest keys. Queues deliver one byte more of
+"""Of a task: twice one with 100 images under the longest keys. Queues deliver one byte more of
 a longer message, which is enough to refuse it by."""
 
 
@@ -64,7 +64,7 @@ class Queue(Protocol):
     """A durable queue of task messages, delivered at least once.
 
     Every call may be made from any thread. A delivery is settled by exactly one of
-    ``acknowledge``, ``retry_later``, ``dead_letter`` and ``hand_back``; one that is never
+    ``acknowledge``, ``retry_later``, ``dead_letter`` and ``requeue``; one that is never
     settled, because its worker died, is delivered again. Settling raises ``DeliveryLost``
     when the broker has already taken the delivery back.
     """
@@ -98,7 +98,7 @@ class Queue(Protocol):
             details: what a program may want of the reason: field, value, remedy.
         """
 
-    def hand_back(self, delivery: Delivery) -> None:
+    def requeue(self, delivery: Delivery) -> None:
         """Give the message back for another worker, at once."""
 
 
@@ -113,7 +113,7 @@ class DeadMessage:
     """When it was put there."""
 
 
-class Fate(Enum):
+class DeadLetterAction(Enum):
     """What becomes of a dead letter."""
 
     KEEP = "keep"
@@ -125,7 +125,7 @@ class Fate(Enum):
 class DeadLetters(Protocol):
     """The messages that only a person can help. Every queue has them."""
 
-    def sift(self, decide: Callable[[DeadMessage], Fate]) -> list[DeadMessage]:
+    def process_dead_letters(self, decide: Callable[[DeadMessage], DeadLetterAction]) -> list[DeadMessage]:
         """Show each dead letter, oldest first, and do with it as is decided.
 
         A letter put back starts afresh, without retries. It leaves the dead letters only when
@@ -279,7 +279,7 @@ class TrainingPlan:
     """All that determines a style. Equal plans on equal hardware give equal weights."""
 
     style_id: int
-    pictures: tuple[Picture, ...]
+    images: tuple[TrainingImage, ...]
     tags: tuple[str, ...]
     parameters: TrainingParameters
     created_at: datetime | None = None
@@ -302,9 +302,9 @@ class EpochRecord:
     loss: float
     learning_rate: float
     evaluation_loss: float | None = None
-    """Mean over fixed noises and timesteps of pictures trained on; in measured epochs only."""
+    """Mean over fixed noises and timesteps of images trained on; in measured epochs only."""
     validation_loss: float | None = None
-    """The same of pictures held out, where there are any."""
+    """The same of images held out, where there are any."""
     gradient_norm: float | None = None
     """Mean over the epoch's steps, before clipping; None where a trainer does not tell."""
     largest_gradient_norm: float | None = None
@@ -324,7 +324,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Preview:
-    """One picture drawn by the model."""
+    """One image drawn by the model."""
 
     prompt: str
     seed: int
@@ -370,7 +370,7 @@ class TrainingSession(Protocol):
         """The adapters as they stand, as a ``.safetensors`` file for other programs."""
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
-        """Pictures from fixed prompts and seeds, with the adapters or without.
+        """Images from fixed prompts and seeds, with the adapters or without.
 
         Leaves the run as it is: the steps that follow are the same with or without it.
         """
@@ -399,8 +399,8 @@ class Trainer(Protocol):
     def native_resolution(self) -> int:
         """Side in pixels that the base model was trained for: 512 for SD 1.5."""
 
-    def kind(self, parameters: TrainingParameters) -> Hashable | None:
-        """What runs must have in common to be open at the same time, as many as there are seats.
+    def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
+        """What runs must have in common to be open at the same time, as many as there are slots.
 
         None: such a run is open alone.
         """
@@ -417,14 +417,14 @@ class Trainer(Protocol):
         """
 
 
-class PictureInspector(Protocol):
-    """Tells whether a file is a picture that can be trained on."""
+class ImageInspector(Protocol):
+    """Tells whether a file is an image that can be trained on."""
 
-    def inspect(self, data: bytes) -> PictureFacts:
-        """Decode the picture fully and describe it.
+    def inspect(self, data: bytes) -> ImageFacts:
+        """Decode the image fully and describe it.
 
         Raises:
-            PictureRefused: with the reason, in words for the artist.
+            ImageRefused: with the reason, in words for the artist.
         """
 
 
@@ -480,7 +480,7 @@ class StyleReport:
     task: TrainingTask
     base: BaseFacts
     parameters: TrainingParameters
-    pictures: PictureSet
+    images: ImageSet
     history: Sequence[EpochRecord]
     before: tuple[Preview, ...]
     after: tuple[Preview, ...]

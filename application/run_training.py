@@ -10,15 +10,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from application.announce import Announcer
+from application.notify_outcome import OutcomeNotifier
 from application.cancellation import cancellation_requested
-from application.drive_session import Driver
-from application.gather_pictures import PicturesDenied, gather_pictures
+from application.training_loop import TrainingLoop
+from application.fetch_images import ImagesDenied, fetch_images
 from application.journal import Entry, Journal
-from application.layout import Layout
-from application.learning_curve import best_epoch
+from application.storage_keys import StorageKeys
+from application.training_diagnostics import best_epoch
 from application.lease import Lease, LeaseLost
-from application.patience import backoff, insist
+from application.retry import backoff, retry
 from application.ports import (
     BlobDenied,
     BlobMissing,
@@ -26,7 +26,7 @@ from application.ports import (
     CheckpointRejected,
     Clock,
     Notifier,
-    PictureInspector,
+    ImageInspector,
     Reporter,
     Trainer,
     TrainerBroken,
@@ -35,17 +35,17 @@ from application.ports import (
     Unavailable,
 )
 from application.retention import tidy
-from application.rules import Rules
-from application.seats import Seats
+from application.worker_config import WorkerConfig
+from application.slots import AdmissionQueue
 from application.settlement import (
     DeadLetter,
-    Done,
-    HandBack,
+    Ack,
+    Requeue,
     RetryLater,
     Settlement,
     settlement_after,
 )
-from application.stop import Stopped, StopReason, StopSignal
+from application.stop_signal import Stopped, StopReason, StopSignal
 from application.style_report import ReportWriter
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import ACTIVE, UNDECIDED, TrainingJob
@@ -63,19 +63,19 @@ class RunTraining:
 
     blobs: BlobStore
     notifier: Notifier
-    announcer: Announcer
+    notify_outcome: OutcomeNotifier
     trainer: Trainer
-    inspector: PictureInspector
+    inspector: ImageInspector
     reporter: Reporter
     clock: Clock
     journal: Journal
-    layout: Layout
-    rules: Rules
+    keys: StorageKeys
+    config: WorkerConfig
     worker: str
     """This worker's name in leases and journals, unlike any other's."""
     uploads: Executor
     """Where checkpoints are stored while the training goes on."""
-    seats: Seats = field(default_factory=Seats)
+    slots: AdmissionQueue = field(default_factory=AdmissionQueue)
     """Shared by all who use the trainer."""
 
     def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
@@ -86,7 +86,7 @@ class RunTraining:
             retries: how often the message has been put aside already.
         """
         worker_stop, stop = stop, StopSignal(stop)
-        at, lease = self.layout.journal(task.task_id), self._lease(task)
+        at, lease = self.keys.journal(task.task_id), self._lease(task)
         fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
         try:
             entry = self.journal.open(at, self.worker, fresh)
@@ -94,7 +94,7 @@ class RunTraining:
                 log.info("task %s is %s already, nothing is done", task.task_id, entry.job.state)
                 lease.forget()  # a crash may have left it
                 self._tidy(entry.job)
-                return Done()
+                return Ack()
             with lease.held(stop, over=lambda: entry.job.is_terminal):
                 entry.load()
                 if entry.job.state in UNDECIDED:
@@ -102,122 +102,122 @@ class RunTraining:
                     if put_down is not None:
                         return put_down
                 if entry.job.is_terminal:
-                    return Done()
+                    return Ack()
                 # From here on a cancellation comes too late.
                 still_ours = partial(self._hold, lease, worker_stop)
-                settlement = self.announcer(entry, still_ours, lambda: lease.firm, worker_stop)
+                settlement = self.notify_outcome(entry, still_ours, lambda: lease.firm, worker_stop)
                 if entry.job.is_terminal:
                     self._tidy(entry.job)
                 return settlement
         except Exception as error:
             about = f"task {task.task_id}"
-            return settlement_after(error, about, retries=retries, rules=self.rules, stop=stop)
+            return settlement_after(error, about, retries=retries, config=self.config, stop=stop)
 
     def _decide(
         self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal
     ) -> Settlement | None:
         """Bring the job to its outcome, weights or failure; or put it down and say how."""
         if entry.job.state in ACTIVE:
-            setback = not entry.job.waits
-            entry.apply(entry.job.interrupt("its worker was lost", setback=setback))
+            is_failure = not entry.job.waits
+            entry.apply(entry.job.interrupt("its worker was lost", is_failure=is_failure))
         try:
             self._produce(task, entry, lease, stop)
         except TrainingFailed as error:
             if error.failure.retryable:
-                entry.apply(entry.job.interrupt(error.failure.message, setback=True))
-                return RetryLater(backoff(entry.job.setbacks), str(error))
+                entry.apply(entry.job.interrupt(error.failure.message, is_failure=True))
+                return RetryLater(backoff(entry.job.failures), str(error))
             entry.apply(entry.job.give_up(error.failure))
         except Stopped as stopped:
             if stopped.reason is StopReason.LEASE_LOST:
                 raise LeaseLost("another worker has taken the job over") from None
             if stopped.reason is StopReason.SHUTDOWN:
-                entry.apply(entry.job.interrupt("its worker shut down", setback=False))
-                return HandBack()
+                entry.apply(entry.job.interrupt("its worker shut down", is_failure=False))
+                return Requeue()
             entry.apply(entry.job.give_up(CANCELLED))
-        except PicturesDenied as error:
-            self._put_down(entry, str(error), setback=False)
+        except ImagesDenied as error:
+            self._put_down(entry, str(error), is_failure=False)
             return DeadLetter(str(error))
         except (Unavailable, BlobDenied) as error:
-            self._put_down(entry, str(error), setback=False)
+            self._put_down(entry, str(error), is_failure=False)
             raise
         except LeaseLost:
             raise
         except TrainerBroken as error:
             # Whoever has the job by now: this worker takes up no other.
             with suppress(BlobDenied, LeaseLost):
-                self._put_down(entry, str(error), setback=True)
-            return RetryLater(backoff(entry.job.setbacks), str(error), broken=True)
+                self._put_down(entry, str(error), is_failure=True)
+            return RetryLater(backoff(entry.job.failures), str(error), broken=True)
         except Exception as error:
             log.exception("task %s met a defect and is put down", task.task_id)
             reason = f"{type(error).__name__}: {error}"
-            self._put_down(entry, reason, setback=True)
-            return RetryLater(backoff(entry.job.setbacks), reason)
+            self._put_down(entry, reason, is_failure=True)
+            return RetryLater(backoff(entry.job.failures), reason)
         return None
 
     def _produce(self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal) -> None:
-        self._refuse_hopeless(entry.job)
+        self._fail_fast(entry.job)
         entry.apply(entry.job.start())
         started = self.clock.monotonic()
 
-        pictures = gather_pictures(
-            task.images, self.blobs, self.inspector, stop, self.rules.fetch_concurrency
+        images = fetch_images(
+            task.images, self.blobs, self.inspector, stop, self.config.fetch_concurrency
         )
-        pictures.require(self.rules.fewest_pictures)
+        images.require(self.config.min_images)
 
         parameters = entry.job.parameters or task.requested.resolve(
-            picture_count=len(pictures.usable), native_resolution=self.trainer.native_resolution
+            image_count=len(images.usable), native_resolution=self.trainer.native_resolution
         )
         plan = TrainingPlan(
             style_id=task.style_id,
-            pictures=pictures.usable,
+            images=images.usable,
             tags=task.tags,
             parameters=parameters,
             created_at=task.created_at,
         )
-        alone = entry.job.setbacks >= self.rules.setbacks_in_company
-        kind = None if alone else self.trainer.kind(parameters)
+        alone = entry.job.failures >= self.config.max_shared_failures
+        batch_key = None if alone else self.trainer.batch_key(parameters)
         with (
-            self.seats.taken(kind, stop, lambda: entry.apply(entry.job.await_seat())),
+            self.slots.taken(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
             self._session(plan, entry) as session,
         ):
-            driver = Driver(
+            loop = TrainingLoop(
                 blobs=self.blobs,
                 notifier=self.notifier,
                 clock=self.clock,
-                layout=self.layout,
-                rules=self.rules,
+                keys=self.keys,
+                config=self.config,
                 uploads=self.uploads,
                 lease=lease,
             )
-            driver.drive(session, entry, stop)
+            loop.run(session, entry, stop)
             last, best = session.history[-1], best_epoch(session.history)
             metric = TrainingMetric(
                 last.loss, last.epoch, session.total_steps, best.epoch if best else None
             )
             trained = entry.job.finish_training(metric)
-            self._insist(lambda: entry.apply(trained), stop)
+            self._retry(lambda: entry.apply(trained), stop)
 
             self._hold(lease, stop)
             artifact = self._upload(session.weights(), task.style_id, stop)
             stored = entry.job.store(artifact)
-            self._insist(lambda: entry.apply(stored), stop)
+            self._retry(lambda: entry.apply(stored), stop)
             if stop.reason is None:
                 write = ReportWriter(
                     blobs=self.blobs,
                     clock=self.clock,
-                    layout=self.layout,
+                    keys=self.keys,
                     reporter=self.reporter,
                     base=self.trainer.base,
                 )
                 seconds = self.clock.monotonic() - started
-                write(session, task, plan, pictures, entry.job, seconds, stop)
+                write(session, task, plan, images, entry.job, seconds, stop)
 
-    def _refuse_hopeless(self, job: TrainingJob) -> None:
-        if cancellation_requested(job.task_id, self.blobs, self.layout):
+    def _fail_fast(self, job: TrainingJob) -> None:
+        if cancellation_requested(job.task_id, self.blobs, self.keys):
             raise TrainingFailed(CANCELLED)
-        if job.setbacks >= self.rules.most_setbacks:
+        if job.failures >= self.config.max_failures:
             message = (
-                f"The training broke off {job.setbacks} times for a reason on our side. "
+                f"The training broke off {job.failures} times for a reason on our side. "
                 "Please try again later."
             )
             raise TrainingFailed(Failure(FailureCode.TRAINING_FAILED, message))
@@ -225,7 +225,7 @@ class RunTraining:
     @contextmanager
     def _session(self, plan: TrainingPlan, entry: Entry) -> Iterator[TrainingSession]:
         """A session that goes on from the job's checkpoint, where there is a usable one."""
-        entry.apply(entry.job.begin_training(plan.parameters, len(plan.pictures)))
+        entry.apply(entry.job.begin_training(plan.parameters, len(plan.images)))
         with ExitStack() as stack:
             try:
                 opened = self.trainer.open(plan, self._checkpoint(entry.job))
@@ -240,29 +240,29 @@ class RunTraining:
         return None if job.checkpoint is None else self.blobs.get(job.checkpoint.location).data
 
     def _upload(self, weights: bytes, style_id: int, stop: StopSignal) -> Artifact:
-        at = self.layout.weights(style_id)
-        self._insist(lambda: self.blobs.put(at, weights), stop)
+        at = self.keys.weights(style_id)
+        self._retry(lambda: self.blobs.put(at, weights), stop)
         return Artifact(at, hashlib.sha256(weights).hexdigest(), len(weights))
 
-    def _put_down(self, entry: Entry, reason: str, *, setback: bool) -> None:
+    def _put_down(self, entry: Entry, reason: str, *, is_failure: bool) -> None:
         if entry.job.state not in ACTIVE:
             return
         try:
-            entry.apply(entry.job.interrupt(reason, setback=setback))
+            entry.apply(entry.job.interrupt(reason, is_failure=is_failure))
         except Unavailable as error:
             log.warning("the journal still shows the job as running: %s", error)
 
     def _tidy(self, job: TrainingJob) -> None:
-        tidy(job, self.blobs, self.layout, self.rules.keep_checkpoints)
+        tidy(job, self.blobs, self.keys, self.config.keep_checkpoints)
 
     def _hold(self, lease: Lease, stop: StopSignal) -> None:
         """See to it that the job is ours for another term: what follows is dear to repeat."""
-        self._insist(lease.renew, stop)
+        self._retry(lease.renew, stop)
 
-    def _insist(self, call: Callable[[], object], stop: StopSignal) -> None:
+    def _retry(self, call: Callable[[], object], stop: StopSignal) -> None:
         """Wait for a store that is away: what the call is about would be dear to do again."""
-        insist(call, self.clock, stop, self.rules.upload_patience)
+        retry(call, self.clock, stop, self.config.upload_timeout)
 
     def _lease(self, task: TrainingTask) -> Lease:
-        at = self.layout.lease(task.task_id)
-        return Lease(self.blobs, at, self.worker, self.rules.lease, self.clock)
+        at = self.keys.lease(task.task_id)
+        return Lease(self.blobs, at, self.worker, self.config.lease, self.clock)

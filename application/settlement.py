@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 from application.journal import RecordDamaged, RecordNewer
 from application.lease import LeaseHeld, LeaseLost
-from application.patience import backoff
+from application.retry import backoff
 from application.ports import BlobDenied, Unavailable
-from application.rules import Rules
-from application.stop import Stopped, StopReason, StopSignal
+from application.worker_config import WorkerConfig
+from application.stop_signal import Stopped, StopReason, StopSignal
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Done:
+class Ack:
     """Nothing is left to do: acknowledge."""
 
 
@@ -43,15 +43,15 @@ class DeadLetter:
 
 
 @dataclass(frozen=True)
-class HandBack:
+class Requeue:
     """This worker stops; another may go on at once."""
 
 
-Settlement = Done | RetryLater | DeadLetter | HandBack
+Settlement = Ack | RetryLater | DeadLetter | Requeue
 
 
 def settlement_after(
-    error: Exception, about: str, *, retries: int, rules: Rules, stop: StopSignal
+    error: Exception, about: str, *, retries: int, config: WorkerConfig, stop: StopSignal
 ) -> Settlement:
     """What becomes of a message whose handling broke off.
 
@@ -61,25 +61,25 @@ def settlement_after(
     """
     match error:
         case Stopped():
-            return HandBack()
+            return Requeue()
         case LeaseHeld():
             return RetryLater(error.retry_after, str(error), elsewhere=True)
         case LeaseLost():
-            return RetryLater(rules.lease.seconds, str(error), elsewhere=True)
+            return RetryLater(config.lease.seconds, str(error), elsewhere=True)
         case Unavailable():
             if stop.reason is StopReason.SHUTDOWN:
-                return HandBack()
+                return Requeue()
             return RetryLater(backoff(retries, error.retry_after), str(error))
         case RecordNewer():
             return RetryLater(backoff(retries), str(error))
         case BlobDenied() | RecordDamaged():
             # A denied bucket of models is the same for every task, which it must not bury; what
             # looks like damage may be another's answer in the store's place.
-            if retries >= rules.most_retries:
+            if retries >= config.max_retries:
                 return DeadLetter(str(error))
             return RetryLater(backoff(retries), str(error))
     log.error("%s met a defect", about, exc_info=error)
     reason = f"{type(error).__name__}: {error}"
-    if retries >= rules.most_retries:
+    if retries >= config.max_retries:
         return DeadLetter(f"after {retries} retries: {reason}")
     return RetryLater(backoff(retries), reason)

@@ -9,8 +9,8 @@ from functools import partial
 from typing import TypeVar
 
 from application.checkpoint_previews import stored_previews
-from application.layout import Layout
-from application.patience import insist
+from application.storage_keys import StorageKeys
+from application.retry import retry
 from application.ports import (
     BaseFacts,
     BlobStore,
@@ -23,16 +23,16 @@ from application.ports import (
     TrainingSession,
     Unavailable,
 )
-from application.stop import Stopped, StopSignal
+from application.stop_signal import Stopped, StopSignal
 from domain.job import TrainingJob
-from domain.picture import PictureSet
+from domain.image import ImageSet
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PATIENCE = 60.0
+UPLOAD_TIMEOUT = 60.0
 """Seconds for which each file's upload is tried, while the announcement waits."""
 
 
@@ -42,7 +42,7 @@ class ReportWriter:
 
     blobs: BlobStore
     clock: Clock
-    layout: Layout
+    keys: StorageKeys
     reporter: Reporter
     base: BaseFacts
 
@@ -51,7 +51,7 @@ class ReportWriter:
         session: TrainingSession,
         task: TrainingTask,
         plan: TrainingPlan,
-        pictures: PictureSet,
+        images: ImageSet,
         job: TrainingJob,
         seconds: float,
         stop: StopSignal,
@@ -79,12 +79,12 @@ class ReportWriter:
                 task=task,
                 base=self.base,
                 parameters=plan.parameters,
-                pictures=pictures,
+                images=images,
                 history=session.history,
                 before=before,
                 after=after,
-                underway=self._insist(
-                    lambda: stored_previews(self.blobs, self.layout, task.task_id), stop
+                underway=self._retry(
+                    lambda: stored_previews(self.blobs, self.keys, task.task_id), stop
                 ),
                 artifact=job.artifact,
                 metric=job.metric,
@@ -93,7 +93,7 @@ class ReportWriter:
                 peak_memory=session.peak_memory,
             )
             for file in self.reporter.render(report):
-                self._insist(partial(self._store, task.task_id, file), stop)
+                self._retry(partial(self._store, task.task_id, file), stop)
         except TrainerBroken:
             raise
         except Stopped:
@@ -105,8 +105,8 @@ class ReportWriter:
             log.exception("no report for task %s", task.task_id)
 
     def _store(self, task_id: str, file: ReportFile) -> None:
-        at = self.layout.report(task_id, file.name)
+        at = self.keys.report(task_id, file.name)
         self.blobs.put(at, file.data, content_type=file.content_type)
 
-    def _insist(self, call: Callable[[], T], stop: StopSignal) -> T:
-        return insist(call, self.clock, stop, PATIENCE)
+    def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:
+        return retry(call, self.clock, stop, UPLOAD_TIMEOUT)

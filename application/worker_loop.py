@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from application.listeners import Watcher, Watchers
-from application.patience import wait
+from application.event_bus import Watcher, Watchers
+from application.retry import sleep
 from application.ports import (
     Clock,
     Delivery,
@@ -17,8 +17,8 @@ from application.ports import (
     TaskParser,
     TrainerBroken,
 )
-from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
-from application.stop import StopSignal
+from application.settlement import DeadLetter, Ack, Requeue, RetryLater, Settlement
+from application.stop_signal import StopSignal
 from domain.task import InvalidTask, TrainingTask
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class WorkerLoop:
     queue: Queue
     parse: TaskParser
     run: Callable[[TrainingTask, StopSignal, int], Settlement]
-    refuse: Callable[[bytes, InvalidTask, StopSignal, int], Settlement]
+    reject: Callable[[bytes, InvalidTask, StopSignal, int], Settlement]
     clock: Clock
     watch: Watcher = field(default_factory=Watchers)
 
@@ -58,7 +58,7 @@ class WorkerLoop:
                 if not away:
                     log.warning("no queue until further notice: %s", error)
                 away = True
-                wait(max(AWAY_SECONDS, error.retry_after or 0.0), self.clock, stop)
+                sleep(max(AWAY_SECONDS, error.retry_after or 0.0), self.clock, stop)
                 continue
             if away:
                 log.info("the queue is there again")
@@ -84,7 +84,7 @@ class WorkerLoop:
             task = self.parse(delivery.body)
         except InvalidTask as error:
             log.warning("a message is refused: %s", error)
-            return None, self.refuse(delivery.body, error, stop, delivery.retries)
+            return None, self.reject(delivery.body, error, stop, delivery.retries)
         self.watch.taken_up(task)
         log.info("task %s for style %d", task.task_id, task.style_id)
         return task, self.run(task, stop, delivery.retries)
@@ -93,7 +93,7 @@ class WorkerLoop:
         """Tell the queue. Where it no longer listens, it redelivers, and the journal knows."""
         try:
             match settlement:
-                case Done():
+                case Ack():
                     self.queue.acknowledge(delivery)
                 case RetryLater(delay, reason):
                     # The queue rounds the pause, and says in which it waits.
@@ -102,8 +102,8 @@ class WorkerLoop:
                 case DeadLetter(reason, details):
                     log.error("a message goes to the dead letters: %s", reason)
                     self.queue.dead_letter(delivery, reason, details)
-                case HandBack():
-                    self.queue.hand_back(delivery)
+                case Requeue():
+                    self.queue.requeue(delivery)
         except DeliveryLost:
             log.warning("the broker has taken the delivery back; its redelivery will be settled")
         except QueueUnavailable as error:

@@ -1,1 +1,1 @@
-"""Pictures the project draws itself, and the small base model pretrained on them."""
+"""Images the project draws itself, and the small base model pretrained on them."""

@@ -11,16 +11,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from assets.vocabulary import CONTEXT_LENGTH
 
 NATIVE_SIDE = 128
-"""Side in pixels of the square pictures the base is trained on: 512 for SD 1.5."""
+"""Side in pixels of the square images the base is trained on: 512 for SD 1.5."""
 
 TEXT_WIDTH = 64
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """Pictures (3, 8h, 8w) in [-1, 1] to latents (4, h, w) and back.
+    """Images (3, 8h, 8w) in [-1, 1] to latents (4, h, w) and back.
 
     One group per norm: several would each take the level out of a few channels, and with it the
-    colour of a flat picture. It starts as a linear map, its residual branches silent (as in
+    colour of a flat image. It starts as a linear map, its residual branches silent (as in
     arXiv:1901.09321), which learns colours at once.
     """
     vae = AutoencoderKL(

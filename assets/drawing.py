@@ -1,4 +1,4 @@
-"""Pictures with captions, drawn from a seed: plain scenes, and the same in one artist's style.
+"""Images with captions, drawn from a seed: plain scenes, and the same in one artist's style.
 
 The small base model is pretrained on the plain scenes only. The styled ones are what a LoRA
 learns in the demo, so nothing of that style may reach the pretraining of the denoiser.
@@ -72,7 +72,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture, without saying how it is painted."""
+    """What is in an image, without saying how it is painted."""
 
     shapes: tuple[Shape, ...]
     relation: str
@@ -105,25 +105,25 @@ def draw_texture(rng: Rng, size: Size) -> Image.Image:
 
 
 def draw_style_set(folder: Path, count: int, seed: int, size: int = 320) -> list[Path]:
-    """Write `count` styled pictures, each beside a `.txt` caption; return the pictures' paths.
+    """Write `count` styled images, each beside a `.txt` caption; return the images' paths.
 
-    Every fifth picture is not square, and file types alternate, as in a folder people send.
+    Every fifth image is not square, and file types alternate, as in a folder people send.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     paths = []
     for index in range(count):
-        picture, caption = draw_styled_scene(rng, _set_size(index, size))
-        path = folder / f"picture_{index + 1:02d}{'.png' if index % 3 == 2 else '.jpg'}"
+        image, caption = draw_styled_scene(rng, _set_size(index, size))
+        path = folder / f"image_{index + 1:02d}{'.png' if index % 3 == 2 else '.jpg'}"
         options = {} if path.suffix == ".png" else {"quality": 95}
-        picture.save(path, **options)
+        image.save(path, **options)
         path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
         paths.append(path)
     return paths
 
 
 def compose_scene(rng: Rng) -> Scene:
-    """Choose what is in a picture: mostly one shape, sometimes two that stand in a relation."""
+    """Choose what is in an image: mostly one shape, sometimes two that stand in a relation."""
     background = _choose_background(rng)
     taken = [background.top, background.bottom]
     if rng.random() < 0.75:
@@ -240,7 +240,7 @@ def _mask(outlines: list[Points], size: tuple[int, int]) -> Image.Image:
 
 
 def _outlines(shape: Shape, size: tuple[int, int]) -> list[Points]:
-    """Give a shape's closed outlines in pixels of a picture of `size`; holes come last."""
+    """Give a shape's closed outlines in pixels of an image of `size`; holes come last."""
     short = min(size)
     turn = np.array(
         [

@@ -1,4 +1,4 @@
-"""Pictures drawn ahead of training, on all cores, each from its own seed."""
+"""Images drawn ahead of training, on all cores, each from its own seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from assets.drawing import Rng, draw_scene, draw_texture
 
 Pixels = NDArray[np.uint8]
-"""Pictures: (count, height, width, 3)."""
+"""Images: (count, height, width, 3)."""
 
 
 def draw_scenes(count: int, size: tuple[int, int], seed: int) -> tuple[Pixels, list[str]]:
@@ -35,8 +35,8 @@ def _draw_all(draw: Callable[[int], tuple[Pixels, str]], count: int) -> list[tup
 
 
 def _scene(size: tuple[int, int], seed: int, index: int) -> tuple[Pixels, str]:
-    picture, caption = draw_scene(_rng(seed, index, size), size)
-    return np.asarray(picture), caption
+    image, caption = draw_scene(_rng(seed, index, size), size)
+    return np.asarray(image), caption
 
 
 def _texture(size: tuple[int, int], seed: int, index: int) -> tuple[Pixels, str]:

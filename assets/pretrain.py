@@ -1,6 +1,6 @@
 """Make the small base model from nothing: `python -m assets.pretrain --out assets/small_base`.
 
-The pictures are drawn by the script itself, so nothing is downloaded. With the same seed, steps
+The images are drawn by the script itself, so nothing is downloaded. With the same seed, steps
 and torch on the same kind of processor the result is the same.
 """
 
@@ -39,9 +39,9 @@ _VAE_SCENES, _VAE_TEXTURES = 2000, 5000
 _TEXT_SCENES = 20_000
 _SMALL_SCENES = {(NATIVE_SIDE // 2, NATIVE_SIDE // 2): 8000}
 _SCENES = {_SQUARE: 2500, (144, 112): 250, (112, 144): 250}
-"""How many pictures of each width and height the denoiser sees, in its first steps and after."""
+"""How many images of each width and height the denoiser sees, in its first steps and after."""
 _SMALL_SHARE = 5 / 7
-"""Of the denoiser's steps: small pictures are cheap, and teach what the words mean."""
+"""Of the denoiser's steps: small images are cheap, and teach what the words mean."""
 _THREADS = 1
 """Sums are split among threads and rounded with them; one is the same on any machine, and loses
 least where others compute too."""
@@ -124,7 +124,7 @@ def _train(pipeline: StableDiffusionPipeline, options: Options) -> None:
     if options.start_from is not None:
         pipeline.vae = AutoencoderKL.from_pretrained(options.start_from / "vae").float()
     else:
-        logger.info("drawing %d pictures for the autoencoder", _VAE_SCENES + _VAE_TEXTURES)
+        logger.info("drawing %d images for the autoencoder", _VAE_SCENES + _VAE_TEXTURES)
         scenes, _ = draw_scenes(_VAE_SCENES, _SQUARE, options.seed)
         textures = draw_textures(_VAE_TEXTURES, _SQUARE, options.seed)
         rng = np.random.default_rng(options.seed)
@@ -148,8 +148,8 @@ def _encode_scenes(
     pipeline: StableDiffusionPipeline, size: tuple[int, int], count: int, seed: int
 ) -> LatentBucket:
     logger.info("drawing and encoding %d scenes of %dx%d px", count, *size)
-    pictures, captions = draw_scenes(count, size, seed)
-    return LatentBucket(encode(pipeline.vae, pictures), encode_captions(pipeline, captions))
+    images, captions = draw_scenes(count, size, seed)
+    return LatentBucket(encode(pipeline.vae, images), encode_captions(pipeline, captions))
 
 
 if __name__ == "__main__":

@@ -79,9 +79,9 @@ time again; without `--start-from` it makes everything anew.
     return f"""# Small base
 
 A text-to-image model with the parts and the noise schedule of Stable Diffusion 1.5, made narrow.
-It knows one thing: flat pictures of coloured shapes at 128 px, such as "a large red circle on a
+It knows one thing: flat images of coloured shapes at 128 px, such as "a large red circle on a
 blue background". It stands in for the real base where that is too large: in tests and in the
-demo. All its pictures were drawn by `assets/drawing.py`.
+demo. All its images were drawn by `assets/drawing.py`.
 
 {sizes}
 

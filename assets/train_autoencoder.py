@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 def train_autoencoder(
-    vae: AutoencoderKL, pictures: Pixels, steps: int, rng: np.random.Generator
+    vae: AutoencoderKL, images: Pixels, steps: int, rng: np.random.Generator
 ) -> None:
     """Minimise the error of colours and of edges, and a little KL divergence.
 
-    The first three quarters see crops, which are cheap; the rest see whole pictures, for the
+    The first three quarters see crops, which are cheap; the rest see whole images, for the
     group norms' and the attention's statistics to be those of use.
     """
     vae.train()
@@ -35,8 +35,8 @@ def train_autoencoder(
     )
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 40, steps)
     for step in range(steps):
-        side = _CROP if step < steps * 0.75 else pictures.shape[1]
-        batch = _batch(pictures, side, rng)
+        side = _CROP if step < steps * 0.75 else images.shape[1]
+        batch = _batch(images, side, rng)
         posterior = vae.encode(batch).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         colour = (decoded - batch).abs().mean()
@@ -54,16 +54,16 @@ def train_autoencoder(
 
 
 def to_batch(pixels: Pixels) -> Tensor:
-    """Turn pictures (count, height, width, 3) into floats (count, 3, height, width) in [-1, 1]."""
+    """Turn images (count, height, width, 3) into floats (count, 3, height, width) in [-1, 1]."""
     batch = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
     return batch.to(torch.float32) / 127.5 - 1
 
 
-def _batch(pictures: Pixels, side: int, rng: np.random.Generator) -> Tensor:
-    indices = rng.integers(len(pictures), size=_PIXELS_PER_STEP // side**2)
-    corners = rng.integers(pictures.shape[1] - side + 1, size=(len(indices), 2))
+def _batch(images: Pixels, side: int, rng: np.random.Generator) -> Tensor:
+    indices = rng.integers(len(images), size=_PIXELS_PER_STEP // side**2)
+    corners = rng.integers(images.shape[1] - side + 1, size=(len(indices), 2))
     crops = [
-        pictures[index, top : top + side, left : left + side]
+        images[index, top : top + side, left : left + side]
         for index, (top, left) in zip(indices, corners, strict=True)
     ]
     return to_batch(np.stack(crops))

@@ -21,7 +21,7 @@ _BATCH_SIZE = 32
 _LEARNING_RATE = 2e-3
 _CAPTION_DROPOUT = 0.1
 _EMA_DECAY = 0.998
-_LEAST_WEIGHT, _MOST_WEIGHT = 0.5, 10.0
+_MIN_WEIGHT, _MAX_WEIGHT = 0.5, 10.0
 _SNAPSHOT_EVERY = 500
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LatentBucket:
-    """Encoded pictures of one size."""
+    """Encoded images of one size."""
 
     latents: Tensor
     """(count, 4, h, w), not yet scaled."""
@@ -39,16 +39,16 @@ class LatentBucket:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training, with pictures of its own."""
+    """A part of the training, with images of its own."""
 
     buckets: Sequence[LatentBucket]
     steps: int
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Pixels) -> Tensor:
-    """Encode pictures to the posterior's means, (count, 4, h, w), unscaled."""
-    parts = np.array_split(pictures, max(1, len(pictures) // 32))
+def encode(vae: AutoencoderKL, images: Pixels) -> Tensor:
+    """Encode images to the posterior's means, (count, 4, h, w), unscaled."""
+    parts = np.array_split(images, max(1, len(images) // 32))
     return torch.cat([vae.encode(to_batch(part)).latent_dist.mean for part in parts])
 
 
@@ -129,10 +129,10 @@ def timestep_weights(noise_schedule: DDPMScheduler) -> Tensor:
     """Weigh each timestep's loss by 1 / sqrt(SNR) (arXiv:2310.08442), within bounds; mean 1.
 
     Layout and colours are decided where noise is strong. There the plain loss hardly minds a
-    wrong picture, and it is the caption that would have told the right one.
+    wrong image, and it is the caption that would have told the right one.
     """
     snr = compute_snr(noise_schedule, torch.arange(noise_schedule.config.num_train_timesteps))
-    weights = (1 / snr.sqrt()).clamp(_LEAST_WEIGHT, _MOST_WEIGHT)
+    weights = (1 / snr.sqrt()).clamp(_MIN_WEIGHT, _MAX_WEIGHT)
     return weights / weights.mean()
 
 

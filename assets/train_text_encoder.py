@@ -1,4 +1,4 @@
-"""Train the small text encoder to understand captions before it meets pictures, as CLIP has."""
+"""Train the small text encoder to understand captions before it meets images, as CLIP has."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.filesystem import FileBlobStore
 from adapters.memory import InlineExecutor, MemoryNotifier
 from adapters.pillow import decode
-from application.drive_session import Driver
+from application.training_loop import TrainingLoop
 from application.journal import Journal
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.lease import Lease
 from application.ports import TrainingPlan
-from application.rules import Rules
-from application.stop import StopSignal
-from benchmarks.pictures import drawn_pictures
+from application.worker_config import WorkerConfig
+from application.stop_signal import StopSignal
+from benchmarks.images import drawn_images
 from domain.events import CheckpointSaved, Event
 from domain.job import TrainingJob
 from domain.location import Location
@@ -66,7 +66,7 @@ def main() -> None:
         folder = Path(scratch)
         plan = TrainingPlan(
             style_id=1,
-            pictures=drawn_pictures(folder / "pictures", 4, size=320),
+            images=drawn_images(folder / "images", 4, size=320),
             tags=(),
             parameters=TrainingParameters(epochs=options.epochs, resolution=128),
         )
@@ -98,24 +98,24 @@ def seconds_of(
     """The job's training, from its first step to its last checkpoint on record."""
     blobs = Late({"models": folder})
     blobs.seconds = options.latency
-    layout, saved = Layout("models"), list[Event]()
+    keys, saved = StorageKeys("models"), list[Event]()
     job = TrainingJob(task_id="measured", style_id=1)
-    entry = Journal(blobs, saved.append).open(layout.journal(job.task_id), "worker", job)
+    entry = Journal(blobs, saved.append).open(keys.journal(job.task_id), "worker", job)
     entry.note(entry.job.start())
-    entry.note(entry.job.begin_training(plan.parameters, len(plan.pictures)))
-    rules, clock = Rules(checkpoint_every=options.every, preview_share=0.0), SystemClock()
-    driver = Driver(
+    entry.note(entry.job.begin_training(plan.parameters, len(plan.images)))
+    config, clock = WorkerConfig(checkpoint_every=options.every, preview_share=0.0), SystemClock()
+    loop = TrainingLoop(
         blobs=blobs,
         notifier=MemoryNotifier(),
         clock=clock,
-        layout=layout,
-        rules=rules,
+        keys=keys,
+        config=config,
         uploads=uploads,
-        lease=Lease(blobs, layout.lease(job.task_id), "worker", rules.lease, clock),
+        lease=Lease(blobs, keys.lease(job.task_id), "worker", config.lease, clock),
     )
     with trainer.open(plan, None) as session:
         started = time.perf_counter()
-        driver.drive(session, entry, StopSignal())
+        loop.run(session, entry, StopSignal())
         seconds = time.perf_counter() - started
     stored = sum(isinstance(event, CheckpointSaved) for event in saved)
     assert stored == checkpoints(options)

@@ -58,24 +58,24 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.pillow import decode
     from application.ports import TrainingPlan
-    from benchmarks.pictures import drawn_pictures
+    from benchmarks.images import drawn_images
     from benchmarks.plain_recipe import plain_steps
     from benchmarks.together import running_together
     from domain.parameters import TrainingParameters
     from entrypoints.default_base import SMALL_BASE
 
-    pictures = drawn_pictures(scratch / "pictures", 10, size=320)
+    images = drawn_images(scratch / "images", 10, size=320)
     torch.set_num_threads(1)  # as the local command does with the small base
     base = load_base(str(SMALL_BASE), device="cpu")
     resolution = base.native_resolution
     trainer = DiffusionTrainer(base, decode, "cpu")
     plan = TrainingPlan(
         style_id=1,
-        pictures=pictures,
+        images=images,
         tags=(),
         # Steps against steps: the recipe measures no loss over fixed noises.
         parameters=TrainingParameters(
-            epochs=STEPS // len(pictures), resolution=resolution, validation_epochs=0
+            epochs=STEPS // len(images), resolution=resolution, validation_epochs=0
         ),
     )
 
@@ -86,10 +86,10 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
                 yield
 
     def plain() -> Iterator[float]:
-        return plain_steps(base, pictures, resolution, STEPS)
+        return plain_steps(base, images, resolution, STEPS)
 
     def four_at_once() -> float:
-        seated = DiffusionTrainer(base, decode, "cpu", seats=4)
+        seated = DiffusionTrainer(base, decode, "cpu", slots=4)
         seeds = [replace(plan, parameters=replace(plan.parameters, seed=k)) for k in range(4)]
         with running_together(seated, seeds) as runs:
             while sum(runs.steps) < 4 * WARM_UP:
@@ -102,7 +102,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     four = [four_at_once() for _ in range(min(rounds, 3))]
     measured = [(steps_per_second(ours), steps_per_second(plain)) for _ in range(rounds)]
     help_seconds = min(timed("-m", "entrypoints.train", "--help") for _ in range(5))
-    first_step = timed("-c", FIRST_STEP, str(scratch / "pictures"), str(scratch / "out"))
+    first_step = timed("-c", FIRST_STEP, str(scratch / "images"), str(scratch / "out"))
     return {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -160,12 +160,12 @@ def full_size_side(side: str, count: int) -> dict[str, float]:
     from adapters.pillow import decode
     from application.ports import TrainingPlan
     from benchmarks.full_size import RESOLUTION, full_size_base
-    from benchmarks.pictures import drawn_pictures
+    from benchmarks.images import drawn_images
     from benchmarks.plain_recipe import plain_steps
     from domain.parameters import TrainingParameters
 
     with tempfile.TemporaryDirectory() as scratch:
-        pictures = drawn_pictures(Path(scratch), 1)
+        images = drawn_images(Path(scratch), 1)
     base = full_size_base("cpu")
     started = time.perf_counter()
     set_up = 0.0
@@ -173,12 +173,12 @@ def full_size_side(side: str, count: int) -> dict[str, float]:
         parameters = TrainingParameters(
             epochs=count + 1, resolution=RESOLUTION, validation_epochs=0
         )
-        plan = TrainingPlan(style_id=1, pictures=pictures, tags=(), parameters=parameters)
+        plan = TrainingPlan(style_id=1, images=images, tags=(), parameters=parameters)
         with DiffusionTrainer(base, decode, "cpu").open(plan, None) as session:
             set_up = time.perf_counter() - started
             times = [_seconds(session.advance) for _ in range(count + 1)]
     else:
-        steps = plain_steps(base, pictures, RESOLUTION, count + 1)
+        steps = plain_steps(base, images, RESOLUTION, count + 1)
         times = [_seconds(lambda: next(steps)) for _ in range(count + 1)]
     return {
         "seconds": round(statistics.median(clock for clock, _ in times[1:]), 2),

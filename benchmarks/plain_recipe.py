@@ -1,6 +1,6 @@
 """The common recipe, as plainly as examples write it: what the trainer is measured against.
 
-Every step decodes and encodes its pictures and their captions anew and reads the loss back. On
+Every step decodes and encodes its images and their captions anew and reads the loss back. On
 a GPU it is what the examples do with mixed precision: frozen parts in bfloat16, the adapters in
 float32 under autocast.
 """
@@ -16,11 +16,11 @@ from peft import LoraConfig
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.pillow import decode
-from domain.picture import Picture
+from domain.image import TrainingImage
 
 
 def plain_steps(
-    base: BaseModel, pictures: Sequence[Picture], resolution: int, steps: int, batch: int = 1
+    base: BaseModel, images: Sequence[TrainingImage], resolution: int, steps: int, batch: int = 1
 ) -> Iterator[float]:
     """Train at rank 8 where the denoiser lies, and yield each step's loss."""
     import numpy as np
@@ -38,16 +38,16 @@ def plain_steps(
         optimizer = torch.optim.AdamW(weights, lr=1e-4)
         schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
         for step in range(steps):
-            chosen = [pictures[(step * batch + i) % len(pictures)] for i in range(batch)]
-            images = [decode(p.data).resize((resolution, resolution)) for p in chosen]
+            chosen = [images[(step * batch + i) % len(images)] for i in range(batch)]
+            decoded_images = [decode(p.data).resize((resolution, resolution)) for p in chosen]
             pixels = torch.stack(
-                [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
+                [torch.from_numpy(np.array(decoded_image)).permute(2, 0, 1) for decoded_image in decoded_images]
             )
             pixels = (pixels / 127.5 - 1).to(device, dtype)
             with torch.no_grad():
                 latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
                 tokens = base.tokenizer(
-                    [picture.caption or "" for picture in chosen],
+                    [image.caption or "" for image in chosen],
                     padding="max_length",
                     truncation=True,
                     return_tensors="pt",

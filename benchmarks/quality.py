@@ -1,7 +1,7 @@
 """Which options serve a style: `python -m benchmarks.quality`.
 
 Trains the drawn style set on the small base with one option changed at a time, and measures each
-style on pictures of the same style that it has not seen, over fixed noises and timesteps. First
+style on images of the same style that it has not seen, over fixed noises and timesteps. First
 the learning rate, then every other option at the best of these. Several seeds tell how much of a
 difference is chance. Prints a table and writes it as JSON.
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adapters.diffusion.data.dataset import Dataset
     from adapters.diffusion.trainer import DiffusionTrainer
-    from domain.picture import Picture
+    from domain.image import TrainingImage
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 OPTIONS: tuple[Mapping[str, Any], ...] = (
@@ -67,7 +67,7 @@ class Bench:
     trainer: DiffusionTrainer
     base: str
     """The base model's fingerprint, in short."""
-    pictures: tuple[Picture, ...]
+    images: tuple[TrainingImage, ...]
     common: Mapping[str, Any]
     held_out_loss: Callable[[], float]
     """Of the denoiser as it stands: within a session, with its adapters."""
@@ -84,7 +84,7 @@ class Bench:
         from domain.parameters import TrainingParameters
 
         parameters = TrainingParameters(**values)
-        plan = TrainingPlan(style_id=1, pictures=self.pictures, tags=(), parameters=parameters)
+        plan = TrainingPlan(style_id=1, images=self.images, tags=(), parameters=parameters)
         with self.trainer.open(plan, None) as session:
             while not session.finished:
                 session.advance()
@@ -169,7 +169,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "base": bench.base,
         "epochs": options.epochs,
         "seeds": list(bench.seeds),
-        "pictures": len(bench.pictures),
+        "images": len(bench.images),
         BASE_LOSS: round(bench.base_loss, 5),
         "learning rates": rates,
         "reference": best,
@@ -203,7 +203,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     return Bench(
         trainer=DiffusionTrainer(base, decode, device),
         base=f"small_base {base.fingerprint[:12]}",
-        pictures=_draw(scratch / "seen", seed=1),
+        images=_draw(scratch / "seen", seed=1),
         common={
             **{"epochs": options.epochs, "batch_size": 4, "resolution": base.native_resolution},
             "validation_epochs": 0,
@@ -214,15 +214,15 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     )
 
 
-def _draw(folder: Path, seed: int) -> tuple[Picture, ...]:
-    """Twelve pictures in the drawn style, with their captions."""
+def _draw(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
+    """Twelve images in the drawn style, with their captions."""
     from adapters.pillow import PillowInspector
     from assets.drawing import draw_style_set
-    from domain.picture import Picture
+    from domain.image import TrainingImage
 
     inspect = PillowInspector().inspect
     return tuple(
-        Picture(
+        TrainingImage(
             path.name,
             path.read_bytes(),
             inspect(path.read_bytes()),
@@ -232,14 +232,14 @@ def _draw(folder: Path, seed: int) -> tuple[Picture, ...]:
     )
 
 
-def _encode(base: Any, pictures: Sequence[Picture], device: Any) -> Dataset:
+def _encode(base: Any, images: Sequence[TrainingImage], device: Any) -> Dataset:
     from adapters.diffusion.data.dataset import encode_dataset
     from adapters.pillow import decode
 
     size = (base.native_resolution,) * 2
-    images = [(decode(picture.data), size) for picture in pictures]
-    captions = [picture.caption or "" for picture in pictures]
-    return encode_dataset(base, images, captions, mirrored=False, device=device)
+    decoded_images = [(decode(image.data), size) for image in images]
+    captions = [image.caption or "" for image in images]
+    return encode_dataset(base, decoded_images, captions, mirrored=False, device=device)
 
 
 def _installed(options: Mapping[str, Any]) -> bool:

@@ -27,16 +27,16 @@ class JobStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeatAwaited(Event):
-    """The pictures are checked; other styles have the device."""
+class SlotAwaited(Event):
+    """The images are checked; other styles have the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBegan(Event):
-    """The pictures are checked and the first step is about to run."""
+    """The images are checked and the first step is about to run."""
 
     parameters: TrainingParameters
-    picture_count: int
+    image_count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +101,4 @@ class JobInterrupted(Event):
     """The job was put down unfinished, to be taken up again from its last checkpoint."""
 
     reason: str
-    setbacks: int
+    failures: int

@@ -10,7 +10,7 @@ class FailureCode(StrEnum):
     """The codes sent to the backend; the first three are the ones the artist's page knows."""
 
     LOW_QUALITY_DATA = "LOW_QUALITY_DATA"
-    """Too few usable pictures."""
+    """Too few usable images."""
     TRAINING_FAILED = "TRAINING_FAILED"
     """Anything that has no code of its own."""
     GPU_OOM = "GPU_OOM"

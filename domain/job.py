@@ -26,7 +26,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
-    SeatAwaited,
+    SlotAwaited,
     TrainingBegan,
     TrainingFinished,
 )
@@ -42,7 +42,7 @@ class JobState(StrEnum):
     QUEUED = "queued"
     """Known, not yet taken up."""
     PREPARING = "preparing"
-    """Pictures are being fetched and checked."""
+    """Images are being fetched and checked."""
     TRAINING = "training"
     """Steps are being run."""
     UPLOADING = "uploading"
@@ -89,10 +89,10 @@ class TrainingJob:
     state: JobState = JobState.QUEUED
     attempt: int = 0
     """How often a worker has taken the job up."""
-    setbacks: int = 0
+    failures: int = 0
     """Crashes and retryable failures since the last checkpoint: what bounds a poisonous job."""
     waits: bool = False
-    """Prepared, and waiting for a seat: if the worker dies now, this job has not killed it."""
+    """Prepared, and waiting for a slot: if the worker dies now, this job has not killed it."""
     parameters: TrainingParameters | None = None
     """Settled when training first begins, and kept over every resume."""
     progress: Progress | None = None
@@ -123,19 +123,19 @@ class TrainingJob:
         job = replace(self, state=JobState.PREPARING, attempt=self.attempt + 1, metric=None)
         return job, JobStarted(**self._ids(), attempt=job.attempt, resumed_from=self.checkpoint)
 
-    def await_seat(self) -> Change:
-        """The pictures are good; other jobs have the device."""
+    def await_slot(self) -> Change:
+        """The images are good; other jobs have the device."""
         self._allow("let wait", JobState.PREPARING)
-        return replace(self, waits=True), SeatAwaited(**self._ids())
+        return replace(self, waits=True), SlotAwaited(**self._ids())
 
-    def begin_training(self, parameters: TrainingParameters, picture_count: int) -> Change:
-        """The pictures are good; the parameters are settled."""
+    def begin_training(self, parameters: TrainingParameters, image_count: int) -> Change:
+        """The images are good; the parameters are settled."""
         self._allow("begin training", JobState.PREPARING)
         if self.parameters is not None and parameters != self.parameters:
             raise InvalidTransition(self.state, "change the parameters of")
         job = replace(self, state=JobState.TRAINING, waits=False, parameters=parameters)
         return job, TrainingBegan(
-            **self._ids(), parameters=parameters, picture_count=picture_count
+            **self._ids(), parameters=parameters, image_count=image_count
         )
 
     def advance(self, progress: Progress, *, epoch_finished: bool) -> Change:
@@ -153,7 +153,7 @@ class TrainingJob:
     def save_checkpoint(self, checkpoint: CheckpointRef) -> Change:
         """A checkpoint is stored; crashes before it no longer count."""
         self._allow("save a checkpoint of", JobState.TRAINING)
-        job = replace(self, checkpoint=checkpoint, setbacks=0)
+        job = replace(self, checkpoint=checkpoint, failures=0)
         return job, CheckpointSaved(**self._ids(), checkpoint=checkpoint)
 
     def discard_checkpoint(self) -> TrainingJob:
@@ -198,12 +198,12 @@ class TrainingJob:
         job = replace(self, state=JobState.COMPLETED)
         return job, JobCompleted(**self._ids(), artifact=self.artifact)
 
-    def interrupt(self, reason: str, *, setback: bool) -> Change:
-        """The job is put down. ``setback`` says that this was not an orderly hand-over."""
+    def interrupt(self, reason: str, *, is_failure: bool) -> Change:
+        """The job is put down. ``is_failure`` says that this was not an orderly hand-over."""
         self._allow("interrupt", *ACTIVE)
-        setbacks = self.setbacks + setback
-        job = replace(self, state=JobState.INTERRUPTED, waits=False, setbacks=setbacks)
-        return job, JobInterrupted(**self._ids(), reason=reason, setbacks=setbacks)
+        failures = self.failures + is_failure
+        job = replace(self, state=JobState.INTERRUPTED, waits=False, failures=failures)
+        return job, JobInterrupted(**self._ids(), reason=reason, failures=failures)
 
     def reopen(self, reason: str) -> Change:
         """The style is wanted again: it is made anew from the last checkpoint, and announced."""
@@ -211,7 +211,7 @@ class TrainingJob:
         job = replace(
             self, state=JobState.INTERRUPTED, metric=None, artifact=None, announcements=0
         )
-        return job, JobInterrupted(**self._ids(), reason=reason, setbacks=job.setbacks)
+        return job, JobInterrupted(**self._ids(), reason=reason, failures=job.failures)
 
     def _allow(self, action: str, *states: JobState) -> None:
         if self.state not in states:

@@ -28,7 +28,7 @@ class Limit(Protocol):
 
 
 @dataclass(frozen=True)
-class Whole:
+class IntRange:
     """A whole number, both ends included."""
 
     low: int
@@ -45,7 +45,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Number:
+class FloatRange:
     """A finite number, the upper end included, the lower one unless ``above_low``."""
 
     low: float
@@ -65,36 +65,36 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Text:
-    """Text that says something, of a bounded number of characters."""
+class BoundedText:
+    """BoundedText that says something, of a bounded number of characters."""
 
-    longest: int
+    max_length: int
 
     def check(self, value: object) -> None:
         """See ``Limit``."""
-        if not isinstance(value, str) or not value.strip() or len(value) > self.longest:
-            raise OutOfLimits(value, f"give text of 1 to {self.longest} characters")
+        if not isinstance(value, str) or not value.strip() or len(value) > self.max_length:
+            raise OutOfLimits(value, f"give text of 1 to {self.max_length} characters")
 
 
 @dataclass(frozen=True)
 class Prompts:
     """A bounded number of texts."""
 
-    most: int
-    each: Text
+    max_count: int
+    each: BoundedText
 
     def check(self, value: object) -> None:
         """See ``Limit``."""
         if not isinstance(value, tuple):
             raise OutOfLimits(value, "give a list of texts")
-        if len(value) > self.most:
-            raise OutOfLimits(len(value), f"give at most {self.most} prompts")
+        if len(value) > self.max_count:
+            raise OutOfLimits(len(value), f"give at most {self.max_count} prompts")
         for text in value:
             self.each.check(text)
 
 
 @dataclass(frozen=True)
-class OneOf:
+class Choice:
     """One of a few names."""
 
     names: type[StrEnum]
@@ -106,7 +106,7 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class Switch:
+class Boolean:
     """On or off."""
 
     def check(self, value: object) -> None:

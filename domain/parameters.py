@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from domain.limits import Limit, Number, OneOf, OutOfLimits, Prompts, Switch, Text, Whole
+from domain.limits import Limit, FloatRange, Choice, OutOfLimits, Prompts, Boolean, BoundedText, IntRange
 
-FEWEST_DEFAULT_EPOCHS = 100
-MOST_DEFAULT_EPOCHS = 500
+MIN_DEFAULT_EPOCHS = 100
+MAX_DEFAULT_EPOCHS = 500
 PRODIGY_LEARNING_RATE = 1.0
 """Its authors' advice: the estimate as it is."""
 
@@ -63,19 +63,19 @@ class LoraTargets(StrEnum):
     layers; kohya calls it LoRA-C3Lier."""
 
 
-def default_epochs(picture_count: int) -> int:
-    """Epochs for a set of pictures when the task names none.
+def default_epochs(image_count: int) -> int:
+    """Epochs for a set of images when the task names none.
 
-    ``clamp(700 - 20 * n, 100, 500)``: 500 at 10 pictures and fewer, 100 at 30 and more, a
+    ``clamp(700 - 20 * n, 100, 500)``: 500 at 10 images and fewer, 100 at 30 and more, a
     straight line between, so that small sets are seen often enough and large ones end in time.
     """
-    line = 700 - 20 * picture_count
-    return max(FEWEST_DEFAULT_EPOCHS, min(MOST_DEFAULT_EPOCHS, line))
+    line = 700 - 20 * image_count
+    return max(MIN_DEFAULT_EPOCHS, min(MAX_DEFAULT_EPOCHS, line))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingParameters:
-    """Every choice of a run, validated; equal parameters and pictures give an equal style.
+    """Every choice of a run, validated; equal parameters and images give an equal style.
 
     Names are those of diffusers' text-to-image LoRA example where it has them.
 
@@ -84,9 +84,9 @@ class TrainingParameters:
     """
 
     epochs: int
-    """Passes over all pictures, 1 to 10,000."""
+    """Passes over all images, 1 to 10,000."""
     resolution: int
-    """Pixel budget per picture is ``resolution ** 2``; 64 to 2048, a multiple of 64."""
+    """Pixel budget per image is ``resolution ** 2``; 64 to 2048, a multiple of 64."""
     learning_rate: float = 1e-4
     """Peak learning rate, above 0 and at most 0.1. Prodigy multiplies its own estimate by it:
     its default is 1, and at most 10."""
@@ -99,7 +99,7 @@ class TrainingParameters:
     With prodigy it is a factor as ``learning_rate`` is, 0.1 to 0.5 beside its 1. None means equal
     to ``learning_rate``."""
     batch_size: int = 1
-    """Pictures per step, 1 to 64."""
+    """Images per step, 1 to 64."""
     rank: int = 8
     """Rank of the adapters' matrices, 1 to 256."""
     alpha: float | None = None
@@ -143,12 +143,12 @@ class TrainingParameters:
     """Per-channel noise shift ("Diffusion With Offset Noise", Guttenberg 2023), commonly 0.05 to
     0.1; 0 to 1."""
     random_flip: bool = False
-    """Mirror each picture left to right half of the time."""
+    """Mirror each image left to right half of the time."""
     caption_dropout: float = 0.0
     """Share of visits that train on the empty caption (arXiv 2207.12598), 0 to 1."""
     validation_split: float = 0.0
-    """Share of the pictures that is held out, to see whether the style carries over, 0 to 0.5.
-    Off by default: an artist chose each of 10 to 30 pictures for the style."""
+    """Share of the images that is held out, to see whether the style carries over, 0 to 0.5.
+    Off by default: an artist chose each of 10 to 30 images for the style."""
     validation_epochs: int = 10
     """Epochs between two measurements of the loss over fixed noises and timesteps, and one at
     the end; 0 measures never."""
@@ -159,7 +159,7 @@ class TrainingParameters:
             if name in LEARNING_RATES and self.optimizer is not OptimizerName.PRODIGY:
                 limit = GRADIENT_DESCENTS_RATE
             self._check(name, limit)
-            if isinstance(limit, OneOf):
+            if isinstance(limit, Choice):
                 # A message's text becomes the member, so that equal parameters look equal, too.
                 object.__setattr__(self, name, limit.names(getattr(self, name)))
 
@@ -198,40 +198,40 @@ class TrainingParameters:
         return min(100, total_steps // 20)
 
 
-GRADIENT_DESCENTS_RATE = Number(0.0, 0.1, above_low=True)
+GRADIENT_DESCENTS_RATE = FloatRange(0.0, 0.1, above_low=True)
 """A learning rate that is a step's size. Prodigy's is a factor, and may be larger."""
 LEARNING_RATES = ("learning_rate", "text_encoder_lr")
 """The parameters that this is for."""
 
 LIMITS: Mapping[str, Limit] = {
-    "epochs": Whole(1, 10_000),
-    "resolution": Whole(64, 2048, multiple_of=64),
-    "lora_targets": OneOf(LoraTargets),
-    "optimizer": OneOf(OptimizerName),
-    "lr_scheduler": OneOf(LearningRateSchedule),
-    "learning_rate": Number(0.0, 10.0, above_low=True),
-    "train_text_encoder": Switch(),
-    "text_encoder_lr": Number(0.0, 10.0, above_low=True),
-    "batch_size": Whole(1, 64),
-    "rank": Whole(1, 256),
-    "alpha": Number(0.0, 1024.0, above_low=True),
-    "lora_dropout": Number(0.0, 0.99),
-    "use_rslora": Switch(),
-    "use_dora": Switch(),
-    "seed": Whole(0, 2**32 - 1),
-    "trigger_word": Text(100),
-    "sample_prompts": Prompts(8, Text(500)),
-    "lr_warmup_steps": Whole(0, 100_000),
-    "lr_num_cycles": Whole(1, 100),
-    "lr_power": Number(0.0, 10.0, above_low=True),
-    "weight_decay": Number(0.0, 1.0),
-    "max_grad_norm": Number(0.0, 1e6, above_low=True),
-    "snr_gamma": Number(0.0, 100.0, above_low=True),
-    "noise_offset": Number(0.0, 1.0),
-    "random_flip": Switch(),
-    "caption_dropout": Number(0.0, 1.0),
-    "validation_split": Number(0.0, 0.5),
-    "validation_epochs": Whole(0, 10_000),
+    "epochs": IntRange(1, 10_000),
+    "resolution": IntRange(64, 2048, multiple_of=64),
+    "lora_targets": Choice(LoraTargets),
+    "optimizer": Choice(OptimizerName),
+    "lr_scheduler": Choice(LearningRateSchedule),
+    "learning_rate": FloatRange(0.0, 10.0, above_low=True),
+    "train_text_encoder": Boolean(),
+    "text_encoder_lr": FloatRange(0.0, 10.0, above_low=True),
+    "batch_size": IntRange(1, 64),
+    "rank": IntRange(1, 256),
+    "alpha": FloatRange(0.0, 1024.0, above_low=True),
+    "lora_dropout": FloatRange(0.0, 0.99),
+    "use_rslora": Boolean(),
+    "use_dora": Boolean(),
+    "seed": IntRange(0, 2**32 - 1),
+    "trigger_word": BoundedText(100),
+    "sample_prompts": Prompts(8, BoundedText(500)),
+    "lr_warmup_steps": IntRange(0, 100_000),
+    "lr_num_cycles": IntRange(1, 100),
+    "lr_power": FloatRange(0.0, 10.0, above_low=True),
+    "weight_decay": FloatRange(0.0, 1.0),
+    "max_grad_norm": FloatRange(0.0, 1e6, above_low=True),
+    "snr_gamma": FloatRange(0.0, 100.0, above_low=True),
+    "noise_offset": FloatRange(0.0, 1.0),
+    "random_flip": Boolean(),
+    "caption_dropout": FloatRange(0.0, 1.0),
+    "validation_split": FloatRange(0.0, 0.5),
+    "validation_epochs": IntRange(0, 10_000),
 }
 """What each parameter accepts, in the order in which they are checked."""
 MAY_BE_NONE = frozenset(f.name for f in fields(TrainingParameters) if f.default is None)
@@ -260,12 +260,12 @@ class RequestedParameters:
             # As JSON and the command line give them; equal tasks are to look equal.
             object.__setattr__(self, "named", {**self.named, "sample_prompts": tuple(prompts)})
         # Any count and size serve here: only the named values can be out of range.
-        self.resolve(picture_count=10, native_resolution=512)
+        self.resolve(image_count=10, native_resolution=512)
 
-    def resolve(self, *, picture_count: int, native_resolution: int) -> TrainingParameters:
-        """Fill in the defaults that depend on the pictures, the base model and the optimizer."""
+    def resolve(self, *, image_count: int, native_resolution: int) -> TrainingParameters:
+        """Fill in the defaults that depend on the images, the base model and the optimizer."""
         defaults: dict[str, Any] = {
-            "epochs": default_epochs(picture_count),
+            "epochs": default_epochs(image_count),
             "resolution": native_resolution,
         }
         if self.named.get("optimizer") == OptimizerName.PRODIGY:

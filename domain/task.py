@@ -1,4 +1,4 @@
-"""What the platform asks for: one style from one set of pictures."""
+"""What the platform asks for: one style from one set of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from domain.location import Location
-from domain.mistake import Mistake
+from domain.errors import UserError
 from domain.parameters import RequestedParameters
 
 
@@ -19,7 +19,7 @@ class Finding(str):
 MISSING = Finding("missing")
 
 
-class InvalidTask(Mistake, ValueError):
+class InvalidTask(UserError, ValueError):
     """A message that is not a task: names the field, the value found and the remedy.
 
     ``style_id`` is set when it could be read all the same, so that the backend can be told.
@@ -45,7 +45,7 @@ class TrainingTask:
     style_id: int
     """The platform's number of the style, positive."""
     images: tuple[Location, ...]
-    """The pictures to learn from, in the order given."""
+    """The images to learn from, in the order given."""
     tags: tuple[str, ...] = ()
     """English keywords for the whole style."""
     requested: RequestedParameters = field(default_factory=RequestedParameters)

@@ -81,7 +81,7 @@ def _counts(container: Container) -> str:
 def _bucket(container: Container, bucket: str, *, write: bool) -> str:
     from application.check_bucket import check_bucket
 
-    probe = Location(bucket, container.layout().probe(container.worker()).key)
+    probe = Location(bucket, container.keys().probe(container.worker()).key)
     return check_bucket(container.blobs(), probe, write=write)
 
 

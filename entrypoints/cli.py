@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from domain.mistake import Mistake
+from domain.errors import UserError
 from domain.parameters import InvalidParameter
-from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from entrypoints.options import option_of, path
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def explain(error: Exception) -> tuple[int, list[str]] | None:
     if isinstance(error, InvalidParameter):
         return EXIT_USAGE, [f"{option_of(error.name)} {error.value}: {error.remedy}"]
     lines = str(error).splitlines() or [type(error).__name__]
-    if isinstance(error, Mistake):
+    if isinstance(error, UserError):
         return EXIT_USAGE, lines
     if isinstance(error, Unavailable | BlobDenied | TrainerBroken):
         return EXIT_FAILED, [" ".join(lines)]

@@ -23,25 +23,25 @@ from adapters.filesystem import FileBlobStore
 from adapters.pillow import PillowInspector, decode
 from adapters.report.reporter import HtmlReporter
 from adapters.spool import SpoolQueue
-from adapters.wire.bodies import complete_body, failed_body, progress_body
-from adapters.wire.task import TaskReader
-from application.announce import Announcer
-from application.crew import Crew
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
+from adapters.schemas.task import TaskReader
+from application.notify_outcome import OutcomeNotifier
+from application.worker_pool import WorkerPool
 from application.journal import Journal
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.lease import LeaseTerms
-from application.listeners import Watchers
+from application.event_bus import Watchers
 from application.log_events import log_event
 from application.ports import BlobStore, Notifier, TaskParser
-from application.refuse_task import RefuseTask
-from application.rules import Rules
+from application.reject_invalid_task import RejectInvalidTask
+from application.worker_config import WorkerConfig
 from application.run_training import RunTraining
-from application.seats import Seats
+from application.slots import AdmissionQueue
 from application.worker_loop import WorkerLoop
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import version
 from entrypoints.default_base import load_base_model
-from entrypoints.devices import choose_devices, choose_seats
+from entrypoints.devices import choose_devices, choose_slots
 from entrypoints.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,26 +51,26 @@ if TYPE_CHECKING:
     from adapters.rabbitmq.queue import RabbitQueue
 
 SPARE_CONNECTIONS = 4
-"""A job's to the store, beside those that fetch pictures: lease, cancellation, journal,
+"""A job's to the store, beside those that fetch images: lease, cancellation, journal,
 checkpoint."""
 
 
-def build_trainer(base: BaseModel, devices: Sequence[str], seats: int) -> DiffusionTrainer:
+def build_trainer(base: BaseModel, devices: Sequence[str], slots: int) -> DiffusionTrainer:
     """The trainer on these devices; the base model is on the first."""
     from adapters.diffusion.trainer import DiffusionTrainer
 
     (device,) = devices
-    return DiffusionTrainer(base, decode, device, seats=seats)
+    return DiffusionTrainer(base, decode, device, slots=slots)
 
 
-def build_crew(loop: WorkerLoop, run: RunTraining, refuse: RefuseTask, seats: int) -> Crew:
-    """A loop for each seat. Each has a name of its own, for each holds leases of its own."""
-    if seats == 1:
-        return Crew([loop])
-    names = [f"{run.worker}-seat{seat}" for seat in range(seats)]
-    return Crew(
+def build_worker_pool(loop: WorkerLoop, run: RunTraining, reject: RejectInvalidTask, slots: int) -> WorkerPool:
+    """A loop for each slot. Each has a name of its own, for each holds leases of its own."""
+    if slots == 1:
+        return WorkerPool([loop])
+    names = [f"{run.worker}-slot{slot}" for slot in range(slots)]
+    return WorkerPool(
         [
-            replace(loop, run=replace(run, worker=name), refuse=replace(refuse, worker=name))
+            replace(loop, run=replace(run, worker=name), reject=replace(reject, worker=name))
             for name in names
         ]
     )
@@ -90,7 +90,7 @@ def bucket_folders(settings: Settings, *, supplies: bool = False) -> dict[str, P
 
 
 def open_queue(
-    settings: Settings, clock: SystemClock, worker: str, seats: int
+    settings: Settings, clock: SystemClock, worker: str, slots: int
 ) -> Iterator[RabbitQueue | SpoolQueue]:
     """The queue of tasks, closed when the container is."""
     if not settings.has_broker:
@@ -98,16 +98,16 @@ def open_queue(
         return
     from adapters.rabbitmq.queue import RabbitQueue
 
-    options = broker_options(settings, seats)
+    options = broker_options(settings, slots)
     with closing(RabbitQueue(options, worker=worker, clock=clock, random=random.random)) as queue:
         yield queue
 
 
-def broker_options(settings: Settings, seats: int = 1) -> RabbitOptions:
+def broker_options(settings: Settings, slots: int = 1) -> RabbitOptions:
     """Where the broker is and how to treat it.
 
     Args:
-        seats: messages that are in hand at a time.
+        slots: messages that are in hand at a time.
     """
     from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 
@@ -135,7 +135,7 @@ def broker_options(settings: Settings, seats: int = 1) -> RabbitOptions:
         retry_delays=settings.retry_delays,
         heartbeat=settings.rabbitmq_heartbeat,
         ack_timeout=float(settings.ack_timeout),
-        prefetch=seats,
+        prefetch=slots,
     )
 
 
@@ -148,12 +148,12 @@ def queue_place(settings: Settings) -> str:
 
 
 def open_blobs(
-    settings: Settings, clock: SystemClock, *, seats: int = 1, supplies: bool = False
+    settings: Settings, clock: SystemClock, *, slots: int = 1, supplies: bool = False
 ) -> BlobStore:
     """Where blobs lie: S3, or folders.
 
     Args:
-        seats: jobs that are in hand at a time.
+        slots: jobs that are in hand at a time.
         supplies: the images' bucket is to be written, too, as whoever submits a folder does.
     """
     if not settings.has_s3:
@@ -168,7 +168,7 @@ def open_blobs(
         access_key_id=settings.aws_access_key_id,
         secret_access_key=secret.get_secret_value() if secret else None,
         session_token=token.get_secret_value() if token else None,
-        max_pool_connections=seats * (settings.fetch_concurrency + SPARE_CONNECTIONS),
+        max_pool_connections=slots * (settings.fetch_concurrency + SPARE_CONNECTIONS),
     )
     writable = {settings.model_bucket_name}
     if supplies:
@@ -204,7 +204,7 @@ def backend_host(settings: Settings) -> str | None:
 
 
 def task_parser(settings: Settings) -> TaskParser:
-    """Reads tasks. Pictures from the bucket of models are refused, unless it is allowed.
+    """Reads tasks. Images from the bucket of models are refused, unless it is allowed.
 
     The store cannot tell: it reads that bucket for us.
     """
@@ -215,24 +215,24 @@ def task_parser(settings: Settings) -> TaskParser:
         task = read(body)
         for number, image in enumerate(task.images):
             if image.bucket in closed:
-                remedy = f"give pictures from {', '.join(settings.image_buckets)}"
+                remedy = f"give images from {', '.join(settings.image_buckets)}"
                 raise InvalidTask(f"data.images.{number}", str(image), remedy, task.style_id)
         return task
 
     return parse
 
 
-def rules_from(settings: Settings) -> Rules:
+def worker_config(settings: Settings) -> WorkerConfig:
     """The use cases' figures, as the settings give them."""
-    return Rules(
-        fewest_pictures=settings.fewest_pictures,
+    return WorkerConfig(
+        min_images=settings.min_images,
         checkpoint_every=settings.checkpoint_every,
         preview_share=settings.preview_share,
         keep_checkpoints=settings.keep_checkpoints,
         progress_every=settings.progress_every,
         in_transit=settings.webhook_timeout,
         cancel_poll=settings.cancel_poll,
-        most_setbacks=settings.most_setbacks,
+        max_failures=settings.max_failures,
         fetch_concurrency=settings.fetch_concurrency,
         lease=LeaseTerms(settings.lease_seconds),
     )
@@ -243,10 +243,10 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def open_uploads(seats: int) -> Iterator[Executor]:
+def open_uploads(slots: int) -> Iterator[Executor]:
     """Threads that store checkpoints, one a job. What is on its way at the end is waited for: by
     whoever closes the container, who knows how long."""
-    with ThreadPoolExecutor(seats, "checkpoints") as executor:
+    with ThreadPoolExecutor(slots, "checkpoints") as executor:
         yield executor
 
 
@@ -269,15 +269,15 @@ class Container(containers.DeclarativeContainer):
     clock = providers.Singleton(SystemClock)
     sink = providers.Object(log_event)
     watch = providers.Singleton(Watchers)
-    rules = providers.Singleton(rules_from, settings)
+    config = providers.Singleton(worker_config, settings)
     worker = providers.Singleton(worker_name, settings, new_id)
-    layout = providers.Singleton(Layout, settings.provided.model_bucket_name)
+    keys = providers.Singleton(StorageKeys, settings.provided.model_bucket_name)
 
     devices = providers.Singleton(choose_devices, settings)
     device = devices.provided[0]
-    seats = providers.Singleton(choose_seats, settings, devices.provider)
-    blobs = providers.Singleton(open_blobs, settings, clock, seats=seats)
-    queue = providers.Resource(open_queue, settings, clock, worker, seats)
+    slots = providers.Singleton(choose_slots, settings, devices.provider)
+    blobs = providers.Singleton(open_blobs, settings, clock, slots=slots)
+    queue = providers.Resource(open_queue, settings, clock, worker, slots)
     dead_letters = queue_depths = queue
     notifier = providers.Resource(open_notifier, settings, console, clock)
     inspector = providers.Singleton(PillowInspector)
@@ -285,37 +285,37 @@ class Container(containers.DeclarativeContainer):
     parse_task = providers.Singleton(task_parser, settings)
 
     base_model = providers.Singleton(load_base_model, settings, device)
-    trainer = providers.Singleton(build_trainer, base_model, devices, seats)
+    trainer = providers.Singleton(build_trainer, base_model, devices, slots)
 
-    uploads = providers.Resource(open_uploads, seats)
+    uploads = providers.Resource(open_uploads, slots)
     journal = providers.Singleton(Journal, blobs, sink)
-    announcer = providers.Singleton(
-        Announcer, notifier=notifier, clock=clock, random=providers.Object(random.random)
+    notify_outcome = providers.Singleton(
+        OutcomeNotifier, notifier=notifier, clock=clock, random=providers.Object(random.random)
     )
     run_training = providers.Singleton(
         RunTraining,
         blobs=blobs,
         notifier=notifier,
-        announcer=announcer,
+        notify_outcome=notify_outcome,
         trainer=trainer,
         inspector=inspector,
         reporter=reporter,
         clock=clock,
         journal=journal,
-        layout=layout,
-        rules=rules,
+        keys=keys,
+        config=config,
         worker=worker,
         uploads=uploads,
-        seats=providers.Singleton(Seats, seats),
+        slots=providers.Singleton(AdmissionQueue, slots),
     )
-    refuse_task = providers.Singleton(
-        RefuseTask,
+    reject_invalid_task = providers.Singleton(
+        RejectInvalidTask,
         blobs=blobs,
-        announcer=announcer,
+        notify_outcome=notify_outcome,
         clock=clock,
         journal=journal,
-        layout=layout,
-        rules=rules,
+        keys=keys,
+        config=config,
         worker=worker,
     )
     worker_loop = providers.Singleton(
@@ -323,8 +323,8 @@ class Container(containers.DeclarativeContainer):
         queue=queue,
         parse=parse_task,
         run=run_training,
-        refuse=refuse_task,
+        reject=reject_invalid_task,
         clock=clock,
         watch=watch,
     )
-    crew = providers.Singleton(build_crew, worker_loop, run_training, refuse_task, seats)
+    worker_pool = providers.Singleton(build_worker_pool, worker_loop, run_training, reject_invalid_task, slots)

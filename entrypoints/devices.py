@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
     from entrypoints.settings import Settings
@@ -84,7 +84,7 @@ def choose_devices(settings: Settings) -> tuple[str, ...]:
         raise UsageError(f"DEVICE={settings.device!r}: {error}") from None
 
 
-def choose_seats(settings: Settings, devices: Callable[[], Sequence[str]]) -> int:
+def choose_slots(settings: Settings, devices: Callable[[], Sequence[str]]) -> int:
     """Jobs that train together: as many as named, or as the card has room for.
 
     Args:
@@ -99,6 +99,6 @@ def choose_seats(settings: Settings, devices: Callable[[], Sequence[str]]) -> in
     chosen = torch.device(devices()[0])
     if chosen.type != "cuda":
         return 1
-    seats = seats_in(torch.cuda.get_device_properties(chosen).total_memory)
-    log.info("up to %d jobs train together on %s", seats, chosen)
-    return seats
+    slots = seats_in(torch.cuda.get_device_properties(chosen).total_memory)
+    log.info("up to %d jobs train together on %s", slots, chosen)
+    return slots

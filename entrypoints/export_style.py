@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapters.diffusion.style_file.convert import Form, read_style, write_form
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 
 _NAMELESS = {"pytorch_lora_weights", "adapter_model"}
 """Names that libraries give every style; then the folder's tells which it is."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from entrypoints.exits import EXIT_FAILED, EXIT_USAGE, UsageError
+from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""One task on this machine: a folder of pictures in, a folder of results out.
+"""One task on this machine: a folder of images in, a folder of results out.
 
 What is checked here is what only a person at a terminal can mend; the rest is the use case's.
 """
@@ -23,33 +23,33 @@ from rich.console import Console
 
 from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
-from application.gather_pictures import gather_pictures
+from application.fetch_images import fetch_images
 from application.journal import recorded_job
-from application.layout import JOBS, Layout
+from application.storage_keys import JOBS, StorageKeys
 from application.lease import LeaseTerms
 from application.ports import Blob, BlobMissing, BlobStore
-from application.rules import Rules
-from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
-from application.stop import StopReason, StopSignal
+from application.worker_config import WorkerConfig
+from application.settlement import DeadLetter, Ack, Requeue, RetryLater, Settlement
+from application.stop_signal import StopReason, StopSignal
 from domain.failure import TrainingFailed
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
-from domain.picture import FEWEST_PICTURES, PictureSet
+from domain.image import MIN_IMAGES, ImageSet
 from domain.results import Artifact
 from domain.task import TrainingTask
 from entrypoints.container import Container
 from entrypoints.devices import devices_present, gpus_of_torch
-from entrypoints.exits import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from entrypoints.logs import start_logging
 from entrypoints.options import option_of
-from entrypoints.picture_folder import CAPTION_SUFFIXES
+from entrypoints.image_folder import CAPTION_SUFFIXES
 from entrypoints.settings import load_settings
 
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
 
-PICTURES, OUT = "pictures", "out"
+IMAGES, OUT = "images", "out"
 """The buckets that the two folders stand for."""
 LEASE = LeaseTerms(seconds=9.0)
 """Short: a process of this machine that was killed is soon replaced by the same command."""
@@ -132,12 +132,12 @@ def build_container(arguments: argparse.Namespace) -> Container:
     container = Container(settings=settings)
     # With --json, standard output is for the outcome alone.
     container.console.override(providers.Singleton(Console, stderr=arguments.json))
-    container.seats.override(providers.Object(1))
-    container.layout.override(providers.Object(Layout(OUT, report_prefix="")))
-    container.rules.override(
+    container.slots.override(providers.Object(1))
+    container.keys.override(providers.Object(StorageKeys(OUT, report_prefix="")))
+    container.config.override(
         providers.Object(
-            Rules(
-                fewest_pictures=1,
+            WorkerConfig(
+                min_images=1,
                 checkpoint_every=arguments.checkpoint_every,
                 preview_share=settings.preview_share,
                 keep_checkpoints=None,
@@ -147,7 +147,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
     )
     container.blobs.override(
         providers.Singleton(
-            Folders, {PICTURES: arguments.pictures, OUT: out}, read_only=(PICTURES,)
+            Folders, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,)
         )
     )
     container.notifier.override(
@@ -157,30 +157,30 @@ def build_container(arguments: argparse.Namespace) -> Container:
     return container
 
 
-def inspect(names: list[str], container: Container) -> PictureSet:
-    """Look at the pictures before anything is written.
+def inspect(names: list[str], container: Container) -> ImageSet:
+    """Look at the images before anything is written.
 
     Raises:
         UsageError: not one is usable; names each with its reason.
     """
-    pictures = gather_pictures(
-        tuple(Location(PICTURES, name) for name in names),
+    images = fetch_images(
+        tuple(Location(IMAGES, name) for name in names),
         container.blobs(),
         container.inspector(),
         StopSignal(),
         concurrency=4,
         quiet=True,
     )
-    if not pictures.usable:
-        reasons = "; ".join(f"{refused.name}: {refused.reason}" for refused in pictures.refused)
-        raise UsageError(f"no usable picture, replace these: {reasons}")
-    if len(pictures.usable) < FEWEST_PICTURES:
+    if not images.usable:
+        reasons = "; ".join(f"{refused.name}: {refused.reason}" for refused in images.refused)
+        raise UsageError(f"no usable image, replace these: {reasons}")
+    if len(images.usable) < MIN_IMAGES:
         say(
             container.console(),
-            f"only {len(pictures.usable)} usable pictures: a style is better with 10 to 30",
+            f"only {len(images.usable)} usable images: a style is better with 10 to 30",
             "yellow",
         )
-    return pictures
+    return images
 
 
 def describe_task(
@@ -188,7 +188,7 @@ def describe_task(
     requested: RequestedParameters,
     parameters: TrainingParameters,
     names: Sequence[str],
-    pictures: PictureSet,
+    images: ImageSet,
     base: BaseModel,
 ) -> TrainingTask:
     """The task; its id is a hash of all that determines the weights.
@@ -201,13 +201,13 @@ def describe_task(
         "style_id": arguments.style_id,
         "tags": arguments.tags,
         "parameters": asdict(parameters),
-        "pictures": [[p.name, p.facts.sha256, p.caption] for p in pictures.usable],
+        "pictures": [[p.name, p.facts.sha256, p.caption] for p in images.usable],
         "base": base.fingerprint,
     }
     return TrainingTask(
         task_id=str(uuid.uuid5(LOCAL_TASKS, json.dumps(identity))),
         style_id=arguments.style_id,
-        images=tuple(Location(PICTURES, name) for name in names),
+        images=tuple(Location(IMAGES, name) for name in names),
         tags=arguments.tags,
         requested=requested,
     )
@@ -224,9 +224,9 @@ def run(
     Raises:
         UsageError: ``out`` holds another run, or another file in its style's place.
     """
-    console, layout, blobs = container.console(), container.layout(), container.blobs()
+    console, keys, blobs = container.console(), container.keys(), container.blobs()
     _refuse_other_run(task, parameters, container, out)
-    record = layout.journal(task.task_id)
+    record = keys.journal(task.task_id)
     fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
     job = recorded_job(blobs, record) or fresh
     if job.state is JobState.FAILED:
@@ -243,14 +243,14 @@ def run(
         settlement = _settle(task, container, stop)
     job = recorded_job(blobs, record) or fresh
     match settlement:
-        case Done() if job.state is JobState.COMPLETED:
+        case Ack() if job.state is JobState.COMPLETED:
             for path in _report_files(out):
                 say(console, f"  {path}")
             if not container.trainer().base.is_sd15:
                 said = "for trying only: it does not load with Stable Diffusion 1.5"
                 say(console, said, "yellow")
             return 0, _outcome(job, out)
-        case HandBack():
+        case Requeue():
             epoch = job.checkpoint.epoch if job.checkpoint else 0
             say(console, f"interrupted in epoch {epoch}; the same command goes on from there")
             return EXIT_INTERRUPTED, _outcome(job, out)
@@ -328,11 +328,11 @@ def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settl
 def _refuse_other_run(
     task: TrainingTask, parameters: TrainingParameters, container: Container, out: Path
 ) -> None:
-    blobs, layout = container.blobs(), container.layout()
-    for task_id in map(layout.recorded_task, blobs.list(OUT, JOBS)):
+    blobs, keys = container.blobs(), container.keys()
+    for task_id in map(keys.recorded_task, blobs.list(OUT, JOBS)):
         if task_id in (None, task.task_id):
             continue
-        job = recorded_job(blobs, layout.journal(task_id))
+        job = recorded_job(blobs, keys.journal(task_id))
         raise UsageError(
             f"--out {out}: holds another run {_difference(job, parameters)}; give another "
             "folder, or repeat that command"
@@ -342,7 +342,7 @@ def _refuse_other_run(
 def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> str:
     """In what a run differs from one with these parameters."""
     if other is None or other.parameters is None:
-        return "of other pictures, captions, parameters or base model"
+        return "of other images, captions, parameters or base model"
     was, now = asdict(other.parameters), asdict(parameters)
     differing = [
         f"{option_of(name)} {was[name]} (now {now[name]})"
@@ -350,8 +350,8 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
         if was[name] != now[name]
     ]
     if not differing:
-        return "of other pictures, captions or tags, or another base model"
-    # Not "of other parameters": one that was not given may follow from the number of pictures.
+        return "of other images, captions or tags, or another base model"
+    # Not "of other parameters": one that was not given may follow from the number of images.
     return f"with {', '.join(differing)}"
 
 

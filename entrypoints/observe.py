@@ -20,12 +20,12 @@ from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import DepthGauges, MeteredQueue
 from adapters.nvml import GpuReader
 from adapters.status_page.app import Sources, build_app
-from adapters.status_page.board import StatusBoard
-from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
+from adapters.status_page.state import WorkerState
+from adapters.status_page.previews import PreviewingTrainer, PreviewCache
 from adapters.status_page.server import StatusServer
-from application.listeners import Listeners, Watchers
+from application.event_bus import EventBus, Watchers
 from application.log_events import log_event
-from application.stop import StopSignal
+from application.stop_signal import StopSignal
 from entrypoints import status
 from entrypoints.cli import version
 from entrypoints.container import build_trainer, queue_place
@@ -54,7 +54,7 @@ def start_sentry(settings: Settings, logs: Logging) -> None:
 
 
 @contextmanager
-def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[StatusBoard]:
+def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[WorkerState]:
     """Put the measuring decorators around the container's ports, and serve what they see.
 
     To be entered before anything is made that uses the ports. The page is there at once, while
@@ -63,25 +63,25 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     Raises:
         AddressTaken: nothing can listen at STATUS_HOST and STATUS_PORT.
     """
-    settings, clock, layout = container.settings(), container.clock(), container.layout()
+    settings, clock, keys = container.settings(), container.clock(), container.keys()
     worker = container.worker()
     metrics = Metrics(worker, version())
     read_cards = GpuReader()
     GpuCollector(read_cards, metrics.registry)
     jobs = JobMetrics(metrics, clock.monotonic)
-    board = StatusBoard(worker, version(), clock, lambda: stop.reason is not None)
-    previews = PreviewShelf()
+    worker_state = WorkerState(worker, version(), clock, lambda: stop.reason is not None)
+    previews = PreviewCache()
     gauges = DepthGauges(container.queue_depths(), metrics, clock.monotonic)
 
     logs.context.worker = worker
-    job_log = JobLog(container.blobs(), layout.log, clock, worker)
+    job_log = JobLog(container.blobs(), keys.log, clock, worker)
     logs.collect_into(job_log)
 
     # Each is made from the one that it takes the place of.
     container.queue.override(providers.Object(MeteredQueue(container.queue(), metrics)))
     container.blobs.override(
         providers.Object(
-            MeteredBlobStore(container.blobs(), metrics, clock, layout.leased_task, jobs)
+            MeteredBlobStore(container.blobs(), metrics, clock, keys.leased_task, jobs)
         )
     )
     container.notifier.override(
@@ -89,23 +89,23 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     )
     container.trainer.override(
         providers.Singleton(
-            _trainer, container.base_model, container.devices, container.seats, previews
+            _trainer, container.base_model, container.devices, container.slots, previews
         )
     )
     container.sink.override(
-        providers.Object(Listeners(logs.context, log_event, jobs, board, job_log))
+        providers.Object(EventBus(logs.context, log_event, jobs, worker_state, job_log))
     )
-    container.watch.override(providers.Object(Watchers(logs.context, jobs, board, job_log)))
+    container.watch.override(providers.Object(Watchers(logs.context, jobs, worker_state, job_log)))
 
     sources = Sources(
-        board=board,
+        worker_state=worker_state,
         previews=previews,
         registry=metrics.registry,
         checks=[
-            status.work_check(board),
-            status.model_check(board),
+            status.work_check(worker_state),
+            status.model_check(worker_state),
             status.broker_check(gauges, queue_place(settings)),
-            status.disk_check(_work_folder(settings), settings.least_disk_gb),
+            status.disk_check(_work_folder(settings), settings.min_disk_gb),
         ],
         cards=read_cards,
         queues=lambda: status.queue_facts(gauges),
@@ -113,7 +113,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
         redact=logs.redact.deep,
     )
     with status.polling(gauges), _served(sources, settings):
-        yield board
+        yield worker_state
 
 
 @contextmanager
@@ -129,9 +129,9 @@ def _served(sources: Sources, settings: Settings) -> Iterator[None]:
 
 
 def _trainer(
-    base: BaseModel, devices: Sequence[str], seats: int, previews: PreviewShelf
+    base: BaseModel, devices: Sequence[str], slots: int, previews: PreviewCache
 ) -> PreviewingTrainer:
-    return PreviewingTrainer(build_trainer(base, devices, seats), previews)
+    return PreviewingTrainer(build_trainer(base, devices, slots), previews)
 
 
 def _work_folder(settings: Settings) -> Path:

@@ -38,12 +38,12 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, help=help_text, default=argparse.SUPPRESS, **kind)
 
     add(
-        "--epochs", "passes over the pictures (default: 700 - 20 x pictures, 100 to 500)", type=int
+        "--epochs", "passes over the images (default: 700 - 20 x images, 100 to 500)", type=int
     )
     add("--learning-rate", "peak learning rate (default: 1e-4, prodigy: 1)", type=float)
     add("--train-text-encoder", "put adapters on the text encoder, too", action="store_true")
     add("--text-encoder-lr", "its peak learning rate (default: learning rate)", type=float)
-    add("--batch-size", "pictures per step (default: 1)", type=int)
+    add("--batch-size", "images per step (default: 1)", type=int)
     add("--rank", "rank of the adapters (default: 8)", type=int)
     add("--alpha", "adapter scale is alpha / rank (default: the rank)", type=float)
     add(
@@ -58,7 +58,7 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
         "train magnitudes too; only diffusers reads the file as it is",
         action="store_true",
     )
-    add("--resolution", "pixel budget per picture is its square (default: the base's)", type=int)
+    add("--resolution", "pixel budget per image is its square (default: the base's)", type=int)
     add("--seed", "seed of everything random (default: 0)", type=int)
     add("--trigger-word", "word put before every caption", metavar="WORD")
     add(
@@ -85,9 +85,9 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     add("--max-grad-norm", "gradients are clipped to this norm (default: 1)", type=float)
     add("--snr-gamma", "min-SNR weighting, commonly 5 (default: off)", type=float)
     add("--noise-offset", "per-channel noise shift, commonly 0.05 (default: 0)", type=float)
-    add("--random-flip", "mirror pictures half of the time", action="store_true")
+    add("--random-flip", "mirror images half of the time", action="store_true")
     add("--caption-dropout", "share of visits without caption (default: 0)", type=float)
-    add("--validation-split", "share of pictures held out (default: 0)", type=float)
+    add("--validation-split", "share of images held out (default: 0)", type=float)
     add("--validation-epochs", "epochs between measurements, 0: none (default: 10)", type=int)
 
 

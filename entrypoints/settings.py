@@ -17,17 +17,17 @@ from adapters.s3.options import check_endpoint
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import WebhookOptions, check_token, checked_address
 from application.lease import LeaseTerms
-from application.rules import Rules
+from application.worker_config import WorkerConfig
 from domain.location import InvalidLocation, Location
-from domain.mistake import Mistake
+from domain.errors import UserError
 from entrypoints.devices import parse_devices
-from entrypoints.misspelt import misspelt
+from entrypoints.settings_typos import settings_typos
 
 log = logging.getLogger(__name__)
 
-RULES = Rules()
+DEFAULTS = WorkerConfig()
 """The use cases' figures, where no setting says otherwise."""
-MOST_TOGETHER = 32
+MAX_JOBS_TOGETHER = 32
 """Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
 DAY = 86_400.0
 """Seconds: the longest that anything here is waited for."""
@@ -35,7 +35,7 @@ WEEK = 7 * DAY
 """Seconds: longer than any job, in milliseconds less than the 2**31 that some brokers end at."""
 
 
-class InvalidSettings(Mistake):
+class InvalidSettings(UserError):
     """At least one setting is wrong; each line of the text names one and its remedy."""
 
 
@@ -171,51 +171,51 @@ class Settings(BaseSettings):
     worker_name: str | None = Field(
         None, description="This worker's name in leases and logs. Unset: host and process"
     )
-    fewest_pictures: int = Field(
-        RULES.fewest_pictures,
+    min_images: int = Field(
+        DEFAULTS.min_images,
         ge=1,
         le=100,
-        description="Usable pictures below which a job fails",
+        description="Usable images below which a job fails",
     )
     checkpoint_every: int = Field(
-        RULES.checkpoint_every, ge=1, description="Epochs between checkpoints"
+        DEFAULTS.checkpoint_every, ge=1, description="Epochs between checkpoints"
     )
     preview_share: float = Field(
-        RULES.preview_share,
+        DEFAULTS.preview_share,
         ge=0,
         le=1,
         description="Part of a job's time that previews at its checkpoints may take; 0: none",
     )
     keep_checkpoints: int | None = Field(
-        RULES.keep_checkpoints,
+        DEFAULTS.keep_checkpoints,
         ge=0,
         description="Checkpoints that are kept of a finished job with their styles, the latest "
         "ones, and the best epoch's beside them; 0: none",
     )
     progress_every: float = Field(
-        RULES.progress_every, gt=0, le=DAY, description="Seconds between progress calls"
+        DEFAULTS.progress_every, gt=0, le=DAY, description="Seconds between progress calls"
     )
     cancel_poll: float = Field(
-        RULES.cancel_poll,
+        DEFAULTS.cancel_poll,
         gt=0,
         le=DAY,
         description="Seconds between looks for a cancellation",
     )
     lease_seconds: float = Field(
-        RULES.lease.seconds,
+        DEFAULTS.lease.seconds,
         ge=3,
         le=DAY,
         description="Seconds after which a lost worker's job can be taken over",
     )
-    most_setbacks: int = Field(
-        RULES.most_setbacks,
+    max_failures: int = Field(
+        DEFAULTS.max_failures,
         ge=1,
         description="Crashes without a checkpoint in between, before a job is given up",
     )
     fetch_concurrency: int = Field(
-        RULES.fetch_concurrency, ge=1, le=64, description="Pictures fetched at a time"
+        DEFAULTS.fetch_concurrency, ge=1, le=64, description="Images fetched at a time"
     )
-    grace_seconds: float = Field(
+    shutdown_timeout: float = Field(
         25.0,
         gt=0,
         le=DAY,
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
     status_token: SecretStr | None = Field(
         None, description="What a reader of them must know, 16 characters or more"
     )
-    least_disk_gb: float = Field(
+    min_disk_gb: float = Field(
         1.0, ge=0, description="Free space in GB, below which a worker is not ready"
     )
 
@@ -265,8 +265,8 @@ class Settings(BaseSettings):
     @field_validator("jobs_together")
     @classmethod
     def _together(cls, value: str) -> str:
-        if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= MOST_TOGETHER):
-            raise ValueError(f"give `auto`, or a number from 1 to {MOST_TOGETHER}")
+        if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= MAX_JOBS_TOGETHER):
+            raise ValueError(f"give `auto`, or a number from 1 to {MAX_JOBS_TOGETHER}")
         return value
 
     @field_validator("base_model_config")
@@ -533,7 +533,7 @@ def load_settings(
         lines = [_line(problem) for problem in error.errors(include_url=False)]
         lines += [
             f"{name} is no setting and is not read: did you mean {near}?"
-            for name, near in _misspelt(env_file).items()
+            for name, near in _typos(env_file).items()
         ]
         raise InvalidSettings("\n".join(lines)) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -542,16 +542,16 @@ def load_settings(
         raise InvalidSettings(f"{where}: cannot be read ({reason})") from None
 
 
-def warn_of_misspelt_settings(env_file: Path | None = Path(".env")) -> None:
+def warn_about_typos(env_file: Path | None = Path(".env")) -> None:
     """Log what was probably meant as a setting and is not read, once there is a log."""
-    for name, near in _misspelt(env_file).items():
+    for name, near in _typos(env_file).items():
         log.warning("%s is no setting and is not read: did you mean %s?", name, near)
 
 
-def _misspelt(env_file: Path | None) -> dict[str, str]:
+def _typos(env_file: Path | None) -> dict[str, str]:
     in_file = DotEnvSettingsSource(Settings, env_file=env_file).env_vars
     given = {**in_file, **os.environ}
-    return misspelt(given, [name.upper() for name in Settings.model_fields])
+    return settings_typos(given, [name.upper() for name in Settings.model_fields])
 
 
 _REMEDIES = {

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings
 
 from adapters.metrics.queue import DepthGauges
 from adapters.status_page.app import Check, Finding
-from adapters.status_page.board import StatusBoard
+from adapters.status_page.state import WorkerState
 from entrypoints.settings import is_secret
 
 POLL_SECONDS = 15.0
@@ -23,13 +23,13 @@ OLD_SECONDS = 4 * POLL_SECONDS
 """A count of this age means that the broker does not answer."""
 
 
-def model_check(board: StatusBoard) -> Check:
+def model_check(worker_state: WorkerState) -> Check:
     """Whether the base model is loaded."""
 
     def look() -> Finding:
-        if board.model is None:
+        if worker_state.model is None:
             return Finding(False, "it is being loaded")
-        return Finding(True, board.model)
+        return Finding(True, worker_state.model)
 
     return Check("Base model", look)
 
@@ -52,7 +52,7 @@ def broker_check(gauges: DepthGauges, where: str) -> Check:
     return Check("Broker", look)
 
 
-def disk_check(folder: Path, least_gigabytes: float) -> Check:
+def disk_check(folder: Path, min_gigabytes: float) -> Check:
     """Whether there is room, for models that are fetched and for files of its own."""
 
     def look() -> Finding:
@@ -60,20 +60,20 @@ def disk_check(folder: Path, least_gigabytes: float) -> Check:
         while not nearest.exists():
             nearest = nearest.parent
         free = shutil.disk_usage(nearest).free / 1e9
-        if free < least_gigabytes:
+        if free < min_gigabytes:
             return Finding(
-                False, f"{free:.1f} GB free in {folder}; {least_gigabytes:g} GB are needed"
+                False, f"{free:.1f} GB free in {folder}; {min_gigabytes:g} GB are needed"
             )
         return Finding(True, f"{free:.0f} GB free in {folder}")
 
     return Check("Disk", look)
 
 
-def work_check(board: StatusBoard) -> Check:
+def work_check(worker_state: WorkerState) -> Check:
     """Whether the worker takes tasks."""
 
     def look() -> Finding:
-        if board.stopping:
+        if worker_state.stopping:
             return Finding(False, "the worker is stopping and takes no further task")
         return Finding(True, "the worker takes tasks")
 

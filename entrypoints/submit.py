@@ -13,7 +13,7 @@ from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import add_common_options, run_command
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 from entrypoints.options import (
     add_parameter_options,
     add_style_options,
@@ -21,7 +21,7 @@ from entrypoints.options import (
     option_of,
     path,
 )
-from entrypoints.picture_folder import find_caption, find_pictures, read_own
+from entrypoints.image_folder import find_caption, find_images, read_own
 
 if TYPE_CHECKING:
     from application.ports import DeadMessage
@@ -33,13 +33,13 @@ _NAMELESS = "-"
 EPILOG = """\
 examples:
   python -m entrypoints.submit task.json
-  python -m entrypoints.submit pictures --style-id 123 --epochs 200
+  python -m entrypoints.submit images --style-id 123 --epochs 200
   python -m entrypoints.submit --cancel 550e8400-e29b-41d4-a716-446655440000
   python -m entrypoints.submit --dead
   python -m entrypoints.submit --replay-dead 550e8400-e29b-41d4-a716-446655440000
   python -m entrypoints.submit --drop-dead 550e8400-e29b-41d4-a716-446655440000
 
-A folder's pictures are put into the bucket of training images first. A cancelled job stops at its
+A folder's images are put into the bucket of training images first. A cancelled job stops at its
 next step; one that waits is skipped when its turn comes.
 
 exit codes: 0 done, 1 queue or storage cannot be reached or refuses, 2 the input is wrong
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "source", type=path, nargs="?", help="a task as JSON, or a folder of pictures"
+        "source", type=path, nargs="?", help="a task as JSON, or a folder of images"
     )
     what.add_argument("--cancel", metavar="TASK_ID", help="stop this task wherever it is")
     what.add_argument(
@@ -96,13 +96,13 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
     from entrypoints.container import open_blobs, open_container
     from entrypoints.logs import start_logging
-    from entrypoints.settings import load_settings, warn_of_misspelt_settings
+    from entrypoints.settings import load_settings, warn_about_typos
 
     _refuse_options_of_no_use(arguments)
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
-    warn_of_misspelt_settings()
+    warn_about_typos()
     with open_container(settings) as container:
         container.blobs.override(
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)
@@ -131,13 +131,13 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
         task_id = str(uuid.UUID(text))
     except ValueError:
         raise UsageError(f"--cancel {text}: give a task's id, which is a UUID") from None
-    blobs, layout = container.blobs(), container.layout()
-    job = recorded_job(blobs, layout.journal(task_id))
+    blobs, keys = container.blobs(), container.keys()
+    job = recorded_job(blobs, keys.journal(task_id))
     state = job.state if job else "unknown"
     if job and job.is_terminal:
         text = f"task {task_id} is {state} already"
     else:
-        request_cancellation(task_id, blobs, layout, container.clock().now())
+        request_cancellation(task_id, blobs, keys, container.clock().now())
         known = f"{state} so far" if job else "no worker has seen it yet: is the id right?"
         text = f"task {task_id} will stop ({known})"
     return {"task_id": task_id, "state": state, "text": text}
@@ -153,23 +153,23 @@ def _plain(task_id: str) -> str:
 
 def _sift(container: Container, arguments: argparse.Namespace) -> None:
     """List the dead letters; put back or drop those that are meant."""
-    from adapters.wire.task import task_id_of
-    from application.ports import Fate
+    from adapters.schemas.task import task_id_of
+    from application.ports import DeadLetterAction
 
     if arguments.drop_dead is not None:
-        fate, option, wanted = Fate.DROP, "--drop-dead", _plain(arguments.drop_dead)
+        fate, option, wanted = DeadLetterAction.DROP, "--drop-dead", _plain(arguments.drop_dead)
         if not wanted:
             raise UsageError("--drop-dead: give a task's id; see --dead")
     elif arguments.replay_dead is not None:
-        fate, option, wanted = Fate.PUT_BACK, "--replay-dead", _plain(arguments.replay_dead)
+        fate, option, wanted = DeadLetterAction.PUT_BACK, "--replay-dead", _plain(arguments.replay_dead)
     else:
-        fate, option, wanted = Fate.KEEP, "--dead", ""
+        fate, option, wanted = DeadLetterAction.KEEP, "--dead", ""
     rows = []
 
-    def decide(letter: DeadMessage) -> Fate:
+    def decide(letter: DeadMessage) -> DeadLetterAction:
         named = task_id_of(letter.body)
         task_id = named and _plain(named)
-        own = fate if wanted in ("", task_id or _NAMELESS) else Fate.KEEP
+        own = fate if wanted in ("", task_id or _NAMELESS) else DeadLetterAction.KEEP
         rows.append(
             {
                 "task_id": task_id,
@@ -177,13 +177,13 @@ def _sift(container: Container, arguments: argparse.Namespace) -> None:
                 "reason": letter.reason,
                 "details": dict(letter.details),
                 "body": letter.body.decode("utf-8", "replace"),
-                "put_back": own is Fate.PUT_BACK,
-                "dropped": own is Fate.DROP,
+                "put_back": own is DeadLetterAction.PUT_BACK,
+                "dropped": own is DeadLetterAction.DROP,
             }
         )
         return own
 
-    container.dead_letters().sift(decide)
+    container.dead_letters().process_dead_letters(decide)
     returned, dropped = (sum(bool(row[key]) for row in rows) for key in ("put_back", "dropped"))
     if wanted and not returned + dropped:
         raise UsageError(f"{option} {wanted}: no dead letter is of this task; see --dead")
@@ -205,17 +205,17 @@ def _submit(arguments: argparse.Namespace, container: Container) -> str:
         return task.task_id
     if source.is_dir():
         return _submit_folder(source, arguments, container)
-    raise UsageError(f"{source}: no such file or folder; give a task or a folder of pictures")
+    raise UsageError(f"{source}: no such file or folder; give a task or a folder of images")
 
 
 def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Container) -> str:
-    """Put the folder's pictures and captions into the bucket, and their task on the queue."""
-    from adapters.wire.task import encode_task
+    """Put the folder's images and captions into the bucket, and their task on the queue."""
+    from adapters.schemas.task import encode_task
 
     style_id = 1 if arguments.style_id is None else arguments.style_id
     bucket = container.settings().aws_storage_bucket_name
     task_id = str(uuid.uuid4())
-    names = find_pictures(folder)
+    names = find_images(folder)
     places = [Location(bucket, f"training/{style_id}/{task_id}/{name}") for name in names]
     body = encode_task(
         TrainingTask(
@@ -241,13 +241,13 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
 
 def _as_given(error: InvalidTask, folder: Path, count: int) -> str:
     """What is wrong with a folder's task, in the words of the command line."""
-    from adapters.wire.task import MOST_IMAGES
+    from adapters.schemas.task import MAX_IMAGES
 
     for field, option in (("data.style_id", "--style-id"), ("data.tags", "--tags")):
         if error.field.startswith(field):
             return f"{option} {error.value}: {error.remedy}"
     if error.field == "data.images":
-        return f"{folder}: has {count} pictures; give at most {MOST_IMAGES}"
+        return f"{folder}: has {count} images; give at most {MAX_IMAGES}"
     return str(error)
 
 
@@ -260,7 +260,7 @@ def _refuse_options_of_no_use(arguments: argparse.Namespace) -> None:
     given = set(named_parameters(arguments))
     given |= {name for name in ("style_id", "tags") if getattr(arguments, name) is not None}
     if given and (arguments.source is None or arguments.source.is_file()):
-        raise UsageError(f"{option_of(min(given))}: is for a folder of pictures; leave it out")
+        raise UsageError(f"{option_of(min(given))}: is for a folder of images; leave it out")
 
 
 if __name__ == "__main__":

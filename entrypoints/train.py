@@ -1,4 +1,4 @@
-"""Train a style from a folder of pictures: no broker, no bucket, no backend.
+"""Train a style from a folder of images: no broker, no bucket, no backend.
 
 The same use case as a worker's, with folders in place of S3. See `--help`.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from domain.parameters import RequestedParameters
 from entrypoints.cli import add_common_options, explain, run_command
-from entrypoints.exits import EXIT_FAILED, EXIT_USAGE, UsageError
+from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
 from entrypoints.options import (
     add_parameter_options,
     add_style_options,
@@ -20,26 +20,26 @@ from entrypoints.options import (
     option_of,
     path,
 )
-from entrypoints.picture_folder import find_pictures, passed_over
+from entrypoints.image_folder import find_images, passed_over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
 
-    from domain.picture import PictureSet
+    from domain.image import ImageSet
 
-MOST_NAMED = 8
+MAX_NAMED = 8
 """Of the files that are not used."""
 
 EPILOG = """\
 examples:
-  python -m entrypoints.train pictures --out styles/watercolour
-  python -m entrypoints.train pictures --out out --epochs 200 --trigger-word mystyle
-  python -m entrypoints.train pictures --out out --base-model model.safetensors
+  python -m entrypoints.train images --out styles/watercolour
+  python -m entrypoints.train images --out out --epochs 200 --trigger-word mystyle
+  python -m entrypoints.train images --out out --base-model model.safetensors
   python -m entrypoints.train --export peft models/style_1.safetensors --out converted
 
-A caption may lie beside each picture as <name>.txt. Ctrl-C leaves a checkpoint, and the same
+A caption may lie beside each image as <name>.txt. Ctrl-C leaves a checkpoint, and the same
 command goes on from it.
 
 --export converts a finished style instead of training one, into the form of diffusers, kohya
@@ -58,15 +58,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m entrypoints.train",
         # All options in one line would stand before every error.
-        usage="%(prog)s (pictures | --export FORM style) --out OUT [options]",
-        description="Train a Stable Diffusion style (LoRA) from a folder of pictures.",
+        usage="%(prog)s (images | --export FORM style) --out OUT [options]",
+        description="Train a Stable Diffusion style (LoRA) from a folder of images.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "pictures",
+        "images",
         type=path,
-        help="folder with JPEG, PNG or WebP pictures; with --export a style, file or folder",
+        help="folder with JPEG, PNG or WebP images; with --export a style, file or folder",
     )
     parser.add_argument("--out", type=path, required=True, help="folder for the results")
     add_style_options(parser)
@@ -153,7 +153,7 @@ def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from entrypoints import export_style, local_run
 
     local_run.check_writable(arguments.out)
-    written = export_style.convert(arguments.pictures, arguments.export, arguments.out)
+    written = export_style.convert(arguments.images, arguments.export, arguments.out)
     if not arguments.json:
         print("\n".join(map(str, written)))
     return 0, {"result": "converted", "files": [str(path) for path in written]}
@@ -170,42 +170,42 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
     local_run.check_optimizer(requested)
     local_run.check_device(arguments.device)
-    names = find_pictures(arguments.pictures)
+    names = find_images(arguments.images)
     local_run.check_writable(arguments.out)
 
     container = local_run.build_container(arguments)
-    pictures = local_run.inspect(names, container)
-    others = passed_over(arguments.pictures, names, besides=arguments.out)
-    _tell_about(pictures, others, container.console())
-    _tell_about_captions(pictures, arguments, container.console())
+    images = local_run.inspect(names, container)
+    others = passed_over(arguments.images, names, besides=arguments.out)
+    _tell_about(images, others, container.console())
+    _tell_about_captions(images, arguments, container.console())
 
     base = container.base_model()
     parameters = requested.resolve(
-        picture_count=len(pictures.usable), native_resolution=base.native_resolution
+        image_count=len(images.usable), native_resolution=base.native_resolution
     )
-    task = local_run.describe_task(arguments, requested, parameters, names, pictures, base)
+    task = local_run.describe_task(arguments, requested, parameters, names, images, base)
     return local_run.run(task, parameters, container, arguments.out)
 
 
-def _tell_about(pictures: PictureSet, others: Sequence[str], console: Console) -> None:
+def _tell_about(images: ImageSet, others: Sequence[str], console: Console) -> None:
     from adapters.console import say
 
-    for refused in pictures.refused:
+    for refused in images.refused:
         say(console, f"left out {refused.name}: {refused.reason}", "yellow")
-    for pair in pictures.duplicates:
+    for pair in images.duplicates:
         kind = "the same as" if pair.exact else "nearly the same as"
         say(console, f"{pair.name} is {kind} {pair.of}", "yellow")
     if others:
-        more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
-        say(console, f"not used: {', '.join(others[:MOST_NAMED])}{more}", "yellow")
+        more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
+        say(console, f"not used: {', '.join(others[:MAX_NAMED])}{more}", "yellow")
 
 
 def _tell_about_captions(
-    pictures: PictureSet, arguments: argparse.Namespace, console: Console
+    images: ImageSet, arguments: argparse.Namespace, console: Console
 ) -> None:
     from adapters.console import say
 
-    count, captions = len(pictures.usable), sum(bool(p.caption) for p in pictures.usable)
+    count, captions = len(images.usable), sum(bool(p.caption) for p in images.usable)
     instead = [
         *(["the trigger word"] if named_parameters(arguments).get("trigger_word") else []),
         *(["the tags"] if arguments.tags else []),

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from entrypoints.cli import add_common_options, run_command
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
     from entrypoints.settings import Settings
@@ -27,7 +27,7 @@ While it runs, it shows itself at http://127.0.0.1:9108 (STATUS_HOST, STATUS_POR
 /metrics, /health/live and /health/ready. Its log is text on a terminal, else JSON (LOG_FORMAT).
 
 SIGTERM or Ctrl-C: finish the step, save a checkpoint, hand the job over, exit 0. A second one ends
-at once (143, 130), and so does the end of GRACE_SECONDS (3): the job goes on elsewhere from its
+at once (143, 130), and so does the end of SHUTDOWN_TIMEOUT (3): the job goes on elsewhere from its
 last checkpoint.
 
 exit codes: 0 stopped as asked, or everything works; 1 the check found something that does not;
@@ -66,18 +66,18 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.settings import (
         WorkerSettings,
         load_settings,
-        warn_of_misspelt_settings,
+        warn_about_typos,
     )
 
     settings = load_settings(kind=WorkerSettings)
     if arguments.gpus is not None:
         return _fleet(arguments, settings)
 
-    from application.stop import StopSignal
+    from application.stop_signal import StopSignal
     from entrypoints.check import check
     from entrypoints.container import open_container, queue_place
     from entrypoints.default_base import quiet_libraries
-    from entrypoints.drain import draining
+    from entrypoints.shutdown import graceful_shutdown
     from entrypoints.logs import log_what_nobody_catches, start_logging
     from entrypoints.observe import observed, start_sentry
 
@@ -88,19 +88,19 @@ def _work(arguments: argparse.Namespace) -> int:
         secrets=settings.secrets(),
     )
     log_what_nobody_catches()
-    warn_of_misspelt_settings()
+    warn_about_typos()
     start_sentry(settings, logs)
     log = logging.getLogger(__name__)
     stop = StopSignal()
-    with draining(stop, settings.grace_seconds), open_container(settings) as container:
+    with graceful_shutdown(stop, settings.shutdown_timeout), open_container(settings) as container:
         if arguments.check:
             return check(container, as_json=arguments.json)
-        with observed(container, logs, stop) as board:
-            board.device = ", ".join(container.devices())
-            board.model = container.base_model().name
-            crew = container.crew()
+        with observed(container, logs, stop) as worker_state:
+            worker_state.device = ", ".join(container.devices())
+            worker_state.model = container.base_model().name
+            worker_pool = container.worker_pool()
             log.info("worker %s waits for tasks in %s", container.worker(), queue_place(settings))
-            crew(stop, until_empty=arguments.once)
+            worker_pool(stop, until_empty=arguments.once)
             log.info("worker %s ends", container.worker())
     return 0
 

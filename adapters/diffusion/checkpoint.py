@@ -69,13 +69,13 @@ def run_identity(
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be this run's, part by part.
 
-    The sizes are those that the pictures are trained at: a version with another rule for them
+    The sizes are those that the images are trained at: a version with another rule for them
     has other batches in an epoch.
     """
     return {
         "parameters": asdict(plan.parameters),
-        "pictures": _hash([picture.facts.sha256 for picture in plan.pictures]),
-        "picture sizes": _hash(sizes),
+        "images": _hash([image.facts.sha256 for image in plan.images]),
+        "image sizes": _hash(sizes),
         "captions": _hash(captions),
         "base model": base_fingerprint,
     }
@@ -171,7 +171,7 @@ def _loss_scale(scale: float, tracker: int) -> tuple[float, int]:
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for part in ("base model", "pictures", "picture sizes", "captions"):
+    for part in ("base model", "images", "image sizes", "captions"):
         if found[part] != wanted[part]:
             raise CheckpointRejected(f"the checkpoint is of another run: other {part}")
     # What the run's version did not know yet is left at its default.

@@ -23,18 +23,18 @@ PROBES = 16
 """Predictions in one measurement of one set: about eight training steps' time."""
 _TOGETHER = 4
 _TOGETHER_ON_A_GPU = PROBES
-"""Predictions made at once: launching a pass takes the host of a GPU longer than a few pictures
+"""Predictions made at once: launching a pass takes the host of a GPU longer than a few images
 take the GPU. Without gradients they take less memory than a training step."""
 
 
 def held_out_positions(
     groups: Sequence[frozenset[int]], split: float, seed: int
 ) -> frozenset[int]:
-    """Which pictures are not trained on: about the share ``split``, and at least one where that
+    """Which images are not trained on: about the share ``split``, and at least one where that
     is above 0 and not all are alike. Never all, and at most half, rounded up.
 
     Args:
-        groups: for each picture the positions of those that show the same, its own among them.
+        groups: for each image the positions of those that show the same, its own among them.
             They are held out together: a twin in training would hide what is learnt by heart.
     """
     count = len(groups)
@@ -50,7 +50,7 @@ def held_out_positions(
 def trained_buckets(
     buckets: Mapping[Size, Sequence[int]], held_out: Collection[int]
 ) -> dict[Size, tuple[int, ...]]:
-    """The buckets without the pictures that are held out, and without those left empty."""
+    """The buckets without the images that are held out, and without those left empty."""
     rest = {
         size: tuple(position for position in bucket if position not in held_out)
         for size, bucket in buckets.items()
@@ -60,7 +60,7 @@ def trained_buckets(
 
 @dataclass(frozen=True)
 class _Probe:
-    """One picture at one timestep; the noise is drawn from the number."""
+    """One image at one timestep; the noise is drawn from the number."""
 
     number: int
     position: int
@@ -69,7 +69,7 @@ class _Probe:
 
 @dataclass(frozen=True, eq=False)
 class _Questions:
-    """Probes of n pictures of one size, as the denoiser is asked them at every measurement."""
+    """Probes of n images of one size, as the denoiser is asked them at every measurement."""
 
     key: tuple[_Probe, ...]
     """(n,)"""
@@ -108,7 +108,7 @@ class _Questions:
 
 
 class Evaluation:
-    """Measures a denoiser, as it stands, on pictures that are trained on and on others."""
+    """Measures a denoiser, as it stands, on images that are trained on and on others."""
 
     def __init__(
         self,
@@ -134,16 +134,16 @@ class Evaluation:
         """What of it is recorded, for who needs the memory."""
 
     def on_trained(self) -> float:
-        """Mean loss of pictures that are trained on. Reads from the device."""
+        """Mean loss of images that are trained on. Reads from the device."""
         return self._measure(self._of_trained)
 
     def on_held_out(self) -> float | None:
-        """Mean loss of the pictures that are held out; None where none is."""
+        """Mean loss of the images that are held out; None where none is."""
         return self._measure(self._of_held_out) if self._held_out else None
 
     @cached_property
     def _of_trained(self) -> list[_Questions]:
-        every = range(len(self._dataset.pictures))
+        every = range(len(self._dataset.images))
         return self._asked([i for i in every if i not in self._held_out])
 
     @cached_property
@@ -151,10 +151,10 @@ class Evaluation:
         return self._asked(sorted(self._held_out))
 
     def _asked(self, positions: Sequence[int]) -> list[_Questions]:
-        """What is asked of these pictures, as many at once as the device takes."""
+        """What is asked of these images, as many at once as the device takes."""
         by_size: dict[Size, list[_Probe]] = {}
         for probe in _probes(positions, len(self._objective.weight)):
-            by_size.setdefault(self._dataset.pictures[probe.position].size, []).append(probe)
+            by_size.setdefault(self._dataset.images[probe.position].size, []).append(probe)
         together = _TOGETHER_ON_A_GPU if self._device.type == "cuda" else _TOGETHER
         return [
             self._questions(group[start : start + together])
@@ -205,7 +205,7 @@ class Evaluation:
 
 
 def _probes(positions: Sequence[int], timesteps: int) -> list[_Probe]:
-    """The pictures in turn, at timesteps spread evenly over the schedule."""
+    """The images in turn, at timesteps spread evenly over the schedule."""
     return [
         _Probe(k, positions[k % len(positions)], int((k + 0.5) / PROBES * timesteps))
         for k in range(PROBES)

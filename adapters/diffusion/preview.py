@@ -1,4 +1,4 @@
-"""Draw pictures with the model as it stands, always from the same prompts and seeds."""
+"""Draw images with the model as it stands, always from the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class PreviewRequest:
     empty: torch.Tensor
     """(1, tokens, width): the empty prompt, which guidance leads away from."""
     seed: int
-    """Of the first picture; each further one has the next."""
+    """Of the first image; each further one has the next."""
     side: int
     """Pixels."""
 
     def each(self) -> Iterator[PreviewRequest]:
-        """Its pictures as requests of their own."""
+        """Its images as requests of their own."""
         for index, prompt in enumerate(self.prompts):
             states = self.states[index : index + 1]
             yield replace(self, prompts=(prompt,), states=states, seed=self.seed + index)
@@ -47,7 +47,7 @@ class PreviewRequest:
 def preview_prompts(parameters: TrainingParameters, captions: Sequence[str]) -> tuple[str, ...]:
     """The prompts asked for, else the first captions that differ.
 
-    Where all pictures have the same caption, of tags say, it is a prompt of its own and joined by
+    Where all images have the same caption, of tags say, it is a prompt of its own and joined by
     subjects that the style may never have seen: whether it carries over is what an artist wants
     to know.
     """
@@ -100,14 +100,14 @@ def draw_previews(
     pipeline = preview_pipeline(base)
     with placed(base.vae, device):
         parts = (request,) if device.type == "cuda" else request.each()
-        pictures = [picture for part in parts for picture in _pictures(pipeline, part)]
+        images = [image for part in parts for image in _images(pipeline, part)]
     return tuple(
         Preview(prompt, request.seed + index, png)
-        for index, (prompt, png) in enumerate(zip(request.prompts, pictures, strict=True))
+        for index, (prompt, png) in enumerate(zip(request.prompts, images, strict=True))
     )
 
 
-def _pictures(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> list[bytes]:
+def _images(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> list[bytes]:
     """A PNG for each prompt. Pixels are made one by one: they take more memory than latents."""
     pngs = []
     for one in torch.split(latents_of(pipeline, request), 1):
@@ -122,7 +122,7 @@ def _pictures(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> lis
 def latents_of(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> torch.Tensor:
     """Of all prompts, (prompts, c, h, w): denoised together, or one by one where memory is short.
 
-    Launching a pass takes the host of a GPU longer than a few pictures take the GPU.
+    Launching a pass takes the host of a GPU longer than a few images take the GPU.
     """
     return torch.cat(
         in_parts(lambda some: _denoised(pipeline, some), request, lambda some: tuple(some.each()))

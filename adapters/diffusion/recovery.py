@@ -11,7 +11,7 @@ _SLOWER = 0.5
 
 @dataclass(frozen=True)
 class Recovery:
-    """Part of a run's state: a resumed run has not forgotten its setbacks."""
+    """Part of a run's state: a resumed run has not forgotten its failures."""
 
     count: int = 0
 
@@ -21,5 +21,5 @@ class Recovery:
         return float(_SLOWER**self.count)
 
     def next(self) -> Recovery | None:
-        """After one more setback; None when the run is to be given up."""
+        """After one more failure; None when the run is to be given up."""
         return Recovery(self.count + 1) if self.count < MOST_RECOVERIES else None

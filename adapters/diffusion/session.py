@@ -51,7 +51,7 @@ from application.ports import (
     StepReport,
     TrainingPlan,
 )
-from domain.picture import groups_of_alike
+from domain.image import groups_of_alike
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class DiffusionSession:
         self._device = device
         parameters = plan.parameters
         held_out = held_out_positions(
-            groups_of_alike(plan.pictures), parameters.validation_split, parameters.seed
+            groups_of_alike(plan.images), parameters.validation_split, parameters.seed
         )
         self._buckets = trained_buckets(dataset.buckets, held_out)
         self._epoch_steps = steps_per_epoch(list(self._buckets.values()), parameters.batch_size)
@@ -241,7 +241,7 @@ class DiffusionSession:
 
     @broken_device_breaks_the_trainer()
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
-        """Pictures from fixed prompts and seeds, with the adapters or without."""
+        """Images from fixed prompts and seeds, with the adapters or without."""
         return self._draw(self._previews, adapted=adapted)
 
     def close(self) -> None:
@@ -383,7 +383,7 @@ class DiffusionSession:
         self._feed.forget()
 
     def _measured(self, epoch: int) -> tuple[float | None, float | None]:
-        """The epoch's losses over fixed noises, of pictures trained on and held out."""
+        """The epoch's losses over fixed noises, of images trained on and held out."""
         every = self._plan.parameters.validation_epochs
         if not every or (epoch % every and epoch != self._plan.parameters.epochs):
             return None, None
@@ -399,5 +399,5 @@ class DiffusionSession:
         return found
 
     def _identity(self) -> dict[str, object]:
-        sizes = [picture.size for picture in self._dataset.pictures]
+        sizes = [image.size for image in self._dataset.images]
         return run_identity(self._plan, self._captions, sizes, self._base.fingerprint)

@@ -44,11 +44,11 @@ class DiffusionTrainer:
 
     Args:
         base: its denoiser lies on ``device`` already, or is moved there.
-        decode: a picture file's bytes to an upright RGB picture.
+        decode: an image file's bytes to an upright RGB image.
         device: ``cpu`` or ``cuda``.
         strategy: how steps are run; None for the fastest way that the device offers.
         recorder: what records steps where the strategy captures them; None for CUDA graphs.
-        seats: how many runs of one kind may be open at a time.
+        slots: how many runs of one kind may be open at a time.
         patience: seconds for which runs that share a pass wait for one another.
     """
 
@@ -60,7 +60,7 @@ class DiffusionTrainer:
         *,
         strategy: Strategy | None = None,
         recorder: Callable[[], Recorder] | None = None,
-        seats: int = 1,
+        slots: int = 1,
         patience: float = LEAST_PATIENCE,
     ) -> None:
         self._base = base
@@ -68,7 +68,7 @@ class DiffusionTrainer:
         self._device = torch.device(device)
         self._strategy = strategy or choose_strategy(self._device)
         self._recorder_given = recorder
-        self._seats = seats
+        self._slots = slots
         self._patience = patience
         self._turn = Turns()
         self._ensemble: Ensemble | None = None
@@ -88,7 +88,7 @@ class DiffusionTrainer:
 
     @property
     def together(self) -> int:
-        """Runs in one pass now, at most: fewer than there are seats once memory has run out."""
+        """Runs in one pass now, at most: fewer than there are slots once memory has run out."""
         return 1 if self._ensemble is None else self._ensemble.together
 
     @property
@@ -96,16 +96,16 @@ class DiffusionTrainer:
         """Passes recorded of the runs that train together; None where none are, or no longer."""
         return None if self._ensemble is None else self._ensemble.recordings
 
-    def kind(self, parameters: TrainingParameters) -> Hashable | None:
-        """As ``together.kind_of``; None for every run where there is one seat only."""
-        return kind_of(parameters) if self._seats > 1 else None
+    def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
+        """As ``together.kind_of``; None for every run where there is one slot only."""
+        return kind_of(parameters) if self._slots > 1 else None
 
     def open(
         self, plan: TrainingPlan, resume: bytes | None
     ) -> AbstractContextManager[TrainingSession]:
         """Set a run up, from nothing or from a checkpoint's data.
 
-        Runs of one kind share the device, as many as there are seats, each in its own thread.
+        Runs of one kind share the device, as many as there are slots, each in its own thread.
 
         Raises:
             CheckpointRejected: ``resume`` cannot be used for this plan.
@@ -113,7 +113,7 @@ class DiffusionTrainer:
             TrainerBroken: the device answers no more.
         """
         require_optimizer(plan.parameters.optimizer)
-        if self.kind(plan.parameters) is not None:
+        if self.batch_key(plan.parameters) is not None:
             return self._seated(plan, resume)
         return self._alone(plan, resume)
 
@@ -155,7 +155,7 @@ class DiffusionTrainer:
         with broken_device_breaks_the_trainer(), ExitStack() as stack:
             with self._turn:
                 ensemble = stack.enter_context(self._company(plan.parameters))
-                row = stack.enter_context(ensemble.seat())
+                row = stack.enter_context(ensemble.slot())
                 own = ensemble.stack.fresh(row, plan.parameters)
                 with ensemble.sharing_memory(), out_of_memory_is_a_failure():
                     session = MemberSession(
@@ -190,7 +190,7 @@ class DiffusionTrainer:
                 opening.enter_context(self._occupied())
                 with out_of_memory_is_a_failure():
                     rows = opening.enter_context(
-                        stacked(unet, parameters, self._seats, strategy.compute)
+                        stacked(unet, parameters, self._slots, strategy.compute)
                     )
                     opening.enter_context(as_the_strategy_fuses(unet, strategy, rows.joined))
                 recorder = self._recorder(parameters)

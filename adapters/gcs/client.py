@@ -17,7 +17,7 @@ SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 FIRST_PAUSE = 0.5
 """Seconds before a request is tried again. They double: Google allows one write a second to
 each object and answers 429 to more."""
-LONGEST_PAUSE = 8.0
+MAX_PAUSE = 8.0
 
 
 def connect(options: GcsOptions) -> Client:
@@ -55,6 +55,6 @@ def retry(options: GcsOptions) -> Retry:
 
     Connection errors, timeouts, 408, 429 and 5xx are repeated.
     """
-    return DEFAULT_RETRY.with_delay(FIRST_PAUSE, LONGEST_PAUSE, 2.0).with_timeout(
+    return DEFAULT_RETRY.with_delay(FIRST_PAUSE, MAX_PAUSE, 2.0).with_timeout(
         options.retry_seconds
     )

@@ -22,7 +22,7 @@ GCS_ERRORS = (
 )
 """Every error that a call of the client raises."""
 
-LONGEST_WAIT = 3600.0
+MAX_RETRY_AFTER = 3600.0
 """Seconds. A store that asks for a longer pause is tried again after this one."""
 
 THROTTLED = {"rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"}
@@ -123,4 +123,4 @@ def no_bucket(bucket: str, what: str) -> BlobDenied:
 def _retry_after(response: Response) -> float | None:
     """Seconds that the answer asks us to wait."""
     asked = response.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_WAIT) if asked.isdecimal() else None
+    return min(float(asked), MAX_RETRY_AFTER) if asked.isdecimal() else None

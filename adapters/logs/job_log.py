@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from application.in_hand import InHand
+from application.active_jobs import ActiveJobs
 from application.ports import BlobStore, Clock
 from application.settlement import Settlement
 from domain.events import Event
@@ -17,7 +17,7 @@ from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 1024 * 1024
+MAX_BYTES = 1024 * 1024
 
 
 class JobLog(logging.Handler):
@@ -32,7 +32,7 @@ class JobLog(logging.Handler):
     Args:
         place: where a job's log of that name lies, by task id and name.
         worker: this worker's name, for the file's name.
-        most_bytes: of one file, about.
+        max_bytes: of one file, about.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class JobLog(logging.Handler):
         place: Callable[[str, str], Location],
         clock: Clock,
         worker: str,
-        most_bytes: int = MOST_BYTES,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         super().__init__()
         self._blobs = blobs
         self._place = place
         self._clock = clock
         self._worker = worker
-        self._half = most_bytes // 2
-        self._hands: InHand[_Lines] = InHand()
+        self._half = max_bytes // 2
+        self._hands: ActiveJobs[_Lines] = ActiveJobs()
         self._hands_lock = threading.Lock()
 
     def taken_up(self, task: TrainingTask) -> None:

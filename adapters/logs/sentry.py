@@ -7,10 +7,10 @@ from typing import Any
 
 from adapters.logs.context import LogContext
 from adapters.logs.redact import Redactor
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 
-class SentryMissing(Mistake):
+class SentryMissing(UserError):
     """The library is not installed, or the address is none; the text says what to do."""
 
 
@@ -51,7 +51,7 @@ def start_sentry(
             dsn=dsn,
             release=f"style-trainer@{version}",
             server_name=context.worker,
-            # The values of local variables are pictures and tokens.
+            # The values of local variables are images and tokens.
             include_local_variables=False,
             before_send=prepare,
             **options,

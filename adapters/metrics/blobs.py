@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from adapters.metrics.instruments import Metrics, how_it_ends, quietly
+from adapters.metrics.instruments import Metrics, record_outcome, suppress_errors
 from adapters.metrics.jobs import JobMetrics
 from application.ports import (
     Blob,
@@ -55,7 +55,7 @@ class MeteredBlobStore:
         """Read, and count the bytes; what an artist gave, which alone has a limit, apart."""
         with self._calling("get" if max_bytes is None else "fetch"):
             blob = self._inner.get(at, max_bytes=max_bytes)
-        quietly(lambda: self._metrics.read_bytes.inc(len(blob.data)))
+        suppress_errors(lambda: self._metrics.read_bytes.inc(len(blob.data)))
         return blob
 
     def put(
@@ -69,7 +69,7 @@ class MeteredBlobStore:
         """Write, and count the bytes."""
         with self._calling("put", at):
             etag = self._inner.put(at, data, content_type=content_type, condition=condition)
-        quietly(lambda: self._metrics.written_bytes.inc(len(data)))
+        suppress_errors(lambda: self._metrics.written_bytes.inc(len(data)))
         return etag
 
     def delete(self, at: Location) -> None:
@@ -86,7 +86,7 @@ class MeteredBlobStore:
         self, operation: str, written: Location | None = None
     ) -> AbstractContextManager[None]:
         began = self._clock.monotonic()
-        return how_it_ends(
+        return record_outcome(
             _RESULTS, lambda result: self._record(operation, result, began, written)
         )
 

@@ -70,21 +70,21 @@ class Metrics:
         self.phase_seconds = histogram(
             "phase_duration_seconds", "Time a job spent in a phase.", _PHASE_SECONDS, "phase"
         )
-        self.jobs_in_hand = gauge("jobs_in_hand", "Jobs that the worker is at, side by side.")
+        self.active_jobs = gauge("active_jobs", "Jobs that the worker is at, side by side.")
         self.phase = gauge(
-            "phase", "1 for what the seat's job is at, 0 for the others.", "seat", "phase"
+            "phase", "1 for what the slot's job is at, 0 for the others.", "slot", "phase"
         )
-        self.epoch = gauge("job_epoch", "Finished epochs of the seat's job.", "seat")
-        self.epochs = gauge("job_epochs", "Epochs of the seat's job in all.", "seat")
-        self.progress = gauge("job_progress_ratio", "Finished steps of the job, 0 to 1.", "seat")
-        self.loss = gauge("job_loss", "Mean loss of the last finished epoch.", "seat")
-        self.speed = gauge("job_steps_per_second", "Measured over the last minute.", "seat")
+        self.epoch = gauge("job_epoch", "Finished epochs of the slot's job.", "slot")
+        self.epochs = gauge("job_epochs", "Epochs of the slot's job in all.", "slot")
+        self.progress = gauge("job_progress_ratio", "Finished steps of the job, 0 to 1.", "slot")
+        self.loss = gauge("job_loss", "Mean loss of the last finished epoch.", "slot")
+        self.speed = gauge("job_steps_per_second", "Measured over the last minute.", "slot")
         self.time_left = gauge(
-            "job_time_left_seconds", "Estimated from the measured speed.", "seat"
+            "job_time_left_seconds", "Estimated from the measured speed.", "slot"
         )
-        self.steps = counter("steps", "Training steps run.", "seat")
+        self.steps = counter("steps", "Training steps run.", "slot")
         self.checkpoints = counter("checkpoints", "Checkpoints stored.")
-        self.setbacks = gauge("job_setbacks", "Setbacks of the job that was put down last.")
+        self.failures = gauge("job_failures", "Failures of the job that was put down last.")
         self.runs = counter("runs", "Tasks that were run, by what became of them.", "settlement")
 
         # The queue.
@@ -106,7 +106,7 @@ class Metrics:
         self.written_bytes = counter("storage_written_bytes", "Bytes written to the store.")
         self.storage_calls = counter(
             "storage_calls",
-            "Calls to the store, by result; fetch: get of a picture or caption.",
+            "Calls to the store, by result; fetch: get of an image or caption.",
             "operation",
             "result",
         )
@@ -118,8 +118,8 @@ class Metrics:
         )
         self.lease_written = gauge(
             "lease_last_write_timestamp_seconds",
-            "When the lease of the seat's job was last written, in Unix time.",
-            "seat",
+            "When the lease of the slot's job was last written, in Unix time.",
+            "slot",
         )
         self.webhooks = counter(
             "webhook_calls", "Calls to the backend, by result.", "call", "result"
@@ -138,7 +138,7 @@ class Metrics:
             self.jobs.labels(result, code)
         self.jobs.labels("completed", "none")
         self.jobs.labels("interrupted", "none")
-        for settlement in ("done", "retry_later", "dead_letter", "hand_back"):
+        for settlement in ("done", "retry_later", "dead_letter", "requeue"):
             self.runs.labels(settlement)
         for operation in ("get", "fetch", "put", "delete", "list"):
             for result in ("ok", "unavailable", "denied", "error"):
@@ -146,7 +146,7 @@ class Metrics:
             self.storage_seconds.labels(operation)
         for phase in PHASES:
             self.phase_seconds.labels(phase)
-        for outcome in ("acknowledged", "retried", "dead_lettered", "handed_back"):
+        for outcome in ("acknowledged", "retried", "dead_lettered", "requeued"):
             self.settlements.labels(outcome, "ok")
             self.settlements.labels(outcome, "lost")
         for call in ("progress", "completed", "failed"):
@@ -158,30 +158,30 @@ class Metrics:
         for resumed in ("true", "false"):
             self.attempts.labels(resumed)
         self.steps.labels(FIRST_SEAT)
-        self.clear_seat(FIRST_SEAT)
+        self.clear_slot(FIRST_SEAT)
 
-    def show_phase(self, seat: int, current: str) -> None:
-        """Say what the seat's job is at."""
+    def show_phase(self, slot: int, current: str) -> None:
+        """Say what the slot's job is at."""
         for phase in (IDLE, *PHASES):
-            self.phase.labels(seat, phase).set(phase == current)
+            self.phase.labels(slot, phase).set(phase == current)
 
-    def clear_seat(self, seat: int) -> None:
-        """No job has the seat: its gauges must not look like one.
+    def clear_slot(self, slot: int) -> None:
+        """No job has the slot: its gauges must not look like one.
 
-        The first seat stays to be seen, idle; the others are there only with a job, and so is
-        every seat's lease.
+        The first slot stays to be seen, idle; the others are there only with a job, and so is
+        every slot's lease.
         """
-        _remove(self.lease_written, seat)
+        _remove(self.lease_written, slot)
         gauges = (self.epoch, self.epochs, self.progress, self.speed, self.time_left, self.loss)
-        if seat == FIRST_SEAT:
-            self.show_phase(seat, IDLE)
+        if slot == FIRST_SEAT:
+            self.show_phase(slot, IDLE)
             for gauge in gauges:
-                gauge.labels(seat).set(math.nan if gauge is self.loss else 0)
+                gauge.labels(slot).set(math.nan if gauge is self.loss else 0)
             return
         for gauge in gauges:
-            _remove(gauge, seat)
+            _remove(gauge, slot)
         for phase in (IDLE, *PHASES):
-            _remove(self.phase, seat, phase)
+            _remove(self.phase, slot, phase)
 
 
 def _remove(gauge: Gauge, *labels: object) -> None:
@@ -189,7 +189,7 @@ def _remove(gauge: Gauge, *labels: object) -> None:
         gauge.remove(*labels)
 
 
-def quietly(record: Callable[[], object]) -> None:
+def suppress_errors(record: Callable[[], object]) -> None:
     """Record a measurement; a job is worth more than a number that cannot be recorded."""
     try:
         record()
@@ -198,7 +198,7 @@ def quietly(record: Callable[[], object]) -> None:
 
 
 @contextmanager
-def how_it_ends(
+def record_outcome(
     names: Mapping[type[Exception], str], record: Callable[[str], object]
 ) -> Iterator[None]:
     """Record how that ends which is done while this is open: ``ok``, the name of the first kind
@@ -211,4 +211,4 @@ def how_it_ends(
         result = next((name for kind, name in names.items() if isinstance(error, kind)), result)
         raise
     finally:
-        quietly(lambda: record(result))
+        suppress_errors(lambda: record(result))

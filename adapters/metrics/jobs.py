@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-from adapters.metrics.instruments import Metrics, quietly
-from application.in_hand import InHand
-from application.settlement import DeadLetter, Done, HandBack, RetryLater, Settlement
+from adapters.metrics.instruments import Metrics, suppress_errors
+from application.active_jobs import ActiveJobs
+from application.settlement import DeadLetter, Ack, Requeue, RetryLater, Settlement
 from domain.events import (
     CheckpointSaved,
     Event,
@@ -24,16 +24,16 @@ from domain.phases import PHASES, state_after
 from domain.task import TrainingTask
 
 _SETTLEMENTS: dict[type[Settlement], str] = {
-    Done: "done",
+    Ack: "done",
     RetryLater: "retry_later",
     DeadLetter: "dead_letter",
-    HandBack: "hand_back",
+    Requeue: "requeue",
 }
 
 
 @dataclass
 class _Job:
-    seat: int
+    slot: int
     """The lowest that was free when the job was taken up."""
     started: float | None = None
     phase: JobState | None = None
@@ -43,7 +43,7 @@ class _Job:
 class JobMetrics:
     """Port ``EventSink``, and a watcher: what becomes of jobs, and how long it takes.
 
-    May be used from any thread. Jobs side by side are told apart by their seats, so that there are
+    May be used from any thread. Jobs side by side are told apart by their slots, so that there are
     as many series as there are jobs in hand at a time, however many come.
 
     Args:
@@ -53,17 +53,17 @@ class JobMetrics:
     def __init__(self, metrics: Metrics, monotonic: Callable[[], float]) -> None:
         self._metrics = metrics
         self._now = monotonic
-        self._hands: InHand[_Job] = InHand()
+        self._hands: ActiveJobs[_Job] = ActiveJobs()
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
         """Count the event. Never raises."""
         with self._lock:
-            quietly(lambda: self._count(event))
+            suppress_errors(lambda: self._count(event))
             self._show_hands()
 
     def taken_up(self, task: TrainingTask) -> None:
-        """Give the job a seat. Nothing more is counted before something happens."""
+        """Give the job a slot. Nothing more is counted before something happens."""
         with self._lock:
             self._hands.take_up(task.task_id, self._seated)
             self._show_hands()
@@ -73,23 +73,23 @@ class JobMetrics:
         with self._lock:
             job = self._hands.get(task_id)
             if job is not None:
-                self._metrics.lease_written.labels(job.seat).set(at)
+                self._metrics.lease_written.labels(job.slot).set(at)
 
     def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
         """Count the run, and leave what it left open."""
-        quietly(lambda: self._metrics.runs.labels(_SETTLEMENTS[type(settlement)]).inc())
+        suppress_errors(lambda: self._metrics.runs.labels(_SETTLEMENTS[type(settlement)]).inc())
         with self._lock:
             job = self._hands.put_down(None if task is None else task.task_id)
             if job is not None:
-                quietly(lambda: self._leave(job))
+                suppress_errors(lambda: self._leave(job))
             self._show_hands()
 
     def _seated(self) -> _Job:
-        taken = {job.seat for job in self._hands}
-        return _Job(next(seat for seat in count() if seat not in taken))
+        taken = {job.slot for job in self._hands}
+        return _Job(next(slot for slot in count() if slot not in taken))
 
     def _show_hands(self) -> None:
-        quietly(lambda: self._metrics.jobs_in_hand.set(len(self._hands)))
+        suppress_errors(lambda: self._metrics.active_jobs.set(len(self._hands)))
 
     def _count(self, event: Event) -> None:
         metrics = self._metrics
@@ -100,14 +100,14 @@ class JobMetrics:
                 metrics.attempts.labels(resumed).inc()
                 job.started = self._now()
             case TrainingBegan():
-                metrics.epochs.labels(job.seat).set(event.parameters.epochs)
-                metrics.steps.labels(job.seat)  # at 0, as all counters begin
+                metrics.epochs.labels(job.slot).set(event.parameters.epochs)
+                metrics.steps.labels(job.slot)  # at 0, as all counters begin
             case ProgressMade():
-                self._show(job.seat, event)
+                self._show(job.slot, event)
             case CheckpointSaved():
                 metrics.checkpoints.inc()
             case JobInterrupted():
-                metrics.setbacks.set(event.setbacks)
+                metrics.failures.set(event.failures)
         state = state_after(event)
         if state in PHASES:
             self._enter(job, state)
@@ -119,28 +119,28 @@ class JobMetrics:
                 metrics.job_seconds.labels(state).observe(self._now() - job.started)
             self._leave(job)
 
-    def _show(self, seat: int, event: ProgressMade) -> None:
+    def _show(self, slot: int, event: ProgressMade) -> None:
         metrics, progress = self._metrics, event.progress
-        metrics.steps.labels(seat).inc()
-        metrics.epoch.labels(seat).set(progress.current_epoch)
-        metrics.epochs.labels(seat).set(progress.total_epochs)
-        metrics.progress.labels(seat).set(progress.current_step / max(1, progress.total_steps))
+        metrics.steps.labels(slot).inc()
+        metrics.epoch.labels(slot).set(progress.current_epoch)
+        metrics.epochs.labels(slot).set(progress.total_epochs)
+        metrics.progress.labels(slot).set(progress.current_step / max(1, progress.total_steps))
         if progress.loss is not None:
-            metrics.loss.labels(seat).set(progress.loss)
+            metrics.loss.labels(slot).set(progress.loss)
         if progress.steps_per_second is not None:
-            metrics.speed.labels(seat).set(progress.steps_per_second)
+            metrics.speed.labels(slot).set(progress.steps_per_second)
         if progress.estimated_seconds is not None:
-            metrics.time_left.labels(seat).set(progress.estimated_seconds)
+            metrics.time_left.labels(slot).set(progress.estimated_seconds)
 
     def _enter(self, job: _Job, phase: JobState) -> None:
         if phase is not job.phase:
             self._time_phase(job)
             job.phase, job.phase_since = phase, self._now()
-            self._metrics.show_phase(job.seat, phase)
+            self._metrics.show_phase(job.slot, phase)
 
     def _leave(self, job: _Job) -> None:
         self._time_phase(job)
-        self._metrics.clear_seat(job.seat)
+        self._metrics.clear_slot(job.slot)
 
     def _time_phase(self, job: _Job) -> None:
         if job.phase is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from adapters.metrics.instruments import Metrics, how_it_ends
+from adapters.metrics.instruments import Metrics, record_outcome
 from application.ports import Notifier, NotifierRefused, Unavailable
 from domain.failure import Failure
 from domain.progress import Progress
@@ -45,7 +45,7 @@ class MeteredNotifier:
 
     def _calling(self, call: str) -> AbstractContextManager[None]:
         began = self._now()
-        return how_it_ends(_RESULTS, lambda result: self._record(call, result, began))
+        return record_outcome(_RESULTS, lambda result: self._record(call, result, began))
 
     def _record(self, call: str, result: str, began: float) -> None:
         self._metrics.webhooks.labels(call, result).inc()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
-from adapters.metrics.instruments import Metrics, how_it_ends, quietly
+from adapters.metrics.instruments import Metrics, record_outcome, suppress_errors
 from application.ports import (
     Delivery,
     DeliveryLost,
@@ -36,12 +36,12 @@ class MeteredQueue:
         try:
             delivery = self._inner.receive(timeout)
         except QueueUnavailable:
-            quietly(self._metrics.queue_errors.inc)
+            suppress_errors(self._metrics.queue_errors.inc)
             raise
         if delivery is not None:
-            quietly(self._metrics.deliveries.inc)
+            suppress_errors(self._metrics.deliveries.inc)
             if delivery.redelivered:
-                quietly(self._metrics.redeliveries.inc)
+                suppress_errors(self._metrics.redeliveries.inc)
         return delivery
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -61,14 +61,14 @@ class MeteredQueue:
         with self._settling("dead_lettered"):
             self._inner.dead_letter(delivery, reason, details)
 
-    def hand_back(self, delivery: Delivery) -> None:
+    def requeue(self, delivery: Delivery) -> None:
         """Hand back, and count it."""
-        with self._settling("handed_back"):
-            self._inner.hand_back(delivery)
+        with self._settling("requeued"):
+            self._inner.requeue(delivery)
 
     def _settling(self, outcome: str) -> AbstractContextManager[None]:
         settlements = self._metrics.settlements
-        return how_it_ends(_RESULTS, lambda result: settlements.labels(outcome, result).inc())
+        return record_outcome(_RESULTS, lambda result: settlements.labels(outcome, result).inc())
 
 
 class DepthGauges:
@@ -108,7 +108,7 @@ class DepthGauges:
         else:
             self.depths, self.trouble = dict(depths), None
             self._counted_at = self._now()
-        quietly(self._show)
+        suppress_errors(self._show)
 
     def _show(self) -> None:
         self._metrics.queue_up.set(self.trouble is None)

@@ -14,20 +14,20 @@ from adapters.rabbitmq import envelope
 from adapters.rabbitmq.connection import Connection
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from application.ports import DeadMessage, Fate, QueueUnavailable
+from application.ports import DeadMessage, DeadLetterAction, QueueUnavailable
 
 _INTERRUPTED = "the connection was lost while sifting the dead letters: sift again"
 
 
 @dataclass(frozen=True)
-class _Letter:
+class _DeadLetter:
     tag: int
     properties: BasicProperties
     body: bytes
 
 
-def sift(
-    connection: Connection, topology: Topology, decide: Callable[[DeadMessage], Fate]
+def process_dead_letters(
+    connection: Connection, topology: Topology, decide: Callable[[DeadMessage], DeadLetterAction]
 ) -> list[DeadMessage]:
     """Show each letter that lies there now; of those not kept, some go to the main queue.
 
@@ -37,27 +37,27 @@ def sift(
     Raises:
         QueueUnavailable: some may have been put back or dropped.
     """
-    sieve = connection.call(lambda session: _Sieve(session, topology))
+    reader = connection.call(lambda session: _DeadLetterReader(session, topology))
     shown = []
     try:
-        for _ in range(sieve.count):
-            letter = connection.call(sieve.next, lost=QueueUnavailable(_INTERRUPTED))
+        for _ in range(reader.count):
+            letter = connection.call(reader.next, lost=QueueUnavailable(_INTERRUPTED))
             if letter is None:
                 break
             message = envelope.dead_message(letter.properties, letter.body)
             shown.append(message)
             fate = decide(message)
-            if fate is not Fate.KEEP:
-                remove = partial(sieve.remove, letter, put_back=fate is Fate.PUT_BACK)
+            if fate is not DeadLetterAction.KEEP:
+                remove = partial(reader.remove, letter, put_back=fate is DeadLetterAction.PUT_BACK)
                 connection.call(remove, lost=QueueUnavailable(_INTERRUPTED))
     finally:
         # Where that fails, the connection's end has done it.
         with contextlib.suppress(QueueUnavailable):
-            connection.call(sieve.close, lost=QueueUnavailable(_INTERRUPTED))
+            connection.call(reader.close, lost=QueueUnavailable(_INTERRUPTED))
     return shown
 
 
-class _Sieve:
+class _DeadLetterReader:
     """A channel that holds letters. Everything here is called on the connection's thread."""
 
     def __init__(self, session: Session, topology: Topology) -> None:
@@ -68,14 +68,14 @@ class _Sieve:
         self.count: int = declared.method.message_count
         """Letters that lay there at the start."""
 
-    def next(self, session: Session) -> _Letter | None:
+    def next(self, session: Session) -> _DeadLetter | None:
         self._check(session)
         method, properties, body = self._channel.basic_get(self._topology.dead)
         if method is None or properties is None:
             return None
-        return _Letter(method.delivery_tag, properties, body or b"")
+        return _DeadLetter(method.delivery_tag, properties, body or b"")
 
-    def remove(self, letter: _Letter, session: Session, *, put_back: bool) -> None:
+    def remove(self, letter: _DeadLetter, session: Session, *, put_back: bool) -> None:
         self._check(session)
         if put_back:
             session.publish(self._topology.main, letter.body, envelope.afresh(letter.properties))

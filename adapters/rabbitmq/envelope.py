@@ -33,10 +33,10 @@ _NOT_PASSED_ON = {
 }
 
 # All headers have to fit into one frame, of 128 KiB as a rule.
-LONGEST_REASON = 4000
-LONGEST_DETAIL = 1000
-MOST_DETAILS = 20
-MOST_OTHERS = 64 * 1024
+MAX_REASON = 4000
+MAX_DETAIL = 1000
+MAX_DETAILS = 20
+MAX_OTHERS = 64 * 1024
 """Bytes of other people's headers that are passed on."""
 
 _PERSISTENT = 2
@@ -67,7 +67,7 @@ def copy(properties: BasicProperties) -> BasicProperties:
 
 def put_aside(properties: BasicProperties, reason: str) -> BasicProperties:
     """Of a message that waits: one retry more."""
-    ours = {RETRIES: retries(properties) + 1, REASON: _cut(reason, LONGEST_REASON)}
+    ours = {RETRIES: retries(properties) + 1, REASON: _cut(reason, MAX_REASON)}
     return _passed_on(properties, ours)
 
 
@@ -81,12 +81,12 @@ def dead(
     """Of a dead letter."""
     ours = {
         RETRIES: retries(properties),
-        REASON: _cut(reason, LONGEST_REASON),
+        REASON: _cut(reason, MAX_REASON),
         SINCE: since.isoformat(),
-        WORKER: _cut(worker, LONGEST_DETAIL),
+        WORKER: _cut(worker, MAX_DETAIL),
         DETAILS: {
-            _cut(str(key), 100): _cut(str(value), LONGEST_DETAIL)
-            for key, value in list(details.items())[:MOST_DETAILS]
+            _cut(str(key), 100): _cut(str(value), MAX_DETAIL)
+            for key, value in list(details.items())[:MAX_DETAILS]
         },
     }
     return _passed_on(properties, ours)
@@ -140,7 +140,7 @@ def _others(headers: Mapping[Any, Any]) -> dict[Any, Any]:
         if key not in _OURS and key not in _NOT_PASSED_ON
     }
     try:
-        fits = encode_table([], others) <= MOST_OTHERS
+        fits = encode_table([], others) <= MAX_OTHERS
     except Exception:  # whatever a stranger's header makes the encoder raise
         fits = False
     if not fits:

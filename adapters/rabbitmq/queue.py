@@ -11,12 +11,12 @@ from pika import BasicProperties
 from adapters.rabbitmq import envelope
 from adapters.rabbitmq.check import BrokerFacts
 from adapters.rabbitmq.connection import Connection
-from adapters.rabbitmq.dead_letters import sift
+from adapters.rabbitmq.dead_letters import process_dead_letters
 from adapters.rabbitmq.inbox import Inbox
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from application.ports import Clock, DeadMessage, Delivery, DeliveryLost, Fate
+from application.ports import Clock, DeadMessage, Delivery, DeliveryLost, DeadLetterAction
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +86,17 @@ class RabbitQueue:
         )
         self._move(delivery, self._topology.dead, label)
 
-    def hand_back(self, delivery: Delivery) -> None:
+    def requeue(self, delivery: Delivery) -> None:
         """Let the broker deliver the message anew."""
-        self._settle(delivery, lambda session: session.hand_back(delivery.id))
+        self._settle(delivery, lambda session: session.requeue(delivery.id))
 
-    def sift(self, decide: Callable[[DeadMessage], Fate]) -> list[DeadMessage]:
+    def process_dead_letters(self, decide: Callable[[DeadMessage], DeadLetterAction]) -> list[DeadMessage]:
         """Show the dead letters and do as is decided; those that are kept keep their order.
 
         Letters that come in meanwhile are not shown. Those that another sifter holds are not
         there.
         """
-        return sift(self._connection, self._topology, decide)
+        return process_dead_letters(self._connection, self._topology, decide)
 
     def depths(self) -> Mapping[str, int]:
         """Messages by queue: the main one, those of the pauses, the dead letters."""

@@ -21,7 +21,7 @@ from adapters.rabbitmq.check import BrokerFacts, probe
 from adapters.rabbitmq.consumer import Consumer, start_consumer, why_cancelled
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.topology import Topology
-from adapters.rabbitmq.trouble import SessionOver
+from adapters.rabbitmq.errors import SessionOver
 from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Session:
         """The message is gone when this returns."""
         self._ack(self._take(delivery_id))
 
-    def hand_back(self, delivery_id: str) -> None:
+    def requeue(self, delivery_id: str) -> None:
         """The message is in the queue again, where it was."""
         held = self._take(delivery_id)
         self._consuming.basic_nack(held.tag, requeue=True)

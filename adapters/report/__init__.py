@@ -1,1 +1,1 @@
-"""A finished run as a page that opens anywhere: previews, curves, parameters, pictures."""
+"""A finished run as a page that opens anywhere: previews, curves, parameters, images."""

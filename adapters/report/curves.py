@@ -95,8 +95,8 @@ def _plot_loss(axes: Axes, history: Sequence[EpochRecord]) -> Axes:
         losses = [sum(losses[end - width : end]) / width for end in range(width, len(losses) + 1)]
     axes.plot(epochs[width - 1 :], losses, color=ACCENT, lw=2, marker=marker, label=label)
     for label, colour, values in (
-        ("fixed noises, pictures trained on", "#5d8a4e", [r.evaluation_loss for r in history]),
-        ("fixed noises, pictures held out", "#a8443f", [r.validation_loss for r in history]),
+        ("fixed noises, images trained on", "#5d8a4e", [r.evaluation_loss for r in history]),
+        ("fixed noises, images held out", "#a8443f", [r.validation_loss for r in history]),
     ):
         if points := _points(history, values):
             axes.plot(

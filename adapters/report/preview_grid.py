@@ -1,4 +1,4 @@
-"""Previews before and after the training, side by side in one picture."""
+"""Previews before and after the training, side by side in one image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEXT_PIXELS = 18
 
 
 def draw_previews(before: Sequence[Preview], after: Sequence[Preview]) -> bytes:
-    """A PNG with a row for each prompt: the picture before the training, and the one after."""
+    """A PNG with a row for each prompt: the image before the training, and the one after."""
     pairs = [
         (_opened(first), _opened(second)) for first, second in zip(before, after, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The report's files: the page and the pictures that are in it."""
+"""The report's files: the page and the images that are in it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from PIL import Image
 
 from adapters.report.curves import curves_in_words, has_gradients, plot_curves
 from adapters.report.preview_grid import draw_previews
-from application.learning_curve import best_epoch, overfitting_note, standstill_note
+from application.training_diagnostics import best_epoch, overfitting_note, standstill_note
 from application.ports import ReportFile, StyleReport
 from domain.buckets import bucket_of, kept_of
 from domain.parameters import TrainingParameters
-from domain.picture import Picture
+from domain.image import TrainingImage
 
 _Item = TypeVar("_Item")
 
 THUMBNAIL_PIXELS = 160
-"""Longest side of a training picture in the report."""
+"""Longest side of a training image in the report."""
 
-MOST_UNDERWAY = 6
+MAX_UNDERWAY = 6
 """Checkpoints whose previews are shown; all are beside the report as files."""
 
 
@@ -33,7 +33,7 @@ class HtmlReporter:
     """Port ``Reporter``. Equal reports give equal files; nothing is fetched from anywhere.
 
     Args:
-        decode: the picture in a file's bytes, RGB and upright.
+        decode: the image in a file's bytes, RGB and upright.
     """
 
     def __init__(self, decode: Callable[[bytes], Image.Image]) -> None:
@@ -81,11 +81,11 @@ class HtmlReporter:
             parameters=_parameter_rows(report.parameters, report.metric.steps),
             thumbnails=[
                 (
-                    picture,
-                    _crop(picture, report.parameters),
-                    *self._thumbnail(picture.data),
+                    image,
+                    _crop(image, report.parameters),
+                    *self._thumbnail(image.data),
                 )
-                for picture in report.pictures.usable
+                for image in report.images.usable
             ],
             weights=weights,
             size=f"{report.artifact.size / 1e6:,.2f} MB",
@@ -96,10 +96,10 @@ class HtmlReporter:
         )
 
     def _strips(self, report: StyleReport) -> list[tuple[str, list[tuple[str, str]]]]:
-        """For each prompt the pictures drawn underway, each with what it shows."""
+        """For each prompt the images drawn underway, each with what it shows."""
         wanted = len(report.after)
         whole = [(epoch, pngs) for epoch, pngs in report.underway if len(pngs) == wanted]
-        drawn = _spread(whole, MOST_UNDERWAY)
+        drawn = _spread(whole, MAX_UNDERWAY)
         return [
             (
                 preview.prompt,
@@ -142,9 +142,9 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
     return rows
 
 
-def _crop(picture: Picture, parameters: TrainingParameters) -> tuple[int, int, int]:
-    """Width and height that a picture is trained at, and the percentage cut off for that."""
-    pixels = picture.facts.width, picture.facts.height
+def _crop(image: TrainingImage, parameters: TrainingParameters) -> tuple[int, int, int]:
+    """Width and height that an image is trained at, and the percentage cut off for that."""
+    pixels = image.facts.width, image.facts.height
     size = bucket_of(*pixels, parameters.resolution)
     return *size, round(100 * (1 - kept_of(*pixels, size)))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError
 
-from adapters.s3.errors import told
+from adapters.s3.errors import require_field
 from application.ports import Blob, BlobTooLarge
 from domain.location import Location
 
@@ -24,7 +24,7 @@ SHA256_KEY = "sha256"
 _MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
 
 
-class Damaged(Exception):
+class ChecksumMismatch(Exception):
     """What arrived is not what was stored."""
 
 
@@ -33,7 +33,7 @@ def download(client: S3Client, at: Location, max_bytes: int | None) -> Blob:
 
     Raises:
         BlobTooLarge: the answer's head says so; the body was left unread.
-        Damaged: the body breaks off, or does not fit its checksum.
+        ChecksumMismatch: the body breaks off, or does not fit its checksum.
         botocore.exceptions.BotoCoreError: there is no answer.
         botocore.exceptions.ClientError: the store refuses.
     """
@@ -45,11 +45,11 @@ def download(client: S3Client, at: Location, max_bytes: int | None) -> Blob:
             raise BlobTooLarge(f"{at} has {size} bytes, more than {max_bytes}")
         data = _read(body, at, None if size is not None else max_bytes)
     except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, HTTPError) as error:
-        raise Damaged(f"{at} does not arrive whole: {error}") from error
+        raise ChecksumMismatch(f"{at} does not arrive whole: {error}") from error
     finally:
         # A body read to its end has given its connection back; any other loses it.
         body.close()
-    tag = told(answer, "ETag")
+    tag = require_field(answer, "ETag")
     _verify(data, tag, answer, at)
     return Blob(data, tag)
 
@@ -73,7 +73,7 @@ def _verify(data: bytes, tag: str, answer: GetObjectOutputTypeDef, at: Location)
     expected = answer.get("Metadata", {}).get(SHA256_KEY)
     if expected is not None:
         if hashlib.sha256(data).hexdigest() != expected:
-            raise Damaged(f"{at}: its SHA-256 is not the stored one")
+            raise ChecksumMismatch(f"{at}: its SHA-256 is not the stored one")
         return
     # Keys of the store's own or the customer's make other ETags, and so do parts.
     opaque = answer.get("ServerSideEncryption", "AES256") != "AES256"
@@ -81,4 +81,4 @@ def _verify(data: bytes, tag: str, answer: GetObjectOutputTypeDef, at: Location)
     if opaque or "SSECustomerAlgorithm" in answer or md5 is None:
         return
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5[1]:
-        raise Damaged(f"{at}: its MD5 is not its ETag")
+        raise ChecksumMismatch(f"{at}: its MD5 is not its ETag")

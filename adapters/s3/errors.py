@@ -23,7 +23,7 @@ from botocore.parsers import ResponseParserError
 from application.ports import BlobDenied, BlobMissing, BlobUnavailable
 
 
-class ForeignAnswer(BotoCoreError):
+class NotS3Response(BotoCoreError):
     """A success that no S3 store would report so: somebody else has answered for it."""
 
     fmt = (
@@ -45,7 +45,7 @@ DAMAGED = {
 }
 """What the store received is not what was sent, and it kept nothing of it."""
 
-LONGEST_WAIT = 3600.0
+MAX_RETRY_AFTER = 3600.0
 """Seconds that a store may ask us to wait; beyond that it is a slip, or as good as down."""
 
 # A worker with wrong credentials must not bury every task it meets, and a key can be changed
@@ -90,15 +90,15 @@ def status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def told(answer: Mapping[str, Any], name: str) -> str:
+def require_field(answer: Mapping[str, Any], name: str) -> str:
     """What every store says in answer to such a call.
 
     Raises:
-        ForeignAnswer: it is not there.
+        NotS3Response: it is not there.
     """
     value = answer.get(name)
     if not isinstance(value, str):
-        raise ForeignAnswer(name=name)
+        raise NotS3Response(name=name)
     return value
 
 
@@ -184,7 +184,7 @@ def _unanswered(error: Exception, what: str) -> Exception:
             f"{what}: the store cannot be reached: check the endpoint, the region and the "
             f"network ({error})"
         )
-    if isinstance(error, ForeignAnswer):
+    if isinstance(error, NotS3Response):
         return BlobUnavailable(f"{what}: {error}")
     if isinstance(error, ReadTimeoutError):
         return BlobUnavailable(f"{what}: the store does not answer in time ({error})")
@@ -216,10 +216,10 @@ def _retry_after(error: ClientError) -> float | None:
     if asked is None:
         return None
     if asked.isdecimal():
-        return min(float(asked), LONGEST_WAIT)
+        return min(float(asked), MAX_RETRY_AFTER)
     try:
         # Against the answer's own date: our clock may differ.
         until, now = parsedate_to_datetime(asked), parsedate_to_datetime(headers["date"])
-        return min(max(0.0, (until - now).total_seconds()), LONGEST_WAIT)
+        return min(max(0.0, (until - now).total_seconds()), MAX_RETRY_AFTER)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None

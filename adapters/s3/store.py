@@ -9,7 +9,7 @@ from typing import TypeVar
 from botocore.exceptions import ClientError
 
 from adapters.s3.client import connect
-from adapters.s3.download import Damaged, download
+from adapters.s3.download import ChecksumMismatch, download
 from adapters.s3.errors import CONFLICT, DAMAGED, S3_ERRORS, error_code, status, translated
 from adapters.s3.options import S3Options
 from adapters.s3.upload import upload
@@ -78,7 +78,7 @@ class S3BlobStore:
         def attempt() -> Blob:
             try:
                 return download(self._client, at, max_bytes)
-            except Damaged as error:
+            except ChecksumMismatch as error:
                 raise _TryAgain(str(error)) from error
 
         with _translating(at.bucket, f"reading {at}"):

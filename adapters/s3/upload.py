@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypedDict
 
 from adapters.s3.download import SHA256_KEY
-from adapters.s3.errors import S3_ERRORS, told
+from adapters.s3.errors import S3_ERRORS, require_field
 from adapters.s3.options import S3Options
 from application.ports import Condition, IfAbsent, IfMatch
 from domain.location import Location
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_PARTS = 10_000
+MAX_PARTS = 10_000
 """Of one upload, by S3's limits."""
 
 
@@ -60,7 +60,7 @@ def _in_one(
         ChecksumSHA256=_sha256(data),
         **_headers(condition),
     )
-    return told(answer, "ETag")
+    return require_field(answer, "ETag")
 
 
 def _in_parts(
@@ -78,7 +78,7 @@ def _in_parts(
         ChecksumAlgorithm="SHA256",
         Metadata={SHA256_KEY: hashlib.sha256(data).hexdigest()},
     )
-    upload_id = told(begun, "UploadId")
+    upload_id = require_field(begun, "UploadId")
     try:
         parts: list[CompletedPartTypeDef] = []
         for number, part in enumerate(_parts(data, options.part_size), start=1):
@@ -93,7 +93,7 @@ def _in_parts(
                 ChecksumSHA256=checksum,
             )
             parts.append(
-                {"PartNumber": number, "ETag": told(sent, "ETag"), "ChecksumSHA256": checksum}
+                {"PartNumber": number, "ETag": require_field(sent, "ETag"), "ChecksumSHA256": checksum}
             )
         completed = client.complete_multipart_upload(
             Bucket=at.bucket,
@@ -105,7 +105,7 @@ def _in_parts(
     except BaseException:
         _abort(client, at, upload_id)
         raise
-    return told(completed, "ETag")
+    return require_field(completed, "ETag")
 
 
 def _abort(client: S3Client, at: Location, upload_id: str) -> None:
@@ -124,7 +124,7 @@ def _abort(client: S3Client, at: Location, upload_id: str) -> None:
 
 
 def _parts(data: bytes, size: int) -> Iterator[bytes]:
-    size = max(size, -(-len(data) // MOST_PARTS))
+    size = max(size, -(-len(data) // MAX_PARTS))
     view = memoryview(data)
     for start in range(0, len(data), size):
         yield bytes(view[start : start + size])

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from adapters.status_page.access import Guard
-from adapters.status_page.board import StatusBoard
-from adapters.status_page.previews import PreviewShelf
+from adapters.status_page.auth import AuthMiddleware
+from adapters.status_page.state import WorkerState
+from adapters.status_page.previews import PreviewCache
 from application.ports import GpuReading
 
 
@@ -51,8 +51,8 @@ class Check:
 class Sources:
     """Where the page has its facts from. Every one may be asked from any thread."""
 
-    board: StatusBoard
-    previews: PreviewShelf
+    worker_state: WorkerState
+    previews: PreviewCache
     registry: CollectorRegistry
     checks: Sequence[Check]
     cards: Callable[[], Sequence[GpuReading]]
@@ -86,7 +86,7 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         return Response(encode(sources.registry), headers={"Content-Type": content_type})
 
     def status(request: Request) -> Response:
-        shown = sources.board.snapshot(request.query_params.get("task"))
+        shown = sources.worker_state.snapshot(request.query_params.get("task"))
         job = shown["job"]
         values = {
             **shown,
@@ -102,10 +102,10 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
 
     def preview(request: Request) -> Response:
         number, place, when = (request.path_params[name] for name in ("number", "place", "when"))
-        png = sources.previews.picture(number, place, when)
+        png = sources.previews.image(number, place, when)
         if png is None:
             return PlainTextResponse("no such preview\n", status_code=404)
-        # An address names one picture for as long as this process lives, and no longer.
+        # An address names one image for as long as this process lives, and no longer.
         return Response(
             png, media_type="image/png", headers={"Cache-Control": "private, no-cache"}
         )
@@ -119,7 +119,7 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         Route("/previews/{number:int}/{place:int}/{when}.png", preview),
         *(_file_route(path, name, kind) for path, name, kind in _FILES),
     ]
-    guard = Middleware(Guard, host=host, token=token, login_page=_read("login.html").decode())
+    guard = Middleware(AuthMiddleware, host=host, token=token, login_page=_read("login.html").decode())
     app = Starlette(routes=routes, middleware=[guard])
     app.build_middleware_stack()  # now, so that a wrong binding is refused now
     return app

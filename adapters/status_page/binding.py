@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 SHORTEST_TOKEN = 16
 
 
-class InvalidBinding(Mistake, ValueError):
+class InvalidBinding(UserError, ValueError):
     """The page would be open to the network; the text says what to do."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-MOST_POINTS = 400
+MAX_POINTS = 400
 
 
 class LossCurve:
@@ -30,7 +30,7 @@ class LossCurve:
         if epoch % self._stride:
             return
         self._points.append(self._newest)
-        if len(self._points) > MOST_POINTS:
+        if len(self._points) > MAX_POINTS:
             self._stride *= 2
             self._points = [point for point in self._points if point[0] % self._stride == 0]
 

@@ -27,7 +27,7 @@ class JobView:
     """Of the phases that are over."""
     progress: Progress | None = None
     parameters: TrainingParameters | None = None
-    pictures: int | None = None
+    images: int | None = None
     resumed_from: int | None = None
     """Epoch of the checkpoint that this attempt went on from."""
     checkpoint: int | None = None
@@ -66,7 +66,7 @@ class JobView:
         return {
             **self.listed(now),
             "phases": [{"name": str(name), "seconds": spent.get(name)} for name in PHASES],
-            "pictures": self.pictures,
+            "images": self.images,
             "parameters": None if self.parameters is None else asdict(self.parameters),
             "resumed_from": self.resumed_from,
             "checkpoint": self.checkpoint,

@@ -10,7 +10,7 @@ const LOST_AFTER = 3;
 const STATES = {
   starting: ["Loading the base model", "busy"],
   idle: ["Waiting for a task", "good"],
-  preparing: ["Preparing pictures", "busy"],
+  preparing: ["Preparing images", "busy"],
   training: ["Training", "busy"],
   uploading: ["Uploading the style", "busy"],
   announcing: ["Telling the backend", "busy"],
@@ -107,7 +107,7 @@ function showFacts(job, running) {
     ["Loss", known(progress?.loss) ? progress.loss.toFixed(4) : "–"],
     ["Steps / s", known(progress?.steps_per_second) ? speed(progress.steps_per_second) : "–"],
     [running ? "Time so far" : "Duration", duration(job.elapsed)],
-    ["Pictures", known(job.pictures) ? String(job.pictures) : "–"],
+    ["Images", known(job.images) ? String(job.images) : "–"],
     ["Checkpoint", known(job.checkpoint) ? `epoch ${job.checkpoint}` : "–"],
     ["Rank", parameters ? String(parameters.rank) : "–"],
     ["Resolution", parameters ? `${parameters.resolution} px` : "–"],
@@ -176,13 +176,13 @@ function showPreviews(previews) {
   setText($("previews-of"), `of style ${previews.style_id}, epoch ${previews.epoch}`);
   fill($("pairs"), previews, () =>
     previews.pairs.map(({ prompt, seed, before, after }) => {
-      const picture = (when, address) => {
+      const image = (when, address) => {
         const image = make("img", "");
         image.src = address;
         image.alt = `${prompt}, ${when === "so far" ? "so far in" : when} training`;
         return make("div", "", image, make("span", "", when));
       };
-      const drawn = [before && picture("before", before), after && picture(before ? "after" : "so far", after)];
+      const drawn = [before && image("before", before), after && image(before ? "after" : "so far", after)];
       const two = make("div", before && after ? "drawn two" : "drawn", ...drawn);
       return make("figure", "", two, make("figcaption", "", prompt, make("span", "quiet", ` · seed ${seed}`)));
     })

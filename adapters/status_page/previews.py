@@ -28,13 +28,13 @@ class _Drawn:
 
     style_id: int
     number: int = 0
-    """Higher with every change: an address never names another picture later."""
+    """Higher with every change: an address never names another image later."""
     epoch: int = 0
     before: tuple[Preview, ...] = ()
     after: tuple[Preview, ...] = ()
 
 
-class PreviewShelf:
+class PreviewCache:
     """Holds the previews of every open run, and of the one that was closed last, in memory.
 
     May be used from any thread.
@@ -55,7 +55,7 @@ class PreviewShelf:
             return run
 
     def keep(self, run: int, epoch: int, previews: tuple[Preview, ...], *, adapted: bool) -> None:
-        """Put what a run has drawn on the shelf, in place of what it drew before."""
+        """Put what a run has drawn on the preview_cache, in place of what it drew before."""
         if not previews:
             return
         with self._lock:
@@ -99,8 +99,8 @@ class PreviewShelf:
             ],
         }
 
-    def picture(self, number: int, place: int, when: str) -> bytes | None:
-        """One picture as a PNG; None when it is not, or no longer, on the shelf."""
+    def image(self, number: int, place: int, when: str) -> bytes | None:
+        """One image as a PNG; None when it is not, or no longer, on the preview_cache."""
         for drawn in self._all():
             if drawn.number == number:
                 row = {"before": drawn.before, "after": drawn.after}.get(when, ())
@@ -120,10 +120,10 @@ class PreviewShelf:
 
 @dataclass(frozen=True)
 class PreviewingTrainer:
-    """Port ``Trainer`` around another one: what its sessions draw is kept on the shelf, too."""
+    """Port ``Trainer`` around another one: what its sessions draw is kept on the preview_cache, too."""
 
     inner: Trainer
-    shelf: PreviewShelf
+    preview_cache: PreviewCache
 
     @property
     def base(self) -> BaseFacts:
@@ -135,25 +135,25 @@ class PreviewingTrainer:
         """The inner trainer's."""
         return self.inner.native_resolution
 
-    def kind(self, parameters: TrainingParameters) -> Hashable | None:
+    def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
         """The inner trainer's."""
-        return self.inner.kind(parameters)
+        return self.inner.batch_key(parameters)
 
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         """Set a run up."""
         with self.inner.open(plan, resume) as session:
-            run = self.shelf.open(plan.style_id)
+            run = self.preview_cache.open(plan.style_id)
             try:
-                yield _Previewing(session, self.shelf, run)
+                yield _Previewing(session, self.preview_cache, run)
             finally:
-                self.shelf.close(run)
+                self.preview_cache.close(run)
 
 
 @dataclass(frozen=True)
 class _Previewing:
     inner: TrainingSession
-    shelf: PreviewShelf
+    preview_cache: PreviewCache
     run: int
 
     @property
@@ -185,5 +185,5 @@ class _Previewing:
         drawn = self.inner.previews(adapted=adapted)
         history = self.inner.history
         epoch = history[-1].epoch if history else 0
-        self.shelf.keep(self.run, epoch, drawn, adapted=adapted)
+        self.preview_cache.keep(self.run, epoch, drawn, adapted=adapted)
         return drawn

@@ -19,7 +19,7 @@ from adapters.status_page.connections import (
     bounded_protocol,
     max_connections,
 )
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _LOG_SECONDS = 60.0
 """Between two log lines about connections that cannot be accepted."""
 
 
-class AddressTaken(Mistake):
+class AddressTaken(UserError):
     """Nothing can listen at the address; the text says which and why."""
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.webhook.answer import judge, unreachable
+from adapters.webhook.response import check_response, connection_error
 from adapters.webhook.options import WebhookOptions
-from adapters.webhook.transport import Answer, NoAnswer, Transport
+from adapters.webhook.transport import Answer, TransportError, Transport
 from application.ports import Clock, NotifierRefused, NotifierUnavailable
 from domain.failure import Failure
 from domain.progress import Progress
@@ -95,7 +95,7 @@ class WebhookNotifier:
         url = self._options.base_url
         if isinstance(found, Answer) and found.status == 400:
             return f"{url} answers and takes the token"
-        error = self._judged(found) or NotifierRefused("an empty call is taken, not answered 400")
+        error = self._checked(found) or NotifierRefused("an empty call is taken, not answered 400")
         ours = isinstance(found, Answer) and found.status in (401, 403)
         if isinstance(error, NotifierRefused) and not ours:
             raise NotifierRefused(f"{url} is another host than the backend's, or path: {error}")
@@ -125,9 +125,9 @@ class WebhookNotifier:
         found = self._transport.exchange(method, path, body, headers, connect=connect, read=read)
         if isinstance(found, Answer) and found.status // 100 == 2 and found.body is None:
             log.warning("%s is taken with %d, but the answer broke off", path, found.status)
-        return self._judged(found)
+        return self._checked(found)
 
-    def _judged(self, found: Answer | NoAnswer) -> Error | None:
+    def _checked(self, found: Answer | TransportError) -> Error | None:
         if isinstance(found, Answer):
-            return judge(found, self._clock.now(), self._options.token)
-        return unreachable(found, self._options.base_url, self._options.token)
+            return check_response(found, self._clock.now(), self._options.token)
+        return connection_error(found, self._options.base_url, self._options.token)

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 SHORTEST_TOKEN = 32
 """Characters, by the contract."""
@@ -18,7 +18,7 @@ _REMEDY = "give https://host[:port], without a name, a password or a query"
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
-class InvalidBackend(Mistake, ValueError):
+class InvalidBackend(UserError, ValueError):
     """The backend cannot be called like this; the text names the setting and the remedy."""
 
 

@@ -20,7 +20,7 @@ from adapters.webhook.options import WebhookOptions
 
 CONNECTIONS = 8
 """Kept open for the next call; more may be open at a time."""
-MOST_ANSWER_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Answer:
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes | None = field(repr=False)
-    """None where it broke off; empty where it has more than ``MOST_ANSWER_BYTES``."""
+    """None where it broke off; empty where it has more than ``MAX_ANSWER_BYTES``."""
 
 
 @dataclass(frozen=True)
-class NoAnswer:
+class TransportError:
     """Nothing came back."""
 
     reason: str = field(repr=False)
@@ -80,7 +80,7 @@ class Transport:
         *,
         connect: float,
         read: float,
-    ) -> Answer | NoAnswer:
+    ) -> Answer | TransportError:
         """Send one call and read its answer.
 
         Takes at most ``connect`` and ``read`` seconds, at whatever pace the bytes come. Looking
@@ -129,9 +129,9 @@ class _Bearer(AuthBase):
 def _content(raw: Any, deadline: Deadline) -> bytes | None:
     content = b""
     try:
-        while piece := raw.read1(MOST_ANSWER_BYTES, decode_content=True):
+        while piece := raw.read1(MAX_ANSWER_BYTES, decode_content=True):
             content += piece
-            if len(content) > MOST_ANSWER_BYTES:
+            if len(content) > MAX_ANSWER_BYTES:
                 return b""
     except (HTTPError, OSError, HTTPException):
         return None
@@ -139,7 +139,7 @@ def _content(raw: Any, deadline: Deadline) -> bytes | None:
     return None if deadline.over else content
 
 
-def _explained(error: Exception, deadline: Deadline, before: BaseException | None) -> NoAnswer:
+def _explained(error: Exception, deadline: Deadline, before: BaseException | None) -> TransportError:
     links = _links(error, before)
     # Requests and urllib3 wrap their errors in one another; the innermost has the words.
     inner = links[-1]
@@ -147,7 +147,7 @@ def _explained(error: Exception, deadline: Deadline, before: BaseException | Non
     if deadline.over or any(isinstance(link, TimeoutError) for link in links):
         reason = "no answer in time" if deadline.sent else "no connection in time"
     tls = any(isinstance(link, ssl.SSLError) for link in links)
-    return NoAnswer(reason, deadline.sent, untrusted=tls)
+    return TransportError(reason, deadline.sent, untrusted=tls)
 
 
 def _links(error: BaseException, before: BaseException | None) -> list[BaseException]:

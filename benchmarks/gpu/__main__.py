@@ -2,7 +2,7 @@
 
 Random weights, 512 px, rank 8: the common recipe, then each trick added in turn, at several batch
 sizes; the share of what the card's matrix products reach in the same run; memory; several styles
-at once; and a whole job of 20 pictures and 200
+at once; and a whole job of 20 images and 200
 epochs. Every row stands for itself: one that fails says so, and the
 file is written after each. Parts can be measured by themselves: the file keeps the others' rows.
 """
@@ -48,7 +48,7 @@ def main() -> None:
     if kept and "speed" not in options.parts:
         # The rows that are kept are shares of what was reached then.
         before = json.loads(target.read_text("utf-8"))
-        results |= {name: before[name] for name in ("matmul_tflops", "tflop_per_picture")}
+        results |= {name: before[name] for name in ("matmul_tflops", "tflop_per_image")}
 
     def note(part: str, row: dict[str, Any]) -> None:
         measured.append({"part": part, **row})
@@ -64,7 +64,7 @@ def main() -> None:
             flop = FALLBACK_FLOP
             with contextlib.suppress(Exception):
                 flop = count_flop(bench)
-            results["tflop_per_picture"] = round(flop / 1e12, 4)
+            results["tflop_per_image"] = round(flop / 1e12, 4)
             if "speed" in options.parts:
                 limit = results["matmul_tflops"]
                 speed(options, bench, flop, limit, lambda row: note("speed", row))

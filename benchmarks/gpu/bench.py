@@ -1,4 +1,4 @@
-"""What all rows share: a base model, pictures, a trainer, and how a row is made."""
+"""What all rows share: a base model, images, a trainer, and how a row is made."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from adapters.pillow import decode
 from application.ports import TrainingPlan
 from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base
 from benchmarks.gpu.facts import gib, wait_for
-from benchmarks.pictures import drawn_pictures
+from benchmarks.images import drawn_images
 from domain.parameters import TrainingParameters
-from domain.picture import Picture
+from domain.image import TrainingImage
 
 WARM_UP = 8
 """Steps before the clock runs: kernels are chosen, and each shape recorded."""
@@ -52,14 +52,14 @@ class Bench:
 
     device: torch.device
     base: BaseModel
-    pictures: tuple[Picture, ...]
+    images: tuple[TrainingImage, ...]
     """Squares."""
     resolution: int
     seconds: float
     """How long each row is measured."""
 
-    def trainer(self, strategy: Strategy, seats: int = 1) -> DiffusionTrainer:
-        """A trainer whose runs, where there are seats for several, wait for one another: without
+    def trainer(self, strategy: Strategy, slots: int = 1) -> DiffusionTrainer:
+        """A trainer whose runs, where there are slots for several, wait for one another: without
         a straggler the others would make passes of a shape that is not recorded yet, and do so
         while the clock runs."""
         return DiffusionTrainer(
@@ -68,8 +68,8 @@ class Bench:
             self.device,
             strategy=strategy,
             recorder=None if self.device.type == "cuda" else Rerun,
-            seats=seats,
-            patience=PATIENCE if seats > 1 else LEAST_PATIENCE,
+            slots=slots,
+            patience=PATIENCE if slots > 1 else LEAST_PATIENCE,
         )
 
     def plan(self, batch: int, epochs: int = 10_000, seed: int = 0) -> TrainingPlan:
@@ -81,11 +81,11 @@ class Bench:
             seed=seed,
             validation_epochs=0,
         )
-        return TrainingPlan(style_id=1, pictures=self.pictures, tags=(), parameters=parameters)
+        return TrainingPlan(style_id=1, images=self.images, tags=(), parameters=parameters)
 
 
 def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
-    """The base model in the card's precision, and square pictures."""
+    """The base model in the card's precision, and square images."""
     compute = choose_strategy(device).compute if device.type == "cuda" else torch.bfloat16
     base = (
         load_base(str(SMALL_BASE), device=device, dtype=compute)
@@ -93,7 +93,7 @@ def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> 
         else full_size_base(device, compute)
     )
     encoders_at_home(base)
-    drawn = drawn_pictures(folder / "speed", 20)
+    drawn = drawn_images(folder / "speed", 20)
     squares = tuple(p for p in drawn if p.facts.width == p.facts.height)
     resolution = 64 if options.tiny else RESOLUTION
     return Bench(device, base, squares, resolution, options.seconds)

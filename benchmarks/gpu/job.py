@@ -28,25 +28,25 @@ from application.ports import EpochRecord, TrainingPlan
 from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base, save_base
 from benchmarks.gpu.bench import RANK
 from benchmarks.gpu.facts import gib, wait_for
-from benchmarks.pictures import drawn_pictures, read_pictures
+from benchmarks.images import drawn_images, read_images
 from domain.parameters import TrainingParameters
-from entrypoints.picture_folder import find_pictures
+from entrypoints.image_folder import find_images
 
 
 def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
-    """The row of a job of 20 pictures, and of a second one on the same base model.
+    """The row of a job of 20 images, and of a second one on the same base model.
 
     Raises:
         RuntimeError: the process failed; with the end of what it said.
     """
-    base, pictures = SMALL_BASE, folder / "job"
+    base, images = SMALL_BASE, folder / "job"
     if not options.tiny:
         base = folder / "base"
         save_base(full_size_base(device, torch.float16), base)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the card is the job's
-    drawn_pictures(pictures, 20)
-    command = [sys.executable, "-m", "benchmarks.gpu.job", str(base), str(pictures)]
+    drawn_images(images, 20)
+    command = [sys.executable, "-m", "benchmarks.gpu.job", str(base), str(images)]
     command += ["--device", str(device), "--epochs", str(options.epochs)]
     command += ["--resolution", str(64 if options.tiny else RESOLUTION)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -61,7 +61,7 @@ def main() -> None:
     imported = _age()
     parser = argparse.ArgumentParser(description="Time a whole job.")
     parser.add_argument("base", type=Path, help="a diffusers folder")
-    parser.add_argument("pictures", type=Path, help="a folder of pictures and captions")
+    parser.add_argument("images", type=Path, help="a folder of images and captions")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--resolution", type=int, default=RESOLUTION)
@@ -72,14 +72,14 @@ def main() -> None:
     trainer = DiffusionTrainer(base, decode, device, strategy=strategy)
     wait_for(device)
     loaded = _age()
-    folder: Path = options.pictures
-    pictures = read_pictures(folder / name for name in find_pictures(folder))
+    folder: Path = options.images
+    images = read_images(folder / name for name in find_images(folder))
     parameters = TrainingParameters(
         epochs=options.epochs, resolution=options.resolution, rank=RANK
     )
-    plan = TrainingPlan(style_id=1, pictures=pictures, tags=(), parameters=parameters)
+    plan = TrainingPlan(style_id=1, images=images, tags=(), parameters=parameters)
     row = {
-        "pictures": len(pictures),
+        "images": len(images),
         "epochs": options.epochs,
         "imports_s": round(imported, 2),
         "load_base_s": round(loaded - imported, 2),

@@ -17,7 +17,7 @@ from benchmarks.gpu.facts import forget_peak, wait_for
 from benchmarks.plain_recipe import plain_steps
 
 FALLBACK_FLOP = 1.72e12
-"""Of one step with one picture at 512 px, where this run could not count it."""
+"""Of one step with one image at 512 px, where this run could not count it."""
 _RECOMPUTED = 1 / 5
 """Of attention's backward pass: one of its five products is the forward pass's once more."""
 
@@ -80,7 +80,7 @@ def speed(
 def measure_recipe(bench: Bench, batch: int) -> dict[str, Any]:
     """The plain recipe in the same precision."""
     forget_peak(bench.device)
-    steps = plain_steps(bench.base, bench.pictures, bench.resolution, 1_000_000, batch)
+    steps = plain_steps(bench.base, bench.images, bench.resolution, 1_000_000, batch)
     try:
         return measure(bench, batch, lambda: next(steps))
     finally:
@@ -108,7 +108,7 @@ def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
 
 
 def count_flop(bench: Bench) -> float:
-    """Of one step with one picture: torch's count, operation by operation, without what
+    """Of one step with one image: torch's count, operation by operation, without what
     attention computes a second time."""
     from torch.utils.flop_counter import FlopCounterMode
 

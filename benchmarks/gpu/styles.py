@@ -33,7 +33,7 @@ def several_styles(
 def measure_styles(bench: Bench, strategy: Strategy, styles: int) -> dict[str, Any]:
     """So many jobs together, each in a thread of its own; a step here is one of every job."""
     forget_peak(bench.device)
-    trainer = bench.trainer(strategy, seats=max(2, styles))
+    trainer = bench.trainer(strategy, slots=max(2, styles))
     with running_together(trainer, [bench.plan(1, seed=seed) for seed in range(styles)]) as runs:
         # The first epoch warms up and records; each epoch's end waits for the device.
         enough = time.perf_counter() + bench.seconds
@@ -44,7 +44,7 @@ def measure_styles(bench: Bench, strategy: Strategy, styles: int) -> dict[str, A
         together, recordings = trainer.together, trainer.recordings
         measured = [list(ends) for ends in runs.epochs]
     epochs = sum((len(ends) - 1) / (ends[-1] - ends[0]) for ends in measured)
-    per_step = styles / (epochs * len(bench.pictures))
+    per_step = styles / (epochs * len(bench.images))
     return {
         **pace(bench, styles, per_step),
         "in_one_pass": together,

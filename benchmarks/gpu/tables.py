@@ -100,13 +100,13 @@ def _job(row: dict[str, Any]) -> str:
             f"{row['measured_epoch_s']} s with a measurement of the loss."
         )
     return (
-        f"A whole job of {row['pictures']} pictures and {row['epochs']} epochs, {row['steps']} "
+        f"A whole job of {row['images']} images and {row['epochs']} epochs, {row['steps']} "
         f"steps, in a process of its own: {row['total_s']} s from the process's start to weights, "
         f"of these {row['imports_s']} s to import, {row['load_base_s']} s to load the base, "
         f"{row['encode_s']} s to encode, {row['train_s']} s to train; at most "
         f"{row['peak_gib']} GiB.{epochs} A checkpoint takes {row['checkpoint_s']} s, a round of "
         f"{row['previews']} previews {row['previews_s']} s. The process's next job is open, its "
-        f"pictures encoded, after {row['second_job_open_s']} s, and its first step takes "
+        f"images encoded, after {row['second_job_open_s']} s, and its first step takes "
         f"{row['second_job_first_step_s']} s.\n"
     )
 

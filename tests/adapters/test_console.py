@@ -22,7 +22,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
-    SeatAwaited,
+    SlotAwaited,
     TrainingBegan,
     TrainingFinished,
 )
@@ -67,12 +67,12 @@ def started(resumed_from: CheckpointRef | None = None) -> JobStarted:
     return JobStarted(task_id=TASK, style_id=7, attempt=2, resumed_from=resumed_from)
 
 
-def began(pictures: int = 10, epochs: int = 50) -> TrainingBegan:
+def began(images: int = 10, epochs: int = 50) -> TrainingBegan:
     return TrainingBegan(
         task_id=TASK,
         style_id=7,
         parameters=TrainingParameters(epochs=epochs, resolution=512),
-        picture_count=pictures,
+        image_count=images,
     )
 
 
@@ -92,7 +92,7 @@ def made(step: int, *, epochs: int = 50, per_epoch: int = 10) -> ProgressMade:
 
 FINISHED = TrainingFinished(task_id=TASK, style_id=7, metric=METRIC)
 GIVEN_UP = JobGivenUp(task_id=TASK, style_id=7, failure=FAILURE)
-INTERRUPTED = JobInterrupted(task_id=TASK, style_id=7, reason="its worker\nshut down", setbacks=0)
+INTERRUPTED = JobInterrupted(task_id=TASK, style_id=7, reason="its worker\nshut down", failures=0)
 SAVED = CheckpointSaved(task_id=TASK, style_id=7, checkpoint=CHECKPOINT)
 OTHERS = [
     SAVED,
@@ -100,7 +100,7 @@ OTHERS = [
     AnnouncementBegun(task_id=TASK, style_id=7, call=1),
     JobCompleted(task_id=TASK, style_id=7, artifact=ARTIFACT),
     JobFailed(task_id=TASK, style_id=7, failure=FAILURE),
-    SeatAwaited(task_id=TASK, style_id=7),
+    SlotAwaited(task_id=TASK, style_id=7),
 ]
 EVERY_EVENT = [started(), started(CHECKPOINT), began(), made(10), FINISHED, GIVEN_UP, INTERRUPTED]
 EVERY_EVENT += OTHERS
@@ -170,7 +170,7 @@ def shown(*events: Event) -> list[str]:
 
 def test_a_pipe_gets_one_line_for_a_tenth_of_the_way() -> None:
     lines = shown(started(), began(), *(made(step) for step in range(1, 501)), SAVED, FINISHED)
-    assert lines[0] == "training on 10 pictures for 50 epochs"
+    assert lines[0] == "training on 10 images for 50 epochs"
     assert lines[1] == "epoch 1/50 (2 %), loss 0.1250, 4.0 steps/s, 0:02:03 left"
     places = [line.partition(",")[0] for line in lines[2:]]
     assert places == [f"epoch {5 * n}/50 ({10 * n} %)" for n in range(1, 11)]
@@ -196,8 +196,8 @@ def test_a_second_run_is_shown_like_the_first() -> None:
     assert shown(*once, *once) == shown(*once) * 2
 
 
-def test_one_picture_and_one_epoch_are_not_called_many() -> None:
-    assert shown(began(pictures=1, epochs=1)) == ["training on 1 picture for 1 epoch"]
+def test_one_image_and_one_epoch_are_not_called_many() -> None:
+    assert shown(began(images=1, epochs=1)) == ["training on 1 image for 1 epoch"]
 
 
 def test_a_slow_step_has_a_speed_all_the_same() -> None:
@@ -221,7 +221,7 @@ def test_a_terminal_gets_a_bar_that_ends_where_the_run_does() -> None:
         for event in [began(), *(made(step) for step in range(1, 501)), FINISHED]:
             display(event)
         output = file.getvalue()
-    assert "training on 10 pictures for 50 epochs" in plain(output)
+    assert "training on 10 images for 50 epochs" in plain(output)
     last = plain(output).rstrip().splitlines()[-1]
     assert last.startswith("epoch 50/50 ━")
     assert last.rstrip().endswith("loss 0.1250, 4.0 steps/s, 0:00:00 left")
@@ -239,7 +239,7 @@ def test_a_bar_is_as_long_as_the_way_that_is_done(monkeypatch: pytest.MonkeyPatc
 
 def test_what_has_no_colour_of_its_own_gets_none() -> None:
     console, file = terminal()
-    say(console, "3 pictures in /a/path: 'quoted', True")
+    say(console, "3 images in /a/path: 'quoted', True")
     assert "\x1b" not in file.getvalue()
 
 
@@ -326,9 +326,9 @@ def test_every_event_is_one_line_with_its_job(
     [
         (started(), logging.INFO, "attempt 2 starts"),
         (started(CHECKPOINT), logging.INFO, "attempt 2 resumes from epoch 20, step 200"),
-        (began(), logging.INFO, "training on 10 pictures for 50 epochs"),
+        (began(), logging.INFO, "training on 10 images for 50 epochs"),
         (made(10), logging.DEBUG, "epoch 1/50 (2 %), loss 0.1250"),
-        (OTHERS[-1], logging.INFO, "waiting for a seat"),
+        (OTHERS[-1], logging.INFO, "waiting for a slot"),
         (SAVED, logging.INFO, "checkpoint of epoch 20, step 200 saved"),
         (GIVEN_UP, logging.WARNING, "GPU_OOM: The card is too small"),
         (INTERRUPTED, logging.WARNING, "its worker shut down"),

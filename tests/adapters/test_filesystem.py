@@ -103,33 +103,33 @@ def test_a_writer_killed_before_the_end_leaves_what_was_there_and_no_lock(
 
 
 def test_a_read_only_bucket_is_not_touched_at_all(tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "a.png").write_bytes(b"1")
-    before = sorted(pictures.rglob("*")), pictures.stat().st_mtime_ns
-    blobs = FileBlobStore({"pictures": pictures}, read_only=("pictures",))
-    picture = Location("pictures", "a.png")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"1")
+    before = sorted(images.rglob("*")), images.stat().st_mtime_ns
+    blobs = FileBlobStore({"images": images}, read_only=("images",))
+    image = Location("images", "a.png")
 
-    assert blobs.get(picture).data == b"1"
-    assert blobs.list("pictures", "") == [picture]
+    assert blobs.get(image).data == b"1"
+    assert blobs.list("images", "") == [image]
     with pytest.raises(BlobMissing):
-        blobs.get(Location("pictures", "a.txt"))
-    with pytest.raises(BlobDenied, match="pictures"):
-        blobs.put(picture, b"2")
-    with pytest.raises(BlobDenied, match="pictures"):
-        blobs.delete(picture)
+        blobs.get(Location("images", "a.txt"))
+    with pytest.raises(BlobDenied, match="images"):
+        blobs.put(image, b"2")
+    with pytest.raises(BlobDenied, match="images"):
+        blobs.delete(image)
 
-    assert (sorted(pictures.rglob("*")), pictures.stat().st_mtime_ns) == before
-    assert (pictures / "a.png").read_bytes() == b"1"
+    assert (sorted(images.rglob("*")), images.stat().st_mtime_ns) == before
+    assert (images / "a.png").read_bytes() == b"1"
 
 
 def test_links_in_somebodys_own_folder_are_followed(tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     (tmp_path / "elsewhere.png").write_bytes(b"1")
-    (pictures / "a.png").symlink_to(tmp_path / "elsewhere.png")
-    blobs = FileBlobStore({"pictures": pictures}, read_only=("pictures",))
-    assert blobs.get(Location("pictures", "a.png")).data == b"1"
+    (images / "a.png").symlink_to(tmp_path / "elsewhere.png")
+    blobs = FileBlobStore({"images": images}, read_only=("images",))
+    assert blobs.get(Location("images", "a.png")).data == b"1"
 
 
 def test_a_folder_that_is_not_there_is_an_empty_bucket(root: Path, blobs: FileBlobStore) -> None:
@@ -314,13 +314,13 @@ def test_files_put_there_by_hand_are_blobs_unless_no_key_could_name_them(
     root: Path, blobs: FileBlobStore
 ) -> None:
     root.mkdir()
-    for name in ("picture.png", "back\\slash", "new\nline"):
+    for name in ("image.png", "back\\slash", "new\nline"):
         (root / name).write_bytes(b"1")
     (root / "empty folder").mkdir()
     (root / "link.png").symlink_to(root / "nowhere")
     (root / "below" / OURS).mkdir(parents=True)
     (root / "below" / OURS / "file").write_bytes(b"1")
-    found = [Location("out", f"below/{OURS}/file"), Location("out", "picture.png")]
+    found = [Location("out", f"below/{OURS}/file"), Location("out", "image.png")]
     assert blobs.list("out", "") == found
 
 

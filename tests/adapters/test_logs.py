@@ -20,11 +20,11 @@ from adapters.logs.formats import JsonFormatter, TextFormatter
 from adapters.logs.job_log import JobLog
 from adapters.logs.redact import REDACTED, Redactor
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryInspector
-from application.gather_pictures import gather_pictures
-from application.listeners import Listeners, Watchers
+from application.fetch_images import fetch_images
+from application.event_bus import EventBus, Watchers
 from application.ports import BlobMissing, BlobUnavailable
-from application.settlement import Done
-from application.stop import StopSignal
+from application.settlement import Ack
+from application.stop_signal import StopSignal
 from domain.events import JobCompleted, JobStarted
 from domain.location import Location
 from domain.results import Artifact
@@ -79,7 +79,7 @@ def test_every_line_of_a_job_carries_task_style_attempt_and_worker(
     log.info("before anything happened")
     context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
     log.info("at work")
-    context.put_down(a_task(), Done())
+    context.put_down(a_task(), Ack())
     log.info("nothing again")
     idle, early, work, after = collector.objects
     assert "task_id" not in idle
@@ -108,13 +108,13 @@ def test_lines_from_pools_and_timers_carry_the_job(
         # The timer was there before; the attempt becomes known only now.
         context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
         # Of the store it is only asked to read.
-        gather_pictures(images, Talking(), MemoryInspector(), StopSignal(), 4)  # type: ignore[arg-type]
+        fetch_images(images, Talking(), MemoryInspector(), StopSignal(), 4)  # type: ignore[arg-type]
         ticked.clear()
         assert ticked.wait(30)
-    pictures = [line for line in collector.objects if " from fetch_" in line["message"]]
+    images = [line for line in collector.objects if " from fetch_" in line["message"]]
     last = [line for line in collector.objects if line["message"] == "tick"][-1]
-    assert len(pictures) == 8
-    assert {(line["task_id"], line["attempt"]) for line in [*pictures, last]} == {(TASK_ID, 3)}
+    assert len(images) == 8
+    assert {(line["task_id"], line["attempt"]) for line in [*images, last]} == {(TASK_ID, 3)}
 
 
 def test_lines_of_jobs_side_by_side_name_each_its_own(
@@ -135,7 +135,7 @@ def test_lines_of_jobs_side_by_side_name_each_its_own(
         log.info("%d at work", style_id)
         together.wait()
         if style_id == 2:
-            context.put_down(task, Done())
+            context.put_down(task, Ack())
         together.wait()
         log.info("%d still here", style_id)
 
@@ -160,11 +160,11 @@ def test_lines_of_jobs_side_by_side_name_each_its_own(
 def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: Collector) -> None:
     from application.journal import Journal
 
-    world, task = World(), a_task(pictures=12)
+    world, task = World(), a_task(images=12)
     world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe not text")
     context.taken_up(task)
     world.worker(journal=Journal(world.blobs, context))(task, StopSignal())
-    context.put_down(a_task(), Done())
+    context.put_down(a_task(), Ack())
     assert collector.objects, "the damaged caption is worth a line"
     assert {line["task_id"] for line in collector.objects} == {TASK_ID}
 
@@ -347,8 +347,8 @@ def place(task_id: str, name: str) -> Location:
     return Location("models", f"jobs/{task_id}/logs/{name}")
 
 
-def job_log(blobs: Any, most_bytes: int = 100_000) -> JobLog:
-    handler = JobLog(blobs, place, ManualClock(), "host/1", most_bytes)
+def job_log(blobs: Any, max_bytes: int = 100_000) -> JobLog:
+    handler = JobLog(blobs, place, ManualClock(), "host/1", max_bytes)
     handler.setFormatter(JsonFormatter(Redactor([TOKEN])))
     return handler
 
@@ -367,12 +367,12 @@ def test_a_job_leaves_its_log_beside_its_files() -> None:
     blobs = MemoryBlobStore()
     handler, context = job_log(blobs), LogContext("host/1")
     handler.addFilter(context)
-    watchers, listeners = Watchers(context, handler), Listeners(context, handler)
+    watchers, listeners = Watchers(context, handler), EventBus(context, handler)
     handler.handle(record_of("of no job"))
     watchers.taken_up(a_task())
     listeners(STARTED)
     handler.handle(record_of(f"working with {TOKEN}"))
-    watchers.put_down(a_task(), Done())
+    watchers.put_down(a_task(), Ack())
     handler.handle(record_of("of no job"))
     (at,) = blobs.blobs
     assert at == Location("models", f"jobs/{TASK_ID}/logs/20260101T000000Z_host_1.jsonl")
@@ -388,19 +388,19 @@ def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
     artifact = Artifact(Location("models", "models/style_1.safetensors"), "5f" * 32, 1)
     handler(JobCompleted(task_id="another", style_id=1, artifact=artifact))
     handler.handle(line_of(TASK_ID, "another worker holds the lease"))
-    handler.put_down(a_task(), Done())
+    handler.put_down(a_task(), Ack())
     assert not blobs.blobs
 
 
 def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
     blobs = MemoryBlobStore()
-    handler = job_log(blobs, most_bytes=10_000)
+    handler = job_log(blobs, max_bytes=10_000)
     handler.taken_up(a_task())
     handler(STARTED)
     for number in range(1000):
         # Now and then a long one, which does not fit into the beginning where a short one would.
         handler.handle(line_of(TASK_ID, "%d %s", number, "“" * (1000 if number % 7 == 5 else 5)))
-    handler.put_down(a_task(), Done())
+    handler.put_down(a_task(), Ack())
     (data,) = blobs.blobs.values()
     messages = [json.loads(line)["message"] for line in data.decode().splitlines()]
     (gap,) = [message for message in messages if message.endswith("left out")]
@@ -413,11 +413,11 @@ def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
 
 def test_a_last_line_is_kept_however_long_it_is() -> None:
     blobs = MemoryBlobStore()
-    handler = job_log(blobs, most_bytes=1000)
+    handler = job_log(blobs, max_bytes=1000)
     handler.taken_up(a_task())
     handler(STARTED)
     handler.handle(line_of(TASK_ID, "x" * 5000))
-    handler.put_down(a_task(), Done())
+    handler.put_down(a_task(), Ack())
     (data,) = blobs.blobs.values()
     assert json.loads(data)["message"] == "x" * 5000
 
@@ -427,7 +427,7 @@ def test_a_job_without_a_line_leaves_no_log() -> None:
     handler = job_log(blobs)
     handler.taken_up(a_task())
     handler(STARTED)
-    handler.put_down(a_task(), Done())
+    handler.put_down(a_task(), Ack())
     assert not blobs.blobs
 
 
@@ -447,7 +447,7 @@ def test_a_line_that_cannot_be_shown_or_stored_as_it_is_costs_nobody_more(
     handler(STARTED)
     for message in ("broken", "no Unicode: \udcff"):
         handler.handle(line_of(TASK_ID, message))
-    handler.put_down(a_task(), Done())
+    handler.put_down(a_task(), Ack())
     ((at, data),) = blobs.blobs.items()
     assert data == b"no Unicode: ?\n"
     assert len(at.name) <= 255, "whatever a machine calls itself"
@@ -465,7 +465,7 @@ def test_a_store_that_is_away_costs_the_log_and_not_the_job(
     handler.taken_up(a_task())
     handler(STARTED)
     handler.handle(line_of(TASK_ID, "a line"))
-    handler.put_down(a_task(), Done())
+    handler.put_down(a_task(), Ack())
     assert "was not stored: gone" in caplog.text
 
 
@@ -474,7 +474,7 @@ def test_jobs_side_by_side_leave_each_its_own_log(collector: Collector) -> None:
     handler = job_log(blobs)
     handler.addFilter(context)
     root, together = logging.getLogger(), threading.Barrier(2, timeout=30)
-    watchers, listeners = Watchers(context, handler), Listeners(context, handler)
+    watchers, listeners = Watchers(context, handler), EventBus(context, handler)
 
     def work(style_id: int) -> None:
         task = replace(a_task(), task_id=f"task-{style_id}", style_id=style_id)
@@ -484,7 +484,7 @@ def test_jobs_side_by_side_leave_each_its_own_log(collector: Collector) -> None:
             together.wait()
             log.info("%d, line %d", style_id, number)
         log.info("%d put down", style_id)
-        watchers.put_down(task, Done())
+        watchers.put_down(task, Ack())
         together.wait()
         log.info("%d after", style_id)
 
@@ -514,6 +514,6 @@ def test_two_runs_of_a_job_leave_two_logs() -> None:
         handler.taken_up(a_task())
         handler(STARTED)
         handler.handle(line_of(TASK_ID, "a line"))
-        handler.put_down(a_task(), Done())
+        handler.put_down(a_task(), Ack())
         clock.advance(60)
     assert len(blobs.blobs) == 2

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from adapters.memory import ManualClock, MemoryInspector, MemoryQueue, MemoryTrainer
 from application.ports import TrainingPlan
 from domain.parameters import TrainingParameters
-from domain.picture import Picture
+from domain.image import TrainingImage
 
 
 def test_the_manual_clock_stands_still_and_jumps_on_the_wall_alone() -> None:
@@ -75,7 +75,7 @@ def test_a_step_of_the_memory_trainer_takes_its_time_on_the_clock() -> None:
     facts = MemoryInspector().inspect(b"1")
     plan = TrainingPlan(
         style_id=1,
-        pictures=(Picture("1.png", b"1", facts),),
+        images=(TrainingImage("1.png", b"1", facts),),
         tags=(),
         parameters=TrainingParameters(epochs=4, resolution=512),
     )

@@ -17,7 +17,7 @@ from prometheus_client import generate_latest
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryQueue
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.gpus import GpuCollector
-from adapters.metrics.instruments import Metrics, quietly
+from adapters.metrics.instruments import Metrics, suppress_errors
 from adapters.metrics.jobs import JobMetrics
 from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import DepthGauges, MeteredQueue
@@ -34,15 +34,15 @@ from application.ports import (
     PreconditionFailed,
     QueueUnavailable,
 )
-from application.settlement import Done, HandBack, RetryLater
-from application.stop import StopReason, StopSignal
+from application.settlement import Ack, Requeue, RetryLater
+from application.stop_signal import StopReason, StopSignal
 from domain.events import JobFailed, JobInterrupted, JobStarted, ProgressMade, TrainingBegan
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.task import TrainingTask
-from tests.application.world import LAYOUT, World, a_task
+from tests.application.world import KEYS, World, a_task
 
 IDS: Any = {"task_id": "a", "style_id": 7}
 
@@ -63,7 +63,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def run_a_job(metrics: Metrics, world: World, stop: StopSignal | None = None, **named: Any) -> Any:
     listener = JobMetrics(metrics, world.clock.monotonic)
-    blobs = MeteredBlobStore(world.blobs, metrics, world.clock, LAYOUT.leased_task, listener)
+    blobs = MeteredBlobStore(world.blobs, metrics, world.clock, KEYS.leased_task, listener)
     use_case = world.worker(
         blobs=blobs,
         notifier=MeteredNotifier(world.notifier, metrics, world.clock.monotonic),
@@ -78,8 +78,8 @@ def run_a_job(metrics: Metrics, world: World, stop: StopSignal | None = None, **
 
 def test_a_job_that_succeeds_is_counted_and_timed(metrics: Metrics) -> None:
     world = World()
-    assert run_a_job(metrics, world) == Done()
-    steps = 75  # 25 epochs of ten pictures, four at a time; each step takes a second
+    assert run_a_job(metrics, world) == Ack()
+    steps = 75  # 25 epochs of ten images, four at a time; each step takes a second
     assert value(metrics, "jobs_total", result="completed", code="none") == 1
     assert value(metrics, "job_attempts_total", resumed="false") == 1
     assert value(metrics, "job_duration_seconds_count", result="completed") == 1
@@ -87,7 +87,7 @@ def test_a_job_that_succeeds_is_counted_and_timed(metrics: Metrics) -> None:
     for phase in ("preparing", "training", "uploading", "announcing"):
         assert value(metrics, "phase_duration_seconds_count", phase=phase) == 1
     assert value(metrics, "phase_duration_seconds_sum", phase="training") == steps
-    assert value(metrics, "steps_total", seat="0") == steps
+    assert value(metrics, "steps_total", slot="0") == steps
     assert value(metrics, "checkpoints_total") == 3
     assert value(metrics, "runs_total", settlement="done") == 1
     assert value(metrics, "webhook_calls_total", call="completed", result="ok") == 1
@@ -96,31 +96,31 @@ def test_a_job_that_succeeds_is_counted_and_timed(metrics: Metrics) -> None:
     assert (value(metrics, "lease_writes_total", result="ok") or 0) > steps / 4
     read = value(metrics, "storage_read_bytes_total")
     assert read is not None
-    assert read >= sum(len(f"picture {n}") for n in range(10))
+    assert read >= sum(len(f"image {n}") for n in range(10))
     assert (value(metrics, "storage_written_bytes_total") or 0) > len(world.weights())
 
 
 def test_a_worker_at_rest_shows_no_job(metrics: Metrics) -> None:
     run_a_job(metrics, World())
-    assert value(metrics, "phase", seat="0", phase="idle") == 1
-    assert value(metrics, "phase", seat="0", phase="training") == 0
-    assert value(metrics, "job_epochs", seat="0") == 0
-    assert math.isnan(value(metrics, "job_loss", seat="0") or 0)
-    assert value(metrics, "jobs_in_hand") == 0
+    assert value(metrics, "phase", slot="0", phase="idle") == 1
+    assert value(metrics, "phase", slot="0", phase="training") == 0
+    assert value(metrics, "job_epochs", slot="0") == 0
+    assert math.isnan(value(metrics, "job_loss", slot="0") or 0)
+    assert value(metrics, "active_jobs") == 0
 
 
 def test_an_interrupted_job_is_resumed_in_the_count_of_attempts(metrics: Metrics) -> None:
     world, stop = World(), StopSignal()
     with world.clock.every(30.0, lambda: stop.request(StopReason.SHUTDOWN)):
-        assert run_a_job(metrics, world, stop) == HandBack()
+        assert run_a_job(metrics, world, stop) == Requeue()
     assert value(metrics, "jobs_total", result="interrupted", code="none") == 1
-    assert run_a_job(metrics, world) == Done()
+    assert run_a_job(metrics, world) == Ack()
     assert value(metrics, "job_attempts_total", resumed="true") == 1
-    assert value(metrics, "runs_total", settlement="hand_back") == 1
+    assert value(metrics, "runs_total", settlement="requeue") == 1
 
 
 def test_a_failed_job_is_counted_by_its_code(metrics: Metrics) -> None:
-    assert run_a_job(metrics, World(), pictures=3) == Done()
+    assert run_a_job(metrics, World(), images=3) == Ack()
     assert value(metrics, "jobs_total", result="failed", code="LOW_QUALITY_DATA") == 1
     assert value(metrics, "webhook_calls_total", call="failed", result="ok") == 1
 
@@ -139,7 +139,7 @@ def test_a_run_that_ends_without_an_event_leaves_no_job_behind(
     clock.advance(5)
     task = replace(a_task(), task_id=IDS["task_id"])
     listener.put_down(task, RetryLater(60, "another worker has taken the job over"))
-    assert value(metrics, "phase", seat="0", phase="idle") == 1
+    assert value(metrics, "phase", slot="0", phase="idle") == 1
     assert value(metrics, "phase_duration_seconds_sum", phase="preparing") == 5
     assert value(metrics, "runs_total", settlement="retry_later") == 1
 
@@ -147,10 +147,10 @@ def test_a_run_that_ends_without_an_event_leaves_no_job_behind(
 # --- several jobs in hand ----------------------------------------------------------------
 
 
-def seats(metrics: Metrics, name: str = "phase") -> set[str]:
-    """The seats that are to be seen in a metric."""
+def slots(metrics: Metrics, name: str = "phase") -> set[str]:
+    """The slots that are to be seen in a metric."""
     return {
-        sample.labels["seat"]
+        sample.labels["slot"]
         for family in metrics.registry.collect()
         for sample in family.samples
         if sample.name == f"style_trainer_{name}"
@@ -164,7 +164,7 @@ def begin(listener: JobMetrics, style_id: int, *, epochs: int) -> TrainingTask:
     parameters = TrainingParameters(epochs=epochs, resolution=64)
     listener.taken_up(task)
     listener(JobStarted(**ids, attempt=1, resumed_from=None))
-    listener(TrainingBegan(**ids, parameters=parameters, picture_count=10))
+    listener(TrainingBegan(**ids, parameters=parameters, image_count=10))
     progress = Progress(1, epochs, 1, epochs, loss=style_id / 10, steps_per_second=2.0)
     listener(ProgressMade(**ids, progress=progress, epoch_finished=True))
     return task
@@ -175,46 +175,46 @@ def test_a_job_shows_from_the_moment_it_is_taken_up(metrics: Metrics, clock: Man
     begin(listener, 1, epochs=10)
     task = replace(a_task(), task_id="task-2", style_id=2)
     listener.taken_up(task)
-    assert value(metrics, "jobs_in_hand") == 2
+    assert value(metrics, "active_jobs") == 2
     ids: Any = {"task_id": task.task_id, "style_id": task.style_id}
     parameters = TrainingParameters(epochs=10, resolution=64)
-    listener(TrainingBegan(**ids, parameters=parameters, picture_count=10))
-    assert value(metrics, "steps_total", seat="1") == 0
-    listener(JobInterrupted(**ids, reason="the store is away", setbacks=2))
-    assert value(metrics, "job_setbacks") == 2
+    listener(TrainingBegan(**ids, parameters=parameters, image_count=10))
+    assert value(metrics, "steps_total", slot="1") == 0
+    listener(JobInterrupted(**ids, reason="the store is away", failures=2))
+    assert value(metrics, "job_failures") == 2
 
 
 def test_each_job_in_hand_has_a_seat_of_its_own(metrics: Metrics, clock: ManualClock) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
     first = begin(listener, 1, epochs=10)
     second = begin(listener, 2, epochs=20)
-    assert value(metrics, "jobs_in_hand") == 2
-    for seat, epochs, loss in (("0", 10, 0.1), ("1", 20, 0.2)):
-        assert value(metrics, "phase", seat=seat, phase="training") == 1
-        assert value(metrics, "phase", seat=seat, phase="idle") == 0
-        assert value(metrics, "job_epochs", seat=seat) == epochs
-        assert value(metrics, "job_progress_ratio", seat=seat) == 1 / epochs
-        assert value(metrics, "job_loss", seat=seat) == loss
-        assert value(metrics, "steps_total", seat=seat) == 1
+    assert value(metrics, "active_jobs") == 2
+    for slot, epochs, loss in (("0", 10, 0.1), ("1", 20, 0.2)):
+        assert value(metrics, "phase", slot=slot, phase="training") == 1
+        assert value(metrics, "phase", slot=slot, phase="idle") == 0
+        assert value(metrics, "job_epochs", slot=slot) == epochs
+        assert value(metrics, "job_progress_ratio", slot=slot) == 1 / epochs
+        assert value(metrics, "job_loss", slot=slot) == loss
+        assert value(metrics, "steps_total", slot=slot) == 1
     clock.advance(3)
-    listener.put_down(first, HandBack())
+    listener.put_down(first, Requeue())
     clock.advance(4)
-    assert value(metrics, "phase", seat="0", phase="idle") == 1
-    assert value(metrics, "job_epochs", seat="0") == 0
-    assert value(metrics, "job_epochs", seat="1") == 20, "nobody else's"
+    assert value(metrics, "phase", slot="0", phase="idle") == 1
+    assert value(metrics, "job_epochs", slot="0") == 0
+    assert value(metrics, "job_epochs", slot="1") == 20, "nobody else's"
     begin(listener, 3, epochs=30)
-    assert value(metrics, "job_epochs", seat="0") == 30, "the lowest seat that is free"
-    listener.put_down(second, HandBack())
+    assert value(metrics, "job_epochs", slot="0") == 30, "the lowest slot that is free"
+    listener.put_down(second, Requeue())
     assert value(metrics, "phase_duration_seconds_sum", phase="training") == 3 + 7
 
 
 def test_a_job_that_is_gone_does_not_look_alive(metrics: Metrics, clock: ManualClock) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
     tasks = [begin(listener, style_id, epochs=10) for style_id in (1, 2, 3)]
-    assert seats(metrics) == {"0", "1", "2"}
+    assert slots(metrics) == {"0", "1", "2"}
     ids: Any = {"task_id": "task-3", "style_id": 3}
     listener(JobFailed(**ids, failure=Failure(FailureCode.GPU_OOM, "too large")))
-    listener.put_down(tasks[2], Done())
+    listener.put_down(tasks[2], Ack())
     listener.put_down(tasks[1], RetryLater(60, "another worker has taken the job over"))
     for name in (
         "phase",
@@ -223,25 +223,25 @@ def test_a_job_that_is_gone_does_not_look_alive(metrics: Metrics, clock: ManualC
         "job_steps_per_second",
         "job_time_left_seconds",
     ):
-        assert seats(metrics, name) == {"0"}
-    assert seats(metrics, "steps_total") == {"0", "1", "2"}, "a counter never goes back"
-    assert value(metrics, "jobs_in_hand") == 1
+        assert slots(metrics, name) == {"0"}
+    assert slots(metrics, "steps_total") == {"0", "1", "2"}, "a counter never goes back"
+    assert value(metrics, "active_jobs") == 1
 
 
 def test_a_lease_is_seen_while_its_job_is_in_hand(metrics: Metrics, clock: ManualClock) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
-    blobs = MeteredBlobStore(MemoryBlobStore(), metrics, clock, LAYOUT.leased_task, listener)
+    blobs = MeteredBlobStore(MemoryBlobStore(), metrics, clock, KEYS.leased_task, listener)
     tasks = [begin(listener, style_id, epochs=10) for style_id in (1, 2)]
     for task in tasks:
-        blobs.put(LAYOUT.lease(task.task_id), b"{}")
+        blobs.put(KEYS.lease(task.task_id), b"{}")
     written = clock.now().timestamp()
     clock.advance(20)
-    blobs.put(LAYOUT.lease("task-2"), b"{}")
-    assert value(metrics, "lease_last_write_timestamp_seconds", seat="0") == written
-    assert value(metrics, "lease_last_write_timestamp_seconds", seat="1") == written + 20
-    listener.put_down(tasks[0], HandBack())
-    blobs.put(LAYOUT.lease("task-1"), b"released")
-    assert seats(metrics, "lease_last_write_timestamp_seconds") == {"1"}
+    blobs.put(KEYS.lease("task-2"), b"{}")
+    assert value(metrics, "lease_last_write_timestamp_seconds", slot="0") == written
+    assert value(metrics, "lease_last_write_timestamp_seconds", slot="1") == written + 20
+    listener.put_down(tasks[0], Requeue())
+    blobs.put(KEYS.lease("task-1"), b"released")
+    assert slots(metrics, "lease_last_write_timestamp_seconds") == {"1"}
 
 
 def test_a_message_that_is_only_looked_at_shows_no_second_job(
@@ -251,11 +251,11 @@ def test_a_message_that_is_only_looked_at_shows_no_second_job(
     task = begin(listener, 1, epochs=10)
     listener.taken_up(task)  # the same message again, in another thread
     listener.put_down(task, RetryLater(20, "worker w holds the lease for 20 s more"))
-    assert value(metrics, "jobs_in_hand") == 1
-    assert value(metrics, "phase", seat="0", phase="training") == 1
+    assert value(metrics, "active_jobs") == 1
+    assert value(metrics, "phase", slot="0", phase="training") == 1
     other = replace(task, task_id="somebody-else-has-it")
     listener.taken_up(other)
-    assert seats(metrics) == {"0"}
+    assert slots(metrics) == {"0"}
     listener.put_down(other, RetryLater(20, "worker x holds the lease for 20 s more"))
     assert value(metrics, "runs_total", settlement="retry_later") == 2
 
@@ -271,7 +271,7 @@ def test_jobs_of_threads_side_by_side_add_up(metrics: Metrics) -> None:
             task = begin(listener, style_id, epochs=10)
             failure = Failure(FailureCode.GPU_OOM, "too large")
             listener(JobFailed(task_id=task.task_id, style_id=style_id, failure=failure))
-            listener.put_down(task, Done())
+            listener.put_down(task, Ack())
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -283,9 +283,9 @@ def test_jobs_of_threads_side_by_side_add_up(metrics: Metrics) -> None:
     sys.setswitchinterval(before)
     assert value(metrics, "jobs_total", result="failed", code="GPU_OOM") == 200
     assert value(metrics, "job_duration_seconds_count", result="failed") == 200
-    assert sum(value(metrics, "steps_total", seat=seat) or 0 for seat in "0123") == 200
-    assert value(metrics, "jobs_in_hand") == 0
-    assert seats(metrics) == {"0"}
+    assert sum(value(metrics, "steps_total", slot=slot) or 0 for slot in "0123") == 200
+    assert value(metrics, "active_jobs") == 0
+    assert slots(metrics) == {"0"}
 
 
 # --- the decorated ports -----------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_jobs_of_threads_side_by_side_add_up(metrics: Metrics) -> None:
 
 def metered(inner: Any, metrics: Metrics, clock: ManualClock) -> MeteredBlobStore:
     jobs = JobMetrics(metrics, clock.monotonic)
-    return MeteredBlobStore(inner, metrics, clock, LAYOUT.leased_task, jobs)
+    return MeteredBlobStore(inner, metrics, clock, KEYS.leased_task, jobs)
 
 
 def test_deliveries_and_settlements_are_counted(metrics: Metrics, clock: ManualClock) -> None:
@@ -306,7 +306,7 @@ def test_deliveries_and_settlements_are_counted(metrics: Metrics, clock: ManualC
         queue.acknowledge,
         lambda delivery: queue.retry_later(delivery, 1.0, "later"),
         lambda delivery: queue.dead_letter(delivery, "poison", {"field": "x"}),
-        queue.hand_back,
+        queue.requeue,
     ]
     for act in settle:
         delivery = queue.receive(0.0)
@@ -323,7 +323,7 @@ def test_deliveries_and_settlements_are_counted(metrics: Metrics, clock: ManualC
     assert again.redelivered
     assert value(metrics, "deliveries_total") == 6
     assert value(metrics, "redeliveries_total") == 2, "handed back, and lost"
-    for outcome in ("acknowledged", "retried", "dead_lettered", "handed_back"):
+    for outcome in ("acknowledged", "retried", "dead_lettered", "requeued"):
         assert value(metrics, "settlements_total", outcome=outcome, result="ok") == 1
     assert value(metrics, "settlements_total", outcome="acknowledged", result="lost") == 1
 
@@ -352,7 +352,7 @@ AT = Location("b", "k")
         ("queue", "acknowledge", (DELIVERY,), {}),
         ("queue", "retry_later", (DELIVERY, 5.0, "busy"), {}),
         ("queue", "dead_letter", (DELIVERY, "poison", {"field": "x"}), {}),
-        ("queue", "hand_back", (DELIVERY,), {}),
+        ("queue", "requeue", (DELIVERY,), {}),
         ("blobs", "get", (AT,), {"max_bytes": 10}),
         ("blobs", "put", (AT, b"1"), {"content_type": "text/plain", "condition": IfAbsent()}),
         ("blobs", "delete", (AT,), {}),
@@ -417,7 +417,7 @@ def test_a_failing_store_is_counted_by_its_error_and_raises_it(
         blobs.get(Location("b", "k"))
     assert value(metrics, "storage_calls_total", operation="get", result=result) == 1
     with pytest.raises(type(error)):
-        blobs.get(Location("b", "picture"), max_bytes=10)
+        blobs.get(Location("b", "image"), max_bytes=10)
     assert value(metrics, "storage_calls_total", operation="get", result=result) == 1
     assert value(metrics, "storage_calls_total", operation="fetch", result=result) == 1
     assert value(metrics, "storage_read_bytes_total") == 0
@@ -427,11 +427,11 @@ def test_a_lease_that_somebody_else_took_is_counted_apart(
     metrics: Metrics, clock: ManualClock
 ) -> None:
     blobs = metered(MemoryBlobStore(), metrics, clock)
-    at = LAYOUT.lease("x")
+    at = KEYS.lease("x")
     blobs.put(at, b"mine", condition=IfAbsent())
     with pytest.raises(PreconditionFailed):
         blobs.put(at, b"theirs", condition=IfAbsent())
-    blobs.put(LAYOUT.journal("x"), b"another blob")
+    blobs.put(KEYS.journal("x"), b"another blob")
     assert value(metrics, "lease_writes_total", result="ok") == 1
     assert value(metrics, "lease_writes_total", result="superseded") == 1
 
@@ -540,7 +540,7 @@ def test_a_metric_that_fails_disturbs_no_job(
     for name in ("steps", "jobs", "webhooks", "storage_calls", "lease_writes", "runs"):
         monkeypatch.setattr(metrics, name, None)
     world = World()
-    assert run_a_job(metrics, world) == Done()
+    assert run_a_job(metrics, world) == Ack()
     assert [call.kind for call in world.notifier.final] == ["completed"]
     assert any("a metric was not recorded" in line for line in caplog.messages)
 
@@ -553,7 +553,7 @@ def test_the_number_of_series_does_not_grow_with_the_jobs() -> None:
         listener(JobStarted(**ids, attempt=1, resumed_from=None))
         listener(
             TrainingBegan(
-                **ids, parameters=TrainingParameters(epochs=1, resolution=64), picture_count=10
+                **ids, parameters=TrainingParameters(epochs=1, resolution=64), image_count=10
             )
         )
         listener(JobFailed(**ids, failure=Failure(FailureCode.GPU_OOM, f"style {style}")))
@@ -567,4 +567,4 @@ def test_quietly_lets_the_end_of_the_process_through() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quietly(interrupted)
+        suppress_errors(interrupted)

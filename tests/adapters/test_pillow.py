@@ -16,11 +16,11 @@ from PIL.PngImagePlugin import PngImageFile
 from adapters import pillow
 from adapters.pillow import PillowInspector, decode, difference_hash
 from assets.drawing import draw_scene
-from domain.picture import (
-    MAX_PICTURE_BYTES,
+from domain.image import (
+    MAX_IMAGE_BYTES,
     MIN_SIDE_PIXELS,
     NEAR_DUPLICATE_BITS,
-    PictureRefused,
+    ImageRefused,
 )
 
 SIZE = (320, 288)
@@ -31,14 +31,14 @@ def scene(seed: int = 0, size: tuple[int, int] = SIZE) -> Image.Image:
     return draw_scene(np.random.default_rng(seed), size)[0]
 
 
-def encode(image: Image.Image, format: str, **options: Any) -> bytes:
+def encode(original: Image.Image, format: str, **options: Any) -> bytes:
     file = BytesIO()
-    image.save(file, format, **options)
+    original.save(file, format, **options)
     return file.getvalue()
 
 
 def reason(data: bytes) -> str:
-    with pytest.raises(PictureRefused) as caught:
+    with pytest.raises(ImageRefused) as caught:
         inspect(data)
     return str(caught.value)
 
@@ -62,7 +62,7 @@ def webp_that_claims(width: int, height: int) -> bytes:
 
 
 def furthest(a: Image.Image, b: Image.Image) -> int:
-    """The largest difference between two pictures, in grey levels."""
+    """The largest difference between two images, in grey levels."""
     assert a.size == b.size
     assert a.mode == b.mode == "RGB"
     return int(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max())
@@ -76,8 +76,8 @@ def furthest(a: Image.Image, b: Image.Image) -> int:
     [("PNG", {}), ("WEBP", {"lossless": True}), ("JPEG", {"quality": 100, "subsampling": 0})],
 )
 def test_each_format_comes_out_as_it_went_in(format: str, options: dict[str, Any]) -> None:
-    picture = decode(encode(scene(), format, **options))
-    assert furthest(picture, scene()) <= (8 if format == "JPEG" else 0)
+    decoded = decode(encode(scene(), format, **options))
+    assert furthest(decoded, scene()) <= (8 if format == "JPEG" else 0)
 
 
 def test_facts_are_of_the_pixels_and_not_of_the_file() -> None:
@@ -88,7 +88,7 @@ def test_facts_are_of_the_pixels_and_not_of_the_file() -> None:
     assert 0 <= facts.perceptual_hash < 2**64
 
 
-def test_the_same_bytes_in_another_shape_are_another_picture() -> None:
+def test_the_same_bytes_in_another_shape_are_another_image() -> None:
     wide = Image.new("RGB", (512, 256), "teal")
     assert (
         inspect(encode(wide, "PNG")).sha256
@@ -97,14 +97,14 @@ def test_the_same_bytes_in_another_shape_are_another_picture() -> None:
 
 
 UNDO = {
-    1: lambda image: image,
-    2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
-    4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-    5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
-    6: lambda image: image.transpose(Image.Transpose.ROTATE_90),
-    7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
-    8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
+    1: lambda original: original,
+    2: lambda original: original.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda original: original.transpose(Image.Transpose.ROTATE_180),
+    4: lambda original: original.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda original: original.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda original: original.transpose(Image.Transpose.ROTATE_90),
+    7: lambda original: original.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda original: original.transpose(Image.Transpose.ROTATE_270),
 }
 """How a camera that was held so stores an upright scene."""
 
@@ -117,9 +117,9 @@ def test_every_exif_orientation_is_set_upright(orientation: int, format: str) ->
     options = {"lossless": True} if format == "WEBP" else {}
     stored: Callable[[Image.Image], Image.Image] = UNDO[orientation]
     data = encode(stored(scene()), format, exif=exif, quality=95, **options)
-    picture = decode(data)
-    assert picture.size == SIZE
-    assert np.abs(np.asarray(picture).astype(int) - np.asarray(scene())).mean() < 2
+    decoded = decode(data)
+    assert decoded.size == SIZE
+    assert np.abs(np.asarray(decoded).astype(int) - np.asarray(scene())).mean() < 2
     facts = inspect(data)
     assert (facts.width, facts.height) == SIZE
 
@@ -137,30 +137,30 @@ def test_unreadable_exif_does_not_matter(exif: bytes) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparent_parts_lie_on_white(mode: str) -> None:
-    image = scene().convert(mode)
+    original = scene().convert(mode)
     ramp = np.tile(np.linspace(0, 255, SIZE[0]).round().astype(np.uint8), (SIZE[1], 1))
-    image.putalpha(Image.fromarray(ramp))
+    original.putalpha(Image.fromarray(ramp))
     share = ramp[..., None] / 255
-    colours = np.asarray(image.convert("RGB")).astype(float)
+    colours = np.asarray(original.convert("RGB")).astype(float)
     expected = colours * share + 255 * (1 - share)
-    picture = np.asarray(decode(encode(image, "PNG"))).astype(float)
-    assert np.abs(picture - expected).max() <= 1.01
+    decoded = np.asarray(decode(encode(original, "PNG"))).astype(float)
+    assert np.abs(decoded - expected).max() <= 1.01
 
 
 def test_transparent_webp_lies_on_white() -> None:
-    image = Image.new("RGBA", (300, 300), (10, 20, 30, 0))
-    assert decode(encode(image, "WEBP", lossless=True)).getcolors() == [(90_000, (255,) * 3)]
+    original = Image.new("RGBA", (300, 300), (10, 20, 30, 0))
+    assert decode(encode(original, "WEBP", lossless=True)).getcolors() == [(90_000, (255,) * 3)]
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("transparency", [0, bytes([0, 255])])
 def test_a_transparent_palette_entry_lies_on_white(transparency: int | bytes) -> None:
-    image = Image.new("P", (300, 300), 1)
-    image.putpalette([200, 0, 0, 0, 0, 200])
-    image.paste(0, (0, 0, 150, 300))
-    picture = decode(encode(image, "PNG", transparency=transparency))
-    assert picture.getpixel((10, 10)) == (255, 255, 255)
-    assert picture.getpixel((290, 10)) == (0, 0, 200)
+    original = Image.new("P", (300, 300), 1)
+    original.putpalette([200, 0, 0, 0, 0, 200])
+    original.paste(0, (0, 0, 150, 300))
+    decoded = decode(encode(original, "PNG", transparency=transparency))
+    assert decoded.getpixel((10, 10)) == (255, 255, 255)
+    assert decoded.getpixel((290, 10)) == (0, 0, 200)
 
 
 def test_a_plain_palette_keeps_its_colours() -> None:
@@ -169,41 +169,41 @@ def test_a_plain_palette_keeps_its_colours() -> None:
 
 
 def test_a_transparent_grey_level_lies_on_white() -> None:
-    image = Image.new("L", (300, 300), 80)
-    image.paste(20, (0, 0, 150, 300))
-    picture = decode(encode(image, "PNG", transparency=20))
-    assert picture.getpixel((10, 10)) == (255, 255, 255)
-    assert picture.getpixel((290, 10)) == (80, 80, 80)
+    original = Image.new("L", (300, 300), 80)
+    original.paste(20, (0, 0, 150, 300))
+    decoded = decode(encode(original, "PNG", transparency=20))
+    assert decoded.getpixel((10, 10)) == (255, 255, 255)
+    assert decoded.getpixel((290, 10)) == (80, 80, 80)
 
 
 @pytest.mark.parametrize(("mode", "format"), [("L", "PNG"), ("L", "JPEG"), ("1", "PNG")])
 def test_greyscale_becomes_rgb(mode: str, format: str) -> None:
     grey = scene().convert(mode)
-    picture = decode(encode(grey, format, quality=100))
-    assert furthest(picture, grey.convert("RGB")) <= 8
+    decoded = decode(encode(grey, format, quality=100))
+    assert furthest(decoded, grey.convert("RGB")) <= 8
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 300).round().astype(np.uint16)
-    image = Image.fromarray(np.tile(ramp, (256, 1)))
-    assert image.mode == "I;16"
-    picture = np.asarray(decode(encode(image, "PNG")))
-    assert picture.shape == (256, 300, 3)
-    assert np.abs(picture[0, :, 0].astype(float) - ramp / 257).max() < 1
-    assert (picture == picture[:, :, :1]).all()
+    original = Image.fromarray(np.tile(ramp, (256, 1)))
+    assert original.mode == "I;16"
+    decoded = np.asarray(decode(encode(original, "PNG")))
+    assert decoded.shape == (256, 300, 3)
+    assert np.abs(decoded[0, :, 0].astype(float) - ramp / 257).max() < 1
+    assert (decoded == decoded[:, :, :1]).all()
 
 
 def test_sixteen_bits_of_colour_are_scaled_too() -> None:
     row = b"\x00" + struct.pack(">HHH", 65535, 32768, 300) * 256
     header = struct.pack(">IIBBBBB", 256, 256, 16, 2, 0, 0, 0)
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(row * 256)), chunk(b"IEND", b""))
-    picture = decode(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    assert picture.getpixel((100, 100)) == (255, 128, 1)
+    decoded = decode(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert decoded.getpixel((100, 100)) == (255, 128, 1)
 
 
 def test_cmyk_becomes_rgb() -> None:
-    picture = decode(encode(scene().convert("CMYK"), "JPEG", quality=100, subsampling=0))
-    assert furthest(picture, scene()) <= 12
+    decoded = decode(encode(scene().convert("CMYK"), "JPEG", quality=100, subsampling=0))
+    assert furthest(decoded, scene()) <= 12
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
@@ -224,8 +224,8 @@ def test_a_colour_profile_is_applied() -> None:
     name = "sRGB".encode("utf-16-be")
     profile = bytes(swapped).replace(name, "odd!".encode("utf-16-be"))
     for mode in ("RGB", "RGBA", "P"):
-        image = Image.new("RGB", (256, 256), "blue").convert(mode)
-        red_level, _, blue_level = decode(encode(image, "PNG", icc_profile=profile)).getpixel(
+        original = Image.new("RGB", (256, 256), "blue").convert(mode)
+        red_level, _, blue_level = decode(encode(original, "PNG", icc_profile=profile)).getpixel(
             (0, 0)
         )  # type: ignore[misc]  # three numbers, as the mode is RGB
         assert red_level > 250
@@ -251,13 +251,13 @@ def grey_profile() -> bytes:
 )
 def test_a_profile_of_grey_is_applied(mode: str, options: dict[str, Any]) -> None:
     levels = np.full((256, 256), 128 * 257, np.uint16)
-    image = Image.fromarray(levels if mode == "I;16" else levels.astype(np.uint8))
-    image = image if image.mode == mode else image.convert(mode)
-    picture = decode(encode(image, "PNG", icc_profile=grey_profile(), **options))
-    assert picture.getcolors() == [(256 * 256, (188, 188, 188))]
+    original = Image.fromarray(levels if mode == "I;16" else levels.astype(np.uint8))
+    original = original if original.mode == mode else original.convert(mode)
+    decoded = decode(encode(original, "PNG", icc_profile=grey_profile(), **options))
+    assert decoded.getcolors() == [(256 * 256, (188, 188, 188))]
 
 
-def test_a_picture_that_is_said_to_be_in_srgb_is_left_as_it_is() -> None:
+def test_an_image_that_is_said_to_be_in_srgb_is_left_as_it_is() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert furthest(decode(encode(scene(), "PNG", icc_profile=profile)), scene()) == 0
 
@@ -265,9 +265,9 @@ def test_a_picture_that_is_said_to_be_in_srgb_is_left_as_it_is() -> None:
 @pytest.mark.parametrize("profile", [b"nonsense", bytes(200)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
 def test_a_broken_colour_profile_is_ignored(profile: bytes, mode: str) -> None:
-    image = scene().convert(mode)
-    picture = decode(encode(image, "PNG", icc_profile=profile))
-    assert furthest(picture, image.convert("RGB")) == 0
+    original = scene().convert(mode)
+    decoded = decode(encode(original, "PNG", icc_profile=profile))
+    assert furthest(decoded, original.convert("RGB")) == 0
 
 
 def test_a_profile_for_other_channels_is_ignored() -> None:
@@ -304,8 +304,8 @@ def test_another_format_is_refused_by_its_name(data: bytes, kind: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"hello", b"RIFF\x00\x00\x00\x00WAVEfmt ", b"\x00" * 300])
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    assert reason(data) == "it is not a JPEG, PNG or WebP picture"
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    assert reason(data) == "it is not a JPEG, PNG or WebP image"
 
 
 @pytest.mark.parametrize("percent", [1, 3, 10, 25, 50, 75, 90, 97, 99])
@@ -330,22 +330,22 @@ def test_a_png_with_altered_pixels_is_refused(percent: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(255, 600), (600, 255), (1, 1)])
-def test_a_small_picture_is_refused_with_its_size(size: tuple[int, int]) -> None:
+def test_a_small_image_is_refused_with_its_size(size: tuple[int, int]) -> None:
     text = reason(encode(Image.new("RGB", size), "PNG"))
     assert text == f"it is {size[0]} x {size[1]} pixels, and each side needs at least 256"
 
 
-def test_a_picture_of_just_the_smallest_size_is_accepted() -> None:
+def test_an_image_of_just_the_smallest_size_is_accepted() -> None:
     facts = inspect(encode(Image.new("RGB", (MIN_SIDE_PIXELS, MIN_SIDE_PIXELS)), "PNG"))
     assert (facts.width, facts.height) == (MIN_SIDE_PIXELS, MIN_SIDE_PIXELS)
 
 
 def test_a_heavy_file_is_refused_with_its_weight() -> None:
-    picture = encode(scene(), "JPEG")
-    heavy = picture + bytes(MAX_PICTURE_BYTES + 512 * 1024 - len(picture))
+    decoded = encode(scene(), "JPEG")
+    heavy = decoded + bytes(MAX_IMAGE_BYTES + 512 * 1024 - len(decoded))
     assert reason(heavy) == "the file has 10.5 MB, and at most 10 MB are accepted"
-    # What follows the picture's end is of no account, so this one is just light enough.
-    inspect(heavy[:MAX_PICTURE_BYTES])
+    # What follows the image's end is of no account, so this one is just light enough.
+    inspect(heavy[:MAX_IMAGE_BYTES])
 
 
 @pytest.mark.filterwarnings("error")
@@ -364,13 +364,13 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(data: bytes, measu
     assert "100 million" in text
 
 
-def test_a_picture_of_just_the_largest_area_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_just_the_largest_area_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pillow, "MAX_MEGAPIXELS", 1)
     assert decode(encode(Image.new("RGB", (1000, 1000)), "PNG")).size == (1000, 1000)
     assert "1 million in all" in reason(encode(Image.new("RGB", (1001, 1000)), "PNG"))
 
 
-def test_a_machine_without_memory_is_no_fault_of_the_picture(
+def test_a_machine_without_memory_is_no_fault_of_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(_: object) -> None:
@@ -389,7 +389,7 @@ WHOLE = [encode(scene(size=(64, 64)), format) for format in ("JPEG", "PNG", "WEB
 @given(st.binary(max_size=400), st.sampled_from([b"", *(data[:16] for data in WHOLE)]))
 @example(b"", b"\xff\xd8\xff")
 def test_arbitrary_bytes_are_refused_and_raise_nothing_else(body: bytes, start: bytes) -> None:
-    with pytest.raises(PictureRefused):
+    with pytest.raises(ImageRefused):
         inspect(start + body)
 
 
@@ -405,7 +405,7 @@ def test_a_file_with_altered_bytes_is_decoded_or_refused(
         data[int(place * len(data))] = value
     try:
         mode = decode(bytes(data)).mode
-    except PictureRefused:
+    except ImageRefused:
         return
     assert mode == "RGB"
 

@@ -29,7 +29,7 @@ from adapters.rabbitmq.connection import PUMP_SECONDS, Connection
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from adapters.rabbitmq.trouble import SessionOver, explain, is_expected
+from adapters.rabbitmq.errors import SessionOver, explain, is_expected
 from application.ports import DeliveryLost, QueueUnavailable
 from tests.services.waiting import eventually
 

@@ -14,7 +14,7 @@ from adapters.report.reporter import THUMBNAIL_PIXELS, HtmlReporter
 from application.ports import BaseFacts, EpochRecord, Preview, StyleReport
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.picture import Picture, PictureFacts, PictureSet, RefusedPicture
+from domain.image import TrainingImage, ImageFacts, ImageSet, RefusedImage
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
@@ -59,9 +59,9 @@ def png(colour: str = "teal", size: tuple[int, int] = (64, 64)) -> bytes:
     return file.getvalue()
 
 
-def picture(name: str, pixels: str, perceptual_hash: int, caption: str | None = None) -> Picture:
-    facts = PictureFacts(400, 300, pixels, perceptual_hash)
-    return Picture(name, png(size=(400, 300)), facts, caption)
+def make_image(name: str, pixels: str, perceptual_hash: int, caption: str | None = None) -> TrainingImage:
+    facts = ImageFacts(400, 300, pixels, perceptual_hash)
+    return TrainingImage(name, png(size=(400, 300)), facts, caption)
 
 
 def previews(colour: str, *prompts: str) -> tuple[Preview, ...]:
@@ -80,16 +80,16 @@ REPORT = StyleReport(
     ),
     base=BaseFacts("org/base-1-5", is_sd15=True),
     parameters=TrainingParameters(epochs=40, resolution=512, trigger_word="inkwash"),
-    pictures=PictureSet(
+    images=ImageSet(
         (
-            picture("one.png", "a", 0, "a lighthouse in the rain"),
-            picture("two.png", "b", 0xFFFF),
-            picture("two copy.png", "b", 0xFFFF),
-            picture("two again.jpg", "c", 0xFFFE),
+            make_image("one.png", "a", 0, "a lighthouse in the rain"),
+            make_image("two.png", "b", 0xFFFF),
+            make_image("two copy.png", "b", 0xFFFF),
+            make_image("two again.jpg", "c", 0xFFFE),
         ),
         (
-            RefusedPicture("holiday.gif", "it is a GIF file"),
-            RefusedPicture("tiny.png", "it is 10 x 10 pixels"),
+            RefusedImage("holiday.gif", "it is a GIF file"),
+            RefusedImage("tiny.png", "it is 10 x 10 pixels"),
         ),
     ),
     history=[EpochRecord(epoch, 0.2 / epoch, 1e-4) for epoch in range(1, 41)],
@@ -168,7 +168,7 @@ def test_every_inner_link_has_its_place(shown: Page) -> None:
     assert {link.removeprefix("#") for link in links} <= places
 
 
-def test_every_picture_has_words_for_those_who_do_not_see_it(shown: Page) -> None:
+def test_every_image_has_words_for_those_who_do_not_see_it(shown: Page) -> None:
     alternatives = [str(image["alt"]) for image in shown.all("img")]
     assert "Before the training: a red fox" in alternatives
     assert "After the training: a red fox" in alternatives
@@ -222,20 +222,20 @@ def test_omitted_parameters_show_what_they_came_to() -> None:
     assert "snr_gamma off" in text
 
 
-def test_pictures_used_are_named_with_caption_and_size(shown: Page) -> None:
+def test_images_used_are_named_with_caption_and_size(shown: Page) -> None:
     assert "one.png a lighthouse in the rain 400 \N{MULTIPLICATION SIGN} 300" in shown.text
     assert "two.png no caption of its own" in shown.text
 
 
-def test_refused_and_repeated_pictures_are_named_with_the_reason(shown: Page) -> None:
+def test_refused_and_repeated_images_are_named_with_the_reason(shown: Page) -> None:
     assert "holiday.gif it is a GIF file" in shown.text
     assert "tiny.png it is 10 x 10 pixels" in shown.text
     assert "two copy.png the same as two.png" in shown.text
     assert "two again.jpg nearly the same as two.png" in shown.text
 
 
-def test_without_refused_and_repeated_pictures_nothing_is_said_of_them() -> None:
-    text = page(replace(REPORT, pictures=PictureSet(REPORT.pictures.usable[:1]))).text
+def test_without_refused_and_repeated_images_nothing_is_said_of_them() -> None:
+    text = page(replace(REPORT, images=ImageSet(REPORT.images.usable[:1]))).text
     assert "Left out" not in text
     assert "more than once" not in text
 
@@ -288,9 +288,9 @@ def test_names_and_words_from_outside_stay_text() -> None:
         parameters=TrainingParameters(
             epochs=40, resolution=512, trigger_word=HOSTILE, sample_prompts=(HOSTILE,)
         ),
-        pictures=PictureSet(
-            (picture(HOSTILE, "a", 0, HOSTILE), picture(HOSTILE, "a", 0)),
-            (RefusedPicture(HOSTILE, HOSTILE),),
+        images=ImageSet(
+            (make_image(HOSTILE, "a", 0, HOSTILE), make_image(HOSTILE, "a", 0)),
+            (RefusedImage(HOSTILE, HOSTILE),),
         ),
         before=previews("red", HOSTILE),
         after=previews("blue", HOSTILE),
@@ -305,8 +305,8 @@ def test_names_and_words_from_outside_stay_text() -> None:
 
 
 def test_a_name_that_is_not_unicode_is_shown_as_far_as_it_goes() -> None:
-    pictures = PictureSet((picture("caf\udce9.png", "a", 0),))
-    assert "caf?.png" in page(replace(REPORT, pictures=pictures)).text
+    images = ImageSet((make_image("caf\udce9.png", "a", 0),))
+    assert "caf?.png" in page(replace(REPORT, images=images)).text
 
 
 def opened(data: bytes, size: tuple[int, int]) -> Image.Image:
@@ -331,7 +331,7 @@ def grid_size(side: int, lines: Sequence[int]) -> tuple[int, int]:
     return 2 * side + 3 * 24, 26 + 2 * 24 + rows + 48 * len(lines) - 24
 
 
-def test_the_grid_has_the_pictures_before_on_the_left_and_after_on_the_right() -> None:
+def test_the_grid_has_the_images_before_on_the_left_and_after_on_the_right() -> None:
     grid = opened(draw_previews(REPORT.before, REPORT.after), grid_size(256, [2, 2]))
     colours = {colour: count for count, colour in grid.getcolors(2**20) or ()}
     assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == 2 * 256**2
@@ -392,12 +392,12 @@ def test_thumbnails_are_small_jpegs_with_their_size_said(shown: Page) -> None:
         ((800, 2400), "trained at 320 x 768, 20 % cut off"),
     ],
 )
-def test_each_picture_has_its_size_in_training_and_what_is_cut_off(
+def test_each_image_has_its_size_in_training_and_what_is_cut_off(
     size: tuple[int, int], said: str
 ) -> None:
-    facts = replace(REPORT.pictures.usable[0].facts, width=size[0], height=size[1])
-    usable = (replace(REPORT.pictures.usable[0], facts=facts),)
-    text = page(replace(REPORT, pictures=PictureSet(usable))).text
+    facts = replace(REPORT.images.usable[0].facts, width=size[0], height=size[1])
+    usable = (replace(REPORT.images.usable[0], facts=facts),)
+    text = page(replace(REPORT, images=ImageSet(usable))).text
     assert said in text.replace("\N{MULTIPLICATION SIGN}", "x")
 
 
@@ -409,17 +409,17 @@ MEASURED = [
 
 def test_the_best_epoch_is_named_with_what_it_was_measured_on() -> None:
     held_out = page(replace(REPORT, history=MEASURED)).text
-    assert "epoch 20 was best: loss 0.2000 on pictures held out" in held_out
+    assert "epoch 20 was best: loss 0.2000 on images held out" in held_out
     assert "The file is of epoch 40" in held_out
     without = [replace(record, validation_loss=None) for record in MEASURED]
     text = page(replace(REPORT, history=without)).text
-    assert "epoch 40 was best: loss 0.0075 on pictures trained on" in text
-    assert "No picture was held out" in text
+    assert "epoch 40 was best: loss 0.0075 on images trained on" in text
+    assert "No image was held out" in text
     assert "was best" not in page().text
 
 
 def test_overfitting_is_told() -> None:
-    assert "begins to learn its pictures by heart" in page(replace(REPORT, history=MEASURED)).text
+    assert "begins to learn its images by heart" in page(replace(REPORT, history=MEASURED)).text
     falling = [replace(record, validation_loss=1 / record.epoch) for record in MEASURED]
     assert "by heart" not in page(replace(REPORT, history=falling)).text
 

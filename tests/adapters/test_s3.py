@@ -24,8 +24,8 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import ProtocolError
 
 from adapters.s3.client import connect
-from adapters.s3.download import Damaged, download
-from adapters.s3.errors import LONGEST_WAIT, translated
+from adapters.s3.download import ChecksumMismatch, download
+from adapters.s3.errors import MAX_RETRY_AFTER, translated
 from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
 from adapters.s3.upload import upload
@@ -45,13 +45,13 @@ DATE = "Tue, 01 Jan 2030 00:00:00 GMT"
     ("header", "date", "seconds"),
     [
         ("7", DATE, 7.0),
-        ("9" * 5000, DATE, LONGEST_WAIT),
+        ("9" * 5000, DATE, MAX_RETRY_AFTER),
         ("Tue, 01 Jan 2030 00:02:00 GMT", DATE, 120.0),
         ("Tue, 01 Jan 2030 00:02:00 GMT", "soon", None),
         ("Tue, 01 Jan 2030 00:02:00 GMT", None, None),
         ("Tue, 01 Jan 2030 00:02:00 -0000", DATE, None),
         ("Mon, 31 Dec 2029 00:00:00 GMT", DATE, 0.0),
-        ("Tue, 01 Jan 2031 00:00:00 GMT", DATE, LONGEST_WAIT),
+        ("Tue, 01 Jan 2031 00:00:00 GMT", DATE, MAX_RETRY_AFTER),
         (f"Tue, 01 Jan {'9' * 20} 00:02:00 GMT", DATE, None),
         ("soon", DATE, None),
         (None, DATE, None),
@@ -182,7 +182,7 @@ def test_a_body_whose_length_is_not_told_is_read_as_far_as_it_may_be() -> None:
 def test_a_body_that_breaks_off_is_damaged_and_closed(error: Exception) -> None:
     store = Store(ContentLength=len(DATA))
     store.body.error = error
-    with pytest.raises(Damaged):
+    with pytest.raises(ChecksumMismatch):
         download(store, AT, None)
     assert store.body.closed
 
@@ -212,7 +212,7 @@ def test_a_whole_body_is_taken_whatever_its_etag_is_made_of(answer: dict[str, An
     ],
 )
 def test_a_body_that_does_not_fit_its_checksum_is_damaged(answer: dict[str, Any]) -> None:
-    with pytest.raises(Damaged):
+    with pytest.raises(ChecksumMismatch):
         download(Store(**answer), AT, None)
 
 
@@ -265,7 +265,7 @@ def test_a_blob_goes_in_parts_from_the_threshold_on() -> None:
 
 
 def test_parts_grow_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.s3.upload.MOST_PARTS", 2)
+    monkeypatch.setattr("adapters.s3.upload.MAX_PARTS", 2)
     client = Uploads()
     put(client, bytes(15 * MIB + 1))
     assert len(client.sizes) == 2
@@ -296,22 +296,22 @@ def test_parts_that_may_be_left_behind_are_told_and_hide_no_error(
 
 
 def open_store(monkeypatch: pytest.MonkeyPatch, client: Any = None) -> S3BlobStore:
-    """May read ``pictures`` and write ``bucket``."""
+    """May read ``images`` and write ``bucket``."""
     monkeypatch.setattr("adapters.s3.store.connect", lambda _: client)
     return S3BlobStore(
-        S3Options(), readable=["pictures"], writable=[AT.bucket], sleep=lambda _: None
+        S3Options(), readable=["images"], writable=[AT.bucket], sleep=lambda _: None
     )
 
 
 @pytest.mark.parametrize(
     ("bucket", "call", "told"),
     [
-        ("other", lambda store, at: store.get(at), "may not be read, only bucket, pictures"),
+        ("other", lambda store, at: store.get(at), "may not be read, only bucket, images"),
         ("other", lambda store, at: store.list(at.bucket, ""), "may not be read"),
         ("other", lambda store, at: store.put(at, b""), "may not be read"),
         ("other", lambda store, at: store.delete(at), "may not be read"),
-        ("pictures", lambda store, at: store.put(at, b""), "is read-only"),
-        ("pictures", lambda store, at: store.delete(at), "is read-only"),
+        ("images", lambda store, at: store.put(at, b""), "is read-only"),
+        ("images", lambda store, at: store.delete(at), "is read-only"),
     ],
 )
 def test_a_bucket_that_is_not_ours_to_use_is_denied_before_anything_is_sent(

@@ -15,7 +15,7 @@ import sentry_sdk
 from adapters.logs.context import LogContext
 from adapters.logs.redact import Redactor
 from adapters.logs.sentry import SentryMissing, start_sentry
-from application.settlement import Done
+from application.settlement import Ack
 from domain.events import JobStarted
 
 TOKEN = "a-token-of-32-characters-or-more!"
@@ -115,7 +115,7 @@ def test_an_address_that_is_none_is_one_line_with_the_setting() -> None:
 def test_an_error_of_no_job_is_nobodys_and_keeps_its_own_tags(
     wire: Wire, context: LogContext
 ) -> None:
-    context.put_down(None, Done())
+    context.put_down(None, Ack())
     with sentry_sdk.new_scope() as scope:
         scope.set_tag("part", "queue")
         logging.getLogger("tests.sentry").error("no connection")

@@ -21,17 +21,17 @@ from adapters.memory import ManualClock, MemoryBlobStore
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
-from adapters.status_page.board import StatusBoard
-from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
+from adapters.status_page.state import WorkerState
+from adapters.status_page.previews import PreviewingTrainer, PreviewCache
 from application.journal import Journal
-from application.listeners import Listeners, Watchers
+from application.event_bus import EventBus, Watchers
 from application.log_events import log_event
-from application.settlement import Done, Settlement
-from application.stop import StopSignal
+from application.settlement import Ack, Settlement
+from application.stop_signal import StopSignal
 from domain.events import Event
 from domain.location import Location
 from domain.task import TrainingTask
-from tests.application.world import LAYOUT, RULES, World, a_task
+from tests.application.world import KEYS, CONFIG, World, a_task
 
 STYLES = (1, 2, 3)
 EPOCHS = 25
@@ -45,34 +45,34 @@ class Onlookers:
         self.logs, clock = MemoryBlobStore(), ManualClock()
         self.metrics = Metrics("w", "1")
         self.jobs = JobMetrics(self.metrics, clock.monotonic)
-        self.board = StatusBoard("w", "1", clock)
-        self.shelf = PreviewShelf()
+        self.worker_state = WorkerState("w", "1", clock)
+        self.preview_cache = PreviewCache()
         context = LogContext("w")
-        self.job_log = JobLog(self.logs, LAYOUT.log, clock, "w")
+        self.job_log = JobLog(self.logs, KEYS.log, clock, "w")
         self.job_log.setFormatter(JsonFormatter(Redactor()))
         self.job_log.addFilter(context)
-        self.watch = Watchers(context, self.jobs, self.board, self.job_log)
-        self.tell = Listeners(context, log_event, self.jobs, self.board, self.job_log)
-        self.most_in_hand = 0
+        self.watch = Watchers(context, self.jobs, self.worker_state, self.job_log)
+        self.tell = EventBus(context, log_event, self.jobs, self.worker_state, self.job_log)
+        self.max_active = 0
         self._together = threading.Barrier(len(STYLES), timeout=60)
 
     def __call__(self, event: Event) -> None:
         """Pass an event on when each of the runs has one, so that they keep pace."""
         self._together.wait()
         self.tell(event)
-        self.most_in_hand = max(self.most_in_hand, len(self.board.snapshot()["jobs"]))
+        self.max_active = max(self.max_active, len(self.worker_state.snapshot()["jobs"]))
 
     def run(self, task: TrainingTask) -> Settlement:
         """What a worker does with a task, in a thread of its own."""
         world = World()
         blobs = MeteredBlobStore(
-            world.blobs, self.metrics, world.clock, LAYOUT.leased_task, self.jobs
+            world.blobs, self.metrics, world.clock, KEYS.leased_task, self.jobs
         )
         use_case = world.worker(
             blobs=blobs,
             journal=Journal(blobs, self),
-            trainer=PreviewingTrainer(world.trainer, self.shelf),
-            rules=replace(RULES, fetch_concurrency=4),
+            trainer=PreviewingTrainer(world.trainer, self.preview_cache),
+            config=replace(CONFIG, fetch_concurrency=4),
         )
         world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe no text, which is worth a line")
         self.watch.taken_up(task)
@@ -91,8 +91,8 @@ def onlookers() -> Iterator[Onlookers]:
     sys.setswitchinterval(1e-5)
     tasks = [replace(a_task(), task_id=f"task-{n}", style_id=n) for n in STYLES]
     try:
-        with ThreadPoolExecutor(len(tasks)) as seats:
-            assert list(seats.map(found.run, tasks)) == [Done()] * len(tasks)
+        with ThreadPoolExecutor(len(tasks)) as slots:
+            assert list(slots.map(found.run, tasks)) == [Ack()] * len(tasks)
         yield found
     finally:
         sys.setswitchinterval(switching)
@@ -101,7 +101,7 @@ def onlookers() -> Iterator[Onlookers]:
 
 
 def test_each_has_its_log_its_figures_and_its_place(onlookers: Onlookers) -> None:
-    assert onlookers.most_in_hand == len(STYLES)
+    assert onlookers.max_active == len(STYLES)
 
     logs = {at.key.split("/")[1]: data.decode() for at, data in onlookers.logs.blobs.items()}
     assert logs.keys() == {f"task-{n}" for n in STYLES}
@@ -116,15 +116,15 @@ def test_each_has_its_log_its_figures_and_its_place(onlookers: Onlookers) -> Non
     def value(name: str, **labels: str) -> float | None:
         return onlookers.metrics.registry.get_sample_value(f"style_trainer_{name}", labels)
 
-    assert [value("steps_total", seat=seat) for seat in "012"] == [STEPS] * 3
+    assert [value("steps_total", slot=slot) for slot in "012"] == [STEPS] * 3
     assert value("jobs_total", result="completed", code="none") == 3
     assert value("runs_total", settlement="done") == 3
-    assert value("jobs_in_hand") == 0
-    assert [value("phase", seat=seat, phase="idle") for seat in "012"] == [1, None, None]
+    assert value("active_jobs") == 0
+    assert [value("phase", slot=slot, phase="idle") for slot in "012"] == [1, None, None]
 
-    snapshot = onlookers.board.snapshot()
+    snapshot = onlookers.worker_state.snapshot()
     assert (snapshot["job"], snapshot["jobs"]) == (None, [])
     assert {job["style_id"] for job in snapshot["recent"]} == set(STYLES)
     assert {job["result"] for job in snapshot["recent"]} == {"completed"}
     assert [epoch for epoch, _ in snapshot["last"]["curve"]] == list(range(1, EPOCHS + 1))
-    assert (onlookers.shelf.shown() or {})["epoch"] == EPOCHS
+    assert (onlookers.preview_cache.shown() or {})["epoch"] == EPOCHS

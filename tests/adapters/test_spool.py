@@ -21,7 +21,7 @@ from application.ports import (
     MAX_MESSAGE_BYTES,
     Delivery,
     DeliveryLost,
-    Fate,
+    DeadLetterAction,
     QueueUnavailable,
 )
 
@@ -214,7 +214,7 @@ def test_of_a_dropped_dead_letter_nothing_is_left_either(folder: Path, queue: Sp
     (folder / "task.json").write_bytes(b"{}")
     queue.dead_letter(receive(queue), "wrong")
     assert visible(folder) == ["dead/task.json", "dead/task.json.reason"]
-    queue.sift(lambda _: Fate.DROP)
+    queue.process_dead_letters(lambda _: DeadLetterAction.DROP)
     assert visible(folder) == []
 
 
@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_read_is_named_once_and_holds_up_no_other(
 
 def test_a_damaged_note_about_a_message_is_ignored(folder: Path, queue: SpoolQueue) -> None:
     (folder / "task.json").write_bytes(b"{}")
-    queue.hand_back(receive(queue))
+    queue.requeue(receive(queue))
     (folder / ".state" / "task.json").write_bytes(b"\x00\x00")
     assert receive(queue).retries == 0
 

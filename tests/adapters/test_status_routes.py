@@ -14,14 +14,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from adapters.status_page.access import COOKIE
+from adapters.status_page.auth import COOKIE
 from adapters.status_page.app import Check, Finding, build_app
 from adapters.status_page.binding import InvalidBinding, check_binding, is_loopback
-from adapters.status_page.previews import PreviewingTrainer, PreviewShelf
+from adapters.status_page.previews import PreviewingTrainer, PreviewCache
 from adapters.status_page.server import AddressTaken, StatusServer
 from application.ports import Preview
-from application.settlement import Done
-from application.stop import StopSignal
+from application.settlement import Ack
+from application.stop_signal import StopSignal
 from tests.application.world import World, a_task
 from tests.services.status_scenes import (
     SECRET,
@@ -113,21 +113,21 @@ def test_metrics_are_those_of_the_registry_and_can_be_parsed() -> None:
     assert {"style_trainer_jobs", "style_trainer_gpu_memory_used_bytes"} <= names
 
 
-def test_previews_are_pictures_at_addresses_that_name_them() -> None:
+def test_previews_are_images_at_addresses_that_name_them() -> None:
     scene = training()
     client = local(scene)
     pairs = client.get("/api/status").json()["previews"]["pairs"]
     assert pairs[0]["prompt"] == "a lighthouse on a cliff, mystyle"
     for pair in pairs:
         for when in ("before", "after"):
-            picture = client.get(pair[when])
-            assert picture.status_code == 200
-            assert picture.headers["Content-Type"] == "image/png"
-            assert picture.content.startswith(b"\x89PNG")
+            image = client.get(pair[when])
+            assert image.status_code == 200
+            assert image.headers["Content-Type"] == "image/png"
+            assert image.content.startswith(b"\x89PNG")
     old = pairs[0]["after"]
     scene.start(50)
     scene.complete(50)
-    assert client.get(old).status_code == 404, "an old address never shows another picture"
+    assert client.get(old).status_code == 404, "an old address never shows another image"
 
 
 def test_previews_of_a_run_under_way_are_shown_as_they_come() -> None:
@@ -159,42 +159,42 @@ def test_previews_are_those_of_the_job_that_is_asked_for() -> None:
 
 
 def test_the_shelf_keeps_runs_side_by_side_apart_and_few_of_them() -> None:
-    shelf = PreviewShelf()
+    preview_cache = PreviewCache()
 
     def draw(run: int, epoch: int) -> None:
-        shelf.keep(run, epoch, (Preview(f"run {run}", 0, b"%d" % run),), adapted=True)
+        preview_cache.keep(run, epoch, (Preview(f"run {run}", 0, b"%d" % run),), adapted=True)
 
-    def pictures() -> int:
-        found = (shelf.picture(number, 0, "after") for number in range(100))
-        return sum(picture is not None for picture in found)
+    def images() -> int:
+        found = (preview_cache.image(number, 0, "after") for number in range(100))
+        return sum(image is not None for image in found)
 
-    runs = [shelf.open(style_id) for style_id in (1, 2, 3)]
+    runs = [preview_cache.open(style_id) for style_id in (1, 2, 3)]
     for run, epoch in zip([*runs, *runs], range(6), strict=True):
         draw(run, epoch)
     for style_id, run in zip((1, 2, 3), runs, strict=True):
-        found = shelf.shown(style_id)
+        found = preview_cache.shown(style_id)
         assert found is not None
         assert found["pairs"][0]["prompt"] == f"run {run}"
         number = int(found["pairs"][0]["after"].split("/")[2])
-        assert shelf.picture(number, 0, "after") == b"%d" % run
-    assert pictures() == 3
+        assert preview_cache.image(number, 0, "after") == b"%d" % run
+    assert images() == 3
     for run in runs:
-        shelf.close(run)
-    assert pictures() == 1, "of what is over only the last"
-    assert (shelf.shown() or {})["style_id"] == 3
-    shelf.close(shelf.open(4))
-    assert (shelf.shown(4) or {})["style_id"] == 3, "a run without pictures leaves those there are"
+        preview_cache.close(run)
+    assert images() == 1, "of what is over only the last"
+    assert (preview_cache.shown() or {})["style_id"] == 3
+    preview_cache.close(preview_cache.open(4))
+    assert (preview_cache.shown(4) or {})["style_id"] == 3, "a run without images leaves those there are"
 
 
 def test_what_a_session_draws_is_on_the_shelf_and_the_run_is_as_before() -> None:
-    world, shelf = World(), PreviewShelf()
-    watched = world.worker(trainer=PreviewingTrainer(world.trainer, shelf))
-    assert watched(a_task(), StopSignal()) == Done()
+    world, preview_cache = World(), PreviewCache()
+    watched = world.worker(trainer=PreviewingTrainer(world.trainer, preview_cache))
+    assert watched(a_task(), StopSignal()) == Ack()
     other = World()
-    assert other.worker()(a_task(), StopSignal()) == Done()
+    assert other.worker()(a_task(), StopSignal()) == Ack()
     assert world.weights() == other.weights()
     assert world.blobs.blobs.keys() == other.blobs.blobs.keys()
-    shown = shelf.shown()
+    shown = preview_cache.shown()
     assert shown is not None
     assert (shown["style_id"], shown["epoch"]) == (7, 25)
     for pair in shown["pairs"]:

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from adapters.webhook.answer import (
-    LONGEST_ASKED,
-    MOST_REASON_CHARACTERS,
-    judge,
+from adapters.webhook.response import (
+    MAX_RETRY_AFTER,
+    MAX_REASON_CHARACTERS,
+    check_response,
     readable,
     retry_after,
-    unreachable,
+    connection_error,
 )
 from adapters.webhook.deadline import Deadline
 from adapters.webhook.options import InvalidBackend, WebhookOptions, is_loopback
-from adapters.webhook.transport import Answer, NoAnswer
+from adapters.webhook.transport import Answer, TransportError
 from application.ports import NotifierRefused, NotifierUnavailable
 from tests.services.waiting import eventually
 
@@ -130,15 +130,15 @@ def test_a_file_of_certificates_must_be_there(tmp_path: Path) -> None:
         ("0", 0.0),
         ("120", 120.0),
         (" 7 ", 7.0),
-        ("9" * 5000, LONGEST_ASKED),
+        ("9" * 5000, MAX_RETRY_AFTER),
         (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90.0),
         ("Thursday, 01-Jan-26 12:00:30 GMT", 30.0),
         ("Thu Jan  1 12:00:05 2026", 5.0),
         ("Thu, 01 Jan 2026 14:00:05 +0200", 5.0),
         (format_datetime(NOW - timedelta(days=1), usegmt=True), 0.0),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_ASKED),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", MAX_RETRY_AFTER),
         *((text, None) for text in ("", "-5", "1.5", "soon", "nan", "1e9", "١٢", "Thu, 99 Jan")),
-        ("Fri, 31 Dec 9999 23:59:59 -2359", LONGEST_ASKED),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", MAX_RETRY_AFTER),
         (f"Thu, 01 Jan {'9' * 20} 12:00:00 GMT", None),
     ],
 )
@@ -148,7 +148,7 @@ def test_retry_after_is_read_in_both_forms_and_bounded(header: str, seconds: flo
 
 def judged(status: int, body: bytes | None = b"", **headers: str) -> Exception | None:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return judge(Answer(status, names, body), NOW, TOKEN)
+    return check_response(Answer(status, names, body), NOW, TOKEN)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
@@ -232,7 +232,7 @@ def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
         for error in (
             judged(500, text.encode()),
             judged(302, Location=text),
-            unreachable(NoAnswer(text), "https://b", TOKEN),
+            connection_error(TransportError(text), "https://b", TOKEN),
         ):
             assert "abcdefgh" not in str(error)
             assert "slashed" not in str(error)
@@ -242,20 +242,20 @@ def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
 @pytest.mark.parametrize(
     ("silence", "told"),
     [
-        (NoAnswer("cut", sent=True), "may have taken the call, or not: cut"),
-        (NoAnswer("cut", sent=True, untrusted=True), "may have taken the call, or not: cut"),
-        (NoAnswer("expired", sent=False, untrusted=True), "TLS with https://b fails (expired)"),
-        (NoAnswer("refused", sent=False), "cannot be reached, the call was not sent: refused"),
+        (TransportError("cut", sent=True), "may have taken the call, or not: cut"),
+        (TransportError("cut", sent=True, untrusted=True), "may have taken the call, or not: cut"),
+        (TransportError("expired", sent=False, untrusted=True), "TLS with https://b fails (expired)"),
+        (TransportError("refused", sent=False), "cannot be reached, the call was not sent: refused"),
     ],
 )
 def test_a_call_that_may_have_arrived_is_told_from_one_that_did_not(
-    silence: NoAnswer, told: str
+    silence: TransportError, told: str
 ) -> None:
-    assert told in str(unreachable(silence, "https://b", TOKEN))
+    assert told in str(connection_error(silence, "https://b", TOKEN))
 
 
 def test_only_what_is_too_long_is_cut_and_then_to_the_limit() -> None:
-    whole = "x" * MOST_REASON_CHARACTERS
+    whole = "x" * MAX_REASON_CHARACTERS
     assert readable(whole, TOKEN) == whole
     assert readable(f"{whole}x", TOKEN) == f"{whole[:-1]}…"
 

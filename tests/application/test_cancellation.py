@@ -7,32 +7,32 @@ from typing import Any
 import pytest
 
 from application.ports import Blob, BlobDenied, BlobUnavailable
-from application.settlement import Done
-from application.stop import StopSignal
+from application.settlement import Ack
+from application.stop_signal import StopSignal
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import LAYOUT, RULES, TASK_ID, Watched, World, a_task
+from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task
 
 
 def test_a_cancelled_job_stops_at_the_next_look_and_the_backend_is_told(world: World) -> None:
     def cancel() -> None:
-        world.blobs.put(LAYOUT.cancellation(TASK_ID), b"{}")
+        world.blobs.put(KEYS.cancellation(TASK_ID), b"{}")
 
     trainer = Watched(world, 20, cancel)
-    assert world.worker(trainer=trainer)(a_task(), StopSignal()) == Done()
+    assert world.worker(trainer=trainer)(a_task(), StopSignal()) == Ack()
     job = world.job()
     assert job.state is JobState.CANCELLED
     assert job.progress is not None
-    assert job.progress.current_step <= 20 + RULES.cancel_poll
+    assert job.progress.current_step <= 20 + CONFIG.cancel_poll
     (call,) = world.notifier.final
     assert isinstance(call.payload, Failure)
     assert call.payload.code is FailureCode.CANCELLED
 
 
 def test_a_job_cancelled_while_queued_is_not_begun(world: World) -> None:
-    world.blobs.put(LAYOUT.cancellation(TASK_ID), b"{}")
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    world.blobs.put(KEYS.cancellation(TASK_ID), b"{}")
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.job().state is JobState.CANCELLED
     assert world.trainer.opened == 0
 
@@ -45,10 +45,10 @@ def test_where_nobody_can_tell_whether_a_job_is_cancelled_it_goes_on(
     plain = world.blobs.get
 
     def get(at: Location, **options: Any) -> Blob:
-        if at == LAYOUT.cancellation(TASK_ID):
+        if at == KEYS.cancellation(TASK_ID):
             raise error
         return plain(at, **options)
 
     monkeypatch.setattr(world.blobs, "get", get)
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.job().state is JobState.COMPLETED

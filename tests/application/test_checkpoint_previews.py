@@ -12,11 +12,11 @@ import pytest
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from application.checkpoint_previews import CheckpointPreviews, stored_previews
 from application.ports import BlobDenied, BlobUnavailable, Preview, StyleReport, TrainerBroken
-from application.settlement import Done, HandBack, RetryLater
-from application.stop import StopReason, StopSignal
+from application.settlement import Ack, Requeue, RetryLater
+from application.stop_signal import StopReason, StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
-from tests.application.world import LAYOUT, RULES, TASK_ID, Watched, World, a_task
+from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task
 
 
 class Drawing:
@@ -37,14 +37,14 @@ def drawn_at(
     """The epochs that got previews, of epochs that train for 100 s each; and the share spent."""
     clock, blobs = ManualClock(), MemoryBlobStore()
     clock.advance(10_000)  # what was before the run counts for nothing
-    rules = replace(RULES, preview_share=share, most_previews=most)
-    previews = CheckpointPreviews(blobs, clock, LAYOUT, rules)
+    config = replace(CONFIG, preview_share=share, max_previews=most)
+    previews = CheckpointPreviews(blobs, clock, KEYS, config)
     session = Drawing(clock, round_seconds)
     for epoch in range(1, epochs + 1):
         clock.advance(100)
         if previews.affordable():
             previews.draw(session, TASK_ID, epoch)
-    found = [epoch for epoch, _ in stored_previews(blobs, LAYOUT, TASK_ID)]
+    found = [epoch for epoch, _ in stored_previews(blobs, KEYS, TASK_ID)]
     assert len(found) == session.rounds
     return found, session.rounds * round_seconds / (100 * epochs)
 
@@ -74,11 +74,11 @@ def test_a_share_of_nothing_draws_none() -> None:
 
 def test_what_is_stored_is_read_back_in_order() -> None:
     clock, blobs = ManualClock(), MemoryBlobStore()
-    previews = CheckpointPreviews(blobs, clock, LAYOUT, RULES)
+    previews = CheckpointPreviews(blobs, clock, KEYS, CONFIG)
     session = Drawing(clock, 0, count=2)
     for epoch in (10, 120, 20):
         previews.draw(session, TASK_ID, epoch)
-    assert stored_previews(blobs, LAYOUT, TASK_ID) == (
+    assert stored_previews(blobs, KEYS, TASK_ID) == (
         (10, (b"1/0", b"1/1")),
         (20, (b"3/0", b"3/1")),
         (120, (b"2/0", b"2/1")),
@@ -99,12 +99,12 @@ def test_a_store_that_takes_none_costs_one_round(
             return super().put(*content, **options)
 
     clock, blobs = ManualClock(), AwayOnce()
-    previews = CheckpointPreviews(blobs, clock, LAYOUT, RULES)
+    previews = CheckpointPreviews(blobs, clock, KEYS, CONFIG)
     session = Drawing(clock, 0)
     for epoch in (10, 20):
         assert previews.affordable()
         previews.draw(session, TASK_ID, epoch)
-    assert [epoch for epoch, _ in stored_previews(blobs, LAYOUT, TASK_ID)] == [20]
+    assert [epoch for epoch, _ in stored_previews(blobs, KEYS, TASK_ID)] == [20]
     assert "the previews of epoch 10 are not stored: no way" in caplog.text
 
 
@@ -122,17 +122,17 @@ def test_a_run_stores_them_with_its_checkpoints_and_shows_them_in_the_report(
 ) -> None:
     """Those at the end are the report's own."""
     world, reporter = World(), Seen()
-    assert world.worker(reporter=reporter)(a_task(epochs=epochs), StopSignal()) == Done()
+    assert world.worker(reporter=reporter)(a_task(epochs=epochs), StopSignal()) == Ack()
     assert [epoch for epoch, _ in reporter.report.underway] == shown
-    assert LAYOUT.previews(TASK_ID, 10, 0) in world.blobs.blobs
-    assert LAYOUT.previews(TASK_ID, 10, 0).key.startswith(f"jobs/{TASK_ID}/report/previews/")
+    assert KEYS.previews(TASK_ID, 10, 0) in world.blobs.blobs
+    assert KEYS.previews(TASK_ID, 10, 0).key.startswith(f"jobs/{TASK_ID}/report/previews/")
 
 
 def test_who_is_asked_to_stop_draws_none() -> None:
     world, stop = World(), StopSignal()
     trainer = Watched(world, 30, lambda: stop.request(StopReason.SHUTDOWN))
-    assert world.worker(trainer=trainer)(a_task(), stop) == HandBack()
-    assert stored_previews(world.blobs, LAYOUT, TASK_ID) == ()
+    assert world.worker(trainer=trainer)(a_task(), stop) == Requeue()
+    assert stored_previews(world.blobs, KEYS, TASK_ID) == ()
 
 
 def full_card() -> Exception:
@@ -157,7 +157,7 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
                 session.previews = previews
                 yield session
 
-    assert world.worker(trainer=Failing(world.clock))(a_task(), StopSignal()) == Done()
+    assert world.worker(trainer=Failing(world.clock))(a_task(), StopSignal()) == Ack()
     assert world.job().state is JobState.COMPLETED
     assert world.weights() == undisturbed.weights()
     # One try at a checkpoint, and then the report's own.
@@ -182,4 +182,4 @@ def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
     assert isinstance(outcome, RetryLater)
     assert outcome.broken
     assert world.job().checkpoint is not None
-    assert LAYOUT.weights(7) not in world.blobs.blobs, "it does not train on"
+    assert KEYS.weights(7) not in world.blobs.blobs, "it does not train on"

@@ -19,13 +19,13 @@ from application import checkpoint_storage
 from application.journal import Journal
 from application.ports import BlobDenied, BlobUnavailable
 from application.run_training import RunTraining
-from application.settlement import DeadLetter, Done, HandBack, RetryLater
-from application.stop import StopReason, StopSignal
+from application.settlement import DeadLetter, Ack, Requeue, RetryLater
+from application.stop_signal import StopReason, StopSignal
 from domain.events import CheckpointSaved, ProgressMade
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import LAYOUT, RULES, TASK_ID, Watched, World, a_task
+from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -67,7 +67,7 @@ def uploads() -> Iterator[ThreadPoolExecutor]:
 
 def a_worker(world: World, **parts: Any) -> RunTraining:
     """Without previews, which would have it wait for a checkpoint first."""
-    return world.worker(rules=replace(RULES, preview_share=0.0), **parts)
+    return world.worker(config=replace(CONFIG, preview_share=0.0), **parts)
 
 
 def waiting(gate: threading.Event) -> Callable[[], None]:
@@ -101,7 +101,7 @@ def test_the_training_goes_on_and_the_checkpoint_is_on_record_once_it_is_stored(
     WHO.set("the job")
     assert a_worker(world, blobs=blobs, trainer=trainer, uploads=uploads)(
         a_task(), StopSignal()
-    ) == (Done())
+    ) == (Ack())
     assert before == [None, []]
     assert saved(world) == [30, 60, 75]
     first = next(e for e in world.events if isinstance(e, CheckpointSaved))
@@ -132,7 +132,7 @@ def test_one_is_under_way_at_a_time(
             gate.set()
 
     blobs = Gated(world, first_of_all)
-    assert a_worker(world, blobs=blobs, uploads=uploads)(a_task(), StopSignal()) == Done()
+    assert a_worker(world, blobs=blobs, uploads=uploads)(a_task(), StopSignal()) == Ack()
     assert reached == [60]
     assert saved(world) == [30, 60, 75]
 
@@ -151,7 +151,7 @@ def test_previews_are_drawn_once_the_checkpoint_is_on_record(
             return super().put(at, data, **how)
 
     worker = world.worker(blobs=Looking(world, waiting(gate)), uploads=uploads)
-    assert worker(a_task(), StopSignal()) == Done()
+    assert worker(a_task(), StopSignal()) == Ack()
     assert kept[0] == [30]
 
 
@@ -167,7 +167,7 @@ def test_where_the_store_is_away_the_training_goes_on_without(
 
     parts = {} if inline else {"uploads": uploads}
     worker = a_worker(world, blobs=Gated(world, once), **parts)
-    assert worker(a_task(), StopSignal()) == Done()
+    assert worker(a_task(), StopSignal()) == Ack()
     assert saved(world) == [60, 75]
     assert "no checkpoint at epoch 10: the store is away" in caplog.text
 
@@ -183,8 +183,8 @@ def test_a_store_that_refuses_puts_the_job_down_and_at_last_before_a_person(
     assert isinstance(outcome, RetryLater)
     assert outcome.reason == "not yours"
     assert world.job().state is JobState.INTERRUPTED
-    assert world.job().setbacks == 0
-    assert worker(a_task(), StopSignal(), RULES.most_retries) == DeadLetter("not yours")
+    assert world.job().failures == 0
+    assert worker(a_task(), StopSignal(), CONFIG.max_retries) == DeadLetter("not yours")
 
 
 @pytest.mark.parametrize("grace", [60.0, math.inf])
@@ -203,7 +203,7 @@ def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
         trainer=Watched(world, 40, shut_down),
         uploads=uploads,
     )
-    assert worker(a_task(), stop) == HandBack()
+    assert worker(a_task(), stop) == Requeue()
     assert saved(world) == [30, 40]
 
 
@@ -237,16 +237,16 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
         trainer=Watched(world, step, shut_down),
         uploads=uploads,
     )
-    assert worker(a_task(), stop) == HandBack()
+    assert worker(a_task(), stop) == Requeue()
     assert 0 < patience < 0.2, "there is time left to hand the job over"
     assert saved(world) == []
     assert f"no checkpoint: {said}" in caplog.text
-    assert world.job().setbacks == 0
+    assert world.job().failures == 0
     (lease,) = world.leases()
     assert json.loads(world.blobs.get(lease).data)["owner"] == "", "the next worker need not wait"
     monkeypatch.undo()
     gate.set()
-    assert world.until_settled(a_task()) == Done()
+    assert world.until_settled(a_task()) == Ack()
 
 
 def test_a_step_that_takes_long_does_not_make_a_checkpoint_look_long(
@@ -276,7 +276,7 @@ def test_a_step_that_takes_long_does_not_make_a_checkpoint_look_long(
     worker = a_worker(
         world, blobs=Gated(world, waiting(gate)), trainer=Slow(world, 0, None), uploads=uploads
     )
-    assert worker(a_task(), stop) == HandBack()
+    assert worker(a_task(), stop) == Requeue()
     assert saved(world) == [30, 40]
 
 
@@ -314,7 +314,7 @@ def test_what_becomes_of_the_one_under_way_does_not_hide_why_a_training_broke_of
     worker = a_worker(
         world, blobs=Gated(world, arrive), trainer=Watched(world, 40, fail), uploads=uploads
     )
-    assert worker(a_task(), StopSignal()) == Done()
+    assert worker(a_task(), StopSignal()) == Ack()
     (call,) = world.notifier.final
     assert isinstance(call.payload, Failure)
     assert call.payload.code is FailureCode.LOSS_DIVERGED
@@ -350,7 +350,7 @@ def test_who_has_lost_the_job_puts_nothing_on_record(
     def taken_over() -> None:
         world.clock.jump(10_000)
         world.blobs.delete(next(at for at in world.leases()))
-        assert a_worker(world)(a_task(), StopSignal()) == Done()
+        assert a_worker(world)(a_task(), StopSignal()) == Ack()
         gate.set()
 
     worker = a_worker(
@@ -374,8 +374,8 @@ def test_a_checkpoint_of_a_job_that_is_anothers_by_now_is_no_loss(
 
     def taken_over() -> None:
         journal = Journal(world.blobs, world.events.append)
-        theirs = journal.open(LAYOUT.journal(TASK_ID), "theirs", world.job())
-        theirs.apply(theirs.job.interrupt("its worker was lost", setback=True))
+        theirs = journal.open(KEYS.journal(TASK_ID), "theirs", world.job())
+        theirs.apply(theirs.job.interrupt("its worker was lost", is_failure=True))
         gate.set()
         raise RuntimeError("a defect")
 

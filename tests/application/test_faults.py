@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from application.ports import BlobUnavailable, NotifierUnavailable
-from application.settlement import Done, HandBack, RetryLater
-from application.stop import StopSignal
+from application.settlement import Ack, Requeue, RetryLater
+from application.stop_signal import StopSignal
 from domain.events import JobInterrupted
 from domain.job import JobState
 from tests.application.world import Crash, Fault, World, a_task
@@ -18,7 +18,7 @@ TASK = a_task(epochs=12)
 
 def undisturbed() -> tuple[World, list[str]]:
     world, fault = World(), Fault(at=0, error=Crash)
-    assert world.worker(fault)(TASK, StopSignal()) == Done()
+    assert world.worker(fault)(TASK, StopSignal()) == Ack()
     return world, fault.calls
 
 
@@ -45,11 +45,11 @@ def run_with(fault: Fault) -> World:
     try:
         settlement = world.worker(fault)(TASK, StopSignal())
     except Crash:
-        settlement = HandBack()
+        settlement = Requeue()
     if isinstance(settlement, RetryLater):
         world.clock.advance(settlement.delay)
-    if settlement != Done():
-        assert world.until_settled(TASK) == Done()
+    if settlement != Ack():
+        assert world.until_settled(TASK) == Ack()
     return world
 
 
@@ -69,9 +69,9 @@ def test_a_call_that_fails_changes_nothing_about_the_end(
     number, name = call.split(" ")
     world = run_with(Fault(int(number), unavailable(name), after))
     assert_same_end(world)
-    setbacks = [event.setbacks for event in world.events if isinstance(event, JobInterrupted)]
+    failures = [event.failures for event in world.events if isinstance(event, JobInterrupted)]
     # A start that is on record, and nobody knows it, looks like one of a lost worker.
-    assert sum(setbacks) == (1 if after and int(number) == START else 0)
+    assert sum(failures) == (1 if after and int(number) == START else 0)
     assert "defect" not in caplog.text
     repeatable = after and name == "notifier.completed"
     calls = world.notifier.final

@@ -30,7 +30,7 @@ JOB = TrainingJob(
     style_id=7,
     state=JobState.UPLOADING,
     attempt=2,
-    setbacks=1,
+    failures=1,
     waits=True,
     parameters=TrainingParameters(epochs=4, resolution=512, sample_prompts=("a fox",)),
     progress=Progress(4, 4, 80, 80, 0.1, 9.5),

@@ -11,12 +11,12 @@ import pytest
 
 from application.lease import Lease, LeaseTerms
 from application.ports import Blob, BlobDenied, BlobUnavailable
-from application.settlement import Done, HandBack, RetryLater
-from application.stop import StopReason, StopSignal
+from application.settlement import Ack, Requeue, RetryLater
+from application.stop_signal import StopReason, StopSignal
 from domain.events import ProgressMade
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import LAYOUT, RULES, TASK_ID, Watched, World, a_task
+from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task
 
 
 def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> None:
@@ -28,10 +28,10 @@ def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> 
         assert world.clock.monotonic() == began, "at once"
 
     outcome = world.worker(trainer=Watched(world, 30, meanwhile))(a_task(), StopSignal())
-    assert outcome == Done()
+    assert outcome == Ack()
     (put_aside,) = inner
     assert isinstance(put_aside, RetryLater)
-    assert 0 < put_aside.delay <= RULES.lease.seconds
+    assert 0 < put_aside.delay <= CONFIG.lease.seconds
     assert len(world.notifier.final) == 1
     assert world.trainer.opened == 0
 
@@ -45,15 +45,15 @@ def test_of_two_workers_that_find_no_lease_one_gets_it(
         try:
             return plain(at, **options)
         finally:
-            if at == LAYOUT.lease(TASK_ID):
+            if at == KEYS.lease(TASK_ID):
                 monkeypatch.undo()
-                Lease(world.blobs, at, "theirs", RULES.lease, world.clock).acquire(StopSignal())
+                Lease(world.blobs, at, "theirs", CONFIG.lease, world.clock).acquire(StopSignal())
 
     monkeypatch.setattr(world.blobs, "get", get)
     outcome = ours(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
     assert outcome.elsewhere
-    assert 0 < outcome.delay <= RULES.lease.seconds
+    assert 0 < outcome.delay <= CONFIG.lease.seconds
     assert world.trainer.opened == 0
 
 
@@ -63,13 +63,13 @@ def test_a_job_that_another_worker_ends_before_the_lease_is_ours_is_left_as_it_i
     ours, plain = world.worker(), world.blobs.get
 
     def get(at: Location, **options: Any) -> Blob:
-        if at == LAYOUT.lease(TASK_ID):
+        if at == KEYS.lease(TASK_ID):
             monkeypatch.undo()
-            assert world.worker()(a_task(), StopSignal()) == Done()
+            assert world.worker()(a_task(), StopSignal()) == Ack()
         return plain(at, **options)
 
     monkeypatch.setattr(world.blobs, "get", get)
-    assert ours(a_task(), StopSignal()) == Done()
+    assert ours(a_task(), StopSignal()) == Ack()
     assert world.trainer.opened == 1
     assert len(world.notifier.final) == 1
     assert world.leases() == []
@@ -77,12 +77,12 @@ def test_a_job_that_another_worker_ends_before_the_lease_is_ours_is_left_as_it_i
 
 def test_the_lease_of_a_dead_worker_is_taken_over(world: World) -> None:
     world.blobs.put(
-        LAYOUT.lease(TASK_ID),
+        KEYS.lease(TASK_ID),
         json.dumps(
             {"owner": "dead", "expires_at": "2025-12-31T23:59:59+00:00", "revision": 4}
         ).encode(),
     )
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
 
 
 def test_a_clock_that_jumps_ahead_takes_no_lease_from_the_living(world: World) -> None:
@@ -100,8 +100,8 @@ def test_a_clock_that_jumps_ahead_takes_no_lease_from_the_living(world: World) -
 
 def test_a_longer_term_than_ours_is_respected(world: World) -> None:
     """Workers may be set differently: what looks expired to us may not have to be renewed yet."""
-    patient = LeaseTerms(20 * RULES.lease.seconds)
-    lease = Lease(world.blobs, LAYOUT.lease(TASK_ID), "patient", patient, world.clock)
+    patient = LeaseTerms(20 * CONFIG.lease.seconds)
+    lease = Lease(world.blobs, KEYS.lease(TASK_ID), "patient", patient, world.clock)
     with lease.held(StopSignal(), over=lambda: False):
         world.clock.advance(10.0)
         outcome = world.worker()(a_task(), StopSignal())
@@ -114,15 +114,15 @@ def test_a_longer_term_than_ours_is_respected(world: World) -> None:
 
 
 def test_a_stop_is_heard_while_a_lease_is_watched(world: World) -> None:
-    Lease(world.blobs, LAYOUT.lease(TASK_ID), "dead", RULES.lease, world.clock).acquire(
+    Lease(world.blobs, KEYS.lease(TASK_ID), "dead", CONFIG.lease, world.clock).acquire(
         StopSignal()
     )
-    world.clock.advance(2 * RULES.lease.seconds)
+    world.clock.advance(2 * CONFIG.lease.seconds)
     stop, began = StopSignal(), world.clock.monotonic()
     with world.clock.every(2.0, lambda: stop.request(StopReason.SHUTDOWN)):
-        assert world.worker()(a_task(), stop) == HandBack()
+        assert world.worker()(a_task(), stop) == Requeue()
     assert world.clock.monotonic() - began <= 3.0
-    lease = json.loads(world.blobs.get(LAYOUT.lease(TASK_ID)).data)
+    lease = json.loads(world.blobs.get(KEYS.lease(TASK_ID)).data)
     assert lease["owner"] == "dead", "it was not watched for long enough to be taken over"
 
 
@@ -133,12 +133,12 @@ def test_the_lease_is_renewed_before_what_is_dear_to_repeat(
     put, completed = world.blobs.put, world.notifier.completed
 
     def note_its_age() -> None:
-        lease = json.loads(world.blobs.get(LAYOUT.lease(TASK_ID)).data)
-        term = timedelta(seconds=RULES.lease.seconds)
+        lease = json.loads(world.blobs.get(KEYS.lease(TASK_ID)).data)
+        term = timedelta(seconds=CONFIG.lease.seconds)
         ages.append(world.clock.now() + term - datetime.fromisoformat(lease["expires_at"]))
 
     def noting_put(at: Location, *content: Any, **options: Any) -> str:
-        if at == LAYOUT.weights(7):
+        if at == KEYS.weights(7):
             note_its_age()
             world.clock.advance(1.0)
         return put(at, *content, **options)
@@ -149,14 +149,14 @@ def test_the_lease_is_renewed_before_what_is_dear_to_repeat(
 
     monkeypatch.setattr(world.blobs, "put", noting_put)
     monkeypatch.setattr(world.notifier, "completed", noting_completed)
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert ages == [timedelta(0), timedelta(0)]
 
 
 def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World) -> None:
     def steal() -> None:
         world.blobs.put(
-            LAYOUT.lease(TASK_ID),
+            KEYS.lease(TASK_ID),
             json.dumps(
                 {"owner": "thief", "expires_at": "2026-01-01T00:10:00+00:00", "revision": 99}
             ).encode(),
@@ -166,9 +166,9 @@ def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World)
     assert isinstance(outcome, RetryLater)
     assert outcome.elsewhere
     steps = [e.progress.current_step for e in world.events if isinstance(e, ProgressMade)]
-    assert max(steps) <= 35 + RULES.lease.renew_every
+    assert max(steps) <= 35 + CONFIG.lease.renew_every
     assert world.notifier.final == []
-    assert LAYOUT.weights(7) not in world.blobs.blobs
+    assert KEYS.weights(7) not in world.blobs.blobs
 
 
 def test_a_worker_that_lost_its_lease_tells_no_progress_however_long_its_step_takes(
@@ -178,17 +178,17 @@ def test_a_worker_that_lost_its_lease_tells_no_progress_however_long_its_step_ta
 
     def lose_it_in_mid_step() -> None:
         world.blobs.put(
-            LAYOUT.lease(TASK_ID),
+            KEYS.lease(TASK_ID),
             b'{"owner": "thief", "expires_at": "2100-01-01T00:00:00+00:00", "revision": 99}',
         )
-        world.clock.advance(RULES.lease.renew_every)
+        world.clock.advance(CONFIG.lease.renew_every)
         told.append(len(world.notifier.calls))
-        world.clock.advance(10 * RULES.lease.seconds)
+        world.clock.advance(10 * CONFIG.lease.seconds)
         told.append(len(world.notifier.calls))
 
     trainer = Watched(world, 18, lose_it_in_mid_step)
-    rules = replace(RULES, progress_every=1.0)
-    world.worker(trainer=trainer, rules=rules)(a_task(), StopSignal())
+    config = replace(CONFIG, progress_every=1.0)
+    world.worker(trainer=trainer, config=config)(a_task(), StopSignal())
     assert told[0] > 0
     assert told[1] == told[0]
 
@@ -202,7 +202,7 @@ def test_a_worker_that_cannot_renew_its_lease_falls_silent_before_another_may_sp
     class CutOff:
         def __getattr__(self, name: str) -> Any:
             def put(at: Location, *content: Any, **options: Any) -> str:
-                if away and at == LAYOUT.lease(TASK_ID):
+                if away and at == KEYS.lease(TASK_ID):
                     raise BlobUnavailable("no way to the store")
                 return world.blobs.put(at, *content, **options)
 
@@ -218,31 +218,31 @@ def test_a_worker_that_cannot_renew_its_lease_falls_silent_before_another_may_sp
     def lose_the_way() -> None:
         away.append(True)
         began.append(world.clock.monotonic())
-        world.clock.advance(10 * RULES.lease.seconds)
+        world.clock.advance(10 * CONFIG.lease.seconds)
         away.clear()
 
     began: list[float] = []
-    rules = replace(RULES, progress_every=1.0)
+    config = replace(CONFIG, progress_every=1.0)
     world.worker(
-        trainer=Watched(world, 20, lose_the_way), notifier=Noting(), blobs=CutOff(), rules=rules
+        trainer=Watched(world, 20, lose_the_way), notifier=Noting(), blobs=CutOff(), config=config
     )(a_task(), StopSignal())
-    silent = [moment for moment in told if 0 < moment - began[0] < 10 * RULES.lease.seconds]
+    silent = [moment for moment in told if 0 < moment - began[0] < 10 * CONFIG.lease.seconds]
     assert silent, "it speaks on while the lease is certainly its own"
-    assert max(silent) - began[0] <= RULES.lease.takes_to_lose
-    assert told[-1] > began[0] + 10 * RULES.lease.seconds, "and again once it is"
+    assert max(silent) - began[0] <= CONFIG.lease.takes_to_lose
+    assert told[-1] > began[0] + 10 * CONFIG.lease.seconds, "and again once it is"
 
 
 def test_who_ends_a_job_leaves_the_lease_that_has_become_anothers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at, plain = LAYOUT.lease(TASK_ID), world.notifier.completed
+    at, plain = KEYS.lease(TASK_ID), world.notifier.completed
 
     def completed(*content: Any) -> None:
         plain(*content)
         world.blobs.put(at, b"theirs")
 
     monkeypatch.setattr(world.notifier, "completed", completed)
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.blobs.get(at).data == b"theirs"
 
 
@@ -258,7 +258,7 @@ def test_a_lease_that_cannot_be_removed_is_removed_by_the_redelivery(world: Worl
     assert isinstance(outcome, RetryLater), "an acknowledged message would leave it for ever"
     assert world.job().state is JobState.COMPLETED
     assert len(world.leases()) == 1
-    assert world.until_settled(a_task()) == Done()
+    assert world.until_settled(a_task()) == Ack()
     assert world.leases() == []
     assert len(world.notifier.final) == 1
 
@@ -271,6 +271,6 @@ def test_a_store_that_lets_nobody_delete_costs_nobody_the_job(world: World) -> N
 
             return refuse if name == "delete" else getattr(world.blobs, name)
 
-    assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Done()
-    assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Done()
+    assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Ack()
+    assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Ack()
     assert len(world.notifier.final) == 1

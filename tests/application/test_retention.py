@@ -8,18 +8,18 @@ import pytest
 
 from adapters.memory import MemorySession
 from application.ports import BlobDenied, BlobUnavailable, EpochRecord
-from application.settlement import Done
-from application.stop import StopReason, StopSignal
+from application.settlement import Ack
+from application.stop_signal import StopReason, StopSignal
 from domain.location import Location
-from tests.application.world import RULES, Watched, World, a_task, stored_epochs
+from tests.application.world import CONFIG, Watched, World, a_task, stored_epochs
 
 
 @pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [25]), (2, [20, 25]), (7, [10, 20, 25])])
 def test_a_finished_job_keeps_the_checkpoints_that_the_rules_want(
     world: World, keep: int, left: list[int]
 ) -> None:
-    rules = replace(RULES, keep_checkpoints=keep)
-    world.worker(rules=rules)(a_task(), StopSignal())
+    config = replace(CONFIG, keep_checkpoints=keep)
+    world.worker(config=config)(a_task(), StopSignal())
     assert stored_epochs(world) == left
 
 
@@ -44,7 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_best_epochs_checkpoint_is_kept_beside_the_latest(
     world: World, keep: int, left: list[int]
 ) -> None:
-    world.worker(rules=replace(RULES, keep_checkpoints=keep))(a_task(), StopSignal())
+    world.worker(config=replace(CONFIG, keep_checkpoints=keep))(a_task(), StopSignal())
     assert stored_epochs(world) == left
     assert stored_epochs(world, "styles") == left
     metric = world.job().metric
@@ -54,22 +54,22 @@ def test_the_best_epochs_checkpoint_is_kept_beside_the_latest(
 
 @pytest.mark.usefixtures("measured")
 def test_a_best_epoch_without_a_checkpoint_changes_nothing(world: World) -> None:
-    rules = replace(RULES, keep_checkpoints=1, checkpoint_every=15)
-    world.worker(rules=rules)(a_task(), StopSignal())
+    config = replace(CONFIG, keep_checkpoints=1, checkpoint_every=15)
+    world.worker(config=config)(a_task(), StopSignal())
     assert stored_epochs(world) == [25]
 
 
 @pytest.mark.usefixtures("measured")
 def test_the_redelivery_knows_the_best_epoch_from_the_journal(world: World) -> None:
-    world.worker(rules=replace(RULES, keep_checkpoints=None))(a_task(), StopSignal())
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    world.worker(config=replace(CONFIG, keep_checkpoints=None))(a_task(), StopSignal())
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert stored_epochs(world) == [20, 25]
 
 
 def test_a_crash_before_the_tidying_is_made_up_for_by_the_redelivery(world: World) -> None:
-    world.worker(rules=replace(RULES, keep_checkpoints=None))(a_task(), StopSignal())
+    world.worker(config=replace(CONFIG, keep_checkpoints=None))(a_task(), StopSignal())
     assert stored_epochs(world) == [10, 20, 25]
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert stored_epochs(world) == [25]
 
 
@@ -82,7 +82,7 @@ def test_old_checkpoints_that_cannot_be_listed_are_left(
 
     with monkeypatch.context() as patched:
         patched.setattr(world.blobs, "list", refuse)
-        assert world.worker()(a_task(), StopSignal()) == Done()
+        assert world.worker()(a_task(), StopSignal()) == Ack()
     assert stored_epochs(world) == [10, 20, 25]
 
 

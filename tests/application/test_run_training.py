@@ -10,16 +10,16 @@ import pytest
 
 from adapters.memory import MemoryTrainer
 from application.ports import Blob, BlobDenied, NotifierRefused, NotifierUnavailable
-from application.settlement import DeadLetter, Done, HandBack, RetryLater
-from application.stop import StopReason, StopSignal
+from application.settlement import DeadLetter, Ack, Requeue, RetryLater
+from application.stop_signal import StopReason, StopSignal
 from domain.job import JobState
 from domain.location import Location
 from domain.parameters import RequestedParameters
-from tests.application.world import LAYOUT, RULES, TASK_ID, AwayAfter, Watched, World, a_task
+from tests.application.world import KEYS, CONFIG, TASK_ID, AwayAfter, Watched, World, a_task
 
 
 def test_a_task_becomes_a_style_that_is_announced_once(world: World) -> None:
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.job().state is JobState.COMPLETED
     (call,) = world.notifier.final
     assert (call.kind, call.style_id) == ("completed", 7)
@@ -34,7 +34,7 @@ def test_a_task_becomes_a_style_that_is_announced_once(world: World) -> None:
 def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
     world.worker()(a_task(), StopSignal())
     before, opened = world.blobs.blobs, world.trainer.opened
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.blobs.blobs == before
     assert world.trainer.opened == opened
     assert len(world.notifier.final) == 1
@@ -50,14 +50,14 @@ def test_the_log_says_what_became_of_a_message_that_came_again(
 
 
 def test_the_parameters_are_settled_once(world: World) -> None:
-    """Though another count of pictures would have other defaults by now."""
+    """Though another count of images would have other defaults by now."""
     task = replace(a_task(12), requested=RequestedParameters({"batch_size": 4}))
     stop = StopSignal()
     trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
     world.worker(trainer=trainer)(task, stop)
     settled = world.job().parameters
     world.blobs.delete(task.images[0])
-    assert world.until_settled(task) == Done()
+    assert world.until_settled(task) == Ack()
     assert world.job().state is JobState.COMPLETED
     assert world.job().parameters == settled
 
@@ -102,13 +102,13 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(world: World, gone: bo
         world.blobs.put(checkpoint.location, b"damaged")
     world.worker(trainer=Watched(world, 2, fail))(a_task(), StopSignal())
     assert world.job().checkpoint is None
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     undisturbed = World()
     undisturbed.worker()(a_task(), StopSignal())
     assert world.weights() == undisturbed.weights()
 
 
-def test_a_shutdown_before_the_pictures_are_fetched_hands_the_job_over(
+def test_a_shutdown_before_the_images_are_fetched_hands_the_job_over(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop, plain = StopSignal(), world.blobs.get
@@ -120,9 +120,9 @@ def test_a_shutdown_before_the_pictures_are_fetched_hands_the_job_over(
 
     with monkeypatch.context() as patched:
         patched.setattr(world.blobs, "get", get)
-        assert world.worker()(a_task(), stop) == HandBack()
+        assert world.worker()(a_task(), stop) == Requeue()
     assert world.job().state is JobState.INTERRUPTED
-    assert world.until_settled(a_task()) == Done()
+    assert world.until_settled(a_task()) == Ack()
 
 
 @pytest.mark.parametrize("state", [JobState.UPLOADING, JobState.ANNOUNCING])
@@ -130,19 +130,19 @@ def test_the_end_of_the_training_is_recorded_once_the_store_is_back(
     world: World, state: JobState
 ) -> None:
     def of_the_end(at: Location, data: bytes) -> bool:
-        return at == LAYOUT.journal(TASK_ID) and f'"{state}"'.encode() in data
+        return at == KEYS.journal(TASK_ID) and f'"{state}"'.encode() in data
 
     blobs = AwayAfter(world, of_the_end, seconds=100.0)
-    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
+    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Ack()
     assert world.job().attempt == 1
 
 
 def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) -> None:
-    world.blobs.put(LAYOUT.journal(TASK_ID), b"{}")
+    world.blobs.put(KEYS.journal(TASK_ID), b"{}")
     assert isinstance(world.worker()(a_task(), StopSignal(), 0), RetryLater)
-    outcome = world.worker()(a_task(), StopSignal(), RULES.most_retries)
+    outcome = world.worker()(a_task(), StopSignal(), CONFIG.max_retries)
     assert isinstance(outcome, DeadLetter)
-    assert f"{LAYOUT.journal(TASK_ID)} is damaged (KeyError: 'revision')" in outcome.reason
+    assert f"{KEYS.journal(TASK_ID)} is damaged (KeyError: 'revision')" in outcome.reason
 
 
 def test_a_job_that_a_newer_worker_has_begun_waits_for_one_however_long(world: World) -> None:
@@ -150,17 +150,17 @@ def test_a_job_that_a_newer_worker_has_begun_waits_for_one_however_long(world: W
     world.worker(trainer=Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN)))(
         a_task(), stop
     )
-    at = LAYOUT.journal(TASK_ID)
+    at = KEYS.journal(TASK_ID)
     left = world.blobs.get(at).data
     newer = json.loads(left)
     newer["job"]["parameters"]["invented_later"] = True
     world.blobs.put(at, json.dumps(newer).encode())
-    outcome = world.worker()(a_task(), StopSignal(), 100 * RULES.most_retries)
+    outcome = world.worker()(a_task(), StopSignal(), 100 * CONFIG.max_retries)
     assert isinstance(outcome, RetryLater)
     assert "invented_later" in outcome.reason
     world.blobs.put(at, left)
-    assert world.worker()(a_task(), StopSignal()) == Done()
-    assert world.job().setbacks == 0
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    assert world.job().failures == 0
 
 
 def test_a_bucket_of_journals_that_is_denied_buries_no_task(world: World) -> None:
@@ -174,9 +174,9 @@ def test_a_bucket_of_journals_that_is_denied_buries_no_task(world: World) -> Non
     outcome = world.worker(blobs=Denying())(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
     assert "403 for models" in outcome.reason
-    outcome = world.worker(blobs=Denying())(a_task(), StopSignal(), RULES.most_retries)
+    outcome = world.worker(blobs=Denying())(a_task(), StopSignal(), CONFIG.max_retries)
     assert outcome == DeadLetter("403 for models: let the worker write it")
-    assert world.until_settled(a_task()) == Done()
+    assert world.until_settled(a_task()) == Ack()
 
 
 def test_a_refusal_of_the_backend_goes_to_the_dead_letters_and_can_be_replayed(
@@ -196,7 +196,7 @@ def test_a_refusal_of_the_backend_goes_to_the_dead_letters_and_can_be_replayed(
     assert world.weights()
 
     opened = world.trainer.opened
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.trainer.opened == opened, "a replay announces and does not train"
     assert len(world.notifier.final) == 1
 
@@ -215,5 +215,5 @@ def test_a_backend_that_is_away_is_tried_again_with_growing_pauses(world: World)
     assert isinstance(later, RetryLater)
     assert first.delay == 90.0
     assert later.delay > first.delay
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert len(world.notifier.final) == 1

@@ -11,17 +11,17 @@ import pytest
 
 from adapters.memory import MemoryBlobStore, MemoryReporter, MemoryTrainer
 from application.ports import BlobUnavailable, Preview, StyleReport, TrainerBroken
-from application.settlement import Done, RetryLater
-from application.stop import StopReason, StopSignal
-from application.style_report import PATIENCE
+from application.settlement import Ack, RetryLater
+from application.stop_signal import StopReason, StopSignal
+from application.style_report import UPLOAD_TIMEOUT
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import LAYOUT, TASK_ID, AwayAfter, Crash, World, a_task
+from tests.application.world import KEYS, TASK_ID, AwayAfter, Crash, World, a_task
 
 
 def test_a_report_lies_beside_the_journal(world: World) -> None:
     world.worker()(a_task(), StopSignal())
-    assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
 def test_a_report_is_stored_as_a_page_that_a_browser_opens(
@@ -35,10 +35,10 @@ def test_a_report_is_stored_as_a_page_that_a_browser_opens(
 
     monkeypatch.setattr(world.blobs, "put", noting)
     world.worker()(a_task(), StopSignal())
-    assert types[LAYOUT.report(TASK_ID, "report.html")] == "text/html; charset=utf-8"
+    assert types[KEYS.report(TASK_ID, "report.html")] == "text/html; charset=utf-8"
 
 
-def test_a_report_sets_the_styles_pictures_against_the_base_models(world: World) -> None:
+def test_a_report_sets_the_styles_images_against_the_base_models(world: World) -> None:
     drawn: list[tuple[Preview, ...]] = []
 
     class Noting:
@@ -69,18 +69,18 @@ def test_a_report_that_fails_does_not_cost_the_style(world: World) -> None:
         def render(self, report: Any) -> Any:
             raise RuntimeError(f"no ink for {report.task.style_id}")
 
-    assert world.worker(reporter=Broken())(a_task(), StopSignal()) == Done()
+    assert world.worker(reporter=Broken())(a_task(), StopSignal()) == Ack()
     assert world.job().state is JobState.COMPLETED
 
 
 def of_the_report(at: Location, _data: bytes) -> bool:
-    return at == LAYOUT.report(TASK_ID, "report.html")
+    return at == KEYS.report(TASK_ID, "report.html")
 
 
 def test_a_report_waits_for_a_store_that_is_away_for_a_moment(world: World) -> None:
     blobs = AwayAfter(world, of_the_report, seconds=20.0)
-    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
-    assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Ack()
+    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
 def test_a_report_waits_for_the_previews_that_were_drawn_on_the_way(
@@ -89,22 +89,22 @@ def test_a_report_waits_for_the_previews_that_were_drawn_on_the_way(
     found, away = world.blobs.list, [BlobUnavailable("503")]
 
     def listing(bucket: str, prefix: str) -> Iterable[Location]:
-        if prefix == LAYOUT.previews_prefix(TASK_ID) and away:
+        if prefix == KEYS.previews_prefix(TASK_ID) and away:
             raise away.pop()
         return found(bucket, prefix)
 
     monkeypatch.setattr(world.blobs, "list", listing)
-    assert world.worker()(a_task(), StopSignal()) == Done()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
     assert not away
-    assert LAYOUT.report(TASK_ID, "report.html") in world.blobs.blobs
+    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
 def test_a_report_is_left_out_where_the_store_stays_away(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    blobs = AwayAfter(world, of_the_report, seconds=PATIENCE + 10.0)
-    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Done()
-    assert LAYOUT.report(TASK_ID, "report.html") not in world.blobs.blobs
+    blobs = AwayAfter(world, of_the_report, seconds=UPLOAD_TIMEOUT + 10.0)
+    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Ack()
+    assert KEYS.report(TASK_ID, "report.html") not in world.blobs.blobs
     assert f"no report for task {TASK_ID}, the store is away: 503" in caplog.messages
     assert "ERROR" not in {record.levelname for record in caplog.records}
 
@@ -117,9 +117,9 @@ def test_a_device_that_breaks_over_the_report_is_no_business_of_the_jobs(world: 
     settlement = world.worker(reporter=Breaking())(a_task(), StopSignal())
     assert isinstance(settlement, RetryLater)
     assert settlement.broken
-    assert (world.job().state, world.job().setbacks) == (JobState.ANNOUNCING, 0)
+    assert (world.job().state, world.job().failures) == (JobState.ANNOUNCING, 0)
     opened = world.trainer.opened
-    assert world.until_settled(a_task()) == Done()
+    assert world.until_settled(a_task()) == Ack()
     assert world.trainer.opened == opened
 
 
@@ -130,9 +130,9 @@ def test_a_worker_that_dies_of_the_report_has_trained_the_style(world: World) ->
 
     with pytest.raises(Crash):
         world.worker(reporter=Deadly())(a_task(), StopSignal())
-    assert world.job().setbacks == 0
+    assert world.job().failures == 0
     opened = world.trainer.opened
-    assert world.until_settled(a_task()) == Done()
+    assert world.until_settled(a_task()) == Ack()
     assert world.job().state is JobState.COMPLETED
     assert world.trainer.opened == opened
 
@@ -156,11 +156,11 @@ class Stopping:
 def test_a_worker_that_is_asked_to_stop_draws_no_report(world: World) -> None:
     stop = StopSignal()
     last = world.worker()
-    uploading = replace(last, blobs=Stopping(world.blobs, stop, LAYOUT.weights(7)))
+    uploading = replace(last, blobs=Stopping(world.blobs, stop, KEYS.weights(7)))
     uploading(a_task(), stop)
     assert world.weights()
-    assert LAYOUT.report(TASK_ID, "report.html") not in world.blobs.blobs
-    assert world.until_settled(a_task()) == Done()
+    assert KEYS.report(TASK_ID, "report.html") not in world.blobs.blobs
+    assert world.until_settled(a_task()) == Ack()
     assert len(world.notifier.final) == 1
 
 
@@ -183,7 +183,7 @@ def test_a_stop_while_previews_are_drawn_ends_the_report_and_the_style_is_announ
                 yield session
 
     trainer = Stopped(world.clock)
-    assert world.worker(trainer=trainer)(a_task(epochs=5), stop) == Done()
+    assert world.worker(trainer=trainer)(a_task(epochs=5), stop) == Ack()
     assert drawn[-1] is False, "no round is begun after a stop"
-    assert LAYOUT.report(TASK_ID, "report.html") not in world.blobs.blobs
+    assert KEYS.report(TASK_ID, "report.html") not in world.blobs.blobs
     assert len(world.notifier.final) == 1

@@ -13,30 +13,30 @@ import pytest
 from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
 from adapters.spool import SpoolQueue
-from adapters.wire.task import TaskReader, encode_task
-from application.announce import SLOW_ANSWER
+from adapters.schemas.task import TaskReader, encode_task
+from application.notify_outcome import SLOW_ANSWER
 from application.journal import Journal
-from application.listeners import Watcher, Watchers
+from application.event_bus import Watcher, Watchers
 from application.ports import (
     BaseFacts,
     Blob,
     BlobDenied,
     Delivery,
     DeliveryLost,
-    Fate,
+    DeadLetterAction,
     NotifierUnavailable,
     QueueUnavailable,
     TrainerBroken,
 )
-from application.refuse_task import RefuseTask
-from application.settlement import DeadLetter, Done, Settlement
-from application.stop import StopReason, StopSignal
+from application.reject_invalid_task import RejectInvalidTask
+from application.settlement import DeadLetter, Ack, Settlement
+from application.stop_signal import StopReason, StopSignal
 from application.worker_loop import AWAY_SECONDS, EMPTY_LOOKS, WorkerLoop
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
 from domain.task import TrainingTask
-from tests.application.world import LAYOUT, RULES, TASK_ID, World, a_task
+from tests.application.world import KEYS, CONFIG, TASK_ID, World, a_task
 
 BAD = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
 """Says which style it was, so that the backend is told."""
@@ -45,20 +45,20 @@ BAD = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
 def loop_over(
     world: World, queue: Any, watch: Watcher | None = None, notifier: Any = None
 ) -> WorkerLoop:
-    refuse = RefuseTask(
+    reject = RejectInvalidTask(
         blobs=world.blobs,
-        announcer=world.announcer(notifier or world.notifier),
+        notify_outcome=world.notify_outcome(notifier or world.notifier),
         clock=world.clock,
         journal=Journal(world.blobs, world.events.append),
-        layout=LAYOUT,
-        rules=RULES,
+        keys=KEYS,
+        config=CONFIG,
         worker="loop",
     )
     return WorkerLoop(
         queue=queue,
         parse=TaskReader(None),
         run=world.worker(),
-        refuse=refuse,
+        reject=reject,
         clock=world.clock,
         watch=watch or Watchers(),
     )
@@ -91,7 +91,7 @@ def test_a_watcher_hears_of_a_message_from_its_task_to_after_its_settlement(
     queue.publish(encode_task(a_task()))
     queue.publish(b"garbage")
     loop_over(world, queue, Watch())(StopSignal(), until_empty=True)
-    assert heard[:2] == [(TASK_ID, 1), ((TASK_ID, Done()), 0)]
+    assert heard[:2] == [(TASK_ID, 1), ((TASK_ID, Ack()), 0)]
     (((no_task, settlement), unsettled),) = heard[2:]
     assert no_task is None
     assert isinstance(settlement, DeadLetter)
@@ -104,7 +104,7 @@ def test_every_line_about_a_message_carries_its_task_the_last_one_too(
     context = LogContext("worker-1")
     caplog.handler.addFilter(context)
     caplog.set_level("INFO")
-    world.blobs.put(LAYOUT.lease(TASK_ID), foreign_lease(world))
+    world.blobs.put(KEYS.lease(TASK_ID), foreign_lease(world))
     queue.publish(encode_task(a_task()))
     loop_over(world, queue, context)(StopSignal(), until_empty=True)
     caplog.handler.removeFilter(context)
@@ -118,7 +118,7 @@ def test_the_lease_that_a_crash_left_of_a_refusal_is_removed_by_the_redelivery(
     queue.publish(BAD)
     loop_over(world, queue)(StopSignal(), until_empty=True)
     (journal,) = (at for at in world.blobs.blobs if at.name == "journal.json")
-    left = LAYOUT.lease(LAYOUT.recorded_task(journal) or "")
+    left = KEYS.lease(KEYS.recorded_task(journal) or "")
     world.blobs.put(left, foreign_lease(world))
     queue.publish(BAD)
     loop_over(world, queue)(StopSignal(), until_empty=True)
@@ -192,14 +192,14 @@ def test_a_bad_message_whose_record_is_damaged_is_tried_again_and_then_left_to_a
 ) -> None:
     queue.publish(BAD)
     loop_over(world, queue)(StopSignal(), until_empty=True)
-    (record,) = world.blobs.list(LAYOUT.bucket, "jobs/invalid-")
+    (record,) = world.blobs.list(KEYS.bucket, "jobs/invalid-")
     world.blobs.put(record, b"{")
 
     queue.publish(BAD)
     loop_over(world, queue)(StopSignal(), until_empty=True)
     assert queue.waiting == [BAD]
     assert "met a defect" not in caplog.text
-    for _ in range(RULES.most_retries):
+    for _ in range(CONFIG.max_retries):
         world.clock.advance(600)
         loop_over(world, queue)(StopSignal(), until_empty=True)
     assert queue.waiting == []
@@ -218,7 +218,7 @@ def test_a_defect_in_refusing_a_message_is_logged_and_at_last_left_to_a_person(
     loop_over(world, queue, notifier=Defective())(StopSignal(), until_empty=True)
     assert queue.waiting == [BAD], "no defect ends the worker"
     assert "met a defect" in caplog.text
-    for _ in range(RULES.most_retries):
+    for _ in range(CONFIG.max_retries):
         world.clock.advance(600)
         loop_over(world, queue, notifier=Defective())(StopSignal(), until_empty=True)
     assert queue.waiting == []
@@ -343,7 +343,7 @@ def test_a_worker_whose_device_answers_no_more_ends_and_leaves_the_other_tasks_a
         base = BaseFacts("broken", is_sd15=True)
         native_resolution = 512
 
-        def kind(self, _parameters: Any) -> None:
+        def batch_key(self, _parameters: Any) -> None:
             return None
 
         def open(self, _plan: Any, _resume: Any) -> Any:
@@ -358,7 +358,7 @@ def test_a_worker_whose_device_answers_no_more_ends_and_leaves_the_other_tasks_a
         loop(StopSignal())
     assert queue.unsettled == []
     assert sorted(queue.waiting) == sorted([first, second])
-    assert world.job().setbacks == 1
+    assert world.job().failures == 1
 
 
 def test_until_empty_a_message_that_is_still_being_written_is_waited_for(
@@ -367,6 +367,6 @@ def test_until_empty_a_message_that_is_still_being_written_is_waited_for(
     (tmp_path / "task.json").write_bytes(b"no task, and no end of one")
     spool = SpoolQueue(tmp_path, world.clock, lambda: "id")
     loop_over(world, spool)(StopSignal(), until_empty=True)
-    assert [letter.body for letter in spool.sift(lambda _: Fate.KEEP)] == [
+    assert [letter.body for letter in spool.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == [
         b"no task, and no end of one"
     ]

@@ -16,40 +16,40 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
-from application.announce import Announcer
+from application.notify_outcome import OutcomeNotifier
 from application.journal import Journal
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.lease import LeaseTerms
 from application.ports import BlobUnavailable, Notifier, TrainingSession
-from application.rules import Rules
+from application.worker_config import WorkerConfig
 from application.run_training import RunTraining
-from application.settlement import HandBack, RetryLater, Settlement
-from application.stop import StopSignal
+from application.settlement import Requeue, RetryLater, Settlement
+from application.stop_signal import StopSignal
 from domain.events import Event
 from domain.job import TrainingJob
 from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.task import TrainingTask
 
-RULES = Rules(
+CONFIG = WorkerConfig(
     fetch_concurrency=1,
     progress_every=7.0,
     cancel_poll=3.0,
     lease=LeaseTerms(12.0),
-    upload_patience=60.0,
+    upload_timeout=60.0,
 )
-LAYOUT = Layout("models")
+KEYS = StorageKeys("models")
 TASK_ID = "550e8400-e29b-41d4-a716-446655440000"
 TRIES = 12
 """Deliveries after which a message should long be settled."""
 
 
-def a_task(pictures: int = 10, **named: Any) -> TrainingTask:
+def a_task(images: int = 10, **named: Any) -> TrainingTask:
     """A task that takes 25 epochs unless told otherwise."""
     return TrainingTask(
         task_id=TASK_ID,
         style_id=7,
-        images=tuple(Location("media", f"7/{n:02d}.jpg") for n in range(pictures)),
+        images=tuple(Location("media", f"7/{n:02d}.jpg") for n in range(images)),
         tags=("watercolour",),
         requested=RequestedParameters({"epochs": 25, "batch_size": 4, **named}),
     )
@@ -117,7 +117,7 @@ class World:
         self.events: list[Event] = []
         self.workers = 0
         for n in range(30):
-            self.blobs.put(Location("media", f"7/{n:02d}.jpg"), f"picture {n}".encode())
+            self.blobs.put(Location("media", f"7/{n:02d}.jpg"), f"image {n}".encode())
 
     def worker(self, fault: Fault | None = None, **parts: Any) -> RunTraining:
         """The use case as one more worker has it."""
@@ -134,17 +134,17 @@ class World:
             "reporter": MemoryReporter(),
             "clock": self.clock,
             "journal": Journal(blobs, self.events.append),
-            "layout": LAYOUT,
-            "rules": RULES,
+            "keys": KEYS,
+            "config": CONFIG,
             "worker": f"worker-{self.workers}",
             "uploads": InlineExecutor(),
         }
         known |= parts
-        return RunTraining(**{"announcer": self.announcer(known["notifier"]), **known})
+        return RunTraining(**{"notify_outcome": self.notify_outcome(known["notifier"]), **known})
 
-    def announcer(self, notifier: Notifier) -> Announcer:
+    def notify_outcome(self, notifier: Notifier) -> OutcomeNotifier:
         """Makes the final calls, without chance."""
-        return Announcer(notifier=notifier, clock=self.clock, random=lambda: 1.0)
+        return OutcomeNotifier(notifier=notifier, clock=self.clock, random=lambda: 1.0)
 
     def until_settled(self, task: TrainingTask) -> Settlement:
         """What redelivery does: new workers, each at its time, until the message is settled."""
@@ -152,7 +152,7 @@ class World:
             settlement = self.worker()(task, StopSignal(), retry)
             if isinstance(settlement, RetryLater):
                 self.clock.advance(settlement.delay)
-            elif not isinstance(settlement, HandBack):
+            elif not isinstance(settlement, Requeue):
                 return settlement
         raise AssertionError(f"not settled after {TRIES} tries: {settlement}")
 
@@ -161,13 +161,13 @@ class World:
         fresh = TrainingJob(task_id=TASK_ID, style_id=7)
         return (
             Journal(self.blobs, self.events.append)
-            .open(LAYOUT.journal(TASK_ID), "observer", fresh)
+            .open(KEYS.journal(TASK_ID), "observer", fresh)
             .job
         )
 
     def weights(self) -> bytes:
         """The finished style."""
-        return self.blobs.get(LAYOUT.weights(7)).data
+        return self.blobs.get(KEYS.weights(7)).data
 
     def leases(self) -> list[Location]:
         """The leases that lie about."""

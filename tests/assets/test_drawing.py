@@ -26,12 +26,12 @@ def _circle(colour: str, background: str) -> Scene:
     return Scene((shape,), "", Background("plain", background, background))
 
 
-def _pixels(picture: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    return np.asarray(picture, dtype=np.float64)
+def _pixels(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.asarray(image, dtype=np.float64)
 
 
 @pytest.mark.parametrize("draw", [draw_scene, draw_styled_scene])
-def test_the_same_seed_draws_the_same_picture_and_caption(draw):
+def test_the_same_seed_draws_the_same_image_and_caption(draw):
     first, first_caption = draw(np.random.default_rng(7), 64)
     again, again_caption = draw(np.random.default_rng(7), 64)
     assert first.tobytes() == again.tobytes()
@@ -39,7 +39,7 @@ def test_the_same_seed_draws_the_same_picture_and_caption(draw):
 
 
 @pytest.mark.parametrize("draw", [draw_scene, draw_styled_scene])
-def test_another_seed_draws_another_picture(draw):
+def test_another_seed_draws_another_image(draw):
     first, _ = draw(np.random.default_rng(7), 64)
     other, _ = draw(np.random.default_rng(8), 64)
     assert first.tobytes() != other.tobytes()
@@ -50,7 +50,7 @@ def test_textures_are_determined_by_the_seed():
     assert first.tobytes() == again.tobytes() != other.tobytes()
 
 
-def test_pictures_have_the_width_and_height_asked_for():
+def test_images_have_the_width_and_height_asked_for():
     rng = np.random.default_rng(0)
     assert draw_scene(rng, (72, 56))[0].size == (72, 56)
     assert draw_styled_scene(rng, (56, 72))[0].size == (56, 72)
@@ -73,9 +73,9 @@ def test_every_caption_names_only_colours_and_shapes_that_are_painted():
 
 
 def test_a_plain_scene_shows_the_colours_of_its_caption():
-    picture = _pixels(paint_plain(_circle("red", "blue"), np.random.default_rng(0), 64))
-    assert np.abs(picture[32, 32] - COLOURS["red"]).max() < 30
-    assert np.abs(picture[2, 2] - COLOURS["blue"]).max() < 30
+    image = _pixels(paint_plain(_circle("red", "blue"), np.random.default_rng(0), 64))
+    assert np.abs(image[32, 32] - COLOURS["red"]).max() < 30
+    assert np.abs(image[2, 2] - COLOURS["blue"]).max() < 30
 
 
 def test_the_style_changes_the_same_scene_throughout():
@@ -91,13 +91,13 @@ def test_the_style_has_paper_at_the_margin_and_ink_in_the_shape():
     assert (styled[32:96, 32:96].max(axis=2) < 80).any()
 
 
-def test_a_style_set_has_a_caption_beside_every_picture(tmp_path: Path):
+def test_a_style_set_has_a_caption_beside_every_image(tmp_path: Path):
     paths = draw_style_set(tmp_path / "style", count=10, seed=3, size=64)
     assert len(paths) == 10
     assert {path.suffix for path in paths} == {".jpg", ".png"}
     for path in paths:
-        with Image.open(path) as picture:
-            assert min(picture.size) >= 57
+        with Image.open(path) as image:
+            assert min(image.size) >= 57
         assert path.with_suffix(".txt").read_text("utf-8").startswith(("a ", "an "))
 
 

@@ -126,7 +126,7 @@ def test_the_autoencoder_keeps_a_scenes_colours(pipeline):
 
 
 def _draw(pipeline, prompts):
-    """Pictures (prompt, height, width, 3) in 0..255, each from a seed of its own."""
+    """Images (prompt, height, width, 3) in 0..255, each from a seed of its own."""
     import torch
     from diffusers import DDIMScheduler
 
@@ -159,11 +159,11 @@ def test_a_caption_decides_the_colours_of_shape_and_background(pipeline):
 
     names = list(COLOURS)
     pairs = [(name, names[(index + 4) % len(names)]) for index, name in enumerate(names)]
-    pictures = _draw(
+    images = _draw(
         pipeline, [f"a large {shape} circle on a {ground} background" for shape, ground in pairs]
     )
-    shapes = _name_of(pictures[:, 52:76, 52:76].mean(axis=(1, 2)))
-    grounds = _name_of(pictures[:, :12, :12].mean(axis=(1, 2)))
+    shapes = _name_of(images[:, 52:76, 52:76].mean(axis=(1, 2)))
+    grounds = _name_of(images[:, :12, :12].mean(axis=(1, 2)))
     assert sum(got == asked for got, (asked, _) in zip(shapes, pairs, strict=True)) >= 7, shapes
     assert sum(got == asked for got, (_, asked) in zip(grounds, pairs, strict=True)) >= 7, grounds
 

@@ -83,8 +83,8 @@ def test_runs_that_are_measured_together_wait_for_one_another(
     )
     base: Any = None
     bench = Bench(torch.device("cpu"), base, (), 64, seconds=1.0)
-    for seats in (1, 2):
-        bench.trainer(PLAIN, seats)
+    for slots in (1, 2):
+        bench.trainer(PLAIN, slots)
     assert asked == [LEAST_PATIENCE, PATIENCE]
 
 

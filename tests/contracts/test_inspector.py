@@ -1,4 +1,4 @@
-"""What every picture inspector promises."""
+"""What every image inspector promises."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image
 
 from adapters.memory import MemoryInspector
 from adapters.pillow import PillowInspector
-from application.ports import PictureInspector
-from domain.picture import MIN_SIDE_PIXELS, PictureRefused
+from application.ports import ImageInspector
+from domain.image import MIN_SIDE_PIXELS, ImageRefused
 
 
 @dataclass(frozen=True)
 class Harness:
-    """An inspector, two pictures that differ, and a file that is no picture."""
+    """An inspector, two images that differ, and a file that is no image."""
 
-    inspector: PictureInspector
-    pictures: tuple[bytes, bytes]
+    inspector: ImageInspector
+    images: tuple[bytes, bytes]
     broken: bytes = b"broken"
 
 
@@ -39,7 +39,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def test_facts_are_plausible(harness: Harness) -> None:
-    for data in harness.pictures:
+    for data in harness.images:
         facts = harness.inspector.inspect(data)
         assert min(facts.width, facts.height) >= MIN_SIDE_PIXELS
         assert len(bytes.fromhex(facts.sha256)) == 32
@@ -47,19 +47,19 @@ def test_facts_are_plausible(harness: Harness) -> None:
 
 
 def test_equal_files_have_equal_facts_and_others_do_not(harness: Harness) -> None:
-    first, second = (harness.inspector.inspect(data) for data in harness.pictures)
-    assert harness.inspector.inspect(harness.pictures[0]) == first
+    first, second = (harness.inspector.inspect(data) for data in harness.images)
+    assert harness.inspector.inspect(harness.images[0]) == first
     assert first.sha256 != second.sha256
     assert first.perceptual_hash != second.perceptual_hash
 
 
-def test_what_is_no_picture_is_refused_with_a_reason(harness: Harness) -> None:
-    with pytest.raises(PictureRefused, match=r"^.+$"):
+def test_what_is_no_image_is_refused_with_a_reason(harness: Harness) -> None:
+    with pytest.raises(ImageRefused, match=r"^.+$"):
         harness.inspector.inspect(harness.broken)
 
 
 def test_threads_may_share_an_inspector(harness: Harness) -> None:
-    alone = [harness.inspector.inspect(data) for data in harness.pictures]
+    alone = [harness.inspector.inspect(data) for data in harness.images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(harness.inspector.inspect, harness.pictures * 8))
+        together = list(pool.map(harness.inspector.inspect, harness.images * 8))
     assert together == alone * 8

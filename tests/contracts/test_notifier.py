@@ -15,7 +15,7 @@ from adapters.console import ConsoleNotifier
 from adapters.memory import MemoryNotifier
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from adapters.wire.bodies import complete_body, failed_body, progress_body
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from application.ports import Notifier
 from domain.failure import Failure, FailureCode
 from domain.location import Location

@@ -16,7 +16,7 @@ import pytest
 
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.spool import SpoolQueue
-from application.ports import DeadLetters, Delivery, DeliveryLost, Fate, Queue, QueueDepths
+from application.ports import DeadLetters, Delivery, DeliveryLost, DeadLetterAction, Queue, QueueDepths
 from tests.services.queues import PORT, opened, own_options
 from tests.services.tcp_proxy import Proxy
 
@@ -24,7 +24,7 @@ SETTLE: dict[str, Callable[[Queue, Delivery], None]] = {
     "acknowledge": lambda queue, delivery: queue.acknowledge(delivery),
     "retry_later": lambda queue, delivery: queue.retry_later(delivery, 0.1, "reason"),
     "dead_letter": lambda queue, delivery: queue.dead_letter(delivery, "reason"),
-    "hand_back": lambda queue, delivery: queue.hand_back(delivery),
+    "requeue": lambda queue, delivery: queue.requeue(delivery),
 }
 every_way = pytest.mark.parametrize("settle", SETTLE.values(), ids=SETTLE.keys())
 
@@ -60,7 +60,7 @@ class Harness:
 
     def dead(self) -> list[tuple[bytes, str]]:
         """Bodies of the dead letters, each with its reason, oldest first."""
-        return [(letter.body, letter.reason) for letter in self.letters.sift(lambda _: Fate.KEEP)]
+        return [(letter.body, letter.reason) for letter in self.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)]
 
     def is_idle(self) -> bool:
         return self.queue.receive(0.5) is None
@@ -223,7 +223,7 @@ def test_a_dead_letter_keeps_the_details_of_its_reason_and_its_time(harness: Har
     harness.queue.publish(b"{}")
     details = {"field": "data.tags", "value": "'Grüße\n画'", "remedy": "give a list"}
     harness.queue.dead_letter(harness.receive(), "wrong", details)
-    (letter,) = harness.letters.sift(lambda _: Fate.KEEP)
+    (letter,) = harness.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)
     assert letter.details.items() >= details.items()
     assert letter.since is not None
 
@@ -234,11 +234,11 @@ def test_looking_at_dead_letters_leaves_them_and_a_wanted_one_goes_back(harness:
         harness.queue.publish(body)
         harness.queue.dead_letter(harness.receive(), "the backend refuses")
     for _ in range(2):
-        assert [letter.body for letter in harness.letters.sift(lambda _: Fate.KEEP)] == bodies
+        assert [letter.body for letter in harness.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == bodies
     assert harness.is_idle()
 
-    shown = harness.letters.sift(
-        lambda letter: Fate.PUT_BACK if letter.body == bodies[1] else Fate.KEEP
+    shown = harness.letters.process_dead_letters(
+        lambda letter: DeadLetterAction.PUT_BACK if letter.body == bodies[1] else DeadLetterAction.KEEP
     )
     assert [letter.body for letter in shown] == bodies
     again = harness.receive()
@@ -252,7 +252,7 @@ def test_a_dead_letter_that_is_dropped_is_gone_and_the_others_stay(harness: Harn
     for body in (b'{"n": 1}', b'{"n": 2}', b'{"n": 3}'):
         harness.queue.publish(body)
         harness.queue.dead_letter(harness.receive(), "the style is gone")
-    harness.letters.sift(lambda letter: Fate.DROP if b"2" in letter.body else Fate.KEEP)
+    harness.letters.process_dead_letters(lambda letter: DeadLetterAction.DROP if b"2" in letter.body else DeadLetterAction.KEEP)
     assert [body for body, _ in harness.dead()] == [b'{"n": 1}', b'{"n": 3}']
     assert harness.is_idle()
 
@@ -260,7 +260,7 @@ def test_a_dead_letter_that_is_dropped_is_gone_and_the_others_stay(harness: Harn
 def test_a_letter_put_back_may_die_again(harness: Harness) -> None:
     harness.queue.publish(b"{}")
     harness.queue.dead_letter(harness.receive(), "once")
-    harness.letters.sift(lambda _: Fate.PUT_BACK)
+    harness.letters.process_dead_letters(lambda _: DeadLetterAction.PUT_BACK)
     harness.queue.dead_letter(harness.receive(), "twice")
     assert harness.dead() == [(b"{}", "twice")]
 
@@ -275,7 +275,7 @@ def test_depths_count_what_waits_and_what_is_dead(harness: Harness) -> None:
 
 def test_a_message_handed_back_comes_again_at_once_and_does_not_count(harness: Harness) -> None:
     harness.queue.publish(b"{}")
-    harness.queue.hand_back(harness.receive())
+    harness.queue.requeue(harness.receive())
     again = harness.receive()
     assert (again.body, again.retries, again.redelivered) == (b"{}", 0, True)
 
@@ -284,7 +284,7 @@ def test_settling_one_delivery_leaves_the_others_held(harness: Harness) -> None:
     harness.queue.publish(b'{"n": 1}')
     harness.queue.publish(b'{"n": 2}')
     first, second = harness.receive(), harness.receive()
-    harness.queue.hand_back(second)
+    harness.queue.requeue(second)
     assert harness.receive().body == b'{"n": 2}'
     harness.queue.acknowledge(first)
     assert harness.is_idle()

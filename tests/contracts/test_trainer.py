@@ -22,23 +22,23 @@ from application.ports import (
     TrainingSession,
 )
 from domain.parameters import TrainingParameters
-from domain.picture import Picture
+from domain.image import TrainingImage
 
 EPOCHS = 3
 
 
 @dataclass(frozen=True)
 class Harness:
-    """A trainer with pictures that it can train on: three, all of one shape."""
+    """A trainer with images that it can train on: three, all of one shape."""
 
     trainer: Trainer
-    pictures: tuple[Picture, ...]
+    images: tuple[TrainingImage, ...]
     seated: Callable[[int], Trainer]
-    """Another one, with so many seats."""
+    """Another one, with so many slots."""
     resolution: int = 64
 
     def plan(self, **parameters: Any) -> TrainingPlan:
-        """Three pictures, two at a time: two steps an epoch, the second one smaller."""
+        """Three images, two at a time: two steps an epoch, the second one smaller."""
         values = {
             **{"epochs": EPOCHS, "resolution": self.resolution, "batch_size": 2, "rank": 2},
             **{"learning_rate": 1e-3, "lr_warmup_steps": 0, "sample_prompts": ("a sun",)},
@@ -46,7 +46,7 @@ class Harness:
         }
         return TrainingPlan(
             style_id=7,
-            pictures=self.pictures,
+            images=self.images,
             tags=("ink",),
             parameters=TrainingParameters(**values),
         )
@@ -55,12 +55,12 @@ class Harness:
 @pytest.fixture
 def memory() -> Harness:
     inspect = MemoryInspector().inspect
-    files = {f"{name}.png": f"picture {name}".encode() for name in "abc"}
-    pictures = tuple(Picture(name, data, inspect(data)) for name, data in files.items())
+    files = {f"{name}.png": f"image {name}".encode() for name in "abc"}
+    images = tuple(TrainingImage(name, data, inspect(data)) for name, data in files.items())
     return Harness(
         MemoryTrainer(ManualClock()),
-        pictures,
-        lambda seats: MemoryTrainer(ManualClock(), seats=seats),
+        images,
+        lambda slots: MemoryTrainer(ManualClock(), slots=slots),
     )
 
 
@@ -71,17 +71,17 @@ def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     from adapters.pillow import PillowInspector, decode
     from assets.drawing import draw_style_set
 
-    files = draw_style_set(tmp_path_factory.mktemp("pictures"), count=3, seed=1)
+    files = draw_style_set(tmp_path_factory.mktemp("images"), count=3, seed=1)
     inspect = PillowInspector().inspect
-    pictures = tuple(
-        Picture(file.name, file.read_bytes(), inspect(file.read_bytes())) for file in files
+    images = tuple(
+        TrainingImage(file.name, file.read_bytes(), inspect(file.read_bytes())) for file in files
     )
     small_base = Path(__file__).resolve().parents[2] / "assets" / "small_base"
     base = load_base(str(small_base), device="cpu")
     return Harness(
         DiffusionTrainer(base, decode),
-        pictures,
-        lambda seats: DiffusionTrainer(base, decode, seats=seats),
+        images,
+        lambda slots: DiffusionTrainer(base, decode, slots=slots),
     )
 
 
@@ -263,7 +263,7 @@ def test_a_session_that_breaks_off_leaves_the_trainer_free(harness: Harness) -> 
 
 def test_with_one_seat_every_run_is_alone(harness: Harness) -> None:
     trainer, plan = harness.trainer, harness.plan()
-    assert trainer.kind(plan.parameters) is None
+    assert trainer.batch_key(plan.parameters) is None
     with trainer.open(plan, None) as session:
         with pytest.raises(RuntimeError), trainer.open(harness.plan(seed=1), None):
             pass
@@ -276,8 +276,8 @@ def test_runs_of_one_kind_train_at_the_same_time_and_end_as_they_would_alone(
     plans = [harness.plan(seed=seed, epochs=epochs) for seed, epochs in ((1, 3), (2, 2), (3, 3))]
     alone = [run(harness, plan) for plan in plans]
     shared = replace(harness, trainer=harness.seated(3))
-    assert len({shared.trainer.kind(plan.parameters) for plan in plans}) == 1
-    assert shared.trainer.kind(plans[0].parameters) is not None
+    assert len({shared.trainer.batch_key(plan.parameters) for plan in plans}) == 1
+    assert shared.trainer.batch_key(plans[0].parameters) is not None
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda plan: run(shared, plan), plans))
     for found, wanted in zip(together, alone, strict=True):
@@ -317,7 +317,7 @@ def test_more_runs_than_seats_or_of_another_kind_are_refused(harness: Harness) -
             pass
         with (
             trainer.open(harness.plan(seed=2), None),
-            pytest.raises(RuntimeError, match="seats"),
+            pytest.raises(RuntimeError, match="slots"),
             trainer.open(harness.plan(seed=3), None),
         ):
             pass

@@ -13,7 +13,7 @@ from pika.exceptions import ChannelClosedByBroker
 from adapters.clock import SystemClock
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import Fate
+from application.ports import DeadLetterAction
 from tests.deploy.files import ROOT, SETTINGS
 from tests.services.broker import Broker, own_broker
 
@@ -68,10 +68,10 @@ def test_a_worker_can_do_all_that_it_does_with_messages(broker: Broker) -> None:
         assert second is not None
         assert second.retries == 1
         queue.dead_letter(second, "another reason")
-        assert [letter.body for letter in queue.sift(lambda _letter: Fate.PUT_BACK)] == [b"{}"]
+        assert [letter.body for letter in queue.process_dead_letters(lambda _letter: DeadLetterAction.PUT_BACK)] == [b"{}"]
         third = queue.receive(10.0)
         assert third is not None
-        queue.hand_back(third)
+        queue.requeue(third)
         fourth = queue.receive(10.0)
         assert fourth is not None
         queue.acknowledge(fourth)

@@ -103,7 +103,7 @@ def test_a_file_that_is_mounted_exists(name: str) -> None:
 
 
 def test_the_worker_is_killed_later_than_it_ends_by_itself() -> None:
-    grace = accepted(SERVICES["worker"]["environment"]).grace_seconds
+    grace = accepted(SERVICES["worker"]["environment"]).shutdown_timeout
     assert int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) > grace
 
 

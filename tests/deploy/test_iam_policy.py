@@ -17,10 +17,10 @@ from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
 from application.cancellation import cancellation_requested, request_cancellation
 from application.check_bucket import check_bucket
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.ports import BlobDenied, BlobMissing, IfAbsent, IfMatch
-from application.settlement import Done
-from application.stop import StopSignal
+from application.settlement import Ack
+from application.stop_signal import StopSignal
 from domain.location import Location
 from domain.task import TrainingTask
 from tests.application.world import TASK_ID, World, a_task
@@ -28,21 +28,21 @@ from tests.deploy.files import SETTINGS, read_json
 
 IMAGES: str = SETTINGS["AWS_STORAGE_BUCKET_NAME"].default
 MODELS: str = SETTINGS["MODEL_BUCKET_NAME"].default
-LAYOUT = Layout(MODELS)
-PICTURES = 10
+KEYS = StorageKeys(MODELS)
+IMAGES = 10
 REGION = "us-east-1"
 
 
-# Before the user is there, everything is allowed: two buckets, the pictures, three calls to IAM.
-@set_initial_no_auth_action_count(2 + PICTURES + 3)
+# Before the user is there, everything is allowed: two buckets, the images, three calls to IAM.
+@set_initial_no_auth_action_count(2 + IMAGES + 3)
 def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
     root = {"aws_access_key_id": "r", "aws_secret_access_key": "r", "region_name": REGION}
     with mock_aws():
         s3, iam = boto3.client("s3", **root), boto3.client("iam", **root)
         for bucket in (IMAGES, MODELS):
             s3.create_bucket(Bucket=bucket)
-        for n in range(PICTURES):
-            s3.put_object(Bucket=IMAGES, Key=f"7/{n:02d}.jpg", Body=f"picture {n}".encode())
+        for n in range(IMAGES):
+            s3.put_object(Bucket=IMAGES, Key=f"7/{n:02d}.jpg", Body=f"image {n}".encode())
         iam.create_user(UserName="worker")
         policy = json.dumps(read_json("iam-policy.json"))
         iam.put_user_policy(UserName="worker", PolicyName="worker", PolicyDocument=policy)
@@ -59,7 +59,7 @@ def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
 
 
 def _task(**named: Any) -> TrainingTask:
-    task = a_task(PICTURES, **named)
+    task = a_task(IMAGES, **named)
     images = tuple(Location(IMAGES, image.key) for image in task.images)
     return TrainingTask(
         task_id=task.task_id, style_id=task.style_id, images=images, requested=task.requested
@@ -70,40 +70,40 @@ def test_a_whole_job_runs_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
         world = World()
         world.blobs = blobs  # type: ignore[assignment]  # a real one in its place
-        settlement = world.worker(layout=LAYOUT)(_task(), StopSignal())
-        assert settlement == Done()
-        assert not blobs.list(MODELS, LAYOUT.lease(TASK_ID).key)
-        assert len(blobs.list(MODELS, LAYOUT.weights(7).key)) == 1
+        settlement = world.worker(keys=KEYS)(_task(), StopSignal())
+        assert settlement == Ack()
+        assert not blobs.list(MODELS, KEYS.lease(TASK_ID).key)
+        assert len(blobs.list(MODELS, KEYS.weights(7).key)) == 1
 
     _under_the_policy(trial)
 
 
 def test_a_job_can_be_cancelled_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
-        assert not cancellation_requested(TASK_ID, blobs, LAYOUT)
-        request_cancellation(TASK_ID, blobs, LAYOUT, datetime(2026, 1, 1, tzinfo=UTC))
-        assert cancellation_requested(TASK_ID, blobs, LAYOUT)
+        assert not cancellation_requested(TASK_ID, blobs, KEYS)
+        request_cancellation(TASK_ID, blobs, KEYS, datetime(2026, 1, 1, tzinfo=UTC))
+        assert cancellation_requested(TASK_ID, blobs, KEYS)
 
     _under_the_policy(trial)
 
 
 def test_the_check_passes_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
-        probe = LAYOUT.probe("worker").key
+        probe = KEYS.probe("worker").key
         assert "can be read" in check_bucket(blobs, Location(IMAGES, probe), write=False)
         assert "written" in check_bucket(blobs, Location(MODELS, probe), write=True)
 
     _under_the_policy(trial)
 
 
-@pytest.mark.parametrize("at", [LAYOUT.weights(7), LAYOUT.checkpoint(TASK_ID, 1, 1)])
+@pytest.mark.parametrize("at", [KEYS.weights(7), KEYS.checkpoint(TASK_ID, 1, 1)])
 def test_what_is_large_can_be_sent_in_parts(at: Location) -> None:
     _under_the_policy(lambda blobs: blobs.put(at, bytes(7 * MIB)))
 
 
 def test_conditions_hold_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
-        at = LAYOUT.lease(TASK_ID)
+        at = KEYS.lease(TASK_ID)
         etag = blobs.put(at, b"first", condition=IfAbsent())
         blobs.put(at, b"second", condition=IfMatch(etag))
         blobs.delete(at)
@@ -126,9 +126,9 @@ def test_what_is_missing_is_told_from_what_is_denied(bucket: str) -> None:
         lambda blobs: blobs.put(Location(IMAGES, "7/00.jpg"), b"another"),
         lambda blobs: blobs.delete(Location(IMAGES, "7/00.jpg")),
         lambda blobs: blobs.put(Location(MODELS, "elsewhere/x"), b"x"),
-        lambda blobs: blobs.delete(LAYOUT.weights(7)),
+        lambda blobs: blobs.delete(KEYS.weights(7)),
     ],
-    ids=["overwrite a picture", "delete a picture", "write elsewhere", "delete a style"],
+    ids=["overwrite an image", "delete an image", "write elsewhere", "delete a style"],
 )
 def test_the_rest_is_denied(act: Callable[[S3BlobStore], object]) -> None:
     def trial(blobs: S3BlobStore) -> None:
@@ -143,7 +143,7 @@ def test_a_policy_that_lacks_an_action_is_noticed(monkeypatch: pytest.MonkeyPatc
     policy["Statement"] = [s for s in policy["Statement"] if s["Sid"] != "DeliverStyles"]
     monkeypatch.setitem(globals(), "read_json", lambda _name: policy)
     with pytest.raises(BlobDenied):
-        _under_the_policy(lambda blobs: blobs.put(LAYOUT.weights(7), b"weights"))
+        _under_the_policy(lambda blobs: blobs.put(KEYS.weights(7), b"weights"))
 
 
 def test_the_lifecycle_rule_clears_uploads_that_were_broken_off_and_expires_nothing() -> None:

@@ -95,7 +95,7 @@ def test_what_is_secret_is_in_the_secret_alone() -> None:
 
 
 def test_the_worker_ends_by_itself_before_it_is_killed() -> None:
-    assert POD["terminationGracePeriodSeconds"] > float(SETTINGS_MAP["GRACE_SECONDS"])
+    assert POD["terminationGracePeriodSeconds"] > float(SETTINGS_MAP["SHUTDOWN_TIMEOUT"])
 
 
 def test_the_probes_ask_the_status_page_where_it_listens() -> None:

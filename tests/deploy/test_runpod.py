@@ -50,7 +50,7 @@ def test_the_worker_starts_with_these_settings() -> None:
     assert settings.has_broker
     assert settings.has_s3
     assert settings.rabbitmq_ssl
-    assert settings.grace_seconds < SPOT_SECONDS
+    assert settings.shutdown_timeout < SPOT_SECONDS
 
 
 def test_every_secret_is_a_reference_that_the_page_explains() -> None:

@@ -1,4 +1,4 @@
-"""The small base and a few drawn pictures: what every test of the trainer needs."""
+"""The small base and a few drawn images: what every test of the trainer needs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from assets.drawing import draw_style_set
-from domain.picture import Picture
-from tests.diffusion.runs import read_pictures
+from domain.image import TrainingImage
+from tests.diffusion.runs import read_images
 
 SMALL_BASE = Path(__file__).resolve().parents[2] / "assets" / "small_base"
 
@@ -27,10 +27,10 @@ def base() -> BaseModel:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Picture, ...]:
-    """Five pictures with captions, the last of them not square."""
-    folder = tmp_path_factory.mktemp("pictures")
-    return read_pictures(draw_style_set(folder, count=5, seed=11, size=320))
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingImage, ...]:
+    """Five images with captions, the last of them not square."""
+    folder = tmp_path_factory.mktemp("images")
+    return read_images(draw_style_set(folder, count=5, seed=11, size=320))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""How well a style file serves pictures of the style that were not trained on."""
+"""How well a style file serves images of the style that were not trained on."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from adapters.diffusion.data.dataset import Dataset, encode_dataset
 from adapters.diffusion.step.loss import objective_of
 from adapters.pillow import decode
 from benchmarks.full_size import pipeline_of
-from domain.picture import Picture
+from domain.image import TrainingImage
 
 CPU = torch.device("cpu")
 
 
-def encode_held_out(base: BaseModel, pictures: Sequence[Picture]) -> Dataset:
+def encode_held_out(base: BaseModel, images: Sequence[TrainingImage]) -> Dataset:
     """Squares at the base's own resolution, with the captions that belong to them."""
     size = (base.native_resolution,) * 2
-    images = [(decode(picture.data), size) for picture in pictures]
-    captions = [picture.caption or "" for picture in pictures]
-    return encode_dataset(base, images, captions, mirrored=False, device=CPU)
+    decoded_images = [(decode(image.data), size) for image in images]
+    captions = [image.caption or "" for image in images]
+    return encode_dataset(base, decoded_images, captions, mirrored=False, device=CPU)
 
 
 @torch.no_grad()
 def held_out_loss(
     base: BaseModel, style: Path | None, dataset: Dataset, timesteps: Sequence[int]
 ) -> float:
-    """Mean loss over every picture at every timestep, always with the same noises.
+    """Mean loss over every image at every timestep, always with the same noises.
 
     Args:
         style: the trained file, loaded as users load it; None for the base model.
@@ -45,7 +45,7 @@ def held_out_loss(
 
 def _loss(base: BaseModel, dataset: Dataset, timesteps: Sequence[int]) -> float:
     objective = objective_of(base.noise_schedule, None, CPU)
-    batch = tuple(range(len(dataset.pictures)))
+    batch = tuple(range(len(dataset.images)))
     generator = torch.Generator().manual_seed(20)
     latents = dataset.latents(
         batch, [False] * len(batch), torch.randn(dataset.shape(batch), generator=generator)

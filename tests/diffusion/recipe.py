@@ -22,8 +22,8 @@ def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tens
     It shares with the trainer only the draws: order, noises, timesteps, initial weights.
     """
     parameters, unet = plan.parameters, base.unet
-    images = [decode(picture.data) for picture in plan.pictures]
-    sizes = [bucket_of(*image.size, parameters.resolution) for image in images]
+    decoded_images = [decode(image.data) for image in plan.images]
+    sizes = [bucket_of(*decoded_image.size, parameters.resolution) for decoded_image in decoded_images]
     buckets = [
         [i for i, other in enumerate(sizes) if other == size] for size in sorted(set(sizes))
     ]
@@ -49,14 +49,14 @@ def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tens
             losses = 0.0
             batches = epoch_batches(buckets, parameters.batch_size, parameters.seed, epoch)
             for position, batch in enumerate(batches):
-                loss = loss_of(base, plan, images, sizes, batch, epoch * epoch_steps + position)
+                loss = loss_of(base, plan, decoded_images, sizes, batch, epoch * epoch_steps + position)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
                 losses += loss.item() * len(batch)
-            curve.append(losses / len(images))
+            curve.append(losses / len(decoded_images))
         return curve, torch.cat([weight.detach().flatten() for weight in weights])
     finally:
         unet.unload_lora()
@@ -65,7 +65,7 @@ def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tens
 def loss_of(
     base: BaseModel,
     plan: TrainingPlan,
-    images: list,
+    decoded_images: list,
     sizes: list[tuple[int, int]],
     batch: tuple[int, ...],
     step: int,
@@ -74,16 +74,16 @@ def loss_of(
     with torch.no_grad():
         encoded = encode_dataset(
             base,
-            [(images[i], sizes[i]) for i in batch],
-            [plan.pictures[i].caption.strip() for i in batch],
+            [(decoded_images[i], sizes[i]) for i in batch],
+            [plan.images[i].caption.strip() for i in batch],
             mirrored=False,
             device=device,
         )
     draw = draw_step(plan.parameters, step, encoded.shape(tuple(range(len(batch)))), 1000)
     latents = torch.cat(
         [
-            picture.mean + picture.deviation * noise
-            for picture, noise in zip(encoded.pictures, draw.posterior.to(device), strict=True)
+            image.mean + image.deviation * noise
+            for image, noise in zip(encoded.images, draw.posterior.to(device), strict=True)
         ]
     )
     latents = latents * base.vae.config.scaling_factor

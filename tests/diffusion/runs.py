@@ -18,7 +18,7 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import PillowInspector
 from application.ports import EpochRecord, StepReport, TrainingPlan, TrainingSession
 from domain.parameters import TrainingParameters
-from domain.picture import Picture
+from domain.image import TrainingImage
 
 needs_prodigy = pytest.mark.skipif(
     find_spec("prodigyopt") is None,
@@ -33,11 +33,11 @@ EVERY_OPTION: dict[str, Any] = {
 }
 
 
-def read_pictures(paths: Sequence[Path]) -> tuple[Picture, ...]:
-    """Pictures as the use case gives them to the trainer, with the captions beside them."""
+def read_images(paths: Sequence[Path]) -> tuple[TrainingImage, ...]:
+    """Images as the use case gives them to the trainer, with the captions beside them."""
     inspect = PillowInspector().inspect
     return tuple(
-        Picture(
+        TrainingImage(
             path.name,
             path.read_bytes(),
             inspect(path.read_bytes()),
@@ -48,13 +48,13 @@ def read_pictures(paths: Sequence[Path]) -> tuple[Picture, ...]:
 
 
 def plan_of(
-    pictures: Sequence[Picture], tags: tuple[str, ...] = ("ink", "wash"), **parameters: Any
+    images: Sequence[TrainingImage], tags: tuple[str, ...] = ("ink", "wash"), **parameters: Any
 ) -> TrainingPlan:
     """A short run at 64 px that moves the weights visibly."""
     values = {"epochs": 2, "resolution": 64, "learning_rate": 1e-2, "rank": 4, **parameters}
     return TrainingPlan(
         style_id=7,
-        pictures=tuple(pictures),
+        images=tuple(images),
         tags=tags,
         parameters=TrainingParameters(**values),
     )

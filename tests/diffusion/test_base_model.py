@@ -175,7 +175,7 @@ def test_code_in_a_folder_is_not_run(copy: Path) -> None:
     assert "of MyUNet" in refusal(copy)
 
 
-def test_a_model_that_predicts_the_picture_is_refused(copy: Path) -> None:
+def test_a_model_that_predicts_the_image_is_refused(copy: Path) -> None:
     edit_json(copy / "scheduler" / "scheduler_config.json", prediction_type="sample")
     assert "predicts 'sample'" in refusal(copy)
 

@@ -15,13 +15,13 @@ from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import TrainerBroken
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import plan_of
-from tests.diffusion.tape import Tape
+from tests.diffusion.fake_cuda_graph import Tape
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 CardError: type[RuntimeError] = getattr(torch, "AcceleratorError", RuntimeError)
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
 DETAILS = "\nCUDA kernel errors might be asynchronously reported at some other API call."
@@ -68,15 +68,15 @@ CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
 }
 
 
-@pytest.mark.parametrize("seats", [1, 2])
+@pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_session_on_a_broken_device_says_so_and_so_does_leaving_it(
-    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, call: str, seats: int
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, call: str, slots: int
 ) -> None:
-    trainer = DiffusionTrainer(base, decode, seats=seats)
+    trainer = DiffusionTrainer(base, decode, slots=slots)
     place, ask = CALLS[call]
     stack = ExitStack()
-    session = stack.enter_context(trainer.open(plan_of(pictures[:1], validation_epochs=1), None))
+    session = stack.enter_context(trainer.open(plan_of(images[:1], validation_epochs=1), None))
     monkeypatch.setattr(place, fail)
     # As torch has it, every later call fails, that which gives memory back too.
     monkeypatch.setattr(DiffusionTrainer, "_give_back_memory", fail)
@@ -87,18 +87,18 @@ def test_a_session_on_a_broken_device_says_so_and_so_does_leaving_it(
         stack.close()
 
 
-@pytest.mark.parametrize("seats", [1, 2])
+@pytest.mark.parametrize("slots", [1, 2])
 def test_a_run_cannot_be_opened_on_a_broken_device(
-    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, seats: int
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
-    trainer = DiffusionTrainer(base, decode, seats=seats)
+    trainer = DiffusionTrainer(base, decode, slots=slots)
     monkeypatch.setattr("adapters.diffusion.trainer.prepare", fail)
-    with pytest.raises(TrainerBroken), trainer.open(plan_of(pictures[:1]), None):
+    with pytest.raises(TrainerBroken), trainer.open(plan_of(images[:1]), None):
         pass
 
 
 def test_a_device_that_breaks_while_a_step_is_recorded_is_no_matter_of_recording(
-    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Breaking(Tape):
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -106,7 +106,7 @@ def test_a_device_that_breaks_while_a_step_is_recorded_is_no_matter_of_recording
             return fail()
 
     trainer = DiffusionTrainer(base, decode, strategy=Strategy(capture=True), recorder=Breaking)
-    with trainer.open(plan_of(pictures[:1], epochs=4), None) as session:
+    with trainer.open(plan_of(images[:1], epochs=4), None) as session:
         session.advance()
         session.advance()
         with pytest.raises(TrainerBroken):
@@ -114,14 +114,14 @@ def test_a_device_that_breaks_while_a_step_is_recorded_is_no_matter_of_recording
 
 
 def test_other_errors_stay_what_they_are(
-    trainer: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def defect(*_: Any) -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
     monkeypatch.setattr(torch.autograd, "backward", defect)
     with (
-        trainer.open(plan_of(pictures[:1]), None) as session,
+        trainer.open(plan_of(images[:1]), None) as session,
         pytest.raises(RuntimeError, match="shapes"),
     ):
         session.advance()

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from adapters.diffusion.data.captions import caption_of, end_of_word
-from domain.picture import Picture, PictureFacts
+from domain.image import TrainingImage, ImageFacts
 
 
-def picture(caption: str | None) -> Picture:
-    return Picture("a.png", b"", PictureFacts(256, 256, "", 0), caption)
+def image(caption: str | None) -> TrainingImage:
+    return TrainingImage("a.png", b"", ImageFacts(256, 256, "", 0), caption)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def picture(caption: str | None) -> Picture:
 def test_caption(
     caption: str | None, tags: tuple[str, ...], trigger_word: str | None, expected: str
 ) -> None:
-    assert caption_of(picture(caption), tags, trigger_word) == expected
+    assert caption_of(image(caption), tags, trigger_word) == expected
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from application.ports import CheckpointRejected, EpochRecord
 
 IDENTITY = {
     "parameters": {"seed": 1, "learning_rate": 0.1, "sample_prompts": ("a fox",)},
-    "pictures": "p",
-    "picture sizes": "s",
+    "images": "p",
+    "image sizes": "s",
     "captions": "c",
     "base model": "b",
 }
@@ -63,7 +63,7 @@ def test_any_missing_end_is_noticed(length: int) -> None:
         decode_checkpoint(DATA[:length], IDENTITY, 5)
 
 
-@pytest.mark.parametrize("part", ["pictures", "picture sizes", "captions", "base model"])
+@pytest.mark.parametrize("part", ["images", "image sizes", "captions", "base model"])
 def test_another_run_is_named_by_what_differs(part: str) -> None:
     with pytest.raises(CheckpointRejected, match=f"other {part}"):
         decode_checkpoint(DATA, {**IDENTITY, part: "x"}, 5)

@@ -1,4 +1,4 @@
-"""Pictures and captions encoded together are what they are encoded alone."""
+"""Images and captions encoded together are what they are encoded alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data import dataset as dataset_module
 from adapters.diffusion.data.dataset import Dataset, encode_captions, encode_dataset
 from adapters.pillow import decode
-from domain.picture import Picture
+from domain.image import TrainingImage
 
 pytestmark = pytest.mark.integration
 
@@ -20,16 +20,16 @@ CPU = torch.device("cpu")
 SIZES = [(64, 64), (64, 64), (48, 80), (64, 64), (48, 80)]
 
 
-def encoded(base: BaseModel, pictures: tuple[Picture, ...], *, mirrored: bool) -> Dataset:
-    images = [(decode(picture.data), size) for picture, size in zip(pictures, SIZES, strict=True)]
+def encoded(base: BaseModel, images: tuple[TrainingImage, ...], *, mirrored: bool) -> Dataset:
+    decoded_images = [(decode(image.data), size) for image, size in zip(images, SIZES, strict=True)]
     captions = ["one", "two", "one", "", "three"]
-    return encode_dataset(base, images, captions, mirrored=mirrored, device=CPU)
+    return encode_dataset(base, decoded_images, captions, mirrored=mirrored, device=CPU)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_encoding_in_batches_equals_encoding_one_by_one(
     base: BaseModel,
-    pictures: tuple[Picture, ...],
+    images: tuple[TrainingImage, ...],
     monkeypatch: pytest.MonkeyPatch,
     mirrored: bool,
 ) -> None:
@@ -41,14 +41,14 @@ def test_encoding_in_batches_equals_encoding_one_by_one(
         return encode(pixels)
 
     monkeypatch.setattr(base.vae, "encode", counted)
-    together = encoded(base, pictures, mirrored=mirrored)
+    together = encoded(base, images, mirrored=mirrored)
     views = 1 + mirrored
     assert sorted(passes) == [2 * views, 3 * views]
     monkeypatch.setattr(dataset_module, "PIXELS_AT_ONCE", 1)
     monkeypatch.setattr(dataset_module, "CAPTIONS_AT_ONCE", 1)
-    alone = encoded(base, pictures, mirrored=mirrored)
+    alone = encoded(base, images, mirrored=mirrored)
     assert set(passes[2:]) == {1}
-    for one, other in zip(together.pictures, alone.pictures, strict=True):
+    for one, other in zip(together.images, alone.images, strict=True):
         assert one.size == other.size
         assert len(one.mean) == views
         torch.testing.assert_close(one.mean, other.mean, rtol=1e-3, atol=1e-3)
@@ -58,24 +58,24 @@ def test_encoding_in_batches_equals_encoding_one_by_one(
 
 
 def test_colours_reach_the_autoencoder_as_it_reads_them(base: BaseModel) -> None:
-    picture = Image.new("RGB", (64, 64), (255, 0, 51))
-    dataset = encode_dataset(base, [(picture, (64, 64))], [""], mirrored=False, device=CPU)
+    image = Image.new("RGB", (64, 64), (255, 0, 51))
+    dataset = encode_dataset(base, [(image, (64, 64))], [""], mirrored=False, device=CPU)
     pixels = torch.tensor([1.0, -1.0, -0.6]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
     with torch.no_grad():
         wanted = base.vae.encode(pixels).latent_dist
-    torch.testing.assert_close(dataset.pictures[0].mean, wanted.mean, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(dataset.pictures[0].deviation, wanted.std, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(dataset.images[0].mean, wanted.mean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(dataset.images[0].deviation, wanted.std, rtol=1e-3, atol=1e-4)
 
 
-def test_rows_lead_to_the_pictures_views_and_captions(
-    base: BaseModel, pictures: tuple[Picture, ...]
+def test_rows_lead_to_the_images_views_and_captions(
+    base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
-    dataset = encoded(base, pictures, mirrored=True)
+    dataset = encoded(base, images, mirrored=True)
     batch, flips = (3, 0), (True, False)
     noise = torch.zeros(dataset.shape(batch))
     sample = dataset.latents(batch, flips, noise) / dataset.scaling_factor
-    torch.testing.assert_close(sample[0], dataset.pictures[3].mean[1])
-    torch.testing.assert_close(sample[1], dataset.pictures[0].mean[0])
+    torch.testing.assert_close(sample[0], dataset.images[3].mean[1])
+    torch.testing.assert_close(sample[1], dataset.images[0].mean[0])
     states = dataset.conditioning((1, 2), (True, False))
     empty, one = encode_captions(base, ["", "one"], CPU)
     torch.testing.assert_close(states, torch.stack([empty, one]), rtol=1e-4, atol=1e-4)

@@ -17,17 +17,17 @@ from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import drive, measured_in, plan_of, run, weights_of
-from tests.diffusion.tape import Tape
+from tests.diffusion.fake_cuda_graph import Tape
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 
 
 def different(count: int) -> list[frozenset[int]]:
-    """Pictures of which no two are alike."""
+    """Images of which no two are alike."""
     return [frozenset({position}) for position in range(count)]
 
 
@@ -38,7 +38,7 @@ def different(count: int) -> list[frozenset[int]]:
         *[(1, 0.5, 0), (2, 0.5, 1), (3, 0.5, 2), (11, 0.5, 6)],
     ],
 )
-def test_the_share_of_pictures_is_held_out_but_never_all(
+def test_the_share_of_images_is_held_out_but_never_all(
     count: int, split: float, held: int
 ) -> None:
     positions = held_out_positions(different(count), split, seed=3)
@@ -47,11 +47,11 @@ def test_the_share_of_pictures_is_held_out_but_never_all(
     assert held_out_positions(different(count), split, seed=3) == positions
 
 
-def test_which_pictures_are_held_out_depends_on_the_seed() -> None:
+def test_which_images_are_held_out_depends_on_the_seed() -> None:
     assert len({held_out_positions(different(30), 0.1, seed) for seed in range(8)}) > 1
 
 
-def test_pictures_that_are_alike_are_held_out_or_trained_on_together() -> None:
+def test_images_that_are_alike_are_held_out_or_trained_on_together() -> None:
     groups = [frozenset({0, 4, 7}), *different(10)[1:]]
     for position in groups[0]:
         groups[position] = groups[0]
@@ -69,16 +69,16 @@ def test_never_more_than_half_is_held_out_however_many_are_alike(alike: int) -> 
     assert held_out_positions([frozenset(range(10))] * 10, 0.5, seed=0) == frozenset()
 
 
-def test_a_bucket_without_a_trained_picture_is_left_out() -> None:
+def test_a_bucket_without_a_trained_image_is_left_out() -> None:
     buckets = {(64, 64): (0, 1, 2), (72, 56): (3,)}
     assert trained_buckets(buckets, {1, 3}) == {(64, 64): (0, 2)}
 
 
 def test_epochs_are_measured_as_often_as_asked_and_at_the_end(
-    trainer: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
     def measured(**parameters: object) -> list[int]:
-        history = run(trainer, plan_of(pictures[:1], epochs=5, **parameters)).history
+        history = run(trainer, plan_of(images[:1], epochs=5, **parameters)).history
         return [record.epoch for record in history if record.evaluation_loss is not None]
 
     assert measured(validation_epochs=2) == [2, 4, 5]
@@ -87,10 +87,10 @@ def test_epochs_are_measured_as_often_as_asked_and_at_the_end(
 
 
 def test_measuring_changes_nothing_in_the_run(
-    trainer: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
     def trained(every: int) -> tuple[torch.Tensor, list[float]]:
-        plan = plan_of(pictures[:3], epochs=3, lora_dropout=0.2, validation_epochs=every)
+        plan = plan_of(images[:3], epochs=3, lora_dropout=0.2, validation_epochs=every)
         with trainer.open(plan, None) as session:
             while not session.finished:
                 session.advance()
@@ -103,22 +103,22 @@ def test_measuring_changes_nothing_in_the_run(
 
 
 def test_equal_weights_measure_equal_and_after_a_resume_too(
-    trainer: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
-    plan = plan_of(pictures, epochs=3, validation_epochs=1, validation_split=0.2)
+    plan = plan_of(images, epochs=3, validation_epochs=1, validation_split=0.2)
     whole = run(trainer, plan)
     first = run(trainer, plan, steps=5)
     assert run(trainer, plan, resume=first.checkpoint) == whole
-    still = plan_of(pictures[:2], epochs=3, validation_epochs=1, learning_rate=1e-12)
+    still = plan_of(images[:2], epochs=3, validation_epochs=1, learning_rate=1e-12)
     losses = [record.evaluation_loss for record in run(trainer, still).history]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
-def test_held_out_pictures_are_not_trained_on(
-    trainer: DiffusionTrainer, pictures: Pictures
+def test_held_out_images_are_not_trained_on(
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
-    def trained(pictures: Pictures) -> tuple[torch.Tensor, float]:
-        plan = plan_of(pictures, epochs=1, validation_split=0.4, validation_epochs=1)
+    def trained(images: Images) -> tuple[torch.Tensor, float]:
+        plan = plan_of(images, epochs=1, validation_split=0.4, validation_epochs=1)
         with trainer.open(plan, None) as session:
             assert session.total_steps == 3
             while not session.finished:
@@ -126,30 +126,30 @@ def test_held_out_pictures_are_not_trained_on(
             (record,) = session.history
             return weights_of(session).clone(), record.validation_loss
 
-    weights, loss = trained(pictures)
+    weights, loss = trained(images)
     reworded = tuple(
-        replace(picture, caption="something else entirely") if i in held else picture
+        replace(image, caption="something else entirely") if i in held else image
         for held in [held_out_positions(different(5), 0.4, seed=0)]
-        for i, picture in enumerate(pictures)
+        for i, image in enumerate(images)
     )
     same_weights, other_loss = trained(reworded)
     assert torch.equal(weights, same_weights)
     assert loss != other_loss
 
 
-def test_twins_leave_the_training_together(trainer: DiffusionTrainer, pictures: Pictures) -> None:
-    twins = (pictures[0], replace(pictures[0], name="copy"), *pictures[1:4])
+def test_twins_leave_the_training_together(trainer: DiffusionTrainer, images: Images) -> None:
+    twins = (images[0], replace(images[0], name="copy"), *images[1:4])
     seed = next(s for s in range(99) if held_out_positions(different(5), 0.2, s) <= {0, 1})
     with trainer.open(plan_of(twins, epochs=1, validation_split=0.2, seed=seed), None) as session:
         assert session.total_steps == 3
 
 
-def test_learning_the_pictures_by_heart_shows(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+def test_learning_the_images_by_heart_shows(
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    """One picture is trained on far too long; another is held out."""
+    """One image is trained on far too long; another is held out."""
     plan = plan_of(
-        pictures[:2],
+        images[:2],
         epochs=100,
         validation_split=0.5,
         validation_epochs=10,
@@ -165,11 +165,11 @@ def test_learning_the_pictures_by_heart_shows(
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_measurement_is_made_in_the_denoisers_own_precision(
-    base: BaseModel, pictures: Pictures, compute: torch.dtype
+    base: BaseModel, images: Images, compute: torch.dtype
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
     trainer = DiffusionTrainer(own, decode, strategy=Strategy(compute=compute, flat_path=True))
-    assert measured_in(trainer, own, plan_of(pictures[:1], epochs=1)) == {
+    assert measured_in(trainer, own, plan_of(images[:1], epochs=1)) == {
         (compute, compute, False)
     }
 
@@ -185,9 +185,9 @@ def test_a_measurement_covers_the_whole_schedule() -> None:
 
 
 def test_recorded_measurements_give_the_bytes_of_plain_ones(
-    base: BaseModel, pictures: Pictures
+    base: BaseModel, images: Images
 ) -> None:
-    plan = plan_of(pictures, epochs=6, validation_epochs=1, validation_split=0.2)
+    plan = plan_of(images, epochs=6, validation_epochs=1, validation_split=0.2)
     tape = Tape()
     captured = Strategy(flat_path=True, capture=True)
     fast = DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape)
@@ -205,7 +205,7 @@ def test_recorded_measurements_give_the_bytes_of_plain_ones(
 
 
 def test_a_measurement_that_cannot_be_recorded_leaves_the_steps_theirs(
-    base: BaseModel, pictures: Pictures, caplog: pytest.LogCaptureFixture
+    base: BaseModel, images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
     class ForSteps(Tape):
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -214,7 +214,7 @@ def test_a_measurement_that_cannot_be_recorded_leaves_the_steps_theirs(
             return super().record(function)
 
     tape = ForSteps()
-    plan = plan_of(pictures[:2], epochs=6, validation_epochs=1)
+    plan = plan_of(images[:2], epochs=6, validation_epochs=1)
     captured = Strategy(flat_path=True, capture=True)
     found = run(DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape), plan)
     # Once each before the measurement's attempt and after it, as the pool is emptied in between.
@@ -227,7 +227,7 @@ def test_a_measurement_that_cannot_be_recorded_leaves_the_steps_theirs(
 
 def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
     base: BaseModel,
-    pictures: Pictures,
+    images: Images,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -237,7 +237,7 @@ def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
                 raise RuntimeError("operation not permitted when stream is capturing")
             return super().record(function)
 
-    plan = plan_of(pictures[:2], epochs=6, validation_epochs=1)
+    plan = plan_of(images[:2], epochs=6, validation_epochs=1)
     captured = Strategy(flat_path=True, capture=True)
     fast = DiffusionTrainer(base, decode, strategy=captured, recorder=ForMeasurements)
     forward = base.unet.forward
@@ -264,10 +264,10 @@ def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
 def test_where_memory_is_short_fewer_predictions_are_made_at_once(
     trainer: DiffusionTrainer,
     base: BaseModel,
-    pictures: Pictures,
+    images: Images,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan = plan_of(pictures[:1], epochs=1)
+    plan = plan_of(images[:1], epochs=1)
     wanted = run(trainer, plan).history[0].evaluation_loss
     forward, passes = base.unet.forward, []
 

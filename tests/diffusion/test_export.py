@@ -1,4 +1,4 @@
-"""The file that other programs load: its keys, its metadata, and the pictures it makes."""
+"""The file that other programs load: its keys, its metadata, and the images it makes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adapters.diffusion.style_file.export import RunFacts, encode_style
 from adapters.diffusion.tensor_file import body_of, decode
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
@@ -35,9 +35,9 @@ PROMPTS = ("a red circle on a blue background", "inkwash, a green star")
 
 
 @pytest.fixture
-def plan(pictures: tuple[Picture, ...]) -> TrainingPlan:
+def plan(images: tuple[TrainingImage, ...]) -> TrainingPlan:
     plan = plan_of(
-        pictures,
+        images,
         epochs=1,
         rank=4,
         alpha=6.0,
@@ -99,7 +99,7 @@ def test_the_metadata_says_what_the_file_is_and_how_it_was_made(
         "modelspec.resolution": "64x64",
         "modelspec.prediction_type": "epsilon",
         "modelspec.date": "2025-01-20T10:00:00+00:00",
-        "modelspec.description": "A style learnt from 5 pictures with small_base.",
+        "modelspec.description": "A style learnt from 5 images with small_base.",
         "modelspec.trigger_phrase": "inkwash",
         "modelspec.usage_hint": "Trigger word: inkwash",
         "modelspec.tags": "ink, wash",
@@ -115,12 +115,12 @@ def test_the_metadata_says_what_the_file_is_and_how_it_was_made(
 
 
 def test_every_figure_of_a_run_has_its_place(
-    base: BaseModel, pictures: tuple[Picture, ...]
+    base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
-    """Each other than the rest: of five pictures one is kept for validation, of three epochs two
+    """Each other than the rest: of five images one is kept for validation, of three epochs two
     are done."""
     plan = plan_of(
-        pictures,
+        images,
         tags=(),
         epochs=3,
         resolution=128,
@@ -198,7 +198,7 @@ def test_every_figure_of_a_run_has_its_place(
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "style_7",
-        "modelspec.description": "A style learnt from 4 pictures with some base.",
+        "modelspec.description": "A style learnt from 4 images with some base.",
         "modelspec.resolution": "128x128",
         "modelspec.prediction_type": "v",
     }
@@ -209,18 +209,18 @@ def test_every_figure_of_a_run_has_its_place(
     [({}, "None"), ({"train_text_encoder": True}, "0.0625"), ({"text_encoder_lr": 0.05}, "None")],
 )
 def test_the_text_encoders_learning_rate_is_told_where_it_is_trained(
-    base: BaseModel, pictures: tuple[Picture, ...], options: dict[str, Any], rate: str
+    base: BaseModel, images: tuple[TrainingImage, ...], options: dict[str, Any], rate: str
 ) -> None:
     facts = RunFacts("some base", "epsilon", [], {(64, 64): 5}, steps=1, steps_per_epoch=1)
     with attached(base.unet, rank=2, alpha=2.0, seed=1) as adapters:
-        data = encode_style(adapters, plan_of(pictures, learning_rate=0.0625, **options), facts)
+        data = encode_style(adapters, plan_of(images, learning_rate=0.0625, **options), facts)
     assert decode(data)[1]["ss_text_encoder_lr"] == rate
 
 
 def test_dropout_of_an_adapters_inputs_has_its_own_name(
-    trainer: DiffusionTrainer, pictures: tuple[Picture, ...]
+    trainer: DiffusionTrainer, images: tuple[TrainingImage, ...]
 ) -> None:
-    _, metadata = decode(run(trainer, plan_of(pictures[:1], lora_dropout=0.25), steps=1).weights)
+    _, metadata = decode(run(trainer, plan_of(images[:1], lora_dropout=0.25), steps=1).weights)
     assert json.loads(metadata["ss_network_args"])["lora_dropout"] == "0.25"
     assert "ss_network_dropout" not in metadata  # kohya's, behind lora_down
 
@@ -241,7 +241,7 @@ def test_no_clock_is_read_where_the_task_has_no_time(
     assert not [name for name in metadata if "time" in name or name.endswith("_at")]
 
 
-def test_diffusers_draws_the_sessions_pictures_from_the_file(
+def test_diffusers_draws_the_sessions_images_from_the_file(
     trainer: DiffusionTrainer,
     plan: TrainingPlan,
     small_base_folder: Path,

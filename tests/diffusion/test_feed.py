@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapters.diffusion.data import feed as feed_module
-from adapters.diffusion.data.dataset import Dataset, EncodedPicture
+from adapters.diffusion.data.dataset import Dataset, EncodedImage
 from adapters.diffusion.data.feed import Feed
 from adapters.diffusion.data.randomness import draw_step, epoch_batches
 from domain.parameters import TrainingParameters
@@ -25,10 +25,10 @@ NUMBERS = 2 * (2 * 4 * 8 * 8) + 4 + 2 * (4 * 6 * 10) + 4
 
 
 def dataset() -> Dataset:
-    pictures = tuple(
-        EncodedPicture(size, *torch.zeros(2, 2, 4, size[1] // 8, size[0] // 8)) for size in SIZES
+    images = tuple(
+        EncodedImage(size, *torch.zeros(2, 2, 4, size[1] // 8, size[0] // 8)) for size in SIZES
     )
-    return Dataset(pictures, torch.zeros(4, 77, 8), (1, 2, 3, 1, 2, 3, 1, 2), 0.18)
+    return Dataset(images, torch.zeros(4, 77, 8), (1, 2, 3, 1, 2, 3, 1, 2), 0.18)
 
 
 @pytest.mark.parametrize(

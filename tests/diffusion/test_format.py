@@ -30,8 +30,8 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from benchmarks.full_size import pipeline_of
 from domain.parameters import LoraTargets
-from domain.picture import Picture
-from tests.diffusion.programs import (
+from domain.image import TrainingImage
+from tests.diffusion.reference_loaders import (
     UNET,
     a1111_decomposed,
     a1111_metadata,
@@ -56,13 +56,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def styles(
-    base: BaseModel, pictures: tuple[Picture, ...], tmp_path_factory: pytest.TempPathFactory
+    base: BaseModel, images: tuple[TrainingImage, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, torch.Tensor]]:
     """For each set of options the file, and what the trained denoiser predicts."""
     folder = tmp_path_factory.mktemp("styles")
     trained = {}
     for name, options in OPTIONS.items():
-        plan = plan_of(pictures[:2], trigger_word="inkwash", **options)
+        plan = plan_of(images[:2], trigger_word="inkwash", **options)
         with DiffusionTrainer(base, decode).open(plan, None) as session:
             for _ in range(4):
                 session.advance()
@@ -332,7 +332,7 @@ def test_comfyui_knows_every_key_of_the_full_size(full_size: UNet2DConditionMode
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_automatic1111_shows_the_styles_name_version_tags_sizes_and_pictures(
+def test_automatic1111_shows_the_styles_name_version_tags_sizes_and_images(
     styles: dict[str, tuple[Path, torch.Tensor]], name: str
 ) -> None:
     data = styles[name][0].read_bytes()

@@ -24,13 +24,13 @@ from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.parameters import LoraTargets
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
-from tests.diffusion.tape import Tape
+from tests.diffusion.fake_cuda_graph import Tape
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 FUSED = Strategy(flat_path=True, channels_last=True, fused=True)
 
 
@@ -164,9 +164,9 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_training_with_fused_passes_follows_the_plain_way(
-    base: BaseModel, trainer: DiffusionTrainer, pictures: Pictures, options: dict[str, Any]
+    base: BaseModel, trainer: DiffusionTrainer, images: Images, options: dict[str, Any]
 ) -> None:
-    plan = plan_of(pictures, batch_size=2, **options)
+    plan = plan_of(images, batch_size=2, **options)
     found = run(DiffusionTrainer(base, decode, "cpu", strategy=FUSED), plan)
     for one, other in zip(found.history, run(trainer, plan).history, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
@@ -174,7 +174,7 @@ def test_training_with_fused_passes_follows_the_plain_way(
 
 
 def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
-    base: BaseModel, trainer: DiffusionTrainer, pictures: Pictures
+    base: BaseModel, trainer: DiffusionTrainer, images: Images
 ) -> None:
     """Recorded, too: what lies side by side in the copy is gathered anew in each replay."""
     tape = Tape()
@@ -182,10 +182,10 @@ def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
         *(base, decode, "cpu"),
         strategy=replace(FUSED, capture=True),
         recorder=lambda: tape,
-        seats=2,
+        slots=2,
         patience=60.0,
     )
-    plans = [plan_of(pictures[:2], epochs=3, alpha=2.0, seed=seed) for seed in (1, 2)]
+    plans = [plan_of(images[:2], epochs=3, alpha=2.0, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         sessions = [stack.enter_context(seated.open(plan, None)) for plan in plans]
         list(pool.map(drive, sessions))
@@ -198,10 +198,10 @@ def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
 
 
 def test_recorded_steps_with_fused_passes_give_the_bytes_of_plain_ones(
-    base: BaseModel, pictures: Pictures
+    base: BaseModel, images: Images
 ) -> None:
     tape = Tape()
-    plan = plan_of(pictures[:2], epochs=3, alpha=2.0)
+    plan = plan_of(images[:2], epochs=3, alpha=2.0)
     captured = replace(FUSED, capture=True)
     fast = DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape)
     assert run(fast, plan) == run(DiffusionTrainer(base, decode, strategy=FUSED), plan)

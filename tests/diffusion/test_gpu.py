@@ -20,7 +20,7 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import EpochRecord
 from benchmarks.full_size import full_size_base
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.conftest import SMALL_BASE
 from tests.diffusion.recipe import recipe
 from tests.diffusion.runs import (
@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="waits for a CUDA device"),
 ]
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 CARD = "cuda"
 GIB = 2**30
 OF_THE_DRIVER = 0.5
@@ -72,9 +72,9 @@ def assert_alike(
 
 
 def test_captured_steps_follow_plain_ones_over_shapes_schedules_and_batches(
-    pictures: Pictures,
+    images: Images,
 ) -> None:
-    plan = plan_of(pictures, **EVERY_OPTION, epochs=6, batch_size=3, lr_warmup_steps=3)
+    plan = plan_of(images, **EVERY_OPTION, epochs=6, batch_size=3, lr_warmup_steps=3)
     plain = run(trainer_with(PLAIN), plan)
     with trainer_with(CAPTURED).open(plan, None) as session:
         while not session.finished:
@@ -84,14 +84,14 @@ def test_captured_steps_follow_plain_ones_over_shapes_schedules_and_batches(
         assert_alike(session.history, plain.history, within=0.01)
 
 
-def test_the_chosen_way_follows_the_plain_one(pictures: Pictures) -> None:
-    plan = plan_of(pictures, epochs=6, batch_size=2, learning_rate=2e-3)
+def test_the_chosen_way_follows_the_plain_one(images: Images) -> None:
+    plan = plan_of(images, epochs=6, batch_size=2, learning_rate=2e-3)
     fast = run(trainer_with(choose_strategy(CARD)), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
 
 
-def test_recorded_measurements_follow_plain_ones(pictures: Pictures) -> None:
-    plan = plan_of(pictures, epochs=6, validation_epochs=1, validation_split=0.2)
+def test_recorded_measurements_follow_plain_ones(images: Images) -> None:
+    plan = plan_of(images, epochs=6, validation_epochs=1, validation_split=0.2)
     with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
         drive(session)
         assert isinstance(session, DiffusionSession)
@@ -104,9 +104,9 @@ def test_recorded_measurements_follow_plain_ones(pictures: Pictures) -> None:
 
 
 def test_recorded_measurements_cost_a_small_cards_steps_nothing(
-    full_size: BaseModel, pictures: Pictures
+    full_size: BaseModel, images: Images
 ) -> None:
-    plan = plan_of(pictures[:2], resolution=512, rank=8, epochs=6, validation_epochs=1)
+    plan = plan_of(images[:2], resolution=512, rank=8, epochs=6, validation_epochs=1)
     with (
         a_card_with(4),
         trainer_with(choose_strategy(CARD), full_size).open(plan, None) as session,
@@ -117,8 +117,8 @@ def test_recorded_measurements_cost_a_small_cards_steps_nothing(
         assert session._steps.place.replay.recordings
 
 
-def test_the_chosen_way_learns_as_the_recipe_does(pictures: Pictures) -> None:
-    plan = plan_of(pictures, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
+def test_the_chosen_way_learns_as_the_recipe_does(images: Images) -> None:
+    plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     curve, _ = recipe(load_base(str(SMALL_BASE), device=CARD, dtype=torch.float32), plan)
     fast = run(trainer_with(choose_strategy(CARD)), plan).history
     assert [record.loss for record in fast] == pytest.approx(curve, rel=0.02)
@@ -130,9 +130,9 @@ def test_the_chosen_way_learns_as_the_recipe_does(pictures: Pictures) -> None:
     "layout", [{}, {"channels_last": True}, {"channels_last": True, "fused": True}]
 )
 def test_every_precision_and_layout_follows_the_plain_way(
-    pictures: Pictures, compute: torch.dtype, layout: dict[str, bool]
+    images: Images, compute: torch.dtype, layout: dict[str, bool]
 ) -> None:
-    plan = plan_of(pictures, epochs=4, batch_size=2, learning_rate=2e-3)
+    plan = plan_of(images, epochs=4, batch_size=2, learning_rate=2e-3)
     strategy = replace(CAPTURED, compute=compute, **layout)
     fast = run(trainer_with(strategy), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
@@ -140,16 +140,16 @@ def test_every_precision_and_layout_follows_the_plain_way(
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_measurement_is_made_in_the_denoisers_own_precision(
-    pictures: Pictures, compute: torch.dtype
+    images: Images, compute: torch.dtype
 ) -> None:
     base = load_base(str(SMALL_BASE), device=CARD, dtype=compute)
     trainer = trainer_with(replace(CAPTURED, compute=compute), base)
-    found = measured_in(trainer, base, plan_of(pictures[:1], epochs=1))
+    found = measured_in(trainer, base, plan_of(images[:1], epochs=1))
     assert found == {(compute, compute, False)}
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one(pictures: Pictures) -> None:
-    plan = plan_of(pictures, epochs=6, batch_size=2, learning_rate=2e-3)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(images: Images) -> None:
+    plan = plan_of(images, epochs=6, batch_size=2, learning_rate=2e-3)
     trainer = trainer_with(choose_strategy(CARD))
     whole = run(trainer, plan)
     first = run(trainer, plan, steps=7)
@@ -158,17 +158,17 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(pictures: Pictures) -> Non
 
 @pytest.mark.parametrize("styles", [2, 4])
 def test_several_styles_at_once_follow_each_alone(
-    pictures: Pictures, styles: int, caplog: pytest.LogCaptureFixture
+    images: Images, styles: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     strategy = choose_strategy(CARD)
     alone = trainer_with(strategy)
     base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
-    seated = DiffusionTrainer(base, decode, CARD, seats=styles, patience=60.0)
+    seated = DiffusionTrainer(base, decode, CARD, slots=styles, patience=60.0)
     plans = [
-        plan_of(pictures[:3], epochs=5, seed=1, learning_rate=2e-3),
-        plan_of(pictures[2:], epochs=4, seed=2, learning_rate=1e-3, **EVERY_OPTION),
-        plan_of(pictures[1:4], epochs=5, seed=3, learning_rate=2e-3),
-        plan_of(pictures[:3], epochs=6, seed=4, learning_rate=1e-3),
+        plan_of(images[:3], epochs=5, seed=1, learning_rate=2e-3),
+        plan_of(images[2:], epochs=4, seed=2, learning_rate=1e-3, **EVERY_OPTION),
+        plan_of(images[1:4], epochs=5, seed=3, learning_rate=2e-3),
+        plan_of(images[:3], epochs=6, seed=4, learning_rate=1e-3),
     ][:styles]
     with ExitStack() as stack:
         sessions = [stack.enter_context(seated.open(plan, None)) for plan in plans]
@@ -182,8 +182,8 @@ def test_several_styles_at_once_follow_each_alone(
             assert_alike(session.history, run(alone, plan).history, within=0.05)
 
 
-def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
-    plan = plan_of(pictures, epochs=8, batch_size=1)
+def test_nothing_is_read_back_within_an_epoch(images: Images) -> None:
+    plan = plan_of(images, epochs=8, batch_size=1)
     with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
         for _ in range(5 * 5):
             session.advance()
@@ -195,11 +195,11 @@ def test_nothing_is_read_back_within_an_epoch(pictures: Pictures) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_nothing_is_read_back_within_an_epoch_of_several_styles(pictures: Pictures) -> None:
+def test_nothing_is_read_back_within_an_epoch_of_several_styles(images: Images) -> None:
     strategy = choose_strategy(CARD)
     base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
-    seated = DiffusionTrainer(base, decode, CARD, seats=2, patience=60.0)
-    plans = [plan_of(pictures, epochs=8, batch_size=1, seed=seed) for seed in (1, 2)]
+    seated = DiffusionTrainer(base, decode, CARD, slots=2, patience=60.0)
+    plans = [plan_of(images, epochs=8, batch_size=1, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         sessions = [stack.enter_context(seated.open(plan, None)) for plan in plans]
         list(pool.map(lambda session: [session.advance() for _ in range(5 * 5)], sessions))
@@ -211,13 +211,13 @@ def test_nothing_is_read_back_within_an_epoch_of_several_styles(pictures: Pictur
 
 
 @pytest.mark.parametrize("what", ["capture_begin", "capture_end"])
-@pytest.mark.parametrize("seats", [1, 2])
+@pytest.mark.parametrize("slots", [1, 2])
 def test_where_capture_is_refused_the_run_goes_on_without(
-    pictures: Pictures,
+    images: Images,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     what: str,
-    seats: int,
+    slots: int,
 ) -> None:
     end = torch.cuda.CUDAGraph.capture_end
 
@@ -226,11 +226,11 @@ def test_where_capture_is_refused_the_run_goes_on_without(
             end(graph)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    plan = plan_of(pictures[:3], epochs=6)
+    plan = plan_of(images[:3], epochs=6)
     wanted = run(trainer_with(CAPTURED), plan)
     monkeypatch.setattr(torch.cuda.CUDAGraph, what, refuse)
     base = load_base(str(SMALL_BASE), device=CARD, dtype=CAPTURED.compute)
-    trainer = DiffusionTrainer(base, decode, CARD, strategy=CAPTURED, seats=seats)
+    trainer = DiffusionTrainer(base, decode, CARD, strategy=CAPTURED, slots=slots)
     before = torch.cuda.current_stream()
     with trainer.open(plan, None) as session:
         drive(session)
@@ -242,8 +242,8 @@ def test_where_capture_is_refused_the_run_goes_on_without(
     assert "no longer recorded" in caplog.text
 
 
-def test_a_divergence_is_undone_in_recorded_steps_too(pictures: Pictures) -> None:
-    plan = plan_of(pictures[:2], epochs=6)
+def test_a_divergence_is_undone_in_recorded_steps_too(images: Images) -> None:
+    plan = plan_of(images[:2], epochs=6)
     with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
         for _ in range(7):
             session.advance()
@@ -254,23 +254,23 @@ def test_a_divergence_is_undone_in_recorded_steps_too(pictures: Pictures) -> Non
         assert session.history[-1].learning_rate < session.history[-3].learning_rate
 
 
-def test_the_base_is_the_same_bit_for_bit_after_a_job(pictures: Pictures) -> None:
+def test_the_base_is_the_same_bit_for_bit_after_a_job(images: Images) -> None:
     strategy = choose_strategy(CARD)
     base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
     parts = ("unet", "vae", "text_encoder")
     before = {part: copy.deepcopy(getattr(base, part).state_dict()) for part in parts}
-    run(trainer_with(strategy, base), plan_of(pictures, epochs=4))
+    run(trainer_with(strategy, base), plan_of(images, epochs=4))
     for part in parts:
         after = getattr(base, part).state_dict()
         assert all(torch.equal(after[name], before[part][name]) for name in after)
 
 
-def test_a_job_leaves_no_memory_behind(pictures: Pictures) -> None:
+def test_a_job_leaves_no_memory_behind(images: Images) -> None:
     trainer = trainer_with(choose_strategy(CARD))
-    run(trainer, plan_of(pictures, epochs=4))
+    run(trainer, plan_of(images, epochs=4))
     held = torch.cuda.memory_allocated()
     for _ in range(2):
-        run(trainer, plan_of(pictures, epochs=4))
+        run(trainer, plan_of(images, epochs=4))
     assert torch.cuda.memory_allocated() <= held + 2**20
 
 
@@ -297,9 +297,9 @@ def a_card_with(gib: float) -> Iterator[None]:
 
 @pytest.mark.parametrize(("batch", "card"), [(1, 4), (4, 8)])
 def test_full_size_steps_fit_small_cards(
-    full_size: BaseModel, pictures: Pictures, batch: int, card: int
+    full_size: BaseModel, images: Images, batch: int, card: int
 ) -> None:
-    plan = plan_of(pictures[:4], resolution=512, rank=8, batch_size=batch, epochs=8)
+    plan = plan_of(images[:4], resolution=512, rank=8, batch_size=batch, epochs=8)
     with a_card_with(card):
         trainer = trainer_with(choose_strategy(CARD), full_size)
         with trainer.open(plan, None) as session:
@@ -312,9 +312,9 @@ def test_full_size_steps_fit_small_cards(
 
 
 def test_a_card_with_less_memory_is_met_by_smaller_passes(
-    full_size: BaseModel, pictures: Pictures, caplog: pytest.LogCaptureFixture
+    full_size: BaseModel, images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = plan_of(pictures[:4], resolution=512, rank=8, batch_size=4, epochs=5)
+    plan = plan_of(images[:4], resolution=512, rank=8, batch_size=4, epochs=5)
     trainer = trainer_with(choose_strategy(CARD), full_size)
     whole = losses_of(trainer, plan)
     with a_card_with(4.5):

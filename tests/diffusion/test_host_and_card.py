@@ -15,14 +15,14 @@ from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from domain.picture import Picture
-from tests.diffusion.blank_card import CARD, BlankCard, let_adamw_be_fused_there, move_to_card
+from domain.image import TrainingImage
+from tests.diffusion.fake_device import CARD, BlankCard, let_adamw_be_fused_there, move_to_card
 from tests.diffusion.conftest import SMALL_BASE
 from tests.diffusion.runs import EVERY_OPTION, plan_of
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 HOST = torch.device("cpu")
 BFLOAT16 = Strategy(compute=torch.bfloat16, flat_path=True, channels_last=True, fused=True)
 FLOAT16 = Strategy(compute=torch.float16)
@@ -53,13 +53,13 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlankCard]:
 )
 def test_a_run_keeps_to_its_card_and_waits_for_nothing_within_an_epoch(
     own_base: BaseModel,
-    pictures: Pictures,
+    images: Images,
     card: BlankCard,
     strategy: Strategy,
     options: dict[str, Any],
 ) -> None:
     move_to_card(own_base)
-    plan = plan_of(pictures[:2], epochs=2, sample_prompts=("a house",), **options)
+    plan = plan_of(images[:2], epochs=2, sample_prompts=("a house",), **options)
     trainer = DiffusionTrainer(own_base, decode, CARD, strategy=strategy)
     with trainer.open(plan, None) as session:
         assert isinstance(session, DiffusionSession)
@@ -77,11 +77,11 @@ def test_a_run_keeps_to_its_card_and_waits_for_nothing_within_an_epoch(
 
 
 def test_runs_that_train_together_keep_to_their_card_and_wait_for_nothing_within_an_epoch(
-    own_base: BaseModel, pictures: Pictures, card: BlankCard
+    own_base: BaseModel, images: Images, card: BlankCard
 ) -> None:
     move_to_card(own_base)
-    trainer = DiffusionTrainer(own_base, decode, CARD, strategy=BFLOAT16, seats=2, patience=0.0)
-    plans = [plan_of(pictures[:2], epochs=2, seed=seed, **EVERY_OPTION) for seed in (1, 2)]
+    trainer = DiffusionTrainer(own_base, decode, CARD, strategy=BFLOAT16, slots=2, patience=0.0)
+    plans = [plan_of(images[:2], epochs=2, seed=seed, **EVERY_OPTION) for seed in (1, 2)]
     with ExitStack() as stack:
         sessions = [stack.enter_context(trainer.open(plan, None)) for plan in plans]
         assert trainer._ensemble is not None

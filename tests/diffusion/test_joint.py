@@ -15,7 +15,7 @@ from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora.flat_path import FlatPath, Site, flat_path_of, shapes_of
 from adapters.diffusion.lora.joint import Joining, one_by_one
 from adapters.diffusion.lora.low_rank import adapted
-from tests.diffusion.tape import Recording
+from tests.diffusion.fake_cuda_graph import Recording
 
 INPUTS, RANK, OUTPUTS = 12, 2, (8, 6, 6)
 DEVICES = [

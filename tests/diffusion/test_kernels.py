@@ -138,7 +138,7 @@ def test_what_is_added_before_a_norm_of_rows_has_the_gradient_of_the_sum() -> No
     assert torch.equal(x.grad, plus.grad)
 
 
-@pytest.mark.parametrize("pictures", [1, 8, 500])
+@pytest.mark.parametrize("images", [1, 8, 500])
 @pytest.mark.parametrize(
     ("pixels", "channels", "groups"),
     [
@@ -153,14 +153,14 @@ def test_what_is_added_before_a_norm_of_rows_has_the_gradient_of_the_sum() -> No
     ],
 )
 def test_a_group_norms_work_is_shared_out(
-    pictures: int, pixels: int, channels: int, groups: int
+    images: int, pixels: int, channels: int, groups: int
 ) -> None:
-    cut = operations._Cut.of(pictures, pixels, channels, groups)
+    cut = operations._Cut.of(images, pixels, channels, groups)
     chunk = cut.rows * cut.tiles
     assert cut.chunks * chunk >= pixels > (cut.chunks - 1) * chunk
     assert cut.blocks * cut.each >= groups > (cut.blocks - 1) * cut.each
     assert cut.chunks <= operations._MOST_CHUNKS
-    programs = pictures * cut.blocks
+    programs = images * cut.blocks
     assert cut.chunks * programs <= max(operations._PROGRAMS, programs)
     assert cut.each <= operations._SLOTS
     assert cut.each * channels // groups <= cut.block

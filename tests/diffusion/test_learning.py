@@ -1,7 +1,7 @@
-"""Training on a style makes other pictures of that style likelier; broken training does not.
+"""Training on a style makes other images of that style likelier; broken training does not.
 
 The artist has three subjects, each painted several times and never the same. So a caption tells
-much of its picture, and a trainer that mixes captions up learns to expect the wrong one.
+much of its image, and a trainer that mixes captions up learns to expect the wrong one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from adapters.diffusion.step.loss import Objective
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
 from assets.drawing import compose_scene, describe, paint_ink_and_wash
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.held_out import encode_held_out, held_out_loss
-from tests.diffusion.runs import plan_of, read_pictures, run
+from tests.diffusion.runs import plan_of, read_images, run
 
 pytestmark = pytest.mark.integration
 
@@ -35,22 +35,22 @@ SUBJECTS = 3
 Break = Callable[[pytest.MonkeyPatch, TrainingPlan], TrainingPlan]
 
 
-def paint_subjects(folder: Path, seed: int) -> tuple[Picture, ...]:
-    """Four pictures of each subject; the seed decides all but what is in them."""
+def paint_subjects(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
+    """Four images of each subject; the seed decides all but what is in them."""
     rng = np.random.default_rng(5)
     scenes = [compose_scene(rng) for _ in range(SUBJECTS)]
     rng = np.random.default_rng(seed)
     paths = []
     for index, scene in enumerate(scenes * 4):
-        path = folder / f"picture_{index:02d}.png"
+        path = folder / f"image_{index:02d}.png"
         paint_ink_and_wash(scene, rng, 320).save(path)
         path.with_suffix(".txt").write_text(describe(scene), encoding="utf-8")
         paths.append(path)
-    return read_pictures(paths)
+    return read_images(paths)
 
 
 @pytest.fixture(scope="module")
-def style(tmp_path_factory: pytest.TempPathFactory) -> tuple[Picture, ...]:
+def style(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingImage, ...]:
     return paint_subjects(tmp_path_factory.mktemp("style"), seed=1)
 
 
@@ -60,7 +60,7 @@ def held_out(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Datas
 
 
 @pytest.fixture
-def plan(base: BaseModel, style: tuple[Picture, ...]) -> TrainingPlan:
+def plan(base: BaseModel, style: tuple[TrainingImage, ...]) -> TrainingPlan:
     return plan_of(
         style,
         epochs=25,
@@ -98,23 +98,23 @@ def adapters_not_attached(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -
 
 
 def shuffled_captions(_: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
-    captions = [picture.caption for picture in plan.pictures]
+    captions = [image.caption for image in plan.images]
     moved = captions[1:] + captions[:1]
     assert all(caption != own for caption, own in zip(moved, captions, strict=True))
-    pictures = tuple(
-        replace(picture, caption=caption)
-        for picture, caption in zip(plan.pictures, moved, strict=True)
+    images = tuple(
+        replace(image, caption=caption)
+        for image, caption in zip(plan.images, moved, strict=True)
     )
-    return replace(plan, pictures=pictures)
+    return replace(plan, images=images)
 
 
 def wrong_target(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
-    """The denoiser is asked for the picture where it should give the noise."""
+    """The denoiser is asked for the image where it should give the noise."""
     monkeypatch.setattr(Objective, "target", lambda _self, latents, _noise, _timesteps: latents)
     return plan
 
 
-def test_training_lowers_the_loss_on_pictures_it_has_not_seen(
+def test_training_lowers_the_loss_on_images_it_has_not_seen(
     trainer: DiffusionTrainer,
     base: BaseModel,
     plan: TrainingPlan,

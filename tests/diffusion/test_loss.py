@@ -49,7 +49,7 @@ def test_noisy_latents_and_target_are_those_of_diffusers(prediction_type: str) -
     torch.testing.assert_close(objective.target(latents, noise, timesteps), expected)
 
 
-def test_the_loss_is_each_pictures_mean_square_times_its_timesteps_weight() -> None:
+def test_the_loss_is_each_images_mean_square_times_its_timesteps_weight() -> None:
     objective = objective_of(schedule(), 5.0, CPU)
     prediction, target = torch.ones(2, 4, 2, 2).half(), torch.full((2, 4, 2, 2), 2.0)
     target[1] = 4.0

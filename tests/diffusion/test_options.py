@@ -25,7 +25,7 @@ from adapters.pillow import decode
 from application.ports import CheckpointRejected
 from domain.failure import FailureCode, TrainingFailed
 from domain.parameters import RequestedParameters, TrainingParameters
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import needs_prodigy, plan_of, predict, run
 
 pytestmark = pytest.mark.integration
@@ -57,9 +57,9 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def without_options(base: BaseModel, pictures: tuple[Picture, ...]) -> torch.Tensor:
+def without_options(base: BaseModel, images: tuple[TrainingImage, ...]) -> torch.Tensor:
     """What the denoiser predicts after three steps of a plain run."""
-    with DiffusionTrainer(base, decode).open(plan_of(pictures[:2]), None) as session:
+    with DiffusionTrainer(base, decode).open(plan_of(images[:2]), None) as session:
         for _ in range(3):
             session.advance()
         return predict(base.unet)
@@ -69,11 +69,11 @@ def without_options(base: BaseModel, pictures: tuple[Picture, ...]) -> torch.Ten
 def test_an_option_reaches_the_training_and_a_resumed_run_is_exact(
     trainer: DiffusionTrainer,
     base: BaseModel,
-    pictures: tuple[Picture, ...],
+    images: tuple[TrainingImage, ...],
     without_options: torch.Tensor,
     option: dict[str, Any],
 ) -> None:
-    plan = plan_of(pictures[:2], **option)
+    plan = plan_of(images[:2], **option)
     with trainer.open(plan, None) as session:
         for _ in range(3):
             session.advance()
@@ -95,7 +95,7 @@ def test_an_option_reaches_the_training_and_a_resumed_run_is_exact(
 )
 def test_an_optimizer_that_is_not_installed_is_told_with_its_extra(
     trainer: DiffusionTrainer,
-    pictures: tuple[Picture, ...],
+    images: tuple[TrainingImage, ...],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     library: str,
@@ -105,12 +105,12 @@ def test_an_optimizer_that_is_not_installed_is_told_with_its_extra(
     monkeypatch.setattr(optimizers, "find_spec", lambda n: None if n == library else found(n))
     with (
         pytest.raises(TrainingFailed, match=rf"{library}.*\[{extra}\]") as failed,
-        trainer.open(plan_of(pictures[:1], optimizer=name), None),
+        trainer.open(plan_of(images[:1], optimizer=name), None),
     ):
         pass
     assert failed.value.failure.code is FailureCode.INVALID_TASK
     assert not failed.value.failure.retryable
-    with trainer.open(plan_of(pictures[:1]), None) as session:
+    with trainer.open(plan_of(images[:1]), None) as session:
         session.advance()
 
 
@@ -126,7 +126,7 @@ OPTIMIZERS = [
 def test_an_optimizer_goes_on_from_its_state_bit_for_bit(name: str, interrupted: int) -> None:
     """5,000 weights: below 4,096 bitsandbytes keeps its moments in 32 bits."""
     asked = RequestedParameters({"optimizer": name, "weight_decay": 0.1})
-    parameters = asked.resolve(picture_count=1, native_resolution=64)
+    parameters = asked.resolve(image_count=1, native_resolution=64)
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(5_000, generator=generator)
     gradients = torch.randn(12, 5_000, generator=generator)
@@ -188,7 +188,7 @@ def test_a_state_has_finite_numbers_of_the_group_and_nothing_that_a_run_sets_ane
 @needs_prodigy
 def test_prodigy_is_set_up_as_in_diffusers_examples() -> None:
     asked = RequestedParameters({"optimizer": "prodigy", "weight_decay": 0.25})
-    parameters = asked.resolve(picture_count=1, native_resolution=64)
+    parameters = asked.resolve(image_count=1, native_resolution=64)
     (group,) = build_optimizer(torch.nn.Parameter(torch.zeros(5)), parameters).param_groups
     wanted = {
         "lr": 1.0,
@@ -203,7 +203,7 @@ def test_prodigy_is_set_up_as_in_diffusers_examples() -> None:
 @needs_prodigy
 def test_prodigy_finds_a_learning_rate_of_its_own() -> None:
     parameters = RequestedParameters({"optimizer": "prodigy"}).resolve(
-        picture_count=10, native_resolution=64
+        image_count=10, native_resolution=64
     )
     assert parameters.learning_rate == 1.0
     weights = torch.nn.Parameter(torch.full((100,), 3.0))
@@ -228,23 +228,23 @@ def test_prodigy_finds_a_learning_rate_of_its_own() -> None:
 )
 def test_a_checkpoint_of_other_options_is_rejected(
     trainer: DiffusionTrainer,
-    pictures: tuple[Picture, ...],
+    images: tuple[TrainingImage, ...],
     was: dict[str, Any],
     now: dict[str, Any],
 ) -> None:
-    checkpoint = run(trainer, plan_of(pictures[:1], **was), steps=1).checkpoint
+    checkpoint = run(trainer, plan_of(images[:1], **was), steps=1).checkpoint
     with pytest.raises(CheckpointRejected, match=f"{next(iter(was))} was"):
-        run(trainer, plan_of(pictures[:1], **now), resume=checkpoint)
+        run(trainer, plan_of(images[:1], **now), resume=checkpoint)
 
 
 def test_a_base_that_predicts_velocity_trains(
-    base: BaseModel, pictures: tuple[Picture, ...]
+    base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
     schedule = DDPMScheduler.from_config(
         base.noise_schedule.config, prediction_type="v_prediction"
     )
     trainer = DiffusionTrainer(replace(base, noise_schedule=schedule), decode)
-    plan = plan_of(pictures[:2], epochs=16, validation_epochs=1, snr_gamma=5.0)
+    plan = plan_of(images[:2], epochs=16, validation_epochs=1, snr_gamma=5.0)
     outcome = run(trainer, plan)
     losses = [record.evaluation_loss for record in outcome.history]
     assert losses[-1] < 0.9 * losses[0]

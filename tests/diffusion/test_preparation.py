@@ -11,7 +11,7 @@ import torch
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.preparation import prepare
 from adapters.pillow import decode
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import plan_of
 
 pytestmark = pytest.mark.integration
@@ -20,45 +20,45 @@ LONG = "a red circle " * 40
 
 
 def captions_of(
-    base: BaseModel, pictures: tuple[Picture, ...], *captions: str, trigger_word: str | None
+    base: BaseModel, images: tuple[TrainingImage, ...], *captions: str, trigger_word: str | None
 ) -> list[str]:
     worded = [
-        replace(picture, caption=caption)
-        for picture, caption in zip(pictures, captions, strict=False)
+        replace(image, caption=caption)
+        for image, caption in zip(images, captions, strict=False)
     ]
     plan = plan_of(worded, trigger_word=trigger_word)
     return prepare(base, plan, decode, torch.device("cpu")).captions
 
 
-def test_captions_that_are_cut_are_told_once_with_the_first_picture(
-    base: BaseModel, pictures: tuple[Picture, ...], caplog: pytest.LogCaptureFixture
+def test_captions_that_are_cut_are_told_once_with_the_first_image(
+    base: BaseModel, images: tuple[TrainingImage, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        captions_of(base, pictures, "short", LONG, LONG, trigger_word=None)
+        captions_of(base, images, "short", LONG, LONG, trigger_word=None)
     assert [record.getMessage() for record in caplog.records] == [
         "captions are cut to the 75 tokens that are read: 2 of them, the first that of "
-        f"{pictures[1].name}"
+        f"{images[1].name}"
     ]
 
 
 def test_a_caption_of_just_the_length_that_is_read_is_no_trouble(
-    base: BaseModel, pictures: tuple[Picture, ...], caplog: pytest.LogCaptureFixture
+    base: BaseModel, images: tuple[TrainingImage, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["red"] * 75
     assert len(base.tokenizer(" ".join(words)).input_ids) == 77
     with caplog.at_level(logging.WARNING):
-        captions_of(base, pictures, " ".join(words), trigger_word=None)
+        captions_of(base, images, " ".join(words), trigger_word=None)
         assert not caplog.records
-        captions_of(base, pictures, " ".join([*words, "red"]), trigger_word=None)
+        captions_of(base, images, " ".join([*words, "red"]), trigger_word=None)
     assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("word", ["inkwash", "my-style"])
 def test_a_trigger_word_that_is_not_read_is_put_in_front(
-    base: BaseModel, pictures: tuple[Picture, ...], word: str
+    base: BaseModel, images: tuple[TrainingImage, ...], word: str
 ) -> None:
     late, early, absent = f"{LONG}in {word}", f"in {word}, {LONG}x", f"{LONG}x"
-    assert captions_of(base, pictures, late, early, absent, trigger_word=word) == [
+    assert captions_of(base, images, late, early, absent, trigger_word=word) == [
         f"{word}, {late}",
         early,
         f"{word}, {absent}",

@@ -22,7 +22,7 @@ from adapters.diffusion.preview import (
 )
 from adapters.diffusion.trainer import DiffusionTrainer
 from domain.parameters import TrainingParameters
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import plan_of
 
 pytestmark = pytest.mark.integration
@@ -63,9 +63,9 @@ def test_previews_are_not_larger_than_the_base_can_compose(base: BaseModel) -> N
 
 
 def test_previews_are_repeatable_pngs_that_touch_no_global_generator(
-    trainer: DiffusionTrainer, pictures: tuple[Picture, ...]
+    trainer: DiffusionTrainer, images: tuple[TrainingImage, ...]
 ) -> None:
-    plan = plan_of(pictures[:2], sample_prompts=("a red circle",), seed=5)
+    plan = plan_of(images[:2], sample_prompts=("a red circle",), seed=5)
     with trainer.open(plan, None) as session:
         state = torch.random.get_rng_state()
         first = session.previews(adapted=True)
@@ -112,7 +112,7 @@ def test_prompts_drawn_together_give_what_each_gives_alone(
     assert (alone[0] - alone[1]).abs().max() > 1
 
 
-def test_a_cpu_draws_one_picture_after_another(
+def test_a_cpu_draws_one_image_after_another(
     base: BaseModel, three: PreviewRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gains nothing from company, which takes memory."""

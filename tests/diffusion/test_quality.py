@@ -8,10 +8,10 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.recipe import recipe
 from tests.diffusion.runs import plan_of, weights_of
-from tests.diffusion.tape import Tape
+from tests.diffusion.fake_cuda_graph import Tape
 
 pytestmark = pytest.mark.integration
 
@@ -19,9 +19,9 @@ FAST = Strategy(flat_path=True, capture=True)
 
 
 def test_the_fast_way_has_the_recipes_loss_curve_and_ends_at_its_weights(
-    base: BaseModel, pictures: tuple[Picture, ...]
+    base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
-    plan = plan_of(pictures, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
+    plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     curve, weights = recipe(base, plan)
     fast = DiffusionTrainer(base, decode, strategy=FAST, recorder=Tape)
     with fast.open(plan, None) as session:

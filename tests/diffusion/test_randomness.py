@@ -32,12 +32,12 @@ def draw(step: int = 0, **parameters: Any) -> StepDraw:
 
 
 @given(buckets(), st.integers(1, 5), st.integers(0, 99))
-def test_an_epoch_visits_every_picture_once_in_batches_of_one_bucket(
+def test_an_epoch_visits_every_image_once_in_batches_of_one_bucket(
     buckets: list[tuple[int, ...]], batch_size: int, epoch: int
 ) -> None:
     batches = epoch_batches(buckets, batch_size, 3, epoch)
-    visited = sorted(picture for batch in batches for picture in batch)
-    assert visited == sorted(picture for bucket in buckets for picture in bucket)
+    visited = sorted(image for batch in batches for image in batch)
+    assert visited == sorted(image for bucket in buckets for image in bucket)
     assert all(any(set(batch) <= set(bucket) for bucket in buckets) for batch in batches)
     assert all(1 <= len(batch) <= batch_size for batch in batches)
     assert len(batches) == steps_per_epoch(buckets, batch_size)
@@ -89,7 +89,7 @@ def test_options_that_are_on_happen_at_their_rate() -> None:
     assert uncaptioned == pytest.approx(0.2, abs=0.05)
 
 
-def test_the_noise_offset_is_one_value_per_picture_and_channel() -> None:
+def test_the_noise_offset_is_one_value_per_image_and_channel() -> None:
     shift = draw(noise_offset=0.25).noise - draw().noise
     assert shift.std(dim=(2, 3)).max() < 1e-6
     assert shift[:, :, 0, 0].std() == pytest.approx(0.25, rel=0.15)

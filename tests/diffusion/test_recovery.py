@@ -15,12 +15,12 @@ from adapters.diffusion.step.update import StepReadings
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import Outcome, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 Poison = Callable[[int], None]
 
 
@@ -50,9 +50,9 @@ def drive(session: TrainingSession) -> Outcome:
 
 
 def test_a_run_goes_back_to_its_last_good_epoch_and_on_more_slowly(
-    trainer: DiffusionTrainer, pictures: Pictures, poison: Poison, caplog: Any
+    trainer: DiffusionTrainer, images: Images, poison: Poison, caplog: Any
 ) -> None:
-    plan = plan_of(pictures[:3], epochs=3, lr_scheduler="constant_with_warmup", lr_warmup_steps=0)
+    plan = plan_of(images[:3], epochs=3, lr_scheduler="constant_with_warmup", lr_warmup_steps=0)
     undisturbed = run(trainer, plan)
     with trainer.open(plan, None) as session:
         reports = [session.advance() for _ in range(4)]
@@ -67,9 +67,9 @@ def test_a_run_goes_back_to_its_last_good_epoch_and_on_more_slowly(
 
 
 def test_weights_that_are_no_numbers_are_noticed_and_undone(
-    trainer: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
-    with trainer.open(plan_of(pictures[:3]), None) as session:
+    with trainer.open(plan_of(images[:3]), None) as session:
         session.advance()
         weights_of(session)[0] = float("nan")
         outcome = drive(session)
@@ -85,9 +85,9 @@ def test_one_reading_that_is_no_number_is_enough(what: str) -> None:
 
 
 def test_a_run_that_keeps_diverging_is_given_up(
-    trainer: DiffusionTrainer, pictures: Pictures, poison: Poison
+    trainer: DiffusionTrainer, images: Images, poison: Poison
 ) -> None:
-    with trainer.open(plan_of(pictures[:1], epochs=2), None) as session:
+    with trainer.open(plan_of(images[:1], epochs=2), None) as session:
         poison(100)
         for _ in range(3):
             assert session.advance().step == 0
@@ -98,9 +98,9 @@ def test_a_run_that_keeps_diverging_is_given_up(
 
 
 def test_setbacks_are_remembered_by_the_checkpoint(
-    trainer: DiffusionTrainer, pictures: Pictures, poison: Poison
+    trainer: DiffusionTrainer, images: Images, poison: Poison
 ) -> None:
-    plan = plan_of(pictures[:2], epochs=3)
+    plan = plan_of(images[:2], epochs=3)
     with trainer.open(plan, None) as session:
         poison(1)
         session.advance()
@@ -111,7 +111,7 @@ def test_setbacks_are_remembered_by_the_checkpoint(
     assert run(trainer, plan, resume=taken.data) == whole
     with trainer.open(plan, taken.data) as session:
         poison(100)
-        # One setback is spent; each of the two that are left leads back by the one step.
+        # One failure is spent; each of the two that are left leads back by the one step.
         for _ in range(2):
             assert session.advance().step == 1
         with pytest.raises(TrainingFailed):
@@ -119,10 +119,10 @@ def test_setbacks_are_remembered_by_the_checkpoint(
 
 
 def test_a_checkpoint_never_holds_what_is_no_number(
-    trainer: DiffusionTrainer, pictures: Pictures, poison: Poison
+    trainer: DiffusionTrainer, images: Images, poison: Poison
 ) -> None:
     """It is of the last moment that was well, and a run that goes on from it ends the same."""
-    plan = plan_of(pictures[:3], epochs=2)
+    plan = plan_of(images[:3], epochs=2)
     with trainer.open(plan, None) as session:
         for _ in range(6):  # the last three of them in vain
             if session.advance().step == 3:
@@ -136,8 +136,8 @@ def test_a_checkpoint_never_holds_what_is_no_number(
         assert drive(session) == whole
 
 
-def test_gradient_norms_are_in_the_history(trainer: DiffusionTrainer, pictures: Pictures) -> None:
-    for record in run(trainer, plan_of(pictures[:3])).history:
+def test_gradient_norms_are_in_the_history(trainer: DiffusionTrainer, images: Images) -> None:
+    for record in run(trainer, plan_of(images[:3])).history:
         assert record.gradient_norm is not None
         assert record.largest_gradient_norm is not None
         assert 0 < record.gradient_norm <= record.largest_gradient_norm
@@ -150,14 +150,14 @@ def test_gradient_norms_are_in_the_history(trainer: DiffusionTrainer, pictures: 
 )
 def test_a_training_that_moves_no_more_is_called_out_once(
     trainer: DiffusionTrainer,
-    pictures: Pictures,
+    images: Images,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     where: Any,
     broken: str,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    with trainer.open(plan_of(pictures[:1], epochs=4), None) as session:
+    with trainer.open(plan_of(images[:1], epochs=4), None) as session:
         session.advance()
         session.advance()
         monkeypatch.setattr(where, broken, lambda _: None)
@@ -168,8 +168,8 @@ def test_a_training_that_moves_no_more_is_called_out_once(
 
 
 def test_a_learning_rate_of_nothing_is_no_standstill(
-    trainer: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "learning_rate_of", lambda *_: lambda _: 0.0)
-    outcome = run(trainer, plan_of(pictures[:2], epochs=2))
+    outcome = run(trainer, plan_of(images[:2], epochs=2))
     assert [record.stalled for record in outcome.history] == [False, False]

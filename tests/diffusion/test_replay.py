@@ -19,22 +19,22 @@ from adapters.diffusion.step.replay import WARM_UP, CudaRecorder, Replay
 from adapters.diffusion.strategy import PLAIN, Strategy, choose_strategy, describe
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import EVERY_OPTION, plan_of, predict, run, weights_of
-from tests.diffusion.tape import Tape
+from tests.diffusion.fake_cuda_graph import Tape
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 CAPTURED = Strategy(capture=True)
 
 
 def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_batches(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    """Three shapes: four squares as a pair or alone, and the fifth picture in its own bucket."""
+    """Three shapes: four squares as a pair or alone, and the fifth image in its own bucket."""
     recorder = Tape()
-    plan = plan_of(pictures, **EVERY_OPTION, epochs=5, batch_size=3, lr_warmup_steps=3)
+    plan = plan_of(images, **EVERY_OPTION, epochs=5, batch_size=3, lr_warmup_steps=3)
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
     assert run(fast, plan) == run(trainer, plan)
     assert recorder.recorded == 3
@@ -43,10 +43,10 @@ def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_b
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_a_captured_run_that_is_resumed_gives_the_bytes_of_a_plain_one(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures, steps: int
+    trainer: DiffusionTrainer, base: BaseModel, images: Images, steps: int
 ) -> None:
     recorder = Tape()
-    plan = plan_of(pictures[:2], epochs=6)
+    plan = plan_of(images[:2], epochs=6)
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
     first = run(fast, plan, steps=steps)
     assert run(fast, plan, resume=first.checkpoint) == run(trainer, plan)
@@ -54,10 +54,10 @@ def test_a_captured_run_that_is_resumed_gives_the_bytes_of_a_plain_one(
 
 
 def test_a_recovery_reaches_the_recorded_step(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     def disturbed(trainer: DiffusionTrainer) -> bytes:
-        with trainer.open(plan_of(pictures[:2], epochs=5), None) as session:
+        with trainer.open(plan_of(images[:2], epochs=5), None) as session:
             for _ in range(7):
                 session.advance()
             weights_of(session)[3] = float("nan")
@@ -89,12 +89,12 @@ class Refusing(Tape):
 def test_where_recording_fails_steps_are_run_as_they_are(
     trainer: DiffusionTrainer,
     base: BaseModel,
-    pictures: Pictures,
+    images: Images,
     caplog: pytest.LogCaptureFixture,
     error: Exception,
 ) -> None:
     refusing = Refusing(error)
-    plan = plan_of(pictures[:2], epochs=4)
+    plan = plan_of(images[:2], epochs=4)
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: refusing)
     assert run(fast, plan) == run(trainer, plan)
     assert refusing.recorded == 1
@@ -102,7 +102,7 @@ def test_where_recording_fails_steps_are_run_as_they_are(
 
 
 def test_why_recording_failed_is_told_by_the_first_error(
-    base: BaseModel, pictures: Pictures, caplog: pytest.LogCaptureFixture
+    base: BaseModel, images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Twice(Tape):
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -114,7 +114,7 @@ def test_why_recording_failed_is_told_by_the_first_error(
                 raise RuntimeError("operation failed due to a previous error during capture")
 
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=Twice)
-    run(fast, plan_of(pictures[:2], epochs=2))
+    run(fast, plan_of(images[:2], epochs=2))
     told = "RuntimeError: operation not permitted when stream is capturing"
     assert f"steps are no longer recorded: {told}" in caplog.messages
 
@@ -270,10 +270,10 @@ def test_a_pass_keeps_nothing_of_the_one_before(base: BaseModel) -> None:
 
 @pytest.mark.parametrize("what", ["previews", "measurement"])
 def test_what_finds_no_memory_beside_the_recordings_has_them_let_go(
-    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, what: str
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     recorder = Tape()
-    plan = plan_of(pictures[:2], epochs=5, validation_epochs=4)
+    plan = plan_of(images[:2], epochs=5, validation_epochs=4)
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
     wanted = run(fast, plan)
     with fast.open(plan, None) as session:
@@ -302,7 +302,7 @@ def test_what_finds_no_memory_beside_the_recordings_has_them_let_go(
 
 
 def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     class Filling(Tape):
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -316,7 +316,7 @@ def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings
             return once_full
 
     recorder = Filling()
-    plan = plan_of(pictures[:4], batch_size=4, epochs=8)
+    plan = plan_of(images[:4], batch_size=4, epochs=8)
     fast = DiffusionTrainer(base, decode, strategy=CAPTURED, recorder=lambda: recorder)
     outcome = run(fast, plan)
     assert recorder.recorded == 2
@@ -328,9 +328,9 @@ def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings
 
 
 def test_one_copy_of_all_adapters_gives_the_numbers_of_pefts_layers(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    plan = plan_of(pictures[:3], **EVERY_OPTION, epochs=3, batch_size=2, alpha=2.0)
+    plan = plan_of(images[:3], **EVERY_OPTION, epochs=3, batch_size=2, alpha=2.0)
     flat = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
     plain, fast = run(trainer, plan), run(flat, plan)
     for one, other in zip(plain.history, fast.history, strict=True):
@@ -339,9 +339,9 @@ def test_one_copy_of_all_adapters_gives_the_numbers_of_pefts_layers(
 
 
 def test_previews_between_steps_see_the_adapters_as_they_are(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    plan = plan_of(pictures[:1], epochs=2, sample_prompts=("a boat",))
+    plan = plan_of(images[:1], epochs=2, sample_prompts=("a boat",))
     flat = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
     with flat.open(plan, None) as session:
         session.advance()
@@ -358,11 +358,11 @@ def test_previews_between_steps_see_the_adapters_as_they_are(
 def test_half_precision_follows_the_plain_loss_and_leaves_the_base_bit_for_bit(
     trainer: DiffusionTrainer,
     base: BaseModel,
-    pictures: Pictures,
+    images: Images,
     compute: torch.dtype,
     channels_last: bool,
 ) -> None:
-    plan = plan_of(pictures, epochs=3, batch_size=2, learning_rate=2e-3)
+    plan = plan_of(images, epochs=3, batch_size=2, learning_rate=2e-3)
     plain = run(trainer, plan)
     own = replace(base, unet=copy.deepcopy(base.unet))
     half = DiffusionTrainer(
@@ -383,11 +383,11 @@ def test_half_precision_follows_the_plain_loss_and_leaves_the_base_bit_for_bit(
 
 
 def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
-    base: BaseModel, pictures: Pictures
+    base: BaseModel, images: Images
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
     half = DiffusionTrainer(own, decode, strategy=Strategy(compute=torch.float16, flat_path=True))
-    with half.open(plan_of(pictures[:1], epochs=4, lr_warmup_steps=0), None) as session:
+    with half.open(plan_of(images[:1], epochs=4, lr_warmup_steps=0), None) as session:
         scaler = session._update._scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**120})
         before = weights_of(session).clone()
@@ -398,7 +398,7 @@ def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
 
 
 def test_a_step_of_float16_that_breaks_off_in_its_update_can_be_taken_again(
-    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
     half = DiffusionTrainer(own, decode, strategy=Strategy(compute=torch.float16, flat_path=True))
@@ -411,7 +411,7 @@ def test_a_step_of_float16_that_breaks_off_in_its_update_can_be_taken_again(
         return clip(*arguments)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", full_once)
-    with half.open(plan_of(pictures[:1], epochs=2), None) as session:
+    with half.open(plan_of(images[:1], epochs=2), None) as session:
         session.advance()
         assert session.history[0].gradient_norm
 

@@ -10,7 +10,7 @@ GIB = 2**30
 
 
 @pytest.mark.parametrize(
-    ("gib", "seats"), [(0, 1), (4, 1), (6, 3), (8, 6), (12, MOST_SEATS), (140, MOST_SEATS)]
+    ("gib", "slots"), [(0, 1), (4, 1), (6, 3), (8, 6), (12, MOST_SEATS), (140, MOST_SEATS)]
 )
-def test_a_larger_card_seats_more_and_any_card_one(gib: int, seats: int) -> None:
-    assert seats_in(gib * GIB) == seats
+def test_a_larger_card_seats_more_and_any_card_one(gib: int, slots: int) -> None:
+    assert seats_in(gib * GIB) == slots

@@ -19,14 +19,14 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from benchmarks.full_size import pipeline_of
 from domain.parameters import LoraTargets
-from domain.picture import Picture
-from tests.diffusion.programs import comfy_names, comfy_patched
+from domain.image import TrainingImage
+from tests.diffusion.reference_loaders import comfy_names, comfy_patched
 from tests.diffusion.runs import plan_of, run, weights_of
 from tests.diffusion.single_file import unet_key, write_single_file
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 CPU = torch.device("cpu")
 
 
@@ -36,10 +36,10 @@ def states(base: BaseModel) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def style(
-    base: BaseModel, pictures: Pictures, tmp_path_factory: pytest.TempPathFactory
+    base: BaseModel, images: Images, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, torch.Tensor]:
     """The file of a short run, and what its text encoder says."""
-    plan = plan_of(pictures[:2], train_text_encoder=True, lora_targets="attention+ff", alpha=6.0)
+    plan = plan_of(images[:2], train_text_encoder=True, lora_targets="attention+ff", alpha=6.0)
     with DiffusionTrainer(base, decode).open(plan, None) as session:
         for _ in range(4):
             session.advance()
@@ -51,11 +51,11 @@ def style(
 
 
 def test_the_text_encoder_learns_and_is_what_it_was_afterwards(
-    base: BaseModel, style: tuple[Path, torch.Tensor], pictures: Pictures
+    base: BaseModel, style: tuple[Path, torch.Tensor], images: Images
 ) -> None:
     before = copy.deepcopy(base.text_encoder.state_dict())
     structure = [type(module) for module in base.text_encoder.modules()]
-    run(DiffusionTrainer(base, decode), plan_of(pictures[:1], epochs=1, train_text_encoder=True))
+    run(DiffusionTrainer(base, decode), plan_of(images[:1], epochs=1, train_text_encoder=True))
     after = base.text_encoder.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -141,10 +141,10 @@ def test_comfyui_patches_the_text_encoder_of_the_original_checkpoint(
     torch.testing.assert_close(states(model), trained, rtol=1e-4, atol=1e-5)
 
 
-def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, pictures: Pictures) -> None:
+def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, images: Images) -> None:
     def moved(**parameters: float) -> tuple[float, float]:
         """How far the denoiser's and the text encoder's adapters come in the first step."""
-        plan = plan_of(pictures[:1], train_text_encoder=True, lr_warmup_steps=0, **parameters)
+        plan = plan_of(images[:1], train_text_encoder=True, lr_warmup_steps=0, **parameters)
         with trainer.open(plan, None) as session:
             weights, last = weights_of(session), session._adapters.text_weights
             before = weights.clone()
@@ -159,9 +159,9 @@ def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, pictures: Pictu
 
 
 def test_previews_show_the_trained_text_encoder(
-    trainer: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
-    plan = plan_of(pictures[:1], train_text_encoder=True, sample_prompts=("a red circle",))
+    plan = plan_of(images[:1], train_text_encoder=True, sample_prompts=("a red circle",))
     with trainer.open(plan, None) as session:
         before = session.previews(adapted=False)
         weights, last = weights_of(session), session._adapters.text_weights

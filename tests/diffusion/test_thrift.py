@@ -15,18 +15,18 @@ from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingSession
 from domain.failure import FailureCode, TrainingFailed
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import plan_of, run
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 Limit = Callable[..., list[int]]
 
 
 @pytest.fixture
 def limit(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> Limit:
-    """Lets the denoiser run out of memory above a number of pictures, after its forward pass."""
+    """Lets the denoiser run out of memory above a number of images, after its forward pass."""
     forward = base.unet.forward
 
     def set_to(most: int, *, unless_recomputing: bool = False) -> list[int]:
@@ -58,7 +58,7 @@ def assert_same_gradient(found: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
 
 
-def test_the_ladder_halves_the_pictures_then_recomputes_then_ends() -> None:
+def test_the_ladder_halves_the_images_then_recomputes_then_ends() -> None:
     steps = [Thrift(6)]
     while (tighter := steps[-1].tighter(6)) is not None:
         steps.append(tighter)
@@ -67,9 +67,9 @@ def test_the_ladder_halves_the_pictures_then_recomputes_then_ends() -> None:
 
 
 def test_a_full_card_is_met_by_smaller_passes_with_the_same_gradient(
-    trainer: DiffusionTrainer, pictures: Pictures, limit: Limit, caplog: pytest.LogCaptureFixture
+    trainer: DiffusionTrainer, images: Images, limit: Limit, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = plan_of(pictures[:4], batch_size=4, epochs=2)
+    plan = plan_of(images[:4], batch_size=4, epochs=2)
     with trainer.open(plan, None) as session:
         session.advance()
         whole, record = gradient_of(session), session.history[0]
@@ -82,13 +82,13 @@ def test_a_full_card_is_met_by_smaller_passes_with_the_same_gradient(
         session.advance()
     # It is found out once; the second step goes by two at once.
     assert passes == [2, 2, 2, 2]
-    assert caplog.text.count("out of memory, going on with 2 pictures at a time") == 1
+    assert caplog.text.count("out of memory, going on with 2 images at a time") == 1
 
 
 def test_then_feature_maps_are_recomputed_with_the_same_gradient(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures, limit: Limit
+    trainer: DiffusionTrainer, base: BaseModel, images: Images, limit: Limit
 ) -> None:
-    plan = plan_of(pictures[:2], batch_size=2, epochs=1)
+    plan = plan_of(images[:2], batch_size=2, epochs=1)
     with trainer.open(plan, None) as session:
         session.advance()
         whole = gradient_of(session)
@@ -101,10 +101,10 @@ def test_then_feature_maps_are_recomputed_with_the_same_gradient(
 
 
 def test_a_card_that_is_full_even_so_is_told_as_such(
-    trainer: DiffusionTrainer, pictures: Pictures, limit: Limit
+    trainer: DiffusionTrainer, images: Images, limit: Limit
 ) -> None:
     limit(0)
-    plan = plan_of(pictures[:2], batch_size=2)
+    plan = plan_of(images[:2], batch_size=2)
     with trainer.open(plan, None) as session, pytest.raises(TrainingFailed) as failed:
         session.advance()
     assert failed.value.failure.code is FailureCode.GPU_OOM
@@ -112,9 +112,9 @@ def test_a_card_that_is_full_even_so_is_told_as_such(
 
 
 def test_a_resumed_run_goes_on_as_thriftily_and_gives_the_same_bytes(
-    trainer: DiffusionTrainer, pictures: Pictures, limit: Limit
+    trainer: DiffusionTrainer, images: Images, limit: Limit
 ) -> None:
-    plan = plan_of(pictures[:4], batch_size=4, epochs=3)
+    plan = plan_of(images[:4], batch_size=4, epochs=3)
     limit(1)
     whole = run(trainer, plan)
     first = run(trainer, plan, steps=1)
@@ -123,13 +123,13 @@ def test_a_resumed_run_goes_on_as_thriftily_and_gives_the_same_bytes(
     assert set(passes) == {1}
 
 
-def test_pictures_are_encoded_one_by_one_where_memory_is_short(
+def test_images_are_encoded_one_by_one_where_memory_is_short(
     trainer: DiffusionTrainer,
     base: BaseModel,
-    pictures: Pictures,
+    images: Images,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan = plan_of(pictures[:3], epochs=1)
+    plan = plan_of(images[:3], epochs=1)
     together = run(trainer, plan)
     encode = base.vae.encode
 
@@ -150,7 +150,7 @@ def test_what_libraries_say_when_memory_is_out_is_understood() -> None:
     assert not is_out_of_memory(MemoryError())
 
 
-def test_the_peak_of_memory_is_told(trainer: DiffusionTrainer, pictures: Pictures) -> None:
-    with trainer.open(plan_of(pictures[:1]), None) as session:
+def test_the_peak_of_memory_is_told(trainer: DiffusionTrainer, images: Images) -> None:
+    with trainer.open(plan_of(images[:1]), None) as session:
         session.advance()
         assert session.peak_memory > 50e6

@@ -22,13 +22,13 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import Checkpoint, TrainingPlan
 from domain.failure import Failure, FailureCode, TrainingFailed
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import EVERY_OPTION, Outcome, drive, plan_of, run, weights_of
-from tests.diffusion.tape import Tape
+from tests.diffusion.fake_cuda_graph import Tape
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 SEATS = 3
 LONG = 60.0
 """Seconds of patience, so that company does not depend on how threads are scheduled."""
@@ -36,23 +36,23 @@ LONG = 60.0
 
 @pytest.fixture
 def seated(base: BaseModel) -> DiffusionTrainer:
-    """A trainer with seats."""
-    return DiffusionTrainer(base, decode, seats=SEATS, patience=LONG)
+    """A trainer with slots."""
+    return DiffusionTrainer(base, decode, slots=SEATS, patience=LONG)
 
 
 @pytest.fixture(scope="module")
-def plans(pictures: Pictures) -> list[TrainingPlan]:
-    """Other pictures, lengths, rates, seeds and options, and a bucket that only one has."""
+def plans(images: Images) -> list[TrainingPlan]:
+    """Other images, lengths, rates, seeds and options, and a bucket that only one has."""
     return [
-        plan_of(pictures[:2], epochs=3, seed=1),
-        plan_of(pictures[3:], epochs=1, seed=2, learning_rate=3e-3, **EVERY_OPTION),
-        plan_of(pictures[:1], epochs=4, seed=3, lr_scheduler="linear"),
+        plan_of(images[:2], epochs=3, seed=1),
+        plan_of(images[3:], epochs=1, seed=2, learning_rate=3e-3, **EVERY_OPTION),
+        plan_of(images[:1], epochs=4, seed=3, lr_scheduler="linear"),
     ]
 
 
 @pytest.fixture(scope="module")
 def joint_outcomes(base: BaseModel, plans: list[TrainingPlan]) -> list[Outcome]:
-    return together(DiffusionTrainer(base, decode, seats=SEATS, patience=LONG), plans)
+    return together(DiffusionTrainer(base, decode, slots=SEATS, patience=LONG), plans)
 
 
 def in_threads(sessions: Sequence[Any], action: Callable[[Any], Any]) -> list[Any]:
@@ -169,17 +169,17 @@ def recording(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
         decode,
         strategy=Strategy(capture=True),
         recorder=lambda: recorder,
-        seats=SEATS,
+        slots=SEATS,
         patience=LONG,
     )
 
 
 def test_recorded_passes_give_the_bytes_of_plain_ones(
-    seated: DiffusionTrainer, base: BaseModel, pictures: Pictures
+    seated: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     plans = [
-        plan_of(pictures[:2], epochs=2, seed=1),
-        plan_of(pictures[1:3], epochs=2, seed=2, learning_rate=3e-3),
+        plan_of(images[:2], epochs=2, seed=1),
+        plan_of(images[1:3], epochs=2, seed=2, learning_rate=3e-3),
     ]
     recorder = Tape()
     assert together(recording(base, recorder), plans) == together(seated, plans)
@@ -187,10 +187,10 @@ def test_recorded_passes_give_the_bytes_of_plain_ones(
 
 
 def test_passes_are_made_by_one_thread_whichever_run_leads(
-    base: BaseModel, pictures: Pictures
+    base: BaseModel, images: Images
 ) -> None:
     recorder = Tape()
-    with recording(base, recorder).open(plan_of(pictures[:2], epochs=4), None) as session:
+    with recording(base, recorder).open(plan_of(images[:2], epochs=4), None) as session:
         for _ in range(3):
             session.advance()
         in_threads([session], lambda session: [session.advance() for _ in range(3)])
@@ -199,13 +199,13 @@ def test_passes_are_made_by_one_thread_whichever_run_leads(
 
 
 def test_a_recording_serves_runs_that_come_later(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     recorder = Tape()
     fast = recording(base, recorder)
-    newcomer = plan_of(pictures[2:4], epochs=2, seed=3, validation_split=0.0)
-    with fast.open(plan_of(pictures[:2], epochs=4, seed=1), None) as first:
-        with fast.open(plan_of(pictures[1:3], epochs=2, seed=2), None) as second:
+    newcomer = plan_of(images[2:4], epochs=2, seed=3, validation_split=0.0)
+    with fast.open(plan_of(images[:2], epochs=4, seed=1), None) as first:
+        with fast.open(plan_of(images[1:3], epochs=2, seed=2), None) as second:
             in_threads([first, second], lambda session: [session.advance() for _ in range(4)])
         before = recorder.recorded, recorder.replayed
         with fast.open(newcomer, None) as third:
@@ -216,9 +216,9 @@ def test_a_recording_serves_runs_that_come_later(
 
 
 def test_previews_are_each_runs_own_and_the_bases(
-    trainer: DiffusionTrainer, seated: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, seated: DiffusionTrainer, images: Images
 ) -> None:
-    plans = [plan_of(pictures[:1], seed=seed, sample_prompts=("a sun",)) for seed in (1, 2)]
+    plans = [plan_of(images[:1], seed=seed, sample_prompts=("a sun",)) for seed in (1, 2)]
     alone = []
     for plan in plans:
         with trainer.open(plan, None) as session:
@@ -235,11 +235,11 @@ def test_previews_are_each_runs_own_and_the_bases(
 
 
 def test_others_go_on_between_two_previews(
-    seated: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of(pictures[:1], seed=1, sample_prompts=("a sun", "a moon"))
+    plan = plan_of(images[:1], seed=1, sample_prompts=("a sun", "a moon"))
     losses = []
-    with seated.open(plan, None) as one, seated.open(plan_of(pictures[:1], seed=2), None) as other:
+    with seated.open(plan, None) as one, seated.open(plan_of(images[:1], seed=2), None) as other:
         assert isinstance(one, MemberSession)
         assert isinstance(other, MemberSession)
         stepping = threading.Thread(target=other.advance)
@@ -294,7 +294,7 @@ def test_a_run_that_fails_leaves_the_others(
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, base: BaseModel, most: int) -> list[int]:
-    """Let passes of more than so many pictures run out of memory; the list has those that ran."""
+    """Let passes of more than so many images run out of memory; the list has those that ran."""
     forward, sizes = base.unet.forward, []
 
     def limited(sample: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
@@ -327,11 +327,11 @@ def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
     trainer: DiffusionTrainer,
     seated: DiffusionTrainer,
     base: BaseModel,
-    pictures: Pictures,
+    images: Images,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    large = plan_of(pictures[:4], epochs=2, batch_size=4, validation_split=0.0)
-    small = plan_of(pictures[:2], epochs=3, seed=2)
+    large = plan_of(images[:4], epochs=2, batch_size=4, validation_split=0.0)
+    small = plan_of(images[:2], epochs=3, seed=2)
     wanted = [run(trainer, large), run(trainer, small)]
     sizes = limit_memory(monkeypatch, base, 2)
     with ExitStack() as stack:
@@ -371,11 +371,11 @@ def test_a_run_that_does_not_fit_beside_others_may_be_tried_again_and_alone_not(
 def test_so_may_one_whose_previews_or_measurements_do_not_fit(
     seated: DiffusionTrainer,
     base: BaseModel,
-    pictures: Pictures,
+    images: Images,
     monkeypatch: pytest.MonkeyPatch,
     what: str,
 ) -> None:
-    plan = plan_of(pictures[:1], validation_epochs=1)
+    plan = plan_of(images[:1], validation_epochs=1)
     forward = base.unet.forward
 
     def limited(*arguments: Any, **keywords: Any) -> Any:
@@ -398,13 +398,13 @@ def test_so_may_one_whose_previews_or_measurements_do_not_fit(
         assert not failure(session).retryable
 
 
-def test_so_may_a_newcomer_for_whose_pictures_there_is_no_room(
-    seated: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+def test_so_may_a_newcomer_for_whose_images_there_is_no_room(
+    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError
 
-    plan = plan_of(pictures[:1])
+    plan = plan_of(images[:1])
     with seated.open(plan, None):
         monkeypatch.setattr("adapters.diffusion.trainer.prepare", full)
         assert failure_of(lambda: seated.open(plan, None).__enter__()).retryable
@@ -412,12 +412,12 @@ def test_so_may_a_newcomer_for_whose_pictures_there_is_no_room(
 
 
 def test_adapters_for_all_seats_that_do_not_fit_are_told_as_such(
-    seated: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError
 
-    plan = plan_of(pictures[:1])
+    plan = plan_of(images[:1])
     with monkeypatch.context() as patched:
         patched.setattr("adapters.diffusion.together.stacked.Stack", full)
         failure = failure_of(lambda: seated.open(plan, None).__enter__())
@@ -426,7 +426,7 @@ def test_adapters_for_all_seats_that_do_not_fit_are_told_as_such(
 
 
 def test_the_next_step_is_drawn_before_a_run_counts_the_last_one(
-    seated: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over the ends of epochs too, where each waits for the device in turn."""
     count, drawn = MemberSession.count_step, []
@@ -436,7 +436,7 @@ def test_the_next_step_is_drawn_before_a_run_counts_the_last_one(
         return count(session)
 
     monkeypatch.setattr(MemberSession, "count_step", noting)
-    plans = [plan_of(pictures[:2], epochs=2, seed=seed) for seed in (1, 2)]
+    plans = [plan_of(images[:2], epochs=2, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack:
         in_threads(sessions_of(stack, seated, plans), drive)
     assert drawn.count(True) == 2 * 3
@@ -461,11 +461,11 @@ def test_only_the_run_that_has_to_recomputes_its_feature_maps(
 
 
 def test_a_run_at_the_end_of_its_thrift_has_the_others_recordings_let_go(
-    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = recording(base, Tape())
     assert fast.recordings is None
-    plans = [plan_of(pictures[:2], epochs=4, seed=seed) for seed in (1, 2)]
+    plans = [plan_of(images[:2], epochs=4, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack:
         first, thrifty = (stack.enter_context(fast.open(plan, None)) for plan in plans)
         assert isinstance(first, MemberSession)
@@ -490,7 +490,7 @@ def test_a_run_at_the_end_of_its_thrift_has_the_others_recordings_let_go(
 
 
 def test_a_newcomer_without_room_has_the_recordings_let_go(
-    base: BaseModel, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Tape()
     fast = recording(base, recorder)
@@ -503,11 +503,11 @@ def test_a_newcomer_without_room_has_the_recordings_let_go(
         return prepare(*arguments)
 
     monkeypatch.setattr("adapters.diffusion.trainer.prepare", full_at_first)
-    with fast.open(plan_of(pictures[:2], epochs=4, seed=1), None) as first:
+    with fast.open(plan_of(images[:2], epochs=4, seed=1), None) as first:
         for _ in range(4):
             first.advance()
         assert recorder.recorded == 1
-        with fast.open(plan_of(pictures[:2], seed=2), None) as second:
+        with fast.open(plan_of(images[:2], seed=2), None) as second:
             assert second.total_steps
         for _ in range(4):
             first.advance()
@@ -521,7 +521,7 @@ def test_the_base_is_the_same_afterwards_and_the_trainer_free(
     with ExitStack() as stack:
         sessions = sessions_of(stack, seated, plans)
         in_threads(sessions, lambda session: session.advance())
-        dora = plan_of(plans[0].pictures, use_dora=True)
+        dora = plan_of(plans[0].images, use_dora=True)
         with pytest.raises(RuntimeError, match="open run"):
             stack.enter_context(seated.open(dora, None))
     after = base.unet.state_dict()
@@ -552,14 +552,14 @@ def test_runs_that_end_at_the_same_moment_leave_the_trainer_free(
     ensemble._free = Free(ensemble._free)
     in_threads(stacks, ExitStack.close)
     assert seated._ensemble is None
-    assert run(seated, plan_of(plans[0].pictures, use_dora=True), steps=1).weights
+    assert run(seated, plan_of(plans[0].images, use_dora=True), steps=1).weights
 
 
-def test_only_runs_with_adapters_alike_are_of_one_kind(pictures: Pictures) -> None:
-    first = kind_of(plan_of(pictures[:1]).parameters)
+def test_only_runs_with_adapters_alike_are_of_one_kind(images: Images) -> None:
+    first = kind_of(plan_of(images[:1]).parameters)
     alike = {"seed": 5, "learning_rate": 1e-2, "batch_size": 4, "snr_gamma": 5.0, "epochs": 9}
-    assert kind_of(plan_of(pictures[:1], **alike).parameters) == first
+    assert kind_of(plan_of(images[:1], **alike).parameters) == first
     for other in ({"rank": 2}, {"alpha": 1.0}, {"lora_targets": "attention+ff"}):
-        assert kind_of(plan_of(pictures[:1], **other).parameters) not in (first, None)
+        assert kind_of(plan_of(images[:1], **other).parameters) not in (first, None)
     for alone in ({"lora_dropout": 0.1}, {"optimizer": "prodigy"}, {"use_dora": True}):
-        assert kind_of(plan_of(pictures[:1], **alone).parameters) is None
+        assert kind_of(plan_of(images[:1], **alone).parameters) is None

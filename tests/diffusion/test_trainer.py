@@ -20,25 +20,25 @@ from adapters.diffusion.step.update import Update
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import CheckpointRejected
-from domain.picture import Picture
+from domain.image import TrainingImage
 from tests.diffusion.runs import EVERY_OPTION, Outcome, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 
-Pictures = tuple[Picture, ...]
+Images = tuple[TrainingImage, ...]
 STEPS = 10
-"""Of ``plan_of``'s two epochs over the five pictures."""
+"""Of ``plan_of``'s two epochs over the five images."""
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(base: BaseModel, pictures: Pictures) -> Outcome:
-    return run(DiffusionTrainer(base, decode, "cpu"), plan_of(pictures, **EVERY_OPTION))
+def uninterrupted(base: BaseModel, images: Images) -> Outcome:
+    return run(DiffusionTrainer(base, decode, "cpu"), plan_of(images, **EVERY_OPTION))
 
 
 @pytest.fixture(scope="module")
-def without_options(base: BaseModel, pictures: Pictures) -> torch.Tensor:
+def without_options(base: BaseModel, images: Images) -> torch.Tensor:
     """The weights after two steps of a plain run."""
-    with DiffusionTrainer(base, decode).open(plan_of(pictures[:3]), None) as session:
+    with DiffusionTrainer(base, decode).open(plan_of(images[:3]), None) as session:
         for _ in range(2):
             session.advance()
         return weights_of(session).clone()
@@ -46,9 +46,9 @@ def without_options(base: BaseModel, pictures: Pictures) -> torch.Tensor:
 
 @pytest.mark.parametrize("steps", [0, 1, 5, 7, STEPS])
 def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
-    trainer: DiffusionTrainer, pictures: Pictures, uninterrupted: Outcome, steps: int
+    trainer: DiffusionTrainer, images: Images, uninterrupted: Outcome, steps: int
 ) -> None:
-    plan = plan_of(pictures, **EVERY_OPTION)
+    plan = plan_of(images, **EVERY_OPTION)
     torch.manual_seed(steps)
     first = run(trainer, plan, steps=steps)
     torch.manual_seed(99)
@@ -56,9 +56,9 @@ def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
 
 
 def test_a_run_that_is_resumed_after_every_step_gives_the_same_bytes(
-    trainer: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
-    plan = plan_of(pictures[:3], batch_size=2, **EVERY_OPTION)
+    plan = plan_of(images[:3], batch_size=2, **EVERY_OPTION)
     checkpoint = None
     for _ in range(4):
         outcome = run(trainer, plan, resume=checkpoint, steps=1)
@@ -67,9 +67,9 @@ def test_a_run_that_is_resumed_after_every_step_gives_the_same_bytes(
 
 
 def test_previews_and_looks_at_the_run_change_nothing(
-    trainer: DiffusionTrainer, pictures: Pictures, uninterrupted: Outcome
+    trainer: DiffusionTrainer, images: Images, uninterrupted: Outcome
 ) -> None:
-    plan = plan_of(pictures, **EVERY_OPTION, sample_prompts=())
+    plan = plan_of(images, **EVERY_OPTION, sample_prompts=())
     with trainer.open(plan, None) as session:
         while not session.finished:
             step = session.advance().step
@@ -82,9 +82,9 @@ def test_previews_and_looks_at_the_run_change_nothing(
 
 
 def test_another_seed_gives_other_weights(
-    trainer: DiffusionTrainer, pictures: Pictures, uninterrupted: Outcome
+    trainer: DiffusionTrainer, images: Images, uninterrupted: Outcome
 ) -> None:
-    other = run(trainer, plan_of(pictures, **EVERY_OPTION, seed=1))
+    other = run(trainer, plan_of(images, **EVERY_OPTION, seed=1))
     assert other.weights != uninterrupted.weights
 
 
@@ -107,22 +107,22 @@ def test_another_seed_gives_other_weights(
 )
 def test_every_option_reaches_the_training(
     trainer: DiffusionTrainer,
-    pictures: Pictures,
+    images: Images,
     without_options: torch.Tensor,
     option: dict[str, Any],
 ) -> None:
-    with trainer.open(plan_of(pictures[:3], **option), None) as session:
+    with trainer.open(plan_of(images[:3], **option), None) as session:
         for _ in range(2):
             session.advance()
         assert not torch.equal(weights_of(session), without_options)
 
 
 def test_steps_epochs_and_losses_are_reported_as_they_happen(
-    trainer: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
-    plan = plan_of(pictures, batch_size=2)
+    plan = plan_of(images, batch_size=2)
     with trainer.open(plan, None) as session:
-        # Four square pictures make two batches; the fifth has a bucket of its own.
+        # Four square images make two batches; the fifth has a bucket of its own.
         assert session.total_steps == 6
         reports = [session.advance() for _ in range(6)]
         assert session.finished
@@ -136,8 +136,8 @@ def test_steps_epochs_and_losses_are_reported_as_they_happen(
     assert [record.learning_rate for record in history] == [rate(2), rate(5)]
 
 
-def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures(
-    trainer: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(
+    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sums: list[float] = []
     update = Update.__call__
@@ -147,40 +147,40 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures(
         update(self, inputs, losses)
 
     monkeypatch.setattr(Update, "__call__", noted)
-    history = run(trainer, plan_of(pictures[:3], epochs=2, batch_size=2)).history
+    history = run(trainer, plan_of(images[:3], epochs=2, batch_size=2)).history
     for record, of_epoch in zip(history, (sums[:2], sums[2:]), strict=True):
         assert record.loss == pytest.approx(sum(of_epoch) / 3)
 
 
 def test_a_session_leaves_the_base_bit_for_bit(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     parts = ("unet", "vae", "text_encoder")
     before = {part: copy.deepcopy(getattr(base, part).state_dict()) for part in parts}
-    run(trainer, plan_of(pictures, epochs=1))
+    run(trainer, plan_of(images, epochs=1))
     for part in parts:
         after = getattr(base, part).state_dict()
         assert after.keys() == before[part].keys()
         assert all(torch.equal(after[name], before[part][name]) for name in after)
 
 
-def test_one_session_at_a_time(trainer: DiffusionTrainer, pictures: Pictures) -> None:
-    plan = plan_of(pictures[:1])
+def test_one_session_at_a_time(trainer: DiffusionTrainer, images: Images) -> None:
+    plan = plan_of(images[:1])
     with trainer.open(plan, None), pytest.raises(RuntimeError, match="one session"):
         trainer.open(plan, None).__enter__()
     with trainer.open(plan, None) as session:
         assert not session.finished
 
 
-def test_a_closed_session_holds_no_tensor(trainer: DiffusionTrainer, pictures: Pictures) -> None:
-    with trainer.open(plan_of(pictures[:1], epochs=1), None) as session:
+def test_a_closed_session_holds_no_tensor(trainer: DiffusionTrainer, images: Images) -> None:
+    with trainer.open(plan_of(images[:1], epochs=1), None) as session:
         session.advance()
     assert not [name for name, value in vars(session).items() if isinstance(value, torch.Tensor)]
     assert len(session.history) == 1
 
 
-def test_a_finished_run_has_no_next_step(trainer: DiffusionTrainer, pictures: Pictures) -> None:
-    with trainer.open(plan_of(pictures[:1], epochs=1), None) as session:
+def test_a_finished_run_has_no_next_step(trainer: DiffusionTrainer, images: Images) -> None:
+    with trainer.open(plan_of(images[:1], epochs=1), None) as session:
         session.advance()
         with pytest.raises(RuntimeError, match="finished"):
             session.advance()
@@ -196,21 +196,21 @@ def test_a_finished_run_has_no_next_step(trainer: DiffusionTrainer, pictures: Pi
     ],
 )
 def test_a_checkpoint_of_other_parameters_is_rejected(
-    trainer: DiffusionTrainer, pictures: Pictures, change: dict[str, Any], complaint: str
+    trainer: DiffusionTrainer, images: Images, change: dict[str, Any], complaint: str
 ) -> None:
-    checkpoint = run(trainer, plan_of(pictures[:2]), steps=1).checkpoint
+    checkpoint = run(trainer, plan_of(images[:2]), steps=1).checkpoint
     with pytest.raises(CheckpointRejected, match=complaint):
-        run(trainer, plan_of(pictures[:2], **change), resume=checkpoint)
+        run(trainer, plan_of(images[:2], **change), resume=checkpoint)
 
 
-def test_a_checkpoint_of_other_pictures_captions_or_base_is_rejected(
-    trainer: DiffusionTrainer, base: BaseModel, pictures: Pictures
+def test_a_checkpoint_of_other_images_captions_or_base_is_rejected(
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    plan = plan_of(pictures[:2])
+    plan = plan_of(images[:2])
     checkpoint = run(trainer, plan, steps=1).checkpoint
-    with pytest.raises(CheckpointRejected, match="other pictures"):
-        run(trainer, plan_of(pictures[1:3]), resume=checkpoint)
-    reworded = (pictures[0], replace(pictures[1], caption="something else"))
+    with pytest.raises(CheckpointRejected, match="other images"):
+        run(trainer, plan_of(images[1:3]), resume=checkpoint)
+    reworded = (images[0], replace(images[1], caption="something else"))
     with pytest.raises(CheckpointRejected, match="other captions"):
         run(trainer, plan_of(reworded), resume=checkpoint)
     elsewhere = DiffusionTrainer(replace(base, fingerprint="other"), decode)
@@ -219,22 +219,22 @@ def test_a_checkpoint_of_other_pictures_captions_or_base_is_rejected(
     assert run(trainer, plan, resume=checkpoint).history
 
 
-def test_a_checkpoint_of_other_picture_sizes_is_rejected(
-    trainer: DiffusionTrainer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_of_other_image_sizes_is_rejected(
+    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a version would make them that has another rule: its epochs have other batches."""
-    plan = plan_of(pictures[:2])
+    plan = plan_of(images[:2])
     checkpoint = run(trainer, plan, steps=1).checkpoint
     monkeypatch.setattr(preparation, "bucket_of", lambda *_: (56, 64))
-    with pytest.raises(CheckpointRejected, match="other picture sizes"):
+    with pytest.raises(CheckpointRejected, match="other image sizes"):
         run(trainer, plan, resume=checkpoint)
 
 
 def test_a_checkpoint_whose_optimizer_remembers_something_else_is_rejected(
-    trainer: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
     """As another version of the optimizer's library would leave it."""
-    plan = plan_of(pictures[:1])
+    plan = plan_of(images[:1])
     with trainer.open(plan, None) as session:
         assert isinstance(session, DiffusionSession)
         state = replace(session._state(), optimizer=OptimizerState({"exp_avg": torch.zeros(3)}))
@@ -245,18 +245,18 @@ def test_a_checkpoint_whose_optimizer_remembers_something_else_is_rejected(
 
 @pytest.mark.parametrize("length", [0, 7, 100, 20_000, -1])
 def test_a_checkpoint_that_is_cut_off_is_rejected(
-    trainer: DiffusionTrainer, pictures: Pictures, length: int
+    trainer: DiffusionTrainer, images: Images, length: int
 ) -> None:
-    plan = plan_of(pictures[:2])
+    plan = plan_of(images[:2])
     checkpoint = run(trainer, plan, steps=1).checkpoint
     with pytest.raises(CheckpointRejected, match="damaged"):
         run(trainer, plan, resume=checkpoint[:length])
 
 
 def test_something_else_than_a_checkpoint_is_rejected(
-    trainer: DiffusionTrainer, pictures: Pictures
+    trainer: DiffusionTrainer, images: Images
 ) -> None:
-    plan = plan_of(pictures[:2])
+    plan = plan_of(images[:2])
     outcome = run(trainer, plan, steps=1)
     for other in (b"PK\x03\x04 a pickle", outcome.weights):
         with pytest.raises(CheckpointRejected):

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from adapters.memory import ManualClock
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from adapters.wire.bodies import complete_body, failed_body, progress_body
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress

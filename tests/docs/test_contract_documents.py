@@ -18,13 +18,13 @@ from openapi_spec_validator import validate
 from pydantic import ValidationError
 
 from adapters.rabbitmq import envelope
-from adapters.wire.bodies import CompleteBody, FailedBody, ProgressBody
-from adapters.wire.task import TaskReader
+from adapters.schemas.bodies import CompleteBody, FailedBody, ProgressBody
+from adapters.schemas.task import TaskReader
 from domain.location import Location
 from domain.parameters import LIMITS, PARAMETER_NAMES, RequestedParameters, TrainingParameters
 from domain.task import InvalidTask
-from entrypoints import documents
-from entrypoints.contract.asyncapi import TOPOLOGY
+from tools.docs import documents
+from tools.docs.asyncapi import TOPOLOGY
 from entrypoints.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def _calls() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_the_documents_are_what_the_code_says() -> None:
-    assert documents.stale(ROOT) == [], "run python -m entrypoints.documents"
+    assert documents.stale(ROOT) == [], "run python -m tools.docs.documents"
 
 
 def test_a_document_that_is_not_current_is_found(
@@ -143,7 +143,7 @@ def test_only_a_refused_final_call_is_said_to_end_among_the_dead_letters(
     assert (refused, dropped) == ((0, 8) if name == "progress" else (5, 0))
 
 
-def test_the_example_pictures_are_in_a_bucket_that_the_default_settings_allow() -> None:
+def test_the_example_images_are_in_a_bucket_that_the_default_settings_allow() -> None:
     allowed = Settings.model_fields["aws_storage_bucket_name"].default
     assert {Location.parse(image).bucket for image in _task()["data"]["images"]} == {allowed}
 
@@ -168,7 +168,7 @@ def test_every_queue_of_ours_is_described() -> None:
 def test_every_parameter_is_described_with_its_default() -> None:
     described = ASYNCAPI["components"]["schemas"]["TrainingParameters"]["properties"]
     assert described.keys() == PARAMETER_NAMES == LIMITS.keys()
-    resolved = RequestedParameters().resolve(picture_count=10, native_resolution=512)
+    resolved = RequestedParameters().resolve(image_count=10, native_resolution=512)
     for name, schema in described.items():
         assert schema["description"], name
         if "default" in schema:

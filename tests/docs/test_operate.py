@@ -11,15 +11,15 @@ import pytest
 import yaml
 
 from domain.failure import FailureCode
-from entrypoints import exits
+from entrypoints import exit_codes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
 
 HARMLESS = {
     # What the artist is told anyway, or what the job's report shows.
-    "%s: %s": "a picture that is refused",
-    "the caption %s is left out: %s": "the picture is trained on without it",
+    "%s: %s": "an image that is refused",
+    "the caption %s is left out: %s": "the image is trained on without it",
     # Nothing is lost, and nothing can be done.
     "task %s: unknown keys are ignored: %.1000s": "a newer backend says more than we know",
     "could not look for a request to cancel: %s": "it looks again within seconds",
@@ -94,7 +94,7 @@ def test_every_error_code_has_a_remedy(code: FailureCode) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [0, *(value for name, value in vars(exits).items() if name.startswith("EXIT_"))]
+    "code", [0, *(value for name, value in vars(exit_codes).items() if name.startswith("EXIT_"))]
 )
 def test_every_exit_code_has_a_remedy(code: int) -> None:
     assert re.search(rf"^\| (?:\d+, )?{code}(?:, \d+)? \| .+ \| .+ \| .+ \|$", PAGE, re.MULTILINE)

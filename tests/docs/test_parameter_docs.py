@@ -8,7 +8,7 @@ import pytest
 
 from domain.parameters import PARAMETER_NAMES
 from entrypoints.options import add_parameter_options, option_of
-from entrypoints.parameter_docs import parameters_page
+from tools.docs.parameter_docs import parameters_page
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETER_NAMES))

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.buckets import (
-    LEAST_AREA,
-    MOST_ELONGATED,
-    MOST_ENLARGED,
+    MIN_AREA,
+    MAX_ASPECT_RATIO,
+    MAX_UPSCALE,
     SMALL_CUT,
     bucket_of,
     bucket_step,
@@ -62,22 +62,22 @@ def test_a_bucket_keeps_to_step_budget_and_shape(width: int, height: int, resolu
     bucket = bucket_of(width, height, resolution)
     assert all(side > 0 and side % bucket_step(resolution) == 0 for side in bucket)
     assert bucket[0] * bucket[1] <= resolution**2
-    assert max(bucket) <= MOST_ELONGATED * min(bucket)
+    assert max(bucket) <= MAX_ASPECT_RATIO * min(bucket)
 
 
 @given(SIDES, SIDES, RESOLUTIONS)
 def test_no_other_size_cuts_off_noticeably_less_and_no_larger_one_as_little(
     width: int, height: int, resolution: int
 ) -> None:
-    if width * height * MOST_ENLARGED**2 < resolution**2:
+    if width * height * MAX_UPSCALE**2 < resolution**2:
         return
     step = bucket_step(resolution)
     sides = range(step, 2 * resolution, step)
     kept = {
         size: kept_of(width, height, size)
         for size in product(sides, sides)
-        if LEAST_AREA <= math.prod(size) / resolution**2 <= 1
-        and max(size) <= MOST_ELONGATED * min(size)
+        if MIN_AREA <= math.prod(size) / resolution**2 <= 1
+        and max(size) <= MAX_ASPECT_RATIO * min(size)
     }
     bucket = bucket_of(width, height, resolution)
     best = max(kept.values())
@@ -88,12 +88,12 @@ def test_no_other_size_cuts_off_noticeably_less_and_no_larger_one_as_little(
 
 def test_few_sizes_are_in_use() -> None:
     """Each costs a recording, and a last batch of its own in every epoch."""
-    pictures = [(width, 2000) for width in range(500, 8001, 5)]
-    assert len({bucket_of(*picture, 512) for picture in pictures}) == 15
+    images = [(width, 2000) for width in range(500, 8001, 5)]
+    assert len({bucket_of(*image, 512) for image in images}) == 15
 
 
 @given(SIDES, SIDES, RESOLUTIONS)
-def test_turning_a_picture_turns_its_bucket(width: int, height: int, resolution: int) -> None:
+def test_turning_an_image_turns_its_bucket(width: int, height: int, resolution: int) -> None:
     assert bucket_of(height, width, resolution) == bucket_of(width, height, resolution)[::-1]
 
 
@@ -102,7 +102,7 @@ def test_a_square_gets_the_whole_budget_unless_it_would_have_to_grow_too_much(
     side: int, resolution: int
 ) -> None:
     step = bucket_step(resolution)
-    reachable = int(MOST_ENLARGED * side) // step * step
+    reachable = int(MAX_UPSCALE * side) // step * step
     assert bucket_of(side, side, resolution) == (min(resolution, reachable),) * 2
 
 
@@ -110,5 +110,5 @@ def test_a_square_gets_the_whole_budget_unless_it_would_have_to_grow_too_much(
 def test_less_than_a_seventh_is_cut_off_from_ordinary_shapes(
     width: int, height: int, resolution: int
 ) -> None:
-    if max(width, height) <= MOST_ELONGATED * min(width, height):
+    if max(width, height) <= MAX_ASPECT_RATIO * min(width, height):
         assert kept_of(width, height, bucket_of(width, height, resolution)) > 6 / 7

@@ -49,7 +49,7 @@ def after(job: TrainingJob, *names: str) -> TrainingJob:
 
 TRANSITIONS: dict[str, Any] = {
     "start": lambda job: job.start(),
-    "await_seat": lambda job: job.await_seat(),
+    "await_slot": lambda job: job.await_slot(),
     "begin_training": lambda job: job.begin_training(PARAMETERS, 12),
     "advance": lambda job: job.advance(Progress(1, 10, 10, 100), epoch_finished=True),
     "save_checkpoint": lambda job: job.save_checkpoint(checkpoint(10)),
@@ -58,7 +58,7 @@ TRANSITIONS: dict[str, Any] = {
     "give_up": lambda job: job.give_up(FAILURE),
     "begin_announcement": lambda job: job.begin_announcement(),
     "conclude": lambda job: job.conclude(),
-    "interrupt": lambda job: job.interrupt("gone", setback=True),
+    "interrupt": lambda job: job.interrupt("gone", is_failure=True),
     "reopen": lambda job: job.reopen("its style is gone"),
 }
 
@@ -80,7 +80,7 @@ REACHED[JobState.CANCELLED] = after(
 
 ALLOWED: dict[str, set[JobState]] = {
     "start": {JobState.QUEUED, JobState.INTERRUPTED},
-    "await_seat": {JobState.PREPARING},
+    "await_slot": {JobState.PREPARING},
     "begin_training": {JobState.PREPARING},
     "advance": {JobState.TRAINING},
     "save_checkpoint": {JobState.TRAINING},
@@ -127,7 +127,7 @@ def test_only_who_is_about_to_train_or_trains_discards_a_checkpoint(state: JobSt
 
 @pytest.mark.parametrize("way", [("begin_training",), ("interrupt",), ("interrupt", "start")])
 def test_a_job_waits_for_its_seat_until_something_else_happens(way: tuple[str, ...]) -> None:
-    waiting = after(new_job(), "start", "await_seat")
+    waiting = after(new_job(), "start", "await_slot")
     assert waiting.waits
     assert waiting.state is JobState.PREPARING
     assert not after(waiting, *way).waits
@@ -183,11 +183,11 @@ def test_parameters_do_not_change_over_a_resume() -> None:
 
 def test_a_checkpoint_forgives_earlier_setbacks_and_an_orderly_stop_is_none() -> None:
     job = after(new_job(), "start", "interrupt", "start", "interrupt")
-    assert job.setbacks == 2
+    assert job.failures == 2
     job = after(job, "start", "begin_training", "save_checkpoint")
-    assert job.setbacks == 0
-    job, _ = job.interrupt("shut down", setback=False)
-    assert job.setbacks == 0
+    assert job.failures == 0
+    job, _ = job.interrupt("shut down", is_failure=False)
+    assert job.failures == 0
 
 
 def test_steps_that_are_run_again_count_for_the_time_left_and_not_for_the_way_made() -> None:

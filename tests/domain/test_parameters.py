@@ -17,17 +17,17 @@ from domain.parameters import (
 
 
 @pytest.mark.parametrize(
-    ("pictures", "epochs"),
+    ("images", "epochs"),
     [(1, 500), (10, 500), (11, 480), (15, 400), (20, 300), (29, 120), (30, 100), (100, 100)],
 )
-def test_default_epochs_fall_from_500_at_10_pictures_to_100_at_30(
-    pictures: int, epochs: int
+def test_default_epochs_fall_from_500_at_10_images_to_100_at_30(
+    images: int, epochs: int
 ) -> None:
-    assert default_epochs(pictures) == epochs
+    assert default_epochs(images) == epochs
 
 
 def test_the_defaults_are_the_platforms() -> None:
-    parameters = RequestedParameters().resolve(picture_count=20, native_resolution=512)
+    parameters = RequestedParameters().resolve(image_count=20, native_resolution=512)
     assert parameters == TrainingParameters(
         epochs=300, resolution=512, rank=8, learning_rate=1e-4, batch_size=1
     )
@@ -36,7 +36,7 @@ def test_the_defaults_are_the_platforms() -> None:
 
 def test_named_parameters_win_over_defaults() -> None:
     asked = RequestedParameters({"epochs": 7, "resolution": 768, "sample_prompts": ["a cat"]})
-    parameters = asked.resolve(picture_count=20, native_resolution=512)
+    parameters = asked.resolve(image_count=20, native_resolution=512)
     assert (parameters.epochs, parameters.resolution) == (7, 768)
     assert parameters.sample_prompts == ("a cat",)
 
@@ -116,7 +116,7 @@ def test_a_value_out_of_range_is_named_with_its_remedy(name: str, value: Any) ->
     ],
 )
 def test_the_ends_of_a_range_belong_to_it(name: str, value: Any) -> None:
-    resolved = RequestedParameters({name: value}).resolve(picture_count=1, native_resolution=512)
+    resolved = RequestedParameters({name: value}).resolve(image_count=1, native_resolution=512)
     assert getattr(resolved, name) == value
 
 
@@ -138,7 +138,7 @@ def test_a_named_warm_up_is_kept() -> None:
 
 def test_prodigys_learning_rate_is_1_unless_named() -> None:
     def resolved(**named: Any) -> TrainingParameters:
-        return RequestedParameters(named).resolve(picture_count=10, native_resolution=512)
+        return RequestedParameters(named).resolve(image_count=10, native_resolution=512)
 
     assert resolved(optimizer="prodigy").learning_rate == 1.0
     assert resolved(optimizer="prodigy", learning_rate=0.5).learning_rate == 0.5
@@ -185,7 +185,7 @@ def test_a_schedule_without_warm_up_has_none() -> None:
 def test_every_schedule_can_be_asked_for_by_its_diffusers_name() -> None:
     for schedule in LearningRateSchedule:
         asked = RequestedParameters({"lr_scheduler": str(schedule)})
-        assert asked.resolve(picture_count=1, native_resolution=512).lr_scheduler == schedule
+        assert asked.resolve(image_count=1, native_resolution=512).lr_scheduler == schedule
 
 
 def test_every_parameter_has_a_limit() -> None:

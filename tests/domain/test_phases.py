@@ -19,11 +19,11 @@ PARAMETERS = TrainingParameters(epochs=2, resolution=64)
 def test_every_event_of_a_job_tells_the_state_that_the_job_is_in(failure: Failure | None) -> None:
     steps = [
         lambda job: job.start(),
-        lambda job: job.await_seat(),
+        lambda job: job.await_slot(),
         lambda job: job.begin_training(PARAMETERS, 10),
         lambda job: job.advance(Progress(1, 2, 1, 2), epoch_finished=True),
         lambda job: job.save_checkpoint(CheckpointRef(AT, 1, 1)),
-        lambda job: job.interrupt("the worker stops", setback=False),
+        lambda job: job.interrupt("the worker stops", is_failure=False),
         lambda job: job.start(),
         lambda job: job.begin_training(PARAMETERS, 10),
         lambda job: job.finish_training(TrainingMetric(0.1, 2, 2)),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adapters.memory import MemoryBlobStore
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from domain.location import Location
 from entrypoints.check import check, trials
 
@@ -41,7 +41,7 @@ def container(**parts: Any) -> Any:
     usual = {
         "settings": lambda: settings,
         "blobs": Noting,
-        "layout": lambda: Layout("models"),
+        "keys": lambda: StorageKeys("models"),
         "worker": lambda: "w",
         "queue_depths": lambda: fail("no\n  broker"),
         "notifier": lambda: fail(""),

@@ -20,7 +20,7 @@ from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
 from entrypoints import submit, train
 from entrypoints.cli import SHELLS, add_common_options, run_command
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 from tests.services.commands import ROOT, run
 
 COMMANDS = ["train", "worker", "submit"]
@@ -131,7 +131,7 @@ def test_options_may_be_spelt_as_other_trainers_have_them() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_option_is_told_without_a_page_of_the_others(name: str) -> None:
-    done = run(name, "pictures", "--out", "out", "--network-dim", "8", cwd=ROOT)
+    done = run(name, "images", "--out", "out", "--network-dim", "8", cwd=ROOT)
     assert done.returncode == 2
     assert "--network-dim" in done.stderr
     assert len(done.stderr.splitlines()) <= 4, done.stderr
@@ -140,9 +140,9 @@ def test_an_unknown_option_is_told_without_a_page_of_the_others(name: str) -> No
 @pytest.mark.parametrize(
     ("name", "arguments", "option"),
     [
-        ("train", ["pictures", "--out", ""], "--out"),
-        ("train", ["", "--out", "out"], "pictures"),
-        ("train", ["pictures", "--out", "out", "--base-model-config="], "--base-model-config"),
+        ("train", ["images", "--out", ""], "--out"),
+        ("train", ["", "--out", "out"], "images"),
+        ("train", ["images", "--out", "out", "--base-model-config="], "--base-model-config"),
         ("submit", [""], "source"),
     ],
 )

@@ -10,14 +10,14 @@ import pytest
 
 from adapters.diffusion.base.pipeline_files import BaseModelInvalid
 from adapters.s3.store import S3BlobStore
-from adapters.wire.task import encode_task
+from adapters.schemas.task import encode_task
 from application.ports import BlobDenied
 from domain.location import Location
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.container import open_container, queue_place
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices
-from entrypoints.exits import UsageError
+from entrypoints.exit_codes import UsageError
 from entrypoints.settings import Settings
 
 
@@ -63,7 +63,7 @@ def test_folders_stand_for_the_buckets_that_images_may_come_from(tmp_path: Path)
             blobs.get(Location("c", "1.png"))
 
 
-def test_pictures_come_from_the_bucket_of_models_only_where_that_is_allowed() -> None:
+def test_images_come_from_the_bucket_of_models_only_where_that_is_allowed() -> None:
     bucket = "stylelicense-models"
     task = TrainingTask(
         task_id="550e8400-e29b-41d4-a716-446655440000",
@@ -72,7 +72,7 @@ def test_pictures_come_from_the_bucket_of_models_only_where_that_is_allowed() ->
     )
     with open_container(Settings(_env_file=None)) as container:
         with pytest.raises(
-            InvalidTask, match=r"data\.images\.0 is .*give pictures from "
+            InvalidTask, match=r"data\.images\.0 is .*give images from "
         ) as caught:
             container.parse_task()(encode_task(task))
         assert caught.value.style_id == 9

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapters.diffusion.together.room import seats_in
-from entrypoints.devices import choose_seats, devices_present, gpus_of_torch, parse_devices
+from entrypoints.devices import choose_slots, devices_present, gpus_of_torch, parse_devices
 from entrypoints.settings import Settings
 
 
@@ -104,8 +104,8 @@ def test_jobs_share_a_pass_as_many_as_named_or_as_the_first_card_has_room_for(
         return SimpleNamespace(total_memory=memory)
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    assert choose_seats(Settings(_env_file=None, jobs_together="3"), nobody) == 3
+    assert choose_slots(Settings(_env_file=None, jobs_together="3"), nobody) == 3
     auto = Settings(_env_file=None, jobs_together="auto")
-    assert choose_seats(auto, lambda: ("cpu",)) == 1
-    assert choose_seats(auto, lambda: ("cuda:1", "cuda:0")) == seats_in(memory) > 1
+    assert choose_slots(auto, lambda: ("cpu",)) == 1
+    assert choose_slots(auto, lambda: ("cuda:1", "cuda:0")) == seats_in(memory) > 1
     assert asked == [torch.device("cuda:1")]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from entrypoints import fleet, worker
-from entrypoints.exits import EXIT_FAILED, EXIT_GRACE_OVER, EXIT_USAGE, UsageError
+from entrypoints.exit_codes import EXIT_FAILED, EXIT_SHUTDOWN_TIMEOUT, EXIT_USAGE, UsageError
 from entrypoints.fleet import Fleet, gpus_named
 from tests.services.waiting import eventually
 
@@ -107,7 +107,7 @@ def test_a_signal_that_comes_while_they_are_started_reaches_them_all(
 
 
 def test_a_worker_that_does_not_come_to_an_orderly_end_is_a_failure(tmp_path: Path) -> None:
-    program = LINGERING.replace("sys.exit(0)", f"sys.exit({EXIT_GRACE_OVER})")
+    program = LINGERING.replace("sys.exit(0)", f"sys.exit({EXIT_SHUTDOWN_TIMEOUT})")
     thread = when(lambda: written(tmp_path / "2"), lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert a_fleet(tmp_path, program).run() == EXIT_FAILED
     thread.join()

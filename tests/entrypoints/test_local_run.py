@@ -72,10 +72,10 @@ def run(
 ) -> Run:
     """The command: its exit code, its outcome, and what it says beside that."""
     monkeypatch.chdir(tmp_path)
-    draw_style_set(tmp_path / "pictures", count=1, seed=3)
+    draw_style_set(tmp_path / "images", count=1, seed=3)
 
     def command(*options: str) -> tuple[int, dict[str, Any], str]:
-        code = main(["pictures", "--out", "out", "--json", "--epochs", "2", *options])
+        code = main(["images", "--out", "out", "--json", "--epochs", "2", *options])
         printed = capsys.readouterr()
         return code, json.loads(printed.out), printed.err
 
@@ -121,10 +121,10 @@ def test_every_checkpoint_that_was_asked_for_stays(
     assert [int(re.findall(r"\d+", name)[0]) for name in stored] == epochs
 
 
-def test_pictures_may_be_links(trainer: Faulty, run: Run, tmp_path: Path) -> None:
-    (picture,) = (path for path in (tmp_path / "pictures").iterdir() if path.suffix != ".txt")
-    picture.rename(tmp_path / "elsewhere")
-    picture.symlink_to(tmp_path / "elsewhere")
+def test_images_may_be_links(trainer: Faulty, run: Run, tmp_path: Path) -> None:
+    (image,) = (path for path in (tmp_path / "images").iterdir() if path.suffix != ".txt")
+    image.rename(tmp_path / "elsewhere")
+    image.symlink_to(tmp_path / "elsewhere")
     assert run()[0] == 0
 
 
@@ -132,7 +132,7 @@ def test_whatever_determines_the_weights_makes_another_run(
     trainer: Faulty, run: Run, tmp_path: Path
 ) -> None:
     assert run()[0] == 0
-    (picture,) = (path for path in (tmp_path / "pictures").iterdir() if path.suffix != ".txt")
+    (image,) = (path for path in (tmp_path / "images").iterdir() if path.suffix != ".txt")
 
     def is_another(*options: str) -> bool:
         code, outcome, _ = run(*options)
@@ -141,17 +141,17 @@ def test_whatever_determines_the_weights_makes_another_run(
     assert is_another("--tags", "ink")
     assert is_another("--style-id", "7")
     assert is_another("--rank", "4")
-    with changed(picture.with_suffix(".txt")) as caption:
+    with changed(image.with_suffix(".txt")) as caption:
         caption.write_text("in other words")
         assert is_another()
-    with changed(picture):
-        Image.new("RGB", (300, 300), "teal").save(picture)
+    with changed(image):
+        Image.new("RGB", (300, 300), "teal").save(image)
         assert is_another()
-    renamed = picture.rename(picture.with_stem("renamed"))
-    picture.with_suffix(".txt").rename(renamed.with_suffix(".txt"))
+    renamed = image.rename(image.with_stem("renamed"))
+    image.with_suffix(".txt").rename(renamed.with_suffix(".txt"))
     assert is_another()
-    renamed.with_suffix(".txt").rename(picture.with_suffix(".txt"))
-    renamed.rename(picture)
+    renamed.with_suffix(".txt").rename(image.with_suffix(".txt"))
+    renamed.rename(image)
     assert run()[0] == 0, "as it was"
     trainer.frozen.fingerprint = "another base"
     assert is_another()

@@ -15,7 +15,7 @@ import pytest
 
 from adapters.logs.job_log import JobLog
 from adapters.memory import ManualClock, MemoryBlobStore
-from application.settlement import Done
+from application.settlement import Ack
 from domain.events import JobStarted
 from domain.location import Location
 from entrypoints.logs import start_logging
@@ -100,7 +100,7 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     logs.context(started)
     job_log(started)
     logging.getLogger("x").info("with %s", TOKEN)
-    job_log.put_down(a_task(), Done())
+    job_log.put_down(a_task(), Ack())
     (stored,) = blobs.blobs.values()
     assert stored.decode() == pipe.getvalue()
     line = json.loads(stored)

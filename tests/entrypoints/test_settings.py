@@ -15,7 +15,7 @@ from entrypoints.settings import (
     WorkerSettings,
     environment_on_gpu,
     load_settings,
-    warn_of_misspelt_settings,
+    warn_about_typos,
 )
 from tests.services.certificates import Authority
 
@@ -179,8 +179,8 @@ def test_lists_are_read_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("MOST_SETBACKS=9\nUNKNOWN_TO_US=1\n")
-    assert load_settings(tmp_path / ".env").most_setbacks == 9
+    (tmp_path / ".env").write_text("MAX_FAILURES=9\nUNKNOWN_TO_US=1\n")
+    assert load_settings(tmp_path / ".env").max_failures == 9
 
 
 def test_the_example_of_an_env_file_has_all_that_a_worker_with_a_broker_needs(
@@ -196,7 +196,7 @@ def test_the_example_of_an_env_file_has_all_that_a_worker_with_a_broker_needs(
 
 def test_an_env_file_that_cannot_be_read_is_told_by_its_name(tmp_path: Path) -> None:
     file = tmp_path / ".env"
-    file.write_text("MOST_SETBACKS=9\n", encoding="utf-16")
+    file.write_text("MAX_FAILURES=9\n", encoding="utf-16")
     with pytest.raises(InvalidSettings) as refused:
         load_settings(file)
     assert str(refused.value) == f"{file}: cannot be read (it is not UTF-8; save it as UTF-8)"
@@ -397,8 +397,8 @@ def test_a_file_of_use_is_not_found_fault_with_where_the_url_is_wrong(
         ("AWS_SECRET_ACCESS_KEY", "sesame-open", "both, or neither"),
         ("LEASE_SECONDS", "inf", "give a finite number"),
         ("LEASE_SECONDS", "1", "give 3 or more"),
-        ("GRACE_SECONDS", "nan", "give a finite number"),
-        ("GRACE_SECONDS", "1e9", "give 86400 or less"),
+        ("SHUTDOWN_TIMEOUT", "nan", "give a finite number"),
+        ("SHUTDOWN_TIMEOUT", "1e9", "give 86400 or less"),
         ("PROGRESS_EVERY", "inf", "give a finite number"),
         ("CANCEL_POLL", "1e9", "give 86400 or less"),
         ("CANCEL_POLL", "0", "give more than 0"),
@@ -439,7 +439,7 @@ def test_a_misspelt_name_is_warned_of_wherever_it_stands(
 ) -> None:
     monkeypatch.setenv("RABITMQ_HOST", "broker")
     (tmp_path / ".env").write_text("RABBITMQ_PASSWORD=sesame-open\nPOSTGRES_PASSWORD=x\n")
-    warn_of_misspelt_settings(tmp_path / ".env")
+    warn_about_typos(tmp_path / ".env")
     assert [record.getMessage() for record in caplog.records] == [
         "RABBITMQ_PASSWORD is no setting and is not read: did you mean RABBITMQ_PASS?",
         "RABITMQ_HOST is no setting and is not read: did you mean RABBITMQ_HOST?",

@@ -14,9 +14,9 @@ from pydantic_settings import BaseSettings
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.queue import DepthGauges
-from adapters.status_page.board import StatusBoard
+from adapters.status_page.state import WorkerState
 from application.ports import QueueUnavailable
-from application.stop import StopReason, StopSignal
+from application.stop_signal import StopReason, StopSignal
 from entrypoints import status
 from entrypoints.status import (
     OLD_SECONDS,
@@ -81,19 +81,19 @@ def test_an_address_is_shown_without_password(text: str, shown: str) -> None:
 
 
 def test_the_base_model_is_ready_once_it_is_loaded() -> None:
-    board = StatusBoard("w", "1", ManualClock())
-    check = model_check(board)
+    worker_state = WorkerState("w", "1", ManualClock())
+    check = model_check(worker_state)
     assert not check()["ok"]
-    board.model = "sd15"
+    worker_state.model = "sd15"
     assert check() == {"name": "Base model", "ok": True, "reason": "sd15"}
 
 
 def test_a_worker_that_stops_is_not_ready() -> None:
     stop = StopSignal()
-    board = StatusBoard("w", "1", ManualClock(), lambda: stop.reason is not None)
-    assert work_check(board)()["ok"]
+    worker_state = WorkerState("w", "1", ManualClock(), lambda: stop.reason is not None)
+    assert work_check(worker_state)()["ok"]
     stop.request(StopReason.SHUTDOWN)
-    assert not work_check(board)()["ok"]
+    assert not work_check(worker_state)()["ok"]
 
 
 def test_the_broker_is_ready_while_it_answers() -> None:

@@ -25,10 +25,10 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folders_task_has_all_that_was_said_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for name in ("a.png", "a.TXT", "b.png"):
-        (tmp_path / "pictures" / name).write_text(f"of {name}")
-    assert main(["pictures", "--tags", "ink, wash", "--epochs", "7", "--json"]) == 0
+        (tmp_path / "images" / name).write_text(f"of {name}")
+    assert main(["images", "--tags", "ink, wash", "--epochs", "7", "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     (message,) = Path("spool").glob("*.json")
     task: dict[str, Any] = json.loads(message.read_text())
@@ -48,7 +48,7 @@ def dead(name: str, body: bytes) -> None:
     Path("spool/dead", name).write_bytes(body)
 
 
-def sifted(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+def dead_letters_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
     assert main([*arguments, "--json"]) == 0
     rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     return rows
@@ -59,15 +59,15 @@ def test_dead_letters_are_told_whatever_is_in_them_and_an_id_may_be_in_capitals(
 ) -> None:
     dead("1.json", b"\xff no task")
     dead("2.json", json.dumps({"task_id": TASK}).encode())
-    rows = sifted(capsys, "--dead")
+    rows = dead_letters_of(capsys, "--dead")
     assert {row["task_id"]: row["body"][:2] for row in rows} == {None: "\ufffd ", TASK: '{"'}
     assert not any(row["put_back"] or row["dropped"] for row in rows)
 
-    rows = sifted(capsys, "--replay-dead", TASK.upper())
+    rows = dead_letters_of(capsys, "--replay-dead", TASK.upper())
     assert {row["task_id"]: row["put_back"] for row in rows} == {None: False, TASK: True}
-    (row,) = sifted(capsys, "--drop-dead", "-")
+    (row,) = dead_letters_of(capsys, "--drop-dead", "-")
     assert (row["dropped"], row["put_back"]) == (True, False)
-    assert sifted(capsys, "--dead") == []
+    assert dead_letters_of(capsys, "--dead") == []
 
 
 def test_the_cancellation_of_a_task_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,30 +20,30 @@ from pathlib import Path
 
 from pika.exceptions import AMQPError
 
-from tests.faults.estate import (
+from tests.faults.deployment import (
     FIRST_STYLE,
     MODELS,
     SEED_OF_ANOTHER_KIND,
     SEEDS,
-    Estate,
+    Deployment,
     Order,
-    an_estate,
+    a_deployment,
 )
-from tests.faults.mischief import Mischief
+from tests.faults.chaos import Chaos
 from tests.faults.pool import Pool, compile_wall_clock
 from tests.faults.reference import expected, references
 from tests.faults.verdict import Verdict, tracebacks
 
-LEAST_WAVE = 4
-"""Tasks under way at the same time; more where they fill all seats and one has to wait."""
-MOST_RUNS = 2000
+MIN_WAVE = 4
+"""Tasks under way at the same time; more where they fill all slots and one has to wait."""
+MAX_RUNS = 2000
 
 
 @dataclass
 class Campaign:
-    """One campaign over one estate."""
+    """One campaign over one deployment."""
 
-    estate: Estate
+    deployment: Deployment
     pool: Pool
     rng: random.Random
     say: Callable[[str], None]
@@ -54,41 +54,41 @@ class Campaign:
 
     def run(self, runs: int, references: dict[int, bytes]) -> Verdict:
         """Have ``runs`` tasks done under fire."""
-        mischief = Mischief(
-            self.estate, self.pool, self.rng, self.estate.publish, self._next_style
+        chaos = Chaos(
+            self.deployment, self.pool, self.rng, self.deployment.publish, self._next_style
         )
         self.pool.tend()
         left_over = 0
-        size = max(LEAST_WAVE, self.together * self.pool.size + 1)
+        size = max(MIN_WAVE, self.together * self.pool.size + 1)
         while len(self.orders) < runs:
             wave = [self._order() for _ in range(min(size, runs - len(self.orders)))]
-            left_over += self._wave(wave, mischief)
+            left_over += self._wave(wave, chaos)
         late = self.rng.sample(self.orders, min(len(self.orders), 5))
         for order in late:
-            self.estate.publish(order.body)
+            self.deployment.publish(order.body)
         left_over += not self._wait_for_quiet(time.monotonic() + 120)
         self.pool.stop()
-        return self._judge(references, mischief, left_over)
+        return self._judge(references, chaos, left_over)
 
-    def _wave(self, wave: list[Order], mischief: Mischief) -> int:
+    def _wave(self, wave: list[Order], chaos: Chaos) -> int:
         """Publish some tasks and disturb them until they are done; how many are not."""
         for order in wave:
-            self.estate.publish(order.body)
+            self.deployment.publish(order.body)
         self.orders += wave
         budget = len(wave) * 4
         peace = time.monotonic() + 90
         while budget and time.monotonic() < peace and not self._all_done(wave):
             time.sleep(self.rng.uniform(0.2, 1.6))
             self.pool.tend()
-            mischief.tend()
-            mischief.one(wave)
+            chaos.tend()
+            chaos.one(wave)
             budget -= 1
-        while mischief.pending and time.monotonic() < peace:
+        while chaos.pending and time.monotonic() < peace:
             time.sleep(0.2)
             self.pool.tend()
-            mischief.tend()
-        mischief.heal()
-        deadline = time.monotonic() + 60 * max(LEAST_WAVE, len(wave))
+            chaos.tend()
+        chaos.heal()
+        deadline = time.monotonic() + 60 * max(MIN_WAVE, len(wave))
         while not self._all_done(wave):
             if time.monotonic() > deadline:
                 break
@@ -97,28 +97,28 @@ class Campaign:
         undone = len(wave) - sum(order.style_id in self._ready() for order in wave)
         quiet = self._wait_for_quiet(deadline)
         self.say(
-            f"{len(self.orders)} tasks, {sum(mischief.done.values())} faults"
+            f"{len(self.orders)} tasks, {sum(chaos.done.values())} faults"
             f"{'' if not undone and quiet else f', {undone} undone, quiet: {quiet}'}"
         )
         return undone + (not quiet)
 
-    def _judge(self, references: dict[int, bytes], mischief: Mischief, left_over: int) -> Verdict:
-        verdict = Verdict(len(self.orders), sum(mischief.done.values()), stuck=left_over)
-        calls, log = self.estate.backend.calls, self.pool.logs()
-        tasks = self.orders + mischief.unwanted
+    def _judge(self, references: dict[int, bytes], chaos: Chaos, left_over: int) -> Verdict:
+        verdict = Verdict(len(self.orders), sum(chaos.done.values()), stuck=left_over)
+        calls, log = self.deployment.backend.calls, self.pool.logs()
+        tasks = self.orders + chaos.unwanted
         verdict.judge_calls(
-            self.orders, mischief.garbage, mischief.unwanted, calls, self.pool.violent_ends
+            self.orders, chaos.garbage, chaos.unwanted, calls, self.pool.violent_ends
         )
         verdict.judge_order_of_calls(calls)
         verdict.judge_training(tasks, log)
         verdict.judge_company(log)
-        verdict.judge_dead(tasks, mischief.garbage, set(self.estate.dead_letters()))
+        verdict.judge_dead(tasks, chaos.garbage, set(self.deployment.dead_letters()))
         verdict.judge_exits(self.pool.odd_exits)
-        for name, count in self.estate.broker.depths().items():
+        for name, count in self.deployment.broker.depths().items():
             if count and not name.endswith(".dead"):
                 verdict.stuck += count
                 verdict.remarks.append(f"{count} messages are left in {name}")
-        client = self.estate.s3.client()
+        client = self.deployment.s3.client()
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=MODELS):
             for found in page.get("Contents", []):
                 if found["Key"].endswith("lease.json"):
@@ -132,7 +132,7 @@ class Campaign:
                 found = b""
             wanted = expected(references, order.seed, order.style_id)
             verdict.judge_weights(order, found, wanted, self.together)
-        self.say(", ".join(f"{kind}: {n}" for kind, n in sorted(Counter(mischief.done).items())))
+        self.say(", ".join(f"{kind}: {n}" for kind, n in sorted(Counter(chaos.done).items())))
         self.say(f"tracebacks in the workers' logs: {tracebacks(log)}")
         return verdict
 
@@ -141,7 +141,7 @@ class Campaign:
         return all(order.style_id in ready for order in wave)
 
     def _ready(self) -> set[int | None]:
-        return {call.style_id for call in self.estate.backend.final}
+        return {call.style_id for call in self.deployment.backend.final}
 
     def _wait_for_quiet(self, deadline: float) -> bool:
         """Wait until no queue but that of dead letters holds a message, held ones included.
@@ -160,14 +160,14 @@ class Campaign:
 
     def _no_queue_is_full(self) -> bool:
         try:
-            counts = self.estate.broker.depths()
+            counts = self.deployment.broker.depths()
         except AMQPError:  # a queue that still looks for its leader
             return False
         return not any(count for name, count in counts.items() if not name.endswith(".dead"))
 
     def _order(self) -> Order:
         seed = self.rng.choice(variants(self.together))
-        return self.estate.order(self._next_style(), seed, self.rng)
+        return self.deployment.order(self._next_style(), seed, self.rng)
 
     def _next_style(self) -> int:
         self._style += 1
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the campaign and print its closing line; 1 when anything is wrong."""
     parser = argparse.ArgumentParser(description="Disturb workers at random and count the damage.")
     parser.add_argument(
-        "--runs", type=int, default=100, help=f"tasks (default: 100, at most {MOST_RUNS})"
+        "--runs", type=int, default=100, help=f"tasks (default: 100, at most {MAX_RUNS})"
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
@@ -217,7 +217,7 @@ def campaign(
     together: int = 1,
     known: dict[int, bytes] | None = None,
 ) -> Verdict:
-    """Set the estate up, run, and take it down.
+    """Set the deployment up, run, and take it down.
 
     Args:
         together: jobs that one worker trains at a time.
@@ -225,16 +225,16 @@ def campaign(
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {} if known is None else known
-    with an_estate(folder) as estate:
+    with a_deployment(folder) as deployment:
         missing = [variant for variant in variants(together) if variant not in wanted]
         if missing:
-            wanted |= references(estate, folder / "reference", missing)
+            wanted |= references(deployment, folder / "reference", missing)
         wall_clock = compile_wall_clock(folder)
-        pool = Pool(workers, estate.settings(together), folder / "workers", wall_clock)
+        pool = Pool(workers, deployment.settings(together), folder / "workers", wall_clock)
         try:
             rng = random.Random(seed)
-            run = Campaign(estate, pool, rng, lambda line: print(line, flush=True), together)
-            return run.run(min(runs, MOST_RUNS), wanted)
+            run = Campaign(deployment, pool, rng, lambda line: print(line, flush=True), together)
+            return run.run(min(runs, MAX_RUNS), wanted)
         finally:
             pool.stop()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from adapters.diffusion.tensor_file import TensorFileDamaged, decode
-from tests.faults.estate import FIRST_STYLE, IMAGES, MODELS, Estate, task_body
+from tests.faults.deployment import FIRST_STYLE, IMAGES, MODELS, Deployment, task_body
 from tests.services.commands import environment
 
 OF_VALUES = ("modelspec.hash_sha256", "sshs_model_hash")
@@ -21,15 +21,15 @@ WITHIN_ROUNDING = 5e-5
 """Distance up to which a style of a run among others is that of the run alone.
 
 Measured on the campaign's tasks: 3e-6 at most for disturbed runs, three in a pass; 7e-4 for one
-epoch of the 24 too few, 1e-2 for other pictures, 0.4 for the other seed.
+epoch of the 24 too few, 1e-2 for other images, 0.4 for the other seed.
 """
 
 
-def references(estate: Estate, folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
+def references(deployment: Deployment, folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
     """The file of each variant, trained by the worker on its embedded adapters."""
     spool, buckets = folder / "spool", folder / "buckets"
     spool.mkdir(parents=True)
-    shutil.copytree(folder.parent / "pictures", buckets / IMAGES)
+    shutil.copytree(folder.parent / "images", buckets / IMAGES)
     settings = {
         "SPOOL_DIR": str(spool),
         "STORAGE_DIR": str(buckets),
@@ -38,7 +38,7 @@ def references(estate: Estate, folder: Path, seeds: Sequence[int]) -> dict[int, 
     }
     for number, seed in enumerate(seeds):
         task_id = f"00000000-0000-4000-8000-{seed:012d}"
-        body = task_body(task_id, FIRST_STYLE + number, seed, estate.images)
+        body = task_body(task_id, FIRST_STYLE + number, seed, deployment.images)
         (spool / f"{seed}.json").write_bytes(body)
     done = subprocess.run(
         [sys.executable, "-m", "entrypoints.worker", "--once"],

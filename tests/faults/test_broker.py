@@ -13,7 +13,7 @@ import pytest
 
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import Delivery, DeliveryLost, Fate, QueueUnavailable
+from application.ports import Delivery, DeliveryLost, DeadLetterAction, QueueUnavailable
 from tests.services.broker import Broker, own_broker
 from tests.services.queues import opened, raw_channel, receive
 from tests.services.waiting import PATIENCE, eventually
@@ -78,7 +78,7 @@ def test_nothing_is_lost_or_repeated_in_mid_job(
     assert (again.body, again.retries, again.redelivered) == (b"held", 0, True)
     queue.acknowledge(again)
     queue.acknowledge(receive(queue))
-    (letter,) = queue.sift(lambda _: Fate.KEEP)
+    (letter,) = queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
     assert (letter.body, letter.reason) == (b"dead", "refused")
     assert letter.details["field"] == "data"
     left = {
@@ -108,7 +108,7 @@ def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
         delivery = receive(queue)
         again.add(delivery.body)
         queue.acknowledge(delivery)
-    assert [letter.body for letter in queue.sift(lambda _: Fate.KEEP)] == [b"dead"]
+    assert [letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == [b"dead"]
     eventually(lambda: queue.depths()[f"{options.queue}.retry.10m"] == 1)
 
 
@@ -171,7 +171,7 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
                     elif way < 0.4:
                         queue.dead_letter(delivery, "wrong")
                     elif way < 0.5:
-                        queue.hand_back(delivery)
+                        queue.requeue(delivery)
                     else:
                         # Of one that fails, the broker may have taken it all the same.
                         settled.add(delivery.body)
@@ -197,7 +197,7 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
         while (delivery := publisher.receive(1.0)) is not None:
             settled.add(delivery.body)
             publisher.acknowledge(delivery)
-        dead = {letter.body for letter in publisher.sift(lambda _: Fate.KEEP)}
+        dead = {letter.body for letter in publisher.process_dead_letters(lambda _: DeadLetterAction.KEEP)}
         left = publisher.depths()
     assert dead | settled == bodies
     assert 10 <= len(dead) < 150

@@ -21,4 +21,4 @@ def test_nothing_is_lost_trained_twice_or_announced_twice(
     verdict = campaign(runs, 2, seed, tmp_path, together=together, known=REFERENCES)
     assert verdict.faults >= runs
     assert verdict.good, "\n".join([verdict.line(), *verdict.remarks])
-    assert (verdict.most_together > 1) == (together > 1)
+    assert (verdict.max_together > 1) == (together > 1)

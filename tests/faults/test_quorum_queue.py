@@ -64,7 +64,7 @@ def test_a_task_survives_more_requeues_than_the_delivery_limit(options: RabbitOp
     with opened(options) as queue:
         begun(queue)
         for _ in range(TIMES):
-            queue.hand_back(receive(queue))
+            queue.requeue(receive(queue))
         assert left(queue) == [(b"{}", 1)]
 
 
@@ -86,7 +86,7 @@ def test_the_first_lost_connection_leaves_a_task_its_place(options: RabbitOption
     with opened(options) as queue:
         for body in (b"1", b"2", b"3"):
             queue.publish(body)
-        queue.hand_back(receive(queue))
+        queue.requeue(receive(queue))
         assert [body for body, _ in left(queue)] == [b"1", b"2", b"3"]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapters.diffusion.style_file.forms import write_style
-from tests.faults.estate import Order
+from tests.faults.deployment import Order
 from tests.faults.reference import WITHIN_ROUNDING, distance, expected
 from tests.faults.verdict import Verdict
 

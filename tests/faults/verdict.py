@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
-from tests.faults.estate import Order
-from tests.faults.mischief import readable_style
+from tests.faults.deployment import Order
+from tests.faults.chaos import readable_style
 from tests.faults.reference import WITHIN_ROUNDING, distance
 from tests.services.backend import Call
 
-HARMLESS = ("runs", "faults", "most_together", "repeated_with_key", "farthest", "remarks")
+HARMLESS = ("runs", "faults", "max_together", "repeated_with_key", "farthest", "remarks")
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Verdict:
 
     runs: int
     faults: int
-    most_together: int = 0
+    max_together: int = 0
     """Runs that one worker trained at a time; 0 where it trains one only."""
     lost: int = 0
     """Tasks of which the backend was not told that the style is ready."""
@@ -121,7 +121,7 @@ class Verdict:
     def judge_company(self, log: str) -> None:
         """How many runs a worker has trained at a time."""
         found = re.findall(r"(\d+) runs train together", log)
-        self.most_together = max(map(int, found), default=0)
+        self.max_together = max(map(int, found), default=0)
 
     def judge_weights(self, order: Order, found: bytes, wanted: bytes, together: int) -> None:
         """A style is what an undisturbed run gives: by value, where runs share their passes."""

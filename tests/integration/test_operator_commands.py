@@ -24,8 +24,8 @@ QUICK = {"CANCEL_POLL": "0.2", "LEASE_SECONDS": "3", "CHECKPOINT_EVERY": "1"}
 @pytest.fixture
 def submitted(tmp_path: Path) -> str:
     """A task that takes minutes, on the queue; its id."""
-    draw_style_set(tmp_path / "pictures", count=10, seed=3)
-    done = run("submit", "pictures", "--style-id", "9", *LONG, cwd=tmp_path)
+    draw_style_set(tmp_path / "images", count=10, seed=3)
+    done = run("submit", "images", "--style-id", "9", *LONG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]
 
@@ -47,14 +47,14 @@ def test_sigterm_hands_the_job_over_and_exits_0(tmp_path: Path, submitted: str) 
     assert worker.returncode == 0, printed
     job = journal(tmp_path, submitted)
     assert job["state"] == "interrupted"
-    assert job["setbacks"] == 0
+    assert job["failures"] == 0
     leases = list((tmp_path / "spool/buckets").rglob("lease.json"))
     assert [json.loads(lease.read_text())["owner"] for lease in leases] == [""]
     assert len(list((tmp_path / "spool").glob("*.json"))) == 1, "the message is on the queue"
 
 
 def test_the_end_of_the_grace_is_the_end(tmp_path: Path, submitted: str) -> None:
-    with a_worker(cwd=tmp_path, **QUICK, GRACE_SECONDS="0.001") as worker:
+    with a_worker(cwd=tmp_path, **QUICK, SHUTDOWN_TIMEOUT="0.001") as worker:
         eventually(training(tmp_path, submitted), within=120, running=worker)
         worker.send_signal(signal.SIGTERM)
         _, printed = worker.communicate(timeout=60)
@@ -93,7 +93,7 @@ def test_a_waiting_task_that_is_cancelled_is_skipped(tmp_path: Path, submitted: 
     assert "no worker has seen it yet" in cancelled.stdout
     worked = run("worker", "--once", cwd=tmp_path)
     assert worked.returncode == 0, worked.stderr
-    assert "training on 10 pictures" not in worked.stderr
+    assert "training on 10 images" not in worked.stderr
     assert journal(tmp_path, submitted)["state"] == "cancelled"
 
 
@@ -156,9 +156,9 @@ def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
 
 def test_every_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> None:
     wrong = {"RABBITMQ_HOST": "x", "BASE_MODEL": ""}
-    refused = run("worker", cwd=tmp_path, **wrong, LEASE_SECONDS="1", GRACE_SECONDS="no")
+    refused = run("worker", cwd=tmp_path, **wrong, LEASE_SECONDS="1", SHUTDOWN_TIMEOUT="no")
     assert refused.returncode == 2
     lines = refused.stderr.strip().splitlines()
     assert len(lines) == 4, refused.stderr
     assert all(line.startswith("error: ") for line in lines)
-    assert any("GRACE_SECONDS='no'" in line for line in lines), refused.stderr
+    assert any("SHUTDOWN_TIMEOUT='no'" in line for line in lines), refused.stderr

@@ -71,13 +71,13 @@ class Platform:
             channel.queue_declare(self.queue, durable=True)
             channel.basic_publish("", self.queue, body)
 
-    def upload(self, pictures: Sequence[Path]) -> None:
-        """Put pictures where ``order`` finds them."""
-        for path in pictures:
+    def upload(self, images: Sequence[Path]) -> None:
+        """Put images where ``order`` finds them."""
+        for path in images:
             self.s3.client().upload_file(str(path), "images", path.name)
 
     def order(self, style_id: int, **parameters: int) -> str:
-        """Publish a task with all pictures that were uploaded, and tell its id."""
+        """Publish a task with all images that were uploaded, and tell its id."""
         stored = self.s3.client().list_objects_v2(Bucket="images")["Contents"]
         task = {
             "task_id": str(uuid.uuid4()),
@@ -109,7 +109,7 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
 
 def submitted(platform: Platform, style_id: int) -> str:
     done = platform.run(
-        *("submit", "pictures", "--style-id", str(style_id), "--epochs", "12"),
+        *("submit", "images", "--style-id", str(style_id), "--epochs", "12"),
         *("--resolution", "64", "--batch-size", "5", "--sample-prompt", "a red circle"),
     )
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def submitted(platform: Platform, style_id: int) -> str:
 def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
     platform: Platform,
 ) -> None:
-    draw_style_set(platform.folder / "pictures", count=10, seed=3)
+    draw_style_set(platform.folder / "images", count=10, seed=3)
     good = submitted(platform, 41)
     cancelled = submitted(platform, 42)
     assert "will stop" in platform.run("submit", "--cancel", cancelled).stdout
@@ -167,7 +167,7 @@ def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
 def test_one_worker_trains_jobs_that_are_alike_together_and_another_goes_on_with_them_alone(
     platform: Platform,
 ) -> None:
-    platform.upload(draw_style_set(platform.folder / "pictures", count=10, seed=3))
+    platform.upload(draw_style_set(platform.folder / "images", count=10, seed=3))
     tasks = [platform.order(style, epochs=10) for style in (51, 52, 53)]
     platform.order(54, epochs=2, rank=2)
     begun = [f"jobs/{task}/checkpoints/" for task in tasks]

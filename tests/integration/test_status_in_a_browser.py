@@ -188,14 +188,14 @@ def test_a_worker_that_is_not_ready_says_so_and_why(look: Look) -> None:
 
 def test_previews_are_shown_with_their_prompts(look: Look) -> None:
     page = look(status_scenes.training()).open()
-    pictures = page.locator("#pairs img")
-    pictures.last.wait_for()
-    assert pictures.count() == 6
+    images = page.locator("#pairs img")
+    images.last.wait_for()
+    assert images.count() == 6
     # There before they are loaded; one that cannot be is complete, too, and has no width. Asked
     # from here: to wait in the page would take an `eval`, which its policy forbids.
     complete = "(images) => images.every((image) => image.complete)"
-    eventually(lambda: pictures.evaluate_all(complete), within=10)
-    widths = pictures.evaluate_all("(images) => images.map((image) => image.naturalWidth)")
+    eventually(lambda: images.evaluate_all(complete), within=10)
+    widths = images.evaluate_all("(images) => images.map((image) => image.naturalWidth)")
     assert widths == [256] * 6
     page.get_by_alt_text("two boats, mystyle, after training").wait_for()
 
@@ -354,7 +354,7 @@ def test_a_link_with_the_token_signs_in_and_loses_it(look: Look) -> None:
 
 def test_a_long_name_and_a_long_message_do_not_widen_a_phone(look: Look) -> None:
     scene = status_scenes.failed()
-    scene.board._worker = "gpu-node-" + "0123456789" * 12
+    scene.worker_state._worker = "gpu-node-" + "0123456789" * 12
     scene.queues["trouble"] = "x" * 400
     page = look(scene, size="phone").open()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 360

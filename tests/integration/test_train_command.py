@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 from adapters.clock import SystemClock
 from adapters.filesystem import FileBlobStore
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.lease import Lease, LeaseTerms
-from application.stop import StopSignal
+from application.stop_signal import StopSignal
 from assets.drawing import draw_style_set
 from entrypoints import local_run
 from entrypoints.train import main
@@ -31,8 +31,8 @@ SMALL_BASE = Path("assets/small_base")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     draw_style_set(folder, count=3, seed=5)
     return folder
 
@@ -50,16 +50,16 @@ def files_in(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_folder_of_pictures_becomes_a_style_with_its_report(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_of_images_becomes_a_style_with_its_report(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = files_in(pictures)
+    before = files_in(images)
     out = tmp_path / "new" / "out"
-    command = [str(pictures), "--out", str(out), "--style-id", "12", *QUICK]
+    command = [str(images), "--out", str(out), "--style-id", "12", *QUICK]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "models/style_12.safetensors" in printed
-    assert "only 3 usable pictures" in printed
+    assert "only 3 usable images" in printed
     assert "calls it up" not in printed, "each has a caption"
 
     with safe_open(out / "models" / "style_12.safetensors", "np") as file:
@@ -68,7 +68,7 @@ def test_a_folder_of_pictures_becomes_a_style_with_its_report(
         Image.open(out / name).verify()
     assert "<html" in (out / "report.html").read_text()
     assert list(out.glob("jobs/*/checkpoints/*.safetensors"))
-    assert files_in(pictures) == before, "the pictures' folder is only read"
+    assert files_in(images) == before, "the images' folder is only read"
 
     weights = (out / "models" / "style_12.safetensors").stat().st_mtime_ns
     assert main(command) == 0
@@ -77,11 +77,11 @@ def test_a_folder_of_pictures_becomes_a_style_with_its_report(
 
 
 def test_with_json_the_outcome_is_one_object_and_everything_else_is_elsewhere(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    command = [str(pictures), "--out", str(out), "--json", *QUICK]
-    for expected in ("training on 3 pictures", "complete already"):
+    command = [str(images), "--out", str(out), "--json", *QUICK]
+    for expected in ("training on 3 images", "complete already"):
         assert main(command) == 0
         printed = capsys.readouterr()
         outcome = json.loads(printed.out)
@@ -96,10 +96,10 @@ def test_with_json_the_outcome_is_one_object_and_everything_else_is_elsewhere(
 
 
 def test_a_style_that_is_gone_is_made_again_and_one_that_was_changed_is_left_alone(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    command = [str(pictures), "--out", str(out), *QUICK]
+    command = [str(images), "--out", str(out), *QUICK]
     assert main(command) == 0
     file = out / "models" / "style_1.safetensors"
     weights = file.read_bytes()
@@ -123,14 +123,14 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    folder, long = tmp_path / "pictures", "a-long-name-that-no-terminal-shows-in-one-line" * 2
+    folder, long = tmp_path / "images", "a-long-name-that-no-terminal-shows-in-one-line" * 2
     first, second, third = draw_style_set(folder, count=3, seed=5)
     first.rename(first.with_suffix(".jfif"))
-    for picture in (first, second, third):
-        picture.with_suffix(".txt").unlink()
+    for image in (first, second, third):
+        image.with_suffix(".txt").unlink()
     first.with_suffix(".txt").write_bytes(b"\xff\xfe")
     second.with_suffix(".TXT").write_text("a caption in capitals")
-    (folder / f"{long}.png").write_bytes(b"not a picture")
+    (folder / f"{long}.png").write_bytes(b"not an image")
     (folder / "typo.txt").write_text("a caption of nothing")
     (folder / f"{third.name}.txt").write_text("a caption with one suffix too many")
     (folder / "more").mkdir()
@@ -138,10 +138,10 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
     out = folder / "results" / "first"
     assert main([str(folder), "--out", str(out), *QUICK]) == 0
     printed = "\n".join(capfd.readouterr())
-    assert f"left out {long}.png: it is not a JPEG, PNG or WebP picture\n" in printed
+    assert f"left out {long}.png: it is not a JPEG, PNG or WebP image\n" in printed
     assert (
         f"not used: more/ (a folder), {third.name}.txt (a caption is {third.stem}.txt), "
-        "typo.txt (no picture of that name)\n"
+        "typo.txt (no image of that name)\n"
     ) in printed
     assert "1 of 3 have a caption, the others no word\n" in printed
     fault = f"the caption {first.stem}.txt is left out: it is not UTF-8; save it as UTF-8"
@@ -155,19 +155,19 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
 
 
 def test_the_same_command_twice_at_a_time_is_told_so(
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, terms = tmp_path / "out", LeaseTerms(1.0)
-    command = [str(pictures), "--out", str(out), "--json", *QUICK]
+    command = [str(images), "--out", str(out), "--json", *QUICK]
     assert main(command) == 0
-    layout, blobs = Layout("out"), FileBlobStore({"out": out})
+    keys, blobs = StorageKeys("out"), FileBlobStore({"out": out})
     task_id = json.loads(capsys.readouterr().out)["task_id"]
-    blobs.delete(layout.journal(task_id))
+    blobs.delete(keys.journal(task_id))
     monkeypatch.setattr(local_run, "LEASE", terms)
-    other = Lease(blobs, layout.lease(task_id), "other", terms, SystemClock())
+    other = Lease(blobs, keys.lease(task_id), "other", terms, SystemClock())
     with other.held(StopSignal(), over=lambda: True):
         assert main(command) == 1
     printed = capsys.readouterr()
@@ -177,10 +177,10 @@ def test_the_same_command_twice_at_a_time_is_told_so(
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
     options = ["--epochs", "400", "--resolution", "64", "--device", "cpu"]
-    command = [sys.executable, "-m", "entrypoints.train", str(pictures), "--out", "out", *options]
+    command = [sys.executable, "-m", "entrypoints.train", str(images), "--out", "out", *options]
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     first = subprocess.Popen(
@@ -202,9 +202,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert resumed
 
 
-def broken_pictures(folder: Path) -> Path:
+def broken_images(folder: Path) -> Path:
     folder.mkdir()
-    (folder / "a.png").write_bytes(b"not a picture")
+    (folder / "a.png").write_bytes(b"not an image")
     Image.new("RGB", (40, 40)).save(folder / "small.png")
     return folder
 
@@ -213,10 +213,10 @@ def broken_pictures(folder: Path) -> Path:
     ("case", "said"),
     [
         ("no folder", "no such folder"),
-        ("a picture", "is a file; give the folder"),
-        ("folder of folders", "give the one that holds the pictures, such as 10_style/"),
-        ("empty folder", "no picture in it"),
-        ("no usable picture", "small.png"),
+        ("an image", "is a file; give the folder"),
+        ("folder of folders", "give the one that holds the images, such as 10_style/"),
+        ("empty folder", "no image in it"),
+        ("no usable image", "small.png"),
         ("out is below a file", "cannot be written"),
         ("epochs 0", "--epochs 0: give a whole number"),
         ("rate nan", "--learning-rate nan: give a number"),
@@ -228,22 +228,22 @@ def broken_pictures(folder: Path) -> Path:
     ],
 )
 def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
-    case: str, said: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, said: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    source, target, options = pictures, out, list(QUICK)
+    source, target, options = images, out, list(QUICK)
     if case == "no folder":
         source = tmp_path / "nowhere"
-    elif case == "a picture":
-        source = next(pictures.iterdir())
+    elif case == "an image":
+        source = next(images.iterdir())
     elif case == "folder of folders":
         source = tmp_path / "set"
         (source / "10_style").mkdir(parents=True)
     elif case == "empty folder":
         source = tmp_path / "empty"
         source.mkdir()
-    elif case == "no usable picture":
-        source = broken_pictures(tmp_path / "broken")
+    elif case == "no usable image":
+        source = broken_images(tmp_path / "broken")
     elif case == "out is below a file":
         (tmp_path / "file").write_text("")
         target = tmp_path / "file" / "out"
@@ -280,7 +280,7 @@ def test_with_json_a_command_line_that_cannot_be_read_is_an_outcome_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["pictures", "--out", "out", "--json", "--epochs", "many"])
+        main(["images", "--out", "out", "--json", "--epochs", "many"])
     assert ended.value.code == 2
     printed = capsys.readouterr()
     assert json.loads(printed.out)["message"] == "argument --epochs: invalid int value: 'many'"
@@ -288,21 +288,21 @@ def test_with_json_a_command_line_that_cannot_be_read_is_an_outcome_too(
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main([str(pictures), "--out", str(out), *QUICK]) == 0
+    assert main([str(images), "--out", str(out), *QUICK]) == 0
     before = {file: (out / file).read_bytes() for file in files_in(out)}
     capsys.readouterr()
-    assert main([str(pictures), "--out", str(out), *QUICK, "--seed", "3"]) == 2
+    assert main([str(images), "--out", str(out), *QUICK, "--seed", "3"]) == 2
     assert "another run with --seed 0 (now 3); give another folder" in capsys.readouterr().err
-    assert main([str(pictures), "--out", str(out), *QUICK, "--tags", "ink"]) == 2
-    assert "of other pictures, captions or tags" in capsys.readouterr().err
+    assert main([str(images), "--out", str(out), *QUICK, "--tags", "ink"]) == 2
+    assert "of other images, captions or tags" in capsys.readouterr().err
     assert {file: (out / file).read_bytes() for file in files_in(out)} == before
 
 
 def test_an_optimizer_that_is_not_installed_is_one_line_and_nothing_is_written(
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -311,7 +311,7 @@ def test_an_optimizer_that_is_not_installed_is_one_line_and_nothing_is_written(
 
     monkeypatch.setattr(optimizer, "find_spec", lambda _: None)
     out = tmp_path / "out"
-    assert main([str(pictures), "--out", str(out), "--optimizer", "adamw8bit", *QUICK]) == 2
+    assert main([str(images), "--out", str(out), "--optimizer", "adamw8bit", *QUICK]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --optimizer adamw8bit needs bitsandbytes")
     assert "style-trainer[adam8bit]" in error

@@ -21,7 +21,7 @@ from adapters.clock import SystemClock
 from adapters.memory import ManualClock
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from adapters.wire.bodies import complete_body, failed_body, progress_body
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from application.ports import NotifierRefused, NotifierUnavailable
 from domain.failure import Failure, FailureCode
 from domain.location import Location

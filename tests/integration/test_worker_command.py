@@ -18,11 +18,11 @@ HEAVY = {"torch", "diffusers", "numpy", "pydantic", "PIL", "boto3", "pika", "req
 
 
 def test_a_submitted_folder_becomes_a_style_in_the_bucket(tmp_path: Path) -> None:
-    draw_style_set(tmp_path / "pictures", count=10, seed=3)
-    first = min((tmp_path / "pictures").glob("*.txt"))
+    draw_style_set(tmp_path / "images", count=10, seed=3)
+    first = min((tmp_path / "images").glob("*.txt"))
     first.rename(first.with_suffix(".TXT"))
     submitted = run(
-        *("submit", "pictures", "--style-id", "9", "--epochs", "1", "--resolution", "64"),
+        *("submit", "images", "--style-id", "9", "--epochs", "1", "--resolution", "64"),
         cwd=tmp_path,
     )
     assert submitted.returncode == 0, submitted.stderr
@@ -44,7 +44,7 @@ def test_a_submitted_folder_becomes_a_style_in_the_bucket(tmp_path: Path) -> Non
     again = run("submit", str(save(tmp_path / "again.json", task)), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     repeated = run("worker", "--once", cwd=tmp_path)
-    assert "training on 10 pictures" not in repeated.stderr, "the same task is not trained twice"
+    assert "training on 10 images" not in repeated.stderr, "the same task is not trained twice"
 
 
 def save(path: Path, task: object) -> Path:
@@ -78,23 +78,23 @@ def test_submit_refuses_what_is_no_task_in_one_line(
         (["--epochs", "0"], "--epochs 0: "),
     ],
 )
-def test_submit_refuses_a_folders_task_before_it_puts_a_picture_anywhere(
+def test_submit_refuses_a_folders_task_before_it_puts_an_image_anywhere(
     options: list[str], said: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"1")
-    refused = run("submit", "pictures", *options, cwd=tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"1")
+    refused = run("submit", "images", *options, cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: {said}"), refused.stderr
     assert not (tmp_path / "spool").exists()
 
 
-def test_submit_says_how_many_pictures_a_folder_may_have(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+def test_submit_says_how_many_images_a_folder_may_have(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
     for number in range(101):
-        (tmp_path / "pictures" / f"{number}.png").write_bytes(b"1")
-    refused = run("submit", "pictures", cwd=tmp_path)
-    assert refused.stderr == "error: pictures: has 101 pictures; give at most 100\n"
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"1")
+    refused = run("submit", "images", cwd=tmp_path)
+    assert refused.stderr == "error: images: has 101 images; give at most 100\n"
 
 
 @pytest.mark.parametrize(

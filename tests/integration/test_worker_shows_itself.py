@@ -28,7 +28,7 @@ SHOWN = {
     "WORKER_NAME": "worker-1",
     "STATUS_PORT": "9108",
     "STATUS_TOKEN": TOKEN,
-    "LEAST_DISK_GB": "0",
+    "MIN_DISK_GB": "0",
 }
 
 
@@ -75,8 +75,8 @@ class Worker:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A spool with one task in it, long enough to be looked at."""
-    draw_style_set(tmp_path / "pictures", count=10, seed=3)
-    done = run("submit", "pictures", *TASK, cwd=tmp_path)
+    draw_style_set(tmp_path / "images", count=10, seed=3)
+    done = run("submit", "images", *TASK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (tmp_path / "task_id").write_text(json.loads(done.stdout)["task_id"])
     return tmp_path
@@ -110,19 +110,19 @@ def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
     assert status["worker"]["device"] == "cpu"
     job = status["job"]
     assert (job["task_id"], job["style_id"], job["attempt"]) == (task_id, 9, 1)
-    assert job["pictures"] == 10
+    assert job["images"] == 10
     assert 0 < job["progress"]["step"] < job["progress"]["steps"] == 3000
 
     previews = worker.wait_for(lambda status: status["previews"])["previews"]
     assert (previews["style_id"], previews["epoch"]) == (9, 10), "of the first checkpoint"
-    code, picture = worker.ask(previews["pairs"][0]["after"])
-    assert code == 404 or picture[1:4] == "PNG", "unless there are newer ones already"
+    code, image = worker.ask(previews["pairs"][0]["after"])
+    assert code == 404 or image[1:4] == "PNG", "unless there are newer ones already"
 
     worker.wait_for(lambda status: status["queues"]["trouble"] is None)
     code, ready = worker.ask("/health/ready", token=None)
     assert (code, json.loads(ready)["ready"]) == (200, True), ready
     metrics = worker.ask("/metrics")[1]
-    assert 'style_trainer_phase{phase="training",seat="0"} 1.0' in metrics
+    assert 'style_trainer_phase{phase="training",slot="0"} 1.0' in metrics
     assert 'style_trainer_worker_info{version="' in metrics
     assert "style_trainer_deliveries_total 1.0" in metrics
     assert 'style_trainer_lease_writes_total{result="ok"}' in metrics

@@ -33,7 +33,7 @@ ROUTES = {
     ("POST", "/api/webhooks/training/failed"): "failed",
 }
 FINAL = ("complete", "failed")
-MOST_BYTES = 1024 * 1024
+MAX_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> Any:
         length = int(self.headers.get("Content-Length") or 0)
-        if length > MOST_BYTES:
+        if length > MAX_BYTES:
             self.close_connection = True
             return None
         try:

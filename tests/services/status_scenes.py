@@ -14,11 +14,11 @@ from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.app import Check, Finding, Sources
-from adapters.status_page.board import StatusBoard
-from adapters.status_page.previews import PreviewShelf
-from application.listeners import Listeners, Watchers
+from adapters.status_page.state import WorkerState
+from adapters.status_page.previews import PreviewCache
+from application.event_bus import EventBus, Watchers
 from application.ports import GpuReading, Preview
-from application.settlement import Done, HandBack, RetryLater
+from application.settlement import Ack, Requeue, RetryLater
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
@@ -82,13 +82,13 @@ class Scene:
     def __post_init__(self) -> None:
         self.metrics = Metrics("atelier-1", "1.2.3")
         GpuCollector(lambda: self.cards, self.metrics.registry)
-        self.board = StatusBoard("atelier-1", "1.2.3", self.clock)
-        self.board.device = "cuda"
-        self.board.model = "stable-diffusion-v1-5"
-        self.previews = PreviewShelf()
+        self.worker_state = WorkerState("atelier-1", "1.2.3", self.clock)
+        self.worker_state.device = "cuda"
+        self.worker_state.model = "stable-diffusion-v1-5"
+        self.previews = PreviewCache()
         self.counted = counted = JobMetrics(self.metrics, self.clock.monotonic)
-        self.tell = Listeners(self.board, counted)
-        self.watch = Watchers(self.board, counted)
+        self.tell = EventBus(self.worker_state, counted)
+        self.watch = Watchers(self.worker_state, counted)
 
     def sources(self) -> Sources:
         """What the page reads."""
@@ -98,11 +98,11 @@ class Scene:
             return Finding(trouble is None, trouble or "rabbitmq:5672 answers")
 
         def model() -> Finding:
-            loaded = self.board.model
+            loaded = self.worker_state.model
             return Finding(loaded is not None, loaded or "it is being loaded")
 
         return Sources(
-            board=self.board,
+            worker_state=self.worker_state,
             previews=self.previews,
             registry=self.metrics.registry,
             checks=[
@@ -135,7 +135,7 @@ class Scene:
         """Epochs of twelve steps, half a second each."""
         self.clock.advance(3.4)
         parameters = TrainingParameters(epochs=epochs, resolution=512)
-        self.tell(TrainingBegan(**ids(style_id), parameters=parameters, picture_count=12))
+        self.tell(TrainingBegan(**ids(style_id), parameters=parameters, image_count=12))
         for epoch in range(first, until + 1):
             self.clock.advance(6.0)
             wave = 0.012 * math.sin(epoch * 1.7) + 0.008 * math.sin(epoch * 4.1)
@@ -162,7 +162,7 @@ class Scene:
         self.tell(ArtifactStored(**ids(style_id), artifact=ARTIFACT))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobCompleted(**ids(style_id), artifact=ARTIFACT))
-        self.watch.put_down(task(style_id), Done())
+        self.watch.put_down(task(style_id), Ack())
 
     def draw(self, style_id: int, epoch: int, *, finished: bool = True) -> None:
         """Previews are drawn; those without the style only once it is finished."""
@@ -179,12 +179,12 @@ class Scene:
         self.tell(JobGivenUp(**ids(style_id), failure=failure))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobFailed(**ids(style_id), failure=failure))
-        self.watch.put_down(task(style_id), Done())
+        self.watch.put_down(task(style_id), Ack())
 
     def interrupt(self, style_id: int) -> None:
         """The worker is asked to stop."""
-        self.tell(JobInterrupted(**ids(style_id), reason="its worker shut down", setbacks=0))
-        self.watch.put_down(task(style_id), HandBack())
+        self.tell(JobInterrupted(**ids(style_id), reason="its worker shut down", failures=0))
+        self.watch.put_down(task(style_id), Requeue())
 
 
 def ids(style_id: int) -> Any:
@@ -193,7 +193,7 @@ def ids(style_id: int) -> Any:
 
 
 def a_png(number: int, style: bool) -> bytes:
-    """Some picture."""
+    """Some image."""
     from PIL import Image, ImageDraw
 
     backs = [["#9aa7b0", "#b0a79a", "#a3b09a"], ["#22577a", "#c9653b", "#38a3a5"]][style]
@@ -228,7 +228,7 @@ def training() -> Scene:
     scene.clock.advance(30)
     scene.start(39)
     scene.clock.advance(2)
-    scene.fail(39, FailureCode.LOW_QUALITY_DATA, "Only 4 of 12 pictures can be used.")
+    scene.fail(39, FailureCode.LOW_QUALITY_DATA, "Only 4 of 12 images can be used.")
     scene.start(42)
     scene.train(42, until=46)
     scene.interrupt(42)
@@ -243,7 +243,7 @@ def training() -> Scene:
 
 
 def side_by_side() -> Scene:
-    """Three jobs in hand: two of them in training, one still fetching its pictures."""
+    """Three jobs in hand: two of them in training, one still fetching its images."""
     scene = Scene()
     scene.start(41)
     scene.train(41)

@@ -31,7 +31,7 @@ def main() -> int:
         hours += run.world.timeline.now / 3600
         steps, needed = steps + run.world.steps, needed + STEPS * len(run.world.tasks)
         repeated += repeats(run)
-        kinds.update(done.kind for done in run.mischief.done)
+        kinds.update(done.kind for done in run.chaos.done)
         if lines := wrongs(run):
             wrong += 1
             print(f"seed {seed}:", *lines, sep="\n  ", flush=True)
@@ -48,7 +48,7 @@ def main() -> int:
 def _show(seed: int) -> int:
     run = Run(seed)()
     lines = []
-    for done in run.mischief.done:
+    for done in run.chaos.done:
         whom = "" if done.who is None else f", {done.who.name}"
         lines.append((done.begins, f"    {done.kind} {done.detail}{whom}"))
     for at, who, what in run.world.events:

@@ -15,7 +15,7 @@ from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 from tests.simulation.network import Server
 from tests.simulation.timeline import Process
-from tests.simulation.world import LAYOUT, Call, World
+from tests.simulation.world import KEYS, Call, World
 
 PROGRESS_TIMEOUT = 5.0
 """Seconds that a progress call is waited for, by default."""
@@ -45,7 +45,7 @@ class Blobs:
 
         def write(blobs: MemoryBlobStore) -> str:
             etag = blobs.put(at, data, condition=condition)
-            if LAYOUT.recorded_task(at) is not None:
+            if KEYS.recorded_task(at) is not None:
                 job = recorded_job(blobs, at)
                 assert job is not None  # just written
                 world.records.append((world.timeline.now, self._process, job))
@@ -140,8 +140,8 @@ class Connection:
     ) -> None:
         self._settle(delivery, lambda queue: queue.dead_letter(delivery, reason, details))
 
-    def hand_back(self, delivery: Delivery) -> None:
-        self._settle(delivery, lambda queue: queue.hand_back(delivery))
+    def requeue(self, delivery: Delivery) -> None:
+        self._settle(delivery, lambda queue: queue.requeue(delivery))
 
     def _settle(self, delivery: Delivery, settle: Callable[[MemoryQueue], None]) -> None:
         broken = self._broken()

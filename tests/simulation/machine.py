@@ -14,24 +14,24 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
-from application.announce import Announcer
+from application.notify_outcome import OutcomeNotifier
 from application.journal import Journal
 from application.ports import (
     StepReport,
     TrainerBroken,
     TrainingPlan,
 )
-from application.refuse_task import RefuseTask
+from application.reject_invalid_task import RejectInvalidTask
 from application.run_training import RunTraining
-from application.seats import Seats
-from application.stop import StopReason, StopSignal
+from application.slots import AdmissionQueue
+from application.stop_signal import StopReason, StopSignal
 from application.worker_loop import WorkerLoop
 from domain.events import Event
 from domain.failure import Failure, FailureCode, TrainingFailed
 from tests.simulation.clock import VirtualClock
 from tests.simulation.connections import Backend, Blobs, Connection
 from tests.simulation.timeline import Process, Timeline
-from tests.simulation.world import HOPELESS, LAYOUT, RULES, STEPS, World
+from tests.simulation.world import HOPELESS, KEYS, CONFIG, STEPS, World
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +60,14 @@ class Machine:
         self.connection = Connection(world, self.process, chance)
         self.trainer = _Trainer(self.clock, world, step_seconds, together)
         blobs, notifier = Blobs(world, self.process), Backend(world, self.process)
-        announcer = Announcer(notifier=notifier, clock=self.clock, random=chance.random)
+        notify_outcome = OutcomeNotifier(notifier=notifier, clock=self.clock, random=chance.random)
         common: dict[str, Any] = {
             "blobs": blobs,
-            "announcer": announcer,
+            "notify_outcome": notify_outcome,
             "clock": self.clock,
             "journal": Journal(blobs, self._note),
-            "layout": LAYOUT,
-            "rules": RULES,
+            "keys": KEYS,
+            "config": CONFIG,
             "worker": name,
         }
         run = RunTraining(
@@ -77,13 +77,13 @@ class Machine:
             inspector=MemoryInspector(),
             reporter=MemoryReporter(),
             uploads=_Uploads(world.timeline, self.process),
-            seats=Seats(together),
+            slots=AdmissionQueue(together),
         )
         loop = WorkerLoop(
             queue=self.connection,
             parse=world.parse,
             run=run,
-            refuse=RefuseTask(**common),
+            reject=RejectInvalidTask(**common),
             clock=self.clock,
         )
         self._working = together
@@ -103,7 +103,7 @@ class Machine:
             self._world.timeline.at(later, self.connection.lose)
 
     def _work(self, loop: WorkerLoop) -> None:
-        """What a crew does: the first loop that ends takes the others with it, in order."""
+        """What a worker_pool does: the first loop that ends takes the others with it, in order."""
         try:
             loop(self.stop)
         except TrainerBroken:
@@ -143,8 +143,8 @@ class _Uploads(Executor):
 class _Trainer(MemoryTrainer):
     """Whose device can break, and which has defects."""
 
-    def __init__(self, clock: VirtualClock, world: World, step_seconds: float, seats: int) -> None:
-        super().__init__(clock, step_seconds, seats)
+    def __init__(self, clock: VirtualClock, world: World, step_seconds: float, slots: int) -> None:
+        super().__init__(clock, step_seconds, slots)
         self.world = world
         self.broken = False
         self.defects = 0

@@ -1,4 +1,4 @@
-"""One run: some tasks, some machines, some mischief, and what came of it."""
+"""One run: some tasks, some machines, some chaos, and what came of it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from unittest import mock
 
 import application.checkpoint_storage
 import application.lease
-import application.seats
+import application.slots
 from tests.simulation.machine import Machine
-from tests.simulation.mischief import HORIZON, Mischief
+from tests.simulation.chaos import HORIZON, Chaos
 from tests.simulation.timeline import Condition, Lock
 from tests.simulation.world import HOPELESS, a_world
 
@@ -29,14 +29,14 @@ class Run:
 
     Args:
         styles: how many tasks; None leaves it to chance.
-        disturbed: whether there is any mischief.
+        disturbed: whether there is any chaos.
     """
 
     def __init__(self, seed: int, *, styles: int | None = None, disturbed: bool = True) -> None:
         self._chance = random.Random(seed)
         self.world = a_world(self._chance, styles or self._chance.randint(1, HOPELESS))
         self.machines: list[Machine] = []
-        self.mischief = Mischief(self.world, self.machines, self._chance)
+        self.chaos = Chaos(self.world, self.machines, self._chance)
         self.errors: list[str] = []
         """What the log has of them."""
         self.quiet = False
@@ -57,7 +57,7 @@ class Run:
                 self._start(slot, 1)
             if self._disturbed:
                 for _ in range(self._chance.choice([0, 1, 2, 3, 5, 8, 13])):
-                    self.mischief.plan()
+                    self.chaos.plan()
             timeline.run(LONGEST, over=self._is_quiet)
             self.quiet = self._is_quiet()
             timeline.run(timeline.now + AFTERWARDS)
@@ -78,7 +78,7 @@ class Run:
             self._chance,
             step_seconds=self._step_seconds * self._chance.choice([0.5, 1.0, 1.0, 5.0]),
             together=self._together,
-            happened=self.mischief.happened,
+            happened=self.chaos.happened,
         )
         machine.clock.wrong = self._chance.choice([0.0, 0.0, 0.0, 70.0, -70.0, 7200.0, -7200.0])
         self.machines.append(machine)
@@ -115,7 +115,7 @@ class Run:
         locks = SimpleNamespace(Lock=lambda: Lock(timeline), Condition=lambda: Condition(timeline))
         with (
             mock.patch.object(application.lease, "threading", locks),
-            mock.patch.object(application.seats, "threading", locks),
+            mock.patch.object(application.slots, "threading", locks),
             mock.patch.object(application.checkpoint_storage, "wait", wait),
         ):
             yield

@@ -22,7 +22,7 @@ STOPPING = ("killed", "terminated", "frozen", "device", "store")
 def wrongs(run: Run) -> list[str]:
     """Everything that should not have happened, a line each."""
     lines = [line for task in run.world.tasks.values() for line in _of_task(run, task)]
-    for body in set(run.mischief.garbage):
+    for body in set(run.chaos.garbage):
         lines += _calls(run, style_of(body), {"failed"})
     return [*lines, *_of_all(run)]
 
@@ -37,7 +37,7 @@ def _of_all(run: Run) -> Iterator[str]:
     if not run.quiet:
         yield f"not quiet after {run.world.timeline.now:.0f} s"
     dead = {letter.body for letter in run.world.queue.dead}
-    for body in dead.symmetric_difference(run.mischief.garbage):
+    for body in dead.symmetric_difference(run.chaos.garbage):
         yield f"among the dead letters, or not, by mistake: {body!r}"
     for error in run.errors:
         if not any(expected in error for expected in EXPECTED_ERRORS):
@@ -53,7 +53,7 @@ def _of_task(run: Run, task: TrainingTask) -> Iterator[str]:
         yield f"{name}: not at its end: {job and job.state}"
         return
     usual = JobState.FAILED if task.style_id == HOPELESS else JobState.COMPLETED
-    cancelled = task.task_id in run.mischief.cancelled and job.state is JobState.CANCELLED
+    cancelled = task.task_id in run.chaos.cancelled and job.state is JobState.CANCELLED
     if job.state is not usual and not cancelled:
         yield f"{name}: {job.state}, {job.failure}"
     wanted = "completed" if job.state is JobState.COMPLETED else "failed"
@@ -121,7 +121,7 @@ def _takeovers(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
 def _was_stopped(run: Run, process: Process, begins: float, ends: float) -> bool:
     return any(
         disturbance.kind in STOPPING and disturbance.hit(process, begins, ends)
-        for disturbance in run.mischief.done
+        for disturbance in run.chaos.done
     )
 
 

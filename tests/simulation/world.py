@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from adapters.memory import MemoryBlobStore, MemoryQueue
 from application.journal import recorded_job
-from application.layout import Layout
+from application.storage_keys import StorageKeys
 from application.ports import (
     BlobMissing,
     BlobUnavailable,
     NotifierUnavailable,
     QueueUnavailable,
 )
-from application.rules import Rules
+from application.worker_config import WorkerConfig
 from domain.events import Event
 from domain.job import TrainingJob
 from domain.location import Location
@@ -25,11 +25,11 @@ from tests.simulation.clock import VirtualClock
 from tests.simulation.network import Network, Server
 from tests.simulation.timeline import Process, Timeline
 
-LAYOUT = Layout("models")
-RULES = Rules(fetch_concurrency=1, most_setbacks=1000)
+KEYS = StorageKeys("models")
+CONFIG = WorkerConfig(fetch_concurrency=1, max_failures=1000)
 """The defaults, but for threads of our own, and for the end of a job that only meets crashes."""
-PICTURES, EPOCHS, BATCH = 10, 25, 4
-STEPS = EPOCHS * -(-PICTURES // BATCH)
+IMAGES, EPOCHS, BATCH = 10, 25, 4
+STEPS = EPOCHS * -(-IMAGES // BATCH)
 HOPELESS = 4
 """The style whose training diverges."""
 
@@ -77,18 +77,18 @@ class World:
 
     def job(self, task_id: str) -> TrainingJob | None:
         """The job on record."""
-        return recorded_job(self.blobs, LAYOUT.journal(task_id))
+        return recorded_job(self.blobs, KEYS.journal(task_id))
 
     def weights(self, style_id: int) -> bytes | None:
         """The style."""
         try:
-            return self.blobs.get(LAYOUT.weights(style_id)).data
+            return self.blobs.get(KEYS.weights(style_id)).data
         except BlobMissing:
             return None
 
 
 def a_world(chance: random.Random, styles: int) -> World:
-    """One with so many tasks, and their pictures."""
+    """One with so many tasks, and their images."""
     timeline = Timeline(chance)
     tasks = {task.task_id.encode(): task for task in map(a_task, range(1, styles + 1))}
     world = World(
@@ -111,7 +111,7 @@ def a_task(style_id: int) -> TrainingTask:
     return TrainingTask(
         task_id=f"00000000-0000-4000-8000-{style_id:012d}",
         style_id=style_id,
-        images=tuple(Location("media", f"{style_id}/{n:02d}.jpg") for n in range(PICTURES)),
+        images=tuple(Location("media", f"{style_id}/{n:02d}.jpg") for n in range(IMAGES)),
         tags=("watercolour",),
         requested=RequestedParameters({"epochs": EPOCHS, "batch_size": BATCH}),
     )

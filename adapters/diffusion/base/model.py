@@ -86,7 +86,7 @@ def load_base(
     """Load a base model. Reads safetensors only, never a pickle, and runs none of its code.
 
     The denoiser goes to ``device`` in ``dtype``, from a folder weight by weight. Autoencoder and
-    text encoder work once per picture and caption: they stay on the CPU in float32 and visit
+    text encoder work once per image and caption: they stay on the CPU in float32 and visit
     the device then.
 
     Args:

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from adapters.diffusion.base.denoiser import has_one_file, load_denoiser
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 _PIPELINE = "StableDiffusionPipeline"
 _EXPECTED = {
@@ -26,7 +26,7 @@ _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 _LATENT_CHANNELS = 4
 
 
-class BaseModelInvalid(Mistake, ValueError):
+class BaseModelInvalid(UserError, ValueError):
     """What was named as base model is none; says why, and what to name instead."""
 
     def __init__(self, name: str, remedy: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and captions as the denoiser wants them, encoded once for the whole run."""
+"""Images and captions as the denoiser wants them, encoded once for the whole run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 PIXELS_AT_ONCE = 2 * 512 * 512
-"""Pixels that the autoencoder takes at a time: at 512 px 2 pictures, in 2 GB with its weights."""
+"""Pixels that the autoencoder takes at a time: at 512 px 2 images, in 2 GB with its weights."""
 CAPTIONS_AT_ONCE = 32
 """Captions that the text encoder takes at a time."""
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """The autoencoder's posterior of one picture, not a sample of it: each visit draws anew.
+class EncodedImage:
+    """The autoencoder's posterior of one image, not a sample of it: each visit draws anew.
 
-    Both tensors are (views, c, h, w) in float32; a second view is the mirrored picture.
+    Both tensors are (views, c, h, w) in float32; a second view is the mirrored image.
     """
 
     size: Size
@@ -38,62 +38,62 @@ class EncodedPicture:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A run's pictures and captions, on the device."""
+    """A run's images and captions, on the device."""
 
-    pictures: tuple[EncodedPicture, ...]
+    images: tuple[EncodedImage, ...]
     captions: torch.Tensor
     """(1 + captions, tokens, width): the empty caption's states, then each caption's once."""
     caption_rows: tuple[int, ...]
-    """For each picture its row in ``captions``."""
+    """For each image its row in ``captions``."""
     scaling_factor: float
 
     @cached_property
     def posteriors(self) -> dict[Size, tuple[torch.Tensor, torch.Tensor]]:
-        """Means and deviations of a size's pictures, each (pictures * views, c, h, w)."""
+        """Means and deviations of a size's images, each (images * views, c, h, w)."""
         return {
             size: (
-                torch.cat([self.pictures[i].mean for i in bucket]),
-                torch.cat([self.pictures[i].deviation for i in bucket]),
+                torch.cat([self.images[i].mean for i in bucket]),
+                torch.cat([self.images[i].deviation for i in bucket]),
             )
             for size, bucket in self.buckets.items()
         }
 
     @cached_property
     def _first_rows(self) -> dict[int, int]:
-        """For each picture the row of its first view."""
+        """For each image the row of its first view."""
         rows: dict[int, int] = {}
         for bucket in self.buckets.values():
-            views = [len(self.pictures[i].mean) for i in bucket]
+            views = [len(self.images[i].mean) for i in bucket]
             rows.update(zip(bucket, accumulate(views, initial=0), strict=False))
         return rows
 
     @cached_property
     def buckets(self) -> dict[Size, tuple[int, ...]]:
-        """Positions of the pictures of each size, in order of the sizes."""
-        sizes = sorted({picture.size for picture in self.pictures})
+        """Positions of the images of each size, in order of the sizes."""
+        sizes = sorted({image.size for image in self.images})
         return {
-            size: tuple(i for i, picture in enumerate(self.pictures) if picture.size == size)
+            size: tuple(i for i, image in enumerate(self.images) if image.size == size)
             for size in sizes
         }
 
     def shape(self, batch: Batch) -> tuple[int, int, int, int]:
         """(n, c, h, w) of a batch's latents."""
-        _, channels, height, width = self.pictures[batch[0]].mean.shape
+        _, channels, height, width = self.images[batch[0]].mean.shape
         return len(batch), channels, height, width
 
     def rows(self, batch: Batch, mirrored: Sequence[bool]) -> list[int]:
-        """Each picture's row in ``posteriors``."""
+        """Each image's row in ``posteriors``."""
         return [self._first_rows[i] + int(flip) for i, flip in zip(batch, mirrored, strict=True)]
 
     def rows_of_captions(self, batch: Batch, uncaptioned: Sequence[bool]) -> list[int]:
-        """Each picture's row in ``captions``, or the empty caption's."""
+        """Each image's row in ``captions``, or the empty caption's."""
         return [
             0 if empty else self.caption_rows[i]
             for i, empty in zip(batch, uncaptioned, strict=True)
         ]
 
     def sample(self, size: Size, rows: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
-        """A sample of each picture's latents, (n, c, h, w), scaled for the denoiser.
+        """A sample of each image's latents, (n, c, h, w), scaled for the denoiser.
 
         Args:
             rows: (n,), int64, as ``rows`` gives them, on the device.
@@ -105,41 +105,41 @@ class Dataset:
     def latents(
         self, batch: Batch, mirrored: Sequence[bool], posterior: torch.Tensor
     ) -> torch.Tensor:
-        """The same by the pictures' positions."""
+        """The same by the images' positions."""
         rows = torch.tensor(self.rows(batch, mirrored), device=posterior.device)
-        return self.sample(self.pictures[batch[0]].size, rows, posterior)
+        return self.sample(self.images[batch[0]].size, rows, posterior)
 
     def conditioning(self, batch: Batch, uncaptioned: Sequence[bool]) -> torch.Tensor:
-        """Each picture's caption states, or the empty caption's: (n, tokens, width)."""
+        """Each image's caption states, or the empty caption's: (n, tokens, width)."""
         return self.captions[self.rows_of_captions(batch, uncaptioned)]
 
 
 def encode_dataset(
     base: BaseModel,
-    pictures: Iterable[tuple[Image.Image, Size]],
+    images: Iterable[tuple[Image.Image, Size]],
     captions: Sequence[str],
     *,
     mirrored: bool,
     device: torch.device,
 ) -> Dataset:
-    """Encode every picture at its bucket's size, and every caption.
+    """Encode every image at its bucket's size, and every caption.
 
     Args:
-        pictures: RGB pictures, each with the size to train it at; read one at a time.
-        captions: one for each picture.
-        mirrored: encode each picture's mirror image too.
+        images: RGB images, each with the size to train it at; read one at a time.
+        captions: one for each image.
+        mirrored: encode each image's mirror image too.
     """
     distinct = list(dict.fromkeys(["", *captions]))
     states = encode_captions(base, distinct, device)
     views, sizes = [], []
-    for picture, size in pictures:
-        fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    for image, size in images:
+        fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         views.append([_pixels(fitted)])
         if mirrored:
             views[-1].append(_pixels(ImageOps.mirror(fitted)))
         sizes.append(size)
     with placed(base.vae, device):
-        encoded = _encode_pictures(base, views, sizes, device)
+        encoded = _encode_images(base, views, sizes, device)
     rows = tuple(distinct.index(caption) for caption in captions)
     return Dataset(encoded, states, rows, float(base.vae.config.scaling_factor))
 
@@ -175,14 +175,14 @@ def encode_captions(
 
 
 @torch.no_grad()
-def _encode_pictures(
+def _encode_images(
     base: BaseModel,
     views: Sequence[Sequence[torch.Tensor]],
     sizes: Sequence[Size],
     device: torch.device,
-) -> tuple[EncodedPicture, ...]:
+) -> tuple[EncodedImage, ...]:
     """Encode what is of one size together, as far as memory is sure to allow it."""
-    encoded: dict[int, EncodedPicture] = {}
+    encoded: dict[int, EncodedImage] = {}
     for size in dict.fromkeys(sizes):
         bucket = [i for i, other in enumerate(sizes) if other == size]
         count = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
@@ -194,7 +194,7 @@ def _encode_pictures(
         for i, mean, deviation in zip(
             bucket, torch.split(means, each), torch.split(deviations, each), strict=True
         ):
-            encoded[i] = EncodedPicture(size, mean, deviation)
+            encoded[i] = EncodedImage(size, mean, deviation)
     return tuple(encoded[i] for i in range(len(sizes)))
 
 
@@ -213,7 +213,7 @@ def _encode(
     return torch.cat(means), torch.cat(deviations)
 
 
-def _pixels(picture: Image.Image) -> torch.Tensor:
+def _pixels(image: Image.Image) -> torch.Tensor:
     """(1, 3, h, w) in [-1, 1]."""
-    values = np.asarray(picture.convert("RGB"), dtype=np.float32) / 127.5 - 1.0
+    values = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1.0
     return torch.from_numpy(values).permute(2, 0, 1)[None]

@@ -32,7 +32,7 @@ class Feed:
     copies for many steps at once, from pinned memory, without waiting.
 
     Args:
-        buckets: positions of the pictures to train on, size by size.
+        buckets: positions of the images to train on, size by size.
         learning_rate: of each step, counted from 0.
         timesteps: length of the noise schedule.
     """
@@ -97,7 +97,7 @@ class Feed:
         indices_each = torch.split(indices, [3 * len(batch) for batch in batches])
         return {
             first + index: StepInputs(
-                size=self._dataset.pictures[batches[index][0]].size,
+                size=self._dataset.images[batches[index][0]].size,
                 shape=shapes[index],
                 floats=floats_each[index],
                 indices=indices_each[index].view(3, -1),

@@ -1,4 +1,4 @@
-"""From a plan to what a session works on: captions, encoded pictures, requests for previews."""
+"""From a plan to what a session works on: captions, encoded images, requests for previews."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Material:
     """What a run is made of, on the device."""
 
     captions: list[str]
-    """Of the pictures, in their order."""
+    """Of the images, in their order."""
     dataset: Dataset
     previews: PreviewRequest
 
@@ -35,26 +35,26 @@ def prepare(
     decode: Callable[[bytes], Image.Image],
     device: torch.device,
 ) -> Material:
-    """Encode a plan's pictures and captions once and for all.
+    """Encode a plan's images and captions once and for all.
 
     Args:
-        decode: a picture file's bytes to an upright RGB picture.
+        decode: an image file's bytes to an upright RGB image.
 
     Raises:
         torch.OutOfMemoryError: the device is too full.
     """
     parameters = plan.parameters
     captions = _captions(base, plan)
-    decoded = (decode(picture.data) for picture in plan.pictures)
+    decoded = (decode(image.data) for image in plan.images)
     sized = ((image, bucket_of(*image.size, parameters.resolution)) for image in decoded)
     dataset = encode_dataset(base, sized, captions, mirrored=parameters.random_flip, device=device)
     return Material(captions, dataset, request_previews(base, parameters, captions, device))
 
 
 def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
-    """Each picture's caption, with the trigger word where the text encoder reads it."""
+    """Each image's caption, with the trigger word where the text encoder reads it."""
     trigger_word = plan.parameters.trigger_word
-    captions = [caption_of(picture, plan.tags, trigger_word) for picture in plan.pictures]
+    captions = [caption_of(image, plan.tags, trigger_word) for image in plan.images]
     read = base.tokenizer.model_max_length
     whole = base.tokenizer(captions, verbose=False).input_ids
     cut = [i for i, tokens in enumerate(whole) if len(tokens) > read]
@@ -63,7 +63,7 @@ def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
             "captions are cut to the %d tokens that are read: %d of them, the first that of %s",
             read - 2,  # without the marks of beginning and end
             len(cut),
-            plan.pictures[cut[0]].name,
+            plan.images[cut[0]].name,
         )
     if trigger_word is None:
         return captions

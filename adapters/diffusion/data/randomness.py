@@ -16,7 +16,7 @@ import torch
 from domain.parameters import TrainingParameters
 
 Batch = tuple[int, ...]
-"""Positions of the pictures that one step trains on, all of one bucket."""
+"""Positions of the images that one step trains on, all of one bucket."""
 
 
 def generator_for(seed: int, purpose: str, index: int = 0) -> torch.Generator:
@@ -33,7 +33,7 @@ def steps_per_epoch(buckets: Sequence[Sequence[int]], batch_size: int) -> int:
 def epoch_batches(
     buckets: Sequence[Sequence[int]], batch_size: int, seed: int, epoch: int
 ) -> list[Batch]:
-    """One epoch's batches in order: every picture once, the batches of all buckets mixed."""
+    """One epoch's batches in order: every image once, the batches of all buckets mixed."""
     generator = generator_for(seed, "order", epoch)
     batches = []
     for bucket in buckets:
@@ -48,7 +48,7 @@ def epoch_batches(
 
 @dataclass(frozen=True)
 class StepDraw:
-    """What chance decides for one step of ``n`` pictures. Tensors are on the CPU."""
+    """What chance decides for one step of ``n`` images. Tensors are on the CPU."""
 
     noise: torch.Tensor
     """(n, c, h, w): standard normal, the noise offset added."""
@@ -58,7 +58,7 @@ class StepDraw:
     """(n,): uniform over the noise schedule."""
     mirrored: tuple[bool, ...]
     uncaptioned: tuple[bool, ...]
-    """Which pictures train on the empty caption."""
+    """Which images train on the empty caption."""
 
 
 def draw_step(
@@ -66,9 +66,9 @@ def draw_step(
 ) -> StepDraw:
     """Draw for one step of the run.
 
-    The noise offset adds ``noise_offset * N(0, 1)``, one value per picture and channel, to the
+    The noise offset adds ``noise_offset * N(0, 1)``, one value per image and channel, to the
     noise ("Diffusion With Offset Noise", Guttenberg 2023), which lets the model learn
-    pictures that are dark or bright as a whole.
+    images that are dark or bright as a whole.
 
     Args:
         step: counted from 0 over the whole run.

@@ -18,7 +18,7 @@ class StepInputs:
     """One step's batch on the device, in two vectors: moving it there takes two copies."""
 
     size: Size
-    """Of the pictures; all are of one bucket."""
+    """Of the images; all are of one bucket."""
     shape: tuple[int, int, int, int]
     """(n, c, h, w) of the latents."""
     floats: torch.Tensor
@@ -38,7 +38,7 @@ class StepInputs:
         return replace(self, floats=self.floats.clone(), indices=self.indices.clone())
 
     def part(self, which: slice) -> StepInputs:
-        """Some of the pictures."""
+        """Some of the images."""
         rate = self.floats[-LEARNING_RATE_SLOTS:]
         noise, posterior = self.noise[which], self.posterior[which]
         return replace(
@@ -55,7 +55,7 @@ class StepInputs:
 
     @property
     def count(self) -> int:
-        """Pictures."""
+        """Images."""
         return self.shape[0]
 
     @property

@@ -4,7 +4,7 @@ Imported where a GPU is used, or Triton's interpreter stands in for one.
 
 A group's channels are few (10 to 80) and no power of two. So a program of the group norm takes a
 block of whole groups that lie side by side: it reads wide and in order, sums by the channel, and
-brings the channels of a group together at the end. Its grid is (chunks, blocks, pictures).
+brings the channels of a group together at the end. Its grid is (chunks, blocks, images).
 """
 
 import triton
@@ -24,14 +24,14 @@ def _block(strips, span, BLOCK: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _picture(pixels, strips, first, ALIGN: tl.constexpr):
-    """Offset of the program's first channel in its picture's first pixel."""
+def _image(pixels, strips, first, ALIGN: tl.constexpr):
+    """Offset of the program's first channel in its image's first pixel."""
     return (tl.program_id(2) * pixels).to(tl.int64) * (strips * ALIGN) + first
 
 
 @triton.jit
 def _tile(tile, tiles, pixels, strips, column, within, ROWS: tl.constexpr, ALIGN: tl.constexpr):
-    """Some pixels of the program's chunk: offsets in the picture, and which count."""
+    """Some pixels of the program's chunk: offsets in the image, and which count."""
     pixel = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)
     inside = (pixel < pixels)[:, None] & within[None, :]
     return pixel[:, None] * (strips * ALIGN) + column[None, :], inside
@@ -45,7 +45,7 @@ def _numbers(x, column, within):
 
 @triton.jit
 def _shift(shift, first, shift_stride, column, within, SHIFTED: tl.constexpr):
-    """What is added to each channel of the picture."""
+    """What is added to each channel of the image."""
     if SHIFTED:
         return _numbers(shift + tl.program_id(2) * shift_stride + first, column, within)
     return tl.zeros(column.shape, tl.float32)
@@ -117,7 +117,7 @@ def moments(
 ):
     """Mean and summed squared deviation of each group in each chunk."""
     column, within, first = _block(strips, span, BLOCK, ALIGN)
-    start = x + _picture(pixels, strips, first, ALIGN)
+    start = x + _image(pixels, strips, first, ALIGN)
     begin = tl.program_id(0) * tiles * ROWS
     # A channel's first value stands in for its mean: squares of what is left lose few digits.
     pivot = _numbers(start + begin * (strips * ALIGN), column, within)
@@ -186,7 +186,7 @@ def normalise(
     level -= _at_channels(mean, members)
     gain = _at_channels(scale, members) * _numbers(weight + first, column, within)
     least = _numbers(bias + first, column, within)
-    start = _picture(pixels, strips, first, ALIGN)
+    start = _image(pixels, strips, first, ALIGN)
     for tile in range(tiles):
         offset, inside = _tile(tile, tiles, pixels, strips, column, within, ROWS, ALIGN)
         value = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)
@@ -245,7 +245,7 @@ def gradient_sums(
     level = _shift(shift, first, shift_stride, column, within, SHIFTED) - mean
     gain = _numbers(weight + first, column, within)
     least = _numbers(bias + first, column, within)
-    start = _picture(pixels, strips, first, ALIGN)
+    start = _image(pixels, strips, first, ALIGN)
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
     products = tl.zeros((ROWS, BLOCK), tl.float32)
     for tile in range(tiles):
@@ -302,7 +302,7 @@ def gradient_through(
     level = _shift(shift, first, shift_stride, column, within, SHIFTED) - mean
     gain = _numbers(weight + first, column, within)
     least = _numbers(bias + first, column, within)
-    start = _picture(pixels, strips, first, ALIGN)
+    start = _image(pixels, strips, first, ALIGN)
     for tile in range(tiles):
         offset, inside = _tile(tile, tiles, pixels, strips, column, within, ROWS, ALIGN)
         value = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)

@@ -119,7 +119,7 @@ class _Cut(NamedTuple):
     chunks: int
 
     @staticmethod
-    def of(pictures: int, pixels: int, channels: int, groups: int) -> _Cut:
+    def of(images: int, pixels: int, channels: int, groups: int) -> _Cut:
         depth = channels // groups
         fitting = range(1, max(1, min(_SLOTS, groups, _BLOCK // depth)) + 1)
         wide = [each for each in fitting if each * depth % _WIDE == 0]
@@ -127,7 +127,7 @@ class _Cut(NamedTuple):
         block = max(_BLOCK, 1 << (depth - 1).bit_length())
         blocks = -(-groups // each)
         rows = max(1, _TILE // block)
-        most = max(1, min(_MOST_CHUNKS, _PROGRAMS // (pictures * blocks)))
+        most = max(1, min(_MOST_CHUNKS, _PROGRAMS // (images * blocks)))
         tiles = -(-pixels // (most * rows))
         align = math.gcd(each * depth, channels, _WIDE)
         return _Cut(each, blocks, block, align, rows, tiles, -(-pixels // (tiles * rows)))

@@ -38,14 +38,14 @@ class Objective:
     def losses(
         self, prediction: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
-        """Weighted mean squared error of each picture, (n,), in float32."""
+        """Weighted mean squared error of each image, (n,), in float32."""
         return weighted_squares(prediction, target, self.weight[timesteps])
 
 
 def weighted_squares(
     prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Mean squared error of each picture (n, c, h, w) times its weight, (n,), in float32."""
+    """Mean squared error of each image (n, c, h, w) times its weight, (n,), in float32."""
     squares = (prediction.float() - target.float()).square()
     return squares.mean(dim=(1, 2, 3)) * weights
 

@@ -1,4 +1,4 @@
-"""The gradient of one style's loss for a batch of its pictures."""
+"""The gradient of one style's loss for a batch of its images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WHOLE = slice(None)
 
 @dataclass(frozen=True)
 class Question:
-    """What the denoiser is asked, for n pictures."""
+    """What the denoiser is asked, for n images."""
 
     noisy: torch.Tensor
     """(n, c, h, w)"""
@@ -28,7 +28,7 @@ class Question:
     target: torch.Tensor
     """(n, c, h, w)"""
     weights: torch.Tensor
-    """(n,): of the pictures' losses"""
+    """(n,): of the images' losses"""
 
 
 class Passes:
@@ -62,10 +62,10 @@ class Passes:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def gradient(self, inputs: StepInputs, micro_batch: int) -> torch.Tensor:
-        """Add the gradient of the pictures' mean loss to that of the adapters.
+        """Add the gradient of the images' mean loss to that of the adapters.
 
         Args:
-            micro_batch: pictures per forward pass; their gradients add up to the batch's.
+            micro_batch: images per forward pass; their gradients add up to the batch's.
 
         Returns:
             The sum of the losses, a scalar on the device.
@@ -77,7 +77,7 @@ class Passes:
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def question(self, inputs: StepInputs, part: slice = _WHOLE) -> Question:
-        """What the denoiser is asked for some of the batch's pictures."""
+        """What the denoiser is asked for some of the batch's images."""
         timesteps, rows, captions = inputs.indices[:, part]
         noise = inputs.noise[part]
         latents = self._dataset.sample(inputs.size, rows, inputs.posterior[part])

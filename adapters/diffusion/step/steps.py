@@ -45,7 +45,7 @@ class Steps:
         """Train on one batch.
 
         Args:
-            micro_batch: pictures per forward pass, at most; their gradients add up.
+            micro_batch: images per forward pass, at most; their gradients add up.
 
         Raises:
             torch.OutOfMemoryError: and some of the gradient may be there already.

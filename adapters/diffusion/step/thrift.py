@@ -10,7 +10,7 @@ class Thrift:
     """What a step may hold at a time. Every degree gives the same gradient."""
 
     micro_batch: int
-    """Pictures per forward pass; the gradients of a batch's passes add up."""
+    """Images per forward pass; the gradients of a batch's passes add up."""
     checkpointing: bool = False
     """Recompute feature maps in the backward pass instead of keeping them (arXiv 1604.06174)."""
 
@@ -24,5 +24,5 @@ class Thrift:
         return None
 
     def __str__(self) -> str:
-        pictures = f"{self.micro_batch} picture{'s' * (self.micro_batch != 1)} at a time"
-        return f"{pictures}, recomputing feature maps" if self.checkpointing else pictures
+        images = f"{self.micro_batch} image{'s' * (self.micro_batch != 1)} at a time"
+        return f"{images}, recomputing feature maps" if self.checkpointing else images

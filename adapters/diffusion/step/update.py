@@ -26,7 +26,7 @@ class StepReadings:
     """What an epoch's steps have noted on the device, read in one go."""
 
     loss: float
-    """Sum over the epoch's pictures."""
+    """Sum over the epoch's images."""
     gradient_norm: float
     """Sum over the epoch's steps, each before clipping."""
     largest_gradient_norm: float
@@ -121,14 +121,14 @@ class Update:
         return scaled
 
     def factor(self, count: int) -> torch.Tensor:
-        """What the summed losses of ``count`` pictures are multiplied by on their way back."""
+        """What the summed losses of ``count`` images are multiplied by on their way back."""
         return self.scaled(self._one / count)
 
     def __call__(self, inputs: StepInputs, losses: torch.Tensor) -> None:
         """Move the weights along the gradient, and note the step.
 
         Args:
-            losses: sum over the batch's pictures, a scalar on the device.
+            losses: sum over the batch's images, a scalar on the device.
         """
         if self._scaler.is_enabled():
             # A step that broke off half-way may be taken again; the scaler would not have it.

@@ -3,7 +3,7 @@
 Keys are kohya's: diffusers, AUTOMATIC1111 and ComfyUI all load this form, and no other is common
 to them (docs/format.md). DoRA alone is in diffusers' form, which only diffusers reads, because
 it drops the magnitudes from kohya's, and AUTOMATIC1111 normalises along another axis. Matrices are
-float16, as those programs run the model in it: half the size, the same pictures. Metadata is
+float16, as those programs run the model in it: half the size, the same images. Metadata is
 kohya's ``ss_*`` and Stability's ``modelspec.*`` (ModelSpec 1.0.1).
 """
 
@@ -41,13 +41,13 @@ class RunFacts:
     prediction_type: str
     captions: Sequence[str]
     bucket_sizes: Mapping[Size, int]
-    """Pictures in each bucket."""
+    """Images in each bucket."""
     steps: int
     steps_per_epoch: int
     """Steps done, and steps in a whole epoch."""
 
     @property
-    def picture_count(self) -> int:
+    def image_count(self) -> int:
         """How many were trained on."""
         return sum(self.bucket_sizes.values())
 
@@ -107,8 +107,8 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_epoch": facts.steps // facts.steps_per_epoch,
         "ss_steps": facts.steps,
         "ss_max_train_steps": parameters.epochs * facts.steps_per_epoch,
-        "ss_num_train_images": facts.picture_count,
-        "ss_num_validation_images": len(plan.pictures) - facts.picture_count,
+        "ss_num_train_images": facts.image_count,
+        "ss_num_validation_images": len(plan.images) - facts.image_count,
         "ss_num_reg_images": 0,
         "ss_num_batches_per_epoch": facts.steps_per_epoch,
         "ss_batch_size_per_device": parameters.batch_size,
@@ -116,7 +116,7 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_resolution": f"({parameters.resolution}, {parameters.resolution})",
         "ss_enable_bucket": True,
         "ss_bucket_info": json.dumps({"buckets": buckets}),
-        "ss_dataset_dirs": json.dumps({title: {"n_repeats": 1, "img_count": facts.picture_count}}),
+        "ss_dataset_dirs": json.dumps({title: {"n_repeats": 1, "img_count": facts.image_count}}),
         "ss_tag_frequency": json.dumps({title: _tag_frequency(facts.captions)}),
         "ss_min_snr_gamma": parameters.snr_gamma,
         "ss_noise_offset": parameters.noise_offset or None,
@@ -149,13 +149,13 @@ def _network_arguments(parameters: TrainingParameters) -> dict[str, str]:
 
 def _modelspec(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
     """The keys that can be told: of an author the plan knows nothing."""
-    resolution, count = plan.parameters.resolution, facts.picture_count
+    resolution, count = plan.parameters.resolution, facts.image_count
     values = {
         "sai_model_spec": "1.0.1",
         "architecture": "stable-diffusion-v1/lora",
         "implementation": "diffusers",
         "title": f"style_{plan.style_id}",
-        "description": f"A style learnt from {count} pictures with {facts.base_name}.",
+        "description": f"A style learnt from {count} images with {facts.base_name}.",
         "resolution": f"{resolution}x{resolution}",
         "prediction_type": "v" if facts.prediction_type == "v_prediction" else "epsilon",
     }

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from adapters.diffusion.tensor_file import body_of, encode
-from domain.mistake import Mistake
+from domain.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
 
@@ -41,7 +41,7 @@ _WORDS = re.compile(
 """The parts of a layer's path in Stable Diffusion 1.5; only those with ``_`` need naming."""
 
 
-class StyleFileInvalid(Mistake, ValueError):
+class StyleFileInvalid(UserError, ValueError):
     """The tensors are not a LoRA in a form that is known."""
 
 

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def kind_of(parameters: TrainingParameters) -> Hashable | None:
     """Runs of one kind can train together; a run whose kind is None only alone.
 
-    Pictures, captions, seeds, learning rates, epochs and losses may differ.
+    Images, captions, seeds, learning rates, epochs and losses may differ.
     """
     plain = (
         parameters.optimizer == OptimizerName.ADAMW
@@ -81,12 +81,12 @@ class Ensemble:
 
     @property
     def together(self) -> int:
-        """Runs in one pass, at most: fewer than there are seats once memory has run out."""
+        """Runs in one pass, at most: fewer than there are slots once memory has run out."""
         return self._together
 
     @property
     def taken(self) -> int:
-        """Seats that runs have."""
+        """AdmissionQueue that runs have."""
         return len(self.stack.leaf) - len(self._free)
 
     @property
@@ -110,14 +110,14 @@ class Ensemble:
             raise TrainingFailed(replace(failed.failure, retryable=True)) from failed
 
     @contextmanager
-    def seat(self) -> Iterator[int]:
+    def slot(self) -> Iterator[int]:
         """A row of the stack for one run, while open.
 
         Raises:
             RuntimeError: all are taken.
         """
         if not self._free:
-            raise RuntimeError(f"all {len(self.stack.leaf)} seats of the trainer are taken")
+            raise RuntimeError(f"all {len(self.stack.leaf)} slots of the trainer are taken")
         row = self._free.pop(0)
         try:
             yield row
@@ -251,7 +251,7 @@ class MemberSession(DiffusionSession):
 
     @broken_device_breaks_the_trainer()
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
-        """Pictures by this run's adapters, or without any; others may come between two."""
+        """Images by this run's adapters, or without any; others may come between two."""
         drawn: tuple[Preview, ...] = ()
         for request in self._previews.each():
             with self._ensemble.turn:

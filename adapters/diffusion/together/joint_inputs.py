@@ -12,7 +12,7 @@ from adapters.diffusion.step.passes import Question
 
 @dataclass(frozen=True)
 class JointInputs:
-    """The questions of k styles with n pictures each, style after style, on the device.
+    """The questions of k styles with n images each, style after style, on the device.
 
     Whose they are is content, not form: a recording made for some styles serves any others.
     """
@@ -26,7 +26,7 @@ class JointInputs:
     target: torch.Tensor
     """(k * n, c, h, w)"""
     weights: torch.Tensor
-    """(k * n,): of each picture's loss, as its style weighs its timestep."""
+    """(k * n,): of each image's loss, as its style weighs its timestep."""
     factors: torch.Tensor
     """(k,): what each style's loss is multiplied by on its way back."""
     rows: torch.Tensor

@@ -7,16 +7,16 @@ MOST_SEATS = 8
 _GIB = 2**30
 _FIXED = 3.5 * _GIB
 """Base model in 16 bits, the encoders on their visit, libraries' workspaces: so much has a job
-of one picture a step at most, on an H200."""
+of one image a step at most, on an H200."""
 _OF_STYLE = 0.75 * _GIB
-"""Feature maps of one picture at 512 px, its style's weights and optimizer. There each further
-picture of a batch took 0.6."""
+"""Feature maps of one image at 512 px, its style's weights and optimizer. There each further
+image of a batch took 0.6."""
 
 
 def seats_in(memory: int) -> int:
-    """Seats on a card with so many bytes, for Stable Diffusion 1.5 at 512 px, one picture a step.
+    """AdmissionQueue on a card with so many bytes, for Stable Diffusion 1.5 at 512 px, one image a step.
 
-    By what ``benchmarks.gpu`` has measured. Larger batches and pictures take more, and the passes
+    By what ``benchmarks.gpu`` has measured. Larger batches and images take more, and the passes
     are made smaller then.
     """
     return max(1, min(MOST_SEATS, int((memory - _FIXED) / _OF_STYLE)))

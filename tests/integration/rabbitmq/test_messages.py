@@ -12,7 +12,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import MAX_MESSAGE_BYTES, Fate, QueueUnavailable
+from application.ports import MAX_MESSAGE_BYTES, DeadLetterAction, QueueUnavailable
 from tests.services.queues import PORT, fetch, opened, publish_as_the_backend, receive
 from tests.services.tcp_proxy import Proxy
 
@@ -34,7 +34,7 @@ def test_a_boundless_reason_is_cut_to_what_fits_into_a_frame(queue: RabbitQueue)
     queue.publish(b"{}")
     details = {f"{number} " + "ß" * 1000: "画" * 100_000 for number in range(300)}
     queue.dead_letter(receive(queue), "\ud800" + "Grüße " * 100_000, details)
-    (letter,) = queue.sift(lambda _: Fate.KEEP)
+    (letter,) = queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
     assert letter.reason.startswith("\\ud800Grüße Grüße")
     assert 3000 < len(letter.reason.encode()) <= 4000
     assert 20 <= len(letter.details) < 30
@@ -85,7 +85,7 @@ def test_strange_headers_stop_nobody(
     assert second.body == b'{"n": 2}'
     queue.acknowledge(second)
     queue.dead_letter(receive(queue), "strange")
-    assert [letter.body for letter in queue.sift(lambda _: Fate.KEEP)] == [b'{"n": 1}']
+    assert [letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == [b'{"n": 1}']
 
 
 def test_a_dead_letter_of_somebody_elses_making_is_shown(
@@ -95,7 +95,7 @@ def test_a_dead_letter_of_somebody_elses_making_is_shown(
     headers = {"trainer-details": "none", "trainer-since": "yesterday", "trainer-reason": 5}
     raw.basic_publish("", f"{options.queue}.dead", b"1", BasicProperties(headers=headers))
     raw.basic_publish("", f"{options.queue}.dead", b"2")
-    first, second = queue.sift(lambda _: Fate.KEEP)
+    first, second = queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
     assert (first.reason, first.details, first.since) == ("5", {}, None)
     assert (second.body, second.reason) == (b"2", "no reason is on record")
 
@@ -110,12 +110,12 @@ def test_letters_that_come_in_while_sifting_are_left_for_the_next_time(
     for number in range(3):
         raw.basic_publish("", f"{options.queue}.dead", b"%d" % number)
 
-    def one_more(_: object) -> Fate:
+    def one_more(_: object) -> DeadLetterAction:
         raw.basic_publish("", f"{options.queue}.dead", b"new")
-        return Fate.KEEP
+        return DeadLetterAction.KEEP
 
-    assert [letter.body for letter in queue.sift(one_more)] == [b"0", b"1", b"2"]
-    bodies = [letter.body for letter in queue.sift(lambda _: Fate.KEEP)]
+    assert [letter.body for letter in queue.process_dead_letters(one_more)] == [b"0", b"1", b"2"]
+    bodies = [letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)]
     assert bodies == [b"0", b"1", b"2", b"new", b"new", b"new"]
 
 
@@ -126,11 +126,11 @@ def test_a_sifter_that_fails_leaves_every_letter(
     for number in range(3):
         raw.basic_publish("", f"{options.queue}.dead", b"%d" % number)
 
-    def fail(letter: object) -> Fate:
+    def fail(letter: object) -> DeadLetterAction:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        queue.sift(fail)
+        queue.process_dead_letters(fail)
     assert queue.depths()[f"{options.queue}.dead"] == 3
 
 
@@ -142,14 +142,14 @@ def test_a_sifting_that_is_cut_off_leaves_every_letter_in_one_queue_at_least(
         for number in range(3):
             raw.basic_publish("", f"{options.queue}.dead", b"%d" % number)
 
-        def cut_at_the_second(letter: Any) -> Fate:
+        def cut_at_the_second(letter: Any) -> DeadLetterAction:
             if letter.body == b"1":
                 proxy.cut()
-            return Fate.PUT_BACK
+            return DeadLetterAction.PUT_BACK
 
         with pytest.raises(QueueUnavailable, match="sift again"):
-            queue.sift(cut_at_the_second)
-        dead = {letter.body for letter in queue.sift(lambda _: Fate.KEEP)}
+            queue.process_dead_letters(cut_at_the_second)
+        dead = {letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)}
     waiting = set()
     while (got := raw.basic_get(options.queue, auto_ack=True))[0] is not None:
         waiting.add(got[2])

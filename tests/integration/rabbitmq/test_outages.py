@@ -28,7 +28,7 @@ SETTLE: dict[str, Callable[[RabbitQueue, Delivery], None]] = {
     "acknowledge": lambda queue, delivery: queue.acknowledge(delivery),
     "retry_later": lambda queue, delivery: queue.retry_later(delivery, 0.1, "reason"),
     "dead_letter": lambda queue, delivery: queue.dead_letter(delivery, "reason"),
-    "hand_back": lambda queue, delivery: queue.hand_back(delivery),
+    "requeue": lambda queue, delivery: queue.requeue(delivery),
 }
 every_way = pytest.mark.parametrize("settle", SETTLE.values(), ids=SETTLE.keys())
 
@@ -112,7 +112,7 @@ def test_a_cancelled_consumer_begins_anew_and_what_it_held_is_lost(
 
 def _is_lost(queue: RabbitQueue, delivery: Delivery) -> bool:
     try:
-        queue.hand_back(delivery)
+        queue.requeue(delivery)
     except DeliveryLost:
         return True
     return False

@@ -12,7 +12,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import Fate, QueueUnavailable
+from application.ports import DeadLetterAction, QueueUnavailable
 from tests.services.queues import fetch, opened, own_options, receive
 
 pytestmark = pytest.mark.integration
@@ -113,4 +113,4 @@ def test_a_full_queue_refuses_and_the_message_stays(
         queue.dead_letter(delivery, "wrong")
     raw.queue_delete(dead)
     queue.dead_letter(receive(queue), "wrong")
-    assert [letter.body for letter in queue.sift(lambda _: Fate.KEEP)] == [b"{}"]
+    assert [letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == [b"{}"]

@@ -10,7 +10,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import DeliveryLost, Fate, QueueUnavailable
+from application.ports import DeliveryLost, DeadLetterAction, QueueUnavailable
 from tests.services.queues import fetch, opened, publish_as_the_backend, receive
 
 pytestmark = pytest.mark.integration
@@ -45,7 +45,7 @@ def test_who_only_publishes_counts_and_sifts_takes_no_message(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     queue.publish(b"{}")
-    queue.sift(lambda _: Fate.PUT_BACK)
+    queue.process_dead_letters(lambda _: DeadLetterAction.PUT_BACK)
     assert queue.depths()[options.queue] == 1
     assert raw.queue_declare(options.queue, passive=True).method.consumer_count == 0
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="package")
 def service() -> Iterator[Server]:
-    with running_s3("pictures") as running:
+    with running_s3("images") as running:
         yield running
 
 
@@ -57,7 +57,7 @@ def options(proxy: FaultyProxy) -> S3Options:
 
 @pytest.fixture
 def store(options: S3Options, bucket: str) -> Store:
-    return make(options, bucket, "pictures")
+    return make(options, bucket, "images")
 
 
 @pytest.fixture(scope="package")

@@ -37,13 +37,13 @@ def test_a_bucket_off_the_list_is_denied_without_a_request(
     assert proxy.seen() == []
 
 
-def test_training_pictures_may_be_read_and_not_written(
+def test_training_images_may_be_read_and_not_written(
     store: Store, proxy: FaultyProxy, direct: S3Client
 ) -> None:
-    direct.put_object(Bucket="pictures", Key="a.png", Body=b"picture")
-    at = Location("pictures", "a.png")
-    assert store.blobs.get(at).data == b"picture"
-    assert store.blobs.list("pictures", "a") == [at]
+    direct.put_object(Bucket="images", Key="a.png", Body=b"image")
+    at = Location("images", "a.png")
+    assert store.blobs.get(at).data == b"image"
+    assert store.blobs.list("images", "a") == [at]
     proxy.clear()
     for access in (lambda: store.blobs.put(at, b"1"), lambda: store.blobs.delete(at)):
         with pytest.raises(BlobDenied, match="read-only"):

@@ -21,7 +21,7 @@ def test_the_check_tries_reading_and_writing_and_leaves_nothing(
     assert "read and written" in said
     assert store.blobs.list(store.bucket, "") == []
     proxy.clear()
-    assert "can be read" in check_bucket(store.blobs, Location("pictures", "check"), write=False)
+    assert "can be read" in check_bucket(store.blobs, Location("images", "check"), write=False)
     assert {seen.method for seen in proxy.seen()} == {"GET"}
 
 

@@ -11,7 +11,7 @@ import requests
 from botocore.response import StreamingBody
 from urllib3.exceptions import SSLError
 
-from adapters.s3.download import Damaged, download
+from adapters.s3.download import ChecksumMismatch, download
 from adapters.s3.options import MIB
 from adapters.s3.store import TRIES
 from application.ports import (
@@ -46,7 +46,7 @@ def test_an_object_that_is_too_large_is_refused_by_its_head(
 def test_a_damaged_body_is_read_again_and_never_given_out(
     store: Store, proxy: FaultyProxy, direct: S3Client, fault: Any, kind: str
 ) -> None:
-    data = b"picture" * (MIB if kind == "parts" else 100)
+    data = b"image" * (MIB if kind == "parts" else 100)
     if kind == "md5":
         requests.put(f"{direct.meta.endpoint_url}/{store.bucket}/a", data, timeout=30)
         head = direct.head_object(Bucket=store.bucket, Key="a", ChecksumMode="ENABLED")
@@ -77,5 +77,5 @@ def test_a_body_whose_tls_breaks_does_not_arrive_whole() -> None:
 
     answer = {"Body": StreamingBody(Raw(), 10), "ContentLength": 10}
     client: Any = SimpleNamespace(get_object=lambda **_asked: answer)
-    with pytest.raises(Damaged, match="bad record mac"):
+    with pytest.raises(ChecksumMismatch, match="bad record mac"):
         download(client, Location("bucket", "a"), None)

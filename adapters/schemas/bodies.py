@@ -1,0 +1,142 @@
+"""The webhooks' bodies, as the backend takes them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from adapters.schemas.task import LARGEST_STYLE_ID
+from domain.failure import Failure
+from domain.location import SCHEMES
+from domain.progress import Progress
+from domain.results import Artifact, TrainingMetric
+
+MAX_ERROR_CHARACTERS = 2000
+"""Of the message to the artist; what is longer is cut, with an ellipsis."""
+_NO_REASON = "Training failed, and no reason was given."
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+StyleId = Annotated[
+    int,
+    Field(ge=1, le=LARGEST_STYLE_ID, description="The style that the task named", examples=[10]),
+]
+
+
+class ProgressFigures(_Body):
+    """How far a job is. The backend stores the object whole."""
+
+    current_epoch: int = Field(ge=0, description="Epochs finished", examples=[50])
+    total_epochs: int = Field(ge=1, description="Epochs of the whole job", examples=[100])
+    progress_percent: int = Field(
+        ge=0, le=100, description="Whole percent of the steps done; 100 only when all are"
+    )
+    estimated_seconds: int = Field(
+        ge=0,
+        description="Time left in seconds, at the speed measured over this run's last minute",
+        examples=[900],
+    )
+
+
+class ProgressBody(_Body):
+    """Body of ``PATCH /api/webhooks/training/progress``."""
+
+    style_id: StyleId
+    progress: ProgressFigures = Field(description="How far the job is")
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
+
+
+class MetricFigures(_Body):
+    """The figures that go with a finished style. The backend stores the object whole."""
+
+    loss: float = Field(description="Mean loss over the last epoch", examples=[0.05])
+    epochs: int = Field(ge=1, description="Epochs trained", examples=[100])
+    steps: int = Field(ge=1, description="Steps trained, in all epochs", examples=[1500])
+    best_epoch: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(
+        None,
+        description="The measured epoch with the lowest loss; left out where nothing was measured",
+        examples=[80],
+        json_schema_extra=_without_default,
+    )
+
+
+class CompleteBody(_Body):
+    """Body of ``POST /api/webhooks/training/complete``: the style is ready."""
+
+    style_id: StyleId
+    model_path: str = Field(
+        pattern=f"^({'|'.join(SCHEMES)})://",
+        description="Where the weights lie",
+        examples=["s3://bucket/models/style_10.safetensors", "gs://bucket/models/style-10"],
+    )
+    training_metric: MetricFigures = Field(description="How the training went")
+
+
+class FailedBody(_Body):
+    """Body of ``POST /api/webhooks/training/failed``: there will be no style."""
+
+    style_id: StyleId
+    error_message: str = Field(
+        min_length=1,
+        max_length=MAX_ERROR_CHARACTERS,
+        description="For the artist: what happened and what to do",
+        examples=["Insufficient training data quality"],
+    )
+    error_code: str = Field(
+        min_length=1,
+        description="The reason for programs. The artist's page knows `LOW_QUALITY_DATA`, "
+        "`TRAINING_FAILED` and `GPU_OOM`; ours beyond these are `LOSS_DIVERGED`, "
+        "`INVALID_TASK` and `CANCELLED`",
+        examples=["LOW_QUALITY_DATA"],
+    )
+
+
+def progress_body(style_id: int, progress: Progress) -> dict[str, Any]:
+    """``ProgressBody`` as JSON has it.
+
+    Raises:
+        ValueError: no speed is measured yet, and the time left must not be made up.
+    """
+    if progress.estimated_seconds is None:
+        raise ValueError("progress without a measured speed cannot be sent")
+    figures = ProgressFigures(
+        current_epoch=progress.current_epoch,
+        total_epochs=progress.total_epochs,
+        progress_percent=progress.percent,
+        estimated_seconds=progress.estimated_seconds,
+    )
+    return ProgressBody(style_id=style_id, progress=figures).model_dump()
+
+
+def complete_body(style_id: int, artifact: Artifact, metric: TrainingMetric) -> dict[str, Any]:
+    """``CompleteBody`` as JSON has it."""
+    return CompleteBody(
+        style_id=style_id,
+        model_path=str(artifact.location),
+        training_metric=MetricFigures(**asdict(metric)),
+    ).model_dump(exclude_none=True)
+
+
+def failed_body(style_id: int, failure: Failure) -> dict[str, Any]:
+    """``FailedBody`` as JSON has it, with a message that a database takes, whatever it was."""
+    return FailedBody(
+        style_id=style_id,
+        error_message=_presentable(failure.message) or _NO_REASON,
+        error_code=str(failure.code),
+    ).model_dump()
+
+
+def _presentable(message: str) -> str:
+    """No text that PostgreSQL refuses (NUL, lone surrogates), and not more than can be shown."""
+    text = message.replace("\0", "\ufffd").encode(errors="replace").decode().strip()
+    longest = MAX_ERROR_CHARACTERS
+    return text if len(text) <= longest else text[: longest - 1] + "…"

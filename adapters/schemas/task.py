@@ -1,0 +1,286 @@
+"""The task, as the backend publishes it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import ValidationError as Problems
+from pydantic_core import from_json
+
+from application.ports import MAX_MESSAGE_BYTES
+from domain.location import FORMS, SCHEMES, InvalidLocation, Location
+from domain.parameters import PARAMETER_NAMES, InvalidParameter, RequestedParameters
+from domain.task import MISSING, Finding, InvalidTask, TrainingTask
+
+log = logging.getLogger(__name__)
+
+TYPE = "model_training"
+MAX_IMAGES = 100
+MAX_TAGS = 50
+LARGEST_STYLE_ID = 2**63 - 1
+
+_UNUSED = ("callback_url", "webhook_url")
+"""Two spellings of one thing, known and never called: the token goes to our backend alone."""
+
+
+_NAMING_THE_STYLE = {"type", "data", "style_id"}
+
+
+def _uuid(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    return str(UUID(value))
+
+
+def _moment(value: object) -> datetime | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    moment = datetime.fromisoformat(value)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("out of range") from None
+
+
+class _Schema(BaseModel):
+    # Kept, not forbidden: what is unknown is ignored with a warning that names it.
+    model_config = ConfigDict(strict=True, extra="allow", use_attribute_docstrings=True)
+
+
+# As ``Location`` reads it; the length, which it counts in bytes, apart.
+_KEY_PART = r"(?!\.{1,2}(/|$))[^/\\\x00-\x1f\x7f]+"
+_LOCATION = rf"^({'|'.join(SCHEMES)})://(?!\.{{1,2}}/)[^/]+(/{_KEY_PART})+$"
+ImageLocation = Annotated[str, Field(json_schema_extra={"pattern": _LOCATION})]
+Tag = Annotated[str, StringConstraints(max_length=100)]
+
+
+class TaskData(_Schema):
+    """What to make a style of."""
+
+    style_id: Annotated[int, Field(ge=1, le=LARGEST_STYLE_ID)]
+    """The platform's number of the style."""
+    images: Annotated[list[ImageLocation], Field(min_length=1, max_length=MAX_IMAGES)]
+    """The images, each as `s3://bucket/key` or `gs://bucket/key`: JPEG, PNG or WebP, at least
+    256 px a side, at most 10 MB, in a bucket among the setting ALLOWED_IMAGE_BUCKETS. Fewer than
+    10 usable ones fail the job; one that is listed several times counts once. A caption may lie
+    beside an image as `<same name>.txt`."""
+    tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)] | None = None
+    """English keywords for the whole style."""
+    parameters: dict[str, Any] | None = None
+    """What to train with. Keys that we do not know are ignored with a warning."""
+
+
+class TaskMessage(_Schema):
+    """One request for a style, as the backend publishes it."""
+
+    # First, so that of several problems this is the one told.
+    type: Literal["model_training"]
+    """What the message is about; anything else is not ours."""
+    task_id: Annotated[str, BeforeValidator(_uuid), Field(json_schema_extra={"format": "uuid"})]
+    """Identifies the request. A message that repeats it is the same request again."""
+    data: TaskData
+    created_at: Annotated[datetime | None, BeforeValidator(_moment)] = None
+    """When the request was made, in ISO 8601; without a zone it is in UTC."""
+    callback_url: Any = None
+    """Accepted for old publishers and never called: reports go to BACKEND_API_URL alone."""
+    webhook_url: Any = None
+    """The newer spelling of `callback_url`, treated alike."""
+
+
+_REMEDIES = {
+    "type": f'give "{TYPE}"',
+    "task_id": "give a UUID",
+    "created_at": "give a time in ISO 8601, or leave it out",
+    "data": "give an object with style_id and images",
+    "data.style_id": f"give a whole number from 1 to {LARGEST_STYLE_ID}",
+    "data.images": f"give a list of 1 to {MAX_IMAGES} texts of the form {FORMS}",
+    "data.tags": f"give a list of at most {MAX_TAGS} texts of at most 100 characters",
+    "data.parameters": "give an object, or leave it out",
+}
+
+
+@dataclass(frozen=True)
+class TaskReader:
+    """Port ``TaskParser``: reads the JSON that the backend publishes."""
+
+    backend_host: str | None
+    """A message that names another host to call back is logged."""
+
+    def __call__(self, body: bytes) -> TrainingTask:
+        """The task that the body describes.
+
+        A parameter that is null counts as not named. A time without a zone is in UTC.
+
+        Raises:
+            InvalidTask: it describes none.
+        """
+        raw = _decode(body)
+        style_id = _readable_style_id(raw)
+        _insist_on_single_keys(body, style_id)
+        try:
+            message = TaskMessage.model_validate(raw)
+        except Problems as problems:
+            raise _translated(problems, style_id) from None
+        data = message.data
+        task = TrainingTask(
+            task_id=message.task_id,
+            style_id=data.style_id,
+            images=_locations(data.images, data.style_id),
+            tags=tuple(tag for tag in (" ".join(tag.split()) for tag in data.tags or ()) if tag),
+            requested=_requested(data.parameters or {}, data.style_id),
+            created_at=message.created_at,
+        )
+        self._warn(message)
+        return task
+
+    def _warn(self, message: TaskMessage) -> None:
+        extra, extra_data = message.model_extra or {}, message.data.model_extra or {}
+        parameters = message.data.parameters or {}
+        unknown = [
+            *extra,
+            *(f"data.{key}" for key in extra_data),
+            *(f"data.parameters.{key}" for key in parameters if key not in PARAMETER_NAMES),
+        ]
+        if unknown:
+            names = ", ".join(map(repr, unknown))
+            log.warning("task %s: unknown keys are ignored: %.1000s", message.task_id, names)
+        for key in _UNUSED:
+            url = getattr(message, key)
+            if self.backend_host and url and _host(url) != self.backend_host:
+                log.warning(
+                    "task %s: %s=%.200r is not on %s; it is never called",
+                    *(message.task_id, key, url, self.backend_host),
+                )
+
+
+def encode_task(task: TrainingTask) -> bytes:
+    """The message that ``TaskReader`` reads as ``task``."""
+    message = {
+        "task_id": task.task_id,
+        "type": TYPE,
+        "data": {
+            "style_id": task.style_id,
+            "images": [str(image) for image in task.images],
+            "tags": list(task.tags),
+            "parameters": dict(task.requested.named),
+        },
+    }
+    if task.created_at is not None:
+        message["created_at"] = task.created_at.isoformat()
+    return json.dumps(message).encode()
+
+
+def task_id_of(body: bytes) -> str | None:
+    """The task that a message names, valid or not; for looking a message up."""
+    try:
+        raw = _decode(body)
+    except InvalidTask:
+        return None
+    match raw:
+        case {"task_id": str(task_id)}:
+            return task_id
+    return None
+
+
+def _decode(body: bytes) -> object:
+    if len(body) > MAX_MESSAGE_BYTES:
+        limit = f"send at most {MAX_MESSAGE_BYTES // 1024} KiB"
+        raise InvalidTask("message", body[:40], limit)
+    try:
+        # With NaN and Infinity, which Python's own writer may send: refused where a number counts,
+        # and so by the style's name.
+        return from_json(body)
+    except ValueError as error:
+        raise InvalidTask("message", body[:40], f"send JSON in UTF-8 ({error})") from None
+
+
+def _insist_on_single_keys(body: bytes, style_id: int | None) -> None:
+    """Of a key that is there twice, readers take the first or the last: no two need agree.
+
+    Args:
+        body: JSON that was decoded already, which bounds its depth.
+    """
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        counts = Counter(key for key, _ in pairs)
+        repeated.extend(key for key, count in counts.items() if count > 1)
+
+    json.loads(body, object_pairs_hook=note, parse_int=str)  # as they stand, however long
+    if repeated:
+        certain = _NAMING_THE_STYLE.isdisjoint(repeated)
+        found = Finding(f"one with {repeated[0]!r} twice")
+        raise InvalidTask("message", found, "give every key once", style_id if certain else None)
+
+
+def _readable_style_id(raw: object) -> int | None:
+    """The style to tell the backend about. Of another service's message, none: it is not ours."""
+    match raw:
+        case {"type": "model_training", "data": {"style_id": int(style_id)}}:
+            usable = not isinstance(style_id, bool) and 1 <= style_id <= LARGEST_STYLE_ID
+            return style_id if usable else None
+    return None
+
+
+def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
+    problem = problems.errors(include_url=False)[0]
+    field = ".".join(map(str, problem["loc"])) or "message"
+    value = problem["input"]
+    if problem["type"] == "missing":
+        found = MISSING
+    elif isinstance(value, list) and problem["type"] in {"too_short", "too_long"}:
+        found = Finding(f"a list of {len(value)}")
+    else:
+        found = _as_json(value)
+    known = ".".join(part for part in map(str, problem["loc"]) if not part.isdecimal())
+    return InvalidTask(field, found, _REMEDIES.get(known, "give an object"), style_id)
+
+
+def _as_json(value: object) -> Finding:
+    """A value as its message has it, in which null is not None; but what no terminal shows, or
+    what moves its cursor, is escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return Finding("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
+
+
+def _locations(images: list[str], style_id: int) -> tuple[Location, ...]:
+    found = []
+    for number, image in enumerate(images):
+        try:
+            found.append(Location.parse(image))
+        except InvalidLocation as error:
+            remedy = f"give {FORMS} ({error})"
+            raise InvalidTask(f"data.images.{number}", _as_json(image), remedy, style_id) from None
+    return tuple(found)
+
+
+def _requested(parameters: Mapping[str, Any], style_id: int) -> RequestedParameters:
+    named = {
+        name: value
+        for name, value in parameters.items()
+        if name in PARAMETER_NAMES and value is not None
+    }
+    try:
+        return RequestedParameters(named)
+    except InvalidParameter as error:
+        field = f"data.parameters.{error.name}"
+        raise InvalidTask(field, _as_json(error.value), error.remedy, style_id) from None
+
+
+def _host(url: object) -> str | None:
+    try:
+        return urlsplit(url).hostname if isinstance(url, str) else None
+    except ValueError:
+        return None

@@ -1,0 +1,161 @@
+"""Who may see the page: whoever is on this machine, or has the token."""
+
+from __future__ import annotations
+
+import hmac
+from hashlib import sha256
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapters.status_page.binding import check_binding, is_loopback
+
+COOKIE = "style_trainer_status"
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/page.css", "/icon.svg"})
+"""What an orchestrator asks, and what the page for giving the token is made of."""
+
+_MAX_FORM = 4096
+_SESSION_SECONDS = 12 * 3600
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class AuthMiddleware:
+    """ASGI middleware: checks who asks, and puts the security headers on every answer.
+
+    Args:
+        host: the address that is listened on.
+        token: what a caller must have; None where only this machine can call.
+        login_page: shown to a person without the token.
+
+    Raises:
+        InvalidBinding: the two do not go together.
+    """
+
+    def __init__(self, app: ASGIApp, *, host: str, token: str | None, login_page: str) -> None:
+        check_binding(host, token)
+        self._app = app
+        self._token = token
+        # A page of some website may point its own name at 127.0.0.1 and read us from there
+        # (DNS rebinding); its requests carry that name.
+        self._local_names_only = is_loopback(host)
+        self._login_page = login_page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or let the app answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        request = Request(scope, receive)
+        answer = await self._refuse(request)
+        await (answer or self._app)(scope, receive, send_with_headers)
+
+    async def _refuse(self, request: Request) -> Response | None:
+        """The answer to a caller who may not pass, or None to let the call pass."""
+        if self._local_names_only and not is_loopback(_host_name(request.headers)):
+            return PlainTextResponse(
+                "This address answers to localhost and 127.0.0.1 only.\n", status_code=421
+            )
+        # The scope's: ``request.url`` may be built from the Host header, which a caller chooses.
+        path = request.scope["path"]
+        if self._token is None or path in OPEN_PATHS:
+            return None
+        if path == "/login" and request.method == "POST":
+            return self._log_in(request, await _form_token(request))
+        if path == "/" and "token" in request.query_params:
+            # The redirect takes the token out of the address bar and the history.
+            return self._log_in(request, request.query_params["token"])
+        if self._knows(request):
+            return None
+        if path == "/" and request.method == "GET":
+            return self._ask()
+        return PlainTextResponse(
+            "Give the token: Authorization: Bearer STATUS_TOKEN\n",
+            status_code=401,
+            headers={"WWW-Authenticate": 'Bearer realm="style trainer"'},
+        )
+
+    def _knows(self, request: Request) -> bool:
+        assert self._token is not None  # asked for only where there is one
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
+            return True
+        cookies = SimpleCookie()
+        try:
+            cookies.load(request.headers.get("Cookie", ""))
+        except CookieError:
+            return False
+        session = cookies.get(COOKIE)
+        return session is not None and _equal(session.value, _session(self._token))
+
+    def _log_in(self, request: Request, given: str) -> Response:
+        assert self._token is not None  # as above
+        if not _equal(given, self._token):
+            return self._ask(wrong=True)
+        answer = RedirectResponse("/", status_code=303)
+        answer.set_cookie(
+            COOKIE,
+            _session(self._token),
+            max_age=_SESSION_SECONDS,
+            httponly=True,
+            # Lax, so that a link with the token works from another page; nothing here can be
+            # changed by a request.
+            samesite="lax",
+            secure=request.scope["scheme"] == "https",
+        )
+        return answer
+
+    def _ask(self, *, wrong: bool = False) -> Response:
+        page = self._login_page.replace("<!-- wrong -->", _WRONG if wrong else "")
+        return Response(page, status_code=401, media_type="text/html")
+
+
+_WRONG = '<p class="trouble" role="alert">That is not the token.</p>'
+
+
+def _equal(given: str, expected: str) -> bool:
+    """In constant time."""
+    return hmac.compare_digest(given.encode(errors="replace"), expected.encode())
+
+
+def _session(token: str) -> str:
+    """What the cookie holds: proves the token, and does not reveal it."""
+    return hmac.new(token.encode(), b"status page session", sha256).hexdigest()
+
+
+def _host_name(headers: Headers) -> str:
+    host = headers.get("Host", "")
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+async def _form_token(request: Request) -> str:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_FORM:
+            return ""
+    return parse_qs(body.decode(errors="replace")).get("token", [""])[0]

@@ -1,0 +1,158 @@
+"""What this worker is at, put together from events; read by whoever looks at the page."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from adapters.status_page.job_view import JobView
+from adapters.status_page.past_jobs import PastJobs
+from application.active_jobs import ActiveJobs
+from application.ports import Clock
+from application.settlement import DeadLetter, Ack, Requeue, RetryLater, Settlement
+from domain.events import (
+    CheckpointSaved,
+    Event,
+    JobFailed,
+    JobInterrupted,
+    JobStarted,
+    ProgressMade,
+    TrainingBegan,
+)
+from domain.phases import PHASES, state_after
+from domain.task import TrainingTask
+
+
+class WorkerState:
+    """Port ``EventSink``, and a watcher. Small whatever happens; may be used from any thread.
+
+    Args:
+        worker: this worker's name.
+        version: of the program.
+        stopping: whether the worker takes no further job.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        version: str,
+        clock: Clock,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._worker = worker
+        self._version = version
+        self._stopping = stopping
+        self._began_at = clock.now()
+        self._began = clock.monotonic()
+        self._hands: ActiveJobs[JobView] = ActiveJobs()
+        self._past = PastJobs()
+        self.device: str | None = None
+        """What it trains on, once that is known."""
+        self.model: str | None = None
+        """The base model, once it is loaded."""
+
+    def taken_up(self, task: TrainingTask) -> None:
+        """The worker looks at a task."""
+        with self._lock:
+            self._hands.take_up(task.task_id, lambda: self._view(task.task_id, task.style_id))
+
+    def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
+        """The worker is done with it for now; where no event said so, this is its end."""
+        with self._lock:
+            job = self._hands.put_down(None if task is None else task.task_id)
+            if job is None:
+                return
+            match settlement:
+                case RetryLater(_, reason):
+                    self._end(job, "put aside", message=reason)
+                case DeadLetter(reason):
+                    self._end(job, "dead letter", message=reason)
+                case Requeue():
+                    self._end(job, "handed back")
+                case Ack():
+                    pass  # it was over before; a repeated message is no job
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        with self._lock:
+            job = self._hands.hear(
+                event.task_id, lambda: self._view(event.task_id, event.style_id)
+            )
+            self._note(job, event)
+            state = state_after(event)
+            if state in PHASES:
+                job.enter(state, self._clock.monotonic())
+            elif isinstance(event, JobFailed):
+                self._end(job, str(state), code=event.failure.code, message=event.failure.message)
+            elif isinstance(event, JobInterrupted):
+                self._end(job, str(state), message=event.reason)
+            elif state is not None:
+                self._end(job, str(state))
+
+    def snapshot(self, task_id: str | None = None) -> dict[str, Any]:
+        """Everything, as JSON values.
+
+        Args:
+            task_id: the job in hand to show in full, as ``job``. None, or one that is not in
+                hand: the one that was taken up first. ``jobs`` lists all of them.
+        """
+        with self._lock:
+            now, last = self._clock.monotonic(), self._past.last
+            job = self._hands.get(task_id or "") or next(iter(self._hands), None)
+            return {
+                "worker": {
+                    "name": self._worker,
+                    "version": self._version,
+                    "device": self.device,
+                    "model": self.model,
+                    "began_at": self._began_at.isoformat(),
+                    "up_seconds": now - self._began,
+                    "state": self._state(),
+                },
+                "job": None if job is None else job.shown(now),
+                "jobs": [job.listed(now) for job in self._hands],
+                "last": None if last is None else last.shown(now),
+                "recent": self._past.recent,
+            }
+
+    @property
+    def stopping(self) -> bool:
+        """True when the worker takes no further job."""
+        return self._stopping()
+
+    def _state(self) -> str:
+        if self.stopping:
+            return "stopping"
+        phases = [job.phase or "preparing" for job in self._hands]
+        if phases:
+            # Where there are several, training says most of what the worker is at.
+            return "training" if "training" in phases else phases[0]
+        return "starting" if self.model is None else "idle"
+
+    def _view(self, task_id: str, style_id: int) -> JobView:
+        now = self._clock.monotonic()
+        return JobView(task_id=task_id, style_id=style_id, taken_up=now, phase_since=now)
+
+    def _note(self, job: JobView, event: Event) -> None:
+        match event:
+            case JobStarted():
+                job.attempt = event.attempt
+                if event.resumed_from is not None:
+                    job.resumed_from = job.checkpoint = event.resumed_from.epoch
+                    job.curve = self._past.curve(job.task_id, event.resumed_from.epoch)
+            case TrainingBegan():
+                job.parameters, job.images = event.parameters, event.image_count
+            case ProgressMade():
+                job.progress = event.progress
+                if event.epoch_finished and event.progress.loss is not None:
+                    job.curve.add(event.progress.current_epoch, event.progress.loss)
+            case CheckpointSaved():
+                job.checkpoint = event.checkpoint.epoch
+
+    def _end(self, job: JobView, result: str, **why: str | None) -> None:
+        self._hands.end(job.task_id)
+        job.end(result, self._clock.monotonic(), self._clock.now(), **why)
+        self._past.add(job)

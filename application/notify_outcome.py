@@ -1,0 +1,121 @@
+"""Tell the backend how a job ended: once."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from application.journal import Entry
+from application.retry import retry, sleep
+from application.ports import Clock, Notifier, NotifierRefused, NotifierUnavailable
+from application.settlement import DeadLetter, Ack, Requeue, Settlement
+from application.stop_signal import StopSignal
+from domain.job import TrainingJob
+
+log = logging.getLogger(__name__)
+
+SLOW_ANSWER = 10.0
+"""Seconds. Whose process will be gone sooner begins no call: one that is cut off is repeated by
+the next worker, and the artist may read the news twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeNotifier:
+    """Makes the final call of a job that is announcing.
+
+    After connection errors, timeouts, 408, 429 and 5xx the call is tried again, with pauses that
+    double and are jittered, and are never shorter than the backend asks. Some of these failures
+    tell nothing about whether the backend took the call: its answer was lost, or late. Such a
+    call is repeated like the others, because a lost one leaves a style in training for ever,
+    where one taken twice is announced twice. All tries of a job carry the same key, so that a
+    backend that looks at it takes one.
+    """
+
+    notifier: Notifier
+    clock: Clock
+    random: Callable[[], float]
+    """A number from 0 up to 1, for the jitter."""
+    tries: int = 4
+    """Calls made before the job is put aside, the first included."""
+    first_pause: float = 1.0
+    """Seconds before the second try, doubled before each that follows."""
+    max_pause: float = 15.0
+    """Seconds. A backend that asks for more is called again by a later delivery."""
+
+    def __call__(
+        self,
+        entry: Entry,
+        still_ours: Callable[[], None],
+        firm: Callable[[], bool],
+        stop: StopSignal,
+    ) -> Settlement:
+        """Make the call, and record the answer.
+
+        The intent is recorded before each try and the answer after it. Both are written only if
+        nobody else has written the record since: of two workers that believe the job is theirs,
+        one is stopped here.
+
+        Args:
+            still_ours: holds the job's lease for longer than a try can take, or raises.
+            firm: whether the lease is certainly ours at this moment.
+            stop: after it no call is repeated.
+
+        Raises:
+            Unavailable: the backend or the store is away; the job stays announcing.
+            LeaseLost: another worker has the job.
+        """
+        # A backend that is told of progress after the end shows a finished style as unfinished.
+        sleep(entry.quiet_from - self.clock.monotonic(), self.clock, stop)
+        failures = 0
+        while True:
+            if stop.deadline - self.clock.monotonic() < SLOW_ANSWER:
+                return Requeue()
+            still_ours()
+            entry.apply(entry.job.begin_announcement())
+            if not firm():
+                # The process stood still while the intent was on its way: whoever has taken the
+                # job over since may have made the call.
+                continue
+            try:
+                self._call(entry.job)
+            except NotifierRefused as error:
+                return DeadLetter(f"the backend refuses the outcome: {error}")
+            except NotifierUnavailable as error:
+                failures += 1
+                self._pause(failures, error, entry.job, stop)
+            else:
+                break
+        # A failure here would repeat the call on the next attempt, so nothing else matters now,
+        # not even a stop: it ends the process all the same when its grace is over.
+        retry(
+            lambda: entry.apply(entry.job.conclude()), self.clock, StopSignal(), timeout=math.inf
+        )
+        return Ack()
+
+    def _call(self, job: TrainingJob) -> None:
+        if job.failure is not None:
+            self.notifier.failed(job.style_id, job.failure, f"{job.task_id}:failed")
+        else:
+            assert job.artifact is not None  # the job's own invariants hold both
+            assert job.metric is not None
+            key = f"{job.task_id}:complete"
+            self.notifier.completed(job.style_id, job.artifact, job.metric, key)
+
+    def _pause(
+        self, failures: int, error: NotifierUnavailable, job: TrainingJob, stop: StopSignal
+    ) -> None:
+        """Wait for the next try, or raise ``error`` where there is none."""
+        asked = error.retry_after or 0.0
+        if failures >= self.tries or asked > self.max_pause:
+            raise error
+        longest = min(self.max_pause, self.first_pause * 2.0 ** (failures - 1))
+        pause = max(asked, longest * (0.5 + 0.5 * self.random()))
+        log.warning(
+            "final call for style %d: try %d of %d failed, next in %.1f s: %s",
+            *(job.style_id, failures, self.tries, pause, error),
+        )
+        sleep(pause, self.clock, stop)
+        if stop.reason is not None:
+            raise error

@@ -1,0 +1,78 @@
+"""What becomes of a message that is not a task we can carry out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from application.notify_outcome import OutcomeNotifier
+from application.journal import Journal
+from application.storage_keys import StorageKeys
+from application.lease import Lease
+from application.ports import BlobDenied, BlobStore, Clock
+from application.worker_config import WorkerConfig
+from application.settlement import DeadLetter, Requeue, Settlement, settlement_after
+from application.stop_signal import StopSignal
+from domain.failure import Failure, FailureCode
+from domain.job import UNDECIDED, TrainingJob
+from domain.task import InvalidTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectInvalidTask:
+    """Tells the backend, once, where the message says which style it was; then dead-letters.
+
+    The message's content stands in for a task id, so that a repetition is recognised.
+    """
+
+    blobs: BlobStore
+    notify_outcome: OutcomeNotifier
+    clock: Clock
+    journal: Journal
+    keys: StorageKeys
+    config: WorkerConfig
+    worker: str
+
+    def __call__(
+        self, body: bytes, error: InvalidTask, stop: StopSignal, retries: int = 0
+    ) -> Settlement:
+        """Say what becomes of the message. Raises nothing."""
+        details = {"field": error.field, "value": error.value, "remedy": error.remedy}
+        refused = DeadLetter(str(error), details)
+        if error.style_id is None:
+            return refused
+        job_id = f"invalid-{hashlib.sha256(body).hexdigest()[:32]}"
+        fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
+        failure = Failure(FailureCode.INVALID_TASK, _for_the_artist(error))
+        terms = self.config.lease
+        worker_stop, stop = stop, StopSignal(stop)
+        lease = Lease(self.blobs, self.keys.lease(job_id), self.worker, terms, self.clock)
+        try:
+            entry = self.journal.open(self.keys.journal(job_id), self.worker, fresh)
+            if entry.job.is_terminal:
+                lease.forget()  # a crash may have left it
+                return refused
+            with lease.held(stop, over=lambda: entry.job.is_terminal):
+                entry.load()
+                if entry.job.state in UNDECIDED:
+                    entry.apply(entry.job.give_up(failure))
+                if not entry.job.is_terminal:
+                    settlement = self.notify_outcome(
+                        entry, lease.renew, lambda: lease.firm, worker_stop
+                    )
+                    if isinstance(settlement, Requeue):
+                        return settlement
+            return refused
+        except BlobDenied as denied:
+            return DeadLetter(f"{error}; and nobody could be told: {denied}", details)
+        except Exception as broken_off:
+            about = f"the refusal of {job_id}"
+            return settlement_after(
+                broken_off, about, retries=retries, config=self.config, stop=stop
+            )
+
+
+def _for_the_artist(error: InvalidTask) -> str:
+    """What is wrong, without the path that leads there."""
+    field = error.field.removeprefix("data.").removeprefix("parameters.").replace("_", " ")
+    return f"The training request is invalid: {field} is {error.value}; {error.remedy}."

@@ -1,0 +1,54 @@
+"""Waiting for a world that is away for a moment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from application.ports import Clock, Unavailable
+from application.stop_signal import StopSignal
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE = 5.0
+MAX_PAUSE = 600.0
+POLL_SECONDS = 1.0
+"""Seconds for which a stop may go unnoticed."""
+
+
+def backoff(tries: int, asked: float | None = None) -> float:
+    """Seconds to wait after ``tries`` earlier tries: doubling, bounded, never less than asked."""
+    pause = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16))
+    return max(pause, asked or 0.0)
+
+
+def retry(call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float) -> T:
+    """Call until the other side is there, for at most ``timeout`` seconds or until a stop.
+
+    For what is dear to repeat: a finished style's upload, the record of an announcement.
+
+    Raises:
+        Unavailable: it did not come back in time.
+    """
+    deadline = clock.monotonic() + timeout
+    tries = 0
+    while True:
+        try:
+            return call()
+        except Unavailable as error:
+            pause = min(backoff(tries, error.retry_after), 60.0)
+            if stop.reason is not None or clock.monotonic() + pause > deadline:
+                raise
+            log.warning("trying again in %.0f s: %s", pause, error)
+            sleep(pause, clock, stop)
+            tries += 1
+
+
+def sleep(seconds: float, clock: Clock, stop: StopSignal) -> None:
+    """Let time pass, but no more of it once a stop is asked for."""
+    end = clock.monotonic() + seconds
+    while stop.reason is None and (left := end - clock.monotonic()) > 0:
+        clock.sleep(min(left, POLL_SECONDS))

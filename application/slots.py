@@ -1,0 +1,71 @@
+"""Who may train now: one run, or as many of one batch_key as the device has slots for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+
+from application.retry import POLL_SECONDS
+from application.stop_signal import StopSignal
+
+
+class AdmissionQueue:
+    """First come, first served: nobody overtakes a run that waits for others to end.
+
+    Else runs of the batch_key that trains already could keep one of another batch_key waiting for ever.
+
+    Args:
+        count: runs of one batch_key at a time.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
+        self._changed = threading.Condition()
+        self._taken: list[Hashable | None] = []
+        self._line: list[object] = []
+
+    @contextmanager
+    def taken(
+        self, batch_key: Hashable | None, stop: StopSignal, waiting: Callable[[], None]
+    ) -> Iterator[None]:
+        """A slot, as soon as there is one for a run of this batch_key; given up on leaving.
+
+        Args:
+            batch_key: ``Trainer.batch_key``; a run of batch_key None trains alone.
+            waiting: called once where no slot is free at once.
+
+        Raises:
+            Stopped: a stop was asked for before there was a slot.
+        """
+        self._wait(batch_key, stop, waiting)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken.remove(batch_key)
+                self._changed.notify_all()
+
+    def _wait(self, batch_key: Hashable | None, stop: StopSignal, waiting: Callable[[], None]) -> None:
+        ticket = object()
+        with self._changed:
+            self._line.append(ticket)
+            at_once = self._free_for(batch_key, ticket)
+        try:
+            if not at_once:
+                waiting()
+            with self._changed:
+                while not self._free_for(batch_key, ticket):
+                    stop.check()
+                    self._changed.wait(POLL_SECONDS)
+                self._taken.append(batch_key)
+        finally:
+            with self._changed:
+                self._line.remove(ticket)
+                self._changed.notify_all()
+
+    def _free_for(self, batch_key: Hashable | None, ticket: object) -> bool:
+        if self._line[0] is not ticket:
+            return False
+        alike = batch_key is not None and all(other == batch_key for other in self._taken)
+        return not self._taken or (alike and len(self._taken) < self._count)

@@ -1,0 +1,85 @@
+"""What a run's history says: the best epoch, whether it went on for too long or stood still."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from application.ports import EpochRecord
+
+OVERFITTING = 0.05
+"""Share by which the held-out loss may rise above its lowest before it is told."""
+
+
+def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord | None:
+    """The measured epoch with the lowest loss on held-out images, else on those trained on.
+
+    None where nothing was measured. Of equals the earliest.
+    """
+    held_out = [record for record in history if record.validation_loss is not None]
+    measured = held_out or [record for record in history if record.evaluation_loss is not None]
+    return min(measured, key=_measured_loss, default=None)
+
+
+def overfitting_note(history: Sequence[EpochRecord]) -> str | None:
+    """In words for the artist, that the images are being learnt by heart; None if they are not.
+
+    That is: the loss on held-out images has risen since its lowest, while that on the images
+    trained on has fallen.
+    """
+    measured = [record for record in history if record.validation_loss is not None]
+    best = best_epoch(measured)
+    if best is None or best.validation_loss is None:
+        return None
+    last = measured[-1]
+    assert last.validation_loss is not None  # only such are in ``measured``
+    rise = last.validation_loss / best.validation_loss - 1
+    fell = (last.evaluation_loss or 0) < (best.evaluation_loss or 0)
+    if rise <= OVERFITTING or not fell:
+        return None
+    return (
+        f"On images held out, the loss was lowest in epoch {best.epoch} and has risen by "
+        f"{rise:.0%} since, while on the images trained on it went on falling: the style begins "
+        f"to learn its images by heart. About {best.epoch} epochs are enough."
+    )
+
+
+def standstill_note(history: Sequence[EpochRecord]) -> str | None:
+    """In words for who started the run, when nothing was learnt and what may help; else None."""
+    still = [record for record in history if record.stalled]
+    if not still:
+        return None
+    causes = []
+    # A trainer that tells no norm leaves both possible.
+    if any(record.largest_gradient_norm != 0 for record in still):
+        rate = max(record.learning_rate for record in still)
+        causes.append(
+            f"its weights did not move. The learning rate, {rate:g} at most in these epochs, is "
+            "too low: raise it"
+        )
+    if any(not record.largest_gradient_norm for record in still):
+        causes.append(
+            "no gradient reached its weights. Look whether images and captions have anything "
+            "to learn from, and whether the weights are attached to this base model"
+        )
+    when = _epochs([record.epoch for record in still])
+    return f"The training stood still in {when}: {'. Or '.join(causes)}."
+
+
+def _epochs(numbers: Sequence[int]) -> str:
+    """In words: "epoch 4", "epochs 1 to 3 and 7"."""
+    stretches: list[list[int]] = []
+    for number in numbers:
+        if stretches and number == stretches[-1][-1] + 1:
+            stretches[-1].append(number)
+        else:
+            stretches.append([number])
+    words = [f"{s[0]} to {s[-1]}" if len(s) > 1 else f"{s[0]}" for s in stretches]
+    named = " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f"epoch{'s' if len(numbers) > 1 else ''} {named}"
+
+
+def _measured_loss(record: EpochRecord) -> float:
+    loss = record.validation_loss
+    loss = record.evaluation_loss if loss is None else loss
+    assert loss is not None  # only measured epochs are compared
+    return loss

@@ -1,0 +1,139 @@
+"""Drive a training session to its end: steps, checkpoints, progress, and an ear for a stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+from application.cancellation import cancellation_requested
+from application.checkpoint_previews import CheckpointPreviews
+from application.checkpoint_storage import CheckpointStorage
+from application.journal import Entry
+from application.storage_keys import StorageKeys
+from application.lease import Lease
+from application.ports import (
+    BlobStore,
+    Clock,
+    Notifier,
+    NotifierRefused,
+    StepReport,
+    TrainingSession,
+    Unavailable,
+)
+from application.worker_config import WorkerConfig
+from application.stop_signal import StopReason, StopSignal
+from domain.progress import Progress, Speedometer
+
+log = logging.getLogger(__name__)
+
+_FOR_A_CHECKPOINT = 0.75
+"""Part of what is left of the grace; in the rest the job is handed over and the lease released."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLoop:
+    """What driving takes besides the session itself."""
+
+    blobs: BlobStore
+    notifier: Notifier
+    clock: Clock
+    keys: StorageKeys
+    config: WorkerConfig
+    uploads: Executor
+    lease: Lease
+    """The job's, held by us."""
+
+    def run(self, session: TrainingSession, entry: Entry, stop: StopSignal) -> None:
+        """Run every step that is left.
+
+        Raises:
+            Stopped: between two steps; after a checkpoint when the worker shuts down.
+            TrainingFailed: by the session.
+            LeaseLost: another worker has the job.
+        """
+        meter = Speedometer()
+        storage = CheckpointStorage(self.blobs, self.clock, self.keys, entry, self.uploads)
+        previews = CheckpointPreviews(self.blobs, self.clock, self.keys, self.config)
+        with (
+            self.clock.every(self.config.progress_every, lambda: self._report(entry, meter)),
+            self.clock.every(self.config.cancel_poll, lambda: self._listen(entry, stop)),
+        ):
+            try:
+                while not session.finished:
+                    if stop.reason is StopReason.SHUTDOWN:
+                        self._save_in_time(session, storage, stop)
+                    stop.check()
+                    step = session.advance()
+                    meter.observe(step.step, self.clock.monotonic())
+                    self._note(session, entry, step, meter)
+                    storage.look()
+                    due = step.epoch_finished and step.epoch % self.config.checkpoint_every == 0
+                    if due or session.finished:
+                        storage.begin(session, with_style=True)
+                    wanted = due and not session.finished and stop.reason is None
+                    if wanted and previews.affordable():
+                        storage.finish()  # drawing may take long, and may be what breaks off
+                        previews.draw(session, entry.job.task_id, step.epoch)
+            except Exception:
+                if stop.reason is not StopReason.LEASE_LOST:
+                    # Whose process will be gone has no time left to wait.
+                    storage.leave(timeout=0.0 if math.isfinite(stop.deadline) else None)
+                raise
+            storage.finish()
+
+    def _note(
+        self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer
+    ) -> None:
+        job = entry.job
+        assert job.parameters is not None  # a job in training has its parameters settled
+        progress = Progress(
+            current_epoch=step.epoch,
+            total_epochs=job.parameters.epochs,
+            current_step=step.step,
+            total_steps=session.total_steps,
+            loss=session.history[-1].loss if session.history else None,
+            steps_per_second=meter.steps_per_second,
+        )
+        entry.note(job.advance(progress, epoch_finished=step.epoch_finished))
+
+    def _save_in_time(
+        self, session: TrainingSession, storage: CheckpointStorage, stop: StopSignal
+    ) -> None:
+        """Store a checkpoint if one fits: handing over without one beats being killed over it."""
+        left = stop.deadline - self.clock.monotonic()
+        if not storage.finish(timeout=_at_most(left / 2)):
+            log.warning("no checkpoint: the one before is still under way, in %.1f s", left / 2)
+            return
+        left = stop.deadline - self.clock.monotonic()
+        if storage.seconds >= _FOR_A_CHECKPOINT * left:
+            log.warning(
+                "no checkpoint: one takes %.1f s, and %.1f s are left", storage.seconds, left
+            )
+            return
+        storage.begin(session, with_style=False)
+        if not storage.finish(timeout=_at_most(_FOR_A_CHECKPOINT * left)):
+            log.warning("no checkpoint: it has not arrived, and %.1f s were left", left)
+
+    def _report(self, entry: Entry, meter: Speedometer) -> None:
+        progress, speed = entry.job.progress, meter.steps_per_second
+        if progress is None or speed is None:
+            return
+        if not self.lease.firm:
+            return  # who has the job now speaks for it, and may have made the final call
+        try:
+            self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
+        except (Unavailable, NotifierRefused) as error:
+            if isinstance(error, Unavailable):  # a refused call has arrived
+                entry.quiet_from = self.clock.monotonic() + self.config.in_transit
+            log.warning("progress was not delivered, the next will be newer: %s", error)
+
+    def _listen(self, entry: Entry, stop: StopSignal) -> None:
+        if cancellation_requested(entry.job.task_id, self.blobs, self.keys):
+            stop.request(StopReason.CANCELLED)
+
+
+def _at_most(seconds: float) -> float | None:
+    """A timeout: not before now, None where there is none."""
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,0 +1,45 @@
+"""The figures that govern a worker, each with its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from application.lease import LeaseTerms
+from domain.image import MIN_IMAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """How a worker treats every job."""
+
+    min_images: int = MIN_IMAGES
+    """Usable images below which a job fails with LOW_QUALITY_DATA."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints; the end of training is one always."""
+    preview_share: float = 0.05
+    """Part of the training's time that previews at checkpoints may take, after the first ones;
+    0 draws none but those of the report."""
+    max_previews: int = 20
+    """Checkpoints of a job that get previews, at most."""
+    keep_checkpoints: int | None = 1
+    """Checkpoints of a finished job that are kept with their styles, the latest ones, and the best
+    epoch's beside them; 0 keeps none, None all."""
+    progress_every: float = 30.0
+    """Seconds between progress calls."""
+    in_transit: float = 30.0
+    """Seconds that the final call waits after a progress call that failed without being refused:
+    it may still arrive."""
+    cancel_poll: float = 5.0
+    """Seconds between two looks for a request to cancel."""
+    max_failures: int = 5
+    """Crashes and unexplained failures without a checkpoint in between, before giving up."""
+    max_shared_failures: int = 2
+    """Of a job that trains beside others; from then on it trains alone, so that a crash is its own
+    doing and no other job's."""
+    max_retries: int = 20
+    """Of a message whose handling meets a defect of ours, before it goes to the dead letters."""
+    fetch_concurrency: int = 8
+    """Images fetched at the same time."""
+    upload_timeout: float = 600.0
+    """Seconds for which a finished style's upload is tried before the job is put down."""
+    lease: LeaseTerms = field(default_factory=LeaseTerms)

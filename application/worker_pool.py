@@ -1,0 +1,40 @@
+"""Several worker loops in one process, each with a job of its own in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from application.stop_signal import StopReason, StopSignal
+from application.worker_loop import WorkerLoop
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """As many loops as jobs may train together; one loop works in the caller's own thread."""
+
+    loops: Sequence[WorkerLoop]
+
+    def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
+        """Work until ``stop``, or until no loop finds anything in the queue.
+
+        What ends one loop unexpectedly ends all of them, in order, and is raised.
+        """
+        if len(self.loops) == 1:
+            self.loops[0](stop, until_empty=until_empty)
+            return
+        stop = StopSignal(stop)
+        with ThreadPoolExecutor(len(self.loops), thread_name_prefix="slot") as pool:
+            loops = [pool.submit(loop, stop, until_empty=until_empty) for loop in self.loops]
+            try:
+                wait(loops, return_when=FIRST_EXCEPTION)
+            finally:
+                # For the others, where one has failed or we are interrupted.
+                stop.request(StopReason.SHUTDOWN)
+        _raise_first(loops)
+
+
+def _raise_first(loops: Sequence[Future[None]]) -> None:
+    for loop in loops:
+        loop.result()

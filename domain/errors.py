@@ -1,0 +1,7 @@
+"""What whoever asked can mend."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something asked for, or a setting, is wrong; each line of the text has a remedy."""

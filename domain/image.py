@@ -1,0 +1,122 @@
+"""The images of one job: which serve, which were refused and why, which repeat another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from domain.failure import Failure, FailureCode, TrainingFailed
+
+MAX_IMAGE_BYTES = 10 * 1024 * 1024
+MIN_SIDE_PIXELS = 256
+MIN_IMAGES = 10
+NEAR_DUPLICATE_BITS = 3
+"""Perceptual hashes of 64 bits that differ in at most this many are near duplicates."""
+
+
+class ImageRefused(Exception):
+    """A file that cannot be trained on; the text is the reason, for the artist."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an inspection found out about one file."""
+
+    width: int
+    """Pixels, after the EXIF orientation is applied."""
+    height: int
+    sha256: str
+    """Of the decoded pixels: equal images have it equal, whatever file holds them."""
+    perceptual_hash: int
+    """64 bits that barely change under rescaling and recompression."""
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """One usable image, as the trainer gets it."""
+
+    name: str
+    data: bytes
+    """The file as it was fetched."""
+    facts: ImageFacts
+    caption: str | None = None
+    """The sidecar caption, where there is one."""
+
+
+@dataclass(frozen=True)
+class RefusedImage:
+    """One file that was left out."""
+
+    name: str
+    reason: str
+    times: int = 1
+    """How many entries of the task's list are left out with it."""
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two usable images that show the same thing."""
+
+    name: str
+    of: str
+    exact: bool
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The outcome of fetching and checking a job's images."""
+
+    usable: tuple[TrainingImage, ...]
+    refused: tuple[RefusedImage, ...] = ()
+
+    @property
+    def duplicates(self) -> tuple[Duplicate, ...]:
+        """Pairs of usable images that are the same or nearly so; they train all the same."""
+        found = []
+        for first, second in combinations(self.usable, 2):
+            if _alike(first, second):
+                exact = first.facts.sha256 == second.facts.sha256
+                found.append(Duplicate(second.name, first.name, exact))
+        return tuple(found)
+
+    def require(self, minimum: int) -> None:
+        """Insist on enough usable images.
+
+        Raises:
+            TrainingFailed: LOW_QUALITY_DATA, with every refused file and its reason.
+        """
+        if len(self.usable) >= minimum:
+            return
+        reasons = "; ".join(f"{image.name}: {image.reason}" for image in self.refused)
+        usable = len(self.usable)
+        if reasons:
+            total = usable + sum(image.times for image in self.refused)
+            message = (
+                f"Only {usable} of {total} images can be used, and a style needs at least "
+                f"{minimum}. Please replace or add images. Left out: {reasons}."
+            )
+        else:
+            images = "one image" if usable == 1 else f"{usable} images"
+            message = (
+                f"A style needs at least {minimum} images, and got {images}. Please add more."
+            )
+        raise TrainingFailed(Failure(FailureCode.LOW_QUALITY_DATA, message))
+
+
+def groups_of_alike(images: Sequence[TrainingImage]) -> list[frozenset[int]]:
+    """For each image the positions of those that show the same, directly or by way of others;
+    its own is among them.
+    """
+    groups = [frozenset({position}) for position in range(len(images))]
+    for one, other in combinations(range(len(images)), 2):
+        if _alike(images[one], images[other]):
+            union = groups[one] | groups[other]
+            groups = [union if group & union else group for group in groups]
+    return groups
+
+
+def _alike(first: TrainingImage, second: TrainingImage) -> bool:
+    """Whether they are the same image, whose hashes are equal, or nearly so."""
+    distance = (first.facts.perceptual_hash ^ second.facts.perceptual_hash).bit_count()
+    return distance <= NEAR_DUPLICATE_BITS

@@ -1,7 +1,0 @@
-"""What whoever asked can mend."""
-
-from __future__ import annotations
-
-
-class Mistake(Exception):
-    """Something asked for, or a setting, is wrong; each line of the text has a remedy."""

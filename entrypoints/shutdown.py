@@ -1,0 +1,71 @@
+"""SIGTERM and Ctrl-C ask for an orderly end; a second one, or the end of the grace, is final."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from application.stop_signal import StopReason, StopSignal
+from entrypoints.exit_codes import EXIT_SHUTDOWN_TIMEOUT
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def graceful_shutdown(stop: StopSignal, shutdown_timeout: float) -> Iterator[None]:
+    """While open, the first signal sets ``stop`` and starts the grace.
+
+    A thread of its own listens, because Python's own handlers wait until the main thread comes
+    out of whatever library it is in, and a training step can take seconds.
+    """
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    former = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(
+        target=_listen, args=(ours, stop, shutdown_timeout), name="drain", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        pythons.close()
+        thread.join()
+        ours.close()
+
+
+def _listen(signals: socket.socket, stop: StopSignal, shutdown_timeout: float) -> None:
+    first = _next(signals)
+    if first is None:
+        return
+    deadline = time.monotonic() + shutdown_timeout
+    log.info("%s: stopping within %g s", signal.Signals(first).name, shutdown_timeout)
+    stop.request(StopReason.SHUTDOWN, deadline=deadline)
+    signals.settimeout(max(0.0, deadline - time.monotonic()))
+    try:
+        second = _next(signals)
+    except (TimeoutError, BlockingIOError):  # the latter where nothing is left to wait for
+        log.warning("the grace of %g s is over: the delivery goes back by itself", shutdown_timeout)
+        os._exit(EXIT_SHUTDOWN_TIMEOUT)
+    if second is not None:
+        log.warning("%s again: stopping at once", signal.Signals(second).name)
+        os._exit(128 + second)
+
+
+def _next(signals: socket.socket) -> int | None:
+    """The number of the next of our signals; None when nobody listens any more."""
+    while received := signals.recv(1):
+        if received[0] in SIGNALS:
+            return received[0]
+    return None

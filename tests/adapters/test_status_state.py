@@ -1,0 +1,330 @@
+"""What the worker_state makes of events, and that it stays small."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from adapters.memory import ManualClock
+from adapters.status_page.state import WorkerState
+from adapters.status_page.curve import MAX_POINTS, LossCurve
+from adapters.status_page.past_jobs import RECENT_JOBS
+from application.journal import Journal
+from application.settlement import DeadLetter, Ack, Requeue, RetryLater
+from application.stop_signal import StopReason, StopSignal
+from domain.events import AnnouncementBegun, ProgressMade
+from domain.failure import FailureCode
+from domain.progress import Progress
+from tests.application.world import TASK_ID, World, a_task
+from tests.services.status_scenes import Scene, failed, ids, side_by_side, task, training
+
+
+def shown(scene: Scene) -> dict[str, Any]:
+    """The snapshot, as it comes over the wire."""
+    values: dict[str, Any] = json.loads(json.dumps(scene.worker_state.snapshot(), allow_nan=False))
+    return values
+
+
+def test_a_job_in_training_shows_where_it_is() -> None:
+    job = shown(training())["job"]
+    assert job["style_id"] == 42
+    assert job["attempt"] == 2
+    assert job["phase"] == "training"
+    assert job["progress"]["percent"] == 63
+    assert job["progress"]["seconds_left"] == (200 - 127) * 12 / 2
+    assert job["checkpoint"] == 120
+    assert job["resumed_from"] == 40
+    assert job["images"] == 12
+    assert job["parameters"]["resolution"] == 512
+    phases = {phase["name"]: phase["seconds"] for phase in job["phases"]}
+    assert phases["preparing"] == pytest.approx(3.4)
+    assert phases["training"] == pytest.approx(6.0 * 87 + 2)
+    assert phases["uploading"] is None
+
+
+def test_the_curve_of_a_resumed_job_goes_on_where_its_checkpoint_was() -> None:
+    epochs = [epoch for epoch, _ in shown(training())["job"]["curve"]]
+    assert epochs == list(range(1, 128)), "epochs 41 to 46 are there once"
+
+
+def test_every_end_is_among_the_recent_jobs_newest_first() -> None:
+    recent = shown(training())["recent"]
+    assert [job["result"] for job in recent] == [
+        "put aside",
+        "interrupted",
+        "failed",
+        "completed",
+    ]
+    assert recent[2]["code"] == "LOW_QUALITY_DATA"
+    assert recent[1]["message"] == "its worker shut down"
+    assert recent[3]["seconds"] == pytest.approx(3.4 + 200 * 6 + 8)
+
+
+def test_a_worker_between_jobs_shows_its_last_one() -> None:
+    snapshot = shown(failed())
+    assert snapshot["job"] is None
+    assert snapshot["worker"]["state"] == "idle"
+    assert snapshot["last"]["result"] == "failed"
+    assert snapshot["last"]["curve"]
+
+
+def test_a_cancelled_job_is_cancelled_and_not_failed() -> None:
+    scene = Scene()
+    scene.start(5)
+    scene.fail(5, FailureCode.CANCELLED, "The training was cancelled.")
+    assert shown(scene)["recent"][0]["result"] == "cancelled"
+
+
+def test_states_of_a_worker_without_a_job() -> None:
+    stop = StopSignal()
+    worker_state = WorkerState("w", "1", ManualClock(), lambda: stop.reason is not None)
+    states = [worker_state.snapshot()["worker"]["state"]]
+    worker_state.model = "sd15"
+    states.append(worker_state.snapshot()["worker"]["state"])
+    worker_state.taken_up(task(1))
+    states.append(worker_state.snapshot()["worker"]["state"])
+    stop.request(StopReason.SHUTDOWN)
+    states.append(worker_state.snapshot()["worker"]["state"])
+    assert states == ["starting", "idle", "preparing", "stopping"]
+
+
+def test_a_job_whose_backend_is_away_is_put_aside_with_the_reason() -> None:
+    scene = Scene()
+    scene.watch.taken_up(task(6))
+    scene.tell(AnnouncementBegun(**ids(6), call=2))
+    scene.watch.put_down(task(6), RetryLater(60.0, "the backend answers 503"))
+    snapshot = shown(scene)
+    assert snapshot["job"] is None
+    assert snapshot["recent"][0]["result"] == "put aside"
+    assert snapshot["recent"][0]["message"] == "the backend answers 503"
+
+
+def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() -> None:
+    scene = training()
+    for _ in range(5):
+        scene.watch.taken_up(task(77))
+        scene.watch.put_down(task(77), RetryLater(60.0, "worker b holds the lease for 60 s more"))
+    recent = shown(scene)["recent"]
+    assert [job["style_id"] for job in recent[:2]] == [77, 40]
+
+
+def test_what_ended_otherwise_keeps_its_line_when_the_task_is_put_aside() -> None:
+    scene = Scene()
+    wait = RetryLater(60.0, "worker b holds the lease for 60 s more")
+    scene.watch.taken_up(task(6))
+    scene.watch.put_down(task(6), Requeue())
+    scene.watch.taken_up(task(6))
+    scene.watch.put_down(task(6), wait)
+    scene.start(6)
+    scene.watch.put_down(task(6), wait)
+    scene.watch.taken_up(task(6))
+    scene.watch.put_down(task(6), wait)
+    lines = [(job["result"], job["attempt"]) for job in shown(scene)["recent"]]
+    aside = "put aside"
+    assert lines == [(aside, None), (aside, 1), (aside, None), ("handed back", None)]
+
+
+def test_a_repeated_message_of_a_finished_job_is_no_job() -> None:
+    scene = Scene()
+    scene.watch.taken_up(task(6))
+    scene.watch.put_down(task(6), Ack())
+    assert shown(scene)["recent"] == []
+
+
+def test_a_dead_letter_is_shown_with_its_reason() -> None:
+    scene = Scene()
+    scene.start(8)
+    scene.watch.put_down(task(8), DeadLetter("access to s3://models is denied"))
+    assert shown(scene)["recent"][0]["result"] == "dead letter"
+
+
+def test_the_use_case_itself_leaves_a_completed_job_on_the_board() -> None:
+    world = World()
+    worker_state = WorkerState("w", "1", world.clock)
+    worker_state.taken_up(a_task())
+    settlement = world.worker(journal=Journal(world.blobs, worker_state))(a_task(), StopSignal())
+    worker_state.put_down(a_task(), settlement)
+    snapshot = worker_state.snapshot()
+    assert snapshot["job"] is None
+    assert snapshot["last"]["task_id"] == TASK_ID
+    assert snapshot["last"]["result"] == "completed"
+    assert [epoch for epoch, _ in snapshot["last"]["curve"]] == list(range(1, 26))
+
+
+# --- several jobs in hand ----------------------------------------------------------------
+
+
+def test_jobs_in_hand_are_listed_as_they_were_taken_up_and_the_first_is_shown() -> None:
+    snapshot = shown(side_by_side())
+    assert [job["style_id"] for job in snapshot["jobs"]] == [42, 43, 44]
+    assert [job["phase"] for job in snapshot["jobs"]] == ["training", "training", "preparing"]
+    assert [job["progress"] and job["progress"]["epoch"] for job in snapshot["jobs"]] == [
+        127,
+        52,
+        None,
+    ]
+    assert snapshot["job"]["style_id"] == 42
+    assert len(snapshot["job"]["curve"]) == 127
+    assert snapshot["worker"]["state"] == "training"
+    listed = set(snapshot["jobs"][0])
+    assert listed < set(snapshot["job"]), "in short"
+    assert not listed & {"curve", "parameters"}
+
+
+def test_a_worker_with_one_job_lists_that_one() -> None:
+    snapshot = shown(training())
+    assert [job["task_id"] for job in snapshot["jobs"]] == [snapshot["job"]["task_id"]]
+    assert shown(failed())["jobs"] == []
+
+
+def test_any_job_in_hand_can_be_asked_for() -> None:
+    worker_state = side_by_side().worker_state
+    job = worker_state.snapshot(task(43).task_id)["job"]
+    assert (job["style_id"], job["attempt"], job["checkpoint"]) == (43, 2, 50)
+    assert worker_state.snapshot("not in hand")["job"]["style_id"] == 42
+
+
+def test_a_job_that_is_put_down_leaves_the_others_in_hand() -> None:
+    scene = side_by_side()
+    scene.complete(42, previews=False)
+    snapshot = shown(scene)
+    assert [job["style_id"] for job in snapshot["jobs"]] == [43, 44]
+    assert snapshot["job"]["style_id"] == 43
+    assert snapshot["recent"][0]["style_id"] == snapshot["last"]["style_id"] == 42
+    scene.watch.put_down(task(44), RetryLater(60.0, "the store is away"))
+    snapshot = shown(scene)
+    assert [job["style_id"] for job in snapshot["jobs"]] == [43]
+    assert snapshot["recent"][0]["message"] == "the store is away"
+
+
+def test_a_task_that_comes_again_while_it_is_in_hand_changes_nothing() -> None:
+    scene = side_by_side()
+    before = shown(scene)
+    scene.watch.taken_up(task(42))
+    scene.watch.put_down(task(42), RetryLater(20.0, "worker atelier-1 holds the lease"))
+    assert shown(scene) == before
+
+
+def test_jobs_that_are_interrupted_together_go_on_with_their_own_curves() -> None:
+    scene = Scene()
+    for style_id in (1, 2):
+        scene.start(style_id)
+        scene.train(style_id, until=10 * style_id)
+    for style_id in (1, 2):
+        scene.interrupt(style_id)
+    for style_id in (1, 2):
+        scene.start(style_id, attempt=2, resumed_from=10 * style_id)
+    for style_id in (1, 2):
+        curve = scene.worker_state.snapshot(task(style_id).task_id)["job"]["curve"]
+        assert [epoch for epoch, _ in curve] == list(range(1, 10 * style_id + 1))
+
+
+@pytest.mark.parametrize(("seen", "drawn"), [(0, []), (9, [1, 2, 3, 4, 5])])
+def test_a_resumed_job_is_drawn_as_far_as_it_was_seen_and_stored(
+    seen: int, drawn: list[int]
+) -> None:
+    scene = Scene()
+    if seen:
+        scene.start(1)
+        scene.train(1, until=seen)
+        scene.interrupt(1)
+    scene.start(1, attempt=2, resumed_from=5)
+    job = shown(scene)["job"]
+    assert [epoch for epoch, _ in job["curve"]] == drawn
+    assert (job["resumed_from"], job["checkpoint"], job["phase"]) == (5, 5, "preparing")
+
+
+def test_events_of_threads_side_by_side_reach_each_its_own_job() -> None:
+    scene = Scene()
+    together = threading.Barrier(3, timeout=30)
+
+    def work(style_id: int) -> None:
+        scene.watch.taken_up(task(style_id))
+        for epoch in range(1, 300):
+            together.wait()
+            progress = Progress(epoch, 1000, epoch, 1000, loss=style_id / 10)
+            scene.tell(ProgressMade(**ids(style_id), progress=progress, epoch_finished=True))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    workers = [threading.Thread(target=work, args=(style_id,)) for style_id in (1, 2, 3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sys.setswitchinterval(before)
+    assert len(shown(scene)["jobs"]) == 3
+    for style_id in (1, 2, 3):
+        curve = scene.worker_state.snapshot(task(style_id).task_id)["job"]["curve"]
+        assert curve == [(epoch, style_id / 10) for epoch in range(1, 300)]
+
+
+# --- small, and from any thread ----------------------------------------------------------
+
+
+def test_a_curve_keeps_its_size_its_ends_and_its_shape() -> None:
+    curve = LossCurve()
+    for epoch in range(1, 10_001):
+        curve.add(epoch, 1 / epoch)
+    points = curve.points
+    assert len(points) <= MAX_POINTS + 1
+    assert points[-1] == (10_000, 1 / 10_000)
+    gaps = {after[0] - before[0] for before, after in pairwise(points[:-1])}
+    assert gaps == {points[0][0]}, "evenly spread, from the beginning on"
+    assert all(loss == 1 / epoch for epoch, loss in points)
+
+
+def test_a_run_that_goes_back_draws_its_epochs_once() -> None:
+    curve = LossCurve()
+    for epoch, loss in [(1, 0.5), (2, 0.4), (3, 9.0), (2, 0.3), (3, 0.2)]:
+        curve.add(epoch, loss)
+    assert curve.points == [(1, 0.5), (2, 0.3), (3, 0.2)]
+
+
+def test_a_loss_that_is_no_number_is_not_drawn() -> None:
+    curve = LossCurve()
+    for loss in (0.5, math.nan, math.inf):
+        curve.add(1, loss)
+    assert curve.points == [(1, 0.5)]
+
+
+def test_a_thousand_jobs_leave_a_few() -> None:
+    scene = Scene()
+    for style_id in range(1000):
+        scene.start(style_id)
+        scene.complete(style_id, previews=False)
+    assert len(shown(scene)["recent"]) == RECENT_JOBS
+
+
+def test_reading_while_a_job_runs_always_sees_one_whole_state() -> None:
+    scene = Scene()
+    scene.start(1)
+    scene.train(1, until=1)
+    torn: list[Any] = []
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            job = scene.worker_state.snapshot()["job"]
+            if job["progress"]["epoch"] != job["curve"][-1][0]:
+                torn.append(job)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for epoch in range(2, 400):
+        progress = Progress(epoch, 1000, epoch, 1000, loss=0.1)
+        scene.worker_state(ProgressMade(**ids(1), progress=progress, epoch_finished=True))
+    over.set()
+    for reader in readers:
+        reader.join()
+    sys.setswitchinterval(before)
+    assert not torn

@@ -1,0 +1,131 @@
+"""What a job that breaks off costs, and whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from application.ports import BlobDenied, BlobUnavailable, PreconditionFailed, TrainerBroken
+from application.slots import AdmissionQueue
+from application.settlement import Ack, RetryLater
+from application.stop_signal import StopSignal
+from domain.failure import Failure, FailureCode, TrainingFailed
+from domain.job import JobState
+from domain.location import Location
+from tests.application.world import KEYS, CONFIG, TASK_ID, Crash, Watched, World, a_task
+
+
+def test_a_job_that_keeps_crashing_is_given_up(world: World) -> None:
+    def crash() -> None:
+        raise RuntimeError("a defect")
+
+    for retry in range(CONFIG.max_failures):
+        outcome = world.worker(trainer=Watched(world, 2, crash))(a_task(), StopSignal(), retry)
+        assert isinstance(outcome, RetryLater)
+        assert outcome.reason == "RuntimeError: a defect"
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    assert world.job().state is JobState.FAILED
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.TRAINING_FAILED
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_a_failure_of_the_trainer_is_retried_if_it_says_so(world: World, retryable: bool) -> None:
+    def fail() -> None:
+        raise TrainingFailed(Failure(FailureCode.GPU_OOM, "too small a card", retryable))
+
+    outcome = world.worker(trainer=Watched(world, 12, fail))(a_task(), StopSignal())
+    if retryable:
+        assert isinstance(outcome, RetryLater)
+        assert outcome.reason == "GPU_OOM: too small a card"
+        assert world.job().failures == 1, "else it would be retried for ever"
+        assert world.until_settled(a_task()) == Ack()
+        assert world.job().state is JobState.COMPLETED
+    else:
+        assert outcome == Ack()
+        assert world.job().failure == Failure(FailureCode.GPU_OOM, "too small a card")
+    assert len(world.notifier.final) == 1
+
+
+def test_a_job_that_waits_for_a_seat_has_no_part_in_its_workers_crashes(world: World) -> None:
+    """Else the one whose training kills the worker would take the others with it."""
+
+    class Full(AdmissionQueue):
+        @contextmanager
+        def taken(self, kind: Any, stop: StopSignal, waiting: Any) -> Iterator[None]:
+            waiting()
+            raise Crash
+            yield
+
+    for _ in range(CONFIG.max_failures + 1):
+        with pytest.raises(Crash):
+            world.worker(slots=Full())(a_task(), StopSignal())
+        world.clock.advance(3 * CONFIG.lease.seconds)
+    assert world.job().waits
+    assert world.job().failures == 0
+    assert world.until_settled(a_task()) == Ack()
+    assert world.job().state is JobState.COMPLETED
+
+
+def test_a_job_that_has_broken_off_among_others_trains_alone(world: World) -> None:
+    kinds: list[Any] = []
+
+    class Noting(AdmissionQueue):
+        def taken(self, kind: Any, stop: StopSignal, waiting: Any) -> Any:
+            kinds.append(kind)
+            return super().taken(kind, stop, waiting)
+
+    class Crashing(Watched):
+        def batch_key(self, _parameters: Any) -> str:
+            return "rank 8"
+
+    def crash() -> None:
+        raise Crash
+
+    for _ in range(CONFIG.max_shared_failures + 1):
+        trainer = Crashing(world, 2, crash)
+        with pytest.raises(Crash):
+            world.worker(trainer=trainer, slots=Noting(8))(a_task(), StopSignal())
+        world.clock.advance(3 * CONFIG.lease.seconds)
+    assert kinds == ["rank 8"] * CONFIG.max_shared_failures + [None]
+
+
+def test_a_device_that_answers_no_more_costs_one_job_one_setback(world: World) -> None:
+    def break_down() -> None:
+        raise TrainerBroken("CUDA error: an illegal memory access was encountered")
+
+    outcome = world.worker(trainer=Watched(world, 12, break_down))(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.broken
+    assert (world.job().state, world.job().failures) == (JobState.INTERRUPTED, 1)
+    assert world.until_settled(a_task()) == Ack()
+
+
+@pytest.mark.parametrize("written", [KEYS.journal, KEYS.lease])
+@pytest.mark.parametrize(
+    "error", [BlobUnavailable("503"), BlobDenied("403"), PreconditionFailed("another's by now")]
+)
+def test_a_worker_whose_device_answers_no_more_ends_though_it_cannot_put_the_job_down(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    written: Callable[[str], Location],
+) -> None:
+    plain = world.blobs.put
+
+    def put(at: Location, *content: Any, **options: Any) -> str:
+        if at == written(TASK_ID):
+            raise error
+        return plain(at, *content, **options)
+
+    def break_down() -> None:
+        monkeypatch.setattr(world.blobs, "put", put)
+        raise TrainerBroken("CUDA error: the launch timed out and was terminated")
+
+    outcome = world.worker(trainer=Watched(world, 12, break_down))(a_task(), StopSignal())
+    assert isinstance(outcome, RetryLater)
+    assert outcome.broken

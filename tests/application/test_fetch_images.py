@@ -1,0 +1,136 @@
+"""A task's images and captions: which are used, and whose matter it is where they are not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adapters.memory import MemoryTrainer
+from application.ports import Blob, BlobDenied
+from application.settlement import DeadLetter, Ack
+from application.stop_signal import StopSignal
+from domain.failure import Failure, FailureCode
+from domain.job import JobState
+from domain.location import Location
+from tests.application.world import TASK_ID, World, a_task
+
+
+def test_too_few_usable_images_fail_with_reasons_for_the_artist(world: World) -> None:
+    world.blobs.put(Location("media", "7/03.jpg"), b"broken")
+    world.blobs.delete(Location("media", "7/04.jpg"))
+    world.blobs.put(Location("media", "7/05.jpg"), b"x" * (10 * 1024**2 + 1))
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    assert world.job().state is JobState.FAILED
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.LOW_QUALITY_DATA
+    for reason in (
+        "03.jpg: the file is damaged",
+        "04.jpg: the file is not",
+        "05.jpg: the file is",
+    ):
+        assert reason in call.payload.message
+    assert "listed" not in call.payload.message
+    assert call.idempotency_key == f"{TASK_ID}:failed"
+
+
+def test_images_of_which_none_is_there_are_the_artists_matter(world: World) -> None:
+    gone = tuple(Location("media", f"gone/{n}.jpg") for n in range(10))
+    assert world.worker()(replace(a_task(), images=gone), StopSignal()) == Ack()
+    failure = world.job().failure
+    assert failure is not None
+    assert failure.code is FailureCode.LOW_QUALITY_DATA
+
+
+def test_an_image_listed_several_times_is_one_image(world: World) -> None:
+    task = a_task(images=9)
+    repeated = replace(task, images=(*task.images, *task.images[:1] * 3))
+    assert world.worker()(repeated, StopSignal()) == Ack()
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.LOW_QUALITY_DATA
+    assert "Only 9 of 12 images" in call.payload.message
+    assert "00.jpg: it is listed 4 times, and counts once" in call.payload.message
+
+
+@pytest.mark.parametrize("images", [12, 10])
+def test_one_denied_image_is_left_out(world: World, images: int) -> None:
+    class Denying:
+        def __getattr__(self, name: str) -> Any:
+            def get(at: Location, **options: Any) -> Any:
+                if at.key == "7/05.jpg":
+                    raise BlobDenied("403")
+                return world.blobs.get(at, **options)
+
+            return get if name == "get" else getattr(world.blobs, name)
+
+    assert world.worker(blobs=Denying())(a_task(images), StopSignal()) == Ack()
+    failure = world.job().failure
+    assert (failure is None) == (images > 10)
+    if failure is not None:
+        assert "05.jpg: the file is not there or may not be read" in failure.message
+
+
+def test_denied_images_are_the_operators_matter_not_the_artists(world: World) -> None:
+    class Denying:
+        def __getattr__(self, name: str) -> Any:
+            def get(at: Location, **options: Any) -> Any:
+                if at.bucket == "media":
+                    raise BlobDenied("403 for media: let the worker read it")
+                return world.blobs.get(at, **options)
+
+            return get if name == "get" else getattr(world.blobs, name)
+
+    outcome = world.worker(blobs=Denying())(a_task(), StopSignal())
+    assert outcome == DeadLetter("403 for media: let the worker read it")
+    assert world.notifier.final == []
+    assert world.job().state is JobState.INTERRUPTED
+
+
+def test_captions_lie_beside_their_images(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.blobs.put(Location("media", "7/00.txt"), "a  red\nfox ".encode("utf-8-sig"))
+    world.blobs.put(Location("media", "7/01.txt"), b"\xff\xfe\xff")
+    world.blobs.put(Location("media", "7/02.txt"), b"red " * 5000)
+    plans = []
+
+    class Noting(MemoryTrainer):
+        def open(self, plan: Any, resume: bytes | None) -> Any:
+            plans.append(plan)
+            return super().open(plan, resume)
+
+    world.worker(trainer=Noting(world.clock))(a_task(), StopSignal())
+    captions = [image.caption for image in plans[0].images[:4]]
+    assert captions == ["a red fox", None, None, None]
+    assert [line for line in caplog.messages if "caption" in line] == [
+        "the caption 01.txt is left out: it is not UTF-8; save it as UTF-8",
+        "the caption 02.txt is left out: it is larger than 16 KB",
+    ]
+
+
+def test_an_image_whose_caption_is_denied_has_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 denies what is missing to those who may not list."""
+    plain = world.blobs.get
+
+    def get(at: Location, **options: Any) -> Blob:
+        if at.name.endswith(".txt"):
+            raise BlobDenied(f"403 for {at}")
+        return plain(at, **options)
+
+    monkeypatch.setattr(world.blobs, "get", get)
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    assert world.job().state is JobState.COMPLETED
+
+
+def test_an_image_with_so_long_a_key_that_no_caption_can_have_it_is_used(world: World) -> None:
+    longest = Location("media", "7/" + "k" * 1022)
+    world.blobs.put(longest, b"an image")
+    task = a_task(images=9)
+    outcome = world.worker()(replace(task, images=(*task.images, longest)), StopSignal())
+    assert outcome == Ack()
+    assert world.job().state is JobState.COMPLETED

@@ -1,0 +1,172 @@
+"""The final call: its tries and pauses, and who may make it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from application.notify_outcome import SLOW_ANSWER, OutcomeNotifier
+from application.journal import Entry, Journal
+from application.lease import LeaseLost
+from application.ports import BlobUnavailable, NotifierRefused, NotifierUnavailable
+from application.settlement import DeadLetter, Ack, Requeue
+from application.stop_signal import StopReason, StopSignal
+from domain.failure import Failure, FailureCode
+from domain.job import JobState, TrainingJob
+from tests.application.world import KEYS, TASK_ID, World
+
+
+class Answering:
+    """A backend that takes or refuses each final call as told; what is not told is taken."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers: Iterator[Exception | None] = iter(answers)
+        self.keys: list[str] = []
+
+    def failed(self, _style_id: int, _failure: Failure, key: str) -> None:
+        self.keys.append(key)
+        if (error := next(self.answers, None)) is not None:
+            raise error
+
+
+def away(retry_after: float | None = None) -> NotifierUnavailable:
+    return NotifierUnavailable("502", retry_after=retry_after)
+
+
+def opened(world: World) -> Entry:
+    journal = Journal(world.blobs, world.events.append)
+    fresh = TrainingJob(task_id=TASK_ID, style_id=7)
+    return journal.open(KEYS.journal(TASK_ID), "worker", fresh)
+
+
+def failing(world: World) -> Entry:
+    entry = opened(world)
+    entry.apply(entry.job.give_up(Failure(FailureCode.GPU_OOM, "The card is too small.")))
+    return entry
+
+
+def announce(
+    world: World,
+    backend: Answering,
+    *,
+    entry: Entry | None = None,
+    stop: StopSignal | None = None,
+    still_ours: Callable[[], None] = lambda: None,
+    firm: Callable[[], bool] = lambda: True,
+    **options: Any,
+) -> Any:
+    named: dict[str, Any] = {"notifier": backend, "random": lambda: 1.0, **options}
+    notify_outcome = OutcomeNotifier(clock=world.clock, **named)
+    return notify_outcome(entry or failing(world), still_ours, firm, stop or StopSignal())
+
+
+def test_tries_are_counted_and_their_pauses_double_up_to_the_longest(world: World) -> None:
+    backend, began = Answering(*[away()] * 9), world.clock.monotonic()
+    with pytest.raises(NotifierUnavailable, match="502"):
+        announce(world, backend, tries=6, first_pause=1.0, max_pause=5.0)
+    assert world.clock.monotonic() - began == pytest.approx(1.0 + 2.0 + 4.0 + 5.0 + 5.0)
+    assert backend.keys == [f"{TASK_ID}:failed"] * 6
+    assert world.job().state is JobState.ANNOUNCING
+
+
+def test_chance_shortens_a_pause_by_up_to_a_half(world: World) -> None:
+    chances, began = iter([0.0, 0.5]), world.clock.monotonic()
+    backend = Answering(away(), away())
+    assert announce(world, backend, first_pause=8.0, random=lambda: next(chances)) == Ack()
+    assert world.clock.monotonic() - began == pytest.approx(4.0 + 15.0 * 0.75)
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(15.0, 15.0), (3.0, 3.0), (0.0, 1.0), (None, 1.0)])
+def test_a_pause_is_never_shorter_than_asked(
+    world: World, asked: float | None, waited: float
+) -> None:
+    began = world.clock.monotonic()
+    assert announce(world, Answering(away(asked))) == Ack()
+    assert world.clock.monotonic() - began == pytest.approx(waited)
+
+
+def test_a_long_wish_for_patience_is_left_to_a_later_delivery(world: World) -> None:
+    backend, began = Answering(away(600.0)), world.clock.monotonic()
+    with pytest.raises(NotifierUnavailable) as caught:
+        announce(world, backend)
+    assert caught.value.retry_after == 600.0
+    assert world.clock.monotonic() == began
+    assert len(backend.keys) == 1
+
+
+def test_a_refusal_is_not_repeated(world: World) -> None:
+    backend = Answering(NotifierRefused("404"))
+    assert announce(world, backend) == DeadLetter("the backend refuses the outcome: 404")
+    assert len(backend.keys) == 1
+
+
+def test_the_lease_is_held_anew_before_every_try(world: World) -> None:
+    held: list[int] = []
+    backend = Answering(away(), away())
+    announce(world, backend, still_ours=lambda: held.append(len(backend.keys)))
+    assert held == [0, 1, 2]
+
+
+@pytest.mark.parametrize("error", [LeaseLost("gone"), BlobUnavailable("no way to the store")])
+def test_who_is_not_sure_of_the_job_makes_no_call(world: World, error: Exception) -> None:
+    def unsure() -> None:
+        raise error
+
+    backend = Answering()
+    with pytest.raises(type(error)):
+        announce(world, backend, still_ours=unsure)
+    assert backend.keys == []
+
+
+def test_who_was_overtaken_between_two_tries_makes_no_more(world: World) -> None:
+    """The one who has the job now has told the backend already."""
+    entry, backend = failing(world), Answering(away(), None)
+
+    def overtake() -> None:
+        if backend.keys:
+            other = opened(world)
+            other.apply(other.job.begin_announcement())
+            other.apply(other.job.conclude())
+
+    with pytest.raises(LeaseLost):
+        announce(world, backend, entry=entry, still_ours=overtake)
+    assert len(backend.keys) == 1
+
+
+def test_who_stood_still_while_the_intent_was_recorded_asks_again_whose_the_job_is(
+    world: World,
+) -> None:
+    asked: list[str] = []
+
+    def still_ours() -> None:
+        asked.append("renewed")
+        if len(asked) > 1:
+            raise LeaseLost("another worker has renewed it")
+
+    backend = Answering()
+    with pytest.raises(LeaseLost):
+        announce(world, backend, still_ours=still_ours, firm=lambda: False)
+    assert backend.keys == []
+    assert len(asked) == 2
+
+
+def test_after_a_stop_no_call_is_repeated(world: World) -> None:
+    stop, backend = StopSignal(), Answering(away(), away())
+    with (
+        world.clock.every(0.5, lambda: stop.request(StopReason.SHUTDOWN)),
+        pytest.raises(NotifierUnavailable),
+    ):
+        announce(world, backend, stop=stop, first_pause=10.0)
+    assert len(backend.keys) == 1
+
+
+@pytest.mark.parametrize(("left", "calls"), [(SLOW_ANSWER - 1, 0), (SLOW_ANSWER + 1, 1)])
+def test_a_call_that_would_be_cut_off_is_not_begun(world: World, left: float, calls: int) -> None:
+    stop, backend = StopSignal(), Answering()
+    world.clock.advance(100.0)
+    stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + left)
+    outcome = announce(world, backend, stop=stop)
+    assert outcome == (Ack() if calls else Requeue())
+    assert len(backend.keys) == calls

@@ -1,0 +1,190 @@
+"""A training on its way: its checkpoints, its progress, and the grace of a shutdown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adapters.memory import MemoryBlobStore, MemoryTrainer
+from application.ports import BlobDenied, BlobUnavailable, NotifierRefused, NotifierUnavailable
+from application.settlement import Ack, Requeue
+from application.stop_signal import StopReason, StopSignal
+from domain.events import CheckpointSaved, JobStarted, ProgressMade
+from domain.job import JobState
+from domain.location import Location
+from domain.progress import Progress
+from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task, stored_epochs
+
+
+def test_checkpoints_are_saved_every_ten_epochs_and_at_the_end(world: World) -> None:
+    world.worker()(a_task(), StopSignal())
+    saved = [e.checkpoint.epoch for e in world.events if isinstance(e, CheckpointSaved)]
+    assert saved == [10, 20, 25]
+
+
+def test_the_style_of_each_checkpoint_lies_beside_it(world: World) -> None:
+    world.worker(config=replace(CONFIG, keep_checkpoints=None))(a_task(), StopSignal())
+    assert stored_epochs(world, "styles") == [10, 20, 25]
+    styles = [world.blobs.get(KEYS.style_at(TASK_ID, epoch)).data for epoch in (10, 20, 25)]
+    assert styles[-1] == world.weights()
+    assert len(set(styles)) == 3
+
+
+@pytest.mark.parametrize("error", [BlobDenied("no way"), BlobUnavailable("no way")])
+def test_a_style_beside_a_checkpoint_that_cannot_be_stored_costs_nothing_else(
+    world: World, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    class Denying:
+        def __getattr__(self, name: str) -> Any:
+            def put(at: Location, *content: Any, **options: Any) -> str:
+                if "/styles/" in at.key:
+                    raise error
+                return world.blobs.put(at, *content, **options)
+
+            return put if name == "put" else getattr(world.blobs, name)
+
+    config = replace(CONFIG, keep_checkpoints=None)
+    assert world.worker(blobs=Denying(), config=config)(a_task(), StopSignal()) == Ack()
+    assert stored_epochs(world) == [10, 20, 25]
+    assert "the checkpoint's style is not stored: no way" in caplog.text
+
+
+def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) -> None:
+    world.worker()(a_task(), StopSignal())
+    kinds = [call.kind for call in world.notifier.calls]
+    assert kinds[-1] == "completed"
+    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert len(told) == 75 // 7
+    assert [p.current_step for p in told] == sorted(p.current_step for p in told)
+    assert all(p.steps_per_second == pytest.approx(1.0, rel=0.2) for p in told)
+    assert told[-1].loss == 1 / (1 + told[-1].current_epoch)
+
+
+def test_no_progress_is_told_before_its_speed_is_known(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.worker(config=replace(CONFIG, progress_every=0.25))(a_task(), StopSignal())
+    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert told[0].current_step == 2
+    assert None not in {p.steps_per_second for p in told}
+    made = [e.progress for e in world.events if isinstance(e, ProgressMade)]
+    assert [p.steps_per_second is None for p in made[:3]] == [True, False, False]
+    assert caplog.messages == []
+
+
+def test_steps_that_are_run_again_are_told_with_the_speed_of_now(world: World) -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    world.worker(trainer=Watched(world, 55, fail))(a_task(), StopSignal())
+    world.notifier.calls.clear()
+    slower = MemoryTrainer(world.clock, step_seconds=5.0)
+    assert world.worker(trainer=slower)(a_task(), StopSignal()) == Ack()
+    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert (told[0].current_step, told[0].redone) == (54, 22)
+    assert all(p.steps_per_second == pytest.approx(0.2) for p in told)
+
+
+@pytest.mark.parametrize("error", [NotifierUnavailable("502"), NotifierRefused("404")])
+def test_progress_that_is_not_delivered_is_no_error(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def fail(_style_id: int, _progress: Progress) -> None:
+        raise error
+
+    monkeypatch.setattr(world.notifier, "progress", fail)
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    assert {(r.levelname, r.message.split(":")[0]) for r in caplog.records} == {
+        ("WARNING", "progress was not delivered, the next will be newer")
+    }
+
+
+SILENCE = NotifierUnavailable("no answer within 5 s")
+REFUSAL = NotifierRefused("400")
+
+
+@pytest.mark.parametrize("errors", [[SILENCE], [SILENCE, REFUSAL], [REFUSAL]])
+def test_the_final_call_waits_until_progress_that_was_given_up_can_no_longer_arrive(
+    world: World, monkeypatch: pytest.MonkeyPatch, errors: list[Exception]
+) -> None:
+    """In turn, the errors of the progress calls; one that was refused has arrived."""
+    failed: list[tuple[float, Exception]] = []
+
+    def fail(_style_id: int, _progress: Progress) -> None:
+        error = errors[len(failed) % len(errors)]
+        failed.append((world.clock.monotonic(), error))
+        raise error
+
+    called: list[float] = []
+    completed = world.notifier.completed
+    monkeypatch.setattr(world.notifier, "progress", fail)
+    monkeypatch.setattr(
+        world.notifier,
+        "completed",
+        lambda *call: (called.append(world.clock.monotonic()), completed(*call)),
+    )
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    given_up = [at for at, error in failed if error is SILENCE]
+    assert len(failed) > 2 * len(errors)
+    if given_up:
+        assert called == [given_up[-1] + CONFIG.in_transit]
+    else:
+        (at,) = called
+        assert at < failed[-1][0] + CONFIG.progress_every
+
+
+def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> None:
+    stop = StopSignal()
+    trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
+    assert world.worker(trainer=trainer)(a_task(), stop) == Requeue()
+    job = world.job()
+    assert job.state is JobState.INTERRUPTED
+    assert job.checkpoint is not None
+    assert job.checkpoint.step == 40
+    assert job.failures == 0
+    assert world.notifier.final == []
+
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    starts = [e for e in world.events if isinstance(e, JobStarted)]
+    assert [e.resumed_from and e.resumed_from.step for e in starts] == [None, 40]
+    steps = [e.progress.current_step for e in world.events if isinstance(e, ProgressMade)]
+    assert steps == list(range(1, 76)), "no step is lost and none is done twice"
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "away", "tried", "step"),
+    [(5.5, False, 1, 30), (5.5, True, 1, None), (100.0, False, 2, 40)],
+)
+def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
+    world: World, seconds_left: float, away: bool, tried: int, step: int | None
+) -> None:
+    """The step takes one second of the grace, a checkpoint five."""
+
+    class Slow(MemoryBlobStore):
+        def put(self, at: Location, data: bytes, **how: Any) -> str:
+            if "checkpoints" in at.key:
+                puts.append(at)
+                world.clock.advance(5.0)
+                if away:
+                    raise BlobUnavailable("503")
+            return world.blobs.put(at, data, **how)
+
+        def get(self, at: Location, **how: Any) -> Any:
+            return world.blobs.get(at, **how)
+
+    stop, puts = StopSignal(), []
+
+    def soon() -> None:
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + seconds_left)
+
+    worker = world.worker(blobs=Slow(), trainer=Watched(world, 40, soon))
+    assert worker(a_task(), stop) == Requeue()
+    job = world.job()
+    assert job.state is JobState.INTERRUPTED
+    assert (job.checkpoint and job.checkpoint.step) == step
+    assert len(puts) == tried

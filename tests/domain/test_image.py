@@ -1,0 +1,81 @@
+import pytest
+
+from domain.failure import FailureCode, TrainingFailed
+from domain.image import (
+    Duplicate,
+    TrainingImage,
+    ImageFacts,
+    ImageSet,
+    RefusedImage,
+    groups_of_alike,
+)
+
+
+def image(name: str, sha256: str, perceptual_hash: int) -> TrainingImage:
+    return TrainingImage(name, b"", ImageFacts(512, 512, sha256, perceptual_hash))
+
+
+def test_duplicates_are_exact_or_near() -> None:
+    images = ImageSet(
+        (
+            image("a", "1", 0b0000_0000),
+            image("b", "1", 0b0000_0000),
+            image("c", "2", 0b0000_0111),
+            image("d", "3", 0xFFFF_0000_0000),
+        )
+    )
+    assert images.duplicates == (
+        Duplicate("b", "a", exact=True),
+        Duplicate("c", "a", exact=False),
+        Duplicate("c", "b", exact=False),
+    )
+
+
+def test_images_that_are_alike_by_way_of_another_are_one_group() -> None:
+    images = (
+        image("a", "1", 0b00_0111),
+        image("b", "2", 0xFFFF_0000_0000),
+        image("c", "3", 0b11_1111),
+        image("d", "4", 0b00_0000),
+    )
+    alike = frozenset({0, 2, 3})
+    assert groups_of_alike(images) == [alike, frozenset({1}), alike, alike]
+
+
+def test_too_few_images_fail_with_every_refusal_in_the_message() -> None:
+    images = ImageSet(
+        tuple(image(str(n), str(n), n << 32) for n in range(9)),
+        (RefusedImage("cat.gif", "GIF is not supported"),),
+    )
+    with pytest.raises(TrainingFailed) as caught:
+        images.require(10)
+    failure = caught.value.failure
+    assert failure.code is FailureCode.LOW_QUALITY_DATA
+    assert not failure.retryable
+    assert "Only 9 of 10 images" in failure.message
+    assert "cat.gif: GIF is not supported" in failure.message
+
+
+def test_every_entry_of_a_list_counts_in_the_message() -> None:
+    images = ImageSet(
+        (image("a.jpg", "1", 0),), (RefusedImage("a.jpg", "it is listed 10 times", times=9),)
+    )
+    with pytest.raises(TrainingFailed, match="Only 1 of 10 images"):
+        images.require(10)
+
+
+def test_too_few_good_images_are_not_said_to_be_unusable() -> None:
+    images = ImageSet(tuple(image(str(n), str(n), n << 32) for n in range(9)))
+    with pytest.raises(TrainingFailed, match="at least 10 images, and got 9 images") as caught:
+        images.require(10)
+    assert "can be used" not in caught.value.failure.message
+
+
+def test_enough_images_pass() -> None:
+    ImageSet(tuple(image(str(n), str(n), n) for n in range(10))).require(10)
+
+
+def test_none_at_all_fail_without_an_empty_list_of_refusals() -> None:
+    with pytest.raises(TrainingFailed) as caught:
+        ImageSet(()).require(1)
+    assert "Left out" not in caught.value.failure.message

@@ -1,0 +1,70 @@
+"""What cannot be read is the person's to mend, and no defect."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from entrypoints.exit_codes import UsageError
+from entrypoints.image_folder import find_caption, find_images, passed_over, read_own
+
+
+def refuse(*_: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_folder_that_may_not_be_read_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UsageError) as refused:
+        find_images(tmp_path)
+    assert str(refused.value) == f"{tmp_path}: cannot be read (Permission denied)"
+
+
+def test_a_file_that_may_not_be_read_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UsageError) as refused:
+        read_own(tmp_path / "a.png")
+    assert str(refused.value) == f"{tmp_path / 'a.png'}: cannot be read (Permission denied)"
+
+
+def test_images_are_files_whose_names_say_so_and_those_meant_as_such(tmp_path: Path) -> None:
+    ours = ["a.JPG", "b.jpeg", "c.jpe", "d.jfif", "e.png", "f.webp"]
+    others = ["g.gif", "h.heic", "i.tiff", "j.psd", "k.avif"]
+    for name in (*others, *ours, ".hidden.png", "notes.txt", "png"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert find_images(tmp_path) == [*ours, *others]
+
+
+@pytest.mark.parametrize(("name", "found"), [("a.txt", True), ("a.TXT", True), ("b.txt", False)])
+def test_a_caption_has_its_images_name(tmp_path: Path, name: str, found: bool) -> None:
+    (tmp_path / name).write_text("words")
+    assert find_caption(tmp_path / "a.png") == (tmp_path / name if found else None)
+
+
+def test_what_is_passed_over_is_told_with_why_where_it_may_be_a_mistake(tmp_path: Path) -> None:
+    names = ["a.png", "b.png"]
+    for name in (*names, "a.txt", "b.TXT", "a.png.txt", "c.txt", "a.caption", "m.jsonl", "x.zip"):
+        (tmp_path / name).touch()
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "b.txt").mkdir()
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    besides = tmp_path / "out" / "first"
+    besides.mkdir(parents=True)
+    assert passed_over(tmp_path, names, besides) == [
+        "a.caption (a caption is <name>.txt)",
+        "a.png.txt (a caption is a.txt)",
+        "b.txt/ (a folder)",
+        "c.txt (no image of that name)",
+        "gone.txt (a link to nothing)",
+        "m.jsonl (a caption is <name>.txt)",
+        "more/ (a folder)",
+        "x.zip",
+    ]

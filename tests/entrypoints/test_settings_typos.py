@@ -1,0 +1,62 @@
+"""A name that is probably a setting's is found, and nobody else's is taken for one."""
+
+from __future__ import annotations
+
+import pytest
+
+from entrypoints.settings_typos import settings_typos
+from entrypoints.settings import Settings
+
+SETTINGS = [name.upper() for name in Settings.model_fields]
+
+POD = """
+PATH HOME HOSTNAME LANG PYTHONPATH LD_LIBRARY_PATH TMPDIR XDG_CACHE_HOME OMP_NUM_THREADS
+NVIDIA_VISIBLE_DEVICES CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER NCCL_DEBUG PYTORCH_CUDA_ALLOC_CONF
+TRITON_CACHE_DIR HF_HOME HF_TOKEN HF_HUB_OFFLINE HTTPS_PROXY NO_PROXY SSL_CERT_FILE STATSD_PORT
+STATSD_HOST KUBERNETES_SERVICE_HOST KUBERNETES_PORT_443_TCP POD_NAME POD_NAMESPACE NODE_NAME
+RABBITMQ_SERVICE_HOST RABBITMQ_SERVICE_PORT RABBITMQ_PORT_5672_TCP RABBITMQ_PORT_5672_TCP_ADDR
+RUNPOD_POD_ID RUNPOD_GPU_COUNT RUNPOD_TCP_PORT_22 RUNPOD_PUBLIC_IP PUBLIC_KEY JUPYTER_PASSWORD
+AWS_REGION AWS_DEFAULT_REGION AWS_PROFILE AWS_ROLE_ARN AWS_ROLE_SESSION_NAME AWS_CA_BUNDLE
+AWS_WEB_IDENTITY_TOKEN_FILE AWS_CONTAINER_CREDENTIALS_FULL_URI AWS_CONTAINER_AUTHORIZATION_TOKEN
+AWS_ENDPOINT_URL AWS_ENDPOINT_URL_S3 AWS_SECURITY_TOKEN AWS_MAX_ATTEMPTS
+"""
+COMPOSE = """
+RABBITMQ_DEFAULT_USER RABBITMQ_DEFAULT_PASS RABBITMQ_DEFAULT_VHOST RABBITMQ_ERLANG_COOKIE
+RABBITMQ_NODE_PORT RABBITMQ_LOGS RABBITMQ_MANAGEMENT_PORT MINIO_ROOT_USER MINIO_ROOT_PASSWORD
+POSTGRES_PASSWORD DATABASE_URL REDIS_HOST REDIS_PORT DJANGO_SECRET_KEY DEBUG ALLOWED_HOSTS
+FRONTEND_URL VITE_API_URL SENTRY_ENVIRONMENT EMAIL_HOST EMAIL_HOST_PASSWORD COMPOSE_PROJECT_NAME
+AWS_QUERYSTRING_AUTH AWS_S3_CUSTOM_DOMAIN AWS_S3_FILE_OVERWRITE LOG_FILE MODEL_PATH PORT
+"""
+
+
+@pytest.mark.parametrize("name", [*POD.split(), *COMPOSE.split()])
+def test_what_a_pod_or_the_stack_around_it_has_is_no_misspelt_setting(name: str) -> None:
+    assert settings_typos({name: "x"}, SETTINGS) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("RABITMQ_HOST", "RABBITMQ_HOST"),
+        ("rabbitmq_hsot", "RABBITMQ_HOST"),
+        ("RABBITMQ_PASSWORD", "RABBITMQ_PASS"),
+        ("RABBITMQ_USERNAME", "RABBITMQ_USER"),
+        ("AWS_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+        ("AWS_STORAGE_BUCKET", "AWS_STORAGE_BUCKET_NAME"),
+        ("AWS_S3_ENDPOINT_URL", "S3_ENDPOINT_URL"),
+        ("BASEMODEL", "BASE_MODEL"),
+        ("KEEP_CHECKPOINT", "KEEP_CHECKPOINTS"),
+    ],
+)
+def test_a_slip_is_found_with_the_setting_that_was_meant(name: str, setting: str) -> None:
+    assert settings_typos({name: "x"}, SETTINGS) == {name.upper(): setting}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_setting_is_taken_for_another(name: str) -> None:
+    assert settings_typos({name: "x", name.lower(): "x"}, SETTINGS) == {}
+
+
+def test_a_name_beside_the_setting_it_resembles_is_somebody_elses() -> None:
+    given = {"RABBITMQ_PASSWORD": "x", "RABBITMQ_PASS": "x", "RABBITMQ_HOSTNAME": ""}
+    assert settings_typos(given, SETTINGS) == {}

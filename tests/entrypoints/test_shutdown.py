@@ -1,0 +1,101 @@
+"""An orderly end, and what ends a process that does not come to one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from application.stop_signal import StopReason, StopSignal
+from entrypoints.shutdown import SIGNALS, graceful_shutdown
+from entrypoints.exit_codes import EXIT_SHUTDOWN_TIMEOUT
+from tests.services.commands import ROOT
+from tests.services.waiting import eventually
+
+PROGRAM = """
+import sys, time
+from application.stop_signal import StopSignal
+from entrypoints.shutdown import graceful_shutdown
+
+stop = StopSignal()
+with graceful_shutdown(stop, float(sys.argv[1])):
+    print("ready", flush=True)
+    while stop.reason is None or sys.argv[2] == "deaf":
+        time.sleep(0.01)
+"""
+
+
+@contextmanager
+def started(grace: float, hearing: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(grace), hearing],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_for_an_orderly_end(number: signal.Signals) -> None:
+    with started(30.0, "hearing") as process:
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_is_to_come_within_the_grace(number: signal.Signals) -> None:
+    stop, begun = StopSignal(), time.monotonic()
+    with graceful_shutdown(stop, 30.0):
+        os.kill(os.getpid(), number)
+        eventually(lambda: stop.reason is StopReason.SHUTDOWN)
+        assert stop.deadline is not None
+        assert 30.0 <= stop.deadline - begun < 60.0
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_another_signal_asks_for_nothing_and_afterwards_everything_is_as_before() -> None:
+    kinds = (*SIGNALS, signal.SIGUSR1)
+    before, threads = [signal.getsignal(number) for number in kinds], threading.enumerate()
+    heard: list[int] = []
+    own = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    stop = StopSignal()
+    with graceful_shutdown(stop, 30.0):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        eventually(lambda: heard)
+        time.sleep(0.05)
+    signal.signal(signal.SIGUSR1, own)
+    assert stop.reason is None
+    assert [signal.getsignal(number) for number in kinds] == before
+    assert threading.enumerate() == threads
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.2], ids=["over at once", "over soon"])
+def test_the_end_of_the_grace_is_the_end(grace: float) -> None:
+    """Over at once it is, too, for who was paused for longer than it lasts."""
+    with started(grace, "deaf") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == EXIT_SHUTDOWN_TIMEOUT
+
+
+def test_a_second_signal_is_the_end() -> None:
+    with started(30.0, "deaf") as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 128 + signal.SIGINT

@@ -1,0 +1,207 @@
+"""The world of the fault campaign: broker, S3, backend, paths, and the tasks to be done."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pika
+from pika.exceptions import AMQPError
+
+from application.storage_keys import StorageKeys
+from assets.drawing import draw_style_set
+from tests.services.backend_process import BackendProcess
+from tests.services.broker import Broker, own_broker
+from tests.services.http_proxy import FaultyProxy, running_proxy
+from tests.services.queues import raw_channel
+from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
+
+IMAGES, MODELS = "images", "models"
+QUEUE = "model_training"
+FIRST_STYLE = 1001
+"""Numbers of four digits throughout: a file's bytes depend on its style's number, not on its
+length, so that one reference serves every style of a variant."""
+SEEDS = (1, 2)
+"""Variants of the task, each with a reference of its own."""
+SEED_OF_ANOTHER_KIND = 3
+"""A variant of another rank: it cannot share a pass with the others, and waits for its slot."""
+PARAMETERS = {
+    "epochs": 24,
+    "batch_size": 2,
+    "resolution": 64,
+    "rank": 4,
+    "sample_prompts": ["a red circle"],
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """One task that somebody wants done."""
+
+    task_id: str
+    style_id: int
+    seed: int
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Everything but the workers."""
+
+    broker: Broker
+    s3: Server
+    proxy: FaultyProxy
+    """Between the workers and S3."""
+    backend: BackendProcess
+    images: tuple[str, ...]
+
+    def start_broker(self) -> None:
+        """Start the broker anew, as it was."""
+        self.broker.start()
+        self.look_often_for_timeouts()
+
+    def look_often_for_timeouts(self) -> None:
+        """Let the broker look every second for deliveries held too long, not every minute."""
+        self.broker.evaluate("application:set_env(rabbit, channel_tick_interval, 1000)")
+
+    def consumer_timeout(self, seconds: float) -> None:
+        """Set how long deliveries may be held; channels learn of it when they are opened."""
+        milliseconds = round(seconds * 1000)
+        self.broker.evaluate(f"application:set_env(rabbit, consumer_timeout, {milliseconds})")
+        self.broker.close_connections()
+
+    def publish(self, body: bytes) -> None:
+        """Publish as the backend does, and go on until the broker has it."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with raw_channel(self.broker.port) as channel:
+                    channel.confirm_delivery()
+                    channel.queue_declare(QUEUE, durable=True)
+                    properties = pika.BasicProperties(
+                        delivery_mode=2, content_type="application/json"
+                    )
+                    channel.basic_publish("", QUEUE, body, properties)
+                return
+            except (AMQPError, OSError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.3)
+
+    def cancel(self, order: Order) -> None:
+        """Ask for a task to be stopped, as an operator does."""
+        at = StorageKeys(MODELS).cancellation(order.task_id)
+        self.s3.client().put_object(Bucket=at.bucket, Key=at.key, Body=b"{}")
+
+    def dead_letters(self) -> list[bytes]:
+        """The bodies of the dead letters, which stay where they are."""
+        bodies = []
+        with raw_channel(self.broker.port) as channel:
+            while True:
+                method, _, body = channel.basic_get(f"{QUEUE}.dead")
+                if method is None:
+                    return bodies
+                bodies.append(body)
+
+    def settings(self, together: int = 1) -> dict[str, str]:
+        """A worker's, with short times so that much happens in little time.
+
+        Args:
+            together: jobs that one worker trains at a time.
+        """
+        return {
+            "JOBS_TOGETHER": str(together),
+            "RABBITMQ_HOST": "127.0.0.1",
+            "RABBITMQ_PORT": str(self.broker.port),
+            "RABBITMQ_HEARTBEAT": "5",
+            "RETRY_DELAYS": "0.5,1,2",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_S3_REGION_NAME": REGION,
+            "S3_ENDPOINT_URL": self.proxy.url,
+            "AWS_STORAGE_BUCKET_NAME": IMAGES,
+            "MODEL_BUCKET_NAME": MODELS,
+            "BACKEND_API_URL": self.backend.url,
+            "INTERNAL_API_TOKEN": self.backend.token,
+            "WEBHOOK_TIMEOUT": "2",
+            "CHECKPOINT_EVERY": "3",
+            "PROGRESS_EVERY": "0.5",
+            "CANCEL_POLL": "0.5",
+            "LEASE_SECONDS": "3",
+            "SHUTDOWN_TIMEOUT": "4",
+            "MAX_FAILURES": "1000",
+            "LOG_LEVEL": "INFO",
+        }
+
+    def order(self, style_id: int, seed: int, rng: random.Random) -> Order:
+        """A valid task as the backend would publish it."""
+        task_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+        return Order(task_id, style_id, seed, task_body(task_id, style_id, seed, self.images))
+
+
+def task_body(task_id: str, style_id: int, seed: int, images: tuple[str, ...]) -> bytes:
+    """The message of one task."""
+    message: dict[str, Any] = {
+        "task_id": task_id,
+        "type": "model_training",
+        "data": {
+            "style_id": style_id,
+            "images": list(images),
+            "tags": ["watercolour"],
+            "parameters": parameters_of(seed),
+        },
+        "callback_url": "http://127.0.0.1/api/webhooks/training/complete",
+        "created_at": "2026-01-20T10:00:00.000Z",
+    }
+    return json.dumps(message).encode()
+
+
+def parameters_of(seed: int) -> dict[str, Any]:
+    """A variant's parameters, as a task names them."""
+    rank = {"rank": 2} if seed == SEED_OF_ANOTHER_KIND else {}
+    return {**PARAMETERS, **rank, "seed": seed}
+
+
+def garbage(rng: random.Random, style_id: int) -> bytes:
+    """A message that is no task: its style is told where one can be read."""
+    good = json.loads(
+        task_body(str(uuid.UUID(int=rng.getrandbits(128))), style_id, 0, ("s3://a/b",))
+    )
+    match rng.randrange(5):
+        case 0:
+            return rng.randbytes(rng.randrange(1, 2000))
+        case 1:
+            return json.dumps({**good, "type": "image_generation"}).encode()
+        case 2:
+            return json.dumps({**good, "task_id": f"no uuid {rng.random()}"}).encode()
+        case 3:
+            good["data"]["parameters"]["epochs"] = -rng.randrange(1000)
+        case 4:
+            good["data"]["images"] = [f"file:///etc/passwd#{rng.random()}"]
+    return json.dumps(good).encode()
+
+
+@contextmanager
+def a_deployment(folder: Path) -> Iterator[Deployment]:
+    """Everything started and empty, and the paths in their bucket."""
+    paths = draw_style_set(folder / "images", count=10, seed=5, size=320)
+    with (
+        own_broker() as broker,
+        running_s3(IMAGES, MODELS) as s3,
+        running_proxy(s3.url) as proxy,
+        BackendProcess() as backend,
+    ):
+        client = s3.client()
+        for path in (*paths, *(path.with_suffix(".txt") for path in paths)):
+            client.upload_file(str(path), IMAGES, path.name)
+        images = tuple(f"s3://{IMAGES}/{path.name}" for path in paths)
+        deployment = Deployment(broker, s3, proxy, backend, images)
+        deployment.look_often_for_timeouts()
+        yield deployment

@@ -1,0 +1,1 @@
+"""Programs that keep the repository, not part of the product."""

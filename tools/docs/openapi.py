@@ -1,0 +1,158 @@
+"""OpenAPI of the webhooks: the part of the backend that a worker calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapters.schemas.bodies import CompleteBody, FailedBody, ProgressBody
+from entrypoints.cli import version
+from tools.docs.schemas import reference, schemas_of
+
+_DROPPED = "The call is dropped; the next one carries more."
+_RETRIED = "Made again with growing pauses, for as long as it takes."
+_GIVEN_UP = "Not tried again: the message goes to the dead letters with this reason."
+
+_FIGURES = {"current_epoch": 50, "total_epochs": 100, "progress_percent": 50}
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "ProgressBody": {"style_id": 10, "progress": {**_FIGURES, "estimated_seconds": 900}},
+    "CompleteBody": {
+        "style_id": 10,
+        "model_path": "s3://bucket/models/style_10.safetensors",
+        "training_metric": {"loss": 0.05, "epochs": 100, "steps": 1500, "best_epoch": 80},
+    },
+    "FailedBody": {
+        "style_id": 10,
+        "error_message": "Insufficient training data quality",
+        "error_code": "LOW_QUALITY_DATA",
+    },
+}
+
+
+def openapi() -> dict[str, Any]:
+    """The document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Style trainer: webhooks",
+            "version": version(),
+            "description": "What a worker tells the backend. The worker is the client. The "
+            "backend is not idempotent: every final call that it takes is shown to the artist, so "
+            "a worker makes it once, and a repetition after a crash carries the same "
+            "`Idempotency-Key`.",
+        },
+        "servers": [
+            {
+                "url": "{backend}",
+                "description": "HTTPS, except to a loopback host.",
+                "variables": {
+                    "backend": {
+                        "default": "https://stylelicense.com",
+                        "description": "The setting BACKEND_API_URL.",
+                    }
+                },
+            }
+        ],
+        "security": [{"token": []}],
+        "paths": {
+            "/api/webhooks/training/progress": {
+                "patch": _call(
+                    "progress",
+                    "How far a job is",
+                    "Every PROGRESS_EVERY seconds while training. A call that fails is dropped, "
+                    "because the next one carries more. None comes after a final call. "
+                    "`python -m entrypoints.worker --check` sends `{}` here, which names no "
+                    "style, and expects 400: only who got past token and source header gets that.",
+                    "ProgressBody",
+                )
+            },
+            "/api/webhooks/training/complete": {
+                "post": _call("complete", "The style is ready", "A final call.", "CompleteBody")
+            },
+            "/api/webhooks/training/failed": {
+                "post": _call("failed", "There will be no style", "A final call.", "FailedBody")
+            },
+        },
+        "components": {
+            "schemas": {
+                **schemas_of([ProgressBody, CompleteBody, FailedBody]),
+                "Taken": {
+                    "type": "object",
+                    "required": ["success"],
+                    "properties": {"success": {"type": "boolean", "enum": [True]}},
+                },
+            },
+            "parameters": {
+                "source": {
+                    "name": "X-Request-Source",
+                    "in": "header",
+                    "required": True,
+                    # Not `const`: generators of clients leave out calls with such a header.
+                    "schema": {"type": "string", "enum": ["training-server"]},
+                },
+                "agent": {
+                    "name": "User-Agent",
+                    "in": "header",
+                    "required": True,
+                    "schema": {"type": "string", "pattern": "^style-trainer/"},
+                },
+                "key": {
+                    "name": "Idempotency-Key",
+                    "in": "header",
+                    "required": True,
+                    "description": "The same for every repetition of one final call: "
+                    "`<task_id>:complete` or `<task_id>:failed`; of a task that is invalid "
+                    "`invalid-<hash of the message>:failed`.",
+                    "schema": {"type": "string"},
+                },
+            },
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The setting INTERNAL_API_TOKEN.",
+                }
+            },
+        },
+    }
+
+
+def _call(operation: str, summary: str, description: str, body: str) -> dict[str, Any]:
+    final = body != "ProgressBody"
+    parameters = ["source", "agent", *(["key"] if final else [])]
+    return {
+        "operationId": operation,
+        "summary": summary,
+        "description": description,
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in parameters],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": reference(body), "example": _EXAMPLES[body]}
+            },
+        },
+        "responses": {
+            status: {"description": text, **(_taken() if status == "200" else {})}
+            for status, text in _answers(final=final).items()
+        },
+    }
+
+
+def _answers(*, final: bool) -> dict[str, str]:
+    given_up, retried = (_GIVEN_UP, _RETRIED) if final else (_DROPPED, _DROPPED)
+    honoured = " `Retry-After` is honoured." if final else ""
+    return {
+        "200": "Taken. With any other body than this one the call counts as refused.",
+        "3XX": f"The token does not follow. {given_up}",
+        "400": f"A field is missing. {given_up}",
+        "401": f"The token is wrong. {given_up}",
+        "403": f"`X-Request-Source` is missing or wrong. {given_up}",
+        "404": f"The style is gone. {given_up}",
+        "408": f"Too slow. {retried}",
+        "429": f"Too many calls. {retried}{honoured}",
+        "5XX": f"The backend is down or misconfigured. {retried}",
+    }
+
+
+def _taken() -> dict[str, Any]:
+    schema = {"schema": reference("Taken"), "example": {"success": True}}
+    return {"content": {"application/json": schema}}

@@ -1,0 +1,114 @@
+"""JSON schemas of what crosses the wire, from the pydantic models and the parameters' limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from adapters.schemas.task import TaskMessage
+from domain.limits import Limit, FloatRange, Choice, Prompts, Boolean, BoundedText, IntRange
+from domain.parameters import (
+    GRADIENT_DESCENTS_RATE,
+    LEARNING_RATES,
+    LIMITS,
+    MAY_BE_NONE,
+    OptimizerName,
+    TrainingParameters,
+)
+from tools.docs.parameter_docs import meanings
+
+Schema = dict[str, Any]
+PARAMETERS = "TrainingParameters"
+
+
+def reference(name: str) -> Schema:
+    """A pointer to a shared schema."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def schemas_of(models: Sequence[type[BaseModel]]) -> dict[str, Schema]:
+    """The models' schemas and those they are made of, by name."""
+    found: dict[str, Schema] = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        found |= schema.pop("$defs", {})
+        found[model.__name__] = schema
+    return {name: _tidied(schema) for name, schema in found.items()}
+
+
+def task_schemas() -> dict[str, Schema]:
+    """The task's message, with the parameters spelled out: the model keeps them as a mapping."""
+    schemas = schemas_of([TaskMessage])
+    requested = schemas["TaskData"]["properties"]["parameters"]
+    requested["anyOf"] = [reference(PARAMETERS), {"type": "null"}]
+    schemas[PARAMETERS] = parameters_schema()
+    return schemas
+
+
+def parameters_schema() -> Schema:
+    """Every training parameter that a task may name. Null stands for one that is not named."""
+    defaults = TypeAdapter(TrainingParameters).json_schema()["properties"]
+    texts, rate = meanings(), schema_of_limit(GRADIENT_DESCENTS_RATE)
+    properties = {}
+    for name, limit in LIMITS.items():
+        accepted = _or_null(schema_of_limit(limit))
+        if name not in MAY_BE_NONE and "default" in defaults[name]:
+            accepted["default"] = defaults[name]["default"]
+        properties[name] = {"description": texts[name].replace("None", "null"), **accepted}
+    return {
+        "type": "object",
+        "description": "What to train with. Without `epochs` they follow from the number of "
+        "images: 700 - 20 n, at least 100 and at most 500. Without `resolution` it is the base "
+        "model's own. Unknown keys are ignored with a warning.",
+        "properties": properties,
+        "if": {
+            "required": ["optimizer"],
+            "properties": {"optimizer": {"const": str(OptimizerName.PRODIGY)}},
+        },
+        "else": {"properties": dict.fromkeys(LEARNING_RATES, _or_null(rate))},
+    }
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def schema_of_limit(limit: Limit) -> Schema:
+    """What a limit accepts. Strings are longer than nothing but blanks."""
+    match limit:
+        case IntRange(low, high, multiple_of):
+            step = {"multipleOf": multiple_of} if multiple_of > 1 else {}
+            return {"type": "integer", "minimum": low, "maximum": high, **step}
+        case FloatRange(low, high, above_low):
+            return {
+                "type": "number",
+                "exclusiveMinimum" if above_low else "minimum": low,
+                "maximum": high,
+            }
+        case BoundedText(longest):
+            return {"type": "string", "maxLength": longest, "pattern": r"\S"}
+        case Prompts(most, each):
+            return {"type": "array", "maxItems": most, "items": schema_of_limit(each)}
+        case Choice(names):
+            return {"type": "string", "enum": [str(name) for name in names]}
+        case Boolean():
+            return {"type": "boolean"}
+    raise TypeError(f"no schema for {limit!r}")
+
+
+def _tidied(schema: Schema) -> Schema:
+    """Without the titles that only repeat a name, and descriptions on one line each."""
+    for name, value in list(schema.items()):
+        if name == "title" and isinstance(value, str):
+            del schema[name]
+        elif name == "description" and isinstance(value, str):
+            schema[name] = " ".join(value.split())
+        elif isinstance(value, dict):
+            _tidied(value)
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict):
+                    _tidied(item)
+    return schema
