@@ -24,11 +24,11 @@ from application.ports import (
     CheckpointRejected,
     Clock,
     Condition,
+    DeadLetterAction,
     DeadMessage,
     Delivery,
     DeliveryLost,
     EpochRecord,
-    DeadLetterAction,
     IfAbsent,
     IfMatch,
     PreconditionFailed,
@@ -40,9 +40,9 @@ from application.ports import (
     TrainingSession,
 )
 from domain.failure import Failure
+from domain.image import ImageFacts, ImageRefused
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.image import ImageFacts, ImageRefused
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 
@@ -251,7 +251,9 @@ class MemoryQueue:
             self._settle(delivery)
             self._waiting.insert(0, _back(delivery))
 
-    def process_dead_letters(self, decide: Callable[[DeadMessage], DeadLetterAction]) -> list[DeadMessage]:
+    def process_dead_letters(
+        self, decide: Callable[[DeadMessage], DeadLetterAction]
+    ) -> list[DeadMessage]:
         """Show the dead letters and do with them as is decided."""
         shown = self.dead
         for letter in shown:

@@ -22,10 +22,10 @@ from typing import BinaryIO
 from application.ports import (
     MAX_MESSAGE_BYTES,
     Clock,
+    DeadLetterAction,
     DeadMessage,
     Delivery,
     DeliveryLost,
-    DeadLetterAction,
     QueueUnavailable,
 )
 
@@ -137,7 +137,9 @@ class SpoolQueue:
         with self._settling(delivery):
             pass
 
-    def process_dead_letters(self, decide: Callable[[DeadMessage], DeadLetterAction]) -> list[DeadMessage]:
+    def process_dead_letters(
+        self, decide: Callable[[DeadMessage], DeadLetterAction]
+    ) -> list[DeadMessage]:
         """Show the files in ``dead/``; publish anew or remove those that are not to be kept."""
         shown = []
         with self._io_errors():

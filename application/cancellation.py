@@ -6,8 +6,8 @@ import json
 import logging
 from datetime import datetime
 
-from application.storage_keys import StorageKeys
 from application.ports import BlobDenied, BlobMissing, BlobStore, Unavailable
+from application.storage_keys import StorageKeys
 
 log = logging.getLogger(__name__)
 

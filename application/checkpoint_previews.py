@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 
-from application.storage_keys import StorageKeys
 from application.ports import (
     BlobDenied,
     BlobStore,
@@ -14,6 +13,7 @@ from application.ports import (
     TrainingSession,
     Unavailable,
 )
+from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,9 @@ class CheckpointPreviews:
     that cannot draw is not asked again; a store that is away may be there the next time.
     """
 
-    def __init__(self, blobs: BlobStore, clock: Clock, keys: StorageKeys, config: WorkerConfig) -> None:
+    def __init__(
+        self, blobs: BlobStore, clock: Clock, keys: StorageKeys, config: WorkerConfig
+    ) -> None:
         self._blobs = blobs
         self._clock = clock
         self._keys = keys

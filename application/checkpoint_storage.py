@@ -8,9 +8,9 @@ from contextvars import copy_context
 from dataclasses import dataclass
 
 from application.journal import Entry
-from application.storage_keys import StorageKeys
 from application.lease import LeaseLost
 from application.ports import BlobDenied, BlobStore, Clock, TrainingSession, Unavailable
+from application.storage_keys import StorageKeys
 from domain.location import Location
 from domain.results import CheckpointRef
 

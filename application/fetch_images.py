@@ -15,8 +15,8 @@ from application.ports import (
     ImageInspector,
 )
 from application.stop_signal import StopSignal
+from domain.image import MAX_IMAGE_BYTES, ImageRefused, ImageSet, RefusedImage, TrainingImage
 from domain.location import InvalidLocation, Location
-from domain.image import MAX_IMAGE_BYTES, TrainingImage, ImageRefused, ImageSet, RefusedImage
 
 log = logging.getLogger(__name__)
 

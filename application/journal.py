@@ -16,15 +16,19 @@ from typing import Any, TypeVar
 from application.fenced_blob import FencedBlob, Superseded
 from application.lease import LeaseLost
 from application.ports import BlobMissing, BlobStore, EventSink
+from domain.errors import UserError
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
-from domain.errors import UserError
 from domain.parameters import InvalidParameter, TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 Member = TypeVar("Member", bound=StrEnum)
+
+_STORED_AS = {"failures": "setbacks"}
+"""Fields whose name in the record is older than their name here: workers of both versions read
+one another's records."""
 
 
 class RecordNewer(UserError):
@@ -141,7 +145,7 @@ def _decode(data: bytes, at: Location) -> tuple[int, TrainingJob]:
 
 def encode_job(job: TrainingJob) -> dict[str, Any]:
     """The job as JSON values."""
-    return asdict(job)
+    return {_STORED_AS.get(name, name): value for name, value in asdict(job).items()}
 
 
 def decode_job(values: dict[str, Any]) -> TrainingJob:
@@ -160,7 +164,7 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
         style_id=values["style_id"],
         state=_member(JobState, values["state"]),
         attempt=values["attempt"],
-        failures=values["failures"],
+        failures=values[_STORED_AS["failures"]],
         waits=values.get("waits", False),
         parameters=optional("parameters", _parameters),
         progress=optional("progress", lambda v: Progress(**_known(Progress, v))),

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from application.fenced_blob import FencedBlob, Superseded
-from application.retry import retry, sleep
 from application.ports import BlobDenied, BlobStore, Clock, Unavailable
+from application.retry import retry, sleep
 from application.stop_signal import StopReason, StopSignal
 from domain.location import Location
 

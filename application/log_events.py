@@ -71,8 +71,7 @@ def undertaking(event: TrainingBegan) -> str:
     """What is about to be trained."""
     images, epochs = event.image_count, event.parameters.epochs
     return (
-        f"training on {images} image{'s' * (images != 1)} "
-        f"for {epochs} epoch{'s' * (epochs != 1)}"
+        f"training on {images} image{'s' * (images != 1)} for {epochs} epoch{'s' * (epochs != 1)}"
     )
 
 

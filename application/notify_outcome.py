@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from application.journal import Entry
-from application.retry import retry, sleep
 from application.ports import Clock, Notifier, NotifierRefused, NotifierUnavailable
-from application.settlement import DeadLetter, Ack, Requeue, Settlement
+from application.retry import retry, sleep
+from application.settlement import Ack, DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
 from domain.job import TrainingJob
 

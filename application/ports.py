@@ -15,9 +15,9 @@ from typing import Protocol
 
 from domain.events import Event
 from domain.failure import Failure
+from domain.image import ImageFacts, ImageSet, TrainingImage
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.image import TrainingImage, ImageFacts, ImageSet
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
@@ -125,7 +125,9 @@ class DeadLetterAction(Enum):
 class DeadLetters(Protocol):
     """The messages that only a person can help. Every queue has them."""
 
-    def process_dead_letters(self, decide: Callable[[DeadMessage], DeadLetterAction]) -> list[DeadMessage]:
+    def process_dead_letters(
+        self, decide: Callable[[DeadMessage], DeadLetterAction]
+    ) -> list[DeadMessage]:
         """Show each dead letter, oldest first, and do with it as is decided.
 
         A letter put back starts afresh, without retries. It leaves the dead letters only when

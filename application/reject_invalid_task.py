@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from application.notify_outcome import OutcomeNotifier
 from application.journal import Journal
-from application.storage_keys import StorageKeys
 from application.lease import Lease
+from application.notify_outcome import OutcomeNotifier
 from application.ports import BlobDenied, BlobStore, Clock
-from application.worker_config import WorkerConfig
 from application.settlement import DeadLetter, Requeue, Settlement, settlement_after
 from application.stop_signal import StopSignal
+from application.storage_keys import StorageKeys
+from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode
 from domain.job import UNDECIDED, TrainingJob
 from domain.task import InvalidTask

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from application.storage_keys import StorageKeys
 from application.ports import BlobDenied, BlobStore, Unavailable
+from application.storage_keys import StorageKeys
 from domain.job import TrainingJob
 from domain.location import Location
 

@@ -10,23 +10,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from application.notify_outcome import OutcomeNotifier
 from application.cancellation import cancellation_requested
-from application.training_loop import TrainingLoop
 from application.fetch_images import ImagesDenied, fetch_images
 from application.journal import Entry, Journal
-from application.storage_keys import StorageKeys
-from application.training_diagnostics import best_epoch
 from application.lease import Lease, LeaseLost
-from application.retry import backoff, retry
+from application.notify_outcome import OutcomeNotifier
 from application.ports import (
     BlobDenied,
     BlobMissing,
     BlobStore,
     CheckpointRejected,
     Clock,
-    Notifier,
     ImageInspector,
+    Notifier,
     Reporter,
     Trainer,
     TrainerBroken,
@@ -35,18 +31,22 @@ from application.ports import (
     Unavailable,
 )
 from application.retention import tidy
-from application.worker_config import WorkerConfig
-from application.slots import AdmissionQueue
+from application.retry import backoff, retry
 from application.settlement import (
-    DeadLetter,
     Ack,
+    DeadLetter,
     Requeue,
     RetryLater,
     Settlement,
     settlement_after,
 )
+from application.slots import AdmissionQueue
 from application.stop_signal import Stopped, StopReason, StopSignal
+from application.storage_keys import StorageKeys
 from application.style_report import ReportWriter
+from application.training_diagnostics import best_epoch
+from application.training_loop import TrainingLoop
+from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import ACTIVE, UNDECIDED, TrainingJob
 from domain.results import Artifact, TrainingMetric
@@ -105,7 +105,9 @@ class RunTraining:
                     return Ack()
                 # From here on a cancellation comes too late.
                 still_ours = partial(self._hold, lease, worker_stop)
-                settlement = self.notify_outcome(entry, still_ours, lambda: lease.firm, worker_stop)
+                settlement = self.notify_outcome(
+                    entry, still_ours, lambda: lease.firm, worker_stop
+                )
                 if entry.job.is_terminal:
                     self._tidy(entry.job)
                 return settlement

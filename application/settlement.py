@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from application.journal import RecordDamaged, RecordNewer
 from application.lease import LeaseHeld, LeaseLost
-from application.retry import backoff
 from application.ports import BlobDenied, Unavailable
-from application.worker_config import WorkerConfig
+from application.retry import backoff
 from application.stop_signal import Stopped, StopReason, StopSignal
+from application.worker_config import WorkerConfig
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from application.stop_signal import StopSignal
 class AdmissionQueue:
     """First come, first served: nobody overtakes a run that waits for others to end.
 
-    Else runs of the batch_key that trains already could keep one of another batch_key waiting for ever.
+    Else runs with the batch key that trains already could keep one with another waiting for ever.
 
     Args:
-        count: runs of one batch_key at a time.
+        count: runs with one batch key at a time.
     """
 
     def __init__(self, count: int = 1) -> None:
@@ -32,7 +32,7 @@ class AdmissionQueue:
         """A slot, as soon as there is one for a run of this batch_key; given up on leaving.
 
         Args:
-            batch_key: ``Trainer.batch_key``; a run of batch_key None trains alone.
+            batch_key: ``Trainer.batch_key``; a run whose key is None trains alone.
             waiting: called once where no slot is free at once.
 
         Raises:
@@ -46,7 +46,9 @@ class AdmissionQueue:
                 self._taken.remove(batch_key)
                 self._changed.notify_all()
 
-    def _wait(self, batch_key: Hashable | None, stop: StopSignal, waiting: Callable[[], None]) -> None:
+    def _wait(
+        self, batch_key: Hashable | None, stop: StopSignal, waiting: Callable[[], None]
+    ) -> None:
         ticket = object()
         with self._changed:
             self._line.append(ticket)

@@ -9,8 +9,6 @@ from functools import partial
 from typing import TypeVar
 
 from application.checkpoint_previews import stored_previews
-from application.storage_keys import StorageKeys
-from application.retry import retry
 from application.ports import (
     BaseFacts,
     BlobStore,
@@ -23,9 +21,11 @@ from application.ports import (
     TrainingSession,
     Unavailable,
 )
+from application.retry import retry
 from application.stop_signal import Stopped, StopSignal
-from domain.job import TrainingJob
+from application.storage_keys import StorageKeys
 from domain.image import ImageSet
+from domain.job import TrainingJob
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from application.cancellation import cancellation_requested
 from application.checkpoint_previews import CheckpointPreviews
 from application.checkpoint_storage import CheckpointStorage
 from application.journal import Entry
-from application.storage_keys import StorageKeys
 from application.lease import Lease
 from application.ports import (
     BlobStore,
@@ -22,8 +21,9 @@ from application.ports import (
     TrainingSession,
     Unavailable,
 )
-from application.worker_config import WorkerConfig
 from application.stop_signal import StopReason, StopSignal
+from application.storage_keys import StorageKeys
+from application.worker_config import WorkerConfig
 from domain.progress import Progress, Speedometer
 
 log = logging.getLogger(__name__)

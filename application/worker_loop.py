@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from application.event_bus import Watcher, Watchers
-from application.retry import sleep
 from application.ports import (
     Clock,
     Delivery,
@@ -17,7 +16,8 @@ from application.ports import (
     TaskParser,
     TrainerBroken,
 )
-from application.settlement import DeadLetter, Ack, Requeue, RetryLater, Settlement
+from application.retry import sleep
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopSignal
 from domain.task import InvalidTask, TrainingTask
 

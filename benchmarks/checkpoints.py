@@ -23,13 +23,13 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.filesystem import FileBlobStore
 from adapters.memory import InlineExecutor, MemoryNotifier
 from adapters.pillow import decode
-from application.training_loop import TrainingLoop
 from application.journal import Journal
-from application.storage_keys import StorageKeys
 from application.lease import Lease
 from application.ports import TrainingPlan
-from application.worker_config import WorkerConfig
 from application.stop_signal import StopSignal
+from application.storage_keys import StorageKeys
+from application.training_loop import TrainingLoop
+from application.worker_config import WorkerConfig
 from benchmarks.images import drawn_images
 from domain.events import CheckpointSaved, Event
 from domain.job import TrainingJob

@@ -41,7 +41,10 @@ def plain_steps(
             chosen = [images[(step * batch + i) % len(images)] for i in range(batch)]
             decoded_images = [decode(p.data).resize((resolution, resolution)) for p in chosen]
             pixels = torch.stack(
-                [torch.from_numpy(np.array(decoded_image)).permute(2, 0, 1) for decoded_image in decoded_images]
+                [
+                    torch.from_numpy(np.array(decoded_image)).permute(2, 0, 1)
+                    for decoded_image in decoded_images
+                ]
             )
             pixels = (pixels / 127.5 - 1).to(device, dtype)
             with torch.no_grad():

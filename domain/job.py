@@ -134,9 +134,7 @@ class TrainingJob:
         if self.parameters is not None and parameters != self.parameters:
             raise InvalidTransition(self.state, "change the parameters of")
         job = replace(self, state=JobState.TRAINING, waits=False, parameters=parameters)
-        return job, TrainingBegan(
-            **self._ids(), parameters=parameters, image_count=image_count
-        )
+        return job, TrainingBegan(**self._ids(), parameters=parameters, image_count=image_count)
 
     def advance(self, progress: Progress, *, epoch_finished: bool) -> Change:
         """A step is done. A position behind the furthest one reached leaves that one in place."""

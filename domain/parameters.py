@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from domain.limits import Limit, FloatRange, Choice, OutOfLimits, Prompts, Boolean, BoundedText, IntRange
+from domain.limits import (
+    Boolean,
+    BoundedText,
+    Choice,
+    FloatRange,
+    IntRange,
+    Limit,
+    OutOfLimits,
+    Prompts,
+)
 
 MIN_DEFAULT_EPOCHS = 100
 MAX_DEFAULT_EPOCHS = 500

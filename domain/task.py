@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from domain.location import Location
 from domain.errors import UserError
+from domain.location import Location
 from domain.parameters import RequestedParameters
 
 

@@ -22,22 +22,22 @@ from adapters.console import ConsoleNotifier
 from adapters.filesystem import FileBlobStore
 from adapters.pillow import PillowInspector, decode
 from adapters.report.reporter import HtmlReporter
-from adapters.spool import SpoolQueue
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
-from application.notify_outcome import OutcomeNotifier
-from application.worker_pool import WorkerPool
-from application.journal import Journal
-from application.storage_keys import StorageKeys
-from application.lease import LeaseTerms
+from adapters.spool import SpoolQueue
 from application.event_bus import Watchers
+from application.journal import Journal
+from application.lease import LeaseTerms
 from application.log_events import log_event
+from application.notify_outcome import OutcomeNotifier
 from application.ports import BlobStore, Notifier, TaskParser
 from application.reject_invalid_task import RejectInvalidTask
-from application.worker_config import WorkerConfig
 from application.run_training import RunTraining
 from application.slots import AdmissionQueue
+from application.storage_keys import StorageKeys
+from application.worker_config import WorkerConfig
 from application.worker_loop import WorkerLoop
+from application.worker_pool import WorkerPool
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import version
 from entrypoints.default_base import load_base_model
@@ -63,7 +63,9 @@ def build_trainer(base: BaseModel, devices: Sequence[str], slots: int) -> Diffus
     return DiffusionTrainer(base, decode, device, slots=slots)
 
 
-def build_worker_pool(loop: WorkerLoop, run: RunTraining, reject: RejectInvalidTask, slots: int) -> WorkerPool:
+def build_worker_pool(
+    loop: WorkerLoop, run: RunTraining, reject: RejectInvalidTask, slots: int
+) -> WorkerPool:
     """A loop for each slot. Each has a name of its own, for each holds leases of its own."""
     if slots == 1:
         return WorkerPool([loop])
@@ -327,4 +329,6 @@ class Container(containers.DeclarativeContainer):
         clock=clock,
         watch=watch,
     )
-    worker_pool = providers.Singleton(build_worker_pool, worker_loop, run_training, reject_invalid_task, slots)
+    worker_pool = providers.Singleton(
+        build_worker_pool, worker_loop, run_training, reject_invalid_task, slots
+    )

@@ -25,25 +25,25 @@ from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
 from application.fetch_images import fetch_images
 from application.journal import recorded_job
-from application.storage_keys import JOBS, StorageKeys
 from application.lease import LeaseTerms
 from application.ports import Blob, BlobMissing, BlobStore
-from application.worker_config import WorkerConfig
-from application.settlement import DeadLetter, Ack, Requeue, RetryLater, Settlement
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
+from application.storage_keys import JOBS, StorageKeys
+from application.worker_config import WorkerConfig
 from domain.failure import TrainingFailed
+from domain.image import MIN_IMAGES, ImageSet
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
-from domain.image import MIN_IMAGES, ImageSet
 from domain.results import Artifact
 from domain.task import TrainingTask
 from entrypoints.container import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from entrypoints.image_folder import CAPTION_SUFFIXES
 from entrypoints.logs import start_logging
 from entrypoints.options import option_of
-from entrypoints.image_folder import CAPTION_SUFFIXES
 from entrypoints.settings import load_settings
 
 if TYPE_CHECKING:
@@ -146,9 +146,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
         )
     )
     container.blobs.override(
-        providers.Singleton(
-            Folders, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,)
-        )
+        providers.Singleton(Folders, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,))
     )
     container.notifier.override(
         providers.Singleton(ConsoleNotifier, container.console, lambda at: out / at.key)

@@ -20,9 +20,9 @@ from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import DepthGauges, MeteredQueue
 from adapters.nvml import GpuReader
 from adapters.status_page.app import Sources, build_app
-from adapters.status_page.state import WorkerState
-from adapters.status_page.previews import PreviewingTrainer, PreviewCache
+from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.server import StatusServer
+from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus, Watchers
 from application.log_events import log_event
 from application.stop_signal import StopSignal

@@ -37,9 +37,7 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     def add(name: str, help_text: str, **kind: Any) -> None:
         group.add_argument(name, help=help_text, default=argparse.SUPPRESS, **kind)
 
-    add(
-        "--epochs", "passes over the images (default: 700 - 20 x images, 100 to 500)", type=int
-    )
+    add("--epochs", "passes over the images (default: 700 - 20 x images, 100 to 500)", type=int)
     add("--learning-rate", "peak learning rate (default: 1e-4, prodigy: 1)", type=float)
     add("--train-text-encoder", "put adapters on the text encoder, too", action="store_true")
     add("--text-encoder-lr", "its peak learning rate (default: learning rate)", type=float)

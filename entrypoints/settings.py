@@ -10,7 +10,15 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
 from adapters.s3.options import check_endpoint
@@ -18,8 +26,8 @@ from adapters.status_page.binding import check_binding
 from adapters.webhook.options import WebhookOptions, check_token, checked_address
 from application.lease import LeaseTerms
 from application.worker_config import WorkerConfig
-from domain.location import InvalidLocation, Location
 from domain.errors import UserError
+from domain.location import InvalidLocation, Location
 from entrypoints.devices import parse_devices
 from entrypoints.settings_typos import settings_typos
 
@@ -33,6 +41,15 @@ DAY = 86_400.0
 """Seconds: the longest that anything here is waited for."""
 WEEK = 7 * DAY
 """Seconds: longer than any job, in milliseconds less than the 2**31 that some brokers end at."""
+
+
+RENAMED = {
+    "fewest_pictures": "min_images",
+    "most_setbacks": "max_failures",
+    "least_disk_gb": "min_disk_gb",
+    "grace_seconds": "shutdown_timeout",
+}
+"""Names that version 0.1 read. They work in this release, where the new name is not set."""
 
 
 class InvalidSettings(UserError):
@@ -53,6 +70,24 @@ class Settings(BaseSettings):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The usual sources, then the values of settings under their former names."""
+        given: dict[str, str | None] = {}
+        for source in (dotenv_settings, env_settings):
+            assert isinstance(source, EnvSettingsSource)
+            given |= source.env_vars
+        former = {new: given[old] for old, new in RENAMED.items() if given.get(old)}
+        renamed = InitSettingsSource(settings_cls, former)
+        return init_settings, env_settings, dotenv_settings, file_secret_settings, renamed
 
     base_model: str | None = Field(
         None,
@@ -542,15 +577,23 @@ def load_settings(
         raise InvalidSettings(f"{where}: cannot be read ({reason})") from None
 
 
-def warn_about_typos(env_file: Path | None = Path(".env")) -> None:
-    """Log what was probably meant as a setting and is not read, once there is a log."""
+def warn_about_names(env_file: Path | None = Path(".env")) -> None:
+    """Log the names of settings that are outdated, and those that are probably misspelt."""
+    for old in sorted(_given(env_file).keys() & RENAMED.keys()):
+        new = RENAMED[old].upper()
+        log.warning("%s is now %s: rename it, the next release ignores it", old.upper(), new)
     for name, near in _typos(env_file).items():
         log.warning("%s is no setting and is not read: did you mean %s?", name, near)
 
 
-def _typos(env_file: Path | None) -> dict[str, str]:
+def _given(env_file: Path | None) -> dict[str, str | None]:
+    """Every name in the environment and in the file, in small letters, with its value."""
     in_file = DotEnvSettingsSource(Settings, env_file=env_file).env_vars
-    given = {**in_file, **os.environ}
+    return {**in_file, **{name.lower(): value for name, value in os.environ.items()}}
+
+
+def _typos(env_file: Path | None) -> dict[str, str]:
+    given = {name: value for name, value in _given(env_file).items() if name not in RENAMED}
     return settings_typos(given, [name.upper() for name in Settings.model_fields])
 
 

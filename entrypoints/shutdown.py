@@ -56,7 +56,9 @@ def _listen(signals: socket.socket, stop: StopSignal, shutdown_timeout: float) -
     try:
         second = _next(signals)
     except (TimeoutError, BlockingIOError):  # the latter where nothing is left to wait for
-        log.warning("the grace of %g s is over: the delivery goes back by itself", shutdown_timeout)
+        log.warning(
+            "the grace of %g s is over: the delivery goes back by itself", shutdown_timeout
+        )
         os._exit(EXIT_SHUTDOWN_TIMEOUT)
     if second is not None:
         log.warning("%s again: stopping at once", signal.Signals(second).name)

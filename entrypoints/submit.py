@@ -14,6 +14,7 @@ from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import add_common_options, run_command
 from entrypoints.exit_codes import UsageError
+from entrypoints.image_folder import find_caption, find_images, read_own
 from entrypoints.options import (
     add_parameter_options,
     add_style_options,
@@ -21,7 +22,6 @@ from entrypoints.options import (
     option_of,
     path,
 )
-from entrypoints.image_folder import find_caption, find_images, read_own
 
 if TYPE_CHECKING:
     from application.ports import DeadMessage
@@ -57,9 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "source", type=path, nargs="?", help="a task as JSON, or a folder of images"
-    )
+    what.add_argument("source", type=path, nargs="?", help="a task as JSON, or a folder of images")
     what.add_argument("--cancel", metavar="TASK_ID", help="stop this task wherever it is")
     what.add_argument(
         "--dead", action="store_true", help="list the dead letters; with --json, their bodies, too"
@@ -96,13 +94,13 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
     from entrypoints.container import open_blobs, open_container
     from entrypoints.logs import start_logging
-    from entrypoints.settings import load_settings, warn_about_typos
+    from entrypoints.settings import load_settings, warn_about_names
 
     _refuse_options_of_no_use(arguments)
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
-    warn_about_typos()
+    warn_about_names()
     with open_container(settings) as container:
         container.blobs.override(
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)
@@ -161,7 +159,11 @@ def _sift(container: Container, arguments: argparse.Namespace) -> None:
         if not wanted:
             raise UsageError("--drop-dead: give a task's id; see --dead")
     elif arguments.replay_dead is not None:
-        fate, option, wanted = DeadLetterAction.PUT_BACK, "--replay-dead", _plain(arguments.replay_dead)
+        fate, option, wanted = (
+            DeadLetterAction.PUT_BACK,
+            "--replay-dead",
+            _plain(arguments.replay_dead),
+        )
     else:
         fate, option, wanted = DeadLetterAction.KEEP, "--dead", ""
     rows = []

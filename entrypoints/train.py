@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from domain.parameters import RequestedParameters
 from entrypoints.cli import add_common_options, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
+from entrypoints.image_folder import find_images, passed_over
 from entrypoints.options import (
     add_parameter_options,
     add_style_options,
@@ -20,7 +21,6 @@ from entrypoints.options import (
     option_of,
     path,
 )
-from entrypoints.image_folder import find_images, passed_over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -66,7 +66,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.settings import (
         WorkerSettings,
         load_settings,
-        warn_about_typos,
+        warn_about_names,
     )
 
     settings = load_settings(kind=WorkerSettings)
@@ -77,9 +77,9 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.check import check
     from entrypoints.container import open_container, queue_place
     from entrypoints.default_base import quiet_libraries
-    from entrypoints.shutdown import graceful_shutdown
     from entrypoints.logs import log_what_nobody_catches, start_logging
     from entrypoints.observe import observed, start_sentry
+    from entrypoints.shutdown import graceful_shutdown
 
     quiet_libraries()
     logs = start_logging(
@@ -88,7 +88,7 @@ def _work(arguments: argparse.Namespace) -> int:
         secrets=settings.secrets(),
     )
     log_what_nobody_catches()
-    warn_about_typos()
+    warn_about_names()
     start_sentry(settings, logs)
     log = logging.getLogger(__name__)
     stop = StopSignal()

@@ -24,6 +24,8 @@ from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
 from domain.parameters import TrainingParameters
 
 FORMAT = "4"
+_FORMER_NAMES = {"pictures": "images", "picture sizes": "image sizes"}
+"""Parts of a run's identity under the names that version 0.1 wrote."""
 _OPTIMIZER = "optimizer."
 _DEFAULTS: dict[str, Any] = {
     parameter.name: json.loads(json.dumps(parameter.default))
@@ -171,6 +173,7 @@ def _loss_scale(scale: float, tracker: int) -> tuple[float, int]:
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    found = {_FORMER_NAMES.get(part, part): value for part, value in found.items()}
     for part in ("base model", "images", "image sizes", "captions"):
         if found[part] != wanted[part]:
             raise CheckpointRejected(f"the checkpoint is of another run: other {part}")

@@ -9,7 +9,7 @@ from itertools import count
 
 from adapters.metrics.instruments import Metrics, suppress_errors
 from application.active_jobs import ActiveJobs
-from application.settlement import DeadLetter, Ack, Requeue, RetryLater, Settlement
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from domain.events import (
     CheckpointSaved,
     Event,

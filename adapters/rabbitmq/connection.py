@@ -10,10 +10,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from adapters.rabbitmq.pika_patches import read_every_message
-from adapters.rabbitmq.options import RabbitOptions
-from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.errors import SessionOver, explain, is_expected
+from adapters.rabbitmq.options import RabbitOptions
+from adapters.rabbitmq.pika_patches import read_every_message
+from adapters.rabbitmq.session import Session
 from application.ports import Clock, DeliveryLost, QueueUnavailable
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from adapters.rabbitmq import envelope
 from adapters.rabbitmq.connection import Connection
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from application.ports import DeadMessage, DeadLetterAction, QueueUnavailable
+from application.ports import DeadLetterAction, DeadMessage, QueueUnavailable
 
 _INTERRUPTED = "the connection was lost while sifting the dead letters: sift again"
 

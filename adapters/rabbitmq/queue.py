@@ -16,7 +16,7 @@ from adapters.rabbitmq.inbox import Inbox
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from application.ports import Clock, DeadMessage, Delivery, DeliveryLost, DeadLetterAction
+from application.ports import Clock, DeadLetterAction, DeadMessage, Delivery, DeliveryLost
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,9 @@ class RabbitQueue:
         """Let the broker deliver the message anew."""
         self._settle(delivery, lambda session: session.requeue(delivery.id))
 
-    def process_dead_letters(self, decide: Callable[[DeadMessage], DeadLetterAction]) -> list[DeadMessage]:
+    def process_dead_letters(
+        self, decide: Callable[[DeadMessage], DeadLetterAction]
+    ) -> list[DeadMessage]:
         """Show the dead letters and do as is decided; those that are kept keep their order.
 
         Letters that come in meanwhile are not shown. Those that another sifter holds are not

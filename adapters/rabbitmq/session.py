@@ -19,9 +19,9 @@ from pika.adapters.blocking_connection import BlockingChannel
 from adapters.rabbitmq import envelope
 from adapters.rabbitmq.check import BrokerFacts, probe
 from adapters.rabbitmq.consumer import Consumer, start_consumer, why_cancelled
+from adapters.rabbitmq.errors import SessionOver
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.topology import Topology
-from adapters.rabbitmq.errors import SessionOver
 from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
 
 log = logging.getLogger(__name__)

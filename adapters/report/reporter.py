@@ -14,11 +14,11 @@ from PIL import Image
 
 from adapters.report.curves import curves_in_words, has_gradients, plot_curves
 from adapters.report.preview_grid import draw_previews
-from application.training_diagnostics import best_epoch, overfitting_note, standstill_note
 from application.ports import ReportFile, StyleReport
+from application.training_diagnostics import best_epoch, overfitting_note, standstill_note
 from domain.buckets import bucket_of, kept_of
-from domain.parameters import TrainingParameters
 from domain.image import TrainingImage
+from domain.parameters import TrainingParameters
 
 _Item = TypeVar("_Item")
 

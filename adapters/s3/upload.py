@@ -93,7 +93,11 @@ def _in_parts(
                 ChecksumSHA256=checksum,
             )
             parts.append(
-                {"PartNumber": number, "ETag": require_field(sent, "ETag"), "ChecksumSHA256": checksum}
+                {
+                    "PartNumber": number,
+                    "ETag": require_field(sent, "ETag"),
+                    "ChecksumSHA256": checksum,
+                }
             )
         completed = client.complete_multipart_upload(
             Bucket=at.bucket,

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from adapters.status_page.auth import AuthMiddleware
-from adapters.status_page.state import WorkerState
 from adapters.status_page.previews import PreviewCache
+from adapters.status_page.state import WorkerState
 from application.ports import GpuReading
 
 
@@ -119,7 +119,9 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         Route("/previews/{number:int}/{place:int}/{when}.png", preview),
         *(_file_route(path, name, kind) for path, name, kind in _FILES),
     ]
-    guard = Middleware(AuthMiddleware, host=host, token=token, login_page=_read("login.html").decode())
+    guard = Middleware(
+        AuthMiddleware, host=host, token=token, login_page=_read("login.html").decode()
+    )
     app = Starlette(routes=routes, middleware=[guard])
     app.build_middleware_stack()  # now, so that a wrong binding is refused now
     return app

@@ -120,7 +120,7 @@ class PreviewCache:
 
 @dataclass(frozen=True)
 class PreviewingTrainer:
-    """Port ``Trainer`` around another one: what its sessions draw is kept on the preview_cache, too."""
+    """Port ``Trainer`` around another one; keeps what its sessions draw in the cache."""
 
     inner: Trainer
     preview_cache: PreviewCache

@@ -10,7 +10,7 @@ from adapters.status_page.job_view import JobView
 from adapters.status_page.past_jobs import PastJobs
 from application.active_jobs import ActiveJobs
 from application.ports import Clock
-from application.settlement import DeadLetter, Ack, Requeue, RetryLater, Settlement
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from domain.events import (
     CheckpointSaved,
     Event,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.webhook.response import check_response, connection_error
 from adapters.webhook.options import WebhookOptions
-from adapters.webhook.transport import Answer, TransportError, Transport
+from adapters.webhook.response import check_response, connection_error
+from adapters.webhook.transport import Answer, Transport, TransportError
 from application.ports import Clock, NotifierRefused, NotifierUnavailable
 from domain.failure import Failure
 from domain.progress import Progress

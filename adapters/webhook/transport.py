@@ -139,7 +139,9 @@ def _content(raw: Any, deadline: Deadline) -> bytes | None:
     return None if deadline.over else content
 
 
-def _explained(error: Exception, deadline: Deadline, before: BaseException | None) -> TransportError:
+def _explained(
+    error: Exception, deadline: Deadline, before: BaseException | None
+) -> TransportError:
     links = _links(error, before)
     # Requests and urllib3 wrap their errors in one another; the innermost has the words.
     inner = links[-1]

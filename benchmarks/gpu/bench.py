@@ -23,8 +23,8 @@ from application.ports import TrainingPlan
 from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base
 from benchmarks.gpu.facts import gib, wait_for
 from benchmarks.images import drawn_images
-from domain.parameters import TrainingParameters
 from domain.image import TrainingImage
+from domain.parameters import TrainingParameters
 
 WARM_UP = 8
 """Steps before the clock runs: kernels are chosen, and each shape recorded."""

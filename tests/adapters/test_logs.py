@@ -20,8 +20,8 @@ from adapters.logs.formats import JsonFormatter, TextFormatter
 from adapters.logs.job_log import JobLog
 from adapters.logs.redact import REDACTED, Redactor
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryInspector
-from application.fetch_images import fetch_images
 from application.event_bus import EventBus, Watchers
+from application.fetch_images import fetch_images
 from application.ports import BlobMissing, BlobUnavailable
 from application.settlement import Ack
 from application.stop_signal import StopSignal

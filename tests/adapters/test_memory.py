@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from adapters.memory import ManualClock, MemoryInspector, MemoryQueue, MemoryTrainer
 from application.ports import TrainingPlan
-from domain.parameters import TrainingParameters
 from domain.image import TrainingImage
+from domain.parameters import TrainingParameters
 
 
 def test_the_manual_clock_stands_still_and_jumps_on_the_wall_alone() -> None:

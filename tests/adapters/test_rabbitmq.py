@@ -26,10 +26,10 @@ from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from adapters.clock import SystemClock
 from adapters.rabbitmq.connection import PUMP_SECONDS, Connection
+from adapters.rabbitmq.errors import SessionOver, explain, is_expected
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from adapters.rabbitmq.errors import SessionOver, explain, is_expected
 from application.ports import DeliveryLost, QueueUnavailable
 from tests.services.waiting import eventually
 

@@ -12,9 +12,9 @@ from adapters.report.curves import curves_in_words, plot_curves
 from adapters.report.preview_grid import draw_previews
 from adapters.report.reporter import THUMBNAIL_PIXELS, HtmlReporter
 from application.ports import BaseFacts, EpochRecord, Preview, StyleReport
+from domain.image import ImageFacts, ImageSet, RefusedImage, TrainingImage
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.image import TrainingImage, ImageFacts, ImageSet, RefusedImage
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
@@ -59,7 +59,9 @@ def png(colour: str = "teal", size: tuple[int, int] = (64, 64)) -> bytes:
     return file.getvalue()
 
 
-def make_image(name: str, pixels: str, perceptual_hash: int, caption: str | None = None) -> TrainingImage:
+def make_image(
+    name: str, pixels: str, perceptual_hash: int, caption: str | None = None
+) -> TrainingImage:
     facts = ImageFacts(400, 300, pixels, perceptual_hash)
     return TrainingImage(name, png(size=(400, 300)), facts, caption)
 

@@ -21,17 +21,17 @@ from adapters.memory import ManualClock, MemoryBlobStore
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
+from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.state import WorkerState
-from adapters.status_page.previews import PreviewingTrainer, PreviewCache
-from application.journal import Journal
 from application.event_bus import EventBus, Watchers
+from application.journal import Journal
 from application.log_events import log_event
 from application.settlement import Ack, Settlement
 from application.stop_signal import StopSignal
 from domain.events import Event
 from domain.location import Location
 from domain.task import TrainingTask
-from tests.application.world import KEYS, CONFIG, World, a_task
+from tests.application.world import CONFIG, KEYS, World, a_task
 
 STYLES = (1, 2, 3)
 EPOCHS = 25

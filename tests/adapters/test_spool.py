@@ -19,9 +19,9 @@ from adapters.memory import ManualClock
 from adapters.spool import SETTLING_SECONDS, SpoolQueue
 from application.ports import (
     MAX_MESSAGE_BYTES,
+    DeadLetterAction,
     Delivery,
     DeliveryLost,
-    DeadLetterAction,
     QueueUnavailable,
 )
 

@@ -14,10 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from adapters.status_page.auth import COOKIE
 from adapters.status_page.app import Check, Finding, build_app
+from adapters.status_page.auth import COOKIE
 from adapters.status_page.binding import InvalidBinding, check_binding, is_loopback
-from adapters.status_page.previews import PreviewingTrainer, PreviewCache
+from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.server import AddressTaken, StatusServer
 from application.ports import Preview
 from application.settlement import Ack
@@ -183,7 +183,9 @@ def test_the_shelf_keeps_runs_side_by_side_apart_and_few_of_them() -> None:
     assert images() == 1, "of what is over only the last"
     assert (preview_cache.shown() or {})["style_id"] == 3
     preview_cache.close(preview_cache.open(4))
-    assert (preview_cache.shown(4) or {})["style_id"] == 3, "a run without images leaves those there are"
+    assert (preview_cache.shown(4) or {})["style_id"] == 3, (
+        "a run without images leaves those there are"
+    )
 
 
 def test_what_a_session_draws_is_on_the_shelf_and_the_run_is_as_before() -> None:

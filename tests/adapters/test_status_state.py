@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from adapters.memory import ManualClock
-from adapters.status_page.state import WorkerState
 from adapters.status_page.curve import MAX_POINTS, LossCurve
 from adapters.status_page.past_jobs import RECENT_JOBS
+from adapters.status_page.state import WorkerState
 from application.journal import Journal
-from application.settlement import DeadLetter, Ack, Requeue, RetryLater
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from domain.events import AnnouncementBegun, ProgressMade
 from domain.failure import FailureCode

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from adapters.webhook.response import (
-    MAX_RETRY_AFTER,
-    MAX_REASON_CHARACTERS,
-    check_response,
-    readable,
-    retry_after,
-    connection_error,
-)
 from adapters.webhook.deadline import Deadline
 from adapters.webhook.options import InvalidBackend, WebhookOptions, is_loopback
+from adapters.webhook.response import (
+    MAX_REASON_CHARACTERS,
+    MAX_RETRY_AFTER,
+    check_response,
+    connection_error,
+    readable,
+    retry_after,
+)
 from adapters.webhook.transport import Answer, TransportError
 from application.ports import NotifierRefused, NotifierUnavailable
 from tests.services.waiting import eventually
@@ -244,8 +244,14 @@ def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
     [
         (TransportError("cut", sent=True), "may have taken the call, or not: cut"),
         (TransportError("cut", sent=True, untrusted=True), "may have taken the call, or not: cut"),
-        (TransportError("expired", sent=False, untrusted=True), "TLS with https://b fails (expired)"),
-        (TransportError("refused", sent=False), "cannot be reached, the call was not sent: refused"),
+        (
+            TransportError("expired", sent=False, untrusted=True),
+            "TLS with https://b fails (expired)",
+        ),
+        (
+            TransportError("refused", sent=False),
+            "cannot be reached, the call was not sent: refused",
+        ),
     ],
 )
 def test_a_call_that_may_have_arrived_is_told_from_one_that_did_not(

@@ -12,7 +12,7 @@ from application.stop_signal import StopSignal
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task
+from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
 
 
 def test_a_cancelled_job_stops_at_the_next_look_and_the_backend_is_told(world: World) -> None:

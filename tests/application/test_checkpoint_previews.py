@@ -16,7 +16,7 @@ from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
-from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task
+from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
 
 
 class Drawing:

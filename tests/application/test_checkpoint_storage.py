@@ -19,13 +19,13 @@ from application import checkpoint_storage
 from application.journal import Journal
 from application.ports import BlobDenied, BlobUnavailable
 from application.run_training import RunTraining
-from application.settlement import DeadLetter, Ack, Requeue, RetryLater
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from domain.events import CheckpointSaved, ProgressMade
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task
+from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from application.ports import BlobDenied, BlobUnavailable, PreconditionFailed, TrainerBroken
-from application.slots import AdmissionQueue
 from application.settlement import Ack, RetryLater
+from application.slots import AdmissionQueue
 from application.stop_signal import StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import KEYS, CONFIG, TASK_ID, Crash, Watched, World, a_task
+from tests.application.world import CONFIG, KEYS, TASK_ID, Crash, Watched, World, a_task
 
 
 def test_a_job_that_keeps_crashing_is_given_up(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from adapters.memory import MemoryTrainer
 from application.ports import Blob, BlobDenied
-from application.settlement import DeadLetter, Ack
+from application.settlement import Ack, DeadLetter
 from application.stop_signal import StopSignal
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
@@ -89,9 +89,7 @@ def test_denied_images_are_the_operators_matter_not_the_artists(world: World) ->
     assert world.job().state is JobState.INTERRUPTED
 
 
-def test_captions_lie_beside_their_images(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_captions_lie_beside_their_images(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.blobs.put(Location("media", "7/00.txt"), "a  red\nfox ".encode("utf-8-sig"))
     world.blobs.put(Location("media", "7/01.txt"), b"\xff\xfe\xff")
     world.blobs.put(Location("media", "7/02.txt"), b"red " * 5000)

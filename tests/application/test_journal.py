@@ -53,6 +53,16 @@ def test_a_job_is_read_as_it_was_written() -> None:
     assert decode_job(written(JOB)) == JOB
 
 
+def test_the_record_keeps_the_names_of_version_0_1() -> None:
+    """Workers of both versions take jobs over from one another during an update."""
+    record = written(JOB)
+    assert record["setbacks"] == 1
+    assert record.keys() == {
+        *("task_id", "style_id", "state", "attempt", "setbacks", "waits", "parameters"),
+        *("progress", "checkpoint", "metric", "artifact", "failure", "announcements"),
+    }
+
+
 @pytest.mark.parametrize("part", [None, "progress", "metric"])
 def test_what_a_newer_worker_has_added_is_left_out(part: str | None) -> None:
     record = written(JOB)

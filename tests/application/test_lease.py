@@ -16,7 +16,7 @@ from application.stop_signal import StopReason, StopSignal
 from domain.events import ProgressMade
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task
+from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
 
 
 def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from application.notify_outcome import SLOW_ANSWER, OutcomeNotifier
 from application.journal import Entry, Journal
 from application.lease import LeaseLost
+from application.notify_outcome import SLOW_ANSWER, OutcomeNotifier
 from application.ports import BlobUnavailable, NotifierRefused, NotifierUnavailable
-from application.settlement import DeadLetter, Ack, Requeue
+from application.settlement import Ack, DeadLetter, Requeue
 from application.stop_signal import StopReason, StopSignal
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from adapters.memory import ManualClock
-from application.retry import retry
 from application.ports import BlobUnavailable
+from application.retry import retry
 from application.stop_signal import StopReason, StopSignal
 
 

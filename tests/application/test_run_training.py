@@ -10,12 +10,12 @@ import pytest
 
 from adapters.memory import MemoryTrainer
 from application.ports import Blob, BlobDenied, NotifierRefused, NotifierUnavailable
-from application.settlement import DeadLetter, Ack, Requeue, RetryLater
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from domain.job import JobState
 from domain.location import Location
 from domain.parameters import RequestedParameters
-from tests.application.world import KEYS, CONFIG, TASK_ID, AwayAfter, Watched, World, a_task
+from tests.application.world import CONFIG, KEYS, TASK_ID, AwayAfter, Watched, World, a_task
 
 
 def test_a_task_becomes_a_style_that_is_announced_once(world: World) -> None:

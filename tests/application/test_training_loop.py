@@ -15,7 +15,7 @@ from domain.events import CheckpointSaved, JobStarted, ProgressMade
 from domain.job import JobState
 from domain.location import Location
 from domain.progress import Progress
-from tests.application.world import KEYS, CONFIG, TASK_ID, Watched, World, a_task, stored_epochs
+from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task, stored_epochs
 
 
 def test_checkpoints_are_saved_every_ten_epochs_and_at_the_end(world: World) -> None:

@@ -12,31 +12,31 @@ import pytest
 
 from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
-from adapters.spool import SpoolQueue
 from adapters.schemas.task import TaskReader, encode_task
-from application.notify_outcome import SLOW_ANSWER
-from application.journal import Journal
+from adapters.spool import SpoolQueue
 from application.event_bus import Watcher, Watchers
+from application.journal import Journal
+from application.notify_outcome import SLOW_ANSWER
 from application.ports import (
     BaseFacts,
     Blob,
     BlobDenied,
+    DeadLetterAction,
     Delivery,
     DeliveryLost,
-    DeadLetterAction,
     NotifierUnavailable,
     QueueUnavailable,
     TrainerBroken,
 )
 from application.reject_invalid_task import RejectInvalidTask
-from application.settlement import DeadLetter, Ack, Settlement
+from application.settlement import Ack, DeadLetter, Settlement
 from application.stop_signal import StopReason, StopSignal
 from application.worker_loop import AWAY_SECONDS, EMPTY_LOOKS, WorkerLoop
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
 from domain.task import TrainingTask
-from tests.application.world import KEYS, CONFIG, TASK_ID, World, a_task
+from tests.application.world import CONFIG, KEYS, TASK_ID, World, a_task
 
 BAD = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
 """Says which style it was, so that the backend is told."""
@@ -367,6 +367,6 @@ def test_until_empty_a_message_that_is_still_being_written_is_waited_for(
     (tmp_path / "task.json").write_bytes(b"no task, and no end of one")
     spool = SpoolQueue(tmp_path, world.clock, lambda: "id")
     loop_over(world, spool)(StopSignal(), until_empty=True)
-    assert [letter.body for letter in spool.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == [
-        b"no task, and no end of one"
-    ]
+    assert [
+        letter.body for letter in spool.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+    ] == [b"no task, and no end of one"]

@@ -12,13 +12,13 @@ import pytest
 from adapters.clock import SystemClock
 from adapters.memory import MemoryQueue, MemoryTrainer
 from adapters.schemas.task import TaskReader, encode_task
-from application.worker_pool import WorkerPool
-from application.storage_keys import StorageKeys
 from application.run_training import RunTraining
-from application.slots import AdmissionQueue
 from application.settlement import Ack, Settlement
+from application.slots import AdmissionQueue
 from application.stop_signal import StopReason, StopSignal
+from application.storage_keys import StorageKeys
 from application.worker_loop import WorkerLoop
+from application.worker_pool import WorkerPool
 from domain.task import TrainingTask
 from tests.application.world import CONFIG, World, a_task
 

@@ -16,15 +16,15 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
-from application.notify_outcome import OutcomeNotifier
 from application.journal import Journal
-from application.storage_keys import StorageKeys
 from application.lease import LeaseTerms
+from application.notify_outcome import OutcomeNotifier
 from application.ports import BlobUnavailable, Notifier, TrainingSession
-from application.worker_config import WorkerConfig
 from application.run_training import RunTraining
 from application.settlement import Requeue, RetryLater, Settlement
 from application.stop_signal import StopSignal
+from application.storage_keys import StorageKeys
+from application.worker_config import WorkerConfig
 from domain.events import Event
 from domain.job import TrainingJob
 from domain.location import Location

@@ -13,9 +13,9 @@ from rich.console import Console
 from adapters.clock import SystemClock
 from adapters.console import ConsoleNotifier
 from adapters.memory import MemoryNotifier
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from application.ports import Notifier
 from domain.failure import Failure, FailureCode
 from domain.location import Location

@@ -16,7 +16,14 @@ import pytest
 
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.spool import SpoolQueue
-from application.ports import DeadLetters, Delivery, DeliveryLost, DeadLetterAction, Queue, QueueDepths
+from application.ports import (
+    DeadLetterAction,
+    DeadLetters,
+    Delivery,
+    DeliveryLost,
+    Queue,
+    QueueDepths,
+)
 from tests.services.queues import PORT, opened, own_options
 from tests.services.tcp_proxy import Proxy
 
@@ -60,7 +67,10 @@ class Harness:
 
     def dead(self) -> list[tuple[bytes, str]]:
         """Bodies of the dead letters, each with its reason, oldest first."""
-        return [(letter.body, letter.reason) for letter in self.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)]
+        return [
+            (letter.body, letter.reason)
+            for letter in self.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+        ]
 
     def is_idle(self) -> bool:
         return self.queue.receive(0.5) is None
@@ -234,11 +244,16 @@ def test_looking_at_dead_letters_leaves_them_and_a_wanted_one_goes_back(harness:
         harness.queue.publish(body)
         harness.queue.dead_letter(harness.receive(), "the backend refuses")
     for _ in range(2):
-        assert [letter.body for letter in harness.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == bodies
+        assert [
+            letter.body
+            for letter in harness.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+        ] == bodies
     assert harness.is_idle()
 
     shown = harness.letters.process_dead_letters(
-        lambda letter: DeadLetterAction.PUT_BACK if letter.body == bodies[1] else DeadLetterAction.KEEP
+        lambda letter: (
+            DeadLetterAction.PUT_BACK if letter.body == bodies[1] else DeadLetterAction.KEEP
+        )
     )
     assert [letter.body for letter in shown] == bodies
     again = harness.receive()
@@ -252,7 +267,9 @@ def test_a_dead_letter_that_is_dropped_is_gone_and_the_others_stay(harness: Harn
     for body in (b'{"n": 1}', b'{"n": 2}', b'{"n": 3}'):
         harness.queue.publish(body)
         harness.queue.dead_letter(harness.receive(), "the style is gone")
-    harness.letters.process_dead_letters(lambda letter: DeadLetterAction.DROP if b"2" in letter.body else DeadLetterAction.KEEP)
+    harness.letters.process_dead_letters(
+        lambda letter: DeadLetterAction.DROP if b"2" in letter.body else DeadLetterAction.KEEP
+    )
     assert [body for body, _ in harness.dead()] == [b'{"n": 1}', b'{"n": 3}']
     assert harness.is_idle()
 

@@ -21,8 +21,8 @@ from application.ports import (
     TrainingPlan,
     TrainingSession,
 )
-from domain.parameters import TrainingParameters
 from domain.image import TrainingImage
+from domain.parameters import TrainingParameters
 
 EPOCHS = 3
 

@@ -68,7 +68,10 @@ def test_a_worker_can_do_all_that_it_does_with_messages(broker: Broker) -> None:
         assert second is not None
         assert second.retries == 1
         queue.dead_letter(second, "another reason")
-        assert [letter.body for letter in queue.process_dead_letters(lambda _letter: DeadLetterAction.PUT_BACK)] == [b"{}"]
+        assert [
+            letter.body
+            for letter in queue.process_dead_letters(lambda _letter: DeadLetterAction.PUT_BACK)
+        ] == [b"{}"]
         third = queue.receive(10.0)
         assert third is not None
         queue.requeue(third)

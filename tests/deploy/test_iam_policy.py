@@ -17,10 +17,10 @@ from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
 from application.cancellation import cancellation_requested, request_cancellation
 from application.check_bucket import check_bucket
-from application.storage_keys import StorageKeys
 from application.ports import BlobDenied, BlobMissing, IfAbsent, IfMatch
 from application.settlement import Ack
 from application.stop_signal import StopSignal
+from application.storage_keys import StorageKeys
 from domain.location import Location
 from domain.task import TrainingTask
 from tests.application.world import TASK_ID, World, a_task

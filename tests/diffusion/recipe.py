@@ -23,7 +23,9 @@ def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tens
     """
     parameters, unet = plan.parameters, base.unet
     decoded_images = [decode(image.data) for image in plan.images]
-    sizes = [bucket_of(*decoded_image.size, parameters.resolution) for decoded_image in decoded_images]
+    sizes = [
+        bucket_of(*decoded_image.size, parameters.resolution) for decoded_image in decoded_images
+    ]
     buckets = [
         [i for i, other in enumerate(sizes) if other == size] for size in sorted(set(sizes))
     ]
@@ -49,7 +51,9 @@ def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tens
             losses = 0.0
             batches = epoch_batches(buckets, parameters.batch_size, parameters.seed, epoch)
             for position, batch in enumerate(batches):
-                loss = loss_of(base, plan, decoded_images, sizes, batch, epoch * epoch_steps + position)
+                loss = loss_of(
+                    base, plan, decoded_images, sizes, batch, epoch * epoch_steps + position
+                )
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimizer.step()

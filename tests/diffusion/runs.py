@@ -17,8 +17,8 @@ from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import PillowInspector
 from application.ports import EpochRecord, StepReport, TrainingPlan, TrainingSession
-from domain.parameters import TrainingParameters
 from domain.image import TrainingImage
+from domain.parameters import TrainingParameters
 
 needs_prodigy = pytest.mark.skipif(
     find_spec("prodigyopt") is None,

@@ -16,8 +16,8 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import TrainerBroken
 from domain.image import TrainingImage
-from tests.diffusion.runs import plan_of
 from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import plan_of
 
 pytestmark = pytest.mark.integration
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from adapters.diffusion.data.captions import caption_of, end_of_word
-from domain.image import TrainingImage, ImageFacts
+from domain.image import ImageFacts, TrainingImage
 
 
 def image(caption: str | None) -> TrainingImage:

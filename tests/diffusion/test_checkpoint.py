@@ -49,6 +49,15 @@ def test_what_is_written_is_read_back_exactly() -> None:
         assert torch.equal(tensor, STATE.optimizer.tensors[name])
 
 
+def test_a_checkpoint_of_version_0_1_is_read() -> None:
+    """It named two parts of the run's identity differently."""
+    identity = {
+        {"images": "pictures", "image sizes": "picture sizes"}.get(part, part): value
+        for part, value in IDENTITY.items()
+    }
+    assert decode_checkpoint(encode_checkpoint(STATE, identity), IDENTITY, 5).step == STATE.step
+
+
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
 def test_any_altered_byte_is_noticed(position: int, change: int) -> None:
     altered = bytearray(DATA)

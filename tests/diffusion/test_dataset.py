@@ -21,7 +21,9 @@ SIZES = [(64, 64), (64, 64), (48, 80), (64, 64), (48, 80)]
 
 
 def encoded(base: BaseModel, images: tuple[TrainingImage, ...], *, mirrored: bool) -> Dataset:
-    decoded_images = [(decode(image.data), size) for image, size in zip(images, SIZES, strict=True)]
+    decoded_images = [
+        (decode(image.data), size) for image, size in zip(images, SIZES, strict=True)
+    ]
     captions = ["one", "two", "one", "", "three"]
     return encode_dataset(base, decoded_images, captions, mirrored=mirrored, device=CPU)
 

@@ -18,8 +18,8 @@ from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.image import TrainingImage
-from tests.diffusion.runs import drive, measured_in, plan_of, run, weights_of
 from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import drive, measured_in, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 
@@ -86,9 +86,7 @@ def test_epochs_are_measured_as_often_as_asked_and_at_the_end(
     assert measured(validation_epochs=0) == []
 
 
-def test_measuring_changes_nothing_in_the_run(
-    trainer: DiffusionTrainer, images: Images
-) -> None:
+def test_measuring_changes_nothing_in_the_run(trainer: DiffusionTrainer, images: Images) -> None:
     def trained(every: int) -> tuple[torch.Tensor, list[float]]:
         plan = plan_of(images[:3], epochs=3, lora_dropout=0.2, validation_epochs=every)
         with trainer.open(plan, None) as session:
@@ -114,9 +112,7 @@ def test_equal_weights_measure_equal_and_after_a_resume_too(
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
-def test_held_out_images_are_not_trained_on(
-    trainer: DiffusionTrainer, images: Images
-) -> None:
+def test_held_out_images_are_not_trained_on(trainer: DiffusionTrainer, images: Images) -> None:
     def trained(images: Images) -> tuple[torch.Tensor, float]:
         plan = plan_of(images, epochs=1, validation_split=0.4, validation_epochs=1)
         with trainer.open(plan, None) as session:
@@ -169,9 +165,7 @@ def test_a_measurement_is_made_in_the_denoisers_own_precision(
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
     trainer = DiffusionTrainer(own, decode, strategy=Strategy(compute=compute, flat_path=True))
-    assert measured_in(trainer, own, plan_of(images[:1], epochs=1)) == {
-        (compute, compute, False)
-    }
+    assert measured_in(trainer, own, plan_of(images[:1], epochs=1)) == {(compute, compute, False)}
 
 
 def test_a_measurement_covers_the_whole_schedule() -> None:

@@ -29,8 +29,8 @@ from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from benchmarks.full_size import pipeline_of
-from domain.parameters import LoraTargets
 from domain.image import TrainingImage
+from domain.parameters import LoraTargets
 from tests.diffusion.reference_loaders import (
     UNET,
     a1111_decomposed,

@@ -23,10 +23,10 @@ from adapters.diffusion.fused.operations import gated
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
-from domain.parameters import LoraTargets
 from domain.image import TrainingImage
-from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
+from domain.parameters import LoraTargets
 from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
 
 pytestmark = pytest.mark.integration
 

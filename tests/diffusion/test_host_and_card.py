@@ -16,8 +16,8 @@ from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.image import TrainingImage
-from tests.diffusion.fake_device import CARD, BlankCard, let_adamw_be_fused_there, move_to_card
 from tests.diffusion.conftest import SMALL_BASE
+from tests.diffusion.fake_device import CARD, BlankCard, let_adamw_be_fused_there, move_to_card
 from tests.diffusion.runs import EVERY_OPTION, plan_of
 
 pytestmark = pytest.mark.integration

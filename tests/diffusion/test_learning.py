@@ -102,8 +102,7 @@ def shuffled_captions(_: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan
     moved = captions[1:] + captions[:1]
     assert all(caption != own for caption, own in zip(moved, captions, strict=True))
     images = tuple(
-        replace(image, caption=caption)
-        for image, caption in zip(plan.images, moved, strict=True)
+        replace(image, caption=caption) for image, caption in zip(plan.images, moved, strict=True)
     )
     return replace(plan, images=images)
 

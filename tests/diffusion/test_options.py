@@ -24,8 +24,8 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from application.ports import CheckpointRejected
 from domain.failure import FailureCode, TrainingFailed
-from domain.parameters import RequestedParameters, TrainingParameters
 from domain.image import TrainingImage
+from domain.parameters import RequestedParameters, TrainingParameters
 from tests.diffusion.runs import needs_prodigy, plan_of, predict, run
 
 pytestmark = pytest.mark.integration

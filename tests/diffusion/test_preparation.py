@@ -23,8 +23,7 @@ def captions_of(
     base: BaseModel, images: tuple[TrainingImage, ...], *captions: str, trigger_word: str | None
 ) -> list[str]:
     worded = [
-        replace(image, caption=caption)
-        for image, caption in zip(images, captions, strict=False)
+        replace(image, caption=caption) for image, caption in zip(images, captions, strict=False)
     ]
     plan = plan_of(worded, trigger_word=trigger_word)
     return prepare(base, plan, decode, torch.device("cpu")).captions

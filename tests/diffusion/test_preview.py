@@ -21,8 +21,8 @@ from adapters.diffusion.preview import (
     request_previews,
 )
 from adapters.diffusion.trainer import DiffusionTrainer
-from domain.parameters import TrainingParameters
 from domain.image import TrainingImage
+from domain.parameters import TrainingParameters
 from tests.diffusion.runs import plan_of
 
 pytestmark = pytest.mark.integration

@@ -9,9 +9,9 @@ from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.image import TrainingImage
+from tests.diffusion.fake_cuda_graph import Tape
 from tests.diffusion.recipe import recipe
 from tests.diffusion.runs import plan_of, weights_of
-from tests.diffusion.fake_cuda_graph import Tape
 
 pytestmark = pytest.mark.integration
 

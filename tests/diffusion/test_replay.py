@@ -20,8 +20,8 @@ from adapters.diffusion.strategy import PLAIN, Strategy, choose_strategy, descri
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from domain.image import TrainingImage
-from tests.diffusion.runs import EVERY_OPTION, plan_of, predict, run, weights_of
 from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import EVERY_OPTION, plan_of, predict, run, weights_of
 
 pytestmark = pytest.mark.integration
 

@@ -18,8 +18,8 @@ from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
 from benchmarks.full_size import pipeline_of
-from domain.parameters import LoraTargets
 from domain.image import TrainingImage
+from domain.parameters import LoraTargets
 from tests.diffusion.reference_loaders import comfy_names, comfy_patched
 from tests.diffusion.runs import plan_of, run, weights_of
 from tests.diffusion.single_file import unet_key, write_single_file
@@ -158,9 +158,7 @@ def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, images: Images)
     assert slower[1] == pytest.approx(same[1] / 10, rel=0.02)
 
 
-def test_previews_show_the_trained_text_encoder(
-    trainer: DiffusionTrainer, images: Images
-) -> None:
+def test_previews_show_the_trained_text_encoder(trainer: DiffusionTrainer, images: Images) -> None:
     plan = plan_of(images[:1], train_text_encoder=True, sample_prompts=("a red circle",))
     with trainer.open(plan, None) as session:
         before = session.previews(adapted=False)

@@ -23,8 +23,8 @@ from adapters.pillow import decode
 from application.ports import Checkpoint, TrainingPlan
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import TrainingImage
-from tests.diffusion.runs import EVERY_OPTION, Outcome, drive, plan_of, run, weights_of
 from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import EVERY_OPTION, Outcome, drive, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 

@@ -10,9 +10,9 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from adapters.memory import ManualClock
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress

@@ -23,9 +23,9 @@ from adapters.schemas.task import TaskReader
 from domain.location import Location
 from domain.parameters import LIMITS, PARAMETER_NAMES, RequestedParameters, TrainingParameters
 from domain.task import InvalidTask
+from entrypoints.settings import Settings
 from tools.docs import documents
 from tools.docs.asyncapi import TOPOLOGY
-from entrypoints.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

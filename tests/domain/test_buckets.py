@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.buckets import (
-    MIN_AREA,
     MAX_ASPECT_RATIO,
     MAX_UPSCALE,
+    MIN_AREA,
     SMALL_CUT,
     bucket_of,
     bucket_step,

@@ -3,10 +3,10 @@ import pytest
 from domain.failure import FailureCode, TrainingFailed
 from domain.image import (
     Duplicate,
-    TrainingImage,
     ImageFacts,
     ImageSet,
     RefusedImage,
+    TrainingImage,
     groups_of_alike,
 )
 

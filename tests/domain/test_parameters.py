@@ -20,9 +20,7 @@ from domain.parameters import (
     ("images", "epochs"),
     [(1, 500), (10, 500), (11, 480), (15, 400), (20, 300), (29, 120), (30, 100), (100, 100)],
 )
-def test_default_epochs_fall_from_500_at_10_images_to_100_at_30(
-    images: int, epochs: int
-) -> None:
+def test_default_epochs_fall_from_500_at_10_images_to_100_at_30(images: int, epochs: int) -> None:
     assert default_epochs(images) == epochs
 
 

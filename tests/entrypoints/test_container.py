@@ -71,9 +71,7 @@ def test_images_come_from_the_bucket_of_models_only_where_that_is_allowed() -> N
         images=(Location(bucket, "jobs/1/report/previews.png"),),
     )
     with open_container(Settings(_env_file=None)) as container:
-        with pytest.raises(
-            InvalidTask, match=r"data\.images\.0 is .*give images from "
-        ) as caught:
+        with pytest.raises(InvalidTask, match=r"data\.images\.0 is .*give images from ") as caught:
             container.parse_task()(encode_task(task))
         assert caught.value.style_id == 9
     allowed = Settings(_env_file=None, allowed_image_buckets=bucket)

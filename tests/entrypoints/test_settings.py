@@ -15,7 +15,7 @@ from entrypoints.settings import (
     WorkerSettings,
     environment_on_gpu,
     load_settings,
-    warn_about_typos,
+    warn_about_names,
 )
 from tests.services.certificates import Authority
 
@@ -439,8 +439,45 @@ def test_a_misspelt_name_is_warned_of_wherever_it_stands(
 ) -> None:
     monkeypatch.setenv("RABITMQ_HOST", "broker")
     (tmp_path / ".env").write_text("RABBITMQ_PASSWORD=sesame-open\nPOSTGRES_PASSWORD=x\n")
-    warn_about_typos(tmp_path / ".env")
+    warn_about_names(tmp_path / ".env")
     assert [record.getMessage() for record in caplog.records] == [
         "RABBITMQ_PASSWORD is no setting and is not read: did you mean RABBITMQ_PASS?",
         "RABITMQ_HOST is no setting and is not read: did you mean RABBITMQ_HOST?",
     ]
+
+
+FORMER = {
+    "FEWEST_PICTURES": "min_images",
+    "MOST_SETBACKS": "max_failures",
+    "LEAST_DISK_GB": "min_disk_gb",
+    "GRACE_SECONDS": "shutdown_timeout",
+}
+
+
+@pytest.mark.parametrize(("old", "new"), FORMER.items())
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_former_name_works_and_is_answered_by_the_new_one(
+    old: str,
+    new: str,
+    in_file: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"{old}=9\n" if in_file else "")
+    if not in_file:
+        monkeypatch.setenv(old, "9")
+    assert getattr(load_settings(env_file), new) == 9
+    warn_about_names(env_file)
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        f"{old} is now {new.upper()}"
+    ]
+
+
+def test_the_new_name_wins_over_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOST_SETBACKS", "9")
+    (tmp_path / ".env").write_text("MAX_FAILURES=4\n")
+    assert load_settings(tmp_path / ".env").max_failures == 4

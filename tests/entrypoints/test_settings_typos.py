@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from entrypoints.settings_typos import settings_typos
 from entrypoints.settings import Settings
+from entrypoints.settings_typos import settings_typos
 
 SETTINGS = [name.upper() for name in Settings.model_fields]
 

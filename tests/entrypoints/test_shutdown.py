@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import pytest
 
 from application.stop_signal import StopReason, StopSignal
-from entrypoints.shutdown import SIGNALS, graceful_shutdown
 from entrypoints.exit_codes import EXIT_SHUTDOWN_TIMEOUT
+from entrypoints.shutdown import SIGNALS, graceful_shutdown
 from tests.services.commands import ROOT
 from tests.services.waiting import eventually
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pika.exceptions import AMQPError
 
+from tests.faults.chaos import Chaos
 from tests.faults.deployment import (
     FIRST_STYLE,
     MODELS,
@@ -29,7 +30,6 @@ from tests.faults.deployment import (
     Order,
     a_deployment,
 )
-from tests.faults.chaos import Chaos
 from tests.faults.pool import Pool, compile_wall_clock
 from tests.faults.reference import expected, references
 from tests.faults.verdict import Verdict, tracebacks

@@ -13,7 +13,7 @@ import pytest
 
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import Delivery, DeliveryLost, DeadLetterAction, QueueUnavailable
+from application.ports import DeadLetterAction, Delivery, DeliveryLost, QueueUnavailable
 from tests.services.broker import Broker, own_broker
 from tests.services.queues import opened, raw_channel, receive
 from tests.services.waiting import PATIENCE, eventually
@@ -108,7 +108,9 @@ def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
         delivery = receive(queue)
         again.add(delivery.body)
         queue.acknowledge(delivery)
-    assert [letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == [b"dead"]
+    assert [
+        letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+    ] == [b"dead"]
     eventually(lambda: queue.depths()[f"{options.queue}.retry.10m"] == 1)
 
 
@@ -197,7 +199,10 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
         while (delivery := publisher.receive(1.0)) is not None:
             settled.add(delivery.body)
             publisher.acknowledge(delivery)
-        dead = {letter.body for letter in publisher.process_dead_letters(lambda _: DeadLetterAction.KEEP)}
+        dead = {
+            letter.body
+            for letter in publisher.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+        }
         left = publisher.depths()
     assert dead | settled == bodies
     assert 10 <= len(dead) < 150

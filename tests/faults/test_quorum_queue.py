@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,9 +12,11 @@ import pytest
 
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
+from tests.deploy.files import ROOT
 from tests.services.broker import Broker, own_broker
 from tests.services.queues import fetch, opened, raw_channel, receive
 from tests.services.tcp_proxy import Proxy
+from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.faults
 
@@ -106,6 +109,30 @@ def test_a_publishers_header_that_looks_like_the_brokers_count_stops_nobody(
     assert properties.headers is not None
     assert properties.headers["trace"] == "x"
     assert "x-delivery-count" not in properties.headers
+
+
+def test_the_documented_policy_keeps_what_another_program_brings_over_the_limit(
+    broker: Broker, options: RabbitOptions
+) -> None:
+    keys = {
+        "delivery-limit": 1,
+        "dead-letter-exchange": "",
+        "dead-letter-routing-key": f"{options.queue}.dead",
+    }
+    page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    assert '{"dead-letter-exchange": "", "dead-letter-routing-key": "model_training.dead"}' in page
+    policy = ("-p", VHOST, "kept", f"^{options.queue}$", json.dumps(keys))
+    broker.control("set_policy", *policy, "--priority", "1", "--apply-to", "queues")
+    with opened(options) as queue, raw_channel(options.effective_port, VHOST) as raw:
+        queue.publish(b"{}")
+
+        def is_dead() -> bool:
+            method, _, _ = raw.basic_get(options.queue)
+            if method is not None:
+                raw.basic_reject(method.delivery_tag, requeue=True)
+            return queue.depths()[f"{options.queue}.dead"] == 1
+
+        eventually(is_dead, within=20.0)
 
 
 def test_the_check_consumes_from_a_queue_of_the_same_kind(

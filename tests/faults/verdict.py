@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
-from tests.faults.deployment import Order
 from tests.faults.chaos import readable_style
+from tests.faults.deployment import Order
 from tests.faults.reference import WITHIN_ROUNDING, distance
 from tests.services.backend import Call
 

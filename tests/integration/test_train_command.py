@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 from adapters.clock import SystemClock
 from adapters.filesystem import FileBlobStore
-from application.storage_keys import StorageKeys
 from application.lease import Lease, LeaseTerms
 from application.stop_signal import StopSignal
+from application.storage_keys import StorageKeys
 from assets.drawing import draw_style_set
 from entrypoints import local_run
 from entrypoints.train import main

@@ -19,9 +19,9 @@ import pytest
 
 from adapters.clock import SystemClock
 from adapters.memory import ManualClock
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from application.ports import NotifierRefused, NotifierUnavailable
 from domain.failure import Failure, FailureCode
 from domain.location import Location

@@ -14,8 +14,8 @@ from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.app import Check, Finding, Sources
-from adapters.status_page.state import WorkerState
 from adapters.status_page.previews import PreviewCache
+from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus, Watchers
 from application.ports import GpuReading, Preview
 from application.settlement import Ack, Requeue, RetryLater

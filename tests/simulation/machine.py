@@ -14,8 +14,8 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
-from application.notify_outcome import OutcomeNotifier
 from application.journal import Journal
+from application.notify_outcome import OutcomeNotifier
 from application.ports import (
     StepReport,
     TrainerBroken,
@@ -31,7 +31,7 @@ from domain.failure import Failure, FailureCode, TrainingFailed
 from tests.simulation.clock import VirtualClock
 from tests.simulation.connections import Backend, Blobs, Connection
 from tests.simulation.timeline import Process, Timeline
-from tests.simulation.world import HOPELESS, KEYS, CONFIG, STEPS, World
+from tests.simulation.world import CONFIG, HOPELESS, KEYS, STEPS, World
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from unittest import mock
 import application.checkpoint_storage
 import application.lease
 import application.slots
-from tests.simulation.machine import Machine
 from tests.simulation.chaos import HORIZON, Chaos
+from tests.simulation.machine import Machine
 from tests.simulation.timeline import Condition, Lock
 from tests.simulation.world import HOPELESS, a_world
 

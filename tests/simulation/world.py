@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from adapters.memory import MemoryBlobStore, MemoryQueue
 from application.journal import recorded_job
-from application.storage_keys import StorageKeys
 from application.ports import (
     BlobMissing,
     BlobUnavailable,
     NotifierUnavailable,
     QueueUnavailable,
 )
+from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 from domain.events import Event
 from domain.job import TrainingJob

@@ -8,8 +8,8 @@ from adapters.rabbitmq import envelope
 from adapters.rabbitmq.topology import Topology
 from application.ports import MAX_MESSAGE_BYTES
 from entrypoints.cli import version
-from tools.docs.schemas import Schema, reference, task_schemas
 from entrypoints.settings import Settings
+from tools.docs.schemas import Schema, reference, task_schemas
 
 QUEUE: str = Settings.model_fields["rabbitmq_queue"].default
 DELAYS: tuple[float, ...] = Settings.model_fields["retry_delays"].default

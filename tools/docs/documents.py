@@ -17,7 +17,7 @@ training parameters; README.md has the table of settings. Change the code, then 
 
 exit codes: 0 written, or current; 1 `--check` found one that is not current
 """
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HEADER = "# Made by `python -m tools.docs.documents` from the code's own models; do not edit.\n"
 SETTINGS = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
@@ -27,10 +27,10 @@ def render(root: Path) -> dict[Path, str]:
     in their place."""
     import yaml
 
+    from entrypoints.settings import settings_table
     from tools.docs.asyncapi import asyncapi
     from tools.docs.openapi import openapi
     from tools.docs.parameter_docs import parameters_page
-    from entrypoints.settings import settings_table
 
     class Plain(yaml.SafeDumper):
         """Writes what repeats out in full, for readers other than programs."""

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from adapters.schemas.task import TaskMessage
-from domain.limits import Limit, FloatRange, Choice, Prompts, Boolean, BoundedText, IntRange
+from domain.limits import Boolean, BoundedText, Choice, FloatRange, IntRange, Limit, Prompts
 from domain.parameters import (
     GRADIENT_DESCENTS_RATE,
     LEARNING_RATES,

@@ -14,7 +14,7 @@ image of a batch took 0.6."""
 
 
 def seats_in(memory: int) -> int:
-    """AdmissionQueue on a card with so many bytes, for Stable Diffusion 1.5 at 512 px, one image a step.
+    """Slots on a card with so many bytes, for Stable Diffusion 1.5 at 512 px, one image a step.
 
     By what ``benchmarks.gpu`` has measured. Larger batches and images take more, and the passes
     are made smaller then.

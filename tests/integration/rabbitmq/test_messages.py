@@ -85,7 +85,9 @@ def test_strange_headers_stop_nobody(
     assert second.body == b'{"n": 2}'
     queue.acknowledge(second)
     queue.dead_letter(receive(queue), "strange")
-    assert [letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == [b'{"n": 1}']
+    assert [
+        letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+    ] == [b'{"n": 1}']
 
 
 def test_a_dead_letter_of_somebody_elses_making_is_shown(
@@ -115,7 +117,9 @@ def test_letters_that_come_in_while_sifting_are_left_for_the_next_time(
         return DeadLetterAction.KEEP
 
     assert [letter.body for letter in queue.process_dead_letters(one_more)] == [b"0", b"1", b"2"]
-    bodies = [letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)]
+    bodies = [
+        letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+    ]
     assert bodies == [b"0", b"1", b"2", b"new", b"new", b"new"]
 
 
@@ -149,7 +153,9 @@ def test_a_sifting_that_is_cut_off_leaves_every_letter_in_one_queue_at_least(
 
         with pytest.raises(QueueUnavailable, match="sift again"):
             queue.process_dead_letters(cut_at_the_second)
-        dead = {letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)}
+        dead = {
+            letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+        }
     waiting = set()
     while (got := raw.basic_get(options.queue, auto_ack=True))[0] is not None:
         waiting.add(got[2])

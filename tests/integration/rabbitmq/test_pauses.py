@@ -113,4 +113,6 @@ def test_a_full_queue_refuses_and_the_message_stays(
         queue.dead_letter(delivery, "wrong")
     raw.queue_delete(dead)
     queue.dead_letter(receive(queue), "wrong")
-    assert [letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)] == [b"{}"]
+    assert [
+        letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+    ] == [b"{}"]

@@ -10,7 +10,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import DeliveryLost, DeadLetterAction, QueueUnavailable
+from application.ports import DeadLetterAction, DeliveryLost, QueueUnavailable
 from tests.services.queues import fetch, opened, publish_as_the_backend, receive
 
 pytestmark = pytest.mark.integration
