@@ -366,7 +366,7 @@ class Call:
     """``progress``, ``completed`` or ``failed``."""
     style_id: int
     payload: Progress | tuple[Artifact, TrainingMetric] | Failure
-    idempotency_key: str | None = None
+    task_id: str | None = None
 
 
 class MemoryNotifier:
@@ -385,14 +385,25 @@ class MemoryNotifier:
         self.calls.append(Call("progress", style_id, progress))
 
     def completed(
-        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+        self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
         """Note a success."""
-        self.calls.append(Call("completed", style_id, (artifact, metric), idempotency_key))
+        self.calls.append(Call("completed", style_id, (artifact, metric), task_id))
 
-    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+    def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
         """Note a failure."""
-        self.calls.append(Call("failed", style_id, failure, idempotency_key))
+        self.calls.append(Call("failed", style_id, failure, task_id))
+
+    def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
+        """As the platform can tell: whether a success is noted; of failures, nothing."""
+        if isinstance(outcome, Failure):
+            return None
+        final = [call for call in self.final if call.style_id == style_id]
+        if not final or final[-1].kind != "completed":
+            return False
+        payload = final[-1].payload
+        same = isinstance(payload, tuple) and payload[0].sha256 == outcome.sha256
+        return same and final[-1].task_id == task_id
 
 
 class MemoryInspector:

@@ -27,10 +27,9 @@ class OutcomeNotifier:
 
     After connection errors, timeouts, 408, 429 and 5xx the call is tried again, with pauses that
     double and are jittered, and are never shorter than the backend asks. Some of these failures
-    tell nothing about whether the backend took the call: its answer was lost, or late. Such a
-    call is repeated like the others, because a lost one leaves a style in training for ever,
-    where one taken twice is announced twice. All tries of a job carry the same key, so that a
-    backend that looks at it takes one.
+    do not tell whether the call has arrived: its answer was lost, or late. So before a call is
+    repeated, by this worker or the next, the notifier is asked whether it has arrived. Where it
+    cannot tell, the call is repeated: a lost one would leave a style in training for ever.
     """
 
     notifier: Notifier
@@ -70,9 +69,15 @@ class OutcomeNotifier:
         sleep(entry.quiet_from - self.clock.monotonic(), self.clock, stop)
         failures = 0
         while True:
-            if stop.deadline - self.clock.monotonic() < SLOW_ANSWER:
+            if self._too_late(stop):
                 return Requeue()
             still_ours()
+            if entry.job.announcements:
+                if self._has_arrived(entry.job):
+                    log.info("the final call for style %d has arrived", entry.job.style_id)
+                    break
+                if self._too_late(stop):
+                    return Requeue()
             entry.apply(entry.job.begin_announcement())
             if not firm():
                 # The process stood still while the intent was on its way: whoever has taken the
@@ -94,14 +99,21 @@ class OutcomeNotifier:
         )
         return Ack()
 
+    def _too_late(self, stop: StopSignal) -> bool:
+        return stop.deadline - self.clock.monotonic() < SLOW_ANSWER
+
     def _call(self, job: TrainingJob) -> None:
         if job.failure is not None:
-            self.notifier.failed(job.style_id, job.failure, f"{job.task_id}:failed")
+            self.notifier.failed(job.task_id, job.style_id, job.failure)
         else:
             assert job.artifact is not None  # the job's own invariants hold both
             assert job.metric is not None
-            key = f"{job.task_id}:complete"
-            self.notifier.completed(job.style_id, job.artifact, job.metric, key)
+            self.notifier.completed(job.task_id, job.style_id, job.artifact, job.metric)
+
+    def _has_arrived(self, job: TrainingJob) -> bool:
+        outcome = job.failure or job.artifact
+        assert outcome is not None  # the job's own invariants hold one
+        return self.notifier.has_arrived(job.task_id, job.style_id, outcome) is True
 
     def _pause(
         self, failures: int, error: NotifierUnavailable, job: TrainingJob, stop: StopSignal

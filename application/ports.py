@@ -13,7 +13,6 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
-from domain.events import Event
 from domain.failure import Failure
 from domain.image import ImageFacts, ImageSet, TrainingImage
 from domain.location import Location
@@ -249,20 +248,27 @@ class Notifier(Protocol):
     """The platform's backend. It is not idempotent: each final call is seen by the artist.
 
     Every call is tried once, and raises ``NotifierUnavailable`` or ``NotifierRefused``. After an
-    ``Unavailable`` it may or may not have been taken; whether it is worth another try is for
-    the caller to say.
+    ``Unavailable`` it may or may not have arrived: ``has_arrived`` may know, and whether it is
+    worth another try is for the caller to say.
     """
 
     def progress(self, style_id: int, progress: Progress) -> None:
         """Tell how far the job is."""
 
     def completed(
-        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+        self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
         """Tell that the style is ready."""
 
-    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+    def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
         """Tell that there will be no style."""
+
+    def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
+        """Whether the final call with this outcome has arrived. Raises nothing.
+
+        Returns:
+            None: it cannot be told.
+        """
 
 
 # --- Trainer -----------------------------------------------------------------------------
@@ -512,12 +518,6 @@ class Reporter(Protocol):
 
     def render(self, report: StyleReport) -> Sequence[ReportFile]:
         """The report's files."""
-
-
-class EventSink(Protocol):
-    """Somebody who listens: logs, metrics, a progress bar. Must not raise."""
-
-    def __call__(self, event: Event) -> None: ...
 
 
 class TaskParser(Protocol):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapters.diffusion.data.dataset import Dataset
+    from adapters.diffusion.data.dataset import EncodedDataset
     from adapters.diffusion.trainer import DiffusionTrainer
     from domain.image import TrainingImage
 
@@ -232,14 +232,14 @@ def _draw(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
     )
 
 
-def _encode(base: Any, images: Sequence[TrainingImage], device: Any) -> Dataset:
+def _encode(base: Any, images: Sequence[TrainingImage], device: Any) -> EncodedDataset:
     from adapters.diffusion.data.dataset import encode_dataset
     from adapters.pillow import decode
 
     size = (base.native_resolution,) * 2
     decoded_images = [(decode(image.data), size) for image in images]
     captions = [image.caption or "" for image in images]
-    return encode_dataset(base, decoded_images, captions, mirrored=False, device=device)
+    return encode_dataset(base, decoded_images, captions, flipped=False, device=device)
 
 
 def _installed(options: Mapping[str, Any]) -> bool:

@@ -13,8 +13,8 @@ from functools import cached_property
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.data.dataset import Dataset, Size
-from adapters.diffusion.data.randomness import generator_for
+from adapters.diffusion.data.dataset import EncodedDataset, Size
+from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.failures import in_parts
 from adapters.diffusion.step.loss import Objective
 from adapters.diffusion.step.replay import Recorder, Replay
@@ -114,7 +114,7 @@ class Evaluation:
         self,
         unet: UNet2DConditionModel,
         objective: Objective,
-        dataset: Dataset,
+        dataset: EncodedDataset,
         held_out: Collection[int],
         seed: int,
         device: torch.device,

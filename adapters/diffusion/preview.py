@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from adapters.diffusion.base.model import BaseModel, placed
+from adapters.diffusion.base.model import BaseModel, on_device
 from adapters.diffusion.data.dataset import encode_captions
 from adapters.diffusion.failures import in_parts
 from application.ports import Preview
@@ -98,7 +98,7 @@ def draw_previews(
 ) -> tuple[Preview, ...]:
     """Draw each prompt once. Takes no number from a global generator."""
     pipeline = preview_pipeline(base)
-    with placed(base.vae, device):
+    with on_device(base.vae, device):
         parts = (request,) if device.type == "cuda" else request.each()
         images = [image for part in parts for image in _images(pipeline, part)]
     return tuple(

@@ -17,8 +17,8 @@ from adapters.diffusion.checkpoint import (
     run_identity,
 )
 from adapters.diffusion.data.feed import Feed
-from adapters.diffusion.data.preparation import Material
-from adapters.diffusion.data.randomness import steps_per_epoch
+from adapters.diffusion.data.preparation import PreparedData
+from adapters.diffusion.data.rng import steps_per_epoch
 from adapters.diffusion.data.step_inputs import StepInputs
 from adapters.diffusion.data.text_states import TextStates
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
@@ -30,6 +30,7 @@ from adapters.diffusion.failures import (
     with_room,
 )
 from adapters.diffusion.lora.adapters import Adapters, dropout_draws
+from adapters.diffusion.lora_files.export import RunFacts, encode_trained
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
 from adapters.diffusion.recovery import Recovery
@@ -42,7 +43,6 @@ from adapters.diffusion.step.steps import Place, Steps
 from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.step.update import StepReadings, Update
 from adapters.diffusion.strategy import PLAIN, Strategy
-from adapters.diffusion.style_file.export import RunFacts, encode_style
 from application.ports import (
     Checkpoint,
     CheckpointRejected,
@@ -67,7 +67,7 @@ class DiffusionSession:
         *,
         base: BaseModel,
         plan: TrainingPlan,
-        material: Material,
+        material: PreparedData,
         adapters: Adapters,
         device: torch.device,
         strategy: Strategy = PLAIN,
@@ -237,7 +237,7 @@ class DiffusionSession:
             steps=self._step,
             steps_per_epoch=self._epoch_steps,
         )
-        return encode_style(self._adapters, self._plan, facts)
+        return encode_trained(self._adapters, self._plan, facts)
 
     @broken_device_breaks_the_trainer()
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import CLIPTextModel
 
-from adapters.diffusion.base.model import BaseModel, placed
-from adapters.diffusion.data.preparation import Material, prepare
+from adapters.diffusion.base.model import BaseModel, on_device
+from adapters.diffusion.data.preparation import PreparedData, prepare
 from adapters.diffusion.data.text_states import TextStates
 from adapters.diffusion.failures import (
     broken_device_breaks_the_trainer,
@@ -122,7 +122,7 @@ class DiffusionTrainer:
         parameters, strategy = plan.parameters, self._strategy
         with broken_device_breaks_the_trainer(), ExitStack() as stack:
             stack.enter_context(self._occupied())
-            stack.enter_context(placed(self._base.text_encoder, self._home_of_text(parameters)))
+            stack.enter_context(on_device(self._base.text_encoder, self._home_of_text(parameters)))
             text_encoder = self._text_encoder(parameters)
             adapters, refresh = stack.enter_context(
                 adapted_denoiser(self._base.unet, parameters, strategy, text_encoder)
@@ -209,11 +209,11 @@ class DiffusionTrainer:
                     self._ensemble = None
                     self._closing.close()
 
-    def _prepare_among(self, plan: TrainingPlan, ensemble: Ensemble) -> Material:
+    def _prepare_among(self, plan: TrainingPlan, ensemble: Ensemble) -> PreparedData:
         """Where the others have taken all the memory, they give some of it back."""
         return with_room(lambda: self._prepare(plan), ensemble.make_room)
 
-    def _prepare(self, plan: TrainingPlan) -> Material:
+    def _prepare(self, plan: TrainingPlan) -> PreparedData:
         material = prepare(self._base, plan, self._decode, self._device)
         # What encoding has taken is of other sizes than what steps will ask for.
         self._give_back_memory()

@@ -32,16 +32,20 @@ class MeteredNotifier:
             self._inner.progress(style_id, progress)
 
     def completed(
-        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+        self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
         """Tell that the style is ready, and count it."""
         with self._calling("completed"):
-            self._inner.completed(style_id, artifact, metric, idempotency_key)
+            self._inner.completed(task_id, style_id, artifact, metric)
 
-    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+    def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
         """Tell that there will be no style, and count it."""
         with self._calling("failed"):
-            self._inner.failed(style_id, failure, idempotency_key)
+            self._inner.failed(task_id, style_id, failure)
+
+    def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
+        """Ask, and count nothing: it is no call of the contract's."""
+        return self._inner.has_arrived(task_id, style_id, outcome)
 
     def _calling(self, call: str) -> AbstractContextManager[None]:
         began = self._now()

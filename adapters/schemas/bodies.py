@@ -67,6 +67,15 @@ class MetricFigures(_Body):
         examples=[80],
         json_schema_extra=_without_default,
     )
+    task_id: str = Field(
+        description="The task that made the style: tells it from an earlier task's",
+        examples=["550e8400-e29b-41d4-a716-446655440000"],
+    )
+    sha256: str = Field(
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the file at `model_path`, in hexadecimal",
+        examples=["ab" * 32],
+    )
 
 
 class CompleteBody(_Body):
@@ -117,12 +126,13 @@ def progress_body(style_id: int, progress: Progress) -> dict[str, Any]:
     return ProgressBody(style_id=style_id, progress=figures).model_dump()
 
 
-def complete_body(style_id: int, artifact: Artifact, metric: TrainingMetric) -> dict[str, Any]:
+def complete_body(
+    task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
+) -> dict[str, Any]:
     """``CompleteBody`` as JSON has it."""
+    figures = MetricFigures(**asdict(metric), task_id=task_id, sha256=artifact.sha256)
     return CompleteBody(
-        style_id=style_id,
-        model_path=str(artifact.location),
-        training_metric=MetricFigures(**asdict(metric)),
+        style_id=style_id, model_path=str(artifact.location), training_metric=figures
     ).model_dump(exclude_none=True)
 
 

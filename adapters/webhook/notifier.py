@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.webhook.options import WebhookOptions
-from adapters.webhook.response import check_response, connection_error
+from adapters.webhook.response import check_response, connection_error, json_object
 from adapters.webhook.transport import Answer, Transport, TransportError
 from application.ports import Clock, NotifierRefused, NotifierUnavailable
 from domain.failure import Failure
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 PROGRESS = "/api/webhooks/training/progress"
 COMPLETE = "/api/webhooks/training/complete"
 FAILED = "/api/webhooks/training/failed"
+STYLE = "/api/styles/{}/"
+"""A completed style as anyone may read it; 404 while it trains and where it has failed."""
 
 Body = Mapping[str, Any]
 Error = NotifierUnavailable | NotifierRefused
@@ -30,7 +32,7 @@ class Bodies:
     """What to send, as the contract's JSON."""
 
     progress: Callable[[int, Progress], Body]
-    complete: Callable[[int, Artifact, TrainingMetric], Body]
+    complete: Callable[[str, int, Artifact, TrainingMetric], Body]
     failed: Callable[[int, Failure], Body]
 
 
@@ -65,15 +67,36 @@ class WebhookNotifier:
             raise error
 
     def completed(
-        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+        self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
         """Tell that the style is ready."""
-        body = self._bodies.complete(style_id, artifact, metric)
-        self._tell_end(COMPLETE, body, idempotency_key)
+        body = self._bodies.complete(task_id, style_id, artifact, metric)
+        self._tell_end(COMPLETE, body, f"{task_id}:complete")
 
-    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
+    def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
         """Tell that there will be no style."""
-        self._tell_end(FAILED, self._bodies.failed(style_id, failure), idempotency_key)
+        self._tell_end(FAILED, self._bodies.failed(style_id, failure), f"{task_id}:failed")
+
+    def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
+        """Look at the style: the backend stores ``training_metric`` whole, with the task's id and
+        the hash of its weights, and ``model_path`` alone may be an earlier task's.
+        """
+        if isinstance(outcome, Failure):
+            return None  # of a failed style the backend shows nothing
+        patience = self._options.progress_timeout
+        path = STYLE.format(style_id)
+        found = self._transport.exchange(
+            "GET", path, None, {}, connect=patience, read=patience, public=True
+        )
+        if not isinstance(found, Answer):
+            return None
+        if found.status == 404:
+            return False
+        style = json_object(found.body or b"") if found.status == 200 else {}
+        metric = style.get("training_metric")
+        if style.get("training_status") != "completed" or not isinstance(metric, dict):
+            return None
+        return (metric.get("task_id"), metric.get("sha256")) == (task_id, outcome.sha256)
 
     def check(self) -> str:
         """See that the backend can be called, without changing anything there.

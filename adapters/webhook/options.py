@@ -32,6 +32,10 @@ class WebhookOptions:
 
     base_url: str
     """BACKEND_API_URL: ``https://host[:port][/prefix]``, or ``http://`` to a loopback host."""
+    allow_http: bool = False
+    """BACKEND_ALLOW_HTTP: plain HTTP to other hosts too, inside a private network."""
+    allow_short_token: bool = False
+    """BACKEND_ALLOW_SHORT_TOKEN: a token of fewer than 32 characters, for development."""
     token: str = field(repr=False)
     """INTERNAL_API_TOKEN."""
     user_agent: str
@@ -47,17 +51,21 @@ class WebhookOptions:
     """Seconds for the whole answer to a progress call, and for the connection before it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", checked_address(self.base_url))
-        check_token(self.token)
+        address = checked_address(self.base_url, allow_http=self.allow_http)
+        object.__setattr__(self, "base_url", address)
+        check_token(self.token, allow_short=self.allow_short_token)
         if self.ca_file is not None and not self.ca_file.is_file():
             raise InvalidBackend(f"BACKEND_CA_FILE: {self.ca_file} is no file; give one in PEM")
 
 
-def checked_address(url: str) -> str:
+def checked_address(url: str, *, allow_http: bool = False) -> str:
     """The backend's address without a slash at its end.
 
     The token travels to this address, so plain HTTP is for loopback hosts alone: 127.0.0.0/8,
     ::1 and ``localhost``, written so.
+
+    Args:
+        allow_http: accept plain HTTP to any host.
 
     Raises:
         InvalidBackend: with the remedy; the text shows no name or password that the address has.
@@ -70,8 +78,11 @@ def checked_address(url: str) -> str:
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
         raise _refused(str(error), _REMEDY) from None
-    if parts.scheme == "http" and not is_loopback(host):
-        remedy = f"give https://{parts.netloc}{parts.path}; http:// is for this machine alone"
+    if parts.scheme == "http" and not allow_http and not is_loopback(host):
+        remedy = (
+            f"give https://{parts.netloc}{parts.path}, or set BACKEND_ALLOW_HTTP=true where "
+            "the network between worker and backend is private"
+        )
         raise _refused(f"the token must not travel to {host} in the clear", remedy)
     return url.rstrip("/")
 
@@ -87,8 +98,11 @@ def is_loopback(host: str) -> bool:
     return any(address in network for network in _LOOPBACK)
 
 
-def check_token(token: str) -> None:
-    """See that the token can stand in a header.
+def check_token(token: str, *, allow_short: bool = False) -> None:
+    """Check that the token can be sent in a header and is long enough.
+
+    Args:
+        allow_short: accept any length.
 
     Raises:
         InvalidBackend: with the remedy, and without the token.
@@ -96,9 +110,12 @@ def check_token(token: str) -> None:
     if not re.fullmatch(r"[!-~]+", token):
         problem = "INTERNAL_API_TOKEN is empty or has spaces or other characters that a header "
         raise InvalidBackend(f"{problem}does not take; give the backend's token as it is")
-    if len(token) < SHORTEST_TOKEN:
+    if len(token) < SHORTEST_TOKEN and not allow_short:
         problem = f"INTERNAL_API_TOKEN has {len(token)} characters"
-        raise InvalidBackend(f"{problem}; give the backend's, of {SHORTEST_TOKEN} or more")
+        raise InvalidBackend(
+            f"{problem}; give the backend's, of {SHORTEST_TOKEN} or more, or set "
+            "BACKEND_ALLOW_SHORT_TOKEN=true for development"
+        )
 
 
 def _refused(problem: str, remedy: str) -> InvalidBackend:

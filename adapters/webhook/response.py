@@ -41,7 +41,7 @@ def check_response(
     """
     reason = _reason(answer, secret)
     if 200 <= answer.status < 300:
-        if answer.body is None or _json(answer.body).get("success") is True:
+        if answer.body is None or json_object(answer.body).get("success") is True:
             return None
         text = (
             'instead of {"success": true}; see whether BACKEND_API_URL is the backend\'s address'
@@ -98,14 +98,15 @@ def readable(text: str, secret: str) -> str:
 def _reason(answer: Answer, secret: str) -> str:
     said = ""
     if answer.body:
-        fields = _json(answer.body)
+        fields = json_object(answer.body)
         told = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), None)
         said = told if isinstance(told, str) else answer.body.decode(errors="replace")
     status = f"the backend answers {answer.status}"
     return f"{status} ({readable(said, secret)})" if said else status
 
 
-def _json(body: bytes) -> dict[str, object]:
+def json_object(body: bytes) -> dict[str, object]:
+    """The JSON object that a body holds; empty where it holds none."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

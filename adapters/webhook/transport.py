@@ -75,18 +75,22 @@ class Transport:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any],
+        body: Mapping[str, Any] | None,
         headers: Mapping[str, str],
         *,
         connect: float,
         read: float,
+        public: bool = False,
     ) -> Answer | TransportError:
         """Send one call and read its answer.
+
+        Args:
+            public: send no token: for what anyone may read, and a foreign token may hide.
 
         Takes at most ``connect`` and ``read`` seconds, at whatever pace the bytes come. Looking
         up the host's name is outside of that; the resolver has its own limits.
         """
-        data = json.dumps(body, allow_nan=False).encode()
+        data = None if body is None else json.dumps(body, allow_nan=False).encode()
         before = sys.exception()
         with Deadline(connect + read) as deadline:
             try:
@@ -95,6 +99,7 @@ class Transport:
                     self._options.base_url + path,
                     data=data,
                     headers=dict(headers),
+                    auth=_anonymous if public else None,
                     timeout=(connect, read),
                     allow_redirects=False,
                     stream=True,
@@ -124,6 +129,10 @@ class _Bearer(AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request
+
+
+def _anonymous(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
 
 
 def _content(raw: Any, deadline: Deadline) -> bytes | None:

@@ -94,10 +94,12 @@ FINISHED = TrainingFinished(task_id=TASK, style_id=7, metric=METRIC)
 GIVEN_UP = JobGivenUp(task_id=TASK, style_id=7, failure=FAILURE)
 INTERRUPTED = JobInterrupted(task_id=TASK, style_id=7, reason="its worker\nshut down", failures=0)
 SAVED = CheckpointSaved(task_id=TASK, style_id=7, checkpoint=CHECKPOINT)
+STORED = ArtifactStored(task_id=TASK, style_id=7, artifact=ARTIFACT)
+TOLD = AnnouncementBegun(task_id=TASK, style_id=7, call=1)
 OTHERS = [
     SAVED,
-    ArtifactStored(task_id=TASK, style_id=7, artifact=ARTIFACT),
-    AnnouncementBegun(task_id=TASK, style_id=7, call=1),
+    STORED,
+    TOLD,
     JobCompleted(task_id=TASK, style_id=7, artifact=ARTIFACT),
     JobFailed(task_id=TASK, style_id=7, failure=FAILURE),
     SlotAwaited(task_id=TASK, style_id=7),
@@ -116,7 +118,7 @@ def test_outcomes_of_jobs_side_by_side_are_whole_lines_that_name_their_style() -
     def end(style_id: int) -> None:
         for _ in range(100):
             together.wait()
-            notifier.failed(style_id, Failure(FailureCode.GPU_OOM, "too small"), "key")
+            notifier.failed("task", style_id, Failure(FailureCode.GPU_OOM, "too small"))
 
     workers = [threading.Thread(target=end, args=(style_id,)) for style_id in (1, 2, 3)]
     for worker in workers:
@@ -129,7 +131,7 @@ def test_outcomes_of_jobs_side_by_side_are_whole_lines_that_name_their_style() -
 
 def test_a_finished_style_is_one_line_with_its_place() -> None:
     console, file = pipe()
-    ConsoleNotifier(console).completed(7, ARTIFACT, METRIC, "key")
+    ConsoleNotifier(console).completed("task", 7, ARTIFACT, METRIC)
     line = "style 7 is ready: s3://models/models/style_7.safetensors (loss 0.0625)\n"
     assert file.getvalue() == line
 
@@ -137,13 +139,13 @@ def test_a_finished_style_is_one_line_with_its_place() -> None:
 def test_the_place_is_named_as_the_caller_names_it() -> None:
     console, file = pipe()
     notifier = ConsoleNotifier(console, where=lambda location: f"my  [out]/{location.key}")
-    notifier.completed(7, ARTIFACT, METRIC, "key")
+    notifier.completed("task", 7, ARTIFACT, METRIC)
     assert "ready: my  [out]/models/style_7.safetensors (" in file.getvalue()
 
 
 def test_a_failure_is_one_line_with_code_and_message() -> None:
     console, file = pipe()
-    ConsoleNotifier(console).failed(7, FAILURE, "key")
+    ConsoleNotifier(console).failed("task", 7, FAILURE)
     assert file.getvalue() == "style 7: GPU_OOM: The card is too small [for this].\n"
 
 
@@ -218,14 +220,45 @@ def plain(output: str) -> str:
 def test_a_terminal_gets_a_bar_that_ends_where_the_run_does() -> None:
     console, file = terminal()
     with ProgressDisplay(console) as display:
-        for event in [began(), *(made(step) for step in range(1, 501)), FINISHED]:
+        for event in [began(), *(made(step) for step in range(1, 501)), FINISHED, STORED, TOLD]:
             display(event)
         output = file.getvalue()
     assert "training on 10 images for 50 epochs" in plain(output)
     last = plain(output).rstrip().splitlines()[-1]
     assert last.startswith("epoch 50/50 ━")
-    assert last.rstrip().endswith("loss 0.1250, 4.0 steps/s, 0:00:00 left")
+    assert last.rstrip().endswith("drawing previews and writing the report")
     assert output.count(CURSOR_HIDDEN) == output.count(CURSOR_SHOWN) == 1
+
+
+def test_after_the_last_step_the_bar_names_what_it_waits_for() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console) as display:
+        for event in (began(), made(500)):
+            display(event)
+    assert "0:00:00 left" not in plain(file.getvalue())
+    assert plain(file.getvalue()).rstrip().endswith("storing the last checkpoint")
+
+
+def test_a_resumed_runs_bar_begins_where_the_run_is() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console) as display:
+        display(started(CHECKPOINT))
+        display(began())
+    assert plain(file.getvalue()).rstrip().splitlines()[-1].startswith("epoch 20/50 ")
+
+
+def test_an_interrupt_says_what_it_does_and_a_second_one_what_is_lost() -> None:
+    console, file = pipe()
+    with ProgressDisplay(console) as display:
+        display(began())
+        display.stopping()
+        display.ended_at_once()
+        display(SAVED)
+        display.ended_at_once()
+    stopping, nothing, something = file.getvalue().splitlines()[1:]
+    assert "saving a checkpoint" in stopping
+    assert "begins anew" in nothing
+    assert "goes on from epoch 20" in something
 
 
 def test_a_bar_is_as_long_as_the_way_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +285,7 @@ def test_steps_are_not_drawn_one_by_one() -> None:
     assert file.getvalue().count("epoch ") < 1_000
 
 
-@pytest.mark.parametrize("end", [FINISHED, GIVEN_UP, INTERRUPTED])
+@pytest.mark.parametrize("end", [TOLD, GIVEN_UP, INTERRUPTED])
 def test_every_end_of_the_training_stops_the_bar(end: Event) -> None:
     console, file = terminal()
     display = ProgressDisplay(console)
@@ -287,7 +320,7 @@ def test_a_run_that_starts_anew_has_one_bar_at_a_time() -> None:
 def test_the_wish_for_no_colour_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     def colours() -> list[str]:
         console, file = terminal()
-        ConsoleNotifier(console).failed(7, FAILURE, "key")
+        ConsoleNotifier(console).failed("task", 7, FAILURE)
         return re.findall(r"\x1b\[3\dm", file.getvalue())
 
     assert colours()

@@ -458,13 +458,19 @@ def test_the_bodies_of_the_webhooks_are_the_contracts() -> None:
         },
     }
     artifact = Artifact(Location("bucket", "models/style_10.safetensors"), "ab" * 32, 5)
-    assert complete_body(10, artifact, TrainingMetric(0.05, 100, 1000)) == {
+    assert complete_body("a-task", 10, artifact, TrainingMetric(0.05, 100, 1000)) == {
         "style_id": 10,
         "model_path": "s3://bucket/models/style_10.safetensors",
-        "training_metric": {"loss": 0.05, "epochs": 100, "steps": 1000},
+        "training_metric": {
+            "loss": 0.05,
+            "epochs": 100,
+            "steps": 1000,
+            "task_id": "a-task",
+            "sha256": "ab" * 32,
+        },
     }
     measured = TrainingMetric(0.05, 100, 1000, best_epoch=80)
-    assert complete_body(10, artifact, measured)["training_metric"]["best_epoch"] == 80
+    assert complete_body("a-task", 10, artifact, measured)["training_metric"]["best_epoch"] == 80
     failure = Failure(FailureCode.LOW_QUALITY_DATA, "Insufficient training data quality")
     body = failed_body(10, failure)
     assert body == {
@@ -511,7 +517,7 @@ def test_any_message_can_be_told(message: str) -> None:
 def test_a_loss_that_json_has_no_number_for_is_not_sent(loss: float) -> None:
     artifact = Artifact(Location("bucket", "key"), "ab" * 32, 5)
     with pytest.raises(ValueError, match="loss"):
-        complete_body(10, artifact, TrainingMetric(loss, 100, 1000))
+        complete_body("a-task", 10, artifact, TrainingMetric(loss, 100, 1000))
 
 
 @pytest.mark.parametrize("model", [ProgressBody, CompleteBody, FailedBody])

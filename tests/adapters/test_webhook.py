@@ -97,7 +97,7 @@ def test_an_address_to_which_the_token_must_not_go_is_refused_with_the_settings_
 
 
 def test_the_remedy_for_plain_http_is_the_same_address_with_https() -> None:
-    with pytest.raises(InvalidBackend, match=r"https://stylelicense\.com:8000/backend;"):
+    with pytest.raises(InvalidBackend, match=r"https://stylelicense\.com:8000/backend, or"):
         options("http://stylelicense.com:8000/backend")
 
 
@@ -291,3 +291,19 @@ def test_a_request_that_is_sent_too_late_is_cut_off_at_once() -> None:
         assert theirs.recv(1) == b""
         ours.close()
         deadline.watch(ours)  # it is gone already, which is as good
+
+
+def test_plain_http_and_a_short_token_are_explicit_choices() -> None:
+    inside = "http://backend:8000"
+    with pytest.raises(InvalidBackend, match="BACKEND_ALLOW_HTTP=true"):
+        WebhookOptions(base_url=inside, token="t" * 32, user_agent="test")
+    with pytest.raises(InvalidBackend, match="BACKEND_ALLOW_SHORT_TOKEN=true"):
+        WebhookOptions(base_url="https://backend", token="dev-internal-token", user_agent="test")
+    options = WebhookOptions(
+        base_url=inside,
+        token="dev-internal-token",
+        user_agent="test",
+        allow_http=True,
+        allow_short_token=True,
+    )
+    assert options.base_url == inside

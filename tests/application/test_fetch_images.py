@@ -33,7 +33,7 @@ def test_too_few_usable_images_fail_with_reasons_for_the_artist(world: World) ->
     ):
         assert reason in call.payload.message
     assert "listed" not in call.payload.message
-    assert call.idempotency_key == f"{TASK_ID}:failed"
+    assert call.task_id == TASK_ID
 
 
 def test_images_of_which_none_is_there_are_the_artists_matter(world: World) -> None:

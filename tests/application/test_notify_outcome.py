@@ -21,14 +21,18 @@ from tests.application.world import KEYS, TASK_ID, World
 class Answering:
     """A backend that takes or refuses each final call as told; what is not told is taken."""
 
-    def __init__(self, *answers: Exception | None) -> None:
+    def __init__(self, *answers: Exception | None, arrived: bool | None = None) -> None:
         self.answers: Iterator[Exception | None] = iter(answers)
-        self.keys: list[str] = []
+        self.tasks: list[str] = []
+        self.arrived = arrived
 
-    def failed(self, _style_id: int, _failure: Failure, key: str) -> None:
-        self.keys.append(key)
+    def failed(self, task_id: str, _style_id: int, _failure: Failure) -> None:
+        self.tasks.append(task_id)
         if (error := next(self.answers, None)) is not None:
             raise error
+
+    def has_arrived(self, *_outcome: object) -> bool | None:
+        return self.arrived
 
 
 def away(retry_after: float | None = None) -> NotifierUnavailable:
@@ -67,7 +71,7 @@ def test_tries_are_counted_and_their_pauses_double_up_to_the_longest(world: Worl
     with pytest.raises(NotifierUnavailable, match="502"):
         announce(world, backend, tries=6, first_pause=1.0, max_pause=5.0)
     assert world.clock.monotonic() - began == pytest.approx(1.0 + 2.0 + 4.0 + 5.0 + 5.0)
-    assert backend.keys == [f"{TASK_ID}:failed"] * 6
+    assert backend.tasks == [TASK_ID] * 6
     assert world.job().state is JobState.ANNOUNCING
 
 
@@ -93,19 +97,44 @@ def test_a_long_wish_for_patience_is_left_to_a_later_delivery(world: World) -> N
         announce(world, backend)
     assert caught.value.retry_after == 600.0
     assert world.clock.monotonic() == began
-    assert len(backend.keys) == 1
+    assert len(backend.tasks) == 1
+
+
+def test_a_call_that_has_arrived_is_recorded_and_not_repeated(world: World) -> None:
+    backend = Answering(away(), arrived=True)
+    assert announce(world, backend) == Ack()
+    assert len(backend.tasks) == 1
+    assert world.job().state is JobState.FAILED
+
+
+def test_a_call_of_a_worker_that_was_lost_is_looked_for_before_it_is_repeated(
+    world: World,
+) -> None:
+    lost = failing(world)
+    lost.apply(lost.job.begin_announcement())
+    backend = Answering(arrived=True)
+    assert announce(world, backend, entry=opened(world)) == Ack()
+    assert backend.tasks == []
+    assert world.job().state is JobState.FAILED
+
+
+@pytest.mark.parametrize("arrived", [False, None])
+def test_a_call_that_may_not_have_arrived_is_repeated(world: World, arrived: bool | None) -> None:
+    backend = Answering(away(), arrived=arrived)
+    assert announce(world, backend) == Ack()
+    assert len(backend.tasks) == 2
 
 
 def test_a_refusal_is_not_repeated(world: World) -> None:
     backend = Answering(NotifierRefused("404"))
     assert announce(world, backend) == DeadLetter("the backend refuses the outcome: 404")
-    assert len(backend.keys) == 1
+    assert len(backend.tasks) == 1
 
 
 def test_the_lease_is_held_anew_before_every_try(world: World) -> None:
     held: list[int] = []
     backend = Answering(away(), away())
-    announce(world, backend, still_ours=lambda: held.append(len(backend.keys)))
+    announce(world, backend, still_ours=lambda: held.append(len(backend.tasks)))
     assert held == [0, 1, 2]
 
 
@@ -117,7 +146,7 @@ def test_who_is_not_sure_of_the_job_makes_no_call(world: World, error: Exception
     backend = Answering()
     with pytest.raises(type(error)):
         announce(world, backend, still_ours=unsure)
-    assert backend.keys == []
+    assert backend.tasks == []
 
 
 def test_who_was_overtaken_between_two_tries_makes_no_more(world: World) -> None:
@@ -125,14 +154,14 @@ def test_who_was_overtaken_between_two_tries_makes_no_more(world: World) -> None
     entry, backend = failing(world), Answering(away(), None)
 
     def overtake() -> None:
-        if backend.keys:
+        if backend.tasks:
             other = opened(world)
             other.apply(other.job.begin_announcement())
             other.apply(other.job.conclude())
 
     with pytest.raises(LeaseLost):
         announce(world, backend, entry=entry, still_ours=overtake)
-    assert len(backend.keys) == 1
+    assert len(backend.tasks) == 1
 
 
 def test_who_stood_still_while_the_intent_was_recorded_asks_again_whose_the_job_is(
@@ -148,7 +177,7 @@ def test_who_stood_still_while_the_intent_was_recorded_asks_again_whose_the_job_
     backend = Answering()
     with pytest.raises(LeaseLost):
         announce(world, backend, still_ours=still_ours, firm=lambda: False)
-    assert backend.keys == []
+    assert backend.tasks == []
     assert len(asked) == 2
 
 
@@ -159,7 +188,7 @@ def test_after_a_stop_no_call_is_repeated(world: World) -> None:
         pytest.raises(NotifierUnavailable),
     ):
         announce(world, backend, stop=stop, first_pause=10.0)
-    assert len(backend.keys) == 1
+    assert len(backend.tasks) == 1
 
 
 @pytest.mark.parametrize(("left", "calls"), [(SLOW_ANSWER - 1, 0), (SLOW_ANSWER + 1, 1)])
@@ -169,4 +198,4 @@ def test_a_call_that_would_be_cut_off_is_not_begun(world: World, left: float, ca
     stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + left)
     outcome = announce(world, backend, stop=stop)
     assert outcome == (Ack() if calls else Requeue())
-    assert len(backend.keys) == calls
+    assert len(backend.tasks) == calls

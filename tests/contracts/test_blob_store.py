@@ -15,6 +15,7 @@ from adapters.filesystem import FileBlobStore
 from adapters.gcs.options import GcsOptions
 from adapters.gcs.store import GcsBlobStore
 from adapters.memory import MemoryBlobStore
+from adapters.routing import BlobStoreByScheme
 from adapters.s3.options import S3Options
 from adapters.s3.store import S3BlobStore
 from application.ports import (
@@ -64,6 +65,7 @@ def gcs() -> Iterator[Emulator]:
     params=[
         "memory",
         "filesystem",
+        "routing",
         pytest.param("s3", marks=pytest.mark.integration),
         pytest.param("gcs", marks=pytest.mark.integration),
     ]
@@ -71,6 +73,8 @@ def gcs() -> Iterator[Emulator]:
 def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
     if request.param == "memory":
         return Harness(MemoryBlobStore(), "first", "second")
+    if request.param == "routing":
+        return Harness(BlobStoreByScheme("s3", {"s3": MemoryBlobStore}), "first", "second")
     if request.param == "s3":
         return in_s3(request.getfixturevalue("s3"))
     if request.param == "gcs":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 
 import pytest
@@ -73,24 +73,38 @@ def test_progress_is_not_final(harness: Harness) -> None:
 
 
 def test_each_outcome_arrives_once(harness: Harness) -> None:
-    harness.notifier.completed(7, ARTIFACT, METRIC, "task:complete")
+    harness.notifier.completed("task", 7, ARTIFACT, METRIC)
     assert harness.final_calls() == 1
-    harness.notifier.failed(8, Failure(FailureCode.GPU_OOM, "The card is small."), "task:failed")
+    harness.notifier.failed("task", 8, Failure(FailureCode.GPU_OOM, "The card is small."))
     assert harness.final_calls() == 2
 
 
 @pytest.mark.parametrize("code", FailureCode)
 @pytest.mark.parametrize("message", ["", "two\nlines", "[bold]Grüße[/nope] 画 {}%s", "x" * 20_000])
 def test_every_failure_can_be_told(harness: Harness, code: FailureCode, message: str) -> None:
-    harness.notifier.failed(7, Failure(code, message), "task:failed")
+    harness.notifier.failed("task", 7, Failure(code, message))
     assert harness.final_calls() == 1
 
 
 def test_calls_may_come_from_several_threads(harness: Harness) -> None:
     def call(number: int) -> None:
         harness.notifier.progress(number, PROGRESS)
-        harness.notifier.completed(number, ARTIFACT, METRIC, f"{number}:complete")
+        harness.notifier.completed(f"task-{number}", number, ARTIFACT, METRIC)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(call, range(1, 41)))
     assert harness.final_calls() == 40
+
+
+def test_who_asks_whether_a_call_has_arrived_is_never_told_of_another(harness: Harness) -> None:
+    other = replace(ARTIFACT, sha256="cd" * 32)
+    failure = Failure(FailureCode.GPU_OOM, "The card is small.")
+    asked = harness.notifier.has_arrived
+    assert not asked("task", 7, ARTIFACT)
+    harness.notifier.completed("task", 7, ARTIFACT, METRIC)
+    assert not asked("earlier task", 7, ARTIFACT)
+    assert not asked("task", 7, other)
+    assert not asked("task", 8, ARTIFACT)
+    assert asked("task", 7, failure) is None
+    if not isinstance(harness.notifier, ConsoleNotifier):
+        assert asked("task", 7, ARTIFACT) is True

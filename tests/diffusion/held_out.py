@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.data.dataset import Dataset, encode_dataset
+from adapters.diffusion.data.dataset import EncodedDataset, encode_dataset
 from adapters.diffusion.step.loss import objective_of
 from adapters.pillow import decode
 from benchmarks.full_size import pipeline_of
@@ -17,17 +17,17 @@ from domain.image import TrainingImage
 CPU = torch.device("cpu")
 
 
-def encode_held_out(base: BaseModel, images: Sequence[TrainingImage]) -> Dataset:
+def encode_held_out(base: BaseModel, images: Sequence[TrainingImage]) -> EncodedDataset:
     """Squares at the base's own resolution, with the captions that belong to them."""
     size = (base.native_resolution,) * 2
     decoded_images = [(decode(image.data), size) for image in images]
     captions = [image.caption or "" for image in images]
-    return encode_dataset(base, decoded_images, captions, mirrored=False, device=CPU)
+    return encode_dataset(base, decoded_images, captions, flipped=False, device=CPU)
 
 
 @torch.no_grad()
 def held_out_loss(
-    base: BaseModel, style: Path | None, dataset: Dataset, timesteps: Sequence[int]
+    base: BaseModel, style: Path | None, dataset: EncodedDataset, timesteps: Sequence[int]
 ) -> float:
     """Mean loss over every image at every timestep, always with the same noises.
 
@@ -43,7 +43,7 @@ def held_out_loss(
         pipeline.unload_lora_weights()
 
 
-def _loss(base: BaseModel, dataset: Dataset, timesteps: Sequence[int]) -> float:
+def _loss(base: BaseModel, dataset: EncodedDataset, timesteps: Sequence[int]) -> float:
     objective = objective_of(base.noise_schedule, None, CPU)
     batch = tuple(range(len(dataset.images)))
     generator = torch.Generator().manual_seed(20)

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import encode_dataset
-from adapters.diffusion.data.randomness import draw_step, epoch_batches, steps_per_epoch
+from adapters.diffusion.data.rng import epoch_batches, sample_step_noise, steps_per_epoch
 from adapters.diffusion.lora.adapters import TARGETS, Adapter, initialise
 from adapters.pillow import decode
 from application.ports import TrainingPlan
@@ -80,14 +80,14 @@ def loss_of(
             base,
             [(decoded_images[i], sizes[i]) for i in batch],
             [plan.images[i].caption.strip() for i in batch],
-            mirrored=False,
+            flipped=False,
             device=device,
         )
-    draw = draw_step(plan.parameters, step, encoded.shape(tuple(range(len(batch)))), 1000)
+    draw = sample_step_noise(plan.parameters, step, encoded.shape(tuple(range(len(batch)))), 1000)
     latents = torch.cat(
         [
-            image.mean + image.deviation * noise
-            for image, noise in zip(encoded.images, draw.posterior.to(device), strict=True)
+            image.mean + image.std * noise
+            for image, noise in zip(encoded.images, draw.vae_noise.to(device), strict=True)
         ]
     )
     latents = latents * base.vae.config.scaling_factor

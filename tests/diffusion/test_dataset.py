@@ -10,7 +10,7 @@ from PIL import Image
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data import dataset as dataset_module
-from adapters.diffusion.data.dataset import Dataset, encode_captions, encode_dataset
+from adapters.diffusion.data.dataset import EncodedDataset, encode_captions, encode_dataset
 from adapters.pillow import decode
 from domain.image import TrainingImage
 
@@ -20,20 +20,22 @@ CPU = torch.device("cpu")
 SIZES = [(64, 64), (64, 64), (48, 80), (64, 64), (48, 80)]
 
 
-def encoded(base: BaseModel, images: tuple[TrainingImage, ...], *, mirrored: bool) -> Dataset:
+def encoded(
+    base: BaseModel, images: tuple[TrainingImage, ...], *, flipped: bool
+) -> EncodedDataset:
     decoded_images = [
         (decode(image.data), size) for image, size in zip(images, SIZES, strict=True)
     ]
     captions = ["one", "two", "one", "", "three"]
-    return encode_dataset(base, decoded_images, captions, mirrored=mirrored, device=CPU)
+    return encode_dataset(base, decoded_images, captions, flipped=flipped, device=CPU)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("flipped", [False, True])
 def test_encoding_in_batches_equals_encoding_one_by_one(
     base: BaseModel,
     images: tuple[TrainingImage, ...],
     monkeypatch: pytest.MonkeyPatch,
-    mirrored: bool,
+    flipped: bool,
 ) -> None:
     passes: list[int] = []
     encode = base.vae.encode
@@ -43,36 +45,36 @@ def test_encoding_in_batches_equals_encoding_one_by_one(
         return encode(pixels)
 
     monkeypatch.setattr(base.vae, "encode", counted)
-    together = encoded(base, images, mirrored=mirrored)
-    views = 1 + mirrored
+    together = encoded(base, images, flipped=flipped)
+    views = 1 + flipped
     assert sorted(passes) == [2 * views, 3 * views]
     monkeypatch.setattr(dataset_module, "PIXELS_AT_ONCE", 1)
     monkeypatch.setattr(dataset_module, "CAPTIONS_AT_ONCE", 1)
-    alone = encoded(base, images, mirrored=mirrored)
+    alone = encoded(base, images, flipped=flipped)
     assert set(passes[2:]) == {1}
     for one, other in zip(together.images, alone.images, strict=True):
         assert one.size == other.size
         assert len(one.mean) == views
         torch.testing.assert_close(one.mean, other.mean, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(one.deviation, other.deviation, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(one.std, other.std, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(together.captions, alone.captions, rtol=1e-4, atol=1e-4)
     assert together.caption_rows == alone.caption_rows == (1, 2, 1, 0, 3)
 
 
 def test_colours_reach_the_autoencoder_as_it_reads_them(base: BaseModel) -> None:
     image = Image.new("RGB", (64, 64), (255, 0, 51))
-    dataset = encode_dataset(base, [(image, (64, 64))], [""], mirrored=False, device=CPU)
+    dataset = encode_dataset(base, [(image, (64, 64))], [""], flipped=False, device=CPU)
     pixels = torch.tensor([1.0, -1.0, -0.6]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
     with torch.no_grad():
         wanted = base.vae.encode(pixels).latent_dist
     torch.testing.assert_close(dataset.images[0].mean, wanted.mean, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(dataset.images[0].deviation, wanted.std, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(dataset.images[0].std, wanted.std, rtol=1e-3, atol=1e-4)
 
 
 def test_rows_lead_to_the_images_views_and_captions(
     base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
-    dataset = encoded(base, images, mirrored=True)
+    dataset = encoded(base, images, flipped=True)
     batch, flips = (3, 0), (True, False)
     noise = torch.zeros(dataset.shape(batch))
     sample = dataset.latents(batch, flips, noise) / dataset.scaling_factor

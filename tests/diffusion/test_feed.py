@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from adapters.diffusion.data import feed as feed_module
-from adapters.diffusion.data.dataset import Dataset, EncodedImage
+from adapters.diffusion.data.dataset import EncodedDataset, EncodedImage
 from adapters.diffusion.data.feed import Feed
-from adapters.diffusion.data.randomness import draw_step, epoch_batches
+from adapters.diffusion.data.rng import epoch_batches, sample_step_noise
 from domain.parameters import TrainingParameters
 
 SQUARE, WIDE = (64, 64), (80, 48)
@@ -24,11 +24,11 @@ NUMBERS = 2 * (2 * 4 * 8 * 8) + 4 + 2 * (4 * 6 * 10) + 4
 """Drawn for the first two steps: a pair of squares and a wide one."""
 
 
-def dataset() -> Dataset:
+def dataset() -> EncodedDataset:
     images = tuple(
         EncodedImage(size, *torch.zeros(2, 2, 4, size[1] // 8, size[0] // 8)) for size in SIZES
     )
-    return Dataset(images, torch.zeros(4, 77, 8), (1, 2, 3, 1, 2, 3, 1, 2), 0.18)
+    return EncodedDataset(images, torch.zeros(4, 77, 8), (1, 2, 3, 1, 2, 3, 1, 2), 0.18)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_a_step_gets_what_is_drawn_for_it_however_many_are_drawn_at_a_time(
 
     def noted(parameters: TrainingParameters, step: int, *rest: Any) -> Any:
         drawn.append(step)
-        return draw_step(parameters, step, *rest)
+        return sample_step_noise(parameters, step, *rest)
 
-    monkeypatch.setattr(feed_module, "draw_step", noted)
+    monkeypatch.setattr(feed_module, "sample_step_noise", noted)
     monkeypatch.setattr(feed_module, "MOST_STEPS", steps)
     monkeypatch.setattr(feed_module, "MOST_NUMBERS", numbers)
     own = dataset()
@@ -54,15 +54,15 @@ def test_a_step_gets_what_is_drawn_for_it_however_many_are_drawn_at_a_time(
     assert drawn == list(range(at_once))
     for step in range(2 * EPOCH):
         batch = epoch_batches(buckets, 2, PARAMETERS.seed, step // EPOCH)[step % EPOCH]
-        draw = draw_step(PARAMETERS, step, own.shape(batch), 1000)
+        draw = sample_step_noise(PARAMETERS, step, own.shape(batch), 1000)
         inputs = feed.inputs(step)
         assert (inputs.size, inputs.shape) == (SIZES[batch[0]], own.shape(batch))
         assert torch.equal(inputs.noise, draw.noise)
-        assert torch.equal(inputs.posterior, draw.posterior)
+        assert torch.equal(inputs.posterior, draw.vae_noise)
         assert inputs.indices.tolist() == [
             draw.timesteps.tolist(),
-            own.rows(batch, draw.mirrored),
-            own.rows_of_captions(batch, draw.uncaptioned),
+            own.rows(batch, draw.flipped),
+            own.rows_of_captions(batch, draw.caption_dropped),
         ]
         assert inputs.rate == inputs.learning_rate == step / 8
     assert drawn == list(range(2 * EPOCH))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.base.model import BaseModel, load_base, placed
+from adapters.diffusion.base.model import BaseModel, load_base, on_device
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.strategy import Strategy, choose_strategy
@@ -278,7 +278,7 @@ def test_a_module_that_visits_the_card_comes_home_to_its_own_memory() -> None:
     module = torch.nn.BatchNorm1d(3)
     held = [*module.parameters(), *module.buffers()]
     before = [tensor.data_ptr() for tensor in held]
-    with placed(module, torch.device(CARD)):
+    with on_device(module, torch.device(CARD)):
         assert {tensor.device.type for tensor in held} == {CARD}
     assert [tensor.data_ptr() for tensor in held] == before
 

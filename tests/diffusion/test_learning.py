@@ -16,7 +16,7 @@ import torch
 
 from adapters.diffusion import session
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.data.dataset import Dataset
+from adapters.diffusion.data.dataset import EncodedDataset
 from adapters.diffusion.step.loss import Objective
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
@@ -55,7 +55,7 @@ def style(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingImage, ...]
 
 
 @pytest.fixture(scope="module")
-def held_out(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def held_out(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> EncodedDataset:
     return encode_held_out(base, paint_subjects(tmp_path_factory.mktemp("held_out"), seed=2))
 
 
@@ -71,7 +71,7 @@ def plan(base: BaseModel, style: tuple[TrainingImage, ...]) -> TrainingPlan:
     )
 
 
-def gain(base: BaseModel, style: bytes, held_out: Dataset, folder: Path) -> float:
+def gain(base: BaseModel, style: bytes, held_out: EncodedDataset, folder: Path) -> float:
     """Share of the base's held-out loss that the style takes away."""
     file = folder / "style.safetensors"
     file.write_bytes(style)
@@ -117,7 +117,7 @@ def test_training_lowers_the_loss_on_images_it_has_not_seen(
     trainer: DiffusionTrainer,
     base: BaseModel,
     plan: TrainingPlan,
-    held_out: Dataset,
+    held_out: EncodedDataset,
     tmp_path: Path,
 ) -> None:
     style = run(trainer, plan).weights
@@ -131,7 +131,7 @@ def test_a_broken_trainer_does_not_reach_the_margin(
     trainer: DiffusionTrainer,
     base: BaseModel,
     plan: TrainingPlan,
-    held_out: Dataset,
+    held_out: EncodedDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     broken: Break,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.data.dataset import Dataset, EncodedImage
+from adapters.diffusion.data.dataset import EncodedDataset, EncodedImage
 from adapters.diffusion.data.step_inputs import LEARNING_RATE_SLOTS, StepInputs
 from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora.flat_path import flat_path_of
@@ -55,10 +55,10 @@ def inputs_on(device: torch.device) -> StepInputs:
     )
 
 
-def dataset_on(device: torch.device, width: int) -> Dataset:
+def dataset_on(device: torch.device, width: int) -> EncodedDataset:
     posterior = torch.zeros(1, 4, 8, 8, device=device)
     images = (EncodedImage(SIZE, posterior, posterior),) * 2
-    return Dataset(images, torch.zeros(2, 77, width, device=device), (1, 1), 0.18)
+    return EncodedDataset(images, torch.zeros(2, 77, width, device=device), (1, 1), 0.18)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])

@@ -38,8 +38,8 @@ def calls() -> list[Call]:
         bodies = Bodies(progress_body, complete_body, failed_body)
         notifier = WebhookNotifier(options, bodies, ManualClock())
         notifier.progress(7, Progress(5, 10, 50, 100, steps_per_second=2.0))
-        notifier.completed(7, artifact, TrainingMetric(0.05, 10, 100), "task:complete")
-        notifier.failed(8, Failure(FailureCode.GPU_OOM, "The card is too small."), "task:failed")
+        notifier.completed("task", 7, artifact, TrainingMetric(0.05, 10, 100))
+        notifier.failed("task", 8, Failure(FailureCode.GPU_OOM, "The card is too small."))
         notifier.close()
         return backend.calls
 

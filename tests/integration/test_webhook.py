@@ -40,7 +40,8 @@ METRIC = TrainingMetric(loss=0.05, epochs=100, steps=1000)
 PROGRESS = Progress(50, 100, 500, 1000, steps_per_second=2.0)
 FAILURE = Failure(FailureCode.GPU_OOM, "The card is too small.")
 BODIES = Bodies(progress_body, complete_body, failed_body)
-KEY = "550e8400-e29b-41d4-a716-446655440000:complete"
+TASK_ID = "550e8400-e29b-41d4-a716-446655440000"
+KEY = f"{TASK_ID}:complete"
 SHORT = 0.4
 """Seconds of patience, where a test waits for it to end."""
 
@@ -94,7 +95,7 @@ def hasty(backend: BackendProcess, clock: ManualClock) -> Iterator[WebhookNotifi
 
 
 def complete(notifier: WebhookNotifier, style_id: int = 7) -> None:
-    notifier.completed(style_id, ARTIFACT, METRIC, KEY)
+    notifier.completed(TASK_ID, style_id, ARTIFACT, METRIC)
 
 
 def fail_and_complete(notifier: WebhookNotifier) -> None:
@@ -108,11 +109,11 @@ def test_the_three_calls_are_the_contracts(
 ) -> None:
     notifier.progress(7, PROGRESS)
     complete(notifier)
-    notifier.failed(8, FAILURE, "task:failed")
+    notifier.failed("task", 8, FAILURE)
     progress, completed, failed = backend.calls
     assert [call.kind for call in backend.calls] == ["progress", "complete", "failed"]
     assert progress.body == progress_body(7, PROGRESS)
-    assert completed.body == complete_body(7, ARTIFACT, METRIC)
+    assert completed.body == complete_body(TASK_ID, 7, ARTIFACT, METRIC)
     assert failed.body == failed_body(8, FAILURE)
     keys = (progress.idempotency_key, completed.idempotency_key, failed.idempotency_key)
     assert keys == (None, KEY, "task:failed")
@@ -498,7 +499,7 @@ print(vars(notifier._transport._session), notifier._transport._session.headers)
 raised = 0
 for call in (
     lambda: complete(notifier), lambda: notifier.progress(7, PROGRESS), notifier.check,
-    lambda: notifier.failed(7, FAILURE, "task:failed"),
+    lambda: notifier.failed("task", 7, FAILURE),
 ) * 8:
     try:
         call()

@@ -2,8 +2,10 @@
 
     python -m tests.services.backend --port 8000 --token ...
 
-It is no more idempotent than the real one: whatever it takes twice, the artist sees twice. Every
-call is kept and can be read at ``GET /_calls``; ``POST /_faults`` makes it misbehave.
+It is no more idempotent than the real one: whatever it takes twice, the artist sees twice. As the
+platform of December 2025 does, it shows a completed style to anyone at ``GET /api/styles/<id>/``
+and answers 404 for one that is in training or has failed. Every call is kept and can be read at
+``GET /_calls``; ``POST /_faults`` makes it misbehave.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hmac
 import json
+import re
 import signal
 import socket
 import ssl
@@ -33,6 +36,8 @@ ROUTES = {
     ("POST", "/api/webhooks/training/failed"): "failed",
 }
 FINAL = ("complete", "failed")
+STYLE = re.compile(r"/api/styles/(\d+)/")
+LOCATIONS = ("s3://", "gs://")
 MAX_BYTES = 1024 * 1024
 
 
@@ -82,6 +87,22 @@ class Backend:
             return 404, f"Style {body['style_id']} not found"
         return None
 
+    def style(self, style_id: int) -> dict[str, Any] | None:
+        """A style as anyone can read it; None where it is not completed."""
+        with self.lock:
+            taken = [c for c in self.calls if c.taken and c.style_id == style_id]
+        final = [call for call in taken if call.kind in FINAL]
+        if not final or final[-1].kind != "complete":
+            return None
+        body = final[-1].body
+        return {
+            "id": style_id,
+            "training_status": "completed",
+            "model_path": body["model_path"],
+            "training_metric": body["training_metric"],
+            "training_progress": None,
+        }
+
     def summary(self) -> dict[str, Any]:
         """All calls, oldest first, and how often each key was taken more than once."""
         with self.lock:
@@ -109,8 +130,8 @@ def invalid(kind: str, body: Any) -> str | None:
             return _figures(body, "progress", whole=names)
         case "complete":
             path = body.get("model_path")
-            if not isinstance(path, str) or not path.startswith("s3://"):
-                return "model_path: an s3:// address is required"
+            if not isinstance(path, str) or not path.startswith(LOCATIONS):
+                return f"model_path: one of {', '.join(LOCATIONS)} is required"
             return _figures(body, "training_metric", whole=("epochs",), numbers=("loss",))
     message = body.get("error_message")
     if not isinstance(message, str) or not message.strip() or "\0" in message:
@@ -157,8 +178,23 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, self.server.backend.summary())
         elif self.path == "/_ready":
             self._answer(200, {"success": True})
+        elif (named := STYLE.fullmatch(self.path)) is not None:
+            self._style(int(named[1]))
         else:
             self._answer(404, {"success": False, "error": "Not found"})
+
+    def _style(self, style_id: int) -> None:
+        backend = self.server.backend
+        with backend.lock:
+            fault = backend.plan.next("style")
+        if fault is not None:
+            self._misbehave(fault)
+        elif "Authorization" in self.headers:
+            self._answer(401, {"detail": "Invalid token."})  # the worker's is none of a user's
+        elif (style := backend.style(style_id)) is None:
+            self._answer(404, {"detail": "Not found."})
+        else:
+            self._answer(200, style)
 
     def do_DELETE(self) -> None:
         """Forget the calls so far."""

@@ -56,7 +56,8 @@ class FaultPlan:
         schedule: for the next calls.
         probability: with which a call after the schedule meets one of ``among``.
         seed: of that chance.
-        kinds: the calls that count: ``progress``, ``complete``, ``failed``. None: all.
+        kinds: the requests that count: ``progress``, ``complete``, ``failed``, and ``style``
+            for one that reads a style. None: all but the last.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class FaultPlan:
         self._probability = probability
         self._among = list(among)
         self._random = random.Random(seed)
-        self._kinds = None if kinds is None else set(kinds)
+        self._kinds = {"progress", "complete", "failed"} if kinds is None else set(kinds)
         if probability and not self._among:
             raise ValueError("among is empty: give the faults to choose from")
 
@@ -87,7 +88,7 @@ class FaultPlan:
 
     def next(self, kind: str) -> Fault | None:
         """What this call meets."""
-        if self._kinds is not None and kind not in self._kinds:
+        if kind not in self._kinds:
             return None
         if self._schedule:
             return self._schedule.pop(0)

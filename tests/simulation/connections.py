@@ -8,7 +8,14 @@ from typing import Any
 
 from adapters.memory import MemoryBlobStore, MemoryQueue
 from application.journal import recorded_job
-from application.ports import Blob, Condition, Delivery, DeliveryLost, QueueUnavailable
+from application.ports import (
+    Blob,
+    Condition,
+    Delivery,
+    DeliveryLost,
+    QueueUnavailable,
+    Unavailable,
+)
 from domain.failure import Failure
 from domain.location import Location
 from domain.progress import Progress
@@ -82,16 +89,35 @@ class Backend:
         self._call("progress", style_id, None)
 
     def completed(
-        self, style_id: int, artifact: Artifact, metric: TrainingMetric, idempotency_key: str
+        self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
-        self._call("completed", style_id, idempotency_key)
+        self._call("completed", style_id, task_id)
 
-    def failed(self, style_id: int, failure: Failure, idempotency_key: str) -> None:
-        self._call("failed", style_id, idempotency_key)
+    def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
+        self._call("failed", style_id, task_id)
 
-    def _call(self, kind: str, style_id: int, key: str | None) -> None:
+    def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
+        def taken(call: Call) -> bool:
+            return (call.kind, call.task_id) == (
+                "completed",
+                task_id,
+            ) and call.taken_at is not None
+
+        if isinstance(outcome, Failure):
+            return None
         world = self._world
-        call = Call(kind, style_id, key, self._process, made_at=world.timeline.now)
+        try:
+            found = world.network.call(
+                self._process, self._for_progress, lambda: any(map(taken, world.calls))
+            )
+        except Unavailable:
+            return None
+        assert isinstance(found, bool)
+        return found
+
+    def _call(self, kind: str, style_id: int, task_id: str | None) -> None:
+        world = self._world
+        call = Call(kind, style_id, task_id, self._process, made_at=world.timeline.now)
         world.calls.append(call)
 
         def take() -> None:

@@ -73,7 +73,7 @@ def _calls(run: Run, style_id: int, wanted: set[str]) -> Iterator[str]:
     if {call.kind for call in final} != wanted:
         yield f"{name}: the backend was told {[call.kind for call in final]}, not {wanted}"
         return
-    if len({call.key for call in final}) > 1:
+    if len({(call.kind, call.task_id) for call in final}) > 1:
         yield f"{name}: announced under several keys"
     for before, after in pairwise(final):
         if not _repeat_is_excused(run, before, after):

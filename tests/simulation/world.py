@@ -40,7 +40,7 @@ class Call:
 
     kind: str
     style_id: int
-    key: str | None
+    task_id: str | None
     caller: Process
     made_at: float
     taken_at: float | None = None

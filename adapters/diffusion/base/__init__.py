@@ -1,1 +1,1 @@
-"""The frozen base model: read, told from others, and brought onto a device."""
+"""The frozen base model: loading, checking, identifying."""

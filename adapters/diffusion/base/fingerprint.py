@@ -1,4 +1,4 @@
-"""Tell one base model from another, whatever file it came from."""
+"""Identify a base model by its content, whatever file it was loaded from."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from diffusers import StableDiffusionPipeline
 
 
 def fingerprint_of(
-    pipeline: StableDiffusionPipeline, denoiser: Mapping[str, str] | None = None
+    pipeline: StableDiffusionPipeline, unet: Mapping[str, str] | None = None
 ) -> str:
-    """SHA-256, in hex, over all weights and configuration of the parts that training uses.
+    """SHA-256, in hex, over the weights and configurations that training uses.
 
-    The weights are hashed in float32: a folder and a single file of it agree, and so do files
-    in float32 and in half precision of weights that fit into the latter.
+    Weights are hashed in float32. A diffusers folder and a single-file checkpoint of the same
+    model have the same fingerprint, and so do float32 and float16 files of weights that float16
+    represents exactly.
 
     Args:
-        denoiser: its weights' digests where they have been taken already.
+        unet: digests of the UNet's weights, if they are known already.
     """
-    digests = {f"unet.{name}": digest for name, digest in (denoiser or {}).items()}
+    digests = {f"unet.{name}": digest for name, digest in (unet or {}).items()}
     weights = {
         f"{part}.{name}": weight
         for part in ("unet", "vae", "text_encoder")
-        if part != "unet" or denoiser is None
+        if part != "unet" or unet is None
         for name, weight in getattr(pipeline, part).state_dict().items()
     }
     configs = [
@@ -35,7 +36,7 @@ def fingerprint_of(
         for config in (pipeline.unet.config, pipeline.vae.config, pipeline.scheduler.config)
     ]
     whole = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
-    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock; 4 GB take a while
+    with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
         digests |= zip(weights, pool.map(digest_of, weights.values()), strict=True)
     for name in sorted(digests):
         whole.update(f"{name} {digests[name]}\n".encode())
@@ -43,11 +44,11 @@ def fingerprint_of(
 
 
 def digest_of(weight: torch.Tensor) -> str:
-    """A weight's shape, and SHA-256 in hex over its values in float32."""
+    """Shape of a weight, and SHA-256 in hex over its values in float32."""
     values = weight.detach().float().contiguous()
     return f"{tuple(weight.shape)} {hashlib.sha256(values.numpy().data).hexdigest()}"
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the library's own notes: its version and the path that was loaded from."""
+    """Without diffusers' private entries, such as its version and the source path."""
     return {key: value for key, value in config.items() if not key.startswith("_")}

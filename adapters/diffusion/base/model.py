@@ -1,4 +1,4 @@
-"""The frozen model that styles are trained on."""
+"""The frozen base model that styles are trained on."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from adapters.diffusion.base.fingerprint import fingerprint_of
 from adapters.diffusion.base.pipeline_files import read_pipeline
 
 _SD15 = ((320, 640, 1280, 1280), 2, 768)
-"""Widths of its blocks, layers in each, and width of its text encoder."""
+"""Block widths, layers per block, and text encoder width of the UNet."""
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Stable Diffusion's parts, frozen. Adapters come and go; the weights stay as they are."""
+    """The parts of Stable Diffusion, frozen. Training a style leaves their weights unchanged."""
 
     name: str
-    """The hub's name, or the file's or folder's without the path to it."""
+    """Hub name, or the name of the file or folder without its path."""
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     noise_schedule: DDPMScheduler
     fingerprint: str
-    """SHA-256 over every weight and the configuration that gives them their meaning."""
+    """SHA-256 over all weights and configurations (``fingerprint_of``)."""
 
     @property
     def latent_scale(self) -> int:
-        """Pixels per latent, a side: 8 for SD 1.5."""
+        """Pixels per latent along a side: 8 for SD 1.5."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def native_resolution(self) -> int:
-        """Side in pixels that the model was trained for: 512 for SD 1.5."""
+        """Side in pixels that the model was trained at: 512 for SD 1.5."""
         return int(self.unet.config.sample_size) * self.latent_scale
 
     @property
     def is_sd15(self) -> bool:
-        """Whether its denoiser has the layers and widths of Stable Diffusion 1.5's."""
+        """Whether the UNet has the layers and widths of Stable Diffusion 1.5."""
         config = self.unet.config
         widths = tuple(config.block_out_channels)
         return (widths, config.layers_per_block, config.cross_attention_dim) == _SD15
@@ -56,10 +56,10 @@ class BaseModel:
 
 
 @contextmanager
-def placed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """While open, the module is on ``device``; then it makes room again.
+def on_device(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Move a frozen module to ``device`` for the with-block.
 
-    What it holds at home is kept there and put back, not copied back: the weights are frozen.
+    Its original tensors are kept and put back afterwards, so nothing is copied back.
     """
     home = next(module.parameters()).device
     if home == device:
@@ -83,19 +83,18 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     config_folder: Path | None = None,
 ) -> BaseModel:
-    """Load a base model. Reads safetensors only, never a pickle, and runs none of its code.
+    """Load a base model from safetensors files only: no pickle, no remote code.
 
-    The denoiser goes to ``device`` in ``dtype``, from a folder weight by weight. Autoencoder and
-    text encoder work once per image and caption: they stay on the CPU in float32 and visit
-    the device then.
+    The UNet is placed on ``device`` in ``dtype``. VAE and text encoder stay on the CPU in
+    float32; they are moved to the device while they encode (``on_device``).
 
     Args:
         name: a diffusers folder, a single-file ``.safetensors`` checkpoint or a hub name.
-        config_folder: a diffusers folder whose configuration and tokenizer a single file goes
-            with; without it they come from the hub.
+        config_folder: diffusers folder with the configuration and tokenizer for a single-file
+            checkpoint. If None they are downloaded from the hub.
 
     Raises:
-        BaseModelInvalid: it is not a Stable Diffusion 1.5 in safetensors, or not within reach.
+        BaseModelInvalid: the model cannot be loaded, or is not a Stable Diffusion 1.5.
     """
     pipeline, digests = read_pipeline(
         name, device=device, dtype=dtype, config_folder=config_folder

@@ -1,4 +1,4 @@
-"""Stable Diffusion as it lies in a folder, in a single file or on the hub, read and checked."""
+"""Load and check a Stable Diffusion pipeline from a folder, a single file or the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from adapters.diffusion.base.denoiser import has_one_file, load_denoiser
+from adapters.diffusion.base.unet_loader import has_one_file, load_unet
 from domain.errors import UserError
 
 _PIPELINE = "StableDiffusionPipeline"
@@ -27,7 +27,7 @@ _LATENT_CHANNELS = 4
 
 
 class BaseModelInvalid(UserError, ValueError):
-    """What was named as base model is none; says why, and what to name instead."""
+    """The base model cannot be used; the message gives the reason and the remedy."""
 
     def __init__(self, name: str, remedy: str) -> None:
         super().__init__(f"base model {name!r}: {' '.join(remedy.split())}")
@@ -42,17 +42,15 @@ def read_pipeline(
     dtype: torch.dtype,
     config_folder: Path | None,
 ) -> tuple[StableDiffusionPipeline, dict[str, str] | None]:
-    """The parts of Stable Diffusion, from safetensors only; none of the model's code is run.
+    """Load a pipeline from safetensors files only: no pickle, no remote code.
 
-    Args:
-        name: as ``load_base``'s, and so are the others.
+    Args: as in ``load_base``.
 
     Returns:
-        The pipeline; and where the denoiser went to ``device`` weight by weight, the digest of
-        each of its weights, which were taken on the way.
+        The pipeline, and the digests of the UNet's weights if they were computed on loading.
 
     Raises:
-        BaseModelInvalid: it is not a Stable Diffusion 1.5 in safetensors, or not within reach.
+        BaseModelInvalid: the model cannot be loaded, or is not a Stable Diffusion 1.5.
     """
     path, digests = Path(name), None
     if path.is_file():
@@ -75,7 +73,7 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffu
         return StableDiffusionPipeline.from_single_file(
             str(path), local_files_only=bool(local), **local
         )
-    except Exception as error:  # whatever the libraries make of a file that may hold anything
+    except Exception as error:  # the file may hold anything
         raise BaseModelInvalid(
             name,
             "cannot be read as a Stable Diffusion 1.5 checkpoint; give a whole one"
@@ -90,7 +88,7 @@ def _from_folder(
     digests: dict[str, str] = {}
 
     def load() -> UNet2DConditionModel:
-        unet, taken = load_denoiser(path / "unet", device, dtype)
+        unet, taken = load_unet(path / "unet", device, dtype)
         digests.update(taken)
         return unet
 
@@ -100,23 +98,21 @@ def _from_folder(
 def _from_folder_or_hub(
     name: str,
     path: Path,
-    denoiser: Callable[[], UNet2DConditionModel] | None = None,
+    unet: Callable[[], UNet2DConditionModel] | None = None,
 ) -> StableDiffusionPipeline:
     if path.is_dir():
         _check_folder(name, path)
-    elif not _may_be_the_hubs(name, path):
-        raise BaseModelInvalid(
-            name, "is neither a folder nor a file here, and no hub's name; check the path"
-        )
+    elif not _may_be_hub_name(name, path):
+        raise BaseModelInvalid(name, "is no folder, no file and no hub name; check the path")
     try:
         with warnings.catch_warnings():
-            # What diffusers itself gives the hub's client is of no concern to who reads us.
+            # A deprecated argument that diffusers passes to the hub client.
             warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
             index = StableDiffusionPipeline.load_config(name)
-    except Exception as error:  # the hub's client has dozens of ways to say no
+    except Exception as error:  # the hub client raises many types
         raise BaseModelInvalid(
             name,
-            "is neither a folder nor a file here, nor a model that the hub gives us; "
+            "is no folder and no file, and could not be loaded from the hub; "
             f"check the name and the connection ({_first_line(error)})",
         ) from error
     found = index.get("_class_name")
@@ -129,7 +125,7 @@ def _from_folder_or_hub(
     try:
         return StableDiffusionPipeline.from_pretrained(
             name,
-            **({} if denoiser is None else {"unet": denoiser()}),
+            **({} if unet is None else {"unet": unet()}),
             text_encoder=_text_encoder(name),
             use_safetensors=True,
             safety_checker=None,
@@ -137,7 +133,7 @@ def _from_folder_or_hub(
             image_encoder=None,
             requires_safety_checker=False,
         )
-    except Exception as error:  # whatever the libraries make of files that may hold anything
+    except Exception as error:  # the files may hold anything
         raise BaseModelInvalid(
             name,
             "cannot be loaded; give a whole Stable Diffusion 1.5 in safetensors "
@@ -145,13 +141,13 @@ def _from_folder_or_hub(
         ) from error
 
 
-def _may_be_the_hubs(name: str, path: Path) -> bool:
+def _may_be_hub_name(name: str, path: Path) -> bool:
     is_file = path.suffix.lower() in {".safetensors", *_PICKLES}
     return not is_file and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
 
 
 def _text_encoder(name: str) -> CLIPTextModel:
-    """Loaded on its own, because transformers makes missing weights up and only logs it."""
+    """Loaded separately, because transformers initialises missing weights at random."""
     model, report = CLIPTextModel.from_pretrained(
         name,
         subfolder="text_encoder",

@@ -1,1 +1,1 @@
-"""What a run trains on: captions and images, encoded once, and every step's draw of them."""
+"""Training data: captions, encoded images, batches, random numbers."""

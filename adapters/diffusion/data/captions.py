@@ -1,4 +1,4 @@
-"""What is said about an image while it is trained on."""
+"""The caption that each image is trained with."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from domain.image import TrainingImage
 
 
 def caption_of(image: TrainingImage, tags: Sequence[str], trigger_word: str | None) -> str:
-    """The image's own caption, else the style's tags; the trigger word goes before.
+    """The image's own caption, else the tags, with the trigger word in front.
 
-    A caption that already has the trigger word as a word of its own, in whatever case, is
-    left as it is. Without caption, tags and trigger word the caption is empty.
+    A caption that already contains the trigger word (as a whole word, in any case) is not
+    changed. Without caption, tags and trigger word the result is empty.
     """
     caption = " ".join((image.caption or "").split()) or ", ".join(tags)
     if trigger_word is None or end_of_word(caption, trigger_word) is not None:
@@ -21,8 +21,6 @@ def caption_of(image: TrainingImage, tags: Sequence[str], trigger_word: str | No
 
 
 def end_of_word(text: str, word: str) -> int | None:
-    """Where the word, in whatever case and not within another, first ends in the text; None
-    where it is not there.
-    """
+    """End position of the first occurrence of ``word`` as a whole word in any case, or None."""
     found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
     return found.end() if found else None

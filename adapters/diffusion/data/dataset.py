@@ -1,4 +1,4 @@
-"""Images and captions as the denoiser wants them, encoded once for the whole run."""
+"""Images and captions, encoded once per run by the VAE and the text encoder."""
 
 from __future__ import annotations
 
@@ -11,56 +11,59 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from adapters.diffusion.base.model import BaseModel, placed
-from adapters.diffusion.data.randomness import Batch
+from adapters.diffusion.base.model import BaseModel, on_device
+from adapters.diffusion.data.rng import ImageBatch
 from adapters.diffusion.failures import in_parts
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 
 PIXELS_AT_ONCE = 2 * 512 * 512
-"""Pixels that the autoencoder takes at a time: at 512 px 2 images, in 2 GB with its weights."""
+"""Pixels per VAE batch: two images of 512 px, which take 2 GB with the VAE's weights."""
 CAPTIONS_AT_ONCE = 32
-"""Captions that the text encoder takes at a time."""
+"""Captions per text encoder batch."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The autoencoder's posterior of one image, not a sample of it: each visit draws anew.
+    """Mean and standard deviation of the VAE's latent distribution for one image.
 
-    Both tensors are (views, c, h, w) in float32; a second view is the mirrored image.
+    Training samples new latents from it at every step. Both tensors are (views, c, h, w) in
+    float32. The second view, if there is one, is the flipped image.
     """
 
     size: Size
     mean: torch.Tensor
-    deviation: torch.Tensor
+    std: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A run's images and captions, on the device."""
+class EncodedDataset:
+    """The encoded images and captions of a run, on the training device."""
 
     images: tuple[EncodedImage, ...]
     captions: torch.Tensor
-    """(1 + captions, tokens, width): the empty caption's states, then each caption's once."""
+    """(1 + k, tokens, width): text encoder states of the empty caption, then of the run's k
+    distinct captions."""
     caption_rows: tuple[int, ...]
-    """For each image its row in ``captions``."""
+    """Row of each image's caption in ``captions``."""
     scaling_factor: float
+    """VAE latents are multiplied by this for the UNet (0.18215 for SD 1.5)."""
 
     @cached_property
     def posteriors(self) -> dict[Size, tuple[torch.Tensor, torch.Tensor]]:
-        """Means and deviations of a size's images, each (images * views, c, h, w)."""
+        """By image size: means and standard deviations, each (images * views, c, h, w)."""
         return {
             size: (
                 torch.cat([self.images[i].mean for i in bucket]),
-                torch.cat([self.images[i].deviation for i in bucket]),
+                torch.cat([self.images[i].std for i in bucket]),
             )
             for size, bucket in self.buckets.items()
         }
 
     @cached_property
     def _first_rows(self) -> dict[int, int]:
-        """For each image the row of its first view."""
+        """Row of each image's first view in the ``posteriors`` of its size."""
         rows: dict[int, int] = {}
         for bucket in self.buckets.values():
             views = [len(self.images[i].mean) for i in bucket]
@@ -69,49 +72,49 @@ class Dataset:
 
     @cached_property
     def buckets(self) -> dict[Size, tuple[int, ...]]:
-        """Positions of the images of each size, in order of the sizes."""
+        """Indices of the images of each size, sorted by size."""
         sizes = sorted({image.size for image in self.images})
         return {
             size: tuple(i for i, image in enumerate(self.images) if image.size == size)
             for size in sizes
         }
 
-    def shape(self, batch: Batch) -> tuple[int, int, int, int]:
-        """(n, c, h, w) of a batch's latents."""
+    def shape(self, batch: ImageBatch) -> tuple[int, int, int, int]:
+        """Shape of a batch's latents, (n, c, h, w)."""
         _, channels, height, width = self.images[batch[0]].mean.shape
         return len(batch), channels, height, width
 
-    def rows(self, batch: Batch, mirrored: Sequence[bool]) -> list[int]:
-        """Each image's row in ``posteriors``."""
-        return [self._first_rows[i] + int(flip) for i, flip in zip(batch, mirrored, strict=True)]
+    def rows(self, batch: ImageBatch, flipped: Sequence[bool]) -> list[int]:
+        """Row of each image, or of its flipped view, in the ``posteriors`` of its size."""
+        return [self._first_rows[i] + int(flip) for i, flip in zip(batch, flipped, strict=True)]
 
-    def rows_of_captions(self, batch: Batch, uncaptioned: Sequence[bool]) -> list[int]:
-        """Each image's row in ``captions``, or the empty caption's."""
+    def rows_of_captions(self, batch: ImageBatch, caption_dropped: Sequence[bool]) -> list[int]:
+        """Row in ``captions`` for each image; 0, the empty caption, where it is dropped."""
         return [
             0 if empty else self.caption_rows[i]
-            for i, empty in zip(batch, uncaptioned, strict=True)
+            for i, empty in zip(batch, caption_dropped, strict=True)
         ]
 
-    def sample(self, size: Size, rows: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
-        """A sample of each image's latents, (n, c, h, w), scaled for the denoiser.
+    def sample(self, size: Size, rows: torch.Tensor, vae_noise: torch.Tensor) -> torch.Tensor:
+        """Sample latents, (n, c, h, w), scaled for the UNet.
 
         Args:
-            rows: (n,), int64, as ``rows`` gives them, on the device.
-            posterior: standard normal, (n, c, h, w), on the device.
+            rows: (n,), int64, from ``rows``, on the training device.
+            vae_noise: (n, c, h, w), standard normal, on the training device.
         """
-        mean, deviation = self.posteriors[size]
-        return (mean[rows] + deviation[rows] * posterior) * self.scaling_factor
+        mean, std = self.posteriors[size]
+        return (mean[rows] + std[rows] * vae_noise) * self.scaling_factor
 
     def latents(
-        self, batch: Batch, mirrored: Sequence[bool], posterior: torch.Tensor
+        self, batch: ImageBatch, flipped: Sequence[bool], vae_noise: torch.Tensor
     ) -> torch.Tensor:
-        """The same by the images' positions."""
-        rows = torch.tensor(self.rows(batch, mirrored), device=posterior.device)
-        return self.sample(self.images[batch[0]].size, rows, posterior)
+        """As ``sample``, for the images with these indices."""
+        rows = torch.tensor(self.rows(batch, flipped), device=vae_noise.device)
+        return self.sample(self.images[batch[0]].size, rows, vae_noise)
 
-    def conditioning(self, batch: Batch, uncaptioned: Sequence[bool]) -> torch.Tensor:
-        """Each image's caption states, or the empty caption's: (n, tokens, width)."""
-        return self.captions[self.rows_of_captions(batch, uncaptioned)]
+    def conditioning(self, batch: ImageBatch, caption_dropped: Sequence[bool]) -> torch.Tensor:
+        """Text encoder states for each image, (n, tokens, width)."""
+        return self.captions[self.rows_of_captions(batch, caption_dropped)]
 
 
 def encode_dataset(
@@ -119,15 +122,15 @@ def encode_dataset(
     images: Iterable[tuple[Image.Image, Size]],
     captions: Sequence[str],
     *,
-    mirrored: bool,
+    flipped: bool,
     device: torch.device,
-) -> Dataset:
-    """Encode every image at its bucket's size, and every caption.
+) -> EncodedDataset:
+    """Encode images and captions.
 
     Args:
-        images: RGB images, each with the size to train it at; read one at a time.
+        images: RGB images, each with the size to crop and resize it to; read one at a time.
         captions: one for each image.
-        mirrored: encode each image's mirror image too.
+        flipped: also encode each image flipped left to right.
     """
     distinct = list(dict.fromkeys(["", *captions]))
     states = encode_captions(base, distinct, device)
@@ -135,18 +138,19 @@ def encode_dataset(
     for image, size in images:
         fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         views.append([_pixels(fitted)])
-        if mirrored:
+        if flipped:
             views[-1].append(_pixels(ImageOps.mirror(fitted)))
         sizes.append(size)
-    with placed(base.vae, device):
+    with on_device(base.vae, device):
         encoded = _encode_images(base, views, sizes, device)
     rows = tuple(distinct.index(caption) for caption in captions)
-    return Dataset(encoded, states, rows, float(base.vae.config.scaling_factor))
+    return EncodedDataset(encoded, states, rows, float(base.vae.config.scaling_factor))
 
 
 def tokens_of(base: BaseModel, captions: Iterable[str]) -> torch.Tensor:
-    """(captions, tokens) in int64: padded and cut to the length that the text encoder reads,
-    which is 77 for CLIP with the marks of beginning and end.
+    """Token ids, (captions, tokens) in int64, padded or cut to the text encoder's length.
+
+    That length is 77 for CLIP, including the begin and end tokens.
     """
     tokens: torch.Tensor = base.tokenizer(
         list(captions),
@@ -161,12 +165,9 @@ def tokens_of(base: BaseModel, captions: Iterable[str]) -> torch.Tensor:
 def encode_captions(
     base: BaseModel, captions: Sequence[str], device: torch.device
 ) -> torch.Tensor:
-    """The text encoder's states of each caption, (captions, tokens, width).
-
-    As SD 1.5 reads them: of ``tokens_of``, last layer.
-    """
+    """Last hidden states of the text encoder, (captions, tokens, width)."""
     tokens = tokens_of(base, captions)
-    with placed(base.text_encoder, device):
+    with on_device(base.text_encoder, device):
         states = [
             base.text_encoder(few.to(device)).last_hidden_state
             for few in torch.split(tokens, CAPTIONS_AT_ONCE)
@@ -181,7 +182,7 @@ def _encode_images(
     sizes: Sequence[Size],
     device: torch.device,
 ) -> tuple[EncodedImage, ...]:
-    """Encode what is of one size together, as far as memory is sure to allow it."""
+    """Encode in batches of one size, at most ``PIXELS_AT_ONCE`` each."""
     encoded: dict[int, EncodedImage] = {}
     for size in dict.fromkeys(sizes):
         bucket = [i for i, other in enumerate(sizes) if other == size]
@@ -189,31 +190,32 @@ def _encode_images(
         pixels = torch.cat([view for i in bucket for view in views[i]])
         posteriors = [_encode(base, some, device) for some in torch.split(pixels, count)]
         means = torch.cat([mean for mean, _ in posteriors])
-        deviations = torch.cat([deviation for _, deviation in posteriors])
+        stds = torch.cat([std for _, std in posteriors])
         each = [len(views[i]) for i in bucket]
-        for i, mean, deviation in zip(
-            bucket, torch.split(means, each), torch.split(deviations, each), strict=True
+        for i, mean, std in zip(
+            bucket, torch.split(means, each), torch.split(stds, each), strict=True
         ):
-            encoded[i] = EncodedImage(size, mean, deviation)
+            encoded[i] = EncodedImage(size, mean, std)
     return tuple(encoded[i] for i in range(len(sizes)))
 
 
 def _encode(
     base: BaseModel, pixels: torch.Tensor, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of (n, 3, h, w) in [-1, 1]; one by one where memory is short."""
+    """Mean and standard deviation of the latents of (n, 3, h, w) in [-1, 1].
+
+    On out-of-memory the images are encoded one by one.
+    """
 
     def encode(some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior = base.vae.encode(some.to(device)).latent_dist
         return posterior.mean, posterior.std
 
-    means, deviations = zip(
-        *in_parts(encode, pixels, lambda some: torch.split(some, 1)), strict=True
-    )
-    return torch.cat(means), torch.cat(deviations)
+    means, stds = zip(*in_parts(encode, pixels, lambda some: torch.split(some, 1)), strict=True)
+    return torch.cat(means), torch.cat(stds)
 
 
 def _pixels(image: Image.Image) -> torch.Tensor:
-    """(1, 3, h, w) in [-1, 1]."""
+    """Pixel values, (1, 3, h, w) in [-1, 1]."""
     values = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1.0
     return torch.from_numpy(values).permute(2, 0, 1)[None]

@@ -8,12 +8,12 @@ from itertools import accumulate
 
 import torch
 
-from adapters.diffusion.data.dataset import Dataset
-from adapters.diffusion.data.randomness import (
-    Batch,
-    StepDraw,
-    draw_step,
+from adapters.diffusion.data.dataset import EncodedDataset
+from adapters.diffusion.data.rng import (
+    ImageBatch,
+    StepNoise,
     epoch_batches,
+    sample_step_noise,
     steps_per_epoch,
 )
 from adapters.diffusion.data.step_inputs import LEARNING_RATE_SLOTS, StepInputs
@@ -40,7 +40,7 @@ class Feed:
     def __init__(
         self,
         parameters: TrainingParameters,
-        dataset: Dataset,
+        dataset: EncodedDataset,
         buckets: Sequence[Sequence[int]],
         learning_rate: Callable[[int], float],
         timesteps: int,
@@ -78,10 +78,10 @@ class Feed:
         count = max(1, sum(total <= MOST_NUMBERS for total in numbers))
         return self._pack(step, batches[:count])
 
-    def _pack(self, first: int, batches: list[Batch]) -> dict[int, StepInputs]:
+    def _pack(self, first: int, batches: list[ImageBatch]) -> dict[int, StepInputs]:
         shapes = [self._dataset.shape(batch) for batch in batches]
         draws = [
-            draw_step(self._parameters, first + index, shape, self._timesteps)
+            sample_step_noise(self._parameters, first + index, shape, self._timesteps)
             for index, shape in enumerate(shapes)
         ]
         rates = [self._learning_rate(first + index) for index in range(len(batches))]
@@ -106,9 +106,9 @@ class Feed:
             for index in range(len(batches))
         }
 
-    def _indices(self, batch: Batch, draw: StepDraw) -> torch.Tensor:
-        rows = self._dataset.rows(batch, draw.mirrored)
-        captions = self._dataset.rows_of_captions(batch, draw.uncaptioned)
+    def _indices(self, batch: ImageBatch, draw: StepNoise) -> torch.Tensor:
+        rows = self._dataset.rows(batch, draw.flipped)
+        captions = self._dataset.rows_of_captions(batch, draw.caption_dropped)
         return torch.cat([draw.timesteps, torch.tensor([*rows, *captions])])
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -122,6 +122,6 @@ def _numbers(shape: tuple[int, ...]) -> int:
     return 2 * math.prod(shape) + LEARNING_RATE_SLOTS
 
 
-def _floats(draw: StepDraw, learning_rate: float) -> torch.Tensor:
+def _floats(draw: StepNoise, learning_rate: float) -> torch.Tensor:
     rate = torch.tensor([learning_rate] + [0.0] * (LEARNING_RATE_SLOTS - 1))
-    return torch.cat([draw.noise.flatten(), draw.posterior.flatten(), rate])
+    return torch.cat([draw.noise.flatten(), draw.vae_noise.flatten(), rate])

@@ -1,4 +1,4 @@
-"""From a plan to what a session works on: captions, encoded images, requests for previews."""
+"""Prepare a training plan: make captions, encode images, set up previews."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.captions import caption_of, end_of_word
-from adapters.diffusion.data.dataset import Dataset, encode_dataset
+from adapters.diffusion.data.dataset import EncodedDataset, encode_dataset
 from adapters.diffusion.preview import PreviewRequest, request_previews
 from application.ports import TrainingPlan
 from domain.buckets import bucket_of
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a run is made of, on the device."""
+class PreparedData:
+    """A run's inputs. Tensors are on the training device."""
 
     captions: list[str]
-    """Of the images, in their order."""
-    dataset: Dataset
+    """One per image, in the plan's order."""
+    dataset: EncodedDataset
     previews: PreviewRequest
 
 
@@ -34,25 +34,26 @@ def prepare(
     plan: TrainingPlan,
     decode: Callable[[bytes], Image.Image],
     device: torch.device,
-) -> Material:
-    """Encode a plan's images and captions once and for all.
+) -> PreparedData:
+    """Encode the images and captions of a plan.
 
     Args:
-        decode: an image file's bytes to an upright RGB image.
+        decode: turns an image file's bytes into an upright RGB image.
 
     Raises:
-        torch.OutOfMemoryError: the device is too full.
+        torch.OutOfMemoryError: not enough memory on ``device``.
     """
     parameters = plan.parameters
     captions = _captions(base, plan)
     decoded = (decode(image.data) for image in plan.images)
     sized = ((image, bucket_of(*image.size, parameters.resolution)) for image in decoded)
-    dataset = encode_dataset(base, sized, captions, mirrored=parameters.random_flip, device=device)
-    return Material(captions, dataset, request_previews(base, parameters, captions, device))
+    dataset = encode_dataset(base, sized, captions, flipped=parameters.random_flip, device=device)
+    return PreparedData(captions, dataset, request_previews(base, parameters, captions, device))
 
 
 def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
-    """Each image's caption, with the trigger word where the text encoder reads it."""
+    """One caption per image. Where the trigger word lies beyond the text encoder's token
+    limit, it is repeated at the front."""
     trigger_word = plan.parameters.trigger_word
     captions = [caption_of(image, plan.tags, trigger_word) for image in plan.images]
     read = base.tokenizer.model_max_length
@@ -61,7 +62,7 @@ def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
     if cut:
         log.warning(
             "captions are cut to the %d tokens that are read: %d of them, the first that of %s",
-            read - 2,  # without the marks of beginning and end
+            read - 2,  # without the begin and end tokens
             len(cut),
             plan.images[cut[0]].name,
         )

@@ -14,7 +14,7 @@ class TextStates:
     """What the denoiser is told of each caption, by the text encoder as it stands.
 
     Args:
-        captions: by rows; the empty caption first, as in ``Dataset.captions``.
+        captions: by rows; the empty caption first, as in ``EncodedDataset.captions``.
     """
 
     def __init__(self, base: BaseModel, captions: Iterable[str], device: torch.device) -> None:

@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from transformers import CLIPTextModel
 
-from adapters.diffusion.data.randomness import generator_for
+from adapters.diffusion.data.rng import generator_for
 from domain.parameters import LoraTargets, TrainingParameters
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")

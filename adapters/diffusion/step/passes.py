@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.data.dataset import Dataset
+from adapters.diffusion.data.dataset import EncodedDataset
 from adapters.diffusion.data.step_inputs import StepInputs
 from adapters.diffusion.step.loss import Objective, weighted_squares
 
@@ -44,7 +44,7 @@ class Passes:
         self,
         unet: UNet2DConditionModel,
         objective: Objective,
-        dataset: Dataset,
+        dataset: EncodedDataset,
         *,
         scaled: Callable[[torch.Tensor], torch.Tensor],
         conditioning: Callable[[torch.Tensor], torch.Tensor] | None = None,

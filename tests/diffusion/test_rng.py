@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.diffusion.data.randomness import (
-    StepDraw,
-    draw_step,
+from adapters.diffusion.data.rng import (
+    StepNoise,
     epoch_batches,
     generator_for,
+    sample_step_noise,
     steps_per_epoch,
 )
 from domain.parameters import TrainingParameters
@@ -26,9 +26,9 @@ def buckets(draw: st.DrawFn) -> list[tuple[int, ...]]:
     return [tuple(next(positions) for _ in range(size)) for size in sizes]
 
 
-def draw(step: int = 0, **parameters: Any) -> StepDraw:
+def draw(step: int = 0, **parameters: Any) -> StepNoise:
     values = {"epochs": 1, "resolution": 64, **parameters}
-    return draw_step(TrainingParameters(**values), step, SHAPE, 1000)
+    return sample_step_noise(TrainingParameters(**values), step, SHAPE, 1000)
 
 
 @given(buckets(), st.integers(1, 5), st.integers(0, 99))
@@ -62,9 +62,9 @@ def test_a_step_draws_the_same_whatever_was_drawn_before() -> None:
     torch.rand(1000)
     first = draw(step=5, noise_offset=0.1, random_flip=True, caption_dropout=0.5)
     assert torch.equal(first.noise, again.noise)
-    assert torch.equal(first.posterior, again.posterior)
+    assert torch.equal(first.vae_noise, again.vae_noise)
     assert torch.equal(first.timesteps, again.timesteps)
-    assert (first.mirrored, first.uncaptioned) == (again.mirrored, again.uncaptioned)
+    assert (first.flipped, first.caption_dropped) == (again.flipped, again.caption_dropped)
     assert not torch.equal(draw(step=6).noise, first.noise)
 
 
@@ -77,16 +77,16 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
 
 def test_options_that_are_off_mirror_nothing_and_keep_every_caption() -> None:
     drawn = draw()
-    assert not any(drawn.mirrored)
-    assert not any(drawn.uncaptioned)
+    assert not any(drawn.flipped)
+    assert not any(drawn.caption_dropped)
 
 
 def test_options_that_are_on_happen_at_their_rate() -> None:
     drawn = [draw(step, random_flip=True, caption_dropout=0.2) for step in range(20)]
-    mirrored = sum(sum(one.mirrored) for one in drawn) / (20 * SHAPE[0])
-    uncaptioned = sum(sum(one.uncaptioned) for one in drawn) / (20 * SHAPE[0])
-    assert mirrored == pytest.approx(0.5, abs=0.05)
-    assert uncaptioned == pytest.approx(0.2, abs=0.05)
+    flipped = sum(sum(one.flipped) for one in drawn) / (20 * SHAPE[0])
+    caption_dropped = sum(sum(one.caption_dropped) for one in drawn) / (20 * SHAPE[0])
+    assert flipped == pytest.approx(0.5, abs=0.05)
+    assert caption_dropped == pytest.approx(0.2, abs=0.05)
 
 
 def test_the_noise_offset_is_one_value_per_image_and_channel() -> None:

@@ -1,4 +1,4 @@
-"""A denoiser from its folder or from another device straight to the device, weight by weight."""
+"""Load a UNet from a diffusers folder straight onto a device, one weight at a time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def has_one_file(folder: Path) -> bool:
-    """Whether the folder holds all weights in one file, as SD 1.5's does."""
+    """Whether the folder holds all weights in one safetensors file, as SD 1.5's does."""
     return (folder / WEIGHTS).is_file()
 
 
-def load_denoiser(
+def load_unet(
     folder: Path, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[UNet2DConditionModel, dict[str, str]]:
-    """Build a denoiser whose weights have never been whole in float32 beside the device.
+    """Load a UNet without ever holding all of its weights in host memory.
 
     Returns:
-        It, and each weight's digest as it is in the file, taken on the way.
+        The UNet, and the digest of each weight as it is in the file (``digest_of``).
 
     Raises:
-        Exception: of torch, diffusers or safetensors, when something is missing or damaged.
+        Exception: from torch, diffusers or safetensors, if a file is missing or damaged.
     """
     config = UNet2DConditionModel.load_config(folder)
     with torch.device("meta"):

@@ -1,0 +1,69 @@
+"""Port ``BlobStore`` over several stores: the scheme of a location says which one serves it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from application.ports import Blob, BlobDenied, BlobStore, Condition
+from domain.location import Location
+
+
+class BlobStoreByScheme:
+    """Reads and writes each blob in the store of its scheme. May be shared by threads.
+
+    A store is opened when a location first needs it, so that a worker whose tasks never name
+    ``gs://`` needs neither Google's library nor its credentials.
+
+    Args:
+        home: the scheme of the store that ``list`` reads: a worker lists only its own blobs.
+        stores: opens the store of each scheme.
+    """
+
+    def __init__(self, home: str, stores: Mapping[str, Callable[[], BlobStore]]) -> None:
+        self._home = home
+        self._stores = stores
+        self._opened: dict[str, BlobStore] = {}
+        self._lock = threading.Lock()
+
+    def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
+        """Read a blob."""
+        return self.store(at.scheme).get(at, max_bytes=max_bytes)
+
+    def put(
+        self,
+        at: Location,
+        data: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        condition: Condition | None = None,
+    ) -> str:
+        """Write a blob."""
+        store = self.store(at.scheme)
+        return store.put(at, data, content_type=content_type, condition=condition)
+
+    def delete(self, at: Location) -> None:
+        """Remove a blob."""
+        self.store(at.scheme).delete(at)
+
+    def list(self, bucket: str, prefix: str) -> list[Location]:
+        """Blobs by prefix, in the home store."""
+        return self.store(self._home).list(bucket, prefix)
+
+    def store(self, scheme: str) -> BlobStore:
+        """The store of one scheme.
+
+        Raises:
+            BlobDenied: no store of this kind is set up.
+            BlobUnavailable: it cannot be opened now.
+        """
+        with self._lock:
+            if scheme not in self._stores:
+                known = " and ".join(f"{name}://" for name in self._stores)
+                raise BlobDenied(
+                    f"{scheme}:// cannot be read, only {known}: to allow it, name a bucket of "
+                    "that kind in ALLOWED_IMAGE_BUCKETS"
+                )
+            if scheme not in self._opened:
+                self._opened[scheme] = self._stores[scheme]()
+            return self._opened[scheme]

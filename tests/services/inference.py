@@ -1,0 +1,83 @@
+"""A stand-in for the platform's inference server: how it finds and loads a style.
+
+Written from what that server is seen to do. It reads ``gs://`` only, from its own bucket whatever
+the path names, and takes everything whose name begins with the folder's, without a slash at the
+end. What it cannot find it draws without the style, and reports as a success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+
+from tests.services.gcs import Emulator
+
+PREFIXES = ("gs://", "https://storage.googleapis.com/")
+FILES = {".safetensors", ".json", ".bin", ".pt", ".pth"}
+
+
+@dataclass
+class InferenceServer:
+    """Draws with one base model, one style after the other."""
+
+    pipeline: StableDiffusionPipeline
+    emulator: Emulator
+    bucket: str
+    """Its own GCS_BUCKET_NAME."""
+
+    def draw(self, model_path: str, prompt: str, *, size: int, seed: int = 7) -> NDArray[Any]:
+        """An image, ``(height, width, 3)`` from 0 to 1."""
+        with TemporaryDirectory() as folder, self._loaded(model_path, Path(folder)):
+            drawn = self.pipeline(
+                prompt,
+                height=size,
+                width=size,
+                num_inference_steps=4,
+                generator=torch.Generator().manual_seed(seed),
+                output_type="np",
+            )
+        image: NDArray[Any] = drawn.images[0]
+        return image
+
+    @contextmanager
+    def _loaded(self, model_path: str, folder: Path) -> Iterator[None]:
+        if not self.download(model_path, folder):
+            yield
+        elif (folder / "adapter_config.json").exists():
+            from peft import PeftModel
+
+            unet = self.pipeline.unet
+            wrapped = PeftModel.from_pretrained(unet, folder)
+            self.pipeline.unet = wrapped
+            try:
+                yield
+            finally:
+                self.pipeline.unet = wrapped.unload()
+        else:
+            self.pipeline.load_lora_weights(folder)
+            yield
+
+    def download(self, model_path: str, folder: Path) -> list[str]:
+        """Download a style; the files' names in ``folder``, empty where there is no such style."""
+        prefix = next((p for p in PREFIXES if model_path.startswith(p)), None)
+        if prefix is None:
+            return []
+        _, _, key = model_path.removeprefix(prefix).partition("/")
+        path = PurePosixPath(key)
+        start = str(path.parent if path.suffix in FILES else path)
+        names = []
+        for blob in self.emulator.client().list_blobs(self.bucket, prefix=start):
+            name = blob.name[len(start) :].lstrip("/")
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            blob.download_to_filename(str(file))
+            names.append(name)
+        return names
