@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from domain.location import Location
 
+MODELS = "models/"
+"""What the keys of finished styles start with."""
 JOBS = "jobs/"
 """What the keys of all that belongs to a job start with."""
 
@@ -25,7 +27,11 @@ class StorageKeys:
 
     def weights(self, style_id: int) -> Location:
         """The finished style."""
-        return Location(self.bucket, f"models/style_{style_id}.safetensors")
+        return Location(self.bucket, f"{MODELS}style_{style_id}.safetensors")
+
+    def is_weights(self, at: Location) -> bool:
+        """Whether a finished style may lie there; also one that another version of us stored."""
+        return at.bucket == self.bucket and at.key.startswith(MODELS)
 
     def journal(self, task_id: str) -> Location:
         """The job's durable record."""

@@ -23,7 +23,7 @@ from adapters.diffusion.lora_files.lora_formats import LayerWeights, LoraFormat
 from adapters.diffusion.lora_files.peft_format import from_peft
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
 from domain.parameters import LoraTargets

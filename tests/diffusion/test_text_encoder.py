@@ -17,7 +17,7 @@ from adapters.diffusion.lora_files.files import read_lora, write_lora
 from adapters.diffusion.lora_files.lora_formats import LoraFormat
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
 from domain.parameters import LoraTargets

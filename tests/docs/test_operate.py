@@ -19,6 +19,7 @@ PAGE = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
 HARMLESS = {
     # What the artist is told anyway, or what the job's report shows.
     "%s: %s": "an image that is refused",
+    "%s is used: %s": "its pixels are whole",
     "the caption %s is left out: %s": "the image is trained on without it",
     # Nothing is lost, and nothing can be done.
     "task %s: unknown keys are ignored: %.1000s": "a newer backend says more than we know",
