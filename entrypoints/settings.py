@@ -211,7 +211,7 @@ class Settings(BaseSettings):
         gt=0,
         le=300,
         description="Seconds to wait for the backend's answer to a webhook. Set it above "
-        "the time-out of any proxy in between",
+        "the time-out of any proxy in between (60 in nginx and an AWS load balancer, unless set)",
     )
 
     worker_name: str | None = Field(
