@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from adapters.console import ConsoleNotifier
+from application.ports import BlobDenied, BlobUnavailable
 from application.text import printable
 from domain.location import Location
+from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
     from entrypoints.container import Container
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,22 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         ("device", lambda: "; ".join(map(_device, container.devices()))),
         ("base model", lambda: _base_model(container)),
     ]
+
+
+def require_fit_store(container: Container) -> None:
+    """See that the store keeps two workers from training one job; one that is away may do so.
+
+    Raises:
+        UsageError: it does not.
+    """
+    from application.check_bucket import UnfitStore, check_conditions
+
+    try:
+        check_conditions(container.blobs(), container.keys().probe(container.worker()))
+    except UnfitStore as error:
+        raise UsageError(str(error)) from error
+    except (BlobDenied, BlobUnavailable) as error:
+        log.warning("the store's conditions could not be tried: %s", error)
 
 
 def _try(part: str, trial: Callable[[], str]) -> Outcome:

@@ -74,7 +74,7 @@ def _work(arguments: argparse.Namespace) -> int:
         return _fleet(arguments, settings)
 
     from application.stop_signal import StopSignal
-    from entrypoints.check import check
+    from entrypoints.check import check, require_fit_store
     from entrypoints.container import open_container, queue_place
     from entrypoints.default_base import quiet_libraries
     from entrypoints.logs import log_what_nobody_catches, start_logging
@@ -95,6 +95,7 @@ def _work(arguments: argparse.Namespace) -> int:
     with graceful_shutdown(stop, settings.shutdown_timeout), open_container(settings) as container:
         if arguments.check:
             return check(container, as_json=arguments.json)
+        require_fit_store(container)
         with observed(container, logs, stop) as worker_state:
             worker_state.device = ", ".join(container.devices())
             worker_state.model = container.base_model().name
