@@ -353,3 +353,6 @@ def test_pefts_configuration_names_the_base_and_is_for_use(tmp_path: Path) -> No
     wanted = {"base_model_name_or_path": "some base", "inference_mode": True, "peft_type": "LORA"}
     assert config.items() >= wanted.items()
     assert (config["r"], config["lora_alpha"]) == (2, 3.0)
+    # PEFT 0.7 raises TypeError for any other field.
+    oldest = {"peft_type", "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern"}
+    assert config.keys() <= oldest | {"base_model_name_or_path", "inference_mode"}
