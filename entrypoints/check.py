@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from adapters.console import ConsoleNotifier
 from application.ports import BlobDenied, BlobUnavailable
 from application.text import printable
-from domain.location import Location
 from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +64,8 @@ def require_fit_store(container: Container) -> None:
     from application.check_bucket import UnfitStore, check_conditions
 
     try:
-        check_conditions(container.blobs(), container.keys().probe(container.worker()))
+        probe = container.store().probe(container.settings().model_bucket_name)
+        check_conditions(container.blobs(), probe)
     except UnfitStore as error:
         raise UsageError(str(error)) from error
     except (BlobDenied, BlobUnavailable) as error:
@@ -104,8 +104,7 @@ def _counts(container: Container) -> str:
 def _bucket(container: Container, bucket: str, *, write: bool) -> str:
     from application.check_bucket import check_bucket
 
-    probe = Location(bucket, container.keys().probe(container.worker()).key)
-    return check_bucket(container.blobs(), probe, write=write)
+    return check_bucket(container.blobs(), container.store().probe(bucket), write=write)
 
 
 def _backend(container: Container) -> str:
