@@ -160,6 +160,7 @@ class RunTraining:
             tags=task.tags,
             parameters=parameters,
             created_at=task.created_at,
+            label=task.label,
         )
         alone = entry.job.failures >= self.config.max_shared_failures
         batch_key = None if alone else self.trainer.batch_key(parameters)

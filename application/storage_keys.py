@@ -24,10 +24,13 @@ class StorageKeys:
     bucket: str
     report_prefix: str | None = None
     """Where reports go; None puts each beside its job's journal."""
+    weights_name: str | None = None
+    """The name of every finished style, where only one is made; None names each by its id."""
 
     def weights(self, style_id: int) -> Location:
         """The finished style."""
-        return Location(self.bucket, f"{MODELS}style_{style_id}.safetensors")
+        name = self.weights_name or f"style_{style_id}"
+        return Location(self.bucket, f"{MODELS}{name}.safetensors")
 
     def is_weights(self, at: Location) -> bool:
         """Whether a finished style may lie there; also one that another version of us stored."""

@@ -81,7 +81,7 @@ def lora_weights(adapters: Adapters) -> LoraWeights:
 
 def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
     parameters = plan.parameters
-    title = f"style_{plan.style_id}"
+    title = _title(plan)
     decay = parameters.weight_decay
     velocity = facts.prediction_type == "v_prediction"
     buckets = {
@@ -127,6 +127,10 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
+def _title(plan: TrainingPlan) -> str:
+    return plan.label.name or f"style_{plan.style_id}"
+
+
 def _text_rate(parameters: TrainingParameters) -> float | None:
     if not parameters.train_text_encoder:
         return None
@@ -149,17 +153,23 @@ def _network_arguments(parameters: TrainingParameters) -> dict[str, str]:
 
 
 def _modelspec(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
-    """The keys that can be told: of an author the plan knows nothing."""
+    """ModelSpec's keys; those of which the plan knows nothing are left out."""
     resolution, count = plan.parameters.resolution, facts.image_count
     values = {
         "sai_model_spec": "1.0.1",
         "architecture": "stable-diffusion-v1/lora",
         "implementation": "diffusers",
-        "title": f"style_{plan.style_id}",
+        "title": _title(plan),
         "description": f"A style learnt from {count} images with {facts.base_name}.",
         "resolution": f"{resolution}x{resolution}",
         "prediction_type": "v" if facts.prediction_type == "v_prediction" else "epsilon",
     }
+    credits = {
+        "author": plan.label.author,
+        "license": plan.label.license,
+        "thumbnail": plan.label.thumbnail,
+    }
+    values |= {name: value for name, value in credits.items() if value is not None}
     if plan.tags:
         values["tags"] = ", ".join(plan.tags)
     if plan.parameters.trigger_word is not None:
