@@ -1,4 +1,4 @@
-"""The way of one task, from its message to its announcement."""
+"""Run one task: fetch images, train, upload, notify the backend."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CANCELLED = Failure(FailureCode.CANCELLED, "The training was cancelled.")
 
 @dataclass(frozen=True, kw_only=True)
 class RunTraining:
-    """Carries a task as far as it will go, from wherever an earlier attempt left it."""
+    """Runs a task, or resumes it where an earlier attempt stopped."""
 
     store: JobStore
     fetch_images: Callable[[tuple[Location, ...], int, StopSignal], ImageSet]
@@ -64,11 +64,11 @@ class RunTraining:
     config: WorkerConfig
 
     def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
-        """Run the task and say what becomes of its message. Raises nothing.
+        """Run the task, and return how to settle its message. Raises nothing.
 
         Args:
-            stop: asked between two steps.
-            retries: how often the message has been put aside already.
+            stop: checked between two steps.
+            retries: how often the message was retried already.
         """
         worker_stop, stop = stop, StopSignal(stop)
         lease = self.store.lease(task.task_id)
@@ -76,7 +76,7 @@ class RunTraining:
         try:
             entry = self.store.open(fresh)
             if entry.job.is_terminal:
-                log.info("task %s is %s already, nothing is done", task.task_id, entry.job.state)
+                log.info("task %s: nothing to do, the job is %s", task.task_id, entry.job.state)
                 lease.forget()  # a crash may have left it
                 self._tidy(entry.job)
                 return Ack()
@@ -89,7 +89,7 @@ class RunTraining:
                         return put_down
                 if entry.job.is_terminal:
                     return Ack()
-                # From here on a cancellation comes too late.
+                # A cancellation has no effect from here on.
                 still_ours = partial(self._hold, lease, worker_stop)
                 settlement = self.notify_outcome(
                     entry, still_ours, lambda: lease.is_valid, worker_stop
@@ -104,7 +104,8 @@ class RunTraining:
     def _decide(
         self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal
     ) -> Settlement | None:
-        """Bring the job to its outcome, weights or failure; or put it down and say how."""
+        """Bring the job to its outcome, weights or a failure. Returns a settlement only if the job
+        is interrupted before that."""
         if entry.job.state in ACTIVE:
             is_failure = not entry.job.waits
             entry.apply(entry.job.interrupt("its worker was lost", is_failure=is_failure))
@@ -131,15 +132,15 @@ class RunTraining:
         except LeaseLost:
             raise
         except TrainerBroken as error:
-            # Whoever has the job by now: this worker takes up no other.
+            # This worker ends, even if the job can no longer be recorded.
             with suppress(BlobDenied, LeaseLost):
                 self._put_down(entry, str(error), is_failure=True)
             return RetryLater(backoff(entry.job.failures), str(error), broken=True)
         except Exception as error:
-            log.exception("task %s met a defect and is put down", task.task_id)
+            log.exception("task %s: unexpected error, the job is interrupted", task.task_id)
             reason = f"{type(error).__name__}: {error}"
             self._put_down(entry, reason, is_failure=True)
-            return RetryLater(backoff(entry.job.failures), reason)
+            return RetryLater(backoff(entry.job.failures), reason, defect=True)
         return None
 
     def _produce(self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal) -> None:
@@ -218,13 +219,13 @@ class RunTraining:
         try:
             entry.apply(entry.job.interrupt(reason, is_failure=is_failure))
         except Unavailable as error:
-            log.warning("the journal still shows the job as running: %s", error)
+            log.warning("could not record the interruption; the job still looks active: %s", error)
 
     def _tidy(self, job: TrainingJob) -> None:
         self.store.prune(job, self.config.keep_checkpoints)
 
     def _hold(self, lease: Lease, stop: StopSignal) -> None:
-        """See to it that the job is ours for another term: what follows is dear to repeat."""
+        """Renew the lease before an expensive step."""
         self._retry(lease.renew, stop)
 
     def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import TaskReader, encode_task
 from adapters.spool import SpoolQueue
+from application.circuit_breaker import DEFECTS, CircuitBreaker
 from application.event_bus import EventSink, MessageSettled, TaskReceived, WorkerEvent
 from application.job_status import in_words, job_status
 from application.notify_outcome import SLOW_ANSWER
@@ -136,7 +138,7 @@ def test_every_line_about_a_message_carries_its_task_the_last_one_too(
     queue.publish(encode_task(a_task()))
     loop_over(world, queue, context)(StopSignal(), until_empty=True)
     caplog.handler.removeFilter(context)
-    assert "trying again later" in caplog.text
+    assert "will be retried" in caplog.text
     assert {record.__dict__["task_id"] for record in caplog.records} == {TASK_ID}
 
 
@@ -243,7 +245,7 @@ def test_a_bad_message_whose_record_is_damaged_is_tried_again_and_then_left_to_a
     queue.publish(BAD)
     loop_over(world, queue)(StopSignal(), until_empty=True)
     assert queue.waiting == [BAD]
-    assert "met a defect" not in caplog.text
+    assert "unexpected error" not in caplog.text
     for _ in range(CONFIG.max_retries):
         world.clock.advance(600)
         loop_over(world, queue)(StopSignal(), until_empty=True)
@@ -265,7 +267,7 @@ def test_a_defect_in_refusing_a_message_is_logged_and_at_last_left_to_a_person(
     queue.publish(BAD)
     loop_over(world, queue, notifier=Defective())(StopSignal(), until_empty=True)
     assert queue.waiting == [BAD], "no defect ends the worker"
-    assert "met a defect" in caplog.text
+    assert "unexpected error" in caplog.text
     for _ in range(CONFIG.max_retries):
         world.clock.advance(600)
         loop_over(world, queue, notifier=Defective())(StopSignal(), until_empty=True)
@@ -357,8 +359,8 @@ def test_a_broker_that_is_away_is_waited_for_and_told_of_once_an_outage(
     assert world.job().state is JobState.COMPLETED
     assert looks[:3] == [0.0, AWAY_SECONDS, AWAY_SECONDS + 9.0]
     assert [line for line in caplog.messages if "queue" in line] == [
-        "no queue until further notice: connection refused",
-        "the queue is there again",
+        "queue unavailable: connection refused",
+        "queue available again",
     ] * 2
 
 
@@ -418,3 +420,42 @@ def test_until_empty_a_message_that_is_still_being_written_is_waited_for(
     assert [
         letter.body for letter in spool.process_dead_letters(lambda _: DeadLetterAction.KEEP)
     ] == [b"no task, and no end of one"]
+
+
+def test_a_worker_that_is_not_ready_takes_no_task_and_says_why_once(
+    world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.publish(encode_task(a_task()))
+    stop, looks = StopSignal(), []
+
+    def not_ready() -> str | None:
+        looks.append(len(queue.waiting))
+        return "0.1 GB free" if len(looks) < 4 else None
+
+    def stop_when_idle() -> None:
+        if not queue.waiting and not queue.unsettled:
+            stop.request(StopReason.SHUTDOWN)
+
+    with world.clock.every(1.0, stop_when_idle):
+        replace(loop_over(world, queue), not_ready=not_ready)(stop)
+    assert looks[:4] == [1, 1, 1, 1]
+    assert world.job().state is JobState.COMPLETED
+    assert caplog.text.count("no task is taken: 0.1 GB free") == 1
+
+
+def test_a_worker_on_which_every_job_meets_a_defect_leaves_the_rest_to_others(
+    world: World, queue: MemoryQueue
+) -> None:
+    tasks = [replace(a_task(), task_id=str(uuid.UUID(int=n))) for n in range(DEFECTS + 2)]
+    for task in tasks:
+        queue.publish(encode_task(task))
+
+    run: list[str] = []
+
+    def broken(task: TrainingTask, *_: Any) -> Settlement:
+        run.append(task.task_id)
+        return RetryLater(3600.0, "ImportError: a library is gone", defect=True)
+
+    loop = replace(loop_over(world, queue), run=broken, defects=CircuitBreaker(world.clock))
+    loop(StopSignal(), until_empty=True)
+    assert len(run) == DEFECTS, "the others stay on the queue"
