@@ -44,7 +44,7 @@ from application.worker_loop import WorkerLoop
 from application.worker_pool import WorkerPool
 from domain.image import ImageSet
 from domain.location import Location
-from domain.task import InvalidTask, TrainingTask
+from domain.task import InvalidTask, TrainingTask, check_size
 from entrypoints.cli import version
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices, choose_slots
@@ -213,9 +213,8 @@ def backend_host(settings: Settings) -> str | None:
 
 
 def task_parser(settings: Settings) -> TaskParser:
-    """Reads tasks. Images from the bucket of models are refused, unless it is allowed.
-
-    The store cannot tell: it reads that bucket for us.
+    """Reads tasks. Those that would take days are refused, and so are images from the bucket of
+    models, unless it is allowed: the store cannot tell, since it reads that bucket for us.
     """
     read = TaskReader(backend_host(settings))
     closed = {settings.model_bucket_name}.difference(settings.image_buckets)
@@ -225,7 +224,9 @@ def task_parser(settings: Settings) -> TaskParser:
         for number, image in enumerate(task.images):
             if image.bucket in closed:
                 remedy = f"give images from {', '.join(settings.image_buckets)}"
-                raise InvalidTask(f"data.images.{number}", str(image), remedy, task.style_id)
+                field = f"data.images.{number}"
+                raise InvalidTask(field, str(image), remedy, task.style_id, task.task_id)
+        check_size(task, max_steps=settings.max_job_steps, max_resolution=settings.max_resolution)
         return task
 
     return parse

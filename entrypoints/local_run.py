@@ -104,7 +104,7 @@ def check_optimizer(requested: RequestedParameters) -> None:
     Raises:
         UsageError: it is not; names the extra.
     """
-    from adapters.diffusion.step.optimizer import require_optimizer
+    from adapters.diffusion.optimizer import require_optimizer
 
     try:
         require_optimizer(OptimizerName(requested.named.get("optimizer", OptimizerName.ADAMW)))

@@ -126,6 +126,13 @@ class TaskReader:
             InvalidTask: it describes none.
         """
         raw = _decode(body)
+        try:
+            return self._read(raw, body)
+        except InvalidTask as error:
+            error.task_id = _readable_task_id(raw)
+            raise
+
+    def _read(self, raw: object, body: bytes) -> TrainingTask:
         style_id = _readable_style_id(raw)
         _insist_on_single_keys(body, style_id)
         try:
@@ -190,6 +197,17 @@ def task_id_of(body: bytes) -> str | None:
     match raw:
         case {"task_id": str(task_id)}:
             return task_id
+    return None
+
+
+def _readable_task_id(raw: object) -> str | None:
+    """The task's id, if it is one."""
+    match raw:
+        case {"task_id": str(task_id)}:
+            try:
+                return str(UUID(task_id))
+            except ValueError:
+                return None
     return None
 
 

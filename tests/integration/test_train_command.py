@@ -359,7 +359,7 @@ def test_an_optimizer_that_is_not_installed_is_one_line_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from adapters.diffusion.step import optimizer
+    from adapters.diffusion import optimizer
 
     monkeypatch.setattr(optimizer, "find_spec", lambda _: None)
     out = tmp_path / "out"
