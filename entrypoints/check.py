@@ -14,7 +14,7 @@ from application.text import printable
 from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
-    from entrypoints.container import Container
+    from entrypoints.bootstrap import Container
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _table(outcomes: Sequence[Outcome]) -> str:
 
 def _counts(container: Container) -> str:
     from adapters.rabbitmq.queue import RabbitQueue
-    from entrypoints.container import queue_place
+    from entrypoints.connections import queue_place
 
     queue = container.queue_depths()
     place = queue_place(container.settings())
@@ -108,7 +108,7 @@ def _bucket(container: Container, bucket: str, *, write: bool) -> str:
 
 
 def _backend(container: Container) -> str:
-    notifier = container.notifier()
+    notifier = container.plain_notifier()
     if isinstance(notifier, ConsoleNotifier):
         return "none: outcomes are printed"
     from adapters.webhook.notifier import WebhookNotifier
