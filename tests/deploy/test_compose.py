@@ -123,7 +123,8 @@ def test_the_worker_is_killed_later_than_it_ends_by_itself() -> None:
 
 def test_prometheus_finds_the_worker_with_its_token() -> None:
     configuration = read_yaml("prometheus/prometheus.yml")
-    (job,) = configuration["scrape_configs"]
+    job, broker = configuration["scrape_configs"]
+    assert urlsplit(f"//{broker['static_configs'][0]['targets'][0]}").hostname in SERVICES
     assert job["static_configs"] == [{"targets": [f"worker:{STATUS_PORT}"]}]
     (mounted,) = SERVICES["prometheus"]["configs"]
     assert job["authorization"]["credentials_file"] == mounted["target"]
