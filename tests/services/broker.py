@@ -38,7 +38,9 @@ class Broker:
     and shares nothing with the machine's other nodes.
     """
 
-    def __init__(self, folder: Path, *, configuration: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, configuration: str = "", plugins: tuple[str, ...] = ()
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port, distribution, mapper = free_ports(3)
         self.log = folder / "node.log"
@@ -46,7 +48,7 @@ class Broker:
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n{configuration}\n"
         )
         (folder / "env.conf").touch()
-        (folder / "plugins").write_text("[].")
+        (folder / "plugins").write_text(f"[{','.join(plugins)}].")
         kept = ("PATH", "LANG", "LC_ALL")
         self._environment = {
             **{name: os.environ[name] for name in kept if name in os.environ},
@@ -191,11 +193,11 @@ def _command(program: str | Path, *arguments: str) -> list[str]:
 
 
 @contextmanager
-def own_broker(*, configuration: str = "") -> Iterator[Broker]:
+def own_broker(*, configuration: str = "", plugins: tuple[str, ...] = ()) -> Iterator[Broker]:
     """A running node; nothing of it is left afterwards."""
     require_rabbitmq()
     with tempfile.TemporaryDirectory(prefix="broker-") as folder:
-        broker = Broker(Path(folder), configuration=configuration)
+        broker = Broker(Path(folder), configuration=configuration, plugins=plugins)
         try:
             broker.start()
             yield broker
