@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Protocol
@@ -284,6 +284,23 @@ class TrainerBroken(Exception):
     """The device has failed: this process can train nothing more; another one may."""
 
 
+@dataclass(frozen=True)
+class InitialLora:
+    """An existing LoRA that a run starts from."""
+
+    data: bytes
+    """A safetensors file."""
+    rank: int
+    alpha: float
+    """Its layers add ``alpha / rank * up @ down``."""
+
+    def dimensions(self, parameters: TrainingParameters) -> TrainingParameters:
+        """The parameters, with this LoRA's rank and alpha where ``dim_from_weights`` says so."""
+        if not parameters.dim_from_weights:
+            return parameters
+        return replace(parameters, rank=self.rank, alpha=self.alpha)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """All that determines a style. Equal plans on equal hardware give equal weights."""
@@ -294,6 +311,7 @@ class TrainingPlan:
     parameters: TrainingParameters
     created_at: datetime | None = None
     label: Label = UNNAMED
+    initial: InitialLora | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from application.ports import (
     BlobMissing,
     BlobTooLarge,
     CheckpointRejected,
+    InitialLora,
     Trainer,
     TrainerBroken,
     TrainingPlan,
@@ -34,10 +35,12 @@ from application.style_report import ReportWriter
 from application.training_diagnostics import best_epoch
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
+from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import ImageSet
 from domain.job import ACTIVE, UNDECIDED, TrainingJob
 from domain.location import Location
+from domain.parameters import TrainingParameters
 from domain.results import TrainingMetric
 from domain.task import TrainingTask
 
@@ -62,6 +65,9 @@ class RunTraining:
     write_report: ReportWriter
     notify_outcome: OutcomeNotifier
     config: WorkerConfig
+    load_lora: Callable[[str], InitialLora] | None = None
+    """Fetches what the parameter ``network_weights`` names. Raises ``UserError`` where that is no
+    LoRA."""
 
     def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
         """Run the task, and return how to settle its message. Raises nothing.
@@ -155,6 +161,9 @@ class RunTraining:
         parameters = known or task.requested.resolve(
             image_count=len(in_an_epoch), native_resolution=native
         )
+        initial = self._initial_lora(parameters)
+        if initial is not None:
+            parameters = initial.dimensions(parameters)
         plan = TrainingPlan(
             style_id=task.style_id,
             images=in_an_epoch,
@@ -162,6 +171,7 @@ class RunTraining:
             parameters=parameters,
             created_at=task.created_at,
             label=task.label,
+            initial=initial,
         )
         alone = entry.job.failures >= self.config.max_shared_failures
         batch_key = None if alone else self.trainer.batch_key(parameters)
@@ -186,6 +196,15 @@ class RunTraining:
                 base = self.trainer.base
                 self.write_report(session, task, plan, images, entry, base, stop)
 
+    def _initial_lora(self, parameters: TrainingParameters) -> InitialLora | None:
+        if parameters.network_weights is None or self.load_lora is None:
+            return None
+        try:
+            return self.load_lora(parameters.network_weights)
+        except (UserError, BlobMissing, BlobTooLarge) as error:
+            message = f"network_weights cannot be used: {error}"
+            raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message)) from error
+
     def _fail_fast(self, job: TrainingJob) -> None:
         if self.store.cancellation_requested(job.task_id):
             raise TrainingFailed(CANCELLED)
@@ -204,6 +223,8 @@ class RunTraining:
             try:
                 opened = self.trainer.open(plan, self._checkpoint(entry.job))
                 session = stack.enter_context(opened)
+            except UserError as error:
+                raise TrainingFailed(Failure(FailureCode.INVALID_TASK, str(error))) from error
             except (CheckpointRejected, BlobMissing, BlobTooLarge) as error:
                 log.warning("starting over, the checkpoint cannot be used: %s", error)
                 entry.apply(entry.job.discard_checkpoint())

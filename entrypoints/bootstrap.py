@@ -47,7 +47,14 @@ from application.worker_pool import WorkerPool
 from domain.image import ImageSet
 from domain.location import Location
 from entrypoints.cli import version
-from entrypoints.connections import new_id, open_blobs, open_notifier, open_queue, task_parser
+from entrypoints.connections import (
+    lora_loader,
+    new_id,
+    open_blobs,
+    open_notifier,
+    open_queue,
+    task_parser,
+)
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices, choose_slots
 from entrypoints.logs import Logging, silent_logging
@@ -203,6 +210,7 @@ class Container(containers.DeclarativeContainer):
     inspector = providers.Singleton(IsolatedInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(task_parser, settings)
+    load_lora = providers.Singleton(lora_loader, blobs)
 
     # The store of jobs, and their events.
     job_log = providers.Resource(open_job_log, logs, blobs, keys, clock, worker)
@@ -243,6 +251,7 @@ class Container(containers.DeclarativeContainer):
         write_report=write_report,
         notify_outcome=notify_outcome,
         config=config,
+        load_lora=load_lora,
     )
     reject_invalid_task = providers.Singleton(
         RejectInvalidTask, store=store, notify_outcome=notify_outcome, config=config
