@@ -27,6 +27,7 @@ from adapters.metrics.queue import MeteredQueue
 from adapters.report.reporter import HtmlReporter
 from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.state import WorkerState
+from application.circuit_breaker import CircuitBreaker
 from application.event_bus import EventBus
 from application.fetch_images import fetch_images
 from application.job_store import JobStore
@@ -57,6 +58,7 @@ from entrypoints.connections import (
 )
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices, choose_slots
+from entrypoints.folders import free_space, work_folder
 from entrypoints.logs import Logging, silent_logging
 from entrypoints.settings import Settings
 
@@ -130,6 +132,16 @@ def open_job_log(
     logs.also_to(job_log)
     yield job_log
     logging.getLogger().removeHandler(job_log)
+
+
+def disk_trouble(settings: Settings) -> Callable[[], str | None]:
+    """Why the disk lets the worker take no task, or None; to be asked before each."""
+
+    def look() -> str | None:
+        enough, found = free_space(work_folder(settings), settings.min_disk_gb)
+        return None if enough else found
+
+    return look
 
 
 def build_worker_pool(loop: WorkerLoop, slots: int) -> WorkerPool:
@@ -256,6 +268,7 @@ class Container(containers.DeclarativeContainer):
     reject_invalid_task = providers.Singleton(
         RejectInvalidTask, store=store, notify_outcome=notify_outcome, config=config
     )
+    circuit_breaker = providers.Singleton(CircuitBreaker, clock)
     worker_loop = providers.Singleton(
         WorkerLoop,
         queue=queue,
@@ -264,5 +277,7 @@ class Container(containers.DeclarativeContainer):
         reject=reject_invalid_task,
         clock=clock,
         events=events,
+        not_ready=providers.Singleton(disk_trouble, settings),
+        defects=circuit_breaker,
     )
     worker_pool = providers.Singleton(build_worker_pool, worker_loop, slots)

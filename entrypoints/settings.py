@@ -614,7 +614,7 @@ def load_settings(
         lines = [_line(problem) for problem in error.errors(include_url=False)]
         lines += [
             f"{name} is no setting and is not read: did you mean {near}?"
-            for name, near in _typos(env_file).items()
+            for name, near in settings_typos_now(env_file).items()
         ]
         raise InvalidSettings("\n".join(lines)) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -628,7 +628,7 @@ def warn_about_names(env_file: Path | None = Path(".env")) -> None:
     for old in sorted(_given(env_file).keys() & RENAMED.keys()):
         new = RENAMED[old].upper()
         log.warning("%s is now %s: rename it, the next release ignores it", old.upper(), new)
-    for name, near in _typos(env_file).items():
+    for name, near in settings_typos_now(env_file).items():
         log.warning("%s is no setting and is not read: did you mean %s?", name, near)
 
 
@@ -638,7 +638,8 @@ def _given(env_file: Path | None) -> dict[str, str | None]:
     return {**in_file, **{name.lower(): value for name, value in os.environ.items()}}
 
 
-def _typos(env_file: Path | None) -> dict[str, str]:
+def settings_typos_now(env_file: Path | None = Path(".env")) -> dict[str, str]:
+    """Names in the environment and in a file that look like a setting's, misspelt, with it."""
     given = {name: value for name, value in _given(env_file).items() if name not in RENAMED}
     return settings_typos(given, [name.upper() for name in Settings.model_fields])
 
