@@ -92,7 +92,7 @@ class OutcomeNotifier:
             else:
                 break
         # A failure here would repeat the call on the next attempt, so nothing else matters now,
-        # not even a stop: it ends the process all the same when its grace is over.
+        # not even a stop: SHUTDOWN_TIMEOUT ends the process anyway.
         retry(
             lambda: entry.apply(entry.job.conclude()), self.clock, StopSignal(), timeout=math.inf
         )

@@ -90,9 +90,9 @@ class RunTraining:
                 entry.load()
                 self.store.check_weights(entry.job)
                 if entry.job.state in UNDECIDED:
-                    put_down = self._decide(task, entry, lease, stop)
-                    if put_down is not None:
-                        return put_down
+                    interrupted = self._decide(task, entry, lease, stop)
+                    if interrupted is not None:
+                        return interrupted
                 if entry.job.is_terminal:
                     return Ack()
                 # A cancellation has no effect from here on.
@@ -130,22 +130,22 @@ class RunTraining:
                 return Requeue()
             entry.apply(entry.job.give_up(CANCELLED))
         except ImagesDenied as error:
-            self._put_down(entry, str(error), is_failure=False)
+            self._interrupt(entry, str(error), is_failure=False)
             return DeadLetter(str(error))
         except (Unavailable, BlobDenied) as error:
-            self._put_down(entry, str(error), is_failure=False)
+            self._interrupt(entry, str(error), is_failure=False)
             raise
         except LeaseLost:
             raise
         except TrainerBroken as error:
             # This worker ends, even if the job can no longer be recorded.
             with suppress(BlobDenied, LeaseLost):
-                self._put_down(entry, str(error), is_failure=True)
+                self._interrupt(entry, str(error), is_failure=True)
             return RetryLater(backoff(entry.job.failures), str(error), broken=True)
         except Exception as error:
             log.exception("task %s: unexpected error, the job is interrupted", task.task_id)
             reason = f"{type(error).__name__}: {error}"
-            self._put_down(entry, reason, is_failure=True)
+            self._interrupt(entry, reason, is_failure=True)
             return RetryLater(backoff(entry.job.failures), reason, defect=True)
         return None
 
@@ -234,7 +234,7 @@ class RunTraining:
     def _checkpoint(self, job: TrainingJob) -> bytes | None:
         return None if job.checkpoint is None else self.store.get_checkpoint(job.checkpoint)
 
-    def _put_down(self, entry: Entry, reason: str, *, is_failure: bool) -> None:
+    def _interrupt(self, entry: Entry, reason: str, *, is_failure: bool) -> None:
         if entry.job.state not in ACTIVE:
             return
         try:

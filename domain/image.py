@@ -98,7 +98,7 @@ class ImageSet:
         )
 
     def require(self, minimum: int) -> None:
-        """Insist on enough usable images.
+        """Require enough usable images.
 
         Raises:
             TrainingFailed: LOW_QUALITY_DATA, with every refused file and its reason.

@@ -108,8 +108,7 @@ def image_fetcher(
 
 
 def open_uploads(slots: int) -> Iterator[Executor]:
-    """Threads that store checkpoints, one a job. What is on its way at the end is waited for: by
-    whoever closes the container, who knows how long."""
+    """Threads that store checkpoints, one for each job. Closing the container waits for them."""
     with ThreadPoolExecutor(slots, "checkpoints") as executor:
         yield executor
 

@@ -1,4 +1,4 @@
-"""Try everything that a job needs: what an operator runs first on a new pod."""
+"""Check everything that a job needs, for an operator on a new pod."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one trial."""
+    """The result of one check."""
 
     part: str
     works: bool
@@ -43,7 +43,7 @@ def check(container: Container, *, as_json: bool = False) -> int:
 
 
 def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
-    """Every part with what tries it: gives what there is to say, or raises."""
+    """Every part with its check, which returns a description or raises."""
     settings = container.settings()
     images = [
         ("images", lambda bucket=bucket: _bucket(container, bucket, write=False))

@@ -135,7 +135,7 @@ def open_blobs(
 
 
 def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
-    """Who is told: the backend, or the person at the terminal."""
+    """The backend, or the terminal where no backend is configured."""
     if settings.backend_api_url is None or settings.internal_api_token is None:
         yield ConsoleNotifier(console)
         return

@@ -27,6 +27,7 @@ from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
 from adapters.images.decode import decode
 from adapters.report.reporter import HtmlReporter
+from application.captions import caption_suffixes
 from application.fetch_images import fetch_images
 from application.lease import LeaseTerms
 from application.ports import BlobMissing, BlobStore, InitialLora
@@ -197,6 +198,7 @@ def build_container(
                 keep_checkpoints=None,
                 max_image_bytes=MAX_LOCAL_BYTES,
                 repeats_from_folders=arguments.repeats_from_folders,
+                caption_suffixes=caption_suffixes(arguments.caption_extension),
                 lease=LEASE,
             )
         )
@@ -354,7 +356,7 @@ def _report_files(out: Path) -> list[Path]:
 
 
 def _outcome(job: TrainingJob, out: Path) -> dict[str, Any]:
-    """What a program wants to know of a run."""
+    """The outcome of a run, for ``--json``."""
     done = job.state is JobState.COMPLETED
     return {
         "result": str(job.state),
@@ -400,7 +402,7 @@ def _refuse_other_run(
 
 
 def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> str:
-    """In what a run differs from one with these parameters."""
+    """How a run differs from one with these parameters."""
     if other is None or other.parameters is None:
         return "of other images, captions, parameters or base model"
     was, now = asdict(other.parameters), asdict(parameters)

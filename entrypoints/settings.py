@@ -507,7 +507,7 @@ class Settings(BaseSettings):
 
 
 class WorkerSettings(Settings):
-    """With what a worker needs beyond the other commands, which train and announce nothing."""
+    """With the checks that only a worker needs: other commands neither train nor notify."""
 
     @field_validator("jobs_together")
     @classmethod
@@ -588,7 +588,7 @@ def _is_encrypted(url: SecretStr) -> bool:
 
 
 def _loaded(value: Path | None, tls: TlsOptions, remedy: str) -> Path | None:
-    """The setting, whose files can be read as what they should be."""
+    """Check that the files of a setting can be loaded."""
     if value is not None:
         try:
             tls.context()
@@ -624,7 +624,7 @@ def load_settings(
 
 
 def warn_about_names(env_file: Path | None = Path(".env")) -> None:
-    """Log the names of settings that are outdated, and those that are probably misspelt."""
+    """Log the names of settings that are outdated, and those that are probably typos."""
     for old in sorted(_given(env_file).keys() & RENAMED.keys()):
         new = RENAMED[old].upper()
         log.warning("%s is now %s: rename it, the next release ignores it", old.upper(), new)
