@@ -16,21 +16,12 @@
 # torch's own wheels bring the CUDA runtime, and the container toolkit brings the driver, so both
 # variants stand on the same small image; an nvidia/cuda image would hold the runtime twice.
 
+# Stages are named without variables, which builders other than BuildKit do not resolve; podman and
+# buildah build this file, too.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
-ARG VARIANT=cpu
-ARG MODEL=mounted
 
 # --- Python packages, with their hashes in requirements.lock; only torch differs by variant ---
-FROM ${PYTHON_IMAGE} AS torch-cpu
-ENV TORCH_INDEX=https://download.pytorch.org/whl/cpu
-
-FROM ${PYTHON_IMAGE} AS torch-cuda
-# Hosts with an older driver: --build-arg TORCH_CUDA_INDEX=https://download.pytorch.org/whl/cu126
-ARG TORCH_CUDA_INDEX=https://pypi.org/simple
-ENV TORCH_INDEX=${TORCH_CUDA_INDEX}
-
-# hadolint ignore=DL3006
-FROM torch-${VARIANT} AS packages
+FROM ${PYTHON_IMAGE} AS packages
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
@@ -40,10 +31,20 @@ COPY constraints.txt requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes --no-deps -r requirements.lock
 # The largest layer, and the only one in which the variants differ. Not in the lock file: every index
-# of torch has wheels of its own. What else torch needs is there already, but CUDA's libraries.
+# of torch has wheels of its own. What else torch needs is there already, but CUDA's libraries. For the
+# CPU the local version is asked for, so that no index can bring the CUDA build instead.
+ARG VARIANT=cpu
+ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+# Hosts with an older driver: --build-arg TORCH_CUDA_INDEX=https://download.pytorch.org/whl/cu126
+ARG TORCH_CUDA_INDEX=https://pypi.org/simple
 RUN --mount=type=cache,target=/root/.cache/pip \
-    grep -E '^torch==' constraints.txt > torch.txt \
-    && pip install --index-url "$TORCH_INDEX" -r torch.txt
+    case "$VARIANT" in \
+        cpu) index=$TORCH_CPU_INDEX local=+cpu ;; \
+        cuda) index=$TORCH_CUDA_INDEX local= ;; \
+        *) echo "VARIANT=$VARIANT: give cpu or cuda" >&2; exit 1 ;; \
+    esac \
+    && sed -n "s/^torch==.*/&$local/p" constraints.txt > torch.txt \
+    && pip install --index-url "$index" -r torch.txt
 # Packages beyond the lock file: bitsandbytes, for 8-bit AdamW on a GPU.
 ARG EXTRAS=""
 # hadolint ignore=SC2086
@@ -60,40 +61,37 @@ COPY entrypoints entrypoints
 COPY assets assets
 RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --no-build-isolation --target /opt/code .
 
-# --- The base model: only the stage that MODEL names is built -------------------------------
-FROM ${PYTHON_IMAGE} AS model-mounted
-RUN mkdir -p /models/base
+# --- The base model ------------------------------------------------------------------------
+FROM ${PYTHON_IMAGE} AS base-model
+# Stands in for `--build-context base-model=FOLDER`, which takes its place.
+RUN mkdir /none
 
-FROM scratch AS model-small
-COPY assets/small_base /models/base
-
-FROM packages AS model-hub
+FROM packages AS model
+ARG MODEL=mounted
 ARG BASE_MODEL_HUB=stable-diffusion-v1-5/stable-diffusion-v1-5
 # A commit, so that the same image comes out next month.
 ARG BASE_MODEL_REVISION=451f4fe16113bff5a5d2269ed5ad43b0592e9a14
+COPY assets/small_base small_base
 # A private model's token is mounted for this step and is in no layer:
 #   --secret id=hf_token,env=HF_TOKEN
-RUN --mount=type=secret,id=hf_token,required=false \
-    HF_TOKEN="$(cat /run/secrets/hf_token 2>/dev/null || true)" \
-    python -c "import sys; from huggingface_hub import snapshot_download; \
+RUN --mount=type=bind,from=base-model,target=/base-model \
+    --mount=type=secret,id=hf_token,required=false \
+    mkdir -p /models/base && case "$MODEL" in \
+        mounted) ;; \
+        small) cp -r small_base/. /models/base ;; \
+        folder) cp -r /base-model/. /models/base && test -f /models/base/model_index.json ;; \
+        hub) HF_TOKEN="$(cat /run/secrets/hf_token 2>/dev/null || true)" \
+            python -c "import sys; from huggingface_hub import snapshot_download; \
 snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir='/models/base', \
 allow_patterns=['*.json', '*.txt', '*.safetensors'], \
 ignore_patterns=['*/*.fp16.*', '*/*.non_ema.*', 'v1-5*', 'safety_checker/*'])" \
-        "$BASE_MODEL_HUB" "$BASE_MODEL_REVISION" \
-    && rm -rf /models/base/.cache
-
-FROM scratch AS base-model
-# Stands in for `--build-context base-model=FOLDER`, which takes its place.
-
-FROM ${PYTHON_IMAGE} AS model-folder
-COPY --from=base-model . /models/base
-
-# hadolint ignore=DL3006
-FROM model-${MODEL} AS model
+            "$BASE_MODEL_HUB" "$BASE_MODEL_REVISION" && rm -rf /models/base/.cache ;; \
+        *) echo "MODEL=$MODEL: give mounted, small, folder or hub" >&2; exit 1 ;; \
+    esac
 
 # --- The image -----------------------------------------------------------------------------
 FROM ${PYTHON_IMAGE} AS worker
-ARG VARIANT
+ARG VARIANT=cpu
 # As process 1, Python would not die of a second SIGTERM: the kernel spares process 1 a signal
 # that has no handler. tini takes that place and passes signals on.
 # On a GPU Triton compiles kernels at run time, and what launches them in C.
@@ -104,8 +102,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin worker
 COPY --from=packages /opt/venv /opt/venv
-COPY --from=model /models /models
-COPY --from=code /opt/code /opt/code
+# A clone under umask 077 has files that its owner alone may read.
+COPY --from=model --chmod=755 /models /models
+COPY --from=code --chmod=755 /opt/code /opt/code
 # Caches go where a read-only root file system has its writable volume.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/code \
@@ -122,7 +121,8 @@ USER 10001:10001
 WORKDIR /home/worker
 STOPSIGNAL SIGTERM
 EXPOSE 9108
-# Start-up loads the base model, which takes a while from a slow disk.
+# Start-up loads the base model, which takes a while from a slow disk. With STATUS_PORT=0 there is
+# nothing to look at, and the container counts as healthy.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=5m --retries=4 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9108/health/live', timeout=4)"]
+    CMD ["python", "-c", "import os; from urllib.request import urlopen; port = os.environ.get('STATUS_PORT', '9108'); port == '0' or urlopen(f'http://127.0.0.1:{port}/health/live', timeout=4)"]
 ENTRYPOINT ["tini", "--", "python", "-m", "entrypoints.worker"]

@@ -8,10 +8,10 @@ DEMO := demo
 DEMO_OPTIONS := --epochs 100 --batch-size 4 --learning-rate 0.004
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu faults simulate lint format bench bench-gpu quality base clean
+.PHONY: help demo test test-all test-gpu test-brokers faults simulate lint format bench bench-gpu quality base clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Train a style from images that the project draws, into demo/
 	@$(BIN)/python -m assets.demo_images $(DEMO)/images
@@ -28,6 +28,9 @@ test test-all: $(READY) ## Run the tests; test-all: the long ones and Triton's i
 
 test-gpu: $(READY) ## Run the tests that need a GPU, and those of the kernels, on one
 	$(BIN)/pytest -m "gpu or kernels"
+
+test-brokers: $(READY) ## Run the RabbitMQ tests on 3.10, 4.0 and 4.3; needs root and debootstrap
+	$(BIN)/python -m tests.brokers $(VERSIONS)
 
 faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 FAULTS_TOGETHER=3 make faults
 	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100) --together $(or $(FAULTS_TOGETHER),1)

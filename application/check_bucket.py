@@ -19,6 +19,10 @@ from domain.location import Location
 _REMEDY = "use a store that honours If-None-Match and If-Match when writing, as Amazon S3 does"
 
 
+class UnfitStore(BlobDenied):
+    """The store does not honour the conditions that keep two workers from training one job."""
+
+
 def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
     """Try what a worker does with a bucket, and say what works.
 
@@ -27,6 +31,7 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
         write: also try to write with and without conditions, and to delete.
 
     Raises:
+        UnfitStore: the store cannot be used; the text has the remedy.
         BlobDenied: the text has the remedy.
         BlobUnavailable: the same.
     """
@@ -35,6 +40,16 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
         blobs.get(probe, max_bytes=0)
     if not write:
         return f"bucket {probe.bucket} can be read"
+    check_conditions(blobs, probe)
+    return f"bucket {probe.bucket} can be read and written, conditions are honoured"
+
+
+def check_conditions(blobs: BlobStore, probe: Location) -> None:
+    """Try to write with conditions that hold, and with conditions that do not.
+
+    Raises:
+        UnfitStore, BlobDenied, BlobUnavailable: as ``check_bucket``.
+    """
     try:
         _write(blobs, probe)
     except Exception:
@@ -42,17 +57,22 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
             blobs.delete(probe)
         raise
     blobs.delete(probe)
-    return f"bucket {probe.bucket} can be read and written, conditions are honoured"
 
 
 def _write(blobs: BlobStore, probe: Location) -> None:
     blobs.delete(probe)
+    etag = ""
     try:
         etag = blobs.put(probe, b"first", content_type="text/plain", condition=IfAbsent())
         if blobs.get(probe, max_bytes=1024).data != b"first":
             raise BlobUnavailable(f"{probe} does not read back as written: look after the store")
         blobs.put(probe, b"second", content_type="text/plain", condition=IfMatch(etag))
     except PreconditionFailed:
+        if _compares_without_quotes(blobs, probe, etag):
+            raise UnfitStore(
+                f"bucket {probe.bucket!r}: this store compares ETags without quotes: Ceph before "
+                f"19? No lease can be renewed there: {_REMEDY}"
+            ) from None
         raise BlobUnavailable(
             f"{probe} was written by somebody else, or an answer was lost: check again"
         ) from None
@@ -61,7 +81,19 @@ def _write(blobs: BlobStore, probe: Location) -> None:
             blobs.put(probe, b"third", content_type="text/plain", condition=condition)
         except PreconditionFailed:
             continue
-        raise BlobDenied(
+        raise UnfitStore(
             f"bucket {probe.bucket!r}: the store writes although the condition {condition} does "
             f"not hold, so two workers could train one job: {_REMEDY}"
         )
+
+
+def _compares_without_quotes(blobs: BlobStore, probe: Location, etag: str) -> bool:
+    """Whether ``etag`` matches only without the quotes that are part of it (RFC 9110, 8.8.3)."""
+    bare = etag.strip('"')
+    if bare == etag:
+        return False
+    try:
+        blobs.put(probe, b"second", content_type="text/plain", condition=IfMatch(bare))
+    except PreconditionFailed:
+        return False
+    return True

@@ -66,7 +66,7 @@ class TrainingLoop:
             try:
                 while not session.finished:
                     if stop.reason is StopReason.SHUTDOWN:
-                        self._save_in_time(session, storage, stop)
+                        self._save_in_time(session, entry, storage, stop)
                     stop.check()
                     step = session.advance()
                     meter.observe(step.step, self.clock.monotonic())
@@ -102,13 +102,20 @@ class TrainingLoop:
         entry.note(job.advance(progress, epoch_finished=step.epoch_finished))
 
     def _save_in_time(
-        self, session: TrainingSession, storage: CheckpointStorage, stop: StopSignal
+        self,
+        session: TrainingSession,
+        entry: Entry,
+        storage: CheckpointStorage,
+        stop: StopSignal,
     ) -> None:
         """Store a checkpoint if there is time for one before the process ends."""
         left = stop.deadline - self.clock.monotonic()
         if not storage.finish(timeout=_at_most(left / 2)):
             log.warning("no checkpoint: the one before is still under way, in %.1f s", left / 2)
             return
+        job = entry.job
+        if job.checkpoint and job.progress and job.checkpoint.step >= job.progress.current_step:
+            return  # no step has been made since
         left = stop.deadline - self.clock.monotonic()
         if storage.seconds >= _FOR_A_CHECKPOINT * left:
             log.warning(

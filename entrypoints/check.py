@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from adapters.console import ConsoleNotifier
+from application.ports import BlobDenied, BlobUnavailable
 from application.text import printable
 from domain.errors import UserError
+from entrypoints.exit_codes import UsageError
 from entrypoints.folders import free_space, work_folder
 from entrypoints.settings import settings_typos_now
 
 if TYPE_CHECKING:
     from entrypoints.bootstrap import Container
     from entrypoints.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,23 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         ("device", lambda: "; ".join(map(_device, container.devices()))),
         ("base model", lambda: _base_model(container)),
     ]
+
+
+def require_fit_store(container: Container) -> None:
+    """See that the store keeps two workers from training one job; one that is away may do so.
+
+    Raises:
+        UsageError: it does not.
+    """
+    from application.check_bucket import UnfitStore, check_conditions
+
+    try:
+        probe = container.store().probe(container.settings().model_bucket_name)
+        check_conditions(container.blobs(), probe)
+    except UnfitStore as error:
+        raise UsageError(str(error)) from error
+    except (BlobDenied, BlobUnavailable) as error:
+        log.warning("the store's conditions could not be tried: %s", error)
 
 
 def _try(part: str, trial: Callable[[], str]) -> Outcome:
@@ -97,11 +119,15 @@ def _disk(settings: Settings) -> str:
 
 
 def _counts(container: Container) -> str:
+    from adapters.rabbitmq.queue import RabbitQueue
     from entrypoints.connections import queue_place
 
-    depths = container.queue_depths().depths()
-    counts = ", ".join(f"{name}: {count}" for name, count in depths.items())
-    return f"{queue_place(container.settings())}; {counts}"
+    queue = container.queue_depths()
+    place = queue_place(container.settings())
+    if isinstance(queue, RabbitQueue):
+        place += f", {queue.check()}"
+    counts = ", ".join(f"{name}: {count}" for name, count in queue.depths().items())
+    return f"{place}; {counts}"
 
 
 def _bucket(container: Container, bucket: str, *, write: bool) -> str:

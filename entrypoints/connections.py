@@ -119,6 +119,7 @@ def open_blobs(
     secret, token = settings.aws_secret_access_key, settings.aws_session_token
     options = S3Options(
         endpoint_url=settings.s3_endpoint_url,
+        addressing_style=settings.s3_addressing_style,
         region=settings.aws_s3_region_name,
         access_key_id=settings.aws_access_key_id,
         secret_access_key=secret.get_secret_value() if secret else None,

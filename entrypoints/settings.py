@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
-from adapters.s3.options import check_endpoint
+from adapters.s3.options import AddressingStyle, check_endpoint
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import WebhookOptions, check_token, checked_address
 from application.lease import LeaseTerms
@@ -183,6 +183,11 @@ class Settings(BaseSettings):
     s3_endpoint_url: str | None = Field(
         None, description="URL of an S3-compatible store such as MinIO. Default: AWS"
     )
+    s3_addressing_style: AddressingStyle | None = Field(
+        None,
+        description="Where requests to S3 name the bucket: `path` (host/bucket), `virtual` "
+        "(bucket.host) or `auto`. Unset: `auto` at AWS, `path` at `S3_ENDPOINT_URL`",
+    )
     aws_storage_bucket_name: str = Field(
         "stylelicense-training-data", description="Bucket with the training images"
     )
@@ -212,7 +217,7 @@ class Settings(BaseSettings):
         gt=0,
         le=300,
         description="Seconds to wait for the backend's answer to a webhook. Set it above "
-        "the time-out of any proxy in between",
+        "the time-out of any proxy in between (60 in nginx and an AWS load balancer, unless set)",
     )
 
     worker_name: str | None = Field(

@@ -75,7 +75,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
     from application.stop_signal import StopSignal
     from entrypoints.bootstrap import open_container
-    from entrypoints.check import check
+    from entrypoints.check import check, require_fit_store
     from entrypoints.connections import queue_place
     from entrypoints.default_base import quiet_libraries
     from entrypoints.logs import (
@@ -104,6 +104,7 @@ def _work(arguments: argparse.Namespace) -> int:
         if arguments.check:
             return check(container, as_json=arguments.json)
         start_cloudwatch(settings, logs, container.worker())
+        require_fit_store(container)
         from entrypoints.status import serving
 
         with serving(container):

@@ -19,6 +19,7 @@ REASON = "trainer-reason"
 SINCE = "trainer-since"
 WORKER = "trainer-worker"
 DETAILS = "trainer-details"
+DELIVERY_COUNT = "x-delivery-count"
 _OURS = {RETRIES, REASON, SINCE, WORKER, DETAILS}
 
 _NOT_PASSED_ON = {
@@ -27,6 +28,8 @@ _NOT_PASSED_ON = {
     # The broker's record of former hops; by it, it drops what it takes for a cycle.
     *("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"),
     *("x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"),
+    # A quorum queue's counters: passed on, they would look like those of the copy.
+    *(DELIVERY_COUNT, "x-acquired-count"),
 }
 
 # All headers have to fit into one frame, of 128 KiB as a rule.
@@ -48,6 +51,18 @@ def retries(properties: BasicProperties) -> int:
     """How often the message was put aside."""
     count = (properties.headers or {}).get(RETRIES)
     return count if type(count) is int and count >= 0 else 0
+
+
+def returns(properties: BasicProperties) -> int:
+    """Times the message came back to its quorum queue; a classic queue does not count: 0."""
+    count = (properties.headers or {}).get(DELIVERY_COUNT)
+    return count if isinstance(count, int) else 0
+
+
+def copy(properties: BasicProperties) -> BasicProperties:
+    """Of a copy that replaces a message in its queue: nothing of ours changes."""
+    headers = properties.headers or {}
+    return _passed_on(properties, {key: headers[key] for key in _OURS if key in headers})
 
 
 def put_aside(properties: BasicProperties, reason: str) -> BasicProperties:

@@ -96,13 +96,28 @@ def _closed(code: int, text: str, options: RabbitOptions) -> str:
         return (
             f"it took a delivery back that was held too long: raise consumer_timeout there {told}"
         )
+    if code == 406 and "inequivalent arg" in text:
+        return f"{_other_queue(text, options)} {told}"
     if code == 406:
-        return f"a queue exists with other arguments: delete it, or use another name {told}"
+        return f"it refuses this call: is this RabbitMQ newer than this worker knows? {told}"
     if code == 403:
         return f"user {options.user!r} lacks permissions: grant configure, write, read {told}"
     if code == 320:
         return f"it closed the connection {told}"
     return f"it closed the channel or connection {told}"
+
+
+def _other_queue(text: str, options: RabbitOptions) -> str:
+    """The remedy where a queue was declared with other arguments than ours."""
+    if f"queue '{options.queue}'" in text:
+        return (
+            f"queue {options.queue!r} was declared with arguments, and the backend and the worker "
+            "declare it without: name the right queue, or move its messages to one without"
+        )
+    return (
+        "one of the worker's own queues was declared with other arguments: delete it when it is "
+        "empty, and the worker declares it anew"
+    )
 
 
 def _first(error: BaseException) -> str:

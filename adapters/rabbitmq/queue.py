@@ -9,6 +9,7 @@ from functools import partial
 from pika import BasicProperties
 
 from adapters.rabbitmq import envelope
+from adapters.rabbitmq.check import BrokerFacts
 from adapters.rabbitmq.connection import Connection
 from adapters.rabbitmq.dead_letters import process_dead_letters
 from adapters.rabbitmq.inbox import Inbox
@@ -104,6 +105,14 @@ class RabbitQueue:
         depths = self._connection.call(Session.depths)
         depths[self._topology.main] += len(self._inbox)
         return depths
+
+    def check(self) -> BrokerFacts:
+        """Try all that a worker does to receive tasks, and leave them where they are.
+
+        Raises:
+            QueueUnavailable: the broker is away, or refuses; the text has the remedy.
+        """
+        return self._connection.call(Session.check)
 
     def close(self) -> None:
         """Disconnect for good. What is unsettled goes to another worker at once."""

@@ -8,19 +8,29 @@ used on a channel that did not give it.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pika
 from pika import BasicProperties, exceptions, spec
 from pika.adapters.blocking_connection import BlockingChannel
 
 from adapters.rabbitmq import envelope
+from adapters.rabbitmq.check import BrokerFacts, probe
+from adapters.rabbitmq.consumer import Consumer, start_consumer, why_cancelled
 from adapters.rabbitmq.errors import SessionOver
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.topology import Topology
 from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
+
+log = logging.getLogger(__name__)
+
+MAX_RETURNS = 5
+"""A quorum queue drops a message that came back to it more often than its delivery limit: 20 by
+default since RabbitMQ 4.0, counting lost connections and, before 4.3, requeues. A message that
+came back this often is replaced by a copy at the end of the queue, which is counted from 0. With
+a smaller number a single lost connection would move a message behind all that wait."""
 
 
 class Refused(QueueUnavailable):
@@ -59,8 +69,7 @@ class Session:
         self._topology = topology
         self._deliver = deliver
         self._held: dict[str, Held] = {}
-        self._consumer: BlockingChannel | None = None
-        self._cancelled = False
+        self._consumer: Consumer | None = None
         self._connection = pika.BlockingConnection(_parameters(options, name))
         try:
             self._publisher = self._connection.channel()
@@ -83,10 +92,11 @@ class Session:
                 nothing when a channel closes under a connection that goes on.
         """
         self._connection.process_data_events(time_limit=seconds)
-        if self._cancelled:
-            raise SessionOver("it cancelled our consumer: was the queue deleted?")
-        for channel in (self._publisher, self._consumer):
-            if channel is not None and not channel.is_open:
+        if self._consumer is not None and self._consumer.cancelled:
+            raise SessionOver(why_cancelled(self._connection, self._topology.main))
+        channels = [self._publisher, *([self._consumer.channel] if self._consumer else [])]
+        for channel in channels:
+            if not channel.is_open:
                 # pika keeps the reason to itself unless a call is waiting on the channel.
                 raise getattr(channel, "_closing_reason", None) or SessionOver("a channel closed")
 
@@ -98,17 +108,10 @@ class Session:
 
     def consume(self) -> None:
         """Begin to receive messages, unless that has begun."""
-        if self._consumer is not None:
-            return
-        channel = self._connection.channel()
-        channel.basic_qos(prefetch_count=self._options.prefetch)
-        channel.add_on_cancel_callback(self._on_cancelled)
-        channel.basic_consume(
-            self._topology.main,
-            self._on_message,
-            arguments={"x-consumer-timeout": round(self._options.ack_timeout * 1000)},
-        )
-        self._consumer = channel
+        if self._consumer is None:
+            self._consumer = start_consumer(
+                self._connection, self._topology.main, self._on_message, self._options
+            )
 
     def publish(self, queue: str, body: bytes, properties: BasicProperties) -> None:
         """Put a message into a queue, and return when the broker has it there.
@@ -161,6 +164,10 @@ class Session:
             if channel.is_open:
                 channel.close()
 
+    def check(self) -> BrokerFacts:
+        """Try to consume, from a queue of our own."""
+        return probe(self._connection, self._options)
+
     def side_channel(self) -> BlockingChannel:
         """A channel for something else; whatever happens to it, the others go on."""
         return self._connection.channel()
@@ -169,18 +176,18 @@ class Session:
     def _consuming(self) -> BlockingChannel:
         if self._consumer is None:
             raise DeliveryLost("this connection has received nothing")
-        return self._consumer
-
-    def _on_cancelled(self, _frame: Any) -> None:
-        self._cancelled = True
+        return self._consumer.channel
 
     def _on_message(
         self,
-        _channel: BlockingChannel,
+        channel: BlockingChannel,
         method: spec.Basic.Deliver,
         properties: BasicProperties,
         body: bytes,
     ) -> None:
+        if envelope.returns(properties) >= MAX_RETURNS and self._copied(properties, body):
+            channel.basic_ack(method.delivery_tag)
+            return
         delivery_id = f"{method.consumer_tag}:{method.delivery_tag}"
         self._held[delivery_id] = Held(method.delivery_tag, properties, body)
         self._deliver(
@@ -191,6 +198,17 @@ class Session:
                 bool(method.redelivered),
             )
         )
+
+    def _copied(self, properties: BasicProperties, body: bytes) -> bool:
+        """Put a copy of the message at the end of the main queue; False where it is refused."""
+        try:
+            self.publish(self._topology.main, body, envelope.copy(properties))
+        except Refused as error:
+            log.warning(
+                "a message nears its queue's delivery limit and cannot be copied: %s", error
+            )
+            return False
+        return True
 
     def _take(self, delivery_id: str) -> Held:
         held = self._held.pop(delivery_id, None)

@@ -39,8 +39,7 @@ def connect(options: S3Options) -> S3Client:
             # to slow down, a clock that is set back holds all of them up until it has caught up.
             retries={"mode": "standard", "total_max_attempts": options.max_attempts},
             max_pool_connections=options.max_pool_connections,
-            # Names of buckets before a host's name need DNS that only Amazon's endpoints have.
-            s3={"addressing_style": "auto" if options.endpoint_url is None else "path"},
+            s3={"addressing_style": options.effective_addressing_style},
             # Uploads bring a checksum of their own; the default would add another one in a
             # trailer, which other stores than Amazon's do not all read.
             request_checksum_calculation="when_required",

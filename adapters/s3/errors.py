@@ -35,8 +35,6 @@ class NotS3Response(BotoCoreError):
 S3_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
 """All that a call of the client raises."""
 
-CONFLICT = "ConditionalRequestConflict"
-"""Two conditional writes met; neither is known to have won."""
 DAMAGED = {
     "BadDigest",
     "IncompleteBody",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import urlsplit
 
 MIB = 1024**2
+AddressingStyle = Literal["auto", "path", "virtual"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,10 @@ class S3Options:
 
     endpoint_url: str | None = None
     """S3_ENDPOINT_URL: of MinIO and the like; None for Amazon's own."""
+    addressing_style: AddressingStyle | None = None
+    """Where a request names its bucket: ``path`` in the path, ``virtual`` before the host's name,
+    ``auto`` as boto3 chooses. None: ``auto`` at Amazon's own endpoints, else ``path``, since
+    names before the host's need DNS that few other stores have."""
     region: str | None = None
     access_key_id: str | None = field(default=None, repr=False)
     """None: boto3 looks for credentials in its own places (files, the machine's role)."""
@@ -55,6 +61,11 @@ class S3Options:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.part_size < 5 * MIB:
             raise ValueError(f"part_size must be at least {5 * MIB} bytes, got {self.part_size}")
+
+    @property
+    def effective_addressing_style(self) -> AddressingStyle:
+        """The style named, or the usual one of the endpoint."""
+        return self.addressing_style or ("auto" if self.endpoint_url is None else "path")
 
 
 def check_endpoint(url: str) -> None:

@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from adapters.s3.client import connect
 from adapters.s3.download import ChecksumMismatch, download
-from adapters.s3.errors import CONFLICT, DAMAGED, S3_ERRORS, error_code, status, translated
+from adapters.s3.errors import DAMAGED, S3_ERRORS, error_code, status, translated
 from adapters.s3.options import S3Options
 from adapters.s3.upload import upload
 from application.ports import (
@@ -33,7 +33,15 @@ FIRST_PAUSE = 0.2
 
 
 class _TryAgain(Exception):
-    """This try came to nothing, for a reason that another one may not meet."""
+    """This try came to nothing, for a reason that another one may not meet.
+
+    Args:
+        at_last: what to raise when the last try has come to nothing, too.
+    """
+
+    def __init__(self, reason: str, at_last: type[Exception] = BlobUnavailable) -> None:
+        super().__init__(reason)
+        self.at_last = at_last
 
 
 class S3BlobStore:
@@ -108,10 +116,15 @@ class S3BlobStore:
                 gone = isinstance(condition, IfMatch) and code == "NoSuchKey"
                 if status(error) == 412 or gone:
                     raise PreconditionFailed(f"{at} is not in the state that was seen") from error
-                # A conflict does not say who won, so it is no failed condition: the next try
-                # finds a winner or wins. An upload that is gone was removed, or completed by a
-                # try whose answer was lost; writing all of it again does no harm to either.
-                if code in {CONFLICT, "NoSuchUpload"}:
+                # Stores name this conflict differently (S3: ConditionalRequestConflict, Ceph:
+                # ConcurrentModification). It does not say who won: the next try finds a winner
+                # or wins, and who meets conflicts only has lost the race.
+                if condition is not None and status(error) == 409:
+                    reason = f"another write came between ({code})"
+                    raise _TryAgain(reason, at_last=PreconditionFailed) from error
+                # An upload that is gone was removed, or completed by a try whose answer was
+                # lost; writing all of it again does no harm to either.
+                if code == "NoSuchUpload":
                     raise _TryAgain(f"another write came between ({code})") from error
                 if code in DAMAGED:
                     raise _TryAgain(f"the object does not arrive whole ({code})") from error
@@ -155,7 +168,7 @@ class S3BlobStore:
         try:
             return attempt()
         except _TryAgain as error:
-            raise BlobUnavailable(f"{what}: {error}, {TRIES} times over") from error
+            raise error.at_last(f"{what}: {error}, {TRIES} times over") from error
 
     def _check_readable(self, bucket: str) -> None:
         if bucket not in self._readable:

@@ -21,6 +21,9 @@ _REMEDIES = {
     404: "the style is gone, or BACKEND_API_URL is not the backend's address",
 }
 
+_FROM_A_PROXY = {502, 504}
+"""Bad gateway, gateway timeout: the call was passed on, and its answer was lost or late."""
+
 
 def check_response(
     answer: Answer, now: datetime, secret: str
@@ -45,6 +48,8 @@ def check_response(
         )
         return NotifierRefused(f"{reason}, {text}")
     if answer.status in (408, 429) or answer.status >= 500:
+        if answer.status in _FROM_A_PROXY:
+            reason += "; a proxy's answer: the backend may have taken the call, or not"
         asked = retry_after(answer.headers.get("Retry-After", ""), now)
         return NotifierUnavailable(reason, retry_after=asked)
     if 300 <= answer.status < 400:

@@ -324,6 +324,23 @@ def test_the_broker_is_asked_to_leave_a_delivery_with_us(amqp: MagicMock) -> Non
     assert asked == {"x-consumer-timeout": 7_200_000}
 
 
+def test_where_the_broker_refuses_that_question_the_worker_consumes_without_it(
+    amqp: MagicMock,
+) -> None:
+    _publisher, refused, consumer = amqp.channel.side_effect = [MagicMock() for _ in range(3)]
+    text = "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout' for queue 'tasks' in vhost '/'"
+    refused.basic_consume.side_effect = ChannelClosedByBroker(406, text)
+    open_session().consume()
+    assert not consumer.basic_consume.call_args.kwargs["arguments"]
+
+
+def test_a_consumer_refused_for_another_reason_is_refused(amqp: MagicMock) -> None:
+    refusal = ChannelClosedByBroker(403, "ACCESS_REFUSED - read access to queue 'tasks'")
+    amqp.channel.return_value.basic_consume.side_effect = refusal
+    with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
+        open_session().consume()
+
+
 def test_a_session_that_cannot_have_its_queues_leaves_no_connection(amqp: MagicMock) -> None:
     refusal = ChannelClosedByBroker(406, "other arguments")
     amqp.channel.return_value.queue_declare.side_effect = refusal
@@ -368,7 +385,15 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
         (exceptions.StreamLostError(), r"the connection was cut \(StreamLostError\)$"),
         (OSError(113, "No route to host"), "No route to host$"),
         (refused(406, "delivery on channel 1 timed out"), "raise consumer_timeout there"),
-        (refused(406, "inequivalent arg"), "with other arguments: delete it, or use"),
+        (
+            refused(406, "inequivalent arg 'x' for queue 'model_training' in vhost '/'"),
+            "name the right queue, or move its messages",
+        ),
+        (
+            refused(406, "inequivalent arg 'x' for queue 'model_training.dead' in vhost '/'"),
+            "delete it when it is empty",
+        ),
+        (refused(406, "invalid arg 'x' for queue 'model_training'"), "it refuses this call"),
         (refused(403, "no"), "'guest' lacks permissions: grant configure, write, read"),
         (refused(320, "shutdown"), r"it closed the connection \(320\) shutdown$"),
         (ChannelClosedByBroker(404, "no"), r"it closed the channel or connection \(404\) no$"),

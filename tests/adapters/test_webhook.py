@@ -179,6 +179,13 @@ def test_a_call_for_patience_is_one(status: int) -> None:
     assert f"{status} (<h1>busy</h1>)" in str(error)
 
 
+@pytest.mark.parametrize(("status", "uncertain"), [(502, True), (503, False), (504, True)])
+def test_a_proxys_answer_leaves_open_whether_the_call_has_arrived(
+    status: int, uncertain: bool
+) -> None:
+    assert ("may have taken the call, or not" in str(judged(status))) is uncertain
+
+
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
 def test_a_redirect_is_refused_and_says_where_to(status: int) -> None:
     error = judged(status, Location="https://www.example.com/x")

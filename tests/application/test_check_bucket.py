@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore
-from application.check_bucket import check_bucket
+from application.check_bucket import UnfitStore, check_bucket
 from application.ports import Blob, BlobDenied, BlobUnavailable, Condition, IfAbsent, IfMatch
 from domain.location import Location
 
@@ -24,7 +24,22 @@ def test_a_store_that_ignores_a_condition_is_refused_and_left_clean(
             return super().put(at, data, condition=kept, **how)
 
     blobs = Careless()
-    with pytest.raises(BlobDenied, match="two workers could train one job"):
+    with pytest.raises(UnfitStore, match="two workers could train one job"):
+        check_bucket(blobs, PROBE, write=True)
+    assert blobs.blobs == {}
+
+
+def test_a_store_that_compares_etags_without_quotes_is_named() -> None:
+    class Quoting(MemoryBlobStore):
+        def get(self, at: Location, **how: Any) -> Blob:
+            found = super().get(at, **how)
+            return Blob(found.data, f'"{found.etag}"')
+
+        def put(self, at: Location, data: bytes, **how: Any) -> str:
+            return f'"{super().put(at, data, **how)}"'
+
+    blobs = Quoting()
+    with pytest.raises(UnfitStore, match="without quotes: Ceph before 19"):
         check_bucket(blobs, PROBE, write=True)
     assert blobs.blobs == {}
 

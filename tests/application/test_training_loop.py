@@ -157,6 +157,24 @@ def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> No
     assert steps == list(range(1, 76)), "no step is lost and none is done twice"
 
 
+def test_a_shutdown_right_after_a_checkpoint_stores_no_second_one(world: World) -> None:
+    class Counting(MemoryBlobStore):
+        def put(self, at: Location, data: bytes, **how: Any) -> str:
+            puts.append(at)
+            return world.blobs.put(at, data, **how)
+
+        def get(self, at: Location, **how: Any) -> Any:
+            return world.blobs.get(at, **how)
+
+    stop, puts = StopSignal(), []
+    trainer = Watched(world, 30, lambda: stop.request(StopReason.SHUTDOWN))
+    assert world.worker(blobs=Counting(), trainer=trainer)(a_task(), stop) == Requeue()
+    assert len([at for at in puts if "checkpoints" in at.key]) == 1
+    job = world.job()
+    assert job.checkpoint is not None
+    assert job.checkpoint.step == 30
+
+
 @pytest.mark.parametrize(
     ("seconds_left", "away", "tried", "step"),
     [(5.5, False, 1, 30), (5.5, True, 1, None), (100.0, False, 2, 40)],

@@ -23,6 +23,7 @@ from application.ports import (
     DeliveryLost,
     Queue,
     QueueDepths,
+    QueueUnavailable,
 )
 from tests.services.queues import PORT, opened, own_options
 from tests.services.tcp_proxy import Proxy
@@ -73,7 +74,14 @@ class Harness:
         ]
 
     def is_idle(self) -> bool:
-        return self.queue.receive(0.5) is None
+        """Whether nothing is delivered, also once a lost connection has come back."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                return self.queue.receive(0.5) is None
+            except QueueUnavailable:
+                if time.monotonic() > deadline:
+                    raise
 
 
 @pytest.fixture(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from tests.brokers.__main__ import VERSIONS
 from tests.deploy.files import DEPLOY, ROOT, SETTINGS, STATUS_PORT, accepted, read_yaml
 
 COMPOSE: dict[str, Any] = read_yaml("compose.yaml")
@@ -43,6 +44,19 @@ def test_an_image_is_named_with_a_version(name: str) -> None:
     assert tag != "latest"
 
 
+def test_no_image_is_looked_for_where_it_was_withdrawn_and_ours_in_no_registry() -> None:
+    for name, service in SERVICES.items():
+        image = service["image"]
+        assert not image.startswith("minio/"), name
+        if image.startswith("style-trainer:"):
+            assert service["pull_policy"] in {"build", "never"}, name
+
+
+def test_rabbitmq_is_of_a_version_that_the_broker_tests_run_on() -> None:
+    tag = SERVICES["rabbitmq"]["image"].rpartition(":")[2]
+    assert any(tag.startswith(f"{version.name}.") for version in VERSIONS)
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_the_worker_starts_with_these_settings(name: str) -> None:
     environment = SERVICES[name]["environment"]
@@ -66,6 +80,9 @@ def test_the_backend_is_on_the_workers_loopback_and_knows_its_token() -> None:
     backend, environment = SERVICES["backend"], SERVICES["worker"]["environment"]
     address = urlsplit(environment["BACKEND_API_URL"])
     assert backend["network_mode"] == "service:worker"
+    assert backend["depends_on"]["worker"]["restart"], (
+        "else it is cut off when the worker restarts"
+    )
     assert address.hostname == "127.0.0.1"
     command = backend["command"]
     assert command[command.index("--port") + 1] == str(address.port)
@@ -109,7 +126,8 @@ def test_the_worker_is_killed_later_than_it_ends_by_itself() -> None:
 
 def test_prometheus_finds_the_worker_with_its_token() -> None:
     configuration = read_yaml("prometheus/prometheus.yml")
-    (job,) = configuration["scrape_configs"]
+    job, broker = configuration["scrape_configs"]
+    assert urlsplit(f"//{broker['static_configs'][0]['targets'][0]}").hostname in SERVICES
     assert job["static_configs"] == [{"targets": [f"worker:{STATUS_PORT}"]}]
     (mounted,) = SERVICES["prometheus"]["configs"]
     assert job["authorization"]["credentials_file"] == mounted["target"]

@@ -29,26 +29,34 @@ OBJECTS: dict[str, Any] = {
 }
 SETTINGS_MAP: dict[str, str] = OBJECTS["ConfigMap"]["data"]
 SECRET: dict[str, str] = OBJECTS["Secret"]["stringData"]
-DEPLOYMENT: dict[str, Any] = OBJECTS["Deployment"]
-POD: dict[str, Any] = DEPLOYMENT["spec"]["template"]["spec"]
+SCALED: dict[str, Any] = OBJECTS["ScaledJob"]["spec"]
+TEMPLATE: dict[str, Any] = SCALED["jobTargetRef"]["template"]
+POD: dict[str, Any] = TEMPLATE["spec"]
 (WORKER,) = POD["containers"]
-SCALED: dict[str, Any] = OBJECTS["ScaledObject"]["spec"]
+JOB: dict[str, Any] = {
+    "apiVersion": "batch/v1",
+    "kind": "Job",
+    "metadata": {"name": "as-keda-makes-it"},
+    "spec": SCALED["jobTargetRef"],
+}
 
 # What KEDA's custom resources know, as far as it is used here.
-SCALED_OBJECT = {
-    *("scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval"),
-    *("cooldownPeriod", "advanced", "triggers"),
+SCALED_JOB = {
+    *("jobTargetRef", "maxReplicaCount", "pollingInterval", "triggers", "rollout"),
+    *("scalingStrategy", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"),
 }
 RABBITMQ_TRIGGER = {"protocol", "queueName", "mode", "value", "vhostName", "activationValue"}
 
 
-@pytest.mark.parametrize("kind", ["Namespace", "ConfigMap", "Secret", "Deployment"])
-def test_an_object_holds_against_the_schema_of_its_kind(kind: str) -> None:
-    kubernetes_validate.validate(OBJECTS[kind], VERSION, strict=True)
+@pytest.mark.parametrize(
+    "document", [OBJECTS["Namespace"], OBJECTS["ConfigMap"], OBJECTS["Secret"], JOB]
+)
+def test_an_object_holds_against_the_schema_of_its_kind(document: dict[str, Any]) -> None:
+    kubernetes_validate.validate(document, VERSION, strict=True)
 
 
 def test_the_schema_refuses_what_is_not_kubernetes() -> None:
-    broken = {**DEPLOYMENT, "spec": {**DEPLOYMENT["spec"], "replica": 2}}
+    broken = {**JOB, "spec": {**JOB["spec"], "replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, VERSION, strict=True)
 
@@ -102,14 +110,10 @@ def test_the_probes_ask_the_status_page_where_it_listens() -> None:
     (port,) = WORKER["ports"]
     assert port["containerPort"] == STATUS_PORT == int(SETTINGS_MAP["STATUS_PORT"])
     assert SETTINGS_MAP["STATUS_HOST"] == "0.0.0.0"
-    paths = {
-        probe: WORKER[probe]["httpGet"]
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe")
-    }
+    paths = {probe: WORKER[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe")}
     assert all(asked["port"] == port["name"] for asked in paths.values())
     assert paths["livenessProbe"]["path"] == "/health/live"
-    assert paths["readinessProbe"]["path"] == "/health/ready"
-    annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
+    annotations = TEMPLATE["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(STATUS_PORT)
 
 
@@ -134,16 +138,19 @@ def test_a_gpu_is_asked_for_and_spot_nodes_are_tolerated() -> None:
     assert any("spot" in key or "capacity-type" in key for key in keys)
 
 
-def test_keda_scales_this_deployment_on_the_length_of_the_queue() -> None:
-    assert SCALED.keys() <= SCALED_OBJECT
-    assert SCALED["scaleTargetRef"] == {"name": DEPLOYMENT["metadata"]["name"]}
+def test_keda_starts_a_job_for_each_message_and_stops_none() -> None:
+    assert SCALED.keys() <= SCALED_JOB
     (trigger,) = SCALED["triggers"]
     assert trigger["type"] == "rabbitmq"
     assert trigger["metadata"].keys() <= RABBITMQ_TRIGGER
     assert all(isinstance(value, str) for value in trigger["metadata"].values())
     assert trigger["metadata"]["queueName"] == SETTINGS["RABBITMQ_QUEUE"].default
     assert trigger["metadata"]["mode"] == "QueueLength"
-    assert "replicas" not in DEPLOYMENT["spec"], "each apply would fight KEDA"
+    assert WORKER["args"] == ["--once"], "a worker ends when the queue is empty"
+    # Another strategy deletes running jobs when the template changes.
+    assert SCALED["rollout"] == {"strategy": "gradual"}
+    assert POD["restartPolicy"] == "Never"
+    assert SCALED["jobTargetRef"]["backoffLimit"] == 0
 
 
 def test_keda_signs_in_with_the_secret_at_the_management_api() -> None:

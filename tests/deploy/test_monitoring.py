@@ -39,6 +39,11 @@ OPEN_LABELS = {"instance", "job", "queue", "worker", "version", "gpu", "model"}
 """Labels with values that only a running system knows."""
 
 
+BROKERS_OWN = {"rabbitmq_queue_messages": {"job", "instance", "vhost", "queue"}}
+"""Metrics of RabbitMQ's own that alerts ask for, with their labels; test_management.py looks
+whether they are there."""
+
+
 class RabbitNames(MemoryQueue):
     """The queue of a test, under the names that a broker has them by."""
 
@@ -62,7 +67,9 @@ def exposed() -> dict[str, dict[str, set[str]]]:
             labels = found.setdefault(sample.name, {name: set() for name in ADDED_BY_PROMETHEUS})
             for name, value in sample.labels.items():
                 labels.setdefault(name, set()).add(value)
-    return found
+    return found | {
+        metric: {label: set() for label in labels} for metric, labels in BROKERS_OWN.items()
+    }
 
 
 def panels() -> list[dict[str, Any]]:

@@ -136,32 +136,6 @@ def test_a_pause_that_ends_while_the_main_queue_is_gone_loses_nothing(
         broker.evaluate(f"application:set_env({setting}, {was})")
 
 
-def test_a_delivery_held_too_long_is_lost_told_and_delivered_again(
-    broker: Broker, options: RabbitOptions, caplog: pytest.LogCaptureFixture
-) -> None:
-    was = {
-        name: broker.evaluate(f"element(2, application:get_env(rabbit, {name}))")
-        for name in ("consumer_timeout", "channel_tick_interval")
-    }
-    for name in was:
-        broker.evaluate(f"application:set_env(rabbit, {name}, 1000)")
-    try:
-        with opened(replace(options, ack_timeout=1.0)) as queue:
-            queue.publish(b"{}")
-            held = receive(queue)
-            # The channel is closed and nothing is raised: the adapter has to look.
-            again = receive(queue)
-            assert (again.body, again.redelivered) == (b"{}", True)
-            with pytest.raises(DeliveryLost):
-                queue.retry_later(held, 0.1, "busy")
-            queue.acknowledge(again)
-            assert sum(queue.depths().values()) == 0
-    finally:
-        for name, value in was.items():
-            broker.evaluate(f"application:set_env(rabbit, {name}, {value})")
-    assert "held too long: raise consumer_timeout" in caplog.text
-
-
 def test_a_broker_with_a_memory_alarm_is_waited_for(
     broker: Broker, options: RabbitOptions
 ) -> None:

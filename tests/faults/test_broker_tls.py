@@ -13,8 +13,9 @@ from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from application.ports import QueueUnavailable
 from tests.services.broker import own_broker
 from tests.services.certificates import Authority
-from tests.services.ports import free_ports
+from tests.services.ports import free_ports, listens
 from tests.services.queues import opened
+from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.faults
 
@@ -38,6 +39,8 @@ def tls_port(authority: Authority) -> Iterator[int]:
         ssl_options.fail_if_no_peer_cert = true
     """
     with own_broker(configuration=configuration):
+        # The port without TLS, by which a broker is found to have started, may come first.
+        eventually(lambda: listens(port))
         yield port
 
 

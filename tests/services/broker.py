@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import pika
@@ -20,6 +21,12 @@ from tests.services.missing import skip_or_fail
 from tests.services.ports import free_ports
 
 SCRIPTS = Path("/usr/lib/rabbitmq/bin")
+ROOT = os.environ.get("TEST_RABBITMQ_ROOT")
+"""Folder of another Debian whose RabbitMQ is used (tests/brokers); unset: this machine's."""
+ENTER_ROOT = """
+    mkdir -p "$0$TMPDIR" && mount --bind "$TMPDIR" "$0$TMPDIR" && mount -t proc proc "$0/proc"
+    exec chroot "$0" "$@"
+"""
 START_SECONDS = 120.0
 LOOPBACK = "{127,0,0,1}"
 
@@ -31,7 +38,9 @@ class Broker:
     and shares nothing with the machine's other nodes.
     """
 
-    def __init__(self, folder: Path, *, configuration: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, configuration: str = "", plugins: tuple[str, ...] = ()
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port, distribution, mapper = free_ports(3)
         self.log = folder / "node.log"
@@ -39,10 +48,11 @@ class Broker:
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n{configuration}\n"
         )
         (folder / "env.conf").touch()
-        (folder / "plugins").write_text("[].")
-        kept = ("PATH", "LANG", "LC_ALL", "TMPDIR")
+        (folder / "plugins").write_text(f"[{','.join(plugins)}].")
+        kept = ("PATH", "LANG", "LC_ALL")
         self._environment = {
             **{name: os.environ[name] for name in kept if name in os.environ},
+            "TMPDIR": tempfile.gettempdir(),
             "HOME": str(folder),
             "RABBITMQ_NODENAME": f"test{self.port}@localhost",
             "RABBITMQ_NODE_PORT": str(self.port),
@@ -67,7 +77,7 @@ class Broker:
         assert self._node is None
         with self.log.open("ab") as log:
             self._node = subprocess.Popen(
-                [SCRIPTS / "rabbitmq-server"],
+                _command(SCRIPTS / "rabbitmq-server"),
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -99,7 +109,7 @@ class Broker:
     def control(self, *arguments: str) -> str:
         """What ``rabbitmqctl`` prints."""
         done = subprocess.run(
-            [SCRIPTS / "rabbitmqctl", "--quiet", *arguments],
+            _command(SCRIPTS / "rabbitmqctl", "--quiet", *arguments),
             env=self._environment,
             capture_output=True,
             text=True,
@@ -109,6 +119,11 @@ class Broker:
         if done.returncode != 0:
             raise RuntimeError(f"rabbitmqctl {arguments}: {done.stdout}{done.stderr}")
         return done.stdout
+
+    @cached_property
+    def version(self) -> tuple[int, ...]:
+        """RabbitMQ's version."""
+        return tuple(map(int, self.control("version").strip().split(".")))
 
     def evaluate(self, expression: str) -> str:
         """The value of an Erlang expression in the node."""
@@ -139,7 +154,7 @@ class Broker:
         self.kill()
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             subprocess.run(
-                ["epmd", "-kill"], env=self._environment, capture_output=True, timeout=10
+                _command("epmd", "-kill"), env=self._environment, capture_output=True, timeout=10
             )
 
     def _answers(self) -> bool:
@@ -171,12 +186,18 @@ class Broker:
         self._node = self._watcher = None
 
 
+def _command(program: str | Path, *arguments: str) -> list[str]:
+    """Runs ``program`` of ``ROOT``, in mounts that vanish with it; needs root there."""
+    command = [str(program), *arguments]
+    return command if ROOT is None else ["unshare", "-m", "sh", "-ec", ENTER_ROOT, ROOT, *command]
+
+
 @contextmanager
-def own_broker(*, configuration: str = "") -> Iterator[Broker]:
+def own_broker(*, configuration: str = "", plugins: tuple[str, ...] = ()) -> Iterator[Broker]:
     """A running node; nothing of it is left afterwards."""
     require_rabbitmq()
     with tempfile.TemporaryDirectory(prefix="broker-") as folder:
-        broker = Broker(Path(folder), configuration=configuration)
+        broker = Broker(Path(folder), configuration=configuration, plugins=plugins)
         try:
             broker.start()
             yield broker

@@ -20,3 +20,10 @@ def free_ports(count: int) -> list[int]:
             if port not in found:
                 found.append(port)
     return found
+
+
+def listens(port: int) -> bool:
+    """Whether something on 127.0.0.1 takes connections at this port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False

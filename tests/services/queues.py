@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,13 +21,14 @@ from application.ports import Delivery, QueueUnavailable
 from tests.services.missing import skip_or_fail
 from tests.services.waiting import PATIENCE
 
-PORT = 5672
+PORT = int(os.environ.get("TEST_RABBITMQ_PORT", "5672"))
+"""tests/brokers sets another."""
 
 
 @contextmanager
-def raw_channel(port: int = PORT) -> Iterator[BlockingChannel]:
+def raw_channel(port: int = PORT, vhost: str = "/") -> Iterator[BlockingChannel]:
     """A channel as any other program has one."""
-    parameters = pika.ConnectionParameters("127.0.0.1", port, connection_attempts=1)
+    parameters = pika.ConnectionParameters("127.0.0.1", port, vhost, connection_attempts=1)
     with pika.BlockingConnection(parameters) as connection:
         yield connection.channel()
 
@@ -46,7 +48,7 @@ def own_options(delays: tuple[float, ...] = (0.3, 1.5), **others: Any) -> Iterat
     """Options with a queue that no other test has; it and its companions vanish afterwards."""
     require_broker()
     name = f"test.{uuid.uuid4().hex[:12]}"
-    options = RabbitOptions(queue=name, retry_delays=delays, **others)
+    options = RabbitOptions(port=PORT, queue=name, retry_delays=delays, **others)
     try:
         yield options
     finally:

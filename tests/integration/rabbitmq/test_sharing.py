@@ -81,7 +81,16 @@ def test_a_queue_of_another_kind_is_told_with_its_remedy(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     raw.queue_declare(options.queue, durable=True, arguments={"x-max-length": 5})
-    with pytest.raises(QueueUnavailable, match=r"other arguments: delete it.*x-max-length"):
+    with pytest.raises(QueueUnavailable, match=r"name the right queue.*x-max-length") as raised:
+        queue.publish(b"{}")
+    assert "delete" not in str(raised.value), "tasks wait there"
+
+
+def test_a_queue_of_the_workers_own_of_another_kind_is_told_with_its_remedy(
+    options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
+) -> None:
+    raw.queue_declare(f"{options.queue}.dead", durable=True, arguments={"x-max-length": 5})
+    with pytest.raises(QueueUnavailable, match=r"delete it when it is empty.*x-max-length"):
         queue.publish(b"{}")
 
 

@@ -70,14 +70,23 @@ def test_a_conflict_with_the_writer_who_won_ends_as_a_failed_condition(
     assert store.blobs.get(store.at("a")).data == b"the winner's"
 
 
-def test_a_conflict_that_stays_says_that_the_write_is_in_doubt(
-    store: Store, proxy: FaultyProxy
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "ConcurrentModification"])
+def test_who_meets_conflicts_only_has_lost_the_race(
+    store: Store, proxy: FaultyProxy, code: str
 ) -> None:
-    proxy.rules(s3_error("ConditionalRequestConflict", 409, method="PUT"))
-    with pytest.raises(BlobUnavailable, match="another write came between"):
+    proxy.rules(s3_error(code, 409, method="PUT"))
+    with pytest.raises(PreconditionFailed, match="another write came between"):
         store.blobs.put(store.at("a"), b"1", condition=IfAbsent())
     assert hits(proxy) == TRIES
     assert store.pauses == [0.2, 0.4]
+
+
+def test_a_conflict_of_a_write_without_a_condition_is_the_stores_fault(
+    store: Store, proxy: FaultyProxy
+) -> None:
+    proxy.rules(s3_error("OperationAborted", 409, method="PUT"))
+    with pytest.raises(BlobUnavailable, match="OperationAborted"):
+        store.blobs.put(store.at("a"), b"1")
 
 
 def test_a_fenced_write_whose_answer_was_lost_is_known_as_our_own(

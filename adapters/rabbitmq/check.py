@@ -1,0 +1,83 @@
+"""Trying what a worker does with the broker, without touching a message."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from adapters.rabbitmq.consumer import start_consumer
+
+if TYPE_CHECKING:
+    import pika
+
+    from adapters.rabbitmq.options import RabbitOptions
+
+PROBE_EXPIRES_MS = 60_000
+"""After which the broker deletes a probe queue that we could not delete."""
+
+
+@dataclass(frozen=True)
+class BrokerFacts:
+    """What a broker is, as far as a worker's deliveries depend on it."""
+
+    version: str
+    quorum: bool
+    """True where the main queue is a quorum queue, by the virtual host's default queue type."""
+    timeout_accepted: bool
+    """Whether a consumer of such a queue may name its acknowledgement timeout."""
+
+    def __str__(self) -> str:
+        text = f"RabbitMQ {self.version}, {'quorum' if self.quorum else 'classic'} queue"
+        if self.quorum:
+            text += (
+                ": set a dead-letter exchange and a delivery limit by policy "
+                "(docs/operate.md, quorum queues)"
+            )
+        return text
+
+
+def probe(connection: pika.BlockingConnection, options: RabbitOptions) -> BrokerFacts:
+    """Start the very consumer that a worker starts, on an empty queue of the main queue's kind.
+
+    Raises:
+        AMQPError: the broker refuses it.
+    """
+    kind = _kind(connection, options.queue)
+    name = f"{options.queue}.check.{uuid.uuid4().hex[:8]}"
+    arguments = {"x-queue-type": kind, "x-expires": PROBE_EXPIRES_MS}
+    channel = connection.channel()
+    channel.queue_declare(name, durable=True, arguments=arguments)
+    try:
+        consumer = start_consumer(connection, name, lambda *_: None, options)
+        consumer.channel.close()
+    finally:
+        with contextlib.suppress(AMQPError):
+            channel.queue_delete(name)
+    return BrokerFacts(version(connection), kind == "quorum", consumer.timeout_accepted)
+
+
+def version(connection: pika.BlockingConnection) -> str:
+    """The server's version, which it names when a connection is opened."""
+    # BlockingConnection offers no other way to the properties of the server.
+    properties = connection._impl.server_properties or {}
+    return str(properties.get("version", "of unknown version"))
+
+
+def _kind(connection: pika.BlockingConnection, queue: str) -> str:
+    """The queue type of an existing queue.
+
+    AMQP has no call that tells it. A declaration with another type is refused with the queue's own
+    type in the text; one with a type that does not exist cannot create a queue.
+    """
+    try:
+        connection.channel().queue_declare(
+            queue, durable=True, arguments={"x-queue-type": "unknown"}
+        )
+    except ChannelClosedByBroker as error:
+        if "current is 'quorum'" in error.reply_text:
+            return "quorum"
+    return "classic"

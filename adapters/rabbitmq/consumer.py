@@ -1,0 +1,82 @@
+"""Starting a consumer on every RabbitMQ from 3.10 to 4.3, and saying why one ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pika.exceptions import ChannelClosedByBroker
+
+if TYPE_CHECKING:
+    import pika
+    from pika.adapters.blocking_connection import BlockingChannel
+
+    from adapters.rabbitmq.options import RabbitOptions
+
+ACK_TIMEOUT = "x-consumer-timeout"
+"""Milliseconds for which one delivery may stay unacknowledged."""
+
+
+@dataclass
+class Consumer:
+    """A consumer on a channel of its own."""
+
+    channel: BlockingChannel
+    timeout_accepted: bool
+    """False where the broker refuses ``ACK_TIMEOUT``, as 4.3 does on classic queues."""
+    cancelled: bool = False
+    """True once the broker has cancelled it, which closes neither channel nor connection."""
+
+
+def start_consumer(
+    connection: pika.BlockingConnection,
+    queue: str,
+    on_message: Callable[..., None],
+    options: RabbitOptions,
+) -> Consumer:
+    """Consume from ``queue``, with ``options.ack_timeout`` where the broker lets a consumer ask.
+
+    Brokers before 3.11.15 and 4.0 ignore the argument. 4.3 honours it on quorum queues, and
+    refuses it on classic ones, which have no acknowledgement timeout there.
+
+    Raises:
+        AMQPError: the broker refuses the consumer with and without the argument.
+    """
+    timeout = {ACK_TIMEOUT: round(options.ack_timeout * 1000)}
+    try:
+        return _start(connection, queue, on_message, options.prefetch, timeout)
+    except ChannelClosedByBroker as error:
+        if ACK_TIMEOUT not in error.reply_text:
+            raise
+    return _start(connection, queue, on_message, options.prefetch, {})
+
+
+def _start(
+    connection: pika.BlockingConnection,
+    queue: str,
+    on_message: Callable[..., None],
+    prefetch: int,
+    arguments: dict[str, Any],
+) -> Consumer:
+    consumer = Consumer(connection.channel(), timeout_accepted=bool(arguments))
+
+    def cancel(_frame: object) -> None:
+        consumer.cancelled = True
+
+    consumer.channel.basic_qos(prefetch_count=prefetch)
+    consumer.channel.add_on_cancel_callback(cancel)
+    consumer.channel.basic_consume(queue, on_message, arguments=arguments)
+    return consumer
+
+
+def why_cancelled(connection: pika.BlockingConnection, queue: str) -> str:
+    """Say why the broker has cancelled our consumer, which AMQP does not tell."""
+    try:
+        connection.channel().queue_declare(queue, passive=True)
+    except ChannelClosedByBroker:
+        return f"it cancelled our consumer: queue {queue!r} was deleted"
+    return (
+        f"it cancelled our consumer of queue {queue!r}, which is there: a delivery was held too "
+        "long (raise ACK_TIMEOUT), or the queue's node stopped"
+    )

@@ -1,0 +1,107 @@
+"""Which acknowledgement timeout strikes on which RabbitMQ, and what the worker makes of it.
+
+The tables of docs/operate.md, "The acknowledgement timeout", hold what is measured here.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+
+from adapters.rabbitmq.options import RabbitOptions
+from application.ports import DeliveryLost
+from tests.services.broker import Broker, own_broker
+from tests.services.queues import opened, receive
+
+pytestmark = pytest.mark.faults
+
+Kind = Literal["classic", "quorum"]
+Source = Literal["consumer", "policy", "broker"]
+"""Who names the timeout: the consumer by its argument, a policy, or the broker's own setting."""
+
+SECONDS = 2.0
+LONG = 3600.0
+QUIET_SECONDS = 6.0
+"""In which a timeout that counts has struck: brokers look every second here."""
+
+kinds = pytest.mark.parametrize("kind", ["classic", "quorum"])
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    with own_broker() as broker:
+        # Their defaults are a minute and five seconds.
+        for name in ("channel_tick_interval", "quorum_tick_interval"):
+            broker.evaluate(f"application:set_env(rabbit, {name}, 1000)")
+        broker.control("add_vhost", "quorum", "--default-queue-type", "quorum")
+        broker.control("set_permissions", "-p", "quorum", "guest", ".*", ".*", ".*")
+        yield broker
+
+
+@pytest.fixture
+def options(broker: Broker) -> RabbitOptions:
+    return RabbitOptions(
+        port=broker.port,
+        queue=f"test.{uuid.uuid4().hex[:8]}",
+        retry_delays=(0.2,),
+        reconnect_first=0.1,
+        ack_timeout=LONG,
+    )
+
+
+def strikes(version: tuple[int, ...], kind: Kind, source: Source) -> bool:
+    """Whether the timeout counts that ``source`` names for a queue of this kind.
+
+    The worker's consumer always names one: ACK_TIMEOUT.
+    """
+    if version >= (4, 3):
+        return kind == "quorum" and source == "consumer"
+    return source in ("policy", "broker")
+
+
+@kinds
+@pytest.mark.parametrize("source", ["consumer", "policy", "broker"])
+def test_a_message_is_taken_back_by_the_timeouts_that_count(
+    broker: Broker,
+    options: RabbitOptions,
+    kind: Kind,
+    source: Source,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = replace(options, vhost="/" if kind == "classic" else kind)
+    if source == "policy" and broker.version < (3, 11, 15):
+        pytest.skip("RabbitMQ has this policy from 3.11.15 on")
+    counts = strikes(broker.version, kind, source)
+    milliseconds = round(SECONDS * 1000)
+    match source:
+        case "consumer":
+            options = replace(options, ack_timeout=SECONDS)
+        case "policy":
+            value = json.dumps({"consumer-timeout": milliseconds})
+            broker.control("set_policy", "-p", options.vhost, "t", f"^{options.queue}$", value)
+        case "broker":
+            broker.evaluate(f"application:set_env(rabbit, consumer_timeout, {milliseconds})")
+    try:
+        with opened(options) as queue:
+            queue.publish(b"{}")
+            held = receive(queue)
+            if not counts:
+                assert queue.receive(QUIET_SECONDS) is None
+                queue.acknowledge(held)
+                return
+            again = receive(queue)
+            # Up to 4.2 the channel is closed, from 4.3 on the consumer is cancelled, and pika
+            # raises nothing: the adapter has to look.
+            assert (again.body, again.redelivered) == (b"{}", True)
+            with pytest.raises(DeliveryLost):
+                queue.retry_later(held, 0.1, "busy")
+            queue.acknowledge(again)
+            assert sum(queue.depths().values()) == 0
+        assert "held too long" in caplog.text
+    finally:
+        broker.evaluate("application:set_env(rabbit, consumer_timeout, 1800000)")
