@@ -41,7 +41,7 @@ from application.ports import (
 )
 from domain.failure import Failure
 from domain.image import ImageFacts, ImageRefused
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
@@ -343,11 +343,14 @@ class MemoryBlobStore:
         with self._lock:
             self._blobs.pop(at, None)
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """Blobs by prefix."""
         with self._lock:
             return sorted(
-                at for at in self._blobs if at.bucket == bucket and at.key.startswith(prefix)
+                at
+                for at in self._blobs
+                if (at.bucket, at.scheme) == (bucket.name, bucket.scheme)
+                and at.key.startswith(prefix)
             )
 
 

@@ -14,7 +14,7 @@ from application.ports import (
     IfMatch,
     PreconditionFailed,
 )
-from domain.location import Location
+from domain.location import Bucket, Location
 
 _REMEDY = "use a store that honours If-None-Match and If-Match when writing, as Amazon S3 does"
 
@@ -30,11 +30,12 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
         BlobDenied: the text has the remedy.
         BlobUnavailable: the same.
     """
-    blobs.list(probe.bucket, probe.key)
+    bucket = Bucket(probe.bucket, probe.scheme)
+    blobs.list(bucket, probe.key)
     with suppress(BlobMissing, BlobTooLarge):
         blobs.get(probe, max_bytes=0)
     if not write:
-        return f"bucket {probe.bucket} can be read"
+        return f"{bucket} can be read"
     try:
         _write(blobs, probe)
     except Exception:
@@ -42,7 +43,7 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
             blobs.delete(probe)
         raise
     blobs.delete(probe)
-    return f"bucket {probe.bucket} can be read and written, conditions are honoured"
+    return f"{bucket} can be read and written, conditions are honoured"
 
 
 def _write(blobs: BlobStore, probe: Location) -> None:

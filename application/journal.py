@@ -184,7 +184,8 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
 
 
 def _location(values: dict[str, str]) -> Location:
-    return Location(values["bucket"], values["key"])
+    # Version 0.1 knew one kind of store.
+    return Location(values["bucket"], values["key"], values.get("scheme", "s3"))
 
 
 def _member(kind: type[Member], value: str) -> Member:

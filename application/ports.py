@@ -16,7 +16,7 @@ from typing import Protocol
 from domain.events import Event
 from domain.failure import Failure
 from domain.image import ImageFacts, ImageSet, TrainingImage
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
@@ -230,7 +230,7 @@ class BlobStore(Protocol):
     def delete(self, at: Location) -> None:
         """Remove a blob; nothing happens where none lies."""
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """Every blob whose key starts with ``prefix``, in order of the keys."""
 
 

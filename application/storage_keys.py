@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from domain.location import Location
+from domain.location import Bucket, Location
 
 JOBS = "jobs/"
 """What the keys of all that belongs to a job start with."""
@@ -19,13 +19,16 @@ class StorageKeys:
     ``models/style_<style_id>.safetensors`` is what the inference server reads.
     """
 
-    bucket: str
+    bucket: Bucket
+    """Where all but the weights goes."""
+    models: Bucket | None = None
+    """Where the weights go; None: the same bucket."""
     report_prefix: str | None = None
     """Where reports go; None puts each beside its job's journal."""
 
     def weights(self, style_id: int) -> Location:
         """The finished style."""
-        return Location(self.bucket, f"models/style_{style_id}.safetensors")
+        return (self.models or self.bucket).at(f"models/style_{style_id}.safetensors")
 
     def journal(self, task_id: str) -> Location:
         """The job's durable record."""
@@ -49,7 +52,7 @@ class StorageKeys:
 
     def probe(self, name: str) -> Location:
         """A blob that is written to find out whether blobs can be, and removed again."""
-        return Location(self.bucket, f"{JOBS}check/{name}")
+        return self.bucket.at(f"{JOBS}check/{name}")
 
     def checkpoints_prefix(self, task_id: str) -> str:
         """What the keys of a job's checkpoints start with."""
@@ -63,7 +66,7 @@ class StorageKeys:
         """One file of the job's report."""
         if self.report_prefix is None:
             return self._job(task_id, f"report/{name}")
-        return Location(self.bucket, f"{self.report_prefix}{name}")
+        return self.bucket.at(f"{self.report_prefix}{name}")
 
     def previews(self, task_id: str, epoch: int, number: int) -> Location:
         """One preview drawn at an epoch's checkpoint, among the report's files."""
@@ -88,7 +91,7 @@ class StorageKeys:
         return task_id if task_id and at == self.journal(task_id) else None
 
     def _job(self, task_id: str, name: str) -> Location:
-        return Location(self.bucket, f"{JOBS}{task_id}/{name}")
+        return self.bucket.at(f"{JOBS}{task_id}/{name}")
 
 
 def _task_of(at: Location) -> str:

@@ -33,7 +33,7 @@ from application.worker_config import WorkerConfig
 from benchmarks.images import drawn_images
 from domain.events import CheckpointSaved, Event
 from domain.job import TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from entrypoints.default_base import SMALL_BASE
 
@@ -98,7 +98,7 @@ def seconds_of(
     """The job's training, from its first step to its last checkpoint on record."""
     blobs = Late({"models": folder})
     blobs.seconds = options.latency
-    keys, saved = StorageKeys("models"), list[Event]()
+    keys, saved = StorageKeys(Bucket("models")), list[Event]()
     job = TrainingJob(task_id="measured", style_id=1)
     entry = Journal(blobs, saved.append).open(keys.journal(job.task_id), "worker", job)
     entry.note(entry.job.start())

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from adapters.console import ConsoleNotifier
-from domain.location import Location
+from domain.location import Bucket
 
 if TYPE_CHECKING:
     from entrypoints.container import Container
@@ -40,10 +40,15 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         ("images", lambda bucket=bucket: _bucket(container, bucket, write=False))
         for bucket in settings.image_buckets
     ]
+    ours = [
+        (part, lambda bucket=bucket: _bucket(container, bucket, write=True))
+        for part, bucket in (("models", settings.models), ("state", settings.state))
+        if part == "models" or bucket != settings.models
+    ]
     return [
         ("queue", lambda: _counts(container)),
         *images,
-        ("models", lambda: _bucket(container, settings.model_bucket_name, write=True)),
+        *ours,
         ("backend", lambda: _backend(container)),
         ("device", lambda: "; ".join(map(_device, container.devices()))),
         ("base model", lambda: _base_model(container)),
@@ -74,10 +79,10 @@ def _counts(container: Container) -> str:
     return f"{queue_place(container.settings())}; {counts}"
 
 
-def _bucket(container: Container, bucket: str, *, write: bool) -> str:
+def _bucket(container: Container, bucket: Bucket, *, write: bool) -> str:
     from application.check_bucket import check_bucket
 
-    probe = Location(bucket, container.keys().probe(container.worker()).key)
+    probe = bucket.at(container.keys().probe(container.worker()).key)
     return check_bucket(container.blobs(), probe, write=write)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -19,7 +18,6 @@ from rich.console import Console
 
 from adapters.clock import SystemClock
 from adapters.console import ConsoleNotifier
-from adapters.filesystem import FileBlobStore
 from adapters.pillow import PillowInspector, decode
 from adapters.report.reporter import HtmlReporter
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
@@ -30,7 +28,7 @@ from application.journal import Journal
 from application.lease import LeaseTerms
 from application.log_events import log_event
 from application.notify_outcome import OutcomeNotifier
-from application.ports import BlobStore, Notifier, TaskParser
+from application.ports import Notifier, TaskParser
 from application.reject_invalid_task import RejectInvalidTask
 from application.run_training import RunTraining
 from application.slots import AdmissionQueue
@@ -43,16 +41,13 @@ from entrypoints.cli import version
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices, choose_slots
 from entrypoints.settings import Settings
+from entrypoints.stores import open_blobs
 
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.rabbitmq.options import RabbitOptions
     from adapters.rabbitmq.queue import RabbitQueue
-
-SPARE_CONNECTIONS = 4
-"""A job's to the store, beside those that fetch images: lease, cancellation, journal,
-checkpoint."""
 
 
 def build_trainer(base: BaseModel, devices: Sequence[str], slots: int) -> DiffusionTrainer:
@@ -81,14 +76,6 @@ def build_worker_pool(
 def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
     """A name that no other worker has, not even this one's next process."""
     return settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
-
-
-def bucket_folders(settings: Settings, *, supplies: bool = False) -> dict[str, Path]:
-    """The folders that stand for buckets; ``supplies`` as ``open_blobs`` has it."""
-    names = {settings.model_bucket_name, *settings.image_buckets}
-    if supplies:
-        names.add(settings.aws_storage_bucket_name)
-    return {name: settings.storage_folder / name for name in names}
 
 
 def open_queue(
@@ -149,37 +136,6 @@ def queue_place(settings: Settings) -> str:
     return f"{options.queue} at {options.where}"
 
 
-def open_blobs(
-    settings: Settings, clock: SystemClock, *, slots: int = 1, supplies: bool = False
-) -> BlobStore:
-    """Where blobs lie: S3, or folders.
-
-    Args:
-        slots: jobs that are in hand at a time.
-        supplies: the images' bucket is to be written, too, as whoever submits a folder does.
-    """
-    if not settings.has_s3:
-        return FileBlobStore(bucket_folders(settings, supplies=supplies))
-    from adapters.s3.options import S3Options
-    from adapters.s3.store import S3BlobStore
-
-    secret, token = settings.aws_secret_access_key, settings.aws_session_token
-    options = S3Options(
-        endpoint_url=settings.s3_endpoint_url,
-        region=settings.aws_s3_region_name,
-        access_key_id=settings.aws_access_key_id,
-        secret_access_key=secret.get_secret_value() if secret else None,
-        session_token=token.get_secret_value() if token else None,
-        max_pool_connections=slots * (settings.fetch_concurrency + SPARE_CONNECTIONS),
-    )
-    writable = {settings.model_bucket_name}
-    if supplies:
-        writable.add(settings.aws_storage_bucket_name)
-    return S3BlobStore(
-        options, readable=settings.image_buckets, writable=writable, sleep=clock.sleep
-    )
-
-
 def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
     """Who is told: the backend, or the person at the terminal."""
     if settings.backend_api_url is None or settings.internal_api_token is None:
@@ -192,6 +148,8 @@ def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> I
         base_url=settings.backend_api_url,
         token=settings.internal_api_token.get_secret_value(),
         user_agent=f"style-trainer/{version()}",
+        allow_http=settings.backend_allow_http,
+        allow_short_token=settings.backend_allow_short_token,
         ca_file=settings.backend_ca_file,
         read_timeout=settings.webhook_timeout,
     )
@@ -211,13 +169,15 @@ def task_parser(settings: Settings) -> TaskParser:
     The store cannot tell: it reads that bucket for us.
     """
     read = TaskReader(backend_host(settings))
-    closed = {settings.model_bucket_name}.difference(settings.image_buckets)
+    ours = {settings.models, settings.state}
+    closed = ours.difference(settings.image_buckets)
+    allowed = ", ".join(map(str, settings.image_buckets))
 
     def parse(body: bytes) -> TrainingTask:
         task = read(body)
         for number, image in enumerate(task.images):
-            if image.bucket in closed:
-                remedy = f"give images from {', '.join(settings.image_buckets)}"
+            if settings.bucket_of(image) in closed:
+                remedy = f"give images from {allowed}"
                 raise InvalidTask(f"data.images.{number}", str(image), remedy, task.style_id)
         return task
 
@@ -273,7 +233,7 @@ class Container(containers.DeclarativeContainer):
     watch = providers.Singleton(Watchers)
     config = providers.Singleton(worker_config, settings)
     worker = providers.Singleton(worker_name, settings, new_id)
-    keys = providers.Singleton(StorageKeys, settings.provided.model_bucket_name)
+    keys = providers.Singleton(StorageKeys, settings.provided.state, settings.provided.models)
 
     devices = providers.Singleton(choose_devices, settings)
     device = devices.provided[0]

@@ -34,7 +34,7 @@ from application.worker_config import WorkerConfig
 from domain.failure import TrainingFailed
 from domain.image import MIN_IMAGES, ImageSet
 from domain.job import JobState, TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
 from domain.results import Artifact
 from domain.task import TrainingTask
@@ -133,7 +133,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
     # With --json, standard output is for the outcome alone.
     container.console.override(providers.Singleton(Console, stderr=arguments.json))
     container.slots.override(providers.Object(1))
-    container.keys.override(providers.Object(StorageKeys(OUT, report_prefix="")))
+    container.keys.override(providers.Object(StorageKeys(Bucket(OUT), report_prefix="")))
     container.config.override(
         providers.Object(
             WorkerConfig(
@@ -327,7 +327,7 @@ def _refuse_other_run(
     task: TrainingTask, parameters: TrainingParameters, container: Container, out: Path
 ) -> None:
     blobs, keys = container.blobs(), container.keys()
-    for task_id in map(keys.recorded_task, blobs.list(OUT, JOBS)):
+    for task_id in map(keys.recorded_task, blobs.list(Bucket(OUT), JOBS)):
         if task_id in (None, task.task_id):
             continue
         job = recorded_job(blobs, keys.journal(task_id))

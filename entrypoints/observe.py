@@ -136,4 +136,4 @@ def _trainer(
 
 def _work_folder(settings: Settings) -> Path:
     """Where this worker may run out of room."""
-    return Path(tempfile.gettempdir()) if settings.has_s3 else settings.storage_folder
+    return Path(tempfile.gettempdir()) if settings.has_object_store else settings.storage_folder

@@ -9,7 +9,6 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import add_common_options, run_command
@@ -92,9 +91,10 @@ def main(argv: list[str] | None = None) -> int:
 def _carry_out(arguments: argparse.Namespace) -> int:
     from dependency_injector import providers
 
-    from entrypoints.container import open_blobs, open_container
+    from entrypoints.container import open_container
     from entrypoints.logs import start_logging
     from entrypoints.settings import load_settings, warn_about_names
+    from entrypoints.stores import open_blobs
 
     _refuse_options_of_no_use(arguments)
     settings = load_settings()
@@ -215,10 +215,10 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
     from adapters.schemas.task import encode_task
 
     style_id = 1 if arguments.style_id is None else arguments.style_id
-    bucket = container.settings().aws_storage_bucket_name
+    bucket = container.settings().images
     task_id = str(uuid.uuid4())
     names = find_images(folder)
-    places = [Location(bucket, f"training/{style_id}/{task_id}/{name}") for name in names]
+    places = [bucket.at(f"training/{style_id}/{task_id}/{name}") for name in names]
     body = encode_task(
         TrainingTask(
             task_id=task_id,

@@ -15,7 +15,7 @@ from application.settlement import Ack, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from application.style_report import UPLOAD_TIMEOUT
 from domain.job import JobState
-from domain.location import Location
+from domain.location import Bucket, Location
 from tests.application.world import KEYS, TASK_ID, AwayAfter, Crash, World, a_task
 
 
@@ -88,7 +88,7 @@ def test_a_report_waits_for_the_previews_that_were_drawn_on_the_way(
 ) -> None:
     found, away = world.blobs.list, [BlobUnavailable("503")]
 
-    def listing(bucket: str, prefix: str) -> Iterable[Location]:
+    def listing(bucket: Bucket, prefix: str) -> Iterable[Location]:
         if prefix == KEYS.previews_prefix(TASK_ID) and away:
             raise away.pop()
         return found(bucket, prefix)

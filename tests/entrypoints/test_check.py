@@ -11,7 +11,7 @@ import torch
 
 from adapters.memory import MemoryBlobStore
 from application.storage_keys import StorageKeys
-from domain.location import Location
+from domain.location import Bucket, Location
 from entrypoints.check import check, trials
 
 
@@ -37,11 +37,15 @@ def fail(text: str) -> Any:
 
 
 def container(**parts: Any) -> Any:
-    settings = SimpleNamespace(image_buckets=("a", "b"), model_bucket_name="models")
+    settings = SimpleNamespace(
+        image_buckets=(Bucket("a"), Bucket("b")),
+        models=Bucket("models"),
+        state=Bucket("state", "gs"),
+    )
     usual = {
         "settings": lambda: settings,
         "blobs": Noting,
-        "keys": lambda: StorageKeys("models"),
+        "keys": lambda: StorageKeys(Bucket("models")),
         "worker": lambda: "w",
         "queue_depths": lambda: fail("no\n  broker"),
         "notifier": lambda: fail(""),
@@ -56,10 +60,10 @@ def container(**parts: Any) -> Any:
 def test_every_bucket_is_tried_and_only_that_of_the_models_is_written_to() -> None:
     blobs = Noting()
     for part, trial in trials(container(blobs=lambda: blobs)):
-        if part in {"images", "models"}:
+        if part in {"images", "models", "state"}:
             trial()
-    assert blobs.written == {"models"}
-    assert blobs.read >= {"a", "b", "models"}
+    assert blobs.written == {"models", "state"}
+    assert blobs.read >= {"a", "b", "models", "state"}
     assert not blobs.blobs, "nothing is left of the trial"
 
 
@@ -69,8 +73,8 @@ def test_what_fails_is_a_line_of_its_own_beside_what_works(
     assert check(container()) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FAILED  queue       no broker"
-    assert lines[4] == "FAILED  backend     RuntimeError"
-    assert lines[6] == "ok      base model  base, 64 px, predicts epsilon"
+    assert lines[5] == "FAILED  backend     RuntimeError"
+    assert lines[7] == "ok      base model  base, 64 px, predicts epsilon"
     assert check(container(), as_json=True) == 1
     found = json.loads(capsys.readouterr().out)
     assert found[0] == {"part": "queue", "works": False, "detail": "no broker"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from adapters.diffusion.base.pipeline_files import BaseModelInvalid
-from adapters.s3.store import S3BlobStore
 from adapters.schemas.task import encode_task
 from application.ports import BlobDenied
 from domain.location import Location
@@ -30,10 +30,14 @@ def connections(jobs_together: str) -> int:
         aws_secret_access_key="secret",
         jobs_together=jobs_together,
     )
-    with open_container(settings) as container:
-        store = container.blobs()
-        assert isinstance(store, S3BlobStore)
-        return int(store._client.meta.config.max_pool_connections)
+    with (
+        patch("adapters.s3.store.connect", side_effect=ValueError) as connect,
+        open_container(settings) as container,
+        pytest.raises(BlobDenied),
+    ):
+        container.blobs().get(settings.models.at("key"))
+    (options,) = connect.call_args.args
+    return int(options.max_pool_connections)
 
 
 def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> None:

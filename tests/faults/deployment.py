@@ -17,6 +17,7 @@ from pika.exceptions import AMQPError
 
 from application.storage_keys import StorageKeys
 from assets.drawing import draw_style_set
+from domain.location import Bucket
 from tests.services.backend_process import BackendProcess
 from tests.services.broker import Broker, own_broker
 from tests.services.http_proxy import FaultyProxy, running_proxy
@@ -97,7 +98,7 @@ class Deployment:
 
     def cancel(self, order: Order) -> None:
         """Ask for a task to be stopped, as an operator does."""
-        at = StorageKeys(MODELS).cancellation(order.task_id)
+        at = StorageKeys(Bucket(MODELS)).cancellation(order.task_id)
         self.s3.client().put_object(Bucket=at.bucket, Key=at.key, Body=b"{}")
 
     def dead_letters(self) -> list[bytes]:

@@ -18,7 +18,7 @@ from application.settlement import Ack
 from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
 from domain.job import JobState, TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import RequestedParameters
 from domain.results import Artifact, TrainingMetric
 from tests.services.backend_faults import Fault, answer
@@ -64,7 +64,7 @@ def stored_job() -> Entry:
     parameters = RequestedParameters({}).resolve(image_count=10, native_resolution=512)
     job = job.start()[0].begin_training(parameters, 10)[0].finish_training(METRIC)[0]
     journal = Journal(MemoryBlobStore(), lambda event: None)
-    entry = journal.open(StorageKeys("models").journal(TASK_ID), "worker", job)
+    entry = journal.open(StorageKeys(Bucket("models")).journal(TASK_ID), "worker", job)
     entry.apply(entry.job.store(ARTIFACT))
     return entry
 

@@ -20,6 +20,7 @@ from application.lease import Lease, LeaseTerms
 from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
 from assets.drawing import draw_style_set
+from domain.location import Bucket
 from entrypoints import local_run
 from entrypoints.train import main
 from tests.services.waiting import eventually
@@ -163,7 +164,7 @@ def test_the_same_command_twice_at_a_time_is_told_so(
     out, terms = tmp_path / "out", LeaseTerms(1.0)
     command = [str(images), "--out", str(out), "--json", *QUICK]
     assert main(command) == 0
-    keys, blobs = StorageKeys("out"), FileBlobStore({"out": out})
+    keys, blobs = StorageKeys(Bucket("out")), FileBlobStore({"out": out})
     task_id = json.loads(capsys.readouterr().out)["task_id"]
     blobs.delete(keys.journal(task_id))
     monkeypatch.setattr(local_run, "LEASE", terms)
