@@ -8,9 +8,13 @@ from collections.abc import Callable
 import rich.progress as bars
 from rich.console import Console
 
-from application.log_events import one_line, position, speed, undertaking
+from application.event_bus import WorkerEvent
+from application.log_events import position, speed, undertaking
+from application.text import one_line
 from domain.events import (
-    Event,
+    AnnouncementBegun,
+    ArtifactStored,
+    CheckpointSaved,
     JobGivenUp,
     JobInterrupted,
     JobStarted,
@@ -24,6 +28,9 @@ from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 log = logging.getLogger(__name__)
+
+REPORT = "drawing previews and writing the report"
+"""What a local run does between the last step and its end."""
 
 
 class ConsoleNotifier:
@@ -75,6 +82,20 @@ class ProgressDisplay:
         self._console = console
         self._bar: bars.Progress | None = None
         self._tenths = -1
+        self._checkpoint: CheckpointRef | None = None
+
+    def stopping(self) -> None:
+        """Say what the first Ctrl-C does."""
+        text = "stopping: saving a checkpoint; Ctrl-C once more ends at once"
+        say(self._console, text, "yellow")
+
+    def ended_at_once(self) -> None:
+        """Say what the second Ctrl-C loses."""
+        if self._checkpoint is None:
+            lost = "no checkpoint is stored yet: the same command begins anew"
+        else:
+            lost = f"the same command goes on from epoch {self._checkpoint.epoch}"
+        say(self._console, f"ended at once; {lost}", "red")
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -82,18 +103,28 @@ class ProgressDisplay:
     def __exit__(self, *_exception: object) -> None:
         self._end()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         """Take note of an event."""
         match event:
-            case JobStarted(resumed_from=CheckpointRef(epoch=epoch)):
-                say(self._console, f"resuming from epoch {epoch}")
+            case JobStarted(resumed_from=checkpoint):
+                self._checkpoint = checkpoint
+                if checkpoint is not None:
+                    say(self._console, f"resuming from epoch {checkpoint.epoch}")
             case TrainingBegan():
                 self._begin(event)
             case ProgressMade() if self._console.is_interactive:
                 self._move(event.progress)
             case ProgressMade() if event.epoch_finished:
                 self._say(event.progress)
-            case TrainingFinished() | JobInterrupted() | JobGivenUp():
+            case CheckpointSaved(checkpoint=checkpoint):
+                self._checkpoint = checkpoint
+            case TrainingFinished():
+                self._wait("storing the style")
+            case ArtifactStored() if self._bar is None:
+                say(self._console, REPORT)
+            case ArtifactStored():
+                self._wait(REPORT)
+            case AnnouncementBegun() | JobInterrupted() | JobGivenUp():
                 self._end()
 
     def _begin(self, event: TrainingBegan) -> None:
@@ -108,9 +139,10 @@ class ProgressDisplay:
                 console=self._console,
                 refresh_per_second=4,
             )
-            epochs = event.parameters.epochs
+            at = self._checkpoint.epoch if self._checkpoint else 0
             # Without a total the bar pulses: the number of steps comes with the first of them.
-            self._bar.add_task("", total=None, epoch=f"0/{epochs}", speed="")
+            epoch = f"{at}/{event.parameters.epochs}"
+            self._bar.add_task("", total=None, epoch=epoch, speed="")
             self._bar.start()
 
     def _move(self, progress: Progress) -> None:
@@ -122,6 +154,13 @@ class ProgressDisplay:
                 epoch=f"{progress.current_epoch}/{progress.total_epochs}",
                 speed=speed(progress),
             )
+            if progress.current_step == progress.total_steps:
+                self._wait("storing the last checkpoint")
+
+    def _wait(self, what: str) -> None:
+        """Name what is waited for after the last step."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], speed=what)
 
     def _say(self, progress: Progress) -> None:
         tenths = progress.percent // 10
@@ -136,5 +175,5 @@ class ProgressDisplay:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line as it is: no markup in names, no break at the width of some pipe."""
+    """Print one line: escaped, no markup in names, no break at the width of some pipe."""
     console.print(one_line(text), style=style, markup=False, highlight=False, soft_wrap=True)

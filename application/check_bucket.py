@@ -35,7 +35,7 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
     with suppress(BlobMissing, BlobTooLarge):
         blobs.get(probe, max_bytes=0)
     if not write:
-        return f"{bucket} can be read"
+        return f"bucket {bucket} can be read"
     try:
         _write(blobs, probe)
     except Exception:
@@ -43,7 +43,7 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
             blobs.delete(probe)
         raise
     blobs.delete(probe)
-    return f"{bucket} can be read and written, conditions are honoured"
+    return f"bucket {bucket} can be read and written, conditions are honoured"
 
 
 def _write(blobs: BlobStore, probe: Location) -> None:

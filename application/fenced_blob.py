@@ -5,12 +5,30 @@ from __future__ import annotations
 from application.ports import (
     BlobMissing,
     BlobStore,
+    BlobTooLarge,
     IfAbsent,
     IfMatch,
     PreconditionFailed,
     Unavailable,
 )
+from domain.errors import UserError
 from domain.location import Location
+
+MAX_RECORD_BYTES = 4 * 1024 * 1024
+"""Of a record that is read: many times the longest that is written."""
+NOT_AS_EXPECTED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading JSON of another form raises."""
+
+
+class RecordDamaged(UserError):
+    """A record of a job cannot be understood."""
+
+    def __init__(self, at: Location, reason: Exception) -> None:
+        super().__init__(
+            f"{at} is damaged ({type(reason).__name__}: {reason}): put an earlier version of it "
+            "back, or delete it if the backend has not been told how the job ended; the job then "
+            "begins anew"
+        )
 
 
 class Superseded(Exception):
@@ -32,9 +50,15 @@ class FencedBlob:
         self.at = at
 
     def read(self) -> bytes | None:
-        """The blob as it is, or None; later writes are conditional on this state."""
+        """The blob as it is, or None; later writes are conditional on this state.
+
+        Raises:
+            RecordDamaged: it is too large for a record.
+        """
         try:
-            found = self._blobs.get(self.at)
+            found = self._blobs.get(self.at, max_bytes=MAX_RECORD_BYTES)
+        except BlobTooLarge as error:
+            raise RecordDamaged(self.at, error) from None
         except BlobMissing:
             self._etag = None
             return None

@@ -11,11 +11,18 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from application.fenced_blob import FencedBlob, Superseded
+from application.event_bus import EventSink
+from application.fenced_blob import (
+    MAX_RECORD_BYTES,
+    NOT_AS_EXPECTED,
+    FencedBlob,
+    RecordDamaged,
+    Superseded,
+)
 from application.lease import LeaseLost
-from application.ports import BlobMissing, BlobStore, EventSink
+from application.ports import BlobMissing, BlobStore, BlobTooLarge
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
@@ -38,17 +45,6 @@ class RecordNewer(UserError):
         super().__init__(
             f"the job's record is a newer worker's ({what}): leave the job to that one, or update "
             "this one"
-        )
-
-
-class RecordDamaged(UserError):
-    """What is on record is no job."""
-
-    def __init__(self, at: Location, reason: Exception) -> None:
-        super().__init__(
-            f"{at} is damaged ({type(reason).__name__}: {reason}): put an earlier version of it "
-            "back, or delete it if the backend has not been told how the job ended; the job then "
-            "begins anew"
         )
 
 
@@ -128,9 +124,11 @@ def recorded_job(blobs: BlobStore, at: Location) -> TrainingJob | None:
         RecordDamaged: it cannot be read.
     """
     try:
-        found = blobs.get(at)
+        found = blobs.get(at, max_bytes=MAX_RECORD_BYTES)
     except BlobMissing:
         return None
+    except BlobTooLarge as error:
+        raise RecordDamaged(at, error) from None
     return _decode(found.data, at)[1]
 
 
@@ -138,8 +136,11 @@ def _decode(data: bytes, at: Location) -> tuple[int, TrainingJob]:
     """A record's revision, and its job."""
     try:
         record = json.loads(data)
-        return record["revision"], decode_job(record["job"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        revision = record["revision"]
+        if type(revision) is not int:
+            raise TypeError(f"revision is {revision!r}")
+        return revision, decode_job(record["job"])
+    except NOT_AS_EXPECTED as error:
         raise RecordDamaged(at, error) from error
 
 
@@ -159,33 +160,27 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
     def optional(name: str, build: Callable[[Any], Any]) -> Any:
         return None if values[name] is None else build(values[name])
 
+    counts = ("attempt", "failures", "announcements")
+    plain = {name: values[_STORED_AS.get(name, name)] for name in ("task_id", "style_id", *counts)}
     return TrainingJob(
-        task_id=values["task_id"],
-        style_id=values["style_id"],
+        **_fields(TrainingJob, {"waits": values.get("waits", False), **plain}),
         state=_member(JobState, values["state"]),
-        attempt=values["attempt"],
-        failures=values[_STORED_AS["failures"]],
-        waits=values.get("waits", False),
         parameters=optional("parameters", _parameters),
-        progress=optional("progress", lambda v: Progress(**_known(Progress, v))),
-        checkpoint=optional(
-            "checkpoint", lambda v: CheckpointRef(_location(v["location"]), v["epoch"], v["step"])
-        ),
-        metric=optional("metric", lambda v: TrainingMetric(**_known(TrainingMetric, v))),
-        artifact=optional(
-            "artifact", lambda v: Artifact(_location(v["location"]), v["sha256"], v["size"])
-        ),
-        failure=optional(
-            "failure",
-            lambda v: Failure(_member(FailureCode, v["code"]), v["message"], v["retryable"]),
-        ),
-        announcements=values["announcements"],
+        progress=optional("progress", lambda v: Progress(**_fields(Progress, v))),
+        checkpoint=optional("checkpoint", lambda v: CheckpointRef(**_located(CheckpointRef, v))),
+        metric=optional("metric", lambda v: TrainingMetric(**_fields(TrainingMetric, v))),
+        artifact=optional("artifact", lambda v: Artifact(**_located(Artifact, v))),
+        failure=optional("failure", _failure),
     )
 
 
-def _location(values: dict[str, str]) -> Location:
-    # Version 0.1 knew one kind of store.
-    return Location(values["bucket"], values["key"], values.get("scheme", "s3"))
+def _located(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    location = Location(**_fields(Location, values["location"]))
+    return _fields(kind, {**values, "location": location})
+
+
+def _failure(values: dict[str, Any]) -> Failure:
+    return Failure(**_fields(Failure, {**values, "code": _member(FailureCode, values["code"])}))
 
 
 def _member(kind: type[Member], value: str) -> Member:
@@ -205,5 +200,14 @@ def _parameters(values: dict[str, Any]) -> TrainingParameters:
         raise RecordNewer(f"it has {error}") from None
 
 
-def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass among the values, each of its type."""
+    hints = get_type_hints(kind)
+    known = {field.name: values[field.name] for field in fields(kind) if field.name in values}
+    for name, value in known.items():
+        allowed = get_args(hints[name]) or (hints[name],)
+        if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
+            continue
+        if type(value) not in allowed:
+            raise TypeError(f"{name} is {value!r}"[:200])
+    return known

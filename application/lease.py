@@ -16,15 +16,31 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from application.fenced_blob import FencedBlob, Superseded
-from application.ports import BlobDenied, BlobStore, Clock, Unavailable
+from application.fenced_blob import (
+    MAX_RECORD_BYTES,
+    NOT_AS_EXPECTED,
+    FencedBlob,
+    RecordDamaged,
+    Superseded,
+)
+from application.ports import (
+    BlobDenied,
+    BlobMissing,
+    BlobStore,
+    BlobTooLarge,
+    Clock,
+    Unavailable,
+)
 from application.retry import retry, sleep
 from application.stop_signal import StopReason, StopSignal
 from domain.location import Location
 
 log = logging.getLogger(__name__)
+
+MAX_SECONDS = 3600.0
+"""The longest term of a lease that is believed, and that a worker may be given."""
 
 
 class LeaseHeld(Exception):
@@ -62,16 +78,33 @@ class LeaseTerms:
 class _Record:
     owner: str
     """Empty when released."""
-    expires_at: str
+    expires_at: datetime
     revision: int
     seconds: float
     """The owner's term: workers may have different ones."""
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps({**asdict(self), "expires_at": self.expires_at.isoformat()}).encode()
+
+    @staticmethod
+    def decode(data: bytes, at: Location) -> _Record:
+        """Raises: RecordDamaged."""
+        try:
+            fields = json.loads(data)
+            record = _Record(
+                owner=str(fields["owner"]),
+                expires_at=datetime.fromisoformat(fields["expires_at"]).astimezone(UTC),
+                revision=int(fields["revision"]),
+                seconds=float(fields.get("seconds", LeaseTerms.seconds)),
+            )
+        except (*NOT_AS_EXPECTED, OverflowError) as error:
+            raise RecordDamaged(at, error) from None
+        if not record.seconds > 0:
+            raise RecordDamaged(at, ValueError(f"it lasts {record.seconds} seconds"))
+        return record
 
     def remaining(self, now: datetime) -> float:
-        return (datetime.fromisoformat(self.expires_at) - now).total_seconds()
+        return (self.expires_at - now).total_seconds()
 
 
 class Lease:
@@ -108,7 +141,7 @@ class Lease:
         """
         found = self._blob.read()
         if found is not None:
-            record = self._decoded(found)
+            record = self._understood(found)
             if record.owner:
                 self._watch(record, found, stop)
             self._revision = record.revision
@@ -149,8 +182,17 @@ class Lease:
         except BlobDenied as error:
             log.warning("an old lease is left: %s", error)
 
+    def _understood(self, data: bytes) -> _Record:
+        """The record. One that is damaged is watched like one that has expired, and replaced."""
+        try:
+            return _Record.decode(data, self._blob.at)
+        except RecordDamaged as error:
+            log.warning("the lease will be replaced: %s", error)
+            return _Record("unknown", self._clock.now(), 0, self._terms.seconds)
+
     def _watch(self, record: _Record, found: bytes, stop: StopSignal) -> None:
-        theirs = LeaseTerms(max(record.seconds, self._terms.seconds))
+        # A term is believed up to a limit: a forged one must not stop the job for years.
+        theirs = LeaseTerms(min(max(record.seconds, self._terms.seconds), MAX_SECONDS))
         remaining = record.remaining(self._clock.now())
         if 0 < remaining <= 2 * theirs.seconds:
             raise LeaseHeld(record.owner, min(remaining, self._terms.seconds))
@@ -213,7 +255,7 @@ class Lease:
             began = self._clock.monotonic()
             expires = self._clock.now() + timedelta(seconds=self._terms.seconds)
             self._revision += 1
-            record = _Record(owner, expires.isoformat(), self._revision, self._terms.seconds)
+            record = _Record(owner, expires, self._revision, self._terms.seconds)
             try:
                 self._blob.write(record.encode())
             except Superseded:
@@ -221,7 +263,15 @@ class Lease:
                 raise
             self._firm_until = began + self._terms.takes_to_lose
 
-    def _decoded(self, data: bytes) -> _Record:
-        fields = json.loads(data)
-        seconds = fields.get("seconds", self._terms.seconds)
-        return _Record(fields["owner"], fields["expires_at"], fields["revision"], seconds)
+
+def lease_owner(blobs: BlobStore, at: Location, now: datetime) -> str | None:
+    """Who holds the lease at ``at``; None where it is free, expired or damaged.
+
+    Raises:
+        Unavailable, BlobDenied: the store cannot be read.
+    """
+    try:
+        record = _Record.decode(blobs.get(at, max_bytes=MAX_RECORD_BYTES).data, at)
+    except (BlobMissing, BlobTooLarge, RecordDamaged):
+        return None
+    return record.owner if record.owner and record.remaining(now) > 0 else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
+from application.event_bus import TaskReceived, WorkerEvent
+from application.text import one_line
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
@@ -26,8 +28,10 @@ from domain.results import CheckpointRef
 log = logging.getLogger(__name__)
 
 
-def log_event(event: Event) -> None:
-    """Port ``EventSink``: one line an event; a step is worth the debug level only."""
+def log_event(event: WorkerEvent) -> None:
+    """Port ``EventSink``: logs one line for each event of a job; steps at the debug level."""
+    if not isinstance(event, Event) or isinstance(event, TaskReceived):
+        return  # the worker loop itself logs what it does with a message
     if isinstance(event, ProgressMade) and not log.isEnabledFor(logging.DEBUG):
         return  # a line that nobody reads is not composed at every step
     level, text = _logged(event)
@@ -91,8 +95,3 @@ def speed(progress: Progress) -> str:
     if (seconds := progress.estimated_seconds) is not None:
         parts.append(f"{timedelta(seconds=seconds)} left")
     return ", ".join(parts)
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks."""
-    return " ".join(text.splitlines())

@@ -13,7 +13,6 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
-from domain.events import Event
 from domain.failure import Failure
 from domain.image import ImageFacts, ImageSet, TrainingImage
 from domain.location import Bucket, Location
@@ -519,12 +518,6 @@ class Reporter(Protocol):
 
     def render(self, report: StyleReport) -> Sequence[ReportFile]:
         """The report's files."""
-
-
-class EventSink(Protocol):
-    """Somebody who listens: logs, metrics, a progress bar. Must not raise."""
-
-    def __call__(self, event: Event) -> None: ...
 
 
 class TaskParser(Protocol):

@@ -9,7 +9,8 @@ from application.journal import Journal
 from application.lease import Lease
 from application.notify_outcome import OutcomeNotifier
 from application.ports import BlobDenied, BlobStore, Clock
-from application.settlement import DeadLetter, Requeue, Settlement, settlement_after
+from application.settle_error import settlement_after
+from application.settlement import DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
@@ -41,7 +42,7 @@ class RejectInvalidTask:
         refused = DeadLetter(str(error), details)
         if error.style_id is None:
             return refused
-        job_id = f"invalid-{hashlib.sha256(body).hexdigest()[:32]}"
+        job_id = invalid_task_id(body)
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
         failure = Failure(FailureCode.INVALID_TASK, _for_the_artist(error))
         terms = self.config.lease
@@ -70,6 +71,11 @@ class RejectInvalidTask:
             return settlement_after(
                 broken_off, about, retries=retries, config=self.config, stop=stop
             )
+
+
+def invalid_task_id(body: bytes) -> str:
+    """An id for a message without a valid task, the same each time the message comes."""
+    return f"invalid-{hashlib.sha256(body).hexdigest()[:32]}"
 
 
 def _for_the_artist(error: InvalidTask) -> str:

@@ -32,14 +32,8 @@ from application.ports import (
 )
 from application.retention import tidy
 from application.retry import backoff, retry
-from application.settlement import (
-    Ack,
-    DeadLetter,
-    Requeue,
-    RetryLater,
-    Settlement,
-    settlement_after,
-)
+from application.settle_error import settlement_after
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.slots import AdmissionQueue
 from application.stop_signal import Stopped, StopReason, StopSignal
 from application.storage_keys import StorageKeys

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from application.event_bus import Watcher, Watchers
+from application.event_bus import EventSink, MessageSettled, TaskReceived
 from application.ports import (
     Clock,
     Delivery,
@@ -16,6 +16,7 @@ from application.ports import (
     TaskParser,
     TrainerBroken,
 )
+from application.reject_invalid_task import invalid_task_id
 from application.retry import sleep
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopSignal
@@ -29,6 +30,8 @@ EMPTY_LOOKS = 3
 """In a row, after which a queue is empty: what is still being written may come a little later."""
 AWAY_SECONDS = 2.0
 """Between two looks for a queue that is away."""
+DUPLICATE_SECONDS = 60.0
+"""Until a second delivery of a task that this worker is processing is looked at again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,9 @@ class WorkerLoop:
     run: Callable[[TrainingTask, StopSignal, int], Settlement]
     reject: Callable[[bytes, InvalidTask, StopSignal, int], Settlement]
     clock: Clock
-    watch: Watcher = field(default_factory=Watchers)
+    events: EventSink
+    active: dict[str, Delivery] = field(default_factory=dict)
+    """The deliveries that all loops of this worker are processing, by task id."""
 
     def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
         """Work until ``stop``, or until the queue has nothing for us.
@@ -69,25 +74,39 @@ class WorkerLoop:
                     return
                 continue
             looks = 0
-            task, settlement = self._deal_with(delivery, stop)
-            self._settle(delivery, settlement)
-            self.watch.put_down(task, settlement)
+            settlement = self._process(delivery, stop)
             if isinstance(settlement, RetryLater) and settlement.broken:
                 log.critical("the worker ends, its device answers no more")
                 raise TrainerBroken(settlement.reason)
 
-    def _deal_with(
-        self, delivery: Delivery, stop: StopSignal
-    ) -> tuple[TrainingTask | None, Settlement]:
-        """What the message asked for, if it could be read, and what becomes of it."""
+    def _process(self, delivery: Delivery, stop: StopSignal) -> Settlement:
+        """Run or reject the task of a message, and settle the message."""
+        task: TrainingTask | InvalidTask
         try:
             task = self.parse(delivery.body)
+            task_id = task.task_id
         except InvalidTask as error:
-            log.warning("a message is refused: %s", error)
-            return None, self.reject(delivery.body, error, stop, delivery.retries)
-        self.watch.taken_up(task)
-        log.info("task %s for style %d", task.task_id, task.style_id)
-        return task, self.run(task, stop, delivery.retries)
+            task, task_id = error, invalid_task_id(delivery.body)
+        if self.active.setdefault(task_id, delivery) is not delivery:
+            reason = "this worker is processing another delivery of the task"
+            settlement: Settlement = RetryLater(DUPLICATE_SECONDS, reason, elsewhere=True)
+            self._settle(delivery, settlement)
+            self.events(MessageSettled(task_id=None, settlement=settlement))
+            return settlement
+        if task.style_id is not None:
+            self.events(TaskReceived(task_id=task_id, style_id=task.style_id))
+        try:
+            if isinstance(task, InvalidTask):
+                log.warning("invalid message: %s", task)
+                settlement = self.reject(delivery.body, task, stop, delivery.retries)
+            else:
+                log.info("task %s for style %d", task_id, task.style_id)
+                settlement = self.run(task, stop, delivery.retries)
+            self._settle(delivery, settlement)
+        finally:
+            del self.active[task_id]
+        self.events(MessageSettled(task_id=task_id, settlement=settlement))
+        return settlement
 
     def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Tell the queue. Where it no longer listens, it redelivers, and the journal knows."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from adapters.console import ConsoleNotifier
+from application.text import printable
 from domain.location import Bucket
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def check(container: Container, *, as_json: bool = False) -> int:
     """Print a table of what works; 0 when everything does, else 1."""
     outcomes = [_try(part, trial) for part, trial in trials(container)]
     if as_json:
-        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1, ensure_ascii=False))
+        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     else:
         print(_table(outcomes))
     return 0 if all(outcome.works for outcome in outcomes) else 1
@@ -66,7 +67,8 @@ def _try(part: str, trial: Callable[[], str]) -> Outcome:
 def _table(outcomes: Sequence[Outcome]) -> str:
     width = max(len(outcome.part) for outcome in outcomes)
     return "\n".join(
-        f"{'ok    ' if outcome.works else 'FAILED'}  {outcome.part:{width}}  {outcome.detail}"
+        f"{'ok    ' if outcome.works else 'FAILED'}  {outcome.part:{width}}  "
+        f"{printable(outcome.detail)}"
         for outcome in outcomes
     )
 

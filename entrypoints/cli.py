@@ -8,9 +8,12 @@ import gc
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
+from application.text import printable
 from domain.errors import UserError
 from domain.parameters import InvalidParameter
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -18,6 +21,7 @@ from entrypoints.options import option_of, path
 
 log = logging.getLogger(__name__)
 
+LINUX_ONLY = "this program runs on Linux only: on Windows use WSL 2, on a Mac the Docker image"
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -30,6 +34,18 @@ def version() -> str:
         return installed("style-trainer")
     except PackageNotFoundError:
         return "unknown (not installed)"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """One that proposes the option that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and the message."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown:
+            near = get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.7)
+            message += f": did you mean {near[0]}?" if near else ""
+        super().error(message)
 
 
 def add_common_options(parser: argparse.ArgumentParser, *, script: str) -> None:
@@ -59,7 +75,8 @@ def run_command(
 ) -> int:
     """Parse the command line, carry it out, and return the exit code.
 
-    What goes wrong is one line with its remedy on standard error, unless ``--debug`` is given.
+    What goes wrong is one line with its remedy on standard error; before it comes the traceback
+    with ``--debug``.
 
     Args:
         log_defects: nobody sits by to repeat the command with ``--debug``: have the traceback of
@@ -68,6 +85,9 @@ def run_command(
     # Else the interpreter's last collections walk through all of torch's and its like's modules
     # while somebody waits for the process to end.
     atexit.register(gc.freeze)
+    if sys.platform != "linux":
+        print(f"error: {LINUX_ONLY}", file=sys.stderr)
+        return EXIT_USAGE
     arguments = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     try:
         return carry_out(arguments)
@@ -75,7 +95,8 @@ def run_command(
         return EXIT_INTERRUPTED
     except Exception as error:
         if arguments.debug:
-            raise
+            lines = "".join(traceback.format_exception(error)).splitlines()
+            print("\n".join(map(printable, lines)), file=sys.stderr)
         explained = explain(error)
         if explained is None:
             if log_defects:
@@ -83,7 +104,7 @@ def run_command(
             what = " ".join(f"{type(error).__name__}: {error}".split())
             explained = EXIT_FAILED, [f"{what} (this is a defect: --debug shows where)"]
         code, lines = explained
-        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+        print("\n".join(f"error: {printable(line)}" for line in lines), file=sys.stderr)
         return code
 
 

@@ -23,7 +23,6 @@ from adapters.report.reporter import HtmlReporter
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
 from adapters.spool import SpoolQueue
-from application.event_bus import Watchers
 from application.journal import Journal
 from application.lease import LeaseTerms
 from application.log_events import log_event
@@ -229,8 +228,7 @@ class Container(containers.DeclarativeContainer):
 
     console = providers.Singleton(Console)
     clock = providers.Singleton(SystemClock)
-    sink = providers.Object(log_event)
-    watch = providers.Singleton(Watchers)
+    events = providers.Object(log_event)
     config = providers.Singleton(worker_config, settings)
     worker = providers.Singleton(worker_name, settings, new_id)
     keys = providers.Singleton(StorageKeys, settings.provided.state, settings.provided.models)
@@ -250,7 +248,7 @@ class Container(containers.DeclarativeContainer):
     trainer = providers.Singleton(build_trainer, base_model, devices, slots)
 
     uploads = providers.Resource(open_uploads, slots)
-    journal = providers.Singleton(Journal, blobs, sink)
+    journal = providers.Singleton(Journal, blobs, events)
     notify_outcome = providers.Singleton(
         OutcomeNotifier, notifier=notifier, clock=clock, random=providers.Object(random.random)
     )
@@ -287,7 +285,7 @@ class Container(containers.DeclarativeContainer):
         run=run_training,
         reject=reject_invalid_task,
         clock=clock,
-        watch=watch,
+        events=events,
     )
     worker_pool = providers.Singleton(
         build_worker_pool, worker_loop, run_training, reject_invalid_task, slots

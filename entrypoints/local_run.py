@@ -151,7 +151,7 @@ def build_container(arguments: argparse.Namespace) -> Container:
     container.notifier.override(
         providers.Singleton(ConsoleNotifier, container.console, lambda at: out / at.key)
     )
-    container.sink.override(providers.Singleton(ProgressDisplay, container.console))
+    container.events.override(providers.Singleton(ProgressDisplay, container.console))
     return container
 
 
@@ -172,12 +172,10 @@ def inspect(names: list[str], container: Container) -> ImageSet:
     if not images.usable:
         reasons = "; ".join(f"{refused.name}: {refused.reason}" for refused in images.refused)
         raise UsageError(f"no usable image, replace these: {reasons}")
-    if len(images.usable) < MIN_IMAGES:
-        say(
-            container.console(),
-            f"only {len(images.usable)} usable images: a style is better with 10 to 30",
-            "yellow",
-        )
+    count = len(images.usable)
+    if count < MIN_IMAGES:
+        text = f"only {count} usable image{'s' * (count != 1)}: a style is better with 10 to 30"
+        say(container.console(), text, "yellow")
     return images
 
 
@@ -237,16 +235,13 @@ def run(
         container.journal().open(record, "local", job).apply(job.reopen("its style is gone"))
 
     stop = StopSignal()
-    with _interruptible(stop), _display(container):
+    with _display(container) as display, _interruptible(stop, display):
         settlement = _settle(task, container, stop)
     job = recorded_job(blobs, record) or fresh
     match settlement:
         case Ack() if job.state is JobState.COMPLETED:
             for path in _report_files(out):
                 say(console, f"  {path}")
-            if not container.trainer().base.is_sd15:
-                said = "for trying only: it does not load with Stable Diffusion 1.5"
-                say(console, said, "yellow")
             return 0, _outcome(job, out)
         case Requeue():
             epoch = job.checkpoint.epoch if job.checkpoint else 0
@@ -263,7 +258,7 @@ def run(
 
 
 def _display(container: Container) -> ProgressDisplay:
-    display = container.sink()
+    display = container.events()
     assert isinstance(display, ProgressDisplay)  # ``build_container`` has put it there
     return display
 
@@ -354,13 +349,17 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
 
 
 @contextmanager
-def _interruptible(stop: StopSignal) -> Iterator[None]:
+def _interruptible(stop: StopSignal, display: ProgressDisplay) -> Iterator[None]:
     """Ctrl-C asks for an orderly end; a second one ends at once."""
     before: dict[signal.Signals, Any] = {}
 
-    def request(number: int, _frame: object) -> None:
-        stop.request(StopReason.SHUTDOWN)
-        signal.signal(number, before[signal.Signals(number)])
+    def request(_number: int, _frame: object) -> None:
+        if stop.reason is None:
+            stop.request(StopReason.SHUTDOWN)
+            display.stopping()
+        else:
+            display.ended_at_once()
+            raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, request)

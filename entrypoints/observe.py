@@ -23,7 +23,7 @@ from adapters.status_page.app import Sources, build_app
 from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.server import StatusServer
 from adapters.status_page.state import WorkerState
-from application.event_bus import EventBus, Watchers
+from application.event_bus import EventBus
 from application.log_events import log_event
 from application.stop_signal import StopSignal
 from entrypoints import status
@@ -92,10 +92,9 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
             _trainer, container.base_model, container.devices, container.slots, previews
         )
     )
-    container.sink.override(
+    container.events.override(
         providers.Object(EventBus(logs.context, log_event, jobs, worker_state, job_log))
     )
-    container.watch.override(providers.Object(Watchers(logs.context, jobs, worker_state, job_log)))
 
     sources = Sources(
         worker_state=worker_state,

@@ -1,4 +1,4 @@
-"""Put a task on the queue, as the backend does; cancel one; look after dead letters."""
+"""Put a task on the queue, as the backend does; see after one; look after dead letters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from application.text import printable
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
-from entrypoints.cli import add_common_options, run_command
+from entrypoints.cli import CommandParser, add_common_options, run_command
+from entrypoints.dead_letters import process_dead_letters
 from entrypoints.exit_codes import UsageError
 from entrypoints.image_folder import find_caption, find_images, read_own
 from entrypoints.options import (
@@ -23,16 +25,13 @@ from entrypoints.options import (
 )
 
 if TYPE_CHECKING:
-    from application.ports import DeadMessage
     from entrypoints.container import Container
-
-_NAMELESS = "-"
-"""In place of a task's id: the message names none."""
 
 EPILOG = """\
 examples:
   python -m entrypoints.submit task.json
   python -m entrypoints.submit images --style-id 123 --epochs 200
+  python -m entrypoints.submit --status 550e8400-e29b-41d4-a716-446655440000
   python -m entrypoints.submit --cancel 550e8400-e29b-41d4-a716-446655440000
   python -m entrypoints.submit --dead
   python -m entrypoints.submit --replay-dead 550e8400-e29b-41d4-a716-446655440000
@@ -47,17 +46,19 @@ exit codes: 0 done, 1 queue or storage cannot be reached or refuses, 2 the input
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m entrypoints.submit",
-        usage="%(prog)s [options] (source | --cancel TASK_ID | --dead | --replay-dead [TASK_ID] | "
-        "--drop-dead TASK_ID)",
-        description="Put a training task on the queue, cancel one, or look after dead letters.",
+        usage="%(prog)s [options] (source | --status TASK_ID | --cancel TASK_ID | --dead | "
+        "--replay-dead [TASK_ID] | --drop-dead TASK_ID)",
+        description="Put a training task on the queue, see where one stands, cancel one, or look "
+        "after dead letters.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("source", type=path, nargs="?", help="a task as JSON, or a folder of images")
     what.add_argument("--cancel", metavar="TASK_ID", help="stop this task wherever it is")
+    what.add_argument("--status", metavar="TASK_ID", help="say where this task stands")
     what.add_argument(
         "--dead", action="store_true", help="list the dead letters; with --json, their bodies, too"
     )
@@ -66,13 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TASK_ID",
         nargs="?",
         const="",
-        help="list the dead letters and put them back on the queue: all, or this task's; -: those "
-        "that name none",
+        help="put dead letters back on the queue: all, or this task's; -: those that name none",
     )
     what.add_argument(
         "--drop-dead",
         metavar="TASK_ID",
-        help="list the dead letters and remove this task's for good; -: those that name none",
+        help="remove this task's dead letters for good; -: those that name none",
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_style_options(parser)
@@ -107,8 +107,10 @@ def _carry_out(arguments: argparse.Namespace) -> int:
         )
         if arguments.cancel is not None:
             _tell(_cancel(arguments.cancel, container), as_json=arguments.json)
+        elif arguments.status is not None:
+            _status(arguments.status, container, as_json=arguments.json)
         elif arguments.source is None:
-            _sift(container, arguments)
+            _dead_letters(arguments, container)
         else:
             task_id = _submit(arguments, container)
             outcome = {"task_id": task_id, "text": f"submitted {task_id}"}
@@ -118,17 +120,14 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
 def _tell(outcome: dict[str, str], *, as_json: bool) -> None:
     """Print the outcome: its text, or all of it."""
-    print(json.dumps(outcome) if as_json else outcome["text"])
+    print(json.dumps(outcome) if as_json else printable(outcome["text"]))
 
 
 def _cancel(text: str, container: Container) -> dict[str, str]:
     from application.cancellation import request_cancellation
     from application.journal import recorded_job
 
-    try:
-        task_id = str(uuid.UUID(text))
-    except ValueError:
-        raise UsageError(f"--cancel {text}: give a task's id, which is a UUID") from None
+    task_id = _task_id("--cancel", text)
     blobs, keys = container.blobs(), container.keys()
     job = recorded_job(blobs, keys.journal(task_id))
     state = job.state if job else "unknown"
@@ -141,61 +140,42 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
     return {"task_id": task_id, "state": state, "text": text}
 
 
-def _plain(task_id: str) -> str:
-    """A task's id as the log has it, however it is written; any other text as it is."""
+def _status(text: str, container: Container, *, as_json: bool) -> None:
+    """Print where a job stands."""
+    from application.job_status import as_values, in_words, job_status
+
+    task_id = _task_id("--status", text)
+    now = container.clock().now()
+    status = job_status(task_id, container.blobs(), container.keys(), now)
+    if as_json:
+        print(json.dumps(as_values(status), indent=1))
+    else:
+        print("\n".join(map(printable, in_words(status))))
+
+
+def _task_id(option: str, text: str) -> str:
     try:
-        return str(uuid.UUID(task_id))
+        return str(uuid.UUID(text))
     except ValueError:
-        return task_id
+        raise UsageError(f"{option} {text}: give a task's id, which is a UUID") from None
 
 
-def _sift(container: Container, arguments: argparse.Namespace) -> None:
-    """List the dead letters; put back or drop those that are meant."""
-    from adapters.schemas.task import task_id_of
+def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
+    """List the dead letters, or do as is asked with some."""
     from application.ports import DeadLetterAction
 
     if arguments.drop_dead is not None:
-        fate, option, wanted = DeadLetterAction.DROP, "--drop-dead", _plain(arguments.drop_dead)
-        if not wanted:
+        fate, option, task_id = DeadLetterAction.DROP, "--drop-dead", arguments.drop_dead
+        if not task_id:
             raise UsageError("--drop-dead: give a task's id; see --dead")
     elif arguments.replay_dead is not None:
-        fate, option, wanted = (
-            DeadLetterAction.PUT_BACK,
-            "--replay-dead",
-            _plain(arguments.replay_dead),
-        )
+        fate, option = DeadLetterAction.PUT_BACK, "--replay-dead"
+        task_id = arguments.replay_dead or None
     else:
-        fate, option, wanted = DeadLetterAction.KEEP, "--dead", ""
-    rows = []
-
-    def decide(letter: DeadMessage) -> DeadLetterAction:
-        named = task_id_of(letter.body)
-        task_id = named and _plain(named)
-        own = fate if wanted in ("", task_id or _NAMELESS) else DeadLetterAction.KEEP
-        rows.append(
-            {
-                "task_id": task_id,
-                "since": letter.since.isoformat() if letter.since else None,
-                "reason": letter.reason,
-                "details": dict(letter.details),
-                "body": letter.body.decode("utf-8", "replace"),
-                "put_back": own is DeadLetterAction.PUT_BACK,
-                "dropped": own is DeadLetterAction.DROP,
-            }
-        )
-        return own
-
-    container.dead_letters().process_dead_letters(decide)
-    returned, dropped = (sum(bool(row[key]) for row in rows) for key in ("put_back", "dropped"))
-    if wanted and not returned + dropped:
-        raise UsageError(f"{option} {wanted}: no dead letter is of this task; see --dead")
-    if arguments.json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-        return
-    for row in rows:
-        mark = "put back" if row["put_back"] else "dropped" if row["dropped"] else "dead"
-        print(f"{mark}  {row['since'] or '-'}  {row['task_id'] or _NAMELESS}  {row['reason']}")
-    print(f"{len(rows)} dead letters, {returned} put back, {dropped} dropped")
+        fate, option, task_id = DeadLetterAction.KEEP, "--dead", None
+    process_dead_letters(
+        container.dead_letters(), fate, task_id, option=option, as_json=arguments.json
+    )
 
 
 def _submit(arguments: argparse.Namespace, container: Container) -> str:

@@ -10,8 +10,9 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from domain.buckets import MAX_ASPECT_RATIO, bucket_of, kept_of
 from domain.parameters import RequestedParameters
-from entrypoints.cli import add_common_options, explain, run_command
+from entrypoints.cli import CommandParser, add_common_options, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
 from entrypoints.image_folder import find_images, passed_over
 from entrypoints.options import (
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from adapters.diffusion.base.model import BaseModel
     from domain.image import ImageSet
+    from domain.parameters import TrainingParameters
 
 MAX_NAMED = 8
 """Of the files that are not used."""
+MUCH_CUT = 0.1
+"""Share of an image's area whose loss is worth a warning."""
 
 EPILOG = """\
 examples:
@@ -105,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(build_parser(), _run, argv)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(CommandParser):
     """One whose refusals are JSON, too, where that is asked for."""
 
     _as_json = False
@@ -184,6 +189,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         image_count=len(images.usable), native_resolution=base.native_resolution
     )
     task = local_run.describe_task(arguments, requested, parameters, names, images, base)
+    _tell_before_training(images, parameters, base, container.console())
     return local_run.run(task, parameters, container, arguments.out)
 
 
@@ -198,6 +204,33 @@ def _tell_about(images: ImageSet, others: Sequence[str], console: Console) -> No
     if others:
         more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
         say(console, f"not used: {', '.join(others[:MAX_NAMED])}{more}", "yellow")
+
+
+def _tell_before_training(
+    images: ImageSet, parameters: TrainingParameters, base: BaseModel, console: Console
+) -> None:
+    """What would disappoint afterwards, while it can still be changed."""
+    from adapters.console import say
+
+    cut = [
+        1 - kept_of(width, height, bucket_of(width, height, parameters.resolution))
+        for width, height in ((p.facts.width, p.facts.height) for p in images.usable)
+    ]
+    much = sum(share > MUCH_CUT for share in cut)
+    if much:
+        text = (
+            f"{much} of {len(cut)} lose more than {MUCH_CUT:.0%} to cropping, {max(cut):.0%} at "
+            f"most: crop them yourself, to a side ratio of {MAX_ASPECT_RATIO:g} to 1 at most"
+        )
+        say(console, text, "yellow")
+    if not base.is_sd15:
+        text = (
+            f"the base model {base.name} is for trying only: the style will not load in Stable "
+            "Diffusion 1.5; for one that does, give --base-model a Stable Diffusion 1.5 (the "
+            "folder, the .safetensors file, or with a network "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5)"
+        )
+        say(console, text, "yellow")
 
 
 def _tell_about_captions(

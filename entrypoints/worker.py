@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from entrypoints.cli import add_common_options, run_command
+from entrypoints.cli import CommandParser, add_common_options, run_command
 from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ exit codes: 0 stopped as asked, or everything works; 1 the check found something
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m entrypoints.worker",
         description="Train styles from a queue of tasks: one at a time, or JOBS_TOGETHER.",
         epilog=EPILOG,

@@ -6,9 +6,8 @@ import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from application.settlement import Settlement
-from domain.events import Event, JobStarted
-from domain.task import TrainingTask
+from application.event_bus import MessageSettled, TaskReceived, WorkerEvent
+from domain.events import JobStarted
 
 
 @dataclass
@@ -26,8 +25,8 @@ class LogContext(logging.Filter):
 
     A worker may run several jobs at once, each in a thread of its own: the job follows the thread,
     and whatever is called in a copy of its context (``contextvars.copy_context``), as the pools
-    and timers of a job are. It hears of the job in the job's own thread, as an event sink and as
-    a watcher; put it on every handler, as a filter.
+    and timers of a job are. It is an observer of events, which are sent in the job's own thread,
+    and a filter for every handler.
 
     Args:
         worker: this worker's name; None where there is no need to tell workers apart.
@@ -38,22 +37,17 @@ class LogContext(logging.Filter):
         self.worker = worker
         self._job: ContextVar[_Job | None] = ContextVar("job", default=None)
 
-    def __call__(self, event: Event) -> None:
-        """Learn of the job from what happens to it."""
-        job = self._job.get()
-        if job is None or job.task_id != event.task_id:
-            job = _Job(event.task_id, event.style_id)
-            self._job.set(job)
-        if isinstance(event, JobStarted):
-            job.attempt = event.attempt
-
-    def taken_up(self, task: TrainingTask) -> None:
-        """The lines that follow belong to this task."""
-        self._job.set(_Job(task.task_id, task.style_id))
-
-    def put_down(self, _task: TrainingTask | None, _settlement: Settlement) -> None:
-        """The lines that follow belong to no task."""
-        self._job.set(None)
+    def __call__(self, event: WorkerEvent) -> None:
+        """Note which task the following lines of this thread belong to."""
+        match event:
+            case TaskReceived():
+                self._job.set(_Job(event.task_id, event.style_id))
+            case JobStarted():
+                job = self._job.get()
+                if job is not None and job.task_id == event.task_id:
+                    job.attempt = event.attempt
+            case MessageSettled():
+                self._job.set(None)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Mark the record; let it pass."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from application.text import printable
+
 CONTEXT = ("worker", "task_id", "style_id", "attempt")
 """What ``LogContext`` puts on a record."""
 
@@ -46,7 +48,7 @@ class JsonFormatter(logging.Formatter):
             fields["exception"] = self._redact(self.formatException(record.exc_info))
         if record.stack_info:
             fields["stack"] = self._redact(record.stack_info)
-        return json.dumps(fields, ensure_ascii=False)
+        return printable(json.dumps(fields, ensure_ascii=False))
 
 
 class TextFormatter(logging.Formatter):
@@ -69,7 +71,7 @@ class TextFormatter(logging.Formatter):
         if record.exc_info:
             details.append(self.formatException(record.exc_info))
         text = "\n".join([f"{_whose(record, message)}{message}", *filter(None, details)])
-        first, *rest = _printable(self._redact(text)).splitlines() or [""]
+        first, *rest = map(printable, self._redact(text).rstrip("\n").split("\n"))
         at = _time(record).astimezone().strftime("%H:%M:%S")
         level = f"{record.levelname:<7}"
         colour = _COLOURS.get(record.levelno)
@@ -98,11 +100,3 @@ def _message(record: logging.LogRecord) -> str:
 
 def _time(record: logging.LogRecord) -> datetime:
     return datetime.fromtimestamp(record.created, UTC)
-
-
-def _printable(text: str) -> str:
-    """Without control characters: names come from outside, and a terminal would obey them."""
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
-    )

@@ -1,4 +1,4 @@
-"""The logs of the jobs in hand, kept and then each put beside its job's other files."""
+"""The log of each active job, stored beside the job's other files when it ends."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from application.active_jobs import ActiveJobs
+from application.event_bus import MessageSettled, TaskReceived, WorkerEvent
 from application.ports import BlobStore, Clock
-from application.settlement import Settlement
-from domain.events import Event
 from domain.location import Location
-from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +18,7 @@ MAX_BYTES = 1024 * 1024
 
 
 class JobLog(logging.Handler):
-    """Collects each job's lines and stores them when the worker puts the job down.
+    """Port ``EventSink``: collects each job's lines; stores them when its message is settled.
 
     A line goes to the job whose task id ``LogContext`` has put on it; one without belongs to no
     job's log. May be used from any thread.
@@ -49,22 +46,24 @@ class JobLog(logging.Handler):
         self._clock = clock
         self._worker = worker
         self._half = max_bytes // 2
-        self._hands: ActiveJobs[_Lines] = ActiveJobs()
-        self._hands_lock = threading.Lock()
+        self._jobs: dict[str, _Lines] = {}
+        self._jobs_lock = threading.Lock()
 
-    def taken_up(self, task: TrainingTask) -> None:
-        """Collect the task's lines from here on."""
-        worker = "".join(c if c.isalnum() or c in "-._" else "_" for c in self._worker)
-        name = f"{self._clock.now():%Y%m%dT%H%M%SZ}_{worker[:64]}.jsonl"
-        with self._hands_lock:
-            self._hands.take_up(task.task_id, lambda: _Lines(name, self._half))
-
-    def __call__(self, event: Event) -> None:
-        """Something happened: the log is worth keeping."""
-        with self._hands_lock:
-            lines = self._hands.get(event.task_id)
-            if lines is not None:
-                lines.eventful = True
+    def __call__(self, event: WorkerEvent) -> None:
+        """Begin, go on with or store a job's log. Never raises."""
+        match event:
+            case TaskReceived(task_id=task_id):
+                with self._jobs_lock:
+                    self._jobs[task_id] = _Lines(self._file_name(), self._half)
+            case MessageSettled(task_id=task_id):
+                with self._jobs_lock:
+                    lines = self._jobs.pop(task_id or "", None)
+                if task_id and lines is not None:
+                    self._store(task_id, lines)
+            case _:
+                with self._jobs_lock:
+                    if event.task_id in self._jobs:
+                        self._jobs[event.task_id].eventful = True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line, if its job is in hand."""
@@ -76,25 +75,25 @@ class JobLog(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        with self._hands_lock:
-            lines = self._hands.get(task_id)
+        with self._jobs_lock:
+            lines = self._jobs.get(task_id)
             if lines is not None:
                 lines.keep(line)
 
-    def put_down(self, task: TrainingTask | None, _settlement: Settlement) -> None:
-        """Store what was collected. Never raises: the job is over, and counts for more."""
-        if task is None:
-            return
-        with self._hands_lock:
-            lines = self._hands.put_down(task.task_id)
-        if lines is None or not lines.eventful or not (kept := lines.all()):
+    def _file_name(self) -> str:
+        worker = "".join(c if c.isalnum() or c in "-._" else "_" for c in self._worker)
+        return f"{self._clock.now():%Y%m%dT%H%M%SZ}_{worker[:64]}.jsonl"
+
+    def _store(self, task_id: str, lines: _Lines) -> None:
+        if not lines.eventful or not (kept := lines.all()):
             return
         data = "".join(f"{line}\n" for line in kept).encode(errors="replace")
         try:
-            at = self._place(task.task_id, lines.name)
-            self._blobs.put(at, data, content_type="application/x-ndjson")
+            self._blobs.put(
+                self._place(task_id, lines.name), data, content_type="application/x-ndjson"
+            )
         except Exception as error:
-            log.warning("the log of task %s was not stored: %s", task.task_id, error)
+            log.warning("the log of task %s was not stored: %s", task_id, error)
 
 
 @dataclass

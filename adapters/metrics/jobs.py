@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from adapters.metrics.instruments import Metrics, suppress_errors
-from application.active_jobs import ActiveJobs
+from application.event_bus import MessageSettled, TaskReceived, WorkerEvent
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from domain.events import (
     CheckpointSaved,
@@ -21,7 +21,6 @@ from domain.events import (
 )
 from domain.job import JobState
 from domain.phases import PHASES, state_after
-from domain.task import TrainingTask
 
 _SETTLEMENTS: dict[type[Settlement], str] = {
     Ack: "done",
@@ -34,17 +33,17 @@ _SETTLEMENTS: dict[type[Settlement], str] = {
 @dataclass
 class _Job:
     slot: int
-    """The lowest that was free when the job was taken up."""
+    """The lowest that was free when the task was received."""
     started: float | None = None
     phase: JobState | None = None
     phase_since: float = 0.0
 
 
 class JobMetrics:
-    """Port ``EventSink``, and a watcher: what becomes of jobs, and how long it takes.
+    """Port ``EventSink``: counts and times jobs. May be used from any thread.
 
-    May be used from any thread. Jobs side by side are told apart by their slots, so that there are
-    as many series as there are jobs in hand at a time, however many come.
+    Metrics of jobs that run at the same time carry the number of a slot, so that there are as many
+    series as there are jobs at a time, however many come.
 
     Args:
         monotonic: seconds since some moment, never going back.
@@ -53,47 +52,35 @@ class JobMetrics:
     def __init__(self, metrics: Metrics, monotonic: Callable[[], float]) -> None:
         self._metrics = metrics
         self._now = monotonic
-        self._hands: ActiveJobs[_Job] = ActiveJobs()
+        self._jobs: dict[str, _Job] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         """Count the event. Never raises."""
         with self._lock:
-            suppress_errors(lambda: self._count(event))
-            self._show_hands()
-
-    def taken_up(self, task: TrainingTask) -> None:
-        """Give the job a slot. Nothing more is counted before something happens."""
-        with self._lock:
-            self._hands.take_up(task.task_id, self._seated)
-            self._show_hands()
+            suppress_errors(lambda: self._note(event))
+            suppress_errors(lambda: self._metrics.active_jobs.set(len(self._jobs)))
 
     def lease_written(self, task_id: str, at: float) -> None:
-        """A job's lease was written, at a moment in Unix time; shown while the job is in hand."""
+        """Show when a job's lease was written, in Unix time, while the job is active."""
         with self._lock:
-            job = self._hands.get(task_id)
+            job = self._jobs.get(task_id)
             if job is not None:
                 self._metrics.lease_written.labels(job.slot).set(at)
 
-    def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
-        """Count the run, and leave what it left open."""
-        suppress_errors(lambda: self._metrics.runs.labels(_SETTLEMENTS[type(settlement)]).inc())
-        with self._lock:
-            job = self._hands.put_down(None if task is None else task.task_id)
-            if job is not None:
-                suppress_errors(lambda: self._leave(job))
-            self._show_hands()
+    def _note(self, event: WorkerEvent) -> None:
+        if isinstance(event, MessageSettled):
+            self._metrics.runs.labels(_SETTLEMENTS[type(event.settlement)]).inc()
+            self._leave(event.task_id)
+            return
+        if event.task_id not in self._jobs:
+            taken = {job.slot for job in self._jobs.values()}
+            self._jobs[event.task_id] = _Job(next(n for n in count() if n not in taken))
+        if not isinstance(event, TaskReceived):
+            self._count(self._jobs[event.task_id], event)
 
-    def _seated(self) -> _Job:
-        taken = {job.slot for job in self._hands}
-        return _Job(next(slot for slot in count() if slot not in taken))
-
-    def _show_hands(self) -> None:
-        suppress_errors(lambda: self._metrics.active_jobs.set(len(self._hands)))
-
-    def _count(self, event: Event) -> None:
+    def _count(self, job: _Job, event: Event) -> None:
         metrics = self._metrics
-        job = self._hands.hear(event.task_id, self._seated)
         match event:
             case JobStarted():
                 resumed = "false" if event.resumed_from is None else "true"
@@ -113,11 +100,10 @@ class JobMetrics:
             self._enter(job, state)
         elif state is not None:
             code = event.failure.code if isinstance(event, JobFailed) else "none"
-            self._hands.end(event.task_id)
             metrics.jobs.labels(state, code).inc()
             if job.started is not None:
                 metrics.job_seconds.labels(state).observe(self._now() - job.started)
-            self._leave(job)
+            self._leave(event.task_id)
 
     def _show(self, slot: int, event: ProgressMade) -> None:
         metrics, progress = self._metrics, event.progress
@@ -138,9 +124,11 @@ class JobMetrics:
             job.phase, job.phase_since = phase, self._now()
             self._metrics.show_phase(job.slot, phase)
 
-    def _leave(self, job: _Job) -> None:
-        self._time_phase(job)
-        self._metrics.clear_slot(job.slot)
+    def _leave(self, task_id: str | None) -> None:
+        job = self._jobs.pop(task_id or "", None)
+        if job is not None:
+            self._time_phase(job)
+            self._metrics.clear_slot(job.slot)
 
     def _time_phase(self, job: _Job) -> None:
         if job.phase is not None:

@@ -1,4 +1,4 @@
-"""What this worker is at, put together from events; read by whoever looks at the page."""
+"""The state of a worker and its jobs, built from events, for the status page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from adapters.status_page.job_view import JobView
 from adapters.status_page.past_jobs import PastJobs
-from application.active_jobs import ActiveJobs
+from application.event_bus import MessageSettled, TaskReceived, WorkerEvent
 from application.ports import Clock
-from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from domain.events import (
     CheckpointSaved,
     Event,
@@ -21,11 +21,10 @@ from domain.events import (
     TrainingBegan,
 )
 from domain.phases import PHASES, state_after
-from domain.task import TrainingTask
 
 
 class WorkerState:
-    """Port ``EventSink``, and a watcher. Small whatever happens; may be used from any thread.
+    """Port ``EventSink``. Small whatever happens; may be used from any thread.
 
     Args:
         worker: this worker's name.
@@ -47,50 +46,38 @@ class WorkerState:
         self._stopping = stopping
         self._began_at = clock.now()
         self._began = clock.monotonic()
-        self._hands: ActiveJobs[JobView] = ActiveJobs()
+        self._jobs: dict[str, JobView] = {}
         self._past = PastJobs()
         self.device: str | None = None
         """What it trains on, once that is known."""
         self.model: str | None = None
         """The base model, once it is loaded."""
 
-    def taken_up(self, task: TrainingTask) -> None:
-        """The worker looks at a task."""
-        with self._lock:
-            self._hands.take_up(task.task_id, lambda: self._view(task.task_id, task.style_id))
-
-    def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
-        """The worker is done with it for now; where no event said so, this is its end."""
-        with self._lock:
-            job = self._hands.put_down(None if task is None else task.task_id)
-            if job is None:
-                return
-            match settlement:
-                case RetryLater(_, reason):
-                    self._end(job, "put aside", message=reason)
-                case DeadLetter(reason):
-                    self._end(job, "dead letter", message=reason)
-                case Requeue():
-                    self._end(job, "handed back")
-                case Ack():
-                    pass  # it was over before; a repeated message is no job
-
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         """Take note of an event."""
         with self._lock:
-            job = self._hands.hear(
-                event.task_id, lambda: self._view(event.task_id, event.style_id)
-            )
-            self._note(job, event)
-            state = state_after(event)
-            if state in PHASES:
-                job.enter(state, self._clock.monotonic())
-            elif isinstance(event, JobFailed):
-                self._end(job, str(state), code=event.failure.code, message=event.failure.message)
-            elif isinstance(event, JobInterrupted):
-                self._end(job, str(state), message=event.reason)
-            elif state is not None:
-                self._end(job, str(state))
+            if isinstance(event, MessageSettled):
+                self._settle(event)
+                return
+            if event.task_id not in self._jobs:
+                self._jobs[event.task_id] = self._view(event.task_id, event.style_id)
+            if not isinstance(event, TaskReceived):
+                self._note(self._jobs[event.task_id], event)
+
+    def _settle(self, event: MessageSettled) -> None:
+        """End the job whose message is settled, where no event has ended it."""
+        job = self._jobs.get(event.task_id or "")
+        if job is None:
+            return
+        match event.settlement:
+            case RetryLater(_, reason):
+                self._end(job, "put aside", message=reason)
+            case DeadLetter(reason):
+                self._end(job, "dead letter", message=reason)
+            case Requeue():
+                self._end(job, "handed back")
+            case Ack():  # a repeated message of a job that was over before
+                del self._jobs[job.task_id]
 
     def snapshot(self, task_id: str | None = None) -> dict[str, Any]:
         """Everything, as JSON values.
@@ -101,7 +88,7 @@ class WorkerState:
         """
         with self._lock:
             now, last = self._clock.monotonic(), self._past.last
-            job = self._hands.get(task_id or "") or next(iter(self._hands), None)
+            job = self._jobs.get(task_id or "") or next(iter(self._jobs.values()), None)
             return {
                 "worker": {
                     "name": self._worker,
@@ -113,7 +100,7 @@ class WorkerState:
                     "state": self._state(),
                 },
                 "job": None if job is None else job.shown(now),
-                "jobs": [job.listed(now) for job in self._hands],
+                "jobs": [job.listed(now) for job in self._jobs.values()],
                 "last": None if last is None else last.shown(now),
                 "recent": self._past.recent,
             }
@@ -126,7 +113,7 @@ class WorkerState:
     def _state(self) -> str:
         if self.stopping:
             return "stopping"
-        phases = [job.phase or "preparing" for job in self._hands]
+        phases = [job.phase or "preparing" for job in self._jobs.values()]
         if phases:
             # Where there are several, training says most of what the worker is at.
             return "training" if "training" in phases else phases[0]
@@ -151,8 +138,17 @@ class WorkerState:
                     job.curve.add(event.progress.current_epoch, event.progress.loss)
             case CheckpointSaved():
                 job.checkpoint = event.checkpoint.epoch
+        state = state_after(event)
+        if state in PHASES:
+            job.enter(state, self._clock.monotonic())
+        elif isinstance(event, JobFailed):
+            self._end(job, str(state), code=event.failure.code, message=event.failure.message)
+        elif isinstance(event, JobInterrupted):
+            self._end(job, str(state), message=event.reason)
+        elif state is not None:
+            self._end(job, str(state))
 
     def _end(self, job: JobView, result: str, **why: str | None) -> None:
-        self._hands.end(job.task_id)
+        del self._jobs[job.task_id]
         job.end(result, self._clock.monotonic(), self._clock.now(), **why)
         self._past.add(job)

@@ -94,10 +94,12 @@ FINISHED = TrainingFinished(task_id=TASK, style_id=7, metric=METRIC)
 GIVEN_UP = JobGivenUp(task_id=TASK, style_id=7, failure=FAILURE)
 INTERRUPTED = JobInterrupted(task_id=TASK, style_id=7, reason="its worker\nshut down", failures=0)
 SAVED = CheckpointSaved(task_id=TASK, style_id=7, checkpoint=CHECKPOINT)
+STORED = ArtifactStored(task_id=TASK, style_id=7, artifact=ARTIFACT)
+TOLD = AnnouncementBegun(task_id=TASK, style_id=7, call=1)
 OTHERS = [
     SAVED,
-    ArtifactStored(task_id=TASK, style_id=7, artifact=ARTIFACT),
-    AnnouncementBegun(task_id=TASK, style_id=7, call=1),
+    STORED,
+    TOLD,
     JobCompleted(task_id=TASK, style_id=7, artifact=ARTIFACT),
     JobFailed(task_id=TASK, style_id=7, failure=FAILURE),
     SlotAwaited(task_id=TASK, style_id=7),
@@ -218,14 +220,45 @@ def plain(output: str) -> str:
 def test_a_terminal_gets_a_bar_that_ends_where_the_run_does() -> None:
     console, file = terminal()
     with ProgressDisplay(console) as display:
-        for event in [began(), *(made(step) for step in range(1, 501)), FINISHED]:
+        for event in [began(), *(made(step) for step in range(1, 501)), FINISHED, STORED, TOLD]:
             display(event)
         output = file.getvalue()
     assert "training on 10 images for 50 epochs" in plain(output)
     last = plain(output).rstrip().splitlines()[-1]
     assert last.startswith("epoch 50/50 ━")
-    assert last.rstrip().endswith("loss 0.1250, 4.0 steps/s, 0:00:00 left")
+    assert last.rstrip().endswith("drawing previews and writing the report")
     assert output.count(CURSOR_HIDDEN) == output.count(CURSOR_SHOWN) == 1
+
+
+def test_after_the_last_step_the_bar_names_what_it_waits_for() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console) as display:
+        for event in (began(), made(500)):
+            display(event)
+    assert "0:00:00 left" not in plain(file.getvalue())
+    assert plain(file.getvalue()).rstrip().endswith("storing the last checkpoint")
+
+
+def test_a_resumed_runs_bar_begins_where_the_run_is() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console) as display:
+        display(started(CHECKPOINT))
+        display(began())
+    assert plain(file.getvalue()).rstrip().splitlines()[-1].startswith("epoch 20/50 ")
+
+
+def test_an_interrupt_says_what_it_does_and_a_second_one_what_is_lost() -> None:
+    console, file = pipe()
+    with ProgressDisplay(console) as display:
+        display(began())
+        display.stopping()
+        display.ended_at_once()
+        display(SAVED)
+        display.ended_at_once()
+    stopping, nothing, something = file.getvalue().splitlines()[1:]
+    assert "saving a checkpoint" in stopping
+    assert "begins anew" in nothing
+    assert "goes on from epoch 20" in something
 
 
 def test_a_bar_is_as_long_as_the_way_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +285,7 @@ def test_steps_are_not_drawn_one_by_one() -> None:
     assert file.getvalue().count("epoch ") < 1_000
 
 
-@pytest.mark.parametrize("end", [FINISHED, GIVEN_UP, INTERRUPTED])
+@pytest.mark.parametrize("end", [TOLD, GIVEN_UP, INTERRUPTED])
 def test_every_end_of_the_training_stops_the_bar(end: Event) -> None:
     console, file = terminal()
     display = ProgressDisplay(console)

@@ -20,7 +20,7 @@ from adapters.logs.formats import JsonFormatter, TextFormatter
 from adapters.logs.job_log import JobLog
 from adapters.logs.redact import REDACTED, Redactor
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryInspector
-from application.event_bus import EventBus, Watchers
+from application.event_bus import EventBus
 from application.fetch_images import fetch_images
 from application.ports import BlobMissing, BlobUnavailable
 from application.settlement import Ack
@@ -28,7 +28,7 @@ from application.stop_signal import StopSignal
 from domain.events import JobCompleted, JobStarted
 from domain.location import Location
 from domain.results import Artifact
-from tests.application.world import TASK_ID, World, a_task
+from tests.application.world import TASK_ID, World, a_task, received, settled
 
 TOKEN = "s3cret/Token+with=everything\"and'more\n0123456789"
 
@@ -75,11 +75,11 @@ def test_every_line_of_a_job_carries_task_style_attempt_and_worker(
     context: LogContext, collector: Collector
 ) -> None:
     log.info("nothing in hand")
-    context.taken_up(a_task())
+    context(received(a_task()))
     log.info("before anything happened")
     context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
     log.info("at work")
-    context.put_down(a_task(), Ack())
+    context(settled(a_task(), Ack()))
     log.info("nothing again")
     idle, early, work, after = collector.objects
     assert "task_id" not in idle
@@ -103,7 +103,7 @@ def test_lines_from_pools_and_timers_carry_the_job(
             raise BlobMissing(str(at))
 
     images = tuple(Location("media", f"{n}.jpg") for n in range(8))
-    context.taken_up(a_task())
+    context(received(a_task()))
     with SystemClock().every(0.01, tick):
         # The timer was there before; the attempt becomes known only now.
         context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
@@ -128,14 +128,14 @@ def test_lines_of_jobs_side_by_side_name_each_its_own(
             task_id=task.task_id, style_id=style_id, attempt=style_id, resumed_from=None
         )
         together.wait()
-        context.taken_up(task)
+        context(received(task))
         together.wait()
         context(started)
         together.wait()
         log.info("%d at work", style_id)
         together.wait()
         if style_id == 2:
-            context.put_down(task, Ack())
+            context(settled(task, Ack()))
         together.wait()
         log.info("%d still here", style_id)
 
@@ -162,21 +162,11 @@ def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: C
 
     world, task = World(), a_task(images=12)
     world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe not text")
-    context.taken_up(task)
+    context(received(task))
     world.worker(journal=Journal(world.blobs, context))(task, StopSignal())
-    context.put_down(a_task(), Ack())
+    context(settled(a_task(), Ack()))
     assert collector.objects, "the damaged caption is worth a line"
     assert {line["task_id"] for line in collector.objects} == {TASK_ID}
-
-
-def test_a_job_that_is_only_heard_of_by_its_events_is_known(context: LogContext) -> None:
-    context(JobStarted(task_id="invalid-1", style_id=4, attempt=1, resumed_from=None))
-    record = logging.makeLogRecord({})
-    assert context.filter(record)
-    assert (record.task_id, record.style_id, record.attempt) == ("invalid-1", 4, 1)
-    context(JobStarted(task_id="invalid-2", style_id=5, attempt=2, resumed_from=None))
-    context.filter(record)
-    assert (record.task_id, record.style_id, record.attempt) == ("invalid-2", 5, 2)
 
 
 # --- secrets -----------------------------------------------------------------------------
@@ -308,7 +298,7 @@ def test_a_line_for_a_person_has_the_time_of_the_place(monkeypatch: pytest.Monke
     monkeypatch.setenv("TZ", "UTC-5:30")
     time.tzset()
     try:
-        assert TextFormatter(Redactor()).format(record) == "05:30:00 INFO    a\tb"
+        assert TextFormatter(Redactor()).format(record) == "05:30:00 INFO    a\\tb"
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -319,7 +309,7 @@ def test_an_empty_message_is_a_line() -> None:
 
 
 def test_a_line_for_a_person_names_the_job_once(context: LogContext) -> None:
-    context.taken_up(a_task())
+    context(received(a_task()))
     formatter = TextFormatter(Redactor())
     plain, named = record_of("fetching"), record_of(f"task {TASK_ID} starts")
     for record in (plain, named):
@@ -367,12 +357,12 @@ def test_a_job_leaves_its_log_beside_its_files() -> None:
     blobs = MemoryBlobStore()
     handler, context = job_log(blobs), LogContext("host/1")
     handler.addFilter(context)
-    watchers, listeners = Watchers(context, handler), EventBus(context, handler)
+    listeners = EventBus(context, handler)
     handler.handle(record_of("of no job"))
-    watchers.taken_up(a_task())
+    listeners(received(a_task()))
     listeners(STARTED)
     handler.handle(record_of(f"working with {TOKEN}"))
-    watchers.put_down(a_task(), Ack())
+    listeners(settled(a_task(), Ack()))
     handler.handle(record_of("of no job"))
     (at,) = blobs.blobs
     assert at == Location("models", f"jobs/{TASK_ID}/logs/20260101T000000Z_host_1.jsonl")
@@ -384,23 +374,23 @@ def test_a_job_leaves_its_log_beside_its_files() -> None:
 def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs)
-    handler.taken_up(a_task())
+    handler(received(a_task()))
     artifact = Artifact(Location("models", "models/style_1.safetensors"), "5f" * 32, 1)
     handler(JobCompleted(task_id="another", style_id=1, artifact=artifact))
     handler.handle(line_of(TASK_ID, "another worker holds the lease"))
-    handler.put_down(a_task(), Ack())
+    handler(settled(a_task(), Ack()))
     assert not blobs.blobs
 
 
 def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs, max_bytes=10_000)
-    handler.taken_up(a_task())
+    handler(received(a_task()))
     handler(STARTED)
     for number in range(1000):
         # Now and then a long one, which does not fit into the beginning where a short one would.
         handler.handle(line_of(TASK_ID, "%d %s", number, "“" * (1000 if number % 7 == 5 else 5)))
-    handler.put_down(a_task(), Ack())
+    handler(settled(a_task(), Ack()))
     (data,) = blobs.blobs.values()
     messages = [json.loads(line)["message"] for line in data.decode().splitlines()]
     (gap,) = [message for message in messages if message.endswith("left out")]
@@ -414,10 +404,10 @@ def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
 def test_a_last_line_is_kept_however_long_it_is() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs, max_bytes=1000)
-    handler.taken_up(a_task())
+    handler(received(a_task()))
     handler(STARTED)
     handler.handle(line_of(TASK_ID, "x" * 5000))
-    handler.put_down(a_task(), Ack())
+    handler(settled(a_task(), Ack()))
     (data,) = blobs.blobs.values()
     assert json.loads(data)["message"] == "x" * 5000
 
@@ -425,9 +415,9 @@ def test_a_last_line_is_kept_however_long_it_is() -> None:
 def test_a_job_without_a_line_leaves_no_log() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs)
-    handler.taken_up(a_task())
+    handler(received(a_task()))
     handler(STARTED)
-    handler.put_down(a_task(), Ack())
+    handler(settled(a_task(), Ack()))
     assert not blobs.blobs
 
 
@@ -443,11 +433,11 @@ def test_a_line_that_cannot_be_shown_or_stored_as_it_is_costs_nobody_more(
     blobs = MemoryBlobStore()
     handler = JobLog(blobs, place, ManualClock(), "w" * 300)
     handler.setFormatter(Broken())
-    handler.taken_up(a_task())
+    handler(received(a_task()))
     handler(STARTED)
     for message in ("broken", "no Unicode: \udcff"):
         handler.handle(line_of(TASK_ID, message))
-    handler.put_down(a_task(), Ack())
+    handler(settled(a_task(), Ack()))
     ((at, data),) = blobs.blobs.items()
     assert data == b"no Unicode: ?\n"
     assert len(at.name) <= 255, "whatever a machine calls itself"
@@ -462,10 +452,10 @@ def test_a_store_that_is_away_costs_the_log_and_not_the_job(
             raise BlobUnavailable("gone")
 
     handler = job_log(Away())
-    handler.taken_up(a_task())
+    handler(received(a_task()))
     handler(STARTED)
     handler.handle(line_of(TASK_ID, "a line"))
-    handler.put_down(a_task(), Ack())
+    handler(settled(a_task(), Ack()))
     assert "was not stored: gone" in caplog.text
 
 
@@ -474,17 +464,17 @@ def test_jobs_side_by_side_leave_each_its_own_log(collector: Collector) -> None:
     handler = job_log(blobs)
     handler.addFilter(context)
     root, together = logging.getLogger(), threading.Barrier(2, timeout=30)
-    watchers, listeners = Watchers(context, handler), EventBus(context, handler)
+    listeners = EventBus(context, handler)
 
     def work(style_id: int) -> None:
         task = replace(a_task(), task_id=f"task-{style_id}", style_id=style_id)
-        watchers.taken_up(task)
+        listeners(received(task))
         listeners(replace(STARTED, task_id=task.task_id, style_id=style_id))
         for number in range(200):
             together.wait()
             log.info("%d, line %d", style_id, number)
         log.info("%d put down", style_id)
-        watchers.put_down(task, Ack())
+        listeners(settled(task, Ack()))
         together.wait()
         log.info("%d after", style_id)
 
@@ -511,9 +501,9 @@ def test_two_runs_of_a_job_leave_two_logs() -> None:
     handler = JobLog(blobs, place, clock, "w")
     handler.setFormatter(JsonFormatter(Redactor()))
     for _ in range(2):
-        handler.taken_up(a_task())
+        handler(received(a_task()))
         handler(STARTED)
         handler.handle(line_of(TASK_ID, "a line"))
-        handler.put_down(a_task(), Ack())
+        handler(settled(a_task(), Ack()))
         clock.advance(60)
     assert len(blobs.blobs) == 2

@@ -21,6 +21,7 @@ from adapters.metrics.instruments import Metrics, suppress_errors
 from adapters.metrics.jobs import JobMetrics
 from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import DepthGauges, MeteredQueue
+from application.event_bus import MessageSettled
 from application.journal import Journal
 from application.ports import (
     BlobMissing,
@@ -42,7 +43,7 @@ from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.task import TrainingTask
-from tests.application.world import KEYS, World, a_task
+from tests.application.world import KEYS, World, a_task, received, settled
 
 IDS: Any = {"task_id": "a", "style_id": 7}
 
@@ -70,9 +71,9 @@ def run_a_job(metrics: Metrics, world: World, stop: StopSignal | None = None, **
         journal=Journal(blobs, listener),
     )
     task = a_task(**named)
-    listener.taken_up(task)
+    listener(received(task))
     settlement = use_case(task, stop or StopSignal())
-    listener.put_down(task, settlement)
+    listener(settled(task, settlement))
     return settlement
 
 
@@ -138,7 +139,7 @@ def test_a_run_that_ends_without_an_event_leaves_no_job_behind(
     listener(JobStarted(**IDS, attempt=1, resumed_from=None))
     clock.advance(5)
     task = replace(a_task(), task_id=IDS["task_id"])
-    listener.put_down(task, RetryLater(60, "another worker has taken the job over"))
+    listener(settled(task, RetryLater(60, "another worker has taken the job over")))
     assert value(metrics, "phase", slot="0", phase="idle") == 1
     assert value(metrics, "phase_duration_seconds_sum", phase="preparing") == 5
     assert value(metrics, "runs_total", settlement="retry_later") == 1
@@ -162,7 +163,7 @@ def begin(listener: JobMetrics, style_id: int, *, epochs: int) -> TrainingTask:
     task = replace(a_task(), task_id=f"task-{style_id}", style_id=style_id)
     ids: Any = {"task_id": task.task_id, "style_id": style_id}
     parameters = TrainingParameters(epochs=epochs, resolution=64)
-    listener.taken_up(task)
+    listener(received(task))
     listener(JobStarted(**ids, attempt=1, resumed_from=None))
     listener(TrainingBegan(**ids, parameters=parameters, image_count=10))
     progress = Progress(1, epochs, 1, epochs, loss=style_id / 10, steps_per_second=2.0)
@@ -174,7 +175,7 @@ def test_a_job_shows_from_the_moment_it_is_taken_up(metrics: Metrics, clock: Man
     listener = JobMetrics(metrics, clock.monotonic)
     begin(listener, 1, epochs=10)
     task = replace(a_task(), task_id="task-2", style_id=2)
-    listener.taken_up(task)
+    listener(received(task))
     assert value(metrics, "active_jobs") == 2
     ids: Any = {"task_id": task.task_id, "style_id": task.style_id}
     parameters = TrainingParameters(epochs=10, resolution=64)
@@ -197,14 +198,14 @@ def test_each_job_in_hand_has_a_seat_of_its_own(metrics: Metrics, clock: ManualC
         assert value(metrics, "job_loss", slot=slot) == loss
         assert value(metrics, "steps_total", slot=slot) == 1
     clock.advance(3)
-    listener.put_down(first, Requeue())
+    listener(settled(first, Requeue()))
     clock.advance(4)
     assert value(metrics, "phase", slot="0", phase="idle") == 1
     assert value(metrics, "job_epochs", slot="0") == 0
     assert value(metrics, "job_epochs", slot="1") == 20, "nobody else's"
     begin(listener, 3, epochs=30)
     assert value(metrics, "job_epochs", slot="0") == 30, "the lowest slot that is free"
-    listener.put_down(second, Requeue())
+    listener(settled(second, Requeue()))
     assert value(metrics, "phase_duration_seconds_sum", phase="training") == 3 + 7
 
 
@@ -214,8 +215,8 @@ def test_a_job_that_is_gone_does_not_look_alive(metrics: Metrics, clock: ManualC
     assert slots(metrics) == {"0", "1", "2"}
     ids: Any = {"task_id": "task-3", "style_id": 3}
     listener(JobFailed(**ids, failure=Failure(FailureCode.GPU_OOM, "too large")))
-    listener.put_down(tasks[2], Ack())
-    listener.put_down(tasks[1], RetryLater(60, "another worker has taken the job over"))
+    listener(settled(tasks[2], Ack()))
+    listener(settled(tasks[1], RetryLater(60, "another worker has taken the job over")))
     for name in (
         "phase",
         "job_epoch",
@@ -239,7 +240,7 @@ def test_a_lease_is_seen_while_its_job_is_in_hand(metrics: Metrics, clock: Manua
     blobs.put(KEYS.lease("task-2"), b"{}")
     assert value(metrics, "lease_last_write_timestamp_seconds", slot="0") == written
     assert value(metrics, "lease_last_write_timestamp_seconds", slot="1") == written + 20
-    listener.put_down(tasks[0], Requeue())
+    listener(settled(tasks[0], Requeue()))
     blobs.put(KEYS.lease("task-1"), b"released")
     assert slots(metrics, "lease_last_write_timestamp_seconds") == {"1"}
 
@@ -249,14 +250,14 @@ def test_a_message_that_is_only_looked_at_shows_no_second_job(
 ) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
     task = begin(listener, 1, epochs=10)
-    listener.taken_up(task)  # the same message again, in another thread
-    listener.put_down(task, RetryLater(20, "worker w holds the lease for 20 s more"))
+    again = RetryLater(20, "this worker is processing another delivery of the task")
+    listener(MessageSettled(task_id=None, settlement=again))
     assert value(metrics, "active_jobs") == 1
     assert value(metrics, "phase", slot="0", phase="training") == 1
     other = replace(task, task_id="somebody-else-has-it")
-    listener.taken_up(other)
+    listener(received(other))
     assert slots(metrics) == {"0"}
-    listener.put_down(other, RetryLater(20, "worker x holds the lease for 20 s more"))
+    listener(settled(other, RetryLater(20, "worker x holds the lease for 20 s more")))
     assert value(metrics, "runs_total", settlement="retry_later") == 2
 
 
@@ -271,7 +272,7 @@ def test_jobs_of_threads_side_by_side_add_up(metrics: Metrics) -> None:
             task = begin(listener, style_id, epochs=10)
             failure = Failure(FailureCode.GPU_OOM, "too large")
             listener(JobFailed(task_id=task.task_id, style_id=style_id, failure=failure))
-            listener.put_down(task, Ack())
+            listener(settled(task, Ack()))
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -15,6 +15,7 @@ import sentry_sdk
 from adapters.logs.context import LogContext
 from adapters.logs.redact import Redactor
 from adapters.logs.sentry import SentryMissing, start_sentry
+from application.event_bus import MessageSettled, TaskReceived
 from application.settlement import Ack
 from domain.events import JobStarted
 
@@ -42,6 +43,7 @@ def context() -> LogContext:
 @pytest.fixture
 def wire(context: LogContext) -> Iterator[Wire]:
     transport = Wire()
+    context(TaskReceived(task_id="a-task", style_id=7))
     context(JobStarted(task_id="a-task", style_id=7, attempt=2, resumed_from=None))
     start_sentry(
         "https://public@sentry.invalid/1",
@@ -79,6 +81,7 @@ def test_errors_of_jobs_side_by_side_carry_each_its_own(wire: Wire, context: Log
     together = threading.Barrier(2, timeout=30)
 
     def work(style_id: int) -> None:
+        context(TaskReceived(task_id=f"t{style_id}", style_id=style_id))
         context(
             JobStarted(task_id=f"t{style_id}", style_id=style_id, attempt=1, resumed_from=None)
         )
@@ -115,7 +118,7 @@ def test_an_address_that_is_none_is_one_line_with_the_setting() -> None:
 def test_an_error_of_no_job_is_nobodys_and_keeps_its_own_tags(
     wire: Wire, context: LogContext
 ) -> None:
-    context.put_down(None, Ack())
+    context(MessageSettled(task_id=None, settlement=Ack()))
     with sentry_sdk.new_scope() as scope:
         scope.set_tag("part", "queue")
         logging.getLogger("tests.sentry").error("no connection")

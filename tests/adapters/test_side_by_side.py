@@ -23,7 +23,7 @@ from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.state import WorkerState
-from application.event_bus import EventBus, Watchers
+from application.event_bus import EventBus
 from application.journal import Journal
 from application.log_events import log_event
 from application.settlement import Ack, Settlement
@@ -31,7 +31,7 @@ from application.stop_signal import StopSignal
 from domain.events import Event
 from domain.location import Location
 from domain.task import TrainingTask
-from tests.application.world import CONFIG, KEYS, World, a_task
+from tests.application.world import CONFIG, KEYS, World, a_task, received, settled
 
 STYLES = (1, 2, 3)
 EPOCHS = 25
@@ -51,7 +51,6 @@ class Onlookers:
         self.job_log = JobLog(self.logs, KEYS.log, clock, "w")
         self.job_log.setFormatter(JsonFormatter(Redactor()))
         self.job_log.addFilter(context)
-        self.watch = Watchers(context, self.jobs, self.worker_state, self.job_log)
         self.tell = EventBus(context, log_event, self.jobs, self.worker_state, self.job_log)
         self.max_active = 0
         self._together = threading.Barrier(len(STYLES), timeout=60)
@@ -75,9 +74,9 @@ class Onlookers:
             config=replace(CONFIG, fetch_concurrency=4),
         )
         world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe no text, which is worth a line")
-        self.watch.taken_up(task)
+        self.tell(received(task))
         settlement = use_case(task, StopSignal())
-        self.watch.put_down(task, settlement)
+        self.tell(settled(task, settlement))
         return settlement
 
 

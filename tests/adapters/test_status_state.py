@@ -21,7 +21,7 @@ from application.stop_signal import StopReason, StopSignal
 from domain.events import AnnouncementBegun, ProgressMade
 from domain.failure import FailureCode
 from domain.progress import Progress
-from tests.application.world import TASK_ID, World, a_task
+from tests.application.world import TASK_ID, World, a_task, received, settled
 from tests.services.status_scenes import Scene, failed, ids, side_by_side, task, training
 
 
@@ -87,7 +87,7 @@ def test_states_of_a_worker_without_a_job() -> None:
     states = [worker_state.snapshot()["worker"]["state"]]
     worker_state.model = "sd15"
     states.append(worker_state.snapshot()["worker"]["state"])
-    worker_state.taken_up(task(1))
+    worker_state(received(task(1)))
     states.append(worker_state.snapshot()["worker"]["state"])
     stop.request(StopReason.SHUTDOWN)
     states.append(worker_state.snapshot()["worker"]["state"])
@@ -96,9 +96,9 @@ def test_states_of_a_worker_without_a_job() -> None:
 
 def test_a_job_whose_backend_is_away_is_put_aside_with_the_reason() -> None:
     scene = Scene()
-    scene.watch.taken_up(task(6))
+    scene.tell(received(task(6)))
     scene.tell(AnnouncementBegun(**ids(6), call=2))
-    scene.watch.put_down(task(6), RetryLater(60.0, "the backend answers 503"))
+    scene.tell(settled(task(6), RetryLater(60.0, "the backend answers 503")))
     snapshot = shown(scene)
     assert snapshot["job"] is None
     assert snapshot["recent"][0]["result"] == "put aside"
@@ -108,8 +108,8 @@ def test_a_job_whose_backend_is_away_is_put_aside_with_the_reason() -> None:
 def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() -> None:
     scene = training()
     for _ in range(5):
-        scene.watch.taken_up(task(77))
-        scene.watch.put_down(task(77), RetryLater(60.0, "worker b holds the lease for 60 s more"))
+        scene.tell(received(task(77)))
+        scene.tell(settled(task(77), RetryLater(60.0, "worker b holds the lease for 60 s more")))
     recent = shown(scene)["recent"]
     assert [job["style_id"] for job in recent[:2]] == [77, 40]
 
@@ -117,14 +117,14 @@ def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() 
 def test_what_ended_otherwise_keeps_its_line_when_the_task_is_put_aside() -> None:
     scene = Scene()
     wait = RetryLater(60.0, "worker b holds the lease for 60 s more")
-    scene.watch.taken_up(task(6))
-    scene.watch.put_down(task(6), Requeue())
-    scene.watch.taken_up(task(6))
-    scene.watch.put_down(task(6), wait)
+    scene.tell(received(task(6)))
+    scene.tell(settled(task(6), Requeue()))
+    scene.tell(received(task(6)))
+    scene.tell(settled(task(6), wait))
     scene.start(6)
-    scene.watch.put_down(task(6), wait)
-    scene.watch.taken_up(task(6))
-    scene.watch.put_down(task(6), wait)
+    scene.tell(settled(task(6), wait))
+    scene.tell(received(task(6)))
+    scene.tell(settled(task(6), wait))
     lines = [(job["result"], job["attempt"]) for job in shown(scene)["recent"]]
     aside = "put aside"
     assert lines == [(aside, None), (aside, 1), (aside, None), ("handed back", None)]
@@ -132,24 +132,24 @@ def test_what_ended_otherwise_keeps_its_line_when_the_task_is_put_aside() -> Non
 
 def test_a_repeated_message_of_a_finished_job_is_no_job() -> None:
     scene = Scene()
-    scene.watch.taken_up(task(6))
-    scene.watch.put_down(task(6), Ack())
+    scene.tell(received(task(6)))
+    scene.tell(settled(task(6), Ack()))
     assert shown(scene)["recent"] == []
 
 
 def test_a_dead_letter_is_shown_with_its_reason() -> None:
     scene = Scene()
     scene.start(8)
-    scene.watch.put_down(task(8), DeadLetter("access to s3://models is denied"))
+    scene.tell(settled(task(8), DeadLetter("access to s3://models is denied")))
     assert shown(scene)["recent"][0]["result"] == "dead letter"
 
 
 def test_the_use_case_itself_leaves_a_completed_job_on_the_board() -> None:
     world = World()
     worker_state = WorkerState("w", "1", world.clock)
-    worker_state.taken_up(a_task())
+    worker_state(received(a_task()))
     settlement = world.worker(journal=Journal(world.blobs, worker_state))(a_task(), StopSignal())
-    worker_state.put_down(a_task(), settlement)
+    worker_state(settled(a_task(), settlement))
     snapshot = worker_state.snapshot()
     assert snapshot["job"] is None
     assert snapshot["last"]["task_id"] == TASK_ID
@@ -197,18 +197,10 @@ def test_a_job_that_is_put_down_leaves_the_others_in_hand() -> None:
     assert [job["style_id"] for job in snapshot["jobs"]] == [43, 44]
     assert snapshot["job"]["style_id"] == 43
     assert snapshot["recent"][0]["style_id"] == snapshot["last"]["style_id"] == 42
-    scene.watch.put_down(task(44), RetryLater(60.0, "the store is away"))
+    scene.tell(settled(task(44), RetryLater(60.0, "the store is away")))
     snapshot = shown(scene)
     assert [job["style_id"] for job in snapshot["jobs"]] == [43]
     assert snapshot["recent"][0]["message"] == "the store is away"
-
-
-def test_a_task_that_comes_again_while_it_is_in_hand_changes_nothing() -> None:
-    scene = side_by_side()
-    before = shown(scene)
-    scene.watch.taken_up(task(42))
-    scene.watch.put_down(task(42), RetryLater(20.0, "worker atelier-1 holds the lease"))
-    assert shown(scene) == before
 
 
 def test_jobs_that_are_interrupted_together_go_on_with_their_own_curves() -> None:
@@ -245,7 +237,7 @@ def test_events_of_threads_side_by_side_reach_each_its_own_job() -> None:
     together = threading.Barrier(3, timeout=30)
 
     def work(style_id: int) -> None:
-        scene.watch.taken_up(task(style_id))
+        scene.tell(received(task(style_id)))
         for epoch in range(1, 300):
             together.wait()
             progress = Progress(epoch, 1000, epoch, 1000, loss=style_id / 10)

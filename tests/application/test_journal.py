@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
 
 from adapters.memory import MemoryBlobStore
+from application.fenced_blob import MAX_RECORD_BYTES, RecordDamaged
 from application.journal import (
     Journal,
-    RecordDamaged,
     RecordNewer,
     decode_job,
     encode_job,
@@ -36,7 +36,7 @@ JOB = TrainingJob(
     progress=Progress(4, 4, 80, 80, 0.1, 9.5),
     checkpoint=CheckpointRef(Location("styles", "jobs/task-1/4"), 4, 80),
     metric=TrainingMetric(0.1, 4, 80, 2),
-    artifact=Artifact(Location("styles", "style.safetensors"), "00ff", 12),
+    artifact=Artifact(Location("styles", "style.safetensors", "gs"), "00ff", 12),
     failure=Failure(FailureCode.GPU_OOM, "full", retryable=True),
     announcements=1,
 )
@@ -89,7 +89,22 @@ def test_what_only_a_newer_worker_can_go_on_with_is_left_to_it(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("parameters", []), ("state", None), ("state", 3), ("progress", "x")]
+    ("name", "value"),
+    [
+        ("parameters", []),
+        ("state", None),
+        ("state", 3),
+        ("progress", "x"),
+        ("progress", {**asdict(Progress(4, 4, 80, 80)), "current_step": "80"}),
+        ("attempt", "2"),
+        ("attempt", None),
+        ("waits", 1),
+        ("style_id", True),
+        ("checkpoint", {"location": {"bucket": "styles", "key": "k"}, "epoch": 4.5, "step": 80}),
+        ("artifact", {"location": {"bucket": 1, "key": "k"}, "sha256": "00ff", "size": 12}),
+        ("failure", {"code": "GPU_OOM", "message": ["x"], "retryable": True}),
+        ("metric", {"loss": "low", "epochs": 4, "steps": 80}),
+    ],
 )
 def test_what_is_no_record_is_told_by_its_name(name: str, value: object) -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
@@ -97,6 +112,15 @@ def test_what_is_no_record_is_told_by_its_name(name: str, value: object) -> None
     blobs.put(at, json.dumps(record).encode())
     with pytest.raises(RecordDamaged, match=r"s3://styles/jobs/task-1/journal\.json is damaged"):
         recorded_job(blobs, at)
+
+
+def test_a_record_without_end_is_told_as_damaged_and_not_read() -> None:
+    at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
+    blobs.put(at, b" " * (MAX_RECORD_BYTES + 1))
+    with pytest.raises(RecordDamaged, match=r"journal\.json is damaged"):
+        recorded_job(blobs, at)
+    with pytest.raises(RecordDamaged, match=r"journal\.json is damaged"):
+        Journal(blobs, lambda _: None).open(at, "worker", JOB)
 
 
 def test_what_an_older_worker_did_not_know_has_its_default() -> None:

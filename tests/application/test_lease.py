@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from application.lease import Lease, LeaseTerms
+from application.lease import MAX_SECONDS, Lease, LeaseTerms
 from application.ports import Blob, BlobDenied, BlobUnavailable
 from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
@@ -83,6 +83,33 @@ def test_the_lease_of_a_dead_worker_is_taken_over(world: World) -> None:
         ).encode(),
     )
     assert world.worker()(a_task(), StopSignal()) == Ack()
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        b"garbage \xff",
+        b"[]",
+        b"{}",
+        b'{"owner": "x", "expires_at": 5, "revision": 1}',
+        b'{"owner": "x", "expires_at": "2026-01-01T00:00+00:00", "revision": [], "seconds": 9}',
+        b'{"owner": "x", "expires_at": "2026-01-01T00:00+00:00", "revision": 1, "seconds": NaN}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_lease_is_replaced(found: bytes, world: World) -> None:
+    world.blobs.put(KEYS.lease(TASK_ID), found)
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    assert world.leases() == []
+
+
+@pytest.mark.parametrize("expires_at", ["2000-01-01T00:00:00+00:00", "9999-01-01T00:00:00+00:00"])
+def test_a_forged_term_stops_a_job_for_a_bounded_time(expires_at: str, world: World) -> None:
+    forged = {"owner": "nobody", "expires_at": expires_at, "revision": 1, "seconds": 1e9}
+    world.blobs.put(KEYS.lease(TASK_ID), json.dumps(forged).encode())
+    began = world.clock.monotonic()
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    assert world.clock.monotonic() - began < 2 * MAX_SECONDS
 
 
 def test_a_clock_that_jumps_ahead_takes_no_lease_from_the_living(world: World) -> None:

@@ -14,7 +14,7 @@ from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import TaskReader, encode_task
 from adapters.spool import SpoolQueue
-from application.event_bus import Watcher, Watchers
+from application.event_bus import EventSink, MessageSettled, TaskReceived, WorkerEvent
 from application.journal import Journal
 from application.notify_outcome import SLOW_ANSWER
 from application.ports import (
@@ -29,7 +29,7 @@ from application.ports import (
     TrainerBroken,
 )
 from application.reject_invalid_task import RejectInvalidTask
-from application.settlement import Ack, DeadLetter, Settlement
+from application.settlement import Ack, DeadLetter, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
 from application.worker_loop import AWAY_SECONDS, EMPTY_LOOKS, WorkerLoop
 from domain.failure import Failure, FailureCode
@@ -43,7 +43,7 @@ BAD = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
 
 
 def loop_over(
-    world: World, queue: Any, watch: Watcher | None = None, notifier: Any = None
+    world: World, queue: Any, events: EventSink = lambda _: None, notifier: Any = None
 ) -> WorkerLoop:
     reject = RejectInvalidTask(
         blobs=world.blobs,
@@ -60,7 +60,7 @@ def loop_over(
         run=world.worker(),
         reject=reject,
         clock=world.clock,
-        watch=watch or Watchers(),
+        events=events,
     )
 
 
@@ -76,26 +76,58 @@ def test_a_task_is_run_and_acknowledged(world: World, queue: MemoryQueue) -> Non
     assert (queue.waiting, queue.unsettled, queue.dead) == ([], [], [])
 
 
-def test_a_watcher_hears_of_a_message_from_its_task_to_after_its_settlement(
+def test_observers_get_a_message_when_it_is_received_and_when_it_is_settled(
     world: World, queue: MemoryQueue
 ) -> None:
-    heard: list[tuple[Any, int]] = []
-
-    class Watch:
-        def taken_up(self, task: TrainingTask) -> None:
-            heard.append((task.task_id, len(queue.unsettled)))
-
-        def put_down(self, task: TrainingTask | None, settlement: Settlement) -> None:
-            heard.append(((task and task.task_id, settlement), len(queue.unsettled)))
-
+    seen: list[tuple[WorkerEvent, int]] = []
     queue.publish(encode_task(a_task()))
     queue.publish(b"garbage")
-    loop_over(world, queue, Watch())(StopSignal(), until_empty=True)
-    assert heard[:2] == [(TASK_ID, 1), ((TASK_ID, Ack()), 0)]
-    (((no_task, settlement), unsettled),) = heard[2:]
-    assert no_task is None
-    assert isinstance(settlement, DeadLetter)
-    assert unsettled == 0
+    loop = loop_over(world, queue, lambda event: seen.append((event, len(queue.unsettled))))
+    loop(StopSignal(), until_empty=True)
+    assert [type(event) for event, _ in seen] == [TaskReceived, MessageSettled, MessageSettled]
+    assert [unsettled for _, unsettled in seen] == [1, 0, 0]
+    first, second, third = (event for event, _ in seen)
+    assert first == TaskReceived(task_id=TASK_ID, style_id=7)
+    assert second == MessageSettled(task_id=TASK_ID, settlement=Ack())
+    assert isinstance(third, MessageSettled)
+    assert isinstance(third.settlement, DeadLetter)
+
+
+def test_observers_get_a_message_that_is_rejected_under_the_id_of_its_job(
+    world: World, queue: MemoryQueue
+) -> None:
+    seen: list[WorkerEvent] = []
+    queue.publish(BAD)
+    loop_over(world, queue, seen.append)(StopSignal(), until_empty=True)
+    received, settled = seen
+    assert isinstance(received, TaskReceived)
+    assert isinstance(settled, MessageSettled)
+    assert received.task_id == settled.task_id != TASK_ID
+    assert world.events[0].task_id == received.task_id
+
+
+def test_a_second_delivery_of_a_task_in_progress_is_put_aside_and_no_job_to_observers(
+    world: World, queue: MemoryQueue
+) -> None:
+    seen: list[WorkerEvent] = []
+    loop = loop_over(world, queue, seen.append)
+
+    def run(task: TrainingTask, stop: StopSignal, retries: int) -> Settlement:
+        queue.publish(encode_task(task))
+        replace(loop, run=not_again)(stop, until_empty=True)
+        return Ack()
+
+    def not_again(*_: Any) -> Settlement:
+        raise AssertionError("the task is run twice at once")
+
+    queue.publish(encode_task(a_task()))
+    replace(loop, run=run)(StopSignal(), until_empty=True)
+    duplicate = seen[1]
+    assert isinstance(duplicate, MessageSettled)
+    assert duplicate.task_id is None
+    assert isinstance(duplicate.settlement, RetryLater)
+    assert seen[2:] == [MessageSettled(task_id=TASK_ID, settlement=Ack())]
+    assert len(queue.waiting) == 1, "it is looked at again later"
 
 
 def test_every_line_about_a_message_carries_its_task_the_last_one_too(
@@ -231,7 +263,7 @@ def test_a_defect_in_refusing_a_message_is_logged_and_at_last_left_to_a_person(
 def test_a_bad_message_of_which_nobody_can_be_told_is_left_to_a_person_at_once(
     world: World, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deny(at: Location) -> Blob:
+    def deny(at: Location, **_how: Any) -> Blob:
         raise BlobDenied(f"403 for {at.bucket}")
 
     monkeypatch.setattr(world.blobs, "get", deny)

@@ -38,7 +38,12 @@ def worker_pool_of(
     return WorkerPool(
         [
             WorkerLoop(
-                queue=queue, parse=TaskReader(None), run=run(slot), reject=reject, clock=clock
+                queue=queue,
+                parse=TaskReader(None),
+                run=run(slot),
+                reject=reject,
+                clock=clock,
+                events=lambda _event: None,
             )
             for slot in range(count)
         ]

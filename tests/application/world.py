@@ -16,6 +16,7 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
+from application.event_bus import MessageSettled, TaskReceived
 from application.journal import Journal
 from application.lease import LeaseTerms
 from application.notify_outcome import OutcomeNotifier
@@ -53,6 +54,16 @@ def a_task(images: int = 10, **named: Any) -> TrainingTask:
         tags=("watercolour",),
         requested=RequestedParameters({"epochs": 25, "batch_size": 4, **named}),
     )
+
+
+def received(task: TrainingTask) -> TaskReceived:
+    """What observers get before a task is run."""
+    return TaskReceived(task_id=task.task_id, style_id=task.style_id)
+
+
+def settled(task: TrainingTask, settlement: Settlement) -> MessageSettled:
+    """What observers get when its message is settled."""
+    return MessageSettled(task_id=task.task_id, settlement=settlement)
 
 
 class Crash(BaseException):

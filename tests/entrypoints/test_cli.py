@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from adapters.webhook.options import InvalidBackend
 from application.ports import BlobDenied, QueueUnavailable
 from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
-from entrypoints import submit, train
+from entrypoints import submit, train, worker
 from entrypoints.cli import SHELLS, add_common_options, run_command
 from entrypoints.exit_codes import UsageError
 from tests.services.commands import ROOT, run
@@ -69,9 +70,21 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert len(printed.err.splitlines()) == bool(said)
 
 
-def test_debug_shows_where_an_error_comes_from() -> None:
-    with pytest.raises(RuntimeError, match="boom"):
-        run_with(RuntimeError("boom"), "--debug")
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError("boom"), 1), (UsageError("boom"), 2)])
+def test_debug_shows_where_an_error_comes_from_and_keeps_its_exit_code(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_with(error, "--debug") == code
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert "in carry_out" in printed
+
+
+def test_errors_are_printed_without_what_a_terminal_obeys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_with(UsageError("a\x1b[2J\x9b\u202eb"))
+    assert capsys.readouterr().err == "error: a\\u001b[2J\\u009b\\u202eb\n"
 
 
 def test_a_defect_of_a_command_that_nobody_watches_is_in_the_log(
@@ -130,11 +143,44 @@ def test_options_may_be_spelt_as_other_trainers_have_them() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_elsewhere_than_on_linux_one_line_says_so(name: str) -> None:
+    code = (
+        "import sys; sys.platform = 'win32'; sys.modules |= {'fcntl': None, 'resource': None}; "
+        f"from entrypoints.{name} import main; sys.exit(main([]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "Linux only" in line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_option_is_told_without_a_page_of_the_others(name: str) -> None:
     done = run(name, "images", "--out", "out", "--network-dim", "8", cwd=ROOT)
     assert done.returncode == 2
     assert "--network-dim" in done.stderr
     assert len(done.stderr.splitlines()) <= 4, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("train", "--trigerword", "--trigger-word"),
+        ("submit", "--epochz=3", "--epochs"),
+        ("worker", "--onec", "--once"),
+    ],
+)
+def test_a_misspelt_option_is_told_with_the_one_that_was_meant(
+    name: str, given: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = {"train": train.main, "submit": submit.main, "worker": worker.main}[name]
+    arguments = {"train": ["images", "--out", "out"], "submit": ["a"], "worker": []}[name]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, given])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"did you mean {meant}?\n")
 
 
 @pytest.mark.parametrize(

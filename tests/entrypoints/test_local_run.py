@@ -31,7 +31,9 @@ class Faulty(MemoryTrainer):
     def __init__(self) -> None:
         super().__init__(SystemClock(), step_seconds=0.0)
         self.faults: list[Exception] = []
-        self.frozen = SimpleNamespace(native_resolution=64, fingerprint="a base")
+        self.frozen = SimpleNamespace(
+            name="a base", native_resolution=64, fingerprint="a base", is_sd15=False
+        )
 
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
@@ -119,6 +121,25 @@ def test_every_checkpoint_that_was_asked_for_stays(
     assert (code, outcome["checkpoint_epoch"]) == (0, 5)
     stored = sorted(path.name for path in tmp_path.glob("out/jobs/*/checkpoints/*"))
     assert [int(re.findall(r"\d+", name)[0]) for name in stored] == epochs
+
+
+def test_what_would_disappoint_is_said_before_the_training(
+    trainer: Faulty, run: Run, tmp_path: Path
+) -> None:
+    Image.new("RGB", (1200, 300), "teal").save(tmp_path / "images" / "wide.png")
+    said = run()[2]
+    before, training, _ = said.partition("training on 2")
+    assert training
+    assert "only 2 usable " in before
+    assert "1 of 2 lose more than 10% to cropping" in before
+    assert "will not load in Stable Diffusion 1.5" in before
+    assert "--base-model" in before
+    (tmp_path / "images" / "wide.png").unlink()
+    trainer.frozen.is_sd15 = True
+    said = run("--out", "other")[2]
+    assert "only 1 usable " in said
+    assert "cropping" not in said
+    assert "will not load" not in said
 
 
 def test_images_may_be_links(trainer: Faulty, run: Run, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from application.settlement import Ack
 from domain.events import JobStarted
 from domain.location import Location
 from entrypoints.logs import start_logging
-from tests.application.world import TASK_ID, a_task
+from tests.application.world import TASK_ID, a_task, received, settled
 
 TOKEN = "a-token-of-32-characters-or-more!"
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,12 +95,12 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     )
     logs.collect_into(job_log)
     for watcher in (logs.context, job_log):
-        watcher.taken_up(a_task())
+        watcher(received(a_task()))
     started = JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None)
     logs.context(started)
     job_log(started)
     logging.getLogger("x").info("with %s", TOKEN)
-    job_log.put_down(a_task(), Ack())
+    job_log(settled(a_task(), Ack()))
     (stored,) = blobs.blobs.values()
     assert stored.decode() == pipe.getvalue()
     line = json.loads(stored)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from application.journal import encode_job
+from domain.job import JobState, TrainingJob
+from domain.location import Location
+from domain.progress import Progress
+from domain.results import CheckpointRef
 from entrypoints.settings import Settings
 from entrypoints.submit import main
 
@@ -63,11 +69,73 @@ def test_dead_letters_are_told_whatever_is_in_them_and_an_id_may_be_in_capitals(
     assert {row["task_id"]: row["body"][:2] for row in rows} == {None: "\ufffd ", TASK: '{"'}
     assert not any(row["put_back"] or row["dropped"] for row in rows)
 
-    rows = dead_letters_of(capsys, "--replay-dead", TASK.upper())
-    assert {row["task_id"]: row["put_back"] for row in rows} == {None: False, TASK: True}
+    (row,) = dead_letters_of(capsys, "--replay-dead", TASK.upper())
+    assert (row["task_id"], row["put_back"]) == (TASK, True)
     (row,) = dead_letters_of(capsys, "--drop-dead", "-")
     assert (row["dropped"], row["put_back"]) == (True, False)
     assert dead_letters_of(capsys, "--dead") == []
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e x\nforged line"
+
+
+def test_dead_letters_are_printed_without_what_a_terminal_obeys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dead("1.json", json.dumps({"task_id": HOSTILE, "reason": HOSTILE}).encode())
+    for options in ([], ["--json"]):
+        assert main(["--dead", *options]) == 0
+        printed = capsys.readouterr().out
+        assert all(line.isprintable() for line in printed.split("\n")), printed
+    assert main(["--dead"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2, "the letter and the count"
+
+
+def test_a_tasks_status_is_read_from_the_store_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--status", TASK]) == 0
+    assert "no worker has taken it up" in capsys.readouterr().out
+    record = Path("spool/buckets/stylelicense-models/jobs", TASK, "journal.json")
+    record.parent.mkdir(parents=True)
+    job = TrainingJob(
+        task_id=TASK,
+        style_id=9,
+        state=JobState.TRAINING,
+        attempt=2,
+        progress=Progress(30, 100, 300, 1000),
+        checkpoint=CheckpointRef(Location("stylelicense-models", "jobs/x"), 20, 200),
+    )
+    record.write_text(json.dumps({"revision": 3, "writer": "w", "job": encode_job(job)}))
+    assert main(["--status", TASK.upper()]) == 0
+    told = capsys.readouterr().out
+    for fact in (
+        TASK,
+        "style 9",
+        "training",
+        "attempt 2",
+        "epoch 30 of 100",
+        "checkpoint: epoch 20",
+    ):
+        assert fact in told
+    assert "no worker has it now" in told
+
+    now = datetime.now(UTC)
+    lease = {"owner": "worker-7", "revision": 1, "seconds": 60.0}
+    lease["expires_at"] = (now + timedelta(seconds=60)).isoformat()
+    record.with_name("lease.json").write_text(json.dumps(lease))
+    assert main(["--cancel", TASK]) == 0
+    capsys.readouterr()
+    assert main(["--status", TASK, "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["state"], status["worker"], status["cancelling"]) == (
+        "training",
+        "worker-7",
+        True,
+    )
+    assert status["job"]["progress"]["current_epoch"] == 30
+
+    record.write_text("{}")
+    assert main(["--status", TASK]) == 2
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_the_cancellation_of_a_task_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,6 +191,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
     first.send_signal(signal.SIGINT)
     printed, _ = first.communicate(timeout=60)
     assert first.returncode == 130, printed
+    assert "stopping: saving a checkpoint" in printed
     assert "the same command goes on from there" in printed
 
     second = subprocess.Popen(

@@ -16,7 +16,7 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.app import Check, Finding, Sources
 from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
-from application.event_bus import EventBus, Watchers
+from application.event_bus import EventBus
 from application.ports import GpuReading, Preview
 from application.settlement import Ack, Requeue, RetryLater
 from domain.events import (
@@ -38,6 +38,7 @@ from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
 from domain.task import TrainingTask
+from tests.application.world import received, settled
 
 SECRET = "a-secret-token-that-nobody-may-see"
 CARD = GpuReading(
@@ -88,7 +89,6 @@ class Scene:
         self.previews = PreviewCache()
         self.counted = counted = JobMetrics(self.metrics, self.clock.monotonic)
         self.tell = EventBus(self.worker_state, counted)
-        self.watch = Watchers(self.worker_state, counted)
 
     def sources(self) -> Sources:
         """What the page reads."""
@@ -124,7 +124,7 @@ class Scene:
 
     def start(self, style_id: int, *, attempt: int = 1, resumed_from: int | None = None) -> None:
         """A task is taken up."""
-        self.watch.taken_up(task(style_id))
+        self.tell(received(task(style_id)))
         self.counted.lease_written(task(style_id).task_id, self.clock.now().timestamp())
         at = None
         if resumed_from is not None:
@@ -162,7 +162,7 @@ class Scene:
         self.tell(ArtifactStored(**ids(style_id), artifact=ARTIFACT))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobCompleted(**ids(style_id), artifact=ARTIFACT))
-        self.watch.put_down(task(style_id), Ack())
+        self.tell(settled(task(style_id), Ack()))
 
     def draw(self, style_id: int, epoch: int, *, finished: bool = True) -> None:
         """Previews are drawn; those without the style only once it is finished."""
@@ -179,12 +179,12 @@ class Scene:
         self.tell(JobGivenUp(**ids(style_id), failure=failure))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobFailed(**ids(style_id), failure=failure))
-        self.watch.put_down(task(style_id), Ack())
+        self.tell(settled(task(style_id), Ack()))
 
     def interrupt(self, style_id: int) -> None:
         """The worker is asked to stop."""
         self.tell(JobInterrupted(**ids(style_id), reason="its worker shut down", failures=0))
-        self.watch.put_down(task(style_id), Requeue())
+        self.tell(settled(task(style_id), Requeue()))
 
 
 def ids(style_id: int) -> Any:
@@ -233,9 +233,9 @@ def training() -> Scene:
     scene.train(42, until=46)
     scene.interrupt(42)
     scene.clock.advance(10)
-    scene.watch.taken_up(task(40))
+    scene.tell(received(task(40)))
     lease = "worker atelier-2 holds the lease for 48 s more"
-    scene.watch.put_down(task(40), RetryLater(48.0, lease))
+    scene.tell(settled(task(40), RetryLater(48.0, lease)))
     scene.start(42, attempt=2, resumed_from=40)
     scene.train(42, first=41, until=127)
     scene.clock.advance(2)

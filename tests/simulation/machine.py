@@ -85,6 +85,7 @@ class Machine:
             run=run,
             reject=RejectInvalidTask(**common),
             clock=self.clock,
+            events=lambda _event: None,
         )
         self._working = together
         for _ in range(together):

@@ -1,0 +1,110 @@
+"""Where a job stands, from what is stored of it alone: no worker or queue is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from application.cancellation import cancellation_requested
+from application.journal import encode_job, recorded_job
+from application.lease import lease_owner
+from application.ports import BlobStore
+from application.storage_keys import StorageKeys
+from domain.job import JobState, TrainingJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """What is on record of a task."""
+
+    task_id: str
+    job: TrainingJob | None
+    """None: no worker has taken the task up."""
+    worker: str | None
+    """Who holds the lease and renews it; None where nobody does."""
+    cancelling: bool
+    """A request to cancel lies there."""
+
+    @property
+    def state(self) -> str:
+        """A state of the job, or ``unknown``."""
+        return "unknown" if self.job is None else str(self.job.state)
+
+
+def job_status(task_id: str, blobs: BlobStore, keys: StorageKeys, now: datetime) -> JobStatus:
+    """Read what is on record of a task.
+
+    Raises:
+        RecordNewer, RecordDamaged: the record cannot be understood.
+        Unavailable, BlobDenied: the store cannot be read.
+    """
+    return JobStatus(
+        task_id=task_id,
+        job=recorded_job(blobs, keys.journal(task_id)),
+        worker=lease_owner(blobs, keys.lease(task_id), now),
+        cancelling=cancellation_requested(task_id, blobs, keys),
+    )
+
+
+def as_values(status: JobStatus) -> dict[str, Any]:
+    """JSON values: those of the job's record, with what lies beside it."""
+    record = None if status.job is None else encode_job(status.job)
+    return {
+        "task_id": status.task_id,
+        "state": status.state,
+        "worker": status.worker,
+        "cancelling": status.cancelling,
+        "job": record,
+    }
+
+
+def in_words(status: JobStatus) -> list[str]:
+    """Lines for an operator."""
+    job = status.job
+    if job is None:
+        lines = [f"task {status.task_id}: no worker has taken it up: it waits, or the id is wrong"]
+    else:
+        head = f"task {status.task_id}, style {job.style_id}: {_WORDS[job.state]}"
+        lines = [head, *(f"  {line}" for line in _details(job))]
+        if status.worker is not None:
+            lines.append(f"  worker {status.worker} has it")
+        elif not job.is_terminal:
+            lines.append("  no worker has it now: its message waits in the queue")
+    if status.cancelling and (job is None or not job.is_terminal):
+        lines.append("  it is to be cancelled")
+    return lines
+
+
+_WORDS = {
+    JobState.QUEUED: "not started",
+    JobState.PREPARING: "images are being fetched and checked",
+    JobState.TRAINING: "training",
+    JobState.UPLOADING: "trained; the weights are being stored",
+    JobState.ANNOUNCING: "over; the backend is being told",
+    JobState.COMPLETED: "completed; the backend knows",
+    JobState.FAILED: "failed; the backend knows",
+    JobState.CANCELLED: "cancelled; the backend knows",
+    JobState.INTERRUPTED: "interrupted; it will be continued",
+}
+
+
+def _details(job: TrainingJob) -> list[str]:
+    lines = []
+    if job.attempt:
+        failures = f", {job.failures} failures since the last checkpoint" * bool(job.failures)
+        lines.append(f"attempt {job.attempt}{failures}")
+    if job.progress is not None and job.artifact is None:
+        at = job.progress
+        lines.append(f"epoch {at.current_epoch} of {at.total_epochs} ({at.percent} %)")
+    if job.checkpoint is not None and job.artifact is None:
+        lines.append(f"last checkpoint: epoch {job.checkpoint.epoch}")
+    if job.artifact is not None:
+        lines.append(f"weights: {job.artifact.location}, {job.artifact.size} bytes")
+    if job.metric is not None:
+        lines.append(f"loss {job.metric.loss:.4f} after {job.metric.epochs} epochs")
+    if job.failure is not None:
+        lines.append(f"{job.failure.code}: {job.failure.message}")
+    if job.announcements:
+        lines.append(f"final calls to the backend: {job.announcements}")
+    return lines

@@ -1,0 +1,103 @@
+"""List the dead letters, and put back or drop some, for ``entrypoints.submit``."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from application.text import printable
+from entrypoints.exit_codes import UsageError
+
+if TYPE_CHECKING:
+    from application.ports import DeadLetterAction, DeadLetters, DeadMessage
+
+NAMELESS = "-"
+"""In place of a task's id: the message names none."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One dead letter as it is printed."""
+
+    task_id: str | None
+    since: str | None
+    reason: str
+    details: dict[str, str]
+    body: str
+    put_back: bool = False
+    dropped: bool = False
+
+    def __str__(self) -> str:
+        done = "put back" if self.put_back else "dropped" if self.dropped else "dead"
+        return printable(f"{done}  {self.since or '-'}  {self.task_id or NAMELESS}  {self.reason}")
+
+
+def process_dead_letters(
+    letters: DeadLetters,
+    fate: DeadLetterAction,
+    task_id: str | None,
+    *,
+    option: str,
+    as_json: bool,
+) -> None:
+    """Do with the dead letters of a task as is asked, and print them.
+
+    Args:
+        fate: of the letters that are meant; ``DeadLetterAction.KEEP`` only lists them.
+        task_id: whose letters are meant; ``NAMELESS``: those without an id; None: all.
+        option: what the task was given with, for the error.
+
+    Raises:
+        UsageError: no dead letter is of this task.
+    """
+    from adapters.schemas.task import task_id_of
+    from application.ports import DeadLetterAction
+
+    wanted = None if task_id is None else plain_id(task_id)
+    rows: list[Row] = []
+
+    def decide(letter: DeadMessage) -> DeadLetterAction:
+        named = task_id_of(letter.body)
+        row = Row(
+            task_id=named and plain_id(named),
+            since=letter.since.isoformat() if letter.since else None,
+            reason=letter.reason,
+            details=dict(letter.details),
+            body=letter.body.decode("utf-8", "replace"),
+        )
+        if wanted not in (None, row.task_id or NAMELESS):
+            return DeadLetterAction.KEEP
+        rows.append(
+            replace(
+                row,
+                put_back=fate is DeadLetterAction.PUT_BACK,
+                dropped=fate is DeadLetterAction.DROP,
+            )
+        )
+        return fate
+
+    letters.process_dead_letters(decide)
+    if wanted is not None and not rows:
+        raise UsageError(f"{option} {wanted}: no dead letter is of this task; see --dead")
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    for row in rows:
+        print(row)
+    count = f"{len(rows)} dead letter{'s' * (len(rows) != 1)}"
+    done = {
+        DeadLetterAction.KEEP: "",
+        DeadLetterAction.PUT_BACK: " put back",
+        DeadLetterAction.DROP: " dropped",
+    }[fate]
+    print(f"{count}{done}")
+
+
+def plain_id(task_id: str) -> str:
+    """A task's id as the log has it, however it is written; any other text as it is."""
+    try:
+        return str(uuid.UUID(task_id))
+    except ValueError:
+        return task_id

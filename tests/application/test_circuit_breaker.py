@@ -1,0 +1,44 @@
+"""When a worker takes no tasks because every one fails on it."""
+
+from __future__ import annotations
+
+from application.circuit_breaker import DEFECTS, FIRST_PAUSE, MAX_PAUSE, CircuitBreaker
+from tests.application.world import World
+
+
+def test_different_tasks_in_a_row_open_it_and_each_further_one_doubles_the_pause(
+    world: World,
+) -> None:
+    breaker = CircuitBreaker(world.clock)
+    for number in range(DEFECTS):
+        assert breaker.trouble is None
+        breaker.failed(f"task-{number}")
+    assert f"{DEFECTS} tasks in a row" in (breaker.trouble or "")
+    for _ in range(10):
+        world.clock.advance(FIRST_PAUSE)
+        if breaker.trouble is None:
+            break
+    breaker.failed("one more")
+    world.clock.advance(FIRST_PAUSE)
+    assert breaker.trouble is not None
+    for number in range(20):
+        breaker.failed(f"again-{number}")
+    world.clock.advance(MAX_PAUSE)
+    assert breaker.trouble is None
+
+
+def test_one_task_that_fails_again_and_again_does_not_open_it(world: World) -> None:
+    breaker = CircuitBreaker(world.clock)
+    for _ in range(10 * DEFECTS):
+        breaker.failed("the same")
+    assert breaker.trouble is None
+
+
+def test_a_task_that_ends_well_closes_it(world: World) -> None:
+    breaker = CircuitBreaker(world.clock)
+    for number in range(2 * DEFECTS):
+        breaker.failed(f"task-{number}")
+    breaker.succeeded()
+    assert breaker.trouble is None
+    breaker.failed("another")
+    assert breaker.trouble is None
