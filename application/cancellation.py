@@ -6,7 +6,8 @@ import json
 import logging
 from datetime import datetime
 
-from application.ports import BlobDenied, BlobMissing, BlobStore, Unavailable
+from application.fenced_blob import MAX_RECORD_BYTES
+from application.ports import BlobDenied, BlobMissing, BlobStore, BlobTooLarge, Unavailable
 from application.storage_keys import StorageKeys
 
 log = logging.getLogger(__name__)
@@ -25,9 +26,11 @@ def request_cancellation(task_id: str, blobs: BlobStore, keys: StorageKeys, now:
 def cancellation_requested(task_id: str, blobs: BlobStore, keys: StorageKeys) -> bool:
     """Whether somebody has asked for the job to be stopped; no, where that cannot be told."""
     try:
-        blobs.get(keys.cancellation(task_id))
+        blobs.get(keys.cancellation(task_id), max_bytes=MAX_RECORD_BYTES)
     except BlobMissing:
         return False
+    except BlobTooLarge:
+        return True  # whatever lies there
     except (Unavailable, BlobDenied) as error:
         log.warning("could not look for a request to cancel: %s", error)
         return False

@@ -18,6 +18,9 @@ from application.worker_config import WorkerConfig
 
 log = logging.getLogger(__name__)
 
+MAX_PREVIEW_BYTES = 64 * 1024**2
+"""Of one image: more than PNG takes for the largest resolution."""
+
 
 class CheckpointPreviews:
     """Draws and stores previews of one run, as long as they cost no more than the config allow.
@@ -77,5 +80,7 @@ def stored_previews(
     found: dict[int, list[bytes]] = {}
     for at in blobs.list(keys.bucket, keys.previews_prefix(task_id)):
         if named := re.search(r"epoch_(\d+)_\d+\.png$", at.key):
-            found.setdefault(int(named[1]), []).append(blobs.get(at).data)
+            found.setdefault(int(named[1]), []).append(
+                blobs.get(at, max_bytes=MAX_PREVIEW_BYTES).data
+            )
     return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from application.cancellation import cancellation_requested
+from application.fenced_blob import RecordDamaged
 from application.fetch_images import ImagesDenied, fetch_images
 from application.journal import Entry, Journal
 from application.lease import Lease, LeaseLost
@@ -19,6 +20,7 @@ from application.ports import (
     BlobDenied,
     BlobMissing,
     BlobStore,
+    BlobTooLarge,
     CheckpointRejected,
     Clock,
     ImageInspector,
@@ -43,11 +45,14 @@ from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import ACTIVE, UNDECIDED, TrainingJob
+from domain.location import Location
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
 
+MAX_CHECKPOINT_BYTES = 4 * 1024**3
+"""Above that of the highest rank on all layers, with the optimizer's state."""
 CANCELLED = Failure(FailureCode.CANCELLED, "The training was cancelled.")
 
 
@@ -91,6 +96,7 @@ class RunTraining:
                 return Ack()
             with lease.held(stop, over=lambda: entry.job.is_terminal):
                 entry.load()
+                self._check_record(entry.job, at)
                 if entry.job.state in UNDECIDED:
                     put_down = self._decide(task, entry, lease, stop)
                     if put_down is not None:
@@ -226,14 +232,22 @@ class RunTraining:
             try:
                 opened = self.trainer.open(plan, self._checkpoint(entry.job))
                 session = stack.enter_context(opened)
-            except (CheckpointRejected, BlobMissing) as error:
+            except (CheckpointRejected, BlobMissing, BlobTooLarge) as error:
                 log.warning("starting over, the checkpoint cannot be used: %s", error)
                 entry.job = entry.job.discard_checkpoint()
                 session = stack.enter_context(self.trainer.open(plan, None))
             yield session
 
     def _checkpoint(self, job: TrainingJob) -> bytes | None:
-        return None if job.checkpoint is None else self.blobs.get(job.checkpoint.location).data
+        if job.checkpoint is None:
+            return None
+        return self.blobs.get(job.checkpoint.location, max_bytes=MAX_CHECKPOINT_BYTES).data
+
+    def _check_record(self, job: TrainingJob, at: Location) -> None:
+        """Announce no weights but ours, whatever the record says."""
+        if job.artifact is not None and not self.keys.is_weights(job.artifact.location):
+            where = ValueError(f"weights at {job.artifact.location}")
+            raise RecordDamaged(at, where)
 
     def _upload(self, weights: bytes, style_id: int, stop: StopSignal) -> Artifact:
         at = self.keys.weights(style_id)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from domain.location import Bucket, Location
 
+MODELS = "models/"
+"""What the keys of finished styles start with."""
 JOBS = "jobs/"
 """What the keys of all that belongs to a job start with."""
 
@@ -28,7 +30,11 @@ class StorageKeys:
 
     def weights(self, style_id: int) -> Location:
         """The finished style."""
-        return (self.models or self.bucket).at(f"models/style_{style_id}.safetensors")
+        return self._models.at(f"{MODELS}style_{style_id}.safetensors")
+
+    def is_weights(self, at: Location) -> bool:
+        """Whether a finished style may lie there; also one that another version of us stored."""
+        return self._models == Bucket(at.bucket, at.scheme) and at.key.startswith(MODELS)
 
     def journal(self, task_id: str) -> Location:
         """The job's durable record."""
@@ -89,6 +95,10 @@ class StorageKeys:
         """The task whose journal a blob is; None where it is another blob."""
         task_id = _task_of(at)
         return task_id if task_id and at == self.journal(task_id) else None
+
+    @property
+    def _models(self) -> Bucket:
+        return self.models or self.bucket
 
     def _job(self, task_id: str, name: str) -> Location:
         return self.bucket.at(f"{JOBS}{task_id}/{name}")

@@ -1,27 +1,34 @@
-"""A finished style in another program's form: what `train --export` does."""
+"""Convert a finished LoRA to another program's format: what `train --export` does."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from adapters.diffusion.style_file.convert import Form, read_style, write_form
+from adapters.diffusion.lora_files.files import read_lora, write_lora
+from adapters.diffusion.lora_files.lora_formats import LoraFormat, uses_dora
 from entrypoints.exit_codes import UsageError
 
-_NAMELESS = {"pytorch_lora_weights", "adapter_model"}
-"""Names that libraries give every style; then the folder's tells which it is."""
+_GENERIC_NAMES = {"pytorch_lora_weights", "adapter_model"}
+"""Names that libraries give every LoRA; then the folder's name tells which it is."""
+DORA_WARNING = (
+    "this is DoRA, which in kohya's format SD.Next and LyCORIS load exactly, ComfyUI and Forge "
+    "approximately, AUTOMATIC1111, sd-scripts and InvokeAI wrongly (docs/format.md)"
+)
 
 
-def convert(source: Path, form: str, out: Path) -> list[Path]:
-    """Write the style at ``source`` into ``out`` and return the files.
+def convert(source: Path, form: str, out: Path) -> tuple[list[Path], list[str]]:
+    """Write the LoRA at ``source`` into ``out`` and return the files, and warnings about them.
 
     Raises:
-        StyleFileInvalid: there is no style at ``source``.
+        InvalidLoraFile: there is no LoRA at ``source``, or the format cannot express it.
         UsageError: it would be written over itself.
     """
-    style, metadata = read_style(source)
+    weights, metadata = read_lora(source)
     whole = source.resolve()
-    nameless = source.is_dir() or source.stem in _NAMELESS
-    name = (whole if source.is_dir() else whole.parent).name if nameless else source.stem
-    if Form(form) is Form.KOHYA and (out / f"{name}.safetensors").resolve() == whole:
-        raise UsageError(f"--out {out}: holds the style itself; give another folder")
-    return write_form(style, metadata, Form(form), out, name)
+    generic = source.is_dir() or source.stem in _GENERIC_NAMES
+    name = (whole if source.is_dir() else whole.parent).name if generic else source.stem
+    if LoraFormat(form) is LoraFormat.KOHYA and (out / f"{name}.safetensors").resolve() == whole:
+        raise UsageError(f"--out {out}: holds the LoRA itself; give another folder")
+    files = write_lora(weights, metadata, LoraFormat(form), out, name)
+    warned = LoraFormat(form) is LoraFormat.KOHYA and uses_dora(weights)
+    return files, [DORA_WARNING] if warned else []

@@ -101,88 +101,99 @@ class Settings(BaseSettings):
 
     base_model: str | None = Field(
         None,
-        description="Base model: a diffusers folder, a `.safetensors` checkpoint or a hub name. "
-        "Unset: Stable Diffusion 1.5; without a broker, the small base where a GPU or a hub is "
-        "missing",
+        description="Base model: a diffusers folder, a `.safetensors` checkpoint or a hub "
+        "name. Default: Stable Diffusion 1.5; without a broker, the small base if a GPU or the "
+        "hub is missing",
     )
     base_model_config: Path | None = Field(
         None,
-        description="Folder with the configuration of a single-file base model, for machines "
-        "without a hub",
+        description="Folder with the configuration of a single-file base model, for "
+        "machines without access to the hub",
     )
     device: str | None = Field(
         None,
-        description="`cuda`, `cuda:1` or `cpu`. Unset: the GPU where there is one",
+        description="Device to train on: `cuda`, `cuda:1` or `cpu`. Default: the GPU if "
+        "there is one",
     )
 
     jobs_together: str = Field(
         "1",
-        description="Jobs with adapters alike that one worker trains at a time, in one pass over "
-        "the base model; `auto`: as many as the GPU has memory for, 8 at most",
+        description="Number of jobs that one worker trains at the same time in one pass "
+        "over the base model, if their LoRA settings match. `auto`: as many as "
+        "fit into the GPU's memory, at most 8",
     )
 
     rabbitmq_host: str | None = Field(
-        None, description="The broker. Unset, with `RABBITMQ_URL` unset too: the spool folder"
+        None,
+        description="Broker host name. If neither this nor `RABBITMQ_URL` is set, tasks are"
+        " read from `SPOOL_DIR`",
     )
     rabbitmq_port: int | None = Field(
-        None, ge=1, le=65535, description="Unset: 5672, with TLS 5671"
+        None, ge=1, le=65535, description="Broker port. Default: 5672, or 5671 with TLS"
     )
-    rabbitmq_user: str = Field("guest", description="Who signs in at the broker")
-    rabbitmq_pass: SecretStr = Field(SecretStr("guest"), description="With this password")
-    rabbitmq_vhost: str = Field("/", description="In this virtual host")
+    rabbitmq_user: str = Field("guest", description="Broker user name")
+    rabbitmq_pass: SecretStr = Field(SecretStr("guest"), description="Broker password")
+    rabbitmq_vhost: str = Field("/", description="AMQP virtual host")
     rabbitmq_url: SecretStr | None = Field(
         None,
-        description="`amqp://` or `amqps://`, instead of host, port, user, password and vhost",
+        description="Broker URL, `amqp://` or `amqps://`; replaces host, port, user, "
+        "password and virtual host",
     )
-    rabbitmq_ssl: bool = Field(False, description="Speak TLS to the broker")
+    rabbitmq_ssl: bool = Field(False, description="Connect to the broker with TLS")
     rabbitmq_ca_file: Path | None = Field(
-        None, description="Certificates that vouch for the broker. Unset: the system's"
+        None, description="CA certificates (PEM) to verify the broker with. Default: the system's"
     )
-    rabbitmq_cert_file: Path | None = Field(None, description="Our own certificate for the broker")
-    rabbitmq_key_file: Path | None = Field(None, description="The key of our own certificate")
+    rabbitmq_cert_file: Path | None = Field(
+        None, description="Client certificate (PEM) for the broker"
+    )
+    rabbitmq_key_file: Path | None = Field(
+        None, description="Private key (PEM) of the client certificate"
+    )
     rabbitmq_heartbeat: int = Field(
         RabbitOptions.heartbeat,
         ge=2,
         le=3600,
-        description="Heartbeat in seconds: a connection that is silent for 5 more, or for twice "
-        "that at most, counts as lost",
+        description="AMQP heartbeat interval in seconds. A connection without traffic for "
+        "up to twice this time is closed and opened again",
     )
     rabbitmq_queue: str = Field(
         RabbitOptions.queue,
-        description="The queue of tasks; `.retry.*` and `.dead` beside it are ours",
+        description="Task queue. The worker also declares `<queue>.retry.<seconds>` and "
+        "`<queue>.dead`",
     )
     retry_delays: Annotated[tuple[float, ...], NoDecode] = Field(
         RabbitOptions.retry_delays,
-        description="Seconds that a message can be put aside for, with commas; one queue each",
+        description="Retry delays in seconds, separated by commas; each gets a queue of its own",
     )
     ack_timeout: int = Field(
         int(RabbitOptions.ack_timeout),
         ge=60,
         le=int(WEEK),
-        description="Seconds for which the broker is asked to leave a delivery with us",
+        description="Acknowledgement timeout in seconds that the worker requests from the "
+        "broker (`x-consumer-timeout`)",
     )
     spool_dir: Path = Field(
-        Path("spool"), description="Folder that is watched for tasks when no broker is configured"
+        Path("spool"), description="Folder to read tasks from when no broker is configured"
     )
 
     storage_dir: Path | None = Field(
         None,
-        description="Folder with one folder a bucket, instead of S3. Unset, and no broker "
-        "configured: `spool/buckets`",
+        description="Folder that replaces the object store; each bucket is a subfolder. "
+        "Default without a broker: `spool/buckets`",
     )
     aws_access_key_id: str | None = Field(
-        None, description="Who signs in at S3. Unset: what boto3 finds (a role, a profile)"
+        None, description="S3 access key ID. Default: boto3's credential chain (role, profile)"
     )
-    aws_secret_access_key: SecretStr | None = Field(None, description="With this secret")
+    aws_secret_access_key: SecretStr | None = Field(None, description="S3 secret access key")
     aws_session_token: SecretStr | None = Field(
-        None, description="And with this token, where the credentials are temporary"
+        None, description="AWS session token (temporary credentials)"
     )
-    aws_s3_region_name: str = Field("us-east-1", description="The buckets' region")
+    aws_s3_region_name: str = Field("us-east-1", description="AWS region of the buckets")
     s3_endpoint_url: str | None = Field(
-        None, description="Where S3 is, for MinIO and the like. Unset: AWS"
+        None, description="URL of an S3-compatible store such as MinIO. Default: AWS"
     )
     aws_storage_bucket_name: str = Field(
-        "stylelicense-training-data", description="Bucket of the training images"
+        "stylelicense-training-data", description="Bucket with the training images"
     )
     gcs_bucket_name: str | None = Field(
         None,
@@ -190,11 +201,11 @@ class Settings(BaseSettings):
         "weights go to it unless `MODEL_BUCKET_NAME` is set",
     )
     gcs_project_id: str | None = Field(
-        None, description="Google Cloud project. Unset: the one that the credentials name"
+        None, description="Google Cloud project. Default: the one that the credentials name"
     )
     google_application_credentials: Path | None = Field(
         None,
-        description="Credentials file for Google Cloud Storage. Unset: Application Default "
+        description="Credentials file for Google Cloud Storage. Default: Application Default "
         "Credentials, such as the machine's service account",
     )
     storage_emulator_host: str | None = Field(
@@ -204,24 +215,24 @@ class Settings(BaseSettings):
     model_bucket_name: str = Field(
         "stylelicense-models",
         description="Bucket of the weights: a name, or with its store `s3://name` or `gs://name`. "
-        "Unset, with `GCS_BUCKET_NAME` set: that bucket",
+        "If only `GCS_BUCKET_NAME` is set, that bucket",
     )
     state_bucket_name: str | None = Field(
         None,
         description="Bucket of journals, leases, checkpoints, reports and logs, written like "
-        "`MODEL_BUCKET_NAME`. Unset: the bucket of the weights. Set it where browsers can read "
+        "`MODEL_BUCKET_NAME`. Default: the bucket of the weights. Set it where browsers can read "
         "that one",
     )
     allowed_image_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Buckets that images may come from, with commas; `s3://name` or `gs://name` "
-        "allows it in that store only. Unset: `AWS_STORAGE_BUCKET_NAME` and `GCS_BUCKET_NAME`",
+        "allows it in that store only. Default: `AWS_STORAGE_BUCKET_NAME` and `GCS_BUCKET_NAME`",
     )
     weights_form: Literal["file", "folder"] | None = Field(
         None,
         description="`file`: `models/style_<id>.safetensors` for diffusers, ComfyUI and "
         "AUTOMATIC1111. `folder`: a PEFT folder below `models/style-<id>/` with that file beside "
-        "it. Unset: `folder` where weights go to Google Cloud Storage, else `file`",
+        "it. Default: `folder` where weights go to Google Cloud Storage, else `file`",
     )
 
     backend_allow_http: bool = Field(
@@ -235,99 +246,111 @@ class Settings(BaseSettings):
     )
     backend_api_url: str | None = Field(
         None,
-        description="Where the webhooks go, HTTPS except to this machine. Unset, and no broker "
-        "configured: outcomes are printed",
+        description="Backend URL for the webhooks; HTTPS unless the host is a loopback "
+        "address. Required when a broker is configured; without it, outcomes "
+        "are printed",
     )
     internal_api_token: SecretStr | None = Field(
-        None, description="What the backend knows us by, 32 characters or more"
+        None, description="Bearer token for the backend, at least 32 characters"
     )
     backend_ca_file: Path | None = Field(
-        None, description="Certificates that vouch for the backend. Unset: the public ones"
+        None, description="CA certificates (PEM) to verify the backend with. Default: the system's"
     )
     webhook_timeout: float = Field(
         WebhookOptions.read_timeout,
         gt=0,
         le=300,
-        description="Seconds that the backend has for the answer to a final call: one that is "
-        "repeated after a slow answer is shown twice. After a progress call that may still arrive "
-        "the final call waits for as long",
+        description="Seconds to wait for the backend's answer to a webhook. Set it above "
+        "the time-out of any proxy in between",
     )
 
     worker_name: str | None = Field(
-        None, description="This worker's name in leases and logs. Unset: host and process"
+        None,
+        description="Name of this worker in leases and logs. Default: host name and process ID",
     )
     min_images: int = Field(
         DEFAULTS.min_images,
         ge=1,
         le=100,
-        description="Usable images below which a job fails",
+        description="Minimum number of usable images; a job with fewer fails",
     )
     checkpoint_every: int = Field(
-        DEFAULTS.checkpoint_every, ge=1, description="Epochs between checkpoints"
+        DEFAULTS.checkpoint_every, ge=1, description="Epochs between two checkpoints"
     )
     preview_share: float = Field(
         DEFAULTS.preview_share,
         ge=0,
         le=1,
-        description="Part of a job's time that previews at its checkpoints may take; 0: none",
+        description="Share of the training time that previews at checkpoints may take; 0 "
+        "turns them off",
     )
     keep_checkpoints: int | None = Field(
         DEFAULTS.keep_checkpoints,
         ge=0,
-        description="Checkpoints that are kept of a finished job with their styles, the latest "
-        "ones, and the best epoch's beside them; 0: none",
+        description="Number of latest checkpoints to keep of a finished job, besides the "
+        "best epoch's; 0 keeps none",
     )
     progress_every: float = Field(
-        DEFAULTS.progress_every, gt=0, le=DAY, description="Seconds between progress calls"
+        DEFAULTS.progress_every, gt=0, le=DAY, description="Seconds between two progress webhooks"
     )
     cancel_poll: float = Field(
         DEFAULTS.cancel_poll,
         gt=0,
         le=DAY,
-        description="Seconds between looks for a cancellation",
+        description="Seconds between two checks for a cancellation",
     )
     lease_seconds: float = Field(
         DEFAULTS.lease.seconds,
         ge=3,
         le=DAY,
-        description="Seconds after which a lost worker's job can be taken over",
+        description="Lease term in seconds. After one to two terms without renewal another "
+        "worker takes the job over",
     )
     max_failures: int = Field(
         DEFAULTS.max_failures,
         ge=1,
-        description="Crashes without a checkpoint in between, before a job is given up",
+        description="Maximum number of consecutive failures without a new checkpoint; after"
+        " that the job fails",
     )
     fetch_concurrency: int = Field(
-        DEFAULTS.fetch_concurrency, ge=1, le=64, description="Images fetched at a time"
+        DEFAULTS.fetch_concurrency,
+        ge=1,
+        le=64,
+        description="Number of images to download in parallel",
     )
     shutdown_timeout: float = Field(
         25.0,
         gt=0,
         le=DAY,
-        description="Seconds from SIGTERM to the process's end, whatever it is doing then. "
-        "Kubernetes gives 30, RunPod's spot pods 5",
+        description="Seconds from SIGTERM until the process exits, finished or not. "
+        "Kubernetes grants 30 s, RunPod spot pods 5 s",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`"
+        "INFO", description="Log level: `DEBUG`, `INFO`, `WARNING` or `ERROR`"
     )
     log_format: Literal["auto", "text", "json"] = Field(
         "auto",
-        description="`text` for a person, `json` for a program, `auto`: text on a terminal",
+        description="Log format: `text`, `json`, or `auto` (text on a terminal, else JSON)",
     )
     sentry_dsn: SecretStr | None = Field(
-        None, description="Where Sentry is, if errors should go there; needs the extra `sentry`"
+        None, description="Sentry DSN to report errors to; requires the extra `sentry`"
     )
     status_host: str = Field(
         "127.0.0.1",
-        description="Where health, metrics and the status page are; elsewhere than on this "
-        "machine they need `STATUS_TOKEN`",
+        description="Address that the status page, metrics and health checks listen on. Any"
+        " but a loopback address requires `STATUS_TOKEN`",
     )
-    status_port: int = Field(9108, ge=0, le=65535, description="At this port; 0 for nowhere")
+    status_port: int = Field(
+        9108,
+        ge=0,
+        le=65535,
+        description="Port of the status page, metrics and health checks; 0 turns them off",
+    )
     status_token: SecretStr | None = Field(
-        None, description="What a reader of them must know, 16 characters or more"
+        None, description="Token that the status page and metrics require, at least 16 characters"
     )
     min_disk_gb: float = Field(
-        1.0, ge=0, description="Free space in GB, below which a worker is not ready"
+        1.0, ge=0, description="Minimum free disk space in GB; with less the worker is not ready"
     )
 
     @field_validator("retry_delays", "allowed_image_buckets", mode="before")
@@ -692,7 +715,7 @@ def warn_about_names(env_file: Path | None = Path(".env")) -> None:
     for name in sorted(given.keys() & PLATFORM_NAMES.keys()):
         ours = PLATFORM_NAMES[name]
         if ours in given:
-            log.warning("%s is used, %s is ignored", ours.upper(), name.upper())
+            log.info("%s is used, %s is ignored", ours.upper(), name.upper())
         else:
             log.info("%s is read as %s", name.upper(), ours.upper())
     for name, near in _typos(env_file).items():
@@ -756,19 +779,3 @@ def environment_on_gpu(settings: Settings, gpu: str, index: int) -> dict[str, st
     if settings.status_port:
         changes["STATUS_PORT"] = str(settings.status_port + index)
     return {**os.environ, **changes}
-
-
-def settings_table() -> str:
-    """Every setting, as the README's table."""
-    rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        default = field.default
-        if isinstance(default, SecretStr):
-            default = default.get_secret_value()
-        if isinstance(default, tuple):
-            default = ",".join(
-                f"{part:g}" if isinstance(part, float) else part for part in default
-            )
-        shown = "" if default in (None, "") else f"`{default}`"
-        rows.append(f"| `{name.upper()}` | {shown} | {field.description} |")
-    return "\n".join(rows)

@@ -158,7 +158,9 @@ def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from entrypoints import export_style, local_run
 
     local_run.check_writable(arguments.out)
-    written = export_style.convert(arguments.images, arguments.export, arguments.out)
+    written, warnings = export_style.convert(arguments.images, arguments.export, arguments.out)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if not arguments.json:
         print("\n".join(map(str, written)))
     return 0, {"result": "converted", "files": [str(path) for path in written]}

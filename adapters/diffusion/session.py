@@ -30,6 +30,7 @@ from adapters.diffusion.failures import (
     with_room,
 )
 from adapters.diffusion.lora.adapters import Adapters, dropout_draws
+from adapters.diffusion.lora_files.export import RunFacts, encode_trained
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
 from adapters.diffusion.recovery import Recovery
@@ -42,7 +43,6 @@ from adapters.diffusion.step.steps import Place, Steps
 from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.step.update import StepReadings, Update
 from adapters.diffusion.strategy import PLAIN, Strategy
-from adapters.diffusion.style_file.export import RunFacts, encode_style
 from application.ports import (
     Checkpoint,
     CheckpointRejected,
@@ -237,7 +237,7 @@ class DiffusionSession:
             steps=self._step,
             steps_per_epoch=self._epoch_steps,
         )
-        return encode_style(self._adapters, self._plan, facts)
+        return encode_trained(self._adapters, self._plan, facts)
 
     @broken_device_breaks_the_trainer()
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:

@@ -132,7 +132,7 @@ class _Outcome:
             self._failing = True
             log.warning(
                 "CloudWatch does not take log lines for the group %s (%s); they are on the "
-                "console only. Told once, until it works again",
+                "console only",
                 self._group,
                 reason,
             )

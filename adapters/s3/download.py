@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError
 
 from adapters.s3.errors import require_field
-from application.ports import Blob, BlobTooLarge
+from adapters.s3.options import S3Options
+from application.ports import Blob, BlobTooLarge, BlobUnavailable
 from domain.location import Location
 
 if TYPE_CHECKING:
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 SHA256_KEY = "sha256"
 """Metadata of what we upload in parts: S3 keeps no SHA-256 of the whole of it."""
 
+MIN_BYTES_PER_SECOND = 100_000
+"""A body that comes more slowly does not arrive in time."""
+
 _MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
 
 
@@ -28,11 +35,21 @@ class ChecksumMismatch(Exception):
     """What arrived is not what was stored."""
 
 
-def download(client: S3Client, at: Location, max_bytes: int | None) -> Blob:
+def download(
+    client: S3Client,
+    at: Location,
+    max_bytes: int | None,
+    body_seconds: float = S3Options.body_seconds,
+) -> Blob:
     """Read an object with one request.
+
+    Args:
+        body_seconds: for the body of a small object, at whatever pace its bytes come; a large
+            one has more.
 
     Raises:
         BlobTooLarge: the answer's head says so; the body was left unread.
+        BlobUnavailable: the body does not arrive in time.
         ChecksumMismatch: the body breaks off, or does not fit its checksum.
         botocore.exceptions.BotoCoreError: there is no answer.
         botocore.exceptions.ClientError: the store refuses.
@@ -43,7 +60,9 @@ def download(client: S3Client, at: Location, max_bytes: int | None) -> Blob:
         size = answer.get("ContentLength")
         if max_bytes is not None and size is not None and size > max_bytes:
             raise BlobTooLarge(f"{at} has {size} bytes, more than {max_bytes}")
-        data = _read(body, at, None if size is not None else max_bytes)
+        seconds = body_seconds + (size or max_bytes or 0) / MIN_BYTES_PER_SECOND
+        with _deadline(body, at, seconds):
+            data = _read(body, at, None if size is not None else max_bytes)
     except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, HTTPError) as error:
         raise ChecksumMismatch(f"{at} does not arrive whole: {error}") from error
     finally:
@@ -52,6 +71,32 @@ def download(client: S3Client, at: Location, max_bytes: int | None) -> Blob:
     tag = require_field(answer, "ETag")
     _verify(data, tag, answer, at)
     return Blob(data, tag)
+
+
+@contextmanager
+def _deadline(body: StreamingBody, at: Location, seconds: float) -> Iterator[None]:
+    """Break off a body that does not arrive in time, at whatever pace its bytes come.
+
+    A read timeout would count anew from each byte.
+    """
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        body._raw_stream.shutdown()  # type: ignore[attr-defined]  # urllib3's: ends a read under way
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception:
+        if not over.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if over.is_set():
+        raise BlobUnavailable(f"{at} does not arrive within {seconds:.0f} s")
 
 
 def _read(body: StreamingBody, at: Location, max_bytes: int | None) -> bytes:

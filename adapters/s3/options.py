@@ -27,6 +27,8 @@ class S3Options:
     """Seconds to a connection."""
     read_timeout: float = 20.0
     """Seconds without a byte from the store."""
+    body_seconds: float = 60.0
+    """Seconds for the whole of a small object, and then one more for each 100 kB."""
     max_attempts: int = 4
     """Requests that one call may cost when the store fails or throttles, the first included."""
     multipart_threshold: int = 16 * MIB
@@ -45,7 +47,7 @@ class S3Options:
             )
         if self.session_token is not None and self.access_key_id is None:
             raise ValueError("session_token needs access_key_id and secret_access_key")
-        for name in ("connect_timeout", "read_timeout"):
+        for name in ("connect_timeout", "read_timeout", "body_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0 seconds, got {getattr(self, name)}")
         for name in ("max_attempts", "multipart_threshold", "max_pool_connections"):

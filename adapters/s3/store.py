@@ -77,7 +77,7 @@ class S3BlobStore:
 
         def attempt() -> Blob:
             try:
-                return download(self._client, at, max_bytes)
+                return download(self._client, at, max_bytes, self._options.body_seconds)
             except ChecksumMismatch as error:
                 raise _TryAgain(str(error)) from error
 

@@ -136,8 +136,8 @@ class _ErrorLog:
         now = time.monotonic()
         if now >= self._quiet_until:
             self._quiet_until = now + _LOG_SECONDS
-            error = context.get("exception")
-            log.warning("status page: %s%s", context["message"], f": {error}" if error else "")
+            reason = context.get("exception") or context["message"]
+            log.warning("status page: a connection is refused: %s", reason)
 
 
 def _listen(host: str, port: int) -> socket.socket:

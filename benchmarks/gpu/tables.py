@@ -9,7 +9,7 @@ from typing import Any
 
 NOTHING = (
     "No GPU has been measured yet. `make bench-gpu` on one writes\n"
-    "`benchmarks/results/<device>.json`, and `python -m benchmarks.readme` puts it here.\n"
+    "`benchmarks/results/<device>.json`, and `python -m benchmarks.pages` puts it here.\n"
 )
 _ABSENT = "-"
 

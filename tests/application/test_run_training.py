@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryTrainer
+from application.journal import encode_job
 from application.ports import Blob, BlobDenied, NotifierRefused, NotifierUnavailable
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
-from domain.job import JobState
+from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import RequestedParameters
+from domain.results import Artifact, TrainingMetric
 from tests.application.world import CONFIG, KEYS, TASK_ID, AwayAfter, Watched, World, a_task
 
 
@@ -143,6 +145,27 @@ def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) ->
     outcome = world.worker()(a_task(), StopSignal(), CONFIG.max_retries)
     assert isinstance(outcome, DeadLetter)
     assert f"{KEYS.journal(TASK_ID)} is damaged (KeyError: 'revision')" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "forged", [Location("elsewhere", "models/style_7.safetensors"), Location("models", "x")]
+)
+def test_weights_that_the_record_places_elsewhere_are_not_announced(
+    world: World, forged: Location
+) -> None:
+    job = TrainingJob(
+        task_id=TASK_ID,
+        style_id=7,
+        state=JobState.ANNOUNCING,
+        metric=TrainingMetric(0.1, 4, 80),
+        artifact=Artifact(forged, "00ff", 12),
+    )
+    record = {"revision": 1, "writer": "w", "job": encode_job(job)}
+    world.blobs.put(KEYS.journal(TASK_ID), json.dumps(record).encode())
+    outcome = world.worker()(a_task(), StopSignal(), CONFIG.max_retries)
+    assert isinstance(outcome, DeadLetter)
+    assert f"is damaged (ValueError: weights at {forged})" in outcome.reason
+    assert world.notifier.final == []
 
 
 def test_a_job_that_a_newer_worker_has_begun_waits_for_one_however_long(world: World) -> None:

@@ -63,7 +63,7 @@ CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "advance": ("torch.autograd.backward", lambda session: session.advance()),
     "measurement": ("adapters.diffusion.evaluation.Evaluation.on_trained", lambda s: s.advance()),
     "checkpoint": ("adapters.diffusion.step.update.Update.read", lambda s: s.checkpoint()),
-    "weights": ("adapters.diffusion.session.encode_style", lambda s: s.weights()),
+    "weights": ("adapters.diffusion.session.encode_trained", lambda s: s.weights()),
     "previews": ("adapters.diffusion.session.draw_previews", lambda s: s.previews(adapted=True)),
 }
 

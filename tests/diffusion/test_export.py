@@ -22,7 +22,7 @@ from safetensors import safe_open
 from adapters.diffusion import preview
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.lora.adapters import attached
-from adapters.diffusion.style_file.export import RunFacts, encode_style
+from adapters.diffusion.lora_files.export import RunFacts, encode_trained
 from adapters.diffusion.tensor_file import body_of, decode
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
@@ -148,7 +148,7 @@ def test_every_figure_of_a_run_has_its_place(
         steps_per_epoch=7,
     )
     with attached(base.unet, rank=2, alpha=8.0, seed=1) as adapters:
-        _, metadata = decode(encode_style(adapters, plan, facts))
+        _, metadata = decode(encode_trained(adapters, plan, facts))
     for of_the_bytes in ("modelspec.hash_sha256", "sshs_model_hash"):
         del metadata[of_the_bytes]
     read = {
@@ -213,7 +213,7 @@ def test_the_text_encoders_learning_rate_is_told_where_it_is_trained(
 ) -> None:
     facts = RunFacts("some base", "epsilon", [], {(64, 64): 5}, steps=1, steps_per_epoch=1)
     with attached(base.unet, rank=2, alpha=2.0, seed=1) as adapters:
-        data = encode_style(adapters, plan_of(images, learning_rate=0.0625, **options), facts)
+        data = encode_trained(adapters, plan_of(images, learning_rate=0.0625, **options), facts)
     assert decode(data)[1]["ss_text_encoder_lr"] == rate
 
 

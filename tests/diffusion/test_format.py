@@ -15,16 +15,12 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.lora.adapters import attached
-from adapters.diffusion.style_file.convert import Form, read_style, write_form
-from adapters.diffusion.style_file.export import style_of
-from adapters.diffusion.style_file.forms import (
-    LayerWeights,
-    StyleFileInvalid,
-    from_diffusers,
-    from_peft,
-    peft_config,
-    to_kohya,
-)
+from adapters.diffusion.lora_files.diffusers_format import from_diffusers, lora_config
+from adapters.diffusion.lora_files.export import lora_weights
+from adapters.diffusion.lora_files.files import read_lora, write_lora
+from adapters.diffusion.lora_files.kohya_format import to_kohya
+from adapters.diffusion.lora_files.lora_formats import LayerWeights, LoraFormat
+from adapters.diffusion.lora_files.peft_format import from_peft
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -113,19 +109,19 @@ def test_the_denoiser_loads_it_with_load_lora_adapter(
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("form", LoraFormat)
 def test_a_converted_style_loads_in_its_library_and_predicts_the_same(
     pipeline: StableDiffusionPipeline,
     styles: dict[str, tuple[Path, torch.Tensor]],
     tmp_path: Path,
-    form: Form,
+    form: LoraFormat,
     name: str,
 ) -> None:
     from peft import PeftModel
 
     path, trained = styles[name]
-    files = write_form(*read_style(path), form, tmp_path, "style")
-    if form is Form.PEFT:
+    files = write_lora(*read_lora(path), form, tmp_path, "style")
+    if form is LoraFormat.PEFT:
         assert [file.name for file in files] == [
             "adapter_config.json",
             "adapter_model.safetensors",
@@ -134,7 +130,7 @@ def test_a_converted_style_loads_in_its_library_and_predicts_the_same(
         found = predict(model)
         model.unload()
         assert close(found, trained)
-    elif form is Form.DIFFUSERS:
+    elif form is LoraFormat.DIFFUSERS:
         pipeline.load_lora_weights(tmp_path)
         assert close(predict(pipeline.unet), trained)
         pipeline.unload_lora_weights()
@@ -148,14 +144,14 @@ def test_a_converted_style_loads_in_its_library_and_predicts_the_same(
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("form", LoraFormat)
 def test_the_way_to_a_form_and_back_leaves_the_same_file(
-    styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path, form: Form, name: str
+    styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path, form: LoraFormat, name: str
 ) -> None:
-    (kohya,) = write_form(*read_style(styles[name][0]), Form.KOHYA, tmp_path, "style")
-    write_form(*read_style(kohya), form, tmp_path / "there", "style")
-    source = tmp_path / "there" / "style.safetensors" if form is Form.KOHYA else tmp_path / "there"
-    (back,) = write_form(*read_style(source), Form.KOHYA, tmp_path / "back", "style")
+    (kohya,) = write_lora(*read_lora(styles[name][0]), LoraFormat.KOHYA, tmp_path, "style")
+    write_lora(*read_lora(kohya), form, tmp_path / "there", "style")
+    there = read_lora(tmp_path / "there")
+    (back,) = write_lora(*there, LoraFormat.KOHYA, tmp_path / "back", "style")
     assert back.read_bytes() == kohya.read_bytes()
     if name != "dora":
         assert kohya.read_bytes() == styles[name][0].read_bytes()
@@ -175,7 +171,7 @@ def test_a_file_of_diffusers_own_is_read(
             for name, tensor in get_peft_model_state_dict(base.unet, adapter_name="style").items()
         }
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
-    (kohya,) = write_form(*read_style(tmp_path), Form.KOHYA, tmp_path / "kohya", "style")
+    (kohya,) = write_lora(*read_lora(tmp_path), LoraFormat.KOHYA, tmp_path / "kohya", "style")
     pipeline.load_lora_weights(kohya)
     assert close(predict(pipeline.unet), wanted)
 
@@ -218,7 +214,7 @@ def test_layers_of_another_rank_or_alpha_are_told_to_peft_by_name() -> None:
         ("unet", path): LayerWeights(torch.zeros(rank, 6), torch.zeros(6, rank), alpha)
         for path, (rank, alpha) in shapes.items()
     }
-    config = peft_config(style, "unet")
+    config = lora_config(style, "unet")
     assert (config["r"], config["lora_alpha"]) == (4, 2.0)
     assert config["rank_pattern"] == {"a.to_v": 8}
     assert config["alpha_pattern"] == {"a.to_out.0": 3.0}
@@ -254,7 +250,7 @@ def test_of_dora_each_program_makes_what_the_documentation_says(
     base: BaseModel, styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path
 ) -> None:
     """LyCORIS's rule is the trained layer; ComfyUI's is near it; AUTOMATIC1111's is another."""
-    (path,) = write_form(*read_style(styles["dora"][0]), Form.KOHYA, tmp_path, "style")
+    (path,) = write_lora(*read_lora(styles["dora"][0]), LoraFormat.KOHYA, tmp_path, "style")
     tensors, _ = read_file(path.read_bytes())
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     stem = "lora_unet_" + layer.replace(".", "_")
@@ -275,7 +271,7 @@ def test_diffusers_form_is_fragments_to_comfyui_and_nothing_to_automatic1111(
 ) -> None:
     path = styles[name][0]  # DoRA's is stored in it
     if name != "dora":
-        (path,) = write_form(*read_style(path), Form.DIFFUSERS, tmp_path, "style")
+        (path,) = write_lora(*read_lora(path), LoraFormat.DIFFUSERS, tmp_path, "style")
     tensors, _ = read_file(path.read_bytes())
     layers = {key.rpartition(".lora_")[0] for key in tensors}
     found = layers & comfy_names(ldm_names(base.unet), layers=0).keys()
@@ -306,7 +302,7 @@ def test_automatic1111_finds_a_module_for_every_key_of_the_full_size(
     full_size: UNet2DConditionModel, targets: LoraTargets
 ) -> None:
     with attached(full_size, rank=8, alpha=8.0, seed=1, targets=targets) as adapters:
-        tensors = to_kohya(style_of(adapters))
+        tensors = to_kohya(lora_weights(adapters))
         layers = len(adapters.by_layer)
     modules = {
         "diffusion_model_" + ldm.removesuffix(".weight").replace(".", "_"): name
@@ -325,7 +321,7 @@ def test_automatic1111_finds_a_module_for_every_key_of_the_full_size(
 def test_comfyui_knows_every_key_of_the_full_size(full_size: UNet2DConditionModel) -> None:
     targets = LoraTargets.CONVOLUTIONS
     with attached(full_size, rank=8, alpha=8.0, seed=1, targets=targets) as adapters:
-        stems = {key.split(".")[0] for key in to_kohya(style_of(adapters))}
+        stems = {key.split(".")[0] for key in to_kohya(lora_weights(adapters))}
     names = comfy_names(ldm_names(full_size), layers=12)
     assert stems <= names.keys()
     assert all(names[stem].startswith(UNET) for stem in stems)
@@ -352,61 +348,8 @@ def test_automatic1111_shows_the_styles_name_version_tags_sizes_and_images(
 def test_pefts_configuration_names_the_base_and_is_for_use(tmp_path: Path) -> None:
     layer = LayerWeights(torch.zeros(2, 8), torch.zeros(8, 2), 3.0, None)
     metadata = {"ss_sd_model_name": "some base"}
-    written, _ = write_form({(UNET, TO_Q): layer}, metadata, Form.PEFT, tmp_path, "style")
+    written, _ = write_lora({(UNET, TO_Q): layer}, metadata, LoraFormat.PEFT, tmp_path, "style")
     config = json.loads(written.read_text(encoding="utf-8"))
     wanted = {"base_model_name_or_path": "some base", "inference_mode": True, "peft_type": "LORA"}
     assert config.items() >= wanted.items()
     assert (config["r"], config["lora_alpha"]) == (2, 3.0)
-
-
-# --- what is no style --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("tensors", "complaint"),
-    [
-        ({"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": 1}, "lacks lora_down.weight"),
-        ({"lora_unet_Wrong.alpha": 1}, "no layer of Stable Diffusion 1.5"),
-        ({"model.diffusion_model.out.2.weight": 1}, "neither unet nor text_encoder"),
-        ({"unet.conv_in.weight": 1}, "no part of a LoRA"),
-        ({"unet.conv_in.lora_A.weight": 1}, "lacks B.weight"),
-    ],
-)
-def test_a_file_that_is_no_style_is_refused_with_the_key(
-    tmp_path: Path, tensors: dict[str, int], complaint: str
-) -> None:
-    path = tmp_path / "x.safetensors"
-    safetensors.torch.save_file({name: torch.zeros(n, n) for name, n in tensors.items()}, path)
-    with pytest.raises(StyleFileInvalid, match=complaint):
-        read_style(path)
-
-
-def test_no_file_an_empty_folder_and_damage_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StyleFileInvalid, match="is no file"):
-        read_style(tmp_path / "missing.safetensors")
-    with pytest.raises(StyleFileInvalid, match=r"has no pytorch_lora_weights.*adapter_config"):
-        read_style(tmp_path)
-    broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(b"PK\x03\x04 a pickle")
-    with pytest.raises(StyleFileInvalid, match="give a LoRA"):
-        read_style(broken)
-
-
-@pytest.mark.parametrize("name", ["pytorch_lora_weights", "adapter_model"])
-def test_a_file_without_tensors_is_refused(tmp_path: Path, name: str) -> None:
-    """PEFT's beside its configuration, and by itself."""
-    safetensors.torch.save_file({}, tmp_path / f"{name}.safetensors")
-    if name == "adapter_model":
-        (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
-    for path in (tmp_path, tmp_path / f"{name}.safetensors"):
-        with pytest.raises(StyleFileInvalid, match=rf"{name}\.safetensors holds no tensors"):
-            read_style(path)
-
-
-def test_a_pattern_that_is_no_expression_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    tensors = {f"unet.{TO_Q}.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
-    metadata = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"(": 1}})}
-    safetensors.torch.save_file(tensors, path, metadata)
-    with pytest.raises(StyleFileInvalid, match="unterminated subpattern"):
-        read_style(path)

@@ -13,7 +13,8 @@ import torch
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.data.dataset import encode_captions
 from adapters.diffusion.lora.adapters import attached
-from adapters.diffusion.style_file.convert import Form, read_style, write_form
+from adapters.diffusion.lora_files.files import read_lora, write_lora
+from adapters.diffusion.lora_files.lora_formats import LoraFormat
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.pillow import decode
@@ -94,13 +95,13 @@ def test_every_key_of_the_text_encoder_is_kohyas(style: tuple[Path, torch.Tensor
     assert metadata["ss_text_encoder_lr"] == "0.01"
 
 
-@pytest.mark.parametrize("form", [None, Form.DIFFUSERS])
+@pytest.mark.parametrize("form", [None, LoraFormat.DIFFUSERS])
 def test_diffusers_loads_it_into_the_text_encoder(
-    base: BaseModel, style: tuple[Path, torch.Tensor], tmp_path: Path, form: Form | None
+    base: BaseModel, style: tuple[Path, torch.Tensor], tmp_path: Path, form: LoraFormat | None
 ) -> None:
     path, trained = style
     if form is not None:
-        (path,) = write_form(*read_style(path), form, tmp_path, "style")
+        (path,) = write_lora(*read_lora(path), form, tmp_path, "style")
     pipeline = pipeline_of(base)
     pipeline.load_lora_weights(path)
     try:
@@ -115,14 +116,14 @@ def test_peft_loads_a_folder_for_each_model(
     from peft import PeftModel
 
     path, trained = style
-    write_form(*read_style(path), Form.PEFT, tmp_path, "style")
+    write_lora(*read_lora(path), LoraFormat.PEFT, tmp_path, "style")
     model = PeftModel.from_pretrained(base.text_encoder, tmp_path / "text_encoder")
     try:
         torch.testing.assert_close(states(base), trained, rtol=1e-4, atol=1e-5)
     finally:
         model.unload()
-    PeftModel.from_pretrained(base.unet, tmp_path / "unet").unload()
-    (back,) = write_form(*read_style(tmp_path), Form.KOHYA, tmp_path / "back", "style")
+    PeftModel.from_pretrained(base.unet, tmp_path).unload()
+    (back,) = write_lora(*read_lora(tmp_path), LoraFormat.KOHYA, tmp_path / "back", "style")
     assert back.read_bytes() == path.read_bytes()
 
 

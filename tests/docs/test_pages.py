@@ -86,7 +86,7 @@ def test_every_command_and_option_exists(page: Path) -> None:
     for module, rest in re.findall(r"python -m (entrypoints\.\w+)([^\n`]*)", text):
         source = ROOT / Path(*module.split(".")).with_suffix(".py")
         assert source.is_file(), f"{page.name}: {module}"
-        known = _text(source) + _text(ROOT / "entrypoints" / "options.py")
+        known = '"--help"' + _text(source) + _text(ROOT / "entrypoints" / "options.py")
         for option in re.findall(r"(?<!\S)(--[a-z][\w-]*)", rest):
             assert f'"{option}"' in known, f"{page.name}: {module} {option}"
 

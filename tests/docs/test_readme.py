@@ -1,22 +1,32 @@
-"""What the README says about settings and commands is what the code has."""
+"""What the README and the pages of figures say is what the code has."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-from benchmarks.gpu.tables import gpu_tables
-from benchmarks.readme import BLOCK, FOLDER, GPU_BLOCK, RESULTS, figures_table
+import pytest
+
+from benchmarks.pages import PAGES, filled
 from entrypoints.settings import Settings
+from tools.docs.settings_page import SECTIONS, settings_page
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_setting_has_a_row() -> None:
+def test_every_setting_has_a_row_in_a_section() -> None:
+    page = settings_page()
     for name in Settings.model_fields:
-        assert f"\n| `{name.upper()}` |" in README
+        assert f"\n| `{name.upper()}` |" in page
+    assert page.index("\n## ") < page.index("\n| `")
+    assert page.count("\n## ") == len(SECTIONS)
+
+
+def test_the_settings_of_the_readme_exist() -> None:
+    names = re.findall(r"`([A-Z][A-Z0-9]+_[A-Z0-9_]+)`", README)
+    assert names
+    assert {name.lower() for name in names} <= Settings.model_fields.keys()
 
 
 def test_every_make_target_named_exists() -> None:
@@ -30,13 +40,8 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
     assert "    make test\n" in README
 
 
-def test_the_figures_are_those_that_were_measured() -> None:
-    block = BLOCK.search(README)
-    assert block
-    assert figures_table(json.loads(RESULTS.read_text("utf-8"))) in block[0]
-
-
-def test_the_figures_of_gpus_are_those_that_were_measured() -> None:
-    block = GPU_BLOCK.search(README)
-    assert block
-    assert block[0].split("-->\n", 1)[1] == gpu_tables(FOLDER) + "<!-- end of GPUs -->"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_figures_are_those_that_were_measured(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert "<!-- figures: " in text
+    assert filled(text) == text

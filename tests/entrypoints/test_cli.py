@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapters.diffusion.base.pipeline_files import BaseModelInvalid
-from adapters.diffusion.style_file.forms import StyleFileInvalid
+from adapters.diffusion.lora_files.lora_formats import InvalidLoraFile
 from adapters.logs.sentry import SentryMissing
 from adapters.status_page.binding import InvalidBinding
 from adapters.status_page.server import AddressTaken
@@ -50,7 +50,7 @@ def run_with(error: BaseException | None, *argv: str) -> int:
         (AddressTaken("127.0.0.1:1: give another"), 2, "error: 127.0.0.1:1: give another"),
         (InvalidBackend("BACKEND_CA_FILE: is none"), 2, "error: BACKEND_CA_FILE: is none"),
         (BaseModelInvalid("x", "give one"), 2, "error: base model 'x': give one"),
-        (StyleFileInvalid("x: give a LoRA"), 2, "error: x: give a LoRA"),
+        (InvalidLoraFile("x: give a LoRA"), 2, "error: x: give a LoRA"),
         (SentryMissing("pip install it"), 2, "error: pip install it"),
         (QueueUnavailable("the broker\nrefuses"), 1, "error: the broker refuses"),
         (BlobDenied("s3://models: access denied"), 1, "error: s3://models: access denied"),

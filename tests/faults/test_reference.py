@@ -7,7 +7,7 @@ from math import inf
 import pytest
 import torch
 
-from adapters.diffusion.style_file.forms import write_style
+from adapters.diffusion.lora_files.files import hashed
 from tests.faults.deployment import Order
 from tests.faults.reference import WITHIN_ROUNDING, distance, expected
 from tests.faults.verdict import Verdict
@@ -51,7 +51,7 @@ def without(name: str) -> Tensors:
 
 
 def file_of(tensors: Tensors, title: str = f"style_{STYLE}", seed: int = 1) -> bytes:
-    return write_style(tensors, {"ss_output_name": title, "ss_seed": str(seed)})
+    return hashed(tensors, {"ss_output_name": title, "ss_seed": str(seed)})
 
 
 def verdict_on(found: bytes, together: int) -> Verdict:

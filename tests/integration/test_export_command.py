@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.diffusion.style_file.convert import Form
-from adapters.diffusion.style_file.forms import UNET, LayerWeights, to_kohya, write_style
+from adapters.diffusion.lora_files.files import hashed
+from adapters.diffusion.lora_files.kohya_format import to_kohya
+from adapters.diffusion.lora_files.lora_formats import UNET, LayerWeights, LoraFormat
 from entrypoints.train import build_parser, main
 
 pytestmark = pytest.mark.integration
@@ -24,7 +25,7 @@ def style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     layer = LayerWeights(torch.ones(2, 3).half(), torch.ones(4, 2).half(), 1.0)
     file = tmp_path / "models" / "style_9.safetensors"
     file.parent.mkdir()
-    file.write_bytes(write_style(to_kohya({(UNET, PATH): layer}), {"ss_output_name": "style_9"}))
+    file.write_bytes(hashed(to_kohya({(UNET, PATH): layer}), {"ss_output_name": "style_9"}))
     return file
 
 
@@ -59,11 +60,14 @@ def test_a_style_is_converted_and_back_again_under_its_name(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["missing.safetensors", "--out", "o"], "missing.safetensors: is no file; give a LoRA"),
-        (["models", "--out", "o"], "models: has no pytorch_lora_weights.safetensors"),
+        (
+            ["missing.safetensors", "--out", "o"],
+            "missing.safetensors: no such file or folder; give a LoRA",
+        ),
+        (["empty", "--out", "o"], "empty: the folder holds no .safetensors file"),
         (["STYLE", "--out", "o", "--epochs", "3"], "--epochs: trains, and --export does not"),
         (["STYLE", "--out", "STYLE"], "cannot be written"),
-        (["STYLE", "--out", "models"], "holds the style itself"),
+        (["STYLE", "--out", "models"], "holds the LoRA itself"),
     ],
 )
 def test_bad_input_is_one_line_with_its_remedy_and_writes_nothing(
@@ -73,6 +77,7 @@ def test_bad_input_is_one_line_with_its_remedy_and_writes_nothing(
     arguments: list[str],
     complaint: str,
 ) -> None:
+    (tmp_path / "empty").mkdir()
     before = files_in(tmp_path)
     arguments = [str(style) if argument == "STYLE" else argument for argument in arguments]
     assert main(["--export", "kohya", *arguments]) == 2
@@ -95,4 +100,4 @@ def test_a_form_that_is_unknown_is_told_with_those_known(
 
 def test_every_form_can_be_asked_for() -> None:
     (choices,) = [action.choices for action in build_parser()._actions if action.dest == "export"]
-    assert list(choices) == list(Form)
+    assert list(choices) == list(LoraFormat)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -12,25 +11,23 @@ examples:
   python -m tools.docs.documents
   python -m tools.docs.documents --check
 
-docs/asyncapi.yaml is the queue's contract, docs/openapi.yaml the webhooks', docs/parameters.md the
-training parameters; README.md has the table of settings. Change the code, then run this.
+docs/asyncapi.yaml describes the queue, docs/openapi.yaml the webhooks, docs/parameters.md the
+training parameters, docs/settings.md the settings. Change the code, then run this.
 
 exit codes: 0 written, or current; 1 `--check` found one that is not current
 """
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = "# Made by `python -m tools.docs.documents` from the code's own models; do not edit.\n"
-SETTINGS = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
 
 def render(root: Path) -> dict[Path, str]:
-    """The documents by their files below ``root``; of the README what is there, with the settings
-    in their place."""
+    """The documents by their files below ``root``."""
     import yaml
 
-    from entrypoints.settings import settings_table
     from tools.docs.asyncapi import asyncapi
     from tools.docs.openapi import openapi
     from tools.docs.parameter_docs import parameters_page
+    from tools.docs.settings_page import settings_page
 
     class Plain(yaml.SafeDumper):
         """Writes what repeats out in full, for readers other than programs."""
@@ -42,18 +39,13 @@ def render(root: Path) -> dict[Path, str]:
         text = yaml.dump(document, Dumper=Plain, sort_keys=False, allow_unicode=True, width=99)
         return HEADER + str(text)
 
-    docs, readme = root / "docs", root / "README.md"
-    made = {
+    docs = root / "docs"
+    return {
         docs / "asyncapi.yaml": plain(asyncapi()),
         docs / "openapi.yaml": plain(openapi()),
         docs / "parameters.md": parameters_page(),
+        docs / "settings.md": settings_page(),
     }
-    if readme.is_file():
-        table = settings_table()
-        made[readme] = SETTINGS.sub(
-            lambda found: f"{found[1]}{table}\n{found[2]}", readme.read_text(encoding="utf-8")
-        )
-    return made
 
 
 def stale(root: Path) -> list[Path]:

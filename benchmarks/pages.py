@@ -1,6 +1,7 @@
-"""Put the measured figures into the README: `python -m benchmarks.readme`.
+"""Put measured figures into the documentation: `python -m benchmarks.pages`.
 
-To be run after `make bench` or `make bench-gpu`, which write what it reads.
+Run it after `make bench`, `make bench-gpu` or `python -m benchmarks.peers`, which write the files
+that it reads.
 """
 
 from __future__ import annotations
@@ -11,27 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.tables import gpu_tables
+from benchmarks.peers.tables import peers_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"
-RESULTS = FOLDER / "cpu.json"
-BLOCK = re.compile(r"(<!-- figures: .*? -->\n).*?(<!-- end of figures -->)", re.DOTALL)
-GPU_BLOCK = re.compile(r"(<!-- of GPUs: .*? -->\n).*?(<!-- end of GPUs -->)", re.DOTALL)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Replace the marked blocks of the README."""
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
+    """Replace the marked blocks of the pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text("utf-8")), "utf-8")
+
+
+def filled(text: str) -> str:
+    """A page with its blocks as they were measured."""
     tables = {
-        BLOCK: figures_table(json.loads(RESULTS.read_text("utf-8"))),
-        GPU_BLOCK: gpu_tables(FOLDER),
+        "cpu": lambda: figures_table(json.loads((FOLDER / "cpu.json").read_text("utf-8"))),
+        "gpus": lambda: gpu_tables(FOLDER),
+        "peers": lambda: peers_tables(FOLDER),
     }
-    for block, table in tables.items():
-        if not block.search(text):
-            raise SystemExit("README.md has no block of figures")
-        text = block.sub(lambda found, table=table: found[1] + table + found[2], text)
-    readme.write_text(text, "utf-8")
+    return BLOCK.sub(lambda found: found[1] + tables[found[2]]() + found[3], text)
 
 
 def figures_table(results: dict[str, Any]) -> str:

@@ -18,17 +18,17 @@ import torch
 
 from adapters.diffusion.data.dataset import Size
 from adapters.diffusion.lora.adapters import Adapters
-from adapters.diffusion.step.optimizer import optimizer_class
-from adapters.diffusion.style_file.forms import (
+from adapters.diffusion.lora_files.diffusers_format import to_diffusers
+from adapters.diffusion.lora_files.files import hashed
+from adapters.diffusion.lora_files.kohya_format import to_kohya
+from adapters.diffusion.lora_files.lora_formats import (
     TEXT_ENCODER,
     UNET,
     LayerWeights,
-    Style,
+    LoraWeights,
     text_path,
-    to_diffusers,
-    to_kohya,
-    write_style,
 )
+from adapters.diffusion.step.optimizer import optimizer_class
 from application.ports import TrainingPlan
 from domain.parameters import TrainingParameters
 
@@ -52,19 +52,20 @@ class RunFacts:
         return sum(self.bucket_sizes.values())
 
 
-def encode_style(adapters: Adapters, plan: TrainingPlan, facts: RunFacts) -> bytes:
-    """Write the style. No clock is read: equal plans and weights give equal bytes."""
-    style = style_of(adapters)
+def encode_trained(adapters: Adapters, plan: TrainingPlan, facts: RunFacts) -> bytes:
+    """The trained LoRA as a file. No clock is read: equal plans and weights give equal bytes."""
+    weights = lora_weights(adapters)
     if plan.parameters.use_dora:
-        tensors, form = to_diffusers(style)
+        tensors, form = to_diffusers(weights)
     else:
-        tensors, form = to_kohya(style), {}
+        tensors, form = to_kohya(weights), {}
     metadata = {**_kohya(plan, adapters.alpha, facts), **_modelspec(plan, facts), **form}
-    return write_style(tensors, metadata)
+    return hashed(tensors, metadata)
 
 
-def style_of(adapters: Adapters) -> Style:
-    """The adapters, in half precision."""
+def lora_weights(adapters: Adapters) -> LoraWeights:
+    """The adapters with matrices in half precision; DoRA's magnitudes, a few kilobytes, keep
+    their float32."""
     layers = {(UNET, path): adapter for path, adapter in adapters.by_layer.items()}
     layers |= {(TEXT_ENCODER, text_path(p)): adapter for p, adapter in adapters.of_text.items()}
     return {
@@ -72,7 +73,7 @@ def style_of(adapters: Adapters) -> Style:
             adapter.down.detach().to(torch.float16),
             adapter.up.detach().to(torch.float16),
             adapters.alpha,
-            None if adapter.magnitude is None else adapter.magnitude.detach().to(torch.float16),
+            None if adapter.magnitude is None else adapter.magnitude.detach().float().flatten(),
         )
         for layer, adapter in layers.items()
     }

@@ -1,0 +1,1 @@
+"""LoRA files: written for other programs, read from other programs, and converted."""

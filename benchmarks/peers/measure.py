@@ -1,0 +1,136 @@
+"""Run a training command, and measure its speed, whole time and peak memory from outside."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+
+from benchmarks.peers.programs import Program
+
+POLL_SECONDS = 0.2
+KEPT_LINES = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of one program."""
+
+    program: str
+    steps_per_s: float
+    """Between the first progress line after ``warm_up`` steps and the last one."""
+    total_s: float
+    """From the command to its end, with the file written."""
+    peak_mb: int
+    """Resident memory of the process and its children, at most."""
+    gpu_peak_mb: int | None
+    """Memory in use on the card beyond what was in use before; None without a card."""
+
+
+def run(program: Program, warm_up: int) -> Run:
+    """Run a program to its end.
+
+    Args:
+        warm_up: steps that do not count towards the speed.
+
+    Raises:
+        RuntimeError: the program failed, or wrote no weights; with the end of its output.
+    """
+    environment = {**os.environ, **program.environment}
+    memory = _MemoryWatch()
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        program.command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        bufsize=0,
+    )
+    memory.start(process.pid)
+    counts: list[tuple[int, float]] = []
+    tail: deque[str] = deque(maxlen=KEPT_LINES)
+    for line in _lines(process):
+        tail.append(line)
+        steps = program.steps_done(line)
+        if steps is not None and (not counts or steps > counts[-1][0]):
+            counts.append((steps, time.perf_counter()))
+    code = process.wait()
+    total = time.perf_counter() - started
+    memory.stop()
+    if code or not program.weights.exists():
+        raise RuntimeError(f"{program.name} ended with {code}:\n" + "\n".join(tail))
+    return Run(
+        program=program.name,
+        steps_per_s=_speed(counts, warm_up, program.name),
+        total_s=total,
+        peak_mb=memory.peak // 2**20,
+        gpu_peak_mb=memory.gpu_peak,
+    )
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """Lines of the output as they come; a progress bar ends its lines with a carriage return."""
+    assert process.stdout is not None
+    rest = b""
+    while chunk := process.stdout.read(4096):
+        *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
+        yield from (line.decode("utf-8", "replace") for line in lines)
+    yield rest.decode("utf-8", "replace")
+
+
+def _speed(counts: list[tuple[int, float]], warm_up: int, name: str) -> float:
+    warm = [(steps, at) for steps, at in counts if steps >= warm_up]
+    if len(warm) < 2:
+        raise RuntimeError(f"{name}: too few progress lines; raise --steps")
+    (first, began), (last, ended) = warm[0], warm[-1]
+    return (last - first) / (ended - began)
+
+
+class _MemoryWatch:
+    """Polls the memory of a process and its children, and of the card."""
+
+    def __init__(self) -> None:
+        self._gpu_before = _gpu_mb()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.peak = 0
+        self.gpu_peak: int | None = None if self._gpu_before is None else 0
+
+    def start(self, pid: int) -> None:
+        self._thread = threading.Thread(target=self._poll, args=(pid,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _poll(self, pid: int) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            try:
+                parent = psutil.Process(pid)
+                tree = [parent, *parent.children(recursive=True)]
+                self.peak = max(self.peak, sum(each.memory_info().rss for each in tree))
+            except psutil.Error:
+                continue
+            if self._gpu_before is not None and self.gpu_peak is not None:
+                self.gpu_peak = max(self.gpu_peak, (_gpu_mb() or 0) - self._gpu_before)
+
+
+def _gpu_mb() -> int | None:
+    """Memory in use on the first card, or None where there is none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) // 2**20
+    except pynvml.NVMLError:
+        return None
