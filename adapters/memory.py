@@ -39,8 +39,9 @@ from application.ports import (
     TrainingPlan,
     TrainingSession,
 )
+from application.stop_signal import StopSignal
 from domain.failure import Failure
-from domain.image import ImageFacts, ImageRefused
+from domain.image import ImageFacts, ImageRefused, PreparedImage
 from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
@@ -412,17 +413,24 @@ class MemoryNotifier:
 class MemoryInspector:
     """Port ``ImageInspector``. Takes any bytes for an image but those that begin ``broken``."""
 
-    def inspect(self, data: bytes) -> ImageFacts:
-        """Facts that depend on the bytes alone."""
+    def inspect(
+        self,
+        data: bytes,
+        resolution: int,  # noqa: ARG002 - bytes have no size to fit
+        stop: StopSignal,
+    ) -> PreparedImage:
+        """Facts that depend on the bytes alone, which stay as they are."""
+        stop.check()
         if data.startswith(b"broken"):
             raise ImageRefused("the file is damaged")
         digest = hashlib.sha256(data).digest()
-        return ImageFacts(
+        facts = ImageFacts(
             width=256 + digest[0],
             height=256 + digest[1],
             sha256=digest.hex(),
             perceptual_hash=int.from_bytes(digest[:8], "big"),
         )
+        return PreparedImage(facts, data)
 
 
 class MemoryReporter:

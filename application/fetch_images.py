@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
 
+from application.captions import MAX_CAPTION_BYTES, SUFFIXES, CaptionRefused, read_caption
 from application.ports import (
     BlobDenied,
     BlobMissing,
@@ -15,12 +17,16 @@ from application.ports import (
     ImageInspector,
 )
 from application.stop_signal import StopSignal
-from domain.image import MAX_IMAGE_BYTES, ImageRefused, ImageSet, RefusedImage, TrainingImage
+from application.worker_config import WorkerConfig
+from domain.image import ImageRefused, ImageSet, RefusedImage, TrainingImage, folder_repeats
 from domain.location import InvalidLocation, Location
 
 log = logging.getLogger(__name__)
 
-MAX_CAPTION_BYTES = 16 * 1024
+POLL_SECONDS = 0.5
+"""How often a stop is looked for while images are on their way."""
+
+Fetched = TrainingImage | RefusedImage | BlobDenied
 
 
 class ImagesDenied(BlobDenied):
@@ -29,10 +35,11 @@ class ImagesDenied(BlobDenied):
 
 def fetch_images(
     images: tuple[Location, ...],
+    resolution: int,
     blobs: BlobStore,
     inspector: ImageInspector,
+    config: WorkerConfig,
     stop: StopSignal,
-    concurrency: int,
     *,
     quiet: bool = False,
 ) -> ImageSet:
@@ -42,40 +49,42 @@ def fetch_images(
     would pass for many.
 
     Args:
-        quiet: log nothing, for a look ahead of a job that will gather them again.
+        resolution: that they are trained at, as the side of a square in pixels.
+        quiet: log nothing, for a look ahead of a job that will fetch them again.
 
     Raises:
         ImagesDenied: not one could be read, and access was denied: the set-up is wrong, not
             the images. A single denial is no proof: S3 denies what is missing to those who
             may not list.
-        Stopped: the work should end.
+        Stopped: the work should end. What is under way ends by itself.
     """
 
-    def fetch(image: Location) -> TrainingImage | RefusedImage | BlobDenied:
+    def fetch(image: Location) -> Fetched:
         stop.check()
+        name = image.key if config.repeats_from_folders else image.name
         try:
-            data = blobs.get(image, max_bytes=MAX_IMAGE_BYTES).data
-            facts = inspector.inspect(data)
+            data = blobs.get(image, max_bytes=config.max_image_bytes).data
+            prepared = inspector.inspect(data, resolution, stop)
         except BlobDenied as error:
             return error
         except BlobMissing:
-            return RefusedImage(image.name, "the file is not there")
+            return RefusedImage(name, "the file is not there")
         except BlobTooLarge:
-            limit = MAX_IMAGE_BYTES // 1024**2
-            return RefusedImage(image.name, f"the file is larger than {limit} MB")
+            limit = config.max_image_bytes // 1024**2
+            return RefusedImage(name, f"the file is larger than {limit} MB")
         except ImageRefused as error:
-            return RefusedImage(image.name, str(error))
-        return TrainingImage(image.name, data, facts, _caption(blobs, image, quiet=quiet))
+            return RefusedImage(name, str(error))
+        return TrainingImage(
+            name,
+            prepared.data,
+            prepared.facts,
+            _caption(blobs, image, quiet=quiet),
+            folder_repeats(image.key) if config.repeats_from_folders else 1,
+        )
 
     listed = Counter(images)
     images = tuple(listed)
-    if concurrency == 1:
-        fetched = [fetch(image) for image in images]
-    else:
-        with ThreadPoolExecutor(concurrency, thread_name_prefix="fetch") as pool:
-            # Each in a copy of our context, by which a log line knows its job.
-            contexts = [copy_context() for _ in images]
-            fetched = list(pool.map(lambda own, at: own.run(fetch, at), contexts, images))
+    fetched = _each(fetch, images, config.fetch_concurrency, stop)
 
     denials = [found for found in fetched if isinstance(found, BlobDenied)]
     if denials and not any(isinstance(found, TrainingImage) for found in fetched):
@@ -84,6 +93,8 @@ def fetch_images(
     for image, found in zip(images, fetched, strict=True):
         if isinstance(found, TrainingImage):
             usable.append(found)
+            for note in () if quiet else found.facts.notes:
+                log.warning("%s is used: %s", found.name, note)
             continue
         if isinstance(found, BlobDenied):
             if not quiet:
@@ -97,18 +108,44 @@ def fetch_images(
     return ImageSet(tuple(usable), tuple(refused))
 
 
-def _caption(blobs: BlobStore, image: Location, *, quiet: bool) -> str | None:
+def _each(
+    fetch: Callable[[Location], Fetched],
+    images: Sequence[Location],
+    concurrency: int,
+    stop: StopSignal,
+) -> list[Fetched]:
+    """What becomes of each image, some at a time."""
+    if concurrency == 1:
+        return [fetch(image) for image in images]
+    pool = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
     try:
-        at = image.with_suffix(".txt")
-        text = blobs.get(at, max_bytes=MAX_CAPTION_BYTES).data.decode("utf-8-sig")
-    except (BlobMissing, BlobDenied, InvalidLocation):  # too long a key names no blob
+        # Each in a copy of our context, by which a log line knows its job.
+        futures = [pool.submit(copy_context().run, fetch, image) for image in images]
+        while True:
+            done, pending = wait(futures, POLL_SECONDS, FIRST_EXCEPTION)
+            stop.check()
+            for future in done:
+                future.result()
+            if not pending:
+                return [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _caption(blobs: BlobStore, image: Location, *, quiet: bool) -> str | None:
+    for suffix in SUFFIXES:
+        try:
+            at = image.with_suffix(suffix)
+            text = read_caption(blobs.get(at, max_bytes=MAX_CAPTION_BYTES).data)
+        except (BlobMissing, BlobDenied, InvalidLocation):  # too long a key names no blob
+            continue
+        except BlobTooLarge:
+            fault = f"it is larger than {MAX_CAPTION_BYTES // 1024} KB"
+        except CaptionRefused as error:
+            fault = str(error)
+        else:
+            return text or None
+        if not quiet:
+            log.warning("the caption %s is left out: %s", at.name, fault)
         return None
-    except BlobTooLarge:
-        fault = f"it is larger than {MAX_CAPTION_BYTES // 1024} KB"
-    except UnicodeDecodeError:
-        fault = "it is not UTF-8; save it as UTF-8"
-    else:
-        return " ".join(text.split()) or None
-    if not quiet:
-        log.warning("the caption %s is left out: %s", at.name, fault)
     return None

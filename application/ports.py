@@ -13,8 +13,9 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
+from application.stop_signal import StopSignal
 from domain.failure import Failure
-from domain.image import ImageFacts, ImageSet, TrainingImage
+from domain.image import ImageSet, PreparedImage, TrainingImage
 from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
@@ -426,13 +427,20 @@ class Trainer(Protocol):
 
 
 class ImageInspector(Protocol):
-    """Tells whether a file is an image that can be trained on."""
+    """Tells whether a file is an image that can be trained on, and makes it ready for that.
 
-    def inspect(self, data: bytes) -> ImageFacts:
-        """Decode the image fully and describe it.
+    Any number of threads may share one.
+    """
+
+    def inspect(self, data: bytes, resolution: int, stop: StopSignal) -> PreparedImage:
+        """Decode the image fully, describe it, and reduce it to the size it is trained at.
+
+        Args:
+            resolution: that it is trained at, as the side of a square in pixels.
 
         Raises:
             ImageRefused: with the reason, in words for the artist.
+            Stopped: the work should end; within a second or two.
         """
 
 

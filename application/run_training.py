@@ -161,17 +161,20 @@ class RunTraining:
         entry.apply(entry.job.start())
         started = self.clock.monotonic()
 
+        known, native = entry.job.parameters, self.trainer.native_resolution
+        resolution = known.resolution if known else task.requested.named.get("resolution", native)
         images = fetch_images(
-            task.images, self.blobs, self.inspector, stop, self.config.fetch_concurrency
+            task.images, resolution, self.blobs, self.inspector, self.config, stop
         )
         images.require(self.config.min_images)
+        in_an_epoch = tuple(image for image in images.usable for _ in range(image.repeats))
 
-        parameters = entry.job.parameters or task.requested.resolve(
-            image_count=len(images.usable), native_resolution=self.trainer.native_resolution
+        parameters = known or task.requested.resolve(
+            image_count=len(in_an_epoch), native_resolution=native
         )
         plan = TrainingPlan(
             style_id=task.style_id,
-            images=images.usable,
+            images=in_an_epoch,
             tags=task.tags,
             parameters=parameters,
             created_at=task.created_at,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from application.lease import LeaseTerms
-from domain.image import MIN_IMAGES
+from domain.image import MAX_IMAGE_BYTES, MIN_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,10 @@ class WorkerConfig:
     """Of a message whose handling meets a defect of ours, before it goes to the dead letters."""
     fetch_concurrency: int = 8
     """Images fetched at the same time."""
+    max_image_bytes: int = MAX_IMAGE_BYTES
+    """Of one image's file; a larger one is refused."""
+    repeats_from_folders: bool = False
+    """Whether an image in a folder named like ``10_style`` is trained on 10 times an epoch."""
     upload_timeout: float = 600.0
     """Seconds for which a finished style's upload is tried before the job is put down."""
     lease: LeaseTerms = field(default_factory=LeaseTerms)

@@ -21,8 +21,8 @@ from adapters.clock import SystemClock
 from adapters.diffusion.base.model import load_base
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.filesystem import FileBlobStore
+from adapters.images.decode import decode
 from adapters.memory import InlineExecutor, MemoryNotifier
-from adapters.pillow import decode
 from application.journal import Journal
 from application.lease import Lease
 from application.ports import TrainingPlan

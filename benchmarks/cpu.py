@@ -56,7 +56,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
 
     from adapters.diffusion.base.model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
-    from adapters.pillow import decode
+    from adapters.images.decode import decode
     from application.ports import TrainingPlan
     from benchmarks.images import drawn_images
     from benchmarks.plain_recipe import plain_steps
@@ -157,7 +157,7 @@ def full_size_side(side: str, count: int) -> dict[str, float]:
     share it is what a ratio can be taken of.
     """
     from adapters.diffusion.trainer import DiffusionTrainer
-    from adapters.pillow import decode
+    from adapters.images.decode import decode
     from application.ports import TrainingPlan
     from benchmarks.full_size import RESOLUTION, full_size_base
     from benchmarks.images import drawn_images

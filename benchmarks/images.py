@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from adapters.pillow import PillowInspector
+from adapters.images.opening import open_image
+from adapters.images.prepare import prepare
 from assets.drawing import draw_style_set
 from domain.image import TrainingImage
 
@@ -17,12 +18,11 @@ def drawn_images(folder: Path, count: int, size: int = 512) -> tuple[TrainingIma
 
 def read_images(paths: Iterable[Path]) -> tuple[TrainingImage, ...]:
     """Image files, each with its caption beside it."""
-    inspect = PillowInspector().inspect
     return tuple(
         TrainingImage(
             path.name,
             path.read_bytes(),
-            inspect(path.read_bytes()),
+            prepare(open_image(path.read_bytes()), 512).facts,
             path.with_suffix(".txt").read_text().strip(),
         )
         for path in paths

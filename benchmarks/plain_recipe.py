@@ -15,7 +15,7 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from domain.image import TrainingImage
 
 

@@ -185,7 +185,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     from adapters.diffusion.evaluation import Evaluation
     from adapters.diffusion.step.loss import objective_of
     from adapters.diffusion.trainer import DiffusionTrainer
-    from adapters.pillow import decode
+    from adapters.images.decode import decode
     from entrypoints.default_base import SMALL_BASE
 
     torch.set_num_threads(1)  # its operations are too small to share
@@ -216,16 +216,16 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
 
 def _draw(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
     """Twelve images in the drawn style, with their captions."""
-    from adapters.pillow import PillowInspector
+    from adapters.images.opening import open_image
+    from adapters.images.prepare import prepare
     from assets.drawing import draw_style_set
     from domain.image import TrainingImage
 
-    inspect = PillowInspector().inspect
     return tuple(
         TrainingImage(
             path.name,
             path.read_bytes(),
-            inspect(path.read_bytes()),
+            prepare(open_image(path.read_bytes()), 512).facts,
             path.with_suffix(".txt").read_text(encoding="utf-8").strip(),
         )
         for path in draw_style_set(folder, count=12, seed=seed)
@@ -234,7 +234,7 @@ def _draw(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
 
 def _encode(base: Any, images: Sequence[TrainingImage], device: Any) -> EncodedDataset:
     from adapters.diffusion.data.dataset import encode_dataset
-    from adapters.pillow import decode
+    from adapters.images.decode import decode
 
     size = (base.native_resolution,) * 2
     decoded_images = [(decode(image.data), size) for image in images]

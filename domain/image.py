@@ -27,9 +27,21 @@ class ImageFacts:
     """Pixels, after the EXIF orientation is applied."""
     height: int
     sha256: str
-    """Of the decoded pixels: equal images have it equal, whatever file holds them."""
+    """Of the pixels as they are trained on: equal images have it equal, whatever file holds
+    them."""
     perceptual_hash: int
     """64 bits that barely change under rescaling and recompression."""
+    notes: tuple[str, ...] = ()
+    """What the artist should know of a file that is used all the same."""
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image that can be trained on."""
+
+    facts: ImageFacts
+    data: bytes
+    """A PNG file: RGB, upright, in sRGB, scaled and cropped to the size it is trained at."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +50,12 @@ class TrainingImage:
 
     name: str
     data: bytes
-    """The file as it was fetched."""
+    """A file that decodes to an upright RGB image."""
     facts: ImageFacts
     caption: str | None = None
     """The sidecar caption, where there is one."""
+    repeats: int = 1
+    """How often it is trained on in an epoch."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,15 @@ class ImageSet:
                 f"A style needs at least {minimum} images, and got {images}. Please add more."
             )
         raise TrainingFailed(Failure(FailureCode.LOW_QUALITY_DATA, message))
+
+
+def folder_repeats(key: str) -> int:
+    """How often an image is trained on in an epoch, by the name of its folder.
+
+    That is kohya's rule: those in ``10_style`` count tenfold, those in other folders once.
+    """
+    number, underscore, _ = key.rpartition("/")[0].rpartition("/")[2].partition("_")
+    return int(number) if underscore and number.isascii() and number.isdigit() else 1
 
 
 def groups_of_alike(images: Sequence[TrainingImage]) -> list[frozenset[int]]:

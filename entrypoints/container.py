@@ -18,7 +18,8 @@ from rich.console import Console
 
 from adapters.clock import SystemClock
 from adapters.console import ConsoleNotifier
-from adapters.pillow import PillowInspector, decode
+from adapters.images.decode import decode
+from adapters.images.isolated import IsolatedInspector
 from adapters.report.reporter import HtmlReporter
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
@@ -240,7 +241,7 @@ class Container(containers.DeclarativeContainer):
     queue = providers.Resource(open_queue, settings, clock, worker, slots)
     dead_letters = queue_depths = queue
     notifier = providers.Resource(open_notifier, settings, console, clock)
-    inspector = providers.Singleton(PillowInspector)
+    inspector = providers.Singleton(IsolatedInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(task_parser, settings)
 

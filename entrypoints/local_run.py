@@ -26,7 +26,7 @@ from adapters.filesystem import FileBlobStore
 from application.fetch_images import fetch_images
 from application.journal import recorded_job
 from application.lease import LeaseTerms
-from application.ports import Blob, BlobMissing, BlobStore
+from application.ports import BlobMissing, BlobStore
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
 from application.storage_keys import JOBS, StorageKeys
@@ -41,7 +41,6 @@ from domain.task import TrainingTask
 from entrypoints.container import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
-from entrypoints.image_folder import CAPTION_SUFFIXES
 from entrypoints.logs import start_logging
 from entrypoints.options import option_of
 from entrypoints.settings import load_settings
@@ -53,22 +52,12 @@ IMAGES, OUT = "images", "out"
 """The buckets that the two folders stand for."""
 LEASE = LeaseTerms(seconds=9.0)
 """Short: a process of this machine that was killed is soon replaced by the same command."""
+MAX_LOCAL_BYTES = 256 * 1024**2
+"""Of an image's file: as many as an uncompressed one of 85 megapixels has."""
+FACTS_RESOLUTION = 512
+"""At which the images are looked at before the base model is loaded, whatever is trained at."""
 LOCAL_TASKS = uuid.UUID("6f3e0b52-9a0c-4a57-8f0e-1d8a3b5f7c11")
 """Namespace of local task ids, so that the same run has the same id and goes on."""
-
-
-class Folders(FileBlobStore):
-    """Port ``BlobStore``; a person's captions may be in ``.TXT``, too."""
-
-    def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
-        """Read a blob."""
-        usual, other = CAPTION_SUFFIXES
-        try:
-            return super().get(at, max_bytes=max_bytes)
-        except BlobMissing:
-            if not at.key.endswith(usual):
-                raise
-            return super().get(at.with_suffix(other), max_bytes=max_bytes)
 
 
 def check_writable(out: Path) -> None:
@@ -141,12 +130,15 @@ def build_container(arguments: argparse.Namespace) -> Container:
                 checkpoint_every=arguments.checkpoint_every,
                 preview_share=settings.preview_share,
                 keep_checkpoints=None,
+                max_image_bytes=MAX_LOCAL_BYTES,
                 lease=LEASE,
             )
         )
     )
     container.blobs.override(
-        providers.Singleton(Folders, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,))
+        providers.Singleton(
+            FileBlobStore, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,)
+        )
     )
     container.notifier.override(
         providers.Singleton(ConsoleNotifier, container.console, lambda at: out / at.key)
@@ -163,10 +155,11 @@ def inspect(names: list[str], container: Container) -> ImageSet:
     """
     images = fetch_images(
         tuple(Location(IMAGES, name) for name in names),
+        FACTS_RESOLUTION,
         container.blobs(),
         container.inspector(),
+        container.config(),
         StopSignal(),
-        concurrency=4,
         quiet=True,
     )
     if not images.usable:

@@ -18,7 +18,7 @@ from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.strategy import Strategy, choose_strategy
 from adapters.diffusion.together.rendezvous import LEAST_PATIENCE
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import TrainingPlan
 from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base
 from benchmarks.gpu.facts import gib, wait_for

@@ -23,7 +23,7 @@ import torch
 from adapters.diffusion.base.model import load_base
 from adapters.diffusion.strategy import choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import EpochRecord, TrainingPlan
 from benchmarks.full_size import RESOLUTION, SMALL_BASE, full_size_base, save_base
 from benchmarks.gpu.bench import RANK

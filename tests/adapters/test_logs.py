@@ -25,6 +25,7 @@ from application.fetch_images import fetch_images
 from application.ports import BlobMissing, BlobUnavailable
 from application.settlement import Ack
 from application.stop_signal import StopSignal
+from application.worker_config import WorkerConfig
 from domain.events import JobCompleted, JobStarted
 from domain.location import Location
 from domain.results import Artifact
@@ -108,7 +109,9 @@ def test_lines_from_pools_and_timers_carry_the_job(
         # The timer was there before; the attempt becomes known only now.
         context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
         # Of the store it is only asked to read.
-        fetch_images(images, Talking(), MemoryInspector(), StopSignal(), 4)  # type: ignore[arg-type]
+        blobs: Any = Talking()
+        config = WorkerConfig(fetch_concurrency=4)
+        fetch_images(images, 512, blobs, MemoryInspector(), config, StopSignal())
         ticked.clear()
         assert ticked.wait(30)
     images = [line for line in collector.objects if " from fetch_" in line["message"]]

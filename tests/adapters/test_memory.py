@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from adapters.memory import ManualClock, MemoryInspector, MemoryQueue, MemoryTrainer
 from application.ports import TrainingPlan
+from application.stop_signal import StopSignal
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 
@@ -72,7 +73,7 @@ def test_an_idle_receive_waits_for_what_comes_within_its_timeout() -> None:
 def test_a_step_of_the_memory_trainer_takes_its_time_on_the_clock() -> None:
     clock = ManualClock()
     trainer = MemoryTrainer(clock, step_seconds=0.5)
-    facts = MemoryInspector().inspect(b"1")
+    facts = MemoryInspector().inspect(b"1", 512, StopSignal()).facts
     plan = TrainingPlan(
         style_id=1,
         images=(TrainingImage("1.png", b"1", facts),),

@@ -21,6 +21,7 @@ from application.ports import (
     TrainingPlan,
     TrainingSession,
 )
+from application.stop_signal import StopSignal
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 
@@ -54,9 +55,12 @@ class Harness:
 
 @pytest.fixture
 def memory() -> Harness:
-    inspect = MemoryInspector().inspect
+    inspector = MemoryInspector()
     files = {f"{name}.png": f"image {name}".encode() for name in "abc"}
-    images = tuple(TrainingImage(name, data, inspect(data)) for name, data in files.items())
+    images = tuple(
+        TrainingImage(name, data, inspector.inspect(data, 512, StopSignal()).facts)
+        for name, data in files.items()
+    )
     return Harness(
         MemoryTrainer(ManualClock()),
         images,
@@ -68,13 +72,17 @@ def memory() -> Harness:
 def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     from adapters.diffusion.base.model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
-    from adapters.pillow import PillowInspector, decode
+    from adapters.images.decode import decode
+    from adapters.images.opening import open_image
+    from adapters.images.prepare import prepare
     from assets.drawing import draw_style_set
 
     files = draw_style_set(tmp_path_factory.mktemp("images"), count=3, seed=1)
-    inspect = PillowInspector().inspect
     images = tuple(
-        TrainingImage(file.name, file.read_bytes(), inspect(file.read_bytes())) for file in files
+        TrainingImage(
+            file.name, file.read_bytes(), prepare(open_image(file.read_bytes()), 512).facts
+        )
+        for file in files
     )
     small_base = Path(__file__).resolve().parents[2] / "assets" / "small_base"
     base = load_base(str(small_base), device="cpu")

@@ -8,7 +8,7 @@ import pytest
 
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from assets.drawing import draw_style_set
 from domain.image import TrainingImage
 from tests.diffusion.runs import read_images

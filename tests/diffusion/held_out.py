@@ -10,7 +10,7 @@ import torch
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import EncodedDataset, encode_dataset
 from adapters.diffusion.step.loss import objective_of
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
 

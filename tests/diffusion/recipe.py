@@ -11,7 +11,7 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import encode_dataset
 from adapters.diffusion.data.rng import epoch_batches, sample_step_noise, steps_per_epoch
 from adapters.diffusion.lora.adapters import TARGETS, Adapter, initialise
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import TrainingPlan
 from domain.buckets import bucket_of
 

@@ -15,7 +15,8 @@ from diffusers import UNet2DConditionModel
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import PillowInspector
+from adapters.images.opening import open_image
+from adapters.images.prepare import prepare
 from application.ports import EpochRecord, StepReport, TrainingPlan, TrainingSession
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
@@ -35,12 +36,11 @@ EVERY_OPTION: dict[str, Any] = {
 
 def read_images(paths: Sequence[Path]) -> tuple[TrainingImage, ...]:
     """Images as the use case gives them to the trainer, with the captions beside them."""
-    inspect = PillowInspector().inspect
     return tuple(
         TrainingImage(
             path.name,
             path.read_bytes(),
-            inspect(path.read_bytes()),
+            prepare(open_image(path.read_bytes()), 512).facts,
             path.with_suffix(".txt").read_text(encoding="utf-8"),
         )
         for path in paths

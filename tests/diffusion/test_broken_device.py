@@ -13,7 +13,7 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.failures import is_of_a_broken_device, is_out_of_memory
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import TrainerBroken
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape

@@ -10,8 +10,12 @@ from PIL import Image
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data import dataset as dataset_module
-from adapters.diffusion.data.dataset import EncodedDataset, encode_captions, encode_dataset
-from adapters.pillow import decode
+from adapters.diffusion.data.dataset import (
+    EncodedDataset,
+    encode_captions,
+    encode_dataset,
+)
+from adapters.images.decode import decode
 from domain.image import TrainingImage
 
 pytestmark = pytest.mark.integration

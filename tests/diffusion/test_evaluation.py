@@ -16,7 +16,7 @@ from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape
 from tests.diffusion.runs import drive, measured_in, plan_of, run, weights_of

@@ -22,7 +22,7 @@ from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.fused.operations import gated
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from domain.image import TrainingImage
 from domain.parameters import LoraTargets
 from tests.diffusion.fake_cuda_graph import Tape

@@ -17,7 +17,7 @@ from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.strategy import Strategy, choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import EpochRecord
 from benchmarks.full_size import full_size_base
 from domain.image import TrainingImage

@@ -14,7 +14,7 @@ from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.conftest import SMALL_BASE
 from tests.diffusion.fake_device import CARD, BlankCard, let_adamw_be_fused_there, move_to_card

@@ -21,7 +21,7 @@ from adapters.diffusion.step.optimizer import (
 )
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import CheckpointRejected
 from domain.failure import FailureCode, TrainingFailed
 from domain.image import TrainingImage

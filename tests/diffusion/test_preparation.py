@@ -10,7 +10,7 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.preparation import prepare
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.runs import plan_of
 

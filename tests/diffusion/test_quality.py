@@ -7,7 +7,7 @@ import pytest
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape
 from tests.diffusion.recipe import recipe

@@ -18,7 +18,7 @@ from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.step.replay import WARM_UP, CudaRecorder, Replay
 from adapters.diffusion.strategy import PLAIN, Strategy, choose_strategy, describe
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape
 from tests.diffusion.runs import EVERY_OPTION, plan_of, predict, run, weights_of

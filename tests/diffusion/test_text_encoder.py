@@ -17,7 +17,7 @@ from adapters.diffusion.lora_files.files import read_lora, write_lora
 from adapters.diffusion.lora_files.lora_formats import LoraFormat
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
 from domain.parameters import LoraTargets
@@ -108,6 +108,36 @@ def test_diffusers_loads_it_into_the_text_encoder(
         torch.testing.assert_close(states(base), trained, rtol=1e-4, atol=1e-5)
     finally:
         pipeline.unload_lora_weights()
+
+
+def test_diffusers_loads_dora_of_the_text_encoder_with_its_magnitudes(
+    base: BaseModel, images: Images, tmp_path: Path
+) -> None:
+    plan = plan_of(images[:2], train_text_encoder=True, use_dora=True, lora_targets="attention+ff")
+    path = tmp_path / "style.safetensors"
+    with DiffusionTrainer(base, decode).open(plan, None) as session:
+        for _ in range(4):
+            session.advance()
+        weights_of(session).copy_(weights_of(session).half().float())
+        path.write_bytes(session.weights())
+        trained = states(base)
+    tensors = safetensors.torch.load_file(path)
+    magnitudes = [tensor for key, tensor in tensors.items() if "magnitude" in key]
+    assert magnitudes
+    assert all(tensor.dtype == torch.float32 for tensor in magnitudes)
+    pipeline = pipeline_of(base)
+    before = states(base)
+    pipeline.load_lora_weights(path)
+    try:
+        assert (trained - before).abs().max() > 1e-3
+        torch.testing.assert_close(states(base), trained, rtol=1e-4, atol=1e-5)
+    finally:
+        pipeline.unload_lora_weights()
+    (kohya,) = write_lora(*read_lora(path), LoraFormat.KOHYA, tmp_path / "kohya", "style")
+    write_lora(*read_lora(kohya), LoraFormat.DIFFUSERS, tmp_path, "style")
+    again = safetensors.torch.load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[key], tensors[key]) for key in tensors)
 
 
 def test_peft_loads_a_folder_for_each_model(

@@ -19,7 +19,7 @@ from adapters.diffusion.step.thrift import Thrift
 from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.together.ensemble import MemberSession, kind_of
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import Checkpoint, TrainingPlan
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import TrainingImage

@@ -18,7 +18,7 @@ from adapters.diffusion.step.learning_rate import learning_rate_of
 from adapters.diffusion.step.optimizer import OptimizerState
 from adapters.diffusion.step.update import Update
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.pillow import decode
+from adapters.images.decode import decode
 from application.ports import CheckpointRejected
 from domain.image import TrainingImage
 from tests.diffusion.runs import EVERY_OPTION, Outcome, plan_of, run, weights_of

@@ -166,7 +166,7 @@ def test_whatever_determines_the_weights_makes_another_run(
         caption.write_text("in other words")
         assert is_another()
     with changed(image):
-        Image.new("RGB", (300, 300), "teal").save(image)
+        Image.linear_gradient("L").save(image)
         assert is_another()
     renamed = image.rename(image.with_stem("renamed"))
     image.with_suffix(".txt").rename(renamed.with_suffix(".txt"))

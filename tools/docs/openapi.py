@@ -43,10 +43,10 @@ def openapi() -> dict[str, Any]:
             "title": "Style trainer: webhooks",
             "version": version(),
             "description": "What a worker tells the backend. The worker is the client. The "
-            "backend is not idempotent: every final call that it takes is shown to the artist. Before "
-            "a worker repeats `complete`, it reads `GET /api/styles/<style_id>/` without a token: "
-            "where `training_metric` has this task's `task_id` and `sha256`, the call has arrived. "
-            "Every repetition carries the same `Idempotency-Key`.",
+            "backend is not idempotent: every final call that it takes is shown to the artist. "
+            "Before a worker repeats `complete`, it reads `GET /api/styles/<style_id>/` without "
+            "a token: where `training_metric` has this task's `task_id` and `sha256`, the call "
+            "has arrived. Every repetition carries the same `Idempotency-Key`.",
         },
         "servers": [
             {

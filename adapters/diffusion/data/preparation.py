@@ -45,8 +45,13 @@ def prepare(
     """
     parameters = plan.parameters
     captions = _captions(base, plan)
-    decoded = (decode(image.data) for image in plan.images)
-    sized = ((image, bucket_of(*image.size, parameters.resolution)) for image in decoded)
+    sized = (
+        (
+            decode(image.data),
+            bucket_of(image.facts.width, image.facts.height, parameters.resolution),
+        )
+        for image in plan.images
+    )
     dataset = encode_dataset(base, sized, captions, flipped=parameters.random_flip, device=device)
     return PreparedData(captions, dataset, request_previews(base, parameters, captions, device))
 

@@ -1,0 +1,1 @@
+"""Image files as people send them: recognised, decoded in child processes, checked, reduced."""

@@ -1,0 +1,60 @@
+"""What runs in a child process: decodes one image after the other for its parent.
+
+Each image is a short exchange of messages: the parent sends the resolution and the file; the child
+answers with the memory that decoding will take, or a refusal; the parent says when there is so
+much; the child answers with the facts and the reduced image, or a refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import warnings
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
+
+from adapters.images.opening import MAX_DECODING_BYTES, open_image
+from adapters.images.prepare import check_sides, prepare
+from domain.image import ImageRefused
+
+READY, GO_AHEAD = b"ready", b"go"
+
+_DATA_LIMIT = MAX_DECODING_BYTES + 400 * 1024**2
+"""Bytes that a child may take, whatever a file makes its decoder do: the interpreter's and two
+copies of a large file are in it."""
+
+
+def main(descriptor: int) -> None:
+    """Serve the parent at the other end of a socket until it hangs up."""
+    resource.setrlimit(resource.RLIMIT_DATA, (_DATA_LIMIT, _DATA_LIMIT))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")
+    with Connection(descriptor) as parent:
+        try:
+            parent.send_bytes(READY)
+            while True:
+                _serve_one(parent)
+        except (EOFError, OSError):
+            return
+
+
+def _serve_one(parent: Connection) -> None:
+    resolution = int(parent.recv_bytes())
+    try:
+        opened = open_image(parent.recv_bytes())
+        check_sides(opened)
+        _send(parent, decoding_bytes=opened.decoding_bytes)
+        parent.recv_bytes()
+        prepared = prepare(opened, resolution)
+    except ImageRefused as refused:
+        _send(parent, refused=str(refused))
+    except MemoryError:
+        _send(parent, refused="it takes too much memory to decode; please save it smaller")
+    else:
+        _send(parent, facts=asdict(prepared.facts))
+        parent.send_bytes(prepared.data)
+
+
+def _send(parent: Connection, **message: Any) -> None:
+    parent.send_bytes(json.dumps(message).encode())

@@ -1,0 +1,91 @@
+"""A PNG file reduced to what its pixels need."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_PROFILE_BYTES = 8 * 1024**2
+"""Of a colour profile, unpacked; printers' profiles have up to 3 MB."""
+
+_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT"}
+"""Chunks without which the pixels are not what they were."""
+_ANCILLARY = 0x20
+"""Bit of a chunk's first letter: small letters name what a decoder may pass over."""
+
+
+@dataclass(frozen=True)
+class ReducedPng:
+    """The same pixels in a file without texts, times and further frames."""
+
+    data: bytes
+    icc_profile: bytes | None
+    notes: tuple[str, ...]
+    """What was left out that may surprise, for the artist."""
+
+
+def reduce_png(data: bytes) -> ReducedPng:
+    """Keep the chunks for the pixels and the EXIF data, and take the colour profile out.
+
+    Texts of any size, damaged or not, are never looked at; nor are the frames of an animation
+    but the default image.
+
+    Raises:
+        ValueError: a chunk that the pixels need is damaged, cut off or unknown.
+    """
+    kept, profile, ended = [SIGNATURE], None, False
+    notes: dict[str, None] = {}
+    for name, body, whole in _chunks(data):
+        if name == b"IEND":
+            ended = whole
+        elif name in _PIXELS:
+            if not whole:
+                raise ValueError(f"the PNG chunk {name!r} is damaged")
+            kept.append(_chunk(name, body))
+        elif not name[0] & _ANCILLARY:
+            raise ValueError(f"the PNG chunk {name!r} is unknown")
+        elif not whole:
+            notes[f"its damaged chunk {name.decode('latin-1')!r} is ignored"] = None
+        elif name == b"iCCP":
+            profile = _unpack_profile(body)
+            if profile is None:
+                notes["its colour profile is damaged and is ignored"] = None
+        elif name == b"acTL":
+            notes["it is animated; its first frame is used"] = None
+        elif name == b"eXIf":
+            kept.append(_chunk(name, body))
+    if not ended:
+        notes["its end is missing; its pixels are whole"] = None
+    return ReducedPng(b"".join((*kept, _chunk(b"IEND", b""))), profile, tuple(notes))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Name and body of each chunk, and whether it is whole by its checksum."""
+    position = len(SIGNATURE)
+    while position + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        body = data[position + 8 : end]
+        checksum = struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))
+        yield name, body, data[end : end + 4] == checksum
+        if name == b"IEND":
+            return
+        position = end + 4
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    checksum = zlib.crc32(body, zlib.crc32(name))
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
+
+
+def _unpack_profile(body: bytes) -> bytes | None:
+    """The ICC profile of an ``iCCP`` chunk: a name, a zero, the method, and its packed bytes."""
+    unpacker = zlib.decompressobj()
+    try:
+        profile = unpacker.decompress(body[body.index(b"\0") + 2 :], MAX_PROFILE_BYTES)
+    except (ValueError, zlib.error):
+        return None
+    return profile if unpacker.eof else None

@@ -1,0 +1,120 @@
+"""What checking hostile images costs in memory: `python -m benchmarks.image_memory`.
+
+Files of a few hundred kilobytes that take as much memory to decode as is allowed, fetched from a
+folder and checked as a worker does. Prints the peak of this process and its children together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+import tempfile
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import psutil
+from PIL import Image
+
+from adapters.filesystem import FileBlobStore
+from adapters.images.isolated import IsolatedInspector
+from application.fetch_images import fetch_images
+from application.stop_signal import StopSignal
+from application.worker_config import WorkerConfig
+from domain.location import Location
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Measure what checking images takes of memory.")
+    parser.add_argument("--images", type=int, default=100)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = _hostile_files(Path(folder))
+        images = []
+        for n in range(options.images):
+            path = kinds[n % len(kinds)]
+            name = f"{n:03}{path.suffix}"
+            (Path(folder) / name).hardlink_to(path)
+            images.append(Location("images", name))
+        print(json.dumps(_measured(Path(folder), tuple(images)), indent=2))
+
+
+def _measured(folder: Path, images: tuple[Location, ...]) -> dict[str, object]:
+    watch = _Watch()
+    started = time.monotonic()
+    with watch:
+        fetched = fetch_images(
+            images,
+            FileBlobStore({"images": folder}, read_only=("images",)),
+            IsolatedInspector(),
+            512,
+            WorkerConfig(),
+            StopSignal(),
+            quiet=True,
+        )
+    return {
+        "images": len(images),
+        "usable": len(fetched.usable),
+        "refused": sorted({refused.reason for refused in fetched.refused}),
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_gigabytes": round(watch.peak / 1e9, 2),
+    }
+
+
+def _hostile_files(folder: Path) -> list[Path]:
+    """The most that is allowed of each format, small as files."""
+    paths = [folder / name for name in ("rgba.png", "progressive.jpg", "lossless.webp")]
+    _rgba_png(paths[0], 10_000)
+    _dotted(9_900).save(paths[1], progressive=True, subsampling=0)
+    _dotted(7_800).save(paths[2], lossless=True, method=0)
+    return paths
+
+
+def _dotted(side: int) -> Image.Image:
+    return Image.effect_noise((side // 100, side // 100), 60).resize((side, side)).convert("RGB")
+
+
+def _rgba_png(path: Path, side: int) -> None:
+    row = b"\0" + bytes((n // 40) % 256 for n in range(4 * side))
+    packer = zlib.compressobj(1)
+    pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for name, body in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+            file.write(struct.pack(">I", len(body)) + name + body)
+            file.write(struct.pack(">I", zlib.crc32(name + body)))
+
+
+class _Watch:
+    """The largest memory that this process and its children had together meanwhile."""
+
+    peak = 0
+
+    def __enter__(self) -> _Watch:
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._done.wait(0.02):
+            together = 0
+            for process in (me, *me.children()):
+                try:
+                    together += process.memory_info().rss
+                except psutil.Error:
+                    continue
+            self.peak = max(self.peak, together)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Images that are made to cost memory, time or the process cost themselves and nobody else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+from PIL import Image
+
+from adapters.images.isolated import IsolatedInspector
+from application.stop_signal import Stopped, StopReason, StopSignal
+from domain.image import ImageRefused
+from tests.adapters.images.files import (
+    animated_webp,
+    chunk,
+    encode,
+    jpeg_of_scans,
+    png,
+    rgba_bomb,
+    scene,
+)
+
+RESOLUTION = 256
+SCENE = encode(scene(), "PNG")
+
+
+@pytest.fixture(scope="module")
+def inspector() -> IsolatedInspector:
+    return IsolatedInspector(processes=2)
+
+
+def reason(inspector: IsolatedInspector, data: bytes) -> str:
+    with pytest.raises(ImageRefused) as caught:
+        inspector.inspect(data, RESOLUTION, StopSignal())
+    return str(caught.value)
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_a_palette_image_without_palette_is_refused(inspector: IsolatedInspector) -> None:
+    data = png((300, 300, 8, 3, 0, 0, 0), chunk(b"IDAT", b"x\x9c\x03\x00\x00\x00\x00\x01"))
+    assert "damaged" in reason(inspector, data)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_by_name(inspector: IsolatedInspector) -> None:
+    assert "3,000 scans" in reason(inspector, jpeg_of_scans(3000))
+    inspector.inspect(jpeg_of_scans(100), RESOLUTION, StopSignal())
+
+
+def test_an_animation_of_very_many_frames_costs_one(inspector: IsolatedInspector) -> None:
+    prepared = inspector.inspect(animated_webp(10_000), RESOLUTION, StopSignal())
+    assert prepared.facts.notes == ("it is animated; its first frame is used",)
+    assert prepared.facts.sha256 == inspector.inspect(SCENE, RESOLUTION, StopSignal()).facts.sha256
+
+
+def test_a_large_image_takes_no_more_memory_than_was_reserved() -> None:
+    inspector = IsolatedInspector(processes=1)
+    before, peak, done = children(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.01):
+            for pid in children() - before:
+                try:
+                    peak = max(peak, psutil.Process(pid).memory_info().rss)
+                except psutil.Error:
+                    continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert "nothing can be seen" in reason(inspector, rgba_bomb(6000))
+    finally:
+        done.set()
+        watcher.join()
+    whole = 4 * 6000 * 6000
+    assert whole < peak < whole + 150e6
+
+
+def test_a_decoder_that_breaks_down_costs_one_image(inspector: IsolatedInspector) -> None:
+    data = rgba_bomb(6000)
+    before = children()
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(reason, IsolatedInspector(processes=1), data)
+        while not refused.done():
+            for pid in children() - before:
+                process = psutil.Process(pid)
+                if process.memory_info().rss > 80e6:  # it is at work on the image
+                    process.kill()
+            time.sleep(0.05)
+    assert "breaks down" in refused.result()
+    inspector.inspect(SCENE, RESOLUTION, StopSignal())
+
+
+def test_an_image_that_takes_too_long_is_refused() -> None:
+    inspector = IsolatedInspector(processes=1, seconds=0.2)
+    assert "takes too long" in reason(inspector, rgba_bomb(6000))
+
+
+@pytest.mark.parametrize("phase", ["decoding", "waiting for a process", "waiting for memory"])
+def test_a_stop_is_heard_in_two_seconds(phase: str) -> None:
+    slow = rgba_bomb(6000)
+    inspector = IsolatedInspector(processes=1 if phase == "waiting for a process" else 2)
+    if phase == "waiting for memory":
+        inspector = IsolatedInspector(processes=2, memory=4 * 6000 * 6000)
+    stop, busy = StopSignal(), StopSignal()
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(inspector.inspect, slow, RESOLUTION, busy) if "for" in phase else None
+        time.sleep(0.7)
+        asked = pool.submit(inspector.inspect, slow, RESOLUTION, stop)
+        time.sleep(0.7)
+        stop.request(StopReason.CANCELLED)
+        before = time.monotonic()
+        with pytest.raises(Stopped):
+            asked.result()
+        assert time.monotonic() - before < 2
+        busy.request(StopReason.CANCELLED)
+        if other is not None:
+            with pytest.raises(Stopped):
+                other.result()
+
+
+def test_no_process_is_left_behind_a_stop() -> None:
+    before, inspector, stop = children(), IsolatedInspector(processes=1), StopSignal()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(inspector.inspect, rgba_bomb(6000), RESOLUTION, stop)
+        time.sleep(1)
+        stop.request(StopReason.SHUTDOWN)
+        with pytest.raises(Stopped):
+            asked.result()
+    assert children() <= before
+
+
+def test_one_colour_and_nothing_visible_are_refused(inspector: IsolatedInspector) -> None:
+    blank = encode(Image.new("RGB", (300, 300), "teal"), "PNG")
+    assert reason(inspector, blank) == "it has one colour throughout"
+    ink = Image.new("RGBA", (300, 300), (255, 255, 255, 0))
+    for image in (ink, ink.copy()):
+        assert "nothing can be seen of it on white" in reason(inspector, encode(image, "PNG"))
+        ink.paste((255, 255, 255, 255), (50, 50, 200, 200))

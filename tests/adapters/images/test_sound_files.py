@@ -1,0 +1,133 @@
+"""Files whose pixels are whole are used, whatever is wrong beside the pixels."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+
+from adapters.images.decode import decode, load
+from adapters.images.opening import open_image
+from domain.image import ImageRefused
+from tests.adapters.images.files import (
+    CASES,
+    animated_webp,
+    chunk,
+    encode,
+    furthest,
+    scene,
+    with_chunks,
+)
+
+
+def notes(data: bytes) -> tuple[str, ...]:
+    return load(open_image(data)).notes
+
+
+SCENE = encode(scene(), "PNG")
+LARGE = zlib.compress(bytes(3_000_000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        chunk(b"zTXt", b"Comment\0\0" + LARGE),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + LARGE),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1000)) * 200),
+        chunk(b"tEXt", b"Comment\0" + bytes(2_000_000)),
+        chunk(b"pHYs", b""),
+        chunk(b"tIME", b"later"),
+        chunk(b"gAMA", b""),
+        chunk(b"eXIf", b"nonsense"),
+    ],
+    ids=["zTXt", "iTXt", "long zTXt", "tEXt", "pHYs", "tIME", "gAMA", "eXIf"],
+)
+def test_metadata_of_any_size_and_sense_is_no_reason_to_refuse(text: bytes) -> None:
+    data = with_chunks(SCENE, text)
+    assert furthest(decode(data), scene()) == 0
+    assert notes(data) == ()
+
+
+@pytest.mark.parametrize("case", ["ztxt-1.6MB.png", "iccp-1.2MB.png", "text-badcrc.png"])
+def test_files_of_other_programs_that_are_sound(case: str) -> None:
+    assert decode((CASES / case).read_bytes()).size == (400, 300)
+
+
+def test_a_large_colour_profile_is_applied() -> None:
+    large = decode((CASES / "iccp-1.2MB.png").read_bytes())
+    small = decode((CASES / "icc-gimp-linear.png").read_bytes())
+    assert furthest(large, small) == 0
+
+
+def test_a_profile_that_unpacks_to_gigabytes_is_ignored() -> None:
+    packer = zlib.compressobj(9)
+    body = b"".join(packer.compress(bytes(2**20)) for _ in range(300)) + packer.flush()
+    data = with_chunks(SCENE, chunk(b"iCCP", b"bomb\0\0" + body))
+    assert notes(data) == ("its colour profile is damaged and is ignored",)
+
+
+def test_a_damaged_text_is_said() -> None:
+    text = bytearray(chunk(b"tEXt", b"Comment\0hello"))
+    text[-1] ^= 1
+    data = with_chunks(SCENE, bytes(text))
+    assert furthest(decode(data), scene()) == 0
+    assert notes(data) == ("its damaged chunk 'tEXt' is ignored",)
+
+
+@pytest.mark.parametrize("missing", range(1, 13))
+def test_a_png_without_its_end_is_used(missing: int) -> None:
+    data = SCENE[:-missing]
+    assert furthest(decode(data), scene()) == 0
+    assert notes(data) == ("its end is missing; its pixels are whole",)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_jpeg_without_its_end_is_used(missing: int, progressive: bool) -> None:
+    whole = encode(scene(), "JPEG", progressive=progressive)
+    assert furthest(decode(whole[:-missing]), decode(whole)) == 0
+    assert notes(whole[:-missing]) == ("its end is missing; its pixels are whole",)
+
+
+def test_a_jpeg_of_another_program_without_its_end() -> None:
+    data = (CASES / "no-eoi.jpg").read_bytes()
+    assert furthest(decode(data), decode(data + b"\xff\xd9")) == 0
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("missing", [20, 60, 300])
+def test_a_jpeg_that_breaks_off_in_its_pixels_is_refused(missing: int, progressive: bool) -> None:
+    whole = encode(scene(), "JPEG", progressive=progressive)
+    with pytest.raises(ImageRefused, match="damaged or incomplete"):
+        decode(whole[:-missing])
+
+
+def test_what_follows_a_jpeg_does_not_matter() -> None:
+    """Phones append videos."""
+    whole = encode(scene(), "JPEG")
+    assert furthest(decode(whole + b"\xff\xda\x00\x02" * 10_000), decode(whole)) == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(scene(), "PNG", save_all=True, append_images=[scene(1)]),
+        animated_webp(2),
+        encode(scene(), "AVIF", save_all=True, append_images=[scene(1)]),
+    ],
+    ids=["PNG", "WebP", "AVIF"],
+)
+def test_of_an_animation_the_first_frame_is_used(data: bytes) -> None:
+    assert furthest(decode(data), scene()) <= 60  # AVIF is lossy
+    assert notes(data) == ("it is animated; its first frame is used",)
+
+
+def test_avif_is_read() -> None:
+    assert furthest(decode(encode(scene(), "AVIF", quality=95)), scene()) <= 60
+
+
+def test_heic_is_read_where_the_plugin_is_installed() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    data = encode(scene(), "HEIF", quality=95)
+    assert furthest(decode(data), scene()) <= 60
