@@ -20,7 +20,7 @@ ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 ARG VARIANT=cpu
 ARG MODEL=mounted
 
-# --- Python packages, pinned by constraints.txt; only torch differs by variant ---------------
+# --- Python packages, with their hashes in requirements.lock; only torch differs by variant ---
 FROM ${PYTHON_IMAGE} AS torch-cpu
 ENV TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -32,33 +32,33 @@ ENV TORCH_INDEX=${TORCH_CUDA_INDEX}
 # hadolint ignore=DL3006
 FROM torch-${VARIANT} AS packages
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=/build/constraints.txt
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
-COPY constraints.txt pyproject.toml ./
-# The largest layer, and the only one in which the variants differ.
+COPY constraints.txt requirements.lock ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --require-hashes --no-deps -r requirements.lock
+# The largest layer, and the only one in which the variants differ. Not in the lock file: every index
+# of torch has wheels of its own. What else torch needs is there already, but CUDA's libraries.
 RUN --mount=type=cache,target=/root/.cache/pip \
     grep -E '^torch==' constraints.txt > torch.txt \
-    && pip install --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple -r torch.txt
-# Of the optional packages those that are small; adam8bit is for the cuda variant alone.
-ARG EXTRAS="sentry prodigy"
+    && pip install --index-url "$TORCH_INDEX" -r torch.txt
+# Packages beyond the lock file: bitsandbytes, for 8-bit AdamW on a GPU.
+ARG EXTRAS=""
+# hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -c "import os, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-extras = project['optional-dependencies']; \
-print(*project['dependencies'], *sum((extras[e] for e in os.environ['EXTRAS'].split()), []), sep='\n')" \
-        > requirements.txt \
-    && pip install -r requirements.txt
+    if [ -n "$EXTRAS" ]; then pip install -c constraints.txt $EXTRAS; fi
 
 # --- Our own code --------------------------------------------------------------------------
 FROM packages AS code
-COPY README.md ./
+COPY README.md pyproject.toml ./
 COPY domain domain
 COPY application application
 COPY adapters adapters
 COPY entrypoints entrypoints
 COPY assets assets
-RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --target /opt/code .
+RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --no-build-isolation --target /opt/code .
 
 # --- The base model: only the stage that MODEL names is built -------------------------------
 FROM ${PYTHON_IMAGE} AS model-mounted
@@ -70,7 +70,7 @@ COPY assets/small_base /models/base
 FROM packages AS model-hub
 ARG BASE_MODEL_HUB=stable-diffusion-v1-5/stable-diffusion-v1-5
 # A commit, so that the same image comes out next month.
-ARG BASE_MODEL_REVISION=main
+ARG BASE_MODEL_REVISION=451f4fe16113bff5a5d2269ed5ad43b0592e9a14
 # A private model's token is mounted for this step and is in no layer:
 #   --secret id=hf_token,env=HF_TOKEN
 RUN --mount=type=secret,id=hf_token,required=false \

@@ -7,11 +7,10 @@ from concurrent.futures import Executor, Future, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 
+from application.job_store import JobStore
 from application.journal import Entry
 from application.lease import LeaseLost
-from application.ports import BlobDenied, BlobStore, Clock, TrainingSession, Unavailable
-from application.storage_keys import StorageKeys
-from domain.location import Location
+from application.ports import BlobDenied, TrainingSession, Unavailable
 from domain.results import CheckpointRef
 
 log = logging.getLogger(__name__)
@@ -19,11 +18,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Underway:
-    checkpoint: CheckpointRef
+    epoch: int
     began: float
-    """Seconds, by the clock that never goes back."""
-    stored: Future[float]
-    """When it arrived, by the same clock."""
+    """Monotonic time, in seconds."""
+    stored: Future[tuple[CheckpointRef, float]]
+    """Where it is stored, and when it arrived, in monotonic time."""
 
 
 class CheckpointStorage:
@@ -36,12 +35,9 @@ class CheckpointStorage:
         executor: where uploads are made.
     """
 
-    def __init__(
-        self, blobs: BlobStore, clock: Clock, keys: StorageKeys, entry: Entry, executor: Executor
-    ) -> None:
-        self._blobs = blobs
-        self._clock = clock
-        self._keys = keys
+    def __init__(self, store: JobStore, entry: Entry, executor: Executor) -> None:
+        self._store = store
+        self._clock = store.clock
         self._entry = entry
         self._executor = executor
         self._underway: _Underway | None = None
@@ -62,20 +58,18 @@ class CheckpointStorage:
         began = self._clock.monotonic()
         taken = session.checkpoint()
         task_id = self._entry.job.task_id
-        at = self._keys.checkpoint(task_id, taken.epoch, taken.step)
-        style_at = self._keys.style_at(task_id, taken.epoch)
         style = session.weights() if with_style else None
 
-        def store() -> float:
-            self._blobs.put(at, taken.data)
+        def store() -> tuple[CheckpointRef, float]:
+            checkpoint = self._store.put_checkpoint(task_id, taken)
             arrived = self._clock.monotonic()
             if style is not None:
-                self._store_style(style_at, style)
-            return arrived
+                self._store_style(task_id, taken.epoch, style)
+            return checkpoint, arrived
 
         context = copy_context()  # whose job it is, for the log
         stored = self._executor.submit(context.run, store)
-        self._underway = _Underway(CheckpointRef(at, taken.epoch, taken.step), began, stored)
+        self._underway = _Underway(taken.epoch, began, stored)
 
     def look(self) -> None:
         """Put the checkpoint under way on record, if it has arrived.
@@ -103,20 +97,20 @@ class CheckpointStorage:
         if not wait([self._underway.stored], timeout).done:
             return False
         underway, self._underway = self._underway, None
-        checkpoint = underway.checkpoint
         try:
-            sent = underway.stored.result() - underway.began
+            checkpoint, arrived = underway.stored.result()
+            sent = arrived - underway.began
             began = self._clock.monotonic()
             self._entry.apply(self._entry.job.save_checkpoint(checkpoint))
             self.seconds = sent + self._clock.monotonic() - began
         except Unavailable as error:
             self.seconds = self._clock.monotonic() - underway.began
-            log.warning("no checkpoint at epoch %d: %s", checkpoint.epoch, error)
+            log.warning("no checkpoint at epoch %d: %s", underway.epoch, error)
         return True
 
-    def _store_style(self, at: Location, style: bytes) -> None:
+    def _store_style(self, task_id: str, epoch: int, style: bytes) -> None:
         try:
-            self._blobs.put(at, style)
+            self._store.put_epoch_style(task_id, epoch, style)
         except (Unavailable, BlobDenied) as error:
             log.warning("the checkpoint's style is not stored: %s", error)
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from application.cancellation import cancellation_requested
-from application.journal import encode_job, recorded_job
-from application.lease import lease_owner
-from application.ports import BlobStore
-from application.storage_keys import StorageKeys
+from application.job_store import JobStore
+from application.journal import encode_job
 from domain.job import JobState, TrainingJob
 
 
@@ -32,7 +28,7 @@ class JobStatus:
         return "unknown" if self.job is None else str(self.job.state)
 
 
-def job_status(task_id: str, blobs: BlobStore, keys: StorageKeys, now: datetime) -> JobStatus:
+def job_status(task_id: str, store: JobStore) -> JobStatus:
     """Read what is on record of a task.
 
     Raises:
@@ -41,9 +37,9 @@ def job_status(task_id: str, blobs: BlobStore, keys: StorageKeys, now: datetime)
     """
     return JobStatus(
         task_id=task_id,
-        job=recorded_job(blobs, keys.journal(task_id)),
-        worker=lease_owner(blobs, keys.lease(task_id), now),
-        cancelling=cancellation_requested(task_id, blobs, keys),
+        job=store.recorded(task_id),
+        worker=store.lease_owner(task_id),
+        cancelling=store.cancellation_requested(task_id),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from enum import StrEnum
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -51,13 +51,17 @@ class RecordNewer(UserError):
 class Entry:
     """One job's record, open for writing by one worker."""
 
-    def __init__(self, blob: FencedBlob, writer: str, sink: EventSink, job: TrainingJob) -> None:
+    def __init__(
+        self, blob: FencedBlob, writer: str, sink: EventSink, job: TrainingJob, opened_at: float
+    ) -> None:
         self._blob = blob
         self._writer = writer
         self._sink = sink
         self._revision = 0
         self.job = job
         """The job as it stands."""
+        self.opened_at = opened_at
+        """Monotonic time, in seconds."""
         self.quiet_from = -math.inf
         """Monotonic time, in seconds, before which a progress call of ours may still reach the
         backend. Not on record: whoever takes a lost worker's job over comes later than that."""
@@ -97,27 +101,8 @@ class Entry:
         self._sink(event)
 
 
-@dataclass(frozen=True)
-class Journal:
-    """Opens the records of jobs."""
-
-    blobs: BlobStore
-    sink: EventSink
-
-    def open(self, at: Location, writer: str, fresh: TrainingJob) -> Entry:
-        """The record at ``at``; or one of ``fresh``, to be written with its first change.
-
-        Raises:
-            RecordNewer: it is not for us.
-            RecordDamaged: it cannot be read.
-        """
-        entry = Entry(FencedBlob(self.blobs, at), writer, self.sink, fresh)
-        entry.load()
-        return entry
-
-
-def recorded_job(blobs: BlobStore, at: Location) -> TrainingJob | None:
-    """The job on record at ``at``, for who only reads it; None where none is.
+def read_record(blobs: BlobStore, at: Location) -> TrainingJob | None:
+    """The job on record at ``at``; None where there is no record.
 
     Raises:
         RecordNewer: it is not for us.

@@ -68,7 +68,7 @@ class LeaseTerms:
         return self.seconds / 3
 
     @property
-    def takes_to_lose(self) -> float:
+    def takeover_delay(self) -> float:
         """Seconds since the last renewal before which nobody takes the lease over, even if
         clocks are wrong."""
         return 2 * self.renew_every
@@ -122,15 +122,15 @@ class Lease:
         self._terms = terms
         self._clock = clock
         self._revision = 0
-        self._firm_until = -math.inf
+        self._valid_until = -math.inf
         self._writing = threading.Lock()
 
     @property
-    def firm(self) -> bool:
-        """Whether the lease is certainly ours. While no renewal arrives it is not for long: the
-        others may still reach the store.
+    def is_valid(self) -> bool:
+        """Whether no other worker can have the job. Without renewals it is False before long:
+        other workers may still reach the store.
         """
-        return self._clock.monotonic() < self._firm_until
+        return self._clock.monotonic() < self._valid_until
 
     def acquire(self, stop: StopSignal) -> None:
         """Take the lease.
@@ -196,22 +196,22 @@ class Lease:
         remaining = record.remaining(self._clock.now())
         if 0 < remaining <= 2 * theirs.seconds:
             raise LeaseHeld(record.owner, min(remaining, self._terms.seconds))
-        sleep(theirs.takes_to_lose, self._clock, stop)
+        sleep(theirs.takeover_delay, self._clock, stop)
         stop.check()
         if self._blob.read() != found:
             raise LeaseHeld(record.owner, self._terms.seconds)
         log.warning("taking %s over from %s, which is gone", self._blob.at, record.owner)
 
     @contextmanager
-    def held(self, stop: StopSignal, over: Callable[[], bool]) -> Iterator[None]:
+    def hold(self, stop: StopSignal, is_finished: Callable[[], bool]) -> Iterator[None]:
         """Hold the lease while the context is open, renewing it beside the work.
 
         A lease that is lost sets ``stop``. A store that cannot be reached does not: mostly nobody
         can take the lease over there either. Where somebody can, the journal's own conditions
-        guard what is written, and ``firm`` what is said.
+        guard what is written, and ``is_valid`` what is said.
 
         Args:
-            over: asked at the end; True when the job is over and the lease can be forgotten.
+            is_finished: called at the end; True when the job is over and the lease can go.
 
         Raises:
             LeaseHeld: another worker has it.
@@ -235,18 +235,18 @@ class Lease:
         except BaseException:
             # Why the work broke off is what the caller has to hear.
             with suppress(Unavailable, BlobDenied):
-                self._leave(stop, over())
+                self._leave(stop, is_finished())
             raise
-        self._leave(stop, over())
+        self._leave(stop, is_finished())
 
-    def _leave(self, stop: StopSignal, over: bool) -> None:
+    def _leave(self, stop: StopSignal, is_finished: bool) -> None:
         """Release the lease, unless it is another's by now."""
         if stop.reason is StopReason.LEASE_LOST:
             return
         try:
-            retry(lambda: self.release(forget=over), self._clock, stop, self._terms.seconds)
+            retry(lambda: self.release(forget=is_finished), self._clock, stop, self._terms.seconds)
         except (Unavailable, BlobDenied) as error:
-            if over:
+            if is_finished:
                 raise  # nobody would remove it, were the message not delivered again
             log.warning("the lease could not be released and will expire: %s", error)
 
@@ -259,9 +259,9 @@ class Lease:
             try:
                 self._blob.write(record.encode())
             except Superseded:
-                self._firm_until = -math.inf
+                self._valid_until = -math.inf
                 raise
-            self._firm_until = began + self._terms.takes_to_lose
+            self._valid_until = began + self._terms.takeover_delay if owner else -math.inf
 
 
 def lease_owner(blobs: BlobStore, at: Location, now: datetime) -> str | None:

@@ -10,6 +10,7 @@ from application.text import one_line
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
+    CheckpointDiscarded,
     CheckpointSaved,
     Event,
     JobCompleted,
@@ -52,6 +53,8 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.DEBUG, position(event.progress)
         case CheckpointSaved(checkpoint=at):
             return logging.INFO, f"checkpoint of epoch {at.epoch}, step {at.step} saved"
+        case CheckpointDiscarded():
+            return logging.INFO, "starts over without its checkpoint"
         case TrainingFinished(metric=metric):
             return logging.INFO, f"trained {metric.steps} steps, loss {metric.loss:.4f}"
         case ArtifactStored(artifact=artifact):

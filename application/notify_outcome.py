@@ -47,7 +47,7 @@ class OutcomeNotifier:
         self,
         entry: Entry,
         still_ours: Callable[[], None],
-        firm: Callable[[], bool],
+        lease_is_valid: Callable[[], bool],
         stop: StopSignal,
     ) -> Settlement:
         """Make the call, and record the answer.
@@ -58,7 +58,7 @@ class OutcomeNotifier:
 
         Args:
             still_ours: holds the job's lease for longer than a try can take, or raises.
-            firm: whether the lease is certainly ours at this moment.
+            lease_is_valid: whether no other worker can have the job at this moment.
             stop: after it no call is repeated.
 
         Raises:
@@ -79,7 +79,7 @@ class OutcomeNotifier:
                 if self._too_late(stop):
                     return Requeue()
             entry.apply(entry.job.begin_announcement())
-            if not firm():
+            if not lease_is_valid():
                 # The process stood still while the intent was on its way: whoever has taken the
                 # job over since may have made the call.
                 continue

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from application.journal import Journal
-from application.lease import Lease
+from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
-from application.ports import BlobDenied, BlobStore, Clock
+from application.ports import BlobDenied
 from application.settle_error import settlement_after
 from application.settlement import DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
-from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode
 from domain.job import UNDECIDED, TrainingJob
@@ -26,13 +24,9 @@ class RejectInvalidTask:
     The message's content stands in for a task id, so that a repetition is recognised.
     """
 
-    blobs: BlobStore
+    store: JobStore
     notify_outcome: OutcomeNotifier
-    clock: Clock
-    journal: Journal
-    keys: StorageKeys
     config: WorkerConfig
-    worker: str
 
     def __call__(
         self, body: bytes, error: InvalidTask, stop: StopSignal, retries: int = 0
@@ -45,21 +39,20 @@ class RejectInvalidTask:
         job_id = invalid_task_id(body)
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
         failure = Failure(FailureCode.INVALID_TASK, _for_the_artist(error))
-        terms = self.config.lease
         worker_stop, stop = stop, StopSignal(stop)
-        lease = Lease(self.blobs, self.keys.lease(job_id), self.worker, terms, self.clock)
+        lease = self.store.lease(job_id)
         try:
-            entry = self.journal.open(self.keys.journal(job_id), self.worker, fresh)
+            entry = self.store.open(fresh)
             if entry.job.is_terminal:
                 lease.forget()  # a crash may have left it
                 return refused
-            with lease.held(stop, over=lambda: entry.job.is_terminal):
+            with lease.hold(stop, is_finished=lambda: entry.job.is_terminal):
                 entry.load()
                 if entry.job.state in UNDECIDED:
                     entry.apply(entry.job.give_up(failure))
                 if not entry.job.is_terminal:
                     settlement = self.notify_outcome(
-                        entry, lease.renew, lambda: lease.firm, worker_stop
+                        entry, lease.renew, lambda: lease.is_valid, worker_stop
                     )
                     if isinstance(settlement, Requeue):
                         return settlement

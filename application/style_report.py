@@ -8,24 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from application.checkpoint_previews import stored_previews
+from application.job_store import JobStore
+from application.journal import Entry
 from application.ports import (
     BaseFacts,
-    BlobStore,
-    Clock,
     Reporter,
-    ReportFile,
     StyleReport,
     TrainerBroken,
     TrainingPlan,
     TrainingSession,
     Unavailable,
 )
-from application.retry import retry
 from application.stop_signal import Stopped, StopSignal
-from application.storage_keys import StorageKeys
 from domain.image import ImageSet
-from domain.job import TrainingJob
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
@@ -40,11 +35,8 @@ UPLOAD_TIMEOUT = 60.0
 class ReportWriter:
     """Draws the last previews, renders the report and stores its files."""
 
-    blobs: BlobStore
-    clock: Clock
-    keys: StorageKeys
+    store: JobStore
     reporter: Reporter
-    base: BaseFacts
 
     def __call__(
         self,
@@ -52,15 +44,16 @@ class ReportWriter:
         task: TrainingTask,
         plan: TrainingPlan,
         images: ImageSet,
-        job: TrainingJob,
-        seconds: float,
+        entry: Entry,
+        base: BaseFacts,
         stop: StopSignal,
     ) -> None:
         """Store the report of a job whose weights are stored. What fails here is logged: the
         style is done.
 
         Args:
-            seconds: since the job was taken up.
+            entry: the record of the job.
+            base: what the style was trained on.
             stop: ends the drawing, after each round of previews (without the adapters, then with
                 them), and the waiting for a store that is away. There is no report then: the
                 announcement is worth more.
@@ -68,6 +61,7 @@ class ReportWriter:
         Raises:
             TrainerBroken: by the session.
         """
+        job, ended = entry.job, self.store.clock.monotonic()
         assert job.metric is not None  # recorded when training finished
         assert job.artifact is not None  # recorded when the weights were stored
         try:
@@ -77,23 +71,21 @@ class ReportWriter:
             stop.check()
             report = StyleReport(
                 task=task,
-                base=self.base,
+                base=base,
                 parameters=plan.parameters,
                 images=images,
                 history=session.history,
                 before=before,
                 after=after,
-                underway=self._retry(
-                    lambda: stored_previews(self.blobs, self.keys, task.task_id), stop
-                ),
+                underway=self._retry(lambda: self.store.previews(task.task_id), stop),
                 artifact=job.artifact,
                 metric=job.metric,
-                seconds=seconds,
+                seconds=ended - entry.opened_at,
                 attempt=job.attempt,
                 peak_memory=session.peak_memory,
             )
             for file in self.reporter.render(report):
-                self._retry(partial(self._store, task.task_id, file), stop)
+                self._retry(partial(self.store.put_report, task.task_id, file), stop)
         except TrainerBroken:
             raise
         except Stopped:
@@ -104,9 +96,5 @@ class ReportWriter:
         except Exception:
             log.exception("no report for task %s", task.task_id)
 
-    def _store(self, task_id: str, file: ReportFile) -> None:
-        at = self.keys.report(task_id, file.name)
-        self.blobs.put(at, file.data, content_type=file.content_type)
-
     def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:
-        return retry(call, self.clock, stop, UPLOAD_TIMEOUT)
+        return self.store.retry(call, stop, UPLOAD_TIMEOUT)

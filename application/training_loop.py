@@ -7,13 +7,12 @@ import math
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-from application.cancellation import cancellation_requested
 from application.checkpoint_previews import CheckpointPreviews
 from application.checkpoint_storage import CheckpointStorage
+from application.job_store import JobStore
 from application.journal import Entry
 from application.lease import Lease
 from application.ports import (
-    BlobStore,
     Clock,
     Notifier,
     NotifierRefused,
@@ -22,7 +21,6 @@ from application.ports import (
     Unavailable,
 )
 from application.stop_signal import StopReason, StopSignal
-from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 from domain.progress import Progress, Speedometer
 
@@ -34,19 +32,20 @@ _FOR_A_CHECKPOINT = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLoop:
-    """What driving takes besides the session itself."""
+    """Trains a session to its end, with checkpoints, previews and progress calls."""
 
-    blobs: BlobStore
+    store: JobStore
     notifier: Notifier
     clock: Clock
-    keys: StorageKeys
     config: WorkerConfig
     uploads: Executor
-    lease: Lease
-    """The job's, held by us."""
+    """Stores checkpoints while the training goes on."""
 
-    def run(self, session: TrainingSession, entry: Entry, stop: StopSignal) -> None:
+    def run(self, session: TrainingSession, entry: Entry, lease: Lease, stop: StopSignal) -> None:
         """Run every step that is left.
+
+        Args:
+            lease: the job's, held by this worker.
 
         Raises:
             Stopped: between two steps; after a checkpoint when the worker shuts down.
@@ -54,11 +53,15 @@ class TrainingLoop:
             LeaseLost: another worker has the job.
         """
         meter = Speedometer()
-        storage = CheckpointStorage(self.blobs, self.clock, self.keys, entry, self.uploads)
-        previews = CheckpointPreviews(self.blobs, self.clock, self.keys, self.config)
+        storage = CheckpointStorage(self.store, entry, self.uploads)
+        previews = CheckpointPreviews(self.store, self.config)
         with (
-            self.clock.every(self.config.progress_every, lambda: self._report(entry, meter)),
-            self.clock.every(self.config.cancel_poll, lambda: self._listen(entry, stop)),
+            self.clock.every(
+                self.config.progress_every, lambda: self._report(entry, lease, meter)
+            ),
+            self.clock.every(
+                self.config.cancel_poll, lambda: self._poll_cancellation(entry, stop)
+            ),
         ):
             try:
                 while not session.finished:
@@ -116,11 +119,11 @@ class TrainingLoop:
         if not storage.finish(timeout=_at_most(_FOR_A_CHECKPOINT * left)):
             log.warning("no checkpoint: it has not arrived, and %.1f s were left", left)
 
-    def _report(self, entry: Entry, meter: Speedometer) -> None:
+    def _report(self, entry: Entry, lease: Lease, meter: Speedometer) -> None:
         progress, speed = entry.job.progress, meter.steps_per_second
         if progress is None or speed is None:
             return
-        if not self.lease.firm:
+        if not lease.is_valid:
             return  # who has the job now speaks for it, and may have made the final call
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
@@ -129,8 +132,8 @@ class TrainingLoop:
                 entry.quiet_from = self.clock.monotonic() + self.config.in_transit
             log.warning("progress was not delivered, the next will be newer: %s", error)
 
-    def _listen(self, entry: Entry, stop: StopSignal) -> None:
-        if cancellation_requested(entry.job.task_id, self.blobs, self.keys):
+    def _poll_cancellation(self, entry: Entry, stop: StopSignal) -> None:
+        if self.store.cancellation_requested(entry.job.task_id):
             stop.request(StopReason.CANCELLED)
 
 

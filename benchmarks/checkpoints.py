@@ -23,15 +23,15 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.filesystem import FileBlobStore
 from adapters.images.decode import decode
 from adapters.memory import InlineExecutor, MemoryNotifier
-from application.journal import Journal
-from application.lease import Lease
+from application.event_bus import WorkerEvent
+from application.job_store import JobStore
 from application.ports import TrainingPlan
 from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from benchmarks.images import drawn_images
-from domain.events import CheckpointSaved, Event
+from domain.events import CheckpointSaved
 from domain.job import TrainingJob
 from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
@@ -98,24 +98,25 @@ def seconds_of(
     """The job's training, from its first step to its last checkpoint on record."""
     blobs = Late({"models": folder})
     blobs.seconds = options.latency
-    keys, saved = StorageKeys(Bucket("models")), list[Event]()
+    saved: list[WorkerEvent] = []
     job = TrainingJob(task_id="measured", style_id=1)
-    entry = Journal(blobs, saved.append).open(keys.journal(job.task_id), "worker", job)
+    config, clock = WorkerConfig(checkpoint_every=options.every, preview_share=0.0), SystemClock()
+    store = JobStore(
+        blobs=blobs,
+        keys=StorageKeys(Bucket("models")),
+        clock=clock,
+        events=saved.append,
+        worker="worker",
+    )
+    entry = store.open(job)
     entry.note(entry.job.start())
     entry.note(entry.job.begin_training(plan.parameters, len(plan.images)))
-    config, clock = WorkerConfig(checkpoint_every=options.every, preview_share=0.0), SystemClock()
     loop = TrainingLoop(
-        blobs=blobs,
-        notifier=MemoryNotifier(),
-        clock=clock,
-        keys=keys,
-        config=config,
-        uploads=uploads,
-        lease=Lease(blobs, keys.lease(job.task_id), "worker", config.lease, clock),
+        store=store, notifier=MemoryNotifier(), clock=clock, config=config, uploads=uploads
     )
     with trainer.open(plan, None) as session:
         started = time.perf_counter()
-        loop.run(session, entry, StopSignal())
+        loop.run(session, entry, store.lease(job.task_id), StopSignal())
         seconds = time.perf_counter() - started
     stored = sum(isinstance(event, CheckpointSaved) for event in saved)
     assert stored == checkpoints(options)

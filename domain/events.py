@@ -55,6 +55,11 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointDiscarded(Event):
+    """The stored checkpoint cannot be used; training starts over."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingFinished(Event):
     """The last step is done; the weights are about to be uploaded."""
 

@@ -18,6 +18,7 @@ from typing import TypeAlias, TypedDict
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
+    CheckpointDiscarded,
     CheckpointSaved,
     Event,
     JobCompleted,
@@ -154,10 +155,10 @@ class TrainingJob:
         job = replace(self, checkpoint=checkpoint, failures=0)
         return job, CheckpointSaved(**self._ids(), checkpoint=checkpoint)
 
-    def discard_checkpoint(self) -> TrainingJob:
-        """The checkpoint turned out to be unusable; the next steps start from nothing."""
-        self._allow("discard the checkpoint of", JobState.PREPARING, JobState.TRAINING)
-        return replace(self, checkpoint=None)
+    def discard_checkpoint(self) -> Change:
+        """The checkpoint cannot be used; training starts over."""
+        self._allow("discard the checkpoint of", JobState.TRAINING)
+        return replace(self, checkpoint=None), CheckpointDiscarded(**self._ids())
 
     def finish_training(self, metric: TrainingMetric) -> Change:
         """The last step is done."""

@@ -84,8 +84,7 @@ def _counts(container: Container) -> str:
 def _bucket(container: Container, bucket: Bucket, *, write: bool) -> str:
     from application.check_bucket import check_bucket
 
-    probe = bucket.at(container.keys().probe(container.worker()).key)
-    return check_bucket(container.blobs(), probe, write=write)
+    return check_bucket(container.blobs(), container.store().probe(bucket), write=write)
 
 
 def _backend(container: Container) -> str:

@@ -24,18 +24,24 @@ from adapters.report.reporter import HtmlReporter
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
 from adapters.spool import SpoolQueue
-from application.journal import Journal
+from application.fetch_images import fetch_images
+from application.job_store import JobStore
 from application.lease import LeaseTerms
 from application.log_events import log_event
 from application.notify_outcome import OutcomeNotifier
-from application.ports import Notifier, TaskParser
+from application.ports import BlobStore, ImageInspector, Notifier, TaskParser
 from application.reject_invalid_task import RejectInvalidTask
 from application.run_training import RunTraining
 from application.slots import AdmissionQueue
+from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
+from application.style_report import ReportWriter
+from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from application.worker_loop import WorkerLoop
 from application.worker_pool import WorkerPool
+from domain.image import ImageSet
+from domain.location import Location
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import version
 from entrypoints.default_base import load_base_model
@@ -58,19 +64,19 @@ def build_trainer(base: BaseModel, devices: Sequence[str], slots: int) -> Diffus
     return DiffusionTrainer(base, decode, device, slots=slots)
 
 
-def build_worker_pool(
-    loop: WorkerLoop, run: RunTraining, reject: RejectInvalidTask, slots: int
-) -> WorkerPool:
-    """A loop for each slot. Each has a name of its own, for each holds leases of its own."""
+def build_worker_pool(loop: WorkerLoop, slots: int) -> WorkerPool:
+    """A loop for each slot. Each has leases of its own, and so a name of its own."""
     if slots == 1:
         return WorkerPool([loop])
-    names = [f"{run.worker}-slot{slot}" for slot in range(slots)]
-    return WorkerPool(
-        [
-            replace(loop, run=replace(run, worker=name), reject=replace(reject, worker=name))
-            for name in names
-        ]
-    )
+    return WorkerPool([_named(loop, f"-slot{slot}") for slot in range(slots)])
+
+
+def _named(loop: WorkerLoop, suffix: str) -> WorkerLoop:
+    run, reject = loop.run, loop.reject
+    assert isinstance(run, RunTraining)
+    assert isinstance(reject, RejectInvalidTask)
+    store = replace(run.store, worker=run.store.worker + suffix)
+    return replace(loop, run=replace(run, store=store), reject=replace(reject, store=store))
 
 
 def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
@@ -200,6 +206,17 @@ def worker_config(settings: Settings) -> WorkerConfig:
     )
 
 
+def image_fetcher(
+    blobs: BlobStore, inspector: ImageInspector, config: WorkerConfig
+) -> Callable[[tuple[Location, ...], int, StopSignal], ImageSet]:
+    """Fetches and checks a task's images."""
+
+    def fetch(images: tuple[Location, ...], resolution: int, stop: StopSignal) -> ImageSet:
+        return fetch_images(images, resolution, blobs, inspector, config, stop)
+
+    return fetch
+
+
 def new_id() -> str:
     """A fresh identifier."""
     return uuid.uuid4().hex
@@ -249,35 +266,37 @@ class Container(containers.DeclarativeContainer):
     trainer = providers.Singleton(build_trainer, base_model, devices, slots)
 
     uploads = providers.Resource(open_uploads, slots)
-    journal = providers.Singleton(Journal, blobs, events)
+    store = providers.Singleton(
+        JobStore,
+        blobs=blobs,
+        keys=keys,
+        clock=clock,
+        events=events,
+        worker=worker,
+        lease_terms=config.provided.lease,
+    )
+    fetch_images = providers.Singleton(image_fetcher, blobs, inspector, config)
+    admission = providers.Singleton(AdmissionQueue, slots)
+    training_loop = providers.Singleton(
+        TrainingLoop, store=store, notifier=notifier, clock=clock, config=config, uploads=uploads
+    )
+    write_report = providers.Singleton(ReportWriter, store=store, reporter=reporter)
     notify_outcome = providers.Singleton(
         OutcomeNotifier, notifier=notifier, clock=clock, random=providers.Object(random.random)
     )
     run_training = providers.Singleton(
         RunTraining,
-        blobs=blobs,
-        notifier=notifier,
-        notify_outcome=notify_outcome,
+        store=store,
+        fetch_images=fetch_images,
         trainer=trainer,
-        inspector=inspector,
-        reporter=reporter,
-        clock=clock,
-        journal=journal,
-        keys=keys,
+        slots=admission,
+        loop=training_loop,
+        write_report=write_report,
+        notify_outcome=notify_outcome,
         config=config,
-        worker=worker,
-        uploads=uploads,
-        slots=providers.Singleton(AdmissionQueue, slots),
     )
     reject_invalid_task = providers.Singleton(
-        RejectInvalidTask,
-        blobs=blobs,
-        notify_outcome=notify_outcome,
-        clock=clock,
-        journal=journal,
-        keys=keys,
-        config=config,
-        worker=worker,
+        RejectInvalidTask, store=store, notify_outcome=notify_outcome, config=config
     )
     worker_loop = providers.Singleton(
         WorkerLoop,
@@ -288,6 +307,4 @@ class Container(containers.DeclarativeContainer):
         clock=clock,
         events=events,
     )
-    worker_pool = providers.Singleton(
-        build_worker_pool, worker_loop, run_training, reject_invalid_task, slots
-    )
+    worker_pool = providers.Singleton(build_worker_pool, worker_loop, slots)

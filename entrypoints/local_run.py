@@ -24,12 +24,11 @@ from rich.console import Console
 from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
 from application.fetch_images import fetch_images
-from application.journal import recorded_job
 from application.lease import LeaseTerms
 from application.ports import BlobMissing, BlobStore
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
-from application.storage_keys import JOBS, StorageKeys
+from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 from domain.failure import TrainingFailed
 from domain.image import MIN_IMAGES, ImageSet
@@ -213,24 +212,23 @@ def run(
     Raises:
         UsageError: ``out`` holds another run, or another file in its style's place.
     """
-    console, keys, blobs = container.console(), container.keys(), container.blobs()
+    console, store = container.console(), container.store()
     _refuse_other_run(task, parameters, container, out)
-    record = keys.journal(task.task_id)
     fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
-    job = recorded_job(blobs, record) or fresh
+    job = store.recorded(task.task_id) or fresh
     if job.state is JobState.FAILED:
-        blobs.delete(record)
+        store.forget_record(task.task_id)
     if job.artifact is not None and job.state is JobState.COMPLETED:
-        if _is_there(job.artifact, blobs, out):
+        if _is_there(job.artifact, container.blobs(), out):
             say(console, f"this run is complete already: {out}")
             return 0, _outcome(job, out)
         say(console, f"its style is gone from {out}, and is made again", "yellow")
-        container.journal().open(record, "local", job).apply(job.reopen("its style is gone"))
+        store.open(job).apply(job.reopen("its style is gone"))
 
     stop = StopSignal()
     with _display(container) as display, _interruptible(stop, display):
         settlement = _settle(task, container, stop)
-    job = recorded_job(blobs, record) or fresh
+    job = store.recorded(task.task_id) or fresh
     match settlement:
         case Ack() if job.state is JobState.COMPLETED:
             for path in _report_files(out):
@@ -314,11 +312,11 @@ def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settl
 def _refuse_other_run(
     task: TrainingTask, parameters: TrainingParameters, container: Container, out: Path
 ) -> None:
-    blobs, keys = container.blobs(), container.keys()
-    for task_id in map(keys.recorded_task, blobs.list(Bucket(OUT), JOBS)):
-        if task_id in (None, task.task_id):
+    store = container.store()
+    for task_id in store.recorded_tasks():
+        if task_id == task.task_id:
             continue
-        job = recorded_job(blobs, keys.journal(task_id))
+        job = store.recorded(task_id)
         raise UsageError(
             f"--out {out}: holds another run {_difference(job, parameters)}; give another "
             "folder, or repeat that command"

@@ -24,6 +24,7 @@ from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.server import StatusServer
 from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus
+from application.job_store import JobStore
 from application.log_events import log_event
 from application.stop_signal import StopSignal
 from entrypoints import status
@@ -74,7 +75,10 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     gauges = DepthGauges(container.queue_depths(), metrics, clock.monotonic)
 
     logs.context.worker = worker
-    job_log = JobLog(container.blobs(), keys.log, clock, worker)
+    files = JobStore(
+        blobs=container.blobs(), keys=keys, clock=clock, events=lambda _event: None, worker=worker
+    )
+    job_log = JobLog(files.put_log, clock, worker)
     logs.collect_into(job_log)
 
     # Each is made from the one that it takes the place of.

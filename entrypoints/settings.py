@@ -635,7 +635,7 @@ class WorkerSettings(Settings):
     @classmethod
     def _outlasts_a_call(cls, value: float, info: ValidationInfo) -> float:
         timeout = info.data.get("webhook_timeout", 0.0)
-        if info.data.get("backend_api_url") and LeaseTerms(value).takes_to_lose < timeout:
+        if info.data.get("backend_api_url") and LeaseTerms(value).takeover_delay < timeout:
             raise ValueError(
                 f"give {1.5 * timeout:g} or more, for WEBHOOK_TIMEOUT={timeout:g}: nobody must "
                 "take a job over during its final call"

@@ -124,17 +124,14 @@ def _tell(outcome: dict[str, str], *, as_json: bool) -> None:
 
 
 def _cancel(text: str, container: Container) -> dict[str, str]:
-    from application.cancellation import request_cancellation
-    from application.journal import recorded_job
-
     task_id = _task_id("--cancel", text)
-    blobs, keys = container.blobs(), container.keys()
-    job = recorded_job(blobs, keys.journal(task_id))
+    store = container.store()
+    job = store.recorded(task_id)
     state = job.state if job else "unknown"
     if job and job.is_terminal:
         text = f"task {task_id} is {state} already"
     else:
-        request_cancellation(task_id, blobs, keys, container.clock().now())
+        store.request_cancellation(task_id)
         known = f"{state} so far" if job else "no worker has seen it yet: is the id right?"
         text = f"task {task_id} will stop ({known})"
     return {"task_id": task_id, "state": state, "text": text}
@@ -145,8 +142,7 @@ def _status(text: str, container: Container, *, as_json: bool) -> None:
     from application.job_status import as_values, in_words, job_status
 
     task_id = _task_id("--status", text)
-    now = container.clock().now()
-    status = job_status(task_id, container.blobs(), container.keys(), now)
+    status = job_status(task_id, container.store())
     if as_json:
         print(json.dumps(as_values(status), indent=1))
     else:

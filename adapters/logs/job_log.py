@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from application.event_bus import MessageSettled, TaskReceived, WorkerEvent
-from application.ports import BlobStore, Clock
-from domain.location import Location
+from application.ports import Clock
 
 log = logging.getLogger(__name__)
 
@@ -27,22 +26,20 @@ class JobLog(logging.Handler):
     Every run has its own file, so that attempts do not overwrite one another's.
 
     Args:
-        place: where a job's log of that name lies, by task id and name.
+        put_log: stores a log: ``JobStore.put_log``.
         worker: this worker's name, for the file's name.
         max_bytes: of one file, about.
     """
 
     def __init__(
         self,
-        blobs: BlobStore,
-        place: Callable[[str, str], Location],
+        put_log: Callable[[str, str, bytes], None],
         clock: Clock,
         worker: str,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         super().__init__()
-        self._blobs = blobs
-        self._place = place
+        self._put_log = put_log
         self._clock = clock
         self._worker = worker
         self._half = max_bytes // 2
@@ -89,9 +86,7 @@ class JobLog(logging.Handler):
             return
         data = "".join(f"{line}\n" for line in kept).encode(errors="replace")
         try:
-            self._blobs.put(
-                self._place(task_id, lines.name), data, content_type="application/x-ndjson"
-            )
+            self._put_log(task_id, lines.name, data)
         except Exception as error:
             log.warning("the log of task %s was not stored: %s", task_id, error)
 

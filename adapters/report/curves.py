@@ -104,7 +104,7 @@ def _plot_loss(axes: Axes, history: Sequence[EpochRecord]) -> Axes:
             )
     axes.set_ylabel("loss", color=ACCENT)
     axes.grid(axis="y", color=FAINT, alpha=0.18)
-    axes.legend(frameon=False, labelcolor=INK)
+    _legend_above(axes)
     return rate
 
 
@@ -119,10 +119,21 @@ def _plot_gradients(axes: Axes, history: Sequence[EpochRecord]) -> None:
                 *zip(*points, strict=True), color=ACCENT, marker=marker, label=label, **style
             )
     axes.set_ylabel("gradient norm", color=ACCENT)
-    # Room for the legend above the curves.
-    axes.set_ylim(0, 1.4 * axes.get_ylim()[1])
+    axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=FAINT, alpha=0.18)
-    axes.legend(frameon=False, labelcolor=INK, ncols=2)
+    _legend_above(axes)
+
+
+def _legend_above(axes: Axes) -> None:
+    """Above the axes, where no curve is."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2,
+        frameon=False,
+        labelcolor=INK,
+        fontsize="small",
+    )
 
 
 def _points(

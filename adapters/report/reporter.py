@@ -25,6 +25,9 @@ _Item = TypeVar("_Item")
 THUMBNAIL_PIXELS = 160
 """Longest side of a training image in the report."""
 
+LONG_TEXT = 120
+"""Characters of a caption or prompt that are shown; the rest is folded away."""
+
 MAX_UNDERWAY = 6
 """Checkpoints whose previews are shown; all are beside the report as files."""
 
@@ -64,6 +67,7 @@ class HtmlReporter:
         prompt = _example_prompt(report)
         return template.render(
             report=report,
+            long_text=LONG_TEXT,
             title=f"Style {report.task.style_id}",
             duration=_duration(report.seconds),
             curve=_data_uri(curve, "image/png"),
@@ -125,7 +129,8 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
         "snr_gamma": "off",
         "text_encoder_lr": f"{parameters.learning_rate:g}",
         "trigger_word": "none",
-        "sample_prompts": "taken from the captions",
+        "sample_prompts": "none: the first captions that differ; subjects of ours, where all "
+        "images have one caption",
     }
     rows = []
     for field in fields(parameters):

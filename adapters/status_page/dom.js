@@ -19,7 +19,7 @@ export function duration(seconds) {
   if (hours >= 48) return `${Math.floor(hours / 24)} days`;
   if (hours) return `${hours} h ${minutes} min`;
   if (minutes && !rest) return `${minutes} min`;
-  return minutes ? `${minutes} min ${rest} s` : seconds < 10 ? `${seconds.toFixed(1)} s` : `${rest} s`;
+  return minutes ? `${minutes} min ${rest} s` : `${rest} s`;
 }
 
 export function bytes(count) {

@@ -205,7 +205,8 @@ function showRecent(jobs) {
       when.dateTime = job.ended_at;
       when.title = `${new Date(job.ended_at).toLocaleString()}, task ${job.task_id}`;
       const why = [job.code, job.message].filter(Boolean).join(": ");
-      return make("li", "", badge, what, when, why ? make("span", "why quiet", why) : null);
+      const task = make("code", "why quiet task", job.task_id);
+      return make("li", "", badge, what, when, task, why ? make("span", "why quiet", why) : null);
     })
   );
 }

@@ -161,12 +161,11 @@ def test_lines_of_jobs_side_by_side_name_each_its_own(
 
 
 def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: Collector) -> None:
-    from application.journal import Journal
 
     world, task = World(), a_task(images=12)
     world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe not text")
     context(received(task))
-    world.worker(journal=Journal(world.blobs, context))(task, StopSignal())
+    world.worker(events=context)(task, StopSignal())
     context(settled(a_task(), Ack()))
     assert collector.objects, "the damaged caption is worth a line"
     assert {line["task_id"] for line in collector.objects} == {TASK_ID}
@@ -336,12 +335,12 @@ def test_a_name_from_outside_cannot_command_the_terminal_or_forge_a_line() -> No
 # --- the log of one job ------------------------------------------------------------------
 
 
-def place(task_id: str, name: str) -> Location:
-    return Location("models", f"jobs/{task_id}/logs/{name}")
+def put_log(blobs: Any) -> Callable[[str, str, bytes], None]:
+    return World().store(blobs=blobs).put_log
 
 
 def job_log(blobs: Any, max_bytes: int = 100_000) -> JobLog:
-    handler = JobLog(blobs, place, ManualClock(), "host/1", max_bytes)
+    handler = JobLog(put_log(blobs), ManualClock(), "host/1", max_bytes)
     handler.setFormatter(JsonFormatter(Redactor([TOKEN])))
     return handler
 
@@ -434,7 +433,7 @@ def test_a_line_that_cannot_be_shown_or_stored_as_it_is_costs_nobody_more(
             return record.msg
 
     blobs = MemoryBlobStore()
-    handler = JobLog(blobs, place, ManualClock(), "w" * 300)
+    handler = JobLog(put_log(blobs), ManualClock(), "w" * 300)
     handler.setFormatter(Broken())
     handler(received(a_task()))
     handler(STARTED)
@@ -501,7 +500,7 @@ def test_jobs_side_by_side_leave_each_its_own_log(collector: Collector) -> None:
 
 def test_two_runs_of_a_job_leave_two_logs() -> None:
     blobs, clock = MemoryBlobStore(), ManualClock()
-    handler = JobLog(blobs, place, clock, "w")
+    handler = JobLog(put_log(blobs), clock, "w")
     handler.setFormatter(JsonFormatter(Redactor()))
     for _ in range(2):
         handler(received(a_task()))

@@ -22,7 +22,6 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import DepthGauges, MeteredQueue
 from application.event_bus import MessageSettled
-from application.journal import Journal
 from application.ports import (
     BlobMissing,
     BlobUnavailable,
@@ -68,7 +67,7 @@ def run_a_job(metrics: Metrics, world: World, stop: StopSignal | None = None, **
     use_case = world.worker(
         blobs=blobs,
         notifier=MeteredNotifier(world.notifier, metrics, world.clock.monotonic),
-        journal=Journal(blobs, listener),
+        events=listener,
     )
     task = a_task(**named)
     listener(received(task))

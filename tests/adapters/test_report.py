@@ -219,9 +219,17 @@ def test_every_parameter_is_there_with_its_value(parameters: TrainingParameters)
 def test_omitted_parameters_show_what_they_came_to() -> None:
     parameters = TrainingParameters(epochs=40, resolution=512)
     text = page(replace(REPORT, parameters=parameters)).text
-    assert "trigger_word none sample_prompts taken from the captions" in text
+    assert "trigger_word none sample_prompts none: the first captions that differ" in text
     assert "lr_warmup_steps 58" in text
     assert "snr_gamma off" in text
+
+
+def test_a_long_caption_is_folded_and_whole() -> None:
+    long = "a fox in the snow, " * 20
+    usable = [replace(image, caption=long) for image in REPORT.images.usable]
+    found = page(replace(REPORT, images=replace(REPORT.images, usable=tuple(usable))))
+    assert found.tags.count(("details", {})) == len(usable)
+    assert long in "".join(found.texts).replace("…", "")
 
 
 def test_images_used_are_named_with_caption_and_size(shown: Page) -> None:

@@ -24,7 +24,6 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus
-from application.journal import Journal
 from application.log_events import log_event
 from application.settlement import Ack, Settlement
 from application.stop_signal import StopSignal
@@ -48,7 +47,7 @@ class Onlookers:
         self.worker_state = WorkerState("w", "1", clock)
         self.preview_cache = PreviewCache()
         context = LogContext("w")
-        self.job_log = JobLog(self.logs, KEYS.log, clock, "w")
+        self.job_log = JobLog(World().store(blobs=self.logs).put_log, clock, "w")
         self.job_log.setFormatter(JsonFormatter(Redactor()))
         self.job_log.addFilter(context)
         self.tell = EventBus(context, log_event, self.jobs, self.worker_state, self.job_log)
@@ -69,7 +68,7 @@ class Onlookers:
         )
         use_case = world.worker(
             blobs=blobs,
-            journal=Journal(blobs, self),
+            events=self,
             trainer=PreviewingTrainer(world.trainer, self.preview_cache),
             config=replace(CONFIG, fetch_concurrency=4),
         )

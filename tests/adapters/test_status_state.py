@@ -15,7 +15,6 @@ from adapters.memory import ManualClock
 from adapters.status_page.curve import MAX_POINTS, LossCurve
 from adapters.status_page.past_jobs import RECENT_JOBS
 from adapters.status_page.state import WorkerState
-from application.journal import Journal
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from domain.events import AnnouncementBegun, ProgressMade
@@ -148,7 +147,7 @@ def test_the_use_case_itself_leaves_a_completed_job_on_the_board() -> None:
     world = World()
     worker_state = WorkerState("w", "1", world.clock)
     worker_state(received(a_task()))
-    settlement = world.worker(journal=Journal(world.blobs, worker_state))(a_task(), StopSignal())
+    settlement = world.worker(events=worker_state)(a_task(), StopSignal())
     worker_state(settled(a_task(), settlement))
     snapshot = worker_state.snapshot()
     assert snapshot["job"] is None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
-from application.checkpoint_previews import CheckpointPreviews, stored_previews
+from application.checkpoint_previews import CheckpointPreviews
 from application.ports import BlobDenied, BlobUnavailable, Preview, StyleReport, TrainerBroken
 from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
@@ -38,13 +38,14 @@ def drawn_at(
     clock, blobs = ManualClock(), MemoryBlobStore()
     clock.advance(10_000)  # what was before the run counts for nothing
     config = replace(CONFIG, preview_share=share, max_previews=most)
-    previews = CheckpointPreviews(blobs, clock, KEYS, config)
+    store = World().store(blobs=blobs, clock=clock)
+    previews = CheckpointPreviews(store, config)
     session = Drawing(clock, round_seconds)
     for epoch in range(1, epochs + 1):
         clock.advance(100)
         if previews.affordable():
             previews.draw(session, TASK_ID, epoch)
-    found = [epoch for epoch, _ in stored_previews(blobs, KEYS, TASK_ID)]
+    found = [epoch for epoch, _ in store.previews(TASK_ID)]
     assert len(found) == session.rounds
     return found, session.rounds * round_seconds / (100 * epochs)
 
@@ -74,11 +75,12 @@ def test_a_share_of_nothing_draws_none() -> None:
 
 def test_what_is_stored_is_read_back_in_order() -> None:
     clock, blobs = ManualClock(), MemoryBlobStore()
-    previews = CheckpointPreviews(blobs, clock, KEYS, CONFIG)
+    store = World().store(blobs=blobs, clock=clock)
+    previews = CheckpointPreviews(store, CONFIG)
     session = Drawing(clock, 0, count=2)
     for epoch in (10, 120, 20):
         previews.draw(session, TASK_ID, epoch)
-    assert stored_previews(blobs, KEYS, TASK_ID) == (
+    assert store.previews(TASK_ID) == (
         (10, (b"1/0", b"1/1")),
         (20, (b"3/0", b"3/1")),
         (120, (b"2/0", b"2/1")),
@@ -99,12 +101,13 @@ def test_a_store_that_takes_none_costs_one_round(
             return super().put(*content, **options)
 
     clock, blobs = ManualClock(), AwayOnce()
-    previews = CheckpointPreviews(blobs, clock, KEYS, CONFIG)
+    store = World().store(blobs=blobs, clock=clock)
+    previews = CheckpointPreviews(store, CONFIG)
     session = Drawing(clock, 0)
     for epoch in (10, 20):
         assert previews.affordable()
         previews.draw(session, TASK_ID, epoch)
-    assert [epoch for epoch, _ in stored_previews(blobs, KEYS, TASK_ID)] == [20]
+    assert [epoch for epoch, _ in store.previews(TASK_ID)] == [20]
     assert "the previews of epoch 10 are not stored: no way" in caplog.text
 
 
@@ -132,7 +135,7 @@ def test_who_is_asked_to_stop_draws_none() -> None:
     world, stop = World(), StopSignal()
     trainer = Watched(world, 30, lambda: stop.request(StopReason.SHUTDOWN))
     assert world.worker(trainer=trainer)(a_task(), stop) == Requeue()
-    assert stored_previews(world.blobs, KEYS, TASK_ID) == ()
+    assert world.store().previews(TASK_ID) == ()
 
 
 def full_card() -> Exception:

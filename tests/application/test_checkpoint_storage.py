@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from application import checkpoint_storage
-from application.journal import Journal
 from application.ports import BlobDenied, BlobUnavailable
 from application.run_training import RunTraining
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater
@@ -25,7 +24,7 @@ from domain.events import CheckpointSaved, ProgressMade
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
+from tests.application.world import CONFIG, Watched, World, a_task
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -373,8 +372,7 @@ def test_a_checkpoint_of_a_job_that_is_anothers_by_now_is_no_loss(
     """The one who finds out is one whose training breaks off."""
 
     def taken_over() -> None:
-        journal = Journal(world.blobs, world.events.append)
-        theirs = journal.open(KEYS.journal(TASK_ID), "theirs", world.job())
+        theirs = world.store(worker="theirs").open(world.job())
         theirs.apply(theirs.job.interrupt("its worker was lost", is_failure=True))
         gate.set()
         raise RuntimeError("a defect")

@@ -9,21 +9,24 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore
+from application.event_bus import EventSink
 from application.fenced_blob import MAX_RECORD_BYTES, RecordDamaged
+from application.job_store import JobStore
 from application.journal import (
-    Journal,
     RecordNewer,
     decode_job,
     encode_job,
-    recorded_job,
+    read_record,
 )
+from application.storage_keys import StorageKeys
 from domain.events import Event
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
+from tests.application.world import World
 
 JOB = TrainingJob(
     task_id="task-1",
@@ -41,6 +44,10 @@ JOB = TrainingJob(
     announcements=1,
 )
 """No state has all of this at once; what matters here is that nothing is left at its default."""
+
+
+def store(blobs: MemoryBlobStore, events: EventSink = lambda _: None) -> JobStore:
+    return World().store(blobs=blobs, events=events, keys=StorageKeys(Bucket("styles")))
 
 
 def written(job: TrainingJob) -> dict[str, Any]:
@@ -111,16 +118,16 @@ def test_what_is_no_record_is_told_by_its_name(name: str, value: object) -> None
     record = {"revision": 1, "writer": "w", "job": written(JOB) | {name: value}}
     blobs.put(at, json.dumps(record).encode())
     with pytest.raises(RecordDamaged, match=r"s3://styles/jobs/task-1/journal\.json is damaged"):
-        recorded_job(blobs, at)
+        read_record(blobs, at)
 
 
 def test_a_record_without_end_is_told_as_damaged_and_not_read() -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
     blobs.put(at, b" " * (MAX_RECORD_BYTES + 1))
     with pytest.raises(RecordDamaged, match=r"journal\.json is damaged"):
-        recorded_job(blobs, at)
+        read_record(blobs, at)
     with pytest.raises(RecordDamaged, match=r"journal\.json is damaged"):
-        Journal(blobs, lambda _: None).open(at, "worker", JOB)
+        store(blobs).open(JOB)
 
 
 def test_what_an_older_worker_did_not_know_has_its_default() -> None:
@@ -134,11 +141,11 @@ def test_what_an_older_worker_did_not_know_has_its_default() -> None:
 
 def test_who_only_reads_a_record_sees_the_job_or_that_none_is_there() -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
-    assert recorded_job(blobs, at) is None
+    assert read_record(blobs, at) is None
     job, event = TrainingJob(task_id="task-1", style_id=7).start()
     told: list[Event] = []
-    Journal(blobs, told.append).open(at, "worker", job).apply((job, event))
-    assert recorded_job(blobs, at) == job
+    store(blobs, told.append).open(job).apply((job, event))
+    assert read_record(blobs, at) == job
 
 
 def test_no_two_records_are_alike_though_the_job_is_the_same_in_them() -> None:
@@ -147,7 +154,7 @@ def test_no_two_records_are_alike_though_the_job_is_the_same_in_them() -> None:
     records = set()
     fresh = TrainingJob(task_id="task-1", style_id=7)
     for _ in range(2):
-        entry = Journal(blobs, lambda _: None).open(at, "worker", fresh)
+        entry = store(blobs).open(fresh)
         for _ in range(2):
             entry.apply(fresh.start())
             records.add(blobs.get(at).data)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from application.lease import MAX_SECONDS, Lease, LeaseTerms
+from application.lease import MAX_SECONDS, LeaseTerms
 from application.ports import Blob, BlobDenied, BlobUnavailable
 from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
@@ -47,7 +47,7 @@ def test_of_two_workers_that_find_no_lease_one_gets_it(
         finally:
             if at == KEYS.lease(TASK_ID):
                 monkeypatch.undo()
-                Lease(world.blobs, at, "theirs", CONFIG.lease, world.clock).acquire(StopSignal())
+                world.lease("theirs").acquire(StopSignal())
 
     monkeypatch.setattr(world.blobs, "get", get)
     outcome = ours(a_task(), StopSignal())
@@ -128,22 +128,21 @@ def test_a_clock_that_jumps_ahead_takes_no_lease_from_the_living(world: World) -
 def test_a_longer_term_than_ours_is_respected(world: World) -> None:
     """Workers may be set differently: what looks expired to us may not have to be renewed yet."""
     patient = LeaseTerms(20 * CONFIG.lease.seconds)
-    lease = Lease(world.blobs, KEYS.lease(TASK_ID), "patient", patient, world.clock)
-    with lease.held(StopSignal(), over=lambda: False):
+    lease = world.lease("patient", patient)
+    with lease.hold(StopSignal(), is_finished=lambda: False):
         world.clock.advance(10.0)
         outcome = world.worker()(a_task(), StopSignal())
         assert isinstance(outcome, RetryLater)
-        assert lease.firm
+        assert lease.is_valid
         world.clock.jump(-10_000.0)  # expires in the far future, so it is watched
         assert isinstance(world.worker()(a_task(), StopSignal()), RetryLater)
-        assert lease.firm
+        assert lease.is_valid
+    assert not lease.is_valid, "it is released"
     assert world.trainer.opened == 0
 
 
 def test_a_stop_is_heard_while_a_lease_is_watched(world: World) -> None:
-    Lease(world.blobs, KEYS.lease(TASK_ID), "dead", CONFIG.lease, world.clock).acquire(
-        StopSignal()
-    )
+    world.lease("dead").acquire(StopSignal())
     world.clock.advance(2 * CONFIG.lease.seconds)
     stop, began = StopSignal(), world.clock.monotonic()
     with world.clock.every(2.0, lambda: stop.request(StopReason.SHUTDOWN)):
@@ -255,7 +254,7 @@ def test_a_worker_that_cannot_renew_its_lease_falls_silent_before_another_may_sp
     )(a_task(), StopSignal())
     silent = [moment for moment in told if 0 < moment - began[0] < 10 * CONFIG.lease.seconds]
     assert silent, "it speaks on while the lease is certainly its own"
-    assert max(silent) - began[0] <= CONFIG.lease.takes_to_lose
+    assert max(silent) - began[0] <= CONFIG.lease.takeover_delay
     assert told[-1] > began[0] + 10 * CONFIG.lease.seconds, "and again once it is"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from application.journal import Entry, Journal
+from application.journal import Entry
 from application.lease import LeaseLost
 from application.notify_outcome import SLOW_ANSWER, OutcomeNotifier
 from application.ports import BlobUnavailable, NotifierRefused, NotifierUnavailable
@@ -15,7 +15,7 @@ from application.settlement import Ack, DeadLetter, Requeue
 from application.stop_signal import StopReason, StopSignal
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
-from tests.application.world import KEYS, TASK_ID, World
+from tests.application.world import TASK_ID, World
 
 
 class Answering:
@@ -40,9 +40,7 @@ def away(retry_after: float | None = None) -> NotifierUnavailable:
 
 
 def opened(world: World) -> Entry:
-    journal = Journal(world.blobs, world.events.append)
-    fresh = TrainingJob(task_id=TASK_ID, style_id=7)
-    return journal.open(KEYS.journal(TASK_ID), "worker", fresh)
+    return world.store(worker="worker").open(TrainingJob(task_id=TASK_ID, style_id=7))
 
 
 def failing(world: World) -> Entry:
@@ -58,12 +56,14 @@ def announce(
     entry: Entry | None = None,
     stop: StopSignal | None = None,
     still_ours: Callable[[], None] = lambda: None,
-    firm: Callable[[], bool] = lambda: True,
+    lease_is_valid: Callable[[], bool] = lambda: True,
     **options: Any,
 ) -> Any:
     named: dict[str, Any] = {"notifier": backend, "random": lambda: 1.0, **options}
     notify_outcome = OutcomeNotifier(clock=world.clock, **named)
-    return notify_outcome(entry or failing(world), still_ours, firm, stop or StopSignal())
+    return notify_outcome(
+        entry or failing(world), still_ours, lease_is_valid, stop or StopSignal()
+    )
 
 
 def test_tries_are_counted_and_their_pauses_double_up_to_the_longest(world: World) -> None:
@@ -176,7 +176,7 @@ def test_who_stood_still_while_the_intent_was_recorded_asks_again_whose_the_job_
 
     backend = Answering()
     with pytest.raises(LeaseLost):
-        announce(world, backend, still_ours=still_ours, firm=lambda: False)
+        announce(world, backend, still_ours=still_ours, lease_is_valid=lambda: False)
     assert backend.tasks == []
     assert len(asked) == 2
 

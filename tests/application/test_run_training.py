@@ -134,7 +134,7 @@ def test_the_end_of_the_training_is_recorded_once_the_store_is_back(
     def of_the_end(at: Location, data: bytes) -> bool:
         return at == KEYS.journal(TASK_ID) and f'"{state}"'.encode() in data
 
-    blobs = AwayAfter(world, of_the_end, seconds=100.0)
+    blobs = AwayAfter(world, of_the_end, seconds=30.0)
     assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Ack()
     assert world.job().attempt == 1
 

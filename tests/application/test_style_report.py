@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,9 +154,7 @@ class Stopping:
 
 def test_a_worker_that_is_asked_to_stop_draws_no_report(world: World) -> None:
     stop = StopSignal()
-    last = world.worker()
-    uploading = replace(last, blobs=Stopping(world.blobs, stop, KEYS.weights(7)))
-    uploading(a_task(), stop)
+    world.worker(blobs=Stopping(world.blobs, stop, KEYS.weights(7)))(a_task(), stop)
     assert world.weights()
     assert KEYS.report(TASK_ID, "report.html") not in world.blobs.blobs
     assert world.until_settled(a_task()) == Ack()

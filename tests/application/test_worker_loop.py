@@ -15,7 +15,6 @@ from adapters.memory import MemoryQueue
 from adapters.schemas.task import TaskReader, encode_task
 from adapters.spool import SpoolQueue
 from application.event_bus import EventSink, MessageSettled, TaskReceived, WorkerEvent
-from application.journal import Journal
 from application.notify_outcome import SLOW_ANSWER
 from application.ports import (
     BaseFacts,
@@ -46,13 +45,9 @@ def loop_over(
     world: World, queue: Any, events: EventSink = lambda _: None, notifier: Any = None
 ) -> WorkerLoop:
     reject = RejectInvalidTask(
-        blobs=world.blobs,
+        store=world.store(worker="loop"),
         notify_outcome=world.notify_outcome(notifier or world.notifier),
-        clock=world.clock,
-        journal=Journal(world.blobs, world.events.append),
-        keys=KEYS,
         config=CONFIG,
-        worker="loop",
     )
     return WorkerLoop(
         queue=queue,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapters.memory import (
@@ -17,14 +17,18 @@ from adapters.memory import (
     MemoryTrainer,
 )
 from application.event_bus import MessageSettled, TaskReceived
-from application.journal import Journal
-from application.lease import LeaseTerms
+from application.fetch_images import fetch_images
+from application.job_store import JobStore
+from application.lease import Lease, LeaseTerms
 from application.notify_outcome import OutcomeNotifier
 from application.ports import BlobUnavailable, Notifier, TrainingSession
 from application.run_training import RunTraining
 from application.settlement import Requeue, RetryLater, Settlement
+from application.slots import AdmissionQueue
 from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
+from application.style_report import ReportWriter
+from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from domain.events import Event
 from domain.job import TrainingJob
@@ -41,6 +45,7 @@ CONFIG = WorkerConfig(
 )
 KEYS = StorageKeys(Bucket("models"))
 TASK_ID = "550e8400-e29b-41d4-a716-446655440000"
+STORE_PARTS = ("blobs", "keys", "clock", "events", "worker", "config")
 TRIES = 12
 """Deliveries after which a message should long be settled."""
 
@@ -144,14 +149,51 @@ class World:
             "inspector": MemoryInspector(),
             "reporter": MemoryReporter(),
             "clock": self.clock,
-            "journal": Journal(blobs, self.events.append),
+            "events": self.events.append,
             "keys": KEYS,
             "config": CONFIG,
             "worker": f"worker-{self.workers}",
             "uploads": InlineExecutor(),
+            "slots": AdmissionQueue(),
+            **parts,
         }
-        known |= parts
-        return RunTraining(**{"notify_outcome": self.notify_outcome(known["notifier"]), **known})
+        config: WorkerConfig = known["config"]
+        store = self.store(**{name: known[name] for name in STORE_PARTS})
+        return RunTraining(
+            store=store,
+            fetch_images=lambda images, resolution, stop: fetch_images(
+                images, resolution, known["blobs"], known["inspector"], config, stop
+            ),
+            trainer=known["trainer"],
+            slots=known["slots"],
+            loop=TrainingLoop(
+                store=store,
+                notifier=known["notifier"],
+                clock=known["clock"],
+                config=config,
+                uploads=known["uploads"],
+            ),
+            write_report=ReportWriter(store=store, reporter=known["reporter"]),
+            notify_outcome=known.get("notify_outcome") or self.notify_outcome(known["notifier"]),
+            config=config,
+        )
+
+    def store(self, **parts: Any) -> JobStore:
+        """The store of jobs as a worker has it."""
+        config = parts.pop("config", CONFIG)
+        known = {
+            "blobs": self.blobs,
+            "keys": KEYS,
+            "clock": self.clock,
+            "events": self.events.append,
+            "worker": "observer",
+            **parts,
+        }
+        return JobStore(**known, lease_terms=config.lease)
+
+    def lease(self, owner: str, terms: LeaseTerms = CONFIG.lease) -> Lease:
+        """The task's lease, in the hands of some worker."""
+        return replace(self.store(worker=owner), lease_terms=terms).lease(TASK_ID)
 
     def notify_outcome(self, notifier: Notifier) -> OutcomeNotifier:
         """Makes the final calls, without chance."""
@@ -169,12 +211,7 @@ class World:
 
     def job(self) -> TrainingJob:
         """The job as its journal shows it."""
-        fresh = TrainingJob(task_id=TASK_ID, style_id=7)
-        return (
-            Journal(self.blobs, self.events.append)
-            .open(KEYS.journal(TASK_ID), "observer", fresh)
-            .job
-        )
+        return self.store().open(TrainingJob(task_id=TASK_ID, style_id=7)).job
 
     def weights(self) -> bytes:
         """The finished style."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import boto3
@@ -15,7 +14,6 @@ from moto.core import set_initial_no_auth_action_count
 
 from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
-from application.cancellation import cancellation_requested, request_cancellation
 from application.check_bucket import check_bucket
 from application.ports import BlobDenied, BlobMissing, IfAbsent, IfMatch
 from application.settlement import Ack
@@ -29,19 +27,19 @@ from tests.deploy.files import SETTINGS, read_json
 IMAGES: str = SETTINGS["AWS_STORAGE_BUCKET_NAME"].default
 MODELS: str = SETTINGS["MODEL_BUCKET_NAME"].default
 KEYS = StorageKeys(Bucket(MODELS))
-IMAGES = 10
+COUNT = 10
 REGION = "us-east-1"
 
 
 # Before the user is there, everything is allowed: two buckets, the images, three calls to IAM.
-@set_initial_no_auth_action_count(2 + IMAGES + 3)
+@set_initial_no_auth_action_count(2 + COUNT + 3)
 def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
     root = {"aws_access_key_id": "r", "aws_secret_access_key": "r", "region_name": REGION}
     with mock_aws():
         s3, iam = boto3.client("s3", **root), boto3.client("iam", **root)
         for bucket in (IMAGES, MODELS):
             s3.create_bucket(Bucket=bucket)
-        for n in range(IMAGES):
+        for n in range(COUNT):
             s3.put_object(Bucket=IMAGES, Key=f"7/{n:02d}.jpg", Body=f"image {n}".encode())
         iam.create_user(UserName="worker")
         policy = json.dumps(read_json("iam-policy.json"))
@@ -59,7 +57,7 @@ def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
 
 
 def _task(**named: Any) -> TrainingTask:
-    task = a_task(IMAGES, **named)
+    task = a_task(COUNT, **named)
     images = tuple(Location(IMAGES, image.key) for image in task.images)
     return TrainingTask(
         task_id=task.task_id, style_id=task.style_id, images=images, requested=task.requested
@@ -80,9 +78,10 @@ def test_a_whole_job_runs_under_the_policy() -> None:
 
 def test_a_job_can_be_cancelled_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
-        assert not cancellation_requested(TASK_ID, blobs, KEYS)
-        request_cancellation(TASK_ID, blobs, KEYS, datetime(2026, 1, 1, tzinfo=UTC))
-        assert cancellation_requested(TASK_ID, blobs, KEYS)
+        store = World().store(blobs=blobs, keys=KEYS)
+        assert not store.cancellation_requested(TASK_ID)
+        store.request_cancellation(TASK_ID)
+        assert store.cancellation_requested(TASK_ID)
 
     _under_the_policy(trial)
 

@@ -110,29 +110,46 @@ def test_no_secret_can_get_into_a_layer() -> None:
         assert "--mount=type=secret" in step
 
 
-@pytest.mark.parametrize("extras", ["", "sentry prodigy adam8bit"])
-def test_the_step_that_lists_the_packages_lists_them(extras: str) -> None:
-    (step,) = [rest for name, rest in INSTRUCTIONS if name == "RUN" and "tomllib" in rest]
-    script = re.search(r'python -c "(.+?)"', step)
-    assert script
-    run = subprocess.run(
-        [sys.executable, "-c", script[1]],
-        cwd=ROOT,
-        env={"EXTRAS": extras},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def locked(name: str) -> dict[str, str]:
+    """The packages of a file, with their versions."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
+
+
+def test_the_image_has_the_tested_versions_each_with_its_hashes() -> None:
+    tested, installed = locked("constraints.txt"), locked("requirements.lock")
+    assert installed.items() <= tested.items(), "write requirements.lock anew: see CONTRIBUTING.md"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    optional = [
-        package for extra in extras.split() for package in project["optional-dependencies"][extra]
-    ]
-    assert run.stdout.splitlines() == [*project["dependencies"], *optional]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["gcs"], *extras["sentry"], *extras["cloudwatch"]]
+    names = {re.match(r"[\w-]+", package)[0] for package in wanted}  # type: ignore[index]
+    assert names - installed.keys() == {"torch"}
+    blocks = (ROOT / "requirements.lock").read_text(encoding="utf-8").split("\n")
+    pins = [line for line in blocks if "==" in line]
+    assert all(line.endswith(" \\") for line in pins), "each is followed by hashes"
+    (step,) = [rest for name, rest in INSTRUCTIONS if name == "RUN" and ".lock" in rest]
+    assert "--require-hashes" in step
+
+
+def test_no_package_can_come_from_a_second_index() -> None:
+    assert not [rest for _, rest in INSTRUCTIONS if "--extra-index-url" in rest]
+
+
+def test_the_base_model_of_the_hub_is_a_commit() -> None:
+    (revision,) = [rest for name, rest in INSTRUCTIONS if rest.startswith("BASE_MODEL_REVISION=")]
+    assert re.fullmatch(r"BASE_MODEL_REVISION=[0-9a-f]{40}", revision)
 
 
 def test_the_builder_gets_the_code_and_nothing_else(tmp_path: Path) -> None:
     wanted = [f"{package}/module.py" for package in PACKAGES]
-    wanted += ["pyproject.toml", "constraints.txt", "README.md", "assets/small_base/unet/w.bin"]
+    wanted += [
+        "pyproject.toml",
+        "constraints.txt",
+        "requirements.lock",
+        "README.md",
+        "assets/small_base/unet/w.bin",
+    ]
     unwanted = [".env", ".git/config", "tests/x.py", "demo/x.png", "spool/task.json", ".venv/x"]
     unwanted += ["adapters/.env", "adapters/__pycache__/x.pyc", "deploy/secrets.env", "key.pem"]
     for name in wanted + unwanted:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from adapters.memory import MemoryBlobStore
-from application.storage_keys import StorageKeys
 from domain.location import Bucket, Location
 from entrypoints.check import check, trials
+from tests.application.world import World
 
 
 class Noting(MemoryBlobStore):
@@ -45,8 +45,7 @@ def container(**parts: Any) -> Any:
     usual = {
         "settings": lambda: settings,
         "blobs": Noting,
-        "keys": lambda: StorageKeys(Bucket("models")),
-        "worker": lambda: "w",
+        "store": World().store,
         "queue_depths": lambda: fail("no\n  broker"),
         "notifier": lambda: fail(""),
         "devices": lambda: ("cpu",),

@@ -17,9 +17,8 @@ from adapters.logs.job_log import JobLog
 from adapters.memory import ManualClock, MemoryBlobStore
 from application.settlement import Ack
 from domain.events import JobStarted
-from domain.location import Location
 from entrypoints.logs import start_logging
-from tests.application.world import TASK_ID, a_task, received, settled
+from tests.application.world import TASK_ID, World, a_task, received, settled
 
 TOKEN = "a-token-of-32-characters-or-more!"
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,9 +89,7 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     pipe, blobs = io.StringIO(), MemoryBlobStore()
     logs = start_logging(level="INFO", secrets=[TOKEN], stream=pipe)
     logs.context.worker = "worker-1"
-    job_log = JobLog(
-        blobs, lambda task, name: Location("models", f"{task}/{name}"), ManualClock(), "worker-1"
-    )
+    job_log = JobLog(World().store(blobs=blobs).put_log, ManualClock(), "worker-1")
     logs.collect_into(job_log)
     for watcher in (logs.context, job_log):
         watcher(received(a_task()))

@@ -8,19 +8,18 @@ from collections.abc import Iterator
 import pytest
 
 from adapters.clock import SystemClock
-from adapters.memory import MemoryBlobStore
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from application.journal import Entry, Journal
+from application.journal import Entry
 from application.notify_outcome import OutcomeNotifier
 from application.settlement import Ack
 from application.stop_signal import StopSignal
-from application.storage_keys import StorageKeys
 from domain.job import JobState, TrainingJob
-from domain.location import Bucket, Location
+from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.results import Artifact, TrainingMetric
+from tests.application.world import World
 from tests.services.backend_faults import Fault, answer
 from tests.services.backend_process import BackendProcess
 
@@ -63,8 +62,7 @@ def stored_job() -> Entry:
     job = TrainingJob(task_id=TASK_ID, style_id=7)
     parameters = RequestedParameters({}).resolve(image_count=10, native_resolution=512)
     job = job.start()[0].begin_training(parameters, 10)[0].finish_training(METRIC)[0]
-    journal = Journal(MemoryBlobStore(), lambda event: None)
-    entry = journal.open(StorageKeys(Bucket("models")).journal(TASK_ID), "worker", job)
+    entry = World().store().open(job)
     entry.apply(entry.job.store(ARTIFACT))
     return entry
 

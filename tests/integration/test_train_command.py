@@ -16,7 +16,8 @@ from safetensors import safe_open
 
 from adapters.clock import SystemClock
 from adapters.filesystem import FileBlobStore
-from application.lease import Lease, LeaseTerms
+from application.job_store import JobStore
+from application.lease import LeaseTerms
 from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
 from assets.drawing import draw_style_set
@@ -164,12 +165,18 @@ def test_the_same_command_twice_at_a_time_is_told_so(
     out, terms = tmp_path / "out", LeaseTerms(1.0)
     command = [str(images), "--out", str(out), "--json", *QUICK]
     assert main(command) == 0
-    keys, blobs = StorageKeys(Bucket("out")), FileBlobStore({"out": out})
+    store = JobStore(
+        blobs=FileBlobStore({"out": out}),
+        keys=StorageKeys(Bucket("out")),
+        clock=SystemClock(),
+        events=lambda _: None,
+        worker="other",
+        lease_terms=terms,
+    )
     task_id = json.loads(capsys.readouterr().out)["task_id"]
-    blobs.delete(keys.journal(task_id))
+    store.forget_record(task_id)
     monkeypatch.setattr(local_run, "LEASE", terms)
-    other = Lease(blobs, keys.lease(task_id), "other", terms, SystemClock())
-    with other.held(StopSignal(), over=lambda: True):
+    with store.lease(task_id).hold(StopSignal(), is_finished=lambda: True):
         assert main(command) == 1
     printed = capsys.readouterr()
     said = f"another run of this command is at work in {out}; wait for its end"

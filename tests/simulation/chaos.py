@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from application.cancellation import request_cancellation
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
@@ -17,11 +16,10 @@ from domain.events import (
     ProgressMade,
     TrainingFinished,
 )
-from tests.simulation.clock import START
 from tests.simulation.machine import Machine
 from tests.simulation.network import TROUBLES, Server, Trouble
 from tests.simulation.timeline import Process
-from tests.simulation.world import KEYS, STEPS, World, garbage
+from tests.simulation.world import STEPS, World, garbage
 
 HORIZON = 900.0
 """Seconds within which most of it happens."""
@@ -198,6 +196,6 @@ class Chaos:
 
     def _cancel(self, _machine: Machine) -> None:
         task = self.chance.choice([*self.world.tasks.values()])
-        request_cancellation(task.task_id, self.world.blobs, KEYS, START)
+        self.world.cancel(task.task_id)
         self.cancelled.add(task.task_id)
         self._note("cancelled", f"style {task.style_id}")

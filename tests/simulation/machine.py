@@ -14,7 +14,8 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
-from application.journal import Journal
+from application.fetch_images import fetch_images
+from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
 from application.ports import (
     StepReport,
@@ -25,6 +26,8 @@ from application.reject_invalid_task import RejectInvalidTask
 from application.run_training import RunTraining
 from application.slots import AdmissionQueue
 from application.stop_signal import StopReason, StopSignal
+from application.style_report import ReportWriter
+from application.training_loop import TrainingLoop
 from application.worker_loop import WorkerLoop
 from domain.events import Event
 from domain.failure import Failure, FailureCode, TrainingFailed
@@ -61,29 +64,37 @@ class Machine:
         self.trainer = _Trainer(self.clock, world, step_seconds, together)
         blobs, notifier = Blobs(world, self.process), Backend(world, self.process)
         notify_outcome = OutcomeNotifier(notifier=notifier, clock=self.clock, random=chance.random)
-        common: dict[str, Any] = {
-            "blobs": blobs,
-            "notify_outcome": notify_outcome,
-            "clock": self.clock,
-            "journal": Journal(blobs, self._note),
-            "keys": KEYS,
-            "config": CONFIG,
-            "worker": name,
-        }
+        store = JobStore(
+            blobs=blobs,
+            keys=KEYS,
+            clock=self.clock,
+            events=self._note,
+            worker=name,
+            lease_terms=CONFIG.lease,
+        )
         run = RunTraining(
-            **common,
-            notifier=notifier,
+            store=store,
+            fetch_images=lambda images, resolution, stop: fetch_images(
+                images, resolution, blobs, MemoryInspector(), CONFIG, stop
+            ),
             trainer=self.trainer,
-            inspector=MemoryInspector(),
-            reporter=MemoryReporter(),
-            uploads=_Uploads(world.timeline, self.process),
             slots=AdmissionQueue(together),
+            loop=TrainingLoop(
+                store=store,
+                notifier=notifier,
+                clock=self.clock,
+                config=CONFIG,
+                uploads=_Uploads(world.timeline, self.process),
+            ),
+            write_report=ReportWriter(store=store, reporter=MemoryReporter()),
+            notify_outcome=notify_outcome,
+            config=CONFIG,
         )
         loop = WorkerLoop(
             queue=self.connection,
             parse=world.parse,
             run=run,
-            reject=RejectInvalidTask(**common),
+            reject=RejectInvalidTask(store=store, notify_outcome=notify_outcome, config=CONFIG),
             clock=self.clock,
             events=lambda _event: None,
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters.memory import MemoryBlobStore, MemoryQueue
-from application.journal import recorded_job
+from application.journal import read_record
 from application.ports import (
     BlobMissing,
     BlobUnavailable,
@@ -77,7 +77,12 @@ class World:
 
     def job(self, task_id: str) -> TrainingJob | None:
         """The job on record."""
-        return recorded_job(self.blobs, KEYS.journal(task_id))
+        return read_record(self.blobs, KEYS.journal(task_id))
+
+    def cancel(self, task_id: str) -> None:
+        """An operator's request, from a machine of its own."""
+        note = b'{"requested_at": "2026-01-01T00:00:00+00:00"}'
+        self.blobs.put(KEYS.cancellation(task_id), note)
 
     def weights(self, style_id: int) -> bytes | None:
         """The style."""

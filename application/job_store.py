@@ -1,0 +1,223 @@
+"""The store of jobs: all that a worker keeps of a job is written and read here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from application.event_bus import EventSink
+from application.fenced_blob import MAX_RECORD_BYTES, FencedBlob, RecordDamaged
+from application.journal import Entry, read_record
+from application.lease import Lease, LeaseTerms, lease_owner
+from application.ports import (
+    BlobDenied,
+    BlobMissing,
+    BlobStore,
+    BlobTooLarge,
+    Checkpoint,
+    Clock,
+    Preview,
+    ReportFile,
+    Unavailable,
+)
+from application.retry import retry
+from application.stop_signal import StopSignal
+from application.storage_keys import JOBS, StorageKeys
+from domain.job import TrainingJob
+from domain.location import Bucket, Location
+from domain.results import Artifact, CheckpointRef, TrainingMetric
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_CHECKPOINT_BYTES = 4 * 1024**3
+"""More than a checkpoint of the highest rank on all layers, with the optimizer's state."""
+MAX_PREVIEW_BYTES = 64 * 1024**2
+"""More than one image takes as PNG at the largest resolution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStore:
+    """The records, leases and files of jobs, in one bucket.
+
+    Every call may raise ``Unavailable`` and ``BlobDenied``, where it does not say otherwise.
+    """
+
+    blobs: BlobStore
+    keys: StorageKeys
+    clock: Clock
+    events: EventSink
+    """Gets the events of the jobs whose records are opened here."""
+    worker: str
+    """The name in leases and records, unlike any other worker's."""
+    lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
+
+    def retry(self, call: Callable[[], T], stop: StopSignal, seconds: float) -> T:
+        """Repeat a call while the store is unavailable, for some seconds or until ``stop``."""
+        return retry(call, self.clock, stop, seconds)
+
+    # --- record and lease
+
+    def open(self, fresh: TrainingJob) -> Entry:
+        """The job's record, to be written; where there is none, of ``fresh``.
+
+        Raises:
+            RecordNewer, RecordDamaged: the record cannot be used.
+        """
+        blob = FencedBlob(self.blobs, self.keys.journal(fresh.task_id))
+        entry = Entry(blob, self.worker, self.events, fresh, self.clock.monotonic())
+        entry.load()
+        return entry
+
+    def check_weights(self, job: TrainingJob) -> None:
+        """Refuse a record with weights that no worker has stored: they would be announced.
+
+        Raises:
+            RecordDamaged: the weights on record do not lie where workers store them.
+        """
+        if job.artifact is not None and not self.keys.is_weights(job.artifact.location):
+            reason = ValueError(f"weights at {job.artifact.location}")
+            raise RecordDamaged(self.keys.journal(job.task_id), reason)
+
+    def recorded(self, task_id: str) -> TrainingJob | None:
+        """The job on record, to be read only; None where there is no record.
+
+        Raises:
+            RecordNewer, RecordDamaged: the record cannot be used.
+        """
+        return read_record(self.blobs, self.keys.journal(task_id))
+
+    def recorded_tasks(self) -> Iterator[str]:
+        """The ids of all tasks with a record."""
+        for at in self.blobs.list(self.keys.bucket, JOBS):
+            if (task_id := self.keys.recorded_task(at)) is not None:
+                yield task_id
+
+    def forget_record(self, task_id: str) -> None:
+        """Remove the job's record: the next run of the task begins anew."""
+        self.blobs.delete(self.keys.journal(task_id))
+
+    def lease(self, task_id: str) -> Lease:
+        """The job's lease, not yet acquired."""
+        at = self.keys.lease(task_id)
+        return Lease(self.blobs, at, self.worker, self.lease_terms, self.clock)
+
+    def lease_owner(self, task_id: str) -> str | None:
+        """The worker that holds the job's lease; None where the lease is free or expired."""
+        return lease_owner(self.blobs, self.keys.lease(task_id), self.clock.now())
+
+    # --- cancellation
+
+    def request_cancellation(self, task_id: str) -> None:
+        """Leave a request to cancel the job, for the worker that has the task or gets it."""
+        note = json.dumps({"requested_at": self.clock.now().isoformat()}).encode()
+        self.blobs.put(self.keys.cancellation(task_id), note, content_type="application/json")
+
+    def cancellation_requested(self, task_id: str) -> bool:
+        """Whether there is a request to cancel the job. False where the store does not tell."""
+        try:
+            self.blobs.get(self.keys.cancellation(task_id), max_bytes=MAX_RECORD_BYTES)
+        except BlobMissing:
+            return False
+        except BlobTooLarge:
+            return True  # whatever the request contains
+        except (Unavailable, BlobDenied) as error:
+            log.warning("could not look for a request to cancel: %s", error)
+            return False
+        return True
+
+    # --- checkpoints and their styles
+
+    def put_checkpoint(self, task_id: str, checkpoint: Checkpoint) -> CheckpointRef:
+        """Store a checkpoint."""
+        at = self.keys.checkpoint(task_id, checkpoint.epoch, checkpoint.step)
+        self.blobs.put(at, checkpoint.data)
+        return CheckpointRef(at, checkpoint.epoch, checkpoint.step)
+
+    def get_checkpoint(self, checkpoint: CheckpointRef) -> bytes:
+        """A checkpoint's data.
+
+        Raises:
+            BlobMissing: it is gone.
+            BlobTooLarge: it is larger than any checkpoint.
+        """
+        return self.blobs.get(checkpoint.location, max_bytes=MAX_CHECKPOINT_BYTES).data
+
+    def put_epoch_style(self, task_id: str, epoch: int, style: bytes) -> None:
+        """Store the style as it is at an epoch's checkpoint."""
+        self.blobs.put(self.keys.style_at(task_id, epoch), style)
+
+    def prune(self, job: TrainingJob, keep: int | None) -> None:
+        """Remove the old checkpoints of a finished job, and the styles beside them.
+
+        Raises nothing: what cannot be removed is left.
+
+        Args:
+            keep: ``WorkerConfig.keep_checkpoints``.
+        """
+        if keep is None:
+            return
+        keys, task_id = self.keys, job.task_id
+        best_epoch, best_step = _best(job.metric)
+        kinds = (
+            (keys.checkpoints_prefix(task_id), keys.checkpoint(task_id, best_epoch, best_step)),
+            (keys.styles_prefix(task_id), keys.style_at(task_id, best_epoch)),
+        )
+        try:
+            for prefix, best in kinds:
+                stored = self.blobs.list(keys.bucket, prefix)
+                for at in stored[: max(0, len(stored) - keep)]:
+                    if not keep or at != best:
+                        self.blobs.delete(at)
+        except (Unavailable, BlobDenied) as error:
+            log.warning("old checkpoints of task %s are left: %s", task_id, error)
+
+    # --- results
+
+    def put_weights(self, style_id: int, weights: bytes) -> Artifact:
+        """Store a finished style."""
+        at = self.keys.weights(style_id)
+        self.blobs.put(at, weights)
+        return Artifact(at, hashlib.sha256(weights).hexdigest(), len(weights))
+
+    def put_previews(self, task_id: str, epoch: int, previews: tuple[Preview, ...]) -> None:
+        """Store the previews of an epoch's checkpoint."""
+        for number, preview in enumerate(previews):
+            at = self.keys.previews(task_id, epoch, number)
+            self.blobs.put(at, preview.png, content_type="image/png")
+
+    def previews(self, task_id: str) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
+        """The previews that all attempts of a job have stored: epochs, each with its PNGs."""
+        found: dict[int, list[bytes]] = {}
+        for at in self.blobs.list(self.keys.bucket, self.keys.previews_prefix(task_id)):
+            if named := re.search(r"epoch_(\d+)_\d+\.png$", at.key):
+                png = self.blobs.get(at, max_bytes=MAX_PREVIEW_BYTES).data
+                found.setdefault(int(named[1]), []).append(png)
+        return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))
+
+    def put_report(self, task_id: str, file: ReportFile) -> None:
+        """Store one file of a job's report."""
+        at = self.keys.report(task_id, file.name)
+        self.blobs.put(at, file.data, content_type=file.content_type)
+
+    def put_log(self, task_id: str, name: str, lines: bytes) -> None:
+        """Store the log of one run of a job, as JSON lines."""
+        at = self.keys.log(task_id, name)
+        self.blobs.put(at, lines, content_type="application/x-ndjson")
+
+    def probe(self, bucket: Bucket) -> Location:
+        """A key of this worker's own, for trying out a bucket."""
+        return bucket.at(self.keys.probe(self.worker).key)
+
+
+def _best(metric: TrainingMetric | None) -> tuple[int, int]:
+    """The best epoch, and the step at its end; an epoch that has no checkpoint if unknown."""
+    if metric is None or metric.best_epoch is None:
+        return 0, 0
+    return metric.best_epoch, metric.best_epoch * metric.steps // metric.epochs
