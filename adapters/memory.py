@@ -551,6 +551,10 @@ class MemoryTrainer:
         """That of SD 1.5."""
         return 512
 
+    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+        """The weights, and a configuration that says nothing."""
+        return {"adapter_model.safetensors": weights, "adapter_config.json": b"{}"}
+
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         """Set a run up."""

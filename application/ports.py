@@ -245,6 +245,10 @@ class NotifierRefused(Exception):
     """The backend answers that this call will never be accepted; the text has its reason."""
 
 
+class StyleGone(NotifierRefused):
+    """The backend answers 404: it does not know the style, or not any more."""
+
+
 class Notifier(Protocol):
     """The platform's backend. It is not idempotent: each final call is seen by the artist.
 
@@ -414,6 +418,12 @@ class Trainer(Protocol):
         None: such a run is open alone.
         """
 
+    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+        """The files of a folder that PEFT loads into the U-Net, for what
+        ``TrainingSession.weights`` returned: the weights, then the configuration, without which
+        nobody loads them.
+        """
+
     def open(
         self, plan: TrainingPlan, resume: bytes | None
     ) -> AbstractContextManager[TrainingSession]:
@@ -519,6 +529,10 @@ class ReportFile:
     name: str
     content_type: str
     data: bytes
+
+
+REPORT_PAGE = "report.html"
+"""The file of a report that a person opens. It is stored last."""
 
 
 class Reporter(Protocol):

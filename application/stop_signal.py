@@ -13,7 +13,9 @@ class StopReason(IntEnum):
     """The worker is asked to end: leave a checkpoint and hand the job over."""
     CANCELLED = 2
     """Nobody wants the style any more."""
-    LEASE_LOST = 3
+    STYLE_GONE = 3
+    """The backend does not know the style any more: make no final call."""
+    LEASE_LOST = 4
     """Another worker has the job: write nothing more."""
 
 

@@ -18,7 +18,8 @@ class StorageKeys:
 
     ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel, checkpoints and the
     styles of their epochs, the report with its previews, and the logs.
-    ``models/style_<style_id>.safetensors`` is what the inference server reads.
+    ``models/style_<style_id>.safetensors``, or a folder for each task in
+    ``models/style-<style_id>/``, is what the inference server reads.
     """
 
     bucket: Bucket
@@ -32,9 +33,18 @@ class StorageKeys:
         """The finished style."""
         return self._models.at(f"{MODELS}style_{style_id}.safetensors")
 
+    def weights_in_folder(self, style_id: int, task_id: str, name: str) -> Location:
+        """One file of the finished style's folder. A style that is trained anew gets another
+        folder, so that nobody reads files of two."""
+        return self._models.at(f"{MODELS}style-{style_id}/{task_id}/{name}")
+
     def is_weights(self, at: Location) -> bool:
         """Whether a finished style may lie there; also one that another version of us stored."""
         return self._models == Bucket(at.bucket, at.scheme) and at.key.startswith(MODELS)
+
+    def task(self, task_id: str) -> Location:
+        """What the first message with this id asked for."""
+        return self._job(task_id, "task.json")
 
     def journal(self, task_id: str) -> Location:
         """The job's durable record."""

@@ -44,6 +44,8 @@ class WorkerConfig:
     """Of one image's file; a larger one is refused."""
     repeats_from_folders: bool = False
     """Whether an image in a folder named like ``10_style`` is trained on 10 times an epoch."""
+    weights_in_folder: bool = False
+    """Whether finished weights are stored as a folder for PEFT, with the single file beside it."""
     upload_timeout: float = 600.0
     """Seconds for which a finished style's upload is tried before the job is put down."""
     lease: LeaseTerms = field(default_factory=LeaseTerms)

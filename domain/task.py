@@ -22,11 +22,18 @@ MISSING = Finding("missing")
 class InvalidTask(UserError, ValueError):
     """A message that is not a task: names the field, the value found and the remedy.
 
-    ``style_id`` is set when it could be read all the same, so that the backend can be told.
+    ``style_id`` and ``task_id`` are set when they could be read all the same, so that the backend
+    can be told, unless the task is known.
     """
 
     def __init__(
-        self, field_name: str, value: object, remedy: str, style_id: int | None = None
+        self,
+        field_name: str,
+        value: object,
+        remedy: str,
+        style_id: int | None = None,
+        *,
+        task_id: str | None = None,
     ) -> None:
         shown = repr(value)
         self.value = shown if len(shown) <= 120 else f"{shown[:117]}..."
@@ -34,6 +41,7 @@ class InvalidTask(UserError, ValueError):
         self.field = field_name
         self.remedy = remedy
         self.style_id = style_id
+        self.task_id = task_id
 
 
 @dataclass(frozen=True, kw_only=True)

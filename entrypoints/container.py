@@ -169,10 +169,17 @@ def backend_host(settings: Settings) -> str | None:
     return urlsplit(settings.backend_api_url).hostname if settings.backend_api_url else None
 
 
-def task_parser(settings: Settings) -> TaskParser:
-    """Reads tasks. Images from the bucket of models are refused, unless it is allowed.
+NOT_IN_A_FOLDER = ("train_text_encoder", "use_dora")
+"""Parameters of styles that a reader with ``PeftModel.from_pretrained(unet, folder)`` and PEFT 0.7
+draws wrong or cannot load."""
 
-    The store cannot tell: it reads that bucket for us.
+
+def task_parser(settings: Settings) -> TaskParser:
+    """Reads tasks, and refuses what this worker's settings do not allow.
+
+    Images from the worker's own buckets are refused unless those are allowed: the store cannot
+    tell, because it reads them for us. So are parameters whose styles cannot be loaded from the
+    folder that ``WEIGHTS_FORM`` asks for.
     """
     read = TaskReader(backend_host(settings))
     ours = {settings.models, settings.state}
@@ -184,7 +191,13 @@ def task_parser(settings: Settings) -> TaskParser:
         for number, image in enumerate(task.images):
             if settings.bucket_of(image) in closed:
                 remedy = f"give images from {allowed}"
-                raise InvalidTask(f"data.images.{number}", str(image), remedy, task.style_id)
+                field = f"data.images.{number}"
+                raise InvalidTask(field, str(image), remedy, task.style_id, task_id=task.task_id)
+        for name in NOT_IN_A_FOLDER if settings.weights_in_folder else ():
+            if task.requested.named.get(name):
+                field = f"data.parameters.{name}"
+                remedy = "leave it out: not every reader of WEIGHTS_FORM=folder loads such a style"
+                raise InvalidTask(field, True, remedy, task.style_id, task_id=task.task_id)
         return task
 
     return parse
@@ -201,6 +214,7 @@ def worker_config(settings: Settings) -> WorkerConfig:
         in_transit=settings.webhook_timeout,
         cancel_poll=settings.cancel_poll,
         max_failures=settings.max_failures,
+        weights_in_folder=settings.weights_in_folder,
         fetch_concurrency=settings.fetch_concurrency,
         lease=LeaseTerms(settings.lease_seconds),
     )

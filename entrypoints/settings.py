@@ -549,6 +549,12 @@ class Settings(BaseSettings):
         return self._ours(self.state_bucket_name, self.models.scheme)
 
     @property
+    def weights_in_folder(self) -> bool:
+        """Whether finished weights are stored as PEFT's folder."""
+        form = self.weights_form or ("folder" if self.models.scheme == "gs" else "file")
+        return form == "folder"
+
+    @property
     def images(self) -> Bucket:
         """The bucket that a folder of images is uploaded to."""
         only_gcs = "aws_storage_bucket_name" not in self.model_fields_set

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
@@ -24,6 +24,9 @@ from adapters.diffusion.lora.adapted_denoiser import (
     as_the_strategy_fuses,
     place_denoiser,
 )
+from adapters.diffusion.lora_files.files import decode_lora, encode_lora
+from adapters.diffusion.lora_files.lora_formats import LoraFormat
+from adapters.diffusion.lora_files.peft_format import PEFT_CONFIG, PEFT_WEIGHTS
 from adapters.diffusion.memory_use import forget_peak
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.step.optimizer import require_optimizer, stays_on_device
@@ -99,6 +102,11 @@ class DiffusionTrainer:
     def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
         """As ``together.kind_of``; None for every run where there is one slot only."""
         return kind_of(parameters) if self._slots > 1 else None
+
+    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+        """PEFT's folder for the U-Net: its weights, then its configuration."""
+        files = encode_lora(*decode_lora(weights), LoraFormat.PEFT, "")
+        return {name: files[name] for name in (PEFT_WEIGHTS, PEFT_CONFIG)}
 
     def open(
         self, plan: TrainingPlan, resume: bytes | None

@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -126,6 +127,13 @@ class TaskReader:
             InvalidTask: it describes none.
         """
         raw = _decode(body)
+        try:
+            return self._task(body, raw)
+        except InvalidTask as error:
+            error.task_id = _readable_task_id(raw)
+            raise
+
+    def _task(self, body: bytes, raw: object) -> TrainingTask:
         style_id = _readable_style_id(raw)
         _insist_on_single_keys(body, style_id)
         try:
@@ -230,6 +238,14 @@ def _readable_style_id(raw: object) -> int | None:
         case {"type": "model_training", "data": {"style_id": int(style_id)}}:
             usable = not isinstance(style_id, bool) and 1 <= style_id <= LARGEST_STYLE_ID
             return style_id if usable else None
+    return None
+
+
+def _readable_task_id(raw: object) -> str | None:
+    match raw:
+        case {"task_id": str(task_id)}:
+            with suppress(ValueError):
+                return _uuid(task_id)
     return None
 
 
