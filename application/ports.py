@@ -16,6 +16,7 @@ from typing import Protocol
 from application.stop_signal import StopSignal
 from domain.failure import Failure
 from domain.image import ImageSet, PreparedImage, TrainingImage
+from domain.label import UNNAMED, Label
 from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
@@ -296,6 +297,7 @@ class TrainingPlan:
     tags: tuple[str, ...]
     parameters: TrainingParameters
     created_at: datetime | None = None
+    label: Label = UNNAMED
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,7 @@ class RunTraining:
             tags=task.tags,
             parameters=parameters,
             created_at=task.created_at,
+            label=task.label,
         )
         return plan, images
 

@@ -28,10 +28,13 @@ class StorageKeys:
     """Where the weights go; None: the same bucket."""
     report_prefix: str | None = None
     """Where reports go; None puts each beside its job's journal."""
+    weights_name: str | None = None
+    """The name of every finished style, where only one is made; None names each by its id."""
 
     def weights(self, style_id: int) -> Location:
         """The finished style."""
-        return self._models.at(f"{MODELS}style_{style_id}.safetensors")
+        name = self.weights_name or f"style_{style_id}"
+        return self._models.at(f"{MODELS}{name}.safetensors")
 
     def weights_in_folder(self, style_id: int, task_id: str, name: str) -> Location:
         """One file of the finished style's folder. A style that is trained anew gets another

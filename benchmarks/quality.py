@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,26 +70,30 @@ class Bench:
     """The base model's fingerprint, in short."""
     images: tuple[TrainingImage, ...]
     common: Mapping[str, Any]
-    held_out_loss: Callable[[], float]
-    """Of the denoiser as it stands: within a session, with its adapters."""
-    base_loss: float
+    held_out_loss: Callable[[Any], float]
+    """Of an open session's style as it stands."""
     seeds: Sequence[int]
+
+    @cached_property
+    def base_loss(self) -> float:
+        """Of a style that is not trained yet."""
+        return self._loss({**self.common, "seed": 0}, trained=False)
 
     def gains(self, options: Mapping[str, Any]) -> list[float]:
         """For each seed the share of the base's held-out loss that the style takes away."""
         runs = [{**self.common, **options, "seed": seed} for seed in self.seeds]
         return [1 - self._loss(run) / self.base_loss for run in runs]
 
-    def _loss(self, values: Mapping[str, Any]) -> float:
+    def _loss(self, values: Mapping[str, Any], *, trained: bool = True) -> float:
         from application.ports import TrainingPlan
         from domain.parameters import TrainingParameters
 
         parameters = TrainingParameters(**values)
         plan = TrainingPlan(style_id=1, images=self.images, tags=(), parameters=parameters)
         with self.trainer.open(plan, None) as session:
-            while not session.finished:
+            while trained and not session.finished:
                 session.advance()
-            return self.held_out_loss()
+            return self.held_out_loss(session)
 
 
 def main() -> None:
@@ -182,8 +187,10 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     import torch
 
     from adapters.diffusion.base.model import load_base
+    from adapters.diffusion.data.dataset import tokens_of
     from adapters.diffusion.evaluation import Evaluation
-    from adapters.diffusion.step.loss import objective_of
+    from adapters.diffusion.objective import objective_of
+    from adapters.diffusion.session import DiffusionSession
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
     from entrypoints.default_base import SMALL_BASE
@@ -192,13 +199,17 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     device = torch.device(options.device)
     base = load_base(str(SMALL_BASE), device=device)
     objective = objective_of(base.noise_schedule, None, device)
-    unseen = _encode(base, _draw(scratch / "unseen", seed=2), device)
-    evaluations = [
-        Evaluation(base.unet, objective, unseen, (), seed, device) for seed in PROBE_SEEDS
-    ]
+    unseen_images = _draw(scratch / "unseen", seed=2)
+    unseen = _encode(base, unseen_images, device)
+    tokens = tokens_of(base, dict.fromkeys(["", *(i.caption or "" for i in unseen_images)]))
 
-    def held_out_loss() -> float:
-        return statistics.mean(evaluation.on_trained() for evaluation in evaluations)
+    def held_out_loss(session: DiffusionSession) -> float:
+        model, row = session.model, session.model.lora.slot(session.slot)
+        captions = unseen.captions if model.text_encoder is None else tokens.to(device)
+        return statistics.mean(
+            Evaluation(model, objective, unseen, (), captions, row, seed).losses()[0]
+            for seed in PROBE_SEEDS
+        )
 
     return Bench(
         trainer=DiffusionTrainer(base, decode, device),
@@ -209,7 +220,6 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
             "validation_epochs": 0,
         },
         held_out_loss=held_out_loss,
-        base_loss=held_out_loss(),
         seeds=range(options.seeds),
     )
 
@@ -244,7 +254,7 @@ def _encode(base: Any, images: Sequence[TrainingImage], device: Any) -> EncodedD
 
 def _installed(options: Mapping[str, Any]) -> bool:
     """Whether the setting's optimizer can be had here."""
-    from adapters.diffusion.step.optimizer import require_optimizer
+    from adapters.diffusion.optimizer import require_optimizer
     from domain.failure import TrainingFailed
     from domain.parameters import OptimizerName
 

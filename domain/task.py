@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from domain.errors import UserError
+from domain.label import UNNAMED, Label
 from domain.location import Location
 from domain.parameters import RequestedParameters
 
@@ -60,3 +61,5 @@ class TrainingTask:
     """The parameters that the task names."""
     created_at: datetime | None = None
     """When the platform made the request, where it says."""
+    label: Label = UNNAMED
+    """The style's name and credits."""

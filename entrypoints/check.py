@@ -100,7 +100,7 @@ def _backend(container: Container) -> str:
 def _device(name: str) -> str:
     import torch
 
-    from adapters.diffusion.strategy import compute_on
+    from adapters.diffusion.backend import compute_on
 
     device = torch.device(name)
     if device.type != "cuda":

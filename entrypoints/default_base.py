@@ -49,8 +49,8 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
         BaseModelInvalid: what is named is none.
     """
     quiet_libraries()
+    from adapters.diffusion.backend import compute_on
     from adapters.diffusion.base.model import load_base
-    from adapters.diffusion.strategy import compute_on
 
     if settings.base_model is None and settings.has_broker:
         name = STABLE_DIFFUSION  # what a broker's tasks train is announced, whatever the machine

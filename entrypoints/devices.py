@@ -94,11 +94,11 @@ def choose_slots(settings: Settings, devices: Callable[[], Sequence[str]]) -> in
         return int(settings.jobs_together)
     import torch
 
-    from adapters.diffusion.together.room import seats_in
+    from adapters.diffusion.gpu_capacity import max_jobs_for_memory
 
     chosen = torch.device(devices()[0])
     if chosen.type != "cuda":
         return 1
-    slots = seats_in(torch.cuda.get_device_properties(chosen).total_memory)
+    slots = max_jobs_for_memory(torch.cuda.get_device_properties(chosen).total_memory)
     log.info("up to %d jobs train together on %s", slots, chosen)
     return slots

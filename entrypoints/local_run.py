@@ -6,6 +6,7 @@ What is checked here is what only a person at a terminal can mend; the rest is t
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import json
 import signal
@@ -15,6 +16,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ from rich.console import Console
 
 from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
+from adapters.images.decode import decode
+from adapters.report.reporter import HtmlReporter
 from application.fetch_images import fetch_images
 from application.lease import LeaseTerms
 from application.ports import BlobMissing, BlobStore
@@ -33,6 +37,7 @@ from application.worker_config import WorkerConfig
 from domain.failure import TrainingFailed
 from domain.image import MIN_IMAGES, ImageSet
 from domain.job import JobState, TrainingJob
+from domain.label import InvalidName, Label, file_name_from
 from domain.location import Bucket, Location
 from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
 from domain.results import Artifact
@@ -49,6 +54,8 @@ if TYPE_CHECKING:
 
 IMAGES, OUT = "images", "out"
 """The buckets that the two folders stand for."""
+THUMBNAIL_SIDE = 256
+"""Pixels; ModelSpec asks for a small image."""
 LEASE = LeaseTerms(seconds=9.0)
 """Short: a process of this machine that was killed is soon replaced by the same command."""
 MAX_LOCAL_BYTES = 256 * 1024**2
@@ -97,7 +104,7 @@ def check_optimizer(requested: RequestedParameters) -> None:
     Raises:
         UsageError: it is not; names the extra.
     """
-    from adapters.diffusion.step.optimizer import require_optimizer
+    from adapters.diffusion.optimizer import require_optimizer
 
     try:
         require_optimizer(OptimizerName(requested.named.get("optimizer", OptimizerName.ADAMW)))
@@ -105,7 +112,39 @@ def check_optimizer(requested: RequestedParameters) -> None:
         raise UsageError(f"--{error.failure.message}") from None
 
 
-def build_container(arguments: argparse.Namespace) -> Container:
+def label_of(arguments: argparse.Namespace) -> Label:
+    """The name and credits for the style's file.
+
+    Raises:
+        UsageError: the name is none for a file, or the thumbnail cannot be read.
+    """
+    try:
+        return Label(
+            name=arguments.name or file_name_from(arguments.out.resolve().name),
+            author=arguments.author,
+            license=arguments.license,
+            thumbnail=arguments.thumbnail and _thumbnail(arguments.thumbnail),
+        )
+    except InvalidName as error:
+        raise UsageError(f"--name: {error}") from None
+
+
+def _thumbnail(file: Path) -> str:
+    """The image as a JPEG of at most ``THUMBNAIL_SIDE`` pixels a side, in a ``data:`` URL."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except OSError as error:
+        raise UsageError(f"--thumbnail {file}: cannot be read ({error}); give an image") from None
+    upright.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    data = BytesIO()
+    upright.save(data, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def build_container(arguments: argparse.Namespace, label: Label) -> Container:
     """The worker's container with folders for buckets and the terminal for a backend."""
     start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
     named = {
@@ -121,7 +160,9 @@ def build_container(arguments: argparse.Namespace) -> Container:
     # With --json, standard output is for the outcome alone.
     container.console.override(providers.Singleton(Console, stderr=arguments.json))
     container.slots.override(providers.Object(1))
-    container.keys.override(providers.Object(StorageKeys(Bucket(OUT), report_prefix="")))
+    container.keys.override(
+        providers.Object(StorageKeys(Bucket(OUT), report_prefix="", weights_name=label.name))
+    )
     container.config.override(
         providers.Object(
             WorkerConfig(
@@ -138,6 +179,9 @@ def build_container(arguments: argparse.Namespace) -> Container:
         providers.Singleton(
             FileBlobStore, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,)
         )
+    )
+    container.reporter.override(
+        providers.Singleton(HtmlReporter, providers.Object(decode), companions=True)
     )
     container.notifier.override(
         providers.Singleton(ConsoleNotifier, container.console, lambda at: out / at.key)
@@ -178,6 +222,7 @@ def describe_task(
     names: Sequence[str],
     images: ImageSet,
     base: BaseModel,
+    label: Label,
 ) -> TrainingTask:
     """The task; its id is a hash of all that determines the weights.
 
@@ -198,6 +243,7 @@ def describe_task(
         images=tuple(Location(IMAGES, name) for name in names),
         tags=arguments.tags,
         requested=requested,
+        label=label,
     )
 
 
@@ -220,7 +266,7 @@ def run(
         store.forget_record(task.task_id)
     if job.artifact is not None and job.state is JobState.COMPLETED:
         if _is_there(job.artifact, container.blobs(), out):
-            say(console, f"this run is complete already: {out}")
+            say(console, f"this run is complete already: {out / job.artifact.location.key}")
             return 0, _outcome(job, out)
         say(console, f"its style is gone from {out}, and is made again", "yellow")
         store.open(job).apply(job.reopen("its style is gone"))

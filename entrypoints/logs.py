@@ -14,7 +14,6 @@ from rich.console import Console
 
 from adapters.logs.context import LogContext
 from adapters.logs.formats import JsonFormatter, TextFormatter
-from adapters.logs.job_log import JobLog
 from adapters.logs.redact import Redactor
 
 CHATTY = (
@@ -45,10 +44,10 @@ class Logging:
     """To be told of the job in hand, as an event sink and as a watcher."""
     redact: Redactor
 
-    def collect_into(self, job_log: JobLog) -> None:
-        """Keep each job's lines, too."""
-        job_log.setFormatter(JsonFormatter(self.redact))
-        _install(job_log, self.context)
+    def also_to(self, handler: logging.Handler) -> None:
+        """Send the lines, as JSON, to another handler too."""
+        handler.setFormatter(JsonFormatter(self.redact))
+        _install(handler, self.context)
 
 
 def start_logging(
@@ -66,7 +65,7 @@ def start_logging(
     """
     stream = sys.stderr if stream is None else stream
     found = Logging(LogContext(), Redactor(secrets))
-    handler = _StreamHandler(stream)
+    handler = logging.StreamHandler(stream)
     terminal = Console(file=stream)  # knows NO_COLOR, FORCE_COLOR and TERM
     if form == "json" or (form == "auto" and not terminal.is_terminal):
         handler.setFormatter(JsonFormatter(found.redact))
@@ -74,7 +73,7 @@ def start_logging(
         colour = terminal.is_terminal and not terminal.no_color
         handler.setFormatter(TextFormatter(found.redact, colour=colour))
     root = logging.getLogger()
-    for old in [one for one in root.handlers if isinstance(one, _StreamHandler | JobLog)]:
+    for old in [one for one in root.handlers if _is_ours(one)]:
         root.removeHandler(old)
     _install(handler, found.context)
     root.setLevel(level)
@@ -105,8 +104,8 @@ def log_what_nobody_catches() -> None:
     threading.excepthook = of_thread
 
 
-class _StreamHandler(logging.StreamHandler[TextIO]):
-    """Ours, to be told from those of others."""
+def _is_ours(handler: logging.Handler) -> bool:
+    return any(isinstance(one, LogContext) for one in handler.filters)
 
 
 def _install(handler: logging.Handler, context: LogContext) -> None:

@@ -54,6 +54,24 @@ def start_sentry(settings: Settings, logs: Logging) -> None:
     )
 
 
+def start_cloudwatch(settings: Settings, logs: Logging, worker: str) -> None:
+    """Send the log lines to CloudWatch, where a group is named."""
+    if settings.cloudwatch_log_group is None:
+        return
+    from adapters.logs.cloudwatch import CloudWatchOptions, cloudwatch_handler
+
+    secret, token = settings.aws_secret_access_key, settings.aws_session_token
+    options = CloudWatchOptions(
+        group=settings.cloudwatch_log_group,
+        stream=worker,
+        region=settings.aws_s3_region_name,
+        access_key_id=settings.aws_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+        session_token=token.get_secret_value() if token else None,
+    )
+    logs.also_to(cloudwatch_handler(options))
+
+
 @contextmanager
 def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[WorkerState]:
     """Put the measuring decorators around the container's ports, and serve what they see.
@@ -79,7 +97,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
         blobs=container.blobs(), keys=keys, clock=clock, events=lambda _event: None, worker=worker
     )
     job_log = JobLog(files.put_log, clock, worker)
-    logs.collect_into(job_log)
+    logs.also_to(job_log)
 
     # Each is made from the one that it takes the place of.
     container.queue.override(providers.Object(MeteredQueue(container.queue(), metrics)))

@@ -26,6 +26,18 @@ def add_style_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_label_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--name``, ``--author``, ``--license`` and ``--thumbnail``."""
+    parser.add_argument(
+        "--name", help="the style's name and its file's (default: the name of the --out folder)"
+    )
+    parser.add_argument("--author", metavar="TEXT", help="for the file's metadata")
+    parser.add_argument("--license", metavar="TEXT", help="for the file's metadata")
+    parser.add_argument(
+        "--thumbnail", type=path, metavar="IMAGE", help="image to keep in the file, made small"
+    )
+
+
 def _tags(text: str) -> tuple[str, ...]:
     return tuple(tag.strip() for tag in text.split(",") if tag.strip())
 

@@ -335,6 +335,12 @@ class Settings(BaseSettings):
     sentry_dsn: SecretStr | None = Field(
         None, description="Sentry DSN to report errors to; requires the extra `sentry`"
     )
+    cloudwatch_log_group: str | None = Field(
+        None,
+        description="Log group in Amazon CloudWatch that gets the log lines as JSON, in a stream "
+        "named after the worker; the group must exist. Needs the extra `cloudwatch`. Region and "
+        "credentials are those of S3",
+    )
     status_host: str = Field(
         "127.0.0.1",
         description="Address that the status page, metrics and health checks listen on. Any"

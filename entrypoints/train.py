@@ -16,6 +16,7 @@ from entrypoints.cli import CommandParser, add_common_options, explain, run_comm
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
 from entrypoints.image_folder import find_images, passed_over
 from entrypoints.options import (
+    add_label_options,
     add_parameter_options,
     add_style_options,
     named_parameters,
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=path, required=True, help="folder for the results")
     add_style_options(parser)
+    add_label_options(parser)
     parser.add_argument(
         "--base-model",
         metavar="NAME",
@@ -180,7 +182,8 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     names = find_images(arguments.images)
     local_run.check_writable(arguments.out)
 
-    container = local_run.build_container(arguments)
+    label = local_run.label_of(arguments)
+    container = local_run.build_container(arguments, label)
     images = local_run.inspect(names, container)
     others = passed_over(arguments.images, names, besides=arguments.out)
     _tell_about(images, others, container.console())
@@ -190,7 +193,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     parameters = requested.resolve(
         image_count=len(images.usable), native_resolution=base.native_resolution
     )
-    task = local_run.describe_task(arguments, requested, parameters, names, images, base)
+    task = local_run.describe_task(arguments, requested, parameters, names, images, base, label)
     _tell_before_training(images, parameters, base, container.console())
     return local_run.run(task, parameters, container, arguments.out)
 

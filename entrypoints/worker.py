@@ -78,7 +78,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.container import open_container, queue_place
     from entrypoints.default_base import quiet_libraries
     from entrypoints.logs import log_what_nobody_catches, start_logging
-    from entrypoints.observe import observed, start_sentry
+    from entrypoints.observe import observed, start_cloudwatch, start_sentry
     from entrypoints.shutdown import graceful_shutdown
 
     quiet_libraries()
@@ -95,6 +95,7 @@ def _work(arguments: argparse.Namespace) -> int:
     with graceful_shutdown(stop, settings.shutdown_timeout), open_container(settings) as container:
         if arguments.check:
             return check(container, as_json=arguments.json)
+        start_cloudwatch(settings, logs, container.worker())
         with observed(container, logs, stop) as worker_state:
             worker_state.device = ", ".join(container.devices())
             worker_state.model = container.base_model().name

@@ -1,8 +1,7 @@
 """A run between two steps, as one safetensors file that another machine can go on from.
 
-Tensors: the adapters' weights end to end, the optimizer's of them, and what the epoch's
-steps have noted so far. All else is a function of the plan and the step, or stands in the
-metadata.
+Tensors: the LoRA weights end to end, the optimizer's of them, and the epoch's sums so far. All
+else is a function of the plan and the step, or stands in the metadata.
 """
 
 from __future__ import annotations
@@ -15,17 +14,14 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.recovery import Recovery
-from adapters.diffusion.step.optimizer import OptimizerState
-from adapters.diffusion.step.thrift import Thrift
-from adapters.diffusion.step.update import NOT_SCALED
+from adapters.diffusion.nan_rollback import Rollbacks
+from adapters.diffusion.oom import MemoryPlan
+from adapters.diffusion.optimizer import OptimizerState
 from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
 from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
 from domain.parameters import TrainingParameters
 
-FORMAT = "4"
-_FORMER_NAMES = {"pictures": "images", "picture sizes": "image sizes"}
-"""Parts of a run's identity under the names that version 0.1 wrote."""
+FORMAT = "5"
 _OPTIMIZER = "optimizer."
 _DEFAULTS: dict[str, Any] = {
     parameter.name: json.loads(json.dumps(parameter.default))
@@ -42,15 +38,15 @@ class RunState:
     step: int
     """Steps done."""
     weights: torch.Tensor
-    """(n,): every adapter's matrices, in the order of the denoiser's layers."""
+    """(n,): a row of ``PackedLora.weights``."""
     optimizer: OptimizerState
-    notes: torch.Tensor
-    """(3,): of the epoch so far, as ``Update.notes``."""
+    sums: torch.Tensor
+    """(3,): of the epoch so far, losses and gradient norms, and the largest norm."""
     history: Sequence[EpochRecord]
-    recovery: Recovery
-    thrift: Thrift
-    loss_scale: tuple[float, int]
-    """As ``Update.loss_scale``."""
+    rollbacks: Rollbacks
+    memory: MemoryPlan
+    loss_scale: Mapping[str, float]
+    """The state of torch's ``GradScaler``; empty where losses are not scaled."""
 
     def copy(self) -> RunState:
         """The same in memory of its own, on the same device."""
@@ -58,7 +54,7 @@ class RunState:
             self,
             weights=self.weights.detach().clone(),
             optimizer=self.optimizer.copy(),
-            notes=self.notes.clone(),
+            sums=self.sums.clone(),
             history=tuple(self.history),
         )
 
@@ -87,7 +83,7 @@ def encode_checkpoint(state: RunState, identity: Mapping[str, Any]) -> bytes:
     """Write a checkpoint. Equal runs give equal bytes at equal steps."""
     tensors = {
         "weights": state.weights,
-        "notes": state.notes,
+        "sums": state.sums,
         **{f"{_OPTIMIZER}{name}": tensor for name, tensor in state.optimizer.tensors.items()},
     }
     content = {
@@ -95,9 +91,9 @@ def encode_checkpoint(state: RunState, identity: Mapping[str, Any]) -> bytes:
         "step": state.step,
         "optimizer": dict(state.optimizer.numbers),
         "history": [asdict(record) for record in state.history],
-        "recovery": asdict(state.recovery),
-        "thrift": asdict(state.thrift),
-        "loss_scale": state.loss_scale,
+        "rollbacks": asdict(state.rollbacks),
+        "memory": asdict(state.memory),
+        "loss_scale": dict(state.loss_scale),
     }
     run = json.dumps(content, sort_keys=True)
     digest = _digest(run, tensors, encode(tensors, {}))
@@ -123,16 +119,16 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             raise CheckpointRejected("the checkpoint is damaged: its checksum does not match")
         content = json.loads(metadata["run"])
         _compare(content["identity"], json.loads(json.dumps(identity)))
-        step, loss_scale = int(content["step"]), _loss_scale(*content["loss_scale"])
-        begun = step > 0 and loss_scale == NOT_SCALED
+        step, loss_scale = int(content["step"]), dict(content["loss_scale"])
+        begun = step > 0 and not loss_scale
         return RunState(
             step=step,
             weights=_tensor(tensors, "weights", (weights,)),
             optimizer=OptimizerState(_of_optimizer(tensors, begun=begun), content["optimizer"]),
-            notes=_tensor(tensors, "notes", (3,)),
+            sums=_tensor(tensors, "sums", (3,)),
             history=[EpochRecord(**record) for record in content["history"]],
-            recovery=Recovery(**content["recovery"]),
-            thrift=Thrift(**content["thrift"]),
+            rollbacks=Rollbacks(**content["rollbacks"]),
+            memory=MemoryPlan(**content["memory"]),
             loss_scale=loss_scale,
         )
     except (TensorFileDamaged, KeyError, TypeError, ValueError) as error:
@@ -168,12 +164,7 @@ def _of_optimizer(tensors: Mapping[str, torch.Tensor], *, begun: bool) -> dict[s
     return found
 
 
-def _loss_scale(scale: float, tracker: int) -> tuple[float, int]:
-    return float(scale), int(tracker)
-
-
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    found = {_FORMER_NAMES.get(part, part): value for part, value in found.items()}
     for part in ("base model", "images", "image sizes", "captions"):
         if found[part] != wanted[part]:
             raise CheckpointRejected(f"the checkpoint is of another run: other {part}")

@@ -1,30 +1,30 @@
-"""The loss over fixed noises and timesteps: the same questions again, so that answers compare.
+"""The loss over fixed noises and timesteps, so that measurements compare.
 
-The loss of an epoch is over other noises and timesteps each time, and what those were weighs more
-than what was learnt. Here only the adapters change from one measurement to the next.
+An epoch's training loss is over other noises and timesteps each time, which weigh more than what
+was learnt. Here only the LoRA changes from one measurement to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.data.dataset import EncodedDataset, Size
 from adapters.diffusion.data.rng import generator_for
-from adapters.diffusion.failures import in_parts
-from adapters.diffusion.step.loss import Objective
-from adapters.diffusion.step.replay import Recorder, Replay
+from adapters.diffusion.objective import Objective
+from adapters.diffusion.oom import split_on_oom
+from adapters.diffusion.train_step import Batch, image_losses
 
-PROBES = 16
+if TYPE_CHECKING:
+    from adapters.diffusion.training_model import TrainingModel
+
+PREDICTIONS = 16
 """Predictions in one measurement of one set: about eight training steps' time."""
-_TOGETHER = 4
-_TOGETHER_ON_A_GPU = PROBES
-"""Predictions made at once: launching a pass takes the host of a GPU longer than a few images
-take the GPU. Without gradients they take less memory than a training step."""
+_PER_PASS_ON_A_CPU = 4
+"""A GPU takes all at once: launching a pass takes its host longer than a few images take it.
+Without gradients they take less memory than a training step."""
 
 
 def held_out_positions(
@@ -58,155 +58,104 @@ def trained_buckets(
     return {size: bucket for size, bucket in rest.items() if bucket}
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """One image at one timestep; the noise is drawn from the number."""
-
-    number: int
-    position: int
-    timestep: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Questions:
-    """Probes of n images of one size, as the denoiser is asked them at every measurement."""
-
-    key: tuple[_Probe, ...]
-    """(n,)"""
-    noisy: torch.Tensor
-    """(n, c, h, w), in the denoiser's precision."""
-    target: torch.Tensor
-    """(n, c, h, w)"""
-    timesteps: torch.Tensor
-    """(n,)"""
-    captions: torch.Tensor
-    """(n,): rows of them."""
-    losses: torch.Tensor
-    """(n,): where the answers' go."""
-
-    def own(self) -> _Questions:
-        """These themselves: they stay as they are."""
-        return self
-
-    def take(self, other: _Questions) -> None:
-        """Nothing: who has the same key has the same memory."""
-
-    def halves(self) -> tuple[_Questions, ...]:
-        """Both in the same memory; a single one stays whole."""
-        middle = len(self.key) // 2
-        return (self._part(slice(middle)), self._part(slice(middle, None))) if middle else (self,)
-
-    def _part(self, which: slice) -> _Questions:
-        return _Questions(
-            key=self.key[which],
-            noisy=self.noisy[which],
-            target=self.target[which],
-            timesteps=self.timesteps[which],
-            captions=self.captions[which],
-            losses=self.losses[which],
-        )
-
-
 class Evaluation:
-    """Measures a denoiser, as it stands, on images that are trained on and on others."""
+    """Measures one style on images that are trained on and on images that are held out.
+
+    Args:
+        captions: what ``Batch.captions`` has of each caption, by its row in the dataset.
+        slot: the style's row of the packed LoRA, (1,), on the device.
+    """
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        model: TrainingModel,
         objective: Objective,
         dataset: EncodedDataset,
         held_out: Collection[int],
+        captions: torch.Tensor,
+        slot: torch.Tensor,
         seed: int,
-        device: torch.device,
-        conditioning: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        recorder: Recorder | None = None,
     ) -> None:
-        """Measure with the dataset's captions, or by rows of them with ``conditioning``."""
-        self._conditioning = conditioning or dataset.captions.__getitem__
-        self._unet = unet
-        # Plain, so that runs with another weighting compare.
-        self._objective = replace(objective, weight=torch.ones_like(objective.weight))
+        self._model = model
+        self._objective = objective
         self._dataset = dataset
-        self._held_out = held_out
+        self._captions = captions
+        self._slot = slot
         self._seed = seed
-        self._device = device
-        self.replay: Replay[_Questions] = Replay(recorder, "measurements")
-        """What of it is recorded, for who needs the memory."""
+        every = range(len(dataset.images))
+        self._trained = [i for i in every if i not in held_out]
+        self._held_out = sorted(held_out)
+        self._batches: dict[tuple[int, ...], list[Batch]] = {}
+        """By the positions of the images; made at the first measurement."""
 
-    def on_trained(self) -> float:
-        """Mean loss of images that are trained on. Reads from the device."""
-        return self._measure(self._of_trained)
-
-    def on_held_out(self) -> float | None:
-        """Mean loss of the images that are held out; None where none is."""
-        return self._measure(self._of_held_out) if self._held_out else None
-
-    @cached_property
-    def _of_trained(self) -> list[_Questions]:
-        every = range(len(self._dataset.images))
-        return self._asked([i for i in every if i not in self._held_out])
-
-    @cached_property
-    def _of_held_out(self) -> list[_Questions]:
-        return self._asked(sorted(self._held_out))
-
-    def _asked(self, positions: Sequence[int]) -> list[_Questions]:
-        """What is asked of these images, as many at once as the device takes."""
-        by_size: dict[Size, list[_Probe]] = {}
-        for probe in _probes(positions, len(self._objective.weight)):
-            by_size.setdefault(self._dataset.images[probe.position].size, []).append(probe)
-        together = _TOGETHER_ON_A_GPU if self._device.type == "cuda" else _TOGETHER
-        return [
-            self._questions(group[start : start + together])
-            for group in by_size.values()
-            for start in range(0, len(group), together)
-        ]
-
-    def _questions(self, probes: Sequence[_Probe]) -> _Questions:
-        batch = tuple(probe.position for probe in probes)
-        plainly = [False] * len(batch)
-        shape = self._dataset.shape(batch)
-        noise = torch.stack([self._noise(probe, shape) for probe in probes]).to(self._device)
-        latents = self._dataset.latents(batch, plainly, torch.zeros_like(noise))
-        timesteps = torch.tensor([probe.timestep for probe in probes], device=self._device)
-        return _Questions(
-            key=tuple(probes),
-            noisy=self._objective.noisy(latents, noise, timesteps).to(self._unet.dtype),
-            target=self._objective.target(latents, noise, timesteps),
-            timesteps=timesteps,
-            captions=torch.tensor(
-                self._dataset.rows_of_captions(batch, plainly), device=self._device
-            ),
-            losses=torch.zeros(len(batch), device=self._device),
-        )
+    def losses(self) -> tuple[float, float | None]:
+        """Mean loss of the images that are trained on and of those held out; None where there are
+        none. Reads from the device."""
+        held_out = self._measure(self._held_out) if self._held_out else None
+        return self._measure(self._trained), held_out
 
     @torch.no_grad()
-    def _measure(self, asked: Sequence[_Questions]) -> float:
-        for questions in asked:
-            in_parts(self._ask, questions, _Questions.halves)
-        return float(torch.cat([questions.losses for questions in asked]).mean())
+    def _measure(self, positions: Sequence[int]) -> float:
+        batches = self._batches.setdefault(tuple(positions), [])
+        batches += [] if batches else self._make_batches(positions)
+        losses = []
+        for batch in batches:
+            losses += split_on_oom(self._losses, batch, _halves)
+        return float(torch.cat(losses).mean())
 
-    def _ask(self, questions: _Questions) -> None:
-        self.replay.run(questions, self._answer)
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        def forward(batch: Batch) -> None:
+            with self._model.lora.showing(batch.slots):
+                batch.losses.copy_(image_losses(self._model, batch))
 
-    def _answer(self, questions: _Questions) -> None:
-        prediction = self._unet(
-            questions.noisy,
-            questions.timesteps,
-            encoder_hidden_states=self._conditioning(questions.captions),
-            return_dict=False,
-        )[0]
-        losses = self._objective.losses(prediction, questions.target, questions.timesteps)
-        questions.losses.copy_(losses)
+        graphs = self._model.evaluation_graphs
+        if graphs is None:
+            forward(batch)
+            return batch.losses.clone()
+        return graphs.run(batch, forward).losses.clone()
 
-    def _noise(self, probe: _Probe, shape: Sequence[int]) -> torch.Tensor:
-        generator = generator_for(self._seed, "evaluation", probe.number)
-        return torch.randn(shape[1:], generator=generator)
+    def _make_batches(self, positions: Sequence[int]) -> list[Batch]:
+        """The images in turn, at timesteps spread evenly over the schedule."""
+        steps = len(self._objective.weight)
+        by_size: dict[Size, list[int]] = {}
+        for number in range(PREDICTIONS):
+            size = self._dataset.images[positions[number % len(positions)]].size
+            by_size.setdefault(size, []).append(number)
+        cpu = self._slot.device.type == "cpu"
+        most = _PER_PASS_ON_A_CPU if cpu else PREDICTIONS
+        return [
+            self._make_batch(
+                numbers[start : start + most],
+                [positions[n % len(positions)] for n in numbers[start : start + most]],
+                [int((n + 0.5) / PREDICTIONS * steps) for n in numbers[start : start + most]],
+            )
+            for numbers in by_size.values()
+            for start in range(0, len(numbers), most)
+        ]
+
+    def _make_batch(
+        self, numbers: Sequence[int], positions: Sequence[int], timesteps: Sequence[int]
+    ) -> Batch:
+        device, images = self._slot.device, tuple(positions)
+        plain = [False] * len(images)
+        shape = self._dataset.shape(images)[1:]
+        generators = [generator_for(self._seed, "evaluation", number) for number in numbers]
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        latents = self._dataset.latents(images, plain, torch.zeros_like(noise))
+        at = torch.tensor(timesteps, device=device)
+        rows = torch.tensor(self._dataset.rows_of_captions(images, plain), device=device)
+        return Batch(
+            noisy=self._objective.add_noise(latents, noise, at),
+            timesteps=at,
+            captions=self._captions[rows],
+            target=self._objective.target(latents, noise, at),
+            loss_weights=torch.ones(len(images), device=device),  # runs with min-SNR compare
+            losses=torch.zeros(len(images), device=device),
+            loss_scales=torch.ones(1, device=device),
+            slots=self._slot,
+        )
 
 
-def _probes(positions: Sequence[int], timesteps: int) -> list[_Probe]:
-    """The images in turn, at timesteps spread evenly over the schedule."""
-    return [
-        _Probe(k, positions[k % len(positions)], int((k + 0.5) / PROBES * timesteps))
-        for k in range(PROBES)
-    ]
+def _halves(batch: Batch) -> list[Batch]:
+    """Both in the same memory; a single image stays whole."""
+    return list(batch.split(-(-len(batch.noisy) // 2)))

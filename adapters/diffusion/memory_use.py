@@ -8,7 +8,7 @@ import sys
 import torch
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Measure anew from here on; where only the process is measured, from its start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from adapters.diffusion.base.model import BaseModel, on_device
 from adapters.diffusion.data.dataset import encode_captions
-from adapters.diffusion.failures import in_parts
+from adapters.diffusion.oom import split_on_oom
 from application.ports import Preview
 from domain.parameters import TrainingParameters
 
@@ -125,7 +125,9 @@ def latents_of(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> to
     Launching a pass takes the host of a GPU longer than a few images take the GPU.
     """
     return torch.cat(
-        in_parts(lambda some: _denoised(pipeline, some), request, lambda some: tuple(some.each()))
+        split_on_oom(
+            lambda some: _denoised(pipeline, some), request, lambda some: tuple(some.each())
+        )
     )
 
 

@@ -1,11 +1,12 @@
-"""One run of the trainer, a step at a time."""
+"""One run of the trainer: where it stands, and what the use case wants of it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -16,33 +17,33 @@ from adapters.diffusion.checkpoint import (
     encode_checkpoint,
     run_identity,
 )
-from adapters.diffusion.data.feed import Feed
+from adapters.diffusion.data.batch_prefetcher import BatchPrefetcher
+from adapters.diffusion.data.dataset import tokens_of
 from adapters.diffusion.data.preparation import PreparedData
 from adapters.diffusion.data.rng import steps_per_epoch
-from adapters.diffusion.data.step_inputs import StepInputs
-from adapters.diffusion.data.text_states import TextStates
+from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
-from adapters.diffusion.failures import (
-    broken_device_breaks_the_trainer,
-    gpu_oom,
-    is_out_of_memory,
-    loss_diverged,
-    with_room,
-)
-from adapters.diffusion.lora.adapters import Adapters, dropout_draws
+from adapters.diffusion.learning_rate import learning_rate_of
 from adapters.diffusion.lora_files.export import RunFacts, encode_trained
 from adapters.diffusion.memory_use import peak_bytes
+from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
+from adapters.diffusion.objective import objective_of
+from adapters.diffusion.oom import (
+    MemoryPlan,
+    groups_of_one_shape,
+    is_out_of_memory,
+    retry_after_freeing,
+    use_less,
+)
+from adapters.diffusion.optimizer import (
+    OptimizerStateInvalid,
+    build_optimizer,
+    restore_state,
+    state_of,
+)
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
-from adapters.diffusion.recovery import Recovery
-from adapters.diffusion.step.learning_rate import learning_rate_of
-from adapters.diffusion.step.loss import objective_of
-from adapters.diffusion.step.optimizer import OptimizerStateInvalid
-from adapters.diffusion.step.passes import Passes
-from adapters.diffusion.step.replay import Recorder, Replay
-from adapters.diffusion.step.steps import Place, Steps
-from adapters.diffusion.step.thrift import Thrift
-from adapters.diffusion.step.update import StepReadings, Update
-from adapters.diffusion.strategy import PLAIN, Strategy
+from adapters.diffusion.train_step import Batch, train_step
+from adapters.diffusion.training_model import TrainingModel
 from application.ports import (
     Checkpoint,
     CheckpointRejected,
@@ -60,76 +61,73 @@ _MEANT_TO_MOVE = 0.01
 
 
 class DiffusionSession:
-    """Where a run stands: steps done, matrices, optimizer, notes of the epoch, history."""
+    """A run between two steps: its weights, optimizer, sums over the epoch, and history.
+
+    The port's methods are called by the run's own thread. They hand their work to the device's
+    thread, which alone reads and writes everything else here.
+
+    Args:
+        slot: the run's row of the packed LoRA.
+    """
 
     def __init__(
         self,
-        *,
         base: BaseModel,
         plan: TrainingPlan,
-        material: PreparedData,
-        adapters: Adapters,
-        device: torch.device,
-        strategy: Strategy = PLAIN,
-        refresh: Callable[[], None] | None = None,
-        recorder: Recorder | None = None,
-        text_states: TextStates | None = None,
+        data: PreparedData,
+        model: TrainingModel,
+        slot: int,
+        thread: DeviceThread[DiffusionSession, StepReport],
     ) -> None:
-        self._base = base
-        self._plan = plan
-        dataset = material.dataset
-        self._captions = material.captions
-        self._dataset = dataset
-        self._adapters = adapters
-        self._previews = material.previews
-        self._device = device
-        parameters = plan.parameters
+        self._base, self._plan, self._data = base, plan, data
+        self.model, self.slot, self.thread = model, slot, thread
+        self.parameters = parameters = plan.parameters
+        dataset = data.dataset
         held_out = held_out_positions(
             groups_of_alike(plan.images), parameters.validation_split, parameters.seed
         )
         self._buckets = trained_buckets(dataset.buckets, held_out)
-        self._epoch_steps = steps_per_epoch(list(self._buckets.values()), parameters.batch_size)
-        self._learning_rate = learning_rate_of(parameters, self.total_steps)
-        objective = objective_of(base.noise_schedule, parameters.snr_gamma, device)
-        self._evaluation = Evaluation(
-            *(base.unet, objective, dataset, held_out, parameters.seed, device, text_states),
-            recorder=recorder,
-        )
-        self._update = Update(
-            adapters.flat,
-            parameters,
-            loss_scaling=strategy.loss_scaling,
-            text_weights=adapters.text_weights,
-        )
-        passes = Passes(
-            base.unet,
-            objective,
-            dataset,
-            scaled=self._update.scaled,
-            conditioning=text_states,
-            refresh=refresh,
-            channels_last=strategy.channels_last,
-        )
-        place = Place(device, base.unet, passes, Replay(recorder))
-        self._steps = Steps(place, self._update)
-        self._step = 0
-        self._history: list[EpochRecord] = []
-        self._recovery = Recovery()
-        self._thrift = Thrift(parameters.batch_size)
-        schedule_length = base.noise_schedule.config.num_train_timesteps
         buckets = list(self._buckets.values())
-        self._feed = Feed(parameters, dataset, buckets, self._rate, schedule_length, device)
-        self._good = self._state().copy()
+        self._epoch_steps = steps_per_epoch(buckets, parameters.batch_size)
+        self.total_steps = parameters.epochs * self._epoch_steps
+        rate = learning_rate_of(parameters, self.total_steps)
+        self.schedule = [rate(step) for step in range(self.total_steps)]
+        """The learning rate of each step, before rollbacks."""
+        self.text_share = parameters.text_encoder_share
+        """The text encoder's learning rate as a share of the UNet's."""
 
-    @property
-    def total_steps(self) -> int:
-        """Steps in the whole run."""
-        return self._plan.parameters.epochs * self._epoch_steps
+        self.lora = model.lora.new_style(slot, parameters.seed)
+        self.optimizer = build_optimizer(self.lora.weights, parameters)
+        scaling = model.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaling)
+        self._sums = torch.zeros(3, device=model.device)
+        self.epoch_sums = self._sums[:2]
+        """Over the epoch's steps so far: losses of all images, and gradient norms."""
+        self.largest_norm = self._sums[2]
+        self.step = 0
+        """Steps done."""
+        self.memory = MemoryPlan(parameters.batch_size)
+        self._rollbacks = Rollbacks()
+        self.lr_factor = 1.0
+        """Lower after rollbacks."""
+        self._history: list[EpochRecord] = []
+
+        captions = dataset.captions
+        if parameters.train_text_encoder:
+            distinct = dict.fromkeys(["", *data.captions])
+            captions = tokens_of(base, distinct).to(model.device)
+        objective = objective_of(base.noise_schedule, parameters.snr_gamma, model.device)
+        row = model.lora.slot(slot)
+        self.batches = BatchPrefetcher(parameters, dataset, buckets, objective, captions, row)
+        self._evaluation = Evaluation(
+            model, objective, dataset, held_out, captions, row, parameters.seed
+        )
+        self._good = self._state().copy()
 
     @property
     def finished(self) -> bool:
         """True when no step is left."""
-        return self._step >= self.total_steps
+        return self.step >= self.total_steps
 
     @property
     def history(self) -> Sequence[EpochRecord]:
@@ -138,266 +136,249 @@ class DiffusionSession:
 
     @property
     def peak_memory(self) -> int:
-        """Most bytes held so far: on a GPU by the run's tensors, else by the process."""
-        return peak_bytes(self._device)
+        """Most bytes held so far: on a GPU by tensors, else by the process."""
+        return peak_bytes(self.model.device)
 
-    @broken_device_breaks_the_trainer()
     def advance(self) -> StepReport:
-        """Run the next step. The last one of an epoch may lead back to where the run was well.
+        """Run the next step. The last one of an epoch may lead back to the last good state.
 
         Raises:
             TrainingFailed: GPU_OOM; at the end of an epoch LOSS_DIVERGED.
-            TrainerBroken: as of every call that asks the device.
+            TrainerBroken: as of every call that uses the device.
         """
         if self.finished:
             raise RuntimeError("the run is finished")
-        self.run_step()
-        return self.count_step()
+        try:
+            report = self.thread.step(self)
+        except BaseException:
+            self.thread.excuse(self)
+            raise
+        if self.finished:
+            self.thread.excuse(self)
+        return report
 
-    def run_step(self) -> None:
-        """Train on the next step's batch, with less memory where there is not enough.
+    def checkpoint(self) -> Checkpoint:
+        """The run as it stands between two steps; its last good state if it has diverged."""
+        return self.thread.call(self._checkpoint)
 
-        Raises:
-            TrainingFailed: GPU_OOM.
-        """
-        inputs = self.next_inputs()
-        while not self._attempt(inputs):
-            self._save_memory(inputs.count)
+    def weights(self) -> bytes:
+        """The LoRA as it stands, as a file for other programs."""
+        return self.thread.call(self._encode_style)
+
+    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
+        """Images from fixed prompts and seeds, with the LoRA or without. Steps of other runs may
+        come between two of them."""
+        whole = self._data.previews
+        requests = [whole] if self.model.slots == 1 else list(whole.each())
+        drawn = [
+            self.thread.call(partial(self._draw, request, adapted=adapted)) for request in requests
+        ]
+        return tuple(preview for previews in drawn for preview in previews)
+
+    # --- For the device's thread
 
     @property
-    def passes(self) -> Passes:
-        """What finds the gradient, for whoever runs the steps in the session's place."""
-        return self._steps.place.passes
+    def reduced(self) -> bool:
+        """Whether the run saves memory: it has passes of its own then."""
+        return self.memory != MemoryPlan(self.parameters.batch_size)
 
-    @property
-    def update(self) -> Update:
-        """What follows the gradient, for the same."""
-        return self._update
+    def next_batch(self) -> Batch:
+        """The next step's batch. Its noise and timesteps depend on the seed and the step alone."""
+        batch = self.batches.batch(self.step)
+        if not self.scaler.is_enabled():
+            return batch
+        return replace(batch, loss_scales=self.scaler.scale(batch.loss_scales))
 
-    def next_inputs(self) -> StepInputs:
-        """The next step's batch, for the same."""
-        return self._feed.inputs(self._step)
+    def discard_gradient(self) -> None:
+        """Forget what a step that broke off has left."""
+        self.optimizer.zero_grad(set_to_none=False)
+        if self.scaler.is_enabled():
+            # It refuses to unscale a second time before its step.
+            self.scaler._per_optimizer_states.clear()
 
-    def draw_ahead(self) -> None:
-        """Draw for the step after the next, while the device is at work on that, for the same."""
-        if self._step + 1 < self.total_steps:
-            self._feed.prepare(self._step + 1)
-
-    def count_step(self) -> StepReport:
-        """The next step has been run: go on behind it.
+    def finish_step(self) -> StepReport:
+        """What a step's end brings: nothing within an epoch, so that the device runs on.
 
         Raises:
             TrainingFailed: at the end of an epoch LOSS_DIVERGED.
         """
-        self._step += 1
-        if not self.finished:
-            self._feed.prepare(self._step)  # before anything waits for the device
-        epoch, into = divmod(self._step, self._epoch_steps)
+        epoch, into = divmod(self.step, self._epoch_steps)
         if into:
-            return StepReport(epoch, self._step, epoch_finished=False)
-        readings = self._update.read(self._good.weights)
+            return StepReport(epoch, self.step, epoch_finished=False)
+        readings = self._read_epoch()
         if not readings.finite:
-            self._recover(epoch)
-            return StepReport(self._step // self._epoch_steps, self._step, epoch_finished=False)
+            self._roll_back(epoch)
+            return StepReport(self.step // self._epoch_steps, self.step, epoch_finished=False)
         self._close_epoch(epoch, readings)
-        return StepReport(epoch, self._step, epoch_finished=True)
-
-    @broken_device_breaks_the_trainer()
-    def checkpoint(self) -> Checkpoint:
-        """The run as it stands between two steps; where it was well, if it is not well now."""
-        if self._update.read(self._good.weights).finite:
-            self._good = self._state().copy()
-        state = self._good
-        data = encode_checkpoint(state, self._identity())
-        return Checkpoint(state.step // self._epoch_steps, state.step, data)
+        return StepReport(epoch, self.step, epoch_finished=True)
 
     def resume(self, data: bytes) -> None:
-        """Go to where ``data`` was taken.
+        """Go to where the checkpoint was taken.
 
         Raises:
             CheckpointRejected: it is damaged, or another run's.
         """
-        state = decode_checkpoint(data, self._identity(), self._adapters.flat.numel())
+        state = decode_checkpoint(data, self._identity(), self.lora.weights.numel())
         try:
             self._go_to(state)
         except OptimizerStateInvalid as error:
             raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
-        self._recovery = state.recovery
-        self._apply(state.thrift)
+        self._rollbacks, self.memory = state.rollbacks, state.memory
+        self.lr_factor = self._rollbacks.lr_factor
         self._good = self._state().copy()
 
-    @broken_device_breaks_the_trainer()
-    def weights(self) -> bytes:
-        """The adapters as they stand, as a file for other programs."""
-        facts = RunFacts(
-            base_name=self._base.name,
-            prediction_type=self._base.prediction_type,
-            captions=self._captions,
-            bucket_sizes={size: len(bucket) for size, bucket in self._buckets.items()},
-            steps=self._step,
-            steps_per_epoch=self._epoch_steps,
-        )
-        return encode_trained(self._adapters, self._plan, facts)
-
-    @broken_device_breaks_the_trainer()
-    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
-        """Images from fixed prompts and seeds, with the adapters or without."""
-        return self._draw(self._previews, adapted=adapted)
+    def measure(self) -> tuple[float, float | None]:
+        """Loss over fixed noises: of the images trained on, and of those held out."""
+        graphs = self.model.evaluation_graphs
+        recorded = graphs is not None and graphs.size is not None
+        losses = retry_after_freeing(self.model, self._evaluation.losses)
+        if graphs is not None and recorded and graphs.size is None:
+            # What a recording took before it failed stays in the pool that steps record in.
+            self.model.free_graphs()
+        return losses
 
     def close(self) -> None:
         """Let go of everything on the device, whoever still holds the session."""
-        self._steps.place.close()
-        self._evaluation.replay.forget()
-        del self._dataset, self._adapters, self._update, self._steps, self._previews
-        del self._feed, self._good, self._evaluation
+        del self._data, self.batches, self._evaluation, self._good
+        del self.lora, self.optimizer, self.scaler, self._sums, self.epoch_sums, self.largest_norm
+
+    def _read_epoch(self) -> EpochReadings:
+        """Wait for the device, and read the epoch's sums in one go."""
+        moved = (self.lora.weights.detach() - self._good.weights).abs().max()
+        return EpochReadings(*torch.cat([self._sums, moved[None]]).tolist())
+
+    def _checkpoint(self) -> Checkpoint:
+        if self._read_epoch().finite:
+            self._good = self._state().copy()
+        data = encode_checkpoint(self._good, self._identity())
+        return Checkpoint(self._good.step // self._epoch_steps, self._good.step, data)
+
+    def _encode_style(self) -> bytes:
+        facts = RunFacts(
+            base_name=self._base.name,
+            prediction_type=self._base.prediction_type,
+            captions=self._data.captions,
+            bucket_sizes={size: len(bucket) for size, bucket in self._buckets.items()},
+            steps=self.step,
+            steps_per_epoch=self._epoch_steps,
+        )
+        return encode_trained(self.lora, self._plan, facts)
 
     def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:
-            as_now = request
-            if self._adapters.of_text:
-                as_now = encoded_anew(self._base, request, self._device)
-            return draw_previews(self._base, as_now, self._device)
+            if not adapted:
+                return draw_previews(self._base, request, self.model.device)
+            with self.model.lora.showing(self.model.lora.slot(self.slot)):
+                trained = self.model.text_encoder is not None
+                now = encoded_anew(self._base, request, self.model.device) if trained else request
+                return draw_previews(self._base, now, self.model.device)
 
-        with nullcontext() if adapted else self._adapters.switched_off():
-            return with_room(draw, self._make_room)
+        return retry_after_freeing(self.model, draw)
 
-    def _make_room(self) -> bool:
-        """Let go of what can be made again; whether there was anything."""
-        given_back = [replay.make_room() for replay in self._replays]
-        return any(given_back)
-
-    @property
-    def _replays(self) -> list[Replay[Any]]:
-        return [self._evaluation.replay, self._steps.place.replay]
-
-    def _attempt(self, inputs: StepInputs) -> bool:
-        """Run a step. False when memory did not suffice; nothing holds its tensors then."""
-        try:
-            with dropout_draws(self._plan.parameters, self._step, self._device):
-                self._steps.run(inputs, self._thrift.micro_batch)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        return True
-
-    def _save_memory(self, count: int) -> None:
-        """Get by with less from here on.
-
-        Raises:
-            TrainingFailed: GPU_OOM, when there is no less.
-        """
-        self._steps.discard_gradient()
-        if self._measures_without_recordings():
-            return
-        tighter = self._thrift.tighter(count)
-        if tighter is None:
-            if not self._make_room():  # of those who train beside it
-                raise gpu_oom()
-            return
-        log.warning("step %d: out of memory, going on with %s", self._step + 1, tighter)
-        self._apply(tighter)
-
-    def _measures_without_recordings(self) -> bool:
-        """From here on; whether there were any, whose memory the steps can have now."""
-        given_back = self._evaluation.replay.make_room()
-        self._evaluation.replay.stop("steps need the memory")
-        return given_back
-
-    def _apply(self, thrift: Thrift) -> None:
-        self._thrift = thrift
-        for replay in self._replays:
-            replay.make_room()
-        if thrift.checkpointing:
-            self._steps.place.recompute()
-
-    def _recover(self, epoch: int) -> None:
-        """Go back to where the run was well, and on with half the learning rate.
-
-        Raises:
-            TrainingFailed: LOSS_DIVERGED, when that has been tried often enough.
-        """
-        recovery = self._recovery.next()
-        if recovery is None:
-            raise loss_diverged(epoch)
-        self._recovery = recovery
+    def _roll_back(self, epoch: int) -> None:
+        self._rollbacks = self._rollbacks.one_more(epoch)
+        self.lr_factor = self._rollbacks.lr_factor
         self._go_to(self._good)
         log.warning(
             "epoch %d: loss or gradient is not a number; back to step %d with %g of the "
-            "learning rate (recovery %d)",
-            *(epoch, self._step, recovery.factor, recovery.count),
+            "learning rate (rollback %d)",
+            *(epoch, self.step, self.lr_factor, self._rollbacks.count),
         )
         # To fall back here again must not undo that.
         self._good = self._state().copy()
 
-    def _close_epoch(self, epoch: int, readings: StepReadings) -> EpochRecord:
-        evaluation, validation = self._measured(epoch)
+    def _close_epoch(self, epoch: int, readings: EpochReadings) -> None:
+        every, last = self.parameters.validation_epochs, epoch == self.parameters.epochs
+        measured = bool(every) and (last or epoch % every == 0)
+        evaluation, validation = self.measure() if measured else (None, None)
         record = EpochRecord(
             epoch=epoch,
             loss=readings.loss / sum(len(bucket) for bucket in self._buckets.values()),
-            learning_rate=self._rate(self._step - 1),
+            learning_rate=self.schedule[self.step - 1] * self.lr_factor,
             evaluation_loss=evaluation,
             validation_loss=validation,
             gradient_norm=readings.gradient_norm / self._epoch_steps,
             largest_gradient_norm=readings.largest_gradient_norm,
-            stalled=self._stalled(readings),
+            stalled=self._is_stalled(readings),
         )
         if record.stalled and not (self._history and self._history[-1].stalled):
             log.warning(
-                "epoch %d: the training stands still (gradient norm %g, no weight moved further "
-                "than %g)",
+                "epoch %d: the training stands still (gradient norm %g, largest change of a "
+                "weight %g)",
                 *(epoch, readings.largest_gradient_norm, readings.moved),
             )
         self._history.append(record)
-        self._update.notes.zero_()
+        self._sums.zero_()
         self._good = self._state().copy()
-        return record
 
-    def _stalled(self, readings: StepReadings) -> bool:
+    def _is_stalled(self, readings: EpochReadings) -> bool:
         if readings.moved and readings.largest_gradient_norm:
             return False
-        least = _MEANT_TO_MOVE * self._plan.parameters.learning_rate
-        steps = range(self._step - self._epoch_steps, self._step)
-        return any(self._learning_rate(step) >= least for step in steps)
-
-    def _rate(self, step: int) -> float:
-        return self._learning_rate(step) * self._recovery.factor
+        steps = range(self.step - self._epoch_steps, self.step)
+        least = _MEANT_TO_MOVE * self.parameters.learning_rate
+        return any(self.schedule[step] >= least for step in steps)
 
     def _state(self) -> RunState:
         return RunState(
-            step=self._step,
-            weights=self._adapters.flat,
-            optimizer=self._update.optimizer_state,
-            notes=self._update.notes,
+            step=self.step,
+            weights=self.lora.weights.detach(),
+            optimizer=state_of(self.optimizer),
+            sums=self._sums,
             history=self._history,
-            recovery=self._recovery,
-            thrift=self._thrift,
-            loss_scale=self._update.loss_scale,
+            rollbacks=self._rollbacks,
+            memory=self.memory,
+            loss_scale=self.scaler.state_dict(),
         )
 
     def _go_to(self, state: RunState) -> None:
-        self._adapters.flat.data.copy_(state.weights)
-        self._update.restore(state.optimizer, state.notes, state.loss_scale)
-        self._step = state.step
+        """In place: graphs are recorded over this memory."""
+        self.lora.weights.data.copy_(state.weights)
+        if not state.optimizer.tensors:
+            self.optimizer.state.clear()  # of those that begin lazily, before the first step
+        restore_state(self.optimizer, state.optimizer)
+        self._sums.copy_(state.sums)
+        self.discard_gradient()
+        self.scaler.load_state_dict(dict(state.loss_scale))
+        self.step = state.step
         self._history = list(state.history)
-        self._feed.forget()
-
-    def _measured(self, epoch: int) -> tuple[float | None, float | None]:
-        """The epoch's losses over fixed noises, of images trained on and held out."""
-        every = self._plan.parameters.validation_epochs
-        if not every or (epoch % every and epoch != self._plan.parameters.epochs):
-            return None, None
-        replay = self._evaluation.replay
-        recorded = replay.recordings is not None
-        found = with_room(
-            lambda: (self._evaluation.on_trained(), self._evaluation.on_held_out()),
-            self._make_room,
-        )
-        if recorded and replay.recordings is None:
-            # What a recording had taken before it failed stays in the pool that steps record in.
-            self._make_room()
-        return found
 
     def _identity(self) -> dict[str, object]:
-        sizes = [image.size for image in self._dataset.images]
-        return run_identity(self._plan, self._captions, sizes, self._base.fingerprint)
+        sizes = [image.size for image in self._data.dataset.images]
+        return run_identity(self._plan, self._data.captions, sizes, self._base.fingerprint)
+
+
+def advance_runs(
+    runs: Sequence[DiffusionSession],
+) -> Mapping[DiffusionSession, StepReport | Exception]:
+    """Train the next step of each run, in as few passes as batch shapes and memory allow. What a
+    run fails with is its own."""
+    model = runs[0].model
+    outcomes: dict[DiffusionSession, StepReport | Exception] = {}
+    for group in [list(runs)] if len(runs) == 1 else groups_of_one_shape(runs):
+        while group:
+            some, failed = group[: model.runs_per_pass], False
+            steps = [run.step for run in some]
+            if model.recomputing != some[0].memory.checkpointing:
+                model.recompute(some[0].memory.checkpointing)
+            try:
+                train_step(model, some)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = True
+            done = [run for run, before in zip(some, steps, strict=True) if run.step > before]
+            group = [run for run in group if run not in done]
+            # Behind the handler: an error holds the tensors of every frame it came through.
+            if failed and group and (failure := use_less(model, group, len(some))) is not None:
+                outcomes[group.pop(0)] = failure
+    trained = [run for run in runs if run not in outcomes]
+    for run in trained:
+        # While the device is at work. A step that finds no memory meets it again, and saves some.
+        with suppress(torch.OutOfMemoryError):
+            run.batches.prefetch(min(run.step, run.total_steps - 1))
+    for run in trained:
+        try:
+            outcomes[run] = run.finish_step()
+        except Exception as error:
+            outcomes[run] = error
+    return outcomes

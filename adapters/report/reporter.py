@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from adapters.report.companions import companion_files
 from adapters.report.curves import curves_in_words, has_gradients, plot_curves
 from adapters.report.preview_grid import draw_previews
 from application.ports import ReportFile, StyleReport
@@ -37,15 +38,22 @@ class HtmlReporter:
 
     Args:
         decode: the image in a file's bytes, RGB and upright.
+        companions: also make the files that belong beside the weights, for a report whose names
+            are keys of the weights' bucket.
     """
 
-    def __init__(self, decode: Callable[[bytes], Image.Image]) -> None:
+    def __init__(
+        self, decode: Callable[[bytes], Image.Image], *, companions: bool = False
+    ) -> None:
         self._decode = decode
+        self._companions = companions
 
     def render(self, report: StyleReport) -> Sequence[ReportFile]:
         """``report.html``, self-contained; ``loss.png``; ``previews.png`` where there are any."""
         curve = plot_curves(report.history)
         rendered = [ReportFile("loss.png", "image/png", curve)]
+        if self._companions:
+            rendered += companion_files(report)
         if report.before:
             grid = draw_previews(report.before, report.after)
             rendered.append(ReportFile("previews.png", "image/png", grid))

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from adapters.diffusion.backend import Backend, choose_backend
 from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.strategy import Strategy, choose_strategy
-from adapters.diffusion.together.rendezvous import LEAST_PATIENCE
+from adapters.diffusion.cuda_graphs import CudaRecorder
+from adapters.diffusion.device_thread import MIN_PATIENCE
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from application.ports import TrainingPlan
@@ -36,9 +37,12 @@ PATIENCE = 1.0
 class Rerun:
     """Stands in for graphs where the device has none, so that every line runs there too."""
 
+    def __init__(self, device: torch.device) -> None:
+        """Take the place of ``CudaRecorder``."""
+
     warming_up = contextlib.nullcontext
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         """There is nothing to wait for."""
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -58,7 +62,7 @@ class Bench:
     seconds: float
     """How long each row is measured."""
 
-    def trainer(self, strategy: Strategy, slots: int = 1) -> DiffusionTrainer:
+    def trainer(self, backend: Backend, slots: int = 1) -> DiffusionTrainer:
         """A trainer whose runs, where there are slots for several, wait for one another: without
         a straggler the others would make passes of a shape that is not recorded yet, and do so
         while the clock runs."""
@@ -66,10 +70,10 @@ class Bench:
             self.base,
             decode,
             self.device,
-            strategy=strategy,
-            recorder=None if self.device.type == "cuda" else Rerun,
+            backend=backend,
+            make_recorder=CudaRecorder if self.device.type == "cuda" else Rerun,
             slots=slots,
-            patience=PATIENCE if slots > 1 else LEAST_PATIENCE,
+            patience=PATIENCE if slots > 1 else MIN_PATIENCE,
         )
 
     def plan(self, batch: int, epochs: int = 10_000, seed: int = 0) -> TrainingPlan:
@@ -86,7 +90,7 @@ class Bench:
 
 def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
     """The base model in the card's precision, and square images."""
-    compute = choose_strategy(device).compute if device.type == "cuda" else torch.bfloat16
+    compute = choose_backend(device).dtype if device.type == "cuda" else torch.bfloat16
     base = (
         load_base(str(SMALL_BASE), device=device, dtype=compute)
         if options.tiny

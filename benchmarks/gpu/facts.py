@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.strategy import choose_strategy
+from adapters.diffusion.backend import choose_backend
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -
     """TFLOP/s of large products in the precision that the card trains in: what can be had."""
     cuda = device.type == "cuda"
     side = side if cuda else 256
-    dtype = choose_strategy(device).compute
+    dtype = choose_backend(device).dtype
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty(side, side, device=device, dtype=dtype)
     for _ in range(5):

@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 import torch
 
+from adapters.diffusion.backend import choose_backend
 from adapters.diffusion.base.model import load_base
-from adapters.diffusion.strategy import choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from application.ports import EpochRecord, TrainingPlan
@@ -67,9 +67,9 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=RESOLUTION)
     options = parser.parse_args()
     device = torch.device(options.device)
-    strategy = choose_strategy(device)
-    base = load_base(str(options.base), device=device, dtype=strategy.compute)
-    trainer = DiffusionTrainer(base, decode, device, strategy=strategy)
+    backend = choose_backend(device)
+    base = load_base(str(options.base), device=device, dtype=backend.dtype)
+    trainer = DiffusionTrainer(base, decode, device, backend=backend)
     wait_for(device)
     loaded = _age()
     folder: Path = options.images

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from adapters.diffusion.strategy import Strategy, choose_strategy
+from adapters.diffusion.backend import Backend, choose_backend
 from benchmarks.gpu.bench import Bench, prepare
 
 _KINDS = {
@@ -46,23 +46,23 @@ def main() -> None:
     options = parser.parse_args()
     options.seconds = 0.0
     device = torch.device(options.device)
-    chosen = choose_strategy(device)
+    chosen = choose_backend(device)
     layout = chosen.channels_last if options.channels_last is None else options.channels_last
     fused = layout and (chosen.fused if options.fused is None else options.fused)
-    strategy = Strategy(compute=chosen.compute, flat_path=True, channels_last=layout, fused=fused)
+    backend = Backend(dtype=chosen.dtype, channels_last=layout, fused=fused)
     with tempfile.TemporaryDirectory() as scratch:
         bench = prepare(options, device, Path(scratch))
         for batch in options.batches:
-            show(f"batch {batch}", kernels_of_step(bench, strategy, batch), options.top)
+            show(f"batch {batch}", kernels_of_step(bench, backend, batch), options.top)
 
 
-def kernels_of_step(bench: Bench, strategy: Strategy, batch: int) -> dict[str, tuple[float, int]]:
+def kernels_of_step(bench: Bench, backend: Backend, batch: int) -> dict[str, tuple[float, int]]:
     """Of each kernel in an eager step: microseconds and calls."""
     from torch.profiler import ProfilerActivity, profile
 
     on_card = bench.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU
-    with bench.trainer(strategy).open(bench.plan(batch), None) as session:
+    with bench.trainer(backend).open(bench.plan(batch), None) as session:
         for _ in range(3):
             session.advance()
         with profile(activities=[activity]) as profiler:

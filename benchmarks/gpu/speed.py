@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.backend import Backend
 from benchmarks.gpu.bench import Bench, attempts, encoders_at_home, measure
 from benchmarks.gpu.facts import forget_peak, wait_for
 from benchmarks.plain_recipe import plain_steps
@@ -27,25 +27,23 @@ class Trick:
     """One way to run a step; each of the list has what the one before has, and more."""
 
     name: str
-    strategy: Strategy
+    backend: Backend
     compiled: bool = False
 
 
-def tricks(compute: torch.dtype, *, with_compile: bool) -> list[Trick]:
+def tricks(dtype: torch.dtype, *, with_compile: bool) -> list[Trick]:
     """From the plain way to the best, one thing at a time."""
-    eager = Strategy(compute=compute)
-    flat = replace(eager, flat_path=True)
-    captured = replace(flat, capture=True)
-    last = replace(captured, channels_last=True)
+    eager = Backend(dtype=dtype)
+    recorded = replace(eager, cuda_graphs=True)
+    last = replace(recorded, channels_last=True)
     fused = replace(last, fused=True)
     found = [
-        Trick("encoded once, resident, nothing read back", eager),
-        Trick("+ one copy of the adapters", flat),
-        Trick("+ captured", captured),
+        Trick("encoded once, resident, nothing read back, packed LoRA", eager),
+        Trick("+ CUDA graphs", recorded),
         Trick("+ channels last", last),
-        Trick("+ fused passes", fused),
+        Trick("+ fused kernels", fused),
     ]
-    return found + [Trick("channels last, captured, compiled", last, compiled=True)] * with_compile
+    return found + [Trick("channels last, graphs, compiled", last, compiled=True)] * with_compile
 
 
 def speed(
@@ -56,14 +54,13 @@ def speed(
     note: Callable[[dict[str, Any]], None],
 ) -> None:
     """The recipe and every trick at every batch size."""
-    compute = bench.base.unet.dtype
     for batch in options.batches:
         runs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
             ("common recipe, eager", lambda batch=batch: measure_recipe(bench, batch))
         ]
         runs += [
             (trick.name, lambda trick=trick, batch=batch: measure_trick(bench, trick, batch))
-            for trick in tricks(compute, with_compile=options.compile)
+            for trick in tricks(bench.base.unet.dtype, with_compile=options.compile)
         ]
         slowest = None
         for name, run in runs:
@@ -96,7 +93,7 @@ def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
     try:
         forget_peak(bench.device)
         started = time.perf_counter()
-        with bench.trainer(trick.strategy).open(bench.plan(batch), None) as session:
+        with bench.trainer(trick.backend).open(bench.plan(batch), None) as session:
             wait_for(bench.device)
             opened = time.perf_counter() - started
             row = measure(bench, batch, session.advance)
@@ -112,7 +109,7 @@ def count_flop(bench: Bench) -> float:
     attention computes a second time."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    eager = Strategy(compute=bench.base.unet.dtype)
+    eager = Backend(dtype=bench.base.unet.dtype)
     with bench.trainer(eager).open(bench.plan(1), None) as session:
         with FlopCounterMode(display=False) as counter:
             session.advance()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from adapters.diffusion.strategy import Strategy, choose_strategy
+from adapters.diffusion.backend import Backend, choose_backend
 from benchmarks.gpu.bench import Bench, attempts, pace
 from benchmarks.gpu.facts import forget_peak
 from benchmarks.together import running_together
@@ -18,7 +18,7 @@ def several_styles(
     options: argparse.Namespace, bench: Bench, note: Callable[[dict[str, Any]], None]
 ) -> None:
     """Jobs at batch 1 in one pass, beside one job alone."""
-    best = replace(choose_strategy(bench.device), compute=bench.base.unet.dtype, capture=True)
+    best = replace(choose_backend(bench.device), compute=bench.base.unet.dtype, capture=True)
     alone = None
     for styles in options.styles:
         for row in attempts(
@@ -30,10 +30,10 @@ def several_styles(
             note({"styles": styles, **row})
 
 
-def measure_styles(bench: Bench, strategy: Strategy, styles: int) -> dict[str, Any]:
+def measure_styles(bench: Bench, backend: Backend, styles: int) -> dict[str, Any]:
     """So many jobs together, each in a thread of its own; a step here is one of every job."""
     forget_peak(bench.device)
-    trainer = bench.trainer(strategy, slots=max(2, styles))
+    trainer = bench.trainer(backend, slots=max(2, styles))
     with running_together(trainer, [bench.plan(1, seed=seed) for seed in range(styles)]) as runs:
         # The first epoch warms up and records; each epoch's end waits for the device.
         enough = time.perf_counter() + bench.seconds

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.strategy import PLAIN
-from adapters.diffusion.together.rendezvous import LEAST_PATIENCE
+from adapters.diffusion.backend import Backend
+from adapters.diffusion.device_thread import MIN_PATIENCE
 from benchmarks.gpu.bench import PATIENCE, Bench
 from benchmarks.gpu.results import kept_rows
 from benchmarks.gpu.tables import NOTHING, card_tables, gpu_tables
@@ -84,8 +84,8 @@ def test_runs_that_are_measured_together_wait_for_one_another(
     base: Any = None
     bench = Bench(torch.device("cpu"), base, (), 64, seconds=1.0)
     for slots in (1, 2):
-        bench.trainer(PLAIN, slots)
-    assert asked == [LEAST_PATIENCE, PATIENCE]
+        bench.trainer(Backend(), slots)
+    assert asked == [MIN_PATIENCE, PATIENCE]
 
 
 def test_styles_that_were_not_recorded_are_marked() -> None:

@@ -28,6 +28,7 @@ IMAGES: str = SETTINGS["AWS_STORAGE_BUCKET_NAME"].default
 MODELS: str = SETTINGS["MODEL_BUCKET_NAME"].default
 KEYS = StorageKeys(Bucket(MODELS))
 COUNT = 10
+"""Images of a task."""
 REGION = "us-east-1"
 
 
@@ -155,3 +156,11 @@ def test_the_lifecycle_rule_clears_uploads_that_were_broken_off_and_expires_noth
     assert kept["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] >= 1
     assert kept["Status"] == "Enabled"
     assert "Expiration" not in kept
+
+
+def test_log_lines_reach_the_group_that_the_guide_names_and_no_other_one() -> None:
+    (statement,) = [
+        one for one in read_json("iam-policy.json")["Statement"] if one["Sid"] == "SendLogLines"
+    ]
+    assert set(statement["Action"]) == {"logs:CreateLogStream", "logs:PutLogEvents"}
+    assert statement["Resource"].startswith("arn:aws:logs:*:*:log-group:style-trainer:")

@@ -79,9 +79,9 @@ class Recording(TorchDispatchMode):
 
 
 class Tape:
-    """Port of ``replay.Recorder`` for a processor."""
+    """Port of ``cuda_graphs.Recorder`` for a processor."""
 
-    def __init__(self) -> None:
+    def __init__(self, _device: torch.device | None = None) -> None:
         self.recorded = self.replayed = self.waited = 0
         self.threads: set[int] = set()
         """In which it was asked for anything."""
@@ -90,7 +90,7 @@ class Tape:
         self.threads.add(get_ident())
         return nullcontext()
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         self.waited += 1
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:

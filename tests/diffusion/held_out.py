@@ -9,7 +9,7 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import EncodedDataset, encode_dataset
-from adapters.diffusion.step.loss import objective_of
+from adapters.diffusion.objective import objective_of
 from adapters.images.decode import decode
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
@@ -55,7 +55,7 @@ def _loss(base: BaseModel, dataset: EncodedDataset, timesteps: Sequence[int]) ->
     for timestep in timesteps:
         noise = torch.randn(latents.shape, generator=generator)
         moments = torch.full((len(batch),), timestep)
-        noisy = objective.noisy(latents, noise, moments)
+        noisy = objective.add_noise(latents, noise, moments)
         prediction = base.unet(noisy, moments, encoder_hidden_states=states).sample
         target = objective.target(latents, noise, moments)
         losses.append(objective.losses(prediction, target, moments).mean())

@@ -9,8 +9,13 @@ from peft.tuners.lora import LoraLayer
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import encode_dataset
-from adapters.diffusion.data.rng import epoch_batches, sample_step_noise, steps_per_epoch
-from adapters.diffusion.lora.adapters import TARGETS, Adapter, initialise
+from adapters.diffusion.data.rng import (
+    epoch_batches,
+    generator_for,
+    sample_step_noise,
+    steps_per_epoch,
+)
+from adapters.diffusion.lora_targets import ATTENTION
 from adapters.images.decode import decode
 from application.ports import TrainingPlan
 from domain.buckets import bucket_of
@@ -31,16 +36,16 @@ def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tens
     ]
     epoch_steps = steps_per_epoch(buckets, parameters.batch_size)
     total = parameters.epochs * epoch_steps
-    config = LoraConfig(r=parameters.rank, lora_alpha=parameters.rank, target_modules=[*TARGETS])
+    config = LoraConfig(r=parameters.rank, lora_alpha=parameters.rank, target_modules=[*ATTENTION])
     inject_adapter_in_model(config, unet, adapter_name="plain")
     try:
-        pairs = [
-            Adapter(layer, layer.lora_A["plain"].weight, layer.lora_B["plain"].weight)
-            for layer in unet.modules()
-            if isinstance(layer, LoraLayer)
-        ]
-        initialise(pairs, parameters.seed)
-        weights = [weight for pair in pairs for weight in (pair.down, pair.up)]
+        generator, weights = generator_for(parameters.seed, "adapters"), []
+        for layer in (layer for layer in unet.modules() if isinstance(layer, LoraLayer)):
+            down, up = layer.lora_A["plain"].weight, layer.lora_B["plain"].weight
+            fresh = torch.empty(down.shape)
+            torch.nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=generator)
+            down.data.copy_(fresh)
+            weights += [down, up]
         optimizer = torch.optim.AdamW(weights, lr=parameters.learning_rate, weight_decay=1e-2)
         warm_up = parameters.warmup_steps(total)
         schedule = get_scheduler(

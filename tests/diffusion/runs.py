@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.lora_layers import PackedLora, lora_installed
+from adapters.diffusion.optimizer import state_of
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.opening import open_image
@@ -125,4 +128,54 @@ def predict(unet: UNet2DConditionModel, *, gradient: bool = False) -> torch.Tens
 def weights_of(session: TrainingSession) -> torch.Tensor:
     """The session's own weights, to look at or to spoil."""
     assert isinstance(session, DiffusionSession)
-    return session._adapters.flat.data
+    return session.lora.weights.data
+
+
+@contextmanager
+def shown(session: TrainingSession) -> Iterator[None]:
+    """While open, the base's models are those of the session's style."""
+    assert isinstance(session, DiffusionSession)
+    lora = session.model.lora
+    with lora.showing(lora.slot(session.slot)):
+        yield
+
+
+def gradient_of(session: TrainingSession) -> torch.Tensor:
+    """A tenth of the first step's clipped gradient: what AdamW's first moment holds then."""
+    assert isinstance(session, DiffusionSession)
+    return state_of(session.optimizer).tensors["exp_avg"].clone()
+
+
+def by_layer(session: TrainingSession) -> torch.Tensor:
+    """A copy of the weights, each layer's matrices after the other's."""
+    assert isinstance(session, DiffusionSession)
+    layers = [*session.lora.unet.values(), *session.lora.text_encoder.values()]
+    return torch.cat([m.flatten() for own in layers for m in (own.down, own.up)])
+
+
+@contextmanager
+def lora_on(
+    base: BaseModel,
+    unet: UNet2DConditionModel | None = None,
+    *,
+    slots: int = 1,
+    merged: bool = False,
+    side_by_side: bool = False,
+    **parameters: Any,
+) -> Iterator[PackedLora]:
+    """While open, the base carries LoRA layers, with those parameters."""
+    asked = TrainingParameters(**{"epochs": 1, "resolution": 64, "rank": 4, **parameters})
+    unet = unet or base.unet
+    text_encoder = base.text_encoder if asked.train_text_encoder else None
+    lora = PackedLora(
+        unet,
+        text_encoder,
+        asked,
+        slots=slots,
+        device=unet.device,
+        dtype=unet.dtype,
+        merged=merged,
+        side_by_side=side_by_side,
+    )
+    with lora_installed(unet, text_encoder, lora):
+        yield lora

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.failures import is_of_a_broken_device, is_out_of_memory
-from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.device_errors import is_broken_device
+from adapters.diffusion.oom import is_out_of_memory
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from application.ports import TrainerBroken
@@ -51,7 +52,7 @@ DETAILS = "\nCUDA kernel errors might be asynchronously reported at some other A
 def test_errors_of_a_card_are_told_from_a_lack_of_memory_and_from_defects(
     error: Exception, broken: bool
 ) -> None:
-    assert is_of_a_broken_device(error) is broken
+    assert is_broken_device(error) is broken
     assert not (broken and is_out_of_memory(error))
 
 
@@ -61,8 +62,11 @@ def fail(*_: Any, **__: Any) -> Any:
 
 CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "advance": ("torch.autograd.backward", lambda session: session.advance()),
-    "measurement": ("adapters.diffusion.evaluation.Evaluation.on_trained", lambda s: s.advance()),
-    "checkpoint": ("adapters.diffusion.step.update.Update.read", lambda s: s.checkpoint()),
+    "measurement": ("adapters.diffusion.evaluation.Evaluation.losses", lambda s: s.advance()),
+    "checkpoint": (
+        "adapters.diffusion.session.DiffusionSession._read_epoch",
+        lambda s: s.checkpoint(),
+    ),
     "weights": ("adapters.diffusion.session.encode_trained", lambda s: s.weights()),
     "previews": ("adapters.diffusion.session.draw_previews", lambda s: s.previews(adapted=True)),
 }
@@ -79,7 +83,7 @@ def test_a_session_on_a_broken_device_says_so_and_so_does_leaving_it(
     session = stack.enter_context(trainer.open(plan_of(images[:1], validation_epochs=1), None))
     monkeypatch.setattr(place, fail)
     # As torch has it, every later call fails, that which gives memory back too.
-    monkeypatch.setattr(DiffusionTrainer, "_give_back_memory", fail)
+    monkeypatch.setattr(DiffusionTrainer, "_empty_cache", fail)
     with pytest.raises(TrainerBroken) as broken:
         ask(session)
     assert str(broken.value) == ILLEGAL
@@ -105,7 +109,9 @@ def test_a_device_that_breaks_while_a_step_is_recorded_is_no_matter_of_recording
             monkeypatch.setattr(torch.autograd, "backward", fail)
             return fail()
 
-    trainer = DiffusionTrainer(base, decode, strategy=Strategy(capture=True), recorder=Breaking)
+    trainer = DiffusionTrainer(
+        base, decode, backend=Backend(cuda_graphs=True), make_recorder=Breaking
+    )
     with trainer.open(plan_of(images[:1], epochs=4), None) as session:
         session.advance()
         session.advance()

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.diffusion import checkpoint
 from adapters.diffusion.checkpoint import RunState, decode_checkpoint, encode_checkpoint
-from adapters.diffusion.recovery import Recovery
-from adapters.diffusion.step.optimizer import OptimizerState
-from adapters.diffusion.step.thrift import Thrift
+from adapters.diffusion.nan_rollback import Rollbacks
+from adapters.diffusion.oom import MemoryPlan
+from adapters.diffusion.optimizer import OptimizerState
 from application.ports import CheckpointRejected, EpochRecord
 
 IDENTITY = {
@@ -27,35 +28,26 @@ STATE = RunState(
         {"exp_avg": torch.arange(5.0) / 3, "state2": torch.arange(5, dtype=torch.uint8)},
         {"d": 1 / 3, "k": 7},
     ),
-    notes=torch.tensor([0.1, 0.2, 0.3]),
+    sums=torch.tensor([0.1, 0.2, 0.3]),
     history=[EpochRecord(1, 1 / 3, 1e-4, 0.5, 0.7), EpochRecord(2, 0.1, 1e-5, 0.0, 0.0, True)],
-    recovery=Recovery(2),
-    thrift=Thrift(3, checkpointing=True),
-    loss_scale=(1024.0, 5),
+    rollbacks=Rollbacks(2),
+    memory=MemoryPlan(3, checkpointing=True),
+    loss_scale={"scale": 1024.0, "_growth_tracker": 5},
 )
 DATA = encode_checkpoint(STATE, IDENTITY)
 
 
 def test_what_is_written_is_read_back_exactly() -> None:
     state = decode_checkpoint(DATA, IDENTITY, 5)
-    for name in ("step", "history", "recovery", "thrift", "loss_scale"):
+    for name in ("step", "history", "rollbacks", "memory", "loss_scale"):
         assert getattr(state, name) == getattr(STATE, name)
-    for name in ("weights", "notes"):
+    for name in ("weights", "sums"):
         assert torch.equal(getattr(state, name), getattr(STATE, name))
     assert state.optimizer.numbers == STATE.optimizer.numbers
     assert state.optimizer.tensors.keys() == STATE.optimizer.tensors.keys()
     for name, tensor in state.optimizer.tensors.items():
         assert tensor.dtype == STATE.optimizer.tensors[name].dtype
         assert torch.equal(tensor, STATE.optimizer.tensors[name])
-
-
-def test_a_checkpoint_of_version_0_1_is_read() -> None:
-    """It named two parts of the run's identity differently."""
-    identity = {
-        {"images": "pictures", "image sizes": "picture sizes"}.get(part, part): value
-        for part, value in IDENTITY.items()
-    }
-    assert decode_checkpoint(encode_checkpoint(STATE, identity), IDENTITY, 5).step == STATE.step
 
 
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
@@ -102,9 +94,19 @@ def test_weights_of_another_number_or_precision_are_rejected(weights: torch.Tens
 def test_an_optimizer_remembers_nothing_only_while_no_step_counts() -> None:
     """None is done, or all overflowed in half precision and were skipped."""
     nothing = OptimizerState(numbers=STATE.optimizer.numbers)
-    begun = replace(STATE, optimizer=nothing, loss_scale=(1.0, 0))
+    begun = replace(STATE, optimizer=nothing, loss_scale={})
     with pytest.raises(CheckpointRejected, match="damaged: the optimizer's state is missing"):
         decode_checkpoint(encode_checkpoint(begun, IDENTITY), IDENTITY, 5)
-    for sound in (replace(begun, step=0), replace(begun, loss_scale=(32768.0, 0))):
+    for sound in (replace(begun, step=0), replace(begun, loss_scale={"scale": 32768.0})):
         found = decode_checkpoint(encode_checkpoint(sound, IDENTITY), IDENTITY, 5)
         assert not found.optimizer.tensors
+
+
+def test_a_checkpoint_of_another_format_is_rejected_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "FORMAT", "4")
+    former = encode_checkpoint(STATE, IDENTITY)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointRejected, match="format '4', not '5'"):
+        decode_checkpoint(former, IDENTITY, 5)

@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.evaluation import PROBES, held_out_positions, trained_buckets
-from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.step.thrift import Thrift
-from adapters.diffusion.strategy import Strategy
+from adapters.diffusion.evaluation import PREDICTIONS, held_out_positions, trained_buckets
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape
-from tests.diffusion.runs import drive, measured_in, plan_of, run, weights_of
+from tests.diffusion.runs import measured_in, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 
@@ -164,95 +162,100 @@ def test_a_measurement_is_made_in_the_denoisers_own_precision(
     base: BaseModel, images: Images, compute: torch.dtype
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
-    trainer = DiffusionTrainer(own, decode, strategy=Strategy(compute=compute, flat_path=True))
+    trainer = DiffusionTrainer(own, decode, backend=Backend(dtype=compute))
     assert measured_in(trainer, own, plan_of(images[:1], epochs=1)) == {(compute, compute, False)}
 
 
-def test_a_measurement_covers_the_whole_schedule() -> None:
-    from adapters.diffusion.evaluation import _probes
+def test_a_measurement_covers_the_whole_schedule(
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
+) -> None:
+    timesteps: list[int] = []
 
-    probes = _probes([4, 7], 1000)
-    assert len(probes) == PROBES
-    assert {probe.position for probe in probes} == {4, 7}
-    assert min(probe.timestep for probe in probes) < 1000 / PROBES
-    assert max(probe.timestep for probe in probes) >= 1000 - 1000 / PROBES
+    def note(_: torch.nn.Module, inputs: Any, __: Any) -> None:
+        if not torch.is_grad_enabled():
+            timesteps.extend(inputs[1].tolist())
+
+    hook = base.unet.register_forward_hook(note)
+    try:
+        run(trainer, plan_of(images[:2], epochs=1))
+    finally:
+        hook.remove()
+    assert len(timesteps) == PREDICTIONS
+    assert min(timesteps) < 1000 / PREDICTIONS
+    assert max(timesteps) >= 1000 - 1000 / PREDICTIONS
+
+
+CAPTURED = Backend(merged_lora=True, cuda_graphs=True)
+
+
+class OfSteps(Tape):
+    """A device that will not record measurements."""
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        if not torch.is_grad_enabled():
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return super().record(function)
+
+
+class OfMeasurements(Tape):
+    """A device that records measurements alone."""
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return super().record(function)
 
 
 def test_recorded_measurements_give_the_bytes_of_plain_ones(
-    base: BaseModel, images: Images
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     plan = plan_of(images, epochs=6, validation_epochs=1, validation_split=0.2)
-    tape = Tape()
-    captured = Strategy(flat_path=True, capture=True)
-    fast = DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape)
-    with fast.open(plan, None) as session:
-        drive(session)
-        assert isinstance(session, DiffusionSession)
-        measured = session._evaluation
-        asked = len(measured._of_trained) + len(measured._of_held_out)
-        assert measured.replay.recordings == asked > 2
-        found = session.history
-    assert measured.replay.recordings == 0  # let go with the session
-    plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
-    assert found == run(plain, plan).history
-    assert len({record.evaluation_loss for record in found}) == 6
+    tape = OfMeasurements()
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: tape)
+    found = run(fast, plan)
+    assert found == run(trainer, plan)
+    assert tape.replayed
+    assert len({record.evaluation_loss for record in found.history}) == 6
 
 
 def test_a_measurement_that_cannot_be_recorded_leaves_the_steps_theirs(
-    base: BaseModel, images: Images, caplog: pytest.LogCaptureFixture
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    images: Images,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class ForSteps(Tape):
-        def record(self, function: Callable[[], None]) -> Callable[[], None]:
-            if not torch.is_grad_enabled():
-                raise RuntimeError("operation not permitted when stream is capturing")
-            return super().record(function)
-
-    tape = ForSteps()
+    tape = OfSteps()
     plan = plan_of(images[:2], epochs=6, validation_epochs=1)
-    captured = Strategy(flat_path=True, capture=True)
-    found = run(DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape), plan)
-    # Once each before the measurement's attempt and after it, as the pool is emptied in between.
-    assert tape.recorded == 2
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: tape)
+    assert run(fast, plan).history == run(trainer, plan).history
+    assert tape.recorded == 1
     assert tape.replayed
     assert "measurements are no longer recorded: RuntimeError: operation not" in caplog.text
-    plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
-    assert found.history == run(plain, plan).history
 
 
 def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
+    trainer: DiffusionTrainer,
     base: BaseModel,
     images: Images,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class ForMeasurements(Tape):
-        def record(self, function: Callable[[], None]) -> Callable[[], None]:
-            if torch.is_grad_enabled():
-                raise RuntimeError("operation not permitted when stream is capturing")
-            return super().record(function)
-
     plan = plan_of(images[:2], epochs=6, validation_epochs=1)
-    captured = Strategy(flat_path=True, capture=True)
-    fast = DiffusionTrainer(base, decode, strategy=captured, recorder=ForMeasurements)
+    wanted = run(trainer, plan)
+    tape = OfMeasurements()
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: tape)
     forward = base.unet.forward
-    with fast.open(plan, None) as session:
-        assert isinstance(session, DiffusionSession)
-        recordings = session._evaluation.replay
 
-        def full(*arguments: Any, **keywords: Any) -> Any:
-            if torch.is_grad_enabled() and recordings.recordings:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return forward(*arguments, **keywords)
+    def full(*arguments: Any, **keywords: Any) -> Any:
+        dropped = "measurements are no longer recorded" in caplog.text
+        if torch.is_grad_enabled() and tape.replayed and not dropped:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*arguments, **keywords)
 
-        monkeypatch.setattr(base.unet, "forward", full)
-        drive(session)
-        assert recordings.recordings is None
-        assert session._thrift == Thrift(1)
-        found = session.history
-    monkeypatch.setattr(base.unet, "forward", forward)
+    monkeypatch.setattr(base.unet, "forward", full)
+    assert run(fast, plan) == wanted
     assert "measurements are no longer recorded: steps need the memory" in caplog.text
-    plain = DiffusionTrainer(base, decode, strategy=Strategy(flat_path=True))
-    assert found == run(plain, plan).history
+    assert "out of memory, going on with" not in caplog.text
 
 
 def test_where_memory_is_short_fewer_predictions_are_made_at_once(
@@ -274,4 +277,4 @@ def test_where_memory_is_short_fewer_predictions_are_made_at_once(
 
     monkeypatch.setattr(base.unet, "forward", limited)
     assert run(trainer, plan).history[0].evaluation_loss == pytest.approx(wanted, rel=1e-5)
-    assert passes == [1] * PROBES
+    assert passes == [1] * PREDICTIONS

@@ -21,13 +21,12 @@ from safetensors import safe_open
 
 from adapters.diffusion import preview
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora_files.export import RunFacts, encode_trained
 from adapters.diffusion.tensor_file import body_of, decode
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
 from domain.image import TrainingImage
-from tests.diffusion.runs import plan_of, run, weights_of
+from tests.diffusion.runs import lora_on, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
 
@@ -147,8 +146,8 @@ def test_every_figure_of_a_run_has_its_place(
         steps=15,
         steps_per_epoch=7,
     )
-    with attached(base.unet, rank=2, alpha=8.0, seed=1) as adapters:
-        _, metadata = decode(encode_trained(adapters, plan, facts))
+    with lora_on(base, rank=2, alpha=8.0) as lora:
+        _, metadata = decode(encode_trained(lora.new_style(0, 1), plan, facts))
     for of_the_bytes in ("modelspec.hash_sha256", "sshs_model_hash"):
         del metadata[of_the_bytes]
     read = {
@@ -212,8 +211,9 @@ def test_the_text_encoders_learning_rate_is_told_where_it_is_trained(
     base: BaseModel, images: tuple[TrainingImage, ...], options: dict[str, Any], rate: str
 ) -> None:
     facts = RunFacts("some base", "epsilon", [], {(64, 64): 5}, steps=1, steps_per_epoch=1)
-    with attached(base.unet, rank=2, alpha=2.0, seed=1) as adapters:
-        data = encode_trained(adapters, plan_of(images, learning_rate=0.0625, **options), facts)
+    with lora_on(base) as lora:
+        plan = plan_of(images, learning_rate=0.0625, **options)
+        data = encode_trained(lora.new_style(0, 1), plan, facts)
     assert decode(data)[1]["ss_text_encoder_lr"] == rate
 
 
@@ -296,10 +296,10 @@ def test_the_files_matrices_are_the_trained_ones(
         tensors = safetensors.torch.load(session.weights())
         trained = [
             matrix.detach().half()
-            for adapter in session._adapters.by_layer.values()
+            for adapter in session.lora.unet.values()
             for matrix in (adapter.down, adapter.up)
         ]
-        layers = list(session._adapters.by_layer)
+        layers = list(session.lora.unet)
     keys = [
         f"lora_unet_{layer.replace('.', '_')}.lora_{part}.weight"
         for layer in layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -14,13 +15,13 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora_files.diffusers_format import from_diffusers, lora_config
 from adapters.diffusion.lora_files.export import lora_weights
 from adapters.diffusion.lora_files.files import read_lora, write_lora
 from adapters.diffusion.lora_files.kohya_format import to_kohya
 from adapters.diffusion.lora_files.lora_formats import LayerWeights, LoraFormat
 from adapters.diffusion.lora_files.peft_format import from_peft
+from adapters.diffusion.lora_targets import ATTENTION
 from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
@@ -38,7 +39,7 @@ from tests.diffusion.reference_loaders import (
     comfy_patched,
     lycoris_decomposed,
 )
-from tests.diffusion.runs import plan_of, predict, weights_of
+from tests.diffusion.runs import lora_on, plan_of, predict, shown, weights_of
 from tests.diffusion.single_file import unet_key, write_single_file
 
 pytestmark = pytest.mark.integration
@@ -66,7 +67,8 @@ def styles(
             weights.copy_(weights.half().float())  # the file's precision
             path = folder / f"{name}.safetensors"
             path.write_bytes(session.weights())
-            trained[name] = path, predict(base.unet)
+            with shown(session):
+                trained[name] = path, predict(base.unet)
     return trained
 
 
@@ -161,15 +163,16 @@ def test_a_file_of_diffusers_own_is_read(
     base: BaseModel, pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
     """Written by the library, without our metadata and in its key order."""
+    from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import get_peft_model_state_dict
 
-    with attached(base.unet, rank=4, alpha=4.0, seed=1) as adapters:
-        adapters.flat.data += 0.02
-        wanted = predict(base.unet)
-        layers = {
-            name: tensor.detach().clone()
-            for name, tensor in get_peft_model_state_dict(base.unet, adapter_name="style").items()
-        }
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=[*ATTENTION])
+    unet = inject_adapter_in_model(config, copy.deepcopy(base.unet), adapter_name="style")
+    for name, weight in unet.named_parameters():
+        if "lora_" in name:
+            weight.data += 0.02
+    wanted = predict(unet)
+    layers = get_peft_model_state_dict(unet, adapter_name="style")
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
     (kohya,) = write_lora(*read_lora(tmp_path), LoraFormat.KOHYA, tmp_path / "kohya", "style")
     pipeline.load_lora_weights(kohya)
@@ -299,11 +302,11 @@ def full_size() -> UNet2DConditionModel:
 
 @pytest.mark.parametrize("targets", LoraTargets)
 def test_automatic1111_finds_a_module_for_every_key_of_the_full_size(
-    full_size: UNet2DConditionModel, targets: LoraTargets
+    base: BaseModel, full_size: UNet2DConditionModel, targets: LoraTargets
 ) -> None:
-    with attached(full_size, rank=8, alpha=8.0, seed=1, targets=targets) as adapters:
-        tensors = to_kohya(lora_weights(adapters))
-        layers = len(adapters.by_layer)
+    with lora_on(base, full_size, rank=8, lora_targets=targets) as lora:
+        style = lora.new_style(0, 1)
+    tensors, layers = to_kohya(lora_weights(style)), len(style.unet)
     modules = {
         "diffusion_model_" + ldm.removesuffix(".weight").replace(".", "_"): name
         for name, ldm in ldm_names(full_size).items()
@@ -318,10 +321,12 @@ def test_automatic1111_finds_a_module_for_every_key_of_the_full_size(
         assert tensors[f"{stem}.lora_up.weight"].shape == (shape[0], 8, *[1] * (len(shape) - 2))
 
 
-def test_comfyui_knows_every_key_of_the_full_size(full_size: UNet2DConditionModel) -> None:
+def test_comfyui_knows_every_key_of_the_full_size(
+    base: BaseModel, full_size: UNet2DConditionModel
+) -> None:
     targets = LoraTargets.CONVOLUTIONS
-    with attached(full_size, rank=8, alpha=8.0, seed=1, targets=targets) as adapters:
-        stems = {key.split(".")[0] for key in to_kohya(lora_weights(adapters))}
+    with lora_on(base, full_size, rank=8, lora_targets=targets) as lora:
+        stems = {key.split(".")[0] for key in to_kohya(lora_weights(lora.new_style(0, 1)))}
     names = comfy_names(ldm_names(full_size), layers=12)
     assert stems <= names.keys()
     assert all(names[stem].startswith(UNET) for stem in stems)

@@ -16,11 +16,11 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.fused import blocks, self_test
 from adapters.diffusion.fused.blocks import fused
 from adapters.diffusion.fused.operations import gated
-from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
@@ -31,7 +31,7 @@ from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
 pytestmark = pytest.mark.integration
 
 Images = tuple[TrainingImage, ...]
-FUSED = Strategy(flat_path=True, channels_last=True, fused=True)
+FUSED = Backend(channels_last=True, fused=True)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -167,7 +167,7 @@ def test_training_with_fused_passes_follows_the_plain_way(
     base: BaseModel, trainer: DiffusionTrainer, images: Images, options: dict[str, Any]
 ) -> None:
     plan = plan_of(images, batch_size=2, **options)
-    found = run(DiffusionTrainer(base, decode, "cpu", strategy=FUSED), plan)
+    found = run(DiffusionTrainer(base, decode, "cpu", backend=FUSED), plan)
     for one, other in zip(found.history, run(trainer, plan).history, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
@@ -180,8 +180,8 @@ def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
     tape = Tape()
     seated = DiffusionTrainer(
         *(base, decode, "cpu"),
-        strategy=replace(FUSED, capture=True),
-        recorder=lambda: tape,
+        backend=replace(FUSED, cuda_graphs=True),
+        make_recorder=lambda _: tape,
         slots=2,
         patience=60.0,
     )
@@ -202,9 +202,9 @@ def test_recorded_steps_with_fused_passes_give_the_bytes_of_plain_ones(
 ) -> None:
     tape = Tape()
     plan = plan_of(images[:2], epochs=3, alpha=2.0)
-    captured = replace(FUSED, capture=True)
-    fast = DiffusionTrainer(base, decode, strategy=captured, recorder=lambda: tape)
-    assert run(fast, plan) == run(DiffusionTrainer(base, decode, strategy=FUSED), plan)
+    captured = replace(FUSED, cuda_graphs=True)
+    fast = DiffusionTrainer(base, decode, backend=captured, make_recorder=lambda _: tape)
+    assert run(fast, plan) == run(DiffusionTrainer(base, decode, backend=FUSED), plan)
     assert tape.replayed
 
 

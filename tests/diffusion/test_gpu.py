@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.diffusion.backend import Backend, choose_backend
 from adapters.diffusion.base.model import BaseModel, load_base, on_device
+from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.step.thrift import Thrift
-from adapters.diffusion.strategy import Strategy, choose_strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from application.ports import EpochRecord
@@ -43,23 +43,28 @@ CARD = "cuda"
 GIB = 2**30
 OF_THE_DRIVER = 0.5
 """GiB of a card that no tensor gets: the context and the kernels' code."""
-PLAIN = Strategy()
-CAPTURED = Strategy(flat_path=True, capture=True)
+PLAIN = Backend()
+CAPTURED = Backend(cuda_graphs=True)
 
 
-def trainer_with(strategy: Strategy, base: BaseModel | None = None) -> DiffusionTrainer:
-    base = base or load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
-    return DiffusionTrainer(base, decode, CARD, strategy=strategy)
+def trainer_with(backend: Backend, base: BaseModel | None = None) -> DiffusionTrainer:
+    base = base or load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
+    return DiffusionTrainer(base, decode, CARD, backend=backend)
 
 
 @pytest.fixture(scope="module")
 def full_size() -> Iterator[BaseModel]:
-    base = full_size_base(CARD, choose_strategy(CARD).compute)
+    base = full_size_base(CARD, choose_backend(CARD).compute)
     for part in (base.vae, base.text_encoder):
         part.to("cpu")
     yield base
     base.unet.to("meta")
     torch.cuda.empty_cache()
+
+
+def recorded(session: Any) -> int | None:
+    """The graphs of the session's steps."""
+    return session.model.graphs.size
 
 
 def assert_alike(
@@ -79,23 +84,23 @@ def test_captured_steps_follow_plain_ones_over_shapes_schedules_and_batches(
     with trainer_with(CAPTURED).open(plan, None) as session:
         while not session.finished:
             session.advance()
-        assert isinstance(session, DiffusionSession)
-        assert session._steps.place.replay.recordings == 3
+        assert recorded(session) == 3
         assert_alike(session.history, plain.history, within=0.01)
 
 
 def test_the_chosen_way_follows_the_plain_one(images: Images) -> None:
     plan = plan_of(images, epochs=6, batch_size=2, learning_rate=2e-3)
-    fast = run(trainer_with(choose_strategy(CARD)), plan)
+    fast = run(trainer_with(choose_backend(CARD)), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
 
 
 def test_recorded_measurements_follow_plain_ones(images: Images) -> None:
     plan = plan_of(images, epochs=6, validation_epochs=1, validation_split=0.2)
-    with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
+    with trainer_with(choose_backend(CARD)).open(plan, None) as session:
         drive(session)
         assert isinstance(session, DiffusionSession)
-        assert session._evaluation.replay.recordings
+        assert session.model.evaluation_graphs is not None
+        assert session.model.evaluation_graphs.size
         found = session.history
     for one, other in zip(found, run(trainer_with(PLAIN), plan).history, strict=True):
         assert one.evaluation_loss == pytest.approx(other.evaluation_loss, rel=0.05)
@@ -109,18 +114,18 @@ def test_recorded_measurements_cost_a_small_cards_steps_nothing(
     plan = plan_of(images[:2], resolution=512, rank=8, epochs=6, validation_epochs=1)
     with (
         a_card_with(4),
-        trainer_with(choose_strategy(CARD), full_size).open(plan, None) as session,
+        trainer_with(choose_backend(CARD), full_size).open(plan, None) as session,
     ):
         drive(session)
         assert isinstance(session, DiffusionSession)
-        assert session._thrift == Thrift(1)
-        assert session._steps.place.replay.recordings
+        assert session.memory == MemoryPlan(1)
+        assert recorded(session)
 
 
 def test_the_chosen_way_learns_as_the_recipe_does(images: Images) -> None:
     plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     curve, _ = recipe(load_base(str(SMALL_BASE), device=CARD, dtype=torch.float32), plan)
-    fast = run(trainer_with(choose_strategy(CARD)), plan).history
+    fast = run(trainer_with(choose_backend(CARD)), plan).history
     assert [record.loss for record in fast] == pytest.approx(curve, rel=0.02)
     assert fast[-1].evaluation_loss < fast[0].evaluation_loss
 
@@ -133,8 +138,8 @@ def test_every_precision_and_layout_follows_the_plain_way(
     images: Images, compute: torch.dtype, layout: dict[str, bool]
 ) -> None:
     plan = plan_of(images, epochs=4, batch_size=2, learning_rate=2e-3)
-    strategy = replace(CAPTURED, compute=compute, **layout)
-    fast = run(trainer_with(strategy), plan)
+    backend = replace(CAPTURED, dtype=compute, **layout)
+    fast = run(trainer_with(backend), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
 
 
@@ -143,14 +148,14 @@ def test_a_measurement_is_made_in_the_denoisers_own_precision(
     images: Images, compute: torch.dtype
 ) -> None:
     base = load_base(str(SMALL_BASE), device=CARD, dtype=compute)
-    trainer = trainer_with(replace(CAPTURED, compute=compute), base)
+    trainer = trainer_with(replace(CAPTURED, dtype=compute), base)
     found = measured_in(trainer, base, plan_of(images[:1], epochs=1))
     assert found == {(compute, compute, False)}
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(images: Images) -> None:
     plan = plan_of(images, epochs=6, batch_size=2, learning_rate=2e-3)
-    trainer = trainer_with(choose_strategy(CARD))
+    trainer = trainer_with(choose_backend(CARD))
     whole = run(trainer, plan)
     first = run(trainer, plan, steps=7)
     assert_alike(run(trainer, plan, resume=first.checkpoint).history, whole.history, within=0.05)
@@ -160,9 +165,9 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(images: Images) -> None:
 def test_several_styles_at_once_follow_each_alone(
     images: Images, styles: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    strategy = choose_strategy(CARD)
-    alone = trainer_with(strategy)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    backend = choose_backend(CARD)
+    alone = trainer_with(backend)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
     seated = DiffusionTrainer(base, decode, CARD, slots=styles, patience=60.0)
     plans = [
         plan_of(images[:3], epochs=5, seed=1, learning_rate=2e-3),
@@ -176,15 +181,14 @@ def test_several_styles_at_once_follow_each_alone(
             list(pool.map(drive, sessions))
         # Whichever thread leads: what a recording takes is there.
         assert "no longer recorded" not in caplog.text
-        assert seated._ensemble is not None
-        assert seated._ensemble._replay.recordings
+        assert seated.recordings
         for session, plan in zip(sessions, plans, strict=True):
             assert_alike(session.history, run(alone, plan).history, within=0.05)
 
 
 def test_nothing_is_read_back_within_an_epoch(images: Images) -> None:
     plan = plan_of(images, epochs=8, batch_size=1)
-    with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
+    with trainer_with(choose_backend(CARD)).open(plan, None) as session:
         for _ in range(5 * 5):
             session.advance()
         torch.cuda.set_sync_debug_mode("error")
@@ -196,8 +200,8 @@ def test_nothing_is_read_back_within_an_epoch(images: Images) -> None:
 
 
 def test_nothing_is_read_back_within_an_epoch_of_several_styles(images: Images) -> None:
-    strategy = choose_strategy(CARD)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    backend = choose_backend(CARD)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
     seated = DiffusionTrainer(base, decode, CARD, slots=2, patience=60.0)
     plans = [plan_of(images, epochs=8, batch_size=1, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
@@ -230,21 +234,20 @@ def test_where_capture_is_refused_the_run_goes_on_without(
     wanted = run(trainer_with(CAPTURED), plan)
     monkeypatch.setattr(torch.cuda.CUDAGraph, what, refuse)
     base = load_base(str(SMALL_BASE), device=CARD, dtype=CAPTURED.compute)
-    trainer = DiffusionTrainer(base, decode, CARD, strategy=CAPTURED, slots=slots)
+    trainer = DiffusionTrainer(base, decode, CARD, backend=CAPTURED, slots=slots)
     before = torch.cuda.current_stream()
     with trainer.open(plan, None) as session:
         drive(session)
         assert torch.cuda.current_stream() == before
-        if trainer._ensemble is not None:
-            passing = trainer._ensemble._passing
-            assert passing.submit(torch.cuda.current_stream).result() == before
+        assert isinstance(session, DiffusionSession)
+        assert session.thread.call(torch.cuda.current_stream) == before
         assert_alike(session.history, wanted.history, within=0.01)
     assert "no longer recorded" in caplog.text
 
 
 def test_a_divergence_is_undone_in_recorded_steps_too(images: Images) -> None:
     plan = plan_of(images[:2], epochs=6)
-    with trainer_with(choose_strategy(CARD)).open(plan, None) as session:
+    with trainer_with(choose_backend(CARD)).open(plan, None) as session:
         for _ in range(7):
             session.advance()
         weights_of(session)[3] = float("nan")
@@ -255,18 +258,18 @@ def test_a_divergence_is_undone_in_recorded_steps_too(images: Images) -> None:
 
 
 def test_the_base_is_the_same_bit_for_bit_after_a_job(images: Images) -> None:
-    strategy = choose_strategy(CARD)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=strategy.compute)
+    backend = choose_backend(CARD)
+    base = load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
     parts = ("unet", "vae", "text_encoder")
     before = {part: copy.deepcopy(getattr(base, part).state_dict()) for part in parts}
-    run(trainer_with(strategy, base), plan_of(images, epochs=4))
+    run(trainer_with(backend, base), plan_of(images, epochs=4))
     for part in parts:
         after = getattr(base, part).state_dict()
         assert all(torch.equal(after[name], before[part][name]) for name in after)
 
 
 def test_a_job_leaves_no_memory_behind(images: Images) -> None:
-    trainer = trainer_with(choose_strategy(CARD))
+    trainer = trainer_with(choose_backend(CARD))
     run(trainer, plan_of(images, epochs=4))
     held = torch.cuda.memory_allocated()
     for _ in range(2):
@@ -301,21 +304,21 @@ def test_full_size_steps_fit_small_cards(
 ) -> None:
     plan = plan_of(images[:4], resolution=512, rank=8, batch_size=batch, epochs=8)
     with a_card_with(card):
-        trainer = trainer_with(choose_strategy(CARD), full_size)
+        trainer = trainer_with(choose_backend(CARD), full_size)
         with trainer.open(plan, None) as session:
             for _ in range(6):
                 session.advance()
             assert session.peak_memory > 1 * GIB
             assert isinstance(session, DiffusionSession)
-            assert session._thrift == Thrift(batch)
-            assert session._steps.place.replay.recordings
+            assert session.memory == MemoryPlan(batch)
+            assert recorded(session)
 
 
 def test_a_card_with_less_memory_is_met_by_smaller_passes(
     full_size: BaseModel, images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = plan_of(images[:4], resolution=512, rank=8, batch_size=4, epochs=5)
-    trainer = trainer_with(choose_strategy(CARD), full_size)
+    trainer = trainer_with(choose_backend(CARD), full_size)
     whole = losses_of(trainer, plan)
     with a_card_with(4.5):
         found = losses_of(trainer, plan)

@@ -3,16 +3,14 @@ epoch the host does not wait for the card."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
@@ -24,8 +22,8 @@ pytestmark = pytest.mark.integration
 
 Images = tuple[TrainingImage, ...]
 HOST = torch.device("cpu")
-BFLOAT16 = Strategy(compute=torch.bfloat16, flat_path=True, channels_last=True, fused=True)
-FLOAT16 = Strategy(compute=torch.float16)
+BFLOAT16 = Backend(dtype=torch.bfloat16, channels_last=True, fused=True)
+FLOAT16 = Backend(dtype=torch.float16)
 
 
 @pytest.fixture
@@ -35,15 +33,20 @@ def own_base() -> BaseModel:
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlankCard]:
+def card(monkeypatch: pytest.MonkeyPatch) -> BlankCard:
+    """To be entered by the device's thread: such modes belong to a thread."""
     let_adamw_be_fused_there(monkeypatch)
     monkeypatch.setattr("adapters.diffusion.preview.STEPS", 1)
-    with BlankCard() as card:
-        yield card
+    return BlankCard()
+
+
+def entering(monkeypatch: pytest.MonkeyPatch, card: BlankCard) -> None:
+    """Let the device's thread see the card from the preparation of a run on."""
+    monkeypatch.setattr("adapters.diffusion.trainer.reset_peak_memory", lambda _: card.__enter__())
 
 
 @pytest.mark.parametrize(
-    ("strategy", "options"),
+    ("backend", "options"),
     [
         (BFLOAT16, EVERY_OPTION),
         (FLOAT16, {"validation_epochs": 1, "lora_dropout": 0.1}),
@@ -51,46 +54,37 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlankCard]:
         (BFLOAT16, {"use_dora": True}),
     ],
 )
-def test_a_run_keeps_to_its_card_and_waits_for_nothing_within_an_epoch(
+@pytest.mark.parametrize("slots", [1, 2])
+def test_runs_keep_to_their_card_and_wait_for_nothing_within_an_epoch(
     own_base: BaseModel,
     images: Images,
     card: BlankCard,
-    strategy: Strategy,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: Backend,
     options: dict[str, Any],
+    slots: int,
 ) -> None:
     move_to_card(own_base)
+    entering(monkeypatch, card)
     plan = plan_of(images[:2], epochs=2, sample_prompts=("a house",), **options)
-    trainer = DiffusionTrainer(own_base, decode, CARD, strategy=strategy)
-    with trainer.open(plan, None) as session:
-        assert isinstance(session, DiffusionSession)
-        session.next_inputs()  # drawn and sent, for the whole epoch
-        for _ in range(2):
-            card.waited.clear()
-            while not session.advance().epoch_finished:
-                assert card.waited == []
-            assert card.waited
-        assert session.finished
-        assert session.checkpoint().data
-        assert session.weights()
-        card.takes_single_numbers = True  # diffusers' schedules lie on the host
-        assert len(session.previews(adapted=True)) == 1
-
-
-def test_runs_that_train_together_keep_to_their_card_and_wait_for_nothing_within_an_epoch(
-    own_base: BaseModel, images: Images, card: BlankCard
-) -> None:
-    move_to_card(own_base)
-    trainer = DiffusionTrainer(own_base, decode, CARD, strategy=BFLOAT16, slots=2, patience=0.0)
-    plans = [plan_of(images[:2], epochs=2, seed=seed, **EVERY_OPTION) for seed in (1, 2)]
+    trainer = DiffusionTrainer(own_base, decode, CARD, backend=backend, slots=slots, patience=0.0)
+    together = slots if trainer.batch_key(plan.parameters) is not None else 1
     with ExitStack() as stack:
-        sessions = [stack.enter_context(trainer.open(plan, None)) for plan in plans]
-        assert trainer._ensemble is not None
-        passing = BlankCard()
-        trainer._ensemble._passing.submit(passing.__enter__).result()
+        sessions = [stack.enter_context(trainer.open(plan, None)) for _ in range(together)]
+        for _ in range(2):
+            for session in sessions:
+                session.next_shape()  # drawn and sent, for the whole epoch
+            card.waited.clear()
+            first = [session.advance() for session in sessions]
+            assert card.waited == []
+            last = [session.advance() for session in sessions]
+            finished = [report.epoch_finished for report in (*first, *last)]
+            assert finished == [False] * together + [True] * together
+            assert card.waited
         for session in sessions:
-            assert isinstance(session, DiffusionSession)
-            session.next_inputs()
-        card.waited.clear()
-        for session in sessions:
-            session.advance()
-        assert (card.waited, passing.waited) == ([], [])
+            assert session.finished
+            assert session.checkpoint().data
+            assert session.weights()
+            card.takes_single_numbers = True  # diffusers' schedules lie on the host
+            assert len(session.previews(adapted=True)) == 1
+            card.takes_single_numbers = False

@@ -17,7 +17,7 @@ import torch
 from adapters.diffusion import session
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import EncodedDataset
-from adapters.diffusion.step.loss import Objective
+from adapters.diffusion.objective import Objective
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
 from assets.drawing import compose_scene, describe, paint_ink_and_wash
@@ -85,15 +85,15 @@ def no_learning_rate(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> Tra
 
 
 def adapters_not_attached(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
-    """The optimizer works on a copy of the weights that the denoiser does not see."""
-    update = session.Update
+    """The optimizer works on a copy of the weights that the UNet does not see."""
+    build = session.build_optimizer
 
-    def of_a_copy(weights, *rest, **named):
+    def of_a_copy(weights, parameters):
         copy = torch.nn.Parameter(weights.detach().clone())
         copy.grad = torch.ones_like(copy)
-        return update(copy, *rest, **named)
+        return build(copy, parameters)
 
-    monkeypatch.setattr(session, "Update", of_a_copy)
+    monkeypatch.setattr(session, "build_optimizer", of_a_copy)
     return plan
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from adapters.diffusion.step.learning_rate import learning_rate_of
+from adapters.diffusion.learning_rate import learning_rate_of
 from domain.parameters import LearningRateSchedule, TrainingParameters
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.lora import adapters as lora
-from adapters.diffusion.lora.adapters import attached
-from adapters.diffusion.lora.flat_path import flat_path_of
+from adapters.diffusion.lora_layers import PackedLora, lora_installed
+from domain.parameters import TrainingParameters
 
 GIB = 2**30
 
@@ -39,7 +38,6 @@ def test_weights_and_feature_maps_of_a_full_size_step_leave_room_on_small_cards(
         "scaled_dot_product_attention",
         lambda query, key, value, *_, **__: Attention.apply(query, key, value),
     )
-    monkeypatch.setattr(lora, "initialise", lambda *_: None)
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
         inputs = (
@@ -59,13 +57,15 @@ def test_weights_and_feature_maps_of_a_full_size_step_leave_room_on_small_cards(
             kept[storage._cdata] = storage
         return tensor
 
+    parameters = TrainingParameters(epochs=1, resolution=512, rank=8)
+    meta = torch.device("meta")
+    lora = PackedLora(unet, None, parameters, slots=1, device=meta, dtype=torch.bfloat16)
     with (
-        attached(unet, rank=8, alpha=8.0, seed=0) as adapters,
-        flat_path_of(adapters, torch.bfloat16) as path,
+        lora_installed(unet, None, lora),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        lora.training(lora.slot(0)),
     ):
-        trained = adapters.flat.numel()
-        path.refresh()
+        trained = lora.weights.numel()
         answer = unet(*inputs).sample
         assert answer.requires_grad
     assert 1.5e6 < trained < 1.7e6

@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from adapters.diffusion import optimizer as optimizers
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.step import optimizer as optimizers
-from adapters.diffusion.step.optimizer import (
+from adapters.diffusion.optimizer import (
     OptimizerState,
     OptimizerStateInvalid,
     build_optimizer,
@@ -26,7 +26,7 @@ from application.ports import CheckpointRejected
 from domain.failure import FailureCode, TrainingFailed
 from domain.image import TrainingImage
 from domain.parameters import RequestedParameters, TrainingParameters
-from tests.diffusion.runs import needs_prodigy, plan_of, predict, run
+from tests.diffusion.runs import needs_prodigy, plan_of, predict, run, shown
 
 pytestmark = pytest.mark.integration
 
@@ -62,7 +62,8 @@ def without_options(base: BaseModel, images: tuple[TrainingImage, ...]) -> torch
     with DiffusionTrainer(base, decode).open(plan_of(images[:2]), None) as session:
         for _ in range(3):
             session.advance()
-        return predict(base.unet)
+        with shown(session):
+            return predict(base.unet)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -77,8 +78,10 @@ def test_an_option_reaches_the_training_and_a_resumed_run_is_exact(
     with trainer.open(plan, None) as session:
         for _ in range(3):
             session.advance()
-        assert torch.isfinite(predict(base.unet)).all()
-        assert not torch.equal(predict(base.unet), without_options)
+        with shown(session):
+            found = predict(base.unet)
+        assert torch.isfinite(found).all()
+        assert not torch.equal(found, without_options)
         session.advance()
         whole = session.weights(), session.checkpoint().data
     checkpoint = None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.strategy import Strategy
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.fake_cuda_graph import Tape
 from tests.diffusion.recipe import recipe
-from tests.diffusion.runs import plan_of, weights_of
+from tests.diffusion.runs import by_layer, plan_of
 
 pytestmark = pytest.mark.integration
 
-FAST = Strategy(flat_path=True, capture=True)
+FAST = Backend(cuda_graphs=True)
 
 
 def test_the_fast_way_has_the_recipes_loss_curve_and_ends_at_its_weights(
@@ -23,12 +23,12 @@ def test_the_fast_way_has_the_recipes_loss_curve_and_ends_at_its_weights(
 ) -> None:
     plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     curve, weights = recipe(base, plan)
-    fast = DiffusionTrainer(base, decode, strategy=FAST, recorder=Tape)
+    fast = DiffusionTrainer(base, decode, backend=FAST, make_recorder=Tape)
     with fast.open(plan, None) as session:
-        start = weights_of(session).clone()
+        start = by_layer(session)
         while not session.finished:
             session.advance()
-        found = weights_of(session).clone()
+        found = by_layer(session)
         history = session.history
     assert [record.loss for record in history] == pytest.approx(curve, rel=2e-3)
     # Over the same noises and timesteps, so that chance has no part in it.

@@ -12,7 +12,6 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.data.dataset import encode_captions
-from adapters.diffusion.lora.adapters import attached
 from adapters.diffusion.lora_files.files import read_lora, write_lora
 from adapters.diffusion.lora_files.lora_formats import LoraFormat
 from adapters.diffusion.tensor_file import decode as read_file
@@ -20,9 +19,8 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
-from domain.parameters import LoraTargets
 from tests.diffusion.reference_loaders import comfy_names, comfy_patched
-from tests.diffusion.runs import plan_of, run, weights_of
+from tests.diffusion.runs import plan_of, run, shown, weights_of
 from tests.diffusion.single_file import unet_key, write_single_file
 
 pytestmark = pytest.mark.integration
@@ -48,7 +46,8 @@ def style(
         weights.copy_(weights.half().float())  # the file's precision
         path = tmp_path_factory.mktemp("style") / "style.safetensors"
         path.write_bytes(session.weights())
-        return path, states(base)
+        with shown(session):
+            return path, states(base)
 
 
 def test_the_text_encoder_learns_and_is_what_it_was_afterwards(
@@ -61,26 +60,8 @@ def test_the_text_encoder_learns_and_is_what_it_was_afterwards(
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert [type(module) for module in base.text_encoder.modules()] == structure
-    assert not hasattr(base.text_encoder, "peft_config")
     assert not any(weight.requires_grad for weight in base.text_encoder.parameters())
     assert (states(base) - style[1]).abs().max() > 1e-3
-
-
-def test_the_targets_widen_in_the_text_encoder_as_in_the_denoiser(base: BaseModel) -> None:
-    found = {}
-    for targets in LoraTargets:
-        with attached(
-            base.unet, rank=2, alpha=2, seed=1, targets=targets, text_encoder=base.text_encoder
-        ) as adapters:
-            found[targets] = {name.split(".")[-1] for name in adapters.of_text}
-            ours = sum(w.numel() for a in adapters.of_text.values() for w in a.weights)
-            assert adapters.text_weights == ours
-            last = list(adapters.of_text.values())[-1]
-            assert torch.equal(adapters.flat[-last.up.numel() :], last.up.flatten())
-    attention = {"q_proj", "k_proj", "v_proj", "out_proj"}
-    assert found[LoraTargets.ATTENTION] == attention
-    assert found[LoraTargets.FEED_FORWARD] == attention | {"fc1", "fc2"}
-    assert found[LoraTargets.CONVOLUTIONS] == attention | {"fc1", "fc2"}
 
 
 def test_every_key_of_the_text_encoder_is_kohyas(style: tuple[Path, torch.Tensor]) -> None:
@@ -177,7 +158,7 @@ def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, images: Images)
         """How far the denoiser's and the text encoder's adapters come in the first step."""
         plan = plan_of(images[:1], train_text_encoder=True, lr_warmup_steps=0, **parameters)
         with trainer.open(plan, None) as session:
-            weights, last = weights_of(session), session._adapters.text_weights
+            weights, last = weights_of(session), session.lora.text_weights.numel()
             before = weights.clone()
             session.advance()
             step = (weights - before).abs()
@@ -193,7 +174,7 @@ def test_previews_show_the_trained_text_encoder(trainer: DiffusionTrainer, image
     plan = plan_of(images[:1], train_text_encoder=True, sample_prompts=("a red circle",))
     with trainer.open(plan, None) as session:
         before = session.previews(adapted=False)
-        weights, last = weights_of(session), session._adapters.text_weights
+        weights, last = weights_of(session), session.lora.text_weights.numel()
         weights[-last:] += 0.3
         assert session.previews(adapted=True) != before
         assert session.previews(adapted=False) == before

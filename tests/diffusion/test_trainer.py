@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.checkpoint import encode_checkpoint
 from adapters.diffusion.data import preparation
-from adapters.diffusion.data.step_inputs import StepInputs
-from adapters.diffusion.session import DiffusionSession
-from adapters.diffusion.step.learning_rate import learning_rate_of
-from adapters.diffusion.step.optimizer import OptimizerState
-from adapters.diffusion.step.update import Update
+from adapters.diffusion.learning_rate import learning_rate_of
+from adapters.diffusion.optimizer import OptimizerState
+from adapters.diffusion.train_step import Batch, image_losses
 from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.diffusion.training_model import TrainingModel
 from adapters.images.decode import decode
 from application.ports import CheckpointRejected
 from domain.image import TrainingImage
@@ -136,22 +134,6 @@ def test_steps_epochs_and_losses_are_reported_as_they_happen(
     assert [record.learning_rate for record in history] == [rate(2), rate(5)]
 
 
-def test_the_loss_of_an_epoch_is_the_mean_over_its_images(
-    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sums: list[float] = []
-    update = Update.__call__
-
-    def noted(self: Update, inputs: StepInputs, losses: torch.Tensor) -> None:
-        sums.append(losses.item())
-        update(self, inputs, losses)
-
-    monkeypatch.setattr(Update, "__call__", noted)
-    history = run(trainer, plan_of(images[:3], epochs=2, batch_size=2)).history
-    for record, of_epoch in zip(history, (sums[:2], sums[2:]), strict=True):
-        assert record.loss == pytest.approx(sum(of_epoch) / 3)
-
-
 def test_a_session_leaves_the_base_bit_for_bit(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
@@ -170,13 +152,6 @@ def test_one_session_at_a_time(trainer: DiffusionTrainer, images: Images) -> Non
         trainer.open(plan, None).__enter__()
     with trainer.open(plan, None) as session:
         assert not session.finished
-
-
-def test_a_closed_session_holds_no_tensor(trainer: DiffusionTrainer, images: Images) -> None:
-    with trainer.open(plan_of(images[:1], epochs=1), None) as session:
-        session.advance()
-    assert not [name for name, value in vars(session).items() if isinstance(value, torch.Tensor)]
-    assert len(session.history) == 1
 
 
 def test_a_finished_run_has_no_next_step(trainer: DiffusionTrainer, images: Images) -> None:
@@ -231,16 +206,33 @@ def test_a_checkpoint_of_other_image_sizes_is_rejected(
 
 
 def test_a_checkpoint_whose_optimizer_remembers_something_else_is_rejected(
-    trainer: DiffusionTrainer, images: Images
+    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As another version of the optimizer's library would leave it."""
     plan = plan_of(images[:1])
-    with trainer.open(plan, None) as session:
-        assert isinstance(session, DiffusionSession)
-        state = replace(session._state(), optimizer=OptimizerState({"exp_avg": torch.zeros(3)}))
-        checkpoint = encode_checkpoint(state, session._identity())
+    with monkeypatch.context() as patched:
+        other = OptimizerState({"exp_avg": torch.zeros(3)})
+        patched.setattr("adapters.diffusion.session.state_of", lambda _: other)
+        checkpoint = run(trainer, plan, steps=0).checkpoint
     with pytest.raises(CheckpointRejected, match="damaged: the optimizer's exp_avg_sq"):
         run(trainer, plan, resume=checkpoint)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(
+    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[torch.Tensor] = []
+
+    def noted(model: TrainingModel, batch: Batch) -> torch.Tensor:
+        losses = image_losses(model, batch)
+        found.append(losses.detach())
+        return losses
+
+    monkeypatch.setattr("adapters.diffusion.train_step.image_losses", noted)
+    plan = plan_of(images[:3], epochs=2, batch_size=2, validation_epochs=0)
+    history = run(trainer, plan).history
+    for record, of_epoch in zip(history, (found[:2], found[2:]), strict=True):
+        assert record.loss == pytest.approx(torch.cat(of_epoch).mean().item())
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, 20_000, -1])

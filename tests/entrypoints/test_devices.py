@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adapters.diffusion.together.room import seats_in
+from adapters.diffusion.gpu_capacity import max_jobs_for_memory
 from entrypoints.devices import choose_slots, devices_present, gpus_of_torch, parse_devices
 from entrypoints.settings import Settings
 
@@ -107,5 +107,5 @@ def test_jobs_share_a_pass_as_many_as_named_or_as_the_first_card_has_room_for(
     assert choose_slots(Settings(_env_file=None, jobs_together="3"), nobody) == 3
     auto = Settings(_env_file=None, jobs_together="auto")
     assert choose_slots(auto, lambda: ("cpu",)) == 1
-    assert choose_slots(auto, lambda: ("cuda:1", "cuda:0")) == seats_in(memory) > 1
+    assert choose_slots(auto, lambda: ("cuda:1", "cuda:0")) == max_jobs_for_memory(memory) > 1
     assert asked == [torch.device("cuda:1")]

@@ -90,7 +90,7 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     logs = start_logging(level="INFO", secrets=[TOKEN], stream=pipe)
     logs.context.worker = "worker-1"
     job_log = JobLog(World().store(blobs=blobs).put_log, ManualClock(), "worker-1")
-    logs.collect_into(job_log)
+    logs.also_to(job_log)
     for watcher in (logs.context, job_log):
         watcher(received(a_task()))
     started = JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None)

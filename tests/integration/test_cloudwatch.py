@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import socket
@@ -21,6 +22,9 @@ from adapters.logs import cloudwatch
 from adapters.logs.cloudwatch import CloudWatchMissing, CloudWatchOptions, cloudwatch_handler
 from adapters.logs.formats import JsonFormatter
 from adapters.logs.redact import Redactor
+from entrypoints.logs import start_logging
+from entrypoints.observe import start_cloudwatch
+from entrypoints.settings import Settings
 from tests.services.ports import free_ports
 from tests.services.waiting import eventually
 
@@ -89,6 +93,28 @@ def test_lines_arrive_as_json_in_the_stream_of_their_worker(moto: str) -> None:
     first, second = stored(moto, "host_7__x_")
     assert (first["level"], first["message"]) == ("INFO", "epoch 3")
     assert second["message"] == "the password is [redacted]"
+
+
+def test_a_workers_settings_lead_its_lines_there(
+    moto: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", moto)
+    client(moto).create_log_group(logGroupName="workers")
+    settings = Settings(
+        _env_file=None,
+        cloudwatch_log_group="workers",
+        aws_access_key_id="AKIDTESTS",
+        aws_secret_access_key="a-secret-of-the-tests",
+    )
+    logs = start_logging(level="INFO", secrets=settings.secrets(), stream=io.StringIO())
+    start_cloudwatch(settings, logs, "worker-9")
+    logging.getLogger("x").info("with a-secret-of-the-tests")
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    start_logging(level="WARNING")
+    events = client(moto).get_log_events(logGroupName="workers", logStreamName="worker-9")
+    messages = [json.loads(event["message"])["message"] for event in events["events"]]
+    assert messages == ["with [redacted]"]
 
 
 def test_a_group_that_is_missing_is_told_once(moto: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -56,26 +58,68 @@ def test_a_folder_of_images_becomes_a_style_with_its_report(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files_in(images)
-    out = tmp_path / "new" / "out"
+    out = tmp_path / "new" / "watercolour"
     command = [str(images), "--out", str(out), "--style-id", "12", *QUICK]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "models/style_12.safetensors" in printed
+    assert "models/watercolour.safetensors" in printed
     assert "only 3 usable images" in printed
     assert "calls it up" not in printed, "each has a caption"
 
-    with safe_open(out / "models" / "style_12.safetensors", "np") as file:
+    with safe_open(out / "models" / "watercolour.safetensors", "np") as file:
         assert any(key.endswith("lora_down.weight") for key in file.keys())  # noqa: SIM118 - not a dict
+        assert file.metadata()["ss_output_name"] == "watercolour"
+        assert file.metadata()["modelspec.title"] == "watercolour"
     for name in ("loss.png", "previews.png"):
         Image.open(out / name).verify()
     assert "<html" in (out / "report.html").read_text()
     assert list(out.glob("jobs/*/checkpoints/*.safetensors"))
     assert files_in(images) == before, "the images' folder is only read"
 
-    weights = (out / "models" / "style_12.safetensors").stat().st_mtime_ns
+    weights = (out / "models" / "watercolour.safetensors").stat().st_mtime_ns
     assert main(command) == 0
     assert "complete already" in capsys.readouterr().out
-    assert (out / "models" / "style_12.safetensors").stat().st_mtime_ns == weights
+    assert (out / "models" / "watercolour.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_named_style_has_its_credits_and_the_files_that_show_it(
+    images: Path, tmp_path: Path
+) -> None:
+    out, photo = tmp_path / "out", tmp_path / "photo.png"
+    Image.new("RGB", (600, 300), (200, 30, 30)).save(photo)
+    credits = ["--author", "Ada", "--license", "CC BY 4.0", "--thumbnail", str(photo)]
+    command = [str(images), "--out", str(out), "--name", "Ink wash", "--trigger-word", "inkwash"]
+    assert main([*command, *credits, *QUICK]) == 0
+    models = out / "models"
+    with safe_open(models / "Ink wash.safetensors", "np") as file:
+        metadata = file.metadata()
+    assert metadata["ss_output_name"] == metadata["modelspec.title"] == "Ink wash"
+    assert (metadata["modelspec.author"], metadata["modelspec.license"]) == ("Ada", "CC BY 4.0")
+    head, _, data = metadata["modelspec.thumbnail"].partition(",")
+    assert head == "data:image/jpeg;base64"
+    assert Image.open(BytesIO(base64.b64decode(data))).size == (256, 128)
+    Image.open(models / "Ink wash.preview.png").verify()
+    shown = json.loads((models / "Ink wash.json").read_text(encoding="utf-8"))
+    assert (shown["activation text"], shown["sd version"]) == ("inkwash", "Unknown")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--name", "a/b"], "--name: 'a/b' is not a name for a file"),
+        (["--thumbnail", "missing.png"], "--thumbnail missing.png: cannot be read"),
+    ],
+)
+def test_a_name_or_thumbnail_that_cannot_be_is_refused(
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    complaint: str,
+) -> None:
+    assert main([str(images), "--out", str(tmp_path / "out"), *options, *QUICK]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_with_json_the_outcome_is_one_object_and_everything_else_is_elsewhere(
@@ -103,7 +147,7 @@ def test_a_style_that_is_gone_is_made_again_and_one_that_was_changed_is_left_alo
     out = tmp_path / "out"
     command = [str(images), "--out", str(out), *QUICK]
     assert main(command) == 0
-    file = out / "models" / "style_1.safetensors"
+    file = out / "models" / "out.safetensors"
     weights = file.read_bytes()
     file.parent.rename(tmp_path / "elsewhere")
     capsys.readouterr()
@@ -316,7 +360,7 @@ def test_an_optimizer_that_is_not_installed_is_one_line_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from adapters.diffusion.step import optimizer
+    from adapters.diffusion import optimizer
 
     monkeypatch.setattr(optimizer, "find_spec", lambda _: None)
     out = tmp_path / "out"

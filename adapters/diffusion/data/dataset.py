@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from adapters.diffusion.base.model import BaseModel, on_device
 from adapters.diffusion.data.rng import ImageBatch
-from adapters.diffusion.failures import in_parts
+from adapters.diffusion.oom import split_on_oom
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -211,7 +211,9 @@ def _encode(
         posterior = base.vae.encode(some.to(device)).latent_dist
         return posterior.mean, posterior.std
 
-    means, stds = zip(*in_parts(encode, pixels, lambda some: torch.split(some, 1)), strict=True)
+    means, stds = zip(
+        *split_on_oom(encode, pixels, lambda some: torch.split(some, 1)), strict=True
+    )
     return torch.cat(means), torch.cat(stds)
 
 

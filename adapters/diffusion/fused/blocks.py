@@ -5,7 +5,7 @@ What they compute stays the same, rounded less often.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,19 +27,16 @@ from adapters.diffusion.fused.operations import (
     group_norm_of,
     layer_norm_of,
 )
-from adapters.diffusion.lora.joint import Joining, one_by_one
+from adapters.diffusion.lora_layers import project
 
 Forward = Callable[..., Any]
 
 
 @contextmanager
-def fused(unet: UNet2DConditionModel, joined: Joining = one_by_one) -> Iterator[None]:
+def fused(unet: UNet2DConditionModel) -> Iterator[None]:
     """While open, the denoiser's blocks are computed by the fused operations.
 
-    Open after adapters are put on: a block whose convolutions carry some stays as it is.
-
-    Args:
-        joined: how an attention's projections of the same x are computed.
+    Open after LoRA layers are installed: a block whose convolutions carry LoRA stays as it is.
     """
     rerouted: list[torch.nn.Module] = []
 
@@ -56,7 +53,7 @@ def fused(unet: UNet2DConditionModel, joined: Joining = one_by_one) -> Iterator[
             elif isinstance(module, BasicTransformerBlock) and _plain_block(module):
                 reroute(module, _block(module))
             elif isinstance(module, Attention) and _plain_attention(module):
-                reroute(module, _attention(module, joined))
+                reroute(module, _attention(module))
             elif isinstance(module, GEGLU):
                 reroute(module, _gated(module))
         if isinstance(unet.conv_norm_out, torch.nn.GroupNorm) and _is_silu(unet.conv_act):
@@ -189,9 +186,7 @@ def _plain_attention(module: Attention) -> bool:
     )
 
 
-def _attention(module: Attention, joined: Joining) -> Forward:
-    projected = _projections(module, joined)
-
+def _attention(module: Attention) -> Forward:
     def forward(
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
@@ -199,31 +194,19 @@ def _attention(module: Attention, joined: Joining) -> Forward:
         **_: Any,
     ) -> torch.Tensor:
         assert attention_mask is None
-        q, k, v = (
-            y.view(*y.shape[:2], module.heads, -1).transpose(1, 2)
-            for y in projected(hidden_states, encoder_hidden_states)
-        )
+        x, states = hidden_states, encoder_hidden_states
+        if module.is_cross_attention:
+            of_states = project(x if states is None else states, (module.to_k, module.to_v))
+            projected = [module.to_q(x), *of_states]
+        else:
+            assert states is None
+            projected = list(project(x, (module.to_q, module.to_k, module.to_v)))
+        q, k, v = (y.view(*y.shape[:2], module.heads, -1).transpose(1, 2) for y in projected)
         heads = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         answer: torch.Tensor = module.to_out[0](heads.transpose(1, 2).flatten(2))
         return answer
 
     return forward
-
-
-def _projections(
-    module: Attention, joined: Joining
-) -> Callable[[torch.Tensor, torch.Tensor | None], Sequence[torch.Tensor]]:
-    """Queries, keys and values of a feature map, or the latter two of the text's states."""
-    if module.is_cross_attention:
-        of_states = joined([module.to_k, module.to_v])
-        return lambda x, states: (module.to_q(x), *of_states(x if states is None else states))
-    of_x = joined([module.to_q, module.to_k, module.to_v])
-
-    def of_itself(x: torch.Tensor, states: torch.Tensor | None) -> Sequence[torch.Tensor]:
-        assert states is None
-        return of_x(x)
-
-    return of_itself
 
 
 def _gated(module: GEGLU) -> Forward:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 
 from adapters.diffusion.data.dataset import Size
-from adapters.diffusion.lora.adapters import Adapters
 from adapters.diffusion.lora_files.diffusers_format import to_diffusers
 from adapters.diffusion.lora_files.files import hashed
 from adapters.diffusion.lora_files.kohya_format import to_kohya
@@ -28,7 +27,8 @@ from adapters.diffusion.lora_files.lora_formats import (
     LoraWeights,
     text_path,
 )
-from adapters.diffusion.step.optimizer import optimizer_class
+from adapters.diffusion.lora_layers import StyleLora
+from adapters.diffusion.optimizer import optimizer_class
 from application.ports import TrainingPlan
 from domain.parameters import TrainingParameters
 
@@ -52,36 +52,35 @@ class RunFacts:
         return sum(self.bucket_sizes.values())
 
 
-def encode_trained(adapters: Adapters, plan: TrainingPlan, facts: RunFacts) -> bytes:
+def encode_trained(lora: StyleLora, plan: TrainingPlan, facts: RunFacts) -> bytes:
     """The trained LoRA as a file. No clock is read: equal plans and weights give equal bytes."""
-    weights = lora_weights(adapters)
+    weights = lora_weights(lora)
     if plan.parameters.use_dora:
         tensors, form = to_diffusers(weights)
     else:
         tensors, form = to_kohya(weights), {}
-    metadata = {**_kohya(plan, adapters.alpha, facts), **_modelspec(plan, facts), **form}
+    metadata = {**_kohya(plan, lora.alpha, facts), **_modelspec(plan, facts), **form}
     return hashed(tensors, metadata)
 
 
-def lora_weights(adapters: Adapters) -> LoraWeights:
-    """The adapters with matrices in half precision; DoRA's magnitudes, a few kilobytes, keep
-    their float32."""
-    layers = {(UNET, path): adapter for path, adapter in adapters.by_layer.items()}
-    layers |= {(TEXT_ENCODER, text_path(p)): adapter for p, adapter in adapters.of_text.items()}
+def lora_weights(lora: StyleLora) -> LoraWeights:
+    """The matrices in half precision; DoRA's magnitudes, a few kilobytes, keep their float32."""
+    layers = {(UNET, path): matrices for path, matrices in lora.unet.items()}
+    layers |= {(TEXT_ENCODER, text_path(p)): m for p, m in lora.text_encoder.items()}
     return {
         layer: LayerWeights(
-            adapter.down.detach().to(torch.float16),
-            adapter.up.detach().to(torch.float16),
-            adapters.alpha,
-            None if adapter.magnitude is None else adapter.magnitude.detach().float().flatten(),
+            matrices.down.to(torch.float16),
+            matrices.up.to(torch.float16),
+            lora.alpha,
+            None if matrices.magnitude is None else matrices.magnitude.clone(),
         )
-        for layer, adapter in layers.items()
+        for layer, matrices in layers.items()
     }
 
 
 def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
     parameters = plan.parameters
-    title = f"style_{plan.style_id}"
+    title = _title(plan)
     decay = parameters.weight_decay
     velocity = facts.prediction_type == "v_prediction"
     buckets = {
@@ -127,6 +126,10 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
+def _title(plan: TrainingPlan) -> str:
+    return plan.label.name or f"style_{plan.style_id}"
+
+
 def _text_rate(parameters: TrainingParameters) -> float | None:
     if not parameters.train_text_encoder:
         return None
@@ -149,17 +152,23 @@ def _network_arguments(parameters: TrainingParameters) -> dict[str, str]:
 
 
 def _modelspec(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
-    """The keys that can be told: of an author the plan knows nothing."""
+    """ModelSpec's keys; those of which the plan knows nothing are left out."""
     resolution, count = plan.parameters.resolution, facts.image_count
     values = {
         "sai_model_spec": "1.0.1",
         "architecture": "stable-diffusion-v1/lora",
         "implementation": "diffusers",
-        "title": f"style_{plan.style_id}",
+        "title": _title(plan),
         "description": f"A style learnt from {count} images with {facts.base_name}.",
         "resolution": f"{resolution}x{resolution}",
         "prediction_type": "v" if facts.prediction_type == "v_prediction" else "epsilon",
     }
+    credits = {
+        "author": plan.label.author,
+        "license": plan.label.license,
+        "thumbnail": plan.label.thumbnail,
+    }
+    values |= {name: value for name, value in credits.items() if value is not None}
     if plan.tags:
         values["tags"] = ", ".join(plan.tags)
     if plan.parameters.trigger_word is not None:

@@ -1,0 +1,133 @@
+"""Each step's batch, prepared ahead of time so that the device never waits for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+
+from adapters.diffusion.data.dataset import EncodedDataset, Size
+from adapters.diffusion.data.rng import (
+    ImageBatch,
+    epoch_batches,
+    sample_step_noise,
+    steps_per_epoch,
+)
+from adapters.diffusion.objective import Objective
+from adapters.diffusion.train_step import Batch
+from domain.parameters import TrainingParameters
+
+MAX_STEPS = 64
+"""Steps prepared at a time, at most; never beyond the epoch's end."""
+MAX_NUMBERS = 2**24
+"""float32 numbers drawn at a time, at most, unless a single step takes more: 64 MiB."""
+
+
+class BatchPrefetcher:
+    """Batches by the number of their step.
+
+    Noise and timesteps are a function of the seed and the step, drawn on the CPU. They reach the
+    device in a few copies for many steps, from pinned memory, without waiting.
+
+    Args:
+        buckets: positions of the images to train on, size by size.
+        captions: what ``Batch.captions`` has of each caption, by its row in the dataset.
+        slot: the style's row of the packed LoRA, (1,), on the device.
+    """
+
+    def __init__(
+        self,
+        parameters: TrainingParameters,
+        dataset: EncodedDataset,
+        buckets: Sequence[Sequence[int]],
+        objective: Objective,
+        captions: torch.Tensor,
+        slot: torch.Tensor,
+    ) -> None:
+        self._parameters = parameters
+        self._dataset = dataset
+        self._buckets = buckets
+        self._objective = objective
+        self._captions = captions
+        self._slot = slot
+        self._ready: dict[int, Batch] = {}
+        """With rows of captions in the place of the captions."""
+
+    def batch(self, step: int) -> Batch:
+        """The step's batch."""
+        self.prefetch(step)
+        batch = self._ready[step]
+        return replace(batch, captions=self._captions[batch.captions])
+
+    def shape(self, step: int) -> torch.Size:
+        """(n, c, h, w) of the step's latents."""
+        self.prefetch(step)
+        return self._ready[step].noisy.shape
+
+    def prefetch(self, step: int) -> None:
+        """Prepare ``step`` and those after it, unless that is done already."""
+        if step in self._ready:
+            return
+        size = self._parameters.batch_size
+        epoch, position = divmod(step, steps_per_epoch(self._buckets, size))
+        batches = epoch_batches(self._buckets, size, self._parameters.seed, epoch)
+        batches = batches[position : position + MAX_STEPS]
+        drawn = accumulate(2 * math.prod(self._dataset.shape(batch)) for batch in batches)
+        count = max(1, sum(total <= MAX_NUMBERS for total in drawn))
+        by_size: dict[Size, dict[int, ImageBatch]] = {}
+        for number, batch in enumerate(batches[:count], start=step):
+            of_size = by_size.setdefault(self._dataset.images[batch[0]].size, {})
+            of_size[number] = batch
+        self._ready = {}
+        for image_size, steps in by_size.items():
+            self._ready |= self._prepare(image_size, steps)
+
+    def _prepare(self, size: Size, steps: dict[int, ImageBatch]) -> dict[int, Batch]:
+        """The batches of steps that train images of one size."""
+        draws = [
+            sample_step_noise(
+                self._parameters, step, self._dataset.shape(batch), len(self._objective.weight)
+            )
+            for step, batch in steps.items()
+        ]
+        noise = self._send(torch.cat([draw.noise for draw in draws]))
+        posterior = self._send(torch.cat([draw.vae_noise for draw in draws]))
+        chosen = [
+            torch.tensor(
+                [
+                    self._dataset.rows(batch, draw.flipped),
+                    self._dataset.rows_of_captions(batch, draw.caption_dropped),
+                ]
+            )
+            for batch, draw in zip(steps.values(), draws, strict=True)
+        ]
+        indices = torch.cat(
+            [torch.cat([draw.timesteps for draw in draws])[None], torch.cat(chosen, 1)]
+        )
+        timesteps, rows, captions = self._send(indices)
+        latents = self._dataset.sample(size, rows, posterior)
+        counts = [len(batch) for batch in steps.values()]
+        columns = (
+            self._objective.add_noise(latents, noise, timesteps),
+            timesteps,
+            captions,
+            self._objective.target(latents, noise, timesteps),
+            self._objective.weight[timesteps],
+            torch.zeros(len(rows), device=rows.device),
+        )
+        each = zip(*(torch.split(column, counts) for column in columns), strict=True)
+        batches = {}
+        for step, (noisy, at, text, target, weights, losses) in zip(steps, each, strict=True):
+            mean = torch.full((1,), 1 / len(at), device=at.device)
+            batches[step] = Batch(noisy, at, text, target, weights, losses, mean, self._slot)
+        return batches
+
+    def _send(self, tensor: torch.Tensor) -> torch.Tensor:
+        device = self._slot.device
+        if device.type != "cuda":
+            return tensor.to(device)
+        # The allocator keeps pinned memory until the copy out of it is done.
+        return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,175 @@
+"""The one thread that uses the device. Other threads hand it work and wait for the result."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from adapters.diffusion.device_errors import is_broken_device
+from application.ports import TrainerBroken
+
+Run = TypeVar("Run")
+Report = TypeVar("Report")
+Result = TypeVar("Result")
+
+MIN_PATIENCE = 0.02
+"""Seconds that a step waits for the runs of the last step in any case."""
+_SHARE_OF_STEP = 0.5
+"""Of the last step's duration it waits: from then on a step without the others is a better use."""
+
+
+class DeviceThread(Generic[Run, Report]):
+    """Runs work in the order of its arrival, and one step at a time for all runs that ask for one.
+
+    The runs of a step are expected at the next one. A run that is late (it stores a checkpoint,
+    or draws previews) is left out until it asks again.
+
+    Args:
+        take_step: trains the next step of some runs; returns each one's report or error.
+        patience: seconds that a step waits for the runs of the last one, however short that was.
+        monotonic: seconds since some moment, never going back.
+    """
+
+    def __init__(
+        self,
+        take_step: Callable[[Sequence[Run]], Mapping[Run, Report | Exception]],
+        patience: float = MIN_PATIENCE,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._take_step = take_step
+        self._patience = patience
+        self._now = monotonic
+        self._changed = threading.Condition()
+        """Lock of everything below."""
+        self._users = 0
+        self._thread: threading.Thread | None = None
+        self._calls: deque[tuple[float, Callable[[], Any], Future[Any]]] = deque()
+        """With the moment of their arrival."""
+        self._ready: dict[Run, Future[Report]] = {}
+        """Runs that wait for a step, since ``_ready_since``."""
+        self._ready_since = 0.0
+        self._expected: set[Run] = set()
+        self._duration = 0.0
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While open, the thread serves. It ends with the last user."""
+        with self._changed:
+            self._users += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="device", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    def call(self, work: Callable[[], Result]) -> Result:
+        """Run ``work`` in the thread.
+
+        Raises:
+            TrainerBroken: the device answers no more.
+            Exception: as ``work``.
+        """
+        done: Future[Result] = Future()
+        with self._changed:
+            self._calls.append((self._now(), work, done))
+            self._changed.notify_all()
+        return done.result()
+
+    def step(self, run: Run) -> Report:
+        """Wait until a step has been taken with this run in it.
+
+        Raises:
+            TrainerBroken: the device answers no more.
+            Exception: what ``take_step`` has for this run, or raises for all.
+        """
+        done: Future[Report] = Future()
+        with self._changed:
+            if not self._ready:
+                self._ready_since = self._now()
+            self._ready[run] = done
+            self._changed.notify_all()
+        return done.result()
+
+    @property
+    def waiting(self) -> int:
+        """Runs that wait for a step to begin."""
+        with self._changed:
+            return len(self._ready)
+
+    def expect(self, run: Run) -> None:
+        """Let the next step wait for this run."""
+        with self._changed:
+            self._expected.add(run)
+
+    def excuse(self, run: Run) -> None:
+        """Do not wait for this run until it asks for a step."""
+        with self._changed:
+            self._expected.discard(run)
+            self._changed.notify_all()
+
+    def _serve(self) -> None:
+        while (work := self._next()) is not None:
+            work()
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for the next work; None where there are no users any more."""
+        with self._changed:
+            while self._users or self._calls or self._ready:
+                wait = None
+                if self._ready:
+                    patience = max(self._patience, _SHARE_OF_STEP * self._duration)
+                    missing = not self._expected <= self._ready.keys()
+                    wait = self._ready_since + patience - self._now() if missing else 0.0
+                    if wait <= 0 and not (self._calls and self._calls[0][0] < self._ready_since):
+                        ready, self._ready = self._ready, {}
+                        self._expected = set(ready)
+                        return partial(self._step_all, ready)
+                if self._calls:
+                    _, work, done = self._calls.popleft()
+                    return partial(_settle, done, work)
+                self._changed.wait(wait)
+            self._thread = None
+            return None
+
+    def _step_all(self, ready: Mapping[Run, Future[Report]]) -> None:
+        began = self._now()
+        outcomes: Mapping[Run, Report | BaseException]
+        try:
+            outcomes = self._take_step(list(ready))
+        except BaseException as error:  # for each run, in its own thread
+            outcomes = dict.fromkeys(ready, error)
+        with self._changed:
+            self._duration = self._now() - began
+        for run, done in ready.items():
+            outcome = outcomes[run]
+            if isinstance(outcome, BaseException):
+                done.set_exception(_as_of_the_device(outcome))
+            else:
+                done.set_result(outcome)
+
+
+def _settle(done: Future[Result], work: Callable[[], Result]) -> None:
+    """Run ``work`` and hand its result, or its error, to the thread that waits."""
+    try:
+        done.set_result(work())
+    except BaseException as error:
+        done.set_exception(_as_of_the_device(error))
+
+
+def _as_of_the_device(error: BaseException) -> BaseException:
+    """``TrainerBroken`` for the error of a device that answers no more."""
+    if not is_broken_device(error):
+        return error
+    broken = TrainerBroken(str(error).partition("\n")[0])
+    broken.__cause__ = error
+    return broken

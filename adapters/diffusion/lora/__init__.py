@@ -1,1 +1,0 @@
-"""The adapters, and the denoiser with them on it."""

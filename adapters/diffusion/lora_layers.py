@@ -1,0 +1,376 @@
+"""LoRA (arXiv 2106.09685) on the layers of a UNet and a text encoder.
+
+``PackedLora`` holds the LoRA weights of one or several styles and decides which of them the
+layers use at the moment. The layer classes below take the place of the frozen layers, whose
+weights they share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from adapters.diffusion.data.rng import generator_for
+from adapters.diffusion.lora_function import LoraFunction
+from adapters.diffusion.lora_targets import (
+    TargetLayers,
+    shared_inputs,
+    text_encoder_layers,
+    unet_layers,
+)
+from domain.parameters import TrainingParameters
+
+
+@dataclass(frozen=True)
+class LoraMatrices:
+    """One layer's LoRA: the layer adds ``up @ down``, times the scale."""
+
+    down: torch.Tensor
+    """(rank, inputs); of a convolution (rank, inputs, h, w)"""
+    up: torch.Tensor
+    """(outputs, rank); of a convolution (outputs, rank, 1, 1)"""
+    magnitude: torch.Tensor | None = None
+    """(outputs,): DoRA's length of each output's row."""
+
+
+@dataclass(frozen=True)
+class StyleLora:
+    """One style's LoRA: a row of the packed weights, and its matrices by layer as views of it."""
+
+    weights: torch.nn.Parameter
+    """(n,), float32, with a gradient in memory that stays."""
+    unet: dict[str, LoraMatrices]
+    text_encoder: dict[str, LoraMatrices]
+    text_weights: torch.Tensor
+    """The text encoder's share of ``weights``, its end."""
+    rank: int
+    alpha: float
+    """What other programs divide by the rank to get the scale. With rsLoRA it is the requested
+    alpha times the rank's square root."""
+
+
+class PackedLora:
+    """The LoRA weights of up to ``slots`` styles, and which of them the layers use at the moment.
+
+    Outside ``training`` and ``showing`` the layers are the base model's.
+
+    Args:
+        parameters: what all the styles have in common: rank, scale, layers, dropout, DoRA.
+        dtype: in which the layers compute.
+        merged: where one style is active, add ``up @ down`` to a linear layer's weight first:
+            fewer and larger products, for float32 on a CPU.
+        side_by_side: layers that read the same input are computed by ``project``.
+    """
+
+    def __init__(
+        self,
+        unet: torch.nn.Module,
+        text_encoder: torch.nn.Module | None,
+        parameters: TrainingParameters,
+        *,
+        slots: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        merged: bool = False,
+        side_by_side: bool = False,
+    ) -> None:
+        self.unet = unet_layers(unet, parameters.lora_targets)
+        self.text_encoder: TargetLayers = {}
+        if text_encoder is not None:
+            self.text_encoder = text_encoder_layers(text_encoder, parameters.lora_targets)
+        self.dropout, self.dora, self.merged = parameters.lora_dropout, parameters.use_dora, merged
+        self.active: Sequence[LoraMatrices] | None = None
+        """Each layer's matrices in this pass, those of several styles stacked; None where the
+        layers are the base model's."""
+        self.active_downs: dict[int, torch.Tensor] = {}
+        """The stacked downs of layers that are computed together, by the first one's number."""
+        self.in_training = False
+        self._layers = [*self.unet.values(), *self.text_encoder.values()]
+        self._rank, self._scale = parameters.rank, parameters.lora_scale
+        # DoRA's magnitudes and the text encoder need float32; each layer casts what it can.
+        exact = parameters.use_dora or bool(self.text_encoder)
+        self._dtype = torch.float32 if exact else dtype
+        self.plain = not (self.dropout or self.dora)
+        names = [*self.unet, *self.text_encoder]
+        groups = [*shared_inputs(unet, self.unet), *((name,) for name in self.text_encoder)]
+        self._groups = [
+            _Group(
+                [names.index(name) for name in group],
+                [
+                    _shapes(self._layers[names.index(name)], self._rank, dora=parameters.use_dora)
+                    for name in group
+                ],
+                stacked=side_by_side and self.plain and len(group) > 1,
+            )
+            for group in groups
+        ]
+        pieces = [piece for group in self._groups for piece in group.pieces()]
+        self._sizes = [size for size, _ in pieces]
+        in_text = self._groups[len(groups) - len(self.text_encoder) :]
+        self._text_size = sum(size for group in in_text for size, _ in group.pieces())
+        self._scales = None
+        if self._scale != 1.0:
+            scales = [torch.full((size,), self._scale if up else 1.0) for size, up in pieces]
+            self._scales = torch.cat(scales).to(device)
+        self.weights = torch.nn.Parameter(torch.zeros(slots, sum(self._sizes), device=device))
+        """(slots, n), float32: of each style, group after group, downs, ups and magnitudes."""
+        self.gradient = torch.zeros_like(self.weights)
+        self.weights.grad = self.gradient
+        self._slots = torch.arange(slots, device=device)
+
+    def slot(self, number: int) -> torch.Tensor:
+        """The slot's number on the device, (1,)."""
+        return self._slots[number : number + 1]
+
+    def new_style(self, slot: int, seed: int) -> StyleLora:
+        """Put a fresh style into a slot: ``down`` Kaiming-uniform and ``up`` zero as in the
+        paper's code, DoRA's magnitudes the base's. It starts as the base model, and depends on
+        the seed alone."""
+        row = self.weights.data[slot].zero_()
+        weights = torch.nn.Parameter(row)
+        weights.grad = self.gradient[slot].zero_()
+        matrices, _ = self._matrices(torch.split(row, self._sizes))
+        generator = generator_for(seed, "adapters")
+        for layer, own in zip(self._layers, matrices, strict=True):
+            fresh = torch.empty(own.down.shape)
+            torch.nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=generator)
+            own.down.copy_(fresh)
+            if own.magnitude is not None:
+                own.magnitude.copy_(_lengths(layer.weight.float()))
+        return StyleLora(
+            weights,
+            dict(zip(self.unet, matrices, strict=False)),
+            dict(zip(self.text_encoder, matrices[len(self.unet) :], strict=True)),
+            row[len(row) - self._text_size :],
+            self._rank,
+            self._scale * self._rank,
+        )
+
+    def training(self, slots: torch.Tensor) -> AbstractContextManager[None]:
+        """While open, batches hold equally many samples of each of these styles, in their order,
+        and gradients reach the packed weights.
+
+        Args:
+            slots: (k,), on the device.
+        """
+        return self._activated(self.weights, slots, in_training=True)
+
+    def showing(self, slot: torch.Tensor) -> AbstractContextManager[None]:
+        """While open, batches are of one style as it is now: no dropout, no gradient.
+
+        Args:
+            slot: (1,), on the device.
+        """
+        return self._activated(self.weights.detach(), slot, in_training=False)
+
+    @contextmanager
+    def _activated(
+        self, weights: torch.Tensor, slots: torch.Tensor, *, in_training: bool
+    ) -> Iterator[None]:
+        """Copy the styles' weights once, and give each layer its matrices as views of the copy.
+
+        One split for all layers matters: its backward is one concatenation.
+        """
+        if len(weights) > 1:
+            weights = weights.index_select(0, slots)
+        if self._scales is not None:
+            weights = weights * self._scales
+        pieces = torch.split(weights.to(self._dtype), self._sizes, dim=1)
+        styles = (len(slots),) if len(slots) > 1 else ()
+        self.active, self.active_downs = self._matrices(pieces, styles)
+        self.in_training = in_training
+        try:
+            yield
+        finally:
+            # The matrices hold the node that adds to the packed gradient, which belongs to the
+            # stream of its first use: kept, it would spoil a capture on another stream.
+            self.active, self.active_downs, self.in_training = None, {}, False
+
+    def _matrices(
+        self, pieces: Sequence[torch.Tensor], styles: tuple[int, ...] = ()
+    ) -> tuple[list[LoraMatrices], dict[int, torch.Tensor]]:
+        remaining = iter(pieces)
+        matrices: dict[int, LoraMatrices] = {}
+        stacked: dict[int, torch.Tensor] = {}
+        for group in self._groups:
+            downs, *others = zip(*group.shapes, strict=True)
+            if group.stacked:
+                together = next(remaining).view(*styles, -1, downs[0][1])
+                stacked[group.layers[0]] = together
+                kinds = [list(torch.split(together, self._rank, dim=-2))]
+            else:
+                kinds = [[next(remaining).view(*styles, *shape) for shape in downs]]
+            kinds += [[next(remaining).view(*styles, *s) for s in shapes] for shapes in others]
+            matrices |= zip(group.layers, map(LoraMatrices, *kinds), strict=True)
+        return [matrices[number] for number in range(len(self._layers))], stacked
+
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Layers that read the same input. Their matrices lie side by side."""
+
+    layers: Sequence[int]
+    shapes: Sequence[Sequence[Shape]]
+    """Each layer's down, up and, with DoRA, magnitude."""
+    stacked: bool
+    """All downs are one piece."""
+
+    def pieces(self) -> list[tuple[int, bool]]:
+        """Sizes in the order of memory, and which of them are ups."""
+        kinds = [[math.prod(s) for s in shapes] for shapes in zip(*self.shapes, strict=True)]
+        if self.stacked:
+            kinds[0] = [sum(kinds[0])]
+        return [(size, kind == 1) for kind, sizes in enumerate(kinds) for size in sizes]
+
+
+def _shapes(layer: torch.nn.Linear | torch.nn.Conv2d, rank: int, *, dora: bool) -> list[Shape]:
+    outputs, inputs, *kernel = layer.weight.shape
+    ones = [1] * len(kernel)
+    shapes: list[Shape] = [(rank, inputs, *kernel), (outputs, rank, *ones)]
+    return [*shapes, (outputs,)] if dora else shapes
+
+
+class LoraLinear(torch.nn.Linear):
+    """A frozen linear layer with LoRA. It shares the frozen layer's weights."""
+
+    def __init__(self, frozen: torch.nn.Linear, lora: PackedLora, number: int) -> None:
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features = frozen.in_features, frozen.out_features
+        self.weight, self.bias = frozen.weight, frozen.bias
+        self.lora, self.number = lora, number
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.lora.active is None:
+            return super().forward(x)
+        own = self.lora.active[self.number]
+        if self.lora.merged and own.down.ndim == 2:
+            return functional.linear(x, torch.addmm(self.weight, own.up, own.down), self.bias)
+        down, up = own.down.to(x.dtype), own.up.to(x.dtype)
+        # torch has no types for it.
+        y: torch.Tensor = LoraFunction.apply(x, down, self.weight, self.bias, up)[0]  # type: ignore[no-untyped-call]
+        return y
+
+
+class LoraLinearVariant(LoraLinear):
+    """The same with dropout of the LoRA's input, with DoRA, or both."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.Linear.forward(self, x)
+        if self.lora.active is None:
+            return y
+        own = self.lora.active[self.number]
+        low = functional.linear(_dropped(x, self.lora), own.down.to(x.dtype))
+        change = functional.linear(low, own.up.to(x.dtype))
+        return y + change if own.magnitude is None else _dora(y, change, self, own)
+
+
+class LoraConv2d(torch.nn.Conv2d):
+    """A frozen convolution with LoRA, dropout and DoRA. It shares the frozen layer's weights."""
+
+    def __init__(self, frozen: torch.nn.Conv2d, lora: PackedLora, number: int) -> None:
+        torch.nn.Module.__init__(self)
+        for name in (*frozen.__constants__, "_reversed_padding_repeated_twice"):
+            setattr(self, name, getattr(frozen, name))
+        self.weight, self.bias = frozen.weight, frozen.bias
+        self.lora, self.number = lora, number
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        if self.lora.active is None:
+            return y
+        own = self.lora.active[self.number]
+        down, up = own.down.to(x.dtype), own.up.to(x.dtype)
+        low = functional.conv2d(
+            _dropped(x, self.lora), down, None, self.stride, self.padding, self.dilation
+        )
+        change = functional.conv2d(low, up)
+        return y + change if own.magnitude is None else _dora(y, change, self, own)
+
+
+def project(x: torch.Tensor, layers: Sequence[torch.nn.Module]) -> Sequence[torch.Tensor]:
+    """Each layer's output for one x. LoRA layers whose matrices lie side by side share products:
+    one for all their downs, and the gradient of ``x`` is summed in place."""
+    lora_layers = [layer for layer in layers if isinstance(layer, LoraLinear)]
+    if not lora_layers or lora_layers[0].number not in lora_layers[0].lora.active_downs:
+        return [layer(x) for layer in layers]
+    first = lora_layers[0]
+    assert first.lora.active is not None
+    ups = [first.lora.active[layer.number].up for layer in lora_layers]
+    weights = [layer.weight for layer in lora_layers]
+    biases = [layer.bias for layer in lora_layers]
+    # torch has no types for it.
+    ys: tuple[torch.Tensor, ...] = LoraFunction.apply(  # type: ignore[no-untyped-call]
+        x, first.lora.active_downs[first.number], *weights, *biases, *ups
+    )
+    return ys
+
+
+def _dropped(x: torch.Tensor, lora: PackedLora) -> torch.Tensor:
+    return functional.dropout(x, lora.dropout) if lora.dropout and lora.in_training else x
+
+
+def _dora(
+    y: torch.Tensor, change: torch.Tensor, layer: LoraLinear | LoraConv2d, own: LoraMatrices
+) -> torch.Tensor:
+    """Bring each output's row of ``weight + up down`` to its magnitude; the row's own length is
+    taken as a constant (arXiv 2402.09353, section 4.3).
+
+    Args:
+        y: the frozen layer's output.
+        change: what the LoRA adds to it.
+    """
+    assert own.magnitude is not None
+    update = (own.up.flatten(1) @ own.down.flatten(1)).detach().view(layer.weight.shape)
+    lengths = _lengths(layer.weight.float() + update)
+    wide = (-1, 1, 1) if layer.weight.ndim == 4 else (-1,)
+    factor = (own.magnitude / lengths).to(y.dtype).view(wide)
+    plain = y if layer.bias is None else y - layer.bias.view(wide)
+    # In this form a factor of 1 leaves the output bit for bit.
+    return y + (factor - 1) * plain + factor * change
+
+
+def _lengths(weight: torch.Tensor) -> torch.Tensor:
+    lengths: torch.Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return lengths
+
+
+@contextmanager
+def lora_installed(
+    unet: torch.nn.Module, text_encoder: torch.nn.Module | None, lora: PackedLora
+) -> Iterator[None]:
+    """While open, the LoRA layers take the place of the frozen ones that they share weights with.
+    On leaving, the models are what they were."""
+    variant = LoraLinear if lora.plain else LoraLinearVariant
+    replaced: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
+    try:
+        places = [(unet, name, layer) for name, layer in lora.unet.items()]
+        if text_encoder is not None:
+            places += [(text_encoder, name, layer) for name, layer in lora.text_encoder.items()]
+        for number, (model, name, layer) in enumerate(places):
+            parent, _, child = name.rpartition(".")
+            place = model.get_submodule(parent)
+            if isinstance(layer, torch.nn.Conv2d):
+                setattr(place, child, LoraConv2d(layer, lora, number))
+            else:
+                setattr(place, child, variant(layer, lora, number))
+            replaced.append((place, child, layer))
+        yield
+    finally:
+        for place, child, frozen in replaced:
+            setattr(place, child, frozen)
+
+
+@contextmanager
+def dropout_rng(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """While open, what dropout leaves out depends on the seed and the step alone."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator_for(seed, "dropout", step).initial_seed())
+        yield

@@ -1,0 +1,61 @@
+"""Which layers of the UNet and the text encoder carry LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from domain.parameters import LoraTargets
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The projections of every attention, self and cross."""
+_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+_CONVOLUTIONS = ("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj")
+_SAMPLERS = ("downsamplers.0.conv", "upsamplers.0.conv")
+_UNET = {
+    LoraTargets.ATTENTION: ATTENTION,
+    LoraTargets.FEED_FORWARD: ATTENTION + _FEED_FORWARD,
+    LoraTargets.CONVOLUTIONS: ATTENTION + _FEED_FORWARD + _CONVOLUTIONS + _SAMPLERS,
+}
+_TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+_TEXT_ENCODER = {
+    LoraTargets.ATTENTION: _TEXT_ATTENTION,
+    LoraTargets.FEED_FORWARD: (*_TEXT_ATTENTION, "fc1", "fc2"),
+    LoraTargets.CONVOLUTIONS: (*_TEXT_ATTENTION, "fc1", "fc2"),
+}
+_SELF_ATTENTION, _CROSS_ATTENTION = ("to_q", "to_k", "to_v"), ("to_k", "to_v")
+
+TargetLayers = dict[str, torch.nn.Linear | torch.nn.Conv2d]
+"""Layers by their names in the model, in the model's order."""
+
+
+def unet_layers(unet: torch.nn.Module, targets: LoraTargets) -> TargetLayers:
+    """The UNet's layers that carry LoRA."""
+    return _ending_with(unet, _UNET[targets])
+
+
+def text_encoder_layers(text_encoder: torch.nn.Module, targets: LoraTargets) -> TargetLayers:
+    """The text encoder's layers that carry LoRA."""
+    return _ending_with(text_encoder, _TEXT_ENCODER[targets])
+
+
+def shared_inputs(unet: torch.nn.Module, names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The layers in groups that read the same input: an attention's projections of the feature
+    map, or of the text."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        cross = getattr(unet.get_submodule(parent), "is_cross_attention", False)
+        shares = child in (_CROSS_ATTENTION if cross else _SELF_ATTENTION)
+        groups.setdefault(parent if shares else name, []).append(name)
+    return [tuple(group) for group in groups.values()]
+
+
+def _ending_with(model: torch.nn.Module, endings: tuple[str, ...]) -> TargetLayers:
+    dotted = tuple(f".{ending}" for ending in endings)
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if name.endswith(dotted) and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }

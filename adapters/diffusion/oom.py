@@ -1,0 +1,164 @@
+"""What happens when the device's memory runs out.
+
+A step that does not fit is repeated with less: fewer styles per pass, then fewer images per pass,
+then with feature maps recomputed instead of kept. Every way gives the same gradient. A run that
+fits in no way fails with GPU_OOM.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from domain.failure import Failure, FailureCode, TrainingFailed
+
+if TYPE_CHECKING:
+    from adapters.diffusion.session import DiffusionSession
+    from adapters.diffusion.training_model import TrainingModel
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Work = TypeVar("Work")
+
+_MESSAGES = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "can't allocate memory",
+)
+"""How libraries below torch, the driver, and torch's allocator on a CPU report it."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run's step holds at a time. Saved in the checkpoint."""
+
+    micro_batch: int
+    """Images per forward pass; the gradients of a batch's passes add up."""
+    checkpointing: bool = False
+    """Recompute feature maps in the backward pass instead of keeping them (arXiv 1604.06174)."""
+
+    def reduced(self, count: int) -> MemoryPlan | None:
+        """The next smaller plan for a batch of ``count`` images; None when there is none."""
+        held = min(self.micro_batch, count)
+        if held > 1:
+            return MemoryPlan(-(-held // 2), self.checkpointing)
+        if not self.checkpointing:
+            return MemoryPlan(1, checkpointing=True)
+        return None
+
+    def __str__(self) -> str:
+        images = f"{self.micro_batch} image{'s' * (self.micro_batch != 1)} at a time"
+        return f"{images}, recomputing feature maps" if self.checkpointing else images
+
+
+def groups_of_one_shape(runs: Sequence[DiffusionSession]) -> list[list[DiffusionSession]]:
+    """The runs whose next batches can share a pass, in the order of their slots: the same runs
+    give the same sums. A run that saves memory has a pass of its own."""
+    groups: dict[Hashable, list[DiffusionSession]] = {}
+    for run in sorted(runs, key=lambda run: run.slot):
+        shape = run.slot if run.reduced else run.batches.shape(run.step)
+        groups.setdefault(shape, []).append(run)
+    return list(groups.values())
+
+
+def use_less(
+    model: TrainingModel, group: Sequence[DiffusionSession], tried: int
+) -> TrainingFailed | None:
+    """Make the next attempt at a step smaller.
+
+    Args:
+        group: the runs that are left of those of one shape.
+        tried: how many shared the pass that did not fit.
+
+    Returns:
+        The first run's failure, where it cannot get by with less.
+    """
+    for run in group:
+        run.discard_gradient()
+    if tried > 1:
+        model.runs_per_pass = -(-tried // 2)
+        log.warning("out of memory, going on with %d runs in one pass", model.runs_per_pass)
+        model.free_graphs()
+        return None
+    run = group[0]
+    if model.evaluation_graphs is not None:
+        stopped, model.evaluation_graphs = model.evaluation_graphs, None
+        if stopped.stop("steps need the memory"):
+            return None
+    plan = run.memory.reduced(run.batches.shape(run.step)[0])
+    if plan is None:
+        return None if model.free_graphs() else gpu_oom(retryable=model.runs > 1)
+    log.warning("step %d: out of memory, going on with %s", run.step + 1, plan)
+    run.memory = plan
+    model.free_graphs()
+    return None
+
+
+def retry_after_freeing(model: TrainingModel, action: Callable[[], Result]) -> Result:
+    """Run ``action``; when memory runs out, drop the recorded graphs and run it once more.
+
+    Raises:
+        TrainingFailed: GPU_OOM at the second attempt, retryable where other runs are open.
+    """
+    try:
+        return action()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    model.free_graphs()
+    with oom_fails_the_run(retryable=model.runs > 1):
+        return action()
+
+
+def split_on_oom(
+    action: Callable[[Work], Result], work: Work, split: Callable[[Work], Sequence[Work]]
+) -> list[Result]:
+    """Run ``action`` for all the work; when memory runs out, for each of its parts.
+
+    Args:
+        split: returns one part for what cannot be split.
+
+    Raises:
+        torch.OutOfMemoryError: the smallest part does not fit.
+    """
+    try:
+        return [action(work)]
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(split(work)) == 1:
+            raise
+    return [result for part in split(work) for result in split_on_oom(action, part, split)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that the device's memory did not suffice."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(message in str(error) for message in _MESSAGES)
+
+
+@contextmanager
+def oom_fails_the_run(*, retryable: bool = False) -> Iterator[None]:
+    """Turn a full device into ``TrainingFailed`` with GPU_OOM."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise gpu_oom(retryable=retryable) from error
+
+
+def gpu_oom(*, retryable: bool = False) -> TrainingFailed:
+    """The failure of a run that does not fit; retryable where it may fit without the others."""
+    message = (
+        "The graphics card's memory did not suffice for this training. "
+        "Please ask for a smaller resolution or batch size."
+    )
+    return TrainingFailed(Failure(FailureCode.GPU_OOM, message, retryable=retryable))

@@ -1,1 +1,0 @@
-"""One training step: its passes, what follows them, and how both are run fast."""

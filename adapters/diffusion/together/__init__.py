@@ -1,1 +1,0 @@
-"""Several runs at a time over one base model."""

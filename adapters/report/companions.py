@@ -1,0 +1,28 @@
+"""The files beside a LoRA from which AUTOMATIC1111, Forge and ComfyUI's managers show it.
+
+``<name>.preview.png`` is its card's image, ``<name>.json`` what AUTOMATIC1111's metadata editor
+writes (``extensions-builtin/Lora/ui_edit_user_metadata.py``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from application.ports import ReportFile, StyleReport
+
+
+def companion_files(report: StyleReport) -> Sequence[ReportFile]:
+    """The preview, where one was drawn, and the activation text; named by the weights' key."""
+    stem = report.artifact.location.key.removesuffix(".safetensors")
+    words = report.parameters.trigger_word or ", ".join(report.task.tags)
+    about = {
+        "description": f"Trained on {len(report.images.usable)} images with {report.base.name}.",
+        "sd version": "SD1" if report.base.is_sd15 else "Unknown",
+        "activation text": words,
+    }
+    text = json.dumps(about, indent=4, ensure_ascii=False)
+    files = [ReportFile(f"{stem}.json", "application/json", f"{text}\n".encode(errors="replace"))]
+    if report.after:
+        files.append(ReportFile(f"{stem}.preview.png", "image/png", report.after[0].png))
+    return files

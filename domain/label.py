@@ -1,0 +1,47 @@
+"""What a style is called, and by whom it is: shown by the programs that load its file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from domain.errors import UserError
+
+MAX_NAME = 100
+"""Characters of a name: file systems take 255 bytes, and programs show fewer."""
+_FORBIDDEN = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$')
+"""What Windows has no file names with, and what ends ``<lora:name:1>`` in a prompt."""
+
+
+class InvalidName(UserError, ValueError):
+    """The name cannot be that of a file."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A style's name and credits. They change nothing about its training."""
+
+    name: str | None = None
+    """The file's name without its ending; None stands for ``style_<style_id>``."""
+    author: str | None = None
+    license: str | None = None
+    thumbnail: str | None = None
+    """A small image as a ``data:`` URL."""
+
+    def __post_init__(self) -> None:
+        if self.name is None:
+            return
+        if not self.name or len(self.name) > MAX_NAME or _FORBIDDEN.search(self.name):
+            raise InvalidName(
+                f"{self.name!r} is not a name for a file: give 1 to {MAX_NAME} characters without "
+                '< > : " / \\ | ? *, not beginning or ending with a dot or space'
+            )
+
+
+UNNAMED = Label()
+
+
+def file_name_from(text: str) -> str | None:
+    """The nearest name that a label accepts; None if nothing is left of the text."""
+    name = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", text).strip(". ")[:MAX_NAME].strip(". ")
+    return name or None

@@ -1,0 +1,79 @@
+"""What steps train on is drawn ahead, many at a time, and is nobody's but the step's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from adapters.diffusion.data import batch_prefetcher
+from adapters.diffusion.data.batch_prefetcher import BatchPrefetcher
+from adapters.diffusion.data.dataset import EncodedDataset, EncodedImage
+from adapters.diffusion.data.rng import epoch_batches, sample_step_noise
+from adapters.diffusion.objective import objective_of
+from domain.parameters import TrainingParameters
+
+SQUARE, WIDE = (64, 64), (80, 48)
+SIZES = [SQUARE, WIDE, SQUARE, WIDE, SQUARE, SQUARE, WIDE, SQUARE]
+PARAMETERS = TrainingParameters(
+    epochs=2, resolution=64, batch_size=2, random_flip=True, caption_dropout=0.5
+)
+EPOCH = 5
+"""Steps: of the five squares three, of the three wide ones two."""
+NUMBERS = 2 * (2 * 4 * 8 * 8) + 2 * (4 * 6 * 10)
+"""Drawn for the first two steps: a pair of squares and a wide one."""
+SLOT = torch.tensor([3])
+
+
+def dataset() -> EncodedDataset:
+    draw = torch.Generator().manual_seed(0)
+    images = tuple(
+        EncodedImage(
+            size, *torch.randn(2, 2, 4, size[1] // 8, size[0] // 8, generator=draw).unbind()
+        )
+        for size in SIZES
+    )
+    return EncodedDataset(images, torch.zeros(4, 77, 8), (1, 2, 3, 1, 2, 3, 1, 2), 0.18)
+
+
+@pytest.mark.parametrize(
+    ("steps", "numbers", "at_once"),
+    [(64, 2**24, EPOCH), (3, 2**24, 3), (64, NUMBERS, 2), (64, NUMBERS - 1, 1), (64, 1, 1)],
+)
+def test_a_step_gets_what_is_drawn_for_it_however_many_are_drawn_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, steps: int, numbers: int, at_once: int
+) -> None:
+    drawn: list[int] = []
+
+    def noted(parameters: TrainingParameters, step: int, *rest: Any) -> Any:
+        drawn.append(step)
+        return sample_step_noise(parameters, step, *rest)
+
+    monkeypatch.setattr(batch_prefetcher, "sample_step_noise", noted)
+    monkeypatch.setattr(batch_prefetcher, "MAX_STEPS", steps)
+    monkeypatch.setattr(batch_prefetcher, "MAX_NUMBERS", numbers)
+    own, schedule = dataset(), DDPMScheduler(beta_schedule="scaled_linear")
+    buckets = list(own.buckets.values())
+    objective = objective_of(schedule, 5.0, torch.device("cpu"))
+    captions = torch.arange(4.0)[:, None, None].expand(4, 77, 8)
+    batches = BatchPrefetcher(PARAMETERS, own, buckets, objective, captions, SLOT)
+    batches.prefetch(0)
+    assert len(drawn) == at_once
+    for step in range(2 * EPOCH):
+        images = epoch_batches(buckets, 2, PARAMETERS.seed, step // EPOCH)[step % EPOCH]
+        draw = sample_step_noise(PARAMETERS, step, own.shape(images), 1000)
+        latents = own.latents(images, draw.flipped, draw.vae_noise)
+        batch = batches.batch(step)
+        assert batches.shape(step) == batch.noisy.shape == own.shape(images)
+        wanted = schedule.add_noise(latents, draw.noise, draw.timesteps)
+        torch.testing.assert_close(batch.noisy, wanted)
+        assert torch.equal(batch.target, draw.noise)
+        assert torch.equal(batch.timesteps, draw.timesteps)
+        assert torch.equal(batch.loss_weights, objective.weight[draw.timesteps])
+        rows = own.rows_of_captions(images, draw.caption_dropped)
+        assert batch.captions[:, 0, 0].tolist() == rows
+        assert batch.loss_scales.tolist() == [1 / len(images)]
+        assert torch.equal(batch.slots, SLOT)
+    assert sorted(drawn) == list(range(2 * EPOCH))

@@ -1,0 +1,412 @@
+"""The fast way to run a step is the plain one's equal, in whatever way it is fast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.diffusion.backend import CPU, Backend, choose_backend, describe
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.cuda_graphs import WARM_UP, CudaRecorder, GraphCache
+from adapters.diffusion.session import DiffusionSession
+from adapters.diffusion.train_step import Batch
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.images.decode import decode
+from domain.image import TrainingImage
+from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run, weights_of
+
+pytestmark = pytest.mark.integration
+
+Images = tuple[TrainingImage, ...]
+PLAIN = Backend()
+CAPTURED = Backend(merged_lora=True, cuda_graphs=True)
+
+
+def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_batches(
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
+) -> None:
+    """Three shapes: four squares as a pair or alone, and the fifth image in its own bucket."""
+    recorder = Tape()
+    options = {**EVERY_OPTION, "lr_warmup_steps": 3, "validation_epochs": 0}
+    plan = plan_of(images, **options, epochs=5, batch_size=3)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
+    assert run(fast, plan) == run(trainer, plan)
+    assert recorder.recorded == 3
+    assert recorder.replayed == 3 * (5 - WARM_UP)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_a_captured_run_that_is_resumed_gives_the_bytes_of_a_plain_one(
+    trainer: DiffusionTrainer, base: BaseModel, images: Images, steps: int
+) -> None:
+    recorder = Tape()
+    plan = plan_of(images[:2], epochs=6)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
+    first = run(fast, plan, steps=steps)
+    assert run(fast, plan, resume=first.checkpoint) == run(trainer, plan)
+    assert recorder.replayed
+
+
+def test_a_recovery_reaches_the_recorded_step(
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
+) -> None:
+    def disturbed(trainer: DiffusionTrainer) -> bytes:
+        with trainer.open(plan_of(images[:2], epochs=5), None) as session:
+            for _ in range(7):
+                session.advance()
+            weights_of(session)[3] = float("nan")
+            while not session.finished:
+                session.advance()
+            assert session.history[-1].learning_rate < session.history[-3].learning_rate / 2
+            return session.weights()
+
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=Tape)
+    assert disturbed(fast) == disturbed(trainer)
+
+
+class Refusing(Tape):
+    """A device that will not record."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("operation not permitted when stream is capturing"), torch.OutOfMemoryError()],
+)
+def test_where_recording_fails_steps_are_run_as_they_are(
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    images: Images,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    refusing = Refusing(error)
+    plan = plan_of(images[:2], epochs=4, validation_epochs=0)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: refusing)
+    assert run(fast, plan) == run(trainer, plan)
+    assert refusing.recorded == 1
+    assert caplog.text.count("no longer recorded") == 1
+
+
+def test_why_recording_failed_is_told_by_the_first_error(
+    base: BaseModel, images: Images, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Twice(Tape):
+        def record(self, function: Callable[[], None]) -> Callable[[], None]:
+            try:
+                raise RuntimeError(
+                    "operation not permitted when stream is capturing\nCompile with TORCH_USE_..."
+                )
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=Twice)
+    run(fast, plan_of(images[:2], epochs=2))
+    told = "RuntimeError: operation not permitted when stream is capturing"
+    assert f"steps are no longer recorded: {told}" in caplog.messages
+
+
+@dataclass
+class Card:
+    """torch.cuda, as far as a capture asks it, without a card."""
+
+    fails: str
+    """What of a graph is refused."""
+    device: str = "cuda:0"
+    stream: Any = "the caller's"
+    waited_for: list[str] = field(default_factory=list)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        card = self
+
+        class Stream:
+            def wait_stream(self, other: object) -> None:
+                pass
+
+        class Within:
+            """Of a device or a stream; like torch's own, nothing ends it but its end."""
+
+            def __init__(self, what: str, value: object) -> None:
+                self.what, self.value = what, value
+
+            def __enter__(self) -> None:
+                self.before = getattr(card, self.what)
+                setattr(card, self.what, self.value)
+
+            def __exit__(self, *_: object) -> None:
+                setattr(card, self.what, self.before)
+
+        class Graph:
+            def capture_begin(self, *_: object, **__: object) -> None:
+                self._unless("capture_begin")
+
+            def capture_end(self) -> None:
+                self._unless("capture_end")
+
+            def replay(self) -> None:
+                pass
+
+            def _unless(self, what: str) -> None:
+                if card.fails == what:
+                    raise RuntimeError("operation not permitted when stream is capturing")
+
+        for name, double in {
+            "Stream": lambda device: Stream(),
+            "CUDAGraph": Graph,
+            "graph_pool_handle": lambda: (0, 1),
+            "device": lambda device: Within("device", str(device)),
+            "stream": lambda stream: Within("stream", stream),
+            "current_stream": lambda device=None: card.stream,
+            "set_stream": lambda stream: setattr(card, "stream", stream),
+            "synchronize": lambda device=None: card.waited_for.append(str(device or card.device)),
+            "empty_cache": lambda: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, double)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+
+@pytest.mark.parametrize("fails", ["capture_begin", "capture_end", "nothing"])
+def test_a_capture_leaves_the_current_stream_and_the_current_card_even_if_it_fails(
+    monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """torch's own context, which does not where it cannot begin or end, on doubles."""
+    card = Card(fails)
+    card.install(monkeypatch)
+    recorder = CudaRecorder(torch.device("cuda:1"))
+    streams = []
+    expected = pytest.raises(RuntimeError, match="capturing") if fails != "nothing" else None
+    with expected or nullcontext():
+        recorder.record(lambda: streams.append(card.stream))
+    assert (card.stream, card.device) == ("the caller's", "cuda:0")
+    assert "the caller's" not in streams
+    assert card.waited_for == ["cuda:1"]
+    recorder.synchronize()
+    assert card.waited_for == ["cuda:1"] * 2
+
+
+def batch_of(channels: int) -> Batch:
+    """A batch of a shape that is like no other's."""
+    image, one = torch.zeros(1, channels, 1, 1), torch.zeros(1)
+    return Batch(image, one, image, image, one, one, one, one)
+
+
+def test_the_shape_that_was_used_longest_ago_makes_room_for_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("adapters.diffusion.cuda_graphs.MAX_GRAPHS", 2)
+    held = []
+
+    class Waiting(Tape):
+        def synchronize(self) -> None:
+            held.append(graphs.size)
+
+    recorder = Waiting()
+    graphs = GraphCache(recorder, "steps")
+
+    def recorded_for(shapes: str) -> int:
+        before = recorder.recorded
+        for shape in shapes:
+            graphs.run(batch_of(ord(shape)), lambda _: None)
+        return recorder.recorded - before
+
+    assert recorded_for("AAABBB") == 2
+    assert recorded_for("A") == 0
+    assert held == []
+    assert recorded_for("CCC") == 1
+    assert held == [2]  # the device is done before anything is dropped
+    assert recorded_for("ACA") == 0
+    assert recorded_for("BB") == 0  # a shape that returns warms up again
+    assert recorded_for("B") == 1
+    assert recorded_for("AAB") == 0
+    assert graphs.size == 2
+    graphs.stop("the test says so")
+    assert graphs.size is None
+
+
+def test_a_replay_takes_the_batchs_content_and_another_variant_has_a_graph_of_its_own() -> None:
+    graphs = GraphCache(Tape(), "steps")
+
+    def double(batch: Batch) -> None:
+        batch.losses.copy_(2 * batch.loss_weights)
+
+    for variant in (None, 1):
+        for number in range(1, 6):
+            batch = replace(batch_of(1), loss_weights=torch.tensor([float(number)]))
+            assert graphs.run(batch, double, variant).losses.item() == 2 * number
+    assert graphs.size == 2
+
+
+@pytest.mark.parametrize("what", ["previews", "measurement"])
+def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    plan = plan_of(images[:2], epochs=5, validation_epochs=4)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=Tape)
+    wanted = run(fast, plan)
+    forward, refused = base.unet.forward, []
+
+    def limited(*arguments: Any, **keywords: Any) -> Any:
+        if not torch.is_grad_enabled() and fast.recordings:
+            refused.append(arguments)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(base.unet, "forward", limited)
+    with fast.open(plan, None) as session:
+        if what == "previews":
+            for _ in range(4):
+                session.advance()
+            assert fast.recordings == 1
+            assert len(session.previews(adapted=True)) == 2
+            assert fast.recordings == 0
+        drive(session)
+        assert refused
+        assert session.history == wanted.history
+
+
+def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings(
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
+) -> None:
+    class Filling(Tape):
+        def record(self, function: Callable[[], None]) -> Callable[[], None]:
+            replay = super().record(function)
+
+            def once_full() -> None:
+                if self.recorded == 1:
+                    raise torch.OutOfMemoryError
+                replay()
+
+            return once_full
+
+    recorder = Filling()
+    plan = plan_of(images[:4], batch_size=4, epochs=8)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
+    outcome = run(fast, plan)
+    assert recorder.recorded == 2
+    assert recorder.replayed == 8 - WARM_UP - WARM_UP
+    plain = run(trainer, plan)
+    assert [record.loss for record in outcome.history] == pytest.approx(
+        [record.loss for record in plain.history], rel=1e-3
+    )
+
+
+def test_layers_that_are_not_merged_give_the_numbers_of_those_that_are(
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
+) -> None:
+    plan = plan_of(images[:3], **EVERY_OPTION, epochs=3, batch_size=2, alpha=2.0)
+    merged, other = run(trainer, plan), run(DiffusionTrainer(base, decode, backend=PLAIN), plan)
+    for one, two in zip(merged.history, other.history, strict=True):
+        assert two.loss == pytest.approx(one.loss, rel=1e-4)
+        assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
+
+
+def test_previews_between_steps_see_the_adapters_as_they_are(
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
+) -> None:
+    plan = plan_of(images[:1], epochs=2, sample_prompts=("a boat",))
+    flat = DiffusionTrainer(base, decode, backend=Backend())
+    with flat.open(plan, None) as session:
+        session.advance()
+        kept = weights_of(session).clone()
+        weights_of(session).add_(0.05)
+        before = session.previews(adapted=True)
+        session.advance()
+        weights_of(session).copy_(kept).add_(0.05)
+        assert session.previews(adapted=True) == before
+
+
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_half_precision_follows_the_plain_loss_and_leaves_the_base_bit_for_bit(
+    trainer: DiffusionTrainer,
+    base: BaseModel,
+    images: Images,
+    compute: torch.dtype,
+    channels_last: bool,
+) -> None:
+    plan = plan_of(images, epochs=3, batch_size=2, learning_rate=2e-3)
+    plain = run(trainer, plan)
+    own = replace(base, unet=copy.deepcopy(base.unet))
+    half = DiffusionTrainer(
+        own,
+        decode,
+        backend=Backend(dtype=compute, channels_last=channels_last),
+    )
+    before = copy.deepcopy(own.unet.state_dict())
+    outcome = run(half, plan)
+    for one, other in zip(plain.history, outcome.history, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=0.03)
+        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=0.1)
+    after = own.unet.state_dict()
+    assert {weight.dtype for weight in after.values()} == {compute}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    resumed = run(half, plan, resume=run(half, plan, steps=2).checkpoint)
+    assert resumed == outcome
+
+
+def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
+    base: BaseModel, images: Images
+) -> None:
+    own = replace(base, unet=copy.deepcopy(base.unet))
+    half = DiffusionTrainer(own, decode, backend=Backend(dtype=torch.float16))
+    with half.open(plan_of(images[:1], epochs=4, lr_warmup_steps=0), None) as session:
+        assert isinstance(session, DiffusionSession)
+        scaler = session.scaler
+        scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**120})
+        before = weights_of(session).clone()
+        session.advance()
+        assert torch.equal(weights_of(session), before)
+        assert scaler.get_scale() == 2.0**119
+        assert session.history[0].stalled
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_step_that_breaks_off_in_its_update_can_be_taken_again(
+    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    own = replace(base, unet=copy.deepcopy(base.unet))
+    half = DiffusionTrainer(own, decode, backend=Backend(dtype=dtype))
+    plan = plan_of(images[:1], epochs=2)
+    wanted = run(half, plan).history
+    clip, full = torch.nn.utils.clip_grad_norm_, [True]
+
+    def full_once(*arguments: Any) -> torch.Tensor:
+        if full:
+            full.clear()
+            raise torch.OutOfMemoryError
+        return clip(*arguments)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", full_once)
+    for one, other in zip(run(half, plan).history, wanted, strict=True):
+        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
+
+
+def test_a_cpu_computes_in_float32_and_a_card_as_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_backend("cpu") == CPU
+    assert CPU.dtype == torch.float32
+    found = {}
+    for capability in [(6, 1), (7, 5), (8, 0), (9, 0)]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        chosen = choose_backend("cuda")
+        found[capability] = chosen.dtype, chosen.cuda_graphs, "loss scaling" in describe(chosen)
+    assert found == {
+        (6, 1): (torch.float16, False, True),
+        (7, 5): (torch.float16, True, True),
+        (8, 0): (torch.bfloat16, True, False),
+        (9, 0): (torch.bfloat16, True, False),
+    }
+    assert describe(CPU) == "float32, eager steps"

@@ -1,0 +1,163 @@
+"""One thread uses the device: work in the order of its coming, steps for all who want one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from adapters.diffusion.device_thread import DeviceThread
+
+LONG = 30.0
+"""Seconds that no test waits."""
+
+
+class Steps:
+    """The steps taken, each held up until it is allowed."""
+
+    def __init__(self) -> None:
+        self.taken: list[list[str]] = []
+        self.threads: set[int] = set()
+        self.failures: dict[str, Exception] = {}
+        self.breaks: Exception | None = None
+        self.allowed = threading.Event()
+        self.allowed.set()
+        self.entered = threading.Event()
+
+    def __call__(self, runs: Sequence[str]) -> Mapping[str, str | Exception]:
+        self.entered.set()
+        assert self.allowed.wait(LONG)
+        self.taken.append(sorted(runs))
+        self.threads.add(threading.get_ident())
+        if self.breaks is not None:
+            raise self.breaks
+        return {name: self.failures.get(name, f"report of {name}") for name in runs}
+
+
+@contextmanager
+def served(steps: Steps, patience: float = LONG) -> Iterator[DeviceThread[str, str]]:
+    thread: DeviceThread[str, str] = DeviceThread(steps, patience)
+    with thread.used():
+        yield thread
+
+
+def at_once(*calls: Callable[[], object]) -> list[object]:
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def test_calls_and_steps_are_made_by_one_thread_that_ends_with_its_last_user() -> None:
+    steps = Steps()
+    with served(steps) as thread:
+        with thread.used():
+            assert thread.step("a") == "report of a"
+        assert thread.call(threading.get_ident) in steps.threads
+        (serving,) = (t for t in threading.enumerate() if t.ident in steps.threads)
+        assert threading.get_ident() not in steps.threads
+    serving.join(LONG)
+    assert not serving.is_alive()
+    with thread.used():
+        assert thread.call(lambda: "again") == "again"
+
+
+def test_runs_that_are_expected_are_waited_for_and_share_each_step() -> None:
+    steps = Steps()
+    with served(steps) as thread:
+        for name in "abc":
+            thread.expect(name)
+        reports = at_once(*(lambda n=name: [thread.step(n) for _ in range(20)] for name in "abc"))
+    assert steps.taken == [["a", "b", "c"]] * 20
+    assert reports == [[f"report of {name}"] * 20 for name in "abc"]
+
+
+def test_a_run_that_is_excused_is_not_waited_for() -> None:
+    steps = Steps()
+    with served(steps) as thread:
+        thread.expect("a")
+        thread.expect("b")
+        at_once(lambda: thread.step("a"), lambda: thread.excuse("b"))
+    assert steps.taken == [["a"]]
+
+
+def test_a_run_that_is_late_is_left_out_until_it_asks_again() -> None:
+    steps = Steps()
+    with served(steps, patience=0.01) as thread:
+        thread.expect("late")
+        thread.step("a")
+        thread.step("a")
+        assert steps.taken == [["a"], ["a"]]
+        thread.expect("a")
+        at_once(lambda: thread.step("late"), lambda: thread.step("a"))
+        assert sorted(name for step in steps.taken[2:] for name in step) == ["a", "late"]
+
+
+def test_a_run_that_comes_during_a_step_is_in_the_next_one() -> None:
+    steps = Steps()
+    steps.allowed.clear()
+    with served(steps, patience=0.01) as thread, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(thread.step, "a")
+        assert steps.entered.wait(LONG)
+        second = pool.submit(thread.step, "b")
+        steps.allowed.set()
+        assert (first.result(LONG), second.result(LONG)) == ("report of a", "report of b")
+    assert steps.taken == [["a"], ["b"]]
+
+
+def test_a_call_does_not_wait_for_a_step_that_waits_for_others() -> None:
+    steps = Steps()
+    with served(steps) as thread, ThreadPoolExecutor(1) as pool:
+        thread.expect("a")
+        thread.expect("b")
+        waiting = pool.submit(thread.step, "a")
+        assert thread.call(lambda: len(steps.taken)) == 0
+        assert thread.step("b") == "report of b"
+        waiting.result(LONG)
+
+
+def test_calls_that_follow_one_another_let_a_step_through_in_between() -> None:
+    """As previews do, image by image, while another run trains."""
+    steps, begun, stepping = Steps(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        assert stepping.wait(LONG)
+
+    with served(steps) as thread, ThreadPoolExecutor(2) as pool:
+        previews = pool.submit(lambda: (thread.call(first), thread.call(lambda: len(steps.taken))))
+        assert begun.wait(LONG)
+        step = pool.submit(thread.step, "a")
+        while not thread.waiting:
+            pass
+        stepping.set()
+        step.result(LONG)
+        assert previews.result(LONG)[1] == 1
+
+
+def test_what_a_run_fails_with_is_raised_to_it_alone() -> None:
+    steps = Steps()
+    steps.failures["b"] = KeyError("b")
+    with served(steps) as thread:
+        thread.expect("a")
+        thread.expect("b")
+
+        def failing() -> str:
+            with pytest.raises(KeyError):
+                thread.step("b")
+            return "failed"
+
+        assert at_once(lambda: thread.step("a"), failing) == ["report of a", "failed"]
+
+
+def test_what_breaks_a_step_is_raised_to_all_and_the_thread_goes_on() -> None:
+    steps = Steps()
+    steps.breaks = ValueError("broken")
+    with served(steps) as thread:
+        with pytest.raises(ValueError, match="broken"):
+            thread.step("a")
+        with pytest.raises(ZeroDivisionError):
+            thread.call(lambda: 1 // 0)
+        steps.breaks = None
+        assert thread.step("a")

@@ -1,0 +1,157 @@
+"""Layers that read the same x, computed as one: the numbers of each by itself, in fewer calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+
+from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.fused.blocks import fused
+from adapters.diffusion.lora_function import LoraFunction
+from tests.diffusion.fake_cuda_graph import Recording
+from tests.diffusion.runs import lora_on
+
+INPUTS, RANK, OUTPUTS = 12, 2, (8, 6, 6)
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="waits for a CUDA device"),
+        ],
+    ),
+]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def linears() -> list[torch.nn.Linear]:
+    """Frozen, the last one without a bias."""
+    torch.manual_seed(1)
+    layers = [torch.nn.Linear(INPUTS, outputs, dtype=torch.float64) for outputs in OUTPUTS[:2]]
+    layers.append(torch.nn.Linear(INPUTS, OUTPUTS[2], bias=False, dtype=torch.float64))
+    for layer in layers:
+        layer.requires_grad_(False)
+    return layers
+
+
+def lora_linear(
+    x: torch.Tensor,
+    layers: Sequence[torch.nn.Linear],
+    downs: torch.Tensor,
+    ups: Sequence[torch.Tensor],
+) -> Sequence[torch.Tensor]:
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    return LoraFunction.apply(x, downs, *weights, *biases, *ups)
+
+
+def by_the_book(
+    x: torch.Tensor,
+    layers: Sequence[torch.nn.Linear],
+    downs: Sequence[torch.Tensor],
+    ups: Sequence[torch.Tensor],
+    scale: float = 1.0,
+) -> list[torch.Tensor]:
+    return [
+        layer(x) + scale * (x @ down.mT @ up.mT)
+        for layer, down, up in zip(layers, downs, ups, strict=True)
+    ]
+
+
+def gradients(answers: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """For a loss in which every number counts differently."""
+    loss = sum((y * normal(*y.shape, seed=5).to(y)).sum() for y in answers)
+    assert isinstance(loss, torch.Tensor)
+    return list(torch.autograd.grad(loss, of))
+
+
+@pytest.mark.parametrize("styles", [(), (3,)])
+@pytest.mark.parametrize("x_moves", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+)
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_and_gradients_are_autograds(
+    styles: tuple[int, ...], x_moves: bool, dtype: torch.dtype, within: float, device: str
+) -> None:
+    def rounded(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype).double()
+
+    layers = linears()
+    for parameter in (parameter for layer in layers for parameter in layer.parameters()):
+        parameter.data = rounded(parameter.data)
+    x = rounded(normal(*styles, 5, INPUTS)).requires_grad_(x_moves)
+    downs = [rounded(normal(*styles, RANK, INPUTS, seed=s)).requires_grad_() for s in (1, 2, 3)]
+    ups = [
+        rounded(normal(*styles, outputs, RANK, seed=outputs)).requires_grad_()
+        for outputs in OUTPUTS
+    ]
+    moving = [*([x] if x_moves else []), *downs, *ups]
+    wanted = by_the_book(x, layers, downs, ups)
+    wanted_gradients = gradients(wanted, moving)
+
+    on = {"device": device, "dtype": dtype}
+    joint = torch.cat([down.to(**on) for down in downs], dim=-2)
+    found = lora_linear(
+        x.to(**on), [layer.to(**on) for layer in layers], joint, [up.to(**on) for up in ups]
+    )
+    for one, other in zip(
+        [*found, *gradients(found, moving)], [*wanted, *wanted_gradients], strict=True
+    ):
+        size = other.abs().max().item()
+        torch.testing.assert_close(one.cpu().double(), other, rtol=0, atol=within * size)
+
+
+def test_a_layer_that_the_loss_does_not_see_gets_no_gradient() -> None:
+    layers, x = linears(), normal(5, INPUTS).requires_grad_()
+    downs = normal(3 * RANK, INPUTS, seed=1).requires_grad_()
+    ups = [normal(outputs, RANK, seed=2).requires_grad_() for outputs in OUTPUTS]
+    first, _, last = lora_linear(x, layers, downs, ups)
+    of_x, of_downs, _, of_up, _ = gradients([first, last], [x, downs, *ups])
+    book = by_the_book(x, layers, downs.split(RANK), ups)
+    torch.testing.assert_close(of_x, gradients([book[0], book[2]], [x])[0])
+    assert not of_up.any()
+    assert not of_downs[RANK : 2 * RANK].any()
+    assert of_downs[:RANK].any()
+
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+
+
+def calls(attention: Attention, x: torch.Tensor, states: torch.Tensor | None) -> Counter[str]:
+    """Of an attention's pass there and back, by torch operation."""
+    with Recording() as recording:
+        attention(x, encoder_hidden_states=states).sum().backward()
+    return Counter(call.function.overloadpacket.__name__.rstrip("_") for call in recording.calls)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("name", "products", "sums"), [("attn1", 6, 2), ("attn2", 2, 0)])
+def test_an_attention_makes_fewer_products(
+    base: BaseModel, name: str, products: int, sums: int
+) -> None:
+    """Self-attention saves 2 of 3 each: to the low rank, back from it, and for the downs'
+    gradient, and the sums of three gradients. Of the text no gradient is asked."""
+    found = []
+    for side_by_side in (False, True):
+        with lora_on(base, side_by_side=side_by_side) as lora, fused(base.unet):
+            lora.new_style(0, 1)
+            block = base.unet.mid_block.attentions[0].transformer_blocks[0]
+            attention = getattr(block, name)
+            x = normal(1, 9, attention.to_q.in_features).float().requires_grad_()
+            width = base.unet.config.cross_attention_dim
+            states = normal(1, 77, width).float() if name == "attn2" else None
+            with lora.training(lora.slot(0)):
+                found.append(calls(attention, x, states))
+    difference = found[0] - found[1]
+    assert sum(difference[product] for product in PRODUCTS) == products
+    assert difference["add"] == sums
+    more = found[1] - found[0]
+    assert not more.keys() & {"clone", "copy", "_to_copy", "add", "sum"}

@@ -1,0 +1,175 @@
+"""Losses and gradients that are no numbers, and trainings that stand still."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.diffusion import session as session_module
+from adapters.diffusion.nan_rollback import EpochReadings
+from adapters.diffusion.trainer import DiffusionTrainer
+from application.ports import TrainingSession
+from domain.failure import FailureCode, TrainingFailed
+from domain.image import TrainingImage
+from tests.diffusion.runs import Outcome, plan_of, run, weights_of
+
+pytestmark = pytest.mark.integration
+
+Images = tuple[TrainingImage, ...]
+Poison = Callable[[int], None]
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """Multiplies the loss of the next backward passes, so many of them, by infinity."""
+    backward = torch.autograd.backward
+    left = [0]
+
+    def poisoned(loss: torch.Tensor) -> None:
+        if left[0]:
+            left[0] -= 1
+            loss = loss * float("inf")
+        backward(loss)
+
+    def arm(passes: int) -> None:
+        left[0] = passes
+
+    monkeypatch.setattr(torch.autograd, "backward", poisoned)
+    return arm
+
+
+def drive(session: TrainingSession) -> Outcome:
+    while not session.finished:
+        session.advance()
+    return Outcome(session.weights(), session.checkpoint().data, session.history)
+
+
+def test_a_run_goes_back_to_its_last_good_epoch_and_on_more_slowly(
+    trainer: DiffusionTrainer, images: Images, poison: Poison, caplog: Any
+) -> None:
+    plan = plan_of(images[:3], epochs=3, lr_scheduler="constant_with_warmup", lr_warmup_steps=0)
+    undisturbed = run(trainer, plan)
+    with trainer.open(plan, None) as session:
+        reports = [session.advance() for _ in range(4)]
+        poison(1)
+        reports += [session.advance() for _ in range(2)]
+        assert (reports[-1].step, reports[-1].epoch, reports[-1].epoch_finished) == (3, 1, False)
+        outcome = drive(session)
+    assert [record.learning_rate for record in outcome.history] == [0.01, 0.005, 0.005]
+    assert outcome.history[0] == undisturbed.history[0]
+    assert torch.isfinite(torch.tensor([record.loss for record in outcome.history])).all()
+    assert "back to step 3 with 0.5 of the learning rate" in caplog.text
+
+
+def test_weights_that_are_no_numbers_are_noticed_and_undone(
+    trainer: DiffusionTrainer, images: Images
+) -> None:
+    with trainer.open(plan_of(images[:3]), None) as session:
+        session.advance()
+        weights_of(session)[0] = float("nan")
+        outcome = drive(session)
+        assert torch.isfinite(weights_of(session)).all()
+    assert len(outcome.history) == 2
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient_norm", "largest_gradient_norm", "moved"])
+def test_one_reading_that_is_no_number_is_enough(what: str) -> None:
+    well = EpochReadings(loss=0.1, gradient_norm=2.0, largest_gradient_norm=1.5, moved=0.0)
+    assert well.finite
+    assert not replace(well, **{what: float("nan")}).finite
+
+
+def test_a_run_that_keeps_diverging_is_given_up(
+    trainer: DiffusionTrainer, images: Images, poison: Poison
+) -> None:
+    with trainer.open(plan_of(images[:1], epochs=2), None) as session:
+        poison(100)
+        for _ in range(3):
+            assert session.advance().step == 0
+        with pytest.raises(TrainingFailed, match="epoch 1") as failed:
+            session.advance()
+    assert failed.value.failure.code is FailureCode.LOSS_DIVERGED
+    assert not failed.value.failure.retryable
+
+
+def test_setbacks_are_remembered_by_the_checkpoint(
+    trainer: DiffusionTrainer, images: Images, poison: Poison
+) -> None:
+    plan = plan_of(images[:2], epochs=3)
+    with trainer.open(plan, None) as session:
+        poison(1)
+        session.advance()
+        session.advance()
+        session.advance()
+        taken = session.checkpoint()
+        whole = drive(session)
+    assert run(trainer, plan, resume=taken.data) == whole
+    with trainer.open(plan, taken.data) as session:
+        poison(100)
+        # One failure is spent; each of the two that are left leads back by the one step.
+        for _ in range(2):
+            assert session.advance().step == 1
+        with pytest.raises(TrainingFailed):
+            session.advance()
+
+
+def test_a_checkpoint_never_holds_what_is_no_number(
+    trainer: DiffusionTrainer, images: Images, poison: Poison
+) -> None:
+    """It is of the last moment that was well, and a run that goes on from it ends the same."""
+    plan = plan_of(images[:3], epochs=2)
+    with trainer.open(plan, None) as session:
+        for _ in range(6):  # the last three of them in vain
+            if session.advance().step == 3:
+                poison(1)
+        session.advance()
+        taken = session.checkpoint()
+        assert (taken.epoch, taken.step) == (1, 3)
+        whole = drive(session)
+    with trainer.open(plan, taken.data) as session:
+        poison(1)
+        assert drive(session) == whole
+
+
+def test_gradient_norms_are_in_the_history(trainer: DiffusionTrainer, images: Images) -> None:
+    for record in run(trainer, plan_of(images[:3])).history:
+        assert record.gradient_norm is not None
+        assert record.largest_gradient_norm is not None
+        assert 0 < record.gradient_norm <= record.largest_gradient_norm
+        assert record.largest_gradient_norm <= 3 * record.gradient_norm
+        assert not record.stalled
+
+
+@pytest.mark.parametrize(
+    ("where", "broken"), [(torch.autograd, "backward"), (torch.optim.AdamW, "step")]
+)
+def test_a_training_that_moves_no_more_is_called_out_once(
+    trainer: DiffusionTrainer,
+    images: Images,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: Any,
+    broken: str,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    with trainer.open(plan_of(images[:1], epochs=4), None) as session:
+        session.advance()
+        session.advance()
+        monkeypatch.setattr(where, broken, lambda _: None)
+        drive(session)
+        assert [record.stalled for record in session.history] == [False, False, True, True]
+    assert caplog.text.count("stands still") == 1
+    assert "epoch 3: the training stands still" in caplog.text
+
+
+def test_a_learning_rate_of_nothing_is_no_standstill(
+    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "learning_rate_of", lambda *_: lambda _: 0.0)
+    outcome = run(trainer, plan_of(images[:2], epochs=2))
+    assert [record.stalled for record in outcome.history] == [False, False]
