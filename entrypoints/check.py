@@ -13,6 +13,7 @@ from domain.location import Bucket
 
 if TYPE_CHECKING:
     from entrypoints.container import Container
+    from entrypoints.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         ("queue", lambda: _counts(container)),
         *images,
         *ours,
+        ("weights", lambda: _weights_form(settings)),
         ("backend", lambda: _backend(container)),
         ("device", lambda: "; ".join(map(_device, container.devices()))),
         ("base model", lambda: _base_model(container)),
@@ -85,6 +87,16 @@ def _bucket(container: Container, bucket: Bucket, *, write: bool) -> str:
     from application.check_bucket import check_bucket
 
     return check_bucket(container.blobs(), container.store().probe(bucket), write=write)
+
+
+def _weights_form(settings: Settings) -> str:
+    form = "folder for PEFT" if settings.weights_in_folder else "one file"
+    public = settings.state == Bucket(settings.gcs_bucket_name or "-", "gs")
+    warning = (
+        f"; journals and checkpoints lie in {settings.state} too, which browsers may read: "
+        "set STATE_BUCKET_NAME"
+    )
+    return f"{form}, in {settings.models}{warning if public else ''}"
 
 
 def _backend(container: Container) -> str:

@@ -41,6 +41,8 @@ def container(**parts: Any) -> Any:
         image_buckets=(Bucket("a"), Bucket("b")),
         models=Bucket("models"),
         state=Bucket("state", "gs"),
+        gcs_bucket_name=None,
+        weights_in_folder=True,
     )
     usual = {
         "settings": lambda: settings,
@@ -72,8 +74,8 @@ def test_what_fails_is_a_line_of_its_own_beside_what_works(
     assert check(container()) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FAILED  queue       no broker"
-    assert lines[5] == "FAILED  backend     RuntimeError"
-    assert lines[7] == "ok      base model  base, 64 px, predicts epsilon"
+    assert lines[6] == "FAILED  backend     RuntimeError"
+    assert lines[8] == "ok      base model  base, 64 px, predicts epsilon"
     assert check(container(), as_json=True) == 1
     found = json.loads(capsys.readouterr().out)
     assert found[0] == {"part": "queue", "works": False, "detail": "no broker"}
