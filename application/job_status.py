@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,17 @@ class JobStatus:
     """Who holds the lease and renews it; None where nobody does."""
     cancelling: bool
     """A request to cancel lies there."""
+    rejection: Mapping[str, str] | None = None
+    """Field, value, remedy and reason, where a message with this id was rejected."""
+    told: bool = False
+    """Whether the backend knows of the rejection."""
 
     @property
     def state(self) -> str:
-        """A state of the job, or ``unknown``."""
-        return "unknown" if self.job is None else str(self.job.state)
+        """A state of the job, ``rejected`` or ``unknown``."""
+        if self.job is not None:
+            return str(self.job.state)
+        return "unknown" if self.rejection is None else "rejected"
 
 
 def job_status(task_id: str, store: JobStore) -> JobStatus:
@@ -35,11 +42,15 @@ def job_status(task_id: str, store: JobStore) -> JobStatus:
         RecordNewer, RecordDamaged: the record cannot be understood.
         Unavailable, BlobDenied: the store cannot be read.
     """
+    rejection = store.rejection(task_id)
+    record = None if rejection is None else store.recorded(rejection.get("record", task_id))
     return JobStatus(
         task_id=task_id,
         job=store.recorded(task_id),
         worker=store.lease_owner(task_id),
         cancelling=store.cancellation_requested(task_id),
+        rejection=rejection,
+        told=record is not None and record.is_terminal,
     )
 
 
@@ -51,6 +62,7 @@ def as_values(status: JobStatus) -> dict[str, Any]:
         "state": status.state,
         "worker": status.worker,
         "cancelling": status.cancelling,
+        "rejection": None if status.rejection is None else dict(status.rejection),
         "job": record,
     }
 
@@ -58,7 +70,13 @@ def as_values(status: JobStatus) -> dict[str, Any]:
 def in_words(status: JobStatus) -> list[str]:
     """Lines for an operator."""
     job = status.job
-    if job is None:
+    if job is None and status.rejection is not None:
+        told = "the backend knows" if status.told else "the backend does not know yet, or cannot"
+        lines = [
+            f"task {status.task_id}: rejected; {told}",
+            f"  {status.rejection.get('reason', '')}",
+        ]
+    elif job is None:
         lines = [f"task {status.task_id}: no worker has taken it up: it waits, or the id is wrong"]
     else:
         head = f"task {status.task_id}, style {job.style_id}: {_WORDS[job.state]}"

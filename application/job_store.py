@@ -12,7 +12,12 @@ from functools import partial
 from typing import TypeVar
 
 from application.event_bus import EventSink
-from application.fenced_blob import MAX_RECORD_BYTES, FencedBlob, RecordDamaged
+from application.fenced_blob import (
+    MAX_RECORD_BYTES,
+    NOT_AS_EXPECTED,
+    FencedBlob,
+    RecordDamaged,
+)
 from application.journal import Entry, read_record
 from application.lease import Lease, LeaseTerms, lease_owner
 from application.ports import (
@@ -124,6 +129,28 @@ class JobStore:
     def lease_owner(self, task_id: str) -> str | None:
         """The worker that holds the job's lease; None where the lease is free or expired."""
         return lease_owner(self.blobs, self.keys.lease(task_id), self.clock.now())
+
+    # --- rejection
+
+    def put_rejection(self, task_id: str, rejection: Mapping[str, str]) -> None:
+        """Leave why a message with this task's id was rejected, for whoever looks for it."""
+        data = json.dumps(dict(rejection), indent=1).encode()
+        self.blobs.put(self.keys.rejection(task_id), data, content_type="application/json")
+
+    def rejection(self, task_id: str) -> dict[str, str] | None:
+        """Why a message with this task's id was rejected; None where none was.
+
+        Raises:
+            RecordDamaged: what is there is not a rejection.
+        """
+        at = self.keys.rejection(task_id)
+        try:
+            found = json.loads(self.blobs.get(at, max_bytes=MAX_RECORD_BYTES).data)
+            return {str(name): str(value) for name, value in found.items()}
+        except BlobMissing:
+            return None
+        except (BlobTooLarge, *NOT_AS_EXPECTED) as error:
+            raise RecordDamaged(at, error) from None
 
     # --- cancellation
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
-from application.ports import BlobDenied
+from application.ports import BlobDenied, Unavailable
 from application.settle_error import settlement_after
 from application.settlement import DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
@@ -15,6 +16,8 @@ from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode
 from domain.job import UNDECIDED, TrainingJob
 from domain.task import InvalidTask
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +39,10 @@ class RejectInvalidTask:
         """Say what becomes of the message. Raises nothing."""
         details = {"field": error.field, "value": error.value, "remedy": error.remedy}
         refused = DeadLetter(str(error), details)
+        job_id = invalid_task_id(body)
+        self._leave_note(job_id, error, details)
         if error.style_id is None:
             return refused
-        job_id = invalid_task_id(body)
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
         failure = Failure(FailureCode.INVALID_TASK, _for_the_artist(error))
         worker_stop, stop = stop, StopSignal(stop)
@@ -68,6 +72,17 @@ class RejectInvalidTask:
             return settlement_after(
                 broken_off, about, retries=retries, config=self.config, stop=stop
             )
+
+    def _leave_note(self, job_id: str, error: InvalidTask, details: dict[str, str]) -> None:
+        """Where the task's id could be read, let an operator find the rejection by it."""
+        if error.task_id is None:
+            return
+        details["task_id"] = error.task_id
+        try:
+            note = {**details, "reason": str(error), "record": job_id}
+            self.store.put_rejection(error.task_id, note)
+        except (Unavailable, BlobDenied) as trouble:
+            log.warning("the rejection of task %s is not stored: %s", error.task_id, trouble)
 
 
 def invalid_task_id(body: bytes) -> str:

@@ -61,6 +61,10 @@ class StorageKeys:
         """Present when somebody wants the job stopped."""
         return self._job(task_id, "cancel.json")
 
+    def rejection(self, task_id: str) -> Location:
+        """Why a message with the task's id was rejected."""
+        return self._job(task_id, "rejected.json")
+
     def checkpoint(self, task_id: str, epoch: int, step: int) -> Location:
         """One moment of the run. Zero-padded, so that listing gives them in order."""
         return self._job(task_id, f"checkpoints/epoch_{epoch:05d}_step_{step:08d}.safetensors")

@@ -97,7 +97,7 @@ class WorkerLoop:
             self.events(TaskReceived(task_id=task_id, style_id=task.style_id))
         try:
             if isinstance(task, InvalidTask):
-                log.warning("invalid message: %s", task)
+                log.warning("invalid message, task %s: %s", task.task_id or "unknown", task)
                 settlement = self.reject(delivery.body, task, stop, delivery.retries)
             else:
                 log.info("task %s for style %d", task_id, task.style_id)

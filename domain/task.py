@@ -8,7 +8,7 @@ from datetime import datetime
 from domain.errors import UserError
 from domain.label import UNNAMED, Label
 from domain.location import Location
-from domain.parameters import RequestedParameters
+from domain.parameters import RequestedParameters, default_epochs
 
 
 class Finding(str):
@@ -23,8 +23,8 @@ MISSING = Finding("missing")
 class InvalidTask(UserError, ValueError):
     """A message that is not a task: names the field, the value found and the remedy.
 
-    ``style_id`` and ``task_id`` are set when they could be read all the same, so that the backend
-    can be told, unless the task is known.
+    ``style_id`` and ``task_id`` are set when they could be read all the same: the first so that
+    the backend can be told, the second so that an operator can look the task up.
     """
 
     def __init__(
@@ -33,7 +33,6 @@ class InvalidTask(UserError, ValueError):
         value: object,
         remedy: str,
         style_id: int | None = None,
-        *,
         task_id: str | None = None,
     ) -> None:
         shown = repr(value)
@@ -63,3 +62,32 @@ class TrainingTask:
     """When the platform made the request, where it says."""
     label: Label = UNNAMED
     """The style's name and credits."""
+
+
+def check_size(task: TrainingTask, *, max_steps: int, max_resolution: int) -> None:
+    """Reject a task that would keep a worker for days.
+
+    Args:
+        max_steps: of epochs times images.
+        max_resolution: pixels; only a resolution that the task names is compared.
+
+    Raises:
+        InvalidTask: names the product or the resolution, and the limit.
+    """
+    images = len(set(task.images))
+    epochs = task.requested.named.get("epochs")
+    epochs = default_epochs(images) if epochs is None else epochs
+    if epochs * images > max_steps:
+        raise InvalidTask(
+            "data.parameters.epochs",
+            Finding(f"{epochs}, which with {images} images makes {epochs * images} steps"),
+            f"give epochs x images of at most {max_steps} (MAX_JOB_STEPS)",
+            style_id=task.style_id,
+            task_id=task.task_id,
+        )
+    resolution = task.requested.named.get("resolution")
+    if resolution is not None and resolution > max_resolution:
+        remedy = f"give at most {max_resolution} (MAX_RESOLUTION)"
+        raise InvalidTask(
+            "data.parameters.resolution", resolution, remedy, task.style_id, task.task_id
+        )

@@ -12,7 +12,7 @@ from application.text import printable
 from domain.location import Bucket
 
 if TYPE_CHECKING:
-    from entrypoints.container import Container
+    from entrypoints.bootstrap import Container
     from entrypoints.settings import Settings
 
 
@@ -76,7 +76,7 @@ def _table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _counts(container: Container) -> str:
-    from entrypoints.container import queue_place
+    from entrypoints.connections import queue_place
 
     depths = container.queue_depths().depths()
     counts = ", ".join(f"{name}: {count}" for name, count in depths.items())
@@ -100,7 +100,7 @@ def _weights_form(settings: Settings) -> str:
 
 
 def _backend(container: Container) -> str:
-    notifier = container.notifier()
+    notifier = container.plain_notifier()
     if isinstance(notifier, ConsoleNotifier):
         return "none: outcomes are printed"
     from adapters.webhook.notifier import WebhookNotifier

@@ -42,7 +42,7 @@ from domain.location import Bucket, Location
 from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
 from domain.results import Artifact
 from domain.task import TrainingTask
-from entrypoints.container import Container
+from entrypoints.bootstrap import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from entrypoints.logs import start_logging
@@ -146,7 +146,7 @@ def _thumbnail(file: Path) -> str:
 
 def build_container(arguments: argparse.Namespace, label: Label) -> Container:
     """The worker's container with folders for buckets and the terminal for a backend."""
-    start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
+    logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
     named = {
         "base_model": arguments.base_model,
         "base_model_config": arguments.base_model_config,
@@ -156,7 +156,7 @@ def build_container(arguments: argparse.Namespace, label: Label) -> Container:
         update={name: value for name, value in named.items() if value is not None}
     )
     out: Path = arguments.out
-    container = Container(settings=settings)
+    container = Container(settings=settings, logs=logs, stop=StopSignal())
     # With --json, standard output is for the outcome alone.
     container.console.override(providers.Singleton(Console, stderr=arguments.json))
     container.slots.override(providers.Object(1))

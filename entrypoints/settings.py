@@ -312,6 +312,19 @@ class Settings(BaseSettings):
         description="Maximum number of consecutive failures without a new checkpoint; after"
         " that the job fails",
     )
+    max_job_steps: int = Field(
+        100_000,
+        ge=1,
+        description="Maximum of epochs times images of a task; a larger one is rejected as "
+        "`INVALID_TASK`",
+    )
+    max_resolution: int = Field(
+        1024,
+        ge=64,
+        le=2048,
+        description="Maximum `resolution` in pixels of a task; a larger one is rejected as "
+        "`INVALID_TASK`",
+    )
     fetch_concurrency: int = Field(
         DEFAULTS.fetch_concurrency,
         ge=1,

@@ -148,6 +148,8 @@ class DiffusionSession:
         """
         if self.finished:
             raise RuntimeError("the run is finished")
+        if self.model.rank is not None:
+            self.model.rank.begin_step()
         try:
             report = self.thread.step(self)
         except BaseException:
@@ -185,6 +187,8 @@ class DiffusionSession:
     def next_batch(self) -> Batch:
         """The next step's batch. Its noise and timesteps depend on the seed and the step alone."""
         batch = self.batches.batch(self.step)
+        if self.model.rank is not None:
+            batch = self.model.rank.share(batch)
         if not self.scaler.is_enabled():
             return batch
         return replace(batch, loss_scales=self.scaler.scale(batch.loss_scales))

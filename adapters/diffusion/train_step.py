@@ -49,8 +49,8 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         else:
             batch = model.graphs.run(batch, forward_backward, images_per_pass)
     losses = batch.losses.view(len(runs), -1).sum(dim=1)
-    if model.all_reduce is not None:
-        model.all_reduce(model.lora.gradient, losses)
+    if model.rank is not None:
+        model.rank.all_reduce(model.lora.gradient, losses)
 
     for run, loss in zip(runs, losses, strict=True):
         run.scaler.unscale_(run.optimizer)

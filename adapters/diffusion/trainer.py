@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -14,7 +15,9 @@ from adapters.diffusion.backend import Backend, choose_backend, describe
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.cuda_graphs import CudaRecorder, Recorder
 from adapters.diffusion.data.preparation import PreparedData, prepare
+from adapters.diffusion.data_parallel import Rank, StartRanks
 from adapters.diffusion.device_thread import MIN_PATIENCE, DeviceThread
+from adapters.diffusion.fused.blocks import with_fused_blocks
 from adapters.diffusion.lora_files.files import decode_lora, encode_lora
 from adapters.diffusion.lora_files.lora_formats import LoraFormat
 from adapters.diffusion.lora_files.peft_format import PEFT_CONFIG, PEFT_WEIGHTS
@@ -40,6 +43,8 @@ class DiffusionTrainer:
         make_recorder: what records passes, where the backend does; by default CUDA graphs.
         slots: how many runs that can share passes may be open at a time.
         patience: seconds for which a step waits for runs that took part in the last one.
+        start_ranks: starts the other processes of a run on several devices, as
+            ``OtherRanks.started`` does. A run with one image per step, or dropout, has none.
     """
 
     def __init__(
@@ -52,13 +57,15 @@ class DiffusionTrainer:
         make_recorder: Callable[[torch.device], Recorder] = CudaRecorder,
         slots: int = 1,
         patience: float = MIN_PATIENCE,
+        start_ranks: StartRanks | None = None,
     ) -> None:
-        self._base = base
         self._decode = decode
         self._device = torch.device(device)
         self._backend = backend or choose_backend(self._device)
+        self._base = _built_for(base, self._device, self._backend)
         self._make_recorder = make_recorder
         self._slots = slots
+        self._start_ranks = start_ranks
         self._thread: DeviceThread[DiffusionSession, StepReport] = DeviceThread(
             advance_runs, patience
         )
@@ -66,7 +73,6 @@ class DiffusionTrainer:
         self._model: TrainingModel | None = None
         self._key: Hashable | None = None
         self._close_model = ExitStack()
-        place_unet(base.unet, self._device, self._backend)
         log.info("training on %s: %s", self._device, describe(self._backend))
 
     @property
@@ -118,8 +124,11 @@ class DiffusionTrainer:
 
     @contextmanager
     def _opened(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
-        with self._thread.used():
-            session, closing = self._thread.call(lambda: self._start(plan, resume))
+        parameters = plan.parameters
+        shared = self._start_ranks and parameters.batch_size > 1 and not parameters.lora_dropout
+        ranks = self._start_ranks(plan, resume) if self._start_ranks and shared else nullcontext()
+        with ranks as rank, self._thread.used():
+            session, closing = self._thread.call(lambda: self._start(plan, resume, rank))
             try:
                 yield session
             finally:
@@ -127,7 +136,7 @@ class DiffusionTrainer:
                 self._thread.call(closing.close)
 
     def _start(
-        self, plan: TrainingPlan, resume: bytes | None
+        self, plan: TrainingPlan, resume: bytes | None, rank: Rank | None
     ) -> tuple[DiffusionSession, ExitStack]:
         """A session, and what frees all of it."""
         with ExitStack() as stack:
@@ -140,6 +149,10 @@ class DiffusionTrainer:
                 stack.callback(session.close)
                 if resume is not None:
                     session.resume(resume)
+            if rank is not None:
+                rank.join(self._device)
+                model.rank = rank
+                log.info("each step's images are shared among %d devices", rank.count)
             if model.runs > 1:
                 log.info("%d runs train together", model.runs)
             self._thread.expect(session)
@@ -209,9 +222,10 @@ def compatibility_key(parameters: TrainingParameters) -> Hashable | None:
     return parameters.rank, parameters.lora_scale, str(parameters.lora_targets)
 
 
-def place_unet(unet: torch.nn.Module, device: torch.device, backend: Backend) -> None:
-    """Put the UNet on the device in the backend's precision and layout."""
+def _built_for(base: BaseModel, device: torch.device, backend: Backend) -> BaseModel:
+    """The base with its UNet on the device, in the backend's precision, layout and blocks."""
     layout = torch.channels_last if backend.channels_last else torch.contiguous_format
     # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
-    torch.nn.Module.to(unet, device=device, dtype=backend.dtype)
-    torch.nn.Module.to(unet, memory_format=layout)  # type: ignore[call-overload] # has no signature
+    torch.nn.Module.to(base.unet, device=device, dtype=backend.dtype)
+    torch.nn.Module.to(base.unet, memory_format=layout)  # type: ignore[call-overload] # untyped
+    return replace(base, unet=with_fused_blocks(base.unet)) if backend.fused else base

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel, on_device
 from adapters.diffusion.cuda_graphs import CudaRecorder, GraphCache, Recorder
-from adapters.diffusion.fused.blocks import fused
+from adapters.diffusion.data_parallel import Rank
 from adapters.diffusion.lora_layers import PackedLora, lora_installed
 from domain.parameters import TrainingParameters
 
@@ -52,8 +52,8 @@ class TrainingModel:
         )
         self.graphs = GraphCache(recorder, "steps") if recorder else None
         self.evaluation_graphs = GraphCache(recorder, "measurements") if recorder else None
-        self.all_reduce: Callable[[torch.Tensor, torch.Tensor], None] | None = None
-        """Adds up gradients and losses over the processes that train one job together."""
+        self.rank: Rank | None = None
+        """Where several processes train one run, which of them this is."""
         self.slots = slots
         self.runs_per_pass = slots
         """Fewer than there are slots once memory has run out."""
@@ -103,7 +103,6 @@ def training_model(
             stack.enter_context(on_device(base.text_encoder, device))
         model = TrainingModel(base, parameters, device, backend, slots, recorder)
         stack.enter_context(lora_installed(base.unet, model.text_encoder, model.lora))
-        stack.enter_context(fused(base.unet) if backend.fused else nullcontext())
         stack.callback(model.free_graphs)
         stack.callback(model.recompute, False)
         yield model

@@ -6,7 +6,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -128,12 +127,12 @@ class TaskReader:
         """
         raw = _decode(body)
         try:
-            return self._task(body, raw)
+            return self._read(raw, body)
         except InvalidTask as error:
             error.task_id = _readable_task_id(raw)
             raise
 
-    def _task(self, body: bytes, raw: object) -> TrainingTask:
+    def _read(self, raw: object, body: bytes) -> TrainingTask:
         style_id = _readable_style_id(raw)
         _insist_on_single_keys(body, style_id)
         try:
@@ -201,6 +200,17 @@ def task_id_of(body: bytes) -> str | None:
     return None
 
 
+def _readable_task_id(raw: object) -> str | None:
+    """The task's id, if it is one."""
+    match raw:
+        case {"task_id": str(task_id)}:
+            try:
+                return str(UUID(task_id))
+            except ValueError:
+                return None
+    return None
+
+
 def _decode(body: bytes) -> object:
     if len(body) > MAX_MESSAGE_BYTES:
         limit = f"send at most {MAX_MESSAGE_BYTES // 1024} KiB"
@@ -238,14 +248,6 @@ def _readable_style_id(raw: object) -> int | None:
         case {"type": "model_training", "data": {"style_id": int(style_id)}}:
             usable = not isinstance(style_id, bool) and 1 <= style_id <= LARGEST_STYLE_ID
             return style_id if usable else None
-    return None
-
-
-def _readable_task_id(raw: object) -> str | None:
-    match raw:
-        case {"task_id": str(task_id)}:
-            with suppress(ValueError):
-                return _uuid(task_id)
     return None
 
 

@@ -15,6 +15,7 @@ from adapters.memory import MemoryQueue
 from adapters.schemas.task import TaskReader, encode_task
 from adapters.spool import SpoolQueue
 from application.event_bus import EventSink, MessageSettled, TaskReceived, WorkerEvent
+from application.job_status import in_words, job_status
 from application.notify_outcome import SLOW_ANSWER
 from application.ports import (
     BaseFacts,
@@ -187,7 +188,24 @@ def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
         "field": "data.parameters.epochs",
         "value": "-1",
         "remedy": "give a whole number from 1 to 10,000",
+        "task_id": TASK_ID,
     }
+
+
+@pytest.mark.parametrize("body", [BAD, BAD.replace(b'"style_id": 7', b'"style_id": "x"')])
+def test_a_bad_message_can_be_looked_up_by_the_task_it_names(
+    world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    queue.publish(body)
+    loop_over(world, queue)(StopSignal(), until_empty=True)
+    status = job_status(TASK_ID, world.store())
+    assert status.state == "rejected"
+    assert status.told == (body is BAD)
+    assert status.rejection is not None
+    assert status.rejection["reason"] == queue.dead[0].reason
+    assert TASK_ID in in_words(status)[0]
+    assert queue.dead[0].details["task_id"] == TASK_ID
+    assert f"invalid message, task {TASK_ID}: " in caplog.text
 
 
 @pytest.mark.parametrize("body", [b"\x00garbage", b'{"type": "model_training"}'])

@@ -1,4 +1,4 @@
-"""The denoiser's blocks by fused passes: the same function, the same training, on a CPU here."""
+"""Fused blocks compute and train as diffusers' own do. On a CPU their operations are torch's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.activations import GEGLU
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -18,8 +18,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.fused import blocks, self_test
-from adapters.diffusion.fused.blocks import fused
+from adapters.diffusion.fused import self_test
+from adapters.diffusion.fused.blocks import FusedAttention, with_fused_blocks
 from adapters.diffusion.fused.operations import gated
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
@@ -38,26 +38,31 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def outcome(base: BaseModel) -> list[torch.Tensor]:
+def outcome(unet: UNet2DConditionModel) -> list[torch.Tensor]:
+    """A prediction, and the gradient of its square."""
     x = normal(2, 4, 8, 8).requires_grad_()
-    states = normal(2, 77, base.unet.config.cross_attention_dim, seed=1)
-    answer = base.unet(x, torch.tensor([5, 400]), states).sample
+    states = normal(2, 77, unet.config.cross_attention_dim, seed=1)
+    answer = unet(x, torch.tensor([5, 400]), states).sample
     answer.square().sum().backward()
     assert x.grad is not None
     return [answer.detach(), x.grad]
 
 
-def test_the_denoiser_computes_the_same_and_is_itself_again_afterwards(base: BaseModel) -> None:
-    wanted = outcome(base)
-    with fused(base.unet):
-        rerouted = [m for m in base.unet.modules() if "forward" in m.__dict__]
-        found = outcome(base)
-    kinds = (ResnetBlock2D, Transformer2DModel, BasicTransformerBlock, Attention, GEGLU)
-    parts = {m for m in base.unet.modules() if isinstance(m, kinds)}
-    assert set(rerouted) == parts | {base.unet.conv_norm_out, base.unet.conv_act}
-    for one, other in zip(found, wanted, strict=True):
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_unet_computes_the_same_on_the_same_weights(base: BaseModel, recomputed: bool) -> None:
+    fused = with_fused_blocks(base.unet)
+    if recomputed:
+        fused.enable_gradient_checkpointing()
+    for one, other in zip(outcome(fused), outcome(base.unet), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    assert all(map(torch.equal, outcome(base), wanted))
+    shared = {name: weight.data_ptr() for name, weight in base.unet.named_parameters()}
+    assert {name: weight.data_ptr() for name, weight in fused.named_parameters()} == shared
+
+
+def is_fused(module: torch.nn.Module) -> bool:
+    if isinstance(module, Attention):
+        return isinstance(module.processor, FusedAttention)
+    return type(module).__name__.startswith("Fused")
 
 
 SOMETHING = torch.nn.Identity()
@@ -77,12 +82,9 @@ NO_BIAS = torch.nn.Conv2d(8, 8, 3, bias=False)
         (ResnetBlock2D, "dropout", DROPOUT),
         (ResnetBlock2D, "conv1", NO_BIAS),
         (ResnetBlock2D, "conv2", NO_BIAS),
-        (ResnetBlock2D, "conv_shortcut", SOMETHING),
         (ResnetBlock2D, "nonlinearity", NO_SILU),
         (Transformer2DModel, "is_input_continuous", False),
         (Transformer2DModel, "use_linear_projection", True),
-        (Transformer2DModel, "proj_in", SOMETHING),
-        (Transformer2DModel, "proj_out", SOMETHING),
         (BasicTransformerBlock, "norm_type", "ada_norm"),
         (BasicTransformerBlock, "pos_embed", SOMETHING),
         (BasicTransformerBlock, "attn2", None),
@@ -103,54 +105,30 @@ NO_BIAS = torch.nn.Conv2d(8, 8, 3, bias=False)
         (Attention, "to_out.1", DROPOUT),
     ],
 )
-def test_a_block_with_what_the_passes_do_not_know_stays_as_it_is(
+def test_a_block_with_settings_that_are_not_known_stays_as_it_is(
     base: BaseModel, kind: type[torch.nn.Module], part: str, value: object
 ) -> None:
     unet = copy.deepcopy(base.unet)
-    changed, *others = [module for module in unet.modules() if isinstance(module, kind)]
-    home, _, name = part.rpartition(".")
-    setattr(changed.get_submodule(home), name, value)
-    with fused(unet):
-        assert "forward" not in changed.__dict__
-        assert all("forward" in other.__dict__ for other in others)
+    changed, *others = [name for name, m in unet.named_modules() if isinstance(m, kind)]
+    home, _, name = f"{changed}.{part}".rpartition(".")
+    setattr(unet.get_submodule(home), name, value)
+    fused = with_fused_blocks(unet)
+    assert not is_fused(fused.get_submodule(changed))
+    assert all(is_fused(fused.get_submodule(other)) for other in others)
 
 
 @pytest.mark.parametrize(
     ("part", "value"),
     [("conv_norm_out", SOMETHING), ("conv_norm_out", None), ("conv_act", NO_SILU)],
 )
-def test_so_does_a_last_norm_without_its_silu(
+def test_a_last_norm_without_its_silu_stays_as_it_is(
     base: BaseModel, part: str, value: torch.nn.Module | None
 ) -> None:
     unet = copy.deepcopy(base.unet)
     setattr(unet, part, value)
-    with fused(unet):
-        for module in filter(None, (unet.conv_norm_out, unet.conv_act)):
-            assert "forward" not in module.__dict__
-
-
-def test_where_rerouting_fails_the_denoiser_is_itself_again(
-    base: BaseModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(blocks, "_gated", full)
-    with pytest.raises(torch.OutOfMemoryError), fused(base.unet):
-        pass
-    assert not [m for m in base.unet.modules() if "forward" in m.__dict__]
-
-
-def test_feature_maps_that_are_recomputed_are_the_same(base: BaseModel) -> None:
-    wanted = outcome(base)
-    base.unet.enable_gradient_checkpointing()
-    try:
-        with fused(base.unet):
-            found = outcome(base)
-    finally:
-        base.unet.disable_gradient_checkpointing()
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    fused = with_fused_blocks(unet)
+    for name in ("conv_norm_out", "conv_act"):
+        assert type(getattr(fused, name)) is type(getattr(unet, name))
 
 
 OPTIONS: list[dict[str, Any]] = [

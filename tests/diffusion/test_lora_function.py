@@ -10,7 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.fused.blocks import fused
+from adapters.diffusion.fused.blocks import with_fused_blocks
 from adapters.diffusion.lora_function import LoraFunction
 from tests.diffusion.fake_cuda_graph import Recording
 from tests.diffusion.runs import lora_on
@@ -141,9 +141,10 @@ def test_an_attention_makes_fewer_products(
     gradient, and the sums of three gradients. Of the text no gradient is asked."""
     found = []
     for side_by_side in (False, True):
-        with lora_on(base, side_by_side=side_by_side) as lora, fused(base.unet):
+        unet = with_fused_blocks(base.unet)
+        with lora_on(base, unet, side_by_side=side_by_side) as lora:
             lora.new_style(0, 1)
-            block = base.unet.mid_block.attentions[0].transformer_blocks[0]
+            block = unet.mid_block.attentions[0].transformer_blocks[0]
             attention = getattr(block, name)
             x = normal(1, 9, attention.to_q.in_features).float().requires_grad_()
             width = base.unet.config.cross_attention_dim

@@ -11,6 +11,7 @@ import pytest
 
 from domain.location import Bucket
 from entrypoints.settings import (
+    PLATFORM_NAMES,
     InvalidSettings,
     Settings,
     WorkerSettings,
@@ -183,12 +184,15 @@ def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert load_settings(tmp_path / ".env").max_failures == 9
 
 
+@pytest.mark.parametrize("world", ["Google Cloud Storage", "Amazon S3"])
 def test_the_example_of_an_env_file_has_all_that_a_worker_with_a_broker_needs(
-    tmp_path: Path,
+    tmp_path: Path, world: str
 ) -> None:
     example = (Path(__file__).resolve().parents[2] / ".env.example").read_text()
-    lines = re.findall(r"^#([A-Z].*=.*)$", example, re.MULTILINE)
-    assert {line.partition("=")[0].lower() for line in lines} <= Settings.model_fields.keys()
+    (block,) = re.findall(rf"^# The platform on {world}.*?(?:\n\n|\Z)", example, re.M | re.S)
+    lines = re.findall(r"^#([A-Z].*=.*)$", block, re.MULTILINE)
+    names = {line.partition("=")[0].lower() for line in lines}
+    assert names <= Settings.model_fields.keys() | PLATFORM_NAMES.keys()
     filled = [f"{line}{TOKEN}" if line.endswith("=") else line for line in lines]
     (tmp_path / ".env").write_text("\n".join(filled))
     assert load_settings(tmp_path / ".env", kind=WorkerSettings).has_broker

@@ -1,13 +1,13 @@
-"""The blocks of diffusers' denoiser, computed by the fused operations.
+"""Fused stand-ins for blocks of diffusers' UNet. They compute the same, rounded less often.
 
-What they compute stays the same, rounded less often.
+Each class inherits the diffusers block that it stands in for, and shares its layers. A block with
+settings that a class does not know is left as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -19,6 +19,7 @@ from diffusers.models.transformers.transformer_2d import (
     Transformer2DModel,
     Transformer2DModelOutput,
 )
+from torch.nn import functional
 
 from adapters.diffusion.fused.operations import (
     added,
@@ -29,47 +30,177 @@ from adapters.diffusion.fused.operations import (
 )
 from adapters.diffusion.lora_layers import project
 
-Forward = Callable[..., Any]
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-@contextmanager
-def fused(unet: UNet2DConditionModel) -> Iterator[None]:
-    """While open, the denoiser's blocks are computed by the fused operations.
-
-    Open after LoRA layers are installed: a block whose convolutions carry LoRA stays as it is.
-    """
-    rerouted: list[torch.nn.Module] = []
-
-    def reroute(module: torch.nn.Module, forward: Forward) -> None:
-        module.forward = forward
-        rerouted.append(module)
-
-    try:
-        for module in unet.modules():
-            if isinstance(module, ResnetBlock2D) and _plain_resnet(module):
-                reroute(module, _resnet(module))
-            elif isinstance(module, Transformer2DModel) and _plain_transformer(module):
-                reroute(module, _transformer(module))
-            elif isinstance(module, BasicTransformerBlock) and _plain_block(module):
-                reroute(module, _block(module))
-            elif isinstance(module, Attention) and _plain_attention(module):
-                reroute(module, _attention(module))
-            elif isinstance(module, GEGLU):
-                reroute(module, _gated(module))
-        if isinstance(unet.conv_norm_out, torch.nn.GroupNorm) and _is_silu(unet.conv_act):
-            reroute(unet.conv_norm_out, _last_norm(unet.conv_norm_out))
-            reroute(unet.conv_act, lambda x: x)
-        yield
-    finally:
-        for module in rerouted:
-            module.__dict__.pop("forward", None)
+def with_fused_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A UNet with fused blocks on the weights of ``unet``, which stays as it is."""
+    fused = sharing_weights(unet)
+    for parent in list(fused.modules()):
+        for name, child in parent.named_children():
+            if type(child) is Attention and _is_plain_attention(child):
+                child.set_processor(FusedAttention())
+            elif type(child) is ResnetBlock2D and _is_plain_resnet(child):
+                setattr(parent, name, _stand_in(FusedResnetBlock, child))
+            elif type(child) is Transformer2DModel and _is_plain_transformer(child):
+                setattr(parent, name, _stand_in(FusedTransformer, child))
+            elif type(child) is BasicTransformerBlock and _is_plain_block(child):
+                setattr(parent, name, _stand_in(FusedTransformerBlock, child))
+            elif type(child) is GEGLU:
+                setattr(parent, name, _stand_in(FusedGEGLU, child))
+    if type(fused.conv_norm_out) is torch.nn.GroupNorm and _is_silu(fused.conv_act):
+        fused.conv_norm_out = _stand_in(FusedGroupNormSiLU, fused.conv_norm_out)
+        fused.conv_act = torch.nn.Identity()
+    return fused
 
 
-def _plain_resnet(block: ResnetBlock2D) -> bool:
-    layers = [block.conv1, block.conv2, block.conv_shortcut, block.time_emb_proj]
+def sharing_weights(model: Module) -> Module:
+    """A copy of the model's modules, on the same parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+class FusedResnetBlock(ResnetBlock2D):  # type: ignore[misc] # untyped
+    """Biases are added where a pass reads the feature map anyway: the first convolution's with
+    the timestep's shift before the norm, the second one's in the sum with the shortcut."""
+
+    def forward(self, x: torch.Tensor, temb: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Of (n, c, h, w) and (n, width). With LoRA on its layers, diffusers' own forward."""
+        convs = (self.conv1, self.conv2, self.conv_shortcut)
+        if not _are_frozen(self.time_emb_proj, *filter(None, convs)):
+            answer: torch.Tensor = super().forward(x, temb)
+            return answer
+        shift = functional.linear(
+            functional.silu(temb),
+            self.time_emb_proj.weight,
+            self.time_emb_proj.bias + self.conv1.bias,
+        )
+        h, x = group_norm_of(x, self.norm1, activated=True)
+        h = functional.conv2d(h, self.conv1.weight, padding=1)
+        h = group_norm(h, self.norm2, shift=shift, activated=True)
+        h = functional.conv2d(h, self.conv2.weight, padding=1)
+        bias = self.conv2.bias
+        if self.conv_shortcut is not None:
+            x = _from_tokens(_pointwise(_tokens(x), self.conv_shortcut.weight), x)
+            if self.conv_shortcut.bias is not None:
+                bias = bias + self.conv_shortcut.bias
+        return added(h, x, bias)
+
+
+class FusedTransformer(Transformer2DModel):  # type: ignore[misc] # untyped
+    """Its 1 x 1 convolutions are products over tokens, which need no copy in channels last."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        *_: Any,
+        attention_mask: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        return_dict: bool = True,
+        **__: Any,
+    ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
+        """Of (n, c, h, w) and the text's states. With LoRA on its layers, diffusers' forward."""
+        assert attention_mask is None
+        assert encoder_attention_mask is None
+        into, out = self.proj_in, self.proj_out
+        if not _are_frozen(into, out):
+            answer: tuple[torch.Tensor] | Transformer2DModelOutput = super().forward(
+                hidden_states, encoder_hidden_states, return_dict=return_dict
+            )
+            return answer
+        normal, x = group_norm_of(hidden_states, self.norm)
+        tokens = _pointwise(_tokens(normal), into.weight, into.bias)
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(
+                    block, tokens, None, encoder_hidden_states
+                )
+            else:
+                tokens = block(tokens, None, encoder_hidden_states)
+        sample = added(_from_tokens(_pointwise(tokens, out.weight), x), x, out.bias)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc] # untyped
+    """Each residual sum is one pass with the norm behind it."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> torch.Tensor:
+        """Of (n, tokens, width) and the text's states."""
+        assert attention_mask is None
+        normal, x = layer_norm_of(hidden_states, self.norm1)
+        normal, x = layer_norm_of(x, self.norm2, plus=self.attn1(normal))
+        of_text = self.attn2(normal, encoder_hidden_states=encoder_hidden_states)
+        normal, x = layer_norm_of(x, self.norm3, plus=of_text)
+        last: torch.Tensor = x + self.ff(normal)
+        return last
+
+
+class FusedAttention:
+    """An attention processor of diffusers: projections that read the same input are computed
+    together (``project``)."""
+
+    def __call__(
+        self,
+        attention: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Of (n, tokens, width), and for cross attention the text's states."""
+        assert attention_mask is None
+        x, states = hidden_states, encoder_hidden_states
+        keys_values = (attention.to_k, attention.to_v)
+        if attention.is_cross_attention:
+            of_states = project(x if states is None else states, keys_values)
+            projected = [attention.to_q(x), *of_states]
+        else:
+            assert states is None
+            projected = list(project(x, (attention.to_q, *keys_values)))
+        q, k, v = (y.view(*y.shape[:2], attention.heads, -1).transpose(1, 2) for y in projected)
+        heads = functional.scaled_dot_product_attention(q, k, v)
+        answer: torch.Tensor = attention.to_out[0](heads.transpose(1, 2).flatten(2))
+        return answer
+
+
+class FusedGEGLU(GEGLU):  # type: ignore[misc] # untyped
+    """The gate of the feed-forward layer in one pass."""
+
+    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Of (n, tokens, width)."""
+        return gated(self.proj(x))
+
+
+class FusedGroupNormSiLU(torch.nn.GroupNorm):
+    """The UNet's last norm, with the activation that follows it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of (n, c, h, w)."""
+        return group_norm(x, self, activated=True)
+
+
+def _stand_in(kind: type[Module], block: torch.nn.Module) -> Module:
+    """A ``kind`` with the block's own layers and settings."""
+    stand_in = kind.__new__(kind)
+    stand_in.__dict__.update(block.__dict__)
+    return stand_in
+
+
+def _are_frozen(*layers: torch.nn.Module) -> bool:
+    """Whether none of the layers carries LoRA."""
+    return all(type(layer) in (torch.nn.Conv2d, torch.nn.Linear) for layer in layers)
+
+
+def _is_plain_resnet(block: ResnetBlock2D) -> bool:
     return (
-        all(type(layer) in (torch.nn.Conv2d, torch.nn.Linear) for layer in layers if layer)
-        and block.time_emb_proj is not None
+        block.time_emb_proj is not None
         and block.time_embedding_norm == "default"
         and not block.skip_time_act
         and block.upsample is None
@@ -82,68 +213,11 @@ def _plain_resnet(block: ResnetBlock2D) -> bool:
     )
 
 
-def _resnet(block: ResnetBlock2D) -> Forward:
-    """The first convolution's bias goes where the timestep's shift goes, before the norm; the
-    second one's into the sum with the shortcut."""
-    shift = block.time_emb_proj.bias + block.conv1.bias
-    bias = block.conv2.bias
-    if block.conv_shortcut is not None and block.conv_shortcut.bias is not None:
-        bias = bias + block.conv_shortcut.bias
-
-    def forward(x: torch.Tensor, temb: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        moved = torch.nn.functional.linear(
-            torch.nn.functional.silu(temb), block.time_emb_proj.weight, shift
-        )
-        h, x = group_norm_of(x, block.norm1, activated=True)
-        h = torch.nn.functional.conv2d(h, block.conv1.weight, padding=1)
-        h = group_norm(h, block.norm2, shift=moved, activated=True)
-        h = torch.nn.functional.conv2d(h, block.conv2.weight, padding=1)
-        if block.conv_shortcut is not None:
-            x = _from_tokens(_pointwise(_tokens(x), block.conv_shortcut.weight), x)
-        return added(h, x, bias)
-
-    return forward
+def _is_plain_transformer(module: Transformer2DModel) -> bool:
+    return module.is_input_continuous and not module.use_linear_projection
 
 
-def _plain_transformer(module: Transformer2DModel) -> bool:
-    return (
-        module.is_input_continuous
-        and not module.use_linear_projection
-        and type(module.proj_in) is torch.nn.Conv2d
-        and type(module.proj_out) is torch.nn.Conv2d
-    )
-
-
-def _transformer(module: Transformer2DModel) -> Forward:
-    into, out = module.proj_in, module.proj_out
-
-    def forward(
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        *_: Any,
-        attention_mask: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        return_dict: bool = True,
-        **__: Any,
-    ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
-        assert attention_mask is None
-        assert encoder_attention_mask is None
-        normal, x = group_norm_of(hidden_states, module.norm)
-        tokens = _pointwise(_tokens(normal), into.weight, into.bias)
-        for block in module.transformer_blocks:
-            if torch.is_grad_enabled() and module.gradient_checkpointing:
-                tokens = module._gradient_checkpointing_func(
-                    block, tokens, None, encoder_hidden_states
-                )
-            else:
-                tokens = block(tokens, None, encoder_hidden_states)
-        answer = added(_from_tokens(_pointwise(tokens, out.weight), x), x, out.bias)
-        return Transformer2DModelOutput(sample=answer) if return_dict else (answer,)
-
-    return forward
-
-
-def _plain_block(block: BasicTransformerBlock) -> bool:
+def _is_plain_block(block: BasicTransformerBlock) -> bool:
     return (
         block.norm_type == "layer_norm"
         and block.pos_embed is None
@@ -156,26 +230,7 @@ def _plain_block(block: BasicTransformerBlock) -> bool:
     )
 
 
-def _block(block: BasicTransformerBlock) -> Forward:
-    def forward(
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        *_: Any,
-        **__: Any,
-    ) -> torch.Tensor:
-        assert attention_mask is None
-        normal, x = layer_norm_of(hidden_states, block.norm1)
-        normal, x = layer_norm_of(x, block.norm2, plus=block.attn1(normal))
-        answer = block.attn2(normal, encoder_hidden_states=encoder_hidden_states)
-        normal, x = layer_norm_of(x, block.norm3, plus=answer)
-        last: torch.Tensor = x + block.ff(normal)
-        return last
-
-    return forward
-
-
-def _plain_attention(module: Attention) -> bool:
+def _is_plain_attention(module: Attention) -> bool:
     parts = ("spatial_norm", "group_norm", "norm_q", "norm_k")
     return (
         all(getattr(module, part, None) is None for part in parts)
@@ -184,37 +239,6 @@ def _plain_attention(module: Attention) -> bool:
         and module.rescale_output_factor == 1.0
         and module.to_out[1].p == 0.0
     )
-
-
-def _attention(module: Attention) -> Forward:
-    def forward(
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **_: Any,
-    ) -> torch.Tensor:
-        assert attention_mask is None
-        x, states = hidden_states, encoder_hidden_states
-        if module.is_cross_attention:
-            of_states = project(x if states is None else states, (module.to_k, module.to_v))
-            projected = [module.to_q(x), *of_states]
-        else:
-            assert states is None
-            projected = list(project(x, (module.to_q, module.to_k, module.to_v)))
-        q, k, v = (y.view(*y.shape[:2], module.heads, -1).transpose(1, 2) for y in projected)
-        heads = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        answer: torch.Tensor = module.to_out[0](heads.transpose(1, 2).flatten(2))
-        return answer
-
-    return forward
-
-
-def _gated(module: GEGLU) -> Forward:
-    return lambda x, *_, **__: gated(module.proj(x))
-
-
-def _last_norm(norm: torch.nn.GroupNorm) -> Forward:
-    return lambda x: group_norm(x, norm, activated=True)
 
 
 def _is_silu(module: torch.nn.Module | None) -> bool:
@@ -236,4 +260,4 @@ def _pointwise(
     tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """A convolution of 1 x 1, (k, c, 1, 1), at every token."""
-    return torch.nn.functional.linear(tokens, weight.flatten(1), bias)
+    return functional.linear(tokens, weight.flatten(1), bias)

@@ -1,0 +1,149 @@
+"""The connections that the settings name: queue and backend. Stores are in ``stores``."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from rich.console import Console
+
+from adapters.clock import SystemClock
+from adapters.console import ConsoleNotifier
+from adapters.schemas.bodies import complete_body, failed_body, progress_body
+from adapters.schemas.task import TaskReader
+from adapters.spool import SpoolQueue
+from application.ports import Notifier, TaskParser
+from domain.task import InvalidTask, TrainingTask, check_size
+from entrypoints.cli import version
+from entrypoints.settings import Settings
+
+if TYPE_CHECKING:
+    from adapters.rabbitmq.options import RabbitOptions
+    from adapters.rabbitmq.queue import RabbitQueue
+
+NOT_IN_A_FOLDER = ("train_text_encoder", "use_dora")
+"""Parameters of styles that a reader with ``PeftModel.from_pretrained(unet, folder)`` and PEFT 0.7
+draws wrong or cannot load."""
+
+
+def open_queue(
+    settings: Settings, clock: SystemClock, worker: str, slots: int
+) -> Iterator[RabbitQueue | SpoolQueue]:
+    """The queue of tasks, closed when the container is."""
+    if not settings.has_broker:
+        yield SpoolQueue(settings.spool_dir, clock, new_id)
+        return
+    from adapters.rabbitmq.queue import RabbitQueue
+
+    options = broker_options(settings, slots)
+    with closing(RabbitQueue(options, worker=worker, clock=clock, random=random.random)) as queue:
+        yield queue
+
+
+def broker_options(settings: Settings, slots: int = 1) -> RabbitOptions:
+    """Where the broker is and how to treat it.
+
+    Args:
+        slots: messages that are in hand at a time.
+    """
+    from adapters.rabbitmq.options import RabbitOptions, TlsOptions
+
+    tls = TlsOptions(
+        ca_file=settings.rabbitmq_ca_file,
+        certificate=settings.rabbitmq_cert_file,
+        key=settings.rabbitmq_key_file,
+    )
+    if settings.rabbitmq_url is not None:
+        url = settings.rabbitmq_url.get_secret_value()
+        encrypted = url.startswith("amqps:")
+        options = RabbitOptions.from_url(url, tls=tls if encrypted else None)
+    else:
+        options = RabbitOptions(
+            host=settings.rabbitmq_host or "",
+            port=settings.rabbitmq_port,
+            vhost=settings.rabbitmq_vhost,
+            user=settings.rabbitmq_user,
+            password=settings.rabbitmq_pass.get_secret_value(),
+            tls=tls if settings.rabbitmq_ssl else None,
+        )
+    return replace(
+        options,
+        queue=settings.rabbitmq_queue,
+        retry_delays=settings.retry_delays,
+        heartbeat=settings.rabbitmq_heartbeat,
+        ack_timeout=float(settings.ack_timeout),
+        prefetch=slots,
+    )
+
+
+def queue_place(settings: Settings) -> str:
+    """Where tasks come from, for people: without credentials."""
+    if not settings.has_broker:
+        return f"the folder {settings.spool_dir}"
+    options = broker_options(settings)
+    return f"{options.queue} at {options.where}"
+
+
+def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
+    """Who is told: the backend, or the person at the terminal."""
+    if settings.backend_api_url is None or settings.internal_api_token is None:
+        yield ConsoleNotifier(console)
+        return
+    from adapters.webhook.notifier import Bodies, WebhookNotifier
+    from adapters.webhook.options import WebhookOptions
+
+    options = WebhookOptions(
+        base_url=settings.backend_api_url,
+        token=settings.internal_api_token.get_secret_value(),
+        user_agent=f"style-trainer/{version()}",
+        allow_http=settings.backend_allow_http,
+        allow_short_token=settings.backend_allow_short_token,
+        ca_file=settings.backend_ca_file,
+        read_timeout=settings.webhook_timeout,
+    )
+    bodies = Bodies(progress=progress_body, complete=complete_body, failed=failed_body)
+    with closing(WebhookNotifier(options, bodies, clock)) as notifier:
+        yield notifier
+
+
+def backend_host(settings: Settings) -> str | None:
+    """The one host that the token may go to."""
+    return urlsplit(settings.backend_api_url).hostname if settings.backend_api_url else None
+
+
+def task_parser(settings: Settings) -> TaskParser:
+    """Reads tasks. Rejects those that are too large for this worker, styles that cannot be loaded
+    from the folder that ``WEIGHTS_FORM`` asks for, and images from the worker's own buckets where
+    ALLOWED_IMAGE_BUCKETS does not name them: the store itself would read them.
+    """
+    read = TaskReader(backend_host(settings))
+    closed = {settings.models, settings.state}.difference(settings.image_buckets)
+    allowed = ", ".join(map(str, settings.image_buckets))
+
+    def parse(body: bytes) -> TrainingTask:
+        task = read(body)
+
+        def invalid(field: str, value: object, remedy: str) -> InvalidTask:
+            return InvalidTask(f"data.{field}", value, remedy, task.style_id, task.task_id)
+
+        for number, image in enumerate(task.images):
+            if settings.bucket_of(image) in closed:
+                raise invalid(f"images.{number}", str(image), f"give images from {allowed}")
+        for name in NOT_IN_A_FOLDER if settings.weights_in_folder else ():
+            if task.requested.named.get(name):
+                remedy = "leave it out: not every reader of WEIGHTS_FORM=folder loads such a style"
+                raise invalid(f"parameters.{name}", True, remedy)
+        check_size(task, max_steps=settings.max_job_steps, max_resolution=settings.max_resolution)
+        return task
+
+    return parse
+
+
+def new_id() -> str:
+    """A fresh identifier."""
+    return uuid.uuid4().hex

@@ -1,0 +1,80 @@
+"""One run in two processes: the CPU stands for each of two devices, and gloo for NCCL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from adapters.diffusion.base.model import BaseModel, load_base
+from adapters.diffusion.data_parallel import OtherRanks
+from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.images.decode import decode
+from application.ports import TrainerBroken
+from domain.image import TrainingImage
+from tests.diffusion.conftest import SMALL_BASE
+from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
+
+pytestmark = pytest.mark.integration
+
+Images = tuple[TrainingImage, ...]
+
+
+def load_small_base(device: str) -> BaseModel:
+    return load_base(str(SMALL_BASE), device=device)
+
+
+@pytest.fixture
+def parallel(base: BaseModel) -> DiffusionTrainer:
+    others = OtherRanks(["cpu"], load_small_base, decode)
+    return DiffusionTrainer(base, decode, start_ranks=others.started)
+
+
+def assert_alike(found: Any, wanted: Any) -> None:
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=2e-4)
+        assert one.evaluation_loss == pytest.approx(other.evaluation_loss, rel=2e-4)
+        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=2e-3)
+
+
+def test_two_processes_train_what_one_does(
+    base: BaseModel, trainer: DiffusionTrainer, parallel: DiffusionTrainer, images: Images
+) -> None:
+    """Of four squares and a larger image: batches of 3, 1 and 1, so that one rank has none."""
+    plan = plan_of(images, batch_size=3, validation_epochs=1, **EVERY_OPTION)
+    assert_alike(run(parallel, plan).history, run(trainer, plan).history)
+    assert not multiprocessing.active_children()
+
+
+def test_a_rank_that_dies_ends_the_run_and_another_resumes_it(
+    trainer: DiffusionTrainer, parallel: DiffusionTrainer, images: Images
+) -> None:
+    plan = plan_of(images[:4], epochs=3, batch_size=4, validation_epochs=1)
+    with parallel.open(plan, None) as session:
+        session.advance()
+        checkpoint = session.checkpoint().data
+        (other,) = multiprocessing.active_children()
+        assert other.pid is not None
+        # Rank 0 ends its ranks itself: a signal to the whole group does not.
+        os.kill(other.pid, signal.SIGTERM)
+        os.kill(other.pid, signal.SIGINT)
+        session.advance()
+        os.kill(other.pid, signal.SIGKILL)
+        with pytest.raises(TrainerBroken, match="is gone"):
+            drive(session)
+    assert not multiprocessing.active_children()
+    wanted = run(trainer, plan).history
+    for one in (trainer, parallel):
+        assert_alike(run(one, plan, resume=checkpoint).history, wanted)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 2, "lora_dropout": 0.1}])
+def test_a_run_that_cannot_be_shared_has_one_process(
+    parallel: DiffusionTrainer, images: Images, options: dict[str, Any]
+) -> None:
+    with parallel.open(plan_of(images, **options), None):
+        assert not multiprocessing.active_children()

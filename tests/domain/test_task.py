@@ -1,0 +1,48 @@
+"""Tasks that would keep a worker for days are rejected before anything is fetched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from domain.location import Location
+from domain.parameters import RequestedParameters
+from domain.task import InvalidTask, TrainingTask, check_size
+
+
+def task(images: int = 10, **named: Any) -> TrainingTask:
+    return TrainingTask(
+        task_id="a-task",
+        style_id=7,
+        images=tuple(Location("media", f"{n}.png") for n in range(images)),
+        requested=RequestedParameters(named),
+    )
+
+
+def test_more_steps_than_allowed_are_rejected_with_the_product() -> None:
+    with pytest.raises(InvalidTask) as rejected:
+        check_size(task(100, epochs=10_000), max_steps=100_000, max_resolution=1024)
+    assert "10000, which with 100 images makes 1000000 steps" in str(rejected.value)
+    assert "at most 100000 (MAX_JOB_STEPS)" in str(rejected.value)
+    assert (rejected.value.style_id, rejected.value.task_id) == (7, "a-task")
+
+
+def test_epochs_that_are_not_named_count_as_they_will_be() -> None:
+    check_size(task(10), max_steps=5_000, max_resolution=1024)
+    with pytest.raises(InvalidTask, match="makes 5000 steps"):
+        check_size(task(10), max_steps=4_999, max_resolution=1024)
+
+
+def test_an_image_that_is_listed_twice_counts_once() -> None:
+    twice = task(10, epochs=10)
+    twice = TrainingTask(
+        task_id="a", style_id=7, images=twice.images * 2, requested=twice.requested
+    )
+    check_size(twice, max_steps=100, max_resolution=1024)
+
+
+def test_a_resolution_above_the_limit_is_rejected() -> None:
+    check_size(task(resolution=1024), max_steps=100_000, max_resolution=1024)
+    with pytest.raises(InvalidTask, match=r"resolution is 2048: give at most 1024"):
+        check_size(task(resolution=2048), max_steps=100_000, max_resolution=1024)
