@@ -27,8 +27,8 @@ test: $(READY) ## Run every test that this machine can, those of the units with 
 test-gpu: $(READY) ## Run the tests that need a GPU, and those of the kernels, on one
 	$(BIN)/pytest -m "gpu or kernels"
 
-faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 FAULTS_TOGETHER=3 make faults
-	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100) --together $(or $(FAULTS_TOGETHER),1)
+faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 FAULTS_TOGETHER=3 FAULTS_STORE=gcs make faults
+	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100) --together $(or $(FAULTS_TOGETHER),1) --store $(or $(FAULTS_STORE),s3)
 
 simulate: $(READY) ## Disturb workers in virtual time, reproducibly: SIMULATED_RUNS=20000 make simulate
 	$(BIN)/python -m tests.simulation --runs $(or $(SIMULATED_RUNS),2000)

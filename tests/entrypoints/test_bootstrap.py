@@ -96,6 +96,18 @@ def test_images_come_from_the_bucket_of_models_only_where_that_is_allowed() -> N
         assert container.parse_task()(encode_task(task)).images == task.images
 
 
+@pytest.mark.parametrize("name", ["train_text_encoder", "use_dora"])
+def test_a_style_that_a_folders_reader_cannot_load_is_rejected(name: str) -> None:
+    body = encode_task(a_task(**{name: True}))
+    folder = Settings(_env_file=None, weights_form="folder")
+    with open_container(folder) as container:
+        with pytest.raises(InvalidTask, match=rf"parameters\.{name} .*WEIGHTS_FORM") as caught:
+            container.parse_task()(body)
+        assert caught.value.task_id == TASK_ID
+    with open_container(Settings(_env_file=None)) as container:
+        container.parse_task()(body)
+
+
 @pytest.mark.parametrize(
     ("named", "place"),
     [

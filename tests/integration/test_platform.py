@@ -27,10 +27,10 @@ from tests.services.platform import task_message, upload_images
 from tests.services.queues import own_options, raw_channel
 from tests.services.waiting import eventually
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 MEDIA, STATE = "stylelicense-media", "style-trainer-state"
-SMALL = {"resolution": 64, "batch_size": 5, "epochs": 12, "learning_rate": 0.01}
+SMALL = {"resolution": 64, "batch_size": 5, "epochs": 6, "learning_rate": 0.01}
 PROMPT = "a red circle"
 
 
@@ -70,7 +70,9 @@ class Platform:
 
     def work(self, *arguments: str, **settings: str) -> str:
         """Run the worker to its end; what it printed."""
-        done = run("worker", *arguments, cwd=self.folder, **{**self.settings(), **settings})
+        done = run(
+            "worker", *arguments, cwd=self.folder, timeout=400, **{**self.settings(), **settings}
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
