@@ -45,6 +45,7 @@ from domain.task import TrainingTask
 from entrypoints.bootstrap import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from entrypoints.folders import nearest_existing
 from entrypoints.logs import start_logging
 from entrypoints.options import option_of
 from entrypoints.settings import load_settings
@@ -72,11 +73,8 @@ def check_writable(out: Path) -> None:
     Raises:
         UsageError: it cannot.
     """
-    nearest = out
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
     try:
-        with tempfile.TemporaryFile(dir=nearest):
+        with tempfile.TemporaryFile(dir=nearest_existing(out)):
             pass
     except OSError as error:
         reason = error.strerror or str(error)

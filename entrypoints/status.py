@@ -22,6 +22,7 @@ from adapters.status_page.server import StatusServer
 from adapters.status_page.state import WorkerState
 from entrypoints.bootstrap import Container
 from entrypoints.connections import queue_place
+from entrypoints.folders import nearest_existing
 from entrypoints.settings import Settings, is_secret
 
 log = logging.getLogger(__name__)
@@ -108,10 +109,7 @@ def disk_check(folder: Path, min_gigabytes: float) -> Check:
     """Whether there is room, for models that are fetched and for files of its own."""
 
     def look() -> Finding:
-        nearest = folder.absolute()
-        while not nearest.exists():
-            nearest = nearest.parent
-        free = shutil.disk_usage(nearest).free / 1e9
+        free = shutil.disk_usage(nearest_existing(folder)).free / 1e9
         if free < min_gigabytes:
             return Finding(
                 False, f"{free:.1f} GB free in {folder}; {min_gigabytes:g} GB are needed"
