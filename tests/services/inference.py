@@ -60,7 +60,8 @@ class InferenceServer:
             from peft import PeftModel
 
             unet = self.pipeline.unet
-            wrapped = PeftModel.from_pretrained(unet, folder)
+            # That server computes in float16; a CPU in the model's own numbers.
+            wrapped = PeftModel.from_pretrained(unet, folder).to(unet.dtype)
             self.pipeline.unet = wrapped
             try:
                 yield
