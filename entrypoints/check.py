@@ -1,4 +1,4 @@
-"""Try everything that a job needs: what an operator runs first on a new pod."""
+"""Check everything that a job needs, for an operator on a new pod."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 from adapters.console import ConsoleNotifier
 from application.text import printable
+from domain.errors import UserError
 from domain.location import Bucket
+from entrypoints.folders import free_space, work_folder
+from entrypoints.settings import settings_typos_now
 
 if TYPE_CHECKING:
     from entrypoints.bootstrap import Container
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one trial."""
+    """The result of one check."""
 
     part: str
     works: bool
@@ -36,7 +39,7 @@ def check(container: Container, *, as_json: bool = False) -> int:
 
 
 def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
-    """Every part with what tries it: gives what there is to say, or raises."""
+    """Every part with its check, which returns a description or raises."""
     settings = container.settings()
     images = [
         ("images", lambda bucket=bucket: _bucket(container, bucket, write=False))
@@ -48,6 +51,8 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         if part == "models" or bucket != settings.models
     ]
     return [
+        ("settings", lambda: _names(settings)),
+        ("disk", lambda: _disk(settings)),
         ("queue", lambda: _counts(container)),
         *images,
         *ours,
@@ -73,6 +78,29 @@ def _table(outcomes: Sequence[Outcome]) -> str:
         f"{printable(outcome.detail)}"
         for outcome in outcomes
     )
+
+
+def _names(settings: Settings) -> str:
+    if typos := settings_typos_now():
+        raise UserError(
+            "; ".join(
+                f"{name} is no setting, did you mean {near}?" for name, near in typos.items()
+            )
+        )
+    for name in ("storage_dir", "spool_dir"):
+        folder = getattr(settings, name)
+        if name in settings.model_fields_set and folder is not None and not folder.exists():
+            raise UserError(
+                f"{name.upper()}={folder}: no such folder; create it, or mend the name"
+            )
+    return "every name that looks like a setting's is one"
+
+
+def _disk(settings: Settings) -> str:
+    enough, found = free_space(work_folder(settings), settings.min_disk_gb)
+    if not enough:
+        raise UserError(f"{found}: no task would be taken")
+    return found
 
 
 def _counts(container: Container) -> str:

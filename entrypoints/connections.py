@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +17,8 @@ from adapters.console import ConsoleNotifier
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
 from adapters.spool import SpoolQueue
-from application.ports import Notifier, TaskParser
+from application.ports import BlobStore, InitialLora, Notifier, TaskParser
+from domain.location import FORMS, InvalidLocation, Location
 from domain.task import InvalidTask, TrainingTask, check_size
 from entrypoints.cli import version
 from entrypoints.settings import Settings
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from adapters.rabbitmq.options import RabbitOptions
     from adapters.rabbitmq.queue import RabbitQueue
 
+MAX_LORA_BYTES = 512 * 1024**2
+"""Of a LoRA that a task starts from: rank 256 on every layer has 400 MB."""
 NOT_IN_A_FOLDER = ("train_text_encoder", "use_dora")
 """Parameters of styles that a reader with ``PeftModel.from_pretrained(unet, folder)`` and PEFT 0.7
 draws wrong or cannot load."""
@@ -90,7 +93,7 @@ def queue_place(settings: Settings) -> str:
 
 
 def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
-    """Who is told: the backend, or the person at the terminal."""
+    """The backend, or the terminal where no backend is configured."""
     if settings.backend_api_url is None or settings.internal_api_token is None:
         yield ConsoleNotifier(console)
         return
@@ -138,10 +141,39 @@ def task_parser(settings: Settings) -> TaskParser:
             if task.requested.named.get(name):
                 remedy = "leave it out: not every reader of WEIGHTS_FORM=folder loads such a style"
                 raise invalid(f"parameters.{name}", True, remedy)
+        _check_network_weights(task, settings)
         check_size(task, max_steps=settings.max_job_steps, max_resolution=settings.max_resolution)
         return task
 
     return parse
+
+
+def _check_network_weights(task: TrainingTask, settings: Settings) -> None:
+    readable = {settings.models, *settings.image_buckets}
+    text = task.requested.named.get("network_weights")
+    if text is None:
+        return
+    try:
+        if settings.bucket_of(Location.parse(text)) in readable:
+            return
+    except InvalidLocation:
+        pass
+    remedy = (
+        f"give {FORMS} of a LoRA in one of these buckets: {', '.join(map(str, sorted(readable)))}"
+    )
+    field = "data.parameters.network_weights"
+    raise InvalidTask(field, repr(text), remedy, task.style_id, task.task_id)
+
+
+def lora_loader(blobs: BlobStore) -> Callable[[str], InitialLora]:
+    """Fetches the LoRA that a task names."""
+
+    def load(text: str) -> InitialLora:
+        from adapters.diffusion.lora_files.warm_start import initial_from_bytes
+
+        return initial_from_bytes(blobs.get(Location.parse(text), max_bytes=MAX_LORA_BYTES).data)
+
+    return load
 
 
 def new_id() -> str:
