@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from application.captions import SUFFIXES
 from application.lease import LeaseTerms
 from domain.image import MAX_IMAGE_BYTES, MIN_IMAGES
 
@@ -46,6 +47,8 @@ class WorkerConfig:
     """Whether an image in a folder named like ``10_style`` is trained on 10 times an epoch."""
     weights_in_folder: bool = False
     """Whether finished weights are stored as a folder for PEFT, with the single file beside it."""
+    caption_suffixes: tuple[str, ...] = SUFFIXES
+    """A caption has its image's name with one of these, looked for in this order."""
     upload_timeout: float = 600.0
     """Seconds for which the upload of a finished style is retried."""
     lease: LeaseTerms = field(default_factory=LeaseTerms)
