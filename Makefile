@@ -32,8 +32,8 @@ test-gpu: $(READY) ## Run the tests that need a GPU, and those of the kernels, o
 test-brokers: $(READY) ## Run the RabbitMQ tests on 3.10, 4.0 and 4.3; needs root and debootstrap
 	$(BIN)/python -m tests.brokers $(VERSIONS)
 
-faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 FAULTS_TOGETHER=3 make faults
-	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100) --together $(or $(FAULTS_TOGETHER),1)
+faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 FAULTS_TOGETHER=3 FAULTS_STORE=gcs make faults
+	$(BIN)/python -m tests.faults.campaign --runs $(or $(FAULTS_RUNS),100) --together $(or $(FAULTS_TOGETHER),1) --store $(or $(FAULTS_STORE),s3)
 
 simulate: $(READY) ## Disturb workers in virtual time, reproducibly: SIMULATED_RUNS=20000 make simulate
 	$(BIN)/python -m tests.simulation --runs $(or $(SIMULATED_RUNS),2000)

@@ -26,7 +26,7 @@ from application.ports import (
     IfMatch,
     PreconditionFailed,
 )
-from domain.location import InvalidLocation, Location
+from domain.location import Bucket, InvalidLocation, Location
 
 OURS = ".store"
 """Folder in a bucket for the lock and for what is being written; no key leads there."""
@@ -98,16 +98,16 @@ class FileBlobStore:
                 emptied.rmdir()
                 emptied = emptied.parent
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """Blobs by prefix. Files whose names no key can have are left out."""
-        root = self._folder(bucket)
+        root = self._folder(bucket.name)
         found = []
         try:
             for file in _files(root):
                 key = file.relative_to(root).as_posix()
                 if key.startswith(prefix):
                     try:
-                        found.append(Location(bucket, key))
+                        found.append(bucket.at(key))
                     except InvalidLocation:
                         continue
         except OSError as error:

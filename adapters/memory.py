@@ -42,7 +42,7 @@ from application.ports import (
 from application.stop_signal import StopSignal
 from domain.failure import Failure
 from domain.image import ImageFacts, ImageRefused, PreparedImage
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
@@ -344,11 +344,14 @@ class MemoryBlobStore:
         with self._lock:
             self._blobs.pop(at, None)
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """Blobs by prefix."""
         with self._lock:
             return sorted(
-                at for at in self._blobs if at.bucket == bucket and at.key.startswith(prefix)
+                at
+                for at in self._blobs
+                if (at.bucket, at.scheme) == (bucket.name, bucket.scheme)
+                and at.key.startswith(prefix)
             )
 
 
@@ -547,6 +550,10 @@ class MemoryTrainer:
     def native_resolution(self) -> int:
         """That of SD 1.5."""
         return 512
+
+    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+        """The weights, and a configuration that says nothing."""
+        return {"adapter_model.safetensors": weights, "adapter_config.json": b"{}"}
 
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:

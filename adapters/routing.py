@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from application.ports import Blob, BlobDenied, BlobStore, Condition
-from domain.location import Location
+from domain.location import Bucket, Location
 
 
 class BlobStoreByScheme:
@@ -16,19 +16,17 @@ class BlobStoreByScheme:
     ``gs://`` needs neither Google's library nor its credentials.
 
     Args:
-        home: the scheme of the store that ``list`` reads: a worker lists only its own blobs.
         stores: opens the store of each scheme.
     """
 
-    def __init__(self, home: str, stores: Mapping[str, Callable[[], BlobStore]]) -> None:
-        self._home = home
+    def __init__(self, stores: Mapping[str, Callable[[], BlobStore]]) -> None:
         self._stores = stores
         self._opened: dict[str, BlobStore] = {}
         self._lock = threading.Lock()
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
         """Read a blob."""
-        return self.store(at.scheme).get(at, max_bytes=max_bytes)
+        return self._store(at.scheme).get(at, max_bytes=max_bytes)
 
     def put(
         self,
@@ -39,24 +37,18 @@ class BlobStoreByScheme:
         condition: Condition | None = None,
     ) -> str:
         """Write a blob."""
-        store = self.store(at.scheme)
+        store = self._store(at.scheme)
         return store.put(at, data, content_type=content_type, condition=condition)
 
     def delete(self, at: Location) -> None:
         """Remove a blob."""
-        self.store(at.scheme).delete(at)
+        self._store(at.scheme).delete(at)
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
-        """Blobs by prefix, in the home store."""
-        return self.store(self._home).list(bucket, prefix)
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
+        """Blobs by prefix."""
+        return self._store(bucket.scheme).list(bucket, prefix)
 
-    def store(self, scheme: str) -> BlobStore:
-        """The store of one scheme.
-
-        Raises:
-            BlobDenied: no store of this kind is set up.
-            BlobUnavailable: it cannot be opened now.
-        """
+    def _store(self, scheme: str) -> BlobStore:
         with self._lock:
             if scheme not in self._stores:
                 known = " and ".join(f"{name}://" for name in self._stores)

@@ -14,7 +14,7 @@ from application.ports import (
     IfMatch,
     PreconditionFailed,
 )
-from domain.location import Location
+from domain.location import Bucket, Location
 
 _REMEDY = "use a store that honours If-None-Match and If-Match when writing, as Amazon S3 does"
 
@@ -35,13 +35,14 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
         BlobDenied: the text has the remedy.
         BlobUnavailable: the same.
     """
-    blobs.list(probe.bucket, probe.key)
+    bucket = Bucket(probe.bucket, probe.scheme)
+    blobs.list(bucket, probe.key)
     with suppress(BlobMissing, BlobTooLarge):
         blobs.get(probe, max_bytes=0)
     if not write:
-        return f"bucket {probe.bucket} can be read"
+        return f"bucket {bucket} can be read"
     check_conditions(blobs, probe)
-    return f"bucket {probe.bucket} can be read and written, conditions are honoured"
+    return f"bucket {bucket} can be read and written, conditions are honoured"
 
 
 def check_conditions(blobs: BlobStore, probe: Location) -> None:

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from application.event_bus import EventSink
@@ -20,6 +21,7 @@ from application.fenced_blob import (
 from application.journal import Entry, read_record
 from application.lease import Lease, LeaseTerms, lease_owner
 from application.ports import (
+    REPORT_PAGE,
     BlobDenied,
     BlobMissing,
     BlobStore,
@@ -33,9 +35,11 @@ from application.ports import (
 from application.retry import retry
 from application.stop_signal import StopSignal
 from application.storage_keys import JOBS, StorageKeys
+from application.task_record import claim_task_id
 from domain.job import TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.results import Artifact, CheckpointRef, TrainingMetric
+from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +93,15 @@ class JobStore:
         if job.artifact is not None and not self.keys.is_weights(job.artifact.location):
             reason = ValueError(f"weights at {job.artifact.location}")
             raise RecordDamaged(self.keys.journal(job.task_id), reason)
+
+    def claim(self, task: TrainingTask) -> None:
+        """See that the task's id stands for this request, and for no other.
+
+        Raises:
+            TaskDiffers: an earlier message with the id asked for something else.
+            RecordDamaged: the record of the earlier message cannot be read.
+        """
+        claim_task_id(task, self.keys.task(task.task_id), self.blobs)
 
     def recorded(self, task_id: str) -> TrainingJob | None:
         """The job on record, to be read only; None where there is no record.
@@ -208,10 +221,28 @@ class JobStore:
     # --- results
 
     def put_weights(self, style_id: int, weights: bytes) -> Artifact:
-        """Store a finished style."""
-        at = self.keys.weights(style_id)
-        self.blobs.put(at, weights)
-        return Artifact(at, hashlib.sha256(weights).hexdigest(), len(weights))
+        """Store a finished style as one file."""
+        return self._put_weights({self.keys.weights(style_id): weights})
+
+    def put_weights_folder(
+        self, job: TrainingJob, weights: bytes, folder: Mapping[str, bytes]
+    ) -> Artifact:
+        """Store a finished style as a folder for PEFT, with the one file beside it.
+
+        Args:
+            folder: the files by name; readers are told of the first and wait for the last.
+        """
+        place = partial(self.keys.weights_in_folder, job.style_id, job.task_id)
+        beside = place(self.keys.weights(job.style_id).name)
+        files = {place(name): data for name, data in folder.items()}
+        self.blobs.put(beside, weights)
+        return self._put_weights(files)
+
+    def _put_weights(self, files: Mapping[Location, bytes]) -> Artifact:
+        for at, data in files.items():
+            self.blobs.put(at, data)
+        at, data = next(iter(files.items()))
+        return Artifact(at, hashlib.sha256(data).hexdigest(), len(data))
 
     def put_previews(self, task_id: str, epoch: int, previews: tuple[Preview, ...]) -> None:
         """Store the previews of an epoch's checkpoint."""
@@ -228,6 +259,11 @@ class JobStore:
                 found.setdefault(int(named[1]), []).append(png)
         return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))
 
+    def has_report(self, task_id: str) -> bool:
+        """Whether a whole report of the job is stored."""
+        page = self.keys.report(task_id, REPORT_PAGE)
+        return page in self.blobs.list(self.keys.bucket, page.key)
+
     def put_report(self, task_id: str, file: ReportFile) -> None:
         """Store one file of a job's report."""
         at = self.keys.report(task_id, file.name)
@@ -238,9 +274,9 @@ class JobStore:
         at = self.keys.log(task_id, name)
         self.blobs.put(at, lines, content_type="application/x-ndjson")
 
-    def probe(self, bucket: str) -> Location:
+    def probe(self, bucket: Bucket) -> Location:
         """A key of this worker's own, for trying out a bucket."""
-        return Location(bucket, self.keys.probe(self.worker).key)
+        return bucket.at(self.keys.probe(self.worker).key)
 
 
 def _best(metric: TrainingMetric | None) -> tuple[int, int]:

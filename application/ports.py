@@ -17,7 +17,7 @@ from application.stop_signal import StopSignal
 from domain.failure import Failure
 from domain.image import ImageSet, PreparedImage, TrainingImage
 from domain.label import UNNAMED, Label
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
@@ -231,7 +231,7 @@ class BlobStore(Protocol):
     def delete(self, at: Location) -> None:
         """Remove a blob; nothing happens where none lies."""
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """Every blob whose key starts with ``prefix``, in order of the keys."""
 
 
@@ -244,6 +244,10 @@ class NotifierUnavailable(Unavailable):
 
 class NotifierRefused(Exception):
     """The backend answers that this call will never be accepted; the text has its reason."""
+
+
+class StyleGone(NotifierRefused):
+    """The backend answers 404: it does not know the style, or not any more."""
 
 
 class Notifier(Protocol):
@@ -434,6 +438,12 @@ class Trainer(Protocol):
         None: such a run is open alone.
         """
 
+    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+        """The files of a folder that PEFT loads into the U-Net, for what
+        ``TrainingSession.weights`` returned: the weights, then the configuration, without which
+        nobody loads them.
+        """
+
     def open(
         self, plan: TrainingPlan, resume: bytes | None
     ) -> AbstractContextManager[TrainingSession]:
@@ -539,6 +549,10 @@ class ReportFile:
     name: str
     content_type: str
     data: bytes
+
+
+REPORT_PAGE = "report.html"
+"""The file of a report that a person opens. It is stored last."""
 
 
 class Reporter(Protocol):

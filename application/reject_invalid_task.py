@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 class RejectInvalidTask:
     """Tells the backend, once, where the message says which style it was; then dead-letters.
 
+    A message that names a job's task id is only dead-lettered: the style may be completed.
+
     The message's content stands in for a task id, so that a repetition is recognised.
     """
 
@@ -46,6 +48,8 @@ class RejectInvalidTask:
         worker_stop, stop = stop, StopSignal(stop)
         lease = self.store.lease(job_id)
         try:
+            if error.task_id is not None and self.store.recorded(error.task_id) is not None:
+                return refused  # the job of that task has told its outcome, or will
             entry = self.store.open(fresh)
             if entry.job.is_terminal:
                 lease.forget()  # a crash may have left it

@@ -32,16 +32,17 @@ from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlem
 from application.slots import AdmissionQueue
 from application.stop_signal import Stopped, StopReason, StopSignal
 from application.style_report import ReportWriter
+from application.task_record import TaskDiffers
 from application.training_diagnostics import best_epoch
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import ImageSet
-from domain.job import ACTIVE, UNDECIDED, TrainingJob
+from domain.job import ACTIVE, UNDECIDED, JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.results import TrainingMetric
+from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
@@ -81,42 +82,73 @@ class RunTraining:
         fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
         try:
             entry = self.store.open(fresh)
+            self._claim(task, entry.job)
             if entry.job.is_terminal:
                 log.info("task %s: nothing to do, the job is %s", task.task_id, entry.job.state)
                 lease.forget()  # a crash may have left it
-                self._tidy(entry.job)
-                return Ack()
+                return self._finish(task, entry, stop)
             with lease.hold(stop, is_finished=lambda: entry.job.is_terminal):
                 entry.load()
                 self.store.check_weights(entry.job)
-                if entry.job.state in UNDECIDED:
-                    interrupted = self._decide(task, entry, lease, stop)
-                    if interrupted is not None:
-                        return interrupted
-                if entry.job.is_terminal:
-                    return Ack()
-                # A cancellation has no effect from here on.
-                still_ours = partial(self._hold, lease, worker_stop)
-                settlement = self.notify_outcome(
-                    entry, still_ours, lambda: lease.is_valid, worker_stop
+                # Once its outcome is decided, a cancellation comes too late.
+                announce = partial(
+                    self.notify_outcome,
+                    entry,
+                    partial(self._hold, lease, worker_stop),
+                    lambda: lease.is_valid,
+                    worker_stop,
                 )
-                if entry.job.is_terminal:
-                    self._tidy(entry.job)
-                return settlement
+                if entry.job.state in UNDECIDED:
+                    settlement = self._decide(task, entry, lease, stop, announce)
+                    if entry.job.is_terminal:
+                        self._prune(entry.job)
+                    return settlement
+                settlement = Ack() if entry.job.is_terminal else announce()
+            return self._finish(task, entry, stop) if entry.job.is_terminal else settlement
+        except TaskDiffers as error:
+            return DeadLetter(str(error), error.details)
         except Exception as error:
             about = f"task {task.task_id}"
             return settlement_after(error, about, retries=retries, config=self.config, stop=stop)
 
+    def _claim(self, task: TrainingTask, job: TrainingJob) -> None:
+        """See that the message asks for what is on record under its task id.
+
+        Raises:
+            TaskDiffers: it asks for something else.
+        """
+        if job.style_id != task.style_id:  # version 0.1 recorded no more of a task than this
+            raise TaskDiffers(task.task_id, {"style_id": (job.style_id, task.style_id)})
+        self.store.claim(task)
+
+    def _finish(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> Settlement:
+        """Do what a worker that was lost after the final call has left undone."""
+        try:
+            if entry.job.state is JobState.COMPLETED and entry.job.checkpoint is not None:
+                self._write_missing_report(task, entry, stop)
+        except Stopped:
+            return Requeue()
+        except TrainerBroken as error:
+            return RetryLater(backoff(0), str(error), broken=True)
+        except Exception as error:
+            log.warning("no report for task %s: %s", task.task_id, error)
+        self._prune(entry.job)
+        return Ack()
+
     def _decide(
-        self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal
-    ) -> Settlement | None:
-        """Bring the job to its outcome, weights or a failure. Returns a settlement only if the job
-        is interrupted before that."""
+        self,
+        task: TrainingTask,
+        entry: Entry,
+        lease: Lease,
+        stop: StopSignal,
+        announce: Callable[[], Settlement],
+    ) -> Settlement:
+        """Bring the job to its outcome and announce it; or interrupt it."""
         if entry.job.state in ACTIVE:
             is_failure = not entry.job.waits
             entry.apply(entry.job.interrupt("its worker was lost", is_failure=is_failure))
         try:
-            self._produce(task, entry, lease, stop)
+            return self._produce(task, entry, lease, stop, announce)
         except TrainingFailed as error:
             if error.failure.retryable:
                 entry.apply(entry.job.interrupt(error.failure.message, is_failure=True))
@@ -128,6 +160,10 @@ class RunTraining:
             if stopped.reason is StopReason.SHUTDOWN:
                 entry.apply(entry.job.interrupt("its worker shut down", is_failure=False))
                 return Requeue()
+            if stopped.reason is StopReason.STYLE_GONE:
+                reason = f"style {task.style_id} is gone: the backend answers 404 to its progress"
+                self._interrupt(entry, reason, is_failure=False)
+                return DeadLetter(f"{reason}; replay the message if the style exists again")
             entry.apply(entry.job.give_up(CANCELLED))
         except ImagesDenied as error:
             self._interrupt(entry, str(error), is_failure=False)
@@ -147,12 +183,48 @@ class RunTraining:
             reason = f"{type(error).__name__}: {error}"
             self._interrupt(entry, reason, is_failure=True)
             return RetryLater(backoff(entry.job.failures), reason, defect=True)
-        return None
+        return announce()
 
-    def _produce(self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal) -> None:
+    def _produce(
+        self,
+        task: TrainingTask,
+        entry: Entry,
+        lease: Lease,
+        stop: StopSignal,
+        announce: Callable[[], Settlement],
+    ) -> Settlement:
         self._fail_fast(entry.job)
         entry.apply(entry.job.start())
-        known, native = entry.job.parameters, self.trainer.native_resolution
+        plan, images = self._plan(task, entry.job, stop)
+        alone = entry.job.failures >= self.config.max_shared_failures
+        batch_key = None if alone else self.trainer.batch_key(plan.parameters)
+        with (
+            self.slots.taken(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
+            self._session(plan, entry) as session,
+        ):
+            self.loop.run(session, entry, lease, stop)
+            last, best = session.history[-1], best_epoch(session.history)
+            metric = TrainingMetric(
+                last.loss, last.epoch, session.total_steps, best.epoch if best else None
+            )
+            trained = entry.job.finish_training(metric)
+            self._retry(lambda: entry.apply(trained), stop)
+
+            self._hold(lease, stop)
+            stored = entry.job.store(self._upload(session.weights(), entry.job, stop))
+            self._retry(lambda: entry.apply(stored), stop)
+            settlement = announce()
+            if entry.job.is_terminal and stop.reason is None:
+                # The artist does not wait for it; the session is still open for its previews.
+                base = self.trainer.base
+                self.write_report(session, task, plan, images, entry, base, stop)
+            return settlement
+
+    def _plan(
+        self, task: TrainingTask, job: TrainingJob, stop: StopSignal
+    ) -> tuple[TrainingPlan, ImageSet]:
+        """All that determines the style, and the images that it is made from."""
+        known, native = job.parameters, self.trainer.native_resolution
         resolution = known.resolution if known else task.requested.named.get("resolution", native)
         images = self.fetch_images(task.images, resolution, stop)
         images.require(self.config.min_images)
@@ -173,26 +245,26 @@ class RunTraining:
             label=task.label,
             initial=initial,
         )
-        alone = entry.job.failures >= self.config.max_shared_failures
-        batch_key = None if alone else self.trainer.batch_key(parameters)
-        with (
-            self.slots.taken(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
-            self._session(plan, entry) as session,
-        ):
-            self.loop.run(session, entry, lease, stop)
-            last, best = session.history[-1], best_epoch(session.history)
-            metric = TrainingMetric(
-                last.loss, last.epoch, session.total_steps, best.epoch if best else None
-            )
-            trained = entry.job.finish_training(metric)
-            self._retry(lambda: entry.apply(trained), stop)
+        return plan, images
 
-            self._hold(lease, stop)
-            weights = session.weights()
-            artifact = self._retry(lambda: self.store.put_weights(task.style_id, weights), stop)
-            stored = entry.job.store(artifact)
-            self._retry(lambda: entry.apply(stored), stop)
-            if stop.reason is None:
+    def _upload(self, weights: bytes, job: TrainingJob, stop: StopSignal) -> Artifact:
+        """Store the weights in the form that their reader expects."""
+        put = partial(self.store.put_weights, job.style_id, weights)
+        if self.config.weights_in_folder:
+            folder = self.trainer.in_folder(weights)
+            put = partial(self.store.put_weights_folder, job, weights, folder)
+        return self._retry(put, stop)
+
+    def _write_missing_report(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> None:
+        """Write the report of a completed job whose worker was lost before it could."""
+        if self.store.has_report(task.task_id):
+            return
+        plan, images = self._plan(task, entry.job, stop)
+        with (
+            self.slots.taken(self.trainer.batch_key(plan.parameters), stop, lambda: None),
+            self.trainer.open(plan, self._checkpoint(entry.job)) as session,
+        ):
+            if session.finished:
                 base = self.trainer.base
                 self.write_report(session, task, plan, images, entry, base, stop)
 
@@ -242,7 +314,7 @@ class RunTraining:
         except Unavailable as error:
             log.warning("could not record the interruption; the job still looks active: %s", error)
 
-    def _tidy(self, job: TrainingJob) -> None:
+    def _prune(self, job: TrainingJob) -> None:
         self.store.prune(job, self.config.keep_checkpoints)
 
     def _hold(self, lease: Lease, stop: StopSignal) -> None:

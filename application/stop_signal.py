@@ -13,7 +13,9 @@ class StopReason(IntEnum):
     """The worker shuts down: store a checkpoint and hand the job over."""
     CANCELLED = 2
     """The job was cancelled."""
-    LEASE_LOST = 3
+    STYLE_GONE = 3
+    """The backend does not know the style any more: make no final call."""
+    LEASE_LOST = 4
     """Another worker has the job: write nothing more."""
 
 

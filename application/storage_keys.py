@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from domain.location import Location
+from domain.location import Bucket, Location
 
 MODELS = "models/"
 """What the keys of finished styles start with."""
@@ -18,10 +18,14 @@ class StorageKeys:
 
     ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel, checkpoints and the
     styles of their epochs, the report with its previews, and the logs.
-    ``models/style_<style_id>.safetensors`` is what the inference server reads.
+    ``models/style_<style_id>.safetensors``, or a folder for each task in
+    ``models/style-<style_id>/``, is what the inference server reads.
     """
 
-    bucket: str
+    bucket: Bucket
+    """Where all but the weights goes."""
+    models: Bucket | None = None
+    """Where the weights go; None: the same bucket."""
     report_prefix: str | None = None
     """Where reports go; None puts each beside its job's journal."""
     weights_name: str | None = None
@@ -30,11 +34,20 @@ class StorageKeys:
     def weights(self, style_id: int) -> Location:
         """The finished style."""
         name = self.weights_name or f"style_{style_id}"
-        return Location(self.bucket, f"{MODELS}{name}.safetensors")
+        return self._models.at(f"{MODELS}{name}.safetensors")
+
+    def weights_in_folder(self, style_id: int, task_id: str, name: str) -> Location:
+        """One file of the finished style's folder. A style that is trained anew gets another
+        folder, so that nobody reads files of two."""
+        return self._models.at(f"{MODELS}style-{style_id}/{task_id}/{name}")
 
     def is_weights(self, at: Location) -> bool:
         """Whether a finished style may lie there; also one that another version of us stored."""
-        return at.bucket == self.bucket and at.key.startswith(MODELS)
+        return self._models == Bucket(at.bucket, at.scheme) and at.key.startswith(MODELS)
+
+    def task(self, task_id: str) -> Location:
+        """What the first message with this id asked for."""
+        return self._job(task_id, "task.json")
 
     def journal(self, task_id: str) -> Location:
         """The job's durable record."""
@@ -62,7 +75,7 @@ class StorageKeys:
 
     def probe(self, name: str) -> Location:
         """A blob that is written to find out whether blobs can be, and removed again."""
-        return Location(self.bucket, f"{JOBS}check/{name}")
+        return self.bucket.at(f"{JOBS}check/{name}")
 
     def checkpoints_prefix(self, task_id: str) -> str:
         """What the keys of a job's checkpoints start with."""
@@ -76,7 +89,7 @@ class StorageKeys:
         """One file of the job's report."""
         if self.report_prefix is None:
             return self._job(task_id, f"report/{name}")
-        return Location(self.bucket, f"{self.report_prefix}{name}")
+        return self.bucket.at(f"{self.report_prefix}{name}")
 
     def previews(self, task_id: str, epoch: int, number: int) -> Location:
         """One preview drawn at an epoch's checkpoint, among the report's files."""
@@ -100,8 +113,12 @@ class StorageKeys:
         task_id = _task_of(at)
         return task_id if task_id and at == self.journal(task_id) else None
 
+    @property
+    def _models(self) -> Bucket:
+        return self.models or self.bucket
+
     def _job(self, task_id: str, name: str) -> Location:
-        return Location(self.bucket, f"{JOBS}{task_id}/{name}")
+        return self.bucket.at(f"{JOBS}{task_id}/{name}")
 
 
 def _task_of(at: Location) -> str:

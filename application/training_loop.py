@@ -17,6 +17,7 @@ from application.ports import (
     Notifier,
     NotifierRefused,
     StepReport,
+    StyleGone,
     TrainingSession,
     Unavailable,
 )
@@ -26,8 +27,17 @@ from domain.progress import Progress, Speedometer
 
 log = logging.getLogger(__name__)
 
+MAX_STYLE_GONE = 3
+"""Progress calls in a row that the backend answers with 404, after which the style is gone."""
 _FOR_A_CHECKPOINT = 0.75
 """Share of the remaining shutdown time; in the rest the job is requeued and the lease released."""
+
+
+@dataclass
+class _InARow:
+    """Counts answers that the style is gone, one after another."""
+
+    count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +63,13 @@ class TrainingLoop:
             LeaseLost: another worker has the job.
         """
         meter = Speedometer()
+        gone = _InARow()
         storage = CheckpointStorage(self.store, entry, self.uploads)
         previews = CheckpointPreviews(self.store, self.config)
         with (
             self.clock.every(
-                self.config.progress_every, lambda: self._report(entry, lease, meter)
+                self.config.progress_every,
+                lambda: self._report(entry, lease, meter, gone, stop),
             ),
             self.clock.every(
                 self.config.cancel_poll, lambda: self._poll_cancellation(entry, stop)
@@ -126,7 +138,9 @@ class TrainingLoop:
         if not storage.finish(timeout=_at_most(_FOR_A_CHECKPOINT * left)):
             log.warning("no checkpoint: it has not arrived, and %.1f s were left", left)
 
-    def _report(self, entry: Entry, lease: Lease, meter: Speedometer) -> None:
+    def _report(
+        self, entry: Entry, lease: Lease, meter: Speedometer, gone: _InARow, stop: StopSignal
+    ) -> None:
         progress, speed = entry.job.progress, meter.steps_per_second
         if progress is None or speed is None:
             return
@@ -134,7 +148,11 @@ class TrainingLoop:
             return  # another worker may have the job, and may have made the final call
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
+            gone.count = 0
         except (Unavailable, NotifierRefused) as error:
+            gone.count = gone.count + 1 if isinstance(error, StyleGone) else 0
+            if gone.count == MAX_STYLE_GONE:
+                stop.request(StopReason.STYLE_GONE)
             if isinstance(error, Unavailable):  # a refused call has arrived
                 entry.quiet_from = self.clock.monotonic() + self.config.in_transit
             log.warning("progress call failed, the next one follows: %s", error)

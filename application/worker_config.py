@@ -45,6 +45,8 @@ class WorkerConfig:
     """Of one image's file; a larger one is refused."""
     repeats_from_folders: bool = False
     """Whether an image in a folder named like ``10_style`` is trained on 10 times an epoch."""
+    weights_in_folder: bool = False
+    """Whether finished weights are stored as a folder for PEFT, with the single file beside it."""
     caption_suffixes: tuple[str, ...] = SUFFIXES
     """A caption has its image's name with one of these, looked for in this order."""
     upload_timeout: float = 600.0

@@ -33,7 +33,7 @@ from application.worker_config import WorkerConfig
 from benchmarks.images import drawn_images
 from domain.events import CheckpointSaved
 from domain.job import TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from entrypoints.default_base import SMALL_BASE
 
@@ -103,7 +103,7 @@ def seconds_of(
     config, clock = WorkerConfig(checkpoint_every=options.every, preview_share=0.0), SystemClock()
     store = JobStore(
         blobs=blobs,
-        keys=StorageKeys("models"),
+        keys=StorageKeys(Bucket("models")),
         clock=clock,
         events=saved.append,
         worker="worker",

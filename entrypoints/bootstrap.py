@@ -51,7 +51,6 @@ from entrypoints.cli import version
 from entrypoints.connections import (
     lora_loader,
     new_id,
-    open_blobs,
     open_notifier,
     open_queue,
     task_parser,
@@ -61,6 +60,7 @@ from entrypoints.devices import choose_devices, choose_slots
 from entrypoints.folders import free_space, work_folder
 from entrypoints.logs import Logging, silent_logging
 from entrypoints.settings import Settings
+from entrypoints.stores import open_blobs
 
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
@@ -87,6 +87,7 @@ def worker_config(settings: Settings) -> WorkerConfig:
         cancel_poll=settings.cancel_poll,
         max_failures=settings.max_failures,
         fetch_concurrency=settings.fetch_concurrency,
+        weights_in_folder=settings.weights_in_folder,
         lease=LeaseTerms(settings.lease_seconds),
     )
 
@@ -192,7 +193,7 @@ class Container(containers.DeclarativeContainer):
     clock = providers.Singleton(SystemClock)
     config = providers.Singleton(worker_config, settings)
     worker = providers.Singleton(worker_name, settings, new_id)
-    keys = providers.Singleton(StorageKeys, settings.provided.model_bucket_name)
+    keys = providers.Singleton(StorageKeys, settings.provided.state, settings.provided.models)
     devices = providers.Singleton(choose_devices, settings)
     device = devices.provided[0]
     slots = providers.Singleton(choose_slots, settings, devices.provider)

@@ -12,6 +12,7 @@ from adapters.console import ConsoleNotifier
 from application.ports import BlobDenied, BlobUnavailable
 from application.text import printable
 from domain.errors import UserError
+from domain.location import Bucket
 from entrypoints.exit_codes import UsageError
 from entrypoints.folders import free_space, work_folder
 from entrypoints.settings import settings_typos_now
@@ -49,12 +50,18 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         ("images", lambda bucket=bucket: _bucket(container, bucket, write=False))
         for bucket in settings.image_buckets
     ]
+    ours = [
+        (part, lambda bucket=bucket: _bucket(container, bucket, write=True))
+        for part, bucket in (("models", settings.models), ("state", settings.state))
+        if part == "models" or bucket != settings.models
+    ]
     return [
         ("settings", lambda: _names(settings)),
         ("disk", lambda: _disk(settings)),
         ("queue", lambda: _counts(container)),
         *images,
-        ("models", lambda: _bucket(container, settings.model_bucket_name, write=True)),
+        *ours,
+        ("weights", lambda: _weights_form(settings)),
         ("backend", lambda: _backend(container)),
         ("device", lambda: "; ".join(map(_device, container.devices()))),
         ("base model", lambda: _base_model(container)),
@@ -70,7 +77,7 @@ def require_fit_store(container: Container) -> None:
     from application.check_bucket import UnfitStore, check_conditions
 
     try:
-        probe = container.store().probe(container.settings().model_bucket_name)
+        probe = container.store().probe(container.settings().state)
         check_conditions(container.blobs(), probe)
     except UnfitStore as error:
         raise UsageError(str(error)) from error
@@ -130,10 +137,20 @@ def _counts(container: Container) -> str:
     return f"{place}; {counts}"
 
 
-def _bucket(container: Container, bucket: str, *, write: bool) -> str:
+def _bucket(container: Container, bucket: Bucket, *, write: bool) -> str:
     from application.check_bucket import check_bucket
 
     return check_bucket(container.blobs(), container.store().probe(bucket), write=write)
+
+
+def _weights_form(settings: Settings) -> str:
+    form = "folder for PEFT" if settings.weights_in_folder else "one file"
+    public = settings.state == Bucket(settings.gcs_bucket_name or "-", "gs")
+    warning = (
+        f"; journals and checkpoints lie in {settings.state} too, which browsers may read: "
+        "set STATE_BUCKET_NAME"
+    )
+    return f"{form}, in {settings.models}{warning if public else ''}"
 
 
 def _backend(container: Container) -> str:

@@ -1,4 +1,4 @@
-"""The connections that the settings name: queue, store and backend."""
+"""The connections that the settings name: queue and backend. Stores are in ``stores``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -15,7 +14,6 @@ from rich.console import Console
 
 from adapters.clock import SystemClock
 from adapters.console import ConsoleNotifier
-from adapters.filesystem import FileBlobStore
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
 from adapters.spool import SpoolQueue
@@ -31,17 +29,9 @@ if TYPE_CHECKING:
 
 MAX_LORA_BYTES = 512 * 1024**2
 """Of a LoRA that a task starts from: rank 256 on every layer has 400 MB."""
-SPARE_CONNECTIONS = 4
-"""A job's to the store, beside those that fetch images: lease, cancellation, journal,
-checkpoint."""
-
-
-def bucket_folders(settings: Settings, *, supplies: bool = False) -> dict[str, Path]:
-    """The folders that stand for buckets; ``supplies`` as ``open_blobs`` has it."""
-    names = {settings.model_bucket_name, *settings.image_buckets}
-    if supplies:
-        names.add(settings.aws_storage_bucket_name)
-    return {name: settings.storage_folder / name for name in names}
+NOT_IN_A_FOLDER = ("train_text_encoder", "use_dora")
+"""Parameters of styles that a reader with ``PeftModel.from_pretrained(unet, folder)`` and PEFT 0.7
+draws wrong or cannot load."""
 
 
 def open_queue(
@@ -102,38 +92,6 @@ def queue_place(settings: Settings) -> str:
     return f"{options.queue} at {options.where}"
 
 
-def open_blobs(
-    settings: Settings, clock: SystemClock, *, slots: int = 1, supplies: bool = False
-) -> BlobStore:
-    """Where blobs lie: S3, or folders.
-
-    Args:
-        slots: jobs that are in hand at a time.
-        supplies: the images' bucket is to be written, too, as whoever submits a folder does.
-    """
-    if not settings.has_s3:
-        return FileBlobStore(bucket_folders(settings, supplies=supplies))
-    from adapters.s3.options import S3Options
-    from adapters.s3.store import S3BlobStore
-
-    secret, token = settings.aws_secret_access_key, settings.aws_session_token
-    options = S3Options(
-        endpoint_url=settings.s3_endpoint_url,
-        addressing_style=settings.s3_addressing_style,
-        region=settings.aws_s3_region_name,
-        access_key_id=settings.aws_access_key_id,
-        secret_access_key=secret.get_secret_value() if secret else None,
-        session_token=token.get_secret_value() if token else None,
-        max_pool_connections=slots * (settings.fetch_concurrency + SPARE_CONNECTIONS),
-    )
-    writable = {settings.model_bucket_name}
-    if supplies:
-        writable.add(settings.aws_storage_bucket_name)
-    return S3BlobStore(
-        options, readable=settings.image_buckets, writable=writable, sleep=clock.sleep
-    )
-
-
 def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
     """The backend, or the terminal where no backend is configured."""
     if settings.backend_api_url is None or settings.internal_api_token is None:
@@ -146,6 +104,8 @@ def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> I
         base_url=settings.backend_api_url,
         token=settings.internal_api_token.get_secret_value(),
         user_agent=f"style-trainer/{version()}",
+        allow_http=settings.backend_allow_http,
+        allow_short_token=settings.backend_allow_short_token,
         ca_file=settings.backend_ca_file,
         read_timeout=settings.webhook_timeout,
     )
@@ -160,36 +120,47 @@ def backend_host(settings: Settings) -> str | None:
 
 
 def task_parser(settings: Settings) -> TaskParser:
-    """Reads tasks. Rejects those that are too large for this worker, and images from the bucket of
-    models where ALLOWED_IMAGE_BUCKETS does not name it: the store itself would read them.
+    """Reads tasks. Rejects those that are too large for this worker, styles that cannot be loaded
+    from the folder that ``WEIGHTS_FORM`` asks for, and images from the worker's own buckets where
+    ALLOWED_IMAGE_BUCKETS does not name them: the store itself would read them.
     """
     read = TaskReader(backend_host(settings))
-    closed = {settings.model_bucket_name}.difference(settings.image_buckets)
+    closed = {settings.models, settings.state}.difference(settings.image_buckets)
+    allowed = ", ".join(map(str, settings.image_buckets))
 
     def parse(body: bytes) -> TrainingTask:
         task = read(body)
+
+        def invalid(field: str, value: object, remedy: str) -> InvalidTask:
+            return InvalidTask(f"data.{field}", value, remedy, task.style_id, task.task_id)
+
         for number, image in enumerate(task.images):
-            if image.bucket in closed:
-                remedy = f"give images from {', '.join(settings.image_buckets)}"
-                field = f"data.images.{number}"
-                raise InvalidTask(field, str(image), remedy, task.style_id, task.task_id)
-        _check_network_weights(task, {settings.model_bucket_name, *settings.image_buckets})
+            if settings.bucket_of(image) in closed:
+                raise invalid(f"images.{number}", str(image), f"give images from {allowed}")
+        for name in NOT_IN_A_FOLDER if settings.weights_in_folder else ():
+            if task.requested.named.get(name):
+                remedy = "leave it out: not every reader of WEIGHTS_FORM=folder loads such a style"
+                raise invalid(f"parameters.{name}", True, remedy)
+        _check_network_weights(task, settings)
         check_size(task, max_steps=settings.max_job_steps, max_resolution=settings.max_resolution)
         return task
 
     return parse
 
 
-def _check_network_weights(task: TrainingTask, readable: set[str]) -> None:
+def _check_network_weights(task: TrainingTask, settings: Settings) -> None:
+    readable = {settings.models, *settings.image_buckets}
     text = task.requested.named.get("network_weights")
     if text is None:
         return
     try:
-        if Location.parse(text).bucket in readable:
+        if settings.bucket_of(Location.parse(text)) in readable:
             return
     except InvalidLocation:
         pass
-    remedy = f"give {FORMS} of a LoRA in one of these buckets: {', '.join(sorted(readable))}"
+    remedy = (
+        f"give {FORMS} of a LoRA in one of these buckets: {', '.join(map(str, sorted(readable)))}"
+    )
     field = "data.parameters.network_weights"
     raise InvalidTask(field, repr(text), remedy, task.style_id, task.task_id)
 

@@ -52,7 +52,9 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     from adapters.diffusion.backend import compute_on
     from adapters.diffusion.base.model import load_base
 
-    if settings.base_model is None:
+    if settings.base_model is None and settings.has_broker:
+        name = STABLE_DIFFUSION  # what a broker's tasks train is announced, whatever the machine
+    elif settings.base_model is None:
         name, reason = default_base(device)
         log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
     else:

@@ -22,7 +22,7 @@ def nearest_existing(path: Path) -> Path:
 
 def work_folder(settings: Settings) -> Path:
     """Where a worker may run out of room."""
-    return Path(tempfile.gettempdir()) if settings.has_s3 else settings.storage_folder
+    return Path(tempfile.gettempdir()) if settings.has_object_store else settings.storage_folder
 
 
 def free_space(folder: Path, min_gigabytes: float) -> tuple[bool, str]:

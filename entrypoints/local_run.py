@@ -39,7 +39,7 @@ from domain.failure import TrainingFailed
 from domain.image import MIN_IMAGES, ImageSet
 from domain.job import JobState, TrainingJob
 from domain.label import InvalidName, Label, file_name_from
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
 from domain.results import Artifact
 from domain.task import TrainingTask
@@ -187,7 +187,7 @@ def build_container(
     container.console.override(providers.Singleton(Console, stderr=arguments.json))
     container.slots.override(providers.Object(1))
     container.keys.override(
-        providers.Object(StorageKeys(OUT, report_prefix="", weights_name=label.name))
+        providers.Object(StorageKeys(Bucket(OUT), report_prefix="", weights_name=label.name))
     )
     container.config.override(
         providers.Object(

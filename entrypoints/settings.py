@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from adapters.gcs.options import check_emulator
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
 from adapters.s3.options import AddressingStyle, check_endpoint
 from adapters.status_page.binding import check_binding
@@ -27,7 +28,7 @@ from adapters.webhook.options import WebhookOptions, check_token, checked_addres
 from application.lease import LeaseTerms
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
-from domain.location import InvalidLocation, Location
+from domain.location import Bucket, InvalidLocation, Location
 from entrypoints.devices import parse_devices
 from entrypoints.folders import nearest_existing
 from entrypoints.settings_typos import settings_typos
@@ -51,6 +52,14 @@ RENAMED = {
     "grace_seconds": "shutdown_timeout",
 }
 """Names that version 0.1 read. They work in this release, where the new name is not set."""
+
+PLATFORM_NAMES = {
+    "rabbitmq_password": "rabbitmq_pass",
+    "rabbitmq_training_queue": "rabbitmq_queue",
+    "backend_url": "backend_api_url",
+    "checkpoint_interval": "checkpoint_every",
+}
+"""The platform's own names for settings. They are read where ours is not set."""
 
 
 class InvalidSettings(UserError):
@@ -81,20 +90,21 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The usual sources, then the values of settings under their former names."""
+        """The usual sources, then the values of settings under their other names."""
         given: dict[str, str | None] = {}
         for source in (dotenv_settings, env_settings):
             assert isinstance(source, EnvSettingsSource)
             given |= source.env_vars
-        former = {new: given[old] for old, new in RENAMED.items() if given.get(old)}
-        renamed = InitSettingsSource(settings_cls, former)
+        names = {**PLATFORM_NAMES, **RENAMED}
+        others = {ours: given[other] for other, ours in names.items() if given.get(other)}
+        renamed = InitSettingsSource(settings_cls, others)
         return init_settings, env_settings, dotenv_settings, file_secret_settings, renamed
 
     base_model: str | None = Field(
         None,
         description="Base model: a diffusers folder, a `.safetensors` checkpoint or a hub "
-        "name. Required when a broker is configured. Default: Stable Diffusion "
-        "1.5 if a GPU and the hub are available, else the small base",
+        "name. Default: Stable Diffusion 1.5; without a broker, the small base if a GPU or the "
+        "hub is missing",
     )
     base_model_config: Path | None = Field(
         None,
@@ -191,15 +201,55 @@ class Settings(BaseSettings):
     aws_storage_bucket_name: str = Field(
         "stylelicense-training-data", description="Bucket with the training images"
     )
+    gcs_bucket_name: str | None = Field(
+        None,
+        description="The platform's bucket in Google Cloud Storage: images come from it, and "
+        "weights go to it unless `MODEL_BUCKET_NAME` is set",
+    )
+    gcs_project_id: str | None = Field(
+        None, description="Google Cloud project. Default: the one that the credentials name"
+    )
+    google_application_credentials: Path | None = Field(
+        None,
+        description="Credentials file for Google Cloud Storage. Default: Application Default "
+        "Credentials, such as the machine's service account",
+    )
+    storage_emulator_host: str | None = Field(
+        None,
+        description="Address of an emulator of Google Cloud Storage, such as `http://host:port`",
+    )
     model_bucket_name: str = Field(
-        "stylelicense-models", description="Bucket for weights, checkpoints, journals and reports"
+        "stylelicense-models",
+        description="Bucket of the weights: a name, or with its store `s3://name` or `gs://name`. "
+        "If only `GCS_BUCKET_NAME` is set, that bucket",
+    )
+    state_bucket_name: str | None = Field(
+        None,
+        description="Bucket of journals, leases, checkpoints, reports and logs, written like "
+        "`MODEL_BUCKET_NAME`. Default: the bucket of the weights. Set it where browsers can read "
+        "that one",
     )
     allowed_image_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Buckets that images may be read from, separated by commas. Default: "
-        "`AWS_STORAGE_BUCKET_NAME`",
+        description="Buckets that images may come from, with commas; `s3://name` or `gs://name` "
+        "allows it in that store only. Default: `AWS_STORAGE_BUCKET_NAME` and `GCS_BUCKET_NAME`",
+    )
+    weights_form: Literal["file", "folder"] | None = Field(
+        None,
+        description="`file`: `models/style_<id>.safetensors` for diffusers, ComfyUI and "
+        "AUTOMATIC1111. `folder`: a PEFT folder below `models/style-<id>/` with that file beside "
+        "it. Default: `folder` where weights go to Google Cloud Storage, else `file`",
     )
 
+    backend_allow_http: bool = Field(
+        False,
+        description="Call the backend over plain HTTP where `BACKEND_API_URL` says so; for "
+        "private networks only, because the token can be read on the way",
+    )
+    backend_allow_short_token: bool = Field(
+        False,
+        description="Accept an `INTERNAL_API_TOKEN` of fewer than 32 characters; for development",
+    )
     backend_api_url: str | None = Field(
         None,
         description="Backend URL for the webhooks; HTTPS unless the host is a loopback "
@@ -454,26 +504,43 @@ class Settings(BaseSettings):
             check_endpoint(value)
         return value
 
-    @field_validator("aws_storage_bucket_name", "model_bucket_name", "allowed_image_buckets")
+    @field_validator("storage_emulator_host")
     @classmethod
-    def _buckets(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _emulator(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_emulator(value)
+        return value
+
+    @field_validator("aws_storage_bucket_name", "gcs_bucket_name")
+    @classmethod
+    def _bucket(cls, value: str | None) -> str | None:
         try:
-            for name in (value,) if isinstance(value, str) else value:
-                Location(name, "key")
+            return value if value is None else Bucket(value).name
         except InvalidLocation:
-            raise ValueError("give the name alone, without s3:// and without a folder") from None
+            raise ValueError("give the name alone, without a scheme or a folder") from None
+
+    @field_validator("model_bucket_name", "state_bucket_name", "allowed_image_buckets")
+    @classmethod
+    def _buckets(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        try:
+            for name in (value,) if isinstance(value, str) else value or ():
+                Bucket.parse(name, "s3")
+        except InvalidLocation:
+            raise ValueError("give name, s3://name or gs://name, without a folder") from None
         return value
 
     @field_validator("backend_api_url")
     @classmethod
-    def _backend(cls, value: str | None) -> str | None:
-        return value if value is None else checked_address(value)
+    def _backend(cls, value: str | None, info: ValidationInfo) -> str | None:
+        allowed = bool(info.data.get("backend_allow_http"))
+        return value if value is None else checked_address(value, allow_http=allowed)
 
     @field_validator("internal_api_token")
     @classmethod
-    def _token(cls, value: SecretStr | None) -> SecretStr | None:
+    def _token(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None:
-            check_token(value.get_secret_value())
+            allowed = bool(info.data.get("backend_allow_short_token"))
+            check_token(value.get_secret_value(), allow_short=allowed)
         return value
 
     @property
@@ -482,19 +549,75 @@ class Settings(BaseSettings):
         return self.rabbitmq_host is not None or self.rabbitmq_url is not None
 
     @property
-    def has_s3(self) -> bool:
-        """Whether blobs lie in S3: wherever a broker or S3's own address is named."""
-        return self.storage_dir is None and (self.has_broker or self.s3_endpoint_url is not None)
+    def has_object_store(self) -> bool:
+        """Whether blobs lie in S3 or Google Cloud Storage: where a broker or a store is named."""
+        named = (self.s3_endpoint_url, self.gcs_bucket_name, self.storage_emulator_host)
+        return self.storage_dir is None and (self.has_broker or any(named))
 
     @property
     def storage_folder(self) -> Path:
-        """The folder of buckets, where there is no S3."""
+        """The folder of buckets, where there is no object store."""
         return self.storage_dir or self.spool_dir / "buckets"
 
     @property
-    def image_buckets(self) -> tuple[str, ...]:
-        """The buckets that images may come from."""
-        return self.allowed_image_buckets or (self.aws_storage_bucket_name,)
+    def models(self) -> Bucket:
+        """The bucket of the weights."""
+        if self.gcs_bucket_name is not None and "model_bucket_name" not in self.model_fields_set:
+            return self._ours(self.gcs_bucket_name, "gs")
+        return self._ours(self.model_bucket_name, "s3")
+
+    @property
+    def state(self) -> Bucket:
+        """The bucket of journals, leases, checkpoints, reports and logs."""
+        if self.state_bucket_name is None:
+            return self.models
+        return self._ours(self.state_bucket_name, self.models.scheme)
+
+    @property
+    def weights_in_folder(self) -> bool:
+        """Whether finished weights are stored as PEFT's folder."""
+        form = self.weights_form or ("folder" if self.models.scheme == "gs" else "file")
+        return form == "folder"
+
+    @property
+    def images(self) -> Bucket:
+        """The bucket that a folder of images is uploaded to."""
+        only_gcs = "aws_storage_bucket_name" not in self.model_fields_set
+        if self.gcs_bucket_name is not None and only_gcs:
+            return self._ours(self.gcs_bucket_name, "gs")
+        return self._ours(self.aws_storage_bucket_name, "s3")
+
+    @property
+    def image_buckets(self) -> tuple[Bucket, ...]:
+        """The buckets that images may come from. A name without a store is in each."""
+        if self.allowed_image_buckets:
+            named = self.allowed_image_buckets
+            found = [self._ours(name, scheme) for name in named for scheme in self.schemes]
+        else:
+            found = [self.images]
+            if self.gcs_bucket_name is not None:
+                found.append(self._ours(self.gcs_bucket_name, "gs"))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The kinds of object store in use, that of the weights first; of folders there is one."""
+        if not self.has_object_store:
+            return ("s3",)
+        named = [name.split("://")[0] for name in self.allowed_image_buckets if "://" in name]
+        found = [self.models.scheme, self.state.scheme, self.images.scheme, *named]
+        if self.gcs_bucket_name is not None:
+            found.append("gs")
+        return tuple(dict.fromkeys(found))
+
+    def bucket_of(self, image: Location) -> Bucket:
+        """The bucket that an image is read from."""
+        return self._ours(image.bucket, image.scheme)
+
+    def _ours(self, name: str, scheme: str) -> Bucket:
+        """A bucket as this worker reaches it: folders stand for buckets of either kind."""
+        bucket = Bucket.parse(name, scheme)
+        return bucket if self.has_object_store else Bucket(bucket.name)
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret there is, for what must never show one."""
@@ -514,17 +637,6 @@ class WorkerSettings(Settings):
     def _one_job_on_several(cls, value: str, info: ValidationInfo) -> str:
         if value != "1" and "," in (info.data.get("device") or ""):
             raise ValueError("give 1: DEVICE has several GPUs share one job")
-        return value
-
-    # No other check needs the setting at which this one stands.
-    @field_validator("spool_dir")
-    @classmethod
-    def _names_its_base(cls, value: Path, info: ValidationInfo) -> Path:
-        if _has_broker(info) and info.data.get("base_model") is None:
-            raise ValueError(
-                "BASE_MODEL is not set: name the base model, for what a broker's tasks train is "
-                "announced"
-            )
         return value
 
     @field_validator("spool_dir")
@@ -625,9 +737,16 @@ def load_settings(
 
 def warn_about_names(env_file: Path | None = Path(".env")) -> None:
     """Log the names of settings that are outdated, and those that are probably typos."""
-    for old in sorted(_given(env_file).keys() & RENAMED.keys()):
+    given = {name: value for name, value in _given(env_file).items() if value}
+    for old in sorted(given.keys() & RENAMED.keys()):
         new = RENAMED[old].upper()
         log.warning("%s is now %s: rename it, the next release ignores it", old.upper(), new)
+    for name in sorted(given.keys() & PLATFORM_NAMES.keys()):
+        ours = PLATFORM_NAMES[name]
+        if ours in given:
+            log.info("%s is used, %s is ignored", ours.upper(), name.upper())
+        else:
+            log.info("%s is read as %s", name.upper(), ours.upper())
     for name, near in settings_typos_now(env_file).items():
         log.warning("%s is no setting and is not read: did you mean %s?", name, near)
 
@@ -640,7 +759,8 @@ def _given(env_file: Path | None) -> dict[str, str | None]:
 
 def settings_typos_now(env_file: Path | None = Path(".env")) -> dict[str, str]:
     """Names in the environment and in a file that look like a setting's, misspelt, with it."""
-    given = {name: value for name, value in _given(env_file).items() if name not in RENAMED}
+    read = RENAMED.keys() | PLATFORM_NAMES.keys()
+    given = {name: value for name, value in _given(env_file).items() if name not in read}
     return settings_typos(given, [name.upper() for name in Settings.model_fields])
 
 
@@ -663,7 +783,7 @@ def _line(problem: Any) -> str:
     if problem["type"] in _REMEDIES:
         remedy = _REMEDIES[problem["type"]].format(**problem.get("ctx", {}))
     value = problem["input"]
-    if remedy.startswith((name.upper(), "BASE_MODEL ")):
+    if remedy.startswith(name.upper()):
         return remedy
     if value is None:
         return f"{name.upper()} is not set: {remedy}"

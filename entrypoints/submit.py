@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from application.text import printable
-from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import CommandParser, add_common_options, run_command
@@ -93,9 +92,9 @@ def _carry_out(arguments: argparse.Namespace) -> int:
     from dependency_injector import providers
 
     from entrypoints.bootstrap import open_container
-    from entrypoints.connections import open_blobs
     from entrypoints.logs import start_logging
     from entrypoints.settings import load_settings, warn_about_names
+    from entrypoints.stores import open_blobs
 
     _refuse_options_of_no_use(arguments)
     settings = load_settings()
@@ -192,7 +191,7 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
     from adapters.schemas.task import encode_task
 
     style_id = 1 if arguments.style_id is None else arguments.style_id
-    bucket = container.settings().aws_storage_bucket_name
+    bucket = container.settings().images
     task_id = str(uuid.uuid4())
     names = find_images(folder)
     for name in names:
@@ -200,7 +199,7 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
             name.encode()
         except UnicodeEncodeError:
             raise UsageError(f"{folder}: {name!r} is not UTF-8; rename the file") from None
-    places = [Location(bucket, f"training/{style_id}/{task_id}/{name}") for name in names]
+    places = [bucket.at(f"training/{style_id}/{task_id}/{name}") for name in names]
     body = encode_task(
         TrainingTask(
             task_id=task_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -18,6 +18,9 @@ from adapters.diffusion.data.preparation import PreparedData, prepare
 from adapters.diffusion.data_parallel import Rank, StartRanks
 from adapters.diffusion.device_thread import MIN_PATIENCE, DeviceThread
 from adapters.diffusion.fused.blocks import with_fused_blocks
+from adapters.diffusion.lora_files.files import decode_lora, encode_lora
+from adapters.diffusion.lora_files.lora_formats import LoraFormat
+from adapters.diffusion.lora_files.peft_format import PEFT_CONFIG, PEFT_WEIGHTS
 from adapters.diffusion.memory_use import reset_peak_memory
 from adapters.diffusion.oom import oom_fails_the_run, retry_after_freeing
 from adapters.diffusion.optimizer import require_optimizer
@@ -97,6 +100,11 @@ class DiffusionTrainer:
     def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
         """As ``compatibility_key``; None for every run where there is one slot only."""
         return compatibility_key(parameters) if self._slots > 1 else None
+
+    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+        """PEFT's folder for the U-Net: its weights, then its configuration."""
+        files = encode_lora(*decode_lora(weights), LoraFormat.PEFT, "")
+        return {name: files[name] for name in (PEFT_WEIGHTS, PEFT_CONFIG)}
 
     def open(
         self, plan: TrainingPlan, resume: bytes | None

@@ -26,7 +26,7 @@ from application.ports import (
     IfAbsent,
     IfMatch,
 )
-from domain.location import InvalidLocation, Location
+from domain.location import Bucket, InvalidLocation, Location
 
 T = TypeVar("T")
 
@@ -153,22 +153,25 @@ class GcsBlobStore:
                 if not self._bucket_exists(at.bucket):
                     raise no_bucket(at.bucket, what) from None
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """Blobs by prefix. Objects whose names cannot be keys of ours are left out."""
-        self._check_readable(bucket)
+        self._check_readable(bucket.name)
         found = []
-        what = f"listing gs://{bucket}/{prefix}"
+        what = f"listing {bucket}/{prefix}"
         with _translating(what):
             try:
                 for blob in self._client.list_blobs(
-                    bucket, prefix=prefix, fields="items(name),nextPageToken", **self._patience
+                    bucket.name,
+                    prefix=prefix,
+                    fields="items(name),nextPageToken",
+                    **self._patience,
                 ):
                     try:
-                        found.append(Location(bucket, blob.name, "gs"))
+                        found.append(bucket.at(blob.name))
                     except InvalidLocation:
                         continue
             except NotFound:
-                raise no_bucket(bucket, what) from None
+                raise no_bucket(bucket.name, what) from None
         return sorted(found)
 
     def _blob(self, at: Location) -> GcsBlob:

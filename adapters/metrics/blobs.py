@@ -18,7 +18,7 @@ from application.ports import (
     PreconditionFailed,
     Unavailable,
 )
-from domain.location import Location
+from domain.location import Bucket, Location
 
 _RESULTS: dict[type[Exception], str] = {
     BlobMissing: "missing",
@@ -77,7 +77,7 @@ class MeteredBlobStore:
         with self._calling("delete"):
             self._inner.delete(at)
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """List, and count it."""
         with self._calling("list"):
             return self._inner.list(bucket, prefix)

@@ -22,7 +22,7 @@ from application.ports import (
     IfMatch,
     PreconditionFailed,
 )
-from domain.location import InvalidLocation, Location
+from domain.location import Bucket, InvalidLocation, Location
 
 T = TypeVar("T")
 
@@ -143,18 +143,18 @@ class S3BlobStore:
         except BlobMissing:  # Amazon's store does not say so; others do
             return
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """Blobs by prefix. Objects whose keys are no key of ours are left out."""
-        self._check_readable(bucket)
+        self._check_readable(bucket.name)
         found = []
-        with _translating(bucket, f"listing s3://{bucket}/{prefix}"):
+        with _translating(bucket.name, f"listing {bucket}/{prefix}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=bucket, Prefix=prefix
+                Bucket=bucket.name, Prefix=prefix
             )
             for page in pages:
                 for entry in page.get("Contents", ()):
                     try:
-                        found.append(Location(bucket, entry["Key"]))
+                        found.append(bucket.at(entry["Key"]))
                     except InvalidLocation:
                         continue
         return sorted(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -138,6 +138,10 @@ class PreviewingTrainer:
     def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
         """The inner trainer's."""
         return self.inner.batch_key(parameters)
+
+    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+        """The inner trainer's."""
+        return self.inner.in_folder(weights)
 
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:

@@ -115,12 +115,24 @@ class WebhookNotifier:
         found = self._transport.exchange("PATCH", PROGRESS, {}, {}, connect=timeout, read=timeout)
         url = self._options.base_url
         if isinstance(found, Answer) and found.status == 400:
-            return f"{url} answers and takes the token"
+            return f"{url} answers and takes the token; {self._check_styles()}"
         error = self._checked(found) or NotifierRefused("an empty call is taken, not answered 400")
         ours = isinstance(found, Answer) and found.status in (401, 403)
         if isinstance(error, NotifierRefused) and not ours:
             raise NotifierRefused(f"{url} is another host than the backend's, or path: {error}")
         raise error
+
+    def _check_styles(self) -> str:
+        """Whether a style can be read, which tells whether a completion has arrived."""
+        patience = self._options.progress_timeout
+        path = STYLE.format(0)
+        found = self._transport.exchange(
+            "GET", path, None, {}, connect=patience, read=patience, public=True
+        )
+        if isinstance(found, Answer) and found.status in {200, 404}:
+            return "styles can be read"
+        said = f"status {found.status}" if isinstance(found, Answer) else "no answer"
+        return f"styles cannot be read ({said}), so a completion may be announced twice"
 
     def close(self) -> None:
         """Close the connections that are kept for the next call."""

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from adapters.common.retry_after import retry_after
 from adapters.webhook.transport import Answer, TransportError
-from application.ports import NotifierRefused, NotifierUnavailable
+from application.ports import NotifierRefused, NotifierUnavailable, StyleGone
 
 MAX_REASON_CHARACTERS = 300
 
@@ -56,6 +56,8 @@ def check_response(
         target = readable(answer.headers.get("Location", "nowhere"), secret)
         text = f"redirects to {target}; the token does not follow: set BACKEND_API_URL"
         return NotifierRefused(f"{reason}, {text} to the final address")
+    if answer.status == 404:
+        return StyleGone(f"{reason}; {_REMEDIES[404]}")
     remedy = _REMEDIES.get(answer.status, "see whether BACKEND_API_URL is the backend's address")
     return NotifierRefused(f"{reason}; {remedy}")
 

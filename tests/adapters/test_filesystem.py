@@ -20,7 +20,7 @@ from application.ports import (
     IfMatch,
     PreconditionFailed,
 )
-from domain.location import Location
+from domain.location import Bucket, Location
 
 AT = Location("out", "models/style_1.safetensors")
 COUNTER = Location("out", "counter")
@@ -90,7 +90,7 @@ def test_a_writer_killed_before_the_end_leaves_what_was_there_and_no_lock(
     assert writer.exitcode == -signal.SIGKILL
     assert (root / OURS / "coming").read_bytes() == b"never whole"
 
-    assert blobs.list("out", "") == ([] if before is None else [AT])
+    assert blobs.list(Bucket("out"), "") == ([] if before is None else [AT])
     if before is None:
         with pytest.raises(BlobMissing):
             blobs.get(AT)
@@ -111,7 +111,7 @@ def test_a_read_only_bucket_is_not_touched_at_all(tmp_path: Path) -> None:
     image = Location("images", "a.png")
 
     assert blobs.get(image).data == b"1"
-    assert blobs.list("images", "") == [image]
+    assert blobs.list(Bucket("images"), "") == [image]
     with pytest.raises(BlobMissing):
         blobs.get(Location("images", "a.txt"))
     with pytest.raises(BlobDenied, match="images"):
@@ -135,7 +135,7 @@ def test_links_in_somebodys_own_folder_are_followed(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_empty_bucket(root: Path, blobs: FileBlobStore) -> None:
     with pytest.raises(BlobMissing):
         blobs.get(AT)
-    assert blobs.list("out", "") == []
+    assert blobs.list(Bucket("out"), "") == []
     assert not root.exists()
 
 
@@ -145,7 +145,7 @@ def test_an_unknown_bucket_is_denied_by_name(blobs: FileBlobStore) -> None:
         lambda: blobs.get(stranger),
         lambda: blobs.put(stranger, b"1"),
         lambda: blobs.delete(stranger),
-        lambda: blobs.list("stranger", ""),
+        lambda: blobs.list(Bucket("stranger"), ""),
     ):
         with pytest.raises(BlobDenied, match=r"'stranger'.*out.*ALLOWED_IMAGE_BUCKETS"):
             access()
@@ -194,7 +194,7 @@ def test_our_own_folder_holds_no_blobs(blobs: FileBlobStore) -> None:
         blobs.get(own)
     with pytest.raises(BlobDenied, match=OURS):
         blobs.put(own, b"1")
-    assert blobs.list("out", "") == [AT]
+    assert blobs.list(Bucket("out"), "") == [AT]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_what_cannot_be_deleted_or_listed_is_told(
         blobs.delete(AT)
     monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(expected, match=os.strerror(code)):
-        blobs.list("out", "")
+        blobs.list(Bucket("out"), "")
 
 
 def test_what_was_written_or_deleted_is_so_after_a_power_cut(
@@ -293,7 +293,7 @@ def test_a_blob_cannot_stand_where_a_folder_is_nor_below_a_blob(blobs: FileBlobS
         for condition in (None, IfAbsent()):
             with pytest.raises(BlobDenied, match=key):
                 blobs.put(Location("out", key), b"2", condition=condition)
-    assert blobs.list("out", "") == [AT]
+    assert blobs.list(Bucket("out"), "") == [AT]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_files_put_there_by_hand_are_blobs_unless_no_key_could_name_them(
     (root / "below" / OURS).mkdir(parents=True)
     (root / "below" / OURS / "file").write_bytes(b"1")
     found = [Location("out", f"below/{OURS}/file"), Location("out", "image.png")]
-    assert blobs.list("out", "") == found
+    assert blobs.list(Bucket("out"), "") == found
 
 
 def test_a_huge_file_is_refused_unread(root: Path, blobs: FileBlobStore) -> None:

@@ -9,19 +9,20 @@ import pytest
 from adapters.memory import MemoryBlobStore
 from adapters.routing import BlobStoreByScheme
 from application.ports import BlobDenied, BlobMissing, BlobStore, BlobUnavailable
-from domain.location import Location
+from domain.location import Bucket, Location
 
 AMAZON, GOOGLE = Location("media", "a", "s3"), Location("media", "a", "gs")
 
 
 def test_each_blob_lies_in_the_store_of_its_scheme() -> None:
     amazon, google = MemoryBlobStore(), MemoryBlobStore()
-    blobs = BlobStoreByScheme("gs", {"s3": lambda: amazon, "gs": lambda: google})
+    blobs = BlobStoreByScheme({"s3": lambda: amazon, "gs": lambda: google})
     blobs.put(AMAZON, b"amazon's")
     blobs.put(GOOGLE, b"google's")
     assert blobs.get(AMAZON).data == amazon.get(AMAZON).data == b"amazon's"
     assert blobs.get(GOOGLE).data == google.get(GOOGLE).data == b"google's"
-    assert blobs.list("media", "") == [GOOGLE]
+    assert blobs.list(Bucket("media"), "") == [AMAZON]
+    assert blobs.list(Bucket("media", "gs"), "") == [GOOGLE]
     blobs.delete(AMAZON)
     with pytest.raises(BlobMissing):
         blobs.get(AMAZON)
@@ -37,7 +38,7 @@ def test_a_store_is_opened_when_it_is_needed_and_once() -> None:
 
         return open_store
 
-    blobs = BlobStoreByScheme("s3", {scheme: opening(scheme) for scheme in ("s3", "gs")})
+    blobs = BlobStoreByScheme({scheme: opening(scheme) for scheme in ("s3", "gs")})
     for _ in range(2):
         blobs.put(AMAZON, b"1")
     assert opened == ["s3"]
@@ -51,7 +52,7 @@ def test_a_store_that_cannot_be_opened_is_tried_again() -> None:
             raise BlobUnavailable("no credentials")
         return MemoryBlobStore()
 
-    blobs = BlobStoreByScheme("s3", {"gs": open_store})
+    blobs = BlobStoreByScheme({"gs": open_store})
     with pytest.raises(BlobUnavailable):
         blobs.put(GOOGLE, b"1")
     ready = True
@@ -59,6 +60,6 @@ def test_a_store_that_cannot_be_opened_is_tried_again() -> None:
 
 
 def test_a_kind_of_store_that_is_not_set_up_is_denied() -> None:
-    blobs = BlobStoreByScheme("s3", {"s3": MemoryBlobStore})
+    blobs = BlobStoreByScheme({"s3": MemoryBlobStore})
     with pytest.raises(BlobDenied, match=r"gs:// cannot be read, only s3://: .*ALLOWED_IMAGE"):
         blobs.get(GOOGLE)

@@ -31,7 +31,7 @@ from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
 from adapters.s3.upload import upload
 from application.ports import BlobDenied, BlobTooLarge, BlobUnavailable
-from domain.location import Location
+from domain.location import Bucket, Location
 
 AT = Location("bucket", "key")
 DATA = b"x" * 3000
@@ -308,7 +308,7 @@ def open_store(monkeypatch: pytest.MonkeyPatch, client: Any = None) -> S3BlobSto
     ("bucket", "call", "told"),
     [
         ("other", lambda store, at: store.get(at), "may not be read, only bucket, images"),
-        ("other", lambda store, at: store.list(at.bucket, ""), "may not be read"),
+        ("other", lambda store, at: store.list(Bucket(at.bucket), ""), "may not be read"),
         ("other", lambda store, at: store.put(at, b""), "may not be read"),
         ("other", lambda store, at: store.delete(at), "may not be read"),
         ("images", lambda store, at: store.put(at, b""), "is read-only"),

@@ -75,7 +75,7 @@ def test_a_bucket_that_may_be_listed_and_not_read_is_refused() -> None:
 def test_what_a_check_that_broke_off_has_left_is_no_obstacle(write: bool) -> None:
     blobs = MemoryBlobStore()
     blobs.put(PROBE, b"first")
-    assert "bucket models can be read" in check_bucket(blobs, PROBE, write=write)
+    assert "bucket s3://models can be read" in check_bucket(blobs, PROBE, write=write)
     assert (PROBE in blobs.blobs) is not write
 
 

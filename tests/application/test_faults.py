@@ -35,8 +35,8 @@ def numbered(call: str) -> str:
     return f"{number}-{name}"
 
 
-START = [number for number, call in enumerate(CALLS, start=1) if call == "blobs.put"][1]
-"""The journal's first; before it comes the lease."""
+START = [number for number, call in enumerate(CALLS, start=1) if call == "blobs.put"][2]
+"""The journal's first; before it come the task and the lease."""
 NUMBERED = [f"{number} {name}" for number, name in enumerate(CALLS, start=1)]
 
 

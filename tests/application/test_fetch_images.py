@@ -17,7 +17,7 @@ from application.stop_signal import Stopped, StopReason, StopSignal
 from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
-from domain.location import Location
+from domain.location import Bucket, Location
 from tests.application.world import CONFIG, TASK_ID, World, a_task
 
 
@@ -151,7 +151,7 @@ def test_images_in_kohyas_folders_come_as_often_as_these_say(world: World) -> No
 
     for key in ("3_cats/1.png", "3_cats/2.png", "1_dogs/1.png"):
         world.blobs.put(Location("media", key), key.encode())
-    task = replace(a_task(), images=tuple(world.blobs.list("media", "3_cats")))
+    task = replace(a_task(), images=tuple(world.blobs.list(Bucket("media"), "3_cats")))
     task = replace(task, images=(*task.images, Location("media", "1_dogs/1.png")))
     config = replace(CONFIG, min_images=1, repeats_from_folders=True)
     world.worker(trainer=Noting(world.clock), config=config)(task, StopSignal())

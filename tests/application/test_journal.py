@@ -21,7 +21,7 @@ from application.journal import (
 from application.storage_keys import StorageKeys
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
@@ -38,7 +38,7 @@ JOB = TrainingJob(
     progress=Progress(4, 4, 80, 80, 0.1, 9.5),
     checkpoint=CheckpointRef(Location("styles", "jobs/task-1/4"), 4, 80),
     metric=TrainingMetric(0.1, 4, 80, 2),
-    artifact=Artifact(Location("styles", "style.safetensors"), "00ff", 12),
+    artifact=Artifact(Location("styles", "style.safetensors", "gs"), "00ff", 12),
     failure=Failure(FailureCode.GPU_OOM, "full", retryable=True),
     announcements=1,
 )
@@ -46,7 +46,7 @@ JOB = TrainingJob(
 
 
 def store(blobs: MemoryBlobStore, events: EventSink = lambda _: None) -> JobStore:
-    return World().store(blobs=blobs, events=events, keys=StorageKeys("styles"))
+    return World().store(blobs=blobs, events=events, keys=StorageKeys(Bucket("styles")))
 
 
 def written(job: TrainingJob) -> dict[str, Any]:

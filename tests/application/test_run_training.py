@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from adapters.memory import MemoryTrainer
+from adapters.memory import MemoryNotifier, MemoryTrainer
 from application.journal import encode_job
-from application.ports import Blob, BlobDenied, NotifierRefused, NotifierUnavailable
+from application.ports import (
+    Blob,
+    BlobDenied,
+    NotifierRefused,
+    NotifierUnavailable,
+    StyleGone,
+)
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
+from application.storage_keys import StorageKeys
 from domain.job import JobState, TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import RequestedParameters
+from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 from tests.application.world import CONFIG, KEYS, TASK_ID, AwayAfter, Watched, World, a_task
 
@@ -221,7 +231,8 @@ def test_a_refusal_of_the_backend_goes_to_the_dead_letters_and_can_be_replayed(
 
     opened = world.trainer.opened
     assert world.worker()(a_task(), StopSignal()) == Ack()
-    assert world.trainer.opened == opened, "a replay announces and does not train"
+    assert world.trainer.opened == opened + 1, "for the report alone"
+    assert world.job().attempt == 1
     assert len(world.notifier.final) == 1
 
 
@@ -241,3 +252,60 @@ def test_a_backend_that_is_away_is_tried_again_with_growing_pauses(world: World)
     assert later.delay > first.delay
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert len(world.notifier.final) == 1
+
+
+class Deleted(MemoryNotifier):
+    """A backend that answers 404 to the progress of a style, at each call or at some."""
+
+    def __init__(self, known: Callable[[int], bool] = lambda _: False) -> None:
+        super().__init__()
+        self.asked = 0
+        self._known = known
+
+    def progress(self, style_id: int, progress: Progress) -> None:
+        self.asked += 1
+        if not self._known(self.asked):
+            raise StyleGone("404")
+
+
+def test_a_style_that_is_gone_stops_its_job_without_a_final_call(world: World) -> None:
+    backend = Deleted()
+    outcome = world.worker(notifier=backend)(a_task(epochs=100), StopSignal())
+    assert isinstance(outcome, DeadLetter)
+    assert "style 7 is gone" in outcome.reason
+    assert (backend.asked, backend.final) == (3, [])
+    assert world.job().state is JobState.INTERRUPTED
+    assert world.until_settled(a_task(epochs=100)) == Ack(), "it can be replayed"
+
+
+def test_a_style_that_is_known_in_between_is_not_gone(world: World) -> None:
+    backend = Deleted(known=lambda call: call % 3 == 0)
+    assert world.worker(notifier=backend)(a_task(epochs=100), StopSignal()) == Ack()
+    assert backend.asked > 6
+
+
+def test_weights_in_a_folder_have_a_prefix_of_their_task_and_the_configuration_last(
+    world: World,
+) -> None:
+    written: list[str] = []
+
+    class Noting(AwayAfter):
+        def put(self, at: Location, data: bytes, **options: Any) -> str:
+            written.append(at.key)
+            return world.blobs.put(at, data, **options)
+
+    keys = StorageKeys(Bucket("models"), models=Bucket("weights", "gs"))
+    config = replace(CONFIG, weights_in_folder=True)
+    blobs = Noting(world, lambda *_: False, 0.0)
+    assert world.worker(blobs=blobs, keys=keys, config=config)(a_task(), StopSignal()) == Ack()
+    folder = f"models/style-7/{TASK_ID}"
+    assert [key for key in written if key.startswith("models/")] == [
+        f"{folder}/style_7.safetensors",
+        f"{folder}/adapter_model.safetensors",
+        f"{folder}/adapter_config.json",
+    ]
+    artifact = world.job().artifact
+    assert artifact is not None
+    assert str(artifact.location) == f"gs://weights/{folder}/adapter_model.safetensors"
+    stored = world.blobs.get(artifact.location).data
+    assert (hashlib.sha256(stored).hexdigest(), len(stored)) == (artifact.sha256, artifact.size)

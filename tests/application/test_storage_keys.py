@@ -16,6 +16,6 @@ def test_a_tasks_lease_and_journal_are_known_by_their_places() -> None:
     "key", ["jobs/.DS_Store", "jobs/lease.json", "a/lease.json", "lease.json", "jobs/a/b.json"]
 )
 def test_what_else_lies_in_the_bucket_is_no_tasks(key: str) -> None:
-    at = Location(KEYS.bucket, key)
+    at = KEYS.bucket.at(key)
     assert (KEYS.leased_task(at), KEYS.recorded_task(at)) == (None, None)
     assert KEYS.leased_task(Location("other", KEYS.lease(TASK_ID).key)) is None

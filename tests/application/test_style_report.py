@@ -14,7 +14,7 @@ from application.settlement import Ack, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from application.style_report import UPLOAD_TIMEOUT
 from domain.job import JobState
-from domain.location import Location
+from domain.location import Bucket, Location
 from tests.application.world import KEYS, TASK_ID, AwayAfter, Crash, World, a_task
 
 
@@ -87,7 +87,7 @@ def test_a_report_waits_for_the_previews_that_were_drawn_on_the_way(
 ) -> None:
     found, away = world.blobs.list, [BlobUnavailable("503")]
 
-    def listing(bucket: str, prefix: str) -> Iterable[Location]:
+    def listing(bucket: Bucket, prefix: str) -> Iterable[Location]:
         if prefix == KEYS.previews_prefix(TASK_ID) and away:
             raise away.pop()
         return found(bucket, prefix)
@@ -98,14 +98,18 @@ def test_a_report_waits_for_the_previews_that_were_drawn_on_the_way(
     assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
-def test_a_report_is_left_out_where_the_store_stays_away(
+def test_a_report_is_written_later_where_the_store_stays_away(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     blobs = AwayAfter(world, of_the_report, seconds=UPLOAD_TIMEOUT + 10.0)
-    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Ack()
+    assert isinstance(world.worker(blobs=blobs)(a_task(), StopSignal()), RetryLater)
     assert KEYS.report(TASK_ID, "report.html") not in world.blobs.blobs
-    assert f"no report for task {TASK_ID}, the store is away: 503" in caplog.messages
+    assert world.job().state is JobState.COMPLETED
     assert "ERROR" not in {record.levelname for record in caplog.records}
+    world.clock.advance(60.0)
+    assert world.until_settled(a_task()) == Ack()
+    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
+    assert len(world.notifier.final) == 1
 
 
 def test_a_device_that_breaks_over_the_report_is_no_business_of_the_jobs(world: World) -> None:
@@ -116,24 +120,26 @@ def test_a_device_that_breaks_over_the_report_is_no_business_of_the_jobs(world: 
     settlement = world.worker(reporter=Breaking())(a_task(), StopSignal())
     assert isinstance(settlement, RetryLater)
     assert settlement.broken
-    assert (world.job().state, world.job().failures) == (JobState.ANNOUNCING, 0)
-    opened = world.trainer.opened
+    assert (world.job().state, world.job().failures) == (JobState.COMPLETED, 0)
     assert world.until_settled(a_task()) == Ack()
-    assert world.trainer.opened == opened
+    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
-def test_a_worker_that_dies_of_the_report_has_trained_the_style(world: World) -> None:
+def test_a_report_that_a_lost_worker_owes_is_written_when_the_message_comes_again(
+    world: World,
+) -> None:
     class Deadly:
         def render(self, report: Any) -> Any:
             raise Crash
 
     with pytest.raises(Crash):
         world.worker(reporter=Deadly())(a_task(), StopSignal())
-    assert world.job().failures == 0
-    opened = world.trainer.opened
+    assert world.job().state is JobState.COMPLETED, "the artist has not waited for it"
+    assert len(world.notifier.final) == 1
     assert world.until_settled(a_task()) == Ack()
-    assert world.job().state is JobState.COMPLETED
-    assert world.trainer.opened == opened
+    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
+    assert len(world.notifier.final) == 1
+    assert world.job().attempt == 1, "nothing is trained again"
 
 
 class Stopping:

@@ -19,6 +19,7 @@ from application.stop_signal import StopReason, StopSignal
 from application.storage_keys import StorageKeys
 from application.worker_loop import WorkerLoop
 from application.worker_pool import WorkerPool
+from domain.location import Bucket
 from domain.task import TrainingTask
 from tests.application.world import CONFIG, World, a_task
 
@@ -86,7 +87,7 @@ def test_jobs_of_one_kind_train_together_and_each_is_announced_once(queue: Memor
             trainer=trainer,
             slots=slots,
             worker=f"worker-{slot}",
-            keys=StorageKeys("models"),
+            keys=StorageKeys(Bucket("models")),
             config=replace(CONFIG, cancel_poll=1.0),
         )
 

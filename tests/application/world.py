@@ -32,7 +32,7 @@ from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from domain.events import Event
 from domain.job import TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import RequestedParameters
 from domain.task import TrainingTask
 
@@ -43,7 +43,7 @@ CONFIG = WorkerConfig(
     lease=LeaseTerms(12.0),
     upload_timeout=60.0,
 )
-KEYS = StorageKeys("models")
+KEYS = StorageKeys(Bucket("models"))
 TASK_ID = "550e8400-e29b-41d4-a716-446655440000"
 STORE_PARTS = ("blobs", "keys", "clock", "events", "worker", "config")
 TRIES = 12
@@ -266,5 +266,5 @@ class AwayAfter:
 
 def stored_epochs(world: World, kind: str = "checkpoints") -> list[int]:
     """The epochs whose checkpoints, or styles, lie in the store."""
-    stored = world.blobs.list("models", f"jobs/{TASK_ID}/{kind}/")
+    stored = world.blobs.list(Bucket("models"), f"jobs/{TASK_ID}/{kind}/")
     return [int(at.name.split("_")[1].removesuffix(".safetensors")) for at in stored]

@@ -63,7 +63,7 @@ def test_the_worker_starts_with_these_settings(name: str) -> None:
     assert set(environment) <= set(SETTINGS)
     settings = accepted(environment)
     assert settings.has_broker
-    assert settings.has_s3
+    assert settings.has_object_store
 
 
 def test_hosts_and_ports_are_the_services_own() -> None:

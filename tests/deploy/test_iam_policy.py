@@ -19,14 +19,14 @@ from application.ports import BlobDenied, BlobMissing, IfAbsent, IfMatch
 from application.settlement import Ack
 from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.task import TrainingTask
 from tests.application.world import TASK_ID, World, a_task
 from tests.deploy.files import SETTINGS, read_json
 
 IMAGES: str = SETTINGS["AWS_STORAGE_BUCKET_NAME"].default
 MODELS: str = SETTINGS["MODEL_BUCKET_NAME"].default
-KEYS = StorageKeys(MODELS)
+KEYS = StorageKeys(Bucket(MODELS))
 COUNT = 10
 """Images of a task."""
 REGION = "us-east-1"
@@ -71,8 +71,8 @@ def test_a_whole_job_runs_under_the_policy() -> None:
         world.blobs = blobs  # type: ignore[assignment]  # a real one in its place
         settlement = world.worker(keys=KEYS)(_task(), StopSignal())
         assert settlement == Ack()
-        assert not blobs.list(MODELS, KEYS.lease(TASK_ID).key)
-        assert len(blobs.list(MODELS, KEYS.weights(7).key)) == 1
+        assert not blobs.list(Bucket(MODELS), KEYS.lease(TASK_ID).key)
+        assert len(blobs.list(Bucket(MODELS), KEYS.weights(7).key)) == 1
 
     _under_the_policy(trial)
 

@@ -93,7 +93,7 @@ def test_the_worker_starts_with_these_settings() -> None:
     long = dict.fromkeys(("INTERNAL_API_TOKEN", "STATUS_TOKEN"), "t" * 32)
     settings = accepted(environment | long)
     assert settings.has_broker
-    assert settings.has_s3
+    assert settings.has_object_store
     assert settings.rabbitmq_ssl
 
 

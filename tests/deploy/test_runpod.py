@@ -48,7 +48,7 @@ def test_the_worker_starts_with_these_settings() -> None:
     filled = {name: SECRET.sub("s" * 32, value) for name, value in ENVIRONMENT.items()}
     settings = accepted(filled)
     assert settings.has_broker
-    assert settings.has_s3
+    assert settings.has_object_store
     assert settings.rabbitmq_ssl
     assert settings.shutdown_timeout < SPOT_SECONDS
 

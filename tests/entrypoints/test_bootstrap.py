@@ -7,6 +7,7 @@ import time
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from dependency_injector import providers
@@ -17,7 +18,6 @@ from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import MeteredQueue
-from adapters.s3.store import S3BlobStore
 from adapters.schemas.task import encode_task
 from adapters.status_page.previews import PreviewingTrainer
 from application.ports import BlobDenied
@@ -43,10 +43,14 @@ def connections(jobs_together: str) -> int:
         aws_secret_access_key="secret",
         jobs_together=jobs_together,
     )
-    with open_container(settings) as container:
-        store = container.plain_blobs()
-        assert isinstance(store, S3BlobStore)
-        return int(store._client.meta.config.max_pool_connections)
+    with (
+        patch("adapters.s3.store.connect", side_effect=ValueError) as connect,
+        open_container(settings) as container,
+        pytest.raises(BlobDenied),
+    ):
+        container.plain_blobs().get(settings.models.at("key"))
+    (options,) = connect.call_args.args
+    return int(options.max_pool_connections)
 
 
 def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> None:
@@ -90,6 +94,18 @@ def test_images_come_from_the_bucket_of_models_only_where_that_is_allowed() -> N
     allowed = Settings(_env_file=None, allowed_image_buckets=bucket)
     with open_container(allowed) as container:
         assert container.parse_task()(encode_task(task)).images == task.images
+
+
+@pytest.mark.parametrize("name", ["train_text_encoder", "use_dora"])
+def test_a_style_that_a_folders_reader_cannot_load_is_rejected(name: str) -> None:
+    body = encode_task(a_task(**{name: True}))
+    folder = Settings(_env_file=None, weights_form="folder")
+    with open_container(folder) as container:
+        with pytest.raises(InvalidTask, match=rf"parameters\.{name} .*WEIGHTS_FORM") as caught:
+            container.parse_task()(body)
+        assert caught.value.task_id == TASK_ID
+    with open_container(Settings(_env_file=None)) as container:
+        container.parse_task()(body)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 from adapters.memory import MemoryBlobStore
 from domain.errors import UserError
-from domain.location import Location
+from domain.location import Bucket, Location
 from entrypoints.check import check, trials
 from entrypoints.settings import Settings
 from tests.application.world import World
@@ -41,9 +41,12 @@ def fail(text: str) -> Any:
 
 def container(**parts: Any) -> Any:
     settings = SimpleNamespace(
-        image_buckets=("a", "b"),
-        model_bucket_name="models",
-        has_s3=True,
+        image_buckets=(Bucket("a"), Bucket("b")),
+        models=Bucket("models"),
+        state=Bucket("state", "gs"),
+        gcs_bucket_name=None,
+        weights_in_folder=True,
+        has_object_store=True,
         min_disk_gb=0.0,
         model_fields_set=set(),
     )
@@ -64,10 +67,10 @@ def container(**parts: Any) -> Any:
 def test_every_bucket_is_tried_and_only_that_of_the_models_is_written_to() -> None:
     blobs = Noting()
     for part, trial in trials(container(blobs=lambda: blobs)):
-        if part in {"images", "models"}:
+        if part in {"images", "models", "state"}:
             trial()
-    assert blobs.written == {"models"}
-    assert blobs.read >= {"a", "b", "models"}
+    assert blobs.written == {"models", "state"}
+    assert blobs.read >= {"a", "b", "models", "state"}
     assert not blobs.blobs, "nothing is left of the trial"
 
 
@@ -99,7 +102,13 @@ def named(container: Any, part: str) -> Any:
 
 
 def test_too_little_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = SimpleNamespace(has_s3=True, min_disk_gb=1e9, image_buckets=(), model_bucket_name="m")
+    short = SimpleNamespace(
+        has_object_store=True,
+        min_disk_gb=1e9,
+        image_buckets=(),
+        models=Bucket("m"),
+        state=Bucket("m"),
+    )
     with pytest.raises(UserError, match=r"GB are needed: no task would be taken"):
         named(container(settings=lambda: short), "disk")()
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from domain.location import Bucket
 from entrypoints.settings import (
+    PLATFORM_NAMES,
     InvalidSettings,
     Settings,
     WorkerSettings,
@@ -43,9 +45,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
 def test_without_any_setting_everything_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = loaded(monkeypatch)
     assert not settings.has_broker
-    assert not settings.has_s3
+    assert not settings.has_object_store
     assert settings.storage_folder == Path("spool/buckets")
-    assert settings.image_buckets == ("stylelicense-training-data",)
+    assert settings.image_buckets == (Bucket("stylelicense-training-data"),)
 
 
 def test_every_problem_is_named_at_once_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,14 +64,13 @@ def test_every_problem_is_named_at_once_with_its_remedy(monkeypatch: pytest.Monk
     assert [re.split("[=: ]", line)[0] for line in lines] == [
         "RABBITMQ_CERT_FILE",
         "RETRY_DELAYS",
-        "BASE_MODEL",
         "AWS_SECRET_ACCESS_KEY",
         "BACKEND_API_URL",
         "INTERNAL_API_TOKEN",
         "LEASE_SECONDS",
         "LOG_LEVEL",
     ]
-    assert "of 32 or more" in lines[5]
+    assert "of 32 or more" in lines[4]
 
 
 @pytest.mark.parametrize(
@@ -162,20 +163,20 @@ def test_a_broker_brings_s3_with_it_unless_a_folder_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend = {"BACKEND_API_URL": "https://backend.example", "INTERNAL_API_TOKEN": TOKEN}
-    assert loaded(monkeypatch, RABBITMQ_HOST="broker", BASE_MODEL="base", **backend).has_s3
+    assert loaded(monkeypatch, RABBITMQ_HOST="broker", **backend).has_object_store
     in_folder = loaded(monkeypatch, STORAGE_DIR="buckets")
-    assert (in_folder.has_s3, in_folder.storage_folder) == (False, Path("buckets"))
+    assert (in_folder.has_object_store, in_folder.storage_folder) == (False, Path("buckets"))
 
 
 def test_an_address_of_s3_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert loaded(monkeypatch, S3_ENDPOINT_URL="http://minio:9000").has_s3
+    assert loaded(monkeypatch, S3_ENDPOINT_URL="http://minio:9000").has_object_store
 
 
 def test_lists_are_read_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     delays = "30, 1,5,86400,30,0.001"
     settings = loaded(monkeypatch, RETRY_DELAYS=delays, ALLOWED_IMAGE_BUCKETS="a, b")
     assert settings.retry_delays == (0.001, 1.0, 5.0, 30.0, 86400.0)
-    assert settings.image_buckets == ("a", "b")
+    assert settings.image_buckets == (Bucket("a"), Bucket("b"))
 
 
 def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -183,12 +184,15 @@ def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert load_settings(tmp_path / ".env").max_failures == 9
 
 
+@pytest.mark.parametrize("world", ["Google Cloud Storage", "Amazon S3"])
 def test_the_example_of_an_env_file_has_all_that_a_worker_with_a_broker_needs(
-    tmp_path: Path,
+    tmp_path: Path, world: str
 ) -> None:
     example = (Path(__file__).resolve().parents[2] / ".env.example").read_text()
-    lines = re.findall(r"^#([A-Z].*=.*)$", example, re.MULTILINE)
-    assert {line.partition("=")[0].lower() for line in lines} <= Settings.model_fields.keys()
+    (block,) = re.findall(rf"^# The platform on {world}.*?(?:\n\n|\Z)", example, re.M | re.S)
+    lines = re.findall(r"^#([A-Z].*=.*)$", block, re.MULTILINE)
+    names = {line.partition("=")[0].lower() for line in lines}
+    assert names <= Settings.model_fields.keys() | PLATFORM_NAMES.keys()
     filled = [f"{line}{TOKEN}" if line.endswith("=") else line for line in lines]
     (tmp_path / ".env").write_text("\n".join(filled))
     assert load_settings(tmp_path / ".env", kind=WorkerSettings).has_broker
@@ -243,13 +247,12 @@ def test_devices_are_read_as_a_list_and_share_one_job_at_a_time(
 
 
 @pytest.mark.parametrize("broker", [{"RABBITMQ_HOST": "h"}, {"RABBITMQ_URL": "amqp://h"}])
-def test_only_a_worker_with_a_broker_must_name_its_base_model_and_its_backend(
+def test_only_a_worker_with_a_broker_must_name_its_backend(
     monkeypatch: pytest.MonkeyPatch, broker: dict[str, str]
 ) -> None:
-    base, backend = refused(monkeypatch, **broker)
-    assert base.startswith("BASE_MODEL is not set: name the base model")
+    (backend,) = refused(monkeypatch, **broker)
     assert backend.startswith("BACKEND_API_URL is not set")
-    assert load_settings(env_file=None).has_broker, "submit and train need neither"
+    assert load_settings(env_file=None).has_broker, "submit and train need none"
 
 
 @pytest.mark.parametrize("name", ["file", "file/spool", "dangling"])
@@ -385,8 +388,11 @@ def test_a_file_of_use_is_not_found_fault_with_where_the_url_is_wrong(
         ("ACK_TIMEOUT", "604801", "give 604800 or less"),
         ("AWS_SESSION_TOKEN", "sesame-open", "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("AWS_STORAGE_BUCKET_NAME", "s3://images", "give the name alone"),
-        ("MODEL_BUCKET_NAME", "models/styles", "give the name alone"),
-        ("ALLOWED_IMAGE_BUCKETS", "a,s3://b", "give the name alone"),
+        ("GCS_BUCKET_NAME", "gs://images", "give the name alone"),
+        ("MODEL_BUCKET_NAME", "models/styles", "give name, s3://name or gs://name"),
+        ("STATE_BUCKET_NAME", "gs://state/jobs", "give name, s3://name or gs://name"),
+        ("ALLOWED_IMAGE_BUCKETS", "a,https://b", "give name, s3://name or gs://name"),
+        ("STORAGE_EMULATOR_HOST", "localhost:4443", "give http://host:port"),
         ("BASE_MODEL_CONFIG", "/nowhere", "no folder is there"),
         ("BASE_MODEL_CONFIG", __file__, "no folder is there"),
         ("RABBITMQ_CA_FILE", "/nowhere", "no file is there; give one in PEM"),
@@ -438,10 +444,10 @@ def test_a_misspelt_name_is_warned_of_wherever_it_stands(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RABITMQ_HOST", "broker")
-    (tmp_path / ".env").write_text("RABBITMQ_PASSWORD=sesame-open\nPOSTGRES_PASSWORD=x\n")
+    (tmp_path / ".env").write_text("RABBITMQ_PASSWRD=sesame-open\nPOSTGRES_PASSWORD=x\n")
     warn_about_names(tmp_path / ".env")
     assert [record.getMessage() for record in caplog.records] == [
-        "RABBITMQ_PASSWORD is no setting and is not read: did you mean RABBITMQ_PASS?",
+        "RABBITMQ_PASSWRD is no setting and is not read: did you mean RABBITMQ_PASS?",
         "RABITMQ_HOST is no setting and is not read: did you mean RABBITMQ_HOST?",
     ]
 
@@ -481,3 +487,86 @@ def test_the_new_name_wins_over_the_former_one(
     monkeypatch.setenv("MOST_SETBACKS", "9")
     (tmp_path / ".env").write_text("MAX_FAILURES=4\n")
     assert load_settings(tmp_path / ".env").max_failures == 4
+
+
+PLATFORM = {
+    "RABBITMQ_HOST": "rabbitmq",
+    "RABBITMQ_PASSWORD": "sesame-open",
+    "RABBITMQ_TRAINING_QUEUE": "training",
+    "BACKEND_URL": "http://backend:8000",
+    "INTERNAL_API_TOKEN": "dev-internal-token",
+    "GCS_BUCKET_NAME": "stylelicense-media",
+    "GCS_PROJECT_ID": "stylelicense",
+    "CHECKPOINT_INTERVAL": "10",
+}
+"""A worker's environment in the platform's own names."""
+DEVELOPMENT = {"BACKEND_ALLOW_HTTP": "true", "BACKEND_ALLOW_SHORT_TOKEN": "true"}
+
+
+def test_the_platforms_own_names_make_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = loaded(monkeypatch, **PLATFORM, **DEVELOPMENT)
+    assert settings.rabbitmq_pass.get_secret_value() == "sesame-open"
+    assert settings.rabbitmq_queue == "training"
+    assert settings.backend_api_url == "http://backend:8000"
+    assert settings.checkpoint_every == 10
+    media = Bucket("stylelicense-media", "gs")
+    assert (settings.models, settings.state, settings.images) == (media, media, media)
+    assert settings.image_buckets == (media,)
+    assert settings.schemes == ("gs",)
+
+
+def test_http_and_a_short_token_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    address, token = refused(monkeypatch, **PLATFORM)
+    assert "BACKEND_ALLOW_HTTP=true" in address
+    assert "BACKEND_ALLOW_SHORT_TOKEN=true" in token
+
+
+def test_our_name_wins_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".env").write_text("RABBITMQ_PASS=ours\nBACKEND_URL=https://backend.example\n")
+    monkeypatch.setenv("RABBITMQ_PASSWORD", "the platform's")
+    settings = load_settings(tmp_path / ".env")
+    assert settings.rabbitmq_pass.get_secret_value() == "ours"
+    assert settings.backend_api_url == "https://backend.example"
+    with caplog.at_level("INFO"):
+        warn_about_names(tmp_path / ".env")
+    assert [record.getMessage() for record in caplog.records] == [
+        "BACKEND_URL is read as BACKEND_API_URL",
+        "RABBITMQ_PASS is used, RABBITMQ_PASSWORD is ignored",
+    ]
+
+
+def test_both_worlds_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = loaded(
+        monkeypatch,
+        S3_ENDPOINT_URL="http://minio:9000",
+        AWS_STORAGE_BUCKET_NAME="images",
+        GCS_BUCKET_NAME="media",
+        MODEL_BUCKET_NAME="gs://models",
+        STATE_BUCKET_NAME="s3://state",
+    )
+    assert settings.models == Bucket("models", "gs")
+    assert settings.state == Bucket("state", "s3")
+    assert settings.image_buckets == (Bucket("images"), Bucket("media", "gs"))
+
+
+def test_a_bucket_without_a_store_is_allowed_in_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = loaded(
+        monkeypatch,
+        S3_ENDPOINT_URL="http://minio:9000",
+        MODEL_BUCKET_NAME="gs://models",
+        ALLOWED_IMAGE_BUCKETS="s3://images,media",
+    )
+    assert set(settings.image_buckets) == {
+        Bucket("images"),
+        Bucket("media", "s3"),
+        Bucket("media", "gs"),
+    }
+
+
+def test_folders_stand_for_buckets_of_either_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = loaded(monkeypatch, STORAGE_DIR=str(tmp_path), MODEL_BUCKET_NAME="gs://models")
+    assert settings.models == Bucket("models")

@@ -23,7 +23,6 @@ from pika.exceptions import AMQPError
 from tests.faults.chaos import Chaos
 from tests.faults.deployment import (
     FIRST_STYLE,
-    MODELS,
     SEED_OF_ANOTHER_KIND,
     SEEDS,
     Deployment,
@@ -118,18 +117,13 @@ class Campaign:
             if count and not name.endswith(".dead"):
                 verdict.stuck += count
                 verdict.remarks.append(f"{count} messages are left in {name}")
-        client = self.deployment.s3.client()
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=MODELS):
-            for found in page.get("Contents", []):
-                if found["Key"].endswith("lease.json"):
-                    verdict.stuck += 1
-                    verdict.remarks.append(f"{found['Key']} is left")
+        store = self.deployment.store
+        for key in store.names():
+            if key.endswith("lease.json"):
+                verdict.stuck += 1
+                verdict.remarks.append(f"{key} is left")
         for order in self.orders:
-            key = f"models/style_{order.style_id}.safetensors"
-            try:
-                found = client.get_object(Bucket=MODELS, Key=key)["Body"].read()
-            except client.exceptions.NoSuchKey:
-                found = b""
+            found = store.read(store.weights_key(order.style_id, order.task_id))
             wanted = expected(references, order.seed, order.style_id)
             verdict.judge_weights(order, found, wanted, self.together)
         self.say(", ".join(f"{kind}: {n}" for kind, n in sorted(Counter(chaos.done).items())))
@@ -189,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--together", type=int, default=1, help="jobs that one worker trains at a time"
     )
+    parser.add_argument("--store", choices=("s3", "gcs"), default="s3")
     parser.add_argument("--seed", type=int, help="of all that is random (default: of the clock)")
     parser.add_argument("--keep", type=Path, help="folder for the workers' logs")
     options = parser.parse_args(argv)
@@ -201,6 +196,7 @@ def main(argv: list[str] | None = None) -> int:
             seed,
             options.keep or Path(scratch),
             together=options.together,
+            store=options.store,
         )
     for remark in verdict.remarks:
         print(f"  {remark}")
@@ -215,17 +211,19 @@ def campaign(
     folder: Path,
     *,
     together: int = 1,
+    store: str = "s3",
     known: dict[int, bytes] | None = None,
 ) -> Verdict:
     """Set the deployment up, run, and take it down.
 
     Args:
         together: jobs that one worker trains at a time.
+        store: ``s3`` or ``gcs``.
         known: references of an earlier campaign; those that are missing are added.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {} if known is None else known
-    with a_deployment(folder) as deployment:
+    with a_deployment(folder, store) as deployment:
         missing = [variant for variant in variants(together) if variant not in wanted]
         if missing:
             wanted |= references(deployment, folder / "reference", missing)

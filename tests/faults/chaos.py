@@ -131,8 +131,10 @@ class Chaos:
         self._until["s3"] = (moment, self.deployment.proxy.clear)
 
     def _cut_off(self) -> None:
-        """One worker has no way to the store; the others have, and get its messages."""
-        rule = Rule(fault="reset_before", sender=self._slot().access_key)
+        """One worker has no way to the store; the others have, and get its messages. Where the
+        store does not tell workers apart, none has."""
+        sender = self._slot().access_key if self.deployment.store.tells_senders else ""
+        rule = Rule(fault="reset_before", sender=sender)
         self.deployment.proxy.rules(rule)
         self._close_connections()
         moment = time.monotonic() + self.rng.uniform(4, 12)

@@ -1,4 +1,4 @@
-"""The world of the fault campaign: broker, S3, backend, paths, and the tasks to be done."""
+"""The world of the fault campaign: broker, store, backend, paths, and the tasks to be done."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pika.exceptions import AMQPError
 
 from application.storage_keys import StorageKeys
 from assets.drawing import draw_style_set
+from domain.location import Bucket
+from tests.faults.stores import IMAGES, MODELS, Store, a_store
 from tests.services.backend_process import BackendProcess
 from tests.services.broker import Broker, own_broker
 from tests.services.http_proxy import FaultyProxy, running_proxy
 from tests.services.queues import raw_channel
-from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
-IMAGES, MODELS = "images", "models"
 QUEUE = "model_training"
 FIRST_STYLE = 1001
 """Numbers of four digits throughout: a file's bytes depend on its style's number, not on its
@@ -56,9 +56,9 @@ class Deployment:
     """Everything but the workers."""
 
     broker: Broker
-    s3: Server
+    store: Store
     proxy: FaultyProxy
-    """Between the workers and S3."""
+    """Between the workers and the store."""
     backend: BackendProcess
     images: tuple[str, ...]
 
@@ -97,8 +97,8 @@ class Deployment:
 
     def cancel(self, order: Order) -> None:
         """Ask for a task to be stopped, as an operator does."""
-        at = StorageKeys(MODELS).cancellation(order.task_id)
-        self.s3.client().put_object(Bucket=at.bucket, Key=at.key, Body=b"{}")
+        at = StorageKeys(Bucket(MODELS)).cancellation(order.task_id)
+        self.store.put(at.key, b"{}")
 
     def dead_letters(self) -> list[bytes]:
         """The bodies of the dead letters, which stay where they are."""
@@ -122,12 +122,7 @@ class Deployment:
             "RABBITMQ_PORT": str(self.broker.port),
             "RABBITMQ_HEARTBEAT": "5",
             "RETRY_DELAYS": "0.5,1,2",
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_S3_REGION_NAME": REGION,
-            "S3_ENDPOINT_URL": self.proxy.url,
-            "AWS_STORAGE_BUCKET_NAME": IMAGES,
-            "MODEL_BUCKET_NAME": MODELS,
+            **self.store.settings(self.proxy.url),
             "BACKEND_API_URL": self.backend.url,
             "INTERNAL_API_TOKEN": self.backend.token,
             "WEBHOOK_TIMEOUT": "2",
@@ -189,19 +184,18 @@ def garbage(rng: random.Random, style_id: int) -> bytes:
 
 
 @contextmanager
-def a_deployment(folder: Path) -> Iterator[Deployment]:
+def a_deployment(folder: Path, store_kind: str = "s3") -> Iterator[Deployment]:
     """Everything started and empty, and the paths in their bucket."""
     paths = draw_style_set(folder / "images", count=10, seed=5, size=320)
     with (
         own_broker() as broker,
-        running_s3(IMAGES, MODELS) as s3,
-        running_proxy(s3.url) as proxy,
+        a_store(store_kind) as store,
+        running_proxy(store.url) as proxy,
         BackendProcess() as backend,
     ):
-        client = s3.client()
         for path in (*paths, *(path.with_suffix(".txt") for path in paths)):
-            client.upload_file(str(path), IMAGES, path.name)
-        images = tuple(f"s3://{IMAGES}/{path.name}" for path in paths)
-        deployment = Deployment(broker, s3, proxy, backend, images)
+            store.upload(path)
+        images = tuple(f"{store.scheme}://{IMAGES}/{path.name}" for path in paths)
+        deployment = Deployment(broker, store, proxy, backend, images)
         deployment.look_often_for_timeouts()
         yield deployment

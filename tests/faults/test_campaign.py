@@ -14,11 +14,14 @@ REFERENCES: dict[int, bytes] = {}
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("runs", "together", "seed"), [(3, 1, 20260120), (3, 3, 20260122)])
+@pytest.mark.parametrize(
+    ("runs", "together", "store", "seed"),
+    [(3, 1, "s3", 20260120), (3, 3, "s3", 20260122), (3, 1, "gcs", 20260123)],
+)
 def test_nothing_is_lost_trained_twice_or_announced_twice(
-    runs: int, together: int, seed: int, tmp_path: Path
+    runs: int, together: int, store: str, seed: int, tmp_path: Path
 ) -> None:
-    verdict = campaign(runs, 2, seed, tmp_path, together=together, known=REFERENCES)
+    verdict = campaign(runs, 2, seed, tmp_path, together=together, store=store, known=REFERENCES)
     assert verdict.faults >= runs
     assert verdict.good, "\n".join([verdict.line(), *verdict.remarks])
     assert (verdict.max_together > 1) == (together > 1)

@@ -23,6 +23,7 @@ from application.lease import LeaseTerms
 from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
 from assets.drawing import draw_style_set
+from domain.location import Bucket
 from entrypoints import local_run
 from entrypoints.train import main
 from tests.services.waiting import eventually
@@ -210,7 +211,7 @@ def test_the_same_command_twice_at_a_time_is_told_so(
     assert main(command) == 0
     store = JobStore(
         blobs=FileBlobStore({"out": out}),
-        keys=StorageKeys("out"),
+        keys=StorageKeys(Bucket("out")),
         clock=SystemClock(),
         events=lambda _: None,
         worker="other",

@@ -436,7 +436,7 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
             notifier_for(url, token, clock).check()
         return f"{type(caught.value).__name__}: {caught.value}"
 
-    assert notifier.check() == f"{backend.url} answers and takes the token"
+    assert notifier.check() == f"{backend.url} answers and takes the token; styles can be read"
     stranger = problem(backend.url, "another-token-of-more-than-32-characters")
     assert "INTERNAL_API_TOKEN" in stranger
     backend.misbehave(answer(403))

@@ -33,7 +33,12 @@ class InferenceServer:
     bucket: str
     """Its own GCS_BUCKET_NAME."""
 
-    def draw(self, model_path: str, prompt: str, *, size: int, seed: int = 7) -> NDArray[Any]:
+    @staticmethod
+    def generator() -> torch.Generator:
+        """The noise that every image begins with."""
+        return torch.Generator().manual_seed(7)
+
+    def draw(self, model_path: str, prompt: str, *, size: int) -> NDArray[Any]:
         """An image, ``(height, width, 3)`` from 0 to 1."""
         with TemporaryDirectory() as folder, self._loaded(model_path, Path(folder)):
             drawn = self.pipeline(
@@ -41,7 +46,7 @@ class InferenceServer:
                 height=size,
                 width=size,
                 num_inference_steps=4,
-                generator=torch.Generator().manual_seed(seed),
+                generator=self.generator(),
                 output_type="np",
             )
         image: NDArray[Any] = drawn.images[0]
@@ -55,7 +60,8 @@ class InferenceServer:
             from peft import PeftModel
 
             unet = self.pipeline.unet
-            wrapped = PeftModel.from_pretrained(unet, folder)
+            # That server computes in float16; a CPU in the model's own numbers.
+            wrapped = PeftModel.from_pretrained(unet, folder).to(unet.dtype)
             self.pipeline.unet = wrapped
             try:
                 yield

@@ -17,7 +17,7 @@ from application.ports import (
     Unavailable,
 )
 from domain.failure import Failure
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 from tests.simulation.network import Server
@@ -65,7 +65,7 @@ class Blobs:
     def delete(self, at: Location) -> None:
         self._call(lambda blobs: blobs.delete(at))
 
-    def list(self, bucket: str, prefix: str) -> list[Location]:
+    def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         found = self._call(lambda blobs: blobs.list(bucket, prefix))
         assert isinstance(found, list)
         return found

@@ -18,14 +18,14 @@ from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 from domain.events import Event
 from domain.job import TrainingJob
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from tests.simulation.clock import VirtualClock
 from tests.simulation.network import Network, Server
 from tests.simulation.timeline import Process, Timeline
 
-KEYS = StorageKeys("models")
+KEYS = StorageKeys(Bucket("models"))
 CONFIG = WorkerConfig(fetch_concurrency=1, max_failures=1000)
 """The defaults, but for threads of our own, and for the end of a job that only meets crashes."""
 IMAGES, EPOCHS, BATCH = 10, 25, 4

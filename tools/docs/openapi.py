@@ -18,7 +18,14 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "CompleteBody": {
         "style_id": 10,
         "model_path": "s3://bucket/models/style_10.safetensors",
-        "training_metric": {"loss": 0.05, "epochs": 100, "steps": 1500, "best_epoch": 80},
+        "training_metric": {
+            "loss": 0.05,
+            "epochs": 100,
+            "steps": 1500,
+            "best_epoch": 80,
+            "task_id": "550e8400-e29b-41d4-a716-446655440000",
+            "sha256": "ab" * 32,
+        },
     },
     "FailedBody": {
         "style_id": 10,
@@ -36,9 +43,10 @@ def openapi() -> dict[str, Any]:
             "title": "Style trainer: webhooks",
             "version": version(),
             "description": "What a worker tells the backend. The worker is the client. The "
-            "backend is not idempotent: every final call that it takes is shown to the artist, so "
-            "a worker makes it once, and a repetition after a crash carries the same "
-            "`Idempotency-Key`.",
+            "backend is not idempotent: every final call that it takes is shown to the artist. "
+            "Before a worker repeats `complete`, it reads `GET /api/styles/<style_id>/` without "
+            "a token: where `training_metric` has this task's `task_id` and `sha256`, the call "
+            "has arrived. Every repetition carries the same `Idempotency-Key`.",
         },
         "servers": [
             {

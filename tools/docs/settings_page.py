@@ -11,7 +11,7 @@ SECTIONS = {
     "base_model": "Training device and base model",
     "rabbitmq_host": "Broker",
     "storage_dir": "Object store",
-    "backend_api_url": "Backend",
+    "backend_allow_http": "Backend",
     "worker_name": "Jobs",
     "log_level": "Logs",
     "status_host": "Status page, metrics and health checks",

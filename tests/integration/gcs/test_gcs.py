@@ -23,7 +23,7 @@ from application.ports import (
     IfMatch,
     PreconditionFailed,
 )
-from domain.location import Location
+from domain.location import Bucket, Location
 from tests.integration.gcs.conftest import Store
 from tests.services.http_faults import Rule
 from tests.services.http_proxy import FaultyProxy
@@ -110,7 +110,8 @@ def test_a_bucket_that_does_not_exist_is_told_from_a_missing_blob(store: Store) 
     nowhere = Location("no-such-bucket", "a", "gs")
     with pytest.raises(BlobMissing):
         store.blobs.get(store.at("a"))
-    for call in (lambda: store.blobs.get(nowhere), lambda: store.blobs.list(nowhere.bucket, "")):
+    bucket = Bucket(nowhere.bucket, "gs")
+    for call in (lambda: store.blobs.get(nowhere), lambda: store.blobs.list(bucket, "")):
         with pytest.raises(BlobDenied, match="no bucket 'no-such-bucket': create it"):
             call()
 
@@ -197,7 +198,7 @@ def test_a_condition_on_a_large_blob_is_sent(store: Store, proxy: FaultyProxy) -
     ("bucket", "call", "said"),
     [
         ("other", lambda blobs, at: blobs.get(at), "may not be read, only .*ALLOWED_IMAGE"),
-        ("other", lambda blobs, at: blobs.list(at.bucket, ""), "may not be read"),
+        ("other", lambda blobs, at: blobs.list(Bucket(at.bucket, "gs"), ""), "may not be read"),
         ("other", lambda blobs, at: blobs.put(at, b""), "may not be read"),
         ("images", lambda blobs, at: blobs.put(at, b""), "is read-only"),
         ("images", lambda blobs, at: blobs.delete(at), "is read-only"),

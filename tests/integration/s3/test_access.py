@@ -12,7 +12,7 @@ from adapters.s3.options import S3Options
 from application.ports import (
     BlobDenied,
 )
-from domain.location import Location
+from domain.location import Bucket, Location
 from tests.integration.s3.world import Store, make
 from tests.services.http_proxy import FaultyProxy
 
@@ -30,7 +30,7 @@ def test_a_bucket_off_the_list_is_denied_without_a_request(
         lambda: store.blobs.get(at),
         lambda: store.blobs.put(at, b"1"),
         lambda: store.blobs.delete(at),
-        lambda: store.blobs.list("strangers", ""),
+        lambda: store.blobs.list(Bucket("strangers"), ""),
     ):
         with pytest.raises(BlobDenied, match=r"'strangers'.*ALLOWED_IMAGE_BUCKETS"):
             access()
@@ -43,7 +43,7 @@ def test_training_images_may_be_read_and_not_written(
     direct.put_object(Bucket="images", Key="a.png", Body=b"image")
     at = Location("images", "a.png")
     assert store.blobs.get(at).data == b"image"
-    assert store.blobs.list("images", "a") == [at]
+    assert store.blobs.list(Bucket("images"), "a") == [at]
     proxy.clear()
     for access in (lambda: store.blobs.put(at, b"1"), lambda: store.blobs.delete(at)):
         with pytest.raises(BlobDenied, match="read-only"):

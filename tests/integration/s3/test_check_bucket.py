@@ -6,7 +6,7 @@ import pytest
 
 from application.check_bucket import check_bucket
 from application.ports import BlobDenied
-from domain.location import Location
+from domain.location import Bucket, Location
 from tests.integration.s3.world import Store
 from tests.services.http_faults import Rule, access_denied
 from tests.services.http_proxy import FaultyProxy
@@ -19,7 +19,7 @@ def test_the_check_tries_reading_and_writing_and_leaves_nothing(
 ) -> None:
     said = check_bucket(store.blobs, store.at("checks/worker-1"), write=True)
     assert "read and written" in said
-    assert store.blobs.list(store.bucket, "") == []
+    assert store.blobs.list(Bucket(store.bucket), "") == []
     proxy.clear()
     assert "can be read" in check_bucket(store.blobs, Location("images", "check"), write=False)
     assert {seen.method for seen in proxy.seen()} == {"GET"}
@@ -40,4 +40,4 @@ def test_the_check_names_what_is_missing(
     with pytest.raises(BlobDenied, match=said):
         check_bucket(store.blobs, store.at("check"), write=True)
     proxy.clear()
-    assert store.blobs.list(store.bucket, "") == []
+    assert store.blobs.list(Bucket(store.bucket), "") == []

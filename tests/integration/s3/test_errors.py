@@ -15,7 +15,7 @@ from application.ports import (
     BlobUnavailable,
     IfMatch,
 )
-from domain.location import Location
+from domain.location import Bucket, Location
 from tests.integration.s3.world import Store, hits, make
 from tests.services.http_faults import Rule, access_denied, internal_error, s3_error, slow_down
 from tests.services.http_proxy import FaultyProxy
@@ -104,7 +104,7 @@ def test_a_fault_that_passes_is_not_noticed_unless_it_is_a_refusal(
     for call in (
         lambda: store.blobs.put(store.at("a"), b"1"),
         lambda: store.blobs.get(store.at("a")),
-        lambda: store.blobs.list(store.bucket, ""),
+        lambda: store.blobs.list(Bucket(store.bucket), ""),
         lambda: store.blobs.delete(store.at("a")),
     ):
         proxy.rules(rules[fault])
@@ -125,7 +125,7 @@ def test_a_bucket_that_does_not_exist_is_told_from_a_missing_object(
         lambda: store.blobs.put(at, b"1"),
         lambda: store.blobs.put(at, b"1", condition=IfMatch('"0"')),
         lambda: store.blobs.delete(at),
-        lambda: store.blobs.list("no-such-bucket", ""),
+        lambda: store.blobs.list(Bucket("no-such-bucket"), ""),
     ):
         with pytest.raises(BlobDenied, match="no bucket 'no-such-bucket': create it"):
             access()

@@ -15,6 +15,7 @@ from application.ports import (
     BlobMissing,
     BlobUnavailable,
 )
+from domain.location import Bucket
 from tests.integration.s3.world import TOKEN, make
 from tests.services.http_faults import Rule, access_denied, internal_error, s3_error
 from tests.services.http_proxy import FaultyProxy
@@ -38,7 +39,7 @@ def test_no_secret_is_in_logs_errors_or_reprs(
             lambda: store.blobs.put(store.at("a"), b"1"),
             lambda: store.blobs.put(store.at("large"), bytes(7 * MIB)),
             lambda: store.blobs.get(store.at("a")),
-            lambda: store.blobs.list(bucket, ""),
+            lambda: store.blobs.list(Bucket(bucket), ""),
             lambda: store.blobs.delete(store.at("a")),
         ]
         secret = f"<AWSSecretAccessKey>{SECRET_KEY}</AWSSecretAccessKey>"

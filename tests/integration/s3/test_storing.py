@@ -19,6 +19,7 @@ from application.ports import (
     IfMatch,
     PreconditionFailed,
 )
+from domain.location import Bucket
 from tests.integration.s3.world import Store, hits, make
 from tests.services.http_faults import Rule, internal_error, s3_error
 from tests.services.http_proxy import FaultyProxy
@@ -102,12 +103,12 @@ def test_a_key_is_sent_as_it_is_however_odd(store: Store, direct: S3Client) -> N
     for key in keys:
         store.blobs.put(store.at(key), key.encode())
     assert [store.blobs.get(store.at(key)).data.decode() for key in keys] == keys
-    assert [at.key for at in store.blobs.list(store.bucket, "")] == keys
+    assert [at.key for at in store.blobs.list(Bucket(store.bucket), "")] == keys
     listed = direct.list_objects_v2(Bucket=store.bucket)["Contents"]
     assert sorted(entry["Key"] for entry in listed) == keys
     for key in keys:
         store.blobs.delete(store.at(key))
-    assert store.blobs.list(store.bucket, "") == []
+    assert store.blobs.list(Bucket(store.bucket), "") == []
 
 
 def test_a_key_that_is_no_unicode_is_denied_and_not_sent(store: Store, proxy: FaultyProxy) -> None:
@@ -134,5 +135,5 @@ def test_a_list_has_every_page_and_leaves_out_what_can_be_no_location(
         list(pool.map(write, range(1005)))
     for strange in ("many//double", "many/folder/", "many/../up", "many/back\\slash"):
         direct.put_object(Bucket=store.bucket, Key=strange, Body=b"")
-    listed = store.blobs.list(store.bucket, "many/")
+    listed = store.blobs.list(Bucket(store.bucket), "many/")
     assert [at.key for at in listed] == [f"many/{number:04}" for number in range(1005)]

@@ -1,0 +1,107 @@
+"""Which store serves which blobs: folders, or S3 and Google Cloud Storage side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.filesystem import FileBlobStore
+from adapters.routing import BlobStoreByScheme
+from application.ports import BlobStore, BlobUnavailable
+
+if TYPE_CHECKING:
+    from adapters.clock import SystemClock
+    from entrypoints.settings import Settings
+
+SPARE_CONNECTIONS = 4
+"""A job's to the store, beside those that fetch images: lease, cancellation, journal,
+checkpoint."""
+
+
+def open_blobs(
+    settings: Settings, clock: SystemClock, *, slots: int = 1, supplies: bool = False
+) -> BlobStore:
+    """Where blobs lie. An object store is opened when a blob in it is first read or written.
+
+    Args:
+        slots: jobs that are in hand at a time.
+        supplies: the images' bucket is to be written, too, as whoever submits a folder does.
+    """
+    if not settings.has_object_store:
+        return FileBlobStore(bucket_folders(settings, supplies=supplies))
+    own = {settings.models, settings.state}
+    if supplies:
+        own.add(settings.images)
+    openers: dict[str, Callable[..., BlobStore]] = {"s3": _open_s3, "gs": _open_gcs}
+    stores = {
+        scheme: partial(
+            openers[scheme],
+            settings,
+            clock,
+            readable={b.name for b in settings.image_buckets if b.scheme == scheme},
+            writable={bucket.name for bucket in own if bucket.scheme == scheme},
+            connections=slots * (settings.fetch_concurrency + SPARE_CONNECTIONS),
+        )
+        for scheme in settings.schemes
+    }
+    return BlobStoreByScheme(stores)
+
+
+def bucket_folders(settings: Settings, *, supplies: bool = False) -> dict[str, Path]:
+    """The folders that stand for buckets; ``supplies`` as ``open_blobs`` has it."""
+    buckets = {settings.models, settings.state, *settings.image_buckets}
+    if supplies:
+        buckets.add(settings.images)
+    return {bucket.name: settings.storage_folder / bucket.name for bucket in buckets}
+
+
+def _open_s3(
+    settings: Settings,
+    clock: SystemClock,
+    *,
+    readable: set[str],
+    writable: set[str],
+    connections: int,
+) -> BlobStore:
+    from adapters.s3.options import S3Options
+    from adapters.s3.store import S3BlobStore
+
+    secret, token = settings.aws_secret_access_key, settings.aws_session_token
+    options = S3Options(
+        endpoint_url=settings.s3_endpoint_url,
+        addressing_style=settings.s3_addressing_style,
+        region=settings.aws_s3_region_name,
+        access_key_id=settings.aws_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+        session_token=token.get_secret_value() if token else None,
+        max_pool_connections=connections,
+    )
+    return S3BlobStore(options, readable=readable, writable=writable, sleep=clock.sleep)
+
+
+def _open_gcs(
+    settings: Settings,
+    clock: SystemClock,
+    *,
+    readable: set[str],
+    writable: set[str],
+    connections: int,
+) -> BlobStore:
+    try:
+        from adapters.gcs.store import GcsBlobStore
+    except ModuleNotFoundError as error:
+        raise BlobUnavailable(
+            f"gs:// needs a library that is not installed ({error.name}): "
+            "run pip install 'style-trainer[gcs]'"
+        ) from None
+    from adapters.gcs.options import GcsOptions
+
+    options = GcsOptions(
+        project=settings.gcs_project_id,
+        credentials_file=settings.google_application_credentials,
+        emulator_url=settings.storage_emulator_host,
+        max_pool_connections=connections,
+    )
+    return GcsBlobStore(options, readable=readable, writable=writable, sleep=clock.sleep)

@@ -1,0 +1,76 @@
+"""One task id, one job: a message that repeats an id must ask for the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from application.reject_invalid_task import RejectInvalidTask
+from application.settlement import Ack, DeadLetter
+from application.stop_signal import StopReason, StopSignal
+from domain.job import JobState
+from domain.parameters import RequestedParameters
+from domain.task import InvalidTask, TrainingTask
+from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
+
+TASK = a_task()
+OTHERS = {
+    "style_id": replace(TASK, style_id=8),
+    "images": replace(TASK, images=TASK.images[1:]),
+    "tags": replace(TASK, tags=("oil",)),
+    "parameters": replace(TASK, requested=RequestedParameters({"epochs": 3})),
+}
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_message_that_differs_is_dead_lettered_with_what_differs(
+    world: World, field: str
+) -> None:
+    assert world.worker()(TASK, StopSignal()) == Ack()
+    outcome = world.worker()(OTHERS[field], StopSignal())
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.details["field"] == field
+    assert f"{field} on record" in outcome.details
+    assert len(world.notifier.final) == 1
+    assert KEYS.weights(8) not in world.blobs.blobs
+
+
+@pytest.mark.parametrize("first", [TASK, OTHERS["style_id"]], ids=["original", "deviating"])
+def test_of_two_messages_with_one_id_the_first_decides(world: World, first: TrainingTask) -> None:
+    """Also while its job is being trained."""
+    second = OTHERS["style_id"] if first is TASK else TASK
+    outcomes: list[object] = []
+    trainer = Watched(world, 40, lambda: outcomes.append(world.worker()(second, StopSignal())))
+    assert world.worker(trainer=trainer)(first, StopSignal()) == Ack()
+    assert [type(outcome) for outcome in outcomes] == [DeadLetter]
+    (call,) = world.notifier.final
+    assert call.style_id == first.style_id
+    assert KEYS.weights(first.style_id) in world.blobs.blobs
+    assert KEYS.weights(second.style_id) not in world.blobs.blobs
+
+
+def test_a_message_that_repeats_the_request_is_the_same_task(world: World) -> None:
+    stop = StopSignal()
+    trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
+    world.worker(trainer=trainer)(TASK, stop)
+    assert world.until_settled(replace(TASK)) == Ack()
+    assert world.job().state is JobState.COMPLETED
+
+
+def test_a_record_of_version_0_1_knows_its_style(world: World) -> None:
+    world.worker()(TASK, StopSignal())
+    world.blobs.delete(KEYS.task(TASK_ID))
+    assert isinstance(world.worker()(OTHERS["style_id"], StopSignal()), DeadLetter)
+    assert world.worker()(TASK, StopSignal()) == Ack()
+
+
+def test_an_invalid_message_that_names_a_jobs_task_makes_no_call(world: World) -> None:
+    world.worker()(TASK, StopSignal())
+    error = InvalidTask("data.images", "[]", "give some", 7, task_id=TASK_ID)
+    reject = RejectInvalidTask(
+        store=world.store(), notify_outcome=world.notify_outcome(world.notifier), config=CONFIG
+    )
+    outcome = reject(b"{}", error, StopSignal())
+    assert isinstance(outcome, DeadLetter)
+    assert [call.kind for call in world.notifier.final] == ["completed"]
