@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -61,12 +62,18 @@ SPARE_CONNECTIONS = 4
 checkpoint."""
 
 
-def build_trainer(base: BaseModel, devices: Sequence[str], slots: int) -> DiffusionTrainer:
-    """The trainer on these devices; the base model is on the first."""
+def build_trainer(
+    settings: Settings, base: BaseModel, devices: Sequence[str], slots: int
+) -> DiffusionTrainer:
+    """The trainer on these devices. The base model is on the first; each run loads it on the
+    others."""
+    from adapters.diffusion.data_parallel import OtherRanks
     from adapters.diffusion.trainer import DiffusionTrainer
 
-    (device,) = devices
-    return DiffusionTrainer(base, decode, device, slots=slots)
+    device, *others = devices
+    ranks = OtherRanks(others, partial(load_base_model, settings), decode)
+    start_ranks = ranks.started if others else None
+    return DiffusionTrainer(base, decode, device, slots=slots, start_ranks=start_ranks)
 
 
 def build_worker_pool(loop: WorkerLoop, slots: int) -> WorkerPool:
@@ -304,7 +311,7 @@ class Container(containers.DeclarativeContainer):
     parse_task = providers.Singleton(task_parser, settings)
 
     base_model = providers.Singleton(load_base_model, settings, device)
-    trainer = providers.Singleton(build_trainer, base_model, devices, slots)
+    trainer = providers.Singleton(build_trainer, settings, base_model, devices, slots)
 
     uploads = providers.Resource(open_uploads, slots)
     store = providers.Singleton(

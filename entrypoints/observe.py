@@ -111,7 +111,7 @@ def observed(container: Container, logs: Logging, stop: StopSignal) -> Iterator[
     )
     container.trainer.override(
         providers.Singleton(
-            _trainer, container.base_model, container.devices, container.slots, previews
+            _trainer, settings, container.base_model, container.devices, container.slots, previews
         )
     )
     container.events.override(
@@ -150,9 +150,13 @@ def _served(sources: Sources, settings: Settings) -> Iterator[None]:
 
 
 def _trainer(
-    base: BaseModel, devices: Sequence[str], slots: int, previews: PreviewCache
+    settings: Settings,
+    base: BaseModel,
+    devices: Sequence[str],
+    slots: int,
+    previews: PreviewCache,
 ) -> PreviewingTrainer:
-    return PreviewingTrainer(build_trainer(base, devices, slots), previews)
+    return PreviewingTrainer(build_trainer(settings, base, devices, slots), previews)
 
 
 def _work_folder(settings: Settings) -> Path:
