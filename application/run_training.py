@@ -139,7 +139,7 @@ class RunTraining:
             log.exception("task %s met a defect and is put down", task.task_id)
             reason = f"{type(error).__name__}: {error}"
             self._put_down(entry, reason, is_failure=True)
-            return RetryLater(backoff(entry.job.failures), reason)
+            return RetryLater(backoff(entry.job.failures), reason, defect=True)
         return None
 
     def _produce(self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal) -> None:

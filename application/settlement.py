@@ -21,6 +21,8 @@ class RetryLater:
     """Another delivery of the same task is being processed."""
     broken: bool = False
     """This worker's device has failed: the worker ends."""
+    defect: bool = False
+    """An error that nobody expected broke the job off."""
 
 
 @dataclass(frozen=True)

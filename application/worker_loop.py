@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from application.circuit_breaker import CircuitBreaker
 from application.event_bus import EventSink, MessageSettled, TaskReceived
 from application.ports import (
     Clock,
@@ -46,6 +47,10 @@ class WorkerLoop:
     events: EventSink
     active: dict[str, Delivery] = field(default_factory=dict)
     """The deliveries that all loops of this worker are processing, by task id."""
+    not_ready: Callable[[], str | None] = lambda: None
+    """Why the worker can take no task now, or None; called before each look at the queue."""
+    defects: CircuitBreaker | None = None
+    """Shared by all loops of this worker."""
 
     def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
         """Work until ``stop``, or until the queue has nothing for us.
@@ -54,8 +59,19 @@ class WorkerLoop:
             TrainerBroken: by the trainer, once the message is back on the queue. Whoever cannot
                 train is always free for the next task, and would spoil all there are.
         """
-        away, looks = False, 0
+        away, looks, paused = False, 0, False
         while stop.reason is None:
+            if (trouble := self._trouble()) is not None:
+                if not paused:
+                    log.error("no task is taken: %s", trouble)
+                if until_empty:
+                    return
+                paused = True
+                sleep(AWAY_SECONDS, self.clock, stop)
+                continue
+            if paused:
+                log.info("tasks are taken again")
+                paused = False
             try:
                 delivery = self.queue.receive(RECEIVE_SECONDS)
             except QueueUnavailable as error:
@@ -106,7 +122,20 @@ class WorkerLoop:
         finally:
             del self.active[task_id]
         self.events(MessageSettled(task_id=task_id, settlement=settlement))
+        self._count(task_id, settlement)
         return settlement
+
+    def _trouble(self) -> str | None:
+        return (self.defects.trouble if self.defects else None) or self.not_ready()
+
+    def _count(self, task_id: str, settlement: Settlement) -> None:
+        if self.defects is None:
+            return
+        match settlement:
+            case Ack():
+                self.defects.succeeded()
+            case RetryLater(defect=True):
+                self.defects.failed(task_id)
 
     def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Tell the queue. Where it no longer listens, it redelivers, and the journal knows."""

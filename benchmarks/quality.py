@@ -187,7 +187,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     import torch
 
     from adapters.diffusion.base.model import load_base
-    from adapters.diffusion.data.dataset import tokens_of
+    from adapters.diffusion.data.text import tokens_of
     from adapters.diffusion.evaluation import Evaluation
     from adapters.diffusion.objective import objective_of
     from adapters.diffusion.session import DiffusionSession

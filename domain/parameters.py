@@ -155,6 +155,22 @@ class TrainingParameters:
     """Mirror each image left to right half of the time."""
     caption_dropout: float = 0.0
     """Share of visits that train on the empty caption (arXiv 2207.12598), 0 to 1."""
+    shuffle_caption: bool = False
+    """Train on each caption's tags (its parts between commas) in other orders, as kohya's trainer
+    does. Eight variants of each caption are drawn from the seed before the run."""
+    keep_tokens: int = 0
+    """The first tags of each caption that ``shuffle_caption`` and ``caption_tag_dropout_rate``
+    leave in their place, 0 to 100."""
+    caption_tag_dropout_rate: float = 0.0
+    """Share of a caption's tags that each of its variants leaves out, 0 to 1."""
+    caption_prefix: str | None = None
+    """Text of 1 to 200 characters put before every caption, with a space; part of its first
+    tag."""
+    caption_suffix: str | None = None
+    """Text of 1 to 200 characters put after every caption, with a space."""
+    max_token_length: int = 75
+    """Tokens of a caption that are read: 75, 150 or 225. The longer ones are encoded in chunks of
+    75 and their states joined, as kohya's trainer and AUTOMATIC1111 do it."""
     validation_split: float = 0.0
     """Share of the images that is held out, to see whether the style carries over, 0 to 0.5.
     Off by default: an artist chose each of 10 to 30 images for the style."""
@@ -192,6 +208,11 @@ class TrainingParameters:
         if self.text_encoder_lr is None:
             return 1.0
         return self.text_encoder_lr / self.learning_rate
+
+    @property
+    def varies_captions(self) -> bool:
+        """Whether steps train on variants of the captions."""
+        return self.shuffle_caption or self.caption_tag_dropout_rate > 0
 
     @property
     def lora_scale(self) -> float:
@@ -239,6 +260,12 @@ LIMITS: Mapping[str, Limit] = {
     "noise_offset": FloatRange(0.0, 1.0),
     "random_flip": Boolean(),
     "caption_dropout": FloatRange(0.0, 1.0),
+    "shuffle_caption": Boolean(),
+    "keep_tokens": IntRange(0, 100),
+    "caption_tag_dropout_rate": FloatRange(0.0, 1.0),
+    "caption_prefix": BoundedText(200),
+    "caption_suffix": BoundedText(200),
+    "max_token_length": IntRange(75, 225, multiple_of=75),
     "validation_split": FloatRange(0.0, 0.5),
     "validation_epochs": IntRange(0, 10_000),
 }

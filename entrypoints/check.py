@@ -11,7 +11,7 @@ from adapters.console import ConsoleNotifier
 from application.text import printable
 
 if TYPE_CHECKING:
-    from entrypoints.container import Container
+    from entrypoints.bootstrap import Container
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _counts(container: Container) -> str:
-    from entrypoints.container import queue_place
+    from entrypoints.connections import queue_place
 
     depths = container.queue_depths().depths()
     counts = ", ".join(f"{name}: {count}" for name, count in depths.items())
@@ -82,7 +82,7 @@ def _bucket(container: Container, bucket: str, *, write: bool) -> str:
 
 
 def _backend(container: Container) -> str:
-    notifier = container.notifier()
+    notifier = container.plain_notifier()
     if isinstance(notifier, ConsoleNotifier):
         return "none: outcomes are printed"
     from adapters.webhook.notifier import WebhookNotifier

@@ -42,9 +42,10 @@ from domain.location import Location
 from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
 from domain.results import Artifact
 from domain.task import TrainingTask
-from entrypoints.container import Container
+from entrypoints.bootstrap import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from entrypoints.folders import nearest_existing
 from entrypoints.logs import start_logging
 from entrypoints.options import option_of
 from entrypoints.settings import load_settings
@@ -72,11 +73,8 @@ def check_writable(out: Path) -> None:
     Raises:
         UsageError: it cannot.
     """
-    nearest = out
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
     try:
-        with tempfile.TemporaryFile(dir=nearest):
+        with tempfile.TemporaryFile(dir=nearest_existing(out)):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
@@ -146,7 +144,7 @@ def _thumbnail(file: Path) -> str:
 
 def build_container(arguments: argparse.Namespace, label: Label) -> Container:
     """The worker's container with folders for buckets and the terminal for a backend."""
-    start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
+    logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
     named = {
         "base_model": arguments.base_model,
         "base_model_config": arguments.base_model_config,
@@ -156,7 +154,7 @@ def build_container(arguments: argparse.Namespace, label: Label) -> Container:
         update={name: value for name, value in named.items() if value is not None}
     )
     out: Path = arguments.out
-    container = Container(settings=settings)
+    container = Container(settings=settings, logs=logs, stop=StopSignal())
     # With --json, standard output is for the outcome alone.
     container.console.override(providers.Singleton(Console, stderr=arguments.json))
     container.slots.override(providers.Object(1))

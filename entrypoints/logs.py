@@ -8,13 +8,17 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
 from adapters.logs.context import LogContext
 from adapters.logs.formats import JsonFormatter, TextFormatter
 from adapters.logs.redact import Redactor
+from entrypoints.cli import version
+
+if TYPE_CHECKING:
+    from entrypoints.settings import Settings
 
 CHATTY = (
     "PIL",
@@ -41,13 +45,18 @@ class Logging:
     """What the lines of a process pass through."""
 
     context: LogContext
-    """To be told of the job in hand, as an event sink and as a watcher."""
+    """Marks each line with its job; an observer of events."""
     redact: Redactor
 
     def also_to(self, handler: logging.Handler) -> None:
         """Send the lines, as JSON, to another handler too."""
         handler.setFormatter(JsonFormatter(self.redact))
         _install(handler, self.context)
+
+
+def silent_logging() -> Logging:
+    """For a process whose lines go nowhere in particular."""
+    return Logging(LogContext(), Redactor())
 
 
 def start_logging(
@@ -102,6 +111,38 @@ def log_what_nobody_catches() -> None:
 
     sys.excepthook = of_process
     threading.excepthook = of_thread
+
+
+def start_sentry(settings: Settings, logs: Logging) -> None:
+    """Send errors to Sentry, where there is one."""
+    if settings.sentry_dsn is None:
+        return
+    from adapters.logs.sentry import start_sentry as start
+
+    start(
+        settings.sentry_dsn.get_secret_value(),
+        version=version(),
+        context=logs.context,
+        redact=logs.redact,
+    )
+
+
+def start_cloudwatch(settings: Settings, logs: Logging, worker: str) -> None:
+    """Send the log lines to CloudWatch, where a group is named."""
+    if settings.cloudwatch_log_group is None:
+        return
+    from adapters.logs.cloudwatch import CloudWatchOptions, cloudwatch_handler
+
+    secret, token = settings.aws_secret_access_key, settings.aws_session_token
+    options = CloudWatchOptions(
+        group=settings.cloudwatch_log_group,
+        stream=worker,
+        region=settings.aws_s3_region_name,
+        access_key_id=settings.aws_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+        session_token=token.get_secret_value() if token else None,
+    )
+    logs.also_to(cloudwatch_handler(options))
 
 
 def _is_ours(handler: logging.Handler) -> bool:

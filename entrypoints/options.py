@@ -97,6 +97,12 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     add("--noise-offset", "per-channel noise shift, commonly 0.05 (default: 0)", type=float)
     add("--random-flip", "mirror images half of the time", action="store_true")
     add("--caption-dropout", "share of visits without caption (default: 0)", type=float)
+    add("--shuffle-caption", "train on the tags in other orders", action="store_true")
+    add("--keep-tokens", "first tags that stay in place (default: 0)", type=int)
+    add("--caption-tag-dropout-rate", "share of tags left out (default: 0)", type=float)
+    add("--caption-prefix", "text before every caption", metavar="TEXT")
+    add("--caption-suffix", "text after every caption", metavar="TEXT")
+    add("--max-token-length", "tokens that are read: 75, 150 or 225 (default: 75)", type=int)
     add("--validation-split", "share of images held out (default: 0)", type=float)
     add("--validation-epochs", "epochs between measurements, 0: none (default: 10)", type=int)
 

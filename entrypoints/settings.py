@@ -29,6 +29,7 @@ from application.worker_config import WorkerConfig
 from domain.errors import UserError
 from domain.location import InvalidLocation, Location
 from entrypoints.devices import parse_devices
+from entrypoints.folders import nearest_existing
 from entrypoints.settings_typos import settings_typos
 
 log = logging.getLogger(__name__)
@@ -571,9 +572,7 @@ def _has_broker(info: ValidationInfo) -> bool:
 
 def _why_not_ours(folder: Path) -> str | None:
     """Why files cannot be put into a folder, there or still to be made; None where they can."""
-    nearest = folder.absolute()
-    while not os.path.lexists(nearest) and nearest != nearest.parent:
-        nearest = nearest.parent
+    nearest = nearest_existing(folder)
     if not os.path.isdir(nearest):
         return f"{nearest} is no folder"
     return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +14,66 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic_settings import BaseSettings
 
+from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.queue import DepthGauges
-from adapters.status_page.app import Check, Finding
+from adapters.nvml import GpuReader
+from adapters.status_page.app import Check, Finding, Sources, build_app
+from adapters.status_page.server import StatusServer
 from adapters.status_page.state import WorkerState
-from entrypoints.settings import is_secret
+from entrypoints.bootstrap import Container
+from entrypoints.connections import queue_place
+from entrypoints.folders import nearest_existing
+from entrypoints.settings import Settings, is_secret
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 15.0
 """Between two counts of the waiting messages."""
 OLD_SECONDS = 4 * POLL_SECONDS
 """A count of this age means that the broker does not answer."""
+
+
+@contextmanager
+def serving(container: Container) -> Iterator[None]:
+    """Serve health, metrics and the page while this is open; at once, while the base model loads.
+
+    Raises:
+        AddressTaken: nothing can listen at STATUS_HOST and STATUS_PORT.
+    """
+    settings, metrics, state = container.settings(), container.metrics(), container.worker_state()
+    read_cards = GpuReader()
+    GpuCollector(read_cards, metrics.registry)
+    gauges = DepthGauges(container.queue_depths(), metrics, container.clock().monotonic)
+    folder = Path(tempfile.gettempdir()) if settings.has_s3 else settings.storage_folder
+    sources = Sources(
+        worker_state=state,
+        previews=container.preview_cache(),
+        registry=metrics.registry,
+        checks=[
+            work_check(state),
+            model_check(state),
+            broker_check(gauges, queue_place(settings)),
+            disk_check(folder, settings.min_disk_gb),
+        ],
+        cards=read_cards,
+        queues=lambda: queue_facts(gauges),
+        configuration=visible_settings(settings),
+        redact=container.logs().redact.deep,
+    )
+    with polling(gauges), _served(sources, settings):
+        yield
+
+
+@contextmanager
+def _served(sources: Sources, settings: Settings) -> Iterator[None]:
+    if settings.status_port == 0:
+        yield
+        return
+    token = settings.status_token.get_secret_value() if settings.status_token else None
+    app = build_app(sources, host=settings.status_host, token=token)
+    with StatusServer(app, settings.status_host, settings.status_port) as url:
+        log.info("status page: %s", url)
+        yield
 
 
 def model_check(worker_state: WorkerState) -> Check:
@@ -56,10 +109,7 @@ def disk_check(folder: Path, min_gigabytes: float) -> Check:
     """Whether there is room, for models that are fetched and for files of its own."""
 
     def look() -> Finding:
-        nearest = folder.absolute()
-        while not nearest.exists():
-            nearest = nearest.parent
-        free = shutil.disk_usage(nearest).free / 1e9
+        free = shutil.disk_usage(nearest_existing(folder)).free / 1e9
         if free < min_gigabytes:
             return Finding(
                 False, f"{free:.1f} GB free in {folder}; {min_gigabytes:g} GB are needed"

@@ -26,7 +26,7 @@ from entrypoints.options import (
 )
 
 if TYPE_CHECKING:
-    from entrypoints.container import Container
+    from entrypoints.bootstrap import Container
 
 EPILOG = """\
 examples:
@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
 def _carry_out(arguments: argparse.Namespace) -> int:
     from dependency_injector import providers
 
-    from entrypoints.container import open_blobs, open_container
+    from entrypoints.bootstrap import open_container
+    from entrypoints.connections import open_blobs
     from entrypoints.logs import start_logging
     from entrypoints.settings import load_settings, warn_about_names
 
@@ -102,7 +103,7 @@ def _carry_out(arguments: argparse.Namespace) -> int:
     start_logging(level=level, form="text", secrets=settings.secrets())
     warn_about_names()
     with open_container(settings) as container:
-        container.blobs.override(
+        container.plain_blobs.override(
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)
         )
         if arguments.cancel is not None:

@@ -74,11 +74,16 @@ def _work(arguments: argparse.Namespace) -> int:
         return _fleet(arguments, settings)
 
     from application.stop_signal import StopSignal
+    from entrypoints.bootstrap import open_container
     from entrypoints.check import check
-    from entrypoints.container import open_container, queue_place
+    from entrypoints.connections import queue_place
     from entrypoints.default_base import quiet_libraries
-    from entrypoints.logs import log_what_nobody_catches, start_logging
-    from entrypoints.observe import observed, start_cloudwatch, start_sentry
+    from entrypoints.logs import (
+        log_what_nobody_catches,
+        start_cloudwatch,
+        start_logging,
+        start_sentry,
+    )
     from entrypoints.shutdown import graceful_shutdown
 
     quiet_libraries()
@@ -92,13 +97,19 @@ def _work(arguments: argparse.Namespace) -> int:
     start_sentry(settings, logs)
     log = logging.getLogger(__name__)
     stop = StopSignal()
-    with graceful_shutdown(stop, settings.shutdown_timeout), open_container(settings) as container:
+    with (
+        graceful_shutdown(stop, settings.shutdown_timeout),
+        open_container(settings, logs, stop) as container,
+    ):
         if arguments.check:
             return check(container, as_json=arguments.json)
         start_cloudwatch(settings, logs, container.worker())
-        with observed(container, logs, stop) as worker_state:
-            worker_state.device = ", ".join(container.devices())
-            worker_state.model = container.base_model().name
+        from entrypoints.status import serving
+
+        with serving(container):
+            state = container.worker_state()
+            state.device = ", ".join(container.devices())
+            state.model = container.base_model().name
             worker_pool = container.worker_pool()
             log.info("worker %s waits for tasks in %s", container.worker(), queue_place(settings))
             worker_pool(stop, until_empty=arguments.once)

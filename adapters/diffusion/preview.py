@@ -10,7 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from adapters.diffusion.base.model import BaseModel, on_device
-from adapters.diffusion.data.dataset import encode_captions
+from adapters.diffusion.data.text import encode_captions
 from adapters.diffusion.oom import split_on_oom
 from application.ports import Preview
 from domain.parameters import TrainingParameters
@@ -36,6 +36,8 @@ class PreviewRequest:
     """Of the first image; each further one has the next."""
     side: int
     """Pixels."""
+    max_tokens: int
+    """Of a prompt that are read, as in training."""
 
     def each(self) -> Iterator[PreviewRequest]:
         """Its images as requests of their own."""
@@ -65,14 +67,15 @@ def request_previews(
 ) -> PreviewRequest:
     """Squares at the run's resolution, but not larger than the base model can compose."""
     prompts = preview_prompts(parameters, captions)
-    states = encode_captions(base, ["", *prompts], device)
+    max_tokens = parameters.max_token_length
+    states = encode_captions(base, ["", *prompts], device, max_tokens)
     side = min(parameters.resolution, base.native_resolution)
-    return PreviewRequest(prompts, states[1:], states[:1], parameters.seed, side)
+    return PreviewRequest(prompts, states[1:], states[:1], parameters.seed, side, max_tokens)
 
 
 def encoded_anew(base: BaseModel, request: PreviewRequest, device: torch.device) -> PreviewRequest:
     """The same request through the text encoder as it stands."""
-    states = encode_captions(base, ["", *request.prompts], device)
+    states = encode_captions(base, ["", *request.prompts], device, request.max_tokens)
     return replace(request, states=states[1:], empty=states[:1])
 
 

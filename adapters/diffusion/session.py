@@ -18,9 +18,9 @@ from adapters.diffusion.checkpoint import (
     run_identity,
 )
 from adapters.diffusion.data.batch_prefetcher import BatchPrefetcher
-from adapters.diffusion.data.dataset import tokens_of
 from adapters.diffusion.data.preparation import PreparedData
 from adapters.diffusion.data.rng import steps_per_epoch
+from adapters.diffusion.data.text import tokens_of
 from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.learning_rate import learning_rate_of
@@ -114,8 +114,8 @@ class DiffusionSession:
 
         captions = dataset.captions
         if parameters.train_text_encoder:
-            distinct = dict.fromkeys(["", *data.captions])
-            captions = tokens_of(base, distinct).to(model.device)
+            tokens = tokens_of(base, dataset.texts, parameters.max_token_length)
+            captions = tokens.to(model.device)
         objective = objective_of(base.noise_schedule, parameters.snr_gamma, model.device)
         row = model.lora.slot(slot)
         self.batches = BatchPrefetcher(parameters, dataset, buckets, objective, captions, row)

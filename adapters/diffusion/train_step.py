@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from adapters.diffusion.data.text import text_states
 from adapters.diffusion.lora_layers import dropout_rng
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def image_losses(model: TrainingModel, batch: Batch) -> torch.Tensor:
     """Weighted mean squared error of each image's noise prediction, (k * n,), in float32."""
     states = batch.captions
     if model.text_encoder is not None:
-        states = model.text_encoder(states).last_hidden_state.to(model.dtype)
+        states = text_states(model.text_encoder, states).to(model.dtype)
     prediction: torch.Tensor = model.unet(
         batch.noisy.to(model.dtype, memory_format=model.memory_format),
         batch.timesteps,
@@ -102,7 +103,7 @@ class Batch:
     """(k * n,)"""
     captions: torch.Tensor
     """Text encoder states, (k * n, tokens, width); where the text encoder is trained, token ids,
-    (k * n, tokens)."""
+    (k * n, chunks, tokens)."""
     target: torch.Tensor
     """(k * n, c, h, w), float32: the noise, or the velocity."""
     loss_weights: torch.Tensor

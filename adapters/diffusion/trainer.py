@@ -211,7 +211,12 @@ def compatibility_key(parameters: TrainingParameters) -> Hashable | None:
     )
     if not plain:
         return None
-    return parameters.rank, parameters.lora_scale, str(parameters.lora_targets)
+    return (
+        parameters.rank,
+        parameters.lora_scale,
+        str(parameters.lora_targets),
+        parameters.max_token_length,
+    )
 
 
 def _built_for(base: BaseModel, device: torch.device, backend: Backend) -> BaseModel:

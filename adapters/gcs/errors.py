@@ -9,6 +9,7 @@ from requests import Response
 from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import RequestException, SSLError, Timeout
 
+from adapters.common.retry_after import http_date, retry_after
 from application.ports import BlobDenied, BlobUnavailable, PreconditionFailed
 
 GCS_ERRORS = (
@@ -22,8 +23,6 @@ GCS_ERRORS = (
 )
 """Every error that a call of the client raises."""
 
-MAX_RETRY_AFTER = 3600.0
-"""Seconds. A store that asks for a longer pause is tried again after this one."""
 
 THROTTLED = {"rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"}
 """Google's reasons for a 403 that passes."""
@@ -121,6 +120,5 @@ def no_bucket(bucket: str, what: str) -> BlobDenied:
 
 
 def _retry_after(response: Response) -> float | None:
-    """Seconds that the answer asks us to wait."""
-    asked = response.headers.get("Retry-After", "")
-    return min(float(asked), MAX_RETRY_AFTER) if asked.isdecimal() else None
+    headers = response.headers
+    return retry_after(headers.get("Retry-After"), http_date(headers.get("Date")))

@@ -137,6 +137,8 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
         "snr_gamma": "off",
         "text_encoder_lr": f"{parameters.learning_rate:g}",
         "trigger_word": "none",
+        "caption_prefix": "none",
+        "caption_suffix": "none",
         "sample_prompts": "none: the first captions that differ; subjects of ours, where all "
         "images have one caption",
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import (
@@ -20,6 +19,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
+from adapters.common.retry_after import http_date, retry_after
 from application.ports import BlobDenied, BlobMissing, BlobUnavailable
 
 
@@ -45,8 +45,6 @@ DAMAGED = {
 }
 """What the store received is not what was sent, and it kept nothing of it."""
 
-MAX_RETRY_AFTER = 3600.0
-"""Seconds that a store may ask us to wait; beyond that it is a slip, or as good as down."""
 
 # A worker with wrong credentials must not bury every task it meets, and a key can be changed
 # while it waits: all these count as "away", not as "denied".
@@ -210,16 +208,6 @@ def _headers(error: ClientError) -> Mapping[str, str]:
 
 
 def _retry_after(error: ClientError) -> float | None:
-    """Seconds that the answer asks us to wait, in either form that RFC 9110, 10.2.3 knows."""
+    """Seconds that the answer asks us to wait, by the answer's own clock: ours may differ."""
     headers = _headers(error)
-    asked = headers.get("retry-after")
-    if asked is None:
-        return None
-    if asked.isdecimal():
-        return min(float(asked), MAX_RETRY_AFTER)
-    try:
-        # Against the answer's own date: our clock may differ.
-        until, now = parsedate_to_datetime(asked), parsedate_to_datetime(headers["date"])
-        return min(max(0.0, (until - now).total_seconds()), MAX_RETRY_AFTER)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
+    return retry_after(headers.get("retry-after"), http_date(headers.get("date")))

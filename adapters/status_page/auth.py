@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapters.status_page.binding import check_binding, is_loopback
+from adapters.common.loopback import is_loopback
+from adapters.status_page.binding import check_binding
 
 COOKIE = "style_trainer_status"
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/page.css", "/icon.svg"})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
-
+from adapters.common.loopback import is_loopback
 from domain.errors import UserError
 
 SHORTEST_TOKEN = 16
@@ -28,13 +27,3 @@ def check_binding(host: str, token: str | None) -> None:
             f"{host!r} is open to the network; give a token of {SHORTEST_TOKEN} characters or "
             "more, or listen at 127.0.0.1"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address or name."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

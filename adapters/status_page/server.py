@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from adapters.status_page.binding import is_loopback
+from adapters.common.loopback import is_loopback
 from adapters.status_page.connections import (
     STALL_SECONDS,
     Connections,

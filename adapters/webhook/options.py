@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from adapters.common.loopback import is_loopback
 from domain.errors import UserError
 
 SHORTEST_TOKEN = 32
@@ -15,7 +15,6 @@ SHORTEST_TOKEN = 32
 
 _ADDRESS = r"(?i:https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[A-Za-z0-9._~/-]*)?"
 _REMEDY = "give https://host[:port], without a name, a password or a query"
-_LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
 class InvalidBackend(UserError, ValueError):
@@ -61,8 +60,7 @@ class WebhookOptions:
 def checked_address(url: str, *, allow_http: bool = False) -> str:
     """The backend's address without a slash at its end.
 
-    The token travels to this address, so plain HTTP is for loopback hosts alone: 127.0.0.0/8,
-    ::1 and ``localhost``, written so.
+    The token travels to this address, so plain HTTP is for loopback hosts alone.
 
     Args:
         allow_http: accept plain HTTP to any host.
@@ -85,17 +83,6 @@ def checked_address(url: str, *, allow_http: bool = False) -> str:
         )
         raise _refused(f"the token must not travel to {host} in the clear", remedy)
     return url.rstrip("/")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, as a URL names it, is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    return any(address in network for network in _LOOPBACK)
 
 
 def check_token(token: str, *, allow_short: bool = False) -> None:

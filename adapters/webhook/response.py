@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from html import escape
 from urllib.parse import quote
 
+from adapters.common.retry_after import retry_after
 from adapters.webhook.transport import Answer, TransportError
 from application.ports import NotifierRefused, NotifierUnavailable
 
 MAX_REASON_CHARACTERS = 300
-MAX_RETRY_AFTER = 3600.0
-"""Seconds. A backend that asks for more patience than that is called again all the same."""
 
 _REMEDIES = {
     400: "a field is missing or wrong: this worker's version and the backend's do not agree",
@@ -67,23 +64,6 @@ def connection_error(silence: TransportError, url: str, secret: str) -> Notifier
         text = f"TLS with {url} fails ({reason}); see whether its certificate is for this host, "
         return NotifierUnavailable(f"{text}in date, and of an authority that is trusted here")
     return NotifierUnavailable(f"{url} cannot be reached, the call was not sent: {reason}")
-
-
-def retry_after(header: str, now: datetime) -> float | None:
-    """Seconds to wait by ``Retry-After``, seconds or a date (RFC 9110, 10.2.3), or None.
-
-    At most ``MAX_RETRY_AFTER``, whatever the header or our clock says.
-    """
-    text = header.strip()
-    if re.fullmatch(r"[0-9]+", text):
-        return min(float(text), MAX_RETRY_AFTER)
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return min(max(0.0, (moment - now).total_seconds()), MAX_RETRY_AFTER)
 
 
 def readable(text: str, secret: str) -> str:

@@ -4,13 +4,13 @@
 # Each part is bounded and writes what it has measured at once: a cut loses nothing. Parts in order:
 # the GPU's tests; steps at batch 1, 2, 4, 8 (the recipe, without and with our kernels), then with
 # torch.compile in place of our kernels; several styles; a whole job, cold and warm; a step's kernels.
-# --tiny rehearses on a CPU. PYTHON names the interpreter, whose torch must fit the card.
+# --tiny rehearses on a CPU, with ten times the time. PYTHON names the interpreter, whose torch must fit the card.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
-where=(--device cuda) seconds=2 epochs=200
+where=(--device cuda) seconds=2 epochs=200 stretch=1
 if [ "${1:-}" = --tiny ]; then
-  where=(--tiny --device cpu) seconds=0.1 epochs=1
+  where=(--tiny --device cpu) seconds=0.1 epochs=1 stretch=10
   shift
 fi
 out=${1:-benchmarks/results/sitting}
@@ -18,7 +18,7 @@ mkdir -p "$out"
 : > "$out/summary.txt"
 
 part() { # NAME SECONDS COMMAND...: run it for so long at most, and note how it ended
-  local name=$1 limit=$2 began=$SECONDS
+  local name=$1 limit=$(($2 * stretch)) began=$SECONDS
   shift 2
   timeout --kill-after=5 "$limit" "$@" > "$out/$name.txt" 2>&1
   echo "$name: exit $? after $((SECONDS - began)) s of $limit" | tee -a "$out/summary.txt"

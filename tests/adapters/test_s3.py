@@ -23,9 +23,10 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import ProtocolError
 
+from adapters.common.retry_after import MAX_RETRY_AFTER
 from adapters.s3.client import connect
 from adapters.s3.download import ChecksumMismatch, download
-from adapters.s3.errors import MAX_RETRY_AFTER, translated
+from adapters.s3.errors import translated
 from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
 from adapters.s3.upload import upload
@@ -49,7 +50,7 @@ DATE = "Tue, 01 Jan 2030 00:00:00 GMT"
         ("Tue, 01 Jan 2030 00:02:00 GMT", DATE, 120.0),
         ("Tue, 01 Jan 2030 00:02:00 GMT", "soon", None),
         ("Tue, 01 Jan 2030 00:02:00 GMT", None, None),
-        ("Tue, 01 Jan 2030 00:02:00 -0000", DATE, None),
+        ("Tue, 01 Jan 2030 00:02:00 -0000", DATE, 120.0),
         ("Mon, 31 Dec 2029 00:00:00 GMT", DATE, 0.0),
         ("Tue, 01 Jan 2031 00:00:00 GMT", DATE, MAX_RETRY_AFTER),
         (f"Tue, 01 Jan {'9' * 20} 00:02:00 GMT", DATE, None),

@@ -38,7 +38,7 @@ STEPS = 3 * EPOCHS
 
 
 class Onlookers:
-    """One worker's, as ``entrypoints/observe.py`` puts them together."""
+    """One worker's, as ``entrypoints/bootstrap.py`` puts them together."""
 
     def __init__(self) -> None:
         self.logs, clock = MemoryBlobStore(), ManualClock()

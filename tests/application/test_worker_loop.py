@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import TaskReader, encode_task
 from adapters.spool import SpoolQueue
+from application.circuit_breaker import DEFECTS, CircuitBreaker
 from application.event_bus import EventSink, MessageSettled, TaskReceived, WorkerEvent
 from application.job_status import in_words, job_status
 from application.notify_outcome import SLOW_ANSWER
@@ -418,3 +420,42 @@ def test_until_empty_a_message_that_is_still_being_written_is_waited_for(
     assert [
         letter.body for letter in spool.process_dead_letters(lambda _: DeadLetterAction.KEEP)
     ] == [b"no task, and no end of one"]
+
+
+def test_a_worker_that_is_not_ready_takes_no_task_and_says_why_once(
+    world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.publish(encode_task(a_task()))
+    stop, looks = StopSignal(), []
+
+    def not_ready() -> str | None:
+        looks.append(len(queue.waiting))
+        return "0.1 GB free" if len(looks) < 4 else None
+
+    def stop_when_idle() -> None:
+        if not queue.waiting and not queue.unsettled:
+            stop.request(StopReason.SHUTDOWN)
+
+    with world.clock.every(1.0, stop_when_idle):
+        replace(loop_over(world, queue), not_ready=not_ready)(stop)
+    assert looks[:4] == [1, 1, 1, 1]
+    assert world.job().state is JobState.COMPLETED
+    assert caplog.text.count("no task is taken: 0.1 GB free") == 1
+
+
+def test_a_worker_on_which_every_job_meets_a_defect_leaves_the_rest_to_others(
+    world: World, queue: MemoryQueue
+) -> None:
+    tasks = [replace(a_task(), task_id=str(uuid.UUID(int=n))) for n in range(DEFECTS + 2)]
+    for task in tasks:
+        queue.publish(encode_task(task))
+
+    run: list[str] = []
+
+    def broken(task: TrainingTask, *_: Any) -> Settlement:
+        run.append(task.task_id)
+        return RetryLater(3600.0, "ImportError: a library is gone", defect=True)
+
+    loop = replace(loop_over(world, queue), run=broken, defects=CircuitBreaker(world.clock))
+    loop(StopSignal(), until_empty=True)
+    assert len(run) == DEFECTS, "the others stay on the queue"

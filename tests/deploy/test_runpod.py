@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 
+from entrypoints.bootstrap import open_container
 from entrypoints.check import trials
-from entrypoints.container import Container
 from tests.deploy.files import DEPLOY, ROOT, SECRETS, SETTINGS, STATUS_PORT, accepted, read_json
 
 TEMPLATE = read_json("runpod/template.json")
@@ -80,6 +80,7 @@ def test_the_page_names_the_files_that_it_uses() -> None:
 
 
 def test_the_page_shows_every_line_of_the_check() -> None:
-    parts = [part for part, _ in trials(Container(settings=accepted({})))]
+    with open_container(accepted({})) as container:
+        parts = [part for part, _ in trials(container)]
     shown = re.findall(r"^    ok {6}(\w+(?: \w+)?) {2,}\S", PAGE, re.MULTILINE)
     assert shown == parts

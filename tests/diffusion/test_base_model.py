@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.base.pipeline_files import BaseModelInvalid
 from adapters.diffusion.base.unet_loader import load_unet
 from tests.diffusion.single_file import write_single_file
+from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -208,6 +210,17 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["someone/something", "something"])
 def test_a_name_that_leads_nowhere_is_refused(name: str) -> None:
     assert "no folder" in refusal(name)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_within_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+    began = time.monotonic()
+    assert "the hub cannot be reached; check the name" in refusal("nobody/nothing")
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainerBroken
 from domain.image import TrainingImage
-from entrypoints.container import build_trainer
+from entrypoints.bootstrap import build_trainer
 from entrypoints.settings import Settings
 from tests.diffusion.conftest import SMALL_BASE
 from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run

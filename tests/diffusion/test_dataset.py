@@ -10,11 +10,12 @@ from PIL import Image
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data import dataset as dataset_module
+from adapters.diffusion.data import text as text_module
 from adapters.diffusion.data.dataset import (
     EncodedDataset,
-    encode_captions,
     encode_dataset,
 )
+from adapters.diffusion.data.text import encode_captions
 from adapters.images.decode import decode
 from domain.image import TrainingImage
 
@@ -53,7 +54,7 @@ def test_encoding_in_batches_equals_encoding_one_by_one(
     views = 1 + flipped
     assert sorted(passes) == [2 * views, 3 * views]
     monkeypatch.setattr(dataset_module, "PIXELS_AT_ONCE", 1)
-    monkeypatch.setattr(dataset_module, "CAPTIONS_AT_ONCE", 1)
+    monkeypatch.setattr(text_module, "CAPTIONS_AT_ONCE", 1)
     alone = encoded(base, images, flipped=flipped)
     assert set(passes[2:]) == {1}
     for one, other in zip(together.images, alone.images, strict=True):

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.data.dataset import encode_captions
+from adapters.diffusion.data.text import encode_captions
 from adapters.diffusion.lora_files.files import read_lora, write_lora
 from adapters.diffusion.lora_files.lora_formats import LoraFormat
 from adapters.diffusion.tensor_file import decode as read_file

@@ -43,7 +43,7 @@ def container(**parts: Any) -> Any:
         "blobs": Noting,
         "store": World().store,
         "queue_depths": lambda: fail("no\n  broker"),
-        "notifier": lambda: fail(""),
+        "plain_notifier": lambda: fail(""),
         "devices": lambda: ("cpu",),
         "base_model": lambda: SimpleNamespace(
             name="base", native_resolution=64, prediction_type="epsilon"

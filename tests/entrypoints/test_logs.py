@@ -15,6 +15,7 @@ import pytest
 
 from adapters.logs.job_log import JobLog
 from adapters.memory import ManualClock, MemoryBlobStore
+from application.event_bus import EventBus
 from application.settlement import Ack
 from domain.events import JobStarted
 from entrypoints.logs import start_logging
@@ -91,13 +92,11 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     logs.context.worker = "worker-1"
     job_log = JobLog(World().store(blobs=blobs).put_log, ManualClock(), "worker-1")
     logs.also_to(job_log)
-    for watcher in (logs.context, job_log):
-        watcher(received(a_task()))
-    started = JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None)
-    logs.context(started)
-    job_log(started)
+    events = EventBus(logs.context, job_log)
+    events(received(a_task()))
+    events(JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None))
     logging.getLogger("x").info("with %s", TOKEN)
-    job_log(settled(a_task(), Ack()))
+    events(settled(a_task(), Ack()))
     (stored,) = blobs.blobs.values()
     assert stored.decode() == pipe.getvalue()
     line = json.loads(stored)

@@ -22,8 +22,7 @@ from adapters.logs import cloudwatch
 from adapters.logs.cloudwatch import CloudWatchMissing, CloudWatchOptions, cloudwatch_handler
 from adapters.logs.formats import JsonFormatter
 from adapters.logs.redact import Redactor
-from entrypoints.logs import start_logging
-from entrypoints.observe import start_cloudwatch
+from entrypoints.logs import start_cloudwatch, start_logging
 from entrypoints.settings import Settings
 from tests.services.ports import free_ports
 from tests.services.waiting import eventually

@@ -24,6 +24,7 @@ _EXPECTED = {
 _PREDICTIONS = {"epsilon", "v_prediction"}
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 _LATENT_CHANNELS = 4
+HUB_SECONDS = 2.0
 
 
 class BaseModelInvalid(UserError, ValueError):
@@ -104,12 +105,20 @@ def _from_folder_or_hub(
         _check_folder(name, path)
     elif not _may_be_hub_name(name, path):
         raise BaseModelInvalid(name, "is no folder, no file and no hub name; check the path")
+    # Without this the hub client tries again and again for a minute.
+    offline = not path.is_dir() and not _hub_answers(name)
     try:
         with warnings.catch_warnings():
             # A deprecated argument that diffusers passes to the hub client.
             warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
-            index = StableDiffusionPipeline.load_config(name)
+            index = StableDiffusionPipeline.load_config(name, local_files_only=offline)
     except Exception as error:  # the hub client raises many types
+        if offline:
+            raise BaseModelInvalid(
+                name,
+                "is no folder and no file, and the hub cannot be reached; check the name and the "
+                "connection, or give a folder or a .safetensors file",
+            ) from error
         raise BaseModelInvalid(
             name,
             "is no folder and no file, and could not be loaded from the hub; "
@@ -126,8 +135,9 @@ def _from_folder_or_hub(
         return StableDiffusionPipeline.from_pretrained(
             name,
             **({} if unet is None else {"unet": unet()}),
-            text_encoder=_text_encoder(name),
+            text_encoder=_text_encoder(name, offline=offline),
             use_safetensors=True,
+            local_files_only=offline,
             safety_checker=None,
             feature_extractor=None,
             image_encoder=None,
@@ -146,12 +156,27 @@ def _may_be_hub_name(name: str, path: Path) -> bool:
     return not is_file and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
 
 
-def _text_encoder(name: str) -> CLIPTextModel:
+def _hub_answers(name: str) -> bool:
+    """Whether the hub answers within seconds, whatever it says of the model."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except HfHubHTTPError:
+        return True
+    except Exception:  # the HTTP client raises many types
+        return False
+    return True
+
+
+def _text_encoder(name: str, *, offline: bool) -> CLIPTextModel:
     """Loaded separately, because transformers initialises missing weights at random."""
     model, report = CLIPTextModel.from_pretrained(
         name,
         subfolder="text_encoder",
         use_safetensors=True,
+        local_files_only=offline,
         output_loading_info=True,
     )
     if missing := report["missing_keys"]:

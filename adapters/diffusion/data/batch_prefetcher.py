@@ -99,7 +99,9 @@ class BatchPrefetcher:
             torch.tensor(
                 [
                     self._dataset.rows(batch, draw.flipped),
-                    self._dataset.rows_of_captions(batch, draw.caption_dropped),
+                    self._dataset.rows_of_captions(
+                        batch, draw.caption_dropped, draw.caption_variants
+                    ),
                 ]
             )
             for batch, draw in zip(steps.values(), draws, strict=True)

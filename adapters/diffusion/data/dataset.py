@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from adapters.diffusion.base.model import BaseModel, on_device
 from adapters.diffusion.data.rng import ImageBatch
+from adapters.diffusion.data.text import DEFAULT_TOKENS, encode_captions
 from adapters.diffusion.oom import split_on_oom
 
 Size = tuple[int, int]
@@ -20,8 +21,6 @@ Size = tuple[int, int]
 
 PIXELS_AT_ONCE = 2 * 512 * 512
 """Pixels per VAE batch: two images of 512 px, which take 2 GB with the VAE's weights."""
-CAPTIONS_AT_ONCE = 32
-"""Captions per text encoder batch."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,15 @@ class EncodedDataset:
     images: tuple[EncodedImage, ...]
     captions: torch.Tensor
     """(1 + k, tokens, width): text encoder states of the empty caption, then of the run's k
-    distinct captions."""
+    distinct captions and variants."""
     caption_rows: tuple[int, ...]
     """Row of each image's caption in ``captions``."""
     scaling_factor: float
     """VAE latents are multiplied by this for the UNet (0.18215 for SD 1.5)."""
+    texts: tuple[str, ...] = ()
+    """The text of each row in ``captions``."""
+    variant_rows: tuple[tuple[int, ...], ...] = ()
+    """Rows of each image's caption variants, where steps train on these instead."""
 
     @cached_property
     def posteriors(self) -> dict[Size, tuple[torch.Tensor, torch.Tensor]]:
@@ -88,12 +91,22 @@ class EncodedDataset:
         """Row of each image, or of its flipped view, in the ``posteriors`` of its size."""
         return [self._first_rows[i] + int(flip) for i, flip in zip(batch, flipped, strict=True)]
 
-    def rows_of_captions(self, batch: ImageBatch, caption_dropped: Sequence[bool]) -> list[int]:
-        """Row in ``captions`` for each image; 0, the empty caption, where it is dropped."""
-        return [
-            0 if empty else self.caption_rows[i]
-            for i, empty in zip(batch, caption_dropped, strict=True)
-        ]
+    def rows_of_captions(
+        self, batch: ImageBatch, caption_dropped: Sequence[bool], variants: Sequence[int] = ()
+    ) -> list[int]:
+        """Row in ``captions`` for each image; 0, the empty caption, where it is dropped.
+
+        Args:
+            variants: for each image a number that chooses among its caption's variants; without
+                it the caption as it was written.
+        """
+        rows = [self.caption_rows[i] for i in batch]
+        if self.variant_rows and variants:
+            rows = [
+                self.variant_rows[i][number % len(self.variant_rows[i])]
+                for i, number in zip(batch, variants, strict=True)
+            ]
+        return [0 if empty else row for row, empty in zip(rows, caption_dropped, strict=True)]
 
     def sample(self, size: Size, rows: torch.Tensor, vae_noise: torch.Tensor) -> torch.Tensor:
         """Sample latents, (n, c, h, w), scaled for the UNet.
@@ -124,6 +137,8 @@ def encode_dataset(
     *,
     flipped: bool,
     device: torch.device,
+    variants: Sequence[Sequence[str]] = (),
+    max_tokens: int = DEFAULT_TOKENS,
 ) -> EncodedDataset:
     """Encode images and captions.
 
@@ -131,9 +146,13 @@ def encode_dataset(
         images: RGB images, each with the size to crop and resize it to; read one at a time.
         captions: one for each image.
         flipped: also encode each image flipped left to right.
+        variants: of each caption, where steps train on these instead.
+        max_tokens: of a caption that are read, 75, 150 or 225.
     """
-    distinct = list(dict.fromkeys(["", *captions]))
-    states = encode_captions(base, distinct, device)
+    row_of: dict[str, int] = {}
+    for text in ("", *captions, *chain.from_iterable(variants)):
+        row_of.setdefault(text, len(row_of))
+    states = encode_captions(base, list(row_of), device, max_tokens)
     views, sizes = [], []
     for image, size in images:
         fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
@@ -143,36 +162,14 @@ def encode_dataset(
         sizes.append(size)
     with on_device(base.vae, device):
         encoded = _encode_images(base, views, sizes, device)
-    rows = tuple(distinct.index(caption) for caption in captions)
-    return EncodedDataset(encoded, states, rows, float(base.vae.config.scaling_factor))
-
-
-def tokens_of(base: BaseModel, captions: Iterable[str]) -> torch.Tensor:
-    """Token ids, (captions, tokens) in int64, padded or cut to the text encoder's length.
-
-    That length is 77 for CLIP, including the begin and end tokens.
-    """
-    tokens: torch.Tensor = base.tokenizer(
-        list(captions),
-        padding="max_length",
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    return tokens
-
-
-@torch.no_grad()
-def encode_captions(
-    base: BaseModel, captions: Sequence[str], device: torch.device
-) -> torch.Tensor:
-    """Last hidden states of the text encoder, (captions, tokens, width)."""
-    tokens = tokens_of(base, captions)
-    with on_device(base.text_encoder, device):
-        states = [
-            base.text_encoder(few.to(device)).last_hidden_state
-            for few in torch.split(tokens, CAPTIONS_AT_ONCE)
-        ]
-    return torch.cat(states).to(base.unet.dtype)
+    return EncodedDataset(
+        images=encoded,
+        captions=states,
+        caption_rows=tuple(row_of[caption] for caption in captions),
+        scaling_factor=float(base.vae.config.scaling_factor),
+        texts=tuple(row_of),
+        variant_rows=tuple(tuple(row_of[text] for text in texts) for texts in variants),
+    )
 
 
 @torch.no_grad()

@@ -10,11 +10,20 @@ import torch
 from PIL import Image
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.data.captions import caption_of, end_of_word
+from adapters.diffusion.data.captions import (
+    VARIANTS,
+    caption_of,
+    end_of_word,
+    varied_caption,
+    with_trigger_word,
+)
 from adapters.diffusion.data.dataset import EncodedDataset, encode_dataset
+from adapters.diffusion.data.rng import generator_for
+from adapters.diffusion.data.text import max_length
 from adapters.diffusion.preview import PreviewRequest, request_previews
 from application.ports import TrainingPlan
 from domain.buckets import bucket_of
+from domain.parameters import TrainingParameters
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +61,24 @@ def prepare(
         )
         for image in plan.images
     )
-    dataset = encode_dataset(base, sized, captions, flipped=parameters.random_flip, device=device)
+    dataset = encode_dataset(
+        base,
+        sized,
+        captions,
+        flipped=parameters.random_flip,
+        device=device,
+        variants=_variants(base, plan),
+        max_tokens=parameters.max_token_length,
+    )
     return PreparedData(captions, dataset, request_previews(base, parameters, captions, device))
 
 
 def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
-    """One caption per image. Where the trigger word lies beyond the text encoder's token
-    limit, it is repeated at the front."""
-    trigger_word = plan.parameters.trigger_word
-    captions = [caption_of(image, plan.tags, trigger_word) for image in plan.images]
-    read = base.tokenizer.model_max_length
-    whole = base.tokenizer(captions, verbose=False).input_ids
+    """One caption per image, with a warning where some are longer than what is read."""
+    captions = [caption_of(image, plan.tags, plan.parameters) for image in plan.images]
+    worded = [with_trigger_word(text, plan.parameters.trigger_word) for text in captions]
+    read = max_length(base, plan.parameters.max_token_length)
+    whole = base.tokenizer(worded, verbose=False).input_ids
     cut = [i for i, tokens in enumerate(whole) if len(tokens) > read]
     if cut:
         log.warning(
@@ -71,10 +87,36 @@ def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
             len(cut),
             plan.images[cut[0]].name,
         )
-    if trigger_word is None:
-        return captions
-    for i in cut:
-        head = captions[i][: end_of_word(captions[i], trigger_word)]
-        if len(base.tokenizer(head, verbose=False).input_ids) > read:
-            captions[i] = f"{trigger_word}, {captions[i]}"
-    return captions
+    return [_triggered(base, text, plan.parameters) for text in captions]
+
+
+def _variants(base: BaseModel, plan: TrainingPlan) -> list[list[str]]:
+    """Of each image's caption the variants that steps train on; empty where they do not vary."""
+    parameters = plan.parameters
+    if not parameters.varies_captions:
+        return []
+    variants = []
+    for index, image in enumerate(plan.images):
+        caption = caption_of(image, plan.tags, parameters)
+        generator = generator_for(parameters.seed, "caption variants", index)
+        variants.append(
+            [
+                _triggered(base, varied_caption(caption, parameters, generator), parameters)
+                for _ in range(VARIANTS)
+            ]
+        )
+    return variants
+
+
+def _triggered(base: BaseModel, caption: str, parameters: TrainingParameters) -> str:
+    """The caption with the trigger word, which is repeated at the front where it lies beyond the
+    tokens that are read."""
+    word = parameters.trigger_word
+    text = with_trigger_word(caption, word)
+    if word is None:
+        return text
+    head = text[: end_of_word(text, word)]
+    read = max_length(base, parameters.max_token_length)
+    if len(base.tokenizer(head, verbose=False).input_ids) > read:
+        return f"{word}, {text}"
+    return text

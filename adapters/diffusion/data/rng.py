@@ -59,6 +59,8 @@ class StepNoise:
     flipped: tuple[bool, ...]
     caption_dropped: tuple[bool, ...]
     """Images whose caption is replaced by the empty one (caption dropout)."""
+    caption_variants: tuple[int, ...] = ()
+    """A number for each image that chooses among its caption's variants, where there are any."""
 
 
 def sample_step_noise(
@@ -84,10 +86,12 @@ def sample_step_noise(
     if parameters.noise_offset:
         offset = torch.randn((count, channels, 1, 1), generator=generator)
         noise += parameters.noise_offset * offset
+    variants = torch.randint(2**31, (count,), generator=generator).tolist()
     return StepNoise(
         noise=noise,
         vae_noise=vae_noise,
         timesteps=chosen,
         flipped=tuple(parameters.random_flip and chance < 0.5 for chance in flip),
         caption_dropped=tuple(chance < parameters.caption_dropout for chance in drop),
+        caption_variants=tuple(variants),
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from adapters.diffusion.data.dataset import Size
+from adapters.diffusion.data.text import DEFAULT_TOKENS
 from adapters.diffusion.lora_files.diffusers_format import to_diffusers
 from adapters.diffusion.lora_files.files import hashed
 from adapters.diffusion.lora_files.kohya_format import to_kohya
@@ -123,7 +124,20 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_caption_dropout_rate": parameters.caption_dropout,
         "ss_seed": parameters.seed,
     }
-    return {name: str(value) for name, value in values.items()}
+    return {name: str(value) for name, value in {**values, **_caption_options(plan)}.items()}
+
+
+def _caption_options(plan: TrainingPlan) -> dict[str, object]:
+    """Of kohya's keys about captions those whose options were used."""
+    parameters = plan.parameters
+    used: dict[str, object] = {}
+    if parameters.varies_captions:
+        used["ss_shuffle_caption"] = parameters.shuffle_caption
+        used["ss_keep_tokens"] = parameters.keep_tokens
+        used["ss_caption_tag_dropout_rate"] = parameters.caption_tag_dropout_rate
+    if parameters.max_token_length > DEFAULT_TOKENS:
+        used["ss_max_token_length"] = parameters.max_token_length
+    return used
 
 
 def _title(plan: TrainingPlan) -> str:

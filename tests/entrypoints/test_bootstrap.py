@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dependency_injector import providers
 
 from adapters.diffusion.base.pipeline_files import BaseModelInvalid
+from adapters.logs.job_log import JobLog
+from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
+from adapters.metrics.blobs import MeteredBlobStore
+from adapters.metrics.notifier import MeteredNotifier
+from adapters.metrics.queue import MeteredQueue
 from adapters.s3.store import S3BlobStore
 from adapters.schemas.task import encode_task
+from adapters.status_page.previews import PreviewingTrainer
 from application.ports import BlobDenied
+from application.settlement import Requeue
+from domain.job import TrainingJob
 from domain.location import Location
 from domain.task import InvalidTask, TrainingTask
-from entrypoints.container import open_container, queue_place
+from entrypoints.bootstrap import open_container
+from entrypoints.connections import queue_place
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices
 from entrypoints.exit_codes import UsageError
 from entrypoints.settings import Settings
+from tests.application.world import TASK_ID, a_task, received, settled
 
 
 def connections(jobs_together: str) -> int:
@@ -31,7 +44,7 @@ def connections(jobs_together: str) -> int:
         jobs_together=jobs_together,
     )
     with open_container(settings) as container:
-        store = container.blobs()
+        store = container.plain_blobs()
         assert isinstance(store, S3BlobStore)
         return int(store._client.meta.config.max_pool_connections)
 
@@ -98,3 +111,46 @@ def test_what_is_on_its_way_to_the_store_is_waited_for_while_somebody_watches_th
     with open_container(Settings(_env_file=None)) as container:
         upload = container.uploads().submit(time.sleep, 0.2)
     assert upload.done()
+
+
+PARTS = ("blobs", "notifier", "trainer", "store", "worker_pool")
+
+
+@pytest.mark.parametrize("order", list(permutations(PARTS)), ids="-".join)
+def test_every_part_is_measured_whatever_is_asked_for_first(order: tuple[str, ...]) -> None:
+    with open_container(Settings(_env_file=None)) as container:
+        container.plain_blobs.override(providers.Object(MemoryBlobStore()))
+        container.plain_trainer.override(providers.Object(MemoryTrainer(ManualClock())))
+        parts = {name: getattr(container, name)() for name in order}
+        (loop,) = parts["worker_pool"].loops
+        run, events = loop.run, loop.events
+        assert isinstance(loop.queue, MeteredQueue)
+        assert isinstance(parts["blobs"], MeteredBlobStore)
+        assert run.store is loop.reject.store is parts["store"]
+        assert run.store.blobs is parts["blobs"]
+        assert run.store.events is events
+        assert isinstance(run.trainer, PreviewingTrainer)
+        assert run.trainer is parts["trainer"]
+        assert isinstance(run.notify_outcome.notifier, MeteredNotifier)
+        assert run.notify_outcome.notifier is run.loop.notifier is parts["notifier"]
+        parts["blobs"].put(Location("models", "a"), b"12345")
+        written = container.metrics().registry.get_sample_value(
+            "style_trainer_storage_written_bytes_total"
+        )
+        assert written == 5
+
+
+def test_what_happens_to_a_job_is_seen_by_metrics_page_and_log() -> None:
+    with open_container(Settings(_env_file=None)) as container:
+        blobs = MemoryBlobStore()
+        container.plain_blobs.override(providers.Object(blobs))
+        container.events()(received(a_task()))
+        assert container.metrics().registry.get_sample_value("style_trainer_active_jobs") == 1
+        assert container.worker_state().snapshot()["job"]["task_id"] == TASK_ID
+        container.store().open(TrainingJob(task_id=TASK_ID, style_id=7)).note(
+            TrainingJob(task_id=TASK_ID, style_id=7).start()
+        )
+        logging.getLogger("tests").warning("a line")
+        container.events()(settled(a_task(), Requeue()))
+        assert any("/logs/" in at.key for at in blobs.blobs)
+    assert not any(isinstance(handler, JobLog) for handler in logging.getLogger().handlers)

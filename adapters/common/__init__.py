@@ -1,0 +1,1 @@
+"""What several adapters share: plain functions, without a port."""

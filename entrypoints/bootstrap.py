@@ -1,0 +1,266 @@
+"""How a worker is put together: the one place that knows which adapter serves which port."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dependency_injector import containers, providers
+from rich.console import Console
+
+from adapters.clock import SystemClock
+from adapters.images.decode import decode
+from adapters.images.isolated import IsolatedInspector
+from adapters.logs.job_log import JobLog
+from adapters.metrics.blobs import MeteredBlobStore
+from adapters.metrics.instruments import Metrics
+from adapters.metrics.jobs import JobMetrics
+from adapters.metrics.notifier import MeteredNotifier
+from adapters.metrics.queue import MeteredQueue
+from adapters.report.reporter import HtmlReporter
+from adapters.status_page.previews import PreviewCache, PreviewingTrainer
+from adapters.status_page.state import WorkerState
+from application.event_bus import EventBus
+from application.fetch_images import fetch_images
+from application.job_store import JobStore
+from application.lease import LeaseTerms
+from application.log_events import log_event
+from application.notify_outcome import OutcomeNotifier
+from application.ports import BlobStore, ImageInspector
+from application.reject_invalid_task import RejectInvalidTask
+from application.run_training import RunTraining
+from application.slots import AdmissionQueue
+from application.stop_signal import StopSignal
+from application.storage_keys import StorageKeys
+from application.style_report import ReportWriter
+from application.training_loop import TrainingLoop
+from application.worker_config import WorkerConfig
+from application.worker_loop import WorkerLoop
+from application.worker_pool import WorkerPool
+from domain.image import ImageSet
+from domain.location import Location
+from entrypoints.cli import version
+from entrypoints.connections import new_id, open_blobs, open_notifier, open_queue, task_parser
+from entrypoints.default_base import load_base_model
+from entrypoints.devices import choose_devices, choose_slots
+from entrypoints.logs import Logging, silent_logging
+from entrypoints.settings import Settings
+
+if TYPE_CHECKING:
+    from adapters.diffusion.base.model import BaseModel
+    from adapters.diffusion.trainer import DiffusionTrainer
+
+
+def build_trainer(
+    settings: Settings, base: BaseModel, devices: Sequence[str], slots: int
+) -> DiffusionTrainer:
+    """The trainer on these devices. The base model is on the first; each run loads it on the
+    others."""
+    from adapters.diffusion.data_parallel import OtherRanks
+    from adapters.diffusion.trainer import DiffusionTrainer
+
+    device, *others = devices
+    ranks = OtherRanks(others, partial(load_base_model, settings), decode)
+    start_ranks = ranks.started if others else None
+    return DiffusionTrainer(base, decode, device, slots=slots, start_ranks=start_ranks)
+
+
+def worker_config(settings: Settings) -> WorkerConfig:
+    """The use cases' figures, as the settings give them."""
+    return WorkerConfig(
+        min_images=settings.min_images,
+        checkpoint_every=settings.checkpoint_every,
+        preview_share=settings.preview_share,
+        keep_checkpoints=settings.keep_checkpoints,
+        progress_every=settings.progress_every,
+        in_transit=settings.webhook_timeout,
+        cancel_poll=settings.cancel_poll,
+        max_failures=settings.max_failures,
+        fetch_concurrency=settings.fetch_concurrency,
+        lease=LeaseTerms(settings.lease_seconds),
+    )
+
+
+def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
+    """A name that no other worker has, not even this one's next process."""
+    return settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
+
+
+def image_fetcher(
+    blobs: BlobStore, inspector: ImageInspector, config: WorkerConfig
+) -> Callable[[tuple[Location, ...], int, StopSignal], ImageSet]:
+    """Fetches and checks a task's images."""
+
+    def fetch(images: tuple[Location, ...], resolution: int, stop: StopSignal) -> ImageSet:
+        return fetch_images(images, resolution, blobs, inspector, config, stop)
+
+    return fetch
+
+
+def open_uploads(slots: int) -> Iterator[Executor]:
+    """Threads that store checkpoints, one a job. What is on its way at the end is waited for: by
+    whoever closes the container, who knows how long."""
+    with ThreadPoolExecutor(slots, "checkpoints") as executor:
+        yield executor
+
+
+def build_worker_state(worker: str, clock: SystemClock, stop: StopSignal) -> WorkerState:
+    """What the status page shows of this worker."""
+    return WorkerState(worker, version(), clock, lambda: stop.reason is not None)
+
+
+def open_job_log(
+    logs: Logging, blobs: BlobStore, keys: StorageKeys, clock: SystemClock, worker: str
+) -> Iterator[JobLog]:
+    """Collects the lines of each job and stores them, until the container is closed."""
+    logs.context.worker = worker
+    # A store of its own, whose events nobody observes: this is one of the observers.
+    store = JobStore(
+        blobs=blobs, keys=keys, clock=clock, events=lambda _event: None, worker=worker
+    )
+    job_log = JobLog(store.put_log, clock, worker)
+    logs.also_to(job_log)
+    yield job_log
+    logging.getLogger().removeHandler(job_log)
+
+
+def build_worker_pool(loop: WorkerLoop, slots: int) -> WorkerPool:
+    """A loop for each slot. Each has leases of its own, and so a name of its own."""
+    if slots == 1:
+        return WorkerPool([loop])
+    return WorkerPool([_named(loop, f"-slot{slot}") for slot in range(slots)])
+
+
+def _named(loop: WorkerLoop, suffix: str) -> WorkerLoop:
+    run, reject = loop.run, loop.reject
+    assert isinstance(run, RunTraining)
+    assert isinstance(reject, RejectInvalidTask)
+    store = replace(run.store, worker=run.store.worker + suffix)
+    return replace(loop, run=replace(run, store=store), reject=replace(reject, store=store))
+
+
+@contextmanager
+def open_container(
+    settings: Settings, logs: Logging | None = None, stop: StopSignal | None = None
+) -> Iterator[Container]:
+    """The parts of a worker. Connections are closed at the end.
+
+    Args:
+        logs: of this process; by default lines are not marked with their job.
+        stop: the end of the worker, for the status page.
+    """
+    container = Container(
+        settings=settings, logs=logs or silent_logging(), stop=stop or StopSignal()
+    )
+    try:
+        yield container
+    finally:
+        container.shutdown_resources()
+
+
+class Container(containers.DeclarativeContainer):
+    """The parts of a worker. An entry point overrides those that it needs otherwise.
+
+    A provider named ``plain_...`` gives the part that a metered one wraps. Every part that uses
+    a port is made from the metered one.
+    """
+
+    settings: providers.Dependency[Settings] = providers.Dependency(instance_of=Settings)
+    logs: providers.Dependency[Logging] = providers.Dependency(instance_of=Logging)
+    stop: providers.Dependency[StopSignal] = providers.Dependency(instance_of=StopSignal)
+
+    console = providers.Singleton(Console)
+    clock = providers.Singleton(SystemClock)
+    config = providers.Singleton(worker_config, settings)
+    worker = providers.Singleton(worker_name, settings, new_id)
+    keys = providers.Singleton(StorageKeys, settings.provided.model_bucket_name)
+    devices = providers.Singleton(choose_devices, settings)
+    device = devices.provided[0]
+    slots = providers.Singleton(choose_slots, settings, devices.provider)
+
+    # What observes the work.
+    metrics = providers.Singleton(Metrics, worker, providers.Callable(version))
+    job_metrics = providers.Singleton(JobMetrics, metrics, clock.provided.monotonic)
+    worker_state = providers.Singleton(build_worker_state, worker, clock, stop)
+    preview_cache = providers.Singleton(PreviewCache)
+
+    # The ports, each measured.
+    plain_blobs = providers.Singleton(open_blobs, settings, clock, slots=slots)
+    blobs = providers.Singleton(
+        MeteredBlobStore, plain_blobs, metrics, clock, keys.provided.leased_task, job_metrics
+    )
+    plain_queue = providers.Resource(open_queue, settings, clock, worker, slots)
+    queue = providers.Singleton(MeteredQueue, plain_queue, metrics)
+    dead_letters = queue_depths = plain_queue
+    plain_notifier = providers.Resource(open_notifier, settings, console, clock)
+    notifier = providers.Singleton(
+        MeteredNotifier, plain_notifier, metrics, clock.provided.monotonic
+    )
+    base_model = providers.Singleton(load_base_model, settings, device)
+    plain_trainer = providers.Singleton(build_trainer, settings, base_model, devices, slots)
+    trainer = providers.Singleton(PreviewingTrainer, plain_trainer, preview_cache)
+    inspector = providers.Singleton(IsolatedInspector)
+    reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
+    parse_task = providers.Singleton(task_parser, settings)
+
+    # The store of jobs, and their events.
+    job_log = providers.Resource(open_job_log, logs, blobs, keys, clock, worker)
+    events = providers.Singleton(
+        EventBus,
+        logs.provided.context,
+        providers.Object(log_event),
+        job_metrics,
+        worker_state,
+        job_log,
+    )
+    uploads = providers.Resource(open_uploads, slots)
+    store = providers.Singleton(
+        JobStore,
+        blobs=blobs,
+        keys=keys,
+        clock=clock,
+        events=events,
+        worker=worker,
+        lease_terms=config.provided.lease,
+    )
+    fetch_images = providers.Singleton(image_fetcher, blobs, inspector, config)
+    admission = providers.Singleton(AdmissionQueue, slots)
+    training_loop = providers.Singleton(
+        TrainingLoop, store=store, notifier=notifier, clock=clock, config=config, uploads=uploads
+    )
+    write_report = providers.Singleton(ReportWriter, store=store, reporter=reporter)
+    notify_outcome = providers.Singleton(
+        OutcomeNotifier, notifier=notifier, clock=clock, random=providers.Object(random.random)
+    )
+    run_training = providers.Singleton(
+        RunTraining,
+        store=store,
+        fetch_images=fetch_images,
+        trainer=trainer,
+        slots=admission,
+        loop=training_loop,
+        write_report=write_report,
+        notify_outcome=notify_outcome,
+        config=config,
+    )
+    reject_invalid_task = providers.Singleton(
+        RejectInvalidTask, store=store, notify_outcome=notify_outcome, config=config
+    )
+    worker_loop = providers.Singleton(
+        WorkerLoop,
+        queue=queue,
+        parse=parse_task,
+        run=run_training,
+        reject=reject_invalid_task,
+        clock=clock,
+        events=events,
+    )
+    worker_pool = providers.Singleton(build_worker_pool, worker_loop, slots)
