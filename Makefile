@@ -8,10 +8,10 @@ DEMO := demo
 DEMO_OPTIONS := --epochs 100 --batch-size 4 --learning-rate 0.004
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu faults simulate lint format bench bench-gpu quality base clean
+.PHONY: help demo test test-all test-gpu faults simulate lint format bench bench-gpu quality base clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Train a style from images that the project draws, into demo/
 	@$(BIN)/python -m assets.demo_images $(DEMO)/images
@@ -20,9 +20,11 @@ demo: $(READY) ## Train a style from images that the project draws, into demo/
 # Coverage counts domain and application (pyproject.toml), which these tests are about; measured in
 # all, it would make them slower. The others come by files in their own order: sorted by their
 # number of tests, the longest would come last.
-test: $(READY) ## Run every test that this machine can, those of the units with their coverage
+test: KINDS := not gpu and not long and not kernels
+test-all: KINDS := not gpu
+test test-all: $(READY) ## Run the tests; test-all: the long ones and Triton's interpreter, too
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term $(UNITS)
-	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder $(UNITS:%=--ignore=%)
+	$(BIN)/pytest -m "$(KINDS)" -n 2 --dist loadfile --no-loadscope-reorder $(UNITS:%=--ignore=%)
 
 test-gpu: $(READY) ## Run the tests that need a GPU, and those of the kernels, on one
 	$(BIN)/pytest -m "gpu or kernels"

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a job: a progress bar, and its outcome."""
+"""Show a job at a terminal: progress bar and outcome."""
 
 from __future__ import annotations
 

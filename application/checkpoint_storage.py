@@ -1,4 +1,4 @@
-"""Checkpoints on their way to the store, while the training goes on."""
+"""Store checkpoints in the background while training goes on."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class _Underway:
 class CheckpointStorage:
     """Stores one run's checkpoints, one at a time, and puts each on record once it is stored.
 
-    The upload has a thread of its own; the journal is written by whoever calls. Where the store
-    is away, training is worth more than a pause: that checkpoint is left out.
+    An upload runs on the executor; the record is written in the thread that calls. While the store
+    is unavailable, training goes on and checkpoints are skipped.
 
     Args:
         executor: where uploads are made.
@@ -42,7 +42,7 @@ class CheckpointStorage:
         self._executor = executor
         self._underway: _Underway | None = None
         self.seconds = 0.0
-        """That the last one took: to be taken, sent and put on record."""
+        """Duration of the last checkpoint: taken, uploaded and recorded."""
 
     def begin(self, session: TrainingSession, *, with_style: bool) -> None:
         """Take a checkpoint and send it off, once the one before has arrived.

@@ -1,11 +1,11 @@
-"""What observers get: the events of jobs (``domain.events``) and the two of messages, in one
-stream."""
+"""The event stream for observers: events of jobs (``domain.events``) and of messages."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from application.settlement import Settlement
 from domain.events import Event
@@ -30,11 +30,8 @@ class MessageSettled:
 WorkerEvent: TypeAlias = Event | MessageSettled
 
 
-class EventSink(Protocol):
-    """An observer: log, metrics, status page, progress bar. Must not raise."""
-
-    def __call__(self, event: WorkerEvent) -> None:
-        """Take note of the event."""
+EventSink: TypeAlias = Callable[[WorkerEvent], None]
+"""An observer: log, metrics, status page, progress bar. Must not raise."""
 
 
 class EventBus:

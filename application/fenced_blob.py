@@ -1,4 +1,4 @@
-"""A blob that several workers may want to write, and only the one who saw it last may."""
+"""A blob that only the worker with its latest version may overwrite."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RecordDamaged(UserError):
 
 
 class Superseded(Exception):
-    """Somebody else has written the blob since we saw it; nothing was written."""
+    """The blob was written by another worker since it was read; nothing was written."""
 
 
 class FencedBlob:

@@ -39,12 +39,11 @@ one another's records."""
 
 
 class RecordNewer(UserError):
-    """A newer worker's record says what this one does not understand."""
+    """The record was written by a newer worker and contains something unknown."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"the job's record is a newer worker's ({what}): leave the job to that one, or update "
-            "this one"
+            f"the job record was written by a newer worker version ({what}): upgrade this worker"
         )
 
 
@@ -78,7 +77,7 @@ class Entry:
             self._revision, self.job = _decode(found, self._blob.at)
 
     def apply(self, change: Change) -> None:
-        """Record the job after a transition, then tell whoever listens.
+        """Record the job after a transition, then pass its event on.
 
         Raises:
             LeaseLost: another worker has written the record since.

@@ -1,4 +1,4 @@
-"""The lease: of all workers that hold a message of a job, one works on it.
+"""The lease of a job: only the worker that holds it may work on the job.
 
 A lease is a blob with an owner and an expiry, taken with "only if absent", renewed and taken
 over with "only if unchanged", so that of two workers exactly one wins. Clocks of different
@@ -44,12 +44,12 @@ MAX_SECONDS = 3600.0
 
 
 class LeaseHeld(Exception):
-    """Another worker is at it."""
+    """Another worker holds the lease."""
 
     def __init__(self, owner: str, retry_after: float) -> None:
         super().__init__(f"worker {owner} holds the lease for {retry_after:.0f} s more")
         self.retry_after = retry_after
-        """Seconds after which it is worth another look."""
+        """Seconds after which to try again."""
 
 
 class LeaseLost(Exception):
@@ -180,7 +180,7 @@ class Lease:
         try:
             self._blobs.delete(self._blob.at)
         except BlobDenied as error:
-            log.warning("an old lease is left: %s", error)
+            log.warning("old lease not removed: %s", error)
 
     def _understood(self, data: bytes) -> _Record:
         """The record. One that is damaged is watched like one that has expired, and replaced."""
@@ -200,7 +200,7 @@ class Lease:
         stop.check()
         if self._blob.read() != found:
             raise LeaseHeld(record.owner, self._terms.seconds)
-        log.warning("taking %s over from %s, which is gone", self._blob.at, record.owner)
+        log.warning("lease %s taken over from dead worker %s", self._blob.at, record.owner)
 
     @contextmanager
     def hold(self, stop: StopSignal, is_finished: Callable[[], bool]) -> Iterator[None]:
@@ -226,14 +226,14 @@ class Lease:
             except LeaseLost:
                 stop.request(StopReason.LEASE_LOST)
             except Unavailable as error:
-                log.warning("the lease could not be renewed, trying again: %s", error)
+                log.warning("lease not renewed, will retry: %s", error)
 
         self.acquire(stop)
         try:
             with self._clock.every(self._terms.renew_every, renew):
                 yield
         except BaseException:
-            # Why the work broke off is what the caller has to hear.
+            # The error of the work matters more than one of the release.
             with suppress(Unavailable, BlobDenied):
                 self._leave(stop, is_finished())
             raise
@@ -248,7 +248,7 @@ class Lease:
         except (Unavailable, BlobDenied) as error:
             if is_finished:
                 raise  # nobody would remove it, were the message not delivered again
-            log.warning("the lease could not be released and will expire: %s", error)
+            log.warning("lease not released, it will expire: %s", error)
 
     def _write(self, owner: str) -> None:
         with self._writing:

@@ -1,4 +1,4 @@
-"""Tell the backend how a job ended: once."""
+"""Notify the backend once of the outcome of a job."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from domain.job import TrainingJob
 log = logging.getLogger(__name__)
 
 SLOW_ANSWER = 10.0
-"""Seconds. Whose process will be gone sooner begins no call: one that is cut off is repeated by
-the next worker, and the artist may read the news twice."""
+"""Seconds that a call may take. A worker that ends sooner begins no call: the next worker would
+repeat it, and the artist could be notified twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeNotifier:
-    """Makes the final call of a job that is announcing.
+    """Makes the final webhook call of a job.
 
     After connection errors, timeouts, 408, 429 and 5xx the call is tried again, with pauses that
     double and are jittered, and are never shorter than the backend asks. Some of these failures
@@ -65,7 +65,7 @@ class OutcomeNotifier:
             Unavailable: the backend or the store is away; the job stays announcing.
             LeaseLost: another worker has the job.
         """
-        # A backend that is told of progress after the end shows a finished style as unfinished.
+        # Progress that arrives after the final call would make a finished style look unfinished.
         sleep(entry.quiet_from - self.clock.monotonic(), self.clock, stop)
         failures = 0
         while True:
@@ -80,8 +80,7 @@ class OutcomeNotifier:
                     return Requeue()
             entry.apply(entry.job.begin_announcement())
             if not lease_is_valid():
-                # The process stood still while the intent was on its way: whoever has taken the
-                # job over since may have made the call.
+                # This process was paused: a worker that took the job over may have called.
                 continue
             try:
                 self._call(entry.job)
@@ -93,7 +92,7 @@ class OutcomeNotifier:
             else:
                 break
         # A failure here would repeat the call on the next attempt, so nothing else matters now,
-        # not even a stop: it ends the process all the same when its grace is over.
+        # not even a stop: SHUTDOWN_TIMEOUT ends the process anyway.
         retry(
             lambda: entry.apply(entry.job.conclude()), self.clock, StopSignal(), timeout=math.inf
         )

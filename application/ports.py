@@ -1,14 +1,14 @@
-"""The ports: what the use cases ask of the world, and the errors they are ready for.
+"""The ports: the interfaces that the use cases need, and the errors that they handle.
 
-An adapter raises the errors named here and no others of its library's. Whatever else comes
-out of an adapter is a defect, and the job is retried a bounded number of times.
+An adapter raises only the errors named here, and none of its library. Any other error is a
+defect; the job is then retried a limited number of times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Protocol
@@ -25,19 +25,19 @@ from domain.task import TrainingTask
 
 
 class Unavailable(Exception):
-    """The other side cannot be reached or asks for patience; the same call may work later."""
+    """The service cannot be reached or asks to wait; the same call may succeed later."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        """Seconds that the other side asked us to wait, where it said so."""
+        """Seconds that the service asks to wait, if it says so."""
 
 
 # --- Queue -------------------------------------------------------------------------------
 
 
 class QueueUnavailable(Unavailable):
-    """The broker cannot be reached just now."""
+    """The broker cannot be reached at the moment."""
 
 
 class DeliveryLost(Exception):
@@ -51,13 +51,13 @@ a longer message, which is enough to refuse it by."""
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message in our hands, until it is settled."""
+    """One message that this worker holds until it settles it."""
 
     id: str
     """Identifies this delivery to the queue that gave it."""
     body: bytes
     retries: int = 0
-    """How often the message has been put aside by ``retry_later``."""
+    """How often the message was put aside by ``retry_later``."""
     redelivered: bool = False
 
 
@@ -85,7 +85,7 @@ class Queue(Protocol):
         """
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """The message is dealt with; it is gone."""
+        """Remove the message: it is dealt with."""
 
     def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
         """Deliver the message again after ``delay`` seconds, with ``retries`` one higher."""
@@ -281,7 +281,24 @@ class CheckpointRejected(Exception):
 
 
 class TrainerBroken(Exception):
-    """The device answers no more: this process can train nothing, another may."""
+    """The device has failed: this process can train nothing more; another one may."""
+
+
+@dataclass(frozen=True)
+class InitialLora:
+    """An existing LoRA that a run starts from."""
+
+    data: bytes
+    """A safetensors file."""
+    rank: int
+    alpha: float
+    """Its layers add ``alpha / rank * up @ down``."""
+
+    def dimensions(self, parameters: TrainingParameters) -> TrainingParameters:
+        """The parameters, with this LoRA's rank and alpha where ``dim_from_weights`` says so."""
+        if not parameters.dim_from_weights:
+            return parameters
+        return replace(parameters, rank=self.rank, alpha=self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +311,7 @@ class TrainingPlan:
     parameters: TrainingParameters
     created_at: datetime | None = None
     label: Label = UNNAMED
+    initial: InitialLora | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Waiting for a world that is away for a moment."""
+"""Retry while a dependency is temporarily unavailable."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ T = TypeVar("T")
 FIRST_PAUSE = 5.0
 MAX_PAUSE = 600.0
 POLL_SECONDS = 1.0
-"""Seconds for which a stop may go unnoticed."""
+"""Longest time in seconds until a sleep notices a stop."""
 
 
 def backoff(tries: int, asked: float | None = None) -> float:
-    """Seconds to wait after ``tries`` earlier tries: doubling, bounded, never less than asked."""
+    """Seconds to wait after ``tries`` failures: doubles to ``MAX_PAUSE``; at least ``asked``."""
     pause = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16))
     return max(pause, asked or 0.0)
 
 
 def retry(call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float) -> T:
-    """Call until the other side is there, for at most ``timeout`` seconds or until a stop.
-
-    For what is dear to repeat: a finished style's upload, the record of an announcement.
+    """Repeat ``call`` while it raises ``Unavailable``, for ``timeout`` seconds or until ``stop``.
 
     Raises:
-        Unavailable: it did not come back in time.
+        Unavailable: the last failure.
     """
     deadline = clock.monotonic() + timeout
     tries = 0
@@ -48,7 +46,7 @@ def retry(call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float)
 
 
 def sleep(seconds: float, clock: Clock, stop: StopSignal) -> None:
-    """Let time pass, but no more of it once a stop is asked for."""
+    """Sleep, but only until ``stop`` is requested."""
     end = clock.monotonic() + seconds
     while stop.reason is None and (left := end - clock.monotonic()) > 0:
         clock.sleep(min(left, POLL_SECONDS))

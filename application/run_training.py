@@ -1,4 +1,4 @@
-"""The way of one task, from its message to its announcement."""
+"""Run one task: fetch images, train, upload, notify the backend."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from application.ports import (
     BlobMissing,
     BlobTooLarge,
     CheckpointRejected,
+    InitialLora,
     Trainer,
     TrainerBroken,
     TrainingPlan,
@@ -34,10 +35,12 @@ from application.style_report import ReportWriter
 from application.training_diagnostics import best_epoch
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
+from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import ImageSet
 from domain.job import ACTIVE, UNDECIDED, TrainingJob
 from domain.location import Location
+from domain.parameters import TrainingParameters
 from domain.results import TrainingMetric
 from domain.task import TrainingTask
 
@@ -50,7 +53,7 @@ CANCELLED = Failure(FailureCode.CANCELLED, "The training was cancelled.")
 
 @dataclass(frozen=True, kw_only=True)
 class RunTraining:
-    """Carries a task as far as it will go, from wherever an earlier attempt left it."""
+    """Runs a task, or resumes it where an earlier attempt stopped."""
 
     store: JobStore
     fetch_images: Callable[[tuple[Location, ...], int, StopSignal], ImageSet]
@@ -62,13 +65,16 @@ class RunTraining:
     write_report: ReportWriter
     notify_outcome: OutcomeNotifier
     config: WorkerConfig
+    load_lora: Callable[[str], InitialLora] | None = None
+    """Fetches what the parameter ``network_weights`` names. Raises ``UserError`` where that is no
+    LoRA."""
 
     def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
-        """Run the task and say what becomes of its message. Raises nothing.
+        """Run the task, and return how to settle its message. Raises nothing.
 
         Args:
-            stop: asked between two steps.
-            retries: how often the message has been put aside already.
+            stop: checked between two steps.
+            retries: how often the message was retried already.
         """
         worker_stop, stop = stop, StopSignal(stop)
         lease = self.store.lease(task.task_id)
@@ -76,7 +82,7 @@ class RunTraining:
         try:
             entry = self.store.open(fresh)
             if entry.job.is_terminal:
-                log.info("task %s is %s already, nothing is done", task.task_id, entry.job.state)
+                log.info("task %s: nothing to do, the job is %s", task.task_id, entry.job.state)
                 lease.forget()  # a crash may have left it
                 self._tidy(entry.job)
                 return Ack()
@@ -84,12 +90,12 @@ class RunTraining:
                 entry.load()
                 self.store.check_weights(entry.job)
                 if entry.job.state in UNDECIDED:
-                    put_down = self._decide(task, entry, lease, stop)
-                    if put_down is not None:
-                        return put_down
+                    interrupted = self._decide(task, entry, lease, stop)
+                    if interrupted is not None:
+                        return interrupted
                 if entry.job.is_terminal:
                     return Ack()
-                # From here on a cancellation comes too late.
+                # A cancellation has no effect from here on.
                 still_ours = partial(self._hold, lease, worker_stop)
                 settlement = self.notify_outcome(
                     entry, still_ours, lambda: lease.is_valid, worker_stop
@@ -104,7 +110,8 @@ class RunTraining:
     def _decide(
         self, task: TrainingTask, entry: Entry, lease: Lease, stop: StopSignal
     ) -> Settlement | None:
-        """Bring the job to its outcome, weights or failure; or put it down and say how."""
+        """Bring the job to its outcome, weights or a failure. Returns a settlement only if the job
+        is interrupted before that."""
         if entry.job.state in ACTIVE:
             is_failure = not entry.job.waits
             entry.apply(entry.job.interrupt("its worker was lost", is_failure=is_failure))
@@ -123,22 +130,22 @@ class RunTraining:
                 return Requeue()
             entry.apply(entry.job.give_up(CANCELLED))
         except ImagesDenied as error:
-            self._put_down(entry, str(error), is_failure=False)
+            self._interrupt(entry, str(error), is_failure=False)
             return DeadLetter(str(error))
         except (Unavailable, BlobDenied) as error:
-            self._put_down(entry, str(error), is_failure=False)
+            self._interrupt(entry, str(error), is_failure=False)
             raise
         except LeaseLost:
             raise
         except TrainerBroken as error:
-            # Whoever has the job by now: this worker takes up no other.
+            # This worker ends, even if the job can no longer be recorded.
             with suppress(BlobDenied, LeaseLost):
-                self._put_down(entry, str(error), is_failure=True)
+                self._interrupt(entry, str(error), is_failure=True)
             return RetryLater(backoff(entry.job.failures), str(error), broken=True)
         except Exception as error:
-            log.exception("task %s met a defect and is put down", task.task_id)
+            log.exception("task %s: unexpected error, the job is interrupted", task.task_id)
             reason = f"{type(error).__name__}: {error}"
-            self._put_down(entry, reason, is_failure=True)
+            self._interrupt(entry, reason, is_failure=True)
             return RetryLater(backoff(entry.job.failures), reason, defect=True)
         return None
 
@@ -154,6 +161,9 @@ class RunTraining:
         parameters = known or task.requested.resolve(
             image_count=len(in_an_epoch), native_resolution=native
         )
+        initial = self._initial_lora(parameters)
+        if initial is not None:
+            parameters = initial.dimensions(parameters)
         plan = TrainingPlan(
             style_id=task.style_id,
             images=in_an_epoch,
@@ -161,6 +171,7 @@ class RunTraining:
             parameters=parameters,
             created_at=task.created_at,
             label=task.label,
+            initial=initial,
         )
         alone = entry.job.failures >= self.config.max_shared_failures
         batch_key = None if alone else self.trainer.batch_key(parameters)
@@ -185,6 +196,15 @@ class RunTraining:
                 base = self.trainer.base
                 self.write_report(session, task, plan, images, entry, base, stop)
 
+    def _initial_lora(self, parameters: TrainingParameters) -> InitialLora | None:
+        if parameters.network_weights is None or self.load_lora is None:
+            return None
+        try:
+            return self.load_lora(parameters.network_weights)
+        except (UserError, BlobMissing, BlobTooLarge) as error:
+            message = f"network_weights cannot be used: {error}"
+            raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message)) from error
+
     def _fail_fast(self, job: TrainingJob) -> None:
         if self.store.cancellation_requested(job.task_id):
             raise TrainingFailed(CANCELLED)
@@ -203,6 +223,8 @@ class RunTraining:
             try:
                 opened = self.trainer.open(plan, self._checkpoint(entry.job))
                 session = stack.enter_context(opened)
+            except UserError as error:
+                raise TrainingFailed(Failure(FailureCode.INVALID_TASK, str(error))) from error
             except (CheckpointRejected, BlobMissing, BlobTooLarge) as error:
                 log.warning("starting over, the checkpoint cannot be used: %s", error)
                 entry.apply(entry.job.discard_checkpoint())
@@ -212,19 +234,19 @@ class RunTraining:
     def _checkpoint(self, job: TrainingJob) -> bytes | None:
         return None if job.checkpoint is None else self.store.get_checkpoint(job.checkpoint)
 
-    def _put_down(self, entry: Entry, reason: str, *, is_failure: bool) -> None:
+    def _interrupt(self, entry: Entry, reason: str, *, is_failure: bool) -> None:
         if entry.job.state not in ACTIVE:
             return
         try:
             entry.apply(entry.job.interrupt(reason, is_failure=is_failure))
         except Unavailable as error:
-            log.warning("the journal still shows the job as running: %s", error)
+            log.warning("could not record the interruption; the job still looks active: %s", error)
 
     def _tidy(self, job: TrainingJob) -> None:
         self.store.prune(job, self.config.keep_checkpoints)
 
     def _hold(self, lease: Lease, stop: StopSignal) -> None:
-        """See to it that the job is ours for another term: what follows is dear to repeat."""
+        """Renew the lease before an expensive step."""
         self._retry(lease.renew, stop)
 
     def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:

@@ -39,12 +39,12 @@ def settlement_after(
         case RecordNewer():
             return RetryLater(backoff(retries), str(error))
         case BlobDenied() | RecordDamaged():
-            # A denied bucket of models is the same for every task, which it must not bury; what
-            # looks like damage may be another's answer in the store's place.
+            # Both may be temporary: a denied bucket would dead-letter every task, and a proxy's
+            # answer in place of the store's looks like damage.
             if retries >= config.max_retries:
                 return DeadLetter(str(error))
             return RetryLater(backoff(retries), str(error))
-    log.error("%s met a defect", about, exc_info=error)
+    log.error("%s: unexpected error", about, exc_info=error)
     reason = f"{type(error).__name__}: {error}"
     if retries >= config.max_retries:
         return DeadLetter(f"after {retries} retries: {reason}")

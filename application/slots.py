@@ -11,9 +11,10 @@ from application.stop_signal import StopSignal
 
 
 class AdmissionQueue:
-    """First come, first served: nobody overtakes a run that waits for others to end.
+    """Admits runs in their order of arrival.
 
-    Else runs with the batch key that trains already could keep one with another waiting for ever.
+    A run never overtakes an earlier one: otherwise runs with the current batch key could keep a
+    run with another key waiting forever.
 
     Args:
         count: runs with one batch key at a time.
@@ -33,10 +34,10 @@ class AdmissionQueue:
 
         Args:
             batch_key: ``Trainer.batch_key``; a run whose key is None trains alone.
-            waiting: called once where no slot is free at once.
+            waiting: called once if the run has to wait.
 
         Raises:
-            Stopped: a stop was asked for before there was a slot.
+            Stopped: a stop was requested before a slot was free.
         """
         self._wait(batch_key, stop, waiting)
         try:

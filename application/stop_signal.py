@@ -1,4 +1,4 @@
-"""The wish that work should end, and why; it crosses threads and signal handlers."""
+"""A request to stop work, with its reason; safe across threads and signal handlers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class StopReason(IntEnum):
     """Why a job should stop. A higher one overrides a lower one."""
 
     SHUTDOWN = 1
-    """The worker is asked to end: leave a checkpoint and hand the job over."""
+    """The worker shuts down: store a checkpoint and hand the job over."""
     CANCELLED = 2
-    """Nobody wants the style any more."""
+    """The job was cancelled."""
     LEASE_LOST = 3
     """Another worker has the job: write nothing more."""
 
@@ -29,10 +29,10 @@ class StopSignal:
         self._deadline = math.inf
 
     def request(self, reason: StopReason, *, deadline: float = math.inf) -> None:
-        """Ask for an end.
+        """Request a stop.
 
         Args:
-            deadline: monotonic time, in seconds, at which the process will be gone.
+            deadline: monotonic time, in seconds, at which the process ends.
         """
         self._deadline = min(self._deadline, deadline)
         if self._own is None or reason > self._own:
@@ -46,18 +46,18 @@ class StopSignal:
 
     @property
     def deadline(self) -> float:
-        """Monotonic time at which the process will be gone; infinite when nobody set one."""
+        """Monotonic time at which the process ends; infinite if unknown."""
         inherited = self._parent.deadline if self._parent else math.inf
         return min(self._deadline, inherited)
 
     def check(self) -> None:
-        """Raise ``Stopped`` when a stop was asked for."""
+        """Raise ``Stopped`` if a stop was requested."""
         if (reason := self.reason) is not None:
             raise Stopped(reason)
 
 
 class Stopped(Exception):
-    """Work ended before it was done, because a stop was asked for."""
+    """Work ended early because a stop was requested."""
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(reason.name.lower())

@@ -89,7 +89,7 @@ class ReportWriter:
         except TrainerBroken:
             raise
         except Stopped:
-            # What is left of the grace is for the announcement.
+            # The remaining shutdown time is for the final call.
             log.info("no report for task %s: the work should end", task.task_id)
         except Unavailable as error:
             log.warning("no report for task %s, the store is away: %s", task.task_id, error)

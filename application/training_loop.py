@@ -1,4 +1,4 @@
-"""Drive a training session to its end: steps, checkpoints, progress, and an ear for a stop."""
+"""The training loop: steps, checkpoints, previews, progress calls, cancellation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from domain.progress import Progress, Speedometer
 log = logging.getLogger(__name__)
 
 _FOR_A_CHECKPOINT = 0.75
-"""Part of what is left of the grace; in the rest the job is handed over and the lease released."""
+"""Share of the remaining shutdown time; in the rest the job is requeued and the lease released."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class TrainingLoop:
                         previews.draw(session, entry.job.task_id, step.epoch)
             except Exception:
                 if stop.reason is not StopReason.LEASE_LOST:
-                    # Whose process will be gone has no time left to wait.
+                    # With a shutdown deadline there is no time to wait.
                     storage.leave(timeout=0.0 if math.isfinite(stop.deadline) else None)
                 raise
             storage.finish()
@@ -104,7 +104,7 @@ class TrainingLoop:
     def _save_in_time(
         self, session: TrainingSession, storage: CheckpointStorage, stop: StopSignal
     ) -> None:
-        """Store a checkpoint if one fits: handing over without one beats being killed over it."""
+        """Store a checkpoint if there is time for one before the process ends."""
         left = stop.deadline - self.clock.monotonic()
         if not storage.finish(timeout=_at_most(left / 2)):
             log.warning("no checkpoint: the one before is still under way, in %.1f s", left / 2)
@@ -124,13 +124,13 @@ class TrainingLoop:
         if progress is None or speed is None:
             return
         if not lease.is_valid:
-            return  # who has the job now speaks for it, and may have made the final call
+            return  # another worker may have the job, and may have made the final call
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
         except (Unavailable, NotifierRefused) as error:
             if isinstance(error, Unavailable):  # a refused call has arrived
                 entry.quiet_from = self.clock.monotonic() + self.config.in_transit
-            log.warning("progress was not delivered, the next will be newer: %s", error)
+            log.warning("progress call failed, the next one follows: %s", error)
 
     def _poll_cancellation(self, entry: Entry, stop: StopSignal) -> None:
         if self.store.cancellation_requested(entry.job.task_id):

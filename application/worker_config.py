@@ -1,4 +1,4 @@
-"""The figures that govern a worker, each with its default."""
+"""The configuration of the use cases, with defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from domain.image import MAX_IMAGE_BYTES, MIN_IMAGES
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """How a worker treats every job."""
+    """How a worker processes jobs."""
 
     min_images: int = MIN_IMAGES
     """Usable images below which a job fails with LOW_QUALITY_DATA."""
@@ -20,7 +20,7 @@ class WorkerConfig:
     """Part of the training's time that previews at checkpoints may take, after the first ones;
     0 draws none but those of the report."""
     max_previews: int = 20
-    """Checkpoints of a job that get previews, at most."""
+    """Largest number of checkpoints of a job that get previews."""
     keep_checkpoints: int | None = 1
     """Checkpoints of a finished job that are kept with their styles, the latest ones, and the best
     epoch's beside them; 0 keeps none, None all."""
@@ -30,14 +30,14 @@ class WorkerConfig:
     """Seconds that the final call waits after a progress call that failed without being refused:
     it may still arrive."""
     cancel_poll: float = 5.0
-    """Seconds between two looks for a request to cancel."""
+    """Seconds between checks for a request to cancel."""
     max_failures: int = 5
     """Crashes and unexplained failures without a checkpoint in between, before giving up."""
     max_shared_failures: int = 2
     """Of a job that trains beside others; from then on it trains alone, so that a crash is its own
     doing and no other job's."""
     max_retries: int = 20
-    """Of a message whose handling meets a defect of ours, before it goes to the dead letters."""
+    """Retries of a message whose processing fails unexpectedly, before it is dead-lettered."""
     fetch_concurrency: int = 8
     """Images fetched at the same time."""
     max_image_bytes: int = MAX_IMAGE_BYTES
@@ -45,5 +45,5 @@ class WorkerConfig:
     repeats_from_folders: bool = False
     """Whether an image in a folder named like ``10_style`` is trained on 10 times an epoch."""
     upload_timeout: float = 600.0
-    """Seconds for which a finished style's upload is tried before the job is put down."""
+    """Seconds for which the upload of a finished style is retried."""
     lease: LeaseTerms = field(default_factory=LeaseTerms)

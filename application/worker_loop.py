@@ -1,4 +1,4 @@
-"""A worker's life: receive, read, run, settle, until it is asked to stop."""
+"""The loop of a worker: receive a message, run its task, settle it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from domain.task import InvalidTask, TrainingTask
 log = logging.getLogger(__name__)
 
 RECEIVE_SECONDS = 1.0
-"""How long a stop may go unnoticed by an idle worker."""
+"""How long one receive waits. An idle worker notices a stop after this time."""
 EMPTY_LOOKS = 3
-"""In a row, after which a queue is empty: what is still being written may come a little later."""
+"""Receives without a message, in a row, before a queue counts as empty."""
 AWAY_SECONDS = 2.0
-"""Between two looks for a queue that is away."""
+"""Between two receives while the queue is unavailable."""
 DUPLICATE_SECONDS = 60.0
-"""Until a second delivery of a task that this worker is processing is looked at again."""
+"""Delay of a second delivery of a task that this worker is still processing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerLoop:
-    """Deals with one message at a time."""
+    """Processes one message at a time."""
 
     queue: Queue
     parse: TaskParser
@@ -53,11 +53,11 @@ class WorkerLoop:
     """Shared by all loops of this worker."""
 
     def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
-        """Work until ``stop``, or until the queue has nothing for us.
+        """Process messages until ``stop``, or until the queue is empty.
 
         Raises:
-            TrainerBroken: by the trainer, once the message is back on the queue. Whoever cannot
-                train is always free for the next task, and would spoil all there are.
+            TrainerBroken: the device failed; its message is back on the queue. A worker that went
+                on would fail every further task.
         """
         away, looks, paused = False, 0, False
         while stop.reason is None:
@@ -75,14 +75,14 @@ class WorkerLoop:
             try:
                 delivery = self.queue.receive(RECEIVE_SECONDS)
             except QueueUnavailable as error:
-                # The queue's own pauses grow. Ours stays short: it may hold a message again.
+                # Short: the queue has growing pauses of its own between connections.
                 if not away:
-                    log.warning("no queue until further notice: %s", error)
+                    log.warning("queue unavailable: %s", error)
                 away = True
                 sleep(max(AWAY_SECONDS, error.retry_after or 0.0), self.clock, stop)
                 continue
             if away:
-                log.info("the queue is there again")
+                log.info("queue available again")
                 away = False
             if delivery is None:
                 looks += 1
@@ -92,7 +92,7 @@ class WorkerLoop:
             looks = 0
             settlement = self._process(delivery, stop)
             if isinstance(settlement, RetryLater) and settlement.broken:
-                log.critical("the worker ends, its device answers no more")
+                log.critical("the worker ends: its device has failed")
                 raise TrainerBroken(settlement.reason)
 
     def _process(self, delivery: Delivery, stop: StopSignal) -> Settlement:
@@ -138,21 +138,20 @@ class WorkerLoop:
                 self.defects.failed(task_id)
 
     def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Tell the queue. Where it no longer listens, it redelivers, and the journal knows."""
+        """Settle the message at the queue. If that fails, the queue delivers the message again."""
         try:
             match settlement:
                 case Ack():
                     self.queue.acknowledge(delivery)
                 case RetryLater(delay, reason):
-                    # The queue rounds the pause, and says in which it waits.
-                    log.warning("trying again later: %s", reason)
+                    log.warning("the message will be retried: %s", reason)
                     self.queue.retry_later(delivery, delay, reason)
                 case DeadLetter(reason, details):
-                    log.error("a message goes to the dead letters: %s", reason)
+                    log.error("message moved to the dead letters: %s", reason)
                     self.queue.dead_letter(delivery, reason, details)
                 case Requeue():
                     self.queue.requeue(delivery)
         except DeliveryLost:
-            log.warning("the broker has taken the delivery back; its redelivery will be settled")
+            log.warning("delivery lost: the broker will deliver the message again")
         except QueueUnavailable as error:
-            log.warning("the delivery could not be settled and will come again: %s", error)
+            log.warning("could not settle the delivery; the message will come again: %s", error)

@@ -1,4 +1,4 @@
-"""Several worker loops in one process, each with a job of its own in hand."""
+"""Several worker loops in one process, each with one job at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from application.worker_loop import WorkerLoop
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """As many loops as jobs may train together; one loop works in the caller's own thread."""
+    """Runs the loops, each in a thread; a single loop in the caller's thread."""
 
     loops: Sequence[WorkerLoop]
 
@@ -30,7 +30,7 @@ class WorkerPool:
             try:
                 wait(loops, return_when=FIRST_EXCEPTION)
             finally:
-                # For the others, where one has failed or we are interrupted.
+                # Where one loop failed, the others end too.
                 stop.request(StopReason.SHUTDOWN)
         _raise_first(loops)
 

@@ -89,9 +89,9 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
         return plain_steps(base, images, resolution, STEPS)
 
     def four_at_once() -> float:
-        seated = DiffusionTrainer(base, decode, "cpu", slots=4)
+        shared = DiffusionTrainer(base, decode, "cpu", slots=4)
         seeds = [replace(plan, parameters=replace(plan.parameters, seed=k)) for k in range(4)]
-        with running_together(seated, seeds) as runs:
+        with running_together(shared, seeds) as runs:
             while sum(runs.steps) < 4 * WARM_UP:
                 time.sleep(0.01)
             before, started = sum(runs.steps), time.perf_counter()

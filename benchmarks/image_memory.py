@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -30,9 +32,15 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure what checking images takes of memory.")
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--make", type=Path, help="only write the files, into this folder")
     options = parser.parse_args()
+    if options.make:
+        _write_files(options.make)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        kinds = _hostile_files(Path(folder))
+        # In a process of its own: what it takes of memory is not to be measured.
+        subprocess.run([sys.executable, "-m", __spec__.name, "--make", folder], check=True)
+        kinds = sorted(Path(folder).iterdir())
         images = []
         for n in range(options.images):
             path = kinds[n % len(kinds)]
@@ -48,9 +56,9 @@ def _measured(folder: Path, images: tuple[Location, ...]) -> dict[str, object]:
     with watch:
         fetched = fetch_images(
             images,
+            512,
             FileBlobStore({"images": folder}, read_only=("images",)),
             IsolatedInspector(),
-            512,
             WorkerConfig(),
             StopSignal(),
             quiet=True,
@@ -64,22 +72,24 @@ def _measured(folder: Path, images: tuple[Location, ...]) -> dict[str, object]:
     }
 
 
-def _hostile_files(folder: Path) -> list[Path]:
+def _write_files(folder: Path) -> None:
     """The most that is allowed of each format, small as files."""
-    paths = [folder / name for name in ("rgba.png", "progressive.jpg", "lossless.webp")]
-    _rgba_png(paths[0], 10_000)
-    _dotted(9_900).save(paths[1], progressive=True, subsampling=0)
-    _dotted(7_800).save(paths[2], lossless=True, method=0)
-    return paths
+    _rgba_png(folder / "rgba.png", 10_000)
+    _dotted(9_900).save(folder / "progressive.jpg", progressive=True, subsampling=0, quality=30)
+    _dotted(7_800).save(folder / "lossless.webp", lossless=True, method=0)
 
 
 def _dotted(side: int) -> Image.Image:
-    return Image.effect_noise((side // 100, side // 100), 60).resize((side, side)).convert("RGB")
+    return (
+        Image.effect_noise((side // 300, side // 300), 60)
+        .resize((side, side), Image.Resampling.NEAREST)
+        .convert("RGB")
+    )
 
 
 def _rgba_png(path: Path, side: int) -> None:
     row = b"\0" + bytes((n // 40) % 256 for n in range(4 * side))
-    packer = zlib.compressobj(1)
+    packer = zlib.compressobj(6)
     pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
     with path.open("wb") as file:

@@ -55,6 +55,11 @@ def kept_of(width: int, height: int, size: tuple[int, int]) -> float:
     return min(one, other) / max(one, other)
 
 
+def cut_off(width: int, height: int, resolution: int) -> float:
+    """Share of an image's area that is cut off where it is trained at its bucket's size."""
+    return 1 - kept_of(width, height, bucket_of(width, height, resolution))
+
+
 def _sizes(side: int, step: int) -> list[tuple[int, int]]:
     budget = side**2
     sides = range(step, int(side * math.sqrt(MAX_ASPECT_RATIO)) + 1, step)

@@ -1,4 +1,4 @@
-"""What whoever asked can mend."""
+"""An error that the caller can fix: its text names the remedy."""
 
 from __future__ import annotations
 

@@ -69,12 +69,12 @@ class RefusedImage:
 
 
 @dataclass(frozen=True)
-class Duplicate:
-    """Two usable images that show the same thing."""
+class Duplicates:
+    """Usable images that show the same thing."""
 
-    name: str
-    of: str
+    names: tuple[str, ...]
     exact: bool
+    """Whether their pixels are equal, and not only nearly so."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,20 @@ class ImageSet:
     refused: tuple[RefusedImage, ...] = ()
 
     @property
-    def duplicates(self) -> tuple[Duplicate, ...]:
-        """Pairs of usable images that are the same or nearly so; they train all the same."""
-        found = []
-        for first, second in combinations(self.usable, 2):
-            if _alike(first, second):
-                exact = first.facts.sha256 == second.facts.sha256
-                found.append(Duplicate(second.name, first.name, exact))
-        return tuple(found)
+    def duplicates(self) -> tuple[Duplicates, ...]:
+        """Groups of usable images that are the same or nearly so; they train all the same."""
+        groups = dict.fromkeys(groups_of_alike(self.usable))
+        return tuple(
+            Duplicates(
+                tuple(self.usable[i].name for i in sorted(group)),
+                exact=len({self.usable[i].facts.sha256 for i in group}) == 1,
+            )
+            for group in groups
+            if len(group) > 1
+        )
 
     def require(self, minimum: int) -> None:
-        """Insist on enough usable images.
+        """Require enough usable images.
 
         Raises:
             TrainingFailed: LOW_QUALITY_DATA, with every refused file and its reason.

@@ -99,6 +99,12 @@ class TrainingParameters:
     learning_rate: float = 1e-4
     """Peak learning rate, above 0 and at most 0.1. Prodigy multiplies its own estimate by it:
     its default is 1, and at most 10."""
+    network_weights: str | None = None
+    """An existing LoRA to start from, in any form that ``--export`` reads: with the local command
+    a path, else ``s3://bucket/key`` or ``gs://bucket/key`` in a bucket that tasks may read. Its
+    rank and layers must fit this run's."""
+    dim_from_weights: bool = False
+    """Take rank and alpha from ``network_weights``."""
     train_text_encoder: bool = False
     """Put adapters on the text encoder, too: the style learns what its words mean. Captions are
     then encoded at every step, which costs time and memory."""
@@ -240,6 +246,8 @@ LIMITS: Mapping[str, Limit] = {
     "optimizer": Choice(OptimizerName),
     "lr_scheduler": Choice(LearningRateSchedule),
     "learning_rate": FloatRange(0.0, 10.0, above_low=True),
+    "network_weights": BoundedText(1100),
+    "dim_from_weights": Boolean(),
     "train_text_encoder": Boolean(),
     "text_encoder_lr": FloatRange(0.0, 10.0, above_low=True),
     "batch_size": IntRange(1, 64),

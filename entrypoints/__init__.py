@@ -1,1 +1,1 @@
-"""Who starts it. The only place that reads the environment and knows the concrete adapters."""
+"""The commands. Only here the environment is read and adapters are chosen."""

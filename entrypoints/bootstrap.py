@@ -28,6 +28,7 @@ from adapters.metrics.queue import MeteredQueue
 from adapters.report.reporter import HtmlReporter
 from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.state import WorkerState
+from application.circuit_breaker import CircuitBreaker
 from application.event_bus import EventBus
 from application.fetch_images import fetch_images
 from application.job_store import JobStore
@@ -48,9 +49,17 @@ from application.worker_pool import WorkerPool
 from domain.image import ImageSet
 from domain.location import Location
 from entrypoints.cli import version
-from entrypoints.connections import new_id, open_blobs, open_notifier, open_queue, task_parser
+from entrypoints.connections import (
+    lora_loader,
+    new_id,
+    open_blobs,
+    open_notifier,
+    open_queue,
+    task_parser,
+)
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices, choose_slots
+from entrypoints.folders import free_space, work_folder
 from entrypoints.logs import Logging, silent_logging
 from entrypoints.settings import Settings
 
@@ -106,8 +115,7 @@ def image_fetcher(
 
 
 def open_uploads(slots: int) -> Iterator[Executor]:
-    """Threads that store checkpoints, one a job. What is on its way at the end is waited for: by
-    whoever closes the container, who knows how long."""
+    """Threads that store checkpoints, one for each job. Closing the container waits for them."""
     with ThreadPoolExecutor(slots, "checkpoints") as executor:
         yield executor
 
@@ -130,6 +138,16 @@ def open_job_log(
     logs.also_to(job_log)
     yield job_log
     logging.getLogger().removeHandler(job_log)
+
+
+def disk_trouble(settings: Settings) -> Callable[[], str | None]:
+    """Why the disk lets the worker take no task, or None; to be asked before each."""
+
+    def look() -> str | None:
+        enough, found = free_space(work_folder(settings), settings.min_disk_gb)
+        return None if enough else found
+
+    return look
 
 
 def build_worker_pool(loop: WorkerLoop, slots: int) -> WorkerPool:
@@ -210,6 +228,7 @@ class Container(containers.DeclarativeContainer):
     inspector = providers.Singleton(IsolatedInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(task_parser, settings)
+    load_lora = providers.Singleton(lora_loader, blobs)
 
     # The store of jobs, and their events.
     job_log = providers.Resource(open_job_log, logs, blobs, keys, clock, worker)
@@ -250,10 +269,12 @@ class Container(containers.DeclarativeContainer):
         write_report=write_report,
         notify_outcome=notify_outcome,
         config=config,
+        load_lora=load_lora,
     )
     reject_invalid_task = providers.Singleton(
         RejectInvalidTask, store=store, notify_outcome=notify_outcome, config=config
     )
+    circuit_breaker = providers.Singleton(CircuitBreaker, clock)
     worker_loop = providers.Singleton(
         WorkerLoop,
         queue=queue,
@@ -262,5 +283,7 @@ class Container(containers.DeclarativeContainer):
         reject=reject_invalid_task,
         clock=clock,
         events=events,
+        not_ready=providers.Singleton(disk_trouble, settings),
+        defects=circuit_breaker,
     )
     worker_pool = providers.Singleton(build_worker_pool, worker_loop, slots)

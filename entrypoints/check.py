@@ -1,4 +1,4 @@
-"""Try everything that a job needs: what an operator runs first on a new pod."""
+"""Check everything that a job needs, for an operator on a new pod."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 
 from adapters.console import ConsoleNotifier
 from application.text import printable
+from domain.errors import UserError
+from entrypoints.folders import free_space, work_folder
+from entrypoints.settings import settings_typos_now
 
 if TYPE_CHECKING:
     from entrypoints.bootstrap import Container
+    from entrypoints.settings import Settings
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one trial."""
+    """The result of one check."""
 
     part: str
     works: bool
@@ -34,13 +38,15 @@ def check(container: Container, *, as_json: bool = False) -> int:
 
 
 def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
-    """Every part with what tries it: gives what there is to say, or raises."""
+    """Every part with its check, which returns a description or raises."""
     settings = container.settings()
     images = [
         ("images", lambda bucket=bucket: _bucket(container, bucket, write=False))
         for bucket in settings.image_buckets
     ]
     return [
+        ("settings", lambda: _names(settings)),
+        ("disk", lambda: _disk(settings)),
         ("queue", lambda: _counts(container)),
         *images,
         ("models", lambda: _bucket(container, settings.model_bucket_name, write=True)),
@@ -65,6 +71,29 @@ def _table(outcomes: Sequence[Outcome]) -> str:
         f"{printable(outcome.detail)}"
         for outcome in outcomes
     )
+
+
+def _names(settings: Settings) -> str:
+    if typos := settings_typos_now():
+        raise UserError(
+            "; ".join(
+                f"{name} is no setting, did you mean {near}?" for name, near in typos.items()
+            )
+        )
+    for name in ("storage_dir", "spool_dir"):
+        folder = getattr(settings, name)
+        if name in settings.model_fields_set and folder is not None and not folder.exists():
+            raise UserError(
+                f"{name.upper()}={folder}: no such folder; create it, or mend the name"
+            )
+    return "every name that looks like a setting's is one"
+
+
+def _disk(settings: Settings) -> str:
+    enough, found = free_space(work_folder(settings), settings.min_disk_gb)
+    if not enough:
+        raise UserError(f"{found}: no task would be taken")
+    return found
 
 
 def _counts(container: Container) -> str:

@@ -1,4 +1,4 @@
-"""What every command does alike: its version, completion for shells, errors in one line."""
+"""Common to all commands: version, shell completion, errors in one line."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def with_dashes(argv: Sequence[str]) -> list[str]:
 
 
 def explain(error: Exception) -> tuple[int, list[str]] | None:
-    """The exit code for an error, and what to say of it; None for a defect of our own."""
+    """Exit code and message for an error; None for an unexpected one."""
     from application.ports import BlobDenied, TrainerBroken, Unavailable
 
     if isinstance(error, InvalidParameter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from adapters.filesystem import FileBlobStore
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
 from adapters.spool import SpoolQueue
-from application.ports import BlobStore, Notifier, TaskParser
+from application.ports import BlobStore, InitialLora, Notifier, TaskParser
+from domain.location import FORMS, InvalidLocation, Location
 from domain.task import InvalidTask, TrainingTask, check_size
 from entrypoints.cli import version
 from entrypoints.settings import Settings
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from adapters.rabbitmq.options import RabbitOptions
     from adapters.rabbitmq.queue import RabbitQueue
 
+MAX_LORA_BYTES = 512 * 1024**2
+"""Of a LoRA that a task starts from: rank 256 on every layer has 400 MB."""
 SPARE_CONNECTIONS = 4
 """A job's to the store, beside those that fetch images: lease, cancellation, journal,
 checkpoint."""
@@ -131,7 +134,7 @@ def open_blobs(
 
 
 def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
-    """Who is told: the backend, or the person at the terminal."""
+    """The backend, or the terminal where no backend is configured."""
     if settings.backend_api_url is None or settings.internal_api_token is None:
         yield ConsoleNotifier(console)
         return
@@ -169,10 +172,36 @@ def task_parser(settings: Settings) -> TaskParser:
                 remedy = f"give images from {', '.join(settings.image_buckets)}"
                 field = f"data.images.{number}"
                 raise InvalidTask(field, str(image), remedy, task.style_id, task.task_id)
+        _check_network_weights(task, {settings.model_bucket_name, *settings.image_buckets})
         check_size(task, max_steps=settings.max_job_steps, max_resolution=settings.max_resolution)
         return task
 
     return parse
+
+
+def _check_network_weights(task: TrainingTask, readable: set[str]) -> None:
+    text = task.requested.named.get("network_weights")
+    if text is None:
+        return
+    try:
+        if Location.parse(text).bucket in readable:
+            return
+    except InvalidLocation:
+        pass
+    remedy = f"give {FORMS} of a LoRA in one of these buckets: {', '.join(sorted(readable))}"
+    field = "data.parameters.network_weights"
+    raise InvalidTask(field, repr(text), remedy, task.style_id, task.task_id)
+
+
+def lora_loader(blobs: BlobStore) -> Callable[[str], InitialLora]:
+    """Fetches the LoRA that a task names."""
+
+    def load(text: str) -> InitialLora:
+        from adapters.diffusion.lora_files.warm_start import initial_from_bytes
+
+        return initial_from_bytes(blobs.get(Location.parse(text), max_bytes=MAX_LORA_BYTES).data)
+
+    return load
 
 
 def new_id() -> str:

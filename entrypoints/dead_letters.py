@@ -42,7 +42,7 @@ def process_dead_letters(
     option: str,
     as_json: bool,
 ) -> None:
-    """Do with the dead letters of a task as is asked, and print them.
+    """Apply an action to the dead letters of a task, and print them.
 
     Args:
         fate: of the letters that are meant; ``DeadLetterAction.KEEP`` only lists them.

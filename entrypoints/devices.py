@@ -1,4 +1,4 @@
-"""Which devices train: what `DEVICE` and `--device` may say, and whether it is there."""
+"""Choose the devices for training, from `DEVICE` or `--device`."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Fleet:
     """Monotonic seconds at which the GPU gets its worker."""
     _ended: dict[str, int] = field(default_factory=dict)
     _asked: deque[int] = field(default_factory=deque)
-    """Signals that the workers have not been told of yet."""
+    """Signals that were not yet passed on to the workers."""
     _stopping: bool = False
 
     def run(self) -> int:
@@ -126,5 +126,5 @@ class Fleet:
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
-    """What starts one worker of a fleet."""
+    """The command that starts one worker of a fleet."""
     return [sys.executable, "-m", "entrypoints.worker", *arguments]

@@ -1,9 +1,15 @@
-"""Folders that are there, or still to be made."""
+"""Folders that are there or still to be made, and their free space."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from entrypoints.settings import Settings
 
 
 def nearest_existing(path: Path) -> Path:
@@ -12,3 +18,16 @@ def nearest_existing(path: Path) -> Path:
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     return nearest
+
+
+def work_folder(settings: Settings) -> Path:
+    """Where a worker may run out of room."""
+    return Path(tempfile.gettempdir()) if settings.has_s3 else settings.storage_folder
+
+
+def free_space(folder: Path, min_gigabytes: float) -> tuple[bool, str]:
+    """Whether a folder has enough free space, and how much it has, in words."""
+    free = shutil.disk_usage(nearest_existing(folder)).free / 1e9
+    if free < min_gigabytes:
+        return False, f"{free:.1f} GB free in {folder}; {min_gigabytes:g} GB are needed"
+    return True, f"{free:.0f} GB free in {folder}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from application.captions import SUFFIXES
 from domain.location import InvalidLocation, Location
 from entrypoints.exit_codes import UsageError
 
@@ -12,20 +14,40 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}
 OTHER_SUFFIXES = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".psd"}
 """Files that a person may have meant as images: looked at, so that they are refused by name."""
 
-CAPTION_SUFFIXES = (".txt", ".TXT")
 CAPTIONS_OF_OTHERS = {".caption", ".jsonl"}
 """Where other trainers look for captions."""
 
+HIDDEN_BY_WINDOWS = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
+NOT_DOWNLOADED = ".icloud"
+"""Suffix of what stands for a file that is in iCloud only."""
 
-def find_images(folder: Path) -> list[str]:
-    """Names of the files in ``folder`` that are or may be meant as images, in order.
+_REPEATED = re.compile(r"[1-9][0-9]*_")
+"""How kohya's folders begin whose images come several times in an epoch."""
+
+
+def find_images(folder: Path, *, repeats_from_folders: bool = False) -> list[str]:
+    """Paths, from ``folder`` on, of the files that are or may be meant as images, in order.
+
+    Args:
+        repeats_from_folders: look into the folders named like ``10_style``, and only there.
 
     Raises:
         UsageError: there is no such folder, it cannot be read, no such file is in it, or one has
             a name that cannot be a key.
     """
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file; give the folder that holds the images")
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give the folder that holds the images")
     try:
-        names = _names(folder)
+        if repeats_from_folders:
+            names = [
+                f"{below.name}/{name}" for below in _repeated(folder) for name in _images_in(below)
+            ]
+        else:
+            names = _images_in(folder)
+        if not names:
+            raise UsageError(f"{folder}: {_nothing_found(folder, repeats_from_folders)}")
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error.strerror or error})") from None
     for name in names:
@@ -36,26 +58,31 @@ def find_images(folder: Path) -> list[str]:
     return names
 
 
-def _names(folder: Path) -> list[str]:
-    if folder.is_file():
-        raise UsageError(f"{folder}: is a file; give the folder that holds the images")
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give the folder that holds the images")
+def _images_in(folder: Path) -> list[str]:
     suffixes = IMAGE_SUFFIXES | OTHER_SUFFIXES
-    names = sorted(
+    return sorted(
         file.name
         for file in folder.iterdir()
-        if file.suffix.lower() in suffixes and file.is_file() and not file.name.startswith(".")
+        if file.suffix.lower() in suffixes and file.is_file() and not _is_hidden(file)
     )
-    if names:
-        return names
-    below = [f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir()]
-    if below:
-        raise UsageError(
-            f"{folder}: no image in it, and folders in it are not searched; give the one that "
-            f"holds the images, such as {below[0]}"
-        )
-    raise UsageError(f"{folder}: no image in it; put JPEG, PNG or WebP files there")
+
+
+def _repeated(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and _REPEATED.match(path.name)
+    )
+
+
+def _nothing_found(folder: Path, repeats_from_folders: bool) -> str:
+    if repeats_from_folders:
+        return "no image in folders named like 10_style; put JPEG, PNG or WebP files there"
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not below:
+        return "no image in it; put JPEG, PNG or WebP files there"
+    text = "no image in it, and folders in it are not searched; give the one that holds the images"
+    if repeated := _repeated(folder):
+        return f"{text}, or --repeats-from-folders for folders such as {repeated[0].name}/"
+    return f"{text}, such as {below[0].name}/"
 
 
 def read_own(path: Path) -> bytes:
@@ -72,29 +99,46 @@ def read_own(path: Path) -> bytes:
 
 def find_caption(image: Path) -> Path | None:
     """The file that holds an image's caption, where there is one."""
-    beside = (image.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+    beside = (image.with_suffix(suffix) for suffix in SUFFIXES)
     return next((path for path in beside if path.is_file()), None)
 
 
 def passed_over(folder: Path, names: Collection[str], besides: Path) -> list[str]:
-    """What else lies in ``folder``, each with why it is not used where that may be a mistake.
+    """What else lies in ``folder`` and in the folders of ``names``, each with why it is not used
+    where that may be a mistake; hidden files are only counted.
 
     Args:
         names: the images that were found there.
         besides: of the results; nobody means these.
     """
-    found = []
-    for path in sorted(folder.iterdir()):
-        ours = besides.resolve().is_relative_to(path.resolve())
-        if path.name in names or path.name.startswith(".") or ours:
-            continue
-        if path.suffix not in CAPTION_SUFFIXES or not path.is_file() or _lacks(path, names):
-            found.append(f"{path.name}{_why(path, names)}")
+    found, hidden, away = [], 0, 0
+    for path in _beside(folder, names):
+        if _is_hidden(path):
+            hidden += 1
+            away += path.suffix == NOT_DOWNLOADED
+        elif not besides.resolve().is_relative_to(path.resolve()):
+            name = path.relative_to(folder).as_posix()
+            found.append(f"{name}{_why(path, names)}")
+    if hidden:
+        files = "1 hidden file" if hidden == 1 else f"{hidden} hidden files"
+        found.insert(0, files + (f" ({away} in iCloud only: download first)" if away else ""))
     return found
 
 
-def _lacks(caption: Path, images: Collection[str]) -> bool:
-    return caption.stem not in {Path(name).stem for name in images}
+def _beside(folder: Path, names: Collection[str]) -> Iterator[Path]:
+    """What lies in the folders of the images and is neither an image nor its caption."""
+    images = [folder / name for name in names]
+    used = {*images, *(image.with_suffix(suffix) for image in images for suffix in SUFFIXES)}
+    inside = {image.parent for image in images}
+    for below in sorted({folder, *inside}):
+        for path in sorted(below.iterdir()):
+            if (path in used and path.is_file()) or path in inside:
+                continue
+            yield path
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in HIDDEN_BY_WINDOWS
 
 
 def _why(path: Path, images: Collection[str]) -> str:
@@ -105,8 +149,8 @@ def _why(path: Path, images: Collection[str]) -> str:
         return " (a link to nothing)"
     if path.suffix in CAPTIONS_OF_OTHERS:
         return " (a caption is <name>.txt)"
-    if path.suffix not in CAPTION_SUFFIXES:
+    if path.suffix not in SUFFIXES:
         return ""
-    if path.stem in images:
+    if path.stem in {Path(name).name for name in images}:
         return f" (a caption is {Path(path.stem).stem}.txt)"
     return " (no image of that name)"

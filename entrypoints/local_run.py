@@ -29,7 +29,7 @@ from adapters.images.decode import decode
 from adapters.report.reporter import HtmlReporter
 from application.fetch_images import fetch_images
 from application.lease import LeaseTerms
-from application.ports import BlobMissing, BlobStore
+from application.ports import BlobMissing, BlobStore, InitialLora
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
 from application.storage_keys import StorageKeys
@@ -65,6 +65,17 @@ FACTS_RESOLUTION = 512
 """At which the images are looked at before the base model is loaded, whatever is trained at."""
 LOCAL_TASKS = uuid.UUID("6f3e0b52-9a0c-4a57-8f0e-1d8a3b5f7c11")
 """Namespace of local task ids, so that the same run has the same id and goes on."""
+
+
+def check_out(out: Path, images: Path) -> None:
+    """Make sure that ``out`` is not the images' folder, and can be written.
+
+    Raises:
+        UsageError: it is, or it cannot.
+    """
+    if out.resolve() == images.resolve():
+        raise UsageError(f"--out {out}: holds the images; give another folder, or one in it")
+    check_writable(out)
 
 
 def check_writable(out: Path) -> None:
@@ -142,7 +153,23 @@ def _thumbnail(file: Path) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def build_container(arguments: argparse.Namespace, label: Label) -> Container:
+def initial_lora(requested: RequestedParameters) -> InitialLora | None:
+    """What ``--network-weights`` names.
+
+    Raises:
+        InvalidLoraFile: it is no LoRA that a run can start from.
+    """
+    given = requested.named.get("network_weights")
+    if given is None:
+        return None
+    from adapters.diffusion.lora_files.warm_start import initial_from_path
+
+    return initial_from_path(Path(given))
+
+
+def build_container(
+    arguments: argparse.Namespace, label: Label, initial: InitialLora | None
+) -> Container:
     """The worker's container with folders for buckets and the terminal for a backend."""
     logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
     named = {
@@ -169,6 +196,7 @@ def build_container(arguments: argparse.Namespace, label: Label) -> Container:
                 preview_share=settings.preview_share,
                 keep_checkpoints=None,
                 max_image_bytes=MAX_LOCAL_BYTES,
+                repeats_from_folders=arguments.repeats_from_folders,
                 lease=LEASE,
             )
         )
@@ -178,6 +206,7 @@ def build_container(arguments: argparse.Namespace, label: Label) -> Container:
             FileBlobStore, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,)
         )
     )
+    container.load_lora.override(providers.Object(lambda _: initial))
     container.reporter.override(
         providers.Singleton(HtmlReporter, providers.Object(decode), companions=True)
     )
@@ -221,6 +250,7 @@ def describe_task(
     images: ImageSet,
     base: BaseModel,
     label: Label,
+    initial: InitialLora | None,
 ) -> TrainingTask:
     """The task; its id is a hash of all that determines the weights.
 
@@ -235,6 +265,8 @@ def describe_task(
         "pictures": [[p.name, p.facts.sha256, p.caption] for p in images.usable],
         "base": base.fingerprint,
     }
+    if initial is not None:
+        identity["network_weights"] = hashlib.sha256(initial.data).hexdigest()
     return TrainingTask(
         task_id=str(uuid.uuid5(LOCAL_TASKS, json.dumps(identity))),
         style_id=arguments.style_id,
@@ -322,7 +354,7 @@ def _report_files(out: Path) -> list[Path]:
 
 
 def _outcome(job: TrainingJob, out: Path) -> dict[str, Any]:
-    """What a program wants to know of a run."""
+    """The outcome of a run, for ``--json``."""
     done = job.state is JobState.COMPLETED
     return {
         "result": str(job.state),
@@ -368,7 +400,7 @@ def _refuse_other_run(
 
 
 def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> str:
-    """In what a run differs from one with these parameters."""
+    """How a run differs from one with these parameters."""
     if other is None or other.parameters is None:
         return "of other images, captions, parameters or base model"
     was, now = asdict(other.parameters), asdict(parameters)

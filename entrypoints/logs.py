@@ -1,4 +1,4 @@
-"""Where log lines go: for a person at a terminal, or as JSON for whoever collects them."""
+"""Set up logging: text for a terminal, JSON for log collectors."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ CHATTY = (
     "transformers",
     "huggingface_hub",
 )
-"""Libraries whose lines below a warning help nobody who runs a worker."""
+"""Libraries whose lines below a warning are hidden: they do not help an operator."""
 SPOKEN_FOR = ("pika",)
 """Libraries whose errors our own adapters report, in one line instead of seven and a traceback."""
 
 
 @dataclass(frozen=True)
 class Logging:
-    """What the lines of a process pass through."""
+    """The filters that all log lines of a process pass."""
 
     context: LogContext
     """Marks each line with its job; an observer of events."""

@@ -51,6 +51,8 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
 
     add("--epochs", "passes over the images (default: 700 - 20 x images, 100 to 500)", type=int)
     add("--learning-rate", "peak learning rate (default: 1e-4, prodigy: 1)", type=float)
+    add("--network-weights", "existing LoRA to start from: a file or folder", metavar="PATH")
+    add("--dim-from-weights", "take rank and alpha from that LoRA", action="store_true")
     add("--train-text-encoder", "put adapters on the text encoder, too", action="store_true")
     add("--text-encoder-lr", "its peak learning rate (default: learning rate)", type=float)
     add("--batch-size", "images per step (default: 1)", type=int)

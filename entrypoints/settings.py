@@ -502,7 +502,7 @@ class Settings(BaseSettings):
 
 
 class WorkerSettings(Settings):
-    """With what a worker needs beyond the other commands, which train and announce nothing."""
+    """With the checks that only a worker needs: other commands neither train nor notify."""
 
     @field_validator("jobs_together")
     @classmethod
@@ -583,7 +583,7 @@ def _is_encrypted(url: SecretStr) -> bool:
 
 
 def _loaded(value: Path | None, tls: TlsOptions, remedy: str) -> Path | None:
-    """The setting, whose files can be read as what they should be."""
+    """Check that the files of a setting can be loaded."""
     if value is not None:
         try:
             tls.context()
@@ -609,7 +609,7 @@ def load_settings(
         lines = [_line(problem) for problem in error.errors(include_url=False)]
         lines += [
             f"{name} is no setting and is not read: did you mean {near}?"
-            for name, near in _typos(env_file).items()
+            for name, near in settings_typos_now(env_file).items()
         ]
         raise InvalidSettings("\n".join(lines)) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -619,11 +619,11 @@ def load_settings(
 
 
 def warn_about_names(env_file: Path | None = Path(".env")) -> None:
-    """Log the names of settings that are outdated, and those that are probably misspelt."""
+    """Log the names of settings that are outdated, and those that are probably typos."""
     for old in sorted(_given(env_file).keys() & RENAMED.keys()):
         new = RENAMED[old].upper()
         log.warning("%s is now %s: rename it, the next release ignores it", old.upper(), new)
-    for name, near in _typos(env_file).items():
+    for name, near in settings_typos_now(env_file).items():
         log.warning("%s is no setting and is not read: did you mean %s?", name, near)
 
 
@@ -633,7 +633,8 @@ def _given(env_file: Path | None) -> dict[str, str | None]:
     return {**in_file, **{name.lower(): value for name, value in os.environ.items()}}
 
 
-def _typos(env_file: Path | None) -> dict[str, str]:
+def settings_typos_now(env_file: Path | None = Path(".env")) -> dict[str, str]:
+    """Names in the environment and in a file that look like a setting's, misspelt, with it."""
     given = {name: value for name, value in _given(env_file).items() if name not in RENAMED}
     return settings_typos(given, [name.upper() for name in Settings.model_fields])
 

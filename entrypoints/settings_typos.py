@@ -1,4 +1,4 @@
-"""Names that are no setting's and look like one's, misspelt."""
+"""Names in the environment that are probably misspelt settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NEAR = 0.86
 broker's own container is told (RABBITMQ_DEFAULT_PASS, RABBITMQ_NODE_PORT) is not."""
 
 OF_OTHERS = frozenset({"AWS_ENDPOINT_URL", "STATSD_HOST", "STATSD_PORT"})
-"""What boto3 and the like read; as near as that by chance."""
+"""Settings of boto3 and others that resemble ours by chance."""
 
 
 def settings_typos(given: Mapping[str, str | None], settings: Collection[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask for an orderly end; a second one, or the end of the grace, is final."""
+"""Graceful shutdown on SIGTERM or Ctrl-C; a second signal or the timeout ends at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def graceful_shutdown(stop: StopSignal, shutdown_timeout: float) -> Iterator[None]:
-    """While open, the first signal sets ``stop`` and starts the grace.
+    """While open, the first signal sets ``stop`` and starts the timeout.
 
     A thread of its own listens, because Python's own handlers wait until the main thread comes
     out of whatever library it is in, and a training step can take seconds.
@@ -56,9 +56,7 @@ def _listen(signals: socket.socket, stop: StopSignal, shutdown_timeout: float) -
     try:
         second = _next(signals)
     except (TimeoutError, BlockingIOError):  # the latter where nothing is left to wait for
-        log.warning(
-            "the grace of %g s is over: the delivery goes back by itself", shutdown_timeout
-        )
+        log.warning("not stopped within %g s: the broker takes the message back", shutdown_timeout)
         os._exit(EXIT_SHUTDOWN_TIMEOUT)
     if second is not None:
         log.warning("%s again: stopping at once", signal.Signals(second).name)

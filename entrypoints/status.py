@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +18,10 @@ from adapters.nvml import GpuReader
 from adapters.status_page.app import Check, Finding, Sources, build_app
 from adapters.status_page.server import StatusServer
 from adapters.status_page.state import WorkerState
+from application.circuit_breaker import CircuitBreaker
 from entrypoints.bootstrap import Container
 from entrypoints.connections import queue_place
-from entrypoints.folders import nearest_existing
+from entrypoints.folders import free_space, work_folder
 from entrypoints.settings import Settings, is_secret
 
 log = logging.getLogger(__name__)
@@ -44,16 +43,15 @@ def serving(container: Container) -> Iterator[None]:
     read_cards = GpuReader()
     GpuCollector(read_cards, metrics.registry)
     gauges = DepthGauges(container.queue_depths(), metrics, container.clock().monotonic)
-    folder = Path(tempfile.gettempdir()) if settings.has_s3 else settings.storage_folder
     sources = Sources(
         worker_state=state,
         previews=container.preview_cache(),
         registry=metrics.registry,
         checks=[
-            work_check(state),
+            work_check(state, container.circuit_breaker()),
             model_check(state),
             broker_check(gauges, queue_place(settings)),
-            disk_check(folder, settings.min_disk_gb),
+            disk_check(work_folder(settings), settings.min_disk_gb),
         ],
         cards=read_cards,
         queues=lambda: queue_facts(gauges),
@@ -102,27 +100,24 @@ def broker_check(gauges: DepthGauges, where: str) -> Check:
             return Finding(False, f"{where} has not answered for {age or 0:.0f} s")
         return Finding(True, f"{where} answers")
 
-    return Check("Broker", look)
+    return Check("Queue", look)
 
 
 def disk_check(folder: Path, min_gigabytes: float) -> Check:
     """Whether there is room, for models that are fetched and for files of its own."""
 
     def look() -> Finding:
-        free = shutil.disk_usage(nearest_existing(folder)).free / 1e9
-        if free < min_gigabytes:
-            return Finding(
-                False, f"{free:.1f} GB free in {folder}; {min_gigabytes:g} GB are needed"
-            )
-        return Finding(True, f"{free:.0f} GB free in {folder}")
+        return Finding(*free_space(folder, min_gigabytes))
 
     return Check("Disk", look)
 
 
-def work_check(worker_state: WorkerState) -> Check:
+def work_check(worker_state: WorkerState, defects: CircuitBreaker | None = None) -> Check:
     """Whether the worker takes tasks."""
 
     def look() -> Finding:
+        if defects is not None and (trouble := defects.trouble) is not None:
+            return Finding(False, trouble)
         if worker_state.stopping:
             return Finding(False, "the worker is stopping and takes no further task")
         return Finding(True, "the worker takes tasks")

@@ -10,7 +10,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from domain.buckets import MAX_ASPECT_RATIO, bucket_of, kept_of
+from domain.buckets import MAX_ASPECT_RATIO, cut_off
 from domain.parameters import RequestedParameters
 from entrypoints.cli import CommandParser, add_common_options, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
@@ -75,6 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder with JPEG, PNG or WebP images; with --export a style, file or folder",
     )
     parser.add_argument("--out", type=path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--repeats-from-folders",
+        action="store_true",
+        help="use the images in folders named like 10_style, those 10 times an epoch",
+    )
     add_style_options(parser)
     add_label_options(parser)
     parser.add_argument(
@@ -180,11 +185,12 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
     local_run.check_optimizer(requested)
     local_run.check_device(arguments.device)
-    names = find_images(arguments.images)
-    local_run.check_writable(arguments.out)
+    names = find_images(arguments.images, repeats_from_folders=arguments.repeats_from_folders)
+    local_run.check_out(arguments.out, arguments.images)
 
     label = local_run.label_of(arguments)
-    container = local_run.build_container(arguments, label)
+    initial = local_run.initial_lora(requested)
+    container = local_run.build_container(arguments, label, initial)
     images = local_run.inspect(names, container)
     others = passed_over(arguments.images, names, besides=arguments.out)
     _tell_about(images, others, container.console())
@@ -192,9 +198,14 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
     base = container.base_model()
     parameters = requested.resolve(
-        image_count=len(images.usable), native_resolution=base.native_resolution
+        image_count=sum(image.repeats for image in images.usable),
+        native_resolution=base.native_resolution,
     )
-    task = local_run.describe_task(arguments, requested, parameters, names, images, base, label)
+    if initial is not None:
+        parameters = initial.dimensions(parameters)
+    task = local_run.describe_task(
+        arguments, requested, parameters, names, images, base, label, initial
+    )
     _tell_before_training(images, parameters, base, container.console())
     return local_run.run(task, parameters, container, arguments.out)
 
@@ -204,12 +215,22 @@ def _tell_about(images: ImageSet, others: Sequence[str], console: Console) -> No
 
     for refused in images.refused:
         say(console, f"left out {refused.name}: {refused.reason}", "yellow")
-    for pair in images.duplicates:
-        kind = "the same as" if pair.exact else "nearly the same as"
-        say(console, f"{pair.name} is {kind} {pair.of}", "yellow")
+    if any("a HEIC file" in refused.reason for refused in images.refused):
+        say(console, "to use HEIC files: pip install 'style-trainer[heif]'", "yellow")
+    for image in images.usable:
+        for note in image.facts.notes:
+            say(console, f"{image.name} is used: {note}", "yellow")
+    for group in images.duplicates:
+        kind = "the same image" if group.exact else "nearly the same image"
+        say(console, f"{kind}: {_few(group.names)}", "yellow")
     if others:
-        more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
-        say(console, f"not used: {', '.join(others[:MAX_NAMED])}{more}", "yellow")
+        say(console, f"not used: {_few(others)}", "yellow")
+
+
+def _few(names: Sequence[str]) -> str:
+    """The names in a line, of many the first."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}"
 
 
 def _tell_before_training(
@@ -218,15 +239,16 @@ def _tell_before_training(
     """What would disappoint afterwards, while it can still be changed."""
     from adapters.console import say
 
-    cut = [
-        1 - kept_of(width, height, bucket_of(width, height, parameters.resolution))
-        for width, height in ((p.facts.width, p.facts.height) for p in images.usable)
+    shares = [
+        (cut_off(image.facts.width, image.facts.height, parameters.resolution), image.name)
+        for image in images.usable
     ]
-    much = sum(share > MUCH_CUT for share in cut)
-    if much:
+    cut = sorted((found for found in shares if found[0] > MUCH_CUT), reverse=True)
+    if cut:
+        named = _few([f"{name} {share:.0%}" for share, name in cut])
         text = (
-            f"{much} of {len(cut)} lose more than {MUCH_CUT:.0%} to cropping, {max(cut):.0%} at "
-            f"most: crop them yourself, to a side ratio of {MAX_ASPECT_RATIO:g} to 1 at most"
+            f"{len(cut)} of {len(shares)} lose more than {MUCH_CUT:.0%} to cropping ({named}): "
+            f"crop them yourself, to a side ratio of {MAX_ASPECT_RATIO:g} to 1 at most"
         )
         say(console, text, "yellow")
     if not base.is_sd15:

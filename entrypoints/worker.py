@@ -31,7 +31,7 @@ at once (143, 130), and so does the end of SHUTDOWN_TIMEOUT (3): the job goes on
 last checkpoint.
 
 exit codes: 0 stopped as asked, or everything works; 1 the check found something that does not;
-2 a setting is wrong; 3 not done when the grace was over; 130, 143 stopped at once
+2 a setting is wrong; 3 not stopped within SHUTDOWN_TIMEOUT; 130, 143 stopped at once
 """
 
 

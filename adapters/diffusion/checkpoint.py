@@ -72,6 +72,7 @@ def run_identity(
     """
     return {
         "parameters": asdict(plan.parameters),
+        "network_weights": plan.initial and hashlib.sha256(plan.initial.data).hexdigest(),
         "images": _hash([image.facts.sha256 for image in plan.images]),
         "image sizes": _hash(sizes),
         "captions": _hash(captions),

@@ -25,6 +25,7 @@ from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.learning_rate import learning_rate_of
 from adapters.diffusion.lora_files.export import RunFacts, encode_trained
+from adapters.diffusion.lora_files.warm_start import start_from
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
 from adapters.diffusion.objective import objective_of
@@ -97,6 +98,8 @@ class DiffusionSession:
         """The text encoder's learning rate as a share of the UNet's."""
 
         self.lora = model.lora.new_style(slot, parameters.seed)
+        if plan.initial is not None:
+            start_from(self.lora, plan.initial.data)
         self.optimizer = build_optimizer(self.lora.weights, parameters)
         scaling = model.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaling)

@@ -123,6 +123,7 @@ def _open_jpeg(data: bytes) -> OpenedImage:
 def _open_png(data: bytes) -> OpenedImage:
     reduced = reduce_png(data)
     image = PngImageFile(BytesIO(reduced.data))
+    image.info.setdefault("exif", b"")  # else Pillow decodes the pixels to look behind them
     return OpenedImage(
         Kind.PNG,
         reduced.data,

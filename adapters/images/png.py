@@ -36,7 +36,7 @@ def reduce_png(data: bytes) -> ReducedPng:
     Raises:
         ValueError: a chunk that the pixels need is damaged, cut off or unknown.
     """
-    kept, profile, ended = [SIGNATURE], None, False
+    kept, profile, exif, ended = [], None, b"", False
     notes: dict[str, None] = {}
     for name, body, whole in _chunks(data):
         if name == b"IEND":
@@ -56,10 +56,13 @@ def reduce_png(data: bytes) -> ReducedPng:
         elif name == b"acTL":
             notes["it is animated; its first frame is used"] = None
         elif name == b"eXIf":
-            kept.append(_chunk(name, body))
+            exif = _chunk(name, body)
     if not ended:
         notes["its end is missing; its pixels are whole"] = None
-    return ReducedPng(b"".join((*kept, _chunk(b"IEND", b""))), profile, tuple(notes))
+    header, *others = kept
+    # EXIF data before the pixels, wherever it was: a decoder finds it without them.
+    reduced = b"".join((SIGNATURE, header, exif, *others, _chunk(b"IEND", b"")))
+    return ReducedPng(reduced, profile, tuple(notes))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:

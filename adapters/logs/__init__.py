@@ -1,1 +1,1 @@
-"""Log lines: whose job they belong to, what they may not say, how they look, where they go."""
+"""Logging: the job of each line, redaction, formats, destinations."""

@@ -1,1 +1,1 @@
-"""What a worker does, as Prometheus metrics. The ports are measured by decorating them."""
+"""Prometheus metrics of a worker. Decorators measure the ports."""

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "style_trainer"
 IDLE = "idle"
-FIRST_SEAT = 0
+FIRST_SLOT = 0
 RESULTS = ("completed", "failed", "cancelled", "interrupted")
 
 _JOB_SECONDS = (30, 60, 120, 300, 600, 1200, 1800, 2700, 3600, 5400, 7200, 10800)
@@ -157,8 +157,8 @@ class Metrics:
             self.lease_writes.labels(result)
         for resumed in ("true", "false"):
             self.attempts.labels(resumed)
-        self.steps.labels(FIRST_SEAT)
-        self.clear_slot(FIRST_SEAT)
+        self.steps.labels(FIRST_SLOT)
+        self.clear_slot(FIRST_SLOT)
 
     def show_phase(self, slot: int, current: str) -> None:
         """Say what the slot's job is at."""
@@ -173,7 +173,7 @@ class Metrics:
         """
         _remove(self.lease_written, slot)
         gauges = (self.epoch, self.epochs, self.progress, self.speed, self.time_left, self.loss)
-        if slot == FIRST_SEAT:
+        if slot == FIRST_SLOT:
             self.show_phase(slot, IDLE)
             for gauge in gauges:
                 gauge.labels(slot).set(math.nan if gauge is self.loss else 0)
@@ -201,8 +201,7 @@ def suppress_errors(record: Callable[[], object]) -> None:
 def record_outcome(
     names: Mapping[type[Exception], str], record: Callable[[str], object]
 ) -> Iterator[None]:
-    """Record how that ends which is done while this is open: ``ok``, the name of the first kind
-    that the error is of, or ``error``."""
+    """Record the outcome of the with-block: ``ok``, the name of the error's kind, or ``error``."""
     result = "error"
     try:
         yield

@@ -72,7 +72,7 @@ class MeteredQueue:
 
 
 class DepthGauges:
-    """Counts the waiting messages when told to, beside the work, so that a broker that is away
+    """Counts the waiting messages in ``poll``, apart from the work, so that a broker that is away
     or slow never holds up whoever reads the metrics.
 
     Args:

@@ -16,7 +16,7 @@ from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
 from application.ports import DeadLetterAction, DeadMessage, QueueUnavailable
 
-_INTERRUPTED = "the connection was lost while sifting the dead letters: sift again"
+_INTERRUPTED = "the connection was lost while processing the dead letters: repeat the command"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from adapters.report.curves import curves_in_words, has_gradients, plot_curves
 from adapters.report.preview_grid import draw_previews
 from application.ports import ReportFile, StyleReport
 from application.training_diagnostics import best_epoch, overfitting_note, standstill_note
-from domain.buckets import bucket_of, kept_of
+from domain.buckets import bucket_of, cut_off
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 
@@ -137,6 +137,7 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
         "snr_gamma": "off",
         "text_encoder_lr": f"{parameters.learning_rate:g}",
         "trigger_word": "none",
+        "network_weights": "none",
         "caption_prefix": "none",
         "caption_suffix": "none",
         "sample_prompts": "none: the first captions that differ; subjects of ours, where all "
@@ -161,7 +162,7 @@ def _crop(image: TrainingImage, parameters: TrainingParameters) -> tuple[int, in
     """Width and height that an image is trained at, and the percentage cut off for that."""
     pixels = image.facts.width, image.facts.height
     size = bucket_of(*pixels, parameters.resolution)
-    return *size, round(100 * (1 - kept_of(*pixels, size)))
+    return *size, round(100 * cut_off(*pixels, parameters.resolution))
 
 
 def _spread(items: Sequence[_Item], most: int) -> list[_Item]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ SHA256_KEY = "sha256"
 MIN_BYTES_PER_SECOND = 100_000
 """A body that comes more slowly does not arrive in time."""
 
+GZIP = b"\x1f\x8b"
+"""First bytes of a gzip file. Some objects are said to be one and are not."""
+
 _MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
 
 
@@ -41,14 +45,14 @@ def download(
     max_bytes: int | None,
     body_seconds: float = S3Options.body_seconds,
 ) -> Blob:
-    """Read an object with one request.
+    """Read an object with one request; one stored with ``Content-Encoding: gzip`` is unpacked.
 
     Args:
         body_seconds: for the body of a small object, at whatever pace its bytes come; a large
             one has more.
 
     Raises:
-        BlobTooLarge: the answer's head says so; the body was left unread.
+        BlobTooLarge: the answer's head says so, and the body was left unread; or it is, unpacked.
         BlobUnavailable: the body does not arrive in time.
         ChecksumMismatch: the body breaks off, or does not fit its checksum.
         botocore.exceptions.BotoCoreError: there is no answer.
@@ -70,6 +74,8 @@ def download(
         body.close()
     tag = require_field(answer, "ETag")
     _verify(data, tag, answer, at)
+    if "gzip" in answer.get("ContentEncoding", "").lower() and data.startswith(GZIP):
+        data = _unpacked(data, at, max_bytes)
     return Blob(data, tag)
 
 
@@ -110,6 +116,20 @@ def _read(body: StreamingBody, at: Location, max_bytes: int | None) -> bytes:
             raise BlobTooLarge(f"{at} has more than {max_bytes} bytes")
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def _unpacked(data: bytes, at: Location, max_bytes: int | None) -> bytes:
+    """What was compressed for the web, as ``aws s3 cp --content-encoding gzip`` says."""
+    unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        unpacked = unpacker.decompress(data, 0 if max_bytes is None else max_bytes + 1)
+    except zlib.error as error:
+        raise ChecksumMismatch(f"{at} is not the gzip that it is said to be: {error}") from error
+    if max_bytes is not None and len(unpacked) > max_bytes:
+        raise BlobTooLarge(f"{at} has more than {max_bytes} bytes, unpacked")
+    if not unpacker.eof:
+        raise ChecksumMismatch(f"{at} breaks off within its gzip")
+    return unpacked
 
 
 def _verify(data: bytes, tag: str, answer: GetObjectOutputTypeDef, at: Location) -> None:

@@ -21,7 +21,7 @@ class JobView:
     attempt: int | None = None
     phase: str | None = None
     """None until the job has been taken up."""
-    taken_up: float = 0.0
+    received_at: float = 0.0
     phase_since: float = 0.0
     phase_seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases that are over."""
@@ -55,7 +55,7 @@ class JobView:
         """Close the attempt."""
         self.eventful = self.phase is not None
         self.enter(None, now)
-        self.result, self.seconds, self.ended_at = result, now - self.taken_up, at
+        self.result, self.seconds, self.ended_at = result, now - self.received_at, at
         self.code, self.message = why.get("code"), why.get("message")
 
     def shown(self, now: float) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class JobView:
         return {
             **self.summary(),
             "phase": self.phase,
-            "elapsed": now - self.taken_up if self.seconds is None else self.seconds,
+            "elapsed": now - self.received_at if self.seconds is None else self.seconds,
             "progress": self._progress(),
         }
 

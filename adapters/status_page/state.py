@@ -121,7 +121,7 @@ class WorkerState:
 
     def _view(self, task_id: str, style_id: int) -> JobView:
         now = self._clock.monotonic()
-        return JobView(task_id=task_id, style_id=style_id, taken_up=now, phase_since=now)
+        return JobView(task_id=task_id, style_id=style_id, received_at=now, phase_since=now)
 
     def _note(self, job: JobView, event: Event) -> None:
         match event:

@@ -60,9 +60,9 @@ class WebhookNotifier:
         Raises:
             ValueError: no speed is measured yet.
         """
-        patience = self._options.progress_timeout
+        timeout = self._options.progress_timeout
         body = self._bodies.progress(style_id, progress)
-        error = self._try("PATCH", PROGRESS, body, {}, connect=patience, read=patience)
+        error = self._try("PATCH", PROGRESS, body, {}, connect=timeout, read=timeout)
         if error is not None:
             raise error
 
@@ -83,10 +83,10 @@ class WebhookNotifier:
         """
         if isinstance(outcome, Failure):
             return None  # of a failed style the backend shows nothing
-        patience = self._options.progress_timeout
+        timeout = self._options.progress_timeout
         path = STYLE.format(style_id)
         found = self._transport.exchange(
-            "GET", path, None, {}, connect=patience, read=patience, public=True
+            "GET", path, None, {}, connect=timeout, read=timeout, public=True
         )
         if not isinstance(found, Answer):
             return None
@@ -111,10 +111,8 @@ class WebhookNotifier:
             NotifierUnavailable: it cannot be reached, TLS does not hold, or it is down.
             NotifierRefused: somebody answers, but is not the backend or does not let us in.
         """
-        patience = self._options.progress_timeout
-        found = self._transport.exchange(
-            "PATCH", PROGRESS, {}, {}, connect=patience, read=patience
-        )
+        timeout = self._options.progress_timeout
+        found = self._transport.exchange("PATCH", PROGRESS, {}, {}, connect=timeout, read=timeout)
         url = self._options.base_url
         if isinstance(found, Answer) and found.status == 400:
             return f"{url} answers and takes the token"
@@ -130,8 +128,8 @@ class WebhookNotifier:
 
     def _tell_end(self, path: str, body: Body, key: str) -> None:
         options, headers = self._options, {"Idempotency-Key": key}
-        patience = {"connect": options.connect_timeout, "read": options.read_timeout}
-        error = self._try("POST", path, body, headers, **patience)
+        timeouts = {"connect": options.connect_timeout, "read": options.read_timeout}
+        error = self._try("POST", path, body, headers, **timeouts)
         if error is not None:
             raise error
 

@@ -240,8 +240,15 @@ def test_images_used_are_named_with_caption_and_size(shown: Page) -> None:
 def test_refused_and_repeated_images_are_named_with_the_reason(shown: Page) -> None:
     assert "holiday.gif it is a GIF file" in shown.text
     assert "tiny.png it is 10 x 10 pixels" in shown.text
-    assert "two copy.png the same as two.png" in shown.text
-    assert "two again.jpg nearly the same as two.png" in shown.text
+    assert "nearly the same image two.png, two copy.png, two again.jpg" in shown.text
+
+
+def test_what_is_to_be_known_of_an_image_stands_below_it() -> None:
+    usable = REPORT.images.usable[0]
+    facts = replace(usable.facts, notes=("its end is missing",))
+    noted = ImageSet((replace(usable, facts=facts, repeats=10),))
+    text = page(replace(REPORT, images=noted)).text
+    assert "10 times an epoch its end is missing" in text
 
 
 def test_without_refused_and_repeated_images_nothing_is_said_of_them() -> None:

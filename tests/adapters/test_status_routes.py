@@ -66,11 +66,11 @@ def test_a_worker_that_can_take_tasks_is_ready_and_says_why() -> None:
     client = local(idle())
     answer = client.get("/health/ready")
     assert answer.status_code == 200
-    checks = {"Broker": True, "Base model": True, "Disk": True}
+    checks = {"Queue": True, "Base model": True, "Disk": True}
     assert answer.json() == {"ready": True, "checks": checks}
     status = client.get("/api/status").json()
     assert {check["name"]: check["reason"] for check in status["checks"]} == {
-        "Broker": "rabbitmq:5672 answers",
+        "Queue": "rabbitmq:5672 answers",
         "Base model": "stable-diffusion-v1-5",
         "Disk": "51 GB free in /var/lib/style-trainer",
     }
@@ -82,13 +82,13 @@ def test_a_worker_that_cannot_is_alive_and_not_ready() -> None:
     answer = client.get("/health/ready")
     assert answer.status_code == 503
     broken = {name for name, ok in answer.json()["checks"].items() if not ok}
-    assert broken == {"Broker", "Disk"}
+    assert broken == {"Queue", "Disk"}
 
 
 def test_who_has_no_token_learns_which_check_fails_and_not_why() -> None:
     answer = remote(failed()).get("/health/ready")
     assert answer.status_code == 503
-    assert set(answer.json()["checks"]) == {"Broker", "Base model", "Disk"}
+    assert set(answer.json()["checks"]) == {"Queue", "Base model", "Disk"}
     for detail in ("rabbitmq", "/var/lib", "GB", "s3://"):
         assert detail not in answer.text
 

@@ -218,11 +218,11 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
     step: int,
     said: str,
 ) -> None:
-    stop, patience = StopSignal(), 0.0
+    stop, waited = StopSignal(), 0.0
 
     def noting(storing: list[Future[float]], timeout: float) -> Any:
-        nonlocal patience
-        patience += timeout
+        nonlocal waited
+        waited += timeout
         return wait(storing, timeout)
 
     def shut_down() -> None:
@@ -237,7 +237,7 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
         uploads=uploads,
     )
     assert worker(a_task(), stop) == Requeue()
-    assert 0 < patience < 0.2, "there is time left to hand the job over"
+    assert 0 < waited < 0.2, "there is time left to hand the job over"
     assert saved(world) == []
     assert f"no checkpoint: {said}" in caplog.text
     assert world.job().failures == 0

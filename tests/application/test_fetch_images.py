@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from adapters.memory import MemoryTrainer
+from adapters.memory import MemoryInspector, MemoryTrainer
+from application.fetch_images import fetch_images
 from application.ports import Blob, BlobDenied
 from application.settlement import Ack, DeadLetter
-from application.stop_signal import StopSignal
+from application.stop_signal import Stopped, StopReason, StopSignal
+from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
-from tests.application.world import TASK_ID, World, a_task
+from tests.application.world import CONFIG, TASK_ID, World, a_task
 
 
 def test_too_few_usable_images_fail_with_reasons_for_the_artist(world: World) -> None:
@@ -93,6 +97,8 @@ def test_captions_lie_beside_their_images(world: World, caplog: pytest.LogCaptur
     world.blobs.put(Location("media", "7/00.txt"), "a  red\nfox ".encode("utf-8-sig"))
     world.blobs.put(Location("media", "7/01.txt"), b"\xff\xfe\xff")
     world.blobs.put(Location("media", "7/02.txt"), b"red " * 5000)
+    world.blobs.put(Location("media", "7/03.TXT"), "a red fox".encode("utf-16"))
+    world.blobs.put(Location("media", "7/04.txt"), "a red fox".encode("utf-16-le"))
     plans = []
 
     class Noting(MemoryTrainer):
@@ -101,11 +107,12 @@ def test_captions_lie_beside_their_images(world: World, caplog: pytest.LogCaptur
             return super().open(plan, resume)
 
     world.worker(trainer=Noting(world.clock))(a_task(), StopSignal())
-    captions = [image.caption for image in plans[0].images[:4]]
-    assert captions == ["a red fox", None, None, None]
+    captions = [image.caption for image in plans[0].images[:6]]
+    assert captions == ["a red fox", None, None, "a red fox", None, None]
     assert [line for line in caplog.messages if "caption" in line] == [
         "the caption 01.txt is left out: it is not UTF-8; save it as UTF-8",
         "the caption 02.txt is left out: it is larger than 16 KB",
+        "the caption 04.txt is left out: it has NUL characters, as UTF-16 has; save it as UTF-8",
     ]
 
 
@@ -132,3 +139,48 @@ def test_an_image_with_so_long_a_key_that_no_caption_can_have_it_is_used(world: 
     outcome = world.worker()(replace(task, images=(*task.images, longest)), StopSignal())
     assert outcome == Ack()
     assert world.job().state is JobState.COMPLETED
+
+
+def test_images_in_kohyas_folders_come_as_often_as_these_say(world: World) -> None:
+    plans = []
+
+    class Noting(MemoryTrainer):
+        def open(self, plan: Any, resume: bytes | None) -> Any:
+            plans.append(plan)
+            return super().open(plan, resume)
+
+    for key in ("3_cats/1.png", "3_cats/2.png", "1_dogs/1.png"):
+        world.blobs.put(Location("media", key), key.encode())
+    task = replace(a_task(), images=tuple(world.blobs.list("media", "3_cats")))
+    task = replace(task, images=(*task.images, Location("media", "1_dogs/1.png")))
+    config = replace(CONFIG, min_images=1, repeats_from_folders=True)
+    world.worker(trainer=Noting(world.clock), config=config)(task, StopSignal())
+    cats = ["3_cats/1.png"] * 3 + ["3_cats/2.png"] * 3
+    assert [image.name for image in plans[0].images] == [*cats, "1_dogs/1.png"]
+
+
+@pytest.mark.parametrize("slow", ["store", "inspector"])
+def test_a_stop_is_heard_while_images_are_on_their_way(world: World, slow: str) -> None:
+    stop, release = StopSignal(), threading.Event()
+
+    class Slow:
+        def __init__(self, part: Any) -> None:
+            self._part = part
+
+        def __getattr__(self, name: str) -> Any:
+            def call(*arguments: Any, **options: Any) -> Any:
+                stop.request(StopReason.CANCELLED)
+                release.wait(30)
+                return getattr(self._part, name)(*arguments, **options)
+
+            return call
+
+    blobs: Any = Slow(world.blobs) if slow == "store" else world.blobs
+    inspector: Any = MemoryInspector() if slow == "store" else Slow(MemoryInspector())
+    before = time.monotonic()
+    try:
+        with pytest.raises(Stopped):
+            fetch_images(a_task().images, 512, blobs, inspector, WorkerConfig(), stop)
+        assert time.monotonic() - before < 2
+    finally:
+        release.set()

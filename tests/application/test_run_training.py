@@ -48,7 +48,7 @@ def test_the_log_says_what_became_of_a_message_that_came_again(
     world.worker()(a_task(), StopSignal())
     with caplog.at_level("INFO"):
         world.worker()(a_task(), StopSignal())
-    assert f"task {TASK_ID} is completed already, nothing is done" in caplog.messages
+    assert f"task {TASK_ID}: nothing to do, the job is completed" in caplog.messages
 
 
 def test_the_parameters_are_settled_once(world: World) -> None:

@@ -20,14 +20,14 @@ class Runs:
 
     def __init__(self, slots: AdmissionQueue) -> None:
         self.slots = slots
-        self.seated: list[str] = []
+        self.admitted: list[str] = []
         self.waited: list[str] = []
         self.leave: dict[str, threading.Event] = {}
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
 
     def start(self, name: str, batch_key: Hashable | None, stop: StopSignal | None = None) -> None:
-        """One more run; returns when it is seated or in the line."""
+        """One more run; returns when it is admitted or in the line."""
         self.leave[name] = threading.Event()
         before = len(self.slots._line) + len(self.slots._taken)
         thread = threading.Thread(target=self._run, args=(name, batch_key, stop or StopSignal()))
@@ -40,19 +40,19 @@ class Runs:
         try:
             with self.slots.taken(batch_key, stop, lambda: self.waited.append(name)):
                 with self._changed:
-                    self.seated.append(name)
+                    self.admitted.append(name)
                     self._changed.notify_all()
                 assert self.leave[name].wait(LONG)
         except Stopped:
             with self._changed:
-                self.seated.append(f"{name} stopped")
+                self.admitted.append(f"{name} stopped")
                 self._changed.notify_all()
 
     def expect(self, *names: str) -> None:
-        """These were seated, in this order, and no others."""
+        """These were admitted, in this order, and no others."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.seated) >= len(names), LONG)
-        assert self.seated == list(names)
+            assert self._changed.wait_for(lambda: len(self.admitted) >= len(names), LONG)
+        assert self.admitted == list(names)
 
     def end(self) -> None:
         for event in self.leave.values():

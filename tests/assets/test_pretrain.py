@@ -23,7 +23,7 @@ from assets.train_denoiser import (
 from assets.train_text_encoder import train_text_encoder
 from assets.vocabulary import write_vocabulary
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 VOCABULARY = Path(assets.__file__).parent / "small_base" / "tokenizer"
 

@@ -34,7 +34,7 @@ class Harness:
 
     trainer: Trainer
     images: tuple[TrainingImage, ...]
-    seated: Callable[[int], Trainer]
+    with_slots: Callable[[int], Trainer]
     """Another one, with so many slots."""
     resolution: int = 64
 
@@ -283,7 +283,7 @@ def test_runs_of_one_kind_train_at_the_same_time_and_end_as_they_would_alone(
 ) -> None:
     plans = [harness.plan(seed=seed, epochs=epochs) for seed, epochs in ((1, 3), (2, 2), (3, 3))]
     alone = [run(harness, plan) for plan in plans]
-    shared = replace(harness, trainer=harness.seated(3))
+    shared = replace(harness, trainer=harness.with_slots(3))
     assert len({shared.trainer.batch_key(plan.parameters) for plan in plans}) == 1
     assert shared.trainer.batch_key(plans[0].parameters) is not None
     with ThreadPoolExecutor(3) as pool:
@@ -303,7 +303,7 @@ def test_a_run_joins_others_on_their_way_and_goes_on_alone_from_a_checkpoint(
 ) -> None:
     plan = harness.plan(seed=5)
     whole = run(harness, plan)
-    shared = replace(harness, trainer=harness.seated(2))
+    shared = replace(harness, trainer=harness.with_slots(2))
     with shared.trainer.open(harness.plan(seed=6), None) as other:
         other.advance()
         with shared.trainer.open(plan, None) as session:
@@ -316,7 +316,7 @@ def test_a_run_joins_others_on_their_way_and_goes_on_alone_from_a_checkpoint(
 
 
 def test_more_runs_than_seats_or_of_another_kind_are_refused(harness: Harness) -> None:
-    trainer = harness.seated(2)
+    trainer = harness.with_slots(2)
     with trainer.open(harness.plan(seed=1), None):
         with (
             pytest.raises(RuntimeError, match=r"kind|cannot join"),

@@ -25,7 +25,7 @@ from domain.image import TrainingImage
 from tests.diffusion.held_out import encode_held_out, held_out_loss
 from tests.diffusion.runs import plan_of, read_images, run
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 MARGIN = 0.70
 """Share of the base's held-out loss that training has to take away."""

@@ -2,11 +2,12 @@ import pytest
 
 from domain.failure import FailureCode, TrainingFailed
 from domain.image import (
-    Duplicate,
+    Duplicates,
     ImageFacts,
     ImageSet,
     RefusedImage,
     TrainingImage,
+    folder_repeats,
     groups_of_alike,
 )
 
@@ -22,12 +23,13 @@ def test_duplicates_are_exact_or_near() -> None:
             image("b", "1", 0b0000_0000),
             image("c", "2", 0b0000_0111),
             image("d", "3", 0xFFFF_0000_0000),
+            image("e", "4", 0xFFFF_0000),
+            image("f", "4", 0xFFFF_0000),
         )
     )
     assert images.duplicates == (
-        Duplicate("b", "a", exact=True),
-        Duplicate("c", "a", exact=False),
-        Duplicate("c", "b", exact=False),
+        Duplicates(("a", "b", "c"), exact=False),
+        Duplicates(("e", "f"), exact=True),
     )
 
 
@@ -79,3 +81,18 @@ def test_none_at_all_fail_without_an_empty_list_of_refusals() -> None:
     with pytest.raises(TrainingFailed) as caught:
         ImageSet(()).require(1)
     assert "Left out" not in caught.value.failure.message
+
+
+@pytest.mark.parametrize(
+    ("key", "repeats"),
+    [
+        ("10_cats/1.png", 10),
+        ("training/3_my_style/1.png", 3),
+        ("10_cats/more/1.png", 1),
+        ("cats/10_1.png", 1),
+        ("10/1.png", 1),
+        ("1.png", 1),
+    ],
+)
+def test_a_folder_in_kohyas_form_says_how_often_its_images_come(key: str, repeats: int) -> None:
+    assert folder_repeats(key) == repeats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from adapters.memory import MemoryBlobStore
+from domain.errors import UserError
 from domain.location import Location
 from entrypoints.check import check, trials
+from entrypoints.settings import Settings
 from tests.application.world import World
 
 
@@ -37,7 +40,13 @@ def fail(text: str) -> Any:
 
 
 def container(**parts: Any) -> Any:
-    settings = SimpleNamespace(image_buckets=("a", "b"), model_bucket_name="models")
+    settings = SimpleNamespace(
+        image_buckets=("a", "b"),
+        model_bucket_name="models",
+        has_s3=True,
+        min_disk_gb=0.0,
+        model_fields_set=set(),
+    )
     usual = {
         "settings": lambda: settings,
         "blobs": Noting,
@@ -67,12 +76,12 @@ def test_what_fails_is_a_line_of_its_own_beside_what_works(
 ) -> None:
     assert check(container()) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "FAILED  queue       no broker"
-    assert lines[4] == "FAILED  backend     RuntimeError"
-    assert lines[6] == "ok      base model  base, 64 px, predicts epsilon"
+    assert lines[2] == "FAILED  queue       no broker"
+    assert lines[6] == "FAILED  backend     RuntimeError"
+    assert lines[8] == "ok      base model  base, 64 px, predicts epsilon"
     assert check(container(), as_json=True) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found[0] == {"part": "queue", "works": False, "detail": "no broker"}
+    assert found[2] == {"part": "queue", "works": False, "detail": "no broker"}
     assert [row["works"] for row in found] == [line.startswith("ok") for line in lines]
 
 
@@ -83,3 +92,27 @@ def test_a_card_is_told_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     told = dict(trials(container(devices=lambda: ("cuda:0", "cuda:1"))))["device"]()
     assert told.split("; ")[1].startswith("NVIDIA H200, 140 GiB, ")
+
+
+def named(container: Any, part: str) -> Any:
+    return dict(trials(container))[part]
+
+
+def test_too_little_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = SimpleNamespace(has_s3=True, min_disk_gb=1e9, image_buckets=(), model_bucket_name="m")
+    with pytest.raises(UserError, match=r"GB are needed: no task would be taken"):
+        named(container(settings=lambda: short), "disk")()
+
+
+def test_a_misspelt_name_and_a_folder_that_is_not_there_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(_env_file=None, storage_dir=tmp_path / "bukkets")
+    with pytest.raises(UserError, match=r"STORAGE_DIR=.*bukkets: no such folder"):
+        named(container(settings=lambda: settings), "settings")()
+    (tmp_path / "bukkets").mkdir()
+    named(container(settings=lambda: settings), "settings")()
+    monkeypatch.setenv("RABBITMQ_HOSTNAME", "broker.example")
+    with pytest.raises(UserError, match=r"RABBITMQ_HOSTNAME .*did you mean RABBITMQ_HOST\?"):
+        named(container(settings=lambda: settings), "settings")()

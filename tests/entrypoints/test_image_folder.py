@@ -52,13 +52,15 @@ def test_what_is_passed_over_is_told_with_why_where_it_may_be_a_mistake(tmp_path
     names = ["a.png", "b.png"]
     for name in (*names, "a.txt", "b.TXT", "a.png.txt", "c.txt", "a.caption", "m.jsonl", "x.zip"):
         (tmp_path / name).touch()
-    (tmp_path / ".DS_Store").touch()
+    for name in (".DS_Store", ".c.png.icloud", "Thumbs.db"):
+        (tmp_path / name).touch()
     (tmp_path / "more").mkdir()
     (tmp_path / "b.txt").mkdir()
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
     besides = tmp_path / "out" / "first"
     besides.mkdir(parents=True)
     assert passed_over(tmp_path, names, besides) == [
+        "3 hidden files (1 in iCloud only: download first)",
         "a.caption (a caption is <name>.txt)",
         "a.png.txt (a caption is a.txt)",
         "b.txt/ (a folder)",
@@ -68,3 +70,21 @@ def test_what_is_passed_over_is_told_with_why_where_it_may_be_a_mistake(tmp_path
         "more/ (a folder)",
         "x.zip",
     ]
+
+
+def test_folders_in_kohyas_form_are_read_where_that_is_asked(tmp_path: Path) -> None:
+    for name in ("10_cats/a.png", "10_cats/a.txt", "2_dogs/a.png", "0_none/a.png", "more/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "10_cats" / "b.txt").touch()
+    names = find_images(tmp_path, repeats_from_folders=True)
+    assert names == ["10_cats/a.png", "2_dogs/a.png"]
+    assert passed_over(tmp_path, names, tmp_path / "out") == [
+        "0_none/ (a folder)",
+        "more/ (a folder)",
+        "10_cats/b.txt (no image of that name)",
+    ]
+    with pytest.raises(UsageError, match=r"or --repeats-from-folders for folders such as 10_cats"):
+        find_images(tmp_path)
+    with pytest.raises(UsageError, match="no image in folders named like 10_style"):
+        find_images(tmp_path / "more", repeats_from_folders=True)

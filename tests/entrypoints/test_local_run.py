@@ -126,12 +126,12 @@ def test_every_checkpoint_that_was_asked_for_stays(
 def test_what_would_disappoint_is_said_before_the_training(
     trainer: Faulty, run: Run, tmp_path: Path
 ) -> None:
-    Image.new("RGB", (1200, 300), "teal").save(tmp_path / "images" / "wide.png")
+    Image.linear_gradient("L").resize((1200, 300)).save(tmp_path / "images" / "wide.png")
     said = run()[2]
     before, training, _ = said.partition("training on 2")
     assert training
     assert "only 2 usable " in before
-    assert "1 of 2 lose more than 10% to cropping" in before
+    assert "1 of 2 lose more than 10% to cropping (wide.png 40%)" in before
     assert "will not load in Stable Diffusion 1.5" in before
     assert "--base-model" in before
     (tmp_path / "images" / "wide.png").unlink()
@@ -184,3 +184,38 @@ def changed(file: Path) -> Iterator[Path]:
     before = file.read_bytes()
     yield file
     file.write_bytes(before)
+
+
+def test_copies_of_an_image_are_told_in_one_line(
+    trainer: Faulty, run: Run, tmp_path: Path
+) -> None:
+    (image,) = (tmp_path / "images").glob("*.[jpw]*")
+    for number in range(20):
+        (tmp_path / "images" / f"copy{number:02}.png").write_bytes(image.read_bytes())
+    told = [line for line in run()[2].splitlines() if "same image" in line]
+    assert len(told) == 1
+    assert told[0].startswith("the same image: ")
+    assert told[0].endswith(" and 13 more")
+
+
+def test_a_large_scan_is_used_and_a_damaged_one_is_told_with_what_it_lacks(
+    trainer: Faulty, run: Run, tmp_path: Path
+) -> None:
+    (image,) = (tmp_path / "images").glob("*.[jpw]*")
+    scan = Image.open(image).resize((2000, 2000))
+    scan.save(tmp_path / "images" / "scan.png", compress_level=0)
+    assert (tmp_path / "images" / "scan.png").stat().st_size > 10 * 1024**2
+    image.write_bytes(image.read_bytes()[:-2])
+    code, _, said = run()
+    assert code == 0
+    assert "left out" not in said
+    assert f"{image.name} is used: its end is missing; its pixels are whole" in said
+
+
+def test_images_in_kohyas_folders_come_as_often_as_these_say(
+    trainer: Faulty, run: Run, tmp_path: Path
+) -> None:
+    draw_style_set(tmp_path / "images" / "3_ink", count=2, seed=4)
+    code, outcome, said = run("--repeats-from-folders")
+    assert (code, outcome["steps"]) == (0, 2 * 3 * 2)
+    assert "not used: " in said, "what lies beside the folders"

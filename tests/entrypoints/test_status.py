@@ -17,7 +17,6 @@ from adapters.metrics.queue import DepthGauges
 from adapters.status_page.state import WorkerState
 from application.ports import QueueUnavailable
 from application.stop_signal import StopReason, StopSignal
-from entrypoints import status
 from entrypoints.status import (
     OLD_SECONDS,
     broker_check,
@@ -102,7 +101,7 @@ def test_the_broker_is_ready_while_it_answers() -> None:
     check = broker_check(gauges, "rabbitmq:5672")
     assert check()["reason"] == "rabbitmq:5672: the messages have not been counted yet"
     gauges.poll()
-    assert check() == {"name": "Broker", "ok": True, "reason": "rabbitmq:5672 answers"}
+    assert check() == {"name": "Queue", "ok": True, "reason": "rabbitmq:5672 answers"}
     clock.advance(OLD_SECONDS + 1)
     assert check()["reason"] == "rabbitmq:5672 has not answered for 61 s"
 
@@ -116,7 +115,7 @@ def test_room_is_looked_for_where_it_is_needed(
         usage[path] = SimpleNamespace(free=3.2e9)
         return usage[path]
 
-    monkeypatch.setattr(status.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
     folder = tmp_path / "not" / "there" / "yet"
     assert disk_check(folder, 2.0)()["ok"]
     short = disk_check(folder, 10.0)()

@@ -59,7 +59,7 @@ def test_the_end_of_the_grace_is_the_end(tmp_path: Path, submitted: str) -> None
         worker.send_signal(signal.SIGTERM)
         _, printed = worker.communicate(timeout=60)
     assert worker.returncode == 3, printed
-    assert "the grace of 0.001 s is over" in printed
+    assert "not stopped within 0.001 s" in printed
 
 
 def test_a_second_signal_ends_a_worker_at_once(tmp_path: Path, submitted: str) -> None:

@@ -173,7 +173,7 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
     first.rename(first.with_suffix(".jfif"))
     for image in (first, second, third):
         image.with_suffix(".txt").unlink()
-    first.with_suffix(".txt").write_bytes(b"\xff\xfe")
+    first.with_suffix(".txt").write_bytes("gr\u00fcn".encode("latin-1"))
     second.with_suffix(".TXT").write_text("a caption in capitals")
     (folder / f"{long}.png").write_bytes(b"not an image")
     (folder / "typo.txt").write_text("a caption of nothing")
@@ -185,7 +185,7 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
     printed = "\n".join(capfd.readouterr())
     assert f"left out {long}.png: it is not a JPEG, PNG or WebP image\n" in printed
     assert (
-        f"not used: more/ (a folder), {third.name}.txt (a caption is {third.stem}.txt), "
+        f"not used: {third.name}.txt (a caption is {third.stem}.txt), more/ (a folder), "
         "typo.txt (no image of that name)\n"
     ) in printed
     assert "1 of 3 have a caption, the others no word\n" in printed
@@ -266,10 +266,11 @@ def broken_images(folder: Path) -> Path:
     [
         ("no folder", "no such folder"),
         ("an image", "is a file; give the folder"),
-        ("folder of folders", "give the one that holds the images, such as 10_style/"),
+        ("folder of folders", "or --repeats-from-folders for folders such as 10_style/"),
         ("empty folder", "no image in it"),
         ("no usable image", "small.png"),
         ("out is below a file", "cannot be written"),
+        ("out holds the images", "holds the images; give another folder"),
         ("epochs 0", "--epochs 0: give a whole number"),
         ("rate nan", "--learning-rate nan: give a number"),
         ("style 0", "--style-id 0"),
@@ -299,6 +300,9 @@ def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
     elif case == "out is below a file":
         (tmp_path / "file").write_text("")
         target = tmp_path / "file" / "out"
+    elif case == "out holds the images":
+        source = target = tmp_path / "own"
+        draw_style_set(source, count=1, seed=5)
     elif case == "epochs 0":
         options += ["--epochs", "0"]
     elif case == "rate nan":

@@ -169,9 +169,9 @@ def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_p
         code, answer = worker.ask("/health/ready", token=None)
         assert code == 503
         ready = json.loads(answer)["checks"]
-        assert (ready["Broker"], ready["Base model"]) == (False, True)
+        assert (ready["Queue"], ready["Base model"]) == (False, True)
         reasons = {check["name"]: check["reason"] for check in status["checks"]}
-        assert f"127.0.0.1:{port}" in reasons["Broker"]
+        assert f"127.0.0.1:{port}" in reasons["Queue"]
         assert "style_trainer_queue_up 0.0" in worker.ask("/metrics")[1]
         worker.process.send_signal(signal.SIGTERM)
         worker.read_until(" ends")

@@ -106,7 +106,7 @@ class Scene:
             previews=self.previews,
             registry=self.metrics.registry,
             checks=[
-                Check("Broker", broker),
+                Check("Queue", broker),
                 Check("Base model", model),
                 Check("Disk", lambda: self.disk),
             ],

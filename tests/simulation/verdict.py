@@ -14,7 +14,7 @@ from tests.simulation.run import Run
 from tests.simulation.timeline import Process
 from tests.simulation.world import HOPELESS, Call, style_of
 
-EXPECTED_ERRORS = (PLANNED, "its device answers no more", "goes to the dead letters")
+EXPECTED_ERRORS = (PLANNED, "its device has failed", "moved to the dead letters")
 STOPPING = ("killed", "terminated", "frozen", "device", "store")
 """Disturbances of a machine by which it may lose what it has, or not come to record it."""
 

@@ -9,10 +9,12 @@ kohya's ``ss_*`` and Stability's ``modelspec.*`` (ModelSpec 1.0.1).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import torch
 
@@ -124,7 +126,20 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_caption_dropout_rate": parameters.caption_dropout,
         "ss_seed": parameters.seed,
     }
-    return {name: str(value) for name, value in {**values, **_caption_options(plan)}.items()}
+    values |= {**_caption_options(plan), **_provenance(plan)}
+    return {name: str(value) for name, value in values.items()}
+
+
+def _provenance(plan: TrainingPlan) -> dict[str, object]:
+    """The LoRA that the run started from: its file's name, and the hash of what was read."""
+    given, initial = plan.parameters.network_weights, plan.initial
+    if given is None or initial is None:
+        return {}
+    return {
+        "ss_network_weights": PurePosixPath(given.replace("\\", "/")).name,
+        "ss_network_weights_hash": hashlib.sha256(initial.data).hexdigest(),
+        "ss_dim_from_weights": plan.parameters.dim_from_weights,
+    }
 
 
 def _caption_options(plan: TrainingPlan) -> dict[str, object]:

@@ -135,6 +135,12 @@ def test_an_image_that_takes_too_much_memory_is_told_from_its_header(
         assert "640 x 600 pixels, too many to decode" in reason(data)
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "AVIF"])
+def test_opening_an_image_decodes_no_pixels(format: str) -> None:
+    opened = open_image(encode(scene(), format))
+    assert opened.image.tile or format == "WEBP"  # what Pillow has still to load
+
+
 def test_a_machine_without_memory_is_no_fault_of_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -151,7 +151,7 @@ def test_a_sifting_that_is_cut_off_leaves_every_letter_in_one_queue_at_least(
                 proxy.cut()
             return DeadLetterAction.PUT_BACK
 
-        with pytest.raises(QueueUnavailable, match="sift again"):
+        with pytest.raises(QueueUnavailable, match="repeat the command"):
             queue.process_dead_letters(cut_at_the_second)
         dead = {
             letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import threading
 import time
@@ -125,3 +126,24 @@ def test_a_body_that_drips_ends_at_its_deadline() -> None:
         with pytest.raises(BlobUnavailable, match="does not arrive within"):
             store.blobs.get(store.at("a"))
         assert time.monotonic() - began < 10
+
+
+def test_an_object_that_was_stored_as_gzip_is_unpacked(store: Store, direct: S3Client) -> None:
+    def stored(key: str, body: bytes) -> Location:
+        direct.put_object(Bucket=store.bucket, Key=key, Body=body, ContentEncoding="gzip")
+        return store.at(key)
+
+    image = b"image" * 1000
+    packed = stored("packed", gzip.compress(image))
+    assert store.blobs.get(packed).data == image
+    assert store.blobs.get(packed, max_bytes=len(image)).data == image
+    with pytest.raises(BlobTooLarge):
+        store.blobs.get(packed, max_bytes=len(image) - 1)
+    assert store.blobs.get(stored("only said to be", image)).data == image
+
+
+def test_gzip_that_breaks_off_is_never_given_out(store: Store, direct: S3Client) -> None:
+    body = gzip.compress(b"image" * 1000)[:-10]
+    direct.put_object(Bucket=store.bucket, Key="a", Body=body, ContentEncoding="gzip")
+    with pytest.raises(BlobUnavailable):
+        store.blobs.get(store.at("a"))
