@@ -27,6 +27,7 @@ from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
 from adapters.images.decode import decode
 from adapters.report.reporter import HtmlReporter
+from application.captions import caption_suffixes
 from application.fetch_images import fetch_images
 from application.lease import LeaseTerms
 from application.ports import BlobMissing, BlobStore, InitialLora
@@ -193,10 +194,13 @@ def build_container(
             WorkerConfig(
                 min_images=1,
                 checkpoint_every=arguments.checkpoint_every,
-                preview_share=settings.preview_share,
+                preview_share=settings.preview_share
+                if arguments.preview_share is None
+                else arguments.preview_share,
                 keep_checkpoints=None,
                 max_image_bytes=MAX_LOCAL_BYTES,
                 repeats_from_folders=arguments.repeats_from_folders,
+                caption_suffixes=caption_suffixes(arguments.caption_extension),
                 lease=LEASE,
             )
         )

@@ -195,6 +195,11 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
     bucket = container.settings().aws_storage_bucket_name
     task_id = str(uuid.uuid4())
     names = find_images(folder)
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{folder}: {name!r} is not UTF-8; rename the file") from None
     places = [Location(bucket, f"training/{style_id}/{task_id}/{name}") for name in names]
     body = encode_task(
         TrainingTask(

@@ -10,6 +10,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from application.captions import SUFFIXES
 from domain.buckets import MAX_ASPECT_RATIO, cut_off
 from domain.parameters import RequestedParameters
 from entrypoints.cli import CommandParser, add_common_options, explain, run_command
@@ -80,6 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="use the images in folders named like 10_style, those 10 times an epoch",
     )
+    parser.add_argument(
+        "--caption-extension",
+        default=SUFFIXES[0],
+        metavar="EXT",
+        help="ending of the captions' files (default: .txt)",
+    )
     add_style_options(parser)
     add_label_options(parser)
     parser.add_argument(
@@ -101,6 +108,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"
+    )
+    parser.add_argument(
+        "--preview-share",
+        type=float,
+        metavar="SHARE",
+        help="share of the time that previews at checkpoints may take; 0: no previews, not in the "
+        "report either (default: PREVIEW_SHARE, else 0.05)",
     )
     parser.add_argument(
         "--export",
@@ -181,6 +195,9 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if arguments.checkpoint_every < 1:
         raise UsageError(f"--checkpoint-every {arguments.checkpoint_every}: give 1 or more")
 
+    if arguments.preview_share is not None and not 0 <= arguments.preview_share <= 1:
+        raise UsageError(f"--preview-share {arguments.preview_share}: give 0 to 1")
+
     from entrypoints import local_run
 
     local_run.check_optimizer(requested)
@@ -192,7 +209,8 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     initial = local_run.initial_lora(requested)
     container = local_run.build_container(arguments, label, initial)
     images = local_run.inspect(names, container)
-    others = passed_over(arguments.images, names, besides=arguments.out)
+    suffixes = container.config().caption_suffixes
+    others = passed_over(arguments.images, names, besides=arguments.out, suffixes=suffixes)
     _tell_about(images, others, container.console())
     _tell_about_captions(images, arguments, container.console())
 

@@ -49,6 +49,15 @@ def test_a_folders_task_has_all_that_was_said_of_it(
     assert named[0].with_suffix(".txt").read_text() == "of a.TXT"
 
 
+def test_a_file_whose_name_is_not_utf8_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "gr\udcfcn.png").touch()
+    assert main(["images"]) == 2
+    assert "'gr\\udcfcn.png' is not UTF-8; rename the file" in capsys.readouterr().err
+
+
 def dead(name: str, body: bytes) -> None:
     Path("spool/dead").mkdir(parents=True, exist_ok=True)
     Path("spool/dead", name).write_bytes(body)
