@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dependency_injector import containers, providers
@@ -67,12 +68,18 @@ if TYPE_CHECKING:
     from adapters.diffusion.trainer import DiffusionTrainer
 
 
-def build_trainer(base: BaseModel, devices: Sequence[str], slots: int) -> DiffusionTrainer:
-    """The trainer on these devices; the base model is on the first."""
+def build_trainer(
+    settings: Settings, base: BaseModel, devices: Sequence[str], slots: int
+) -> DiffusionTrainer:
+    """The trainer on these devices. The base model is on the first; each run loads it on the
+    others."""
+    from adapters.diffusion.data_parallel import OtherRanks
     from adapters.diffusion.trainer import DiffusionTrainer
 
-    (device,) = devices
-    return DiffusionTrainer(base, decode, device, slots=slots)
+    device, *others = devices
+    ranks = OtherRanks(others, partial(load_base_model, settings), decode)
+    start_ranks = ranks.started if others else None
+    return DiffusionTrainer(base, decode, device, slots=slots, start_ranks=start_ranks)
 
 
 def worker_config(settings: Settings) -> WorkerConfig:
@@ -217,7 +224,7 @@ class Container(containers.DeclarativeContainer):
         MeteredNotifier, plain_notifier, metrics, clock.provided.monotonic
     )
     base_model = providers.Singleton(load_base_model, settings, device)
-    plain_trainer = providers.Singleton(build_trainer, base_model, devices, slots)
+    plain_trainer = providers.Singleton(build_trainer, settings, base_model, devices, slots)
     trainer = providers.Singleton(PreviewingTrainer, plain_trainer, preview_cache)
     inspector = providers.Singleton(IsolatedInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))

@@ -55,8 +55,6 @@ def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...
     if text is None:
         return ("cuda",) if gpus() else ("cpu",)
     names = parse_devices(text)
-    if len(names) > 1:
-        raise ValueError("one job trains on one GPU; give one, or --gpus for a worker on each")
     if names == ("cpu",):
         return names
     count = gpus()

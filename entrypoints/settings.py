@@ -113,8 +113,8 @@ class Settings(BaseSettings):
     )
     device: str | None = Field(
         None,
-        description="Device to train on: `cuda`, `cuda:1` or `cpu`. Default: the GPU if "
-        "there is one",
+        description="Device to train on: `cuda`, `cuda:1`, `cpu`, or several GPUs for one "
+        "job, `cuda:0,cuda:1`. Default: the GPU if there is one",
     )
 
     jobs_together: str = Field(

@@ -103,7 +103,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device",
-        help="cuda, cuda:1 or cpu (default: the GPU if there is one)",
+        help="cuda, cuda:1, cpu, or several GPUs such as cuda:0,cuda:1 (default: the GPU if there "
+        "is one)",
     )
     parser.add_argument(
         "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"

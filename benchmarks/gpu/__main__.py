@@ -23,7 +23,7 @@ from benchmarks.gpu.bench import attempts, prepare
 from benchmarks.gpu.facts import facts, slug
 from benchmarks.gpu.job import whole_job
 from benchmarks.gpu.results import PARTS, kept_rows
-from benchmarks.gpu.speed import FALLBACK_FLOP, count_flop, speed
+from benchmarks.gpu.speed import FALLBACK_FLOP, WAYS, count_flop, speed
 from benchmarks.gpu.styles import several_styles
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small base, 64 px: only a rehearsal")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--seconds", type=float, default=5.0, help="measured per row")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too; takes minutes")
+    parser.add_argument("--ways", nargs="+", default=[*WAYS[:-1]], choices=WAYS)
     parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=PARTS)
     parser.add_argument("--styles", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--epochs", type=int, default=200, help="of the whole job")

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,28 +24,32 @@ _RECOMPUTED = 1 / 5
 """Of attention's backward pass: one of its five products is the forward pass's once more."""
 
 
+WAYS = ("recipe", "eager", "graphs", "channels-last", "kernels", "compiled")
+"""The common recipe; ours, each with one thing more than the one before; and torch.compile in the
+place of our kernels, which takes minutes and is measured on demand only."""
+
+
 @dataclass(frozen=True)
 class Trick:
-    """One way to run a step; each of the list has what the one before has, and more."""
+    """One of our ways to run a step."""
 
     name: str
     backend: Backend
     compiled: bool = False
 
 
-def tricks(dtype: torch.dtype, *, with_compile: bool) -> list[Trick]:
-    """From the plain way to the best, one thing at a time."""
+def tricks(dtype: torch.dtype) -> dict[str, Trick]:
+    """Each of ``WAYS`` but the recipe."""
     eager = Backend(dtype=dtype)
     recorded = replace(eager, cuda_graphs=True)
     last = replace(recorded, channels_last=True)
-    fused = replace(last, fused=True)
-    found = [
-        Trick("encoded once, resident, nothing read back, packed LoRA", eager),
-        Trick("+ CUDA graphs", recorded),
-        Trick("+ channels last", last),
-        Trick("+ fused kernels", fused),
-    ]
-    return found + [Trick("channels last, graphs, compiled", last, compiled=True)] * with_compile
+    return {
+        "eager": Trick("encoded once, resident, nothing read back, packed LoRA", eager),
+        "graphs": Trick("+ CUDA graphs", recorded),
+        "channels-last": Trick("+ channels last", last),
+        "kernels": Trick("+ fused kernels", replace(last, fused=True)),
+        "compiled": Trick("channels last, graphs, compiled", last, compiled=True),
+    }
 
 
 def speed(
@@ -54,18 +59,17 @@ def speed(
     limit: float,
     note: Callable[[dict[str, Any]], None],
 ) -> None:
-    """The recipe and every trick at every batch size."""
+    """The ways asked for, at every batch size."""
+    ours = tricks(bench.base.unet.dtype)
     for batch in options.batches:
-        runs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-            ("common recipe, eager", lambda batch=batch: measure_recipe(bench, batch))
-        ]
-        runs += [
-            (trick.name, lambda trick=trick, batch=batch: measure_trick(bench, trick, batch))
-            for trick in tricks(bench.base.unet.dtype, with_compile=options.compile)
-        ]
         slowest = None
-        for name, run in runs:
-            for row in attempts(run, name):
+        for way in options.ways:
+            trick = ours.get(way)
+            if trick is None:
+                rows = attempts(partial(measure_recipe, bench, batch), "common recipe, eager")
+            else:
+                rows = attempts(partial(measure_trick, bench, trick, batch), trick.name)
+            for row in rows:
                 if "steps_per_s" in row:
                     reached = flop * row["images_per_s"] / 1e12
                     row["tflops"] = round(reached, 2)
@@ -89,8 +93,9 @@ def measure_recipe(bench: Bench, batch: int) -> dict[str, Any]:
 def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
     """One of our ways to run a step."""
     if trick.compiled:
+        # Each size of the batch is compiled by itself, as a graph of it is recorded by itself.
         unet = sharing_weights(bench.base.unet)
-        unet.compile()
+        unet.compile(dynamic=False)
         bench = replace(bench, base=replace(bench.base, unet=unet))
     try:
         forget_peak(bench.device)

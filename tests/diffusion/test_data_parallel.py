@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.data_parallel import OtherRanks
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.trainer import DiffusionTrainer
-from adapters.images.decode import decode
 from application.ports import TrainerBroken
 from domain.image import TrainingImage
+from entrypoints.bootstrap import build_trainer
+from entrypoints.settings import Settings
 from tests.diffusion.conftest import SMALL_BASE
 from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
 
@@ -23,14 +23,10 @@ pytestmark = pytest.mark.integration
 Images = tuple[TrainingImage, ...]
 
 
-def load_small_base(device: str) -> BaseModel:
-    return load_base(str(SMALL_BASE), device=device)
-
-
 @pytest.fixture
 def parallel(base: BaseModel) -> DiffusionTrainer:
-    others = OtherRanks(["cpu"], load_small_base, decode)
-    return DiffusionTrainer(base, decode, start_ranks=others.started)
+    settings = Settings(_env_file=None, base_model=str(SMALL_BASE))
+    return build_trainer(settings, base, ("cpu", "cpu"), slots=1)
 
 
 def assert_alike(found: Any, wanted: Any) -> None:

@@ -24,6 +24,7 @@ def unasked() -> int:
         ("cuda", ("cuda",)),
         ("cuda:1", ("cuda:1",)),
         ("cuda:10", ("cuda:10",)),
+        ("cuda:1, cuda:0", ("cuda:1", "cuda:0")),
     ],
 )
 def test_devices_are_named_as_torch_names_them(text: str, found: tuple[str, ...]) -> None:
@@ -70,7 +71,7 @@ def test_unnamed_it_is_the_gpu_where_there_is_one() -> None:
         ("cuda", 0, "torch finds no GPU here; .* or use cpu"),
         ("cuda:1", 1, "^cuda:1 is not there; this machine has only cuda:0$"),
         ("cuda:2", 2, "^cuda:2 is not there; this machine has cuda:0 to cuda:1$"),
-        ("cuda:0, cuda:1", 2, "^one job trains on one GPU; give one, or --gpus"),
+        ("cuda:0,cuda:4", 3, "^cuda:4 is not there; this machine has cuda:0 to cuda:2$"),
     ],
 )
 def test_a_gpu_that_is_not_there_is_named_beside_those_that_are(

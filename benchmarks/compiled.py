@@ -1,0 +1,70 @@
+"""torch.compile beside eager steps on a CPU and the small base: `python -m benchmarks.compiled`.
+
+One batch shape, so that one graph is compiled. Writes how long the first step took, which compiles
+it, and the median of the steps after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+WARM_UP = 2
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Measure torch.compile on a CPU.")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/compile-cpu.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        results = measure(options.steps, Path(scratch))
+    print(json.dumps(results, indent=1))
+    options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def measure(steps: int, scratch: Path) -> dict[str, object]:
+    """Both ways, in one thread, as the local command computes with the small base."""
+    import torch
+
+    from adapters.diffusion.base.model import load_base
+    from adapters.diffusion.fused.blocks import sharing_weights
+    from adapters.diffusion.trainer import DiffusionTrainer
+    from adapters.images.decode import decode
+    from application.ports import TrainingPlan
+    from benchmarks.full_size import SMALL_BASE
+    from benchmarks.images import drawn_images
+    from domain.parameters import TrainingParameters
+
+    torch.set_num_threads(1)
+    base = load_base(str(SMALL_BASE), device="cpu")
+    images = [p for p in drawn_images(scratch, 10, size=320) if p.facts.width == p.facts.height]
+    parameters = TrainingParameters(
+        epochs=steps, resolution=base.native_resolution, validation_epochs=0
+    )
+    plan = TrainingPlan(style_id=1, images=tuple(images), tags=(), parameters=parameters)
+    results: dict[str, object] = {"torch": torch.__version__, "steps": steps}
+    for way in ("eager", "compiled"):
+        unet = sharing_weights(base.unet)
+        if way == "compiled":
+            unet.compile(dynamic=False)
+        seconds = []
+        with DiffusionTrainer(replace(base, unet=unet), decode).open(plan, None) as session:
+            for _ in range(WARM_UP + steps):
+                started = time.perf_counter()
+                session.advance()
+                seconds.append(time.perf_counter() - started)
+        results[f"{way}: first step, s"] = round(seconds[0], 2)
+        results[f"{way}: steps/s (median)"] = round(1 / statistics.median(seconds[WARM_UP:]), 2)
+        print(json.dumps(results), flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# One sitting on a GPU, in at most 8 minutes: benchmarks/gpu/sitting.sh [--tiny] [FOLDER]
+#
+# Each part is bounded and writes what it has measured at once: a cut loses nothing. Parts in order:
+# the GPU's tests; steps at batch 1, 2, 4, 8 (the recipe, without and with our kernels), then with
+# torch.compile in place of our kernels; several styles; a whole job, cold and warm; a step's kernels.
+# --tiny rehearses on a CPU, with ten times the time. PYTHON names the interpreter, whose torch must fit the card.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-python}
+where=(--device cuda) seconds=2 epochs=200 stretch=1
+if [ "${1:-}" = --tiny ]; then
+  where=(--tiny --device cpu) seconds=0.1 epochs=1 stretch=10
+  shift
+fi
+out=${1:-benchmarks/results/sitting}
+mkdir -p "$out"
+: > "$out/summary.txt"
+
+part() { # NAME SECONDS COMMAND...: run it for so long at most, and note how it ended
+  local name=$1 limit=$(($2 * stretch)) began=$SECONDS
+  shift 2
+  timeout --kill-after=5 "$limit" "$@" > "$out/$name.txt" 2>&1
+  echo "$name: exit $? after $((SECONDS - began)) s of $limit" | tee -a "$out/summary.txt"
+}
+steps() { # NAME SECONDS WAYS BATCHES: steps/s of some ways to run a step
+  part "$1" "$2" "$python" -m benchmarks.gpu "${where[@]}" --parts speed --seconds "$seconds" \
+    --ways $3 --batches $4 --json "$out/$1.json"
+}
+
+part tests 110 "$python" -m pytest -q -m "gpu or kernels" tests/diffusion
+steps steps 80 "recipe channels-last kernels" "1 2 4 8"
+steps steps-compiled 110 compiled "1 8"
+part styles 45 "$python" -m benchmarks.gpu "${where[@]}" --parts styles --styles 1 4 8 \
+  --seconds "$seconds" --json "$out/styles.json"
+part job 105 "$python" -m benchmarks.gpu "${where[@]}" --parts job --epochs "$epochs" \
+  --json "$out/job.json"
+part kernels 30 "$python" -m benchmarks.gpu.kernels "${where[@]}" --batches 1
