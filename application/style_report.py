@@ -37,6 +37,8 @@ class ReportWriter:
 
     store: JobStore
     reporter: Reporter
+    with_previews: bool = True
+    """False where previews take too long, as on a CPU."""
 
     def __call__(
         self,
@@ -65,9 +67,9 @@ class ReportWriter:
         assert job.metric is not None  # recorded when training finished
         assert job.artifact is not None  # recorded when the weights were stored
         try:
-            before = session.previews(adapted=False)
+            before = session.previews(adapted=False) if self.with_previews else ()
             stop.check()
-            after = session.previews(adapted=True)
+            after = session.previews(adapted=True) if self.with_previews else ()
             stop.check()
             report = StyleReport(
                 task=task,

@@ -248,7 +248,12 @@ class Container(containers.DeclarativeContainer):
     training_loop = providers.Singleton(
         TrainingLoop, store=store, notifier=notifier, clock=clock, config=config, uploads=uploads
     )
-    write_report = providers.Singleton(ReportWriter, store=store, reporter=reporter)
+    write_report = providers.Singleton(
+        ReportWriter,
+        store=store,
+        reporter=reporter,
+        with_previews=providers.Callable(bool, config.provided.preview_share),
+    )
     notify_outcome = providers.Singleton(
         OutcomeNotifier, notifier=notifier, clock=clock, random=providers.Object(random.random)
     )

@@ -194,7 +194,9 @@ def build_container(
             WorkerConfig(
                 min_images=1,
                 checkpoint_every=arguments.checkpoint_every,
-                preview_share=settings.preview_share,
+                preview_share=settings.preview_share
+                if arguments.preview_share is None
+                else arguments.preview_share,
                 keep_checkpoints=None,
                 max_image_bytes=MAX_LOCAL_BYTES,
                 repeats_from_folders=arguments.repeats_from_folders,

@@ -233,7 +233,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="Share of the training time that previews at checkpoints may take; 0 "
-        "turns them off",
+        "turns them off, and those of the report too",
     )
     keep_checkpoints: int | None = Field(
         DEFAULTS.keep_checkpoints,

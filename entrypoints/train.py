@@ -109,6 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"
     )
     parser.add_argument(
+        "--preview-share",
+        type=float,
+        metavar="SHARE",
+        help="share of the time that previews at checkpoints may take; 0: no previews, not in the "
+        "report either (default: PREVIEW_SHARE, else 0.05)",
+    )
+    parser.add_argument(
         "--export",
         choices=["diffusers", "kohya", "peft"],
         help="convert a finished style into this form, into --out",
@@ -186,6 +193,9 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         raise UsageError(f"--style-id {arguments.style_id}: give a positive number")
     if arguments.checkpoint_every < 1:
         raise UsageError(f"--checkpoint-every {arguments.checkpoint_every}: give 1 or more")
+
+    if arguments.preview_share is not None and not 0 <= arguments.preview_share <= 1:
+        raise UsageError(f"--preview-share {arguments.preview_share}: give 0 to 1")
 
     from entrypoints import local_run
 

@@ -37,6 +37,17 @@ class PastJobs:
         if job.eventful:
             self._eventful.appendleft(job)
 
+    def dead_letter(self, task_id: str, reason: str) -> None:
+        """The message of a job that was interrupted went to the dead letters."""
+        for summary in self._recent:
+            if summary["task_id"] == task_id:
+                summary.update(result="dead letter", message=reason)
+                break
+        for job in self._eventful:
+            if job.task_id == task_id:
+                job.result, job.message = "dead letter", reason
+                break
+
     def curve(self, task_id: str, epoch: int) -> LossCurve:
         """The curve of a job that goes on from a checkpoint, as far as it was seen here."""
         earlier = (job.curve for job in self._eventful if job.task_id == task_id)

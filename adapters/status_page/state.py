@@ -68,6 +68,8 @@ class WorkerState:
         """End the job whose message is settled, where no event has ended it."""
         job = self._jobs.get(event.task_id or "")
         if job is None:
+            if isinstance(event.settlement, DeadLetter) and event.task_id is not None:
+                self._past.dead_letter(event.task_id, event.settlement.reason)
             return
         match event.settlement:
             case RetryLater(_, reason):

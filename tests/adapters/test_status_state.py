@@ -17,7 +17,7 @@ from adapters.status_page.past_jobs import RECENT_JOBS
 from adapters.status_page.state import WorkerState
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
-from domain.events import AnnouncementBegun, ProgressMade
+from domain.events import AnnouncementBegun, JobInterrupted, ProgressMade
 from domain.failure import FailureCode
 from domain.progress import Progress
 from tests.application.world import TASK_ID, World, a_task, received, settled
@@ -141,6 +141,17 @@ def test_a_dead_letter_is_shown_with_its_reason() -> None:
     scene.start(8)
     scene.tell(settled(task(8), DeadLetter("access to s3://models is denied")))
     assert shown(scene)["recent"][0]["result"] == "dead letter"
+
+
+def test_a_job_that_was_interrupted_and_went_to_the_dead_letters_is_a_dead_letter() -> None:
+    scene = Scene()
+    scene.start(8)
+    ids = {"task_id": task(8).task_id, "style_id": 8}
+    scene.tell(JobInterrupted(**ids, reason="access is denied", failures=0))
+    scene.tell(settled(task(8), DeadLetter("access to s3://models is denied")))
+    status = shown(scene)
+    assert [job["result"] for job in status["recent"]] == ["dead letter"]
+    assert status["last"]["message"] == "access to s3://models is denied"
 
 
 def test_the_use_case_itself_leaves_a_completed_job_on_the_board() -> None:

@@ -47,8 +47,8 @@ class Faulty(MemoryTrainer):
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Faulty:
     faulty, build = Faulty(), local_run.build_container
 
-    def build_with_it(arguments: Any) -> Any:
-        container = build(arguments)
+    def build_with_it(*arguments: Any) -> Any:
+        container = build(*arguments)
         container.base_model.override(providers.Object(faulty.frozen))
         container.trainer.override(providers.Object(faulty))
         container.reporter.override(providers.Object(MemoryReporter()))
@@ -140,6 +140,26 @@ def test_what_would_disappoint_is_said_before_the_training(
     assert "only 1 usable " in said
     assert "cropping" not in said
     assert "will not load" not in said
+
+
+def test_previews_can_be_left_out(
+    trainer: Faulty, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[Any] = []
+    plain = MemoryReporter.render
+
+    def render(self: MemoryReporter, report: Any) -> Any:
+        reports.append(report)
+        return plain(self, report)
+
+    monkeypatch.setattr(MemoryReporter, "render", render)
+    code, outcome, said = run("--preview-share", "0")
+    assert code == 0, (outcome, said)
+    assert run("--out", "other")[0] == 0
+    without, usual = reports
+    assert (without.before, without.after, without.underway) == ((), (), ())
+    assert usual.before
+    assert run("--preview-share", "2", "--out", "third")[0] == 2
 
 
 def test_images_may_be_links(trainer: Faulty, run: Run, tmp_path: Path) -> None:
