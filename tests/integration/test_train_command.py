@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -396,10 +397,11 @@ def test_a_style_is_trained_further_from_another_ones_file(
 def test_captions_may_have_another_ending(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for caption in images.glob("*.txt"):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(images, folder)
+    for caption in folder.glob("*.txt"):
         caption.rename(caption.with_suffix(".caption"))
-    out = tmp_path / "out"
-    command = [str(images), "--out", str(out), "--caption-extension", ".caption", *QUICK]
+    command = [str(folder), "--out", str(out), "--caption-extension", ".caption", *QUICK]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "not used" not in printed
