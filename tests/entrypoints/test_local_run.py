@@ -47,8 +47,8 @@ class Faulty(MemoryTrainer):
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Faulty:
     faulty, build = Faulty(), local_run.build_container
 
-    def build_with_it(arguments: Any) -> Any:
-        container = build(arguments)
+    def build_with_it(*arguments: Any) -> Any:
+        container = build(*arguments)
         container.base_model.override(providers.Object(faulty.frozen))
         container.trainer.override(providers.Object(faulty))
         container.reporter.override(providers.Object(MemoryReporter()))
