@@ -39,6 +39,7 @@ lint: $(READY) ## Check format, style, types and the hexagon's direction
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy -p tests
 	$(BIN)/lint-imports
 
 format: $(READY) ## Format the code

@@ -8,6 +8,13 @@ SUFFIXES = (".txt", ".TXT")
 """A caption has its image's name with one of these, looked for in this order."""
 MAX_CAPTION_BYTES = 16 * 1024
 
+
+def caption_suffixes(extension: str) -> tuple[str, str]:
+    """The suffixes for kohya's ``caption_extension``, which may lack its dot."""
+    suffix = f".{extension.removeprefix('.')}"
+    return suffix, suffix.upper()
+
+
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, with which it begins
     (codecs.BOM_UTF32_BE, "utf-32"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
 
-from application.captions import MAX_CAPTION_BYTES, SUFFIXES, CaptionRefused, read_caption
+from application.captions import MAX_CAPTION_BYTES, CaptionRefused, read_caption
 from application.ports import (
     BlobDenied,
     BlobMissing,
@@ -78,7 +78,7 @@ def fetch_images(
             name,
             prepared.data,
             prepared.facts,
-            _caption(blobs, image, quiet=quiet),
+            _caption(blobs, image, config.caption_suffixes, quiet=quiet),
             folder_repeats(image.key) if config.repeats_from_folders else 1,
         )
 
@@ -132,8 +132,10 @@ def _each(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _caption(blobs: BlobStore, image: Location, *, quiet: bool) -> str | None:
-    for suffix in SUFFIXES:
+def _caption(
+    blobs: BlobStore, image: Location, suffixes: Sequence[str], *, quiet: bool
+) -> str | None:
+    for suffix in suffixes:
         try:
             at = image.with_suffix(suffix)
             text = read_caption(blobs.get(at, max_bytes=MAX_CAPTION_BYTES).data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from application.captions import SUFFIXES
 from application.lease import LeaseTerms
 from domain.image import MAX_IMAGE_BYTES, MIN_IMAGES
 
@@ -44,6 +45,8 @@ class WorkerConfig:
     """Of one image's file; a larger one is refused."""
     repeats_from_folders: bool = False
     """Whether an image in a folder named like ``10_style`` is trained on 10 times an epoch."""
+    caption_suffixes: tuple[str, ...] = SUFFIXES
+    """A caption has its image's name with one of these, looked for in this order."""
     upload_timeout: float = 600.0
     """Seconds for which the upload of a finished style is retried."""
     lease: LeaseTerms = field(default_factory=LeaseTerms)

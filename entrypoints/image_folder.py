@@ -103,16 +103,22 @@ def find_caption(image: Path) -> Path | None:
     return next((path for path in beside if path.is_file()), None)
 
 
-def passed_over(folder: Path, names: Collection[str], besides: Path) -> list[str]:
+def passed_over(
+    folder: Path,
+    names: Collection[str],
+    besides: Path,
+    suffixes: Collection[str] = SUFFIXES,
+) -> list[str]:
     """What else lies in ``folder`` and in the folders of ``names``, each with why it is not used
     where that may be a mistake; hidden files are only counted.
 
     Args:
         names: the images that were found there.
         besides: of the results; nobody means these.
+        suffixes: of captions.
     """
     found, hidden, away = [], 0, 0
-    for path in _beside(folder, names):
+    for path in _beside(folder, names, suffixes):
         if _is_hidden(path):
             hidden += 1
             away += path.suffix == NOT_DOWNLOADED
@@ -125,10 +131,10 @@ def passed_over(folder: Path, names: Collection[str], besides: Path) -> list[str
     return found
 
 
-def _beside(folder: Path, names: Collection[str]) -> Iterator[Path]:
+def _beside(folder: Path, names: Collection[str], suffixes: Collection[str]) -> Iterator[Path]:
     """What lies in the folders of the images and is neither an image nor its caption."""
     images = [folder / name for name in names]
-    used = {*images, *(image.with_suffix(suffix) for image in images for suffix in SUFFIXES)}
+    used = {*images, *(image.with_suffix(suffix) for image in images for suffix in suffixes)}
     inside = {image.parent for image in images}
     for below in sorted({folder, *inside}):
         for path in sorted(below.iterdir()):

@@ -27,6 +27,7 @@ from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
 from adapters.images.decode import decode
 from adapters.report.reporter import HtmlReporter
+from application.captions import caption_suffixes
 from application.fetch_images import fetch_images
 from application.lease import LeaseTerms
 from application.ports import BlobMissing, BlobStore, InitialLora
@@ -197,6 +198,7 @@ def build_container(
                 keep_checkpoints=None,
                 max_image_bytes=MAX_LOCAL_BYTES,
                 repeats_from_folders=arguments.repeats_from_folders,
+                caption_suffixes=caption_suffixes(arguments.caption_extension),
                 lease=LEASE,
             )
         )

@@ -10,6 +10,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from application.captions import SUFFIXES
 from domain.buckets import MAX_ASPECT_RATIO, cut_off
 from domain.parameters import RequestedParameters
 from entrypoints.cli import CommandParser, add_common_options, explain, run_command
@@ -79,6 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--repeats-from-folders",
         action="store_true",
         help="use the images in folders named like 10_style, those 10 times an epoch",
+    )
+    parser.add_argument(
+        "--caption-extension",
+        default=SUFFIXES[0],
+        metavar="EXT",
+        help="ending of the captions' files (default: .txt)",
     )
     add_style_options(parser)
     add_label_options(parser)
@@ -191,7 +198,8 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     initial = local_run.initial_lora(requested)
     container = local_run.build_container(arguments, label, initial)
     images = local_run.inspect(names, container)
-    others = passed_over(arguments.images, names, besides=arguments.out)
+    suffixes = container.config().caption_suffixes
+    others = passed_over(arguments.images, names, besides=arguments.out, suffixes=suffixes)
     _tell_about(images, others, container.console())
     _tell_about_captions(images, arguments, container.console())
 

@@ -345,7 +345,8 @@ class DiffusionSession:
         restore_state(self.optimizer, state.optimizer)
         self._sums.copy_(state.sums)
         self.discard_gradient()
-        self.scaler.load_state_dict(dict(state.loss_scale))
+        if state.loss_scale:  # else it was taken where losses are not scaled
+            self.scaler.load_state_dict(dict(state.loss_scale))
         self.step = state.step
         self._history = list(state.history)
 

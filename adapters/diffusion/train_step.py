@@ -35,8 +35,8 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
 
     def forward_backward(batch: Batch) -> None:
         whole = images_per_pass >= len(batch.noisy)
-        with model.lora.training(batch.slots):
-            for part in [batch] if whole else batch.split(images_per_pass):
+        for part in [batch] if whole else batch.split(images_per_pass):
+            with model.lora.training(part.slots):
                 losses = image_losses(model, part)
                 part.losses.copy_(losses.detach())
                 # A style's loss depends on its own LoRA alone: the sum has each one's gradient.

@@ -70,7 +70,7 @@ def test_a_probe_that_cannot_be_removed_does_not_hide_why_the_check_failed(
 ) -> None:
     class Broken(MemoryBlobStore):
         def put(self, at: Location, data: bytes, **how: Any) -> str:
-            self.delete = self.fail
+            self.delete = self.fail  # type: ignore[method-assign,assignment]  # a double of one call
             raise BlobDenied("writing")
 
         def fail(self, _at: Location) -> None:

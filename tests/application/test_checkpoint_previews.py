@@ -40,7 +40,7 @@ def drawn_at(
     config = replace(CONFIG, preview_share=share, max_previews=most)
     store = World().store(blobs=blobs, clock=clock)
     previews = CheckpointPreviews(store, config)
-    session = Drawing(clock, round_seconds)
+    session: Any = Drawing(clock, round_seconds)
     for epoch in range(1, epochs + 1):
         clock.advance(100)
         if previews.affordable():
@@ -77,7 +77,7 @@ def test_what_is_stored_is_read_back_in_order() -> None:
     clock, blobs = ManualClock(), MemoryBlobStore()
     store = World().store(blobs=blobs, clock=clock)
     previews = CheckpointPreviews(store, CONFIG)
-    session = Drawing(clock, 0, count=2)
+    session: Any = Drawing(clock, 0, count=2)
     for epoch in (10, 120, 20):
         previews.draw(session, TASK_ID, epoch)
     assert store.previews(TASK_ID) == (
@@ -103,7 +103,7 @@ def test_a_store_that_takes_none_costs_one_round(
     clock, blobs = ManualClock(), AwayOnce()
     store = World().store(blobs=blobs, clock=clock)
     previews = CheckpointPreviews(store, CONFIG)
-    session = Drawing(clock, 0)
+    session: Any = Drawing(clock, 0)
     for epoch in (10, 20):
         assert previews.affordable()
         previews.draw(session, TASK_ID, epoch)
@@ -157,7 +157,7 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
         @contextmanager
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
-                session.previews = previews
+                session.previews = previews  # type: ignore[method-assign]  # a double of one call
                 yield session
 
     assert world.worker(trainer=Failing(world.clock))(a_task(), StopSignal()) == Ack()
@@ -178,7 +178,7 @@ def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
         @contextmanager
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
-                session.previews = break_down
+                session.previews = break_down  # type: ignore[method-assign]  # a double of one call
                 yield session
 
     outcome = world.worker(trainer=Broken(world.clock))(a_task(), StopSignal())

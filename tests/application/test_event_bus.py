@@ -7,7 +7,7 @@ from application.settlement import Ack
 from domain.events import JobInterrupted
 from tests.application.world import a_task, received, settled
 
-EVENTS = [
+EVENTS: list[WorkerEvent] = [
     received(a_task()),
     JobInterrupted(task_id="a", style_id=1, reason="why", failures=0),
     settled(a_task(), Ack()),

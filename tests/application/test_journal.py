@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore
-from application.event_bus import EventSink
+from application.event_bus import EventSink, WorkerEvent
 from application.fenced_blob import MAX_RECORD_BYTES, RecordDamaged
 from application.job_store import JobStore
 from application.journal import (
@@ -19,7 +19,6 @@ from application.journal import (
     read_record,
 )
 from application.storage_keys import StorageKeys
-from domain.events import Event
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
 from domain.location import Location
@@ -145,7 +144,7 @@ def test_who_only_reads_a_record_sees_the_job_or_that_none_is_there() -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
     assert read_record(blobs, at) is None
     job, event = TrainingJob(task_id="task-1", style_id=7).start()
-    told: list[Event] = []
+    told: list[WorkerEvent] = []
     store(blobs, told.append).open(job).apply((job, event))
     assert read_record(blobs, at) == job
 

@@ -26,7 +26,7 @@ def test_a_finished_job_keeps_the_checkpoints_that_the_rules_want(
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tenth epoch is measured, and epoch 20 is the best."""
-    plain = MemorySession.history.fget
+    plain = MemorySession.history.fget  # type: ignore[attr-defined]  # a property's own
 
     def history(session: MemorySession) -> list[EpochRecord]:
         return [

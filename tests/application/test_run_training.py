@@ -26,6 +26,7 @@ def test_a_task_becomes_a_style_that_is_announced_once(world: World) -> None:
     (call,) = world.notifier.final
     assert (call.kind, call.style_id) == ("completed", 7)
     assert call.task_id == TASK_ID
+    assert isinstance(call.payload, tuple)
     artifact, metric = call.payload
     assert artifact.location == Location("models", "models/style_7.safetensors")
     assert artifact.size == len(world.weights())

@@ -123,11 +123,12 @@ def test_the_final_call_waits_until_progress_that_was_given_up_can_no_longer_arr
     called: list[float] = []
     completed = world.notifier.completed
     monkeypatch.setattr(world.notifier, "progress", fail)
-    monkeypatch.setattr(
-        world.notifier,
-        "completed",
-        lambda *call: (called.append(world.clock.monotonic()), completed(*call)),
-    )
+
+    def complete(*call: Any) -> None:
+        called.append(world.clock.monotonic())
+        completed(*call)
+
+    monkeypatch.setattr(world.notifier, "completed", complete)
     assert world.worker()(a_task(), StopSignal()) == Ack()
     given_up = [at for at, error in failed if error is SILENCE]
     assert len(failed) > 2 * len(errors)
@@ -177,7 +178,8 @@ def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
         def get(self, at: Location, **how: Any) -> Any:
             return world.blobs.get(at, **how)
 
-    stop, puts = StopSignal(), []
+    stop = StopSignal()
+    puts: list[Location] = []
 
     def soon() -> None:
         stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + seconds_left)

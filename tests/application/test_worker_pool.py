@@ -121,7 +121,8 @@ def test_a_single_loop_works_in_the_callers_own_thread() -> None:
     def loop(_stop: StopSignal, *, until_empty: bool) -> None:
         calls.append((threading.current_thread(), until_empty))
 
-    WorkerPool([loop])(StopSignal(), until_empty=True)
+    loops: list[Any] = [loop]
+    WorkerPool(loops)(StopSignal(), until_empty=True)
     assert calls == [(threading.current_thread(), True)]
 
 

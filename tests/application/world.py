@@ -241,7 +241,7 @@ class Watched(MemoryTrainer):
                     self._action()
                 return advance()
 
-            session.advance = watched
+            session.advance = watched  # type: ignore[method-assign]  # a double of one call
             yield session
 
 

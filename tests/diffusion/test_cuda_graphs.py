@@ -374,6 +374,24 @@ def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
         assert session.history[0].stalled
 
 
+@pytest.mark.parametrize(
+    ("taken", "resumed"), [(torch.float32, torch.float16), (torch.float16, torch.bfloat16)]
+)
+def test_a_checkpoint_is_resumed_in_another_precision(
+    base: BaseModel, images: Images, taken: torch.dtype, resumed: torch.dtype
+) -> None:
+    """As on another machine's card."""
+
+    def trainer_in(dtype: torch.dtype) -> DiffusionTrainer:
+        own = replace(base, unet=copy.deepcopy(base.unet))
+        return DiffusionTrainer(own, decode, backend=Backend(dtype=dtype))
+
+    plan = plan_of(images[:1], epochs=3, validation_epochs=0)
+    checkpoint = run(trainer_in(taken), plan, steps=1).checkpoint
+    with trainer_in(resumed).open(plan, checkpoint) as session:
+        assert [report.step for report in drive(session)] == [2, 3]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_step_that_breaks_off_in_its_update_can_be_taken_again(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype

@@ -263,7 +263,9 @@ def test_diffusers_draws_the_sessions_images_from_the_file(
     pipeline.set_progress_bar_config(disable=True)
     assert draw(pipeline) == [preview.png for preview in before]
     pipeline.load_lora_weights(path)
-    assert draw(pipeline) == [preview.png for preview in after]
+    for found, drawn in zip(draw(pipeline), after, strict=True):
+        apart = pixels(found).astype(int) - pixels(drawn.png)
+        assert np.abs(apart).max() <= 1  # of 255: PEFT adds up in another order
     assert not np.array_equal(pixels(before[0].png), pixels(after[0].png))
 
 

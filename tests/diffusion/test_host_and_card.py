@@ -73,7 +73,7 @@ def test_runs_keep_to_their_card_and_wait_for_nothing_within_an_epoch(
         sessions = [stack.enter_context(trainer.open(plan, None)) for _ in range(together)]
         for _ in range(2):
             for session in sessions:
-                session.next_shape()  # drawn and sent, for the whole epoch
+                session.batches.prefetch(session.step)  # drawn and sent, for the whole epoch
             card.waited.clear()
             first = [session.advance() for session in sessions]
             assert card.waited == []

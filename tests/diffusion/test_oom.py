@@ -72,7 +72,7 @@ def test_the_ladder_halves_the_images_then_recomputes_then_ends() -> None:
 def test_a_full_card_is_met_by_smaller_passes_with_the_same_gradient(
     trainer: DiffusionTrainer, images: Images, limit: Limit, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = plan_of(images[:4], batch_size=4, epochs=2)
+    plan = plan_of(images[:4], batch_size=4, epochs=2, alpha=8.0)
     with trainer.open(plan, None) as session:
         session.advance()
         whole, record = gradient_of(session), session.history[0]

@@ -251,7 +251,7 @@ def test_others_go_on_between_two_previews(
 
         def draw(*arguments: Any) -> Any:
             steps.append(other.step)
-            if not stepping.is_alive():
+            if len(steps) == 1:
                 stepping.start()
                 while not other.thread.waiting:
                     time.sleep(0.001)
@@ -339,7 +339,7 @@ def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
         sessions = sessions_of(stack, seated, [large, small])
         in_threads(sessions, drive)
         found = [outcome_of(session) for session in sessions]
-        assert sessions[0]._thrift == MemoryPlan(2)
+        assert sessions[0].memory == MemoryPlan(2)
         assert not sessions[1].reduced
     for one, other in zip(found, wanted, strict=True):
         assert_alike(one, other)
@@ -372,7 +372,7 @@ def test_a_run_that_does_not_fit_beside_others_may_be_tried_again_and_alone_not(
 def test_so_may_one_whose_previews_or_measurements_do_not_fit(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    slotted = DiffusionTrainer(base, decode, slots=SLOTS)
+    seated = DiffusionTrainer(base, decode, slots=SLOTS)
     plan = plan_of(images[:1], validation_epochs=1)
     forward = base.unet.forward
 
@@ -388,9 +388,9 @@ def test_so_may_one_whose_previews_or_measurements_do_not_fit(
             return failure_of(session.advance)
         return failure_of(lambda: session.previews(adapted=True))
 
-    with slotted.open(plan, None) as first, slotted.open(plan, None):
+    with seated.open(plan, None) as first, seated.open(plan, None):
         assert failure(first).retryable
-    with slotted.open(plan, None) as session:
+    with seated.open(plan, None) as session:
         assert not failure(session).retryable
 
 
@@ -422,7 +422,7 @@ def test_adapters_for_all_seats_that_do_not_fit_are_told_as_such(
 
 
 def test_the_next_steps_are_prepared_before_any_run_waits_for_the_device(
-    slotted: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
+    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end of an epoch, where each waits in turn."""
     calls: list[str] = []
@@ -440,7 +440,7 @@ def test_the_next_steps_are_prepared_before_any_run_waits_for_the_device(
     monkeypatch.setattr(batch_prefetcher, "sample_step_noise", drawing)
     plans = [plan_of(images[:1], epochs=2, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack:
-        in_threads(sessions_of(stack, slotted, plans), drive)
+        in_threads(sessions_of(stack, seated, plans), drive)
     assert calls == [*["draw"] * 4, *["finish"] * 4]
 
 
@@ -529,13 +529,13 @@ def test_the_base_is_the_same_afterwards_and_the_trainer_free(
 
 
 def test_runs_that_end_at_the_same_moment_leave_the_trainer_free(
-    slotted: DiffusionTrainer, plans: list[TrainingPlan]
+    seated: DiffusionTrainer, plans: list[TrainingPlan]
 ) -> None:
     stacks = [ExitStack(), ExitStack()]
     for stack, plan in zip(stacks, plans, strict=False):
-        stack.enter_context(slotted.open(plan, None))
+        stack.enter_context(seated.open(plan, None))
     in_threads(stacks, ExitStack.close)
-    assert run(slotted, plan_of(plans[0].images, use_dora=True), steps=1).weights
+    assert run(seated, plan_of(plans[0].images, use_dora=True), steps=1).weights
 
 
 def test_only_runs_with_adapters_alike_are_of_one_kind(images: Images) -> None:

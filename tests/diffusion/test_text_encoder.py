@@ -101,7 +101,8 @@ def test_diffusers_loads_dora_of_the_text_encoder_with_its_magnitudes(
             session.advance()
         weights_of(session).copy_(weights_of(session).half().float())
         path.write_bytes(session.weights())
-        trained = states(base)
+        with shown(session):
+            trained = states(base)
     tensors = safetensors.torch.load_file(path)
     magnitudes = [tensor for key, tensor in tensors.items() if "magnitude" in key]
     assert magnitudes

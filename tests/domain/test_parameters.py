@@ -175,7 +175,10 @@ def test_the_text_encoders_rate_is_the_denoisers_unless_named() -> None:
 
 def test_a_schedule_without_warm_up_has_none() -> None:
     constant = TrainingParameters(
-        epochs=1, resolution=512, lr_scheduler="constant", lr_warmup_steps=7
+        epochs=1,
+        resolution=512,
+        lr_scheduler=LearningRateSchedule.CONSTANT,
+        lr_warmup_steps=7,
     )
     assert constant.warmup_steps(1000) == 0
 

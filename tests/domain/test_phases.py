@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from domain.events import AnnouncementBegun
@@ -17,7 +19,7 @@ PARAMETERS = TrainingParameters(epochs=2, resolution=64)
 
 @pytest.mark.parametrize("failure", [None, *(Failure(code, "why") for code in FailureCode)])
 def test_every_event_of_a_job_tells_the_state_that_the_job_is_in(failure: Failure | None) -> None:
-    steps = [
+    steps: list[Any] = [
         lambda job: job.start(),
         lambda job: job.await_slot(),
         lambda job: job.begin_training(PARAMETERS, 10),

@@ -373,3 +373,34 @@ def test_an_optimizer_that_is_not_installed_is_one_line_and_nothing_is_written(
     assert "style-trainer[adam8bit]" in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_style_is_trained_further_from_another_ones_file(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([str(images), "--out", str(first), "--rank", "2", *QUICK]) == 0
+    weights = first / "models" / "first.safetensors"
+    command = [str(images), "--out", str(second), "--network-weights", str(weights), *QUICK]
+    assert main([*command, "--rank", "3"]) != 0
+    assert "rank 2 and this run 3" in "".join(capsys.readouterr())
+    assert main([*command[:2], str(tmp_path / "third"), *command[3:], "--dim-from-weights"]) == 0
+    with safe_open(tmp_path / "third" / "models" / "third.safetensors", "np") as file:
+        assert file.metadata()["ss_network_weights"] == "first.safetensors"
+        assert file.metadata()["ss_network_dim"] == "2"
+    assert main([*command[:4], str(images), *QUICK]) == 2
+    assert "give a LoRA of Stable Diffusion 1.5" in capsys.readouterr().err
+
+
+def test_captions_may_have_another_ending(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for caption in images.glob("*.txt"):
+        caption.rename(caption.with_suffix(".caption"))
+    out = tmp_path / "out"
+    command = [str(images), "--out", str(out), "--caption-extension", ".caption", *QUICK]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "not used" not in printed
+    with safe_open(out / "models" / "out.safetensors", "np") as file:
+        assert json.loads(file.metadata()["ss_tag_frequency"])["out"]
