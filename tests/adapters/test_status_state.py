@@ -146,8 +146,9 @@ def test_a_dead_letter_is_shown_with_its_reason() -> None:
 def test_a_job_that_was_interrupted_and_went_to_the_dead_letters_is_a_dead_letter() -> None:
     scene = Scene()
     scene.start(8)
-    ids = {"task_id": task(8).task_id, "style_id": 8}
-    scene.tell(JobInterrupted(**ids, reason="access is denied", failures=0))
+    scene.tell(
+        JobInterrupted(task_id=task(8).task_id, style_id=8, reason="access is denied", failures=0)
+    )
     scene.tell(settled(task(8), DeadLetter("access to s3://models is denied")))
     status = shown(scene)
     assert [job["result"] for job in status["recent"]] == ["dead letter"]

@@ -166,7 +166,8 @@ def test_a_shutdown_right_after_a_checkpoint_stores_no_second_one(world: World) 
         def get(self, at: Location, **how: Any) -> Any:
             return world.blobs.get(at, **how)
 
-    stop, puts = StopSignal(), []
+    stop = StopSignal()
+    puts: list[Location] = []
     trainer = Watched(world, 30, lambda: stop.request(StopReason.SHUTDOWN))
     assert world.worker(blobs=Counting(), trainer=trainer)(a_task(), stop) == Requeue()
     assert len([at for at in puts if "checkpoints" in at.key]) == 1

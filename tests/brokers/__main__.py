@@ -60,7 +60,7 @@ def main() -> int:
     unknown = set(wanted) - {version.name for version in VERSIONS}
     if unknown:
         parser.error(f"unknown versions: {', '.join(sorted(unknown))}")
-    results = {}
+    results: dict[str, str] = {}
     for version in VERSIONS:
         if version.name in wanted:
             root = None

@@ -14,7 +14,7 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainerBroken
 from domain.image import TrainingImage
 from entrypoints.bootstrap import build_trainer
-from entrypoints.settings import Settings
+from entrypoints.settings import load_settings
 from tests.diffusion.conftest import SMALL_BASE
 from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
 
@@ -25,7 +25,7 @@ Images = tuple[TrainingImage, ...]
 
 @pytest.fixture
 def parallel(base: BaseModel) -> DiffusionTrainer:
-    settings = Settings(_env_file=None, base_model=str(SMALL_BASE))
+    settings = load_settings(env_file=None).model_copy(update={"base_model": str(SMALL_BASE)})
     return build_trainer(settings, base, ("cpu", "cpu"), slots=1)
 
 

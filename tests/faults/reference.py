@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from adapters.diffusion.tensor_file import TensorFileDamaged, decode
-from tests.faults.deployment import FIRST_STYLE, IMAGES, MODELS, Deployment, task_body
+from tests.faults.deployment import FIRST_STYLE, Deployment, task_body
+from tests.faults.stores import IMAGES, MODELS
 from tests.services.commands import environment
 
 OF_VALUES = ("modelspec.hash_sha256", "sshs_model_hash")

@@ -17,10 +17,17 @@ IMAGES, MODELS = "images", "models"
 class Store(Protocol):
     """What a campaign does with a store, past its proxy."""
 
-    url: str
-    scheme: str
-    tells_senders: bool
-    """Whether requests name their worker, so that one alone can be cut off."""
+    @property
+    def url(self) -> str:
+        """Where the store listens."""
+
+    @property
+    def scheme(self) -> str:
+        """``s3`` or ``gs``."""
+
+    @property
+    def tells_senders(self) -> bool:
+        """Whether requests name their worker, so that one alone can be cut off."""
 
     def settings(self, url: str) -> dict[str, str]:
         """A worker's, with the store at ``url``."""

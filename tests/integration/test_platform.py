@@ -5,6 +5,7 @@ The worker knows the platform's own names for settings, and little else.
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -151,7 +152,9 @@ def test_a_worker_killed_between_the_backends_commit_and_its_answer_announces_on
 ) -> None:
     platform.publish(7)
     platform.backend.misbehave(Fault("hang_after", seconds=60), kinds=("complete",))
-    with a_worker("--once", cwd=platform.folder, **platform.settings()) as worker:
+    with a_worker(
+        "--once", cwd=platform.folder, stderr=subprocess.PIPE, **platform.settings()
+    ) as worker:
         eventually(lambda: platform.backend.final, within=120, running=worker)
         worker.kill()
         worker.wait()
