@@ -18,7 +18,7 @@ def several_styles(
     options: argparse.Namespace, bench: Bench, note: Callable[[dict[str, Any]], None]
 ) -> None:
     """Jobs at batch 1 in one pass, beside one job alone."""
-    best = replace(choose_backend(bench.device), compute=bench.base.unet.dtype, capture=True)
+    best = replace(choose_backend(bench.device), dtype=bench.base.unet.dtype, cuda_graphs=True)
     alone = None
     for styles in options.styles:
         for row in attempts(

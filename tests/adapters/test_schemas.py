@@ -302,6 +302,9 @@ def test_every_parameter_may_be_named() -> None:
         **{"use_rslora": True, "use_dora": True, "optimizer": "prodigy", "lr_num_cycles": 2},
         **{"train_text_encoder": True, "text_encoder_lr": 5e-5},
         **{"lr_power": 2.0, "validation_split": 0.1, "validation_epochs": 5},
+        **{"shuffle_caption": True, "keep_tokens": 1, "caption_tag_dropout_rate": 0.1},
+        **{"caption_prefix": "ink,", "caption_suffix": ", wash", "max_token_length": 150},
+        **{"network_weights": "s3://images/style.safetensors", "dim_from_weights": True},
     }
     assert named.keys() == PARAMETER_NAMES
     requested = read(with_value("data.parameters", named)).requested

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+import torch
 from diffusers import StableDiffusionPipeline
 
 from assets.drawing import draw_style_set
@@ -105,7 +106,9 @@ def test_published_trained_announced_loaded_and_drawn(
     style = requests.get(f"{platform.backend.url}/api/styles/1/", timeout=10).json()
     assert style["training_metric"]["task_id"] == tasks[1]
 
-    pipeline = StableDiffusionPipeline.from_pretrained(SMALL_BASE, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        SMALL_BASE, safety_checker=None, torch_dtype=torch.float32
+    )
     pipeline.set_progress_bar_config(disable=True)
     server = InferenceServer(pipeline, platform.emulator, MEDIA)
     drawn = {style: server.draw(path, PROMPT, size=64) for style, path in told.items()}
@@ -152,12 +155,17 @@ def test_a_worker_killed_between_the_backends_commit_and_its_answer_announces_on
 ) -> None:
     platform.publish(7)
     platform.backend.misbehave(Fault("hang_after", seconds=60), kinds=("complete",))
+    short = {"WEBHOOK_TIMEOUT": "10", "LEASE_SECONDS": "15"}
     with a_worker(
-        "--once", cwd=platform.folder, stderr=subprocess.PIPE, **platform.settings()
+        "--once", cwd=platform.folder, stderr=subprocess.PIPE, **platform.settings(), **short
     ) as worker:
         eventually(lambda: platform.backend.final, within=120, running=worker)
         worker.kill()
         worker.wait()
-    platform.work("--once", LEASE_SECONDS="60")
-    eventually(lambda: "report.html" in str(platform.names(MEDIA)))
+
+    def healed() -> bool:
+        platform.work("--once", **short)  # the message waits until the lease has ended
+        return "report.html" in str(platform.names(MEDIA))
+
+    eventually(healed, within=240)
     assert [call.kind for call in platform.backend.final] == ["complete"]
