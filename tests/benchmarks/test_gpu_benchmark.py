@@ -44,7 +44,7 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
     assert [row for row in rows if "error" in row] == []
     assert [row["name"] for row in rows if "batch" in row][:2] == [
         "common recipe, eager",
-        "encoded once, resident, nothing read back",
+        "encoded once, resident, nothing read back, packed LoRA",
     ]
     assert [(row["styles"], row["in_one_pass"]) for row in rows if "styles" in row] == [
         (1, 2),

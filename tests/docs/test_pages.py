@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from domain.failure import FailureCode
-from entrypoints.settings import Settings
+from entrypoints.settings import PLATFORM_NAMES, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
@@ -93,7 +93,7 @@ def test_every_command_and_option_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", GUIDES, ids=_id)
 def test_every_setting_named_exists(page: Path) -> None:
-    settings = {name.upper() for name in Settings.model_fields}
+    settings = {name.upper() for name in [*Settings.model_fields, *PLATFORM_NAMES]}
     for quoted in re.findall(r"`([^`\n]+)`", _text(page)):
         for name in re.findall(r"(?<![\w./-])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?![\w.])", quoted):
             known = settings | NOT_OURS | set(FailureCode)
