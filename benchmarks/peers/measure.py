@@ -68,7 +68,7 @@ def run(program: Program, warm_up: int) -> Run:
         raise RuntimeError(f"{program.name} ended with {code}:\n" + "\n".join(tail))
     return Run(
         program=program.name,
-        steps_per_s=_speed(counts, warm_up, program.name),
+        steps_per_s=speed(counts, warm_up),
         total_s=total,
         peak_mb=memory.peak // 2**20,
         gpu_peak_mb=memory.gpu_peak,
@@ -85,10 +85,15 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
     yield rest.decode("utf-8", "replace")
 
 
-def _speed(counts: list[tuple[int, float]], warm_up: int, name: str) -> float:
+def speed(counts: list[tuple[int, float]], warm_up: int) -> float:
+    """Steps per second from finished steps and the seconds at which they were seen.
+
+    Raises:
+        RuntimeError: fewer than two counts follow the warm-up.
+    """
     warm = [(steps, at) for steps, at in counts if steps >= warm_up]
     if len(warm) < 2:
-        raise RuntimeError(f"{name}: too few progress lines; raise --steps")
+        raise RuntimeError("too few progress lines after the warm-up; raise --steps")
     (first, began), (last, ended) = warm[0], warm[-1]
     return (last - first) / (ended - began)
 
