@@ -47,7 +47,7 @@ def test_sigterm_hands_the_job_over_and_exits_0(tmp_path: Path, submitted: str) 
     assert worker.returncode == 0, printed
     job = journal(tmp_path, submitted)
     assert job["state"] == "interrupted"
-    assert job["failures"] == 0
+    assert job["setbacks"] == 0
     leases = list((tmp_path / "spool/buckets").rglob("lease.json"))
     assert [json.loads(lease.read_text())["owner"] for lease in leases] == [""]
     assert len(list((tmp_path / "spool").glob("*.json"))) == 1, "the message is on the queue"
