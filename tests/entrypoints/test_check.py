@@ -79,12 +79,12 @@ def test_what_fails_is_a_line_of_its_own_beside_what_works(
 ) -> None:
     assert check(container()) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "FAILED  queue       no broker"
-    assert lines[6] == "FAILED  backend     RuntimeError"
-    assert lines[8] == "ok      base model  base, 64 px, predicts epsilon"
+    assert "FAILED  queue       no broker" in lines
+    assert "FAILED  backend     RuntimeError" in lines
+    assert "ok      base model  base, 64 px, predicts epsilon" in lines
     assert check(container(), as_json=True) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found[2] == {"part": "queue", "works": False, "detail": "no broker"}
+    assert {"part": "queue", "works": False, "detail": "no broker"} in found
     assert [row["works"] for row in found] == [line.startswith("ok") for line in lines]
 
 
