@@ -62,7 +62,7 @@ class SpoolQueue:
     """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths`` over a folder.
 
     Messages are ordered by file name. ``dead/`` holds the dead letters, each with a
-    ``<name>.reason``; ``.state/`` holds the number of retries of a message and its delay.
+    ``<name>.reason``; ``.state/`` holds a message's retries and the end of its delay.
 
     Args:
         folder: created on first use.

@@ -22,8 +22,8 @@ class JobLog(logging.Handler):
     A line belongs to the job whose task id ``LogContext`` has set; lines without one are skipped.
     May be used from any thread.
 
-    Stores no log if nothing happened to the job, such as when another worker has it. Each attempt
-    has its own file.
+    Stores no log if nothing happened to the job, such as when another worker has it. Each run
+    has its own file, so that attempts do not overwrite each other's.
 
     Args:
         put_log: stores a log: ``JobStore.put_log``.

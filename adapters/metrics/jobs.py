@@ -42,8 +42,8 @@ class _Job:
 class JobMetrics:
     """Port ``EventSink``: counts and times jobs. May be used from any thread.
 
-    Metrics of concurrent jobs are labelled with a slot number, so that the number of series is
-    the number of concurrent jobs.
+    Metrics of concurrent jobs are labelled with a slot number, so that the number of series does
+    not grow with the number of jobs.
 
     Args:
         monotonic: monotonic time in seconds.

@@ -26,8 +26,8 @@ class RabbitQueue:
 
     Connects on the first call, consumes from the first ``receive`` on, and always reconnects.
     A delivery is lost with the connection that brought it. A settling call returns once the
-    broker has confirmed it. If it raises ``QueueUnavailable``, the message is redelivered, and
-    if it was moved, so is its copy.
+    broker has confirmed it. If it raises ``QueueUnavailable``, the message is redelivered; if
+    the broker had stored the copy of a move already, both are delivered.
 
     Args:
         worker: this worker's name, for dead letters and for the broker's list of connections.
@@ -56,7 +56,7 @@ class RabbitQueue:
         self._connection.call(lambda session: session.publish(queue, body, properties))
 
     def receive(self, timeout: float) -> Delivery | None:
-        """The next message; a message that is too long is cut."""
+        """The next message; a body that is too long is returned cut."""
         self._connection.consume()
         delivery = self._inbox.take(timeout)
         if delivery is None:

@@ -150,7 +150,7 @@ class Session:
 
     def depths(self) -> dict[str, int]:
         """Ready messages by queue, without unacknowledged ones."""
-        # Deliver pending messages; the receiver counts them.
+        # First deliver the messages that have arrived; the receiver counts them.
         self._connection.process_data_events()
         channel = self.side_channel()
         try:

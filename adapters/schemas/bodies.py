@@ -1,4 +1,4 @@
-"""The webhooks' bodies, as the backend takes them."""
+"""Bodies of the webhooks, in the backend's format."""
 
 from __future__ import annotations
 

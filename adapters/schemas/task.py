@@ -115,7 +115,7 @@ class TaskReader:
     """Port ``TaskParser``: reads the JSON that the backend publishes."""
 
     backend_host: str | None
-    """A message that names another host to call back is logged."""
+    """The backend's host. A message with another callback host is logged."""
 
     def __call__(self, body: bytes) -> TrainingTask:
         """Parse the task in ``body``.
@@ -266,8 +266,8 @@ def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
 
 
 def _as_json(value: object) -> Finding:
-    """A value as JSON, with unprintable characters and those that move a terminal's cursor
-    escaped.
+    """A value as JSON. Escapes unprintable characters and those that move a terminal's
+    cursor.
     """
     text = json.dumps(value, ensure_ascii=False)
     return Finding("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))

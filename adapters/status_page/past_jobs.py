@@ -49,7 +49,7 @@ class PastJobs:
                 break
 
     def curve(self, task_id: str, epoch: int) -> LossCurve:
-        """The curve of a job that resumes from ``epoch``, with the points of its earlier attempt."""
+        """The curve of a job that resumes from ``epoch``, with its earlier attempt's points."""
         earlier = (job.curve for job in self._eventful if job.task_id == task_id)
         curve = next(earlier, None) or LossCurve()
         curve.go_back(epoch)
@@ -57,7 +57,7 @@ class PastJobs:
 
 
 def _repeats(summary: dict[str, Any], earlier: dict[str, Any]) -> bool:
-    """Whether both summaries are of a task that another worker has; it returns every minute."""
+    """Whether both are of a task that another worker has, whose message returns every minute."""
     return all(
         job["result"] == "put aside"
         and job["task_id"] == summary["task_id"]

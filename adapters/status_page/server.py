@@ -97,7 +97,7 @@ class StatusServer:
         return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
     def stop(self) -> None:
-        """Stop listening."""
+        """Stop the server and close its socket."""
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join(timeout=3.0)
