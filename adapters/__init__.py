@@ -1,1 +1,1 @@
-"""The world. Each module serves ports with one kind of library and knows no other one."""
+"""Adapters to the outside world. Each module implements ports with one library."""

@@ -1,4 +1,4 @@
-"""Real time."""
+"""The system clock."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ log = logging.getLogger(__name__)
 
 
 class SystemClock:
-    """Port ``Clock`` on the machine's own clocks."""
+    """Port ``Clock`` on the system clocks."""
 
     def now(self) -> datetime:
-        """Wall-clock time, aware, in UTC. May jump."""
+        """Wall-clock time, timezone-aware, in UTC. May jump."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds since some moment. Never goes back."""
+        """Monotonic time in seconds."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Wait. Not at all for a negative time."""
+        """Wait; a negative time counts as 0."""
         time.sleep(max(0.0, seconds))
 
     @contextmanager
     def every(self, seconds: float, action: Callable[[], None]) -> Iterator[None]:
-        """Call ``action`` every ``seconds`` on a thread of its own while the context is open.
+        """Call ``action`` every ``seconds`` on a separate thread while the context is open.
 
-        The thread has a copy of the caller's context variables, so that what is known there, as
-        whose job it is, is known to ``action``, too.
+        ``action`` runs in a copy of the caller's context variables, such as the current job.
 
-        A call that takes longer than ``seconds`` is followed by the next one at once; what it
-        missed is not made up for.
+        A call that takes longer than ``seconds`` is followed by the next one immediately; missed
+        calls are not made up for.
         """
         closed = threading.Event()
 

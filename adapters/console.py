@@ -30,15 +30,15 @@ from domain.results import Artifact, CheckpointRef, TrainingMetric
 log = logging.getLogger(__name__)
 
 REPORT = "drawing previews and writing the report"
-"""What a local run does between the last step and its end."""
+"""Phase of a local run between the last step and its end."""
 
 
 class ConsoleNotifier:
     """Port ``Notifier`` for runs without a backend: the outcome as one line.
 
     Args:
-        console: where the line goes.
-        where: what the person calls a location; a path, where locations are files.
+        console: prints the line.
+        where: formats a location for display, such as a path for a file.
     """
 
     def __init__(self, console: Console, where: Callable[[Location], object] = str) -> None:
@@ -46,19 +46,19 @@ class ConsoleNotifier:
         self._where = where
 
     def progress(self, style_id: int, progress: Progress) -> None:
-        """Goes to the log at debug level: a display listens to the events instead."""
+        """Log at debug level; ``ProgressDisplay`` shows the progress."""
         log.debug("style %d: %s", style_id, position(progress))
 
     def completed(
         self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
-        """Say where the weights lie."""
+        """Print where the weights are."""
         log.debug("task %s is completed", task_id)
         text = f"style {style_id} is ready: {self._where(artifact.location)}"
         say(self._console, f"{text} (loss {metric.loss:.4f})", "green")
 
     def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
-        """Say why there will be none."""
+        """Print why the job failed."""
         log.debug("task %s has failed", task_id)
         say(self._console, f"style {style_id}: {failure.code}: {failure.message}", "red")
 
@@ -68,14 +68,14 @@ class ConsoleNotifier:
         style_id: int,  # noqa: ARG002
         outcome: Artifact | Failure,  # noqa: ARG002
     ) -> bool | None:
-        """Nobody knows what a person has read."""
+        """None: unknown for a terminal."""
         return None
 
 
 class ProgressDisplay:
-    """Event sink that shows how a training goes: a bar on a terminal, else lines now and then.
+    """Event sink that shows a training's progress: a bar on a terminal, else occasional lines.
 
-    Use it as a context manager, so that the terminal is left in order whatever happens.
+    Use it as a context manager, so that the terminal is restored after errors, too.
     """
 
     def __init__(self, console: Console) -> None:
@@ -85,12 +85,12 @@ class ProgressDisplay:
         self._checkpoint: CheckpointRef | None = None
 
     def stopping(self) -> None:
-        """Say what the first Ctrl-C does."""
+        """Print the effect of the first Ctrl-C."""
         text = "stopping: saving a checkpoint; Ctrl-C once more ends at once"
         say(self._console, text, "yellow")
 
     def ended_at_once(self) -> None:
-        """Say what the second Ctrl-C loses."""
+        """Print what the second Ctrl-C loses."""
         if self._checkpoint is None:
             lost = "no checkpoint is stored yet: the same command begins anew"
         else:
@@ -104,7 +104,7 @@ class ProgressDisplay:
         self._end()
 
     def __call__(self, event: WorkerEvent) -> None:
-        """Take note of an event."""
+        """Update the display."""
         match event:
             case JobStarted(resumed_from=checkpoint):
                 self._checkpoint = checkpoint
@@ -140,7 +140,7 @@ class ProgressDisplay:
                 refresh_per_second=4,
             )
             at = self._checkpoint.epoch if self._checkpoint else 0
-            # Without a total the bar pulses: the number of steps comes with the first of them.
+            # Without a total the bar pulses; the first step's event brings the number of steps.
             epoch = f"{at}/{event.parameters.epochs}"
             self._bar.add_task("", total=None, epoch=epoch, speed="")
             self._bar.start()
@@ -158,7 +158,7 @@ class ProgressDisplay:
                 self._wait("storing the last checkpoint")
 
     def _wait(self, what: str) -> None:
-        """Name what is waited for after the last step."""
+        """Show the current phase after the last step."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], speed=what)
 
@@ -175,5 +175,5 @@ class ProgressDisplay:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line: escaped, no markup in names, no break at the width of some pipe."""
+    """Print one line: escaped, without markup, and not wrapped."""
     console.print(one_line(text), style=style, markup=False, highlight=False, soft_wrap=True)

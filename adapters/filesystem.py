@@ -1,8 +1,8 @@
-"""Folders in place of buckets, on one machine or on a disk that several share.
+"""Port ``BlobStore`` on folders, on one machine or a shared disk.
 
-A bucket is a folder and a key is a path in it. A write goes to a file beside the blobs, is
-brought to disk, and takes the blob's place in one step. Writers of a bucket come one after the
-other, under a lock that the system frees when its holder dies.
+A bucket is a folder and a key is a path in it. A write goes to a temporary file, is synced to
+disk, and replaces the blob atomically. A file lock, which the system frees when its holder dies,
+serialises the writers of a bucket.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from application.ports import (
 from domain.location import Bucket, InvalidLocation, Location
 
 OURS = ".store"
-"""Folder in a bucket for the lock and for what is being written; no key leads there."""
+"""Folder in a bucket for the lock and for temporary files; no key can name it."""
 
 _NOT_A_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -40,9 +40,9 @@ class FileBlobStore:
     """Port ``BlobStore``. May be shared by threads, and its folders by processes.
 
     Args:
-        buckets: each bucket's folder; made with the first write.
-        read_only: buckets whose folders are somebody's own: never written to, not even for a
-            moment, and read through links that lead out of them.
+        buckets: each bucket's folder, created by the first write.
+        read_only: buckets whose folders belong to a user. They are never written to, and links
+            that lead out of them are followed.
     """
 
     def __init__(self, buckets: Mapping[str, Path], read_only: Collection[str] = ()) -> None:
@@ -83,7 +83,7 @@ class FileBlobStore:
         return _etag(data)
 
     def delete(self, at: Location) -> None:
-        """Remove a blob, and the folders that held nothing else: a bucket has only blobs."""
+        """Remove a blob, and folders that are then empty."""
         with self._writing(at) as path:
             try:
                 path.unlink()
@@ -99,7 +99,7 @@ class FileBlobStore:
                 emptied = emptied.parent
 
     def list(self, bucket: Bucket, prefix: str) -> list[Location]:
-        """Blobs by prefix. Files whose names no key can have are left out."""
+        """Blobs by prefix. Skips files whose names are not valid keys."""
         root = self._folder(bucket.name)
         found = []
         try:
@@ -138,7 +138,7 @@ class FileBlobStore:
 
     @contextmanager
     def _writing(self, at: Location) -> Iterator[Path]:
-        """The blob's path, while nobody else writes in its bucket."""
+        """The blob's path, under the bucket's write lock."""
         path, root = self._path(at), self._folders[at.bucket]
         if at.bucket in self._read_only:
             raise BlobDenied(f"{at}: the bucket {at.bucket!r} is read-only")
@@ -179,7 +179,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder and those above it, so that a power cut takes none of them away."""
+    """Create the folder and its parents, synced to disk."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -211,7 +211,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _translated(error: OSError, path: Path) -> BlobDenied | BlobUnavailable:
     text = f"{path}: {error.strerror or error}"
-    # No patience mends these; all else may pass: a full disk, a share that is away.
+    # Retries do not help with these. Other errors may pass: a full disk, an unmounted share.
     hopeless = error.errno in _NO_RIGHT | _NO_PLACE
     return BlobDenied(text) if hopeless else BlobUnavailable(text)
 

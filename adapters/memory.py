@@ -1,4 +1,4 @@
-"""Every port in memory, for fast tests; held to the same contract tests as the real adapters."""
+"""All ports in memory, for fast tests. They pass the same contract tests as the real adapters."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 
 class _Timer:
-    """One action that is due again and again."""
+    """A periodic action."""
 
     def __init__(self, period: float, first: float, action: Callable[[], None]) -> None:
         self.period = period
@@ -68,7 +68,7 @@ class _Timer:
         self._running = self._closed = False
 
     def fire(self) -> None:
-        """Call the action, unless it is being called or the timer is closed."""
+        """Call the action, unless it is running or the timer is closed."""
         if self._running:
             return
         with self._calling:
@@ -88,7 +88,7 @@ class _Timer:
 
 
 class ManualClock:
-    """Port ``Clock``. Time stands still until somebody sleeps or advances it."""
+    """Port ``Clock``. Time passes only through ``sleep`` and ``advance``."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._lock = threading.Lock()
@@ -109,7 +109,7 @@ class ManualClock:
         self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
-        """Let ``seconds`` pass. What falls due is called here, at its time and in its order."""
+        """Let ``seconds`` pass, and call due timers at their times, in order."""
         target = self._elapsed + max(0.0, seconds)
         while True:
             with self._lock:
@@ -122,7 +122,7 @@ class ManualClock:
             timer.fire()
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock, and it alone, forward or back."""
+        """Set only the wall clock forward or back."""
         self._wall += timedelta(seconds=seconds)
 
     @contextmanager
@@ -140,12 +140,12 @@ class ManualClock:
 
 
 class InlineExecutor(Executor):
-    """Does what it is given at once, in the thread that gives it: order is what a test says."""
+    """Runs each action immediately in the calling thread, for a deterministic order."""
 
     def submit(
         self, action: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs
     ) -> Future[T]:
-        """Carry it out. What is no ``Exception``, the end of the process say, is not kept back."""
+        """Run it. Raises errors outside ``Exception``, such as the end of the process."""
         future: Future[T] = Future()
         try:
             future.set_result(action(*arguments, **keywords))
@@ -168,7 +168,7 @@ class _Waiting:
 class MemoryQueue:
     """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths``.
 
-    An idle ``receive`` lets the clock pass its timeout, then looks again.
+    An idle ``receive`` advances the clock by its timeout, then looks again.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -181,7 +181,7 @@ class MemoryQueue:
 
     @property
     def waiting(self) -> list[bytes]:
-        """Messages that nobody holds, the delayed ones too."""
+        """Messages without a holder, including delayed ones."""
         with self._lock:
             return [message.body for message in self._waiting]
 
@@ -193,17 +193,17 @@ class MemoryQueue:
 
     @property
     def unsettled(self) -> list[Delivery]:
-        """Deliveries that somebody holds."""
+        """Deliveries that are not settled."""
         with self._lock:
             return list(self._unsettled.values())
 
     def lose_all(self) -> None:
-        """Take every delivery back, as a broker does whose connection broke."""
+        """Requeue every delivery, as a broker does when the connection is lost."""
         for delivery in reversed(self.unsettled):
             self.take_back(delivery)
 
     def take_back(self, delivery: Delivery) -> None:
-        """Take one back, where it is not settled."""
+        """Requeue a delivery, unless it is settled."""
         with self._lock:
             if self._unsettled.pop(delivery.id, None) is not None:
                 self._waiting.insert(0, _back(delivery))
@@ -222,12 +222,12 @@ class MemoryQueue:
         return delivery
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Forget the message."""
+        """Remove the message."""
         with self._lock:
             self._settle(delivery)
 
     def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
-        """Put the message at the end, unseen for ``delay`` seconds."""
+        """Put the message at the end, invisible for ``delay`` seconds."""
         with self._lock:
             self._settle(delivery)
             visible_at = self._clock.monotonic() + delay
@@ -255,7 +255,7 @@ class MemoryQueue:
     def process_dead_letters(
         self, decide: Callable[[DeadMessage], DeadLetterAction]
     ) -> list[DeadMessage]:
-        """Show the dead letters and do with them as is decided."""
+        """Pass the dead letters to ``decide`` and apply it."""
         shown = self.dead
         for letter in shown:
             fate = decide(letter)
@@ -267,7 +267,7 @@ class MemoryQueue:
         return shown
 
     def depths(self) -> Mapping[str, int]:
-        """Messages that wait, and dead letters."""
+        """Numbers of waiting messages and of dead letters."""
         with self._lock:
             return {"waiting": len(self._waiting), "dead": len(self._dead)}
 
@@ -306,7 +306,7 @@ class MemoryBlobStore:
 
     @property
     def blobs(self) -> dict[Location, bytes]:
-        """A copy of all there is."""
+        """A copy of all blobs."""
         with self._lock:
             return dict(self._blobs)
 
@@ -364,7 +364,7 @@ def _etag(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class Call:
-    """One call that the backend got."""
+    """A call to the backend."""
 
     kind: str
     """``progress``, ``completed`` or ``failed``."""
@@ -381,25 +381,25 @@ class MemoryNotifier:
 
     @property
     def final(self) -> list[Call]:
-        """The calls that the artist sees."""
+        """The calls that are shown to the artist."""
         return [call for call in self.calls if call.kind != "progress"]
 
     def progress(self, style_id: int, progress: Progress) -> None:
-        """Note a progress call."""
+        """Record a progress call."""
         self.calls.append(Call("progress", style_id, progress))
 
     def completed(
         self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
-        """Note a success."""
+        """Record a success."""
         self.calls.append(Call("completed", style_id, (artifact, metric), task_id))
 
     def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
-        """Note a failure."""
+        """Record a failure."""
         self.calls.append(Call("failed", style_id, failure, task_id))
 
     def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
-        """As the platform can tell: whether a success is noted; of failures, nothing."""
+        """Whether a success is recorded; None for failures, which the platform does not show."""
         if isinstance(outcome, Failure):
             return None
         final = [call for call in self.final if call.style_id == style_id]
@@ -411,15 +411,15 @@ class MemoryNotifier:
 
 
 class MemoryInspector:
-    """Port ``ImageInspector``. Takes any bytes for an image but those that begin ``broken``."""
+    """Port ``ImageInspector``. Accepts any bytes except those that begin with ``broken``."""
 
     def inspect(
         self,
         data: bytes,
-        resolution: int,  # noqa: ARG002 - bytes have no size to fit
+        resolution: int,  # noqa: ARG002 - bytes have no resolution
         stop: StopSignal,
     ) -> PreparedImage:
-        """Facts that depend on the bytes alone, which stay as they are."""
+        """Facts derived from the bytes, which are returned unchanged."""
         stop.check()
         if data.startswith(b"broken"):
             raise ImageRefused("the file is damaged")
@@ -434,10 +434,10 @@ class MemoryInspector:
 
 
 class MemoryReporter:
-    """Port ``Reporter``. One line for a report."""
+    """Port ``Reporter``. Renders one line."""
 
     def render(self, report: StyleReport) -> Sequence[ReportFile]:
-        """A single page."""
+        """A report of one page."""
         page = f"<!doctype html><title>Style {report.task.style_id}</title>"
         return [ReportFile("report.html", "text/html; charset=utf-8", page.encode())]
 
@@ -447,17 +447,17 @@ class MemoryReporter:
 
 @dataclass(frozen=True)
 class _Moment:
-    """Where a run stands."""
+    """State of a run."""
 
     plan: str
     """Hash of the plan."""
     step: int
     digest: str
-    """Chained over the plan and every step, as weights would be."""
+    """Hash chained over the plan and every step, in place of weights."""
 
 
 class MemorySession:
-    """Port ``TrainingSession``: arithmetic in place of training, each step at its time."""
+    """Port ``TrainingSession``: hashes in place of training; each step takes clock time."""
 
     def __init__(
         self, plan: TrainingPlan, clock: Clock, step_seconds: float, resume: bytes | None
@@ -478,18 +478,18 @@ class MemorySession:
 
     @property
     def finished(self) -> bool:
-        """True when no step is left."""
+        """True after the last step."""
         return self._moment.step == self.total_steps
 
     @property
     def history(self) -> Sequence[EpochRecord]:
-        """Every finished epoch; the loss halves, thirds, quarters."""
+        """Every finished epoch; the loss falls as 1/2, 1/3, 1/4."""
         rate = self._plan.parameters.learning_rate
         return [EpochRecord(epoch, 1 / (1 + epoch), rate) for epoch in range(1, self._epoch + 1)]
 
     @property
     def peak_memory(self) -> int:
-        """That of the images."""
+        """The size of the images."""
         return sum(len(image.data) for image in self._plan.images)
 
     def advance(self) -> StepReport:
@@ -503,12 +503,12 @@ class MemorySession:
         return StepReport(self._epoch, step, epoch_finished=step % self._steps_per_epoch == 0)
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it stands."""
+        """The run's state."""
         data = json.dumps(asdict(self._moment)).encode()
         return Checkpoint(self._epoch, self._moment.step, data)
 
     def weights(self) -> bytes:
-        """Bytes that a lost, repeated or reordered step would change."""
+        """Bytes that change if a step is lost, repeated or reordered."""
         return f"weights {self._moment.digest}".encode()
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
@@ -526,9 +526,9 @@ class MemorySession:
 
 
 class MemoryTrainer:
-    """Port ``Trainer``. Deterministic; a step takes ``step_seconds`` of the clock's time.
+    """Port ``Trainer``. Deterministic; a step takes ``step_seconds`` on the clock.
 
-    With more than one slot, runs of one rank can be open together.
+    With more than one slot, runs of equal rank can be open together.
     """
 
     def __init__(self, clock: Clock, step_seconds: float = 1.0, slots: int = 1) -> None:
@@ -537,27 +537,27 @@ class MemoryTrainer:
         self._slots = slots
         self._open: list[Hashable | None] = []
         self.opened = 0
-        """Sessions set up so far."""
+        """Sessions opened so far."""
         self.max_at_once = 0
-        """Sessions that were open together, at most."""
+        """Maximum sessions that were open together."""
 
     @property
     def base(self) -> BaseFacts:
-        """A model that there is not."""
+        """A fictitious model."""
         return BaseFacts("memory", is_sd15=True)
 
     @property
     def native_resolution(self) -> int:
-        """That of SD 1.5."""
+        """The resolution of SD 1.5."""
         return 512
 
     def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
-        """The weights, and a configuration that says nothing."""
+        """The weights and an empty configuration."""
         return {"adapter_model.safetensors": weights, "adapter_config.json": b"{}"}
 
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
-        """Set a run up."""
+        """Open a run."""
         kind = self.batch_key(plan.parameters)
         if self._open and (kind is None or self._open != [kind] * len(self._open)):
             raise RuntimeError("the trainer has an open run that this one cannot join")
@@ -573,7 +573,7 @@ class MemoryTrainer:
             self._open.remove(kind)
 
     def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
-        """Its rank, where there is more than one slot."""
+        """The rank, if there is more than one slot."""
         return parameters.rank if self._slots > 1 else None
 
 

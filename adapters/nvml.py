@@ -1,4 +1,4 @@
-"""NVIDIA cards, read by NVML. A machine without one has none, and that is no error."""
+"""Read NVIDIA GPUs through NVML. A machine without one yields none, without an error."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class GpuReader:
-    """Reads every card that the driver shows. May be called from any thread.
+    """Reads every GPU that the driver lists. May be called from any thread.
 
     Args:
-        nvml: the module ``pynvml``, or what stands in for it; None to import it.
+        nvml: the module ``pynvml`` or a substitute; None to import it.
     """
 
     def __init__(self, nvml: Any = None) -> None:
@@ -28,7 +28,7 @@ class GpuReader:
         self._lock = threading.Lock()
 
     def __call__(self) -> list[GpuReading]:
-        """The cards as they are now; none where there is no card or no driver."""
+        """Current readings of the GPUs; empty without a GPU or driver."""
         with self._lock:
             nvml = self._started()
             if nvml is None:
@@ -45,7 +45,7 @@ class GpuReader:
                 nvml = self._given if self._given is not None else _import_nvml()
                 nvml.nvmlInit()
             except Exception as error:
-                # No library, no driver, no card: asking again would not change it.
+                # No library, no driver, no GPU: permanent, so do not try again.
                 log.debug("no card to be read: %s", error)
                 self._absent = True
             else:

@@ -1,4 +1,4 @@
-"""Port ``BlobStore`` over several stores: the scheme of a location says which one serves it."""
+"""Port ``BlobStore`` over several stores, selected by the scheme of the location."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from domain.location import Bucket, Location
 class BlobStoreByScheme:
     """Reads and writes each blob in the store of its scheme. May be shared by threads.
 
-    A store is opened when a location first needs it, so that a worker whose tasks never name
-    ``gs://`` needs neither Google's library nor its credentials.
+    A store is opened on first use: a worker without ``gs://`` tasks needs neither Google's
+    library nor its credentials.
 
     Args:
         stores: opens the store of each scheme.

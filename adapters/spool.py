@@ -1,7 +1,7 @@
-"""A folder in place of a broker: each JSON file in it is a message.
+"""A folder as the task queue: each JSON file in it is a message.
 
-Whoever drops a file there publishes it. A delivery is a lock on the file, which the system
-frees when its holder dies, so that a lost worker's message comes to another one by itself.
+Putting a file there publishes it. A delivery is a lock on the file. The system frees the lock
+when its holder dies, so that another worker receives the message.
 """
 
 from __future__ import annotations
@@ -33,40 +33,40 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 SETTLING_SECONDS = 2.0
-"""How long a file that does not end like JSON must stand still to pass for complete."""
+"""Seconds without a change after which a file that does not end in ``}`` counts as complete."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """What is kept about a message beside it."""
+    """State of a message, stored in ``.state/``."""
 
     stamp: int
-    """Of the file it is about: a new file under an old name starts afresh."""
+    """Modification time of the message's file: a new file under an old name gets a new state."""
     retries: int = 0
     not_before: float = 0.0
-    """Wall-clock time, in seconds since 1970: workers share the folder, not a monotonic clock."""
+    """Unix time in seconds: workers share the folder, not a monotonic clock."""
     delivered: bool = False
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A message in our hands."""
+    """A delivered message."""
 
     path: Path
     file: BinaryIO
-    """Open and locked."""
+    """The message's file, open and locked."""
     state: _State
 
 
 class SpoolQueue:
     """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths`` over a folder.
 
-    Messages come in the order of their files' names. Dead letters lie in ``dead/``, each beside
-    ``<name>.reason``; how often a message was put aside, and until when, in ``.state/``.
+    Messages are ordered by file name. ``dead/`` holds the dead letters, each with a
+    ``<name>.reason``; ``.state/`` holds a message's retries and the end of its delay.
 
     Args:
-        folder: made when it is first used.
-        new_id: a text that has never been used in a file's name.
+        folder: created on first use.
+        new_id: returns a unique text for a file's name.
     """
 
     def __init__(self, folder: Path, clock: Clock, new_id: Callable[[], str]) -> None:
@@ -107,7 +107,7 @@ class SpoolQueue:
             self._state_path(held.path).unlink(missing_ok=True)
 
     def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
-        """Leave the file unseen for ``delay`` seconds of the wall clock."""
+        """Hide the file for ``delay`` seconds of the wall clock."""
         with self._settling(delivery) as held:
             log.info("%s waits for %.0f s: %s", held.path.name, delay, reason)
             not_before = self._clock.now().timestamp() + delay
@@ -140,7 +140,7 @@ class SpoolQueue:
     def process_dead_letters(
         self, decide: Callable[[DeadMessage], DeadLetterAction]
     ) -> list[DeadMessage]:
-        """Show the files in ``dead/``; publish anew or remove those that are not to be kept."""
+        """Pass the files in ``dead/`` to ``decide``; keep, remove or republish them as decided."""
         shown = []
         with self._io_errors():
             for path in sorted(self._dead.glob("*.json"), key=_age):
@@ -155,7 +155,7 @@ class SpoolQueue:
         return shown
 
     def depths(self) -> Mapping[str, int]:
-        """Files by folder, those in somebody's hands included."""
+        """Files by folder, including delivered ones."""
         with self._io_errors():
             waiting = sum(1 for _ in self._folder.glob("[!.]*.json"))
             dead = sum(1 for _ in self._dead.glob("*.json"))
@@ -178,7 +178,7 @@ class SpoolQueue:
         return None
 
     def _try(self, path: Path) -> Delivery | None:
-        """A delivery of this message, unless it is held, delayed or still being written."""
+        """A delivery of this message, unless it is locked, delayed or still being written."""
         try:
             file = path.open("rb")
         except FileNotFoundError:
@@ -219,7 +219,7 @@ class SpoolQueue:
         return delivery
 
     def _complete(self, name: str, body: bytes, stamp: int) -> bool:
-        """Whether nobody is still writing the file, as far as one can tell."""
+        """Whether the file seems completely written."""
         if body.rstrip().endswith(b"}") or len(body) > MAX_MESSAGE_BYTES:
             self._unfinished.pop(name, None)
             return True
@@ -232,7 +232,7 @@ class SpoolQueue:
 
     @contextmanager
     def _settling(self, delivery: Delivery) -> Iterator[_Held]:
-        """The held message; afterwards it is held no more, whatever happened."""
+        """The delivered message; released on exit, even after an error."""
         with self._lock:
             held = self._held.pop(delivery.id, None)
         if held is None:
@@ -270,7 +270,7 @@ class SpoolQueue:
 
 
 def _replace(path: Path, data: bytes, by: Path) -> None:
-    """Write a file whole, and on disk, or not at all."""
+    """Replace a file atomically, synced to disk."""
     with by.open("wb") as file:
         file.write(data)
         file.flush()
@@ -297,7 +297,7 @@ def _dead_message(path: Path) -> DeadMessage:
 
 
 def _age(path: Path) -> tuple[int, str]:
-    """What orders dead letters: when each was put there, which is when its reason was written."""
+    """Sort key of dead letters: the time at which the reason was written."""
     try:
         return _reason_path(path).stat().st_mtime_ns, path.name
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""What several adapters share: plain functions, without a port."""
+"""Functions that several adapters share."""

@@ -1,4 +1,4 @@
-"""Names and addresses of this machine."""
+"""Loopback names and addresses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine: ``localhost``, 127.0.0.0/8 or ::1, brackets allowed."""
+    """Whether a host is ``localhost``, in 127.0.0.0/8 or ::1; brackets allowed."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 MAX_RETRY_AFTER = 3600.0
-"""Seconds. A server that asks for more is called again after this time."""
+"""Upper limit in seconds for ``Retry-After``."""
 
 
 def retry_after(header: str | None, now: datetime | None) -> float | None:
-    """Seconds to wait, from 0 to ``MAX_RETRY_AFTER``; None where the header does not say.
+    """Seconds to wait, from 0 to ``MAX_RETRY_AFTER``; None if missing or invalid.
 
     Args:
-        now: compared with a header that is a date; None leaves such a header out.
+        now: reference time for a header that is a date; None ignores such a header.
     """
     text = (header or "").strip()
     if text.isascii() and text.isdecimal():
@@ -25,7 +25,7 @@ def retry_after(header: str | None, now: datetime | None) -> float | None:
 
 
 def http_date(text: str | None) -> datetime | None:
-    """The moment that a header such as ``Date`` names, in UTC if it has no zone; else None."""
+    """The time in a header such as ``Date`` (UTC if it has no zone); None if invalid."""
     try:
         moment = parsedate_to_datetime(text or "")
     except (ValueError, OverflowError):

@@ -15,8 +15,8 @@ from adapters.gcs.options import GcsOptions
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 FIRST_PAUSE = 0.5
-"""Seconds before a request is tried again. They double: Google allows one write a second to
-each object and answers 429 to more."""
+"""Seconds before a request is retried, doubled each time: Google allows one write per second to
+an object and returns 429 for more."""
 MAX_PAUSE = 8.0
 
 
@@ -31,7 +31,7 @@ def connect(options: GcsOptions) -> Client:
     if options.emulator_url is not None:
         credentials = AnonymousCredentials()
     elif options.credentials_file is not None:
-        # Deprecated for files of strangers; this one is the operator's, and of any kind.
+        # Deprecated for untrusted files; the operator provides this one, of any type.
         credentials, found = google.auth.load_credentials_from_file(
             str(options.credentials_file), scopes=[SCOPE]
         )

@@ -1,4 +1,4 @@
-"""Translates what can go wrong with Google Cloud Storage into the port's errors."""
+"""Translate Google Cloud Storage errors into the port's errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GCS_ERRORS = (
 
 
 THROTTLED = {"rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"}
-"""Google's reasons for a 403 that passes."""
+"""Google's reasons for a temporary 403."""
 
 NO_CREDENTIALS = (
     "set GOOGLE_APPLICATION_CREDENTIALS to a service account's key file, or run on a machine "
@@ -34,7 +34,7 @@ NO_CREDENTIALS = (
 
 
 class ForeignAnswer(RequestException):
-    """A success without what Google Cloud Storage always returns: another server answered."""
+    """A success without the fields of a Google Cloud Storage response: another server answered."""
 
 
 def translate(error: Exception, what: str) -> Exception:

@@ -1,4 +1,4 @@
-"""Where Google Cloud Storage is, which identity to use, and how long to wait for it."""
+"""Address, credentials and timeouts of Google Cloud Storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIB = 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class GcsOptions:
-    """Everything that the client needs to know.
+    """All settings of the client.
 
     Raises:
         ValueError: names the field that is wrong and its remedy.
@@ -23,13 +23,13 @@ class GcsOptions:
     """GOOGLE_APPLICATION_CREDENTIALS. None: Application Default Credentials, such as the service
     account of the machine."""
     emulator_url: str | None = None
-    """STORAGE_EMULATOR_HOST: an emulator's address. It is called without credentials."""
+    """STORAGE_EMULATOR_HOST: an emulator's address, called without credentials."""
     connect_timeout: float = 5.0
     """Seconds to establish a connection."""
     read_timeout: float = 20.0
     """Seconds without a byte from the store."""
     retry_seconds: float = 30.0
-    """Seconds after which a request that fails or is throttled is not tried again."""
+    """Seconds after which a failed or throttled request is not retried."""
     chunk_size: int = 8 * MIB
     """Bytes of each part of a resumable upload, a multiple of 256 KiB. The client library uploads
     blobs of more than 8 MiB that way."""

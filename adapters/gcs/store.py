@@ -33,23 +33,23 @@ T = TypeVar("T")
 TRIES = 3
 """Whole reads or writes per call, beyond the requests that the client library repeats."""
 FIRST_PAUSE = 0.2
-"""Seconds before the second try, doubled before the third."""
+"""Seconds before the second attempt, doubled before the third."""
 
 
 class _TryAgain(Exception):
-    """This try failed for a reason that may not repeat."""
+    """This attempt failed for a reason that may not repeat."""
 
 
 class GcsBlobStore:
     """Port ``BlobStore``. May be shared by threads.
 
-    A blob's tag is its generation. A bucket that does not exist is ``BlobDenied``, because the
-    set-up is wrong and not the blob's name. Credentials that Google does not accept are
-    ``BlobUnavailable``: the task waits until the worker has better ones.
+    A blob's tag is its generation. A bucket that does not exist is ``BlobDenied``: the set-up is
+    wrong, not the blob's name. Credentials that Google rejects are ``BlobUnavailable``: the task
+    waits until the worker has valid ones.
 
     Args:
-        options: where the store is and how to talk to it.
-        readable: buckets that may be read; the writable ones may too.
+        options: address, credentials and timeouts.
+        readable: buckets that may be read, besides the writable ones.
         writable: buckets that may be written.
         sleep: waits that many seconds.
 
@@ -78,7 +78,7 @@ class GcsBlobStore:
             self._client = connect(options)
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
-        """Read a blob, verified by its CRC32C. Of one with a limit, the size is read first."""
+        """Read a blob and verify its CRC32C. With ``max_bytes``, checks its size first."""
         self._check_readable(at.bucket)
 
         def attempt() -> Blob:
@@ -110,8 +110,8 @@ class GcsBlobStore:
     ) -> str:
         """Write a blob. A large one is sent in chunks and appears with the last of them.
 
-        A write whose answer was lost is repeated; with a condition it then meets itself, and
-        ``PreconditionFailed`` is raised for a write that did happen.
+        A write whose response was lost is repeated. With a condition, the repeat then raises
+        ``PreconditionFailed`` although the write happened.
         """
         self._check_writable(at.bucket)
         what = f"writing {at}"
@@ -130,7 +130,7 @@ class GcsBlobStore:
                     **self._patience,
                 )
             except GoogleAPICallError as error:
-                # 410: the upload session is gone. 404 is that too, where the bucket is there.
+                # 410, or 404 from an existing bucket: the upload session is gone.
                 if error.code == 410 or (error.code == 404 and self._bucket_exists(at.bucket)):
                     raise _TryAgain("the upload was lost on its way") from error
                 raise
@@ -154,7 +154,7 @@ class GcsBlobStore:
                     raise no_bucket(at.bucket, what) from None
 
     def list(self, bucket: Bucket, prefix: str) -> list[Location]:
-        """Blobs by prefix. Objects whose names cannot be keys of ours are left out."""
+        """Blobs by prefix. Skips objects whose names are not valid keys of the port."""
         self._check_readable(bucket.name)
         found = []
         what = f"listing {bucket}/{prefix}"
@@ -183,7 +183,7 @@ class GcsBlobStore:
         return blob
 
     def _bucket_exists(self, bucket: str) -> bool:
-        """Whether the bucket is there: Google's 404 does not always say which part is missing."""
+        """Whether the bucket exists. Google's 404 may mean the bucket or the object."""
         try:
             list(self._client.list_blobs(bucket, max_results=1, **self._patience))
         except NotFound:
@@ -217,7 +217,7 @@ class GcsBlobStore:
 
 
 class _Body(BytesIO):
-    """Receives a download of at most so many bytes, whatever the blob has become since."""
+    """Receives a download with a byte limit, in case the blob has grown since."""
 
     def __init__(self, at: Location, max_bytes: int | None) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ def _generation(blob: GcsBlob) -> str:
 
 
 def _expected(condition: Condition | None) -> int | None:
-    """The generation that a write replaces; 0 stands for no blob."""
+    """The generation that a write replaces; 0: no blob."""
     match condition:
         case IfAbsent():
             return 0
@@ -257,5 +257,5 @@ def _translating(what: str) -> Iterator[None]:
         yield
     except GCS_ERRORS as error:
         raise translate(error, what) from error
-    except (ValueError, UnicodeError) as error:  # a name that no bucket or object can have
+    except (ValueError, UnicodeError) as error:  # not a valid name of a bucket or object
         raise BlobDenied(f"{what}: {error}") from error

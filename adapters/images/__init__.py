@@ -1,1 +1,1 @@
-"""Image files as people send them: recognised, decoded in child processes, checked, reduced."""
+"""Recognise, decode (in child processes), check and scale down image files."""

@@ -1,8 +1,8 @@
-"""What runs in a child process: decodes one image after the other for its parent.
+"""The child process: decodes one image after the other for its parent.
 
-Each image is a short exchange of messages: the parent sends the resolution and the file; the child
-answers with the memory that decoding will take, or a refusal; the parent says when there is so
-much; the child answers with the facts and the reduced image, or a refusal.
+Messages per image: the parent sends the resolution and the file; the child returns the memory that
+decoding needs, or an error; the parent sends a message once that memory is available; the child
+returns the facts and the reduced image, or an error.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from domain.image import ImageRefused
 READY, GO_AHEAD = b"ready", b"go"
 
 _DATA_LIMIT = MAX_DECODING_BYTES + 400 * 1024**2
-"""Bytes that a child may take, whatever a file makes its decoder do: the interpreter's and two
-copies of a large file are in it."""
+"""Memory limit of a child in bytes, including the interpreter and two copies of a large file."""
 
 
 def main(descriptor: int) -> None:
-    """Serve the parent at the other end of a socket until it hangs up."""
+    """Serve the parent at the other end of a socket until it closes the socket."""
     resource.setrlimit(resource.RLIMIT_DATA, (_DATA_LIMIT, _DATA_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")

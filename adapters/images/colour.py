@@ -1,4 +1,4 @@
-"""Pixels of any mode and colour profile to sRGB."""
+"""Convert pixels of any mode and colour profile to sRGB."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from itertools import product
 from PIL import Image, ImageChops, ImageCms
 
 Converter = Callable[[Image.Image], Image.Image]
-"""From a part of an image to the same part in RGB, 8 bits, sRGB."""
+"""Converts a part of an image to RGB, 8 bits, sRGB."""
 
 TOLERANCE = 2
-"""Levels of 255 by which a profile may move a colour and still pass for sRGB: as many as two
-programs differ over the same profile."""
+"""Largest colour shift, in levels of 255, of a profile that counts as sRGB: as much as two
+programs differ on the same profile."""
 
 _LATTICE = (0, 16, 32, 64, 96, 128, 160, 192, 224, 255)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Converter, str | None]:
-    """How the parts of an image become sRGB, and what there is to say about its profile.
+    """The conversion of an image's parts to sRGB, and warnings about its profile.
 
-    Whether a profile is that of sRGB is decided by what it does to a lattice of colours: its
-    name proves nothing. Pixels of sRGB stay as they are. A profile that cannot be used is ignored.
+    A profile counts as sRGB by its effect on a lattice of colours; its name proves nothing. sRGB
+    pixels stay unchanged. An unusable profile is ignored.
     """
     mode = _colour_mode(image)
     if profile is not None:
@@ -35,7 +35,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Converter, str |
 
 
 def _colour_mode(image: Image.Image) -> str:
-    """The mode in which an image's colours meet its profile: of grey, of RGB or of CMYK."""
+    """The mode in which a profile applies to an image's colours: grey, RGB or CMYK."""
     if image.mode in {"1", "L", "LA", "I;16"}:
         return "L"
     return "CMYK" if image.mode == "CMYK" else "RGB"
@@ -46,7 +46,7 @@ def _as_it_is(part: Image.Image) -> Image.Image:
 
 
 def _apply(data: bytes, mode: str) -> tuple[str, Converter]:
-    """The mode that a profile is for, and the conversion from there."""
+    """The mode that a profile applies to, and the conversion from it."""
     profile = ImageCms.ImageCmsProfile(BytesIO(data))
     if mode == "L" and profile.profile.xcolor_space.strip() == "RGB":
         mode = "RGB"
@@ -66,12 +66,12 @@ def _apply(data: bytes, mode: str) -> tuple[str, Converter]:
 
 
 def extrema(image: Image.Image) -> list[tuple[int, int]]:
-    """The lowest and the highest level of each colour of an RGB image."""
+    """Lowest and highest level of each channel of an RGB image."""
     return [pair for pair in image.getextrema() if isinstance(pair, tuple)]
 
 
 def _lattice(mode: str) -> Image.Image:
-    """Colours from all over the space, one a pixel."""
+    """A lattice of colours over the whole space, one per pixel."""
     if mode == "L":
         return Image.frombytes("L", (256, 1), bytes(range(256)))
     colours = bytes(level for colour in product(_LATTICE, repeat=3) for level in colour)
@@ -79,11 +79,11 @@ def _lattice(mode: str) -> Image.Image:
 
 
 def _to_white(mode: str, convert: Converter) -> Converter:
-    """The conversion of a part's colours in ``mode``, with what is transparent on white."""
+    """The conversion of a part in ``mode``, with transparency composited on white."""
 
     def on_white(part: Image.Image) -> Image.Image:
         if part.mode == "I;16":
-            # The high byte, as Pillow itself reads colours of 16 bits; its conversion would clip.
+            # Keep the high byte, as Pillow does for 16-bit colours; its conversion would clip.
             return convert(part.point(lambda value: value / 256).convert("L").convert(mode))
         if not part.has_transparency_data:
             return convert(part.convert(mode))

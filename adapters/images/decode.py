@@ -1,4 +1,4 @@
-"""An image file to pixels: RGB, 8 bits, upright, in sRGB, transparent parts on white."""
+"""Decode an image file to RGB pixels: 8 bits, upright, sRGB, transparency on white."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from adapters.images.opening import ON_ITS_SIDE, OpenedImage, damage_refused, op
 Size = tuple[int, int]
 """Width and height in pixels."""
 Strip = tuple[int, Image.Image]
-"""Some rows of an image in all their width, and the number of the first."""
+"""Full-width rows of an image, and the index of the first."""
 
 _STRIP_PIXELS = 2_000_000
-"""Converted at a time: a large image gets no second copy."""
+"""Pixels converted at a time, to avoid a second copy of a large image."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,24 +32,24 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What sets an image upright, by its EXIF orientation."""
+"""The operation that sets an image upright, by EXIF orientation."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """The pixels of a file, and what there is to say about them."""
+    """The pixels of a file, with warnings."""
 
     pixels: Image.Image
     transparent: bool
-    """Whether parts of it may be transparent."""
+    """Whether the file may have transparent parts."""
     notes: tuple[str, ...]
 
 
 def decode(data: bytes) -> Image.Image:
-    """All pixels of an image file; of an animation, those of its first frame.
+    """Decode an image file at full size; of an animation, the first frame.
 
     Raises:
-        ImageRefused: the file is empty, of another kind, damaged, or takes too much to decode.
+        ImageRefused: the file is empty, unsupported, damaged, or needs too much memory.
     """
     return load(open_image(data)).pixels
 
@@ -58,8 +58,8 @@ def load(opened: OpenedImage, fit: Size | None = None) -> DecodedImage:
     """Decode the pixels.
 
     Args:
-        fit: the size that the image is scaled to cover, and cropped to around its centre, as by
-            ``ImageOps.fit`` with Lanczos' filter; without it the image keeps its own.
+        fit: scale and centre-crop to this size, as ``ImageOps.fit`` with a Lanczos filter; None
+            keeps the image's size.
 
     Raises:
         ImageRefused: the file is damaged or incomplete.
@@ -93,13 +93,13 @@ def _load(opened: OpenedImage) -> OpenedImage:
 
 
 def _load_without_end(data: bytes) -> Image.Image:
-    """Decode a JPEG file that breaks off behind its last pixel.
+    """Decode a JPEG file that is truncated after its last pixel.
 
-    Where it breaks off earlier, the decoder makes up the rest from whatever follows: then
-    different fillings give different pixels.
+    If pixels are missing, the decoder invents them from the bytes that follow: two different
+    paddings then give different pixels.
 
     Raises:
-        OSError: it breaks off earlier.
+        OSError: pixels are missing.
     """
     data = data.rstrip(b"\xff")
     digests = []
@@ -133,7 +133,7 @@ def _stacked(strips: Iterable[Strip], size: Size) -> Image.Image:
 
 
 def _fitted(strips: Iterable[Strip], size: Size, target: Size) -> Image.Image:
-    """Scale and crop an image that comes in strips, first its rows, then its columns."""
+    """Scale and crop an image given in strips, first along its rows, then its columns."""
     width, height = size
     kept_width = min(width, height * target[0] / target[1])
     kept_height = min(height, width * target[1] / target[0])

@@ -1,5 +1,7 @@
-"""Images inspected in child processes: a file that crashes, fills or occupies its decoder costs
-that image, and a stop is heard meanwhile.
+"""Inspect images in child processes.
+
+If a file crashes its decoder, or takes too much memory or time, only that image fails. Waiting
+threads check for a stop signal.
 """
 
 from __future__ import annotations
@@ -22,22 +24,22 @@ from application.stop_signal import StopSignal
 from domain.image import ImageFacts, ImageRefused, PreparedImage
 
 PROCESSES = 4
-"""Images decoded at a time, at most."""
+"""Maximum images decoded at a time."""
 MAX_SECONDS = 60.0
-"""For one image. One of 100 megapixels takes two or three on an idle machine."""
+"""Time limit per image. 100 megapixels take 2 to 3 s on an idle machine."""
 POLL_SECONDS = 0.2
-"""How often a stop is looked for."""
+"""Interval of checks for a stop."""
 
 _LARGE = 64 * 1024**2
-"""Bytes; a process that has decoded so large an image ends, for it may not give all back."""
+"""Bytes. A process that has decoded an image this large ends: it may not free all its memory."""
 
 
 class IsolatedInspector:
     """Port ``ImageInspector``. Any number of threads may share it.
 
     Args:
-        memory: bytes that the images decoded at a time may take together.
-        seconds: that each may take.
+        memory: bytes that concurrently decoded images may take together.
+        seconds: time limit per image.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class IsolatedInspector:
         try:
             return self._inspect(data, resolution, stop)
         except _ChildLost:
-            # Once more: the system may have ended it for the memory that others took.
+            # Retry once: the system may have killed it because others used the memory.
             try:
                 return self._inspect(data, resolution, stop)
             except _ChildLost:
@@ -86,7 +88,7 @@ class IsolatedInspector:
 
     @contextmanager
     def _child(self, stop: StopSignal) -> Iterator[_Child]:
-        """One of the processes, for this image alone."""
+        """A child process, reserved for one image."""
         child = self._wait_for_idle(stop)
         try:
             child = child or _Child()
@@ -110,11 +112,11 @@ class IsolatedInspector:
 
 
 class _ChildLost(Exception):
-    """The process has ended in the middle of an image."""
+    """The process ended while it decoded an image."""
 
 
 class _Child:
-    """One process and the line to it."""
+    """A child process and the socket to it."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
@@ -130,7 +132,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C is the parent's to deal with
+                start_new_session=True,  # the parent handles Ctrl-C
             )
         self._line = Connection(ours.detach())
         self.is_alive = True
@@ -150,8 +152,8 @@ class _Child:
         """The next message.
 
         Raises:
-            ImageRefused: it does not come in time; the process is ended.
-            Stopped: the work should end.
+            ImageRefused: no message in time; the process is killed.
+            Stopped: the stop signal is set.
         """
         try:
             while not self._line.poll(POLL_SECONDS):
@@ -171,7 +173,7 @@ class _Child:
 
 
 class _Budget:
-    """Bytes that are shared out, and waited for."""
+    """A memory budget in bytes. Threads wait until their share is free."""
 
     def __init__(self, total: int) -> None:
         self._total = self._free = total

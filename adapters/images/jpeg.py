@@ -1,4 +1,4 @@
-"""What a JPEG file's markers tell before anything is decoded."""
+"""Read a JPEG file's markers without decoding it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import ceil
 
 END = b"\xff\xd9"
 
-# A zero byte after 0xff stands for data, D0 to D7 restart a scan, 01 and D8 have no segment.
+# 00 after 0xff is an escaped data byte, D0 to D7 restart a scan, 01 and D8 have no segment.
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -17,18 +17,18 @@ _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 
 @dataclass(frozen=True)
 class JpegStructure:
-    """The scans of a JPEG file and what they keep in memory."""
+    """The scans of a JPEG file and the memory for decoding them."""
 
     scans: int
     coefficient_bytes: int
-    """Bytes that the decoder holds until the last scan is read; 0 where it can go row by row."""
+    """Bytes that the decoder holds until the last scan is read; 0 if it decodes row by row."""
     has_end: bool
 
 
 def read_structure(data: bytes) -> JpegStructure:
     """Walk the markers of a JPEG file, ITU-T T.81, annex B.
 
-    What is damaged is passed over: the decoder will say so.
+    Skips damaged parts; the decoder reports them.
     """
     position, scans, samples, progressive = 2, 0, 0, False
     while marker := _MARKER.search(data, position):
@@ -49,7 +49,7 @@ def _held(samples: int, scans: int, progressive: bool) -> int:
 
 
 def _samples(frame: bytes) -> int:
-    """Of all components together: of those with fewer samples than pixels, fewer."""
+    """Samples of all components, subsampled ones included."""
     if len(frame) < 8 or len(frame) < 8 + 3 * frame[7]:
         return 0
     area = int.from_bytes(frame[3:5], "big") * int.from_bytes(frame[5:7], "big")

@@ -1,4 +1,4 @@
-"""What kind of file it is, by its first bytes."""
+"""Recognise a file's format by its first bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from domain.image import ImageRefused
 
 
 class Kind(Enum):
-    """The formats that are decoded."""
+    """Supported image formats."""
 
     JPEG = "JPEG"
     PNG = "PNG"
@@ -22,7 +22,7 @@ _ACCEPTED = (
     (Kind.JPEG, re.compile(rb"\xff\xd8\xff")),
     (Kind.PNG, re.compile(rb"\x89PNG\r\n\x1a\n")),
     (Kind.WEBP, re.compile(rb"RIFF....WEBP", re.DOTALL)),
-    # An ISO base media file says in its first box which brands it is compatible with.
+    # The first box of an ISO base media file lists its compatible brands.
     (Kind.AVIF, re.compile(rb"\x00\x00..ftyp(?:....)*?avi[fs]", re.DOTALL)),
     (Kind.HEIC, re.compile(rb"\x00\x00..ftyp(?:he[a-z]{2}|mif1|msf1)", re.DOTALL)),
 )
@@ -46,17 +46,17 @@ _OTHERS = (
     (rb"\s*(?:<\?xml.*?)?<(?:!doctype )?svg", "an SVG file", _SAVE_AS),
     (rb"\s*<\?xml", "an XML file", _SEND_IT),
 )
-"""What people send by mistake: its first bytes, its name, and what to do."""
+"""Unsupported formats: first bytes, name, and remedy."""
 
 _BEGINNING = 1024
-"""Bytes in which a file shows what it is."""
+"""Number of bytes that identify a format."""
 
 
 def kind_of(data: bytes) -> Kind:
     """The format of a file.
 
     Raises:
-        ImageRefused: it is empty, or of none that is decoded; names what it is, where it can.
+        ImageRefused: the file is empty or unsupported; names the format if known.
     """
     if not data:
         raise ImageRefused("the file is empty")
@@ -71,7 +71,7 @@ def kind_of(data: bytes) -> Kind:
 
 
 def unsupported(kind: Kind) -> ImageRefused:
-    """The refusal of a format whose decoder is not installed."""
+    """The error for a format whose decoder is not installed."""
     return ImageRefused(f"it is {_article(kind)} {kind.value} file; {_SAVE_AS}")
 
 

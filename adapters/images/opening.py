@@ -1,4 +1,4 @@
-"""An image file's header: what the file holds, and what its pixels will take to decode."""
+"""Read an image file's header, and estimate the memory for decoding its pixels."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from adapters.images.png import reduce_png
 from domain.image import ImageRefused
 
 MAX_MEGAPIXELS = 100
-"""A scan of an A2 sheet at 400 dpi has 62. A file of a few kilobytes may claim a hundred times
+"""An A2 sheet scanned at 400 dpi has 62. A file of a few kilobytes may declare a hundred times
 that."""
 MAX_DECODING_BYTES = 1024**3
-"""Memory that decoding one image may take: 100 megapixels of most JPEG and PNG files."""
+"""Memory limit for decoding one image: enough for 100 megapixels of most JPEG and PNG files."""
 MAX_SCANS = 100
-"""Of a JPEG file. Progressive ones have about ten; each costs as much time as a whole image."""
+"""Maximum scans of a JPEG file. Progressive files have about ten; each takes an image's time."""
 
 ON_ITS_SIDE = {5, 6, 7, 8}
-"""EXIF orientations in which width and height are exchanged."""
+"""EXIF orientations that swap width and height."""
 
 _BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2}
-"""What Pillow keeps of a pixel, by mode; 4 in all others."""
+"""Pillow's bytes per pixel, by mode; 4 in all others."""
 _WORKING_BYTES = 64 * 1024**2
-"""Beside the pixels, for the parts that are being converted and scaled."""
+"""Extra bytes for the parts being converted and scaled."""
 
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """A file whose header is read, and whose pixels are not."""
+    """A file whose header is read and whose pixels are not decoded yet."""
 
     kind: Kind
     data: bytes = field(repr=False)
     image: Image.Image
     pixel_bytes: int
-    """Memory that the pixels take, in the decoder and outside."""
+    """Memory of the pixels, inside and outside the decoder."""
     profile: bytes | None = None
     """ICC profile."""
     orientation: int = 1
-    """EXIF's, 1 to 8."""
+    """EXIF orientation, 1 to 8."""
     notes: tuple[str, ...] = ()
-    """What the artist should know of a file that is used all the same."""
+    """Warnings for the artist; the file is used anyway."""
 
     @property
     def decoding_bytes(self) -> int:
-        """Memory that it takes to decode and scale the image."""
+        """Memory for decoding and scaling the image."""
         return self.pixel_bytes + _WORKING_BYTES
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height, upright."""
+        """Width and height of the upright image."""
         width, height = self.image.size
         return (height, width) if self.orientation in ON_ITS_SIDE else (width, height)
 
@@ -67,10 +67,10 @@ class OpenedImage:
 def open_image(data: bytes) -> OpenedImage:
     """Read a file's header with the one decoder that fits its first bytes.
 
-    Not by ``Image.open``: it tries formats that nobody needs.
+    Not with ``Image.open``, which tries unsupported formats, too.
 
     Raises:
-        ImageRefused: the file is empty, of another kind, damaged, or takes too much to decode.
+        ImageRefused: the file is empty, unsupported, damaged, or needs too much memory.
     """
     kind = kind_of(data)
     with damage_refused():
@@ -85,9 +85,9 @@ def open_image(data: bytes) -> OpenedImage:
 
 @contextmanager
 def damage_refused() -> Iterator[None]:
-    """Turn whatever a decoder raises into the file's refusal.
+    """Turn any decoder error into ``ImageRefused``.
 
-    Pillow documents no set of errors for damaged files, and raises about a dozen.
+    Pillow does not document its errors for damaged files; there are about a dozen.
     """
     try:
         yield
@@ -123,7 +123,7 @@ def _open_jpeg(data: bytes) -> OpenedImage:
 def _open_png(data: bytes) -> OpenedImage:
     reduced = reduce_png(data)
     image = PngImageFile(BytesIO(reduced.data))
-    image.info.setdefault("exif", b"")  # else Pillow decodes the pixels to look behind them
+    image.info.setdefault("exif", b"")  # else Pillow decodes the pixels to find later chunks
     return OpenedImage(
         Kind.PNG,
         reduced.data,
@@ -143,7 +143,7 @@ def _open_avif(data: bytes) -> OpenedImage:
         raise unsupported(Kind.AVIF)
     from PIL import AvifImagePlugin
 
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side already
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded in parallel already
     return _opened(Kind.AVIF, data, AvifImagePlugin.AvifImageFile)
 
 
@@ -156,7 +156,7 @@ def _open_heic(data: bytes) -> OpenedImage:
 
 
 def _opened(kind: Kind, data: bytes, decoder: Callable[[BytesIO], ImageFile]) -> OpenedImage:
-    """Open with a decoder that keeps up to two canvases, and hands Pillow a copy's bytes."""
+    """Open with a decoder that keeps up to two canvases and gives Pillow a copy of the bytes."""
     image = decoder(BytesIO(data))
     return OpenedImage(kind, data, image, 4 * _pixel_bytes(image), image.info.get("icc_profile"))
 
@@ -178,8 +178,8 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(Base.Orientation, 1)
     except Exception:
-        # The pixels may be whole; EXIF data that cannot be read is no reason to refuse them,
-        # and Pillow raises as many kinds of errors over it as over damaged files.
+        # The pixels may be intact. Do not reject them for unreadable EXIF data;
+        # Pillow raises as many kinds of errors for it as for damaged files.
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

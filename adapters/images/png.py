@@ -1,4 +1,4 @@
-"""A PNG file reduced to what its pixels need."""
+"""Reduce a PNG file to the chunks that its pixels need."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PROFILE_BYTES = 8 * 1024**2
-"""Of a colour profile, unpacked; printers' profiles have up to 3 MB."""
+"""Maximum bytes of an unpacked colour profile; printers' profiles have up to 3 MB."""
 
 _PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT"}
-"""Chunks without which the pixels are not what they were."""
+"""Chunks that affect the pixels."""
 _ANCILLARY = 0x20
-"""Bit of a chunk's first letter: small letters name what a decoder may pass over."""
+"""Bit of a chunk's first letter: lower case marks chunks that a decoder may skip."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class ReducedPng:
     data: bytes
     icc_profile: bytes | None
     notes: tuple[str, ...]
-    """What was left out that may surprise, for the artist."""
+    """Warnings for the artist about dropped parts."""
 
 
 def reduce_png(data: bytes) -> ReducedPng:
-    """Keep the chunks for the pixels and the EXIF data, and take the colour profile out.
+    """Keep the pixels' chunks and the EXIF data; extract the colour profile.
 
-    Texts of any size, damaged or not, are never looked at; nor are the frames of an animation
-    but the default image.
+    Skips text chunks of any size, damaged or not, and all frames of an animation but the
+    default image.
 
     Raises:
-        ValueError: a chunk that the pixels need is damaged, cut off or unknown.
+        ValueError: a chunk that the pixels need is damaged, truncated or unknown.
     """
     kept, profile, exif, ended = [], None, b"", False
     notes: dict[str, None] = {}
@@ -60,13 +60,13 @@ def reduce_png(data: bytes) -> ReducedPng:
     if not ended:
         notes["its end is missing; its pixels are whole"] = None
     header, *others = kept
-    # EXIF data before the pixels, wherever it was: a decoder finds it without them.
+    # EXIF data goes before the pixels, so that a decoder finds it without decoding them.
     reduced = b"".join((SIGNATURE, header, exif, *others, _chunk(b"IEND", b"")))
     return ReducedPng(reduced, profile, tuple(notes))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Name and body of each chunk, and whether it is whole by its checksum."""
+    """Name and body of each chunk, and whether its checksum matches."""
     position = len(SIGNATURE)
     while position + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, position)
@@ -85,7 +85,7 @@ def _chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _unpack_profile(body: bytes) -> bytes | None:
-    """The ICC profile of an ``iCCP`` chunk: a name, a zero, the method, and its packed bytes."""
+    """The ICC profile of an ``iCCP`` chunk: name, zero byte, method, compressed bytes."""
     unpacker = zlib.decompressobj()
     try:
         profile = unpacker.decompress(body[body.index(b"\0") + 2 :], MAX_PROFILE_BYTES)

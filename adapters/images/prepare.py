@@ -1,4 +1,4 @@
-"""An image as it is trained on, and what there is to know about it."""
+"""Prepare an image for training, and collect its facts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from domain.buckets import bucket_of
 from domain.image import MIN_SIDE_PIXELS, ImageFacts, ImageRefused, PreparedImage
 
 BLANK_LEVELS = 8
-"""An image whose levels differ by at most this many of 255, in each colour, shows nothing."""
+"""An image counts as blank if each channel's levels differ by at most this many of 255."""
 
 
 def check_sides(opened: OpenedImage) -> None:
     """Make sure that an image is large enough.
 
     Raises:
-        ImageRefused: it is not.
+        ImageRefused: it is too small.
     """
     width, height = opened.size
     if min(width, height) < MIN_SIDE_PIXELS:
@@ -32,13 +32,13 @@ def check_sides(opened: OpenedImage) -> None:
 
 
 def prepare(opened: OpenedImage, resolution: int) -> PreparedImage:
-    """Decode an image and reduce it to the size that it is trained at.
+    """Decode an image and scale it down to its training size.
 
     Args:
-        resolution: side in pixels of the square whose area is the budget of an image.
+        resolution: side in pixels of a square; its area is an image's pixel budget.
 
     Raises:
-        ImageRefused: the file is damaged, or shows nothing.
+        ImageRefused: the file is damaged or blank.
     """
     size = opened.size
     decoded = load(opened, fit=bucket_of(*size, resolution))
@@ -58,11 +58,11 @@ def prepare(opened: OpenedImage, resolution: int) -> PreparedImage:
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits that say, on a grid of 9 x 8 grey cells, where a cell is brighter than its left
+    """64-bit dHash: for a grid of 9 x 8 grey cells, whether each is brighter than its left
     neighbour.
 
     N. Krawetz, "Kind of Like That", hackerfactor.com, 2013. Unlike there, brighter means by
-    more than two grey levels: on plain paper the sign of a smaller difference is chance.
+    more than two grey levels: on plain paper smaller differences are noise.
     """
     grey = image.convert("L").resize((9, 8), Image.Resampling.LANCZOS).tobytes()
     rows = (grey[start : start + 9] for start in range(0, 72, 9))

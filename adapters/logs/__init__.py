@@ -1,1 +1,1 @@
-"""Logging: the job of each line, redaction, formats, destinations."""
+"""Logging: job context, redaction, formats, destinations."""

@@ -13,13 +13,13 @@ from domain.errors import UserError
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 4_000
-"""Lines that wait to be sent; of more, the newest are not sent."""
+"""Maximum lines waiting to be sent; further lines are dropped."""
 MAX_LINE_BYTES = 32 * 1024
-"""A longer line loses its end."""
+"""Longer lines are cut."""
 SEND_SECONDS = 5
-"""How long a line waits for others to be sent with."""
+"""Seconds for which lines are collected into a batch."""
 CLOSE_SECONDS = 2
-"""How long the end of the process waits for the last lines."""
+"""Seconds that the process waits at exit for the last lines."""
 
 
 class CloudWatchMissing(UserError):
@@ -28,26 +28,26 @@ class CloudWatchMissing(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class CloudWatchOptions:
-    """Where the lines go, and with which credentials."""
+    """Destination and credentials."""
 
     group: str
-    """The log group. It must exist; the stream in it is created."""
+    """The log group. Create it beforehand; the worker creates the stream."""
     stream: str
-    """The log stream. CloudWatch allows no colon and no asterisk; they become ``_``."""
+    """The log stream. Colons and asterisks, which CloudWatch rejects, become ``_``."""
     region: str
     endpoint_url: str | None = None
-    """None: AWS's own."""
+    """None: the AWS endpoint."""
     access_key_id: str | None = None
-    """None: boto3 looks for credentials (a role, a profile)."""
+    """None: boto3's default credential chain (a role, a profile)."""
     secret_access_key: str | None = None
     session_token: str | None = None
 
 
 def cloudwatch_handler(options: CloudWatchOptions) -> logging.Handler:
-    """A handler that sends lines in the background, and never waits for CloudWatch.
+    """A handler that sends lines in the background and never blocks on CloudWatch.
 
-    CloudWatch that cannot be reached or refuses is logged once, and once more when it works
-    again. Lines that cannot be sent meanwhile are missing there only. No call is made here.
+    Logs once when CloudWatch is unreachable or returns errors, and once when it works again.
+    Lines that cannot be sent are missing only in CloudWatch. Makes no call here.
 
     Raises:
         CloudWatchMissing: watchtower is not installed.
@@ -68,14 +68,14 @@ def cloudwatch_handler(options: CloudWatchOptions) -> logging.Handler:
             if sum(queue.qsize() for queue in self.queues.values()) < MAX_WAITING:
                 super().emit(record)  # type: ignore[no-untyped-call]
 
-    # Each failed try would be one; ``_Outcome`` logs the first of them.
+    # Each failed attempt would warn; ``_Outcome`` logs the first one.
     warnings.filterwarnings("ignore", category=watchtower.WatchtowerWarning)
     stream = re.sub(r"[:*{}]", "_", options.stream)[:512]
     return Handler(
         log_group_name=options.group,
         log_stream_name=stream,
         boto3_client=_client(options),
-        # It would be made here, and the worker's start would wait for CloudWatch.
+        # Creating the group here would block the worker's start on CloudWatch.
         create_log_group=False,
         send_interval=SEND_SECONDS,
         max_message_size=MAX_LINE_BYTES,
@@ -107,7 +107,7 @@ def _client(options: CloudWatchOptions) -> Any:
 
 
 class _Outcome:
-    """Logs when sending begins to fail and when it works again."""
+    """Logs when sending starts to fail and when it works again."""
 
     def __init__(self, group: str) -> None:
         self._group = group
@@ -120,7 +120,7 @@ class _Outcome:
                 self._failing = False
                 log.info("CloudWatch takes log lines again")
         elif error["Code"] == "ResourceNotFoundException" and "stream" in error["Message"]:
-            pass  # watchtower creates the stream now
+            pass  # watchtower then creates the stream
         else:
             self._fail(f"{error['Code']}: {error['Message']}")
 

@@ -1,4 +1,4 @@
-"""Whose job a log line belongs to, on every line, from every thread of the job."""
+"""Add the job to every log line, from every thread of the job."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from domain.events import JobStarted
 
 @dataclass
 class _Job:
-    """The job that a thread is at. Threads that it starts share it, so that they learn, too."""
+    """The job of a thread. Threads started from it share the object, and so its updates."""
 
     task_id: str
     style_id: int
     attempt: int | None = None
-    """Known once the job has been taken up."""
+    """Known once the job has started."""
 
 
 class LogContext(logging.Filter):
-    """Puts worker, task, style and attempt on every record that passes.
+    """Adds worker, task, style and attempt to every record.
 
-    A worker may run several jobs at once, each in a thread of its own: the job follows the thread,
-    and whatever is called in a copy of its context (``contextvars.copy_context``), as the pools
-    and timers of a job are. It is an observer of events, which are sent in the job's own thread,
-    and a filter for every handler.
+    Concurrent jobs run in separate threads. The job is a context variable of its thread, and of
+    pools and timers that run in a copy of the context (``contextvars.copy_context``). Use this
+    object as event sink, called in the job's thread, and as filter of every handler.
 
     Args:
-        worker: this worker's name; None where there is no need to tell workers apart.
+        worker: this worker's name; None to omit it.
     """
 
     def __init__(self, worker: str | None = None) -> None:
@@ -38,7 +37,7 @@ class LogContext(logging.Filter):
         self._job: ContextVar[_Job | None] = ContextVar("job", default=None)
 
     def __call__(self, event: WorkerEvent) -> None:
-        """Note which task the following lines of this thread belong to."""
+        """Set the job of this thread's following lines."""
         match event:
             case TaskReceived():
                 self._job.set(_Job(event.task_id, event.style_id))
@@ -50,7 +49,7 @@ class LogContext(logging.Filter):
                 self._job.set(None)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Mark the record; let it pass."""
+        """Add the fields to the record; always True."""
         job = self._job.get()
         record.worker = self.worker
         record.task_id = job.task_id if job else None

@@ -1,4 +1,4 @@
-"""How a line looks: for a person at a terminal, or for a program."""
+"""Log formats: text for terminals, JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from application.text import printable
 
 CONTEXT = ("worker", "task_id", "style_id", "attempt")
-"""What ``LogContext`` puts on a record."""
+"""Fields that ``LogContext`` adds to a record."""
 
 _COLOURS = {
     logging.DEBUG: "2",
@@ -22,10 +22,10 @@ _COLOURS = {
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the job, and the traceback.
+    """One JSON object per line: time, level, logger, message, the job, and the traceback.
 
     Args:
-        redact: takes secrets out of a text.
+        redact: removes secrets from a text.
     """
 
     def __init__(self, redact: Callable[[str], str]) -> None:
@@ -52,11 +52,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line for a person; what belongs to it is indented below.
+    """One readable line; its further lines are indented.
 
     Args:
-        redact: takes secrets out of a text.
-        colour: whether the reader understands ANSI colours, and wants them.
+        redact: removes secrets from a text.
+        colour: use ANSI colours.
     """
 
     def __init__(self, redact: Callable[[str], str], *, colour: bool = False) -> None:
@@ -81,7 +81,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _whose(record: logging.LogRecord, message: str) -> str:
-    """The job, where the message itself does not name it."""
+    """The job, unless the message names it."""
     task_id = getattr(record, "task_id", None)
     if task_id is None or task_id in message:
         return ""
@@ -91,7 +91,7 @@ def _whose(record: logging.LogRecord, message: str) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The message; a line whose arguments do not fit is worth more than no line."""
+    """The message; unformatted if its arguments do not match."""
     try:
         return record.getMessage()
     except Exception:

@@ -1,4 +1,4 @@
-"""The log of each active job, stored beside the job's other files when it ends."""
+"""Collect the log of each active job; store it with the job's files at the end."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MAX_BYTES = 1024 * 1024
 class JobLog(logging.Handler):
     """Port ``EventSink``: collects each job's lines; stores them when its message is settled.
 
-    A line goes to the job whose task id ``LogContext`` has put on it; one without belongs to no
-    job's log. May be used from any thread.
+    A line belongs to the job whose task id ``LogContext`` has set; lines without one are skipped.
+    May be used from any thread.
 
-    A run in which nothing happened to the job leaves no log, as when another worker has it.
-    Every run has its own file, so that attempts do not overwrite one another's.
+    Stores no log if nothing happened to the job, such as when another worker has it. Each run
+    has its own file, so that attempts do not overwrite each other's.
 
     Args:
         put_log: stores a log: ``JobStore.put_log``.
         worker: this worker's name, for the file's name.
-        max_bytes: of one file, about.
+        max_bytes: approximate limit of a file.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class JobLog(logging.Handler):
         self._jobs_lock = threading.Lock()
 
     def __call__(self, event: WorkerEvent) -> None:
-        """Begin, go on with or store a job's log. Never raises."""
+        """Start, continue or store a job's log. Never raises."""
         match event:
             case TaskReceived(task_id=task_id):
                 with self._jobs_lock:
@@ -63,7 +63,7 @@ class JobLog(logging.Handler):
                         self._jobs[event.task_id].eventful = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line, if its job is in hand."""
+        """Keep the line if its job is active."""
         task_id = getattr(record, "task_id", None)
         if task_id is None:
             return
@@ -93,11 +93,11 @@ class JobLog(logging.Handler):
 
 @dataclass
 class _Lines:
-    """One job's. A long log loses its middle: how a job began and how it ended matter most."""
+    """The lines of one job. A long log loses its middle: start and end matter most."""
 
     name: str
     half: int
-    """Most bytes of each end."""
+    """Maximum bytes of the start and of the end."""
     eventful: bool = False
     head: list[str] = field(default_factory=list)
     tail: deque[str] = field(default_factory=deque)

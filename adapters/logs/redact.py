@@ -1,4 +1,4 @@
-"""Takes secrets out of text: those that are known by value, and those that show by their form."""
+"""Remove secrets from text: known values, and texts in the form of a secret."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from urllib.parse import quote, quote_plus
 REDACTED = "[redacted]"
 
 _SHORT = 8
-"""A secret with fewer characters may be part of a common word: it must stand alone."""
+"""A shorter secret may be part of a common word: it is replaced only as a separate word."""
 
 _FORMS = (
     # A password in a URL: amqp://user:password@host
     (re.compile(r"(?<=://)[^\s/@'\"]*:[^\s/@'\"]*@"), f"{REDACTED}@"),
-    # What a request carries: Authorization: Bearer x, {'Authorization': 'Basic x'}
+    # Request headers: Authorization: Bearer x, {'Authorization': 'Basic x'}
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w~+/.=-]{8,}"), rf"\1 {REDACTED}"),
-    # Signed URLs of S3, and the token of a status page
+    # Signed S3 URLs, and the status page's token
     (
         re.compile(
             r"(?i)([?&;](?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|"
@@ -34,13 +34,13 @@ class Redactor:
     """Replaces every secret in a text.
 
     Args:
-        secrets: the values to hide, in whatever form they may come: as they are, quoted for a
-            URL, as base64, or with their special characters escaped as JSON and Python do.
+        secrets: the values to hide: plain, quoted for a URL, as base64, or with special
+            characters escaped as in JSON and Python.
     """
 
     def __init__(self, secrets: Iterable[str | None] = ()) -> None:
         variants = {variant for secret in secrets if secret for variant in _variants(secret)}
-        # The longest first: one secret may be the beginning of another.
+        # The longest first: one secret may be a prefix of another.
         patterns = [_pattern(text) for text in sorted(variants, key=len, reverse=True)]
         self._known = re.compile("|".join(patterns)) if patterns else None
 
@@ -53,7 +53,7 @@ class Redactor:
         return text
 
     def deep(self, value: Any) -> Any:
-        """A structure of JSON values with every text in it, keys included, redacted."""
+        """Redact every text in a structure of JSON values, keys included."""
         if isinstance(value, str):
             return self(value)
         if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""Errors to Sentry, where an operator has one. The library is an optional extra."""
+"""Send errors to Sentry. The library is an optional extra."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from domain.errors import UserError
 
 
 class SentryMissing(UserError):
-    """The library is not installed, or the address is none; the text says what to do."""
+    """The library is not installed, or the DSN is invalid; the text has the remedy."""
 
 
 def start_sentry(
     dsn: str, *, version: str, context: LogContext, redact: Redactor, **options: Any
 ) -> None:
-    """Send what is logged as an error, and what nobody catches, with the job as tags.
+    """Send logged errors and uncaught exceptions, with the job as tags.
 
     Args:
-        dsn: the project's address at Sentry.
+        dsn: the Sentry project's DSN.
         version: of the program.
-        context: knows the job in hand.
-        redact: takes secrets out of what is sent.
-        options: more for ``sentry_sdk.init``.
+        context: provides the current job.
+        redact: removes secrets from events.
+        options: further arguments of ``sentry_sdk.init``.
 
     Raises:
-        SentryMissing: it cannot be started.
+        SentryMissing: Sentry cannot be started.
     """
     try:
         import sentry_sdk
@@ -51,7 +51,7 @@ def start_sentry(
             dsn=dsn,
             release=f"style-trainer@{version}",
             server_name=context.worker,
-            # The values of local variables are images and tokens.
+            # Local variables may hold images and tokens.
             include_local_variables=False,
             before_send=prepare,
             **options,

@@ -1,4 +1,4 @@
-"""The store, measured; and the lease, which is a blob in it."""
+"""Metrics of the blob store and of the leases in it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class MeteredBlobStore:
     """Port ``BlobStore`` around another one; counts calls, bytes, errors and durations.
 
     Args:
-        leased_task: the task whose lease a blob is, if it is one: its writes are counted apart.
-        jobs: to be told of them.
+        leased_task: returns the task of a lease blob, else None; lease writes count separately.
+        jobs: notified of lease writes.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class MeteredBlobStore:
         self._jobs = jobs
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
-        """Read, and count the bytes; what an artist gave, which alone has a limit, apart."""
+        """Read, and count the bytes; artists' files, the only reads with a limit, separately."""
         with self._calling("get" if max_bytes is None else "fetch"):
             blob = self._inner.get(at, max_bytes=max_bytes)
         suppress_errors(lambda: self._metrics.read_bytes.inc(len(blob.data)))

@@ -1,4 +1,4 @@
-"""The cards, read when the metrics are."""
+"""GPU metrics, read at each scrape."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FIGURES = (
 
 
 class GpuCollector(Collector):
-    """Gauges of every card. A machine without one has none of them.
+    """Gauges of every GPU; none on a machine without GPUs.
 
     Args:
-        read: every card as it is now.
+        read: returns the current readings of every GPU.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class GpuCollector(Collector):
         registry.register(self)
 
     def describe(self) -> Iterable[Metric]:
-        """The names, without looking at a card."""
+        """The metrics' names, without reading a GPU."""
         return self._families([])
 
     def collect(self) -> Iterable[Metric]:

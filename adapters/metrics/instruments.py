@@ -1,4 +1,4 @@
-"""Every metric that a worker keeps, by name; base units, as Prometheus' conventions have it."""
+"""All metrics of a worker by name, in base units by Prometheus' conventions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Metrics:
-    """The instruments of one worker, on a registry of their own.
+    """The metrics of one worker, on their own registry.
 
     Args:
         worker: this worker's name.
@@ -61,7 +61,7 @@ class Metrics:
             worker, version
         ).set(1)
 
-        # Jobs, by their events.
+        # Jobs.
         self.attempts = counter("job_attempts", "Times a job was taken up.", "resumed")
         self.jobs = counter("jobs", "Attempts that ended, by result and code.", "result", "code")
         self.job_seconds = histogram(
@@ -130,7 +130,7 @@ class Metrics:
         self._show_zeros()
 
     def _show_zeros(self) -> None:
-        """A series that appears with its first event has no rate for that event: start at 0."""
+        """Initialise series to 0; otherwise Prometheus sees no rate for the first event."""
         for result in RESULTS:
             self.job_seconds.labels(result)
         for code in FailureCode:
@@ -161,15 +161,15 @@ class Metrics:
         self.clear_slot(FIRST_SLOT)
 
     def show_phase(self, slot: int, current: str) -> None:
-        """Say what the slot's job is at."""
+        """Set the phase of the slot's job."""
         for phase in (IDLE, *PHASES):
             self.phase.labels(slot, phase).set(phase == current)
 
     def clear_slot(self, slot: int) -> None:
-        """No job has the slot: its gauges must not look like one.
+        """Clear the gauges of a slot without a job.
 
-        The first slot stays to be seen, idle; the others are there only with a job, and so is
-        every slot's lease.
+        The first slot stays visible as idle. The other slots, and every slot's lease, are shown
+        only while they have a job.
         """
         _remove(self.lease_written, slot)
         gauges = (self.epoch, self.epochs, self.progress, self.speed, self.time_left, self.loss)
@@ -185,12 +185,12 @@ class Metrics:
 
 
 def _remove(gauge: Gauge, *labels: object) -> None:
-    with suppress(KeyError):  # it was never set; newer releases of the library mind that less
+    with suppress(KeyError):  # it was never set; only older releases of the library raise
         gauge.remove(*labels)
 
 
 def suppress_errors(record: Callable[[], object]) -> None:
-    """Record a measurement; a job is worth more than a number that cannot be recorded."""
+    """Record a measurement. An error is not raised: it must not end a job."""
     try:
         record()
     except Exception:

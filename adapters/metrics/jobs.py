@@ -1,4 +1,4 @@
-"""Jobs, counted and timed by their events."""
+"""Count and time jobs by their events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SETTLEMENTS: dict[type[Settlement], str] = {
 @dataclass
 class _Job:
     slot: int
-    """The lowest that was free when the task was received."""
+    """The lowest slot that was free when the task was received."""
     started: float | None = None
     phase: JobState | None = None
     phase_since: float = 0.0
@@ -42,11 +42,11 @@ class _Job:
 class JobMetrics:
     """Port ``EventSink``: counts and times jobs. May be used from any thread.
 
-    Metrics of jobs that run at the same time carry the number of a slot, so that there are as many
-    series as there are jobs at a time, however many come.
+    Metrics of concurrent jobs are labelled with a slot number, so that the number of series does
+    not grow with the number of jobs.
 
     Args:
-        monotonic: seconds since some moment, never going back.
+        monotonic: monotonic time in seconds.
     """
 
     def __init__(self, metrics: Metrics, monotonic: Callable[[], float]) -> None:
@@ -88,7 +88,7 @@ class JobMetrics:
                 job.started = self._now()
             case TrainingBegan():
                 metrics.epochs.labels(job.slot).set(event.parameters.epochs)
-                metrics.steps.labels(job.slot)  # at 0, as all counters begin
+                metrics.steps.labels(job.slot)  # create the series at 0
             case ProgressMade():
                 self._show(job.slot, event)
             case CheckpointSaved():

@@ -1,4 +1,4 @@
-"""The backend, measured."""
+"""Metrics of calls to the backend."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _RESULTS: dict[type[Exception], str] = {Unavailable: "unavailable", NotifierRefu
 
 
 class MeteredNotifier:
-    """Port ``Notifier`` around another one; counts the calls by their result and times them.
+    """Port ``Notifier`` around another one; counts calls by result and times them.
 
     Args:
-        monotonic: seconds since some moment, never going back.
+        monotonic: monotonic time in seconds.
     """
 
     def __init__(self, inner: Notifier, metrics: Metrics, monotonic: Callable[[], float]) -> None:
@@ -27,24 +27,24 @@ class MeteredNotifier:
         self._now = monotonic
 
     def progress(self, style_id: int, progress: Progress) -> None:
-        """Tell how far the job is, and count it."""
+        """Send the progress, and count the call."""
         with self._calling("progress"):
             self._inner.progress(style_id, progress)
 
     def completed(
         self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
-        """Tell that the style is ready, and count it."""
+        """Report that the style is ready, and count the call."""
         with self._calling("completed"):
             self._inner.completed(task_id, style_id, artifact, metric)
 
     def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
-        """Tell that there will be no style, and count it."""
+        """Report that the job has failed, and count the call."""
         with self._calling("failed"):
             self._inner.failed(task_id, style_id, failure)
 
     def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
-        """Ask, and count nothing: it is no call of the contract's."""
+        """Query the style; not counted, because it is not a call of the contract."""
         return self._inner.has_arrived(task_id, style_id, outcome)
 
     def _calling(self, call: str) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""The queue, measured."""
+"""Metrics of the task queue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MeteredQueue:
         self._inner.publish(body)
 
     def receive(self, timeout: float) -> Delivery | None:
-        """Receive, and count what comes."""
+        """Receive, and count the deliveries."""
         try:
             delivery = self._inner.receive(timeout)
         except QueueUnavailable:
@@ -50,7 +50,7 @@ class MeteredQueue:
             self._inner.acknowledge(delivery)
 
     def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
-        """Put aside, and count it."""
+        """Delay the message for a retry, and count it."""
         with self._settling("retried"):
             self._inner.retry_later(delivery, delay, reason)
 
@@ -62,7 +62,7 @@ class MeteredQueue:
             self._inner.dead_letter(delivery, reason, details)
 
     def requeue(self, delivery: Delivery) -> None:
-        """Hand back, and count it."""
+        """Requeue, and count it."""
         with self._settling("requeued"):
             self._inner.requeue(delivery)
 
@@ -72,12 +72,12 @@ class MeteredQueue:
 
 
 class DepthGauges:
-    """Counts the waiting messages in ``poll``, apart from the work, so that a broker that is away
-    or slow never holds up whoever reads the metrics.
+    """Counts the waiting messages in ``poll``, in the background, so that an unavailable or slow
+    broker never delays a scrape.
 
     Args:
-        queue: who can count them.
-        monotonic: seconds since some moment, never going back.
+        queue: counts the messages.
+        monotonic: monotonic time in seconds.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class DepthGauges:
         self._now = monotonic
         self._counted_at: float | None = None
         self.depths: Mapping[str, int] = {}
-        """As last counted; empty when they cannot be."""
+        """The last count; empty if counting failed."""
         self.trouble: str | None = "the messages have not been counted yet"
-        """Why there is no count, or None when there is one."""
+        """Why counting failed, or None."""
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last count that succeeded."""
+        """Seconds since the last successful count."""
         return None if self._counted_at is None else self._now() - self._counted_at
 
     def poll(self) -> None:
@@ -112,7 +112,7 @@ class DepthGauges:
 
     def _show(self) -> None:
         self._metrics.queue_up.set(self.trouble is None)
-        # An old count would look like a queue that stands still.
+        # An old count would look like a queue that does not move.
         self._metrics.queue_messages.clear()
         for name, count in self.depths.items():
             self._metrics.queue_messages.labels(name).set(count)

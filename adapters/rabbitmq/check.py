@@ -1,4 +1,4 @@
-"""Trying what a worker does with the broker, without touching a message."""
+"""Check that a worker can consume from the broker, without touching a message."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from adapters.rabbitmq.options import RabbitOptions
 
 PROBE_EXPIRES_MS = 60_000
-"""After which the broker deletes a probe queue that we could not delete."""
+"""Milliseconds after which the broker deletes a probe queue that the check left behind."""
 
 
 @dataclass(frozen=True)
 class BrokerFacts:
-    """What a broker is, as far as a worker's deliveries depend on it."""
+    """Properties of a broker that affect a worker's deliveries."""
 
     version: str
     quorum: bool
     """True where the main queue is a quorum queue, by the virtual host's default queue type."""
     timeout_accepted: bool
-    """Whether a consumer of such a queue may name its acknowledgement timeout."""
+    """Whether a consumer of the main queue may set its acknowledgement timeout."""
 
     def __str__(self) -> str:
         text = f"RabbitMQ {self.version}, {'quorum' if self.quorum else 'classic'} queue"
@@ -41,10 +41,10 @@ class BrokerFacts:
 
 
 def probe(connection: pika.BlockingConnection, options: RabbitOptions) -> BrokerFacts:
-    """Start the very consumer that a worker starts, on an empty queue of the main queue's kind.
+    """Start a worker's consumer on an empty queue of the main queue's type.
 
     Raises:
-        AMQPError: the broker refuses it.
+        AMQPError: the broker rejects it.
     """
     kind = _kind(connection, options.queue)
     name = f"{options.queue}.check.{uuid.uuid4().hex[:8]}"
@@ -61,8 +61,8 @@ def probe(connection: pika.BlockingConnection, options: RabbitOptions) -> Broker
 
 
 def version(connection: pika.BlockingConnection) -> str:
-    """The server's version, which it names when a connection is opened."""
-    # BlockingConnection offers no other way to the properties of the server.
+    """The server's version, from the properties it sends when a connection opens."""
+    # BlockingConnection has no public access to the server's properties.
     properties = connection._impl.server_properties or {}
     return str(properties.get("version", "of unknown version"))
 
@@ -70,8 +70,8 @@ def version(connection: pika.BlockingConnection) -> str:
 def _kind(connection: pika.BlockingConnection, queue: str) -> str:
     """The queue type of an existing queue.
 
-    AMQP has no call that tells it. A declaration with another type is refused with the queue's own
-    type in the text; one with a type that does not exist cannot create a queue.
+    AMQP has no call that returns it. The broker rejects a declaration with another type, and its
+    error text names the queue's own type. An invalid type cannot create a queue.
     """
     try:
         connection.channel().queue_declare(

@@ -1,4 +1,4 @@
-"""The thread that owns the connection, serves its heartbeats, and brings it back for ever."""
+"""The thread that owns the connection, serves its heartbeats, and always reconnects."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ CLOSE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class _Command:
-    """Something to do on the connection's thread."""
+    """A call to run on the connection's thread."""
 
     run: Callable[[Session], Any]
     lost: Exception | None
-    """What to raise when the session it was meant for ends; None: it may wait for the next."""
+    """Error to raise when the current session ends; None: wait for the next session."""
     result: Future[Any] = field(default_factory=Future)
 
 
 class Connection:
-    """Always connected, or on the way to it. Starts with the first call.
+    """A connection that reconnects by itself. The first call opens it.
 
     Args:
         open_session: connects; called on the thread.
-        ended: called on the thread when a session is over, before anyone else hears of it.
-        random: from 0 to 1, to spread the tries of many workers.
+        ended: called on the thread when a session is over, before waiting calls fail.
+        random: returns 0 to 1; spreads the reconnects of many workers.
     """
 
     def __init__(
@@ -64,36 +64,36 @@ class Connection:
         self._consuming = self._overdue = self._closed = False
 
     def consume(self) -> None:
-        """Begin to receive, on this session and every later one.
+        """Start consuming, on this session and every later one.
 
         Raises:
-            QueueUnavailable: it begins when the broker is there again.
+            QueueUnavailable: consuming starts when the broker is available again.
         """
         if not self._consuming:
             self._consuming = True
             self.call(Session.consume)
 
     def check(self) -> None:
-        """Nothing, where the broker is there.
+        """Raise unless the broker is connected.
 
         Raises:
-            QueueUnavailable: why it is not.
+            QueueUnavailable: with the reason.
         """
         with self._changed:
             if self._session is None:
                 raise QueueUnavailable(self._why())
 
     def call(self, run: Callable[[Session], T], *, lost: Exception | None = None) -> T:
-        """Have something done on the connection's thread, and wait for its result.
+        """Call ``run`` on the connection's thread and return its result.
 
-        Without ``lost``, waits for a session where there is none: until the next try to
-        connect has failed or the answer's time is over.
+        Without a session and without ``lost``, waits for one until the next attempt to
+        connect fails or the call times out.
 
         Args:
-            lost: raised when there is no session, or it ends before this is done.
+            lost: raised when there is no session, or it ends before ``run`` has.
 
         Raises:
-            QueueUnavailable: it may or may not have been done.
+            QueueUnavailable: ``run`` may or may not have had its effect.
         """
         command = _Command(run, lost)
         with self._changed:
@@ -113,7 +113,7 @@ class Connection:
             result: T = command.result.result(self._options.answer_timeout)
         except TimeoutError:
             command.result.cancel()
-            # What it leaves unsettled must not stay ours.
+            # The broker must requeue the messages that it leaves unsettled.
             self._overdue = True
             raise QueueUnavailable(
                 f"RabbitMQ at {self._options.where}: no answer in "
@@ -122,7 +122,7 @@ class Connection:
         return result
 
     def close(self) -> None:
-        """End it in order, once and for all: what is unsettled goes back to the queue."""
+        """Close the connection for good; unsettled messages go back to the queue."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -154,7 +154,7 @@ class Connection:
         self._fail_commands()
 
     def _live(self) -> None:
-        """One session, until the end of it or of us."""
+        """Run one session until it ends or ``close`` is called."""
         session = self._open_session()
         try:
             if self._consuming:
@@ -213,13 +213,13 @@ class Connection:
         return self._trouble or f"RabbitMQ at {self._options.where}: not connected yet"
 
     def _pause(self, failures: int) -> float:
-        """Seconds until the next try: doubling, bounded, varied."""
+        """Seconds until the next attempt: exponential backoff with a limit and jitter."""
         first, longest = self._options.reconnect_first, self._options.reconnect_longest
         return min(longest, first * 2.0 ** min(failures, 16)) * (0.5 + 0.5 * self._random())
 
 
 def _quiet_pika() -> None:
-    """It logs each failed try with a traceback; what is worth telling, we tell once."""
+    """Silence pika, which logs each failed attempt with a traceback."""
     logger = logging.getLogger("pika")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Starting a consumer on every RabbitMQ from 3.10 to 4.3, and saying why one ended."""
+"""Start a consumer on any RabbitMQ from 3.10 to 4.3, and find out why one ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adapters.rabbitmq.options import RabbitOptions
 
 ACK_TIMEOUT = "x-consumer-timeout"
-"""Milliseconds for which one delivery may stay unacknowledged."""
+"""Consumer argument: milliseconds that a delivery may stay unacknowledged."""
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Consumer:
 
     channel: BlockingChannel
     timeout_accepted: bool
-    """False where the broker refuses ``ACK_TIMEOUT``, as 4.3 does on classic queues."""
+    """False where the broker rejects ``ACK_TIMEOUT``, as 4.3 does on classic queues."""
     cancelled: bool = False
-    """True once the broker has cancelled it, which closes neither channel nor connection."""
+    """True once the broker has cancelled it. Channel and connection then stay open."""
 
 
 def start_consumer(
@@ -35,13 +35,13 @@ def start_consumer(
     on_message: Callable[..., None],
     options: RabbitOptions,
 ) -> Consumer:
-    """Consume from ``queue``, with ``options.ack_timeout`` where the broker lets a consumer ask.
+    """Consume from ``queue``, with ``options.ack_timeout`` where the broker accepts it.
 
-    Brokers before 3.11.15 and 4.0 ignore the argument. 4.3 honours it on quorum queues, and
-    refuses it on classic ones, which have no acknowledgement timeout there.
+    Brokers before 3.11.15 and 4.0 ignore the argument. 4.3 applies it to quorum queues and
+    rejects it on classic queues, which have no acknowledgement timeout there.
 
     Raises:
-        AMQPError: the broker refuses the consumer with and without the argument.
+        AMQPError: the broker rejects the consumer with and without the argument.
     """
     timeout = {ACK_TIMEOUT: round(options.ack_timeout * 1000)}
     try:
@@ -71,7 +71,7 @@ def _start(
 
 
 def why_cancelled(connection: pika.BlockingConnection, queue: str) -> str:
-    """Say why the broker has cancelled our consumer, which AMQP does not tell."""
+    """Why the broker has cancelled the consumer; AMQP itself gives no reason."""
     try:
         connection.channel().queue_declare(queue, passive=True)
     except ChannelClosedByBroker:

@@ -1,4 +1,4 @@
-"""Going through the dead letters."""
+"""Process the dead letters."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class _DeadLetter:
 def process_dead_letters(
     connection: Connection, topology: Topology, decide: Callable[[DeadMessage], DeadLetterAction]
 ) -> list[DeadMessage]:
-    """Show each letter that lies there now; of those not kept, some go to the main queue.
+    """Pass each present dead letter to ``decide``; keep, drop or republish it as decided.
 
-    Every letter is held until the end, on a channel of its own, whose closing puts them back
-    where they were. ``decide`` is called on the caller's thread and may take its time.
+    All letters are held until the end on a separate channel. Closing it puts the kept ones back
+    in place. ``decide`` is called on the caller's thread and may be slow.
 
     Raises:
-        QueueUnavailable: some may have been put back or dropped.
+        QueueUnavailable: some may have been republished or dropped.
     """
     reader = connection.call(lambda session: _DeadLetterReader(session, topology))
     shown = []
@@ -51,14 +51,14 @@ def process_dead_letters(
                 remove = partial(reader.remove, letter, put_back=fate is DeadLetterAction.PUT_BACK)
                 connection.call(remove, lost=QueueUnavailable(_INTERRUPTED))
     finally:
-        # Where that fails, the connection's end has done it.
+        # On failure the connection has ended, which closed the channel.
         with contextlib.suppress(QueueUnavailable):
             connection.call(reader.close, lost=QueueUnavailable(_INTERRUPTED))
     return shown
 
 
 class _DeadLetterReader:
-    """A channel that holds letters. Everything here is called on the connection's thread."""
+    """A channel that holds dead letters. Call its methods on the connection's thread only."""
 
     def __init__(self, session: Session, topology: Topology) -> None:
         self._session = session
@@ -66,7 +66,7 @@ class _DeadLetterReader:
         self._channel: BlockingChannel = session.side_channel()
         declared = self._channel.queue_declare(topology.dead, passive=True)
         self.count: int = declared.method.message_count
-        """Letters that lay there at the start."""
+        """Number of dead letters at the start."""
 
     def next(self, session: Session) -> _DeadLetter | None:
         self._check(session)

@@ -1,4 +1,4 @@
-"""What goes with a body: properties and headers, ours and other people's."""
+"""Message properties and headers: the worker's own, and those passed on from others."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ DELIVERY_COUNT = "x-delivery-count"
 _OURS = {RETRIES, REASON, SINCE, WORKER, DETAILS}
 
 _NOT_PASSED_ON = {
-    # To more queues than the one we mean.
+    # They would route the copy to further queues.
     *("CC", "BCC"),
-    # The broker's record of former hops; by it, it drops what it takes for a cycle.
+    # The broker's record of former hops. It drops messages that seem to cycle.
     *("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"),
     *("x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"),
-    # A quorum queue's counters: passed on, they would look like those of the copy.
+    # A quorum queue's counters: on a copy they would look like the copy's own.
     *(DELIVERY_COUNT, "x-acquired-count"),
 }
 
-# All headers have to fit into one frame, of 128 KiB as a rule.
+# All headers must fit into one frame, 128 KiB by default.
 MAX_REASON = 4000
 MAX_DETAIL = 1000
 MAX_DETAILS = 20
 MAX_OTHERS = 64 * 1024
-"""Bytes of other people's headers that are passed on."""
+"""Bytes of foreign headers that are passed on."""
 
 _PERSISTENT = 2
 
 
 def fresh() -> BasicProperties:
-    """Of a new task, as the backend publishes it."""
+    """Properties of a new task, as the backend publishes it."""
     return BasicProperties(content_type="application/json", delivery_mode=_PERSISTENT)
 
 
 def retries(properties: BasicProperties) -> int:
-    """How often the message was put aside."""
+    """How often the message was delayed for a retry."""
     count = (properties.headers or {}).get(RETRIES)
     return count if type(count) is int and count >= 0 else 0
 
@@ -60,13 +60,13 @@ def returns(properties: BasicProperties) -> int:
 
 
 def copy(properties: BasicProperties) -> BasicProperties:
-    """Of a copy that replaces a message in its queue: nothing of ours changes."""
+    """Properties of a copy that replaces a message in its queue; own headers stay as they are."""
     headers = properties.headers or {}
     return _passed_on(properties, {key: headers[key] for key in _OURS if key in headers})
 
 
 def put_aside(properties: BasicProperties, reason: str) -> BasicProperties:
-    """Of a message that waits: one retry more."""
+    """Properties of a delayed message: one more retry."""
     ours = {RETRIES: retries(properties) + 1, REASON: _cut(reason, MAX_REASON)}
     return _passed_on(properties, ours)
 
@@ -78,7 +78,7 @@ def dead(
     worker: str,
     since: datetime,
 ) -> BasicProperties:
-    """Of a dead letter."""
+    """Properties of a dead letter."""
     ours = {
         RETRIES: retries(properties),
         REASON: _cut(reason, MAX_REASON),
@@ -93,12 +93,12 @@ def dead(
 
 
 def afresh(properties: BasicProperties) -> BasicProperties:
-    """Of a message that starts over: without anything of ours."""
+    """Properties of a message that starts over, without the worker's own headers."""
     return _passed_on(properties, {})
 
 
 def dead_message(properties: BasicProperties, body: bytes) -> DeadMessage:
-    """A dead letter as an operator sees it, whoever put it there."""
+    """A dead letter as an operator sees it, whichever program dead-lettered it."""
     headers = properties.headers or {}
     details = headers.get(DETAILS)
     told = {WORKER.removeprefix("trainer-"): headers[WORKER]} if WORKER in headers else {}
@@ -113,10 +113,10 @@ def dead_message(properties: BasicProperties, body: bytes) -> DeadMessage:
 
 
 def _passed_on(properties: BasicProperties, ours: Mapping[str, Any]) -> BasicProperties:
-    """The same properties, durable, with our headers in place of former ones.
+    """The same properties, persistent, with the worker's headers replaced by ``ours``.
 
-    Without ``expiration``, which would let the message vanish where it waits, and ``user_id``,
-    which the broker takes only from that user.
+    Drops ``expiration``, which would expire a delayed message, and ``user_id``, which the broker
+    accepts only from that user.
     """
     return BasicProperties(
         content_type=properties.content_type,
@@ -141,7 +141,7 @@ def _others(headers: Mapping[Any, Any]) -> dict[Any, Any]:
     }
     try:
         fits = encode_table([], others) <= MAX_OTHERS
-    except Exception:  # whatever a stranger's header makes the encoder raise
+    except Exception:  # any error that a foreign header causes in the encoder
         fits = False
     if not fits:
         log.warning(
@@ -152,7 +152,7 @@ def _others(headers: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _cut(text: str, most: int) -> str:
-    """The beginning that has at most so many bytes."""
+    """The text cut to at most ``most`` bytes."""
     data = text.encode("utf-8", "backslashreplace")
     return data[:most].decode("utf-8", "ignore")
 

@@ -1,4 +1,4 @@
-"""What went wrong, in words that name the remedy; the same words for the same trouble."""
+"""Explain AMQP and network errors with their remedy; equal errors give equal texts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from adapters.rabbitmq.options import RabbitOptions
 
 
 class SessionOver(Exception):
-    """The connection is of no more use to us; the text says why."""
+    """The connection is unusable; the text says why."""
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether this is how brokers and networks fail, and not how programs do."""
+    """Whether the error comes from a broker or the network, not from a bug."""
     kinds = (SessionOver, OSError, exceptions.AMQPError, AMQPConnectorException)
     return isinstance(error, kinds)
 
 
 def explain(error: BaseException, options: RabbitOptions) -> str:
-    """One line for the log and for whoever called. Never has the password."""
+    """One line for the log and the caller. Never contains the password."""
     return f"RabbitMQ at {options.where}: {_reason(_root(error), options)}"
 
 
@@ -90,7 +90,7 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
 
 
 def _closed(code: int, text: str, options: RabbitOptions) -> str:
-    """What the broker says when it closes a channel or the connection."""
+    """Explain the code and text with which the broker closed a channel or the connection."""
     told = f"({code}) {text}"
     if code == 406 and "timed out" in text:
         return (
@@ -108,7 +108,7 @@ def _closed(code: int, text: str, options: RabbitOptions) -> str:
 
 
 def _other_queue(text: str, options: RabbitOptions) -> str:
-    """The remedy where a queue was declared with other arguments than ours."""
+    """The remedy where a queue exists with other arguments than the worker declares."""
     if f"queue '{options.queue}'" in text:
         return (
             f"queue {options.queue!r} was declared with arguments, and the backend and the worker "

@@ -1,4 +1,4 @@
-"""Where deliveries wait for the thread that works."""
+"""Deliveries waiting for the working thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from application.ports import Delivery
 
 
 class Inbox:
-    """Deliveries in the order of their arrival, of the present session alone."""
+    """Deliveries of the current session in the order of their arrival."""
 
     def __init__(self) -> None:
         self._arrived = threading.Condition()
@@ -26,12 +26,12 @@ class Inbox:
             self._arrived.notify()
 
     def clear(self) -> None:
-        """Forget them: the broker delivers them again."""
+        """Drop all; the broker delivers them again."""
         with self._arrived:
             self._waiting.clear()
 
     def take(self, timeout: float) -> Delivery | None:
-        """The next, or None when none comes within ``timeout`` seconds."""
+        """The next delivery, or None after ``timeout`` seconds."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting, timeout)
             return self._waiting.popleft() if self._waiting else None

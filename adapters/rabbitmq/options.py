@@ -1,4 +1,4 @@
-"""Where the broker is and how to treat it."""
+"""Address of the broker, names of the queues, and timeouts."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass(frozen=True, kw_only=True)
 class TlsOptions:
-    """How the broker proves who it is, and we to it."""
+    """TLS certificates of the broker and of the worker."""
 
     ca_file: Path | None = None
-    """Certificates to trust, PEM. None: those that the system trusts."""
+    """CA certificates to trust, PEM. None: the system's."""
     certificate: Path | None = None
-    """Our own, PEM, where the broker asks for one."""
+    """Client certificate, PEM, where the broker requires one."""
     key: Path | None = None
-    """The certificate's private key, PEM, without a passphrase."""
+    """The client certificate's private key, PEM, without a passphrase."""
 
     def __post_init__(self) -> None:
         if self.key is not None and self.certificate is None:
             raise ValueError(f"key={str(self.key)!r}: give the certificate that it belongs to")
 
     def context(self) -> ssl.SSLContext:
-        """What the socket is wrapped with.
+        """The SSL context for the connection.
 
         Raises:
-            OSError: a file is missing or is no certificate.
+            OSError: a file is missing or is not a certificate.
         """
         context = ssl.create_default_context(cafile=self.ca_file)
         if self.certificate is not None:
@@ -48,22 +48,22 @@ class RabbitOptions:
     password: str = field(default="guest", repr=False)
     tls: TlsOptions | None = None
     heartbeat: int = 60
-    """pika looks every so many seconds and 5 more, and gives a broker up that has sent nothing
-    since it last looked (its ``HeartbeatChecker``)."""
+    """pika checks every ``heartbeat`` + 5 seconds and drops the connection if the broker has sent
+    nothing since the last check (``HeartbeatChecker``)."""
     queue: str = "model_training"
-    """The publisher's. Our own are named after it."""
+    """The main queue, into which the backend publishes. The worker's queues are named after it."""
     retry_delays: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0)
-    """The pauses there are, shortest first: each is a queue. The longest bounds every pause."""
+    """Available retry delays, shortest first; each has its queue. The longest is the limit."""
     prefetch: int = 1
-    """Messages held at a time: as many as are worked on at a time, for others wait for them."""
+    """Messages held at a time. Use the number of concurrent jobs: held messages block others."""
     ack_timeout: float = 4 * 3600.0
-    """How long we ask to hold a message. A broker before 3.11.15 does not listen and takes it
-    back after its own ``consumer_timeout``, half an hour as a rule."""
+    """Acknowledgement timeout that the consumer requests. Brokers before 3.11.15 ignore it and
+    requeue a message after their ``consumer_timeout``, 30 minutes by default."""
     connect_timeout: float = 10.0
     answer_timeout: float = 30.0
-    """How long a call waits for the broker, a new connection included."""
+    """Time limit of a call, including a new connection."""
     reconnect_first: float = 0.5
-    """Pause after the first failure. It doubles, and is varied by up to half."""
+    """Delay after the first failure. It doubles, with up to 50 % jitter."""
     reconnect_longest: float = 30.0
 
     def __post_init__(self) -> None:
@@ -95,27 +95,26 @@ class RabbitOptions:
 
     @property
     def effective_port(self) -> int:
-        """The port named, or the usual one."""
+        """The configured port, or the default."""
         return self.port or (5672 if self.tls is None else 5671)
 
     @property
     def where(self) -> str:
-        """The broker, for people: without credentials."""
+        """The broker's address for messages, without credentials."""
         return f"{self.host}:{self.effective_port}"
 
     @classmethod
     def from_url(cls, url: str, *, tls: TlsOptions | None = None, **others: Any) -> RabbitOptions:
         """Options from ``amqp://user:password@host:port/vhost``, or ``amqps://`` for TLS.
 
-        Parts of the URL that are reserved in URLs are percent-encoded; ``%2F`` or nothing is
-        the vhost ``/``.
+        Percent-encode reserved characters. ``%2F`` or an empty path is the vhost ``/``.
 
         Args:
-            tls: the details of ``amqps``.
+            tls: certificates for ``amqps``.
             others: any other options.
 
         Raises:
-            ValueError: it is no such URL. The text does not have the password.
+            ValueError: the URL is invalid. The text does not contain the password.
         """
         try:
             parts = urlsplit(url)
@@ -140,7 +139,7 @@ class RabbitOptions:
 
 
 def check_host(host: str) -> None:
-    """See that ``host`` can be a broker's.
+    """Check that ``host`` is a valid broker host.
 
     Raises:
         ValueError: with the remedy.
@@ -151,12 +150,12 @@ def check_host(host: str) -> None:
 
 
 def check_queue(name: str) -> None:
-    """See that a queue can have this name.
+    """Check that ``name`` is a valid queue name.
 
     Raises:
         ValueError: with the remedy.
     """
-    # 255 bytes is the longest name; our own queues' suffixes need some of it.
+    # AMQP allows 255 bytes; the worker's queues add suffixes.
     if not 0 < len(name.encode()) <= 200 or name.startswith("amq."):
         raise ValueError("give a name of at most 200 bytes that does not start with amq.")
 

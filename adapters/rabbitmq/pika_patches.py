@@ -1,8 +1,8 @@
-"""Reads every message, whatever its headers.
+"""Make pika accept messages with any headers.
 
 Some headers that a broker passes on make pika raise in the middle of its input: a time in the
-year 300 billion, tables nested a thousand deep. The connection is then of no use, the message
-comes again on the next one, and no worker would ever get past it.
+year 300 billion, tables nested a thousand deep. That breaks the connection, the broker redelivers
+the message on the next one, and every worker would loop.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class LenientProperties(BasicProperties):
-    """Properties of which those that can be read are there."""
+    """Message properties without those that pika cannot decode."""
 
     def decode(self, encoded: bytes, offset: int = 0) -> BasicProperties:
-        """Read what can be read."""
+        """Decode the readable properties."""
         try:
             BasicProperties.decode(self, encoded, offset)
         except Exception as error:
@@ -28,5 +28,5 @@ class LenientProperties(BasicProperties):
 
 
 def read_every_message() -> None:
-    """Have pika use it for every message from now on."""
+    """Make pika use ``LenientProperties`` for every message, process-wide."""
     spec.props[BasicProperties.INDEX] = LenientProperties

@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 class RabbitQueue:
     """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths``.
 
-    Connects with the first call, receives from the first ``receive`` on, and reconnects by
-    itself for ever. A delivery is lost with the connection that brought it. A settlement is
-    done when it returns: the broker has answered. After ``QueueUnavailable`` from one, the
-    message comes again, and if it was moved, its copy too.
+    Connects on the first call, consumes from the first ``receive`` on, and always reconnects.
+    A delivery is lost with the connection that brought it. A settling call returns once the
+    broker has confirmed it. If it raises ``QueueUnavailable``, the message is redelivered; if
+    the broker had stored the copy of a move already, both are delivered.
 
     Args:
-        worker: our name, for dead letters and for the broker's list of connections.
-        random: from 0 to 1, to spread the tries of many workers to reconnect.
+        worker: this worker's name, for dead letters and for the broker's list of connections.
+        random: returns 0 to 1; spreads the reconnects of many workers.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class RabbitQueue:
         )
 
     def publish(self, body: bytes) -> None:
-        """Put a message at the end, as the backend does, and have that confirmed."""
+        """Publish a message as the backend does, with a publisher confirm."""
         queue, properties = self._topology.main, envelope.fresh()
         self._connection.call(lambda session: session.publish(queue, body, properties))
 
     def receive(self, timeout: float) -> Delivery | None:
-        """The next message; of one that is too long, its beginning."""
+        """The next message; a body that is too long is returned cut."""
         self._connection.consume()
         delivery = self._inbox.take(timeout)
         if delivery is None:
@@ -64,11 +64,11 @@ class RabbitQueue:
         return delivery
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Let the broker forget the message."""
+        """Acknowledge the message."""
         self._settle(delivery, lambda session: session.acknowledge(delivery.id))
 
     def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
-        """Move the message to where it waits, for the next longer pause that there is."""
+        """Move the message to the retry queue with the next longer delay."""
         queue = self._topology.retry(delay)
         log.info("a message waits in %s: %s", queue, reason)
         self._move(delivery, queue, partial(envelope.put_aside, reason=reason))
@@ -76,7 +76,7 @@ class RabbitQueue:
     def dead_letter(
         self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
     ) -> None:
-        """Move the whole message, however long, to the dead letters."""
+        """Move the whole message, of any length, to the dead letters."""
         label = partial(
             envelope.dead,
             reason=reason,
@@ -87,35 +87,34 @@ class RabbitQueue:
         self._move(delivery, self._topology.dead, label)
 
     def requeue(self, delivery: Delivery) -> None:
-        """Let the broker deliver the message anew."""
+        """Return the message to the queue for redelivery."""
         self._settle(delivery, lambda session: session.requeue(delivery.id))
 
     def process_dead_letters(
         self, decide: Callable[[DeadMessage], DeadLetterAction]
     ) -> list[DeadMessage]:
-        """Show the dead letters and do as is decided; those that are kept keep their order.
+        """Pass the dead letters to ``decide`` and apply it; kept ones stay in order.
 
-        Letters that come in meanwhile are not shown. Those that another sifter holds are not
-        there.
+        Skips letters that arrive meanwhile or that another process holds.
         """
         return process_dead_letters(self._connection, self._topology, decide)
 
     def depths(self) -> Mapping[str, int]:
-        """Messages by queue: the main one, those of the pauses, the dead letters."""
+        """Messages by queue: main, retry and dead-letter queues."""
         depths = self._connection.call(Session.depths)
         depths[self._topology.main] += len(self._inbox)
         return depths
 
     def check(self) -> BrokerFacts:
-        """Try all that a worker does to receive tasks, and leave them where they are.
+        """Check that a worker can receive tasks, without taking any.
 
         Raises:
-            QueueUnavailable: the broker is away, or refuses; the text has the remedy.
+            QueueUnavailable: the broker is unreachable or denies access; with the remedy.
         """
         return self._connection.call(Session.check)
 
     def close(self) -> None:
-        """Disconnect for good. What is unsettled goes to another worker at once."""
+        """Disconnect for good. Unsettled messages go to another worker at once."""
         self._connection.close()
 
     def _move(

@@ -1,8 +1,8 @@
-"""One connection, from its opening to its end: its channels, its consumer, what it holds.
+"""One connection from open to close: its channels, its consumer, its unsettled messages.
 
-Everything here is called from the one thread that owns the connection. What a session held is
-lost with it: another session does not know those deliveries, so that a delivery tag is never
-used on a channel that did not give it.
+Call everything from the one thread that owns the connection. Unsettled deliveries are lost with
+their session: another session does not know them, so that a delivery tag is only used on the
+channel that issued it.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ MAX_RETURNS = 5
 """A quorum queue drops a message that came back to it more often than its delivery limit: 20 by
 default since RabbitMQ 4.0, counting lost connections and, before 4.3, requeues. A message that
 came back this often is replaced by a copy at the end of the queue, which is counted from 0. With
-a smaller number a single lost connection would move a message behind all that wait."""
+a smaller number a single lost connection would move a message to the end of the queue."""
 
 
 class Refused(QueueUnavailable):
-    """The broker does not take a message; the session goes on."""
+    """The broker rejected a published message; the session stays usable."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A message in our hands, whole."""
+    """An unsettled message, whole."""
 
     tag: int
-    """The delivery's, on the channel that consumes."""
+    """Delivery tag on the consuming channel."""
     properties: BasicProperties
     body: bytes
 
 
 class Session:
-    """An open connection, its queues declared.
+    """An open connection with its queues declared.
 
     Args:
-        name: what the broker's operator sees.
+        name: shown in the broker's list of connections.
         deliver: takes each message that arrives.
 
     Raises:
-        Exception: whatever pika raises when it cannot connect or declare.
+        Exception: any that pika raises when it cannot connect or declare.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Session:
             raise
 
     def wake(self) -> None:
-        """Make ``pump`` return. The one method for other threads."""
+        """Make ``pump`` return. The only method that other threads may call."""
         with contextlib.suppress(exceptions.ConnectionWrongStateError):
             self._connection.add_callback_threadsafe(lambda: None)
 
     def pump(self, seconds: float) -> None:
-        """Serve the connection until something has happened, for so long at most.
+        """Serve the connection until an event, for at most ``seconds``.
 
         Raises:
             SessionOver: a channel was closed or the consumer cancelled. pika itself raises
@@ -97,27 +97,27 @@ class Session:
         channels = [self._publisher, *([self._consumer.channel] if self._consumer else [])]
         for channel in channels:
             if not channel.is_open:
-                # pika keeps the reason to itself unless a call is waiting on the channel.
+                # pika exposes the reason only to a call waiting on the channel.
                 raise getattr(channel, "_closing_reason", None) or SessionOver("a channel closed")
 
     def close(self) -> None:
-        """End the consumer, the channels and the connection; unsettled messages go back."""
+        """Close consumer, channels and connection; unsettled messages are requeued."""
         with contextlib.suppress(Exception):
             if self._connection.is_open:
                 self._connection.close()
 
     def consume(self) -> None:
-        """Begin to receive messages, unless that has begun."""
+        """Start consuming, unless started already."""
         if self._consumer is None:
             self._consumer = start_consumer(
                 self._connection, self._topology.main, self._on_message, self._options
             )
 
     def publish(self, queue: str, body: bytes, properties: BasicProperties) -> None:
-        """Put a message into a queue, and return when the broker has it there.
+        """Publish a message and wait for the broker's confirm.
 
         Raises:
-            Refused: it has not.
+            Refused: the broker did not accept it.
         """
         try:
             self._publisher.basic_publish("", queue, body, properties, mandatory=True)
@@ -127,11 +127,11 @@ class Session:
             raise Refused(f"the broker takes no message into {queue!r}: is it full?") from None
 
     def acknowledge(self, delivery_id: str) -> None:
-        """The message is gone when this returns."""
+        """Acknowledge a message; the broker has removed it on return."""
         self._ack(self._take(delivery_id))
 
     def requeue(self, delivery_id: str) -> None:
-        """The message is in the queue again, where it was."""
+        """Return a message to its former place in the queue."""
         held = self._take(delivery_id)
         self._consuming.basic_nack(held.tag, requeue=True)
         self._await_broker()
@@ -139,18 +139,18 @@ class Session:
     def move(
         self, delivery_id: str, queue: str, relabel: Callable[[BasicProperties], BasicProperties]
     ) -> None:
-        """Move the whole message: first it is there, then it is gone here."""
+        """Publish the whole message to ``queue``, then acknowledge it here."""
         held = self._take(delivery_id)
         try:
             self.publish(queue, held.body, relabel(held.properties))
         except Refused as error:
-            # Kept, it would block the consumer; the end of the session gives it back.
+            # Holding it would block the consumer; ending the session requeues it.
             raise SessionOver(str(error)) from error
         self._ack(held)
 
     def depths(self) -> dict[str, int]:
-        """Messages by queue: those that the broker has not given to anybody."""
-        # What has been given to us is to be delivered, and counted by who takes it.
+        """Ready messages by queue, without unacknowledged ones."""
+        # First deliver the messages that have arrived; the receiver counts them.
         self._connection.process_data_events()
         channel = self.side_channel()
         try:
@@ -165,11 +165,11 @@ class Session:
                 channel.close()
 
     def check(self) -> BrokerFacts:
-        """Try to consume, from a queue of our own."""
+        """Check that consuming works, on a temporary queue."""
         return probe(self._connection, self._options)
 
     def side_channel(self) -> BlockingChannel:
-        """A channel for something else; whatever happens to it, the others go on."""
+        """A separate channel; its errors leave the others open."""
         return self._connection.channel()
 
     @property
@@ -200,7 +200,7 @@ class Session:
         )
 
     def _copied(self, properties: BasicProperties, body: bytes) -> bool:
-        """Put a copy of the message at the end of the main queue; False where it is refused."""
+        """Publish a copy to the end of the main queue; False if the broker rejects it."""
         try:
             self.publish(self._topology.main, body, envelope.copy(properties))
         except Refused as error:
@@ -221,7 +221,7 @@ class Session:
         self._await_broker()
 
     def _await_broker(self) -> None:
-        """An acknowledgement has no answer; the answer to what follows it on the channel has."""
+        """Wait for a round trip on the channel: acknowledgements have no reply of their own."""
         self._consuming.basic_qos(prefetch_count=self._options.prefetch)
 
 

@@ -1,14 +1,13 @@
-"""The queues: the publisher's, and our own for what waits and for what is dead.
+"""The queues: the backend's main queue, and the worker's retry and dead-letter queues.
 
-A message that waits lies in a queue whose every message expires after the same time, and
-which then dead-letters it to the main queue. One queue with a time to live per message would
-not do: messages expire at a queue's head alone, so that a short pause would wait behind a long
-one. Hence a short ladder of queues, named after their pauses: a queue's time to live cannot be
-changed, and another ladder has other names.
+A delayed message lies in a retry queue, where all messages have the same time to live (TTL). An
+expired message is dead-lettered to the main queue. One queue with a TTL per message would not
+work: messages expire only at a queue's head, so that a short delay would wait behind a long one.
+A queue's TTL cannot be changed; each retry queue is therefore named after its delay.
 
-They are quorum queues because only those dead-letter at least once, which is from 3.10 on: the
-broker confirms the message in the main queue before it forgets it here. A classic queue
-forgets at once, and a message whose pause ends while the main queue is gone is gone too.
+The worker's queues are quorum queues because only those dead-letter at least once (from 3.10):
+the broker confirms the message in the main queue before it removes it here. A classic queue
+removes it first, and loses a message that expires while the main queue does not exist.
 """
 
 from __future__ import annotations
@@ -20,37 +19,37 @@ if TYPE_CHECKING:
     from pika.adapters.blocking_connection import BlockingChannel
 
 _DEAD = {"x-queue-type": "classic"}
-"""Said, because a virtual host may have another default, and a declared type stays."""
+"""Explicit, because a virtual host may have another default and the type cannot be changed."""
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Names of the queues, and what they are declared with."""
+    """Names and arguments of the queues."""
 
     main: str
     delays: tuple[float, ...]
-    """Seconds, rising."""
+    """Retry delays in seconds, ascending."""
 
     @property
     def dead(self) -> str:
-        """Where dead letters lie."""
+        """The dead-letter queue."""
         return f"{self.main}.dead"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every queue."""
+        """All queues."""
         return (self.main, *map(self._retry, self.delays), self.dead)
 
     def retry(self, delay: float) -> str:
-        """Where a message waits for ``delay`` seconds: rounded up to a step of the ladder."""
+        """The retry queue for ``delay`` seconds, rounded up to an available delay."""
         step = next((step for step in self.delays if step >= delay), self.delays[-1])
         return self._retry(step)
 
     def declare(self, channel: BlockingChannel) -> None:
-        """Make the queues that are not there.
+        """Declare all queues.
 
-        The main queue without arguments, as the publisher declares it before each message: any
-        argument would break whoever comes second.
+        Declares the main queue without arguments, as the backend does before each message:
+        different arguments would make the later declaration fail.
         """
         channel.queue_declare(self.main, durable=True)
         for delay in self.delays:
@@ -72,7 +71,7 @@ class Topology:
 
 
 def _span(seconds: float) -> str:
-    """A length of time as part of a name: 90s, 2m, 1h."""
+    """A duration as part of a queue name: 90s, 2m, 1h."""
     milliseconds = round(seconds * 1000)
     for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000)):
         if milliseconds % size == 0:

@@ -1,1 +1,1 @@
-"""A finished run as a page that opens anywhere: previews, curves, parameters, images."""
+"""A self-contained page on a finished run: previews, curves, parameters, images."""

@@ -1,4 +1,4 @@
-"""The colours that the report's drawings share; a browser turns them around in the dark."""
+"""Colours shared by the report's drawings; the page inverts them in dark mode."""
 
 PAPER = "#ffffff"
 INK = "#26241f"

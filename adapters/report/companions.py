@@ -1,7 +1,7 @@
-"""The files beside a LoRA from which AUTOMATIC1111, Forge and ComfyUI's managers show it.
+"""Files beside a LoRA that AUTOMATIC1111, Forge and ComfyUI's managers display.
 
-``<name>.preview.png`` is its card's image, ``<name>.json`` what AUTOMATIC1111's metadata editor
-writes (``extensions-builtin/Lora/ui_edit_user_metadata.py``).
+``<name>.preview.png`` is the image of its card. ``<name>.json`` has the format of AUTOMATIC1111's
+metadata editor (``extensions-builtin/Lora/ui_edit_user_metadata.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from application.ports import ReportFile, StyleReport
 
 
 def companion_files(report: StyleReport) -> Sequence[ReportFile]:
-    """The preview, where one was drawn, and the activation text; named by the weights' key."""
+    """The preview, if any, and the activation text, under names derived from the weights' key."""
     stem = report.artifact.location.key.removesuffix(".safetensors")
     words = report.parameters.trigger_word or ", ".join(report.task.tags)
     about = {

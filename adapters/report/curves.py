@@ -1,4 +1,4 @@
-"""The curves of a run: loss, learning rate and gradient norm over its epochs."""
+"""Plot loss, learning rate and gradient norm over the epochs of a run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 WIDTH, LOSS_HEIGHT, GRADIENT_HEIGHT = 1600, 800, 400
-"""Of the drawing, in pixels."""
+"""Size of the drawing in pixels."""
 _DPI = 250
 
 
 def plot_curves(history: Sequence[EpochRecord]) -> bytes:
-    """A PNG of the loss per epoch and, where they are known, the gradient norms below it.
+    """A PNG of the loss per epoch and, if known, the gradient norms below it.
 
-    It is ``WIDTH`` wide, and ``LOSS_HEIGHT`` high or by ``GRADIENT_HEIGHT`` higher.
+    Its width is ``WIDTH``, its height ``LOSS_HEIGHT``, plus ``GRADIENT_HEIGHT`` with norms.
     """
-    # Not pyplot: it keeps figures in global state, and looks for a display.
+    # Not pyplot, which keeps figures in global state and looks for a display.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -47,7 +47,7 @@ def plot_curves(history: Sequence[EpochRecord]) -> bytes:
 
 
 def curves_in_words(history: Sequence[EpochRecord]) -> str:
-    """What ``plot_curves`` shows, for those who do not see it."""
+    """Text alternative for the image of ``plot_curves``."""
     first, last = history[0], history[-1]
     words = (
         f"Curve of the loss per epoch: {first.loss:.4f} in epoch {first.epoch}, {last.loss:.4f} "
@@ -66,16 +66,16 @@ def curves_in_words(history: Sequence[EpochRecord]) -> str:
 
 
 def has_gradients(history: Sequence[EpochRecord]) -> bool:
-    """Whether any epoch tells its gradient norm."""
+    """Whether any epoch has a gradient norm."""
     return any(record.gradient_norm is not None for record in history)
 
 
 def _plot_loss(axes: Axes, history: Sequence[EpochRecord]) -> Axes:
-    """The loss, with its moving average in a long run; gives the learning rate's axes."""
+    """Plot the loss, in a long run with its moving average. Returns the learning rate's axes."""
     epochs = [record.epoch for record in history]
     losses = [record.loss for record in history]
     rate = axes.twinx()
-    # The twin would cover the loss; this puts it behind, and lets it show through.
+    # The twin axes would cover the loss: put them behind it, and make the front transparent.
     axes.set_zorder(rate.get_zorder() + 1)
     axes.patch.set_visible(False)
 
@@ -125,7 +125,7 @@ def _plot_gradients(axes: Axes, history: Sequence[EpochRecord]) -> None:
 
 
 def _legend_above(axes: Axes) -> None:
-    """Above the axes, where no curve is."""
+    """Place the legend above the axes, clear of the curves."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
@@ -139,6 +139,6 @@ def _legend_above(axes: Axes) -> None:
 def _points(
     history: Sequence[EpochRecord], values: Sequence[float | None]
 ) -> list[tuple[int, float]]:
-    """Epoch and value, where there is one."""
+    """Epochs and values, without missing values."""
     pairs = zip(history, values, strict=True)
     return [(record.epoch, value) for record, value in pairs if value is not None]

@@ -1,4 +1,4 @@
-"""Previews before and after the training, side by side in one image."""
+"""Draw previews before and after the training side by side in one image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEXT_PIXELS = 18
 
 
 def draw_previews(before: Sequence[Preview], after: Sequence[Preview]) -> bytes:
-    """A PNG with a row for each prompt: the image before the training, and the one after."""
+    """A PNG with a row for each prompt: the images before and after the training."""
     pairs = [
         (_opened(first), _opened(second)) for first, second in zip(before, after, strict=True)
     ]
@@ -54,10 +54,10 @@ def draw_previews(before: Sequence[Preview], after: Sequence[Preview]) -> bytes:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, pixels: float) -> list[str]:
-    # Line breaks and other unprintables make the text layout fail.
+    # Line breaks and other unprintable characters make the text layout fail.
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     per_character = max(1.0, font.getlength(text) / max(1, len(text)))
-    # Some lines have wider letters than the whole text.
+    # Some lines have wider letters than the text's average.
     columns = int(0.95 * pixels / per_character)
     return textwrap.wrap(text, columns, max_lines=3, placeholder=" …")
 
@@ -67,7 +67,7 @@ def _opened(preview: Preview) -> Image.Image:
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    # Pillow's own font knows Latin letters only; this one comes with matplotlib.
+    # Pillow's default font has Latin letters only; this one comes with matplotlib.
     from matplotlib import get_data_path
 
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", _TEXT_PIXELS)

@@ -1,4 +1,4 @@
-"""The report's files: the page and the images that are in it."""
+"""Render the report's files: the page and its images."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ THUMBNAIL_PIXELS = 160
 """Longest side of a training image in the report."""
 
 LONG_TEXT = 120
-"""Characters of a caption or prompt that are shown; the rest is folded away."""
+"""Characters shown of a caption or prompt; the rest is collapsed."""
 
 MAX_UNDERWAY = 6
-"""Checkpoints whose previews are shown; all are beside the report as files."""
+"""Maximum checkpoints with previews in the report; all are stored as files beside it."""
 
 
 class HtmlReporter:
-    """Port ``Reporter``. Equal reports give equal files; nothing is fetched from anywhere.
+    """Port ``Reporter``. Deterministic; the page loads nothing from the network.
 
     Args:
-        decode: the image in a file's bytes, RGB and upright.
-        companions: also make the files that belong beside the weights, for a report whose names
-            are keys of the weights' bucket.
+        decode: decodes a file's bytes to an upright RGB image.
+        companions: also render the files that belong beside the weights, for a report whose
+            names are keys of the weights' bucket.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class HtmlReporter:
         self._companions = companions
 
     def render(self, report: StyleReport) -> Sequence[ReportFile]:
-        """``report.html``, self-contained; ``loss.png``; ``previews.png`` where there are any."""
+        """Render ``report.html``, ``loss.png`` and, with previews, ``previews.png``."""
         curve = plot_curves(report.history)
         rendered = [ReportFile("loss.png", "image/png", curve)]
         if self._companions:
@@ -57,7 +57,7 @@ class HtmlReporter:
         if report.before:
             grid = draw_previews(report.before, report.after)
             rendered.append(ReportFile("previews.png", "image/png", grid))
-        # The name of a file need not be Unicode.
+        # A file name may be invalid Unicode.
         page = self._page(report, curve).encode(errors="replace")
         return [*rendered, ReportFile("report.html", "text/html; charset=utf-8", page)]
 
@@ -102,13 +102,13 @@ class HtmlReporter:
             weights=weights,
             size=f"{report.artifact.size / 1e6:,.2f} MB",
             prompt=prompt,
-            # JSON's string literals are Python's, too.
+            # JSON string literals are valid in Python.
             quoted_prompt=json.dumps(prompt, ensure_ascii=False),
             lora_tag=f"<lora:{weights.removesuffix('.safetensors')}:1>",
         )
 
     def _strips(self, report: StyleReport) -> list[tuple[str, list[tuple[str, str]]]]:
-        """For each prompt the images drawn underway, each with what it shows."""
+        """For each prompt the images drawn during training, with their captions."""
         wanted = len(report.after)
         whole = [(epoch, pngs) for epoch, pngs in report.underway if len(pngs) == wanted]
         drawn = _spread(whole, MAX_UNDERWAY)
@@ -130,7 +130,7 @@ class HtmlReporter:
 
 
 def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[str, str]]:
-    """Every parameter by its name, with the value that an omitted one came to."""
+    """All parameters by name, with the effective values of omitted ones."""
     resolved = {
         "alpha": f"{parameters.network_alpha:g}",
         "lr_warmup_steps": str(parameters.warmup_steps(steps)),
@@ -159,14 +159,14 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
 
 
 def _crop(image: TrainingImage, parameters: TrainingParameters) -> tuple[int, int, int]:
-    """Width and height that an image is trained at, and the percentage cut off for that."""
+    """Training width and height of an image, and the percentage cropped."""
     pixels = image.facts.width, image.facts.height
     size = bucket_of(*pixels, parameters.resolution)
     return *size, round(100 * cut_off(*pixels, parameters.resolution))
 
 
 def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
-    """At most ``most`` of the items, evenly over all, the last among them."""
+    """At most ``most`` of the items, evenly spaced, including the last."""
     count = min(len(items), most)
     return [items[(n + 1) * len(items) // count - 1] for n in range(count)]
 

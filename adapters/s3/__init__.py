@@ -1,1 +1,1 @@
-"""Buckets in S3, or in a store that speaks its protocol, with boto3."""
+"""Blobs in S3 or an S3-compatible store, with boto3."""

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def connect(options: S3Options) -> S3Client:
-    """A client, which threads may share, from a session of its own, which they may not.
+    """A client on its own boto3 session. Threads may share the client, not the session.
 
-    Nothing is sent yet.
+    Sends nothing yet.
 
     Raises:
-        botocore.exceptions.BotoCoreError: what boto3 finds in its own files is wrong.
+        botocore.exceptions.BotoCoreError: boto3's own configuration files are invalid.
     """
     _keep_secrets_out_of_logs()
     session = boto3.session.Session(
@@ -35,13 +35,13 @@ def connect(options: S3Options) -> S3Client:
         config=Config(
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
-            # Not "adaptive": that one paces requests by the wall clock, and once a store has asked
-            # to slow down, a clock that is set back holds all of them up until it has caught up.
+            # Not "adaptive": it paces requests by the wall clock. After a SlowDown response, a
+            # clock that is set back blocks all requests until it has caught up.
             retries={"mode": "standard", "total_max_attempts": options.max_attempts},
             max_pool_connections=options.max_pool_connections,
             s3={"addressing_style": options.effective_addressing_style},
-            # Uploads bring a checksum of their own; the default would add another one in a
-            # trailer, which other stores than Amazon's do not all read.
+            # Uploads carry their own checksum; the default would add another one in a
+            # trailer, which some S3-compatible stores cannot read.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_supported",
             tcp_keepalive=True,
@@ -53,14 +53,14 @@ def connect(options: S3Options) -> S3Client:
 
 
 def _keep_secrets_out_of_logs() -> None:
-    """At DEBUG botocore prints every header, session token and signature included."""
+    """Keep botocore above DEBUG, where it logs session tokens and signatures."""
     botocore = logging.getLogger("botocore")
     if botocore.level == logging.NOTSET:
         botocore.setLevel(logging.INFO)
 
 
 def _heed_retry_after(response: tuple[Any, Any] | None, **_event: object) -> None:
-    """Botocore waits as long as its own header says (ms), and does not know HTTP's (s)."""
+    """Copy HTTP's ``Retry-After`` (s) to the header that botocore reads (ms)."""
     if response is None:
         return
     headers = response[0].headers
@@ -72,10 +72,10 @@ def _heed_retry_after(response: tuple[Any, Any] | None, **_event: object) -> Non
 def _follow_no_blind_redirect(
     response: tuple[Any, Any] | None, request_dict: dict[str, Any], **_event: object
 ) -> None:
-    """Botocore asks again where a redirect without a region leads, and again about that answer.
+    """Stop botocore from following redirects that name no region.
 
-    A web server that sends everybody to another address would keep it asking for ever. S3's own
-    redirects name the region.
+    S3's own redirects name the region. A web server that redirects every request would keep
+    botocore in an endless loop.
     """
     if response is None or response[0].status_code not in {301, 302, 307}:
         return

@@ -1,4 +1,4 @@
-"""One object read whole, and proved to be what was stored."""
+"""Read one object whole and verify it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 SHA256_KEY = "sha256"
-"""Metadata of what we upload in parts: S3 keeps no SHA-256 of the whole of it."""
+"""Metadata of multipart uploads, for which S3 keeps no SHA-256 of the whole object."""
 
 MIN_BYTES_PER_SECOND = 100_000
-"""A body that comes more slowly does not arrive in time."""
+"""Lowest accepted transfer rate of a body."""
 
 GZIP = b"\x1f\x8b"
-"""First bytes of a gzip file. Some objects are said to be one and are not."""
+"""First bytes of a gzip file. Some objects are labelled gzip and are not."""
 
 _MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 class ChecksumMismatch(Exception):
-    """What arrived is not what was stored."""
+    """The received body differs from the stored object."""
 
 
 def download(
@@ -48,15 +48,14 @@ def download(
     """Read an object with one request; one stored with ``Content-Encoding: gzip`` is unpacked.
 
     Args:
-        body_seconds: for the body of a small object, at whatever pace its bytes come; a large
-            one has more.
+        body_seconds: time limit for the whole body of a small object; a large one has more.
 
     Raises:
-        BlobTooLarge: the answer's head says so, and the body was left unread; or it is, unpacked.
+        BlobTooLarge: by its headers, before the body is read, or after unpacking.
         BlobUnavailable: the body does not arrive in time.
-        ChecksumMismatch: the body breaks off, or does not fit its checksum.
-        botocore.exceptions.BotoCoreError: there is no answer.
-        botocore.exceptions.ClientError: the store refuses.
+        ChecksumMismatch: the body is truncated or does not match its checksum.
+        botocore.exceptions.BotoCoreError: there is no response.
+        botocore.exceptions.ClientError: the store returns an error.
     """
     answer = client.get_object(Bucket=at.bucket, Key=at.key, ChecksumMode="ENABLED")
     body = answer["Body"]
@@ -70,7 +69,7 @@ def download(
     except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, HTTPError) as error:
         raise ChecksumMismatch(f"{at} does not arrive whole: {error}") from error
     finally:
-        # A body read to its end has given its connection back; any other loses it.
+        # A body read to its end has released its connection; any other closes it.
         body.close()
     tag = require_field(answer, "ETag")
     _verify(data, tag, answer, at)
@@ -81,9 +80,9 @@ def download(
 
 @contextmanager
 def _deadline(body: StreamingBody, at: Location, seconds: float) -> Iterator[None]:
-    """Break off a body that does not arrive in time, at whatever pace its bytes come.
+    """Abort the read of a body that has not arrived whole after ``seconds``.
 
-    A read timeout would count anew from each byte.
+    A read timeout would restart with each byte.
     """
     over = threading.Event()
 
@@ -106,7 +105,7 @@ def _deadline(body: StreamingBody, at: Location, seconds: float) -> Iterator[Non
 
 
 def _read(body: StreamingBody, at: Location, max_bytes: int | None) -> bytes:
-    """The whole body; botocore compares its length and, where there is one, its checksum."""
+    """The whole body; botocore verifies its length and, if present, its checksum."""
     if max_bytes is None:
         return body.read()
     pieces, left = [], max_bytes
@@ -119,7 +118,7 @@ def _read(body: StreamingBody, at: Location, max_bytes: int | None) -> bytes:
 
 
 def _unpacked(data: bytes, at: Location, max_bytes: int | None) -> bytes:
-    """What was compressed for the web, as ``aws s3 cp --content-encoding gzip`` says."""
+    """Unpack an object stored with ``aws s3 cp --content-encoding gzip``."""
     unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         unpacked = unpacker.decompress(data, 0 if max_bytes is None else max_bytes + 1)
@@ -140,7 +139,7 @@ def _verify(data: bytes, tag: str, answer: GetObjectOutputTypeDef, at: Location)
         if hashlib.sha256(data).hexdigest() != expected:
             raise ChecksumMismatch(f"{at}: its SHA-256 is not the stored one")
         return
-    # Keys of the store's own or the customer's make other ETags, and so do parts.
+    # With KMS or customer keys, or in parts, the ETag is not an MD5.
     opaque = answer.get("ServerSideEncryption", "AES256") != "AES256"
     md5 = _MD5_ETAG.fullmatch(tag)
     if opaque or "SSECustomerAlgorithm" in answer or md5 is None:

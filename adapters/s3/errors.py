@@ -1,4 +1,4 @@
-"""What can go wrong with S3, in the port's errors and with a remedy for each."""
+"""Translate S3 errors into the port's errors, each with a remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from application.ports import BlobDenied, BlobMissing, BlobUnavailable
 
 
 class NotS3Response(BotoCoreError):
-    """A success that no S3 store would report so: somebody else has answered for it."""
+    """A success without the fields of an S3 response: another server answered."""
 
     fmt = (
         "the answer is a success without {name}, which is not that of an S3 store: check the "
@@ -33,7 +33,7 @@ class NotS3Response(BotoCoreError):
 
 
 S3_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
-"""All that a call of the client raises."""
+"""Every error that a call of the client raises."""
 
 DAMAGED = {
     "BadDigest",
@@ -41,11 +41,11 @@ DAMAGED = {
     "XAmzContentChecksumMismatch",
     "XAmzContentSHA256Mismatch",
 }
-"""What the store received is not what was sent, and it kept nothing of it."""
+"""The store received a damaged body and stored nothing."""
 
 
-# A worker with wrong credentials must not bury every task it meets, and a key can be changed
-# while it waits: all these count as "away", not as "denied".
+# A worker with wrong credentials must not fail every task, and a key can be replaced while the
+# task waits: all these count as "unavailable", not as "denied".
 _CREDENTIALS = {
     "InvalidAccessKeyId": "the store does not know the access key: "
     "check AWS_ACCESS_KEY_ID, and that it belongs to this store",
@@ -64,7 +64,7 @@ _FULL = {
     "XMinioStorageFull",
 }
 _SLOW = {"RequestTimeout", "RequestTimeoutException", "PriorRequestNotComplete"}
-"""Answered with 400, though nothing is wrong with the request: it came too slowly."""
+"""Returned with status 400 for a valid request that arrived too slowly."""
 _THROTTLED = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException"}
 _WRONG_REGION = {
     "AuthorizationHeaderMalformed",
@@ -77,20 +77,20 @@ _UNSUPPORTED = {"MethodNotAllowed", "NotImplemented"}
 
 
 def error_code(error: ClientError) -> str:
-    """S3's name for the error, or the HTTP status where the answer gave none."""
+    """S3's error code, or the HTTP status if the response has none."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def status(error: ClientError) -> int:
-    """The answer's HTTP status."""
+    """The response's HTTP status."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def require_field(answer: Mapping[str, Any], name: str) -> str:
-    """What every store says in answer to such a call.
+    """A field that every S3 response of this kind has.
 
     Raises:
-        NotS3Response: it is not there.
+        NotS3Response: the field is missing.
     """
     value = answer.get(name)
     if not isinstance(value, str):
@@ -102,8 +102,8 @@ def translated(error: Exception, bucket: str, what: str) -> Exception:
     """The port's error for one of ``S3_ERRORS``.
 
     Args:
-        bucket: where the call went.
-        what: the call and what it was for: ``reading s3://bucket/key``.
+        bucket: the bucket of the call.
+        what: the call and its target: ``reading s3://bucket/key``.
     """
     if isinstance(error, ClientError):
         return _answered(error, bucket, what)
@@ -206,6 +206,6 @@ def _headers(error: ClientError) -> Mapping[str, str]:
 
 
 def _retry_after(error: ClientError) -> float | None:
-    """Seconds that the answer asks us to wait, by the answer's own clock: ours may differ."""
+    """Seconds to wait by ``Retry-After``; a date counts from the response's own ``Date``."""
     headers = _headers(error)
     return retry_after(headers.get("retry-after"), http_date(headers.get("date")))

@@ -1,4 +1,4 @@
-"""Where the store is, who we are to it, and how patient we are with it."""
+"""Endpoint, credentials, timeouts and retries of the store."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ AddressingStyle = Literal["auto", "path", "virtual"]
 
 @dataclass(frozen=True, kw_only=True)
 class S3Options:
-    """Everything that the client needs to know. Its repr shows no secret.
+    """All settings of the S3 client. Its repr shows no secret.
 
     Raises:
         ValueError: names the field that is wrong and its remedy.
     """
 
     endpoint_url: str | None = None
-    """S3_ENDPOINT_URL: of MinIO and the like; None for Amazon's own."""
+    """S3_ENDPOINT_URL of an S3-compatible store such as MinIO; None for Amazon S3."""
     addressing_style: AddressingStyle | None = None
-    """Where a request names its bucket: ``path`` in the path, ``virtual`` before the host's name,
-    ``auto`` as boto3 chooses. None: ``auto`` at Amazon's own endpoints, else ``path``, since
-    names before the host's need DNS that few other stores have."""
+    """Place of the bucket in a URL: ``path``, ``virtual`` (subdomain of the host) or ``auto``
+    (boto3 chooses). None: ``auto`` at Amazon's endpoints, else ``path``, because subdomains need
+    DNS entries that few other stores have."""
     region: str | None = None
     access_key_id: str | None = field(default=None, repr=False)
-    """None: boto3 looks for credentials in its own places (files, the machine's role)."""
+    """None: boto3's default credential chain (files, instance role)."""
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
     connect_timeout: float = 5.0
-    """Seconds to a connection."""
+    """Seconds to establish a connection."""
     read_timeout: float = 20.0
     """Seconds without a byte from the store."""
     body_seconds: float = 60.0
-    """Seconds for the whole of a small object, and then one more for each 100 kB."""
+    """Seconds for a whole object, plus one for each 100 kB."""
     max_attempts: int = 4
-    """Requests that one call may cost when the store fails or throttles, the first included."""
+    """Maximum requests per call when the store fails or throttles, the first included."""
     multipart_threshold: int = 16 * MIB
-    """Bytes from which a blob is sent in parts."""
+    """Blob size in bytes from which multipart upload is used."""
     part_size: int = 8 * MIB
-    """Bytes of a part; S3 takes none below 5 MiB but the last."""
+    """Bytes of a part; S3 requires 5 MiB for all but the last."""
     max_pool_connections: int = 16
-    """Connections kept: as many as threads that fetch at a time, and some for the others."""
+    """Connections kept open: one for each thread that fetches, and some for the others."""
 
     def __post_init__(self) -> None:
         if self.endpoint_url is not None:
@@ -64,12 +64,12 @@ class S3Options:
 
     @property
     def effective_addressing_style(self) -> AddressingStyle:
-        """The style named, or the usual one of the endpoint."""
+        """The configured style, or the endpoint's default."""
         return self.addressing_style or ("auto" if self.endpoint_url is None else "path")
 
 
 def check_endpoint(url: str) -> None:
-    """See that ``url`` can be a store's.
+    """Check that ``url`` is a valid endpoint.
 
     Raises:
         ValueError: with the remedy; the text shows no credentials.

@@ -1,4 +1,4 @@
-"""Port ``BlobStore`` on S3, and on what speaks its protocol."""
+"""Port ``BlobStore`` on S3 and S3-compatible stores."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from domain.location import Bucket, InvalidLocation, Location
 T = TypeVar("T")
 
 TRIES = 3
-"""Whole reads or writes that one call may cost, beyond what botocore repeats by itself."""
+"""Whole reads or writes per call, beyond the requests that botocore retries."""
 FIRST_PAUSE = 0.2
-"""Seconds before the second try; they double."""
+"""Seconds before the second attempt, doubled before each further one."""
 
 
 class _TryAgain(Exception):
-    """This try came to nothing, for a reason that another one may not meet.
+    """This attempt failed for a reason that may not repeat.
 
     Args:
-        at_last: what to raise when the last try has come to nothing, too.
+        at_last: error to raise when the last attempt has failed, too.
     """
 
     def __init__(self, reason: str, at_last: type[Exception] = BlobUnavailable) -> None:
@@ -48,17 +48,17 @@ class S3BlobStore:
     """Port ``BlobStore``. May be shared by threads.
 
     A bucket that does not exist is ``BlobDenied``: the set-up is wrong, not the blob's name.
-    Credentials that the store does not accept are ``BlobUnavailable``: they say nothing of the
-    task at hand, which is to wait until the worker has better ones.
+    Credentials that the store rejects are ``BlobUnavailable``: the task waits until the worker
+    has valid ones.
 
     Args:
-        options: where the store is and how to talk to it.
-        readable: buckets that may be read; the writable ones may too.
+        options: endpoint, credentials and timeouts.
+        readable: buckets that may be read, besides the writable ones.
         writable: buckets that may be written.
-        sleep: waits so many seconds.
+        sleep: waits that many seconds.
 
     Raises:
-        BlobDenied: boto3's own configuration is wrong.
+        BlobDenied: boto3's own configuration is invalid.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class S3BlobStore:
             raise BlobDenied(f"no client for S3 can be made: {error}") from error
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
-        """Read a blob, checked by its length and checksum."""
+        """Read a blob and verify its length and checksum."""
         self._check_readable(at.bucket)
         _check_key(at)
 
@@ -100,10 +100,10 @@ class S3BlobStore:
         content_type: str = "application/octet-stream",
         condition: Condition | None = None,
     ) -> str:
-        """Write a blob. One that is large is sent in parts and appears with the last of them.
+        """Write a blob. A large one is sent in parts and appears with the last of them.
 
-        A write whose answer was lost is repeated by botocore; with a condition it then meets
-        itself, and ``PreconditionFailed`` is raised for a write that did happen.
+        botocore repeats a write whose response was lost. With a condition, the repeat then
+        raises ``PreconditionFailed`` although the write happened.
         """
         self._check_writable(at.bucket)
         _check_key(at)
@@ -117,13 +117,13 @@ class S3BlobStore:
                 if status(error) == 412 or gone:
                     raise PreconditionFailed(f"{at} is not in the state that was seen") from error
                 # Stores name this conflict differently (S3: ConditionalRequestConflict, Ceph:
-                # ConcurrentModification). It does not say who won: the next try finds a winner
-                # or wins, and who meets conflicts only has lost the race.
+                # ConcurrentModification). The winner is unknown: the next attempt meets it or
+                # wins. A write that meets a conflict on every attempt has lost the race.
                 if condition is not None and status(error) == 409:
                     reason = f"another write came between ({code})"
                     raise _TryAgain(reason, at_last=PreconditionFailed) from error
-                # An upload that is gone was removed, or completed by a try whose answer was
-                # lost; writing all of it again does no harm to either.
+                # The upload was aborted, or completed by an attempt whose response was lost.
+                # Writing everything again is safe in both cases.
                 if code == "NoSuchUpload":
                     raise _TryAgain(f"another write came between ({code})") from error
                 if code in DAMAGED:
@@ -140,11 +140,11 @@ class S3BlobStore:
         try:
             with _translating(at.bucket, f"deleting {at}"):
                 self._client.delete_object(Bucket=at.bucket, Key=at.key)
-        except BlobMissing:  # Amazon's store does not say so; others do
+        except BlobMissing:  # returned by some stores, not by Amazon S3
             return
 
     def list(self, bucket: Bucket, prefix: str) -> list[Location]:
-        """Blobs by prefix. Objects whose keys are no key of ours are left out."""
+        """Blobs by prefix. Skips objects whose keys are not valid keys of the port."""
         self._check_readable(bucket.name)
         found = []
         with _translating(bucket.name, f"listing {bucket}/{prefix}"):

@@ -1,4 +1,4 @@
-"""One object written whole or not at all, with a SHA-256 that the store checks on arrival."""
+"""Write one object atomically, with a SHA-256 that the store verifies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_PARTS = 10_000
-"""Of one upload, by S3's limits."""
+"""S3's limit on the parts of one upload."""
 
 
 class _Headers(TypedDict, total=False):
@@ -41,7 +41,7 @@ def upload(
 
     Raises:
         botocore.exceptions.BotoCoreError: it may or may not have been written.
-        botocore.exceptions.ClientError: the store refuses; 412 when the condition fails.
+        botocore.exceptions.ClientError: the store returns an error; 412: the condition failed.
     """
     if len(data) < options.multipart_threshold:
         return _in_one(client, at, data, content_type, condition)
@@ -113,7 +113,7 @@ def _in_parts(
 
 
 def _abort(client: S3Client, at: Location, upload_id: str) -> None:
-    """Leave no parts behind, which cost money unseen. Nothing happens to a completed upload."""
+    """Abort an upload, so that no hidden parts incur costs. No-op for a completed upload."""
     try:
         client.abort_multipart_upload(Bucket=at.bucket, Key=at.key, UploadId=upload_id)
     except client.exceptions.NoSuchUpload:

@@ -1,4 +1,4 @@
-"""The webhooks' bodies, as the backend takes them."""
+"""Bodies of the webhooks, in the backend's format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 
 MAX_ERROR_CHARACTERS = 2000
-"""Of the message to the artist; what is longer is cut, with an ellipsis."""
+"""Maximum characters of the message to the artist; a longer one is cut, with an ellipsis."""
 _NO_REASON = "Training failed, and no reason was given."
 
 
@@ -110,10 +110,10 @@ class FailedBody(_Body):
 
 
 def progress_body(style_id: int, progress: Progress) -> dict[str, Any]:
-    """``ProgressBody`` as JSON has it.
+    """``ProgressBody`` as JSON values.
 
     Raises:
-        ValueError: no speed is measured yet, and the time left must not be made up.
+        ValueError: no speed is measured yet, so the remaining time is unknown.
     """
     if progress.estimated_seconds is None:
         raise ValueError("progress without a measured speed cannot be sent")
@@ -129,7 +129,7 @@ def progress_body(style_id: int, progress: Progress) -> dict[str, Any]:
 def complete_body(
     task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
 ) -> dict[str, Any]:
-    """``CompleteBody`` as JSON has it."""
+    """``CompleteBody`` as JSON values."""
     figures = MetricFigures(**asdict(metric), task_id=task_id, sha256=artifact.sha256)
     return CompleteBody(
         style_id=style_id, model_path=str(artifact.location), training_metric=figures
@@ -137,7 +137,7 @@ def complete_body(
 
 
 def failed_body(style_id: int, failure: Failure) -> dict[str, Any]:
-    """``FailedBody`` as JSON has it, with a message that a database takes, whatever it was."""
+    """``FailedBody`` as JSON values, with a message that is safe for PostgreSQL."""
     return FailedBody(
         style_id=style_id,
         error_message=_presentable(failure.message) or _NO_REASON,
@@ -146,7 +146,7 @@ def failed_body(style_id: int, failure: Failure) -> dict[str, Any]:
 
 
 def _presentable(message: str) -> str:
-    """No text that PostgreSQL refuses (NUL, lone surrogates), and not more than can be shown."""
+    """The text without NUL and lone surrogates, which PostgreSQL rejects; cut to length."""
     text = message.replace("\0", "\ufffd").encode(errors="replace").decode().strip()
     longest = MAX_ERROR_CHARACTERS
     return text if len(text) <= longest else text[: longest - 1] + "…"

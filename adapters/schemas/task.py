@@ -29,7 +29,7 @@ MAX_TAGS = 50
 LARGEST_STYLE_ID = 2**63 - 1
 
 _UNUSED = ("callback_url", "webhook_url")
-"""Two spellings of one thing, known and never called: the token goes to our backend alone."""
+"""Two names of the same field. Never called: the token goes to the configured backend only."""
 
 
 _NAMING_THE_STYLE = {"type", "data", "style_id"}
@@ -54,11 +54,11 @@ def _moment(value: object) -> datetime | None:
 
 
 class _Schema(BaseModel):
-    # Kept, not forbidden: what is unknown is ignored with a warning that names it.
+    # Allowed, so that unknown keys are ignored with a warning that names them.
     model_config = ConfigDict(strict=True, extra="allow", use_attribute_docstrings=True)
 
 
-# As ``Location`` reads it; the length, which it counts in bytes, apart.
+# As ``Location`` parses it, except for the length, which it counts in bytes.
 _KEY_PART = r"(?!\.{1,2}(/|$))[^/\\\x00-\x1f\x7f]+"
 _LOCATION = rf"^({'|'.join(SCHEMES)})://(?!\.{{1,2}}/)[^/]+(/{_KEY_PART})+$"
 ImageLocation = Annotated[str, Field(json_schema_extra={"pattern": _LOCATION})]
@@ -84,7 +84,7 @@ class TaskData(_Schema):
 class TaskMessage(_Schema):
     """One request for a style, as the backend publishes it."""
 
-    # First, so that of several problems this is the one told.
+    # First, so that it is the one reported of several problems.
     type: Literal["model_training"]
     """What the message is about; anything else is not ours."""
     task_id: Annotated[str, BeforeValidator(_uuid), Field(json_schema_extra={"format": "uuid"})]
@@ -115,15 +115,15 @@ class TaskReader:
     """Port ``TaskParser``: reads the JSON that the backend publishes."""
 
     backend_host: str | None
-    """A message that names another host to call back is logged."""
+    """The backend's host. A message with another callback host is logged."""
 
     def __call__(self, body: bytes) -> TrainingTask:
-        """The task that the body describes.
+        """Parse the task in ``body``.
 
-        A parameter that is null counts as not named. A time without a zone is in UTC.
+        A null parameter counts as omitted. A time without a zone is in UTC.
 
         Raises:
-            InvalidTask: it describes none.
+            InvalidTask: the body is not a valid task.
         """
         raw = _decode(body)
         try:
@@ -172,7 +172,7 @@ class TaskReader:
 
 
 def encode_task(task: TrainingTask) -> bytes:
-    """The message that ``TaskReader`` reads as ``task``."""
+    """The message that ``TaskReader`` parses to ``task``."""
     message = {
         "task_id": task.task_id,
         "type": TYPE,
@@ -189,7 +189,7 @@ def encode_task(task: TrainingTask) -> bytes:
 
 
 def task_id_of(body: bytes) -> str | None:
-    """The task that a message names, valid or not; for looking a message up."""
+    """The task id in a message, valid or not, for finding a message."""
     try:
         raw = _decode(body)
     except InvalidTask:
@@ -201,7 +201,7 @@ def task_id_of(body: bytes) -> str | None:
 
 
 def _readable_task_id(raw: object) -> str | None:
-    """The task's id, if it is one."""
+    """The task id, if valid."""
     match raw:
         case {"task_id": str(task_id)}:
             try:
@@ -216,18 +216,18 @@ def _decode(body: bytes) -> object:
         limit = f"send at most {MAX_MESSAGE_BYTES // 1024} KiB"
         raise InvalidTask("message", body[:40], limit)
     try:
-        # With NaN and Infinity, which Python's own writer may send: refused where a number counts,
-        # and so by the style's name.
+        # Accepts NaN and Infinity, which Python's json may write. The field's validation rejects
+        # them later, when the style is known.
         return from_json(body)
     except ValueError as error:
         raise InvalidTask("message", body[:40], f"send JSON in UTF-8 ({error})") from None
 
 
 def _insist_on_single_keys(body: bytes, style_id: int | None) -> None:
-    """Of a key that is there twice, readers take the first or the last: no two need agree.
+    """Reject repeated keys: JSON parsers differ on which value they use.
 
     Args:
-        body: JSON that was decoded already, which bounds its depth.
+        body: JSON that was decoded before, which limits its depth.
     """
     repeated: list[str] = []
 
@@ -235,7 +235,7 @@ def _insist_on_single_keys(body: bytes, style_id: int | None) -> None:
         counts = Counter(key for key, _ in pairs)
         repeated.extend(key for key, count in counts.items() if count > 1)
 
-    json.loads(body, object_pairs_hook=note, parse_int=str)  # as they stand, however long
+    json.loads(body, object_pairs_hook=note, parse_int=str)  # accepts integers of any length
     if repeated:
         certain = _NAMING_THE_STYLE.isdisjoint(repeated)
         found = Finding(f"one with {repeated[0]!r} twice")
@@ -243,7 +243,7 @@ def _insist_on_single_keys(body: bytes, style_id: int | None) -> None:
 
 
 def _readable_style_id(raw: object) -> int | None:
-    """The style to tell the backend about. Of another service's message, none: it is not ours."""
+    """The style for calls to the backend; None in another service's message."""
     match raw:
         case {"type": "model_training", "data": {"style_id": int(style_id)}}:
             usable = not isinstance(style_id, bool) and 1 <= style_id <= LARGEST_STYLE_ID
@@ -266,8 +266,8 @@ def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
 
 
 def _as_json(value: object) -> Finding:
-    """A value as its message has it, in which null is not None; but what no terminal shows, or
-    what moves its cursor, is escaped.
+    """A value as JSON. Escapes unprintable characters and those that move a terminal's
+    cursor.
     """
     text = json.dumps(value, ensure_ascii=False)
     return Finding("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))

@@ -1,1 +1,1 @@
-"""What a worker shows of itself by HTTP: its health, its metrics, and a page for a person."""
+"""HTTP server of a worker: health checks, metrics, and a status page."""

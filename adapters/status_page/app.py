@@ -24,22 +24,22 @@ from application.ports import GpuReading
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found."""
+    """Result of a check."""
 
     ok: bool
     reason: str
-    """In words, for an operator; also when all is well."""
+    """A text for the operator, also on success."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One condition for taking tasks. Asked at every look at the page: it must be quick."""
+    """One condition for taking tasks. Runs at every request of the page, so it must be fast."""
 
     name: str
     look: Callable[[], Finding]
 
     def __call__(self) -> dict[str, Any]:
-        """The finding as JSON values; a check that fails has found nothing good."""
+        """The finding as JSON values. A check that raises counts as not passed."""
         try:
             found = self.look()
         except Exception as error:
@@ -49,7 +49,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where the page has its facts from. Every one may be asked from any thread."""
+    """Data sources of the page. Each may be called from any thread."""
 
     worker_state: WorkerState
     previews: PreviewCache
@@ -57,26 +57,26 @@ class Sources:
     checks: Sequence[Check]
     cards: Callable[[], Sequence[GpuReading]]
     queues: Callable[[], dict[str, Any]]
-    """``depths`` by queue, ``trouble`` where they cannot be counted, ``age`` in seconds."""
+    """``depths`` by queue; ``trouble``, why counting failed; ``age`` in seconds."""
     configuration: Sequence[dict[str, str]]
     """Every setting's name, value and meaning, without secrets."""
     redact: Callable[[Any], Any]
-    """Takes secrets out of JSON values, should one have got into a message."""
+    """Removes secrets from JSON values, in case a message contains one."""
 
 
 def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
-    """The whole, guarded.
+    """Build the app with access control.
 
     Raises:
-        InvalidBinding: ``host`` is open to the network, and there is no token.
+        InvalidBinding: ``host`` is open to the network without a token.
     """
 
-    # On the event loop: threads that answer other requests may all be busy.
+    # On the event loop: the threads for other requests may all be busy.
     async def live(_request: Request) -> Response:
         return PlainTextResponse("live\n")
 
     def ready(_request: Request) -> Response:
-        # Names only: the reasons, with paths and addresses in them, need the token.
+        # Names only: the reasons contain paths and addresses, which require the token.
         checks = {check.name: check()["ok"] for check in sources.checks}
         fine = all(checks.values())
         return JSONResponse({"ready": fine, "checks": checks}, status_code=200 if fine else 503)
@@ -105,7 +105,7 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         png = sources.previews.image(number, place, when)
         if png is None:
             return PlainTextResponse("no such preview\n", status_code=404)
-        # An address names one image for as long as this process lives, and no longer.
+        # A URL names the same image only while this process lives.
         return Response(
             png, media_type="image/png", headers={"Cache-Control": "private, no-cache"}
         )
@@ -123,7 +123,7 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         AuthMiddleware, host=host, token=token, login_page=_read("login.html").decode()
     )
     app = Starlette(routes=routes, middleware=[guard])
-    app.build_middleware_stack()  # now, so that a wrong binding is refused now
+    app.build_middleware_stack()  # raises InvalidBinding now, not at the first request
     return app
 
 
@@ -150,7 +150,7 @@ def _read(name: str) -> bytes:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is no number is null."""
+    """Replace NaN, which JSON does not have, with null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Who may see the page: whoever is on this machine, or has the token."""
+"""Access control of the page: clients on this machine, or clients with the token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapters.status_page.binding import check_binding
 
 COOKIE = "style_trainer_status"
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/page.css", "/icon.svg"})
-"""What an orchestrator asks, and what the page for giving the token is made of."""
+"""Paths without a token: health checks, and the files of the login page."""
 
 _MAX_FORM = 4096
 _SESSION_SECONDS = 12 * 3600
@@ -35,28 +35,28 @@ _HEADERS = {
 
 
 class AuthMiddleware:
-    """ASGI middleware: checks who asks, and puts the security headers on every answer.
+    """ASGI middleware: checks access, and sets the security headers of every response.
 
     Args:
-        host: the address that is listened on.
-        token: what a caller must have; None where only this machine can call.
-        login_page: shown to a person without the token.
+        host: the address that the server listens on.
+        token: required from clients; None if only this machine can connect.
+        login_page: shown to a browser without the token.
 
     Raises:
-        InvalidBinding: the two do not go together.
+        InvalidBinding: ``host`` requires a token.
     """
 
     def __init__(self, app: ASGIApp, *, host: str, token: str | None, login_page: str) -> None:
         check_binding(host, token)
         self._app = app
         self._token = token
-        # A page of some website may point its own name at 127.0.0.1 and read us from there
+        # A website may resolve its own name to 127.0.0.1 and read this page from a browser
         # (DNS rebinding); its requests carry that name.
         self._local_names_only = is_loopback(host)
         self._login_page = login_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or let the app answer."""
+        """Return an error or the login page, or pass the request to the app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -74,19 +74,19 @@ class AuthMiddleware:
         await (answer or self._app)(scope, receive, send_with_headers)
 
     async def _refuse(self, request: Request) -> Response | None:
-        """The answer to a caller who may not pass, or None to let the call pass."""
+        """The response to a request without access; None to pass it on."""
         if self._local_names_only and not is_loopback(_host_name(request.headers)):
             return PlainTextResponse(
                 "This address answers to localhost and 127.0.0.1 only.\n", status_code=421
             )
-        # The scope's: ``request.url`` may be built from the Host header, which a caller chooses.
+        # Not ``request.url``, which may contain the Host header, chosen by the client.
         path = request.scope["path"]
         if self._token is None or path in OPEN_PATHS:
             return None
         if path == "/login" and request.method == "POST":
             return self._log_in(request, await _form_token(request))
         if path == "/" and "token" in request.query_params:
-            # The redirect takes the token out of the address bar and the history.
+            # The redirect removes the token from the address bar and the history.
             return self._log_in(request, request.query_params["token"])
         if self._knows(request):
             return None
@@ -99,7 +99,7 @@ class AuthMiddleware:
         )
 
     def _knows(self, request: Request) -> bool:
-        assert self._token is not None  # asked for only where there is one
+        assert self._token is not None  # called only with a token
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
             return True
@@ -121,8 +121,8 @@ class AuthMiddleware:
             _session(self._token),
             max_age=_SESSION_SECONDS,
             httponly=True,
-            # Lax, so that a link with the token works from another page; nothing here can be
-            # changed by a request.
+            # Lax, so that a link with the token works from another page. Requests change
+            # nothing here.
             samesite="lax",
             secure=request.scope["scheme"] == "https",
         )
@@ -137,12 +137,12 @@ _WRONG = '<p class="trouble" role="alert">That is not the token.</p>'
 
 
 def _equal(given: str, expected: str) -> bool:
-    """In constant time."""
+    """Compare in constant time."""
     return hmac.compare_digest(given.encode(errors="replace"), expected.encode())
 
 
 def _session(token: str) -> str:
-    """What the cookie holds: proves the token, and does not reveal it."""
+    """The cookie's value: proves knowledge of the token without revealing it."""
     return hmac.new(token.encode(), b"status page session", sha256).hexdigest()
 
 

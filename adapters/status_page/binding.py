@@ -1,4 +1,4 @@
-"""Where the page may be served: on this machine, or anywhere with a token."""
+"""Addresses that may serve the page: loopback, or any with a token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class InvalidBinding(UserError, ValueError):
 
 
 def check_binding(host: str, token: str | None) -> None:
-    """Refuse to show a worker to the network without a token.
+    """Check that an address open to the network has a token.
 
     Raises:
         InvalidBinding: with the remedy.

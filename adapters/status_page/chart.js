@@ -1,4 +1,4 @@
-// The loss curve: every epoch thin, its moving average thick, with axes that fit any width.
+// The loss curve: thin line per epoch, thick moving average, axes for any width.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 48, right: 10, top: 8, bottom: 24 };
@@ -72,7 +72,7 @@ export class LossChart {
     if (to === undefined || last < 0) return;
     event.preventDefault();
     this.choose(Math.max(0, Math.min(last, to)));
-    // Said only when somebody asks by keyboard.
+    // Announce the value only for keyboard users.
     this.box.setAttribute("aria-label", `${this.label()} ${this.readout.textContent}`);
   }
 

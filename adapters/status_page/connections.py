@@ -1,4 +1,4 @@
-"""Bounds what clients of the status page can hold: sockets, and the time to use them."""
+"""Limit the sockets of the status page's clients, and the time of their requests."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 256
 MAX_PER_PEER = 128
-"""Connections of one address. More than a browser opens, and than arrive in one pass of the event
-loop: a health check is answered before newcomers can displace it."""
+"""Connections per client address: more than a browser opens, and more than arrive in one pass of
+the event loop, so that a health check is served before newer connections can displace it."""
 STALL_SECONDS = 15.0
-"""A connection that has not completed a request for so long is closed."""
+"""Seconds after which a connection without a completed request is closed."""
 
 
 class Connections:
     """The open connections, longest without a completed response first.
 
-    A connection above a limit takes the place of the one that has gone longest without a
-    completed response. A health check is answered at once, so silent or slow connections can
-    never keep it out.
+    A connection above a limit displaces the one that has gone longest without a completed
+    response. A health check is served at once, so silent or slow connections cannot block it.
 
     Args:
-        limit: of all together.
-        per_peer: of one address.
+        limit: total number of connections.
+        per_peer: connections per client address.
     """
 
     def __init__(self, limit: int, per_peer: int = MAX_PER_PEER) -> None:
@@ -34,7 +33,7 @@ class Connections:
         """Each connection's address; a dictionary keeps their order."""
 
     def add(self, connection: BoundedProtocol, peer: str) -> None:
-        """Count a new connection in; abort another one where there are too many."""
+        """Add a new connection; abort another one if there are too many."""
         from_peer = [other for other, address in self._open.items() if address == peer]
         if len(from_peer) >= self._per_peer:
             self.drop(from_peer[0])
@@ -52,7 +51,7 @@ class Connections:
         self._open.pop(connection, None)
 
     def drop(self, connection: BoundedProtocol) -> None:
-        """Close the connection at once, whatever is still unsent."""
+        """Close the connection at once and discard unsent data."""
         self.remove(connection)
         connection.transport.abort()
 
@@ -84,7 +83,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _start_deadline(self) -> None:
-        # Aborted, not closed: closing waits for a client that does not read.
+        # Abort, not close: closing would wait for a client that does not read.
         drop = self.open_connections.drop
         self._deadline = self.loop.call_later(self.stall_seconds, drop, self)
 

@@ -1,4 +1,4 @@
-"""A loss curve that stays small however long the run."""
+"""A loss curve of limited size for runs of any length."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ MAX_POINTS = 400
 
 
 class LossCurve:
-    """One point an epoch; once there are too many, every second, then every fourth, and so on.
+    """One point per epoch; with too many, every second, then every fourth, and so on.
 
-    The newest point is always there.
+    The newest point is always kept.
     """
 
     def __init__(self) -> None:
@@ -19,9 +19,9 @@ class LossCurve:
         self._newest: tuple[int, float] | None = None
 
     def add(self, epoch: int, loss: float) -> None:
-        """Note an epoch's loss; one that is no number cannot be drawn.
+        """Add an epoch's loss; NaN and infinity are skipped.
 
-        An epoch that was there before means that the run has gone back.
+        A repeated epoch means that the run was rolled back.
         """
         if not math.isfinite(loss):
             return
@@ -35,7 +35,7 @@ class LossCurve:
             self._points = [point for point in self._points if point[0] % self._stride == 0]
 
     def go_back(self, epoch: int) -> None:
-        """Forget what came after ``epoch``: the run goes on from there."""
+        """Remove the points after ``epoch``, from which the run continues."""
         self._points = [point for point in self._points if point[0] <= epoch]
         self._newest = self._points[-1] if self._points else None
 

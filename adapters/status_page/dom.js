@@ -1,4 +1,4 @@
-// Elements and their text; numbers as a person reads them.
+// DOM helpers; readable formats of numbers.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -30,7 +30,7 @@ export function bytes(count) {
 export const speed = (n) => (n >= 1 ? n.toFixed(1) : n.toFixed(3));
 export const known = (value) => value !== null && value !== undefined;
 
-// Rows that stay in place keep focus, selection and scroll; only what changed is replaced.
+// Replace only changed rows, to keep focus, selection and scroll position.
 const shown = new WeakMap();
 export function fill(element, values, build) {
   const key = JSON.stringify(values);

@@ -14,37 +14,37 @@ from domain.progress import Progress
 
 @dataclass(kw_only=True)
 class JobView:
-    """What is known of a job from its events. Times are monotonic, in seconds."""
+    """State of a job from its events. Times are monotonic, in seconds."""
 
     task_id: str
     style_id: int
     attempt: int | None = None
     phase: str | None = None
-    """None until the job has been taken up."""
+    """None until the job has started."""
     received_at: float = 0.0
     phase_since: float = 0.0
     phase_seconds: dict[str, float] = field(default_factory=dict)
-    """Of the phases that are over."""
+    """Durations of finished phases."""
     progress: Progress | None = None
     parameters: TrainingParameters | None = None
     images: int | None = None
     resumed_from: int | None = None
-    """Epoch of the checkpoint that this attempt went on from."""
+    """Epoch of the checkpoint from which this attempt resumed."""
     checkpoint: int | None = None
     """Epoch of the last checkpoint stored."""
     curve: LossCurve = field(default_factory=LossCurve)
     result: str | None = None
-    """How the attempt ended; None while it lasts."""
+    """Outcome of the attempt; None while it runs."""
     code: str | None = None
     message: str | None = None
     seconds: float | None = None
     """Duration of the attempt, once it has ended."""
     ended_at: datetime | None = None
     eventful: bool = False
-    """Whether anything had happened when it ended: not, where another worker has the job."""
+    """False if the attempt ended before anything happened, as when another worker has the job."""
 
     def enter(self, phase: str | None, now: float) -> None:
-        """Go on to a phase, or to the end."""
+        """Enter a phase; None ends the last one."""
         if self.phase is not None and phase != self.phase:
             past = self.phase_seconds.get(self.phase, 0.0)
             self.phase_seconds[self.phase] = past + now - self.phase_since
@@ -52,7 +52,7 @@ class JobView:
             self.phase, self.phase_since = phase, now
 
     def end(self, result: str, now: float, at: datetime, **why: str | None) -> None:
-        """Close the attempt."""
+        """End the attempt."""
         self.eventful = self.phase is not None
         self.enter(None, now)
         self.result, self.seconds, self.ended_at = result, now - self.received_at, at
@@ -74,7 +74,7 @@ class JobView:
         }
 
     def listed(self, now: float) -> dict[str, Any]:
-        """As JSON values, for a list of the jobs in hand."""
+        """As JSON values, for the list of active jobs."""
         return {
             **self.summary(),
             "phase": self.phase,
@@ -83,7 +83,7 @@ class JobView:
         }
 
     def summary(self) -> dict[str, Any]:
-        """As JSON values, for a list of those that are over."""
+        """As JSON values, for the list of past jobs."""
         progress = self.progress
         return {
             "task_id": self.task_id,

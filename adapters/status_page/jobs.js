@@ -1,4 +1,4 @@
-// The table of the jobs in hand, where there are several; choosing a row shows that job in full.
+// The table of active jobs, if there are several; choosing a row shows that job in full.
 
 import { duration, known, make, setText, speed } from "/dom.js";
 
@@ -27,7 +27,7 @@ function cells(job) {
 }
 
 export class JobTable {
-  // Rows stay in place while their job is in hand, so that focus and selection do.
+  // Keep the row of an active job in place, with its focus and selection.
   constructor(card, body, choose) {
     this.card = card;
     this.body = body;

@@ -1,4 +1,4 @@
-// Asks the worker every second what it is at, and shows it. Text is only ever set as text.
+// Fetches the worker's status every second and shows it. Sets text only as textContent.
 
 import { LossChart } from "/chart.js";
 import { $, bytes, duration, fill, known, make, setText, speed } from "/dom.js";
@@ -223,7 +223,7 @@ async function showConfiguration() {
   );
 }
 
-// A screen reader hears of a change of state, never of a number that ticks.
+// Announce changes of state to screen readers, not every changed number.
 let heard = null;
 function say(status) {
   const phases = new Map(status.jobs.map((job) => [job.task_id, job.phase]));
@@ -253,7 +253,7 @@ function show(status) {
 
 let paused = false;
 let missed = 0;
-let chosen = null; // the task that the reader wants to see, as long as it is in hand
+let chosen = null; // task chosen by the user, while it is active
 
 function choose(taskId) {
   chosen = taskId;
@@ -268,7 +268,7 @@ async function update() {
     if (answer.status === 401) return location.reload();
     if (!answer.ok) throw new Error(`the worker answers ${answer.status}`);
     const status = await answer.json();
-    if (asked !== chosen) return; // the answer to the new choice is under way
+    if (asked !== chosen) return; // the response for the new choice is pending
     if (status.job?.task_id !== chosen) chosen = null;
     show(status);
     missed = 0;
@@ -283,7 +283,7 @@ async function update() {
   }
 }
 
-// A page that nobody looks at still has its title; that may be a little old.
+// A hidden page still shows its title, so refresh it, but less often.
 async function forever() {
   if (!paused) await update();
   setTimeout(forever, document.hidden ? 15 * EVERY : missed >= LOST_AFTER ? 5 * EVERY : EVERY);

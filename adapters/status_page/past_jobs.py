@@ -1,4 +1,4 @@
-"""The jobs that are over, as far as the status page remembers them."""
+"""The past jobs that the status page keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RECENT_JOBS = 20
 
 
 class PastJobs:
-    """A few, newest first. Whoever shares it between threads locks it."""
+    """A few past jobs, newest first. Not thread-safe: the caller must lock it."""
 
     def __init__(self) -> None:
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_JOBS)
@@ -25,11 +25,11 @@ class PastJobs:
 
     @property
     def last(self) -> JobView | None:
-        """The last one to which something happened."""
+        """The last job that entered a phase."""
         return self._eventful[0] if self._eventful else None
 
     def add(self, job: JobView) -> None:
-        """A job has ended."""
+        """Add a job that has ended."""
         summary = job.summary()
         if self._recent and _repeats(summary, self._recent[0]):
             self._recent.popleft()
@@ -38,7 +38,7 @@ class PastJobs:
             self._eventful.appendleft(job)
 
     def dead_letter(self, task_id: str, reason: str) -> None:
-        """The message of a job that was interrupted went to the dead letters."""
+        """Note that the message of an interrupted job was dead-lettered."""
         for summary in self._recent:
             if summary["task_id"] == task_id:
                 summary.update(result="dead letter", message=reason)
@@ -49,7 +49,7 @@ class PastJobs:
                 break
 
     def curve(self, task_id: str, epoch: int) -> LossCurve:
-        """The curve of a job that goes on from a checkpoint, as far as it was seen here."""
+        """The curve of a job that resumes from ``epoch``, with its earlier attempt's points."""
         earlier = (job.curve for job in self._eventful if job.task_id == task_id)
         curve = next(earlier, None) or LossCurve()
         curve.go_back(epoch)
@@ -57,7 +57,7 @@ class PastJobs:
 
 
 def _repeats(summary: dict[str, Any], earlier: dict[str, Any]) -> bool:
-    """Whether a task was only looked at again: while another worker has it, every minute."""
+    """Whether both are of a task that another worker has, whose message returns every minute."""
     return all(
         job["result"] == "put aside"
         and job["task_id"] == summary["task_id"]

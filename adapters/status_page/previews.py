@@ -1,4 +1,4 @@
-"""The latest previews of each run, kept for the page whenever its session draws some."""
+"""Keep the latest previews of each run for the page."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from domain.parameters import TrainingParameters
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What one run has drawn so far."""
+    """Previews of one run."""
 
     style_id: int
     number: int = 0
-    """Higher with every change: an address never names another image later."""
+    """Rises with every change, so that a URL never names another image later."""
     epoch: int = 0
     before: tuple[Preview, ...] = ()
     after: tuple[Preview, ...] = ()
 
 
 class PreviewCache:
-    """Holds the previews of every open run, and of the one that was closed last, in memory.
+    """Holds in memory the previews of every open run and of the last closed one.
 
     May be used from any thread.
     """
@@ -48,14 +48,14 @@ class PreviewCache:
         self._closed: _Drawn | None = None
 
     def open(self, style_id: int) -> int:
-        """A run of a style begins; returns what to call it by."""
+        """Add a run of a style; returns its number."""
         with self._lock:
             run = next(self._runs)
             self._open[run] = _Drawn(style_id)
             return run
 
     def keep(self, run: int, epoch: int, previews: tuple[Preview, ...], *, adapted: bool) -> None:
-        """Put what a run has drawn on the preview_cache, in place of what it drew before."""
+        """Store a run's previews in place of its earlier ones."""
         if not previews:
             return
         with self._lock:
@@ -65,18 +65,18 @@ class PreviewCache:
             )
 
     def close(self, run: int) -> None:
-        """A run is over; its previews stay until another's take their place."""
+        """Close a run; its previews stay until another closed run replaces them."""
         with self._lock:
             drawn = self._open.pop(run)
             if drawn.number:
                 self._closed = drawn
 
     def shown(self, style_id: int | None = None) -> dict[str, Any] | None:
-        """What there is to see, as JSON values; None when there is nothing.
+        """The previews as JSON values; None if there are none.
 
         Args:
-            style_id: whose previews are looked for. Where it has none yet, those of the run that
-                was closed last stand in, and never those of another under way. None: the newest.
+            style_id: the style to show. Without previews of its own, the last closed run's are
+                shown, never those of another open run. None: the newest.
         """
         drawn = self._best(style_id)
         if drawn is None:
@@ -100,7 +100,7 @@ class PreviewCache:
         }
 
     def image(self, number: int, place: int, when: str) -> bytes | None:
-        """One image as a PNG; None when it is not, or no longer, on the preview_cache."""
+        """One image as a PNG; None if it is not in the cache."""
         for drawn in self._all():
             if drawn.number == number:
                 row = {"before": drawn.before, "after": drawn.after}.get(when, ())
@@ -120,7 +120,7 @@ class PreviewCache:
 
 @dataclass(frozen=True)
 class PreviewingTrainer:
-    """Port ``Trainer`` around another one; keeps what its sessions draw in the cache."""
+    """Port ``Trainer`` around another one; caches the previews of its sessions."""
 
     inner: Trainer
     preview_cache: PreviewCache
@@ -145,7 +145,7 @@ class PreviewingTrainer:
 
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
-        """Set a run up."""
+        """Open a run."""
         with self.inner.open(plan, resume) as session:
             run = self.preview_cache.open(plan.style_id)
             try:

@@ -1,4 +1,4 @@
-"""Serves the page beside the work, on a thread that ends with the process."""
+"""Serve the page on a daemon thread."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ log = logging.getLogger(__name__)
 
 _START_SECONDS = 10.0
 _BACKLOG = 64
-"""Connections that the kernel queues, and that one pass of the event loop accepts."""
+"""Connections queued by the kernel and accepted in one pass of the event loop."""
 _LOG_SECONDS = 60.0
-"""Between two log lines about connections that cannot be accepted."""
+"""Seconds between log lines about connections that cannot be accepted."""
 
 
 class AddressTaken(UserError):
-    """Nothing can listen at the address; the text says which and why."""
+    """Listening at the address failed; the text says which and why."""
 
 
 class StatusServer:
     """An app at an address, between ``start`` and ``stop``.
 
     Args:
-        port: to listen on; 0 for any that is free.
-        stall_seconds: a connection that has not completed a request for so long is closed.
+        port: to listen on; 0 for any free one.
+        stall_seconds: a connection without a completed request is closed after this time.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class StatusServer:
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                # It would write tokens that come in an address.
+                # It would log tokens in URLs.
                 access_log=False,
-                # Its warnings are about requests: a stranger could fill the log with them.
+                # Its warnings are about requests: any client could flood the log.
                 log_level="error",
                 server_header=False,
                 proxy_headers=False,
@@ -71,11 +71,11 @@ class StatusServer:
     def start(self) -> str:
         """Listen, and return the page's URL.
 
-        On loopback a port that is taken is replaced by a free one: a second worker on a
-        machine is no error. An address that others look for must be the one that was asked for.
+        On loopback a free port replaces one in use, so that a second worker can start on the
+        machine. Elsewhere clients expect the configured port.
 
         Raises:
-            AddressTaken: the address cannot be listened on.
+            AddressTaken: listening at the address failed.
         """
         try:
             self._socket = _listen(self._host, self._port)
@@ -97,7 +97,7 @@ class StatusServer:
         return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
     def stop(self) -> None:
-        """Close the address."""
+        """Stop the server and close its socket."""
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join(timeout=3.0)
@@ -111,7 +111,7 @@ class StatusServer:
         self.stop()
 
     def _serve(self) -> None:
-        assert self._socket is not None  # the thread is started after it
+        assert self._socket is not None  # the thread starts after the socket is set
         try:
             asyncio.run(self._serve_on(self._socket))
         except Exception:
@@ -123,10 +123,10 @@ class StatusServer:
 
 
 class _ErrorLog:
-    """The event loop's exception handler: one line a minute, whatever clients do.
+    """The event loop's exception handler: logs at most one line a minute.
 
-    asyncio reports each connection that it cannot accept, 64 a second while no descriptor is
-    free.
+    asyncio reports each connection that it cannot accept: 64 a second while no file descriptor
+    is free.
     """
 
     def __init__(self) -> None:

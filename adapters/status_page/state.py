@@ -24,12 +24,12 @@ from domain.phases import PHASES, state_after
 
 
 class WorkerState:
-    """Port ``EventSink``. Small whatever happens; may be used from any thread.
+    """Port ``EventSink``. Uses bounded memory; may be used from any thread.
 
     Args:
         worker: this worker's name.
         version: of the program.
-        stopping: whether the worker takes no further job.
+        stopping: returns whether the worker is shutting down.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class WorkerState:
         self._jobs: dict[str, JobView] = {}
         self._past = PastJobs()
         self.device: str | None = None
-        """What it trains on, once that is known."""
+        """The training device, once known."""
         self.model: str | None = None
         """The base model, once it is loaded."""
 
     def __call__(self, event: WorkerEvent) -> None:
-        """Take note of an event."""
+        """Update the state."""
         with self._lock:
             if isinstance(event, MessageSettled):
                 self._settle(event)
@@ -65,7 +65,7 @@ class WorkerState:
                 self._note(self._jobs[event.task_id], event)
 
     def _settle(self, event: MessageSettled) -> None:
-        """End the job whose message is settled, where no event has ended it."""
+        """End the job whose message is settled, unless an event has ended it."""
         job = self._jobs.get(event.task_id or "")
         if job is None:
             if isinstance(event.settlement, DeadLetter) and event.task_id is not None:
@@ -78,15 +78,15 @@ class WorkerState:
                 self._end(job, "dead letter", message=reason)
             case Requeue():
                 self._end(job, "handed back")
-            case Ack():  # a repeated message of a job that was over before
+            case Ack():  # a repeated message of a finished job
                 del self._jobs[job.task_id]
 
     def snapshot(self, task_id: str | None = None) -> dict[str, Any]:
-        """Everything, as JSON values.
+        """The whole state as JSON values.
 
         Args:
-            task_id: the job in hand to show in full, as ``job``. None, or one that is not in
-                hand: the one that was taken up first. ``jobs`` lists all of them.
+            task_id: the active job to show in full, as ``job``. None or an inactive one: the
+                active job that started first. ``jobs`` lists all active jobs.
         """
         with self._lock:
             now, last = self._clock.monotonic(), self._past.last
@@ -109,7 +109,7 @@ class WorkerState:
 
     @property
     def stopping(self) -> bool:
-        """True when the worker takes no further job."""
+        """True when the worker is shutting down and takes no further job."""
         return self._stopping()
 
     def _state(self) -> str:
@@ -117,7 +117,7 @@ class WorkerState:
             return "stopping"
         phases = [job.phase or "preparing" for job in self._jobs.values()]
         if phases:
-            # Where there are several, training says most of what the worker is at.
+            # Of several phases, show training.
             return "training" if "training" in phases else phases[0]
         return "starting" if self.model is None else "idle"
 

@@ -1,4 +1,4 @@
-"""An end to an exchange, at whatever pace the other side sends."""
+"""A time limit for a whole HTTP exchange, however slowly bytes arrive."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 class Deadline:
     """Cuts this thread's exchange off when its time is over.
 
-    A read timeout counts from each byte to the next, so that whoever sends a byte now and then
-    holds the caller for ever.
+    A read timeout restarts with each byte, so that a server that sends single bytes could block
+    the caller forever.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -28,7 +28,7 @@ class Deadline:
         self._before: Token[Deadline | None] | None = None
         self.over = False
         self.sent = False
-        """Whether the whole request has left us: only then can the backend have taken it."""
+        """True once the whole request is sent; only then can the backend have processed it."""
 
     def __enter__(self) -> Deadline:
         self._before = _deadline.set(self)
@@ -41,7 +41,7 @@ class Deadline:
             _deadline.reset(self._before)
 
     def watch(self, connection: socket.socket) -> None:
-        """The request is sent; this is the connection to cut."""
+        """Note that the request is sent, and which connection to cut."""
         with self._lock:
             self.sent = True
             self._socket = connection
@@ -56,7 +56,7 @@ class Deadline:
     def _cut(self) -> None:
         if self._socket is not None:
             with suppress(OSError):
-                # Not the TLS socket's own shutdown: that one may not be called beside a read.
+                # Not the TLS socket's own shutdown, which is not allowed during a read.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
@@ -90,7 +90,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 class BoundedAdapter(HTTPAdapter):
-    """Connects such that a ``Deadline`` of the calling thread can cut the exchange off."""
+    """HTTP adapter whose exchanges the calling thread's ``Deadline`` can cut off."""
 
     def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
         super().init_poolmanager(*arguments, **named)

@@ -21,7 +21,7 @@ PROGRESS = "/api/webhooks/training/progress"
 COMPLETE = "/api/webhooks/training/complete"
 FAILED = "/api/webhooks/training/failed"
 STYLE = "/api/styles/{}/"
-"""A completed style as anyone may read it; 404 while it trains and where it has failed."""
+"""Public path of a completed style; 404 while it trains and after a failure."""
 
 Body = Mapping[str, Any]
 Error = NotifierUnavailable | NotifierRefused
@@ -29,7 +29,7 @@ Error = NotifierUnavailable | NotifierRefused
 
 @dataclass(frozen=True)
 class Bodies:
-    """What to send, as the contract's JSON."""
+    """Builds the bodies of the calls as JSON values."""
 
     progress: Callable[[int, Progress], Body]
     complete: Callable[[str, int, Artifact, TrainingMetric], Body]
@@ -40,8 +40,8 @@ class WebhookNotifier:
     """Calls the backend. May be used from any thread.
 
     Args:
-        options: where the backend is.
-        bodies: how the calls' bodies are written.
+        options: address, token and timeouts of the backend.
+        bodies: builds the calls' bodies.
         clock: for ``Retry-After`` with a date.
     """
 
@@ -55,7 +55,7 @@ class WebhookNotifier:
         return f"{type(self).__name__}({self._options!r})"
 
     def progress(self, style_id: int, progress: Progress) -> None:
-        """Tell how far the job is, in one try of at most twice ``progress_timeout``.
+        """Send the job's progress, in one attempt of at most twice ``progress_timeout``.
 
         Raises:
             ValueError: no speed is measured yet.
@@ -69,20 +69,20 @@ class WebhookNotifier:
     def completed(
         self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
-        """Tell that the style is ready."""
+        """Report that the style is ready."""
         body = self._bodies.complete(task_id, style_id, artifact, metric)
         self._tell_end(COMPLETE, body, f"{task_id}:complete")
 
     def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
-        """Tell that there will be no style."""
+        """Report that the job has failed."""
         self._tell_end(FAILED, self._bodies.failed(style_id, failure), f"{task_id}:failed")
 
     def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
-        """Look at the style: the backend stores ``training_metric`` whole, with the task's id and
-        the hash of its weights, and ``model_path`` alone may be an earlier task's.
+        """Read the style and compare task id and weights' hash in ``training_metric``, which the
+        backend stores whole. ``model_path`` alone may belong to an earlier task.
         """
         if isinstance(outcome, Failure):
-            return None  # of a failed style the backend shows nothing
+            return None  # the backend does not show failed styles
         timeout = self._options.progress_timeout
         path = STYLE.format(style_id)
         found = self._transport.exchange(
@@ -99,17 +99,17 @@ class WebhookNotifier:
         return (metric.get("task_id"), metric.get("sha256")) == (task_id, outcome.sha256)
 
     def check(self) -> str:
-        """See that the backend can be called, without changing anything there.
+        """Check that the backend can be called, without changing anything there.
 
-        Sends a progress call that names no style. The contract's answer is 400, and only who got
-        past the token and the source header gets it; no call to this path notifies anybody.
+        Sends a progress call that names no style. The backend returns 400 only after it has
+        accepted the token and the source header. Progress calls notify nobody.
 
         Returns:
-            One line that says what works.
+            One line with the result.
 
         Raises:
-            NotifierUnavailable: it cannot be reached, TLS does not hold, or it is down.
-            NotifierRefused: somebody answers, but is not the backend or does not let us in.
+            NotifierUnavailable: the backend is unreachable or down, or TLS fails.
+            NotifierRefused: another server answers, or the backend denies access.
         """
         timeout = self._options.progress_timeout
         found = self._transport.exchange("PATCH", PROGRESS, {}, {}, connect=timeout, read=timeout)
@@ -123,7 +123,7 @@ class WebhookNotifier:
         raise error
 
     def _check_styles(self) -> str:
-        """Whether a style can be read, which tells whether a completion has arrived."""
+        """Check that styles can be read, which ``has_arrived`` needs."""
         patience = self._options.progress_timeout
         path = STYLE.format(0)
         found = self._transport.exchange(
@@ -135,7 +135,7 @@ class WebhookNotifier:
         return f"styles cannot be read ({said}), so a completion may be announced twice"
 
     def close(self) -> None:
-        """Close the connections that are kept for the next call."""
+        """Close idle connections."""
         self._transport.close()
 
     def _tell_end(self, path: str, body: Body, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Where the backend is and how patient we are with it, checked before the first call."""
+"""Address, token and timeouts of the backend, checked before the first call."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from adapters.common.loopback import is_loopback
 from domain.errors import UserError
 
 SHORTEST_TOKEN = 32
-"""Characters, by the contract."""
+"""Minimum characters of the token, by the contract."""
 
 _ADDRESS = r"(?i:https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[A-Za-z0-9._~/-]*)?"
 _REMEDY = "give https://host[:port], without a name, a password or a query"
 
 
 class InvalidBackend(UserError, ValueError):
-    """The backend cannot be called like this; the text names the setting and the remedy."""
+    """A setting of the backend is invalid; the text names the setting and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebhookOptions:
-    """How to call the backend.
+    """Settings for calls to the backend.
 
     Raises:
-        InvalidBackend: the address or the token cannot be used.
+        InvalidBackend: the address or the token is invalid.
     """
 
     base_url: str
@@ -42,12 +42,12 @@ class WebhookOptions:
     ca_file: Path | None = None
     """BACKEND_CA_FILE: certificates to trust instead of the public ones, in PEM."""
     connect_timeout: float = 5.0
-    """Seconds until the connection stands."""
+    """Seconds to establish a connection."""
     read_timeout: float = 30.0
-    """Seconds for the whole answer to a final call. Long, because a call that is repeated after
-    a slow answer is shown to the artist twice."""
+    """Seconds for the whole response to a final call. Long, because a call that is repeated after
+    a slow response is shown to the artist twice."""
     progress_timeout: float = 5.0
-    """Seconds for the whole answer to a progress call, and for the connection before it."""
+    """Seconds for the connection of a progress call, and again for its whole response."""
 
     def __post_init__(self) -> None:
         address = checked_address(self.base_url, allow_http=self.allow_http)
@@ -60,15 +60,15 @@ class WebhookOptions:
 def checked_address(url: str, *, allow_http: bool = False) -> str:
     """The backend's address without a slash at its end.
 
-    The token travels to this address, so plain HTTP is for loopback hosts alone.
+    The token is sent to this address, so plain HTTP is allowed for loopback hosts only.
 
     Args:
         allow_http: accept plain HTTP to any host.
 
     Raises:
-        InvalidBackend: with the remedy; the text shows no name or password that the address has.
+        InvalidBackend: with the remedy; the text omits user and password of the address.
     """
-    # Parsers disagree about what else may stand in a URL, and so about the host.
+    # Parsers disagree about other characters in a URL, and so about the host.
     if not re.fullmatch(_ADDRESS, url):
         raise _refused("this is no address to call", _REMEDY)
     try:

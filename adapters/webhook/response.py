@@ -1,4 +1,4 @@
-"""What an answer of the backend means for the call."""
+"""Map the backend's response to success or an error."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ _REMEDIES = {
 }
 
 _FROM_A_PROXY = {502, 504}
-"""Bad gateway, gateway timeout: the call was passed on, and its answer was lost or late."""
+"""Bad gateway, gateway timeout: the call was forwarded, its response lost or late."""
 
 
 def check_response(
     answer: Answer, now: datetime, secret: str
 ) -> NotifierUnavailable | NotifierRefused | None:
-    """None where the backend has taken the call, else the error to raise.
+    """None if the backend has accepted the call, else the error to raise.
 
-    The backend repeats what a repeated call asks for, so an answer that says 2xx is never
-    followed by another try. With ``{"success": true}`` or with a body that was lost on its way it
-    stands for success; with any other body, such as a web page of some other host, the call is
-    refused, for a person to look at.
+    The backend does not deduplicate calls, so a 2xx response is never retried. With
+    ``{"success": true}`` or a truncated body it is a success. With any other body, such as a web
+    page of another host, the call counts as refused, and an operator has to look at it.
 
     Args:
         now: for a ``Retry-After`` with a date.
-        secret: the token; no error's text has it, even where the backend says it.
+        secret: the token; removed from error texts, even if the response contains it.
     """
     reason = _reason(answer, secret)
     if 200 <= answer.status < 300:
@@ -63,7 +62,7 @@ def check_response(
 
 
 def connection_error(silence: TransportError, url: str, secret: str) -> NotifierUnavailable:
-    """The error to raise when nobody answered."""
+    """The error to raise when there was no response."""
     reason = readable(silence.reason, secret)
     if silence.sent:
         return NotifierUnavailable(f"{url} may have taken the call, or not: {reason}")
@@ -74,7 +73,7 @@ def connection_error(silence: TransportError, url: str, secret: str) -> Notifier
 
 
 def readable(text: str, secret: str) -> str:
-    """Foreign text as one bounded line, without control characters and the secret."""
+    """Foreign text as one line of limited length, without control characters and the secret."""
     for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe=""), escape(secret)):
         text = text.replace(form, "[token]")
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -93,7 +92,7 @@ def _reason(answer: Answer, secret: str) -> str:
 
 
 def json_object(body: bytes) -> dict[str, object]:
-    """The JSON object that a body holds; empty where it holds none."""
+    """The JSON object in a body; empty if there is none."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""One HTTP exchange with the backend: it ends in time, and the token goes nowhere else."""
+"""HTTP exchanges with the backend: bounded in time, token sent to the backend only."""
 
 from __future__ import annotations
 
@@ -19,37 +19,36 @@ from adapters.webhook.deadline import BoundedAdapter, Deadline
 from adapters.webhook.options import WebhookOptions
 
 CONNECTIONS = 8
-"""Kept open for the next call; more may be open at a time."""
+"""Idle connections kept open; more may be open at a time."""
 MAX_ANSWER_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the backend said. Its words may hold the token: not shown unless ``readable``."""
+    """The backend's response. It may contain the token: show text only through ``readable``."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes | None = field(repr=False)
-    """None where it broke off; empty where it has more than ``MAX_ANSWER_BYTES``."""
+    """None if truncated; empty if longer than ``MAX_ANSWER_BYTES``."""
 
 
 @dataclass(frozen=True)
 class TransportError:
-    """Nothing came back."""
+    """There was no response."""
 
     reason: str = field(repr=False)
     sent: bool = True
-    """False where the call certainly did not reach the backend."""
+    """False if the call certainly did not reach the backend."""
     untrusted: bool = False
-    """True where TLS is the reason."""
+    """True if TLS failed."""
 
 
 class Transport:
-    """Calls one backend, from any thread, over connections that are kept.
+    """Calls one backend, from any thread, over persistent connections.
 
-    Proxies, ``.netrc`` and certificate bundles named in the environment are not looked at: the
-    first two could carry the token elsewhere or put another in its place. Redirects are not
-    followed and cookies not kept.
+    Ignores proxies, ``.netrc`` and certificate bundles from the environment: the first two could
+    leak or replace the token. Follows no redirects and keeps no cookies.
     """
 
     def __init__(self, options: WebhookOptions) -> None:
@@ -82,13 +81,13 @@ class Transport:
         read: float,
         public: bool = False,
     ) -> Answer | TransportError:
-        """Send one call and read its answer.
+        """Send one call and read its response.
 
         Args:
-            public: send no token: for what anyone may read, and a foreign token may hide.
+            public: send no token, for public pages that a foreign token may hide.
 
-        Takes at most ``connect`` and ``read`` seconds, at whatever pace the bytes come. Looking
-        up the host's name is outside of that; the resolver has its own limits.
+        Takes at most ``connect`` plus ``read`` seconds, however slowly bytes arrive. The DNS
+        lookup is extra; the resolver has its own limits.
         """
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
         before = sys.exception()
@@ -111,17 +110,17 @@ class Transport:
                 return _explained(error, deadline, before)
 
     def close(self) -> None:
-        """Close what is kept open."""
+        """Close idle connections."""
         self._session.close()
 
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """None: where the backend points us to is not even read."""
+        """None: redirects are not read."""
 
 
 class _Bearer(AuthBase):
-    """The token, out of sight of whoever prints the session or its headers."""
+    """The token as an auth object, hidden when the session or its headers are printed."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -144,7 +143,7 @@ def _content(raw: Any, deadline: Deadline) -> bytes | None:
                 return b""
     except (HTTPError, OSError, HTTPException):
         return None
-    # A connection that is cut may look like one that has ended.
+    # A connection that was cut may look like one that ended normally.
     return None if deadline.over else content
 
 
@@ -152,7 +151,7 @@ def _explained(
     error: Exception, deadline: Deadline, before: BaseException | None
 ) -> TransportError:
     links = _links(error, before)
-    # Requests and urllib3 wrap their errors in one another; the innermost has the words.
+    # Requests and urllib3 wrap their errors; the innermost has the message.
     inner = links[-1]
     reason = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     if deadline.over or any(isinstance(link, TimeoutError) for link in links):
@@ -162,11 +161,11 @@ def _explained(
 
 
 def _links(error: BaseException, before: BaseException | None) -> list[BaseException]:
-    """The error and what it wraps, the innermost last.
+    """The error and those that it wraps, the innermost last.
 
     Args:
-        before: what the caller was handling already. Python makes it the context of every new
-            error, and it says nothing about the call.
+        before: the error that the caller was handling already. Python makes it the context of
+            every new error, but it is unrelated to the call.
     """
     links: list[BaseException] = []
     link: BaseException | None = error
