@@ -43,7 +43,7 @@ def compose(steps: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 
 def to_tensor() -> Callable[[Any], torch.Tensor]:
-    """Convert an image or array (height, width, channels), 0 to 255, to float channels first."""
+    """Convert an image or array (height, width, channels) to (channels, height, width), 0 to 1."""
 
     def apply(image: Any) -> torch.Tensor:
         pixels = np.array(image)
