@@ -1,4 +1,4 @@
-"""A whole job, from files to weights, in a process of its own: `python -m benchmarks.gpu.job`.
+"""A whole job, from files to weights, in a separate process: `python -m benchmarks.gpu.job`.
 
 The measurement starts with the process, so that it includes the imports, the driver's start and
 the loading of the base model, as in a local run for one style.

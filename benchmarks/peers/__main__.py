@@ -6,7 +6,7 @@ progress output, the total time from command to file, peak memory, and the ratio
 spread. Writes `benchmarks/results/peers-<device>.json`; `python -m benchmarks.pages` puts the
 table into the documentation.
 
-The peers are not part of this repository. Check them out and install what they need:
+The peers are not part of this repository. Check them out and install their requirements:
 
 - sd-scripts: github.com/kohya-ss/sd-scripts with its requirements.txt. Besides torch it needs
   diffusers 0.32.1, transformers 4.54.1, accelerate, toml, voluptuous, imagesize, ftfy, einops and
