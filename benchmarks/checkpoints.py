@@ -1,7 +1,7 @@
-"""What checkpoints cost a job whose store takes its time: `python -m benchmarks.checkpoints`.
+"""Cost of checkpoints with a slow store: `python -m benchmarks.checkpoints`.
 
-The same job in turn with its checkpoints stored while it waits, and while it goes on, on the small
-base and a folder that answers late. Prints seconds and their ratio.
+Runs the same job alternately with blocking and with background uploads of its checkpoints, on the
+small base and a folder with delayed writes. Prints seconds and their ratio.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from entrypoints.default_base import SMALL_BASE
 
 
 class Late(FileBlobStore):
-    """A folder that takes ``seconds`` for whatever it stores."""
+    """A folder whose writes are delayed by ``seconds``."""
 
     seconds = 0.0
 
     def put(self, at: Location, data: bytes, **how: Any) -> str:
-        """After a while."""
+        """Store ``data`` after the delay."""
         time.sleep(self.seconds)
         return super().put(at, data, **how)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description="Measure what storing checkpoints costs a job.")
     parser.add_argument("--latency", type=float, default=0.3, help="of the store, in seconds")
     parser.add_argument("--every", type=int, default=10, help="epochs between checkpoints")
@@ -95,7 +95,7 @@ def seconds_of(
     folder: Path,
     uploads: Executor,
 ) -> float:
-    """The job's training, from its first step to its last checkpoint on record."""
+    """Seconds from the job's first step to the journal entry of its last checkpoint."""
     blobs = Late({"models": folder})
     blobs.seconds = options.latency
     saved: list[WorkerEvent] = []
@@ -124,7 +124,7 @@ def seconds_of(
 
 
 def checkpoints(options: argparse.Namespace) -> int:
-    """How many a job stores: the last epoch has one in any case."""
+    """Number of checkpoints of a job; the last epoch always has one."""
     return -(-int(options.epochs) // int(options.every))
 
 

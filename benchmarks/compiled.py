@@ -1,7 +1,7 @@
-"""torch.compile beside eager steps on a CPU and the small base: `python -m benchmarks.compiled`.
+"""torch.compile against eager steps on a CPU and the small base: `python -m benchmarks.compiled`.
 
-One batch shape, so that one graph is compiled. Writes how long the first step took, which compiles
-it, and the median of the steps after it.
+Uses one batch shape, so that one graph is compiled. Writes the time of the first step, which
+includes the compilation, and the median speed of the later steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WARM_UP = 2
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description="Measure torch.compile on a CPU.")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/compile-cpu.json"))
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def measure(steps: int, scratch: Path) -> dict[str, object]:
-    """Both ways, in one thread, as the local command computes with the small base."""
+    """Results of eager and compiled steps in one thread, which is the local command's setting."""
     import torch
 
     from adapters.diffusion.base.model import load_base

@@ -1,8 +1,8 @@
-"""The trainer beside the plain recipe: `python -m benchmarks.cpu`, or `make bench`.
+"""The trainer against the plain recipe: `python -m benchmarks.cpu`, or `make bench`.
 
-On the small base both run in turn in the same process, several times, so that the ratio means
-something on a machine that others share. In SD 1.5's own shapes (``--full-size``, random
-weights, 512 px; some minutes and 10 GB) each has a process of its own, to tell its memory.
+On the small base both run alternately in one process, several times, so that the ratio is
+meaningful on a shared machine. In SD 1.5's own shapes (``--full-size``, random weights, 512 px;
+some minutes and 10 GB) each runs in a separate process, so that its memory can be measured.
 Prints a table and writes it as JSON.
 """
 
@@ -26,7 +26,7 @@ WARM_UP = 6
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description="Measure the trainer beside the plain recipe.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--full-size", action="store_true", help="SD 1.5's own shapes too")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(rounds: int, scratch: Path) -> dict[str, object]:
-    """Every figure, with the device and versions it holds for."""
+    """All figures, with the device and the library versions."""
     import diffusers
     import torch
 
@@ -73,7 +73,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
         style_id=1,
         images=images,
         tags=(),
-        # Steps against steps: the recipe measures no loss over fixed noises.
+        # No validation: the recipe has none, and only steps are compared.
         parameters=TrainingParameters(
             epochs=STEPS // len(images), resolution=resolution, validation_epochs=0
         ),
@@ -125,10 +125,10 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
 
 
 def measure_full_size(steps: int) -> dict[str, object]:
-    """The same in SD 1.5's own shapes, a few steps of each."""
+    """Figures of a few steps of each in SD 1.5's own shapes."""
     sides = {}
     for side in ("trainer", "recipe"):
-        # A thread that waits for another sleeps: waiting in a loop would count as work.
+        # Waiting threads sleep: a busy wait would count as processor time.
         command = ["env", "OMP_WAIT_POLICY=passive", sys.executable, "-m", "benchmarks.cpu"]
         command += ["--side", side]
         command += ["--full-size-steps", str(steps)]
@@ -151,10 +151,10 @@ def measure_full_size(steps: int) -> dict[str, object]:
 
 
 def full_size_side(side: str, count: int) -> dict[str, float]:
-    """One of both, in this process.
+    """Figures of the trainer or the recipe, in this process.
 
-    The processor's time of all threads is told beside the clock's: on a machine that others
-    share it is what a ratio can be taken of.
+    Includes the processor time of all threads: on a shared machine its ratio is more reliable
+    than that of wall-clock time.
     """
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
@@ -189,14 +189,14 @@ def full_size_side(side: str, count: int) -> dict[str, float]:
 
 
 def _seconds(step: Callable[[], object]) -> tuple[float, float]:
-    """By the clock, and of the processor."""
+    """Wall-clock and processor seconds of a step."""
     started, busy = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - started, time.process_time() - busy
 
 
 def steps_per_second(run: Callable[[], Iterator[object]]) -> float:
-    """Speed after the warm-up; set-up and caching come before the first step and do not count."""
+    """Speed after the warm-up, without set-up and caching."""
     started, steps = 0.0, 0
     for number, _ in enumerate(run(), start=1):
         if number == WARM_UP:
@@ -206,7 +206,7 @@ def steps_per_second(run: Callable[[], Iterator[object]]) -> float:
 
 
 def timed(*arguments: str) -> float:
-    """Seconds that a fresh interpreter takes for ``arguments``."""
+    """Seconds to run a new interpreter with ``arguments``."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
     return time.perf_counter() - started
@@ -225,7 +225,7 @@ console.ProgressDisplay.__call__ = leave_at_first_step
 from entrypoints.train import main
 sys.exit(main([sys.argv[1], "--out", sys.argv[2], "--device", "cpu"]))
 """
-"""The local command, ended by its first step."""
+"""Script that runs the local command and exits after its first step."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's own shapes with random weights: what speed and memory depend on."""
+"""A base model with Stable Diffusion 1.5's shapes and random weights, for benchmarks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RESOLUTION = 512
 
 
 def full_size_base(device: torch.device | str, dtype: torch.dtype = torch.float32) -> BaseModel:
-    """859.5 M parameters of denoiser, 83.7 M of autoencoder, 123 M of text encoder.
+    """A model with 859.5 M parameters in the UNet, 83.7 M in the VAE, 123 M in the text encoder.
 
-    Configurations are those of stable-diffusion-v1-5. The tokenizer is the small base's: it has
-    the same length, and fewer words.
+    The configurations are those of stable-diffusion-v1-5. The tokenizer is the small base's, with
+    the same length and a smaller vocabulary.
     """
     torch.manual_seed(0)
     with torch.device(device):
@@ -65,7 +65,7 @@ def full_size_base(device: torch.device | str, dtype: torch.dtype = torch.float3
 
 
 def pipeline_of(base: BaseModel) -> StableDiffusionPipeline:
-    """The base as diffusers itself has it, around the same weights."""
+    """The base as a diffusers pipeline that shares its weights."""
     return StableDiffusionPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -79,5 +79,5 @@ def pipeline_of(base: BaseModel) -> StableDiffusionPipeline:
 
 
 def save_base(base: BaseModel, folder: Path) -> None:
-    """Write it as a diffusers folder, to be loaded like any other."""
+    """Write the base as a diffusers folder."""
     pipeline_of(base).save_pretrained(folder)

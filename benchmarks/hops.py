@@ -1,8 +1,8 @@
-"""How far a reader has to go to follow one training step: `python -m benchmarks.hops`.
+"""Number of files and functions in one training step: `python -m benchmarks.hops`.
 
-Traces one step on the small base, from ``advance`` to its return, in every thread. Counts the
-product's files and functions that it calls, and the most of the product's frames that lie on one
-another. Comprehensions count as part of their function.
+Shows how much code a reader must follow. Traces one step on the small base, from ``advance`` to
+its return, in all threads. Counts the product's files and functions that are called, and the
+product's frames in the deepest stack. Comprehensions count as part of their function.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ ROOT = Path(__file__).resolve().parents[1]
 _PRODUCT = tuple(f"{ROOT / folder}/" for folder in ("adapters", "application", "domain"))
 _PARTS_OF_FUNCTIONS = {"<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>"}
 _STEP = 3
-"""The step that is traced: the first two of a shape are not recorded."""
+"""Number of the traced step: the first two steps of a shape are not recorded."""
 
 
 @dataclass
 class Hops:
-    """What one step passes through."""
+    """Files and functions that one step calls."""
 
     files: set[str] = field(default_factory=set)
     functions: set[tuple[str, str]] = field(default_factory=set)
-    """Files and qualified names."""
+    """File and qualified name of each function."""
     deepest: Sequence[str] = ()
-    """Qualified names of the product's frames, the outermost first."""
+    """Qualified names of the product's frames in the deepest stack, the outermost first."""
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Files, functions, and frames on one another."""
+        """Number of files, of functions, and of frames in the deepest stack."""
         return len(self.files), len(self.functions), len(self.deepest)
 
 
@@ -49,11 +49,11 @@ LIMITS = {
     "recorded": (8, 30, 9),
     "two styles at once": (8, 30, 9),
 }
-"""At most so many files, functions and frames. A test holds them."""
+"""Maximum number of files, functions and frames. A test checks them."""
 
 
 def main() -> None:
-    """Trace each way and print it."""
+    """Trace each way to run a step, and print its calls."""
     with tempfile.TemporaryDirectory() as scratch:
         for name, hops in hops_of_each_way(Path(scratch)).items():
             files, functions, frames = hops.counts
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
-    """A step as a CPU runs it; one that is recorded; and one of two styles."""
+    """Calls of an eager step on a CPU, of a recorded step, and of a step of two styles."""
     from adapters.diffusion.backend import Backend
     from adapters.diffusion.base.model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
@@ -116,7 +116,7 @@ def _hops(make: Callable[[], DiffusionTrainer], plans: Sequence[TrainingPlan]) -
 
 @contextmanager
 def _tracing(hops: Hops, on: threading.Event) -> Iterator[None]:
-    """While open, threads that start note the product's functions that they call."""
+    """Record the product's functions that are called in threads started within the block."""
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event != "call" or not on.is_set() or not _counts(frame.f_code):
@@ -138,7 +138,7 @@ def _tracing(hops: Hops, on: threading.Event) -> Iterator[None]:
     try:
         yield
     finally:
-        threading.setprofile(None)  # type: ignore[arg-type] # typeshed wants a function
+        threading.setprofile(None)  # type: ignore[arg-type] # typeshed requires a function
 
 
 def _counts(code: CodeType) -> bool:

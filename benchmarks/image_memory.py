@@ -1,7 +1,7 @@
-"""What checking hostile images costs in memory: `python -m benchmarks.image_memory`.
+"""Memory needed to check hostile images: `python -m benchmarks.image_memory`.
 
-Files of a few hundred kilobytes that take as much memory to decode as is allowed, fetched from a
-folder and checked as a worker does. Prints the peak of this process and its children together.
+Fetches files of a few hundred kilobytes, whose decoding needs the maximum memory allowed, from a
+folder and checks them as a worker does. Prints the peak memory of this process with its children.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from domain.location import Location
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description="Measure what checking images takes of memory.")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--make", type=Path, help="only write the files, into this folder")
@@ -38,7 +38,7 @@ def main() -> None:
         _write_files(options.make)
         return
     with tempfile.TemporaryDirectory() as folder:
-        # In a process of its own: what it takes of memory is not to be measured.
+        # In a separate process, so that its memory is not measured.
         subprocess.run([sys.executable, "-m", __spec__.name, "--make", folder], check=True)
         kinds = sorted(Path(folder).iterdir())
         images = []
@@ -73,7 +73,7 @@ def _measured(folder: Path, images: tuple[Location, ...]) -> dict[str, object]:
 
 
 def _write_files(folder: Path) -> None:
-    """The most that is allowed of each format, small as files."""
+    """Write small files with the maximum number of pixels of each format."""
     _rgba_png(folder / "rgba.png", 10_000)
     _dotted(9_900).save(folder / "progressive.jpg", progressive=True, subsampling=0, quality=30)
     _dotted(7_800).save(folder / "lossless.webp", lossless=True, method=0)
@@ -100,7 +100,7 @@ def _rgba_png(path: Path, side: int) -> None:
 
 
 class _Watch:
-    """The largest memory that this process and its children had together meanwhile."""
+    """Peak memory of this process with its children during the with-block."""
 
     peak = 0
 

@@ -1,4 +1,4 @@
-"""Images to measure with."""
+"""Images for the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from domain.image import TrainingImage
 
 
 def drawn_images(folder: Path, count: int, size: int = 512) -> tuple[TrainingImage, ...]:
-    """Images that the project draws, with their captions; squares but for a few."""
+    """Images drawn by the project, with their captions; most are square."""
     return read_images(draw_style_set(folder, count=count, seed=1, size=size))
 
 
 def read_images(paths: Iterable[Path]) -> tuple[TrainingImage, ...]:
-    """Image files, each with its caption beside it."""
+    """Read image files and the captions beside them."""
     return tuple(
         TrainingImage(
             path.name,

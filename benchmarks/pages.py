@@ -1,7 +1,7 @@
-"""Put measured figures into the documentation: `python -m benchmarks.pages`.
+"""Write measured figures into the documentation: `python -m benchmarks.pages`.
 
-Run it after `make bench`, `make bench-gpu` or `python -m benchmarks.peers`, which write the files
-that it reads.
+Run `make bench`, `make bench-gpu` or `python -m benchmarks.peers` first: they write the files that
+this command reads.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", r
 
 
 def main() -> None:
-    """Replace the marked blocks of the pages."""
+    """Replace the marked blocks of the pages with the latest results."""
     for page in PAGES:
         page.write_text(filled(page.read_text("utf-8")), "utf-8")
 
 
 def filled(text: str) -> str:
-    """A page with its blocks as they were measured."""
+    """Return the page with measured figures in its marked blocks."""
     tables = {
         "cpu": lambda: figures_table(json.loads((FOLDER / "cpu.json").read_text("utf-8"))),
         "gpus": lambda: gpu_tables(FOLDER),
@@ -37,7 +37,7 @@ def filled(text: str) -> str:
 
 
 def figures_table(results: dict[str, Any]) -> str:
-    """The results of `benchmarks.cpu` as a table of Markdown."""
+    """The results of `benchmarks.cpu` as a Markdown table."""
     low, high = results["ratio (lowest, highest)"]
     rows = [
         ("trainer", f"{results['trainer, steps/s (median)']} steps/s"),
@@ -65,7 +65,7 @@ def figures_table(results: dict[str, Any]) -> str:
 
 
 def _full_size(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows of SD 1.5's own shapes."""
+    """The rows of the model with SD 1.5's own shapes."""
 
     def of(name: str) -> Any:
         return results[f"full size: {name}"]

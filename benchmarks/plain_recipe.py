@@ -1,7 +1,7 @@
-"""The common recipe, as plainly as examples write it: what the trainer is measured against.
+"""The common recipe, written as in public examples: the baseline for the trainer's speed.
 
-Every step decodes and encodes its images and their captions anew and reads the loss back. On
-a GPU it is what the examples do with mixed precision: frozen parts in bfloat16, the adapters in
+Every step decodes and encodes its images and captions again, and copies the loss to the host. On
+a GPU it uses mixed precision as the examples do: frozen parts in bfloat16, LoRA weights in
 float32 under autocast.
 """
 
@@ -22,7 +22,7 @@ from domain.image import TrainingImage
 def plain_steps(
     base: BaseModel, images: Sequence[TrainingImage], resolution: int, steps: int, batch: int = 1
 ) -> Iterator[float]:
-    """Train at rank 8 where the denoiser lies, and yield each step's loss."""
+    """Train at rank 8 on the UNet's device, and yield each step's loss."""
     import numpy as np
 
     unet, vae, text_encoder = base.unet, base.vae, base.text_encoder

@@ -1,12 +1,12 @@
-"""Which options serve a style: `python -m benchmarks.quality`.
+"""Effect of each training option on a style: `python -m benchmarks.quality`.
 
-Trains the drawn style set on the small base with one option changed at a time, and measures each
-style on images of the same style that it has not seen, over fixed noises and timesteps. First
-the learning rate, then every other option at the best of these. Several seeds tell how much of a
+Trains the drawn style set on the small base with one option changed at a time. Measures each
+style's loss on held-out images of the same style, over fixed noises and timesteps. Tries learning
+rates first, then every other option at the best of them. Several seeds show how much of a
 difference is chance. Prints a table and writes it as JSON.
 
-What is found holds for the small base: its best learning rate is far above that of Stable
-Diffusion 1.5, whose weights are not at hand here.
+The results hold for the small base only: its best learning rate is far above that of Stable
+Diffusion 1.5, whose weights are not available here.
 """
 
 from __future__ import annotations
@@ -55,32 +55,32 @@ OPTIONS: tuple[Mapping[str, Any], ...] = (
     {"validation_split": 0.1},
 )
 BEGIN, END = "<!-- quality -->", "<!-- /quality -->"
-"""Between these a page has the results."""
+"""Marks around the results in a page."""
 BASE_LOSS = "base's held-out loss"
 PROBE_SEEDS = range(4)
-"""Each gives another set of noises; all are the same for every setting."""
+"""Seeds of the sets of noises, which are the same for every setting."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every run shares."""
+    """Parts that all runs share."""
 
     trainer: DiffusionTrainer
     base: str
-    """The base model's fingerprint, in short."""
+    """The base model's shortened fingerprint."""
     images: tuple[TrainingImage, ...]
     common: Mapping[str, Any]
     held_out_loss: Callable[[Any], float]
-    """Of an open session's style as it stands."""
+    """Held-out loss of an open session's style in its present state."""
     seeds: Sequence[int]
 
     @cached_property
     def base_loss(self) -> float:
-        """Of a style that is not trained yet."""
+        """Held-out loss before training."""
         return self._loss({**self.common, "seed": 0}, trained=False)
 
     def gains(self, options: Mapping[str, Any]) -> list[float]:
-        """For each seed the share of the base's held-out loss that the style takes away."""
+        """Relative reduction of the base's held-out loss by the style, for each seed."""
         runs = [{**self.common, **options, "seed": seed} for seed in self.seeds]
         return [1 - self._loss(run) / self.base_loss for run in runs]
 
@@ -97,7 +97,7 @@ class Bench:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description="Measure what each training option gains.")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=2, help="runs of each setting (default: 2)")
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def with_table(page: str, results: Mapping[str, Any]) -> str:
-    """The page with the results between its two marks."""
+    """Return the page with the results between its two marks."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -152,7 +152,7 @@ def _markdown(results: Mapping[str, Any]) -> str:
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Every setting's gain, with what it holds for."""
+    """Every setting's gain, with the device, versions and common settings."""
     import diffusers
     import torch
 
@@ -195,7 +195,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     from adapters.images.decode import decode
     from entrypoints.default_base import SMALL_BASE
 
-    torch.set_num_threads(1)  # its operations are too small to share
+    torch.set_num_threads(1)  # the base's operations are too small for several threads
     device = torch.device(options.device)
     base = load_base(str(SMALL_BASE), device=device)
     objective = objective_of(base.noise_schedule, None, device)
@@ -225,7 +225,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
 
 
 def _draw(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
-    """Twelve images in the drawn style, with their captions."""
+    """Draw twelve images in one style, with their captions."""
     from adapters.images.opening import open_image
     from adapters.images.prepare import prepare
     from assets.drawing import draw_style_set
@@ -253,7 +253,7 @@ def _encode(base: Any, images: Sequence[TrainingImage], device: Any) -> EncodedD
 
 
 def _installed(options: Mapping[str, Any]) -> bool:
-    """Whether the setting's optimizer can be had here."""
+    """Whether the setting's optimizer is installed."""
     from adapters.diffusion.optimizer import require_optimizer
     from domain.failure import TrainingFailed
     from domain.parameters import OptimizerName

@@ -1,4 +1,4 @@
-"""Runs that train together, each in a thread of its own as in the worker, to be counted."""
+"""Train several runs together, each in its own thread as in the worker, and count their steps."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from application.ports import TrainingPlan, TrainingSession
 
 @dataclass(frozen=True)
 class Together:
-    """Runs under way."""
+    """Progress of the runs."""
 
     steps: list[int]
-    """Of each run, as its thread counts them; a GPU lags behind."""
+    """Steps of each run as counted by its thread; the GPU may be behind."""
     epochs: list[list[float]]
-    """Of each run: seconds on the performance counter at the end of each epoch, which waits for
-    the device."""
+    """Performance counter, in seconds, at the end of each epoch of each run; the end of an epoch
+    waits for the device."""
     over: threading.Event
-    """Set when the first of them has ended, by itself or by an error."""
+    """Set when the first run has ended or failed."""
 
 
 @contextmanager
 def running_together(
     trainer: DiffusionTrainer, plans: Sequence[TrainingPlan]
 ) -> Iterator[Together]:
-    """Train all plans while open.
+    """Train all plans during the with-block.
 
     Raises:
-        Exception: on leaving, what a run failed with.
+        Exception: the error of a failed run, at the end of the block.
     """
     runs = Together([0] * len(plans), [[] for _ in plans], threading.Event())
 

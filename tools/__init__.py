@@ -1,1 +1,1 @@
-"""Programs that keep the repository, not part of the product."""
+"""Programs to maintain the repository; not part of the product."""

@@ -1,1 +1,1 @@
-"""What the trainer does on a GPU, measured: see ``__main__``."""
+"""Benchmarks of the trainer on a GPU: see ``__main__``."""

@@ -1,10 +1,10 @@
 """The trainer on a GPU in SD 1.5's own shapes: `python -m benchmarks.gpu`, or `make bench-gpu`.
 
-Random weights, 512 px, rank 8: the common recipe, then each trick added in turn, at several batch
-sizes; the share of what the card's matrix products reach in the same run; memory; several styles
-at once; and a whole job of 20 images and 200
-epochs. Every row stands for itself: one that fails says so, and the
-file is written after each. Parts can be measured by themselves: the file keeps the others' rows.
+Random weights, 512 px, rank 8. Measures the common recipe and each optimization added in turn, at
+several batch sizes, with memory and the share of the matrix product speed of the same run; several
+styles at once; and a whole job of 20 images and 200 epochs. A row that fails contains its error
+and does not stop the others. The file is written after each row. If only some parts are measured,
+the file keeps the rows of the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.gpu.styles import several_styles
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description="Measure the trainer on a GPU.")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small base, 64 px: only a rehearsal")
@@ -46,7 +46,7 @@ def main() -> None:
     measured: list[dict[str, Any]] = []
     kept = kept_rows(target, results, options.parts)
     if kept and "speed" not in options.parts:
-        # The rows that are kept are shares of what was reached then.
+        # The shares in the kept rows refer to the limit of their own run.
         before = json.loads(target.read_text("utf-8"))
         results |= {name: before[name] for name in ("matmul_tflops", "tflop_per_image")}
 

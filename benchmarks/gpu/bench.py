@@ -1,4 +1,4 @@
-"""What all rows share: a base model, images, a trainer, and how a row is made."""
+"""Shared parts of the GPU benchmarks: base model, images, trainer, and measurement of a row."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 
 WARM_UP = 8
-"""Steps before the clock runs: kernels are chosen, and each shape recorded."""
+"""Steps before the measurement, in which kernels are chosen and each shape is recorded."""
 RANK = 8
 PATIENCE = 1.0
-"""Seconds: longer than any step, and than what one run does at the end of its epoch."""
+"""Seconds that a step waits for the other runs: longer than any step or end of an epoch."""
 
 
 class Rerun:
-    """Stands in for graphs where the device has none, so that every line runs there too."""
+    """Recorder for devices without CUDA graphs, so that the same code runs there."""
 
     def __init__(self, device: torch.device) -> None:
         """Take the place of ``CudaRecorder``."""
@@ -43,29 +43,28 @@ class Rerun:
     warming_up = contextlib.nullcontext
 
     def synchronize(self) -> None:
-        """There is nothing to wait for."""
+        """Do nothing."""
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        """The function itself."""
+        """Return the function itself."""
         return function
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all rows share."""
+    """Base model, images and settings of all rows."""
 
     device: torch.device
     base: BaseModel
     images: tuple[TrainingImage, ...]
-    """Squares."""
+    """Square images only."""
     resolution: int
     seconds: float
-    """How long each row is measured."""
+    """Duration of each row's measurement."""
 
     def trainer(self, backend: Backend, slots: int = 1) -> DiffusionTrainer:
-        """A trainer whose runs, where there are slots for several, wait for one another: without
-        a straggler the others would make passes of a shape that is not recorded yet, and do so
-        while the clock runs."""
+        """A trainer. With several slots its runs wait for one another: a pass without a late run
+        would have a shape that is not recorded yet, and would be recorded while measuring."""
         return DiffusionTrainer(
             self.base,
             decode,
@@ -89,7 +88,7 @@ class Bench:
 
 
 def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
-    """The base model in the card's precision, and square images."""
+    """Load the base model in the GPU's precision, and draw square images."""
     compute = choose_backend(device).dtype if device.type == "cuda" else torch.bfloat16
     base = (
         load_base(str(SMALL_BASE), device=device, dtype=compute)
@@ -104,7 +103,7 @@ def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> 
 
 
 def attempts(run: Callable[[], dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    """One row, measured or with its error; what it held is let go either way."""
+    """Yield one row, measured or with its error; free its memory in both cases."""
     try:
         yield {"name": name, **run()}
     except Exception as error:  # a row that fails must not cost the others
@@ -116,7 +115,7 @@ def attempts(run: Callable[[], dict[str, Any]], name: str) -> Iterator[dict[str,
 
 
 def measure(bench: Bench, batch: int, step: Callable[[], object]) -> dict[str, Any]:
-    """A row's figures for a step that is called again and again."""
+    """A row's figures from repeated calls of ``step``."""
     started = time.perf_counter()
     for _ in range(WARM_UP):
         step()
@@ -137,7 +136,7 @@ def measure(bench: Bench, batch: int, step: Callable[[], object]) -> dict[str, A
 
 
 def pace(bench: Bench, batch: int, per_step: float) -> dict[str, Any]:
-    """What seconds per step come to, and the memory so far."""
+    """A row's speeds from the seconds per step, and the peak memory so far."""
     row = {
         "steps_per_s": round(1 / per_step, 2),
         "images_per_s": round(batch / per_step, 2),
@@ -150,6 +149,6 @@ def pace(bench: Bench, batch: int, per_step: float) -> dict[str, Any]:
 
 
 def encoders_at_home(base: BaseModel) -> None:
-    """Where the parts that encode belong between their visits."""
+    """Move the VAE and the text encoder to the CPU, where the trainer keeps them when unused."""
     for part in (base.vae, base.text_encoder):
         torch.nn.Module.to(part, device="cpu", dtype=torch.float32)

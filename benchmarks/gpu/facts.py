@@ -1,4 +1,4 @@
-"""What a card is and what it can do, to be set beside what is measured on it."""
+"""Properties of the GPU that are stored with its measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapters.diffusion.backend import choose_backend
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """Where and with what this was measured."""
+    """The device, its matrix product speed, and the library versions."""
     import diffusers
     import peft
     import transformers
@@ -30,7 +30,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -> float:
-    """TFLOP/s of large products in the precision that the card trains in: what can be had."""
+    """Upper limit of speed: TFLOP/s of large matrix products in the training precision."""
     cuda = device.type == "cuda"
     side = side if cuda else 256
     dtype = choose_backend(device).dtype
@@ -49,23 +49,23 @@ def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -
 
 
 def slug(device: str) -> str:
-    """A card's name as a file's."""
+    """A device's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def wait_for(device: torch.device) -> None:
-    """Let the device finish what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def forget_peak(device: torch.device) -> None:
-    """Begin a new peak of memory, from what is held now."""
+    """Reset the peak memory to the memory in use now."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def gib(count: int) -> float:
-    """Bytes as GiB."""
+    """Convert bytes to GiB."""
     return round(count / 2**30, 2)

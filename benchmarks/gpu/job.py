@@ -1,7 +1,7 @@
-"""A whole job, from files to weights, in a process of its own: `python -m benchmarks.gpu.job`.
+"""A whole job, from files to weights, in a separate process: `python -m benchmarks.gpu.job`.
 
-The clock starts with the process, so that the imports, the driver's start and the base model's
-loading are in it, as they are for whoever trains one style with one command.
+The measurement starts with the process, so that it includes the imports, the driver's start and
+the loading of the base model, as in a local run for one style.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -
     """The row of a job of 20 images, and of a second one on the same base model.
 
     Raises:
-        RuntimeError: the process failed; with the end of what it said.
+        RuntimeError: the process failed; with the end of its output.
     """
     base, images = SMALL_BASE, folder / "job"
     if not options.tiny:
         base = folder / "base"
         save_base(full_size_base(device, torch.float16), base)
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # the card is the job's
+            torch.cuda.empty_cache()  # leaves the GPU's memory to the job
     drawn_images(images, 20)
     command = [sys.executable, "-m", "benchmarks.gpu.job", str(base), str(images)]
     command += ["--device", str(device), "--epochs", str(options.epochs)]
@@ -57,7 +57,7 @@ def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -
 
 
 def main() -> None:
-    """Run the jobs, and print the row."""
+    """Run the jobs and print the row."""
     imported = _age()
     parser = argparse.ArgumentParser(description="Time a whole job.")
     parser.add_argument("base", type=Path, help="a diffusers folder")
@@ -112,15 +112,15 @@ def _first(
             "weights_bytes": len(weights),
             "last_loss": session.history[-1].loss,
             "checkpoint_s": _timed(session.checkpoint, device),
-            # The round that is timed is the second: the first chooses algorithms.
+            # The second round is timed: the first one chooses algorithms.
             "previews": len(session.previews(adapted=True)),
             "previews_s": _timed(lambda: session.previews(adapted=True), device),
         }
 
 
 def _epochs(history: Sequence[EpochRecord], ends: Sequence[float]) -> dict[str, float]:
-    """Seconds of the first epoch, which chooses algorithms and records, and of the median one
-    without and with a measurement of the loss."""
+    """Seconds of the first epoch, which chooses algorithms and records graphs, and median seconds
+    of the epochs without and with a measurement of the loss."""
     took: dict[bool, list[float]] = {True: [], False: []}
     for (before, after), record in zip(pairwise(ends), history, strict=True):
         took[record.evaluation_loss is not None].append(after - before)
@@ -132,7 +132,7 @@ def _epochs(history: Sequence[EpochRecord], ends: Sequence[float]) -> dict[str, 
 
 
 def _second(trainer: DiffusionTrainer, plan: TrainingPlan, device: torch.device) -> dict[str, Any]:
-    """Of a job that finds the base model loaded and the kernels compiled."""
+    """Seconds of a second job, for which the base model is loaded and the kernels are compiled."""
     started = time.perf_counter()
     with trainer.open(plan, None) as session:
         wait_for(device)

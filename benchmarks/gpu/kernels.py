@@ -1,8 +1,7 @@
 """Where a step's time goes on a GPU, kernel by kernel: `python -m benchmarks.gpu.kernels`.
 
-Random weights in SD 1.5's shapes, 512 px, rank 8, as ``benchmarks.gpu`` has them. Kernels are
-summed by kind and by name over one step; what is left of the step's own time are the gaps
-between them.
+Random weights in SD 1.5's shapes, 512 px, rank 8, as in ``benchmarks.gpu``. Prints the time of one
+step's kernels, summed by kind and by name. The rest of the step's time is gaps between kernels.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ _KINDS = {
     "pointwise": r"elementwise|vectorized|unrolled",
     "sum": r"reduce",
 }
-"""By what stands in a kernel's name; the first that fits."""
+"""Kinds of kernels, and patterns of their names; the first match counts."""
 _SHOWN = 90
-"""Characters of a kernel's name."""
+"""Characters shown of a kernel's name."""
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description="Say where a training step's time goes.")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small base, 64 px: only a rehearsal")
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def kernels_of_step(bench: Bench, backend: Backend, batch: int) -> dict[str, tuple[float, int]]:
-    """Of each kernel in an eager step: microseconds and calls."""
+    """Microseconds and calls of each kernel in an eager step."""
     from torch.profiler import ProfilerActivity, profile
 
     on_card = bench.device.type == "cuda"
@@ -78,7 +77,7 @@ def kernels_of_step(bench: Bench, backend: Backend, batch: int) -> dict[str, tup
 
 
 def show(title: str, kernels: dict[str, tuple[float, int]], top: int) -> None:
-    """Print the sums by kind, then the longest by name."""
+    """Print the sums by kind, then the slowest kernels by name."""
     whole = sum(micros for micros, _ in kernels.values())
     calls = sum(count for _, count in kernels.values())
     print(f"\n{title}: {whole / 1e3:.2f} ms in {calls} kernels")

@@ -1,4 +1,4 @@
-"""The file of a card: rows of parts that can be measured one by one."""
+"""The results file of a GPU: the rows of parts that can be measured separately."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("speed", "styles", "job")
-"""In the order in which their rows stand."""
+"""Parts, in the order of their rows."""
 
 
 def kept_rows(target: Path, facts: dict[str, Any], parts: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of other parts that the same card with the same versions has left in the file."""
+    """Rows of other parts in the file, if it is of the same GPU and the same versions."""
     if not target.is_file():
         return []
     found = json.loads(target.read_text("utf-8"))

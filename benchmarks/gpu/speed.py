@@ -1,4 +1,4 @@
-"""The recipe and every trick, at every batch size."""
+"""Speed of the recipe and of each optimization, at several batch sizes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from benchmarks.gpu.facts import forget_peak, wait_for
 from benchmarks.plain_recipe import plain_steps
 
 FALLBACK_FLOP = 1.72e12
-"""Of one step with one image at 512 px, where this run could not count it."""
+"""Operations of one step with one image at 512 px, used if this run cannot count them."""
 _RECOMPUTED = 1 / 5
-"""Of attention's backward pass: one of its five products is the forward pass's once more."""
+"""Share of attention's backward pass that repeats the forward pass: one of five products."""
 
 
 WAYS = ("recipe", "eager", "graphs", "channels-last", "kernels", "compiled")
-"""The common recipe; ours, each with one thing more than the one before; and torch.compile in the
-place of our kernels, which takes minutes and is measured on demand only."""
+"""The common recipe; the trainer, each with one more optimization than the one before; and
+torch.compile instead of our kernels, which takes minutes and is measured on request only."""
 
 
 @dataclass(frozen=True)
 class Trick:
-    """One of our ways to run a step."""
+    """One of the trainer's ways to run a step."""
 
     name: str
     backend: Backend
@@ -39,7 +39,7 @@ class Trick:
 
 
 def tricks(dtype: torch.dtype) -> dict[str, Trick]:
-    """Each of ``WAYS`` but the recipe."""
+    """All of ``WAYS`` except the recipe."""
     eager = Backend(dtype=dtype)
     recorded = replace(eager, cuda_graphs=True)
     last = replace(recorded, channels_last=True)
@@ -59,7 +59,7 @@ def speed(
     limit: float,
     note: Callable[[dict[str, Any]], None],
 ) -> None:
-    """The ways asked for, at every batch size."""
+    """Measure the requested ways at each batch size."""
     ours = tricks(bench.base.unet.dtype)
     for batch in options.batches:
         slowest = None
@@ -80,7 +80,7 @@ def speed(
 
 
 def measure_recipe(bench: Bench, batch: int) -> dict[str, Any]:
-    """The plain recipe in the same precision."""
+    """Measure the plain recipe in the same precision."""
     forget_peak(bench.device)
     steps = plain_steps(bench.base, bench.images, bench.resolution, 1_000_000, batch)
     try:
@@ -91,9 +91,9 @@ def measure_recipe(bench: Bench, batch: int) -> dict[str, Any]:
 
 
 def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
-    """One of our ways to run a step."""
+    """Measure one of the trainer's ways to run a step."""
     if trick.compiled:
-        # Each size of the batch is compiled by itself, as a graph of it is recorded by itself.
+        # Each batch size is compiled separately, as its graph is recorded separately.
         unet = sharing_weights(bench.base.unet)
         unet.compile(dynamic=False)
         bench = replace(bench, base=replace(bench.base, unet=unet))
@@ -110,8 +110,8 @@ def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
 
 
 def count_flop(bench: Bench) -> float:
-    """Of one step with one image: torch's count, operation by operation, without what
-    attention computes a second time."""
+    """Operations of one step with one image, as torch counts them, without those that attention
+    repeats in the backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
     eager = Backend(dtype=bench.base.unet.dtype)

@@ -1,4 +1,4 @@
-"""Jobs at batch 1 in one pass, beside one job alone."""
+"""Speed of several jobs at batch 1 in one pass, compared with one job alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.together import running_together
 def several_styles(
     options: argparse.Namespace, bench: Bench, note: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Jobs at batch 1 in one pass, beside one job alone."""
+    """Measure several jobs at batch 1 in one pass, and one job alone."""
     best = replace(choose_backend(bench.device), dtype=bench.base.unet.dtype, cuda_graphs=True)
     alone = None
     for styles in options.styles:
@@ -31,7 +31,7 @@ def several_styles(
 
 
 def measure_styles(bench: Bench, backend: Backend, styles: int) -> dict[str, Any]:
-    """So many jobs together, each in a thread of its own; a step here is one of every job."""
+    """Measure ``styles`` jobs together, each in its own thread; a step is one of every job."""
     forget_peak(bench.device)
     trainer = bench.trainer(backend, slots=max(2, styles))
     with running_together(trainer, [bench.plan(1, seed=seed) for seed in range(styles)]) as runs:

@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` has measured on a card, as tables of Markdown."""
+"""The results of `benchmarks.gpu` as Markdown tables."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _ABSENT = "-"
 
 
 def gpu_tables(folder: Path) -> str:
-    """The tables of every card that has a file in ``folder``."""
+    """The tables of every GPU that has a file in ``folder``."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     cards = [results for results in found if "matmul_tflops" in results]
     return "\n".join(map(card_tables, cards)) if cards else NOTHING
 
 
 def card_tables(results: dict[str, Any]) -> str:
-    """One card: the recipe and the best way, what each trick adds, styles at once, one job on
-    a whole job."""
+    """The tables of one GPU: the recipe and the best way, each optimization, several styles at
+    once, and a whole job."""
     rows = results["rows"]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     steps: dict[int, list[dict[str, Any]]] = {}
@@ -54,7 +54,7 @@ def card_tables(results: dict[str, Any]) -> str:
 
 
 def _batch_row(batch: int, rows: Sequence[dict[str, Any]]) -> tuple[object, ...]:
-    """The first way, which is the recipe, beside the best one."""
+    """The recipe, which is the first row, and the fastest way."""
     recipe, done = rows[0], [row for row in rows[1:] if "error" not in row]
     if "error" in recipe or not done:
         return batch, *[_ABSENT] * 7
@@ -68,7 +68,7 @@ def _batch_row(batch: int, rows: Sequence[dict[str, Any]]) -> tuple[object, ...]
 
 
 def _ways(steps: dict[int, list[dict[str, Any]]]) -> list[tuple[object, ...]]:
-    """Each way at every batch size; where it failed, what it failed with."""
+    """Each way's speed, or its error, at every batch size."""
     by_name: dict[str, dict[int, object]] = {}
     for batch, rows in steps.items():
         for row in rows:
@@ -94,7 +94,7 @@ def _job(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"A whole job failed: {row['error']}\n"
     epochs = ""
-    if "first_epoch_s" in row:  # earlier files have no times of epochs
+    if "first_epoch_s" in row:  # missing in older files
         epochs = (
             f" The first epoch takes {row['first_epoch_s']} s, a later one {row['epoch_s']} s, or "
             f"{row['measured_epoch_s']} s with a measurement of the loss."

@@ -1,12 +1,12 @@
-"""Our trainer beside its peers: `python -m benchmarks.peers --sd-scripts DIR --python PYTHON`.
+"""Compare our trainer with others: `python -m benchmarks.peers --sd-scripts DIR --python PYTHON`.
 
-Runs this project and the peers in turn, each as a command of its own, on the same base model,
-images, resolution, batch size, rank and number of steps. Prints steps/s from each program's own
-progress output, the whole time from command to file, peak memory, and the ratios with their
+Runs this project and the peers in turn, each as a separate command, on the same base model,
+images, resolution, batch size, rank and number of steps. Prints steps/s from each program's
+progress output, the total time from command to file, peak memory, and the ratios with their
 spread. Writes `benchmarks/results/peers-<device>.json`; `python -m benchmarks.pages` puts the
 table into the documentation.
 
-The peers are not part of this repository. Check them out and install what they need:
+The peers are not part of this repository. Check them out and install their requirements:
 
 - sd-scripts: github.com/kohya-ss/sd-scripts with its requirements.txt. Besides torch it needs
   diffusers 0.32.1, transformers 4.54.1, accelerate, toml, voluptuous, imagesize, ftfy, einops and
@@ -14,8 +14,8 @@ The peers are not part of this repository. Check them out and install what they 
 - diffusers: examples/text_to_image/train_text_to_image_lora.py of the installed version, with
   `datasets`.
 
-Both import torchvision. `--stub-torchvision` provides the few functions that they use, for a
-machine without a torchvision that fits its torch.
+Both import torchvision. If no torchvision fits the installed torch, `--stub-torchvision` provides
+the few functions that they use.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RESULTS = Path("benchmarks/results")
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     options = _parser().parse_args()
     if not (options.sd_scripts or options.diffusers_example):
         raise SystemExit("name a peer: --sd-scripts DIR or --diffusers-example FILE")
@@ -126,7 +126,7 @@ def _shown(measured: Run) -> Run:
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
-    """Medians by program, and our ratio to each peer by round: median, lowest and highest."""
+    """Medians of each program; median, lowest and highest of our ratio to each peer per round."""
     by_program: dict[str, list[Run]] = {}
     for each in runs:
         by_program.setdefault(each.program, []).append(each)
@@ -189,7 +189,7 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _versions(python: str | None) -> dict[str, str]:
-    """Versions of the libraries in an interpreter; None is this one."""
+    """Versions of the libraries in an interpreter; None means the current one."""
     import sys
 
     libraries = ["torch", "diffusers", "transformers", "accelerate", "peft"]

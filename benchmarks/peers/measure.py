@@ -1,4 +1,4 @@
-"""Run a training command, and measure its speed, whole time and peak memory from outside."""
+"""Run a training command, and measure its speed, total time and peak memory from outside."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ KEPT_LINES = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of one program."""
+    """Measurements of one run of one program."""
 
     program: str
     steps_per_s: float
-    """Between the first progress line after ``warm_up`` steps and the last one."""
+    """Speed between the first progress line after ``warm_up`` steps and the last one."""
     total_s: float
-    """From the command to its end, with the file written."""
+    """Time from start to end of the command; its file is written by then."""
     peak_mb: int
-    """Resident memory of the process and its children, at most."""
+    """Peak resident memory of the process with its children."""
     gpu_peak_mb: int | None
-    """Memory in use on the card beyond what was in use before; None without a card."""
+    """Peak GPU memory minus that in use before the run; None without a GPU."""
 
 
 def run(program: Program, warm_up: int) -> Run:
     """Run a program to its end.
 
     Args:
-        warm_up: steps that do not count towards the speed.
+        warm_up: number of first steps that are excluded from the speed.
 
     Raises:
         RuntimeError: the program failed, or wrote no weights; with the end of its output.
@@ -76,7 +76,7 @@ def run(program: Program, warm_up: int) -> Run:
 
 
 def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """Lines of the output as they come; a progress bar ends its lines with a carriage return."""
+    """Yield lines of output as they arrive; progress bars end theirs with a carriage return."""
     assert process.stdout is not None
     rest = b""
     while chunk := process.stdout.read(4096):
@@ -99,7 +99,7 @@ def speed(counts: list[tuple[int, float]], warm_up: int) -> float:
 
 
 class _MemoryWatch:
-    """Polls the memory of a process and its children, and of the card."""
+    """Polls the memory of a process with its children, and that of the GPU."""
 
     def __init__(self) -> None:
         self._gpu_before = _gpu_mb()
@@ -130,7 +130,7 @@ class _MemoryWatch:
 
 
 def _gpu_mb() -> int | None:
-    """Memory in use on the first card, or None where there is none."""
+    """Memory in use on the first GPU, or None without a GPU."""
     import pynvml
 
     try:

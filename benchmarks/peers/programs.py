@@ -1,6 +1,6 @@
 """The commands to compare: ours, kohya's sd-scripts and diffusers' example.
 
-Nothing of the peers is in this repository. The user checks them out and installs what they need.
+The peers are not part of this repository. Check them out and install their requirements.
 Each command uses the same base model, images, resolution, batch size, rank and number of steps,
 and the fast settings that the peer's own documentation recommends.
 """
@@ -21,7 +21,7 @@ LAUNCHER = Path(__file__).with_name("without_torchvision.py")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every program is given."""
+    """Inputs and settings that are the same for all programs."""
 
     base: Path
     """A diffusers folder with a Stable Diffusion 1.x model."""
@@ -34,7 +34,7 @@ class Job:
     rank: int
     steps: int
     compiled: bool = False
-    """Let the peers use torch.compile, where they offer it."""
+    """Turn on torch.compile in peers that support it."""
 
     @property
     def on_cuda(self) -> bool:
@@ -51,14 +51,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A command, and how its progress output counts steps."""
+    """A command, and a reader for its progress output."""
 
     name: str
     command: Sequence[str]
     weights: Path
-    """Where the finished LoRA will be; a folder or a file."""
+    """File or folder of the finished LoRA."""
     steps_done: Callable[[str], int | None]
-    """Reads a line of output: the number of finished steps, or None."""
+    """Returns the number of finished steps from a line of output, or None."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -91,8 +91,8 @@ def ours(job: Job) -> Program:
 def sd_scripts(job: Job, checkout: Path, python: str, *, stub_torchvision: bool) -> Program:
     """kohya's ``train_network.py``: cached latents, sdpa, bfloat16 on a GPU.
 
-    It builds SD 1.x's own shapes, so ``job.base`` must have these. It reads the tokenizer of
-    ``openai/clip-vit-large-patch14`` from its cache, where the base model's tokenizer is put.
+    It supports SD 1.x's own shapes only, so ``job.base`` must have these. It reads the tokenizer
+    of ``openai/clip-vit-large-patch14`` from its cache, so the base's tokenizer is copied there.
     """
     out = _fresh(job.scratch / "sd-scripts")
     images = _fresh(out / "images" / "1_style")
@@ -197,6 +197,6 @@ def _fresh(folder: Path) -> Path:
 
 
 def _tqdm_count(line: str, label: str) -> int | None:
-    """The count of a tqdm bar such as ``steps:  15%|#5  | 3/20 [00:04<00:20, ...]``."""
+    """The step count of a tqdm bar such as ``steps:  15%|#5  | 3/20 [00:04<00:20, ...]``."""
     found = re.search(rf"{label}.*\| (\d+)/\d+ \[", line)
     return int(found[1]) if found else None

@@ -1,4 +1,4 @@
-"""The results of `benchmarks.peers` as Markdown."""
+"""The results of `benchmarks.peers` as Markdown tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLUMNS = (
 
 
 def peers_tables(folder: Path) -> str:
-    """A table for each ``peers-*.json`` in the folder; a sentence if there is none."""
+    """A table for each ``peers-*.json`` in the folder, or a sentence if there is none."""
     files = sorted(folder.glob("peers-*.json"))
     if not files:
         return "Not measured yet.\n"

@@ -1,10 +1,10 @@
-"""Start a peer's script where no torchvision fits the installed torch.
+"""Start a peer's script without torchvision, if none fits the installed torch.
 
 Usage: python without_torchvision.py SCRIPT [ARGUMENT ...]
 
-Provides the few image transforms that the scripts call. transformers is asked first whether it
-finds torchvision, so that it goes on without it. Where torchvision is installed, start the
-script itself.
+Provides the few image transforms that the scripts call. transformers looks for torchvision before
+these are installed, so that it does not try to use them. If torchvision is installed, start the
+script directly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 
 
 class InterpolationMode(Enum):
-    """Names of Pillow's filters."""
+    """Names of Pillow's resampling filters."""
 
     BILINEAR = Image.Resampling.BILINEAR
     BICUBIC = Image.Resampling.BICUBIC
@@ -32,7 +32,7 @@ class InterpolationMode(Enum):
 
 
 def compose(steps: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    """Apply the steps one after the other."""
+    """Apply the transforms in order."""
 
     def apply(value: Any) -> Any:
         for step in steps:
@@ -43,7 +43,7 @@ def compose(steps: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 
 def to_tensor() -> Callable[[Any], torch.Tensor]:
-    """From an image or array (height, width, channels), 0 to 255, to (channels, height, width)."""
+    """Convert an image or array (height, width, channels) to (channels, height, width), 0 to 1."""
 
     def apply(image: Any) -> torch.Tensor:
         pixels = np.array(image)
@@ -54,7 +54,7 @@ def to_tensor() -> Callable[[Any], torch.Tensor]:
 
 
 def normalize(mean: Sequence[float], std: Sequence[float]) -> Callable[..., torch.Tensor]:
-    """Subtract the mean and divide by the deviation, by channel."""
+    """Subtract the mean and divide by the standard deviation, per channel."""
 
     def apply(pixels: torch.Tensor) -> torch.Tensor:
         shape = (-1, 1, 1)
@@ -77,7 +77,7 @@ def resize(
 
 
 def center_crop(side: int) -> Callable[[Image.Image], Image.Image]:
-    """Cut a square out of the middle."""
+    """Crop a square from the centre."""
 
     def apply(image: Image.Image) -> Image.Image:
         left, top = ((length - side) // 2 for length in image.size)
@@ -87,7 +87,7 @@ def center_crop(side: int) -> Callable[[Image.Image], Image.Image]:
 
 
 def install() -> None:
-    """Let ``from torchvision import transforms`` find the functions above."""
+    """Make ``from torchvision import transforms`` import the functions above."""
     from transformers.utils import is_torchvision_available
 
     is_torchvision_available()

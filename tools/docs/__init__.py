@@ -1,1 +1,1 @@
-"""The contract with the platform as documents, made from the models that the code checks with."""
+"""Documents of the contract with the platform, generated from the code's own models."""

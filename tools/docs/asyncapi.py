@@ -1,4 +1,4 @@
-"""AsyncAPI of the queue: the message that starts a job, and where messages go from there."""
+"""AsyncAPI document of the queues: the task message, retry queues and dead letters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLE_TASK = {
 
 
 def asyncapi() -> dict[str, Any]:
-    """The document."""
+    """The AsyncAPI document."""
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -143,7 +143,7 @@ def _server(protocol: str, port: str) -> dict[str, Any]:
 
 
 def _header_schemas() -> dict[str, Schema]:
-    """Of the headers that workers add; those of the message stay beside them."""
+    """Schemas of the headers that workers add to a message's own headers."""
     common: Schema = {
         envelope.RETRIES: {
             "type": "integer",

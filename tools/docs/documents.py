@@ -1,4 +1,4 @@
-"""Write the documents that are made from the code. See `--help`."""
+"""Write the documents that are generated from the code. See `--help`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADER = "# Made by `python -m tools.docs.documents` from the code's own models;
 
 
 def render(root: Path) -> dict[Path, str]:
-    """The documents by their files below ``root``."""
+    """Text of each document, by its file below ``root``."""
     import yaml
 
     from tools.docs.asyncapi import asyncapi
@@ -30,7 +30,7 @@ def render(root: Path) -> dict[Path, str]:
     from tools.docs.settings_page import settings_page
 
     class Plain(yaml.SafeDumper):
-        """Writes what repeats out in full, for readers other than programs."""
+        """Writes repeated values in full instead of YAML aliases, for human readers."""
 
         def ignore_aliases(self, _data: object) -> bool:
             return True
@@ -49,7 +49,7 @@ def render(root: Path) -> dict[Path, str]:
 
 
 def stale(root: Path) -> list[Path]:
-    """The files below ``root`` that are not what the code says."""
+    """Files below ``root`` that are missing or differ from the generated text."""
     return [
         file
         for file, text in render(root).items()

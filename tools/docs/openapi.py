@@ -1,4 +1,4 @@
-"""OpenAPI of the webhooks: the part of the backend that a worker calls."""
+"""OpenAPI document of the webhooks: the part of the backend that a worker calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 def openapi() -> dict[str, Any]:
-    """The document."""
+    """The OpenAPI document."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -94,7 +94,7 @@ def openapi() -> dict[str, Any]:
                     "name": "X-Request-Source",
                     "in": "header",
                     "required": True,
-                    # Not `const`: generators of clients leave out calls with such a header.
+                    # Not `const`: client generators omit calls with such a header.
                     "schema": {"type": "string", "enum": ["training-server"]},
                 },
                 "agent": {

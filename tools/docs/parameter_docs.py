@@ -1,4 +1,4 @@
-"""The page of all training parameters, made from the code."""
+"""The page of all training parameters, generated from the code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DEPENDENT = {
 
 
 def parameters_page() -> str:
-    """The whole page."""
+    """The page as Markdown."""
     texts = meanings()
     rows = []
     for field in fields(TrainingParameters):
@@ -39,7 +39,7 @@ def parameters_page() -> str:
 
 
 def meanings() -> dict[str, str]:
-    """The text below each parameter's field, on one line."""
+    """Docstring of each parameter's field, on one line."""
     (declared,) = ast.parse(inspect.getsource(TrainingParameters)).body
     assert isinstance(declared, ast.ClassDef)
     found = {}

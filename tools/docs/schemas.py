@@ -1,4 +1,4 @@
-"""JSON schemas of what crosses the wire, from the pydantic models and the parameters' limits."""
+"""JSON schemas of messages and bodies, from the pydantic models and the parameters' limits."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PARAMETERS = "TrainingParameters"
 
 
 def reference(name: str) -> Schema:
-    """A pointer to a shared schema."""
+    """Reference to a shared schema."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def schemas_of(models: Sequence[type[BaseModel]]) -> dict[str, Schema]:
-    """The models' schemas and those they are made of, by name."""
+    """Schemas of the models and of their nested models, by name."""
     found: dict[str, Schema] = {}
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -39,7 +39,7 @@ def schemas_of(models: Sequence[type[BaseModel]]) -> dict[str, Schema]:
 
 
 def task_schemas() -> dict[str, Schema]:
-    """The task's message, with the parameters spelled out: the model keeps them as a mapping."""
+    """Schemas of the task message, with each parameter, which the model keeps as a mapping."""
     schemas = schemas_of([TaskMessage])
     requested = schemas["TaskData"]["properties"]["parameters"]
     requested["anyOf"] = [reference(PARAMETERS), {"type": "null"}]
@@ -48,7 +48,7 @@ def task_schemas() -> dict[str, Schema]:
 
 
 def parameters_schema() -> Schema:
-    """Every training parameter that a task may name. Null stands for one that is not named."""
+    """Schema of a task's training parameters. Null has the same meaning as a missing value."""
     defaults = TypeAdapter(TrainingParameters).json_schema()["properties"]
     texts, rate = meanings(), schema_of_limit(GRADIENT_DESCENTS_RATE)
     properties = {}
@@ -76,7 +76,7 @@ def _or_null(schema: Schema) -> Schema:
 
 
 def schema_of_limit(limit: Limit) -> Schema:
-    """What a limit accepts. Strings are longer than nothing but blanks."""
+    """Schema of the values that a limit accepts. A string must have a non-blank character."""
     match limit:
         case IntRange(low, high, multiple_of):
             step = {"multipleOf": multiple_of} if multiple_of > 1 else {}
@@ -99,7 +99,7 @@ def schema_of_limit(limit: Limit) -> Schema:
 
 
 def _tidied(schema: Schema) -> Schema:
-    """Without the titles that only repeat a name, and descriptions on one line each."""
+    """Remove titles that repeat a name, and put each description on one line."""
     for name, value in list(schema.items()):
         if name == "title" and isinstance(value, str):
             del schema[name]

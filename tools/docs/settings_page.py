@@ -1,4 +1,4 @@
-"""The page of all settings, made from the code."""
+"""The page of all settings, generated from the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECTIONS = {
     "log_level": "Logs",
     "status_host": "Status page, metrics and health checks",
 }
-"""Headings by the first setting below them, in the order of ``Settings``."""
+"""Heading of each group, by the group's first setting in ``Settings``."""
 _HEAD = """\
 # Settings
 
@@ -31,7 +31,7 @@ _TABLE = "\n| setting | default | meaning |\n| --- | --- | --- |\n"
 
 
 def settings_page() -> str:
-    """The whole page."""
+    """The page as Markdown."""
     parts = [_HEAD]
     for name, field in Settings.model_fields.items():
         if name in SECTIONS:
