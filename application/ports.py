@@ -41,7 +41,7 @@ class QueueUnavailable(Unavailable):
 
 
 class DeliveryLost(Exception):
-    """The channel of the delivery is closed; the broker will redeliver the message."""
+    """The delivery can no longer be settled; the queue delivers the message again."""
 
 
 MAX_MESSAGE_BYTES = 256 * 1024
@@ -386,7 +386,7 @@ class TrainingSession(Protocol):
 
     @property
     def peak_memory(self) -> int:
-        """Peak memory in bytes: of the run on a GPU, of the whole process on a CPU."""
+        """Peak memory so far in bytes: of the run on a GPU, of the whole process on a CPU."""
 
     def advance(self) -> StepReport:
         """Run the next step.

@@ -67,8 +67,8 @@ class RunTraining:
     notify_outcome: OutcomeNotifier
     config: WorkerConfig
     load_lora: Callable[[str], InitialLora] | None = None
-    """Fetches the LoRA named by the parameter ``network_weights``. Raises ``UserError`` if the file
-    is not a LoRA."""
+    """Fetches the LoRA named by the parameter ``network_weights``. Raises ``UserError`` if the
+    file is not a LoRA."""
 
     def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
         """Run the task, and return how to settle its message. Raises nothing.
