@@ -226,7 +226,7 @@ class TrainingParameters:
         return self.network_alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def warmup_steps(self, total_steps: int) -> int:
-        """Number of warm-up steps in a run of ``total_steps``; 0 for a schedule without warm-up."""
+        """Number of warm-up steps in a run of ``total_steps``; 0 for schedules without warm-up."""
         if self.lr_scheduler is LearningRateSchedule.CONSTANT:
             return 0
         if self.lr_warmup_steps is not None:
