@@ -53,7 +53,7 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     from adapters.diffusion.base.model import load_base
 
     if settings.base_model is None and settings.has_broker:
-        name = STABLE_DIFFUSION  # real tasks must not depend on the machine's default
+        name = STABLE_DIFFUSION  # styles for the backend must not depend on the machine
     elif settings.base_model is None:
         name, reason = default_base(device)
         log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
