@@ -1,4 +1,4 @@
-"""Command-line options of a training. Imports little, so that `--help` is fast."""
+"""Command-line options of a training. Standard library only, for a fast `--help`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker: takes tasks from the queue and turns each into a style. See `--help`."""
+"""The worker: receives tasks from the queue and trains a style for each. See `--help`."""
 
 from __future__ import annotations
 
