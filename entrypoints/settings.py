@@ -68,10 +68,10 @@ class InvalidSettings(UserError):
 
 
 class Settings(BaseSettings):
-    """Read from the environment and from `.env`; names in capitals there.
+    """Read from the environment and from `.env`, with names in capitals.
 
-    A check that needs another setting stands at the later of the two, so that every problem is
-    found in one go.
+    A check that needs two settings is a validator of the later one, so that one run reports all
+    problems.
     """
 
     model_config = SettingsConfigDict(
@@ -551,7 +551,7 @@ class Settings(BaseSettings):
 
     @property
     def has_object_store(self) -> bool:
-        """Whether blobs are in S3 or Google Cloud Storage: if a broker or a store is configured."""
+        """Whether blobs are in object stores: if a broker or an object store is configured."""
         named = (self.s3_endpoint_url, self.gcs_bucket_name, self.storage_emulator_host)
         return self.storage_dir is None and (self.has_broker or any(named))
 
@@ -632,7 +632,7 @@ class Settings(BaseSettings):
 
 
 class WorkerSettings(Settings):
-    """With the checks that only a worker needs: other commands neither train nor notify."""
+    """Settings with the additional checks of workers, which train and notify."""
 
     @field_validator("jobs_together")
     @classmethod
