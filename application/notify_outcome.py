@@ -64,7 +64,7 @@ class OutcomeNotifier:
             Unavailable: the backend or the store is unavailable; the job stays announcing.
             LeaseLost: another worker has the job.
         """
-        # A progress call that arrives after the final call would make the style look unfinished.
+        # A late progress call would make a finished style look unfinished.
         sleep(entry.quiet_from - self.clock.monotonic(), self.clock, stop)
         failures = 0
         while True:

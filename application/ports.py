@@ -271,9 +271,7 @@ class Notifier(Protocol):
         """Report that the job failed or was cancelled."""
 
     def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
-        """Whether the final call with this outcome has arrived; None if unknown. Raises
-        nothing.
-        """
+        """Whether the final call with this outcome has arrived; None if unknown. Never raises."""
 
 
 # --- Trainer -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where a blob lies: the kind of store, a bucket and a key."""
+"""The address of a blob: the kind of store, a bucket and a key."""
 
 from __future__ import annotations
 

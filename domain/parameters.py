@@ -281,7 +281,7 @@ LIMITS: Mapping[str, Limit] = {
 MAY_BE_NONE = frozenset(f.name for f in fields(TrainingParameters) if f.default is None)
 """Parameters that may be None; their fields' docstrings define its meaning."""
 PARAMETER_NAMES = frozenset(field.name for field in fields(TrainingParameters))
-"""All known keys of a task's ``parameters``."""
+"""All keys of a task's ``parameters`` that are read."""
 
 
 @dataclass(frozen=True)
