@@ -138,7 +138,7 @@ def _caption(
         try:
             at = image.with_suffix(suffix)
             text = read_caption(blobs.get(at, max_bytes=MAX_CAPTION_BYTES).data)
-        except (BlobMissing, BlobDenied, InvalidLocation):  # too long a key names no blob
+        except (BlobMissing, BlobDenied, InvalidLocation):  # InvalidLocation: key too long
             continue
         except BlobTooLarge:
             fault = f"it is larger than {MAX_CAPTION_BYTES // 1024} KB"

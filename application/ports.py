@@ -340,8 +340,8 @@ class EpochRecord:
     """Mean over the epoch's steps, before clipping; None if the trainer does not measure it."""
     largest_gradient_norm: float | None = None
     stalled: bool = False
-    """True if the weights did not change, or all gradients were zero, at a nonzero learning
-    rate."""
+    """True if the weights did not change, or all gradients were zero, although the learning rate
+    was high enough."""
 
 
 @dataclass(frozen=True)

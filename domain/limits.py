@@ -95,7 +95,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few names."""
+    """One value of an enumeration."""
 
     names: type[StrEnum]
 

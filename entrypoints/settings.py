@@ -723,7 +723,7 @@ def load_settings(
         InvalidSettings: at least one setting is wrong; the text lists all of them.
     """
     try:
-        return kind(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings' own
+        return kind(_env_file=env_file)  # type: ignore[call-arg]  # of pydantic-settings
     except ValidationError as error:
         lines = [_line(problem) for problem in error.errors(include_url=False)]
         lines += [
