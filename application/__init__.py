@@ -1,1 +1,1 @@
-"""What we do with a training job. Imports the domain only; the world is behind ports."""
+"""The use cases of a training job. Imports only the domain; external systems are behind ports."""

@@ -1,11 +1,11 @@
-"""A caption's text file, as editors save it."""
+"""Read a caption's text file, in the encodings that editors use."""
 
 from __future__ import annotations
 
 import codecs
 
 SUFFIXES = (".txt", ".TXT")
-"""A caption has its image's name with one of these, looked for in this order."""
+"""Suffixes of caption files, tried in this order after the image's base name."""
 MAX_CAPTION_BYTES = 16 * 1024
 
 
@@ -16,7 +16,7 @@ def caption_suffixes(extension: str) -> tuple[str, str]:
 
 
 _BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, with which it begins
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: its BOM starts with UTF-16's
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -25,20 +25,20 @@ _BYTE_ORDER_MARKS = (
 
 
 class CaptionRefused(Exception):
-    """The file is no text that can be read; says what to do."""
+    """The caption file is not readable text; the message has the remedy."""
 
 
 def read_caption(data: bytes) -> str:
-    """The caption in one line, empty where there is none.
+    """Return the caption as one line, or an empty string for an empty file.
 
     Raises:
-        CaptionRefused: it is neither UTF-8 nor marked as UTF-16 or UTF-32.
+        CaptionRefused: the data is neither UTF-8 nor UTF-16 or UTF-32 with a BOM.
     """
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError:
         raise CaptionRefused("it is not UTF-8; save it as UTF-8") from None
-    if "\0" in text:  # UTF-16 without a mark is valid UTF-8
+    if "\0" in text:  # UTF-16 without a BOM may be valid UTF-8
         raise CaptionRefused("it has NUL characters, as UTF-16 has; save it as UTF-8")
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Whether a bucket serves a worker: tried, not assumed."""
+"""Test a bucket's access rights and conditional writes by real requests."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ _REMEDY = "use a store that honours If-None-Match and If-Match when writing, as 
 
 
 class UnfitStore(BlobDenied):
-    """The store does not honour the conditions that keep two workers from training one job."""
+    """The store ignores write conditions, so two workers could train the same job."""
 
 
 def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
-    """Try what a worker does with a bucket, and say what works.
+    """Try the requests that a worker makes to a bucket, and describe those that succeeded.
 
     Args:
-        probe: a key that nobody else uses; with ``write`` a blob lies there for a moment.
+        probe: an unused key; with ``write`` a blob is stored there for a moment.
         write: also try to write with and without conditions, and to delete.
 
     Raises:
-        UnfitStore: the store cannot be used; the text has the remedy.
-        BlobDenied: the text has the remedy.
-        BlobUnavailable: the same.
+        UnfitStore, BlobDenied, BlobUnavailable: the bucket cannot be used; the text has the
+            remedy.
     """
     bucket = Bucket(probe.bucket, probe.scheme)
     blobs.list(bucket, probe.key)
@@ -46,7 +45,7 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
 
 
 def check_conditions(blobs: BlobStore, probe: Location) -> None:
-    """Try to write with conditions that hold, and with conditions that do not.
+    """Try writes whose conditions hold, and writes whose conditions do not.
 
     Raises:
         UnfitStore, BlobDenied, BlobUnavailable: as ``check_bucket``.
@@ -89,7 +88,7 @@ def _write(blobs: BlobStore, probe: Location) -> None:
 
 
 def _compares_without_quotes(blobs: BlobStore, probe: Location, etag: str) -> bool:
-    """Whether ``etag`` matches only without the quotes that are part of it (RFC 9110, 8.8.3)."""
+    """Whether the store matches ``etag`` only without its quotes (RFC 9110, 8.8.3)."""
     bare = etag.strip('"')
     if bare == etag:
         return False

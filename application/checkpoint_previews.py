@@ -1,4 +1,4 @@
-"""Previews beside the checkpoints: how the style comes about, for little of its time."""
+"""Previews at checkpoints, limited to a share of the training time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointPreviews:
-    """Draws and stores previews of one run, as long as they take no more time than configured.
+    """Draws and stores previews of one run within the configured share of its time.
 
-    They are a courtesy: what fails here is logged, and is not the training's undoing. A session
-    that cannot draw is not asked again; a store that is away may be there the next time.
+    Failures are logged and do not end the training. After a drawing error no more previews are
+    drawn; after a storage error the next checkpoint tries again.
     """
 
     def __init__(self, store: JobStore, config: WorkerConfig) -> None:
@@ -30,7 +30,7 @@ class CheckpointPreviews:
         """Draw and store the previews of a checkpoint.
 
         Raises:
-            TrainerBroken: by the session.
+            TrainerBroken: raised by the session.
         """
         started = self._clock.monotonic()
         try:
@@ -50,7 +50,7 @@ class CheckpointPreviews:
         self._left -= 1
 
     def affordable(self) -> bool:
-        """Whether another round keeps to the config. The first is drawn in any case."""
+        """Whether another round stays within the limits. The first round ignores the share."""
         if not self._left or not self._rounds:
             return bool(self._left)
         trained = self._clock.monotonic() - self._began - self._spent

@@ -1,4 +1,4 @@
-"""Store checkpoints in the background while training goes on."""
+"""Store checkpoints in the background while training continues."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class _Underway:
     began: float
     """Monotonic time, in seconds."""
     stored: Future[tuple[CheckpointRef, float]]
-    """Where it is stored, and when it arrived, in monotonic time."""
+    """The checkpoint's location, and the monotonic time at which its upload ended."""
 
 
 class CheckpointStorage:
-    """Stores one run's checkpoints, one at a time, and puts each on record once it is stored.
+    """Uploads one run's checkpoints, one at a time, then writes each to the job's record.
 
-    An upload runs on the executor; the record is written in the thread that calls. While the store
-    is unavailable, training goes on and checkpoints are skipped.
+    Uploads run on the executor; the record is written in the calling thread. While the store is
+    unavailable, training continues and checkpoints are skipped.
 
     Args:
-        executor: where uploads are made.
+        executor: runs the uploads.
     """
 
     def __init__(self, store: JobStore, entry: Entry, executor: Executor) -> None:
@@ -42,17 +42,17 @@ class CheckpointStorage:
         self._executor = executor
         self._underway: _Underway | None = None
         self.seconds = 0.0
-        """Duration of the last checkpoint: taken, uploaded and recorded."""
+        """Duration of the last checkpoint, from taking it to recording it."""
 
     def begin(self, session: TrainingSession, *, with_style: bool) -> None:
-        """Take a checkpoint and send it off, once the one before has arrived.
+        """Wait for the previous upload, then take a checkpoint and start its upload.
 
         Args:
-            with_style: send the style as it is now too, for who likes an earlier epoch better.
+            with_style: also store the current weights, so that users can choose an earlier epoch.
 
         Raises:
             LeaseLost: another worker has the job.
-            BlobDenied: the store refused the one before.
+            BlobDenied: the store denied the previous upload.
         """
         self.finish()
         began = self._clock.monotonic()
@@ -67,12 +67,12 @@ class CheckpointStorage:
                 self._store_style(task_id, taken.epoch, style)
             return checkpoint, arrived
 
-        context = copy_context()  # whose job it is, for the log
+        context = copy_context()  # log lines of the upload carry the job's id
         stored = self._executor.submit(context.run, store)
         self._underway = _Underway(taken.epoch, began, stored)
 
     def look(self) -> None:
-        """Put the checkpoint under way on record, if it has arrived.
+        """Record the pending checkpoint if its upload has ended.
 
         Raises:
             LeaseLost, BlobDenied: as ``begin``.
@@ -81,13 +81,13 @@ class CheckpointStorage:
             self.finish()
 
     def finish(self, timeout: float | None = None) -> bool:
-        """Wait for the checkpoint under way, and put it on record.
+        """Wait for the pending upload, and record its checkpoint.
 
         Args:
-            timeout: seconds; None for as long as the store takes.
+            timeout: seconds; None waits without a limit.
 
         Returns:
-            False when it has not arrived by then.
+            False if the upload has not ended within ``timeout``.
 
         Raises:
             LeaseLost, BlobDenied: as ``begin``.
@@ -115,8 +115,8 @@ class CheckpointStorage:
             log.warning("the checkpoint's style is not stored: %s", error)
 
     def leave(self, timeout: float | None = None) -> None:
-        """After the training broke off: put on record what arrives in time. What goes wrong here
-        is logged; it must not hide why the training broke off.
+        """Like ``finish``, for use while another error is handled: exceptions are logged, so that
+        they do not replace that error.
 
         Args:
             timeout: as ``finish``.

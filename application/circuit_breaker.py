@@ -1,4 +1,4 @@
-"""A worker on which every job fails by a defect takes no tasks, so that healthy ones get them."""
+"""Pause a worker on which every job fails by a defect, so that healthy workers get the tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from application.ports import Clock
 
 DEFECTS = 3
-"""Different tasks in a row, each ended by a defect, after which the worker pauses."""
+"""Number of consecutive different tasks failed by a defect after which the worker pauses."""
 FIRST_PAUSE = 60.0
 """Seconds; each further defect doubles them."""
 MAX_PAUSE = 1800.0
@@ -16,27 +16,27 @@ MAX_PAUSE = 1800.0
 
 @dataclass
 class CircuitBreaker:
-    """Counts the tasks that defects ended, one after the other. May be used from any thread.
+    """Counts consecutive tasks that failed by a defect. Thread-safe.
 
-    A single task that fails again and again says something about the task; several different
-    ones say something about the worker: a broken driver, a missing library, a full disk.
+    Repeated failures of one task point to the task; failures of several different tasks point to
+    the worker: a broken driver, a missing library, a full disk.
     """
 
     clock: Clock
     _failed: set[str] = field(default_factory=set)
     _pause: float = FIRST_PAUSE
     _closed_at: float = 0.0
-    """Monotonic seconds at which the pause is over."""
+    """Monotonic time in seconds at which the pause ends."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def succeeded(self) -> None:
-        """A task ended otherwise than by a defect."""
+        """Record a task that ended without a defect."""
         with self._lock:
             self._failed.clear()
             self._pause, self._closed_at = FIRST_PAUSE, 0.0
 
     def failed(self, task_id: str) -> None:
-        """A defect ended a task."""
+        """Record a task that failed by a defect."""
         with self._lock:
             self._failed.add(task_id)
             if len(self._failed) >= DEFECTS:
@@ -45,7 +45,7 @@ class CircuitBreaker:
 
     @property
     def trouble(self) -> str | None:
-        """Why no task is to be taken now; None where nothing speaks against it."""
+        """Why the worker is paused; None if it is not."""
         with self._lock:
             left = self._closed_at - self.clock.monotonic()
             if left <= 0:

@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TaskReceived(Event):
-    """A worker begins to process a message. Sent in the thread that processes it."""
+    """A worker begins to process a message. Sent in the processing thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MessageSettled:
-    """A worker has settled a message. Sent in the thread that processed it."""
+    """A worker has settled a message. Sent in the processing thread."""
 
     task_id: str | None
     """None for a second delivery of a task that the worker is still processing."""
@@ -35,13 +35,13 @@ EventSink: TypeAlias = Callable[[WorkerEvent], None]
 
 
 class EventBus:
-    """Port ``EventSink``: passes each event on to every observer, in their order."""
+    """Port ``EventSink``: passes each event to every observer, in the order of the list."""
 
     def __init__(self, *observers: EventSink) -> None:
         self._observers = observers
 
     def __call__(self, event: WorkerEvent) -> None:
-        """Pass the event on. What an observer raises is logged."""
+        """Pass the event on. Exceptions of observers are logged."""
         for observer in self._observers:
             try:
                 observer(event)

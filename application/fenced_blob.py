@@ -1,4 +1,4 @@
-"""A blob that only the worker with its latest version may overwrite."""
+"""A blob that a worker may overwrite only if it has read the latest version."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from domain.errors import UserError
 from domain.location import Location
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024
-"""Of a record that is read: many times the longest that is written."""
+"""Largest record that is read; written records are many times smaller."""
 NOT_AS_EXPECTED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading JSON of another form raises."""
+"""Exceptions raised by decoding JSON of an unexpected structure."""
 
 
 class RecordDamaged(UserError):
-    """A record of a job cannot be understood."""
+    """A record of a job cannot be decoded."""
 
     def __init__(self, at: Location, reason: Exception) -> None:
         super().__init__(
@@ -32,15 +32,15 @@ class RecordDamaged(UserError):
 
 
 class Superseded(Exception):
-    """The blob was written by another worker since it was read; nothing was written."""
+    """Another worker wrote the blob after it was read; this write was not stored."""
 
 
 class FencedBlob:
-    """Reads and writes one blob, each write on the condition that nobody else came between.
+    """Reads and writes one blob; each write requires that no other writer changed it meanwhile.
 
-    A write whose answer is lost (a timeout, a retry inside the store's client that meets its
-    own first try) is recognised by its content. So what is written must be unlike anything
-    that another writer writes, and unlike our own earlier writes.
+    If the response of a write is lost (a timeout, a retry inside the store's client that meets its
+    own first try), the write is recognised by its content. So the content of every write must be
+    unique among all writers and all earlier writes.
     """
 
     def __init__(self, blobs: BlobStore, at: Location) -> None:
@@ -50,10 +50,10 @@ class FencedBlob:
         self.at = at
 
     def read(self) -> bytes | None:
-        """The blob as it is, or None; later writes are conditional on this state.
+        """Return the blob's content, or None; later writes are conditional on this state.
 
         Raises:
-            RecordDamaged: it is too large for a record.
+            RecordDamaged: the blob is too large for a record.
         """
         try:
             found = self._blobs.get(self.at, max_bytes=MAX_RECORD_BYTES)
@@ -69,8 +69,8 @@ class FencedBlob:
         """Replace the blob.
 
         Raises:
-            Superseded: somebody else wrote or removed it.
-            Unavailable: the write may or may not have happened; the next one finds out.
+            Superseded: another writer changed or removed it.
+            Unavailable: the write may or may not have been stored; the next write checks.
         """
         try:
             try:
@@ -92,7 +92,8 @@ class FencedBlob:
         )
 
     def _ours(self, data: bytes) -> bool:
-        """True when ``data`` itself is there; False when an earlier doubtful write of ours is."""
+        """True if the blob is ``data``; False if it is an earlier write of ours whose response was
+        lost."""
         seen = self._etag
         found = self.read()
         if found == data:

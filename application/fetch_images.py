@@ -1,4 +1,4 @@
-"""Fetch a task's images and their captions, and sort the usable from the refused."""
+"""Fetch a task's images and captions, and sort the images into usable and refused."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from domain.location import InvalidLocation, Location
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""How often a stop is looked for while images are on their way."""
+"""Seconds between checks of ``stop`` while images are fetched."""
 
 Fetched = TrainingImage | RefusedImage | BlobDenied
 
 
 class ImagesDenied(BlobDenied):
-    """Not one of a task's images may be read: its own matter, and no other task's."""
+    """Access to all images of a task is denied. Unlike other denials, affects only this task."""
 
 
 def fetch_images(
@@ -43,20 +43,19 @@ def fetch_images(
     *,
     quiet: bool = False,
 ) -> ImageSet:
-    """Every image of ``images``, in that order, usable or refused with its reason.
+    """Fetch and check all ``images`` in order; each is usable, or refused with a reason.
 
-    One that is listed several times is used once, and the rest refused: else a few images
-    would pass for many.
+    Repeated entries are refused, so that a few images do not count as many.
 
     Args:
-        resolution: that they are trained at, as the side of a square in pixels.
-        quiet: log nothing, for a look ahead of a job that will fetch them again.
+        resolution: training resolution, as the side of a square in pixels.
+        quiet: log nothing, for a check before a job that fetches the images again.
 
     Raises:
-        ImagesDenied: not one could be read, and access was denied: the set-up is wrong, not
-            the images. A single denial is no proof: S3 denies what is missing to those who
-            may not list.
-        Stopped: the work should end. What is under way ends by itself.
+        ImagesDenied: no image could be read and access was denied, so the configuration is
+            wrong. A single denial is no proof: without the right to list, S3 returns "access
+            denied" for missing keys too.
+        Stopped: ``stop`` was set. Running fetches end in the background.
     """
 
     def fetch(image: Location) -> Fetched:
@@ -114,12 +113,12 @@ def _each(
     concurrency: int,
     stop: StopSignal,
 ) -> list[Fetched]:
-    """What becomes of each image, some at a time."""
+    """Apply ``fetch`` to each image, ``concurrency`` at a time; return the results in order."""
     if concurrency == 1:
         return [fetch(image) for image in images]
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
     try:
-        # Each in a copy of our context, by which a log line knows its job.
+        # Each in a copy of the context, so that log lines carry the job's id.
         futures = [pool.submit(copy_context().run, fetch, image) for image in images]
         while True:
             done, pending = wait(futures, POLL_SECONDS, FIRST_EXCEPTION)
@@ -139,7 +138,7 @@ def _caption(
         try:
             at = image.with_suffix(suffix)
             text = read_caption(blobs.get(at, max_bytes=MAX_CAPTION_BYTES).data)
-        except (BlobMissing, BlobDenied, InvalidLocation):  # too long a key names no blob
+        except (BlobMissing, BlobDenied, InvalidLocation):  # InvalidLocation: key too long
             continue
         except BlobTooLarge:
             fault = f"it is larger than {MAX_CAPTION_BYTES // 1024} KB"

@@ -1,4 +1,4 @@
-"""Where a job stands, from what is stored of it alone: no worker or queue is asked."""
+"""A job's status, read from the store alone, without a worker or queue."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from domain.job import JobState, TrainingJob
 
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
-    """What is on record of a task."""
+    """The recorded status of a task."""
 
     task_id: str
     job: TrainingJob | None
-    """None: no worker has taken the task up."""
+    """None: no worker has started the task."""
     worker: str | None
-    """Who holds the lease and renews it; None where nobody does."""
+    """The worker that holds the lease; None if the lease is free or expired."""
     cancelling: bool
-    """A request to cancel lies there."""
+    """Whether a cancellation was requested."""
     rejection: Mapping[str, str] | None = None
-    """Field, value, remedy and reason, where a message with this id was rejected."""
+    """Field, value, remedy and reason, if a message with this id was rejected."""
     told: bool = False
-    """Whether the backend knows of the rejection."""
+    """Whether the backend was notified of the rejection."""
 
     @property
     def state(self) -> str:
-        """A state of the job, ``rejected`` or ``unknown``."""
+        """The job's state, else ``rejected`` or ``unknown``."""
         if self.job is not None:
             return str(self.job.state)
         return "unknown" if self.rejection is None else "rejected"
 
 
 def job_status(task_id: str, store: JobStore) -> JobStatus:
-    """Read what is on record of a task.
+    """Read the status of a task.
 
     Raises:
-        RecordNewer, RecordDamaged: the record cannot be understood.
+        RecordNewer, RecordDamaged: the record cannot be decoded.
         Unavailable, BlobDenied: the store cannot be read.
     """
     rejection = store.rejection(task_id)
@@ -55,7 +55,7 @@ def job_status(task_id: str, store: JobStore) -> JobStatus:
 
 
 def as_values(status: JobStatus) -> dict[str, Any]:
-    """JSON values: those of the job's record, with what lies beside it."""
+    """JSON values: the job's record, lease, cancellation and rejection."""
     record = None if status.job is None else encode_job(status.job)
     return {
         "task_id": status.task_id,
@@ -68,7 +68,7 @@ def as_values(status: JobStatus) -> dict[str, Any]:
 
 
 def in_words(status: JobStatus) -> list[str]:
-    """Lines for an operator."""
+    """The status as lines of text for an operator."""
     job = status.job
     if job is None and status.rejection is not None:
         told = "the backend knows" if status.told else "the backend does not know yet, or cannot"

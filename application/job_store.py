@@ -1,4 +1,4 @@
-"""The store of jobs: all that a worker keeps of a job is written and read here."""
+"""The store of jobs: writes and reads every blob that a worker keeps for a job."""
 
 from __future__ import annotations
 
@@ -46,35 +46,35 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_CHECKPOINT_BYTES = 4 * 1024**3
-"""More than a checkpoint of the highest rank on all layers, with the optimizer's state."""
+"""Exceeds a checkpoint of the highest rank on all layers, including the optimizer's state."""
 MAX_PREVIEW_BYTES = 64 * 1024**2
-"""More than one image takes as PNG at the largest resolution."""
+"""Exceeds one PNG at the largest resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobStore:
     """The records, leases and files of jobs, in one bucket.
 
-    Every call may raise ``Unavailable`` and ``BlobDenied``, where it does not say otherwise.
+    Every call may raise ``Unavailable`` and ``BlobDenied`` unless its docstring says otherwise.
     """
 
     blobs: BlobStore
     keys: StorageKeys
     clock: Clock
     events: EventSink
-    """Gets the events of the jobs whose records are opened here."""
+    """Receives the events of jobs opened by ``open``."""
     worker: str
-    """The name in leases and records, unlike any other worker's."""
+    """The worker's unique name in leases and records."""
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
 
     def retry(self, call: Callable[[], T], stop: StopSignal, seconds: float) -> T:
-        """Repeat a call while the store is unavailable, for some seconds or until ``stop``."""
+        """Retry a call while the store is unavailable, for ``seconds`` or until ``stop``."""
         return retry(call, self.clock, stop, seconds)
 
     # --- record and lease
 
     def open(self, fresh: TrainingJob) -> Entry:
-        """The job's record, to be written; where there is none, of ``fresh``.
+        """Open the job's record for writing; if none exists, start from ``fresh``.
 
         Raises:
             RecordNewer, RecordDamaged: the record cannot be used.
@@ -85,26 +85,26 @@ class JobStore:
         return entry
 
     def check_weights(self, job: TrainingJob) -> None:
-        """Refuse a record with weights that no worker has stored: they would be announced.
+        """Check the recorded location of the weights before the backend is notified of it.
 
         Raises:
-            RecordDamaged: the weights on record do not lie where workers store them.
+            RecordDamaged: workers store no weights at that location.
         """
         if job.artifact is not None and not self.keys.is_weights(job.artifact.location):
             reason = ValueError(f"weights at {job.artifact.location}")
             raise RecordDamaged(self.keys.journal(job.task_id), reason)
 
     def claim(self, task: TrainingTask) -> None:
-        """See that the task's id stands for this request, and for no other.
+        """Record the request under its task id, or compare it with the recorded one.
 
         Raises:
-            TaskDiffers: an earlier message with the id asked for something else.
-            RecordDamaged: the record of the earlier message cannot be read.
+            TaskDiffers: an earlier message with this id has a different request.
+            RecordDamaged: the recorded request cannot be decoded.
         """
         claim_task_id(task, self.keys.task(task.task_id), self.blobs)
 
     def recorded(self, task_id: str) -> TrainingJob | None:
-        """The job on record, to be read only; None where there is no record.
+        """Read the job's record; None if it has none.
 
         Raises:
             RecordNewer, RecordDamaged: the record cannot be used.
@@ -112,13 +112,13 @@ class JobStore:
         return read_record(self.blobs, self.keys.journal(task_id))
 
     def recorded_tasks(self) -> Iterator[str]:
-        """The ids of all tasks with a record."""
+        """Iterate over the ids of all tasks with a record."""
         for at in self.blobs.list(self.keys.bucket, JOBS):
             if (task_id := self.keys.recorded_task(at)) is not None:
                 yield task_id
 
     def forget_record(self, task_id: str) -> None:
-        """Remove the job's record: the next run of the task begins anew."""
+        """Delete the job's record, so that the next run of the task starts over."""
         self.blobs.delete(self.keys.journal(task_id))
 
     def lease(self, task_id: str) -> Lease:
@@ -127,21 +127,21 @@ class JobStore:
         return Lease(self.blobs, at, self.worker, self.lease_terms, self.clock)
 
     def lease_owner(self, task_id: str) -> str | None:
-        """The worker that holds the job's lease; None where the lease is free or expired."""
+        """The worker that holds the job's lease; None if the lease is free or expired."""
         return lease_owner(self.blobs, self.keys.lease(task_id), self.clock.now())
 
     # --- rejection
 
     def put_rejection(self, task_id: str, rejection: Mapping[str, str]) -> None:
-        """Leave why a message with this task's id was rejected, for whoever looks for it."""
+        """Store the reason why a message with this task id was rejected."""
         data = json.dumps(dict(rejection), indent=1).encode()
         self.blobs.put(self.keys.rejection(task_id), data, content_type="application/json")
 
     def rejection(self, task_id: str) -> dict[str, str] | None:
-        """Why a message with this task's id was rejected; None where none was.
+        """Read why a message with this task id was rejected; None if none was.
 
         Raises:
-            RecordDamaged: what is there is not a rejection.
+            RecordDamaged: the stored rejection cannot be decoded.
         """
         at = self.keys.rejection(task_id)
         try:
@@ -155,18 +155,18 @@ class JobStore:
     # --- cancellation
 
     def request_cancellation(self, task_id: str) -> None:
-        """Leave a request to cancel the job, for the worker that has the task or gets it."""
+        """Store a request to cancel the job, for its current or next worker."""
         note = json.dumps({"requested_at": self.clock.now().isoformat()}).encode()
         self.blobs.put(self.keys.cancellation(task_id), note, content_type="application/json")
 
     def cancellation_requested(self, task_id: str) -> bool:
-        """Whether there is a request to cancel the job. False where the store does not tell."""
+        """Whether a cancellation was requested; False if the store cannot be read."""
         try:
             self.blobs.get(self.keys.cancellation(task_id), max_bytes=MAX_RECORD_BYTES)
         except BlobMissing:
             return False
         except BlobTooLarge:
-            return True  # whatever the request contains
+            return True  # the content does not matter
         except (Unavailable, BlobDenied) as error:
             log.warning("could not look for a request to cancel: %s", error)
             return False
@@ -181,22 +181,22 @@ class JobStore:
         return CheckpointRef(at, checkpoint.epoch, checkpoint.step)
 
     def get_checkpoint(self, checkpoint: CheckpointRef) -> bytes:
-        """A checkpoint's data.
+        """Read a checkpoint's data.
 
         Raises:
-            BlobMissing: it is gone.
-            BlobTooLarge: it is larger than any checkpoint.
+            BlobMissing: the checkpoint was deleted.
+            BlobTooLarge: the blob is larger than any checkpoint.
         """
         return self.blobs.get(checkpoint.location, max_bytes=MAX_CHECKPOINT_BYTES).data
 
     def put_epoch_style(self, task_id: str, epoch: int, style: bytes) -> None:
-        """Store the style as it is at an epoch's checkpoint."""
+        """Store the weights of an epoch's checkpoint for other programs."""
         self.blobs.put(self.keys.style_at(task_id, epoch), style)
 
     def prune(self, job: TrainingJob, keep: int | None) -> None:
-        """Remove the old checkpoints of a finished job, and the styles beside them.
+        """Delete the old checkpoints of a finished job, and their exported weights.
 
-        Raises nothing: what cannot be removed is left.
+        Raises nothing: blobs that cannot be deleted are kept.
 
         Args:
             keep: ``WorkerConfig.keep_checkpoints``.
@@ -227,10 +227,10 @@ class JobStore:
     def put_weights_folder(
         self, job: TrainingJob, weights: bytes, folder: Mapping[str, bytes]
     ) -> Artifact:
-        """Store a finished style as a folder for PEFT, with the one file beside it.
+        """Store a finished style as a folder for PEFT, and also as a single file in that folder.
 
         Args:
-            folder: the files by name; readers are told of the first and wait for the last.
+            folder: files by name. The backend is notified of the first; readers wait for the last.
         """
         place = partial(self.keys.weights_in_folder, job.style_id, job.task_id)
         beside = place(self.keys.weights(job.style_id).name)
@@ -251,7 +251,7 @@ class JobStore:
             self.blobs.put(at, preview.png, content_type="image/png")
 
     def previews(self, task_id: str) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
-        """The previews that all attempts of a job have stored: epochs, each with its PNGs."""
+        """Read the checkpoint previews of all attempts of a job: epochs, each with its PNGs."""
         found: dict[int, list[bytes]] = {}
         for at in self.blobs.list(self.keys.bucket, self.keys.previews_prefix(task_id)):
             if named := re.search(r"epoch_(\d+)_\d+\.png$", at.key):
@@ -260,7 +260,7 @@ class JobStore:
         return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))
 
     def has_report(self, task_id: str) -> bool:
-        """Whether a whole report of the job is stored."""
+        """Whether a complete report of the job is stored."""
         page = self.keys.report(task_id, REPORT_PAGE)
         return page in self.blobs.list(self.keys.bucket, page.key)
 
@@ -275,12 +275,12 @@ class JobStore:
         self.blobs.put(at, lines, content_type="application/x-ndjson")
 
     def probe(self, bucket: Bucket) -> Location:
-        """A key of this worker's own, for trying out a bucket."""
+        """A key unique to this worker, for testing a bucket."""
         return bucket.at(self.keys.probe(self.worker).key)
 
 
 def _best(metric: TrainingMetric | None) -> tuple[int, int]:
-    """The best epoch, and the step at its end; an epoch that has no checkpoint if unknown."""
+    """The best epoch and its last step; an epoch without a checkpoint if unknown."""
     if metric is None or metric.best_epoch is None:
         return 0, 0
     return metric.best_epoch, metric.best_epoch * metric.steps // metric.epochs

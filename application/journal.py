@@ -1,7 +1,7 @@
-"""A job's durable record in the blob store: what makes resume and once-only possible.
+"""A job's durable record in the blob store, for resuming and for notifying the backend once.
 
-Every write is conditional on the record being as this worker last saw it, so a worker that
-was thought dead and comes back can change nothing.
+Every write is conditional on the version that this worker last read, so a worker that was
+believed dead cannot overwrite the record of its successor.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from domain.results import Artifact, CheckpointRef, TrainingMetric
 Member = TypeVar("Member", bound=StrEnum)
 
 _STORED_AS = {"failures": "setbacks"}
-"""Fields whose name in the record is older than their name here: workers of both versions read
-one another's records."""
+"""Fields that keep their old names in the record, so that old and new workers can read each
+other's records."""
 
 
 class RecordNewer(UserError):
@@ -58,33 +58,33 @@ class Entry:
         self._sink = sink
         self._revision = 0
         self.job = job
-        """The job as it stands."""
+        """The current state of the job."""
         self.opened_at = opened_at
         """Monotonic time, in seconds."""
         self.quiet_from = -math.inf
-        """Monotonic time, in seconds, before which a progress call of ours may still reach the
-        backend. Not on record: whoever takes a lost worker's job over comes later than that."""
+        """Monotonic time, in seconds, until which a progress call of ours may still reach the
+        backend. Not recorded: the takeover of a dead worker's job takes longer than that."""
 
     def load(self) -> None:
-        """Take over what is on record, if anything is.
+        """Load the job from the record, if it exists.
 
         Raises:
-            RecordNewer: it is not for us.
-            RecordDamaged: it cannot be read.
+            RecordNewer: the record was written by a newer worker version.
+            RecordDamaged: the record cannot be decoded.
         """
         found = self._blob.read()
         if found is not None:
             self._revision, self.job = _decode(found, self._blob.at)
 
     def apply(self, change: Change) -> None:
-        """Record the job after a transition, then pass its event on.
+        """Write the job to its record after a transition, then publish the event.
 
         Raises:
-            LeaseLost: another worker has written the record since.
-            Unavailable: the store cannot be reached; the job here stays as it was.
+            LeaseLost: another worker has written the record meanwhile.
+            Unavailable: the store cannot be reached; ``job`` is unchanged.
         """
         job, event = change
-        # A failed write may have happened: a revision is never used twice.
+        # A failed write may have been stored: never reuse a revision.
         self._revision += 1
         record = {"revision": self._revision, "writer": self._writer, "job": encode_job(job)}
         try:
@@ -95,17 +95,17 @@ class Entry:
         self._sink(event)
 
     def note(self, change: Change) -> None:
-        """Like ``apply``, for what is not worth a write: a crash may forget it."""
+        """Like ``apply``, without writing the record: a crash may lose the change."""
         self.job, event = change
         self._sink(event)
 
 
 def read_record(blobs: BlobStore, at: Location) -> TrainingJob | None:
-    """The job on record at ``at``; None where there is no record.
+    """Read the job's record at ``at``; None if there is none.
 
     Raises:
-        RecordNewer: it is not for us.
-        RecordDamaged: it cannot be read.
+        RecordNewer: the record was written by a newer worker version.
+        RecordDamaged: the record cannot be decoded.
     """
     try:
         found = blobs.get(at, max_bytes=MAX_RECORD_BYTES)
@@ -117,7 +117,7 @@ def read_record(blobs: BlobStore, at: Location) -> TrainingJob | None:
 
 
 def _decode(data: bytes, at: Location) -> tuple[int, TrainingJob]:
-    """A record's revision, and its job."""
+    """Decode a record's revision and its job."""
     try:
         record = json.loads(data)
         revision = record["revision"]
@@ -134,11 +134,11 @@ def encode_job(job: TrainingJob) -> dict[str, Any]:
 
 
 def decode_job(values: dict[str, Any]) -> TrainingJob:
-    """The job that ``encode_job`` wrote; without what only a newer worker knows, for while workers
-    are being replaced one may take over from the other.
+    """Decode the result of ``encode_job``. Unknown fields of newer workers are dropped if they are
+    harmless, because old and new workers run side by side during a rollout.
 
     Raises:
-        RecordNewer: what this one does not know would change what is done.
+        RecordNewer: an unknown field would change the result.
     """
 
     def optional(name: str, build: Callable[[Any], Any]) -> Any:
@@ -176,7 +176,7 @@ def _member(kind: type[Member], value: str) -> Member:
 def _parameters(values: dict[str, Any]) -> TrainingParameters:
     known = {field.name for field in fields(TrainingParameters)}
     if unknown := sorted(values.keys() - known):
-        # A style trained without one would not be what was asked for.
+        # Dropping a parameter would train a different style.
         raise RecordNewer(f"it has {', '.join(unknown)}")
     try:
         return TrainingParameters(**{**values, "sample_prompts": tuple(values["sample_prompts"])})
@@ -185,7 +185,7 @@ def _parameters(values: dict[str, Any]) -> TrainingParameters:
 
 
 def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass among the values, each of its type."""
+    """The values that are fields of the dataclass ``kind``, converted to the fields' types."""
     hints = get_type_hints(kind)
     known = {field.name: values[field.name] for field in fields(kind) if field.name in values}
     for name, value in known.items():

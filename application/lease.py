@@ -1,10 +1,9 @@
 """The lease of a job: only the worker that holds it may work on the job.
 
-A lease is a blob with an owner and an expiry, taken with "only if absent", renewed and taken
-over with "only if unchanged", so that of two workers exactly one wins. Clocks of different
-machines differ and jump, so an expiry alone takes nothing away: a lease that looks expired
-is watched for twice as long as its owner takes to renew it, and taken over only if it stands
-still.
+A lease is a blob with an owner and an expiry. Workers acquire it by a write with ``IfAbsent``, and
+renew it or take it over with ``IfMatch``, so of two workers exactly one succeeds. Clocks of
+different machines differ and jump, so expiry alone is not enough: a worker watches a lease that
+looks expired for twice its renewal interval, and takes it over only if it was not renewed.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from domain.location import Location
 log = logging.getLogger(__name__)
 
 MAX_SECONDS = 3600.0
-"""The longest term of a lease that is believed, and that a worker may be given."""
+"""Longest term of a lease; longer terms in stored leases are capped to it."""
 
 
 class LeaseHeld(Exception):
@@ -53,12 +52,12 @@ class LeaseHeld(Exception):
 
 
 class LeaseLost(Exception):
-    """Another worker has taken the job over: stop, and write nothing more."""
+    """Another worker has taken over the job: stop, and write nothing more."""
 
 
 @dataclass(frozen=True)
 class LeaseTerms:
-    """How long a lease lives without its owner."""
+    """The term of a lease, and the intervals derived from it."""
 
     seconds: float = 60.0
 
@@ -69,8 +68,8 @@ class LeaseTerms:
 
     @property
     def takeover_delay(self) -> float:
-        """Seconds since the last renewal before which nobody takes the lease over, even if
-        clocks are wrong."""
+        """Seconds after the last renewal for which no worker takes over the lease, even if clocks
+        are wrong."""
         return 2 * self.renew_every
 
 
@@ -81,7 +80,7 @@ class _Record:
     expires_at: datetime
     revision: int
     seconds: float
-    """The owner's term: workers may have different ones."""
+    """The owner's term; other workers may have other terms."""
 
     def encode(self) -> bytes:
         return json.dumps({**asdict(self), "expires_at": self.expires_at.isoformat()}).encode()
@@ -127,17 +126,17 @@ class Lease:
 
     @property
     def is_valid(self) -> bool:
-        """Whether no other worker can have the job. Without renewals it is False before long:
-        other workers may still reach the store.
+        """Whether no other worker can have the job. Becomes False if renewals fail, because other
+        workers may still reach the store.
         """
         return self._clock.monotonic() < self._valid_until
 
     def acquire(self, stop: StopSignal) -> None:
-        """Take the lease.
+        """Acquire the lease.
 
         Raises:
             LeaseHeld: another worker has it.
-            Stopped: a stop was asked for, in whose name there is no time to watch a lease.
+            Stopped: a stop was requested while watching an expired lease.
         """
         found = self._blob.read()
         if found is not None:
@@ -151,10 +150,10 @@ class Lease:
             raise LeaseHeld("another", self._terms.renew_every) from None
 
     def renew(self) -> None:
-        """Hold the lease for another term.
+        """Renew the lease for another term.
 
         Raises:
-            LeaseLost: somebody else has it.
+            LeaseLost: another worker has it.
         """
         try:
             self._write(self._owner)
@@ -162,11 +161,11 @@ class Lease:
             raise LeaseLost(str(error)) from None
 
     def release(self, *, forget: bool) -> None:
-        """Let the next worker in at once.
+        """Release the lease, so that the next worker can acquire it immediately.
 
-        ``forget`` removes the blob too: right when the job is over, since whoever comes next
-        finds that in the journal. Else a mark is left, because removing would need a condition
-        that not every store offers.
+        With ``forget`` the blob is deleted: safe for a finished job, because the next worker reads
+        the outcome from the journal. Otherwise the lease is marked as released, because some
+        stores do not support conditional deletes.
         """
         try:
             self._write("")
@@ -176,14 +175,14 @@ class Lease:
             self.forget()
 
     def forget(self) -> None:
-        """Remove what is left of the lease of a job that is over."""
+        """Delete the lease's blob after the job is finished."""
         try:
             self._blobs.delete(self._blob.at)
         except BlobDenied as error:
             log.warning("old lease not removed: %s", error)
 
     def _understood(self, data: bytes) -> _Record:
-        """The record. One that is damaged is watched like one that has expired, and replaced."""
+        """Decode the record. A damaged record is treated as an expired lease."""
         try:
             return _Record.decode(data, self._blob.at)
         except RecordDamaged as error:
@@ -191,7 +190,7 @@ class Lease:
             return _Record("unknown", self._clock.now(), 0, self._terms.seconds)
 
     def _watch(self, record: _Record, found: bytes, stop: StopSignal) -> None:
-        # A term is believed up to a limit: a forged one must not stop the job for years.
+        # The term is capped: a forged lease must not block the job for years.
         theirs = LeaseTerms(min(max(record.seconds, self._terms.seconds), MAX_SECONDS))
         remaining = record.remaining(self._clock.now())
         if 0 < remaining <= 2 * theirs.seconds:
@@ -204,20 +203,20 @@ class Lease:
 
     @contextmanager
     def hold(self, stop: StopSignal, is_finished: Callable[[], bool]) -> Iterator[None]:
-        """Hold the lease while the context is open, renewing it beside the work.
+        """Hold the lease while the context is open, and renew it in the background.
 
-        A lease that is lost sets ``stop``. A store that cannot be reached does not: mostly nobody
-        can take the lease over there either. Where somebody can, the journal's own conditions
-        guard what is written, and ``is_valid`` what is said.
+        Losing the lease sets ``stop``. An unreachable store does not: usually other workers cannot
+        reach it either. If one can and takes over, the journal's conditional writes protect the
+        record, and ``is_valid`` prevents calls to the backend.
 
         Args:
-            is_finished: called at the end; True when the job is over and the lease can go.
+            is_finished: called at the end; True deletes the lease of the finished job.
 
         Raises:
             LeaseHeld: another worker has it.
             Stopped: as ``acquire``.
-            Unavailable: the store cannot be reached; at the end, the lease of a job that is over
-                could not be removed.
+            Unavailable: the store cannot be reached, or at the end the lease of a finished job
+                could not be deleted.
         """
 
         def renew() -> None:
@@ -233,21 +232,21 @@ class Lease:
             with self._clock.every(self._terms.renew_every, renew):
                 yield
         except BaseException:
-            # The error of the work matters more than one of the release.
+            # An error of the release must not replace the one raised here.
             with suppress(Unavailable, BlobDenied):
                 self._leave(stop, is_finished())
             raise
         self._leave(stop, is_finished())
 
     def _leave(self, stop: StopSignal, is_finished: bool) -> None:
-        """Release the lease, unless it is another's by now."""
+        """Release the lease unless another worker has it."""
         if stop.reason is StopReason.LEASE_LOST:
             return
         try:
             retry(lambda: self.release(forget=is_finished), self._clock, stop, self._terms.seconds)
         except (Unavailable, BlobDenied) as error:
             if is_finished:
-                raise  # nobody would remove it, were the message not delivered again
+                raise  # redeliver the message: its next worker deletes the lease
             log.warning("lease not released, it will expire: %s", error)
 
     def _write(self, owner: str) -> None:
@@ -265,7 +264,7 @@ class Lease:
 
 
 def lease_owner(blobs: BlobStore, at: Location, now: datetime) -> str | None:
-    """Who holds the lease at ``at``; None where it is free, expired or damaged.
+    """The owner of the lease at ``at``; None if it is free, expired or damaged.
 
     Raises:
         Unavailable, BlobDenied: the store cannot be read.

@@ -1,4 +1,4 @@
-"""What an operator should know of a job, in words: a line of the log for each event."""
+"""Log each event of a job as one line for operators."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 def log_event(event: WorkerEvent) -> None:
     """Port ``EventSink``: logs one line for each event of a job; steps at the debug level."""
     if not isinstance(event, Event) or isinstance(event, TaskReceived):
-        return  # the worker loop itself logs what it does with a message
+        return  # the worker loop logs messages itself
     if isinstance(event, ProgressMade) and not log.isEnabledFor(logging.DEBUG):
-        return  # a line that nobody reads is not composed at every step
+        return  # do not format a line at every step if it is not logged
     level, text = _logged(event)
     log.log(level, "task %s, style %d: %s", event.task_id, event.style_id, one_line(text))
 
@@ -75,7 +75,7 @@ def _logged(event: Event) -> tuple[int, str]:
 
 
 def undertaking(event: TrainingBegan) -> str:
-    """What is about to be trained."""
+    """Describe the training that is about to begin."""
     images, epochs = event.image_count, event.parameters.epochs
     return (
         f"training on {images} image{'s' * (images != 1)} for {epochs} epoch{'s' * (epochs != 1)}"
@@ -83,13 +83,13 @@ def undertaking(event: TrainingBegan) -> str:
 
 
 def position(progress: Progress) -> str:
-    """How far a training is, and how fast it goes."""
+    """Describe a training's position and speed."""
     epoch = f"epoch {progress.current_epoch}/{progress.total_epochs} ({progress.percent} %)"
     return ", ".join(filter(None, (epoch, speed(progress))))
 
 
 def speed(progress: Progress) -> str:
-    """Loss, speed and time left, as far as they are known."""
+    """Describe the known values among loss, speed and time left."""
     parts = []
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")

@@ -1,4 +1,4 @@
-"""Notify the backend once of the outcome of a job."""
+"""Notify the backend once of a job's outcome."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from domain.job import TrainingJob
 log = logging.getLogger(__name__)
 
 SLOW_ANSWER = 10.0
-"""Seconds that a call may take. A worker that ends sooner begins no call: the next worker would
-repeat it, and the artist could be notified twice."""
+"""Seconds that a call may take. A worker whose process ends sooner starts no call: the next
+worker would repeat it, and the artist could be notified twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeNotifier:
     """Makes the final webhook call of a job.
 
-    After connection errors, timeouts, 408, 429 and 5xx the call is tried again, with pauses that
-    double and are jittered, and are never shorter than the backend asks. Some of these failures
-    do not tell whether the call has arrived: its answer was lost, or late. So before a call is
-    repeated, by this worker or the next, the notifier is asked whether it has arrived. Where it
-    cannot tell, the call is repeated: a lost one would leave a style in training for ever.
+    After connection errors, timeouts, 408, 429 and 5xx the call is retried with jittered
+    exponential backoff, not sooner than ``Retry-After``. If the response was lost or late, the
+    call may have arrived. So before each retry, by this worker or the next, ``has_arrived`` is
+    checked. If its result is unknown, the call is repeated: a lost call would leave the style in
+    training forever.
     """
 
     notifier: Notifier
@@ -37,11 +37,11 @@ class OutcomeNotifier:
     random: Callable[[], float]
     """A number from 0 up to 1, for the jitter."""
     tries: int = 4
-    """Calls made before the job is put aside, the first included."""
+    """Number of calls, including the first, before the message is retried later."""
     first_pause: float = 1.0
-    """Seconds before the second try, doubled before each that follows."""
+    """Seconds before the second try; doubled for each further try."""
     max_pause: float = 15.0
-    """Seconds. A backend that asks for more is called again by a later delivery."""
+    """Longest pause in seconds. After a longer ``Retry-After`` the message is retried later."""
 
     def __call__(
         self,
@@ -50,22 +50,21 @@ class OutcomeNotifier:
         lease_is_valid: Callable[[], bool],
         stop: StopSignal,
     ) -> Settlement:
-        """Make the call, and record the answer.
+        """Make the call, and record the result.
 
-        The intent is recorded before each try and the answer after it. Both are written only if
-        nobody else has written the record since: of two workers that believe the job is theirs,
-        one is stopped here.
+        The job's record is written before each try and after the last. These writes are
+        conditional: of two workers that both claim the job, one fails here.
 
         Args:
-            still_ours: holds the job's lease for longer than a try can take, or raises.
+            still_ours: renews the lease for longer than a try can take, or raises.
             lease_is_valid: whether no other worker can have the job at this moment.
-            stop: after it no call is repeated.
+            stop: once set, failed calls are not retried.
 
         Raises:
-            Unavailable: the backend or the store is away; the job stays announcing.
+            Unavailable: the backend or the store is unavailable; the job stays announcing.
             LeaseLost: another worker has the job.
         """
-        # Progress that arrives after the final call would make a finished style look unfinished.
+        # A late progress call would make a finished style look unfinished.
         sleep(entry.quiet_from - self.clock.monotonic(), self.clock, stop)
         failures = 0
         while True:
@@ -80,7 +79,7 @@ class OutcomeNotifier:
                     return Requeue()
             entry.apply(entry.job.begin_announcement())
             if not lease_is_valid():
-                # This process was paused: a worker that took the job over may have called.
+                # This process was suspended: another worker may have taken over and called.
                 continue
             try:
                 self._call(entry.job)
@@ -91,8 +90,8 @@ class OutcomeNotifier:
                 self._pause(failures, error, entry.job, stop)
             else:
                 break
-        # A failure here would repeat the call on the next attempt, so nothing else matters now,
-        # not even a stop: SHUTDOWN_TIMEOUT ends the process anyway.
+        # If this is not recorded, the next attempt repeats the call. So retry without a limit and
+        # ignore ``stop``: SHUTDOWN_TIMEOUT ends the process anyway.
         retry(
             lambda: entry.apply(entry.job.conclude()), self.clock, StopSignal(), timeout=math.inf
         )
@@ -105,19 +104,19 @@ class OutcomeNotifier:
         if job.failure is not None:
             self.notifier.failed(job.task_id, job.style_id, job.failure)
         else:
-            assert job.artifact is not None  # the job's own invariants hold both
+            assert job.artifact is not None  # invariant of the job, as is the metric
             assert job.metric is not None
             self.notifier.completed(job.task_id, job.style_id, job.artifact, job.metric)
 
     def _has_arrived(self, job: TrainingJob) -> bool:
         outcome = job.failure or job.artifact
-        assert outcome is not None  # the job's own invariants hold one
+        assert outcome is not None  # invariant of the job
         return self.notifier.has_arrived(job.task_id, job.style_id, outcome) is True
 
     def _pause(
         self, failures: int, error: NotifierUnavailable, job: TrainingJob, stop: StopSignal
     ) -> None:
-        """Wait for the next try, or raise ``error`` where there is none."""
+        """Wait before the next try, or raise ``error`` after the last."""
         asked = error.retry_after or 0.0
         if failures >= self.tries or asked > self.max_pause:
             raise error

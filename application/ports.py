@@ -1,7 +1,7 @@
 """The ports: the interfaces that the use cases need, and the errors that they handle.
 
-An adapter raises only the errors named here, and none of its library. Any other error is a
-defect; the job is then retried a limited number of times.
+Adapters translate their library's errors into the errors of this module. Any other error counts
+as a bug: the job is retried a limited number of times.
 """
 
 from __future__ import annotations
@@ -25,67 +25,66 @@ from domain.task import TrainingTask
 
 
 class Unavailable(Exception):
-    """The service cannot be reached or asks to wait; the same call may succeed later."""
+    """A service is unreachable or rate-limits us; the same call may succeed later."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        """Seconds that the service asks to wait, if it says so."""
+        """Seconds to wait before the next call, if the service sent a ``Retry-After``."""
 
 
 # --- Queue -------------------------------------------------------------------------------
 
 
 class QueueUnavailable(Unavailable):
-    """The broker cannot be reached at the moment."""
+    """The broker is temporarily unreachable."""
 
 
 class DeliveryLost(Exception):
-    """The broker has taken the delivery back; it will deliver the message again."""
+    """The delivery can no longer be settled; the queue delivers the message again."""
 
 
 MAX_MESSAGE_BYTES = 256 * 1024
-"""Of a task: twice one with 100 images under the longest keys. Queues deliver one byte more of
-a longer message, which is enough to refuse it by."""
+"""Largest accepted task: twice the size of one with 100 images under the longest keys. Queues
+cut a longer message to one byte more than this, so that the parser can reject it."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message that this worker holds until it settles it."""
+    """One message received by this worker and not yet settled."""
 
     id: str
-    """Identifies this delivery to the queue that gave it."""
+    """The delivery's identifier within its queue."""
     body: bytes
     retries: int = 0
-    """How often the message was put aside by ``retry_later``."""
+    """Number of earlier ``retry_later`` calls for this message."""
     redelivered: bool = False
 
 
 class Queue(Protocol):
-    """A durable queue of task messages, delivered at least once.
+    """A durable queue of task messages, delivered at least once. Thread-safe.
 
-    Every call may be made from any thread. A delivery is settled by exactly one of
-    ``acknowledge``, ``retry_later``, ``dead_letter`` and ``requeue``; one that is never
-    settled, because its worker died, is delivered again. Settling raises ``DeliveryLost``
-    when the broker has already taken the delivery back.
+    Settle each delivery by exactly one of ``acknowledge``, ``retry_later``, ``dead_letter`` and
+    ``requeue``. The queue redelivers the unsettled messages of a dead worker. Settling raises
+    ``DeliveryLost`` if the queue has already requeued the message.
     """
 
     def publish(self, body: bytes) -> None:
-        """Put a message at the end of the queue, durably.
+        """Append a persistent message to the queue.
 
         Raises:
-            QueueUnavailable: the message may or may not be there.
+            QueueUnavailable: the message may or may not have been stored.
         """
 
     def receive(self, timeout: float) -> Delivery | None:
-        """The next message, or None when none comes within ``timeout`` seconds.
+        """Return the next message, or None if none arrives within ``timeout`` seconds.
 
         Raises:
             QueueUnavailable: call again after a pause.
         """
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Remove the message: it is dealt with."""
+        """Remove the processed message."""
 
     def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
         """Deliver the message again after ``delay`` seconds, with ``retries`` one higher."""
@@ -93,63 +92,63 @@ class Queue(Protocol):
     def dead_letter(
         self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
     ) -> None:
-        """Put the message where an operator finds it, with the reason.
+        """Move the message to the dead letters, with the reason.
 
         Args:
-            details: what a program may want of the reason: field, value, remedy.
+            details: the reason in machine-readable form: field, value, remedy.
         """
 
     def requeue(self, delivery: Delivery) -> None:
-        """Give the message back for another worker, at once."""
+        """Return the message to the queue immediately, for another worker."""
 
 
 @dataclass(frozen=True)
 class DeadMessage:
-    """One dead letter, as an operator sees it."""
+    """One dead letter, as shown to an operator."""
 
     body: bytes
     reason: str
     details: Mapping[str, str] = field(default_factory=dict)
     since: datetime | None = None
-    """When it was put there."""
+    """Time of dead-lettering."""
 
 
 class DeadLetterAction(Enum):
-    """What becomes of a dead letter."""
+    """An operator's decision about a dead letter."""
 
     KEEP = "keep"
     PUT_BACK = "put back"
-    """Onto the queue."""
+    """Move the message back to the queue."""
     DROP = "drop"
 
 
 class DeadLetters(Protocol):
-    """The messages that only a person can help. Every queue has them."""
+    """A queue's dead letters: messages that wait for an operator."""
 
     def process_dead_letters(
         self, decide: Callable[[DeadMessage], DeadLetterAction]
     ) -> list[DeadMessage]:
-        """Show each dead letter, oldest first, and do with it as is decided.
+        """Call ``decide`` for each dead letter, oldest first, and apply its result.
 
-        A letter put back starts afresh, without retries. It leaves the dead letters only when
-        the queue has it, so a failure in between may leave it in both, never in neither.
+        Putting a message back resets its retries. It is removed from the dead letters after the
+        queue has stored it: a failure in between may duplicate the message but never loses it.
 
         Returns:
-            Every letter shown, whether kept or not.
+            Every dead letter, whether kept or not.
 
         Raises:
-            QueueUnavailable: some may have been put back or dropped.
+            QueueUnavailable: some messages may have been put back or dropped already.
         """
 
 
 class QueueDepths(Protocol):
-    """How many messages wait where; for gauges and for scaling."""
+    """Queue depths, for gauges and autoscaling."""
 
     def depths(self) -> Mapping[str, int]:
-        """Messages by the name of their queue: those that nobody holds.
+        """Return the number of ready (undelivered) messages by queue name.
 
         Raises:
-            QueueUnavailable: they cannot be counted now.
+            QueueUnavailable: the depths cannot be read now.
         """
 
 
@@ -165,20 +164,20 @@ class BlobMissing(Exception):
 
 
 class BlobDenied(Exception):
-    """The store, or our own list of allowed buckets, refuses the access."""
+    """The store, or our own list of allowed buckets, denies access."""
 
 
 class BlobTooLarge(Exception):
-    """The blob is larger than the caller allows; its body was not read."""
+    """The blob exceeds the caller's limit; its body was not read."""
 
 
 class PreconditionFailed(Exception):
-    """The blob is not in the state that the condition names; nothing was written."""
+    """The condition of a write does not hold; nothing was written."""
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A blob's content and the tag that names exactly this content."""
+    """A blob's content and its entity tag (ETag)."""
 
     data: bytes
     etag: str
@@ -186,12 +185,12 @@ class Blob:
 
 @dataclass(frozen=True)
 class IfAbsent:
-    """Write only where there is no blob yet."""
+    """Write only if no blob exists at the location."""
 
 
 @dataclass(frozen=True)
 class IfMatch:
-    """Write only over the content that has this tag."""
+    """Write only if the stored blob has this ETag."""
 
     etag: str
 
@@ -200,18 +199,19 @@ Condition = IfAbsent | IfMatch
 
 
 class BlobStore(Protocol):
-    """Buckets of blobs. A write appears whole or not at all; a read sees one whole write.
+    """Buckets of blobs. Writes are atomic: a read returns the content of one complete write.
 
-    Of several writers with conditions on the same state exactly one succeeds. Every call may
-    raise ``BlobUnavailable`` (then a write may or may not have happened) and ``BlobDenied``.
+    If several writers condition their writes on the same state, exactly one succeeds. Every call
+    may raise ``BlobDenied`` and ``BlobUnavailable``; after the latter, a write may or may not
+    have been stored.
     """
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
         """Read a blob.
 
         Raises:
-            BlobMissing: nothing lies there, or there is no such bucket.
-            BlobTooLarge: it has more than ``max_bytes`` bytes.
+            BlobMissing: the blob or the bucket does not exist.
+            BlobTooLarge: the blob has more than ``max_bytes`` bytes.
         """
 
     def put(
@@ -222,84 +222,81 @@ class BlobStore(Protocol):
         content_type: str = "application/octet-stream",
         condition: Condition | None = None,
     ) -> str:
-        """Write a blob and return its tag.
+        """Write a blob and return its ETag.
 
         Raises:
             PreconditionFailed: the condition does not hold.
         """
 
     def delete(self, at: Location) -> None:
-        """Remove a blob; nothing happens where none lies."""
+        """Delete a blob; no-op if it does not exist."""
 
     def list(self, bucket: Bucket, prefix: str) -> list[Location]:
-        """Every blob whose key starts with ``prefix``, in order of the keys."""
+        """List the blobs whose keys start with ``prefix``, sorted by key."""
 
 
 # --- Notifier ----------------------------------------------------------------------------
 
 
 class NotifierUnavailable(Unavailable):
-    """The backend cannot be reached or answers 408, 429 or 5xx."""
+    """The backend is unreachable or returned 408, 429 or 5xx."""
 
 
 class NotifierRefused(Exception):
-    """The backend answers that this call will never be accepted; the text has its reason."""
+    """The backend rejected the call permanently; the text has its reason."""
 
 
 class StyleGone(NotifierRefused):
-    """The backend answers 404: it does not know the style, or not any more."""
+    """The backend returned 404: the style does not exist or was deleted."""
 
 
 class Notifier(Protocol):
-    """The platform's backend. It is not idempotent: each final call is seen by the artist.
+    """Webhooks to the platform's backend. They are not idempotent: the artist is notified of
+    each final call (``completed`` or ``failed``).
 
-    Every call is tried once, and raises ``NotifierUnavailable`` or ``NotifierRefused``. After an
-    ``Unavailable`` it may or may not have arrived: ``has_arrived`` may know, and whether it is
-    worth another try is for the caller to say.
+    Each method sends one request and raises ``NotifierUnavailable`` or ``NotifierRefused``. After
+    ``NotifierUnavailable`` the call may or may not have arrived: the caller checks
+    ``has_arrived`` and decides whether to retry.
     """
 
     def progress(self, style_id: int, progress: Progress) -> None:
-        """Tell how far the job is."""
+        """Report the job's progress."""
 
     def completed(
         self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
     ) -> None:
-        """Tell that the style is ready."""
+        """Report that the style is ready."""
 
     def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
-        """Tell that there will be no style."""
+        """Report that the job failed or was cancelled."""
 
     def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
-        """Whether the final call with this outcome has arrived. Raises nothing.
-
-        Returns:
-            None: it cannot be told.
-        """
+        """Whether the final call with this outcome has arrived; None if unknown. Never raises."""
 
 
 # --- Trainer -----------------------------------------------------------------------------
 
 
 class CheckpointRejected(Exception):
-    """The checkpoint is damaged or belongs to another run; the text says in what."""
+    """The checkpoint is damaged or belongs to another run; the text has the details."""
 
 
 class TrainerBroken(Exception):
-    """The device has failed: this process can train nothing more; another one may."""
+    """The device failed for good in this process; a new process may be able to use it."""
 
 
 @dataclass(frozen=True)
 class InitialLora:
-    """An existing LoRA that a run starts from."""
+    """An existing LoRA whose weights a run starts from."""
 
     data: bytes
     """A safetensors file."""
     rank: int
     alpha: float
-    """Its layers add ``alpha / rank * up @ down``."""
+    """Each layer adds ``alpha / rank * up @ down`` to the base weight."""
 
     def dimensions(self, parameters: TrainingParameters) -> TrainingParameters:
-        """The parameters, with this LoRA's rank and alpha where ``dim_from_weights`` says so."""
+        """The parameters, with this LoRA's rank and alpha if ``dim_from_weights`` is set."""
         if not parameters.dim_from_weights:
             return parameters
         return replace(parameters, rank=self.rank, alpha=self.alpha)
@@ -307,7 +304,7 @@ class InitialLora:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """All that determines a style. Equal plans on equal hardware give equal weights."""
+    """Every input of a training run. Equal plans on equal hardware give equal weights."""
 
     style_id: int
     images: tuple[TrainingImage, ...]
@@ -320,7 +317,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did. Counts are of what is finished."""
+    """The result of one step: numbers of finished epochs and steps."""
 
     epoch: int
     step: int
@@ -335,29 +332,31 @@ class EpochRecord:
     loss: float
     learning_rate: float
     evaluation_loss: float | None = None
-    """Mean over fixed noises and timesteps of images trained on; in measured epochs only."""
+    """Mean loss of training images over fixed noises and timesteps; None in epochs without an
+    evaluation."""
     validation_loss: float | None = None
-    """The same of images held out, where there are any."""
+    """The same for held-out images; None if there are none."""
     gradient_norm: float | None = None
-    """Mean over the epoch's steps, before clipping; None where a trainer does not tell."""
+    """Mean over the epoch's steps, before clipping; None if the trainer does not measure it."""
     largest_gradient_norm: float | None = None
     stalled: bool = False
-    """True when nothing moved, or nothing pulled, though the learning rate would have let it."""
+    """True if the weights did not change, or all gradients were zero, although the learning rate
+    was high enough."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All it takes to go on from a moment of a run, on this machine or another."""
+    """The complete state of a run, to resume it on this machine or another."""
 
     epoch: int
     step: int
     data: bytes
-    """safetensors, the state that is not a tensor in its metadata as JSON."""
+    """A safetensors file; its metadata holds the non-tensor state as JSON."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """One image drawn by the model."""
+    """One image generated by the model."""
 
     prompt: str
     seed: int
@@ -365,7 +364,7 @@ class Preview:
 
 
 class TrainingSession(Protocol):
-    """One run, driven step by step by the use case.
+    """One training run; the use case calls ``advance`` for each step.
 
     ``advance`` raises ``TrainingFailed`` (GPU_OOM, LOSS_DIVERGED, ...). Every call may raise
     ``TrainerBroken``.
@@ -373,104 +372,102 @@ class TrainingSession(Protocol):
 
     @property
     def total_steps(self) -> int:
-        """Steps in the whole run."""
+        """Number of steps of the whole run."""
 
     @property
     def finished(self) -> bool:
-        """True when no step is left."""
+        """True after the last step."""
 
     @property
     def history(self) -> Sequence[EpochRecord]:
-        """Every finished epoch of the whole run, those before a resume included."""
+        """Every finished epoch of the run, including those before a resume."""
 
     @property
     def peak_memory(self) -> int:
-        """Most bytes held at a time so far: on a GPU by the run, else by the whole process."""
+        """Peak memory so far in bytes: of the run on a GPU, of the whole process on a CPU."""
 
     def advance(self) -> StepReport:
         """Run the next step.
 
-        A run that has gone wrong may go back to an earlier step, and report that one.
+        A run that diverges may roll back; the report then has the earlier step.
         """
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it stands between two steps. Resuming from it is exact.
+        """Return the current state; a run resumed from it continues exactly.
 
-        Of a run that has gone wrong it is the last moment at which it was well.
+        For a diverged run, return the last good state instead.
         """
 
     def weights(self) -> bytes:
-        """The adapters as they stand, as a ``.safetensors`` file for other programs."""
+        """The current LoRA weights as a ``.safetensors`` file for other programs."""
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
-        """Images from fixed prompts and seeds, with the adapters or without.
+        """Generate images from fixed prompts and seeds, with the LoRA or without.
 
-        Leaves the run as it is: the steps that follow are the same with or without it.
+        Does not change the state of the run or of its random generators.
         """
 
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """The base model, as far as those who use its styles need to know it."""
+    """The base model's name and compatibility, for reports and files."""
 
     name: str
     is_sd15: bool
-    """Whether styles of it load where those of Stable Diffusion 1.5 do."""
+    """Whether its LoRAs are compatible with Stable Diffusion 1.5."""
 
 
 class Trainer(Protocol):
-    """Trains styles on one device: one alone, or several of one kind together.
+    """Trains LoRAs on a device: one run alone, or several with equal ``batch_key`` together.
 
-    A session is used by one thread; each of several has its own.
+    Use each session from one thread only; concurrent sessions need a thread each.
     """
 
     @property
     def base(self) -> BaseFacts:
-        """What the styles are for."""
+        """The base model that the LoRAs are trained on."""
 
     @property
     def native_resolution(self) -> int:
-        """Side in pixels that the base model was trained for: 512 for SD 1.5."""
+        """The base model's training resolution: side in pixels, 512 for SD 1.5."""
 
     def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
-        """What runs must have in common to be open at the same time, as many as there are slots.
+        """Runs with equal keys can be open at the same time, one per slot.
 
-        None: such a run is open alone.
+        None: the run must be open alone.
         """
 
     def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
-        """The files of a folder that PEFT loads into the U-Net, for what
-        ``TrainingSession.weights`` returned: the weights, then the configuration, without which
-        nobody loads them.
+        """Convert the result of ``TrainingSession.weights`` to the files of a folder that PEFT
+        loads into the U-Net: the weights, then the configuration, without which PEFT loads
+        nothing.
         """
 
     def open(
         self, plan: TrainingPlan, resume: bytes | None
     ) -> AbstractContextManager[TrainingSession]:
-        """Set a run up, from nothing or from a checkpoint's data. Leaving frees all of it.
+        """Start a new run, or resume one from a checkpoint's data. Leaving the context frees all
+        of its memory.
 
         Raises:
-            CheckpointRejected: ``resume`` cannot be used for this plan.
+            CheckpointRejected: ``resume`` does not fit this plan.
             TrainingFailed: the run cannot be set up.
-            TrainerBroken: on leaving, too.
+            TrainerBroken: also when the context is left.
         """
 
 
 class ImageInspector(Protocol):
-    """Tells whether a file is an image that can be trained on, and makes it ready for that.
-
-    Any number of threads may share one.
-    """
+    """Checks image files and prepares them for training. Thread-safe."""
 
     def inspect(self, data: bytes, resolution: int, stop: StopSignal) -> PreparedImage:
-        """Decode the image fully, describe it, and reduce it to the size it is trained at.
+        """Decode the whole image, collect its facts, and scale and crop it to its training size.
 
         Args:
-            resolution: that it is trained at, as the side of a square in pixels.
+            resolution: training resolution, as the side of a square in pixels.
 
         Raises:
-            ImageRefused: with the reason, in words for the artist.
-            Stopped: the work should end; within a second or two.
+            ImageRefused: the image is unusable; the text is the reason, for the artist.
+            Stopped: ``stop`` was set; raised within a second or two.
         """
 
 
@@ -479,16 +476,16 @@ class ImageInspector(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GpuReading:
-    """One card at one moment; None where the card or its driver does not tell."""
+    """One GPU's state at one moment; None for values that its driver does not report."""
 
     index: int
     name: str
     memory_used: int | None = None
-    """Bytes in use, by anybody."""
+    """Bytes in use by all processes."""
     memory_total: int | None = None
     """Bytes."""
     utilization: float | None = None
-    """Share of the last moment in which a kernel ran, 0 to 1."""
+    """Share of the driver's last sampling period in which a kernel ran, 0 to 1."""
     temperature: int | None = None
     """Degrees Celsius."""
     power: float | None = None
@@ -499,29 +496,28 @@ class GpuReading:
 
 
 class Clock(Protocol):
-    """Time: the only source of it that the application has."""
+    """The application's only source of time."""
 
     def now(self) -> datetime:
-        """Wall-clock time, aware, in UTC. May jump."""
+        """Wall-clock time as an aware datetime in UTC. May jump."""
 
     def monotonic(self) -> float:
-        """Seconds since some moment. Never goes back."""
+        """Seconds since an arbitrary moment. Never decreases."""
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Block for ``seconds``."""
 
     def every(self, seconds: float, action: Callable[[], None]) -> AbstractContextManager[None]:
-        """While the context is open, call ``action`` every ``seconds``, beside our own work.
+        """While the context is open, call ``action`` every ``seconds`` in a background thread.
 
-        Leaving waits until a call under way has ended; none comes after that. What ``action``
-        raises is logged and does not stop the calls. It runs in a copy of the context in which
-        it was asked for.
+        Leaving the context waits for a running call. Exceptions from ``action`` are logged and do
+        not end the calls. ``action`` runs in a copy of the caller's ``contextvars`` context.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleReport:
-    """What there is to show of a finished run."""
+    """The contents of a finished run's report."""
 
     task: TrainingTask
     base: BaseFacts
@@ -531,12 +527,12 @@ class StyleReport:
     before: tuple[Preview, ...]
     after: tuple[Preview, ...]
     underway: tuple[tuple[int, tuple[bytes, ...]], ...] = ()
-    """Epochs at whose checkpoint previews were drawn, each with the PNGs of ``after``'s prompts
-    and seeds in their order."""
+    """Epochs with checkpoint previews, each with its PNGs: prompts and seeds are those of
+    ``after``, in the same order."""
     artifact: Artifact
     metric: TrainingMetric
     seconds: float
-    """Duration of this attempt, from taking the job up to the stored weights."""
+    """Duration of this attempt, from its start to the stored weights."""
     attempt: int
     peak_memory: int
     """Bytes, as ``TrainingSession.peak_memory``."""
@@ -544,7 +540,7 @@ class StyleReport:
 
 @dataclass(frozen=True)
 class ReportFile:
-    """One file of a report, to be stored under ``name``."""
+    """One file of a report, stored under ``name``."""
 
     name: str
     content_type: str
@@ -552,22 +548,22 @@ class ReportFile:
 
 
 REPORT_PAGE = "report.html"
-"""The file of a report that a person opens. It is stored last."""
+"""The report's main page. It is stored after the report's other files."""
 
 
 class Reporter(Protocol):
-    """Makes a report that a person can open."""
+    """Renders reports for people."""
 
     def render(self, report: StyleReport) -> Sequence[ReportFile]:
-        """The report's files."""
+        """Return the report's files."""
 
 
 class TaskParser(Protocol):
-    """Reads a message's body."""
+    """Parses a message's body."""
 
     def __call__(self, body: bytes) -> TrainingTask:
-        """The task that the body describes.
+        """Return the task that the body describes.
 
         Raises:
-            InvalidTask: it describes none.
+            InvalidTask: the body is not a valid task.
         """

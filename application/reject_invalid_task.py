@@ -1,4 +1,4 @@
-"""What becomes of a message that is not a task we can carry out."""
+"""Reject a message that is not a valid task."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RejectInvalidTask:
-    """Tells the backend, once, where the message says which style it was; then dead-letters.
+    """Notifies the backend once, if the message has a style id; then dead-letters the message.
 
-    A message that names a job's task id is only dead-lettered: the style may be completed.
+    If a job with the message's task id exists, the backend is not notified: the style may be
+    completed.
 
-    The message's content stands in for a task id, so that a repetition is recognised.
+    The rejection's job id is derived from the message's content, so that repeated messages are
+    recognised.
     """
 
     store: JobStore
@@ -36,7 +38,7 @@ class RejectInvalidTask:
     def __call__(
         self, body: bytes, error: InvalidTask, stop: StopSignal, retries: int = 0
     ) -> Settlement:
-        """Say what becomes of the message. Raises nothing."""
+        """Reject the message, and return how to settle it. Raises nothing."""
         details = {"field": error.field, "value": error.value, "remedy": error.remedy}
         refused = DeadLetter(str(error), details)
         job_id = invalid_task_id(body)
@@ -49,10 +51,10 @@ class RejectInvalidTask:
         lease = self.store.lease(job_id)
         try:
             if error.task_id is not None and self.store.recorded(error.task_id) is not None:
-                return refused  # the job of that task has told its outcome, or will
+                return refused  # the job of that task notifies the backend itself
             entry = self.store.open(fresh)
             if entry.job.is_terminal:
-                lease.forget()  # a crash may have left it
+                lease.forget()  # a crashed worker may have left it
                 return refused
             with lease.hold(stop, is_finished=lambda: entry.job.is_terminal):
                 entry.load()
@@ -74,7 +76,7 @@ class RejectInvalidTask:
             )
 
     def _leave_note(self, job_id: str, error: InvalidTask, details: dict[str, str]) -> None:
-        """Where the task's id could be read, let an operator find the rejection by it."""
+        """Store the rejection under the task id, if the message has one, for operators."""
         if error.task_id is None:
             return
         details["task_id"] = error.task_id
@@ -86,11 +88,11 @@ class RejectInvalidTask:
 
 
 def invalid_task_id(body: bytes) -> str:
-    """An id for a message without a valid task, the same each time the message comes."""
+    """An id for a message without a valid task, derived from its content."""
     return f"invalid-{hashlib.sha256(body).hexdigest()[:32]}"
 
 
 def _for_the_artist(error: InvalidTask) -> str:
-    """What is wrong, without the path that leads there."""
+    """The error text for the artist, without the path of the field."""
     field = error.field.removeprefix("data.").removeprefix("parameters.").replace("_", " ")
     return f"The training request is invalid: {field} is {error.value}; {error.remedy}."

@@ -16,7 +16,7 @@ T = TypeVar("T")
 FIRST_PAUSE = 5.0
 MAX_PAUSE = 600.0
 POLL_SECONDS = 1.0
-"""Longest time in seconds until a sleep notices a stop."""
+"""Seconds between checks of ``stop`` while sleeping."""
 
 
 def backoff(tries: int, asked: float | None = None) -> float:
@@ -26,7 +26,7 @@ def backoff(tries: int, asked: float | None = None) -> float:
 
 
 def retry(call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float) -> T:
-    """Repeat ``call`` while it raises ``Unavailable``, for ``timeout`` seconds or until ``stop``.
+    """Retry ``call`` while it raises ``Unavailable``, for ``timeout`` seconds or until ``stop``.
 
     Raises:
         Unavailable: the last failure.
@@ -46,7 +46,7 @@ def retry(call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float)
 
 
 def sleep(seconds: float, clock: Clock, stop: StopSignal) -> None:
-    """Sleep, but only until ``stop`` is requested."""
+    """Sleep for ``seconds`` or until ``stop`` is requested."""
     end = clock.monotonic() + seconds
     while stop.reason is None and (left := end - clock.monotonic()) > 0:
         clock.sleep(min(left, POLL_SECONDS))

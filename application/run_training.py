@@ -54,28 +54,28 @@ CANCELLED = Failure(FailureCode.CANCELLED, "The training was cancelled.")
 
 @dataclass(frozen=True, kw_only=True)
 class RunTraining:
-    """Runs a task, or resumes it where an earlier attempt stopped."""
+    """Runs a task, or resumes it from the last checkpoint of an earlier attempt."""
 
     store: JobStore
     fetch_images: Callable[[tuple[Location, ...], int, StopSignal], ImageSet]
-    """Takes the resolution second. Raises ``ImagesDenied``."""
+    """Arguments: image locations, resolution, stop. Raises ``ImagesDenied``."""
     trainer: Trainer
     slots: AdmissionQueue
-    """Shared by all who use the trainer."""
+    """Shared by all users of the trainer."""
     loop: TrainingLoop
     write_report: ReportWriter
     notify_outcome: OutcomeNotifier
     config: WorkerConfig
     load_lora: Callable[[str], InitialLora] | None = None
-    """Fetches what the parameter ``network_weights`` names. Raises ``UserError`` where that is no
-    LoRA."""
+    """Fetches the LoRA named by the parameter ``network_weights``. Raises ``UserError`` if the
+    file is not a LoRA."""
 
     def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
         """Run the task, and return how to settle its message. Raises nothing.
 
         Args:
             stop: checked between two steps.
-            retries: how often the message was retried already.
+            retries: number of earlier retries of the message.
         """
         worker_stop, stop = stop, StopSignal(stop)
         lease = self.store.lease(task.task_id)
@@ -85,12 +85,12 @@ class RunTraining:
             self._claim(task, entry.job)
             if entry.job.is_terminal:
                 log.info("task %s: nothing to do, the job is %s", task.task_id, entry.job.state)
-                lease.forget()  # a crash may have left it
+                lease.forget()  # a crashed worker may have left it
                 return self._finish(task, entry, stop)
             with lease.hold(stop, is_finished=lambda: entry.job.is_terminal):
                 entry.load()
                 self.store.check_weights(entry.job)
-                # Once its outcome is decided, a cancellation comes too late.
+                # A decided job ignores cancellation: only a stop of the worker counts.
                 announce = partial(
                     self.notify_outcome,
                     entry,
@@ -112,17 +112,17 @@ class RunTraining:
             return settlement_after(error, about, retries=retries, config=self.config, stop=stop)
 
     def _claim(self, task: TrainingTask, job: TrainingJob) -> None:
-        """See that the message asks for what is on record under its task id.
+        """Record the request under its task id, or compare it with the recorded one.
 
         Raises:
-            TaskDiffers: it asks for something else.
+            TaskDiffers: the recorded request differs.
         """
-        if job.style_id != task.style_id:  # version 0.1 recorded no more of a task than this
+        if job.style_id != task.style_id:  # version 0.1 recorded only the style id
             raise TaskDiffers(task.task_id, {"style_id": (job.style_id, task.style_id)})
         self.store.claim(task)
 
     def _finish(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> Settlement:
-        """Do what a worker that was lost after the final call has left undone."""
+        """Write the missing report and prune checkpoints after the final call was made."""
         try:
             if entry.job.state is JobState.COMPLETED and entry.job.checkpoint is not None:
                 self._write_missing_report(task, entry, stop)
@@ -143,7 +143,7 @@ class RunTraining:
         stop: StopSignal,
         announce: Callable[[], Settlement],
     ) -> Settlement:
-        """Bring the job to its outcome and announce it; or interrupt it."""
+        """Train the job, decide its outcome and notify the backend; or interrupt the job."""
         if entry.job.state in ACTIVE:
             is_failure = not entry.job.waits
             entry.apply(entry.job.interrupt("its worker was lost", is_failure=is_failure))
@@ -174,7 +174,7 @@ class RunTraining:
         except LeaseLost:
             raise
         except TrainerBroken as error:
-            # This worker ends, even if the job can no longer be recorded.
+            # This worker must end even if recording the interruption fails.
             with suppress(BlobDenied, LeaseLost):
                 self._interrupt(entry, str(error), is_failure=True)
             return RetryLater(backoff(entry.job.failures), str(error), broken=True)
@@ -215,7 +215,8 @@ class RunTraining:
             self._retry(lambda: entry.apply(stored), stop)
             settlement = announce()
             if entry.job.is_terminal and stop.reason is None:
-                # The artist does not wait for it; the session is still open for its previews.
+                # After the notification, so that the artist does not wait; the previews need the
+                # open session.
                 base = self.trainer.base
                 self.write_report(session, task, plan, images, entry, base, stop)
             return settlement
@@ -223,7 +224,7 @@ class RunTraining:
     def _plan(
         self, task: TrainingTask, job: TrainingJob, stop: StopSignal
     ) -> tuple[TrainingPlan, ImageSet]:
-        """All that determines the style, and the images that it is made from."""
+        """Fetch the images and build the training plan from them and the parameters."""
         known, native = job.parameters, self.trainer.native_resolution
         resolution = known.resolution if known else task.requested.named.get("resolution", native)
         images = self.fetch_images(task.images, resolution, stop)
@@ -248,7 +249,7 @@ class RunTraining:
         return plan, images
 
     def _upload(self, weights: bytes, job: TrainingJob, stop: StopSignal) -> Artifact:
-        """Store the weights in the form that their reader expects."""
+        """Store the weights as one file, or as a PEFT folder if so configured."""
         put = partial(self.store.put_weights, job.style_id, weights)
         if self.config.weights_in_folder:
             folder = self.trainer.in_folder(weights)
@@ -256,7 +257,7 @@ class RunTraining:
         return self._retry(put, stop)
 
     def _write_missing_report(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> None:
-        """Write the report of a completed job whose worker was lost before it could."""
+        """Write the report of a completed job whose worker died before writing it."""
         if self.store.has_report(task.task_id):
             return
         plan, images = self._plan(task, entry.job, stop)
@@ -289,7 +290,7 @@ class RunTraining:
 
     @contextmanager
     def _session(self, plan: TrainingPlan, entry: Entry) -> Iterator[TrainingSession]:
-        """A session that goes on from the job's checkpoint, where there is a usable one."""
+        """Open a session, resumed from the job's checkpoint if that is usable."""
         entry.apply(entry.job.begin_training(plan.parameters, len(plan.images)))
         with ExitStack() as stack:
             try:
@@ -322,5 +323,5 @@ class RunTraining:
         self._retry(lease.renew, stop)
 
     def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:
-        """Repeat a call while the store is unavailable: to train again would cost much more."""
+        """Retry a call while the store is unavailable: training again would cost much more."""
         return self.store.retry(call, stop, self.config.upload_timeout)

@@ -23,7 +23,7 @@ def settlement_after(
 
     Args:
         about: names the message in the log.
-        retries: how often the message has been retried already.
+        retries: number of earlier retries of the message.
     """
     match error:
         case Stopped():
@@ -39,8 +39,8 @@ def settlement_after(
         case RecordNewer():
             return RetryLater(backoff(retries), str(error))
         case BlobDenied() | RecordDamaged():
-            # Both may be temporary: a denied bucket would dead-letter every task, and a proxy's
-            # answer in place of the store's looks like damage.
+            # Retry, since both may be temporary: a denied bucket affects every task, and a proxy's
+            # error page in place of the store's response looks like a damaged record.
             if retries >= config.max_retries:
                 return DeadLetter(str(error))
             return RetryLater(backoff(retries), str(error))

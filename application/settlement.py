@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Ack:
-    """The message is dealt with."""
+    """Acknowledge the processed message."""
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,23 @@ class RetryLater:
     elsewhere: bool = False
     """Another delivery of the same task is being processed."""
     broken: bool = False
-    """This worker's device has failed: the worker ends."""
+    """The device of this worker failed: the worker must end."""
     defect: bool = False
-    """An error that nobody expected broke the job off."""
+    """The job was interrupted by an unexpected error."""
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """Put the message where an operator finds it."""
+    """Move the message to the dead letters for an operator."""
 
     reason: str
     details: Mapping[str, str] = field(default_factory=dict)
-    """The reason for programs: field, value, remedy."""
+    """The reason in machine-readable form: field, value, remedy."""
 
 
 @dataclass(frozen=True)
 class Requeue:
-    """This worker shuts down: give the message to another one at once."""
+    """Return the message to the queue immediately, because this worker shuts down."""
 
 
 Settlement = Ack | RetryLater | DeadLetter | Requeue

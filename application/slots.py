@@ -1,4 +1,4 @@
-"""Who may train now: one run, or as many of one batch_key as the device has slots for."""
+"""Limit concurrent runs: one run, or several with one batch key up to the number of slots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class AdmissionQueue:
     run with another key waiting forever.
 
     Args:
-        count: runs with one batch key at a time.
+        count: number of slots for concurrent runs with one batch key.
     """
 
     def __init__(self, count: int = 1) -> None:
@@ -30,7 +30,7 @@ class AdmissionQueue:
     def taken(
         self, batch_key: Hashable | None, stop: StopSignal, waiting: Callable[[], None]
     ) -> Iterator[None]:
-        """A slot, as soon as there is one for a run of this batch_key; given up on leaving.
+        """Wait for a slot for a run with this batch key, and hold it while the context is open.
 
         Args:
             batch_key: ``Trainer.batch_key``; a run whose key is None trains alone.

@@ -10,19 +10,19 @@ class StopReason(IntEnum):
     """Why a job should stop. A higher one overrides a lower one."""
 
     SHUTDOWN = 1
-    """The worker shuts down: store a checkpoint and hand the job over."""
+    """The worker shuts down: store a checkpoint and requeue the message."""
     CANCELLED = 2
     """The job was cancelled."""
     STYLE_GONE = 3
-    """The backend does not know the style any more: make no final call."""
+    """The style was deleted in the backend: make no final call."""
     LEASE_LOST = 4
     """Another worker has the job: write nothing more."""
 
 
 class StopSignal:
-    """Set from anywhere, polled between two steps. A child also sees its parent's reason.
+    """Set from any thread, polled between two steps. A child also returns its parent's reason.
 
-    Plain attribute writes and no lock: a signal handler may set it at any instruction.
+    Uses plain attribute writes without a lock, so that a signal handler can set it at any time.
     """
 
     def __init__(self, parent: StopSignal | None = None) -> None:
@@ -34,7 +34,7 @@ class StopSignal:
         """Request a stop.
 
         Args:
-            deadline: monotonic time, in seconds, at which the process ends.
+            deadline: monotonic time in seconds at which the process ends.
         """
         self._deadline = min(self._deadline, deadline)
         if self._own is None or reason > self._own:
@@ -42,7 +42,7 @@ class StopSignal:
 
     @property
     def reason(self) -> StopReason | None:
-        """The weightiest reason given, or None to go on."""
+        """The highest reason requested, or None to continue."""
         inherited = self._parent.reason if self._parent else None
         return max((r for r in (self._own, inherited) if r is not None), default=None)
 

@@ -1,4 +1,4 @@
-"""Where a worker keeps what: the one place that knows the keys of our blobs."""
+"""The keys of all blobs that a worker writes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 from domain.location import Bucket, Location
 
 MODELS = "models/"
-"""What the keys of finished styles start with."""
+"""Key prefix of finished styles."""
 JOBS = "jobs/"
-"""What the keys of all that belongs to a job start with."""
+"""Key prefix of job data."""
 
 
 @dataclass(frozen=True)
 class StorageKeys:
-    """The keys of everything that is written for a job.
+    """The keys of a job's blobs.
 
     ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel, checkpoints and the
-    styles of their epochs, the report with its previews, and the logs.
+    styles of their epochs, the report with its previews, and the logs. The inference server reads
     ``models/style_<style_id>.safetensors``, or a folder for each task in
-    ``models/style-<style_id>/``, is what the inference server reads.
+    ``models/style-<style_id>/``.
     """
 
     bucket: Bucket
-    """Where all but the weights goes."""
+    """Bucket of all blobs except the weights."""
     models: Bucket | None = None
-    """Where the weights go; None: the same bucket."""
+    """Bucket of the weights; None: the same bucket."""
     report_prefix: str | None = None
-    """Where reports go; None puts each beside its job's journal."""
+    """Key prefix of reports; None stores each next to its job's journal."""
     weights_name: str | None = None
-    """The name of every finished style, where only one is made; None names each by its id."""
+    """Fixed name of the finished style, for a single run; None names each style by its id."""
 
     def weights(self, style_id: int) -> Location:
         """The finished style."""
@@ -37,16 +37,16 @@ class StorageKeys:
         return self._models.at(f"{MODELS}{name}.safetensors")
 
     def weights_in_folder(self, style_id: int, task_id: str, name: str) -> Location:
-        """One file of the finished style's folder. A style that is trained anew gets another
-        folder, so that nobody reads files of two."""
+        """One file of the finished style's folder. Each task has its own folder, so that readers
+        never mix files of two trainings of a style."""
         return self._models.at(f"{MODELS}style-{style_id}/{task_id}/{name}")
 
     def is_weights(self, at: Location) -> bool:
-        """Whether a finished style may lie there; also one that another version of us stored."""
+        """Whether this or another worker version may have stored a finished style there."""
         return self._models == Bucket(at.bucket, at.scheme) and at.key.startswith(MODELS)
 
     def task(self, task_id: str) -> Location:
-        """What the first message with this id asked for."""
+        """The request of the first message with this id."""
         return self._job(task_id, "task.json")
 
     def journal(self, task_id: str) -> Location:
@@ -54,35 +54,35 @@ class StorageKeys:
         return self._job(task_id, "journal.json")
 
     def lease(self, task_id: str) -> Location:
-        """Who works on the job."""
+        """The job's lease."""
         return self._job(task_id, "lease.json")
 
     def cancellation(self, task_id: str) -> Location:
-        """Present when somebody wants the job stopped."""
+        """The request to cancel the job; absent unless one was made."""
         return self._job(task_id, "cancel.json")
 
     def rejection(self, task_id: str) -> Location:
-        """Why a message with the task's id was rejected."""
+        """The reason why a message with the task id was rejected."""
         return self._job(task_id, "rejected.json")
 
     def checkpoint(self, task_id: str, epoch: int, step: int) -> Location:
-        """One moment of the run. Zero-padded, so that listing gives them in order."""
+        """A checkpoint. Numbers are zero-padded, so that listings are in order."""
         return self._job(task_id, f"checkpoints/epoch_{epoch:05d}_step_{step:08d}.safetensors")
 
     def style_at(self, task_id: str, epoch: int) -> Location:
-        """The style as it was at an epoch's checkpoint, for other programs."""
+        """The weights at an epoch's checkpoint, for other programs."""
         return self._job(task_id, f"styles/epoch_{epoch:05d}.safetensors")
 
     def probe(self, name: str) -> Location:
-        """A blob that is written to find out whether blobs can be, and removed again."""
+        """A temporary blob for testing access to the bucket."""
         return self.bucket.at(f"{JOBS}check/{name}")
 
     def checkpoints_prefix(self, task_id: str) -> str:
-        """What the keys of a job's checkpoints start with."""
+        """Key prefix of a job's checkpoints."""
         return f"{JOBS}{task_id}/checkpoints/"
 
     def styles_prefix(self, task_id: str) -> str:
-        """What the keys of the styles at a job's checkpoints start with."""
+        """Key prefix of the weights at a job's checkpoints."""
         return f"{JOBS}{task_id}/styles/"
 
     def report(self, task_id: str, name: str) -> Location:
@@ -92,11 +92,11 @@ class StorageKeys:
         return self.bucket.at(f"{self.report_prefix}{name}")
 
     def previews(self, task_id: str, epoch: int, number: int) -> Location:
-        """One preview drawn at an epoch's checkpoint, among the report's files."""
+        """One preview of an epoch's checkpoint, among the report's files."""
         return self.report(task_id, f"previews/epoch_{epoch:05d}_{number}.png")
 
     def previews_prefix(self, task_id: str) -> str:
-        """What the keys of a job's previews at checkpoints start with."""
+        """Key prefix of a job's previews at checkpoints."""
         return self.report(task_id, "previews/epoch_").key
 
     def log(self, task_id: str, name: str) -> Location:
@@ -104,12 +104,12 @@ class StorageKeys:
         return self._job(task_id, f"logs/{name}")
 
     def leased_task(self, at: Location) -> str | None:
-        """The task whose lease a blob is; None where it is another blob."""
+        """The task id of a lease's key; None for other keys."""
         task_id = _task_of(at)
         return task_id if task_id and at == self.lease(task_id) else None
 
     def recorded_task(self, at: Location) -> str | None:
-        """The task whose journal a blob is; None where it is another blob."""
+        """The task id of a journal's key; None for other keys."""
         task_id = _task_of(at)
         return task_id if task_id and at == self.journal(task_id) else None
 

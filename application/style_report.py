@@ -1,4 +1,4 @@
-"""The report of a finished style, stored beside its journal."""
+"""Write the report of a finished style."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UPLOAD_TIMEOUT = 60.0
-"""Seconds for which each file's upload is tried, while the announcement waits."""
+"""Seconds for which each file's upload is retried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class ReportWriter:
     store: JobStore
     reporter: Reporter
     with_previews: bool = True
-    """False where previews take too long, as on a CPU."""
+    """False if previews take too long, as on a CPU."""
 
     def __call__(
         self,
@@ -50,18 +50,17 @@ class ReportWriter:
         base: BaseFacts,
         stop: StopSignal,
     ) -> None:
-        """Store the report of a job whose weights are stored. What fails here is logged: the
-        style is done.
+        """Store the report of a job whose weights are stored. Errors are logged only, because the
+        style is finished.
 
         Args:
             entry: the record of the job.
-            base: what the style was trained on.
-            stop: ends the drawing, after each round of previews (without the adapters, then with
-                them), and the waiting for a store that is away. There is no report then: the
-                announcement is worth more.
+            base: the base model of the run.
+            stop: cancels the report after each round of previews (without the LoRA, then with it)
+                and while the store is unavailable.
 
         Raises:
-            TrainerBroken: by the session.
+            TrainerBroken: raised by the session.
         """
         job, ended = entry.job, self.store.clock.monotonic()
         assert job.metric is not None  # recorded when training finished
@@ -91,7 +90,7 @@ class ReportWriter:
         except TrainerBroken:
             raise
         except Stopped:
-            # The remaining shutdown time is for the final call.
+            # Keep the remaining shutdown time for the final call.
             log.info("no report for task %s: the work should end", task.task_id)
         except Unavailable as error:
             log.warning("no report for task %s, the store is away: %s", task.task_id, error)

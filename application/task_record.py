@@ -1,4 +1,4 @@
-"""What a task id stands for: the first message with it decides, later ones must say the same."""
+"""The recorded request of a task id: later messages with the id must have the same request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from domain.task import TrainingTask
 
 
 class TaskDiffers(UserError):
-    """A message repeats a task id and asks for something else."""
+    """A message has a known task id but a different request."""
 
     def __init__(self, task_id: str, differences: dict[str, tuple[Any, Any]]) -> None:
         fields = ", ".join(differences)
@@ -26,13 +26,13 @@ class TaskDiffers(UserError):
 
 
 def claim_task_id(task: TrainingTask, at: Location, blobs: BlobStore) -> None:
-    """Record what the task asks for, or compare it with what is on record.
+    """Record the task's request, or compare it with the recorded one.
 
-    Of two messages with one id that come at the same time, the one that writes first decides.
+    If two messages with one id arrive at the same time, the first write is the valid one.
 
     Raises:
-        TaskDiffers: the id stands for another request.
-        RecordDamaged: the record cannot be read.
+        TaskDiffers: the recorded request differs.
+        RecordDamaged: the record cannot be decoded.
     """
     wanted = json.loads(json.dumps(_content(task)))
     recorded = _read(at, blobs)
@@ -51,7 +51,7 @@ def claim_task_id(task: TrainingTask, at: Location, blobs: BlobStore) -> None:
 
 
 def is_claimed(at: Location, blobs: BlobStore) -> bool:
-    """Whether a task id stands for a request already."""
+    """Whether a request is recorded for a task id."""
     return _read(at, blobs) is not None
 
 

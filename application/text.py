@@ -1,4 +1,4 @@
-"""Text from outside, made safe to print: a terminal obeys control characters."""
+"""Make external text safe to print: control characters would be run by the terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 
 
 def printable(text: str) -> str:
-    """The text with every character that cannot be seen as its JSON escape.
+    """Replace every invisible character by its JSON escape.
 
-    Escape sequences, line breaks, and marks that turn the direction of writing come out as
-    ``\\u001b``, ``\\n`` and ``\\u202e``. JSON text stays JSON text with the same meaning.
+    For example, escape characters become ``\\u001b``, line breaks ``\\n``, and right-to-left
+    overrides ``\\u202e``. JSON text stays JSON text with the same meaning.
     """
     if text.isprintable():
         return text

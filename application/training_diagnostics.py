@@ -1,4 +1,4 @@
-"""What a run's history says: the best epoch, whether it went on for too long or stood still."""
+"""Diagnose a run from its history: best epoch, overfitting, standstill."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from application.ports import EpochRecord
 
 OVERFITTING = 0.05
-"""Share by which the held-out loss may rise above its lowest before it is told."""
+"""Relative rise of the validation loss above its minimum that is reported as overfitting."""
 
 
 def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord | None:
-    """The measured epoch with the lowest loss on held-out images, else on those trained on.
-
-    None where nothing was measured. Of equals the earliest.
+    """The evaluated epoch with the lowest validation loss; without held-out images, the one with
+    the lowest loss on training images. The earliest of equal epochs; None if none was evaluated.
     """
     held_out = [record for record in history if record.validation_loss is not None]
     measured = held_out or [record for record in history if record.evaluation_loss is not None]
@@ -21,17 +20,16 @@ def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord | None:
 
 
 def overfitting_note(history: Sequence[EpochRecord]) -> str | None:
-    """In words for the artist, that the images are being learnt by heart; None if they are not.
+    """A warning for the artist about overfitting, or None.
 
-    That is: the loss on held-out images has risen since its lowest, while that on the images
-    trained on has fallen.
+    Overfitting: the validation loss has risen since its minimum while the training loss fell.
     """
     measured = [record for record in history if record.validation_loss is not None]
     best = best_epoch(measured)
     if best is None or best.validation_loss is None:
         return None
     last = measured[-1]
-    assert last.validation_loss is not None  # only such are in ``measured``
+    assert last.validation_loss is not None  # ``measured`` has no others
     rise = last.validation_loss / best.validation_loss - 1
     fell = (last.evaluation_loss or 0) < (best.evaluation_loss or 0)
     if rise <= OVERFITTING or not fell:
@@ -44,12 +42,12 @@ def overfitting_note(history: Sequence[EpochRecord]) -> str | None:
 
 
 def standstill_note(history: Sequence[EpochRecord]) -> str | None:
-    """In words for who started the run, when nothing was learnt and what may help; else None."""
+    """A note with the epochs in which nothing was learnt, and remedies; None if there are none."""
     still = [record for record in history if record.stalled]
     if not still:
         return None
     causes = []
-    # A trainer that tells no norm leaves both possible.
+    # Without a gradient norm, both causes are possible.
     if any(record.largest_gradient_norm != 0 for record in still):
         rate = max(record.learning_rate for record in still)
         causes.append(
@@ -66,7 +64,7 @@ def standstill_note(history: Sequence[EpochRecord]) -> str | None:
 
 
 def _epochs(numbers: Sequence[int]) -> str:
-    """In words: "epoch 4", "epochs 1 to 3 and 7"."""
+    """Format epoch numbers: "epoch 4", "epochs 1 to 3 and 7"."""
     stretches: list[list[int]] = []
     for number in numbers:
         if stretches and number == stretches[-1][-1] + 1:
@@ -81,5 +79,5 @@ def _epochs(numbers: Sequence[int]) -> str:
 def _measured_loss(record: EpochRecord) -> float:
     loss = record.validation_loss
     loss = record.evaluation_loss if loss is None else loss
-    assert loss is not None  # only measured epochs are compared
+    assert loss is not None  # only evaluated epochs are compared
     return loss

@@ -28,14 +28,15 @@ from domain.progress import Progress, Speedometer
 log = logging.getLogger(__name__)
 
 MAX_STYLE_GONE = 3
-"""Progress calls in a row that the backend answers with 404, after which the style is gone."""
+"""Number of consecutive progress calls with a 404 response after which the style is gone."""
 _FOR_A_CHECKPOINT = 0.75
-"""Share of the remaining shutdown time; in the rest the job is requeued and the lease released."""
+"""Share of the remaining shutdown time for a checkpoint. The rest is for requeuing the job and
+releasing the lease."""
 
 
 @dataclass
 class _InARow:
-    """Counts answers that the style is gone, one after another."""
+    """Counts consecutive 404 responses for the style."""
 
     count: int = 0
 
@@ -49,17 +50,17 @@ class TrainingLoop:
     clock: Clock
     config: WorkerConfig
     uploads: Executor
-    """Stores checkpoints while the training goes on."""
+    """Uploads checkpoints while training continues."""
 
     def run(self, session: TrainingSession, entry: Entry, lease: Lease, stop: StopSignal) -> None:
-        """Run every step that is left.
+        """Run the remaining steps.
 
         Args:
-            lease: the job's, held by this worker.
+            lease: the job's lease, held by this worker.
 
         Raises:
-            Stopped: between two steps; after a checkpoint when the worker shuts down.
-            TrainingFailed: by the session.
+            Stopped: between two steps; on shutdown after storing a checkpoint.
+            TrainingFailed: raised by the session.
             LeaseLost: another worker has the job.
         """
         meter = Speedometer()
@@ -89,11 +90,11 @@ class TrainingLoop:
                         storage.begin(session, with_style=True)
                     wanted = due and not session.finished and stop.reason is None
                     if wanted and previews.affordable():
-                        storage.finish()  # drawing may take long, and may be what breaks off
+                        storage.finish()  # record it first: drawing is slow and may crash
                         previews.draw(session, entry.job.task_id, step.epoch)
             except Exception:
                 if stop.reason is not StopReason.LEASE_LOST:
-                    # With a shutdown deadline there is no time to wait.
+                    # A shutdown deadline leaves no time to wait.
                     storage.leave(timeout=0.0 if math.isfinite(stop.deadline) else None)
                 raise
             storage.finish()
@@ -102,7 +103,7 @@ class TrainingLoop:
         self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer
     ) -> None:
         job = entry.job
-        assert job.parameters is not None  # a job in training has its parameters settled
+        assert job.parameters is not None  # set when training began
         progress = Progress(
             current_epoch=step.epoch,
             total_epochs=job.parameters.epochs,
@@ -127,7 +128,7 @@ class TrainingLoop:
             return
         job = entry.job
         if job.checkpoint and job.progress and job.checkpoint.step >= job.progress.current_step:
-            return  # no step has been made since
+            return  # no step since the last checkpoint
         left = stop.deadline - self.clock.monotonic()
         if storage.seconds >= _FOR_A_CHECKPOINT * left:
             log.warning(
@@ -145,7 +146,7 @@ class TrainingLoop:
         if progress is None or speed is None:
             return
         if not lease.is_valid:
-            return  # another worker may have the job, and may have made the final call
+            return  # another worker may have the job and have made the final call
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
             gone.count = 0
@@ -153,7 +154,7 @@ class TrainingLoop:
             gone.count = gone.count + 1 if isinstance(error, StyleGone) else 0
             if gone.count == MAX_STYLE_GONE:
                 stop.request(StopReason.STYLE_GONE)
-            if isinstance(error, Unavailable):  # a refused call has arrived
+            if isinstance(error, Unavailable):  # a rejected call is no longer in transit
                 entry.quiet_from = self.clock.monotonic() + self.config.in_transit
             log.warning("progress call failed, the next one follows: %s", error)
 
@@ -163,5 +164,5 @@ class TrainingLoop:
 
 
 def _at_most(seconds: float) -> float | None:
-    """A timeout: not before now, None where there is none."""
+    """A timeout for a duration: at least 0; None for infinity."""
     return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -14,41 +14,41 @@ class WorkerConfig:
     """How a worker processes jobs."""
 
     min_images: int = MIN_IMAGES
-    """Usable images below which a job fails with LOW_QUALITY_DATA."""
+    """Jobs with fewer usable images fail with LOW_QUALITY_DATA."""
     checkpoint_every: int = 10
-    """Epochs between checkpoints; the end of training is one always."""
+    """Epochs between checkpoints; the end of training always has one."""
     preview_share: float = 0.05
-    """Part of the training's time that previews at checkpoints may take, after the first ones;
-    0 draws none but those of the report."""
+    """Share of training time for previews at checkpoints. The first round ignores it; 0 draws only
+    the previews of the report."""
     max_previews: int = 20
     """Largest number of checkpoints of a job that get previews."""
     keep_checkpoints: int | None = 1
-    """Checkpoints of a finished job that are kept with their styles, the latest ones, and the best
-    epoch's beside them; 0 keeps none, None all."""
+    """Number of latest checkpoints kept of a finished job, with their styles, in addition to the
+    best epoch's; 0 keeps none, None all."""
     progress_every: float = 30.0
     """Seconds between progress calls."""
     in_transit: float = 30.0
-    """Seconds that the final call waits after a progress call that failed without being refused:
-    it may still arrive."""
+    """Seconds between a progress call with an unknown result, which may still arrive, and the
+    final call."""
     cancel_poll: float = 5.0
     """Seconds between checks for a request to cancel."""
     max_failures: int = 5
-    """Crashes and unexplained failures without a checkpoint in between, before giving up."""
+    """Crashes and unexplained failures since the last checkpoint after which the job fails."""
     max_shared_failures: int = 2
-    """Of a job that trains beside others; from then on it trains alone, so that a crash is its own
-    doing and no other job's."""
+    """Failures after which a job trains without other jobs beside it, so that another job cannot
+    be the cause of its crash."""
     max_retries: int = 20
-    """Retries of a message whose processing fails unexpectedly, before it is dead-lettered."""
+    """Retries after unexpected errors before a message is dead-lettered."""
     fetch_concurrency: int = 8
-    """Images fetched at the same time."""
+    """Number of images fetched at the same time."""
     max_image_bytes: int = MAX_IMAGE_BYTES
-    """Of one image's file; a larger one is refused."""
+    """Largest accepted image file."""
     repeats_from_folders: bool = False
-    """Whether an image in a folder named like ``10_style`` is trained on 10 times an epoch."""
+    """Whether images in a folder named like ``10_style`` are trained on 10 times per epoch."""
     weights_in_folder: bool = False
-    """Whether finished weights are stored as a folder for PEFT, with the single file beside it."""
+    """Whether finished weights are stored as a PEFT folder that also holds the single file."""
     caption_suffixes: tuple[str, ...] = SUFFIXES
-    """A caption has its image's name with one of these, looked for in this order."""
+    """Suffixes of caption files, tried in this order after the image's base name."""
     upload_timeout: float = 600.0
     """Seconds for which the upload of a finished style is retried."""
     lease: LeaseTerms = field(default_factory=LeaseTerms)

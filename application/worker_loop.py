@@ -26,13 +26,13 @@ from domain.task import InvalidTask, TrainingTask
 log = logging.getLogger(__name__)
 
 RECEIVE_SECONDS = 1.0
-"""How long one receive waits. An idle worker notices a stop after this time."""
+"""Timeout of one receive, and so the longest time until an idle worker notices a stop."""
 EMPTY_LOOKS = 3
-"""Receives without a message, in a row, before a queue counts as empty."""
+"""Consecutive receives without a message after which a queue counts as empty."""
 AWAY_SECONDS = 2.0
-"""Between two receives while the queue is unavailable."""
+"""Seconds between receives while the queue is unavailable."""
 DUPLICATE_SECONDS = 60.0
-"""Delay of a second delivery of a task that this worker is still processing."""
+"""Retry delay of a second delivery of a task that this worker is still processing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class WorkerLoop:
     active: dict[str, Delivery] = field(default_factory=dict)
     """The deliveries that all loops of this worker are processing, by task id."""
     not_ready: Callable[[], str | None] = lambda: None
-    """Why the worker can take no task now, or None; called before each look at the queue."""
+    """Why the worker cannot take tasks now, or None; called before each receive."""
     defects: CircuitBreaker | None = None
     """Shared by all loops of this worker."""
 
@@ -56,8 +56,8 @@ class WorkerLoop:
         """Process messages until ``stop``, or until the queue is empty.
 
         Raises:
-            TrainerBroken: the device failed; its message is back on the queue. A worker that went
-                on would fail every further task.
+            TrainerBroken: the device failed, so every further task would fail too. The message is
+                back in the queue.
         """
         away, looks, paused = False, 0, False
         while stop.reason is None:
@@ -75,7 +75,7 @@ class WorkerLoop:
             try:
                 delivery = self.queue.receive(RECEIVE_SECONDS)
             except QueueUnavailable as error:
-                # Short: the queue has growing pauses of its own between connections.
+                # A short pause is enough: the queue has its own backoff between connections.
                 if not away:
                     log.warning("queue unavailable: %s", error)
                 away = True

@@ -17,9 +17,9 @@ class WorkerPool:
     loops: Sequence[WorkerLoop]
 
     def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
-        """Work until ``stop``, or until no loop finds anything in the queue.
+        """Run until ``stop``, or until all loops find the queue empty.
 
-        What ends one loop unexpectedly ends all of them, in order, and is raised.
+        If a loop raises, the others shut down in an orderly way, and the error is raised.
         """
         if len(self.loops) == 1:
             self.loops[0](stop, until_empty=until_empty)
@@ -30,7 +30,7 @@ class WorkerPool:
             try:
                 wait(loops, return_when=FIRST_EXCEPTION)
             finally:
-                # Where one loop failed, the others end too.
+                # If one loop failed, stop the others.
                 stop.request(StopReason.SHUTDOWN)
         _raise_first(loops)
 

@@ -1,1 +1,1 @@
-"""What a training job is. Standard library only; knows no broker, bucket, backend or tensor."""
+"""The model of a training job. Imports the standard library only."""

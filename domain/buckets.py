@@ -1,7 +1,7 @@
-"""Aspect-ratio buckets: every image keeps its shape, at one budget of pixels.
+"""Aspect-ratio buckets: images keep their shape at about equal numbers of pixels.
 
-The idea is NovelAI's ("NovelAI Improvements on Stable Diffusion", 2022): sizes of about the
-same area and different shapes, so that nothing is squashed and steps cost about the same.
+As in "NovelAI Improvements on Stable Diffusion" (2022): bucket sizes differ in shape but have
+about the same area, so that images are not distorted and steps cost about the same.
 """
 
 from __future__ import annotations
@@ -9,30 +9,30 @@ from __future__ import annotations
 import math
 
 MAX_ASPECT_RATIO = 2.5
-"""Longest side over shortest; images beyond it are cropped to it. The short side has 320
-pixels left at 512: below that a model trained at 512 has little to say."""
+"""Largest ratio of long to short side; longer images are cropped. At 512 the short side is then
+320 pixels; a model trained at 512 works poorly below that."""
 MIN_AREA = 0.78
-"""Share of the budget that a size has at least: 640 x 320 has it at 512, 512 x 384 has not."""
+"""Smallest area of a size as a share of the budget: at 512, 640 x 320 fits and 512 x 384 does
+not."""
 SMALL_CUT = 0.02
-"""Share of an image that is given up for a larger size: a difference in cut up to this counts
-as none, so that fewer sizes are used, and larger ones."""
+"""Differences in the cropped share of an image up to this are ignored in favour of larger sizes,
+so that fewer and larger sizes are used."""
 MAX_UPSCALE = 2.0
-"""How far an image may be scaled up, per side: more would teach blur as part of the style."""
+"""Largest upscaling factor per side: a larger one would teach blur as part of the style."""
 
 
 def bucket_step(resolution: int) -> int:
-    """Bucket sides are multiples of this many pixels: 64 at 512 and above, never below 8."""
+    """Bucket sides are multiples of this many pixels: 64 at 512 and above, at least 8."""
     return min(64, max(8, resolution // 8 // 8 * 8))
 
 
 def bucket_of(width: int, height: int, resolution: int) -> tuple[int, int]:
     """The (width, height) in pixels at which an image is trained.
 
-    Sizes have sides that are multiples of the step, are not more elongated than
-    ``MAX_ASPECT_RATIO``, and have ``MIN_AREA`` to 1 of the budget: ``resolution ** 2``, or about
-    four times the image's own area where that is less. Of those that cut off least of the
-    image, within ``SMALL_CUT``, the largest is taken, and of equally large ones the one that
-    cuts off less.
+    The sides of a size are multiples of the step, its aspect ratio is at most
+    ``MAX_ASPECT_RATIO``, and its area is ``MIN_AREA`` to 1 of the budget: ``resolution ** 2``, or
+    about four times the image's own area if that is less. Among the sizes that crop least, within
+    ``SMALL_CUT``, the largest is chosen; among equally large ones the one that crops less.
 
     Args:
         resolution: side in pixels of the square that sets the budget.
@@ -42,7 +42,7 @@ def bucket_of(width: int, height: int, resolution: int) -> tuple[int, int]:
     side = max(step, min(resolution, reachable))
     kept = {size: kept_of(width, height, size) for size in _sizes(side, step)}
     enough = max(kept.values()) - SMALL_CUT
-    # The last part decides between equals, so that an image on its side gets its bucket turned.
+    # The last element breaks ties, so that a rotated image gets the rotated bucket.
     return max(
         (size for size, share in kept.items() if share >= enough),
         key=lambda size: (size[0] * size[1], kept[size], -max(size)),
@@ -50,13 +50,13 @@ def bucket_of(width: int, height: int, resolution: int) -> tuple[int, int]:
 
 
 def kept_of(width: int, height: int, size: tuple[int, int]) -> float:
-    """Share of an image's area that is left when it is scaled to cover ``size`` and cropped."""
+    """Share of an image's area that remains after scaling it to cover ``size`` and cropping."""
     one, other = size[0] * height, size[1] * width
     return min(one, other) / max(one, other)
 
 
 def cut_off(width: int, height: int, resolution: int) -> float:
-    """Share of an image's area that is cut off where it is trained at its bucket's size."""
+    """Share of an image's area that is cropped at its bucket's size."""
     return 1 - kept_of(width, height, bucket_of(width, height, resolution))
 
 

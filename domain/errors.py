@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something asked for, or a setting, is wrong; each line of the text has a remedy."""
+    """A request or a setting is wrong; each line of the text has a remedy."""

@@ -1,4 +1,4 @@
-"""What happens to a job, as facts that logs, metrics and displays can listen to."""
+"""Events of a job, for logs, metrics and displays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to one job."""
+    """An event of one job."""
 
     task_id: str
     style_id: int
@@ -20,7 +20,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class JobStarted(Event):
-    """A worker took the job up, for the first time or again."""
+    """A worker started the job, or resumed it."""
 
     attempt: int
     resumed_from: CheckpointRef | None
@@ -28,7 +28,7 @@ class JobStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SlotAwaited(Event):
-    """The images are checked; other styles have the device."""
+    """The images are checked; the job waits for a slot on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class TrainingBegan(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressMade(Event):
-    """A step is done."""
+    """A step is finished."""
 
     progress: Progress
     epoch_finished: bool
@@ -49,7 +49,7 @@ class ProgressMade(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
-    """Work up to here survives the loss of the worker."""
+    """A checkpoint is stored; the job can be resumed from it after a crash."""
 
     checkpoint: CheckpointRef
 
@@ -61,49 +61,49 @@ class CheckpointDiscarded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFinished(Event):
-    """The last step is done; the weights are about to be uploaded."""
+    """The last step is finished; the weights are about to be uploaded."""
 
     metric: TrainingMetric
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactStored(Event):
-    """The weights lie in the bucket, whole."""
+    """The weights are completely stored in the bucket."""
 
     artifact: Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobGivenUp(Event):
-    """The job will not produce a style; the backend is about to be told."""
+    """The job will not produce a style; the backend is about to be notified."""
 
     failure: Failure
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnouncementBegun(Event):
-    """The final call to the backend is about to be made; the count includes this one."""
+    """The final call to the backend is about to be made; ``call`` is its number, from 1."""
 
     call: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobCompleted(Event):
-    """The backend knows that the style is ready."""
+    """The backend was notified that the style is ready."""
 
     artifact: Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobFailed(Event):
-    """The backend knows that there will be no style."""
+    """The backend was notified that the job failed or was cancelled."""
 
     failure: Failure
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobInterrupted(Event):
-    """The job was put down unfinished, to be taken up again from its last checkpoint."""
+    """The job was interrupted; the next worker resumes it from its last checkpoint."""
 
     reason: str
     failures: int

@@ -1,4 +1,4 @@
-"""Why a job can fail, in words for the artist and in a code for the platform."""
+"""Reasons for which a job can fail: a message for the artist and a code for the platform."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from enum import StrEnum
 
 
 class FailureCode(StrEnum):
-    """The codes sent to the backend; the first three are the ones the artist's page knows."""
+    """The codes sent to the backend; the artist's page has texts for the first three."""
 
     LOW_QUALITY_DATA = "LOW_QUALITY_DATA"
     """Too few usable images."""
     TRAINING_FAILED = "TRAINING_FAILED"
-    """Anything that has no code of its own."""
+    """Any failure without a code of its own."""
     GPU_OOM = "GPU_OOM"
-    """The card's memory did not suffice, even after every fallback."""
+    """The GPU ran out of memory, even after every fallback."""
     LOSS_DIVERGED = "LOSS_DIVERGED"
-    """The loss stopped being a finite number and did not recover."""
+    """The loss became infinite or NaN and did not recover."""
     INVALID_TASK = "INVALID_TASK"
-    """The message is not a task we can carry out."""
+    """The message is not a valid task."""
     CANCELLED = "CANCELLED"
-    """Somebody asked for the job to be stopped."""
+    """The job was cancelled on request."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One reason for which a job did not produce a style."""
+    """The reason for which a job produced no style."""
 
     code: FailureCode
     message: str
-    """For the artist: what happened and what to do, without our vocabulary."""
+    """Cause and remedy, for the artist, without technical terms."""
     retryable: bool = False
     """True when the same task may succeed on another attempt."""
 
 
 class TrainingFailed(Exception):
-    """Raised wherever a job turns out to be unable to go on; carries the reason."""
+    """The job cannot continue, for the reason ``failure``."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.code}: {failure.message}")

@@ -1,4 +1,4 @@
-"""The images of one job: which serve, which were refused and why, which repeat another."""
+"""The images of one job: usable ones, refused ones with their reasons, and duplicates."""
 
 from __future__ import annotations
 
@@ -12,69 +12,68 @@ MAX_IMAGE_BYTES = 10 * 1024 * 1024
 MIN_SIDE_PIXELS = 256
 MIN_IMAGES = 10
 NEAR_DUPLICATE_BITS = 3
-"""Perceptual hashes of 64 bits that differ in at most this many are near duplicates."""
+"""Images whose 64-bit perceptual hashes differ in at most this many bits are near duplicates."""
 
 
 class ImageRefused(Exception):
-    """A file that cannot be trained on; the text is the reason, for the artist."""
+    """The file is unusable for training; the text is the reason, for the artist."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an inspection found out about one file."""
+    """The facts found by inspecting one image file."""
 
     width: int
-    """Pixels, after the EXIF orientation is applied."""
+    """Pixels, after applying the EXIF orientation."""
     height: int
     sha256: str
-    """Of the pixels as they are trained on: equal images have it equal, whatever file holds
-    them."""
+    """Hash of the prepared pixels: the same for equal images in different file formats."""
     perceptual_hash: int
     """64 bits that barely change under rescaling and recompression."""
     notes: tuple[str, ...] = ()
-    """What the artist should know of a file that is used all the same."""
+    """Warnings for the artist about a usable file."""
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image that can be trained on."""
+    """An image prepared for training."""
 
     facts: ImageFacts
     data: bytes
-    """A PNG file: RGB, upright, in sRGB, scaled and cropped to the size it is trained at."""
+    """A PNG file: upright, RGB in sRGB, scaled and cropped to its training size."""
 
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One usable image, as the trainer gets it."""
+    """One usable image, as passed to the trainer."""
 
     name: str
     data: bytes
     """A file that decodes to an upright RGB image."""
     facts: ImageFacts
     caption: str | None = None
-    """The sidecar caption, where there is one."""
+    """The caption from the image's text file, if there is one."""
     repeats: int = 1
-    """How often it is trained on in an epoch."""
+    """Number of times per epoch that the image is trained on."""
 
 
 @dataclass(frozen=True)
 class RefusedImage:
-    """One file that was left out."""
+    """One file that is not used."""
 
     name: str
     reason: str
     times: int = 1
-    """How many entries of the task's list are left out with it."""
+    """Number of entries of the task's list that it stands for."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Usable images that show the same thing."""
+    """A group of equal or nearly equal usable images."""
 
     names: tuple[str, ...]
     exact: bool
-    """Whether their pixels are equal, and not only nearly so."""
+    """True if their pixels are equal, False if nearly equal."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class ImageSet:
 
     @property
     def duplicates(self) -> tuple[Duplicates, ...]:
-        """Groups of usable images that are the same or nearly so; they train all the same."""
+        """Groups of equal or nearly equal usable images, which are all trained on."""
         groups = dict.fromkeys(groups_of_alike(self.usable))
         return tuple(
             Duplicates(
@@ -122,17 +121,17 @@ class ImageSet:
 
 
 def folder_repeats(key: str) -> int:
-    """How often an image is trained on in an epoch, by the name of its folder.
+    """Number of times per epoch that an image is trained on, by the name of its folder.
 
-    That is kohya's rule: those in ``10_style`` count tenfold, those in other folders once.
+    As in kohya's trainer: 10 for images in ``10_style``, 1 in folders without a number.
     """
     number, underscore, _ = key.rpartition("/")[0].rpartition("/")[2].partition("_")
     return int(number) if underscore and number.isascii() and number.isdigit() else 1
 
 
 def groups_of_alike(images: Sequence[TrainingImage]) -> list[frozenset[int]]:
-    """For each image the positions of those that show the same, directly or by way of others;
-    its own is among them.
+    """For each image, the positions of its group: itself and all near duplicates, including near
+    duplicates of near duplicates.
     """
     groups = [frozenset({position}) for position in range(len(images))]
     for one, other in combinations(range(len(images)), 2):
@@ -143,6 +142,6 @@ def groups_of_alike(images: Sequence[TrainingImage]) -> list[frozenset[int]]:
 
 
 def _alike(first: TrainingImage, second: TrainingImage) -> bool:
-    """Whether they are the same image, whose hashes are equal, or nearly so."""
+    """Whether the images are equal or near duplicates, by their perceptual hashes."""
     distance = (first.facts.perceptual_hash ^ second.facts.perceptual_hash).bit_count()
     return distance <= NEAR_DUPLICATE_BITS

@@ -1,12 +1,12 @@
-"""TrainingJob: the states of one task, the transitions allowed, and the events they give.
+"""TrainingJob: the states of one task, the allowed transitions, and their events.
 
     queued -> preparing -> training -> uploading -> announcing -> completed
                  any of the first four, or interrupted -> announcing -> failed | cancelled
                  preparing | training | uploading -> interrupted -> preparing
-                 completed -> interrupted, where the style is gone and is wanted again
+                 completed -> interrupted, if the style was deleted and is requested again
 
-A job is a value. Every transition returns the job as it is afterwards and one event. What
-a worker needs to go on from another's crash is in the job, so its record is the journal.
+A job is an immutable value. Every transition returns the new job and one event. The job holds
+everything that a worker needs to resume it after a crash, so the journal stores the job.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The states of a job."""
 
     QUEUED = "queued"
-    """Known, not yet taken up."""
+    """Not yet started by a worker."""
     PREPARING = "preparing"
     """Images are being fetched and checked."""
     TRAINING = "training"
-    """Steps are being run."""
+    """The trainer runs steps."""
     UPLOADING = "uploading"
-    """Training is done; the weights are on their way to the bucket."""
+    """Training is finished; the weights are being uploaded."""
     ANNOUNCING = "announcing"
-    """The outcome is settled and stored; the backend is being told."""
+    """The outcome is decided and stored; the backend is being notified."""
     COMPLETED = "completed"
-    """The backend knows the style is ready. Final, for as long as the style is there."""
+    """The backend was notified that the style is ready. Final while the style exists."""
     FAILED = "failed"
-    """The backend knows the job failed. Final."""
+    """The backend was notified that the job failed. Final."""
     CANCELLED = "cancelled"
-    """The backend knows the job was cancelled. Final."""
+    """The backend was notified that the job was cancelled. Final."""
     INTERRUPTED = "interrupted"
-    """Put down unfinished; the next worker goes on from the last checkpoint."""
+    """Stopped before the end; the next worker resumes from the last checkpoint."""
 
 
 TERMINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
@@ -66,14 +66,14 @@ UNDECIDED = ACTIVE | {JobState.QUEUED, JobState.INTERRUPTED}
 
 
 class InvalidTransition(Exception):
-    """The job's state does not allow this."""
+    """The job's state does not allow this transition."""
 
     def __init__(self, state: JobState, action: str) -> None:
         super().__init__(f"cannot {action} a job that is {state}")
 
 
 Change: TypeAlias = "tuple[TrainingJob, Event]"
-"""A job as it is after a transition, and what happened."""
+"""The job after a transition, and the transition's event."""
 
 
 class _Ids(TypedDict):
@@ -83,27 +83,29 @@ class _Ids(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """One task on its way to a style."""
+    """The state and results of one task."""
 
     task_id: str
     style_id: int
     state: JobState = JobState.QUEUED
     attempt: int = 0
-    """How often a worker has taken the job up."""
+    """Number of times that a worker has started or resumed the job."""
     failures: int = 0
-    """Crashes and retryable failures since the last checkpoint: what bounds a poisonous job."""
+    """Crashes and retryable failures since the last checkpoint; limits retries of a job that
+    crashes its worker."""
     waits: bool = False
-    """Prepared, and waiting for a slot: if the worker dies now, this job has not killed it."""
+    """Whether the job waits for a slot; a crash of the worker is then not counted as its
+    failure."""
     parameters: TrainingParameters | None = None
-    """Settled when training first begins, and kept over every resume."""
+    """Set when training first begins; resuming does not change them."""
     progress: Progress | None = None
-    """The furthest point reached; going back to a checkpoint does not lower it."""
+    """The furthest point reached; returning to a checkpoint does not lower it."""
     checkpoint: CheckpointRef | None = None
     metric: TrainingMetric | None = None
     artifact: Artifact | None = None
     failure: Failure | None = None
     announcements: int = 0
-    """Final calls to the backend that were begun."""
+    """Number of started final calls to the backend."""
 
     def __post_init__(self) -> None:
         if self.state is JobState.COMPLETED and self.artifact is None:
@@ -115,22 +117,22 @@ class TrainingJob:
 
     @property
     def is_terminal(self) -> bool:
-        """True when nothing more will happen to the job."""
+        """True if the job is completed, failed or cancelled."""
         return self.state in TERMINAL
 
     def start(self) -> Change:
-        """A worker takes the job up."""
+        """Start or resume the job."""
         self._allow("start", JobState.QUEUED, JobState.INTERRUPTED)
         job = replace(self, state=JobState.PREPARING, attempt=self.attempt + 1, metric=None)
         return job, JobStarted(**self._ids(), attempt=job.attempt, resumed_from=self.checkpoint)
 
     def await_slot(self) -> Change:
-        """The images are good; other jobs have the device."""
+        """Wait for a slot, after checking the images."""
         self._allow("let wait", JobState.PREPARING)
         return replace(self, waits=True), SlotAwaited(**self._ids())
 
     def begin_training(self, parameters: TrainingParameters, image_count: int) -> Change:
-        """The images are good; the parameters are settled."""
+        """Begin training with the final parameters."""
         self._allow("begin training", JobState.PREPARING)
         if self.parameters is not None and parameters != self.parameters:
             raise InvalidTransition(self.state, "change the parameters of")
@@ -138,7 +140,7 @@ class TrainingJob:
         return job, TrainingBegan(**self._ids(), parameters=parameters, image_count=image_count)
 
     def advance(self, progress: Progress, *, epoch_finished: bool) -> Change:
-        """A step is done. A position behind the furthest one reached leaves that one in place."""
+        """Record a finished step. ``progress`` stays at the furthest position reached."""
         self._allow("advance", JobState.TRAINING)
         furthest = self.progress
         if furthest is None or progress.current_step >= furthest.current_step:
@@ -150,42 +152,42 @@ class TrainingJob:
         return job, event
 
     def save_checkpoint(self, checkpoint: CheckpointRef) -> Change:
-        """A checkpoint is stored; crashes before it no longer count."""
+        """Record a stored checkpoint, and reset the number of failures."""
         self._allow("save a checkpoint of", JobState.TRAINING)
         job = replace(self, checkpoint=checkpoint, failures=0)
         return job, CheckpointSaved(**self._ids(), checkpoint=checkpoint)
 
     def discard_checkpoint(self) -> Change:
-        """The checkpoint cannot be used; training starts over."""
+        """Drop an unusable checkpoint, so that training starts over."""
         self._allow("discard the checkpoint of", JobState.TRAINING)
         return replace(self, checkpoint=None), CheckpointDiscarded(**self._ids())
 
     def finish_training(self, metric: TrainingMetric) -> Change:
-        """The last step is done."""
+        """Record the end of the last step."""
         self._allow("finish training", JobState.TRAINING)
         job = replace(self, state=JobState.UPLOADING, metric=metric)
         return job, TrainingFinished(**self._ids(), metric=metric)
 
     def store(self, artifact: Artifact) -> Change:
-        """The weights lie in the bucket; all that is left is to say so."""
+        """Record the stored weights; next, notify the backend."""
         self._allow("store", JobState.UPLOADING)
         job = replace(self, state=JobState.ANNOUNCING, artifact=artifact)
         return job, ArtifactStored(**self._ids(), artifact=artifact)
 
     def give_up(self, failure: Failure) -> Change:
-        """The job cannot produce a style; all that is left is to say so."""
+        """Record the job's failure; next, notify the backend."""
         self._allow("give up", *UNDECIDED)
         job = replace(self, state=JobState.ANNOUNCING, artifact=None, failure=failure)
         return job, JobGivenUp(**self._ids(), failure=failure)
 
     def begin_announcement(self) -> Change:
-        """The final call is about to be made: recorded first, so that a crash is noticed."""
+        """Count the final call before it is made, so that the next worker knows after a crash."""
         self._allow("announce", JobState.ANNOUNCING)
         job = replace(self, announcements=self.announcements + 1)
         return job, AnnouncementBegun(**self._ids(), call=job.announcements)
 
     def conclude(self) -> Change:
-        """The backend has taken the final call."""
+        """Record that the backend has accepted the final call."""
         self._allow("conclude", JobState.ANNOUNCING)
         if not self.announcements:
             raise InvalidTransition(self.state, "conclude before announcing")
@@ -193,19 +195,19 @@ class TrainingJob:
             cancelled = self.failure.code is FailureCode.CANCELLED
             state = JobState.CANCELLED if cancelled else JobState.FAILED
             return replace(self, state=state), JobFailed(**self._ids(), failure=self.failure)
-        assert self.artifact is not None  # __post_init__ holds it
+        assert self.artifact is not None  # checked by __post_init__
         job = replace(self, state=JobState.COMPLETED)
         return job, JobCompleted(**self._ids(), artifact=self.artifact)
 
     def interrupt(self, reason: str, *, is_failure: bool) -> Change:
-        """The job is put down. ``is_failure`` says that this was not an orderly hand-over."""
+        """Interrupt the job. ``is_failure`` counts it as a failure, not as an orderly stop."""
         self._allow("interrupt", *ACTIVE)
         failures = self.failures + is_failure
         job = replace(self, state=JobState.INTERRUPTED, waits=False, failures=failures)
         return job, JobInterrupted(**self._ids(), reason=reason, failures=failures)
 
     def reopen(self, reason: str) -> Change:
-        """The style is wanted again: it is made anew from the last checkpoint, and announced."""
+        """Train a deleted style again from the last checkpoint, and notify the backend again."""
         self._allow("reopen", JobState.COMPLETED)
         job = replace(
             self, state=JobState.INTERRUPTED, metric=None, artifact=None, announcements=0

@@ -1,4 +1,4 @@
-"""What a style is called, and by whom it is: shown by the programs that load its file."""
+"""A style's name and credits, shown by programs that load its file."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from domain.errors import UserError
 
 MAX_NAME = 100
-"""Characters of a name: file systems take 255 bytes, and programs show fewer."""
+"""Most characters of a name: file systems allow 255 bytes, and programs show fewer."""
 _FORBIDDEN = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$')
-"""What Windows has no file names with, and what ends ``<lora:name:1>`` in a prompt."""
+"""Characters that Windows forbids in file names, or that end ``<lora:name:1>`` in a prompt."""
 
 
 class InvalidName(UserError, ValueError):
-    """The name cannot be that of a file."""
+    """The name is not a valid file name."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """A style's name and credits. They change nothing about its training."""
+    """A style's name and credits. They do not affect its training."""
 
     name: str | None = None
-    """The file's name without its ending; None stands for ``style_<style_id>``."""
+    """The file's name without its extension; None means ``style_<style_id>``."""
     author: str | None = None
     license: str | None = None
     thumbnail: str | None = None
@@ -42,6 +42,6 @@ UNNAMED = Label()
 
 
 def file_name_from(text: str) -> str | None:
-    """The nearest name that a label accepts; None if nothing is left of the text."""
+    """Turn the text into a valid name; None if nothing remains."""
     name = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", text).strip(". ")[:MAX_NAME].strip(". ")
     return name or None

@@ -1,4 +1,4 @@
-"""What a parameter accepts, as a value: the check and the documents of the contract read it."""
+"""The limits of parameters as values, used by checks and by the generated documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class OutOfLimits(ValueError):
-    """A value is refused; carries it, or the part of it that is wrong, and the remedy."""
+    """A value is out of limits; has the value, or the wrong part of it, and the remedy."""
 
     def __init__(self, value: object, remedy: str) -> None:
         super().__init__(f"{value!r}: {remedy}")
@@ -20,16 +20,16 @@ class Limit(Protocol):
     """One parameter's type and range."""
 
     def check(self, value: object) -> None:
-        """Accept the value.
+        """Check the value.
 
         Raises:
-            OutOfLimits: or refuse it.
+            OutOfLimits: the value has the wrong type or is out of range.
         """
 
 
 @dataclass(frozen=True)
 class IntRange:
-    """A whole number, both ends included."""
+    """An integer from ``low`` to ``high``, both included."""
 
     low: int
     high: int
@@ -46,7 +46,7 @@ class IntRange:
 
 @dataclass(frozen=True)
 class FloatRange:
-    """A finite number, the upper end included, the lower one unless ``above_low``."""
+    """A finite number up to and including ``high``; includes ``low`` unless ``above_low``."""
 
     low: float
     high: float
@@ -55,7 +55,7 @@ class FloatRange:
     def check(self, value: object) -> None:
         """See ``Limit``."""
         if isinstance(value, int | float) and not isinstance(value, bool):
-            # Both ends are finite, so neither NaN nor an infinity is inside.
+            # Both ends are finite, so NaN and infinities are outside.
             inside = self.low < value <= self.high or (value == self.low and not self.above_low)
             if inside:
                 return
@@ -66,7 +66,7 @@ class FloatRange:
 
 @dataclass(frozen=True)
 class BoundedText:
-    """BoundedText that says something, of a bounded number of characters."""
+    """Text that is not blank, of at most ``max_length`` characters."""
 
     max_length: int
 
@@ -95,7 +95,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few names."""
+    """One value of an enumeration."""
 
     names: type[StrEnum]
 

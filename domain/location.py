@@ -1,17 +1,17 @@
-"""Where a blob lies: the kind of store, a bucket and a key."""
+"""The address of a blob: the kind of store, a bucket and a key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 SCHEMES = ("s3", "gs")
-"""Amazon S3 and what speaks its protocol; Google Cloud Storage."""
+"""``s3``: Amazon S3 and compatible stores; ``gs``: Google Cloud Storage."""
 FORMS = " or ".join(f"{scheme}://bucket/key" for scheme in SCHEMES)
-"""How a location is written, for error messages."""
+"""The valid forms of a location, for error messages."""
 
 
 class InvalidLocation(ValueError):
-    """The text names no blob, or its key could leave the bucket."""
+    """The text is not a valid location, or its key could lead outside the bucket."""
 
 
 @dataclass(frozen=True, order=True)
@@ -29,10 +29,10 @@ class Bucket:
 
     @classmethod
     def parse(cls, text: str, scheme: str) -> Bucket:
-        """Read ``gs://name``, or ``name`` alone, which is then in the store ``scheme``.
+        """Parse ``gs://name`` or ``s3://name``, or ``name`` alone for a bucket of ``scheme``.
 
         Raises:
-            InvalidLocation: for anything else.
+            InvalidLocation: the text has another form.
         """
         before, separator, name = text.rpartition("://")
         return cls(name, before if separator else scheme)
@@ -65,10 +65,10 @@ class Location:
 
     @classmethod
     def parse(cls, text: str) -> Location:
-        """Read ``s3://bucket/key`` or ``gs://bucket/key``.
+        """Parse ``s3://bucket/key`` or ``gs://bucket/key``.
 
         Raises:
-            InvalidLocation: for anything else.
+            InvalidLocation: the text has another form.
         """
         scheme, separator, rest = text.partition("://")
         if not separator or scheme not in SCHEMES:
@@ -78,11 +78,11 @@ class Location:
 
     @property
     def name(self) -> str:
-        """The last part of the key: what a person calls the file."""
+        """The file name: the last part of the key."""
         return self.key.rpartition("/")[2]
 
     def with_suffix(self, suffix: str) -> Location:
-        """The neighbour that shares this blob's name but for its extension."""
+        """The location with the file extension replaced by ``suffix``."""
         folder, slash, name = self.key.rpartition("/")
         stem = name.rpartition(".")[0] or name
         return Location(self.bucket, f"{folder}{slash}{stem}{suffix}", self.scheme)

@@ -1,4 +1,4 @@
-"""The parameters of one training run: what was asked for, and what it comes to."""
+"""The parameters of one training run: as requested, and with defaults filled in."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from domain.limits import (
 MIN_DEFAULT_EPOCHS = 100
 MAX_DEFAULT_EPOCHS = 500
 PRODIGY_LEARNING_RATE = 1.0
-"""Its authors' advice: the estimate as it is."""
+"""Prodigy's default factor, as its authors advise: the unscaled estimate."""
 
 
 class InvalidParameter(ValueError):
-    """A parameter is out of range; names it, and says what would be accepted."""
+    """A parameter is out of range; has its name, its value and the remedy."""
 
     def __init__(self, name: str, value: object, remedy: str) -> None:
         super().__init__(f"{name}={value!r}: {remedy}")
@@ -36,10 +36,10 @@ class InvalidParameter(ValueError):
 
 
 class LearningRateSchedule(StrEnum):
-    """How the learning rate moves after the warm-up; names as in diffusers' ``get_scheduler``."""
+    """The learning rate after the warm-up; names as in diffusers' ``get_scheduler``."""
 
     CONSTANT = "constant"
-    """The peak at every step, without warm-up."""
+    """The peak rate at every step, without warm-up."""
     CONSTANT_WITH_WARMUP = "constant_with_warmup"
     LINEAR = "linear"
     COSINE = "cosine"
@@ -50,33 +50,33 @@ class LearningRateSchedule(StrEnum):
 
 
 class OptimizerName(StrEnum):
-    """What turns gradients into steps; names as in kohya's trainer and diffusers' examples."""
+    """The optimizers; names as in kohya's trainer and diffusers' examples."""
 
     ADAMW = "adamw"
     """AdamW (arXiv 1711.05101)."""
     ADAMW_8BIT = "adamw8bit"
-    """AdamW with its moments in 8 bits (arXiv 2110.02861), by bitsandbytes."""
+    """AdamW with 8-bit moments (arXiv 2110.02861), from bitsandbytes."""
     PRODIGY = "prodigy"
-    """Finds the learning rate itself (arXiv 2306.06101), by prodigyopt."""
+    """Estimates the learning rate itself (arXiv 2306.06101), from prodigyopt."""
 
 
 class LoraTargets(StrEnum):
-    """Which layers of the denoiser carry adapters."""
+    """The layers of the U-Net that get LoRA layers."""
 
     ATTENTION = "attention"
-    """The four projections of every attention, as in diffusers' examples."""
+    """The four projections of every attention block, as in diffusers' examples."""
     FEED_FORWARD = "attention+ff"
-    """Those and the feed-forward layers beside them."""
+    """Attention and feed-forward layers."""
     CONVOLUTIONS = "attention+ff+conv"
-    """Those, the projections around each transformer, and the residual blocks' and samplers'
-    layers; kohya calls it LoRA-C3Lier."""
+    """Attention and feed-forward layers, the projections around each transformer, and the layers
+    of residual blocks and samplers; kohya's LoRA-C3Lier."""
 
 
 def default_epochs(image_count: int) -> int:
-    """Epochs for a set of images when the task names none.
+    """Default number of epochs for a set of images.
 
-    ``clamp(700 - 20 * n, 100, 500)``: 500 at 10 images and fewer, 100 at 30 and more, a
-    straight line between, so that small sets are seen often enough and large ones end in time.
+    ``clamp(700 - 20 * n, 100, 500)``: 500 for up to 10 images, 100 from 30 images on, linear in
+    between, so that small sets are trained on enough and large sets finish in time.
     """
     line = 700 - 20 * image_count
     return max(MIN_DEFAULT_EPOCHS, min(MAX_DEFAULT_EPOCHS, line))
@@ -84,12 +84,12 @@ def default_epochs(image_count: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingParameters:
-    """Every choice of a run, validated; equal parameters and images give an equal style.
+    """All parameters of a run, validated; equal parameters and images give an equal style.
 
-    Names are those of diffusers' text-to-image LoRA example where it has them.
+    Names follow diffusers' text-to-image LoRA example where possible.
 
     Raises:
-        InvalidParameter: when a value is out of range.
+        InvalidParameter: a value is out of range.
     """
 
     epochs: int
@@ -186,12 +186,12 @@ class TrainingParameters:
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
-            # The optimizer is checked before: of the two limits of a rate it says which holds.
+            # The optimizer is checked earlier in LIMITS; it decides which limit of a rate applies.
             if name in LEARNING_RATES and self.optimizer is not OptimizerName.PRODIGY:
                 limit = GRADIENT_DESCENTS_RATE
             self._check(name, limit)
             if isinstance(limit, Choice):
-                # A message's text becomes the member, so that equal parameters look equal, too.
+                # Convert a message's text to the enum member, so that equal values compare equal.
                 object.__setattr__(self, name, limit.names(getattr(self, name)))
 
     def _check(self, name: str, limit: Limit) -> None:
@@ -205,28 +205,28 @@ class TrainingParameters:
 
     @property
     def network_alpha(self) -> float:
-        """Alpha with its default resolved."""
+        """Alpha, or its default."""
         return float(self.rank if self.alpha is None else self.alpha)
 
     @property
     def text_encoder_share(self) -> float:
-        """The text encoder's learning rate, as a multiple of the denoiser's."""
+        """The text encoder's learning rate as a multiple of the U-Net's."""
         if self.text_encoder_lr is None:
             return 1.0
         return self.text_encoder_lr / self.learning_rate
 
     @property
     def varies_captions(self) -> bool:
-        """Whether steps train on variants of the captions."""
+        """Whether runs train on several variants of each caption."""
         return self.shuffle_caption or self.caption_tag_dropout_rate > 0
 
     @property
     def lora_scale(self) -> float:
-        """What the product of an adapter's matrices is multiplied by."""
+        """The factor of the product of a LoRA layer's matrices."""
         return self.network_alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def warmup_steps(self, total_steps: int) -> int:
-        """Steps of warm-up in a run of ``total_steps``; none where the schedule has none."""
+        """Number of warm-up steps in a run of ``total_steps``; 0 for schedules without warm-up."""
         if self.lr_scheduler is LearningRateSchedule.CONSTANT:
             return 0
         if self.lr_warmup_steps is not None:
@@ -235,9 +235,9 @@ class TrainingParameters:
 
 
 GRADIENT_DESCENTS_RATE = FloatRange(0.0, 0.1, above_low=True)
-"""A learning rate that is a step's size. Prodigy's is a factor, and may be larger."""
+"""Limit of the learning rates of AdamW. Prodigy's are factors and may be larger."""
 LEARNING_RATES = ("learning_rate", "text_encoder_lr")
-"""The parameters that this is for."""
+"""The parameters that ``GRADIENT_DESCENTS_RATE`` applies to."""
 
 LIMITS: Mapping[str, Limit] = {
     "epochs": IntRange(1, 10_000),
@@ -277,20 +277,20 @@ LIMITS: Mapping[str, Limit] = {
     "validation_split": FloatRange(0.0, 0.5),
     "validation_epochs": IntRange(0, 10_000),
 }
-"""What each parameter accepts, in the order in which they are checked."""
+"""The limit of each parameter, in the order of the checks."""
 MAY_BE_NONE = frozenset(f.name for f in fields(TrainingParameters) if f.default is None)
-"""Parameters for which None stands for something, as their fields say."""
+"""Parameters that may be None; their fields' docstrings define its meaning."""
 PARAMETER_NAMES = frozenset(field.name for field in fields(TrainingParameters))
-"""Every key that a task's ``parameters`` may carry and that means something to us."""
+"""All keys of a task's ``parameters`` that are read."""
 
 
 @dataclass(frozen=True)
 class RequestedParameters:
-    """The parameters that a task names, each already checked; the rest take their defaults.
+    """The parameters that a task sets, already checked; the others take their defaults.
 
     Raises:
-        InvalidParameter: when a named value is out of range.
-        ValueError: when a name is not a parameter.
+        InvalidParameter: a value is out of range.
+        ValueError: a name is not a parameter.
     """
 
     named: Mapping[str, Any] = field(default_factory=dict)
@@ -301,9 +301,9 @@ class RequestedParameters:
             raise ValueError(f"not a training parameter: {', '.join(unknown)}")
         prompts = self.named.get("sample_prompts")
         if isinstance(prompts, list):
-            # As JSON and the command line give them; equal tasks are to look equal.
+            # JSON and the command line give lists; convert them so that equal tasks compare equal.
             object.__setattr__(self, "named", {**self.named, "sample_prompts": tuple(prompts)})
-        # Any count and size serve here: only the named values can be out of range.
+        # The count and the resolution are arbitrary: only the named values can be out of range.
         self.resolve(image_count=10, native_resolution=512)
 
     def resolve(self, *, image_count: int, native_resolution: int) -> TrainingParameters:

@@ -1,4 +1,4 @@
-"""What an event says about its job's state, for those who follow jobs by their events."""
+"""Derive a job's state from its events, for observers."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _AFTER: dict[type[Event], JobState] = {
 }
 
 PHASES = (JobState.PREPARING, JobState.TRAINING, JobState.UPLOADING, JobState.ANNOUNCING)
-"""The states in which a worker is at work on a job, in their order."""
+"""The states in which a worker processes a job, in order."""
 
 
 def state_after(event: Event) -> JobState | None:
-    """The state of the job once the event has happened; None when it changes none."""
+    """The state of the job after the event; None if the event does not change it."""
     if isinstance(event, JobFailed) and event.failure.code is FailureCode.CANCELLED:
         return JobState.CANCELLED
     return _AFTER.get(type(event))

@@ -1,4 +1,4 @@
-"""How far a job has come, and how long the rest will take at the speed measured so far."""
+"""A job's progress, and its remaining time at the measured speed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """A job's position. Epochs and steps count what is finished."""
+    """A job's position: numbers of finished epochs and steps."""
 
     current_epoch: int
     total_epochs: int
     current_step: int
     total_steps: int
     loss: float | None = None
-    """Mean over the last finished epoch."""
+    """Mean loss of the last finished epoch."""
     steps_per_second: float | None = None
     """Measured over the last minute of this run."""
     redone: int = 0
-    """Steps counted as finished that are being run again, after going back to a checkpoint."""
+    """Steps counted as finished that are run again after returning to a checkpoint."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.current_epoch <= self.total_epochs:
@@ -30,12 +30,12 @@ class Progress:
 
     @property
     def percent(self) -> int:
-        """Whole percent of the steps done; 100 only when all are."""
+        """Finished steps in whole percent; 100 only after the last step."""
         return self.current_step * 100 // self.total_steps if self.total_steps else 100
 
     @property
     def estimated_seconds(self) -> int | None:
-        """Time left at the measured speed, rounded up; None until a speed is measured."""
+        """Seconds left at the measured speed, rounded up; None until a speed is measured."""
         if not self.steps_per_second:
             return None
         left = self.total_steps - self.current_step + self.redone
@@ -50,14 +50,14 @@ class Speedometer:
         self._samples: deque[tuple[float, int]] = deque()
 
     def observe(self, step: int, at: float) -> None:
-        """Note that ``step`` steps were done at monotonic time ``at``, in seconds."""
+        """Record that ``step`` steps were finished at monotonic time ``at``, in seconds."""
         self._samples.append((at, step))
         while len(self._samples) > 2 and at - self._samples[1][0] >= self._window:
             self._samples.popleft()
 
     @property
     def steps_per_second(self) -> float | None:
-        """None until two samples lie apart in time."""
+        """The measured speed; None until there are two samples at different times."""
         if len(self._samples) < 2:
             return None
         (start, first), (end, last) = self._samples[0], self._samples[-1]

@@ -1,4 +1,4 @@
-"""What a training leaves behind: checkpoints, the weights, and the figures that go with them."""
+"""The results of a training: checkpoints, weights and metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from domain.location import Location
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """Where a stored checkpoint lies and which moment of the run it holds."""
+    """A stored checkpoint's location, epoch and step."""
 
     location: Location
     epoch: int
@@ -28,11 +28,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class TrainingMetric:
-    """The figures that go with a finished style."""
+    """The metrics of a finished style."""
 
     loss: float
-    """Mean over the last epoch."""
+    """Mean loss of the last epoch."""
     epochs: int
     steps: int
     best_epoch: int | None = None
-    """The measured epoch with the lowest loss; None where nothing was measured."""
+    """The evaluated epoch with the lowest loss; None if none was evaluated."""

@@ -1,4 +1,4 @@
-"""What the platform asks for: one style from one set of images."""
+"""A training task: the platform's request for one style from one set of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from domain.parameters import RequestedParameters, default_epochs
 
 
 class Finding(str):
-    """What was found in a field, in the words to show it by."""
+    """A description of a field's invalid value, shown without quotes."""
 
     __repr__ = str.__str__
 
@@ -21,10 +21,10 @@ MISSING = Finding("missing")
 
 
 class InvalidTask(UserError, ValueError):
-    """A message that is not a task: names the field, the value found and the remedy.
+    """The message is not a valid task; has the field, the value found and the remedy.
 
-    ``style_id`` and ``task_id`` are set when they could be read all the same: the first so that
-    the backend can be told, the second so that an operator can look the task up.
+    ``style_id`` and ``task_id`` are set if they could be read: the first for notifying the
+    backend, the second for operators who look up the task.
     """
 
     def __init__(
@@ -49,30 +49,30 @@ class TrainingTask:
     """One request, as validated values."""
 
     task_id: str
-    """Identifies the request; a message that repeats it is the same request again."""
+    """Identifies the request; messages with the same id are the same request."""
     style_id: int
-    """The platform's number of the style, positive."""
+    """The platform's positive number of the style."""
     images: tuple[Location, ...]
-    """The images to learn from, in the order given."""
+    """The images to train on, in the given order."""
     tags: tuple[str, ...] = ()
     """English keywords for the whole style."""
     requested: RequestedParameters = field(default_factory=RequestedParameters)
-    """The parameters that the task names."""
+    """The parameters that the task sets."""
     created_at: datetime | None = None
-    """When the platform made the request, where it says."""
+    """Time of the request, if the platform sent it."""
     label: Label = UNNAMED
     """The style's name and credits."""
 
 
 def check_size(task: TrainingTask, *, max_steps: int, max_resolution: int) -> None:
-    """Reject a task that would keep a worker for days.
+    """Reject a task that would take days to train.
 
     Args:
-        max_steps: of epochs times images.
-        max_resolution: pixels; only a resolution that the task names is compared.
+        max_steps: limit of epochs times images.
+        max_resolution: limit of the task's own ``resolution``, in pixels.
 
     Raises:
-        InvalidTask: names the product or the resolution, and the limit.
+        InvalidTask: a limit is exceeded.
     """
     images = len(set(task.images))
     epochs = task.requested.named.get("epochs")

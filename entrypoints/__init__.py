@@ -1,1 +1,1 @@
-"""The commands. Only here the environment is read and adapters are chosen."""
+"""The commands. Only this package reads the environment and chooses adapters."""

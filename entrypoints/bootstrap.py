@@ -1,4 +1,4 @@
-"""How a worker is put together: the one place that knows which adapter serves which port."""
+"""Assemble a worker: the only module that binds adapters to ports."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 def build_trainer(
     settings: Settings, base: BaseModel, devices: Sequence[str], slots: int
 ) -> DiffusionTrainer:
-    """The trainer on these devices. The base model is on the first; each run loads it on the
+    """Build the trainer. The base model stays on the first device; each run loads it on the
     others."""
     from adapters.diffusion.data_parallel import OtherRanks
     from adapters.diffusion.trainer import DiffusionTrainer
@@ -83,7 +83,7 @@ def build_trainer(
 
 
 def worker_config(settings: Settings) -> WorkerConfig:
-    """The use cases' figures, as the settings give them."""
+    """The use cases' configuration, from the settings."""
     return WorkerConfig(
         min_images=settings.min_images,
         checkpoint_every=settings.checkpoint_every,
@@ -100,14 +100,14 @@ def worker_config(settings: Settings) -> WorkerConfig:
 
 
 def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
-    """A name that no other worker has, not even this one's next process."""
+    """A name that is unique among all workers and processes."""
     return settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
 
 
 def image_fetcher(
     blobs: BlobStore, inspector: ImageInspector, config: WorkerConfig
 ) -> Callable[[tuple[Location, ...], int, StopSignal], ImageSet]:
-    """Fetches and checks a task's images."""
+    """Return the function that fetches and checks a task's images."""
 
     def fetch(images: tuple[Location, ...], resolution: int, stop: StopSignal) -> ImageSet:
         return fetch_images(images, resolution, blobs, inspector, config, stop)
@@ -116,22 +116,22 @@ def image_fetcher(
 
 
 def open_uploads(slots: int) -> Iterator[Executor]:
-    """Threads that store checkpoints, one for each job. Closing the container waits for them."""
+    """Threads that upload checkpoints, one per job. Closing the container waits for them."""
     with ThreadPoolExecutor(slots, "checkpoints") as executor:
         yield executor
 
 
 def build_worker_state(worker: str, clock: SystemClock, stop: StopSignal) -> WorkerState:
-    """What the status page shows of this worker."""
+    """Build the state that the status page shows."""
     return WorkerState(worker, version(), clock, lambda: stop.reason is not None)
 
 
 def open_job_log(
     logs: Logging, blobs: BlobStore, keys: StorageKeys, clock: SystemClock, worker: str
 ) -> Iterator[JobLog]:
-    """Collects the lines of each job and stores them, until the container is closed."""
+    """Collect and store each job's log lines until the container is closed."""
     logs.context.worker = worker
-    # A store of its own, whose events nobody observes: this is one of the observers.
+    # A separate store without observers, because the job log is an observer itself.
     store = JobStore(
         blobs=blobs, keys=keys, clock=clock, events=lambda _event: None, worker=worker
     )
@@ -142,7 +142,7 @@ def open_job_log(
 
 
 def disk_trouble(settings: Settings) -> Callable[[], str | None]:
-    """Why the disk lets the worker take no task, or None; to be asked before each."""
+    """Return a check for each task: why disk space is too low for it, or None."""
 
     def look() -> str | None:
         enough, found = free_space(work_folder(settings), settings.min_disk_gb)
@@ -152,7 +152,7 @@ def disk_trouble(settings: Settings) -> Callable[[], str | None]:
 
 
 def build_worker_pool(loop: WorkerLoop, slots: int) -> WorkerPool:
-    """A loop for each slot. Each has leases of its own, and so a name of its own."""
+    """Build one loop per slot. Each loop has its own name, because it has its own leases."""
     if slots == 1:
         return WorkerPool([loop])
     return WorkerPool([_named(loop, f"-slot{slot}") for slot in range(slots)])
@@ -170,11 +170,11 @@ def _named(loop: WorkerLoop, suffix: str) -> WorkerLoop:
 def open_container(
     settings: Settings, logs: Logging | None = None, stop: StopSignal | None = None
 ) -> Iterator[Container]:
-    """The parts of a worker. Connections are closed at the end.
+    """Build a worker's container, and close its connections at the end.
 
     Args:
-        logs: of this process; by default lines are not marked with their job.
-        stop: the end of the worker, for the status page.
+        logs: the logging of this process; by default log lines carry no job id.
+        stop: the worker's stop signal, for the status page.
     """
     container = Container(
         settings=settings, logs=logs or silent_logging(), stop=stop or StopSignal()
@@ -186,10 +186,10 @@ def open_container(
 
 
 class Container(containers.DeclarativeContainer):
-    """The parts of a worker. An entry point overrides those that it needs otherwise.
+    """The components of a worker. Entry points override those that they replace.
 
-    A provider named ``plain_...`` gives the part that a metered one wraps. Every part that uses
-    a port is made from the metered one.
+    Providers named ``plain_...`` build the adapters without metrics. All users of a port get the
+    wrapper that records metrics.
     """
 
     settings: providers.Dependency[Settings] = providers.Dependency(instance_of=Settings)
@@ -205,13 +205,13 @@ class Container(containers.DeclarativeContainer):
     device = devices.provided[0]
     slots = providers.Singleton(choose_slots, settings, devices.provider)
 
-    # What observes the work.
+    # Observers.
     metrics = providers.Singleton(Metrics, worker, providers.Callable(version))
     job_metrics = providers.Singleton(JobMetrics, metrics, clock.provided.monotonic)
     worker_state = providers.Singleton(build_worker_state, worker, clock, stop)
     preview_cache = providers.Singleton(PreviewCache)
 
-    # The ports, each measured.
+    # The ports, each wrapped with metrics.
     plain_blobs = providers.Singleton(open_blobs, settings, clock, slots=slots)
     blobs = providers.Singleton(
         MeteredBlobStore, plain_blobs, metrics, clock, keys.provided.leased_task, job_metrics

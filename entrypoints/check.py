@@ -1,4 +1,4 @@
-"""Check everything that a job needs, for an operator on a new pod."""
+"""Check everything that a job needs, for operators of a new pod."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Outcome:
 
 
 def check(container: Container, *, as_json: bool = False) -> int:
-    """Print a table of what works; 0 when everything does, else 1."""
+    """Run all checks and print a table; return 0 if all succeed, else 1."""
     outcomes = [_try(part, trial) for part, trial in trials(container)]
     if as_json:
         print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
@@ -44,7 +44,7 @@ def check(container: Container, *, as_json: bool = False) -> int:
 
 
 def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
-    """Every part with its check, which returns a description or raises."""
+    """The name and the check of each component; a check returns a description or raises."""
     settings = container.settings()
     images = [
         ("images", lambda bucket=bucket: _bucket(container, bucket, write=False))
@@ -69,10 +69,10 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
 
 
 def require_fit_store(container: Container) -> None:
-    """See that the store keeps two workers from training one job; one that is away may do so.
+    """Check that the store supports conditional writes; an unavailable store passes.
 
     Raises:
-        UsageError: it does not.
+        UsageError: the store does not support them, so two workers could train the same job.
     """
     from application.check_bucket import UnfitStore, check_conditions
 
@@ -88,7 +88,7 @@ def require_fit_store(container: Container) -> None:
 def _try(part: str, trial: Callable[[], str]) -> Outcome:
     try:
         return Outcome(part, True, trial())
-    except Exception as error:  # whatever it is, the operator wants to see it beside the others
+    except Exception as error:  # show any error in the table, among the other results
         text = " ".join(str(error).split()) or type(error).__name__
         return Outcome(part, False, text)
 
@@ -159,7 +159,7 @@ def _backend(container: Container) -> str:
         return "none: outcomes are printed"
     from adapters.webhook.notifier import WebhookNotifier
 
-    assert isinstance(notifier, WebhookNotifier)  # the container knows these two
+    assert isinstance(notifier, WebhookNotifier)  # the container has only these two
     return notifier.check()
 
 

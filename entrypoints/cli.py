@@ -1,4 +1,4 @@
-"""Common to all commands: version, shell completion, errors in one line."""
+"""Shared by all commands: version, shell completion, errors in one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def version() -> str:
-    """Of the program, as it is installed."""
+    """The version of the installed package."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 
@@ -37,10 +37,10 @@ def version() -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """One that proposes the option that was probably meant."""
+    """An argument parser that suggests the closest option for a typo."""
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2 and the message."""
+        """Exit with code 2 and the message."""
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown:
             near = get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.7)
@@ -52,7 +52,7 @@ def add_common_options(parser: argparse.ArgumentParser, *, script: str) -> None:
     """Add ``--debug``, ``--version`` and ``--print-completion``.
 
     Args:
-        script: the command's name where the package is installed; what a shell completes.
+        script: the name of the installed command, for shell completion.
     """
     group = parser.add_argument_group("about this command")
     group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
@@ -73,17 +73,16 @@ def run_command(
     *,
     log_defects: bool = False,
 ) -> int:
-    """Parse the command line, carry it out, and return the exit code.
+    """Parse the command line, run the command, and return the exit code.
 
-    What goes wrong is one line with its remedy on standard error; before it comes the traceback
-    with ``--debug``.
+    Errors are printed to standard error as one line with the remedy, after the traceback with
+    ``--debug``.
 
     Args:
-        log_defects: nobody sits by to repeat the command with ``--debug``: have the traceback of
-            a defect in the log at once.
+        log_defects: log the traceback of an unexpected error even without ``--debug``, for
+            commands that run unattended.
     """
-    # Else the interpreter's last collections walk through all of torch's and its like's modules
-    # while somebody waits for the process to end.
+    # Faster exit: skip the garbage collection of torch's and other large libraries' modules.
     atexit.register(gc.freeze)
     if sys.platform != "linux":
         print(f"error: {LINUX_ONLY}", file=sys.stderr)
@@ -109,8 +108,8 @@ def run_command(
 
 
 def with_dashes(argv: Sequence[str]) -> list[str]:
-    """The command line with ``--learning_rate``, as other trainers have it, as
-    ``--learning-rate``; values are left as they are."""
+    """Replace underscores in option names by dashes (other trainers write ``--learning_rate``);
+    values stay unchanged."""
     ended = list(argv).index("--") if "--" in argv else len(argv)
     return [
         re.sub(r"^--[\w-]+(?==|$)", lambda option: option[0].replace("_", "-"), text)
@@ -119,7 +118,7 @@ def with_dashes(argv: Sequence[str]) -> list[str]:
 
 
 def explain(error: Exception) -> tuple[int, list[str]] | None:
-    """Exit code and message for an error; None for an unexpected one."""
+    """Exit code and message lines for an expected error; None for an unexpected one."""
     from application.ports import BlobDenied, TrainerBroken, Unavailable
 
     if isinstance(error, InvalidParameter):

@@ -1,4 +1,4 @@
-"""The connections that the settings name: queue and backend. Stores are in ``stores``."""
+"""Open the configured queue and backend. ``stores`` opens the stores."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from adapters.rabbitmq.queue import RabbitQueue
 
 MAX_LORA_BYTES = 512 * 1024**2
-"""Of a LoRA that a task starts from: rank 256 on every layer has 400 MB."""
+"""Largest initial LoRA: one with rank 256 on every layer has 400 MB."""
 NOT_IN_A_FOLDER = ("train_text_encoder", "use_dora")
-"""Parameters of styles that a reader with ``PeftModel.from_pretrained(unet, folder)`` and PEFT 0.7
-draws wrong or cannot load."""
+"""Parameters whose styles ``PeftModel.from_pretrained(unet, folder)`` of PEFT 0.7 fails to load or
+renders wrongly."""
 
 
 def open_queue(
     settings: Settings, clock: SystemClock, worker: str, slots: int
 ) -> Iterator[RabbitQueue | SpoolQueue]:
-    """The queue of tasks, closed when the container is."""
+    """Open the queue of tasks, and close it with the container."""
     if not settings.has_broker:
         yield SpoolQueue(settings.spool_dir, clock, new_id)
         return
@@ -49,10 +49,10 @@ def open_queue(
 
 
 def broker_options(settings: Settings, slots: int = 1) -> RabbitOptions:
-    """Where the broker is and how to treat it.
+    """The broker's address and connection options.
 
     Args:
-        slots: messages that are in hand at a time.
+        slots: number of messages processed at the same time.
     """
     from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 
@@ -85,7 +85,7 @@ def broker_options(settings: Settings, slots: int = 1) -> RabbitOptions:
 
 
 def queue_place(settings: Settings) -> str:
-    """Where tasks come from, for people: without credentials."""
+    """The queue's address for display, without credentials."""
     if not settings.has_broker:
         return f"the folder {settings.spool_dir}"
     options = broker_options(settings)
@@ -93,7 +93,7 @@ def queue_place(settings: Settings) -> str:
 
 
 def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
-    """The backend, or the terminal where no backend is configured."""
+    """Open the backend's webhook client, or a notifier on the terminal if none is configured."""
     if settings.backend_api_url is None or settings.internal_api_token is None:
         yield ConsoleNotifier(console)
         return
@@ -115,14 +115,14 @@ def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> I
 
 
 def backend_host(settings: Settings) -> str | None:
-    """The one host that the token may go to."""
+    """The only host that may receive the token."""
     return urlsplit(settings.backend_api_url).hostname if settings.backend_api_url else None
 
 
 def task_parser(settings: Settings) -> TaskParser:
-    """Reads tasks. Rejects those that are too large for this worker, styles that cannot be loaded
-    from the folder that ``WEIGHTS_FORM`` asks for, and images from the worker's own buckets where
-    ALLOWED_IMAGE_BUCKETS does not name them: the store itself would read them.
+    """Build the task parser. It rejects tasks that are too large for this worker, styles that
+    cannot be loaded from a ``WEIGHTS_FORM`` folder, and images in the worker's own buckets unless
+    ALLOWED_IMAGE_BUCKETS lists them (the store itself has access to these buckets).
     """
     read = TaskReader(backend_host(settings))
     closed = {settings.models, settings.state}.difference(settings.image_buckets)
@@ -166,7 +166,7 @@ def _check_network_weights(task: TrainingTask, settings: Settings) -> None:
 
 
 def lora_loader(blobs: BlobStore) -> Callable[[str], InitialLora]:
-    """Fetches the LoRA that a task names."""
+    """Return the function that fetches a task's initial LoRA."""
 
     def load(text: str) -> InitialLora:
         from adapters.diffusion.lora_files.warm_start import initial_from_bytes
@@ -177,5 +177,5 @@ def lora_loader(blobs: BlobStore) -> Callable[[str], InitialLora]:
 
 
 def new_id() -> str:
-    """A fresh identifier."""
+    """A new unique identifier."""
     return uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""List the dead letters, and put back or drop some, for ``entrypoints.submit``."""
+"""List dead letters, put them back or drop them, for ``entrypoints.submit``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from application.ports import DeadLetterAction, DeadLetters, DeadMessage
 
 NAMELESS = "-"
-"""In place of a task's id: the message names none."""
+"""Stands for the task id of messages without one."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One dead letter as it is printed."""
+    """One printed dead letter."""
 
     task_id: str | None
     since: str | None
@@ -45,12 +45,12 @@ def process_dead_letters(
     """Apply an action to the dead letters of a task, and print them.
 
     Args:
-        fate: of the letters that are meant; ``DeadLetterAction.KEEP`` only lists them.
-        task_id: whose letters are meant; ``NAMELESS``: those without an id; None: all.
-        option: what the task was given with, for the error.
+        fate: the action; ``DeadLetterAction.KEEP`` only lists them.
+        task_id: selects this task's letters; ``NAMELESS``: those without an id; None: all.
+        option: the command-line option of the task id, for error messages.
 
     Raises:
-        UsageError: no dead letter is of this task.
+        UsageError: the task has no dead letters.
     """
     from adapters.schemas.task import task_id_of
     from application.ports import DeadLetterAction
@@ -96,7 +96,7 @@ def process_dead_letters(
 
 
 def plain_id(task_id: str) -> str:
-    """A task's id as the log has it, however it is written; any other text as it is."""
+    """A task id in the form used in the log; any other text unchanged."""
     try:
         return str(uuid.UUID(task_id))
     except ValueError:

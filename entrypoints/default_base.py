@@ -1,4 +1,4 @@
-"""The base model that is named, or the one to use when nobody names one."""
+"""Load the configured or the default base model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SMALL_BASE = Path(__file__).resolve().parent.parent / "assets" / "small_base"
 STANDARD_RESOLUTION = 512
-"""Pixels a side of Stable Diffusion 1.5."""
+"""Side in pixels of Stable Diffusion 1.5's training resolution."""
 
 
 def default_base(device: str) -> tuple[str, str]:
-    """The base model's name, and why it was chosen.
+    """The default base model's name, and the reason for the choice.
 
-    Stable Diffusion 1.5 needs a GPU to be of use, and a hub or its cache to come from.
+    Stable Diffusion 1.5 is chosen only with a GPU, and with access to the hub or a cached copy.
     """
     if not device.startswith("cuda"):
         return str(SMALL_BASE), "there is no GPU"
@@ -43,17 +43,17 @@ def _hub_has(name: str) -> bool:
 
 
 def load_base_model(settings: Settings, device: str) -> BaseModel:
-    """The base model named, or the default, on the device.
+    """Load the configured base model, or the default one, on the device.
 
     Raises:
-        BaseModelInvalid: what is named is none.
+        BaseModelInvalid: BASE_MODEL is not a base model.
     """
     quiet_libraries()
     from adapters.diffusion.backend import compute_on
     from adapters.diffusion.base.model import load_base
 
     if settings.base_model is None and settings.has_broker:
-        name = STABLE_DIFFUSION  # what a broker's tasks train is announced, whatever the machine
+        name = STABLE_DIFFUSION  # styles for the backend must not depend on the machine
     elif settings.base_model is None:
         name, reason = default_base(device)
         log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
@@ -66,10 +66,10 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
 
 
 def _choose_threads(base: BaseModel) -> None:
-    """Compute in one thread where the base is small.
+    """Use one CPU thread for a small base model.
 
-    Its operations are too short to share: on a busy machine several threads spend their time
-    waiting for one another.
+    Its operations are too short to split: on a busy machine the threads would mostly wait for one
+    another.
     """
     if base.native_resolution < STANDARD_RESOLUTION:
         import torch
@@ -78,8 +78,8 @@ def _choose_threads(base: BaseModel) -> None:
 
 
 def quiet_libraries() -> None:
-    """Their progress bars and advice about parts that we do not use hide our own lines."""
-    # PEFT imports it where it is installed; on a CPU it then looks for kernels, and complains.
+    """Silence the libraries' progress bars and irrelevant warnings."""
+    # PEFT imports bitsandbytes if installed; on a CPU that warns about missing kernels.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers.utils.logging as diffusers_logging
     import huggingface_hub.utils.logging  # noqa: F401 - gives its logger a handler
@@ -88,5 +88,5 @@ def quiet_libraries() -> None:
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    # Ours has its lines, too, in their form.
+    # The root logger already prints its lines, in our format.
     logging.getLogger("huggingface_hub").handlers.clear()

@@ -18,10 +18,10 @@ _REMEDY = "give cpu, cuda, or GPUs by their numbers such as cuda:1 or cuda:0,cud
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
-    """The devices of a list with commas; the first is the one that does what only one can do.
+    """Parse a comma-separated list of devices; work for a single device goes to the first.
 
     Raises:
-        ValueError: it is no such list; the text is the remedy.
+        ValueError: the text is not a valid list; the message is the remedy.
     """
     names = tuple(part.strip() for part in text.split(","))
     if names in {("cpu",), ("cuda",)}:
@@ -34,23 +34,23 @@ def parse_devices(text: str) -> tuple[str, ...]:
 
 
 def gpus_of_torch() -> int:
-    """How many GPUs torch can use here: none where the driver does not fit it."""
+    """Number of GPUs that torch can use; 0 if the driver is incompatible."""
     import torch
 
-    # Counted without the driver's consent; asking for it first costs nothing.
+    # device_count() also counts GPUs with an incompatible driver; is_available() does not.
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...]:
-    """The devices named, or the GPU where there is one.
+    """The named devices; by default a GPU if there is one, else the CPU.
 
     Args:
-        gpus: counts those that can be used, by CUDA_VISIBLE_DEVICES, driver and torch; it is
-            asked only where that matters.
+        gpus: counts the GPUs usable under CUDA_VISIBLE_DEVICES, driver and torch; called only if
+            needed.
 
     Raises:
-        ValueError: one that is named is not there, or ``text`` is no list of devices; the text is
-            the remedy.
+        ValueError: a named device does not exist, or ``text`` is not a list of devices; the
+            message is the remedy.
     """
     if text is None:
         return ("cuda",) if gpus() else ("cpu",)
@@ -71,10 +71,10 @@ def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...
 
 
 def choose_devices(settings: Settings) -> tuple[str, ...]:
-    """The devices named, or the GPU where there is one.
+    """The configured devices; by default a GPU if there is one, else the CPU.
 
     Raises:
-        UsageError: one is not there.
+        UsageError: a device does not exist.
     """
     try:
         return devices_present(settings.device, gpus_of_torch)
@@ -83,10 +83,10 @@ def choose_devices(settings: Settings) -> tuple[str, ...]:
 
 
 def choose_slots(settings: Settings, devices: Callable[[], Sequence[str]]) -> int:
-    """Jobs that train together: as many as named, or as the card has room for.
+    """Number of jobs that train together: as configured, or as many as fit in GPU memory.
 
     Args:
-        devices: asked only where that counts, for it takes a while.
+        devices: returns the devices; called only if needed, because it is slow.
     """
     if settings.jobs_together != "auto":
         return int(settings.jobs_together)

@@ -11,8 +11,8 @@ EXIT_USAGE = 2
 EXIT_SHUTDOWN_TIMEOUT = 3
 """The worker did not stop within SHUTDOWN_TIMEOUT."""
 EXIT_INTERRUPTED = 130
-"""128 and the number of SIGINT, as shells have it."""
+"""128 plus the number of SIGINT, as in shells."""
 
 
 class UsageError(UserError):
-    """The command line asks for something impossible; one line with the remedy."""
+    """The command line or a setting is wrong; the text is one line with the remedy."""

@@ -1,4 +1,4 @@
-"""Convert a finished LoRA to another program's format: what `train --export` does."""
+"""Convert a finished LoRA to another program's format, for `train --export`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adapters.diffusion.lora_files.lora_formats import LoraFormat, uses_dora
 from entrypoints.exit_codes import UsageError
 
 _GENERIC_NAMES = {"pytorch_lora_weights", "adapter_model"}
-"""Names that libraries give every LoRA; then the folder's name tells which it is."""
+"""Default file names of libraries; for these the folder's name is used instead."""
 DORA_WARNING = (
     "this is DoRA, which in kohya's format SD.Next and LyCORIS load exactly, ComfyUI and Forge "
     "approximately, AUTOMATIC1111, sd-scripts and InvokeAI wrongly (docs/format.md)"
@@ -17,11 +17,11 @@ DORA_WARNING = (
 
 
 def convert(source: Path, form: str, out: Path) -> tuple[list[Path], list[str]]:
-    """Write the LoRA at ``source`` into ``out`` and return the files, and warnings about them.
+    """Convert the LoRA at ``source`` into ``out``; return the written files and warnings.
 
     Raises:
-        InvalidLoraFile: there is no LoRA at ``source``, or the format cannot express it.
-        UsageError: it would be written over itself.
+        InvalidLoraFile: ``source`` is not a LoRA, or the format cannot represent it.
+        UsageError: the output would overwrite ``source``.
     """
     weights, metadata = read_lora(source)
     whole = source.resolve()

@@ -1,4 +1,4 @@
-"""One worker a GPU under one command: started together, watched, and stopped together."""
+"""Run one worker per GPU under one command: start, restart and stop them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
 log = logging.getLogger(__name__)
 
 RESTART_SECONDS = 10.0
-"""Between a worker's unwanted end and the next one on its GPU."""
+"""Seconds between a worker's unexpected exit and its restart."""
 LOOK_SECONDS = 0.2
 
 
 def gpus_named(text: str, present: Callable[[], int]) -> tuple[str, ...]:
-    """The GPUs of ``all``, or of numbers with commas.
+    """Parse ``all`` or a comma-separated list of GPU numbers.
 
     Raises:
-        UsageError: there is none, or it is no list of numbers.
+        UsageError: there are no GPUs, or the text is not a list of numbers.
     """
     if text == "all":
         count = present()
@@ -39,30 +39,30 @@ def gpus_named(text: str, present: Callable[[], int]) -> tuple[str, ...]:
 
 @dataclass
 class Fleet:
-    """Workers, one on each GPU. Each has its own lease, metrics and log lines.
+    """One worker process per GPU, each with its own leases, metrics and log lines.
 
-    A worker that ends by itself is started again after a pause; one that finds its settings
-    wrong ends them all, for the others have the same.
+    A worker that exits unexpectedly is restarted after a pause. A worker that exits because of
+    wrong settings stops them all, because they share the settings.
     """
 
     gpus: Sequence[str]
     command: Sequence[str]
     environment_of: Callable[[str], Mapping[str, str]]
-    """The whole environment of the worker on a GPU."""
+    """Returns the complete environment of a GPU's worker."""
     once: bool = False
-    """Workers end when the queue is empty, and that is no reason to start another."""
+    """Workers exit when the queue is empty, and are then not restarted."""
     _workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _start_at: dict[str, float] = field(default_factory=dict)
-    """Monotonic seconds at which the GPU gets its worker."""
+    """Monotonic time in seconds of the next start, by GPU."""
     _ended: dict[str, int] = field(default_factory=dict)
     _asked: deque[int] = field(default_factory=deque)
-    """Signals that were not yet passed on to the workers."""
+    """Signals received but not yet passed on to the workers."""
     _stopping: bool = False
 
     def run(self) -> int:
-        """Until a signal ends them; 0 when every worker ended as it should."""
+        """Run the workers until a signal; return 0 if all exited normally."""
         self._start_at = dict.fromkeys(self.gpus, time.monotonic())
-        # Only noted by the handler: it may come between a worker's start and our knowing of it.
+        # The handler only queues the signal: it may run before a new worker is registered.
         before = {
             number: signal.signal(number, lambda number, _frame: self._asked.append(number))
             for number in (signal.SIGTERM, signal.SIGINT)
@@ -95,7 +95,7 @@ class Fleet:
 
     def _start(self, gpu: str) -> None:
         del self._start_at[gpu]
-        # In a session of its own: a terminal's Ctrl-C comes from us alone, and so comes once.
+        # In a new session, so that a terminal's Ctrl-C reaches the workers only once, from here.
         self._workers[gpu] = subprocess.Popen(
             list(self.command), env=dict(self.environment_of(gpu)), start_new_session=True
         )
@@ -103,7 +103,7 @@ class Fleet:
 
     def _gone(self, gpu: str, code: int) -> None:
         if self._stopping and code == -signal.SIGTERM:
-            code = 0  # it had no job yet: it was still starting
+            code = 0  # it was still starting and had no job
         if code == EXIT_USAGE:
             self._stop()
         if self._stopping or (self.once and code == 0):
@@ -120,8 +120,7 @@ class Fleet:
         self._ended.update(dict.fromkeys(self._start_at, 0))
         self._start_at.clear()
         for worker in self._workers.values():
-            # Not SIGINT, whichever it was: Python takes that for an error while it starts, or
-            # forgets it.
+            # Never SIGINT: Python treats it as an error during startup, or ignores it.
             worker.terminate()
 
 

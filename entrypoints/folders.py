@@ -1,4 +1,4 @@
-"""Folders that are there or still to be made, and their free space."""
+"""Existing or future folders, and their free space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path itself where something is there, also a broken link; else the nearest parent."""
+    """The path itself if it exists, even as a broken link; else its nearest existing parent."""
     nearest = path.absolute()
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
@@ -21,12 +21,12 @@ def nearest_existing(path: Path) -> Path:
 
 
 def work_folder(settings: Settings) -> Path:
-    """Where a worker may run out of room."""
+    """The folder in which a worker needs free space."""
     return Path(tempfile.gettempdir()) if settings.has_object_store else settings.storage_folder
 
 
 def free_space(folder: Path, min_gigabytes: float) -> tuple[bool, str]:
-    """Whether a folder has enough free space, and how much it has, in words."""
+    """Whether a folder has enough free space, and a text with the amount."""
     free = shutil.disk_usage(nearest_existing(folder)).free / 1e9
     if free < min_gigabytes:
         return False, f"{free:.1f} GB free in {folder}; {min_gigabytes:g} GB are needed"

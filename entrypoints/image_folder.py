@@ -1,4 +1,4 @@
-"""A folder of images as a person gives it."""
+"""Find the images and captions in a user's folder."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from entrypoints.exit_codes import UsageError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}
 OTHER_SUFFIXES = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".psd"}
-"""Files that a person may have meant as images: looked at, so that they are refused by name."""
+"""Unsupported image formats: inspected too, so that they are refused by name."""
 
 CAPTIONS_OF_OTHERS = {".caption", ".jsonl"}
-"""Where other trainers look for captions."""
+"""Suffixes of other trainers' caption files."""
 
 HIDDEN_BY_WINDOWS = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 NOT_DOWNLOADED = ".icloud"
-"""Suffix of what stands for a file that is in iCloud only."""
+"""Suffix of placeholders for files that are only in iCloud."""
 
 _REPEATED = re.compile(r"[1-9][0-9]*_")
-"""How kohya's folders begin whose images come several times in an epoch."""
+"""Start of the names of kohya's folders with repeats per epoch."""
 
 
 def find_images(folder: Path, *, repeats_from_folders: bool = False) -> list[str]:
-    """Paths, from ``folder`` on, of the files that are or may be meant as images, in order.
+    """Sorted paths, relative to ``folder``, of all images and of files in unsupported formats.
 
     Args:
-        repeats_from_folders: look into the folders named like ``10_style``, and only there.
+        repeats_from_folders: search only the subfolders named like ``10_style``.
 
     Raises:
-        UsageError: there is no such folder, it cannot be read, no such file is in it, or one has
-            a name that cannot be a key.
+        UsageError: the folder does not exist, is unreadable or has no images, or a file's name
+            is not valid in a key.
     """
     if folder.is_file():
         raise UsageError(f"{folder}: is a file; give the folder that holds the images")
@@ -86,10 +86,10 @@ def _nothing_found(folder: Path, repeats_from_folders: bool) -> str:
 
 
 def read_own(path: Path) -> bytes:
-    """A file that a person has named, or that lies in a folder which they have named.
+    """Read a file given by the user.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -98,7 +98,7 @@ def read_own(path: Path) -> bytes:
 
 
 def find_caption(image: Path) -> Path | None:
-    """The file that holds an image's caption, where there is one."""
+    """The path of an image's caption file, if there is one."""
     beside = (image.with_suffix(suffix) for suffix in SUFFIXES)
     return next((path for path in beside if path.is_file()), None)
 
@@ -109,13 +109,13 @@ def passed_over(
     besides: Path,
     suffixes: Collection[str] = SUFFIXES,
 ) -> list[str]:
-    """What else lies in ``folder`` and in the folders of ``names``, each with why it is not used
-    where that may be a mistake; hidden files are only counted.
+    """List the unused files in ``folder`` and in the folders of ``names``, with the reason if that
+    may be a mistake. Hidden files are only counted.
 
     Args:
-        names: the images that were found there.
-        besides: of the results; nobody means these.
-        suffixes: of captions.
+        names: the images found in ``folder``.
+        besides: the results' folder, which is not listed.
+        suffixes: suffixes of caption files.
     """
     found, hidden, away = [], 0, 0
     for path in _beside(folder, names, suffixes):
@@ -132,7 +132,7 @@ def passed_over(
 
 
 def _beside(folder: Path, names: Collection[str], suffixes: Collection[str]) -> Iterator[Path]:
-    """What lies in the folders of the images and is neither an image nor its caption."""
+    """Yield the paths in the images' folders that are neither an image nor its caption."""
     images = [folder / name for name in names]
     used = {*images, *(image.with_suffix(suffix) for image in images for suffix in suffixes)}
     inside = {image.parent for image in images}
@@ -148,7 +148,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _why(path: Path, images: Collection[str]) -> str:
-    """Why a file is not used, where that is not plain from its name."""
+    """Why a file is not used, or an empty text if its name shows that."""
     if path.is_dir():
         return "/ (a folder)"
     if not path.exists():

@@ -1,6 +1,6 @@
-"""One task on this machine: a folder of images in, a folder of results out.
+"""Run one task on this machine, from a folder of images to a folder of results.
 
-What is checked here is what only a person at a terminal can mend; the rest is the use case's.
+This module checks only what a user at the terminal can fix; the use case checks the rest.
 """
 
 from __future__ import annotations
@@ -57,22 +57,22 @@ if TYPE_CHECKING:
 IMAGES, OUT = "images", "out"
 """The buckets that the two folders stand for."""
 THUMBNAIL_SIDE = 256
-"""Pixels; ModelSpec asks for a small image."""
+"""Pixels; the ModelSpec standard requires a small image."""
 LEASE = LeaseTerms(seconds=9.0)
-"""Short: a process of this machine that was killed is soon replaced by the same command."""
+"""Short, so that the same command can soon resume the run of a killed process."""
 MAX_LOCAL_BYTES = 256 * 1024**2
-"""Of an image's file: as many as an uncompressed one of 85 megapixels has."""
+"""Largest image file: an uncompressed image of 85 megapixels."""
 FACTS_RESOLUTION = 512
-"""At which the images are looked at before the base model is loaded, whatever is trained at."""
+"""Resolution of the inspection before the base model is loaded; independent of the training's."""
 LOCAL_TASKS = uuid.UUID("6f3e0b52-9a0c-4a57-8f0e-1d8a3b5f7c11")
-"""Namespace of local task ids, so that the same run has the same id and goes on."""
+"""Namespace of local task ids: the same run gets the same id, so that it is resumed."""
 
 
 def check_out(out: Path, images: Path) -> None:
-    """Make sure that ``out`` is not the images' folder, and can be written.
+    """Check that ``out`` is writable and is not the images' folder.
 
     Raises:
-        UsageError: it is, or it cannot.
+        UsageError: ``out`` is the images' folder or not writable.
     """
     if out.resolve() == images.resolve():
         raise UsageError(f"--out {out}: holds the images; give another folder, or one in it")
@@ -80,10 +80,10 @@ def check_out(out: Path, images: Path) -> None:
 
 
 def check_writable(out: Path) -> None:
-    """Make sure that ``out`` can be written, and leave no trace of it.
+    """Check that ``out`` is writable, without leaving files there.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: ``out`` is not writable.
     """
     try:
         with tempfile.TemporaryFile(dir=nearest_existing(out)):
@@ -96,10 +96,10 @@ def check_writable(out: Path) -> None:
 
 
 def check_device(named: str | None) -> None:
-    """Make sure that what ``--device`` names is there.
+    """Check that the devices of ``--device`` exist.
 
     Raises:
-        UsageError: it is not.
+        UsageError: a device does not exist.
     """
     if named is not None:
         try:
@@ -109,10 +109,10 @@ def check_device(named: str | None) -> None:
 
 
 def check_optimizer(requested: RequestedParameters) -> None:
-    """Make sure that the optimizer's library is installed.
+    """Check that the optimizer's library is installed.
 
     Raises:
-        UsageError: it is not; names the extra.
+        UsageError: the library is missing; the text names the extra to install.
     """
     from adapters.diffusion.optimizer import require_optimizer
 
@@ -126,7 +126,7 @@ def label_of(arguments: argparse.Namespace) -> Label:
     """The name and credits for the style's file.
 
     Raises:
-        UsageError: the name is none for a file, or the thumbnail cannot be read.
+        UsageError: the name is not a valid file name, or the thumbnail cannot be read.
     """
     try:
         return Label(
@@ -140,7 +140,7 @@ def label_of(arguments: argparse.Namespace) -> Label:
 
 
 def _thumbnail(file: Path) -> str:
-    """The image as a JPEG of at most ``THUMBNAIL_SIDE`` pixels a side, in a ``data:`` URL."""
+    """The image as a JPEG in a ``data:`` URL, at most ``THUMBNAIL_SIDE`` pixels per side."""
     from PIL import Image, ImageOps
 
     try:
@@ -155,10 +155,10 @@ def _thumbnail(file: Path) -> str:
 
 
 def initial_lora(requested: RequestedParameters) -> InitialLora | None:
-    """What ``--network-weights`` names.
+    """Load the LoRA of ``--network-weights``.
 
     Raises:
-        InvalidLoraFile: it is no LoRA that a run can start from.
+        InvalidLoraFile: the file is not a LoRA that a run can start from.
     """
     given = requested.named.get("network_weights")
     if given is None:
@@ -171,7 +171,7 @@ def initial_lora(requested: RequestedParameters) -> InitialLora | None:
 def build_container(
     arguments: argparse.Namespace, label: Label, initial: InitialLora | None
 ) -> Container:
-    """The worker's container with folders for buckets and the terminal for a backend."""
+    """Build the worker's container with folders as buckets and the terminal as backend."""
     logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
     named = {
         "base_model": arguments.base_model,
@@ -183,7 +183,7 @@ def build_container(
     )
     out: Path = arguments.out
     container = Container(settings=settings, logs=logs, stop=StopSignal())
-    # With --json, standard output is for the outcome alone.
+    # With --json, standard output has only the outcome.
     container.console.override(providers.Singleton(Console, stderr=arguments.json))
     container.slots.override(providers.Object(1))
     container.keys.override(
@@ -222,10 +222,10 @@ def build_container(
 
 
 def inspect(names: list[str], container: Container) -> ImageSet:
-    """Look at the images before anything is written.
+    """Inspect the images before anything is written.
 
     Raises:
-        UsageError: not one is usable; names each with its reason.
+        UsageError: no image is usable; the text lists each with its reason.
     """
     images = fetch_images(
         tuple(Location(IMAGES, name) for name in names),
@@ -256,11 +256,11 @@ def describe_task(
     label: Label,
     initial: InitialLora | None,
 ) -> TrainingTask:
-    """The task; its id is a hash of all that determines the weights.
+    """Build the task; its id is a hash of everything that determines the weights.
 
     Args:
-        parameters: what the requested ones come to.
-        names: of every file, those that were refused included: the report tells why.
+        parameters: the requested ones with defaults filled in.
+        names: all files, including the refused ones, whose reasons the report shows.
     """
     identity = {
         "style_id": arguments.style_id,
@@ -287,10 +287,10 @@ def run(
     """Run the task through the use case; return the exit code, and the outcome as JSON values.
 
     Args:
-        parameters: what the task's come to.
+        parameters: the task's parameters with defaults filled in.
 
     Raises:
-        UsageError: ``out`` holds another run, or another file in its style's place.
+        UsageError: ``out`` holds another run, or another file under the style's name.
     """
     console, store = container.console(), container.store()
     _refuse_other_run(task, parameters, container, out)
@@ -330,15 +330,15 @@ def run(
 
 def _display(container: Container) -> ProgressDisplay:
     display = container.events()
-    assert isinstance(display, ProgressDisplay)  # ``build_container`` has put it there
+    assert isinstance(display, ProgressDisplay)  # set by ``build_container``
     return display
 
 
 def _is_there(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
-    """Whether the style still lies where it was put.
+    """Whether the stored style still exists.
 
     Raises:
-        UsageError: another file lies there, which is not ours to write over.
+        UsageError: another file has its name and must not be overwritten.
     """
     try:
         found = blobs.get(artifact.location).data
@@ -378,7 +378,7 @@ def _outcome(job: TrainingJob, out: Path) -> dict[str, Any]:
 
 
 def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settlement:
-    """Run the task; where a killed process left its lease, wait until it expires, once."""
+    """Run the task. If a killed process left its lease, wait once until it expires."""
     use_case = container.run_training()
     settlement: Settlement = use_case(task, stop)
     if isinstance(settlement, RetryLater) and settlement.elsewhere:
@@ -404,7 +404,7 @@ def _refuse_other_run(
 
 
 def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> str:
-    """How a run differs from one with these parameters."""
+    """Describe how a run differs from one with these parameters."""
     if other is None or other.parameters is None:
         return "of other images, captions, parameters or base model"
     was, now = asdict(other.parameters), asdict(parameters)
@@ -415,13 +415,13 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
     ]
     if not differing:
         return "of other images, captions or tags, or another base model"
-    # Not "of other parameters": one that was not given may follow from the number of images.
+    # Name them: a default may differ because the number of images differs.
     return f"with {', '.join(differing)}"
 
 
 @contextmanager
 def _interruptible(stop: StopSignal, display: ProgressDisplay) -> Iterator[None]:
-    """Ctrl-C asks for an orderly end; a second one ends at once."""
+    """While open, Ctrl-C requests an orderly stop; a second one exits immediately."""
     before: dict[signal.Signals, Any] = {}
 
     def request(_number: int, _frame: object) -> None:

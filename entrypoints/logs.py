@@ -35,27 +35,27 @@ CHATTY = (
     "transformers",
     "huggingface_hub",
 )
-"""Libraries whose lines below a warning are hidden: they do not help an operator."""
+"""Libraries whose messages below WARNING are hidden, because they do not help operators."""
 SPOKEN_FOR = ("pika",)
-"""Libraries whose errors our own adapters report, in one line instead of seven and a traceback."""
+"""Libraries whose own error messages are hidden, because our adapters log them in one line."""
 
 
 @dataclass(frozen=True)
 class Logging:
-    """The filters that all log lines of a process pass."""
+    """The filters of all log lines of a process."""
 
     context: LogContext
-    """Marks each line with its job; an observer of events."""
+    """Adds the job's id to each line; an observer of events."""
     redact: Redactor
 
     def also_to(self, handler: logging.Handler) -> None:
-        """Send the lines, as JSON, to another handler too."""
+        """Also send the log lines, as JSON, to another handler."""
         handler.setFormatter(JsonFormatter(self.redact))
         _install(handler, self.context)
 
 
 def silent_logging() -> Logging:
-    """For a process whose lines go nowhere in particular."""
+    """Logging without an output of its own."""
     return Logging(LogContext(), Redactor())
 
 
@@ -70,12 +70,12 @@ def start_logging(
 
     Args:
         form: ``text``, ``json``, or ``auto``: text on a terminal, else JSON.
-        secrets: what no line may show.
+        secrets: texts to hide in all lines.
     """
     stream = sys.stderr if stream is None else stream
     found = Logging(LogContext(), Redactor(secrets))
     handler = logging.StreamHandler(stream)
-    terminal = Console(file=stream)  # knows NO_COLOR, FORCE_COLOR and TERM
+    terminal = Console(file=stream)  # handles NO_COLOR, FORCE_COLOR and TERM
     if form == "json" or (form == "auto" and not terminal.is_terminal):
         handler.setFormatter(JsonFormatter(found.redact))
     else:
@@ -95,7 +95,7 @@ def start_logging(
 
 
 def log_what_nobody_catches() -> None:
-    """Have a defect that ends a thread or the process in the log, like everything else."""
+    """Log uncaught exceptions of threads and of the process."""
 
     def of_process(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
@@ -114,7 +114,7 @@ def log_what_nobody_catches() -> None:
 
 
 def start_sentry(settings: Settings, logs: Logging) -> None:
-    """Send errors to Sentry, where there is one."""
+    """Send errors to Sentry, if it is configured."""
     if settings.sentry_dsn is None:
         return
     from adapters.logs.sentry import start_sentry as start
@@ -128,7 +128,7 @@ def start_sentry(settings: Settings, logs: Logging) -> None:
 
 
 def start_cloudwatch(settings: Settings, logs: Logging, worker: str) -> None:
-    """Send the log lines to CloudWatch, where a group is named."""
+    """Send the log lines to CloudWatch, if a log group is configured."""
     if settings.cloudwatch_log_group is None:
         return
     from adapters.logs.cloudwatch import CloudWatchOptions, cloudwatch_handler

@@ -1,4 +1,4 @@
-"""What to train, as command-line options. The standard library only: `--help` is instant."""
+"""Command-line options of a training. Standard library only, for a fast `--help`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from domain.parameters import PARAMETER_NAMES, LearningRateSchedule, LoraTargets
 
 
 def path(text: str) -> Path:
-    """An option's file or folder: of an empty text, which is a variable that is not set, ``Path``
-    makes the folder that the command is started in.
+    """Convert an option's text to a path. Rejects an empty text (an unset shell variable), which
+    ``Path`` would turn into the current folder.
     """
     if not text:
         raise argparse.ArgumentTypeError("it is empty; give a path, or . for this folder")
@@ -43,7 +43,7 @@ def _tags(text: str) -> tuple[str, ...]:
 
 
 def add_parameter_options(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every training parameter; those not given take their defaults."""
+    """Add an option for every training parameter; omitted options take their defaults."""
     group = parser.add_argument_group("training parameters")
 
     def add(name: str, help_text: str, **kind: Any) -> None:
@@ -110,7 +110,7 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
 
 
 def named_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The training parameters that were given."""
+    """The training parameters given on the command line."""
     return {name: value for name, value in vars(arguments).items() if name in PARAMETER_NAMES}
 
 

@@ -1,4 +1,4 @@
-"""Every setting, its default and its check: the only place that reads the environment."""
+"""All settings with defaults and checks: the only module that reads the environment."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ from entrypoints.settings_typos import settings_typos
 log = logging.getLogger(__name__)
 
 DEFAULTS = WorkerConfig()
-"""The use cases' figures, where no setting says otherwise."""
+"""The use cases' configuration if no setting changes it."""
 MAX_JOBS_TOGETHER = 32
-"""Jobs of one worker: each has a lease and threads, and the card's memory ends first."""
+"""Most concurrent jobs of one worker: each has a lease and threads, and GPU memory usually allows
+fewer."""
 DAY = 86_400.0
-"""Seconds: the longest that anything here is waited for."""
+"""Seconds; upper limit of all timeouts and pauses."""
 WEEK = 7 * DAY
-"""Seconds: longer than any job, in milliseconds less than the 2**31 that some brokers end at."""
+"""Seconds; longer than any job, and in milliseconds below the 2**31 limit of some brokers."""
 
 
 RENAMED = {
@@ -51,7 +52,7 @@ RENAMED = {
     "least_disk_gb": "min_disk_gb",
     "grace_seconds": "shutdown_timeout",
 }
-"""Names that version 0.1 read. They work in this release, where the new name is not set."""
+"""Setting names of version 0.1. This release still reads them if the new name is not set."""
 
 PLATFORM_NAMES = {
     "rabbitmq_password": "rabbitmq_pass",
@@ -59,7 +60,7 @@ PLATFORM_NAMES = {
     "backend_url": "backend_api_url",
     "checkpoint_interval": "checkpoint_every",
 }
-"""The platform's own names for settings. They are read where ours is not set."""
+"""The platform's own setting names, read if our name is not set."""
 
 
 class InvalidSettings(UserError):
@@ -67,10 +68,10 @@ class InvalidSettings(UserError):
 
 
 class Settings(BaseSettings):
-    """Read from the environment and from `.env`; names in capitals there.
+    """Read from the environment and from `.env`, with names in capitals.
 
-    A check that needs another setting stands at the later of the two, so that every problem is
-    found in one go.
+    A check that needs two settings is a validator of the later one, so that one run reports all
+    problems.
     """
 
     model_config = SettingsConfigDict(
@@ -90,7 +91,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The usual sources, then the values of settings under their other names."""
+        """The default sources, then the values under the settings' alternative names."""
         given: dict[str, str | None] = {}
         for source in (dotenv_settings, env_settings):
             assert isinstance(source, EnvSettingsSource)
@@ -443,7 +444,7 @@ class Settings(BaseSettings):
     @field_validator("rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file")
     @classmethod
     def _of_use(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        # Where one of the two is wrong itself, that is told, and enough.
+        # If one of the two is invalid itself, its own error is enough.
         known = {"rabbitmq_url", "rabbitmq_ssl"} <= info.data.keys()
         url = info.data.get("rabbitmq_url")
         encrypted = info.data.get("rabbitmq_ssl") or (url is not None and _is_encrypted(url))
@@ -550,13 +551,13 @@ class Settings(BaseSettings):
 
     @property
     def has_object_store(self) -> bool:
-        """Whether blobs lie in S3 or Google Cloud Storage: where a broker or a store is named."""
+        """Whether blobs are in object stores: if a broker or an object store is configured."""
         named = (self.s3_endpoint_url, self.gcs_bucket_name, self.storage_emulator_host)
         return self.storage_dir is None and (self.has_broker or any(named))
 
     @property
     def storage_folder(self) -> Path:
-        """The folder of buckets, where there is no object store."""
+        """The folder of buckets that replaces an object store."""
         return self.storage_dir or self.spool_dir / "buckets"
 
     @property
@@ -589,7 +590,7 @@ class Settings(BaseSettings):
 
     @property
     def image_buckets(self) -> tuple[Bucket, ...]:
-        """The buckets that images may come from. A name without a store is in each."""
+        """The buckets that images may come from. A name without a scheme allows every store."""
         if self.allowed_image_buckets:
             named = self.allowed_image_buckets
             found = [self._ours(name, scheme) for name in named for scheme in self.schemes]
@@ -601,7 +602,8 @@ class Settings(BaseSettings):
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """The kinds of object store in use, that of the weights first; of folders there is one."""
+        """The schemes of the object stores in use, the weights' first; always ``s3`` for
+        folders."""
         if not self.has_object_store:
             return ("s3",)
         named = [name.split("://")[0] for name in self.allowed_image_buckets if "://" in name]
@@ -615,12 +617,12 @@ class Settings(BaseSettings):
         return self._ours(image.bucket, image.scheme)
 
     def _ours(self, name: str, scheme: str) -> Bucket:
-        """A bucket as this worker reaches it: folders stand for buckets of either kind."""
+        """The bucket of a name; with folders, the scheme is ignored."""
         bucket = Bucket.parse(name, scheme)
         return bucket if self.has_object_store else Bucket(bucket.name)
 
     def secrets(self) -> tuple[str, ...]:
-        """Every secret there is, for what must never show one."""
+        """All secrets, so that logs can hide them."""
         found = [value for value in dict(self).values() if isinstance(value, SecretStr)]
         texts = [value.get_secret_value() for value in found]
         if self.rabbitmq_url is not None:
@@ -630,7 +632,7 @@ class Settings(BaseSettings):
 
 
 class WorkerSettings(Settings):
-    """With the checks that only a worker needs: other commands neither train nor notify."""
+    """Settings with the additional checks of workers, which train and notify."""
 
     @field_validator("jobs_together")
     @classmethod
@@ -643,7 +645,7 @@ class WorkerSettings(Settings):
     @classmethod
     def _can_be_had(cls, value: Path, info: ValidationInfo) -> Path:
         known = {"rabbitmq_host", "rabbitmq_url"} <= info.data.keys()
-        # A worker waits for a queue that is away, and this one would stay away.
+        # Fail early: a worker would retry forever to open a queue in an unusable folder.
         if known and not _has_broker(info) and (reason := _why_not_ours(value)):
             raise ValueError(f"{reason}; give a folder that this worker can write")
         return value
@@ -688,7 +690,7 @@ def _has_broker(info: ValidationInfo) -> bool:
 
 
 def _why_not_ours(folder: Path) -> str | None:
-    """Why files cannot be put into a folder, there or still to be made; None where they can."""
+    """Why an existing or future folder is not writable; None if it is."""
     nearest = nearest_existing(folder)
     if not os.path.isdir(nearest):
         return f"{nearest} is no folder"
@@ -700,7 +702,7 @@ def _is_encrypted(url: SecretStr) -> bool:
 
 
 def _loaded(value: Path | None, tls: TlsOptions, remedy: str) -> Path | None:
-    """Check that the files of a setting can be loaded."""
+    """Check that the TLS files of a setting can be loaded."""
     if value is not None:
         try:
             tls.context()
@@ -712,16 +714,16 @@ def _loaded(value: Path | None, tls: TlsOptions, remedy: str) -> Path | None:
 def load_settings(
     env_file: Path | None = Path(".env"), *, kind: type[Settings] = Settings
 ) -> Settings:
-    """The settings in force.
+    """Load the settings.
 
     Args:
-        kind: ``WorkerSettings``, for a worker.
+        kind: the class of settings; ``WorkerSettings`` for a worker.
 
     Raises:
-        InvalidSettings: names every setting that is wrong.
+        InvalidSettings: at least one setting is wrong; the text lists all of them.
     """
     try:
-        return kind(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings' own
+        return kind(_env_file=env_file)  # type: ignore[call-arg]  # of pydantic-settings
     except ValidationError as error:
         lines = [_line(problem) for problem in error.errors(include_url=False)]
         lines += [
@@ -736,7 +738,7 @@ def load_settings(
 
 
 def warn_about_names(env_file: Path | None = Path(".env")) -> None:
-    """Log the names of settings that are outdated, and those that are probably typos."""
+    """Log outdated names of settings and probable typos."""
     given = {name: value for name, value in _given(env_file).items() if value}
     for old in sorted(given.keys() & RENAMED.keys()):
         new = RENAMED[old].upper()
@@ -752,13 +754,13 @@ def warn_about_names(env_file: Path | None = Path(".env")) -> None:
 
 
 def _given(env_file: Path | None) -> dict[str, str | None]:
-    """Every name in the environment and in the file, in small letters, with its value."""
+    """All names in the environment and in the file, in lower case, with their values."""
     in_file = DotEnvSettingsSource(Settings, env_file=env_file).env_vars
     return {**in_file, **{name.lower(): value for name, value in os.environ.items()}}
 
 
 def settings_typos_now(env_file: Path | None = Path(".env")) -> dict[str, str]:
-    """Names in the environment and in a file that look like a setting's, misspelt, with it."""
+    """Probable typos in the environment and in the file, each with the intended setting."""
     read = RENAMED.keys() | PLATFORM_NAMES.keys()
     given = {name: value for name, value in _given(env_file).items() if name not in read}
     return settings_typos(given, [name.upper() for name in Settings.model_fields])
@@ -774,7 +776,7 @@ _REMEDIES = {
     "greater_than_equal": "give {ge:g} or more",
     "less_than_equal": "give {le:g} or less",
 }
-"""Pydantic's kinds of problems in our words."""
+"""Remedies by pydantic's error type."""
 
 
 def _line(problem: Any) -> str:
@@ -797,11 +799,11 @@ def is_secret(setting: FieldInfo) -> bool:
 
 
 def environment_on_gpu(settings: Settings, gpu: str, index: int) -> dict[str, str]:
-    """The environment of one worker of several under one command.
+    """The environment of one worker of a fleet.
 
     Args:
-        gpu: its number, as the driver counts.
-        index: its number in the fleet: its status page is that many ports further on.
+        gpu: the GPU's number, as counted by the driver.
+        index: the worker's number in the fleet, added to the port of its status page.
     """
     changes = {"CUDA_VISIBLE_DEVICES": gpu}
     if settings.worker_name is not None:

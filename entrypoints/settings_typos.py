@@ -6,22 +6,22 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 NEAR = 0.86
-"""As difflib measures it: RABBITMQ_PASSWORD is nearer to RABBITMQ_PASS than this, and what a
-broker's own container is told (RABBITMQ_DEFAULT_PASS, RABBITMQ_NODE_PORT) is not."""
+"""Smallest similarity ratio (difflib) of a typo: RABBITMQ_PASSWORD is above it for RABBITMQ_PASS;
+the settings of the broker's container (RABBITMQ_DEFAULT_PASS, RABBITMQ_NODE_PORT) are below."""
 
 OF_OTHERS = frozenset({"AWS_ENDPOINT_URL", "STATSD_HOST", "STATSD_PORT"})
-"""Settings of boto3 and others that resemble ours by chance."""
+"""Settings of boto3 and other programs that resemble ours by chance."""
 
 
 def settings_typos(given: Mapping[str, str | None], settings: Collection[str]) -> dict[str, str]:
-    """Which names are probably meant as settings, each with the setting.
+    """Find the names that are probably misspelt settings, each with the intended setting.
 
-    One whose setting is given beside it is somebody else's: what several programs read often
-    says the same thing under several names. A name without a value says nothing.
+    Ignores a name if the setting itself is given too (the name then belongs to another program),
+    and names without a value.
 
     Args:
-        given: names with their values, in whatever case, as settings are read.
-        settings: names in capitals.
+        given: names with their values; case does not matter.
+        settings: the settings' names in capitals.
     """
     values = {name.upper(): value for name, value in given.items() if value}
     found = {}

@@ -1,4 +1,4 @@
-"""Graceful shutdown on SIGTERM or Ctrl-C; a second signal or the timeout ends at once."""
+"""Graceful shutdown on SIGTERM or Ctrl-C; a second signal or the timeout exits immediately."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def graceful_shutdown(stop: StopSignal, shutdown_timeout: float) -> Iterator[None]:
     """While open, the first signal sets ``stop`` and starts the timeout.
 
-    A thread of its own listens, because Python's own handlers wait until the main thread comes
-    out of whatever library it is in, and a training step can take seconds.
+    A separate thread waits for signals, because Python runs signal handlers only after the main
+    thread returns from native code, and a training step can take seconds.
     """
     ours, pythons = socket.socketpair()
     pythons.setblocking(False)
@@ -55,7 +55,7 @@ def _listen(signals: socket.socket, stop: StopSignal, shutdown_timeout: float) -
     signals.settimeout(max(0.0, deadline - time.monotonic()))
     try:
         second = _next(signals)
-    except (TimeoutError, BlockingIOError):  # the latter where nothing is left to wait for
+    except (TimeoutError, BlockingIOError):  # BlockingIOError: no time is left
         log.warning("not stopped within %g s: the broker takes the message back", shutdown_timeout)
         os._exit(EXIT_SHUTDOWN_TIMEOUT)
     if second is not None:
@@ -64,7 +64,7 @@ def _listen(signals: socket.socket, stop: StopSignal, shutdown_timeout: float) -
 
 
 def _next(signals: socket.socket) -> int | None:
-    """The number of the next of our signals; None when nobody listens any more."""
+    """Wait for the next handled signal and return its number; None once the socket is closed."""
     while received := signals.recv(1):
         if received[0] in SIGNALS:
             return received[0]

@@ -1,4 +1,4 @@
-"""The status page of a worker: where its facts come from, and when it is ready."""
+"""Serve a worker's status page; its data and readiness checks."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from entrypoints.settings import Settings, is_secret
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 15.0
-"""Between two counts of the waiting messages."""
+"""Seconds between reads of the queue depths."""
 OLD_SECONDS = 4 * POLL_SECONDS
-"""A count of this age means that the broker does not answer."""
+"""Age of the queue depths from which the broker counts as unreachable."""
 
 
 @contextmanager
 def serving(container: Container) -> Iterator[None]:
-    """Serve health, metrics and the page while this is open; at once, while the base model loads.
+    """Serve health, metrics and the page while open, even before the base model is loaded.
 
     Raises:
-        AddressTaken: nothing can listen at STATUS_HOST and STATUS_PORT.
+        AddressTaken: STATUS_HOST and STATUS_PORT cannot be listened on.
     """
     settings, metrics, state = container.settings(), container.metrics(), container.worker_state()
     read_cards = GpuReader()
@@ -86,10 +86,10 @@ def model_check(worker_state: WorkerState) -> Check:
 
 
 def broker_check(gauges: DepthGauges, where: str) -> Check:
-    """Whether the queue answered lately.
+    """Whether the queue was reachable recently.
 
     Args:
-        where: the broker or folder, for the reader; no password in it.
+        where: the broker or folder for display, without a password.
     """
 
     def look() -> Finding:
@@ -104,7 +104,7 @@ def broker_check(gauges: DepthGauges, where: str) -> Check:
 
 
 def disk_check(folder: Path, min_gigabytes: float) -> Check:
-    """Whether there is room, for models that are fetched and for files of its own."""
+    """Whether there is free space for downloaded models and the worker's own files."""
 
     def look() -> Finding:
         return Finding(*free_space(folder, min_gigabytes))
@@ -126,12 +126,12 @@ def work_check(worker_state: WorkerState, defects: CircuitBreaker | None = None)
 
 
 def queue_facts(gauges: DepthGauges) -> dict[str, Any]:
-    """The depths as the page has them."""
+    """The queue depths in the page's form."""
     return {"depths": dict(gauges.depths), "trouble": gauges.trouble, "age": gauges.age}
 
 
 def visible_settings(settings: BaseSettings) -> list[dict[str, str]]:
-    """Every setting's name, value and meaning; of a secret only whether it is set."""
+    """Every setting's name, value and meaning; for secrets only whether they are set."""
     rows = []
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
@@ -156,7 +156,7 @@ def _shown(value: Any, *, secret: bool) -> str:
 
 
 def without_password(text: str) -> str:
-    """A URL without user and password; any other text as it is."""
+    """A URL without user and password; any other text unchanged."""
     if "://" not in text:
         return text
     parts = urlsplit(text)
@@ -165,10 +165,10 @@ def without_password(text: str) -> str:
 
 @contextmanager
 def polling(gauges: DepthGauges, seconds: float = POLL_SECONDS) -> Iterator[None]:
-    """Count the waiting messages now and every so often, beside the work.
+    """Read the queue depths now and every ``seconds``, in the background.
 
-    Nothing waits for a count under way: a broker that does not answer must not hold up the
-    end of the worker.
+    Leaving does not wait for a running read: an unresponsive broker must not delay the worker's
+    exit.
     """
     closed = threading.Event()
 

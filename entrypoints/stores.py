@@ -1,4 +1,4 @@
-"""Which store serves which blobs: folders, or S3 and Google Cloud Storage side by side."""
+"""Open the configured stores: folders, or S3 and Google Cloud Storage together."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from entrypoints.settings import Settings
 
 SPARE_CONNECTIONS = 4
-"""A job's to the store, beside those that fetch images: lease, cancellation, journal,
+"""Connections per job in addition to those that fetch images: lease, cancellation, journal,
 checkpoint."""
 
 
 def open_blobs(
     settings: Settings, clock: SystemClock, *, slots: int = 1, supplies: bool = False
 ) -> BlobStore:
-    """Where blobs lie. An object store is opened when a blob in it is first read or written.
+    """Open the blob store. Object stores are opened lazily, at their first use.
 
     Args:
-        slots: jobs that are in hand at a time.
-        supplies: the images' bucket is to be written, too, as whoever submits a folder does.
+        slots: number of jobs processed at the same time.
+        supplies: also allow writes to the images' bucket, for submitting a folder.
     """
     if not settings.has_object_store:
         return FileBlobStore(bucket_folders(settings, supplies=supplies))
@@ -50,7 +50,7 @@ def open_blobs(
 
 
 def bucket_folders(settings: Settings, *, supplies: bool = False) -> dict[str, Path]:
-    """The folders that stand for buckets; ``supplies`` as ``open_blobs`` has it."""
+    """The folders used as buckets, by bucket name; ``supplies`` as in ``open_blobs``."""
     buckets = {settings.models, settings.state, *settings.image_buckets}
     if supplies:
         buckets.add(settings.images)

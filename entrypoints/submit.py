@@ -1,4 +1,4 @@
-"""Put a task on the queue, as the backend does; see after one; look after dead letters."""
+"""Submit a task to the queue as the backend does, show a job's status, manage dead letters."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_style_options(parser)
-    # So that it can be told whether they were given.
+    # None shows that an option was not given.
     parser.set_defaults(style_id=None, tags=None)
     add_parameter_options(parser)
     add_common_options(parser, script="style-submit")
@@ -119,7 +119,7 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
 
 def _tell(outcome: dict[str, str], *, as_json: bool) -> None:
-    """Print the outcome: its text, or all of it."""
+    """Print the outcome: only its text, or all of it as JSON."""
     print(json.dumps(outcome) if as_json else printable(outcome["text"]))
 
 
@@ -138,7 +138,7 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
 
 
 def _status(text: str, container: Container, *, as_json: bool) -> None:
-    """Print where a job stands."""
+    """Print a job's status."""
     from application.job_status import as_values, in_words, job_status
 
     task_id = _task_id("--status", text)
@@ -157,7 +157,7 @@ def _task_id(option: str, text: str) -> str:
 
 
 def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
-    """List the dead letters, or do as is asked with some."""
+    """List the dead letters, or put back or drop some."""
     from application.ports import DeadLetterAction
 
     if arguments.drop_dead is not None:
@@ -187,7 +187,7 @@ def _submit(arguments: argparse.Namespace, container: Container) -> str:
 
 
 def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Container) -> str:
-    """Put the folder's images and captions into the bucket, and their task on the queue."""
+    """Upload the folder's images and captions to the bucket, and publish their task."""
     from adapters.schemas.task import encode_task
 
     style_id = 1 if arguments.style_id is None else arguments.style_id
@@ -223,7 +223,7 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
 
 
 def _as_given(error: InvalidTask, folder: Path, count: int) -> str:
-    """What is wrong with a folder's task, in the words of the command line."""
+    """The error text for a folder's task, with command-line options in place of field names."""
     from adapters.schemas.task import MAX_IMAGES
 
     for field, option in (("data.style_id", "--style-id"), ("data.tags", "--tags")):
@@ -235,10 +235,10 @@ def _as_given(error: InvalidTask, folder: Path, count: int) -> str:
 
 
 def _refuse_options_of_no_use(arguments: argparse.Namespace) -> None:
-    """See that options which describe a task come with a folder.
+    """Check that options for a task are given only with a folder.
 
     Raises:
-        UsageError: names one that does not.
+        UsageError: such an option is given without a folder.
     """
     given = set(named_parameters(arguments))
     given |= {name for name in ("style_id", "tags") if getattr(arguments, name) is not None}

@@ -1,6 +1,6 @@
-"""Train a style from a folder of images: no broker, no bucket, no backend.
+"""Train a style from a folder of images, without a broker, bucket or backend.
 
-The same use case as a worker's, with folders in place of S3. See `--help`.
+Runs the worker's use case with folders in place of S3. See `--help`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from domain.parameters import TrainingParameters
 
 MAX_NAMED = 8
-"""Of the files that are not used."""
+"""Most file names listed in one line."""
 MUCH_CUT = 0.1
-"""Share of an image's area whose loss is worth a warning."""
+"""Cropped share of an image's area above which a warning is printed."""
 
 EPILOG = """\
 examples:
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = _Parser(
         prog="python -m entrypoints.train",
-        # All options in one line would stand before every error.
+        # The default usage would print all options before every error.
         usage="%(prog)s (images | --export FORM style) --out OUT [options]",
         description="Train a Stable Diffusion style (LoRA) from a folder of images.",
         epilog=EPILOG,
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Parser(CommandParser):
-    """One whose refusals are JSON, too, where that is asked for."""
+    """A parser that prints errors as JSON with ``--json``."""
 
     _as_json = False
 
@@ -246,7 +246,7 @@ def _tell_about(images: ImageSet, others: Sequence[str], console: Console) -> No
 
 
 def _few(names: Sequence[str]) -> str:
-    """The names in a line, of many the first."""
+    """The names in one line; only the first ``MAX_NAMED`` of many."""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"{', '.join(names[:MAX_NAMED])}{more}"
 
@@ -254,7 +254,7 @@ def _few(names: Sequence[str]) -> str:
 def _tell_before_training(
     images: ImageSet, parameters: TrainingParameters, base: BaseModel, console: Console
 ) -> None:
-    """What would disappoint afterwards, while it can still be changed."""
+    """Print warnings about cropping and the base model before training starts."""
     from adapters.console import say
 
     shares = [

@@ -1,4 +1,4 @@
-"""The worker: takes tasks from the queue and turns each into a style. See `--help`."""
+"""The worker: receives tasks from the queue and trains a style for each. See `--help`."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
 
     if arguments.check:
         raise UsageError("--gpus and --check: check one worker at a time, with DEVICE=cuda:1 say")
-    if settings.device not in {None, "cuda", "cuda:0"}:  # each worker sees its own GPU alone
+    if settings.device not in {None, "cuda", "cuda:0"}:  # each worker sees only its own GPU
         raise UsageError(f"--gpus and DEVICE={settings.device}: give one of the two")
     gpus = gpus_named(arguments.gpus, lambda: len(GpuReader()()))
     start_logging(
