@@ -1,7 +1,7 @@
 """Google Cloud Storage on loopback: an emulator in its own process.
 
 It checks ``ifGenerationMatch`` on uploads in one request, as Google's service does, but not on
-resumable uploads, which Google's service rejects if the condition is stale at their begin or end.
+resumable uploads, which Google's service rejects if the condition is stale at their start or end.
 It requires no credentials and never throttles; ``http_proxy`` simulates such errors.
 """
 
