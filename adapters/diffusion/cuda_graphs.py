@@ -59,10 +59,10 @@ class GraphCache:
         """Run ``function`` for ``batch``, or replay its recording from an earlier batch.
 
         Args:
-                variant: distinguishes calls of ``function`` that differ in more than the batch.
+            variant: distinguishes calls of ``function`` that differ in more than the batch.
 
         Returns:
-                The batch whose memory holds the losses until the next call.
+            The batch whose memory holds the losses until the next call.
 
         Raises:
             torch.OutOfMemoryError: from the pass.

@@ -36,7 +36,7 @@ def decode(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read a file's tensors and metadata.
 
     Raises:
-            TensorFileDamaged: the file is truncated or not a safetensors file.
+        TensorFileDamaged: the file is truncated or not a safetensors file.
     """
     try:
         tensors = safetensors.torch.load(data)

@@ -25,7 +25,7 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         runs: one, or several whose next batches have the same shape.
 
     Raises:
-            torch.OutOfMemoryError: repeat the runs whose ``step`` has not advanced.
+        torch.OutOfMemoryError: repeat the runs whose ``step`` has not advanced.
     """
     # Noise and timesteps are drawn ahead, from each run's seed and step.
     batches = [run.next_batch() for run in runs]

@@ -32,7 +32,7 @@ def held_out_loss(
     """Mean loss over every image at every timestep, always with the same noises.
 
     Args:
-            style: the trained file, loaded as users load it; None for the base model.
+        style: the trained file, loaded as users load it; None for the base model.
     """
     pipeline = pipeline_of(base)
     if style is not None:

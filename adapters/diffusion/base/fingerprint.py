@@ -22,7 +22,7 @@ def fingerprint_of(
     represents exactly.
 
     Args:
-            unet: digests of the UNet's weights, if already computed.
+        unet: digests of the UNet's weights, if already computed.
     """
     digests = {f"unet.{name}": digest for name, digest in (unet or {}).items()}
     weights = {

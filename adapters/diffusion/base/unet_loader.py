@@ -25,7 +25,7 @@ def load_unet(
     """Load a UNet without holding all of its weights in host memory at once.
 
     Returns:
-            The UNet, and the digest of each weight as stored in the file (``digest_of``).
+        The UNet, and the digest of each weight as stored in the file (``digest_of``).
 
     Raises:
         Exception: from torch, diffusers or safetensors, if a file is missing or damaged.

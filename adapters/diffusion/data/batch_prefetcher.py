@@ -33,9 +33,9 @@ class BatchPrefetcher:
     to the device for many steps at once, from pinned memory, without waiting.
 
     Args:
-            buckets: positions of the training images, by size.
-            captions: the ``Batch.captions`` entry of each caption, by its row in the dataset.
-            slot: the style's row of the packed LoRA, (1,), on the device.
+        buckets: positions of the training images, by size.
+        captions: the ``Batch.captions`` entry of each caption, by its row in the dataset.
+        slot: the style's row of the packed LoRA, (1,), on the device.
     """
 
     def __init__(

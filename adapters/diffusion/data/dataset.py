@@ -145,9 +145,9 @@ def encode_dataset(
     Args:
         images: RGB images, each with the size to crop and resize it to; read one at a time.
         captions: one for each image.
-            flipped: also encode each image flipped left to right.
-            variants: of each image's caption, if steps train on variants.
-            max_tokens: length to which captions are cut: 75, 150 or 225.
+        flipped: also encode each image flipped left to right.
+        variants: of each image's caption, if steps train on variants.
+        max_tokens: length to which captions are cut: 75, 150 or 225.
     """
     row_of: dict[str, int] = {}
     for text in ("", *captions, *chain.from_iterable(variants)):

@@ -41,8 +41,8 @@ def group_norm(
     """Normalise (n, c, h, w).
 
     Args:
-            shift: added before the norm, (n, c).
-            activated: apply SiLU after the norm.
+        shift: added before the norm, (n, c).
+        activated: apply SiLU after the norm.
     """
     return group_norm_of(x, norm, shift=shift, activated=activated)[0]
 

@@ -115,7 +115,7 @@ def from_modules(
     """One model's LoRA from tensors named after its modules.
 
     Args:
-            config: PEFT's ``LoraConfig`` as JSON values; only the scales are used.
+        config: PEFT's ``LoraConfig`` as JSON values; only the scales are used.
 
     Raises:
         InvalidLoraFile: a key is missing or unknown, or a layer's tensors do not fit together.

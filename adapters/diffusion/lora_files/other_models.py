@@ -46,7 +46,7 @@ def other_model(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
     """What the file is, to continue "it is ..."; None if it may be a LoRA of Stable Diffusion 1.5.
 
     Args:
-            shapes: shape of every tensor, by its key.
+        shapes: shape of every tensor, by its key.
     """
     if kind := _by_key(_NOT_A_LORA, shapes):
         return f"{kind}, not a LoRA"

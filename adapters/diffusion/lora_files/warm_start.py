@@ -27,7 +27,7 @@ def initial_from_path(path: Path) -> InitialLora:
     """The LoRA in a file or folder of any format that ``--export`` reads.
 
     Raises:
-            InvalidLoraFile: no LoRA found, or its layers differ in rank.
+        InvalidLoraFile: no LoRA found, or its layers differ in rank.
     """
     return _initial(read_lora(path)[0])
 
@@ -36,7 +36,7 @@ def initial_from_bytes(data: bytes) -> InitialLora:
     """The LoRA in one safetensors file.
 
     Raises:
-            InvalidLoraFile: not a LoRA, or its layers differ in rank.
+        InvalidLoraFile: not a LoRA, or its layers differ in rank.
     """
     return _initial(decode_lora(data)[0])
 
@@ -47,11 +47,11 @@ def start_from(lora: StyleLora, data: bytes) -> None:
     Layers missing in the file stay fresh; their number is logged.
 
     Args:
-            data: the bytes of an ``InitialLora``.
+        data: the bytes of an ``InitialLora``.
 
     Raises:
-            InvalidLoraFile: the rank differs, or the file has layers or magnitudes that the run
-                does not train; the message names them and the option that enables them.
+        InvalidLoraFile: the rank differs, or the file has layers or magnitudes that the run
+            does not train; the message names them and the option that enables them.
     """
     own = {(UNET, path): matrices for path, matrices in lora.unet.items()}
     own |= {(TEXT_ENCODER, text_path(p)): matrices for p, matrices in lora.text_encoder.items()}
