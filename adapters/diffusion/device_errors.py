@@ -11,8 +11,8 @@ _BEGINNINGS = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")
 
 
 def is_broken_device(error: BaseException) -> bool:
-    """Whether every later CUDA call of this process would fail. So it is after all errors of a GPU
-    except out-of-memory (CUDA Runtime API, "cudaError")."""
+    """Whether every later CUDA call of this process would fail. True for all GPU errors except
+    out-of-memory (CUDA Runtime API, "cudaError")."""
     if not isinstance(error, RuntimeError) or is_out_of_memory(error):
         return False
     newer = getattr(torch, "AcceleratorError", ())  # missing in torch 2.6

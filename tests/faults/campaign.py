@@ -34,7 +34,7 @@ from tests.faults.reference import expected, references
 from tests.faults.verdict import Verdict, tracebacks
 
 MIN_WAVE = 4
-"""Minimum of concurrent tasks; more if needed to fill all slots and make one task wait."""
+"""Minimum number of concurrent tasks; more if needed to fill all slots and make one task wait."""
 MAX_RUNS = 2000
 
 

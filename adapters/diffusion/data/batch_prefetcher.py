@@ -23,7 +23,7 @@ from domain.parameters import TrainingParameters
 MAX_STEPS = 64
 """Maximum number of steps prepared at a time; never beyond the epoch's end."""
 MAX_NUMBERS = 2**24
-"""Maximum of float32 numbers drawn at a time, unless one step takes more: 64 MiB."""
+"""Maximum number of float32 values drawn at a time, unless one step takes more: 64 MiB."""
 
 
 class BatchPrefetcher:

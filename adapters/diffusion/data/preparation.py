@@ -109,8 +109,8 @@ def _variants(base: BaseModel, plan: TrainingPlan) -> list[list[str]]:
 
 
 def _triggered(base: BaseModel, caption: str, parameters: TrainingParameters) -> str:
-    """The caption with the trigger word, which is repeated at the front if it would lie beyond the
-    token limit."""
+    """The caption with the trigger word, which is repeated at the front if it is beyond the token
+    limit."""
     word = parameters.trigger_word
     text = with_trigger_word(caption, word)
     if word is None:

@@ -1,8 +1,8 @@
 """PEFT's folder: ``adapter_config.json`` and ``adapter_model.safetensors`` for each model.
 
-The UNet's folder is the LoRA's, as ``PeftModel.from_pretrained(unet, folder)`` expects; the text
-encoder's, if the LoRA has one, is its subfolder ``text_encoder``. Layers of the text encoder are
-named as in transformers 5.
+The UNet's folder is the LoRA's folder itself, as ``PeftModel.from_pretrained(unet, folder)``
+expects; the text encoder's, if the LoRA has one, is its subfolder ``text_encoder``. Layers of the
+text encoder are named as in transformers 5.
 """
 
 from __future__ import annotations
