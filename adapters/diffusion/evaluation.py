@@ -89,8 +89,8 @@ class Evaluation:
         """By image positions; made at the first measurement."""
 
     def losses(self) -> tuple[float, float | None]:
-        """Mean loss of the training images and of the held-out images; None if there are none.
-        Reads from the device."""
+        """Mean loss of the training images and of the held-out images; the latter is None if no
+        image is held out. Reads from the device."""
         held_out = self._measure(self._held_out) if self._held_out else None
         return self._measure(self._trained), held_out
 
@@ -149,7 +149,7 @@ class Evaluation:
             timesteps=at,
             captions=self._captions[rows],
             target=self._objective.target(latents, noise, at),
-            loss_weights=torch.ones(len(images), device=device),  # comparable to runs with min-SNR
+            loss_weights=torch.ones(len(images), device=device),  # same scale as without min-SNR
             losses=torch.zeros(len(images), device=device),
             loss_scales=torch.ones(1, device=device),
             slots=self._slot,

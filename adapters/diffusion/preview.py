@@ -124,7 +124,7 @@ def _images(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> list[
 def latents_of(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> torch.Tensor:
     """Latents of all prompts, (prompts, c, h, w). On out-of-memory they are denoised one by one.
 
-    Launching a pass takes the CPU longer than a few images take the GPU.
+    One pass for all is faster: launching it takes the CPU longer than a few images take the GPU.
     """
     return torch.cat(
         split_on_oom(
