@@ -1,1 +1,1 @@
-"""Images the project draws itself, and the small base model pretrained on them."""
+"""Images that the project draws itself, and the small base model pretrained on them."""

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 in small: the same parts in the same order, narrow, for 128 px."""
+"""Stable Diffusion 1.5 in small: the same parts in the same order, narrower, for 128 px."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from assets.vocabulary import CONTEXT_LENGTH
 
 NATIVE_SIDE = 128
-"""Side in pixels of the square images the base is trained on: 512 for SD 1.5."""
+"""Side in pixels of the square training images of the base: 512 for SD 1.5."""
 
 TEXT_WIDTH = 64
 
@@ -19,9 +19,9 @@ TEXT_WIDTH = 64
 def build_autoencoder() -> AutoencoderKL:
     """Images (3, 8h, 8w) in [-1, 1] to latents (4, h, w) and back.
 
-    One group per norm: several would each take the level out of a few channels, and with it the
-    colour of a flat image. It starts as a linear map, its residual branches silent (as in
-    arXiv:1901.09321), which learns colours at once.
+    One group per norm: several groups would each remove the mean of a few channels, and so the
+    colour of a flat image. It starts as a linear map with zero residual branches (as in
+    arXiv:1901.09321), which learns colours quickly.
     """
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -42,7 +42,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """The denoiser: latents (4, h, w), a timestep and a caption's (77, 64) states to noise.
+    """The UNet: from latents (4, h, w), a timestep and a caption's (77, 64) states to noise.
 
     `attention_head_dim` is the number of heads, as in the configuration of SD 1.5.
     """
@@ -60,7 +60,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A caption's 77 tokens to (77, 64) states."""
+    """From a caption's 77 tokens to (77, 64) states."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -79,10 +79,10 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> PNDMScheduler:
-    """The noise schedule of SD 1.5, setting for setting.
+    """The noise schedule of SD 1.5, with identical settings.
 
-    `clip_sample` is no setting of PNDM, but DDPM and DDIM read it when they are made from this
-    one's configuration, and would clip latents by default.
+    PNDM has no setting `clip_sample`, but DDPM and DDIM read it if they are created from this
+    configuration, and would clip latents by default.
     """
     return PNDMScheduler.from_config(
         {
@@ -100,7 +100,7 @@ def build_scheduler() -> PNDMScheduler:
 
 
 def build_pipeline(tokenizer_folder: Path) -> StableDiffusionPipeline:
-    """The whole base, untrained, with the vocabulary in `tokenizer_folder`."""
+    """The whole untrained base, with the vocabulary in `tokenizer_folder`."""
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     return StableDiffusionPipeline(
         vae=build_autoencoder(),

@@ -9,7 +9,7 @@ from assets.drawing import draw_style_set
 
 
 def main() -> None:
-    """Draw them, each with its caption."""
+    """Draw the images, each with its caption."""
     parser = argparse.ArgumentParser(description="Draw a folder of images in one style.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=12)

@@ -1,7 +1,7 @@
-"""Images with captions, drawn from a seed: plain scenes, and the same in one artist's style.
+"""Images with captions, drawn from a seed: plain scenes, and the same scenes in an artist's style.
 
-The small base model is pretrained on the plain scenes only. The styled ones are what a LoRA
-learns in the demo, so nothing of that style may reach the pretraining of the denoiser.
+The small base model is pretrained on plain scenes only. The demo's LoRA learns from styled scenes,
+so the UNet's pretraining must not use anything of that style.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ RADII: dict[str, tuple[float, float]] = {
     "": (0.24, 0.29),
     "large": (0.35, 0.40),
 }
-"""Half-extent of a shape as a fraction of the shorter side, by the caption's size word."""
+"""A shape's half-extent as a fraction of the shorter side, by the caption's size word."""
 
 RELATIONS = ("", "left of", "above", "inside")
-"""How the first of two shapes stands to the second; empty where there is one."""
+"""Position of the first of two shapes relative to the second; empty if there is only one."""
 
 BACKGROUNDS = ("plain", "fade", "ground")
 
@@ -63,7 +63,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the shapes: one colour, or (`fade`, `ground`) a top and a bottom one."""
+    """What is behind the shapes: one colour, or (`fade`, `ground`) a top and a bottom colour."""
 
     kind: str
     top: str
@@ -72,7 +72,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in an image, without saying how it is painted."""
+    """The content of an image, independent of how it is painted."""
 
     shapes: tuple[Shape, ...]
     relation: str
@@ -80,19 +80,19 @@ class Scene:
 
 
 def draw_scene(rng: Rng, size: Size) -> tuple[Image.Image, str]:
-    """Draw one plain scene of `size` pixels (a side, or width and height) and say it in words."""
+    """Draw a plain scene of `size` pixels (a side, or width and height), with a caption."""
     scene = compose_scene(rng)
     return paint_plain(scene, rng, size), describe(scene)
 
 
 def draw_styled_scene(rng: Rng, size: Size) -> tuple[Image.Image, str]:
-    """Draw one scene as ink and wash on cream paper; the caption does not mention the style."""
+    """Draw a scene as ink and wash on cream paper; the caption does not mention the style."""
     scene = compose_scene(rng)
     return paint_ink_and_wash(scene, rng, size), describe(scene)
 
 
 def draw_texture(rng: Rng, size: Size) -> Image.Image:
-    """Draw strokes, patches and hatching in random colours: practice for an autoencoder."""
+    """Draw strokes, patches and hatching in random colours, to train an autoencoder."""
     width, height = _width_height(size)
     big = (width * 2, height * 2)
     image = _blend_down(_random_colour(rng), _random_colour(rng), big)
@@ -105,9 +105,9 @@ def draw_texture(rng: Rng, size: Size) -> Image.Image:
 
 
 def draw_style_set(folder: Path, count: int, seed: int, size: int = 320) -> list[Path]:
-    """Write `count` styled images, each beside a `.txt` caption; return the images' paths.
+    """Write `count` styled images, each with a `.txt` caption; return the images' paths.
 
-    Every fifth image is not square, and file types alternate, as in a folder people send.
+    Every fifth image is not square, and file types alternate, as in a typical user's folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -123,7 +123,7 @@ def draw_style_set(folder: Path, count: int, seed: int, size: int = 320) -> list
 
 
 def compose_scene(rng: Rng) -> Scene:
-    """Choose what is in an image: mostly one shape, sometimes two that stand in a relation."""
+    """Choose the content of an image: mostly one shape, sometimes two in a relation."""
     background = _choose_background(rng)
     taken = [background.top, background.bottom]
     if rng.random() < 0.75:
@@ -140,7 +140,7 @@ def compose_scene(rng: Rng) -> Scene:
 
 
 def describe(scene: Scene) -> str:
-    """Say a scene in words: shapes, relation, background."""
+    """Describe a scene in words: shapes, relation, background."""
     subject = f" {scene.relation} ".join(_name(shape) for shape in scene.shapes)
     ground = scene.background
     if ground.kind == "plain":
@@ -151,7 +151,7 @@ def describe(scene: Scene) -> str:
 
 
 def paint_plain(scene: Scene, rng: Rng, size: Size) -> Image.Image:
-    """Paint flat, pure colours with clean edges: all that the base model knows."""
+    """Paint flat, pure colours with clean edges: the only style that the base model knows."""
     width, height = _width_height(size)
     big = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
     top, bottom = (
@@ -231,7 +231,7 @@ def _blend_down(top: Colour, bottom: Colour, size: tuple[int, int]) -> Image.Ima
 
 
 def _mask(outlines: list[Points], size: tuple[int, int]) -> Image.Image:
-    """Fill the first outline and cut the others out of it: white where the shape is."""
+    """Fill the first outline and cut out the others: white inside the shape."""
     mask = Image.new("L", size, 0)
     draw = ImageDraw.Draw(mask)
     for index, outline in enumerate(outlines):
@@ -240,7 +240,7 @@ def _mask(outlines: list[Points], size: tuple[int, int]) -> Image.Image:
 
 
 def _outlines(shape: Shape, size: tuple[int, int]) -> list[Points]:
-    """Give a shape's closed outlines in pixels of an image of `size`; holes come last."""
+    """A shape's closed outlines in pixels of an image of `size`; holes come last."""
     short = min(size)
     turn = np.array(
         [
@@ -253,7 +253,7 @@ def _outlines(shape: Shape, size: tuple[int, int]) -> list[Points]:
 
 
 def _polar(radii: list[float], start: float = -math.pi / 2) -> Points:
-    """Give a closed polygon around (0, 0) with corners at equal angles and the given radii."""
+    """A closed polygon around (0, 0) with corners at equal angles and the given radii."""
     angles = start + np.arange(len(radii)) * 2 * math.pi / len(radii)
     return np.array(radii)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -295,7 +295,7 @@ SHAPES: dict[str, list[Points]] = {
     "cross": [_cross()],
     "diamond": [np.array([(0.0, -1.1), (0.78, 0.0), (0.0, 1.1), (-0.78, 0.0)])],
 }
-"""Each shape's outlines around (0, 0), about one unit in reach, y down; a second one is a hole."""
+"""Each shape's outlines around (0, 0), reaching about one unit, y down; the second is a hole."""
 
 
 # --- the artist ------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ WASHES: dict[str, Colour] = {
     "black": (74, 66, 66),
     "white": (236, 222, 194),
 }
-"""What the artist's box of earth colours makes of each colour word."""
+"""The artist's earth colour for each colour word."""
 
 
 def paint_ink_and_wash(scene: Scene, rng: Rng, size: Size) -> Image.Image:
@@ -340,7 +340,7 @@ def paint_ink_and_wash(scene: Scene, rng: Rng, size: Size) -> Image.Image:
 
 
 def _thin(name: str) -> Colour:
-    """Dilute a wash with paper, so that backgrounds stay behind the shapes."""
+    """Dilute a wash with paper colour, so that backgrounds stay behind the shapes."""
     red, green, blue = (
         round(0.62 * w + 0.38 * p) for w, p in zip(WASHES[name], PAPER, strict=True)
     )
@@ -354,7 +354,7 @@ def _panel(size: tuple[int, int]) -> Points:
 
 
 def _wobble(outline: Points, rng: Rng, reach: float) -> Points:
-    """Walk a closed outline with an unsteady hand that strays about `reach` pixels."""
+    """Follow a closed outline with an unsteady hand that deviates by about `reach` pixels."""
     closed = np.vstack([outline, outline[:1]])
     lengths = np.hypot(*np.diff(closed, axis=0).T)
     along = np.concatenate([[0.0], np.cumsum(lengths)])
@@ -373,7 +373,7 @@ def _wobble(outline: Points, rng: Rng, reach: float) -> Points:
 
 
 def _wash(image: Image.Image, mask: Image.Image, colour: Colour, rng: Rng) -> None:
-    """Lay a wash of uneven strength: where the water stood, the paper shows through."""
+    """Paint a wash of uneven strength, through which the paper shows in places."""
     cloud = _cloud(image.size, rng, cells=5)
     strength = np.asarray(mask, dtype=np.float64) * (0.80 + 0.20 * cloud)
     image.paste(colour, (0, 0), Image.fromarray(strength.astype(np.uint8)))
@@ -406,7 +406,7 @@ def _hatch(
 def _ink(
     image: Image.Image, line: Points, rng: Rng, thickness: float, colour: Colour = INK
 ) -> None:
-    """Draw a closed line with a brush whose pressure comes and goes."""
+    """Draw a closed line with a brush of varying pressure."""
     draw = ImageDraw.Draw(image)
     turns = np.linspace(0, 2 * math.pi, len(line), endpoint=False)
     pressure = (
@@ -424,7 +424,7 @@ def _ink(
 
 
 def _cloud(size: tuple[int, int], rng: Rng, cells: int) -> NDArray[np.float64]:
-    """Give smooth noise in [0, 1], height x width, with about `cells` lumps a side."""
+    """Smooth noise in [0, 1], height x width, with about `cells` lumps a side."""
     coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
     return np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), dtype=np.float64) / 255
 
@@ -454,7 +454,7 @@ def _set_size(index: int, size: int) -> Size:
 
 
 def _random_colour(rng: Rng) -> Colour:
-    """Any colour; a third are greyish, because uniform channels are seldom muted."""
+    """A random colour; a third are greyish, because uniform channels are rarely muted."""
     colour = rng.uniform(0, 255, 3)
     if rng.random() < 0.35:
         colour = colour.mean() + (colour - colour.mean()) * 0.3
@@ -507,7 +507,7 @@ def _texture_hatching(image: Image.Image, rng: Rng) -> None:
 
 
 def _texture_drawing(image: Image.Image, rng: Rng) -> None:
-    """One outline washed, hatched and drawn around, in colours of its own."""
+    """Wash, hatch and draw one outline in its own colours."""
     short = min(image.size)
     outlines = _random_blob(image, rng)
     mask = _mask(outlines, image.size)

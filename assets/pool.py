@@ -1,4 +1,4 @@
-"""Images drawn ahead of training, on all cores, each from its own seed."""
+"""Draw images ahead of training, on all cores, each from its own seed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw_textures(count: int, size: tuple[int, int], seed: int) -> Pixels:
 
 
 def _draw_all(draw: Callable[[int], tuple[Pixels, str]], count: int) -> list[tuple[Pixels, str]]:
-    # Spawned, because a fork of a process in which torch has started threads may hang.
+    # Spawned, because forking a process in which torch has started threads may hang.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         return list(pool.map(draw, range(count), chunksize=100))
 

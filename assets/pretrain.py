@@ -1,7 +1,7 @@
-"""Make the small base model from nothing: `python -m assets.pretrain --out assets/small_base`.
+"""Make the small base model from scratch: `python -m assets.pretrain --out assets/small_base`.
 
-The images are drawn by the script itself, so nothing is downloaded. With the same seed, steps
-and torch on the same kind of processor the result is the same.
+The script draws the images itself, so nothing is downloaded. The same seed, steps and torch on the
+same kind of processor give the same result.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _VAE_SCENES, _VAE_TEXTURES = 2000, 5000
 _TEXT_SCENES = 20_000
 _SMALL_SCENES = {(NATIVE_SIDE // 2, NATIVE_SIDE // 2): 8000}
 _SCENES = {_SQUARE: 2500, (144, 112): 250, (112, 144): 250}
-"""How many images of each width and height the denoiser sees, in its first steps and after."""
+"""Number of images of each width and height for the UNet's training, first stage and later."""
 _SMALL_SHARE = 5 / 7
-"""Of the denoiser's steps: small images are cheap, and teach what the words mean."""
+"""Share of the UNet's steps on small images, which are fast and teach the words' meanings."""
 _THREADS = 1
-"""Sums are split among threads and rounded with them; one is the same on any machine, and loses
-least where others compute too."""
+"""Threads split sums, which changes rounding. One thread gives the same sums on any machine, and
+loses the least speed if other processes run."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The command line's options."""
 
     out: Path
     seed: int
@@ -63,7 +63,7 @@ class Options:
 
     @property
     def command(self) -> str:
-        """What to call for the same base."""
+        """The command that makes the same base."""
         start = f"--vae-steps {self.vae_steps}"
         if self.start_from is not None:
             start = f"--start-from {self.start_from}"
@@ -74,7 +74,7 @@ class Options:
 
 
 def main() -> None:
-    """Pretrain and store the base; `--out` is replaced only when everything is done."""
+    """Pretrain and store the base; `--out` is replaced only after everything has succeeded."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = _parse()
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Write the base model's folder: half precision, safetensors, checksums, a note on its making."""
+"""Write the base model's folder: half precision, safetensors, checksums, and a README."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CHECKSUMS = "SHA256SUMS"
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a base came to be."""
+    """How a base was made."""
 
     command: str
     minutes: float
     torch_version: str
     start: str | None
-    """The base that vocabulary and autoencoder were taken from; None if they were made too."""
+    """The base whose vocabulary and autoencoder are reused; None if they were made, too."""
 
 
 def store_base(
@@ -30,8 +30,8 @@ def store_base(
 ) -> None:
     """Write `pipeline` in diffusers' layout, in fp16, with a README and checksums.
 
-    The vocabulary's folder is copied as it is: `vocab.json` and `merges.txt` are what every
-    version of transformers reads.
+    The vocabulary's folder is copied unchanged: every version of transformers can read
+    `vocab.json` and `merges.txt`.
     """
     for model in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
         model.to(torch.float16)
@@ -46,7 +46,7 @@ def store_base(
 
 
 def checksums(folder: Path) -> str:
-    """List every file below `folder` but the list itself, as `sha256sum` does."""
+    """List every file below `folder` except the list itself, in the format of `sha256sum`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     return "".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
@@ -55,7 +55,7 @@ def checksums(folder: Path) -> str:
 
 
 def _name_as_sd15(weights: Path) -> None:
-    """Put back the prefix of SD 1.5's file: transformers 5 leaves it out, 4 needs it."""
+    """Restore the prefix of SD 1.5's file: transformers 5 omits it, and 4 needs it."""
     tensors = {f"text_model.{name}": tensor for name, tensor in load_file(weights).items()}
     save_file(tensors, weights, metadata={"format": "pt"})
 

@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 def train_autoencoder(
     vae: AutoencoderKL, images: Pixels, steps: int, rng: np.random.Generator
 ) -> None:
-    """Minimise the error of colours and of edges, and a little KL divergence.
+    """Minimise the error of colours and of edges, plus a small KL divergence.
 
-    The first three quarters see crops, which are cheap; the rest see whole images, for the
-    group norms' and the attention's statistics to be those of use.
+    The first three quarters train on crops, which are fast; the rest on whole images, so that the
+    statistics of group norms and attention are those of inference.
     """
     vae.train()
     optimizer = torch.optim.AdamW(
@@ -70,7 +70,7 @@ def _batch(images: Pixels, side: int, rng: np.random.Generator) -> Tensor:
 
 
 def _edge_error(decoded: Tensor, batch: Tensor) -> Tensor:
-    """Mean absolute error of the differences between neighbours: it punishes blur."""
+    """Mean absolute error of the differences between neighbouring pixels, which penalises blur."""
     error = decoded - batch
     across = (error[..., 1:] - error[..., :-1]).abs().mean()
     down = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()

@@ -1,4 +1,4 @@
-"""Train the small UNet on plain scenes, to the captions of a finished text encoder."""
+"""Train the small UNet on plain scenes, with captions encoded by a finished text encoder."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class LatentBucket:
     latents: Tensor
     """(count, 4, h, w), not yet scaled."""
     states: Tensor
-    """(count, 77, width): the captions as the denoiser hears them."""
+    """(count, 77, width): the captions' text encoder states."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training, with images of its own."""
+    """A part of the training with its own images."""
 
     buckets: Sequence[LatentBucket]
     steps: int
@@ -75,12 +75,12 @@ def train_denoiser(
 ) -> None:
     """Minimise the error of the predicted noise, stage after stage under one learning rate.
 
-    A batch is of one bucket, chosen in proportion to the buckets' counts. A tenth of the
-    captions are empty, for classifier-free guidance (arXiv:2207.12598). What is left in the
-    pipeline at the end is the exponential moving average of the weights.
+    A batch comes from one bucket, chosen in proportion to the buckets' counts. A tenth of the
+    captions are empty, for classifier-free guidance (arXiv:2207.12598). At the end the pipeline
+    holds the exponential moving average of the weights.
 
     Args:
-        snapshots: a folder for the average as it stands every 500 steps, to look at.
+        snapshots: a folder for the average every 500 steps, for inspection.
     """
     unet = pipeline.unet
     course = [stage.buckets for stage in stages for _ in range(stage.steps)]
@@ -128,8 +128,8 @@ def train_denoiser(
 def timestep_weights(noise_schedule: DDPMScheduler) -> Tensor:
     """Weigh each timestep's loss by 1 / sqrt(SNR) (arXiv:2310.08442), within bounds; mean 1.
 
-    Layout and colours are decided where noise is strong. There the plain loss hardly minds a
-    wrong image, and it is the caption that would have told the right one.
+    Layout and colours are decided at strong noise. There the plain loss is small even if the image
+    is wrong, although the caption determines the right one.
     """
     snr = compute_snr(noise_schedule, torch.arange(noise_schedule.config.num_train_timesteps))
     weights = (1 / snr.sqrt()).clamp(_MIN_WEIGHT, _MAX_WEIGHT)

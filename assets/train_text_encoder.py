@@ -1,4 +1,4 @@
-"""Train the small text encoder to understand captions before it meets images, as CLIP has."""
+"""Train the small text encoder on captions first, as SD 1.5's (CLIP) was before its UNet."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def train_text_encoder(
     steps: int,
     generator: torch.Generator,
 ) -> None:
-    """Read off a caption's states what its scene is made of: cross-entropy of each attribute.
+    """Predict a scene's attributes from its caption's states: cross-entropy of each attribute.
 
-    The attributes are read from the mean of the states, which is what a denoiser's attention
-    gives before it has learned where to look; so it hears the caption from its first step on.
+    The prediction uses the mean of the states, as an untrained UNet's attention does. So the UNet
+    gets information from the caption from its first step on.
 
     Args:
         tokens: (scenes, 77) token ids of the captions.
@@ -60,7 +60,7 @@ def train_text_encoder(
 
 
 def _attributes(scene: Scene) -> list[int]:
-    """Number what there is to know of a scene; 0 where there is no second shape."""
+    """A scene's attributes as numbers; 0 for those of a missing second shape."""
     kinds, colours, sizes = list(SHAPES), list(COLOURS), list(RADII)
     numbers = []
     for shape in (*scene.shapes, None)[:2]:

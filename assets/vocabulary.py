@@ -1,4 +1,4 @@
-"""The small base model's own CLIP vocabulary: every byte, and the words of the captions whole."""
+"""The small base model's own CLIP vocabulary: every byte, and each word of the captions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_vocabulary(captions: Iterable[str], folder: Path) -> int:
     """Write a folder that `CLIPTokenizer.from_pretrained` loads; return the vocabulary's size.
 
     Byte-pair merges (Sennrich et al. 2016, arXiv:1508.07909) are learned from the captions
-    until each of their words is one token. Every byte is a token too, alone and at a word's
+    until each of their words is one token. Every byte is also a token, alone and at a word's
     end, so any text can be encoded. The two special tokens come last, as in CLIP.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -61,9 +61,9 @@ _CONFIG: dict[str, object] = {
 
 
 def _learn_merges(captions: Iterable[str]) -> list[tuple[str, str]]:
-    """Merge the pair that most words have, until each word is one token.
+    """Merge the most frequent pair of the distinct words until each word is one token.
 
-    The tokenizers library would do it, but breaks ties by chance: another vocabulary each time.
+    The tokenizers library does the same, but breaks ties at random: another vocabulary each time.
     """
     words = sorted({word for caption in captions for word in caption.lower().split()})
     spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]

@@ -1,4 +1,4 @@
-"""How a device trains fastest: one choice, made at the start from what the device can do."""
+"""Choose the fastest way to train on a device, once, at the start."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _MIN_FOR_GRAPHS = (7, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """How steps are run. Every choice changes the speed, none the mathematics."""
+    """How steps are run. The choices affect speed only; the mathematics is the same."""
 
     dtype: torch.dtype = torch.float32
-    """Of the frozen weights and of every product with them. The LoRA weights, their gradient and
-    the optimizer's state are float32 always."""
+    """Type of the frozen weights and of every product with them. LoRA weights, their gradient and
+    the optimizer's state are always float32."""
     merged_lora: bool = False
-    """Where one style is active, compute a linear layer as ``(weight + up down) x``: for float32
-    on a CPU. In 16 bits the sum would round the LoRA away."""
+    """With one active style, compute a linear layer as ``(weight + up down) x``: for float32 on a
+    CPU. In 16 bits the sum would round the LoRA away."""
     cuda_graphs: bool = False
-    """Record each pass once per shape of its batch and replay it: one launch, not thousands."""
+    """Record each pass once per batch shape and replay it: one launch instead of thousands."""
     channels_last: bool = False
-    """Keep the UNet's weights and feature maps with the channels innermost."""
+    """Store the UNet's weights and feature maps with channels innermost."""
     fused: bool = False
-    """Pass over feature maps once where torch passes several times (``fused.operations``). Goes
-    with ``channels_last``, the layout that its kernels read."""
+    """Read feature maps once where torch reads them several times (``fused.operations``). Needs
+    ``channels_last``, the layout that the kernels read."""
 
     @property
     def loss_scaling(self) -> bool:
@@ -41,7 +41,7 @@ CPU = Backend(merged_lora=True)
 
 
 def compute_on(device: torch.device | str) -> torch.dtype:
-    """The precision of the fastest way that the device offers; asks nothing else of it."""
+    """The precision of the fastest backend for the device. Runs no self-test."""
     device = torch.device(device)
     if device.type != "cuda":
         return torch.float32
@@ -50,7 +50,7 @@ def compute_on(device: torch.device | str) -> torch.dtype:
 
 
 def choose_backend(device: torch.device | str) -> Backend:
-    """The fastest way that the device offers.
+    """The fastest backend for the device.
 
     bfloat16 where the hardware has it (compute capability 8.0 and above), float16 with loss
     scaling on older cards, float32 on a CPU.
@@ -68,7 +68,7 @@ def choose_backend(device: torch.device | str) -> Backend:
 
 
 def describe(backend: Backend) -> str:
-    """The choice in a line for the log."""
+    """The backend as one line for the log."""
     parts = [str(backend.dtype).removeprefix("torch.")]
     parts += ["loss scaling"] if backend.loss_scaling else []
     parts += ["CUDA graphs" if backend.cuda_graphs else "eager steps"]

@@ -1,7 +1,7 @@
-"""A run between two steps, as one safetensors file that another machine can go on from.
+"""A run between two steps, as one safetensors file from which another machine can resume.
 
-Tensors: the LoRA weights end to end, the optimizer's of them, and the epoch's sums so far. All
-else is a function of the plan and the step, or stands in the metadata.
+Tensors: the LoRA weights in one piece, the optimizer's tensors, and the epoch's sums so far.
+Everything else follows from the plan and the step, or is in the metadata.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _DEFAULTS: dict[str, Any] = {
     for parameter in fields(TrainingParameters)
     if parameter.default is not MISSING
 }
-"""Of a run's parameters, as JSON has them."""
+"""Default parameters of a run, as JSON values."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What changes while a run goes on. Tensors but the optimizer's are float32."""
+    """The changing state of a run. Tensors are float32, except some of the optimizer's."""
 
     step: int
     """Steps done."""
@@ -41,15 +41,15 @@ class RunState:
     """(n,): a row of ``PackedLora.weights``."""
     optimizer: OptimizerState
     sums: torch.Tensor
-    """(3,): of the epoch so far, losses and gradient norms, and the largest norm."""
+    """(3,), for the epoch so far: sum of losses, sum of gradient norms, and the largest norm."""
     history: Sequence[EpochRecord]
     rollbacks: Rollbacks
     memory: MemoryPlan
     loss_scale: Mapping[str, float]
-    """The state of torch's ``GradScaler``; empty where losses are not scaled."""
+    """State of torch's ``GradScaler``; empty if losses are not scaled."""
 
     def copy(self) -> RunState:
-        """The same in memory of its own, on the same device."""
+        """A copy in new memory on the same device."""
         return replace(
             self,
             weights=self.weights.detach().clone(),
@@ -65,10 +65,10 @@ def run_identity(
     sizes: Sequence[tuple[int, int]],
     base_fingerprint: str,
 ) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be this run's, part by part.
+    """The parts of a run that must match those of a checkpoint before the run can resume from it.
 
-    The sizes are those that the images are trained at: a version with another rule for them
-    has other batches in an epoch.
+    The sizes are those that images are trained at: a version that computes sizes differently has
+    other batches in an epoch.
     """
     return {
         "parameters": asdict(plan.parameters),
@@ -105,11 +105,11 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
     """Read a checkpoint, on the CPU.
 
     Args:
-        identity: of the run that wants to go on.
-        weights: how many it trains.
+        identity: ``run_identity`` of the run to resume.
+        weights: number of weights that this run trains.
 
     Raises:
-        CheckpointRejected: it is damaged, or another run's.
+        CheckpointRejected: the checkpoint is damaged or belongs to another run.
     """
     try:
         tensors, metadata = decode(data)
@@ -137,7 +137,7 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
 
 
 def _digest(run: str, tensors: Mapping[str, torch.Tensor], file: bytes) -> str:
-    """Over all that a checkpoint says; safetensors itself notices only a wrong length."""
+    """Hash of a checkpoint's whole content; safetensors itself detects only a wrong length."""
     layout = sorted((name, str(t.dtype), tuple(t.shape)) for name, t in tensors.items())
     return hashlib.sha256(run.encode() + json.dumps(layout).encode() + body_of(file)).hexdigest()
 
@@ -152,15 +152,15 @@ def _tensor(
 
 
 def _of_optimizer(tensors: Mapping[str, torch.Tensor], *, begun: bool) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors by its own names. Some have none before the first step, and where
-    losses are scaled before the first that was not skipped."""
+    """The optimizer's tensors by its own names. Some optimizers have none before the first step,
+    or, with loss scaling, before the first step that is not skipped."""
     found = {
         name.removeprefix(_OPTIMIZER): tensor
         for name, tensor in tensors.items()
         if name.startswith(_OPTIMIZER)
     }
     if begun and not found:
-        # It would begin anew in mid-run.
+        # Without it the optimizer would start afresh in mid-run.
         raise ValueError("the optimizer's state is missing")
     return found
 
@@ -169,7 +169,7 @@ def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for part in ("base model", "images", "image sizes", "captions"):
         if found[part] != wanted[part]:
             raise CheckpointRejected(f"the checkpoint is of another run: other {part}")
-    # What the run's version did not know yet is left at its default.
+    # Parameters that the checkpoint's version did not have yet take their defaults.
     was, now = (_DEFAULTS | run["parameters"] for run in (found, wanted))
     for name in sorted({*was, *now}):
         if was.get(name) != now.get(name):

@@ -1,4 +1,4 @@
-"""Passes recorded as CUDA graphs, once per shape of their batch, and replayed ever after."""
+"""Record passes as CUDA graphs, once per batch shape, and replay them from then on."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from adapters.diffusion.train_step import Batch
 log = logging.getLogger(__name__)
 
 WARM_UP = 2
-"""Eager passes of each shape before one is recorded: they choose algorithms and fill caches."""
+"""Eager passes per shape before recording: they choose algorithms and fill caches."""
 MAX_GRAPHS = 32
-"""Graphs that are kept. For a further one, the one that was used longest ago is dropped."""
+"""Number of graphs kept. A further one replaces the least recently used."""
 
 
 class Recorder(Protocol):
-    """Turns calls on the device into something that can be repeated."""
+    """Turns calls on the device into a function that can be repeated."""
 
     def warming_up(self) -> AbstractContextManager[None]:
-        """The context for eager passes before a recording."""
+        """Context for the eager passes before a recording."""
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Record what ``function`` launches on the device without running it; the result does."""
+        """Record what ``function`` launches, without running it. The result runs the recording."""
 
     def synchronize(self) -> None:
-        """Return once the device has done everything that was launched."""
+        """Wait until the device has finished all launched work."""
 
 
 class GraphCache:
-    """Runs a pass for one batch after another, from a recording where there is one.
+    """Runs a pass for each batch, from a recording if there is one.
 
     Args:
         what: the passes' name in the log.
@@ -46,23 +46,23 @@ class GraphCache:
         self._what = what
         self._warm_ups: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, tuple[Batch, Callable[[], None]]] = {}
-        """The one that was used last comes last."""
+        """Most recently used last."""
 
     @property
     def size(self) -> int | None:
-        """Graphs that are kept; None where passes are no longer recorded."""
+        """Number of graphs kept; None once recording has been disabled."""
         return None if self._recorder is None else len(self._graphs)
 
     def run(
         self, batch: Batch, function: Callable[[Batch], None], variant: Hashable = None
     ) -> Batch:
-        """Run ``function`` for ``batch``, or replay it as recorded for an earlier batch.
+        """Run ``function`` for ``batch``, or replay its recording from an earlier batch.
 
         Args:
-            variant: what else of ``function`` differs from call to call.
+            variant: distinguishes calls of ``function`` that differ in more than the batch.
 
         Returns:
-            The batch in whose memory the pass has left its losses, until the next call.
+            The batch whose memory holds the losses until the next call.
 
         Raises:
             torch.OutOfMemoryError: from the pass.
@@ -83,7 +83,7 @@ class GraphCache:
             memory = batch.clone()
             try:
                 replay = recorder.record(partial(function, memory))
-            except Exception as error:  # whatever the driver, the allocator or a kernel objects to
+            except Exception as error:  # any error of the driver, the allocator or a kernel
                 first = _first_of_torch(error)
                 what = "out of memory" if is_out_of_memory(error) else str(first).split("\n")[0]
                 self.stop(f"{type(first).__name__}: {what}")
@@ -96,7 +96,7 @@ class GraphCache:
         return memory
 
     def clear(self) -> bool:
-        """Drop all graphs: they hold the memory of whole passes.
+        """Drop all graphs: each holds the memory of a whole pass.
 
         Returns:
             Whether there were any.
@@ -109,22 +109,22 @@ class GraphCache:
         return there_were
 
     def stop(self, reason: str) -> bool:
-        """Record nothing from here on. Returns whether there were graphs."""
+        """Disable recording. Returns whether there were graphs."""
         if self._recorder is not None:
             log.warning("%s are no longer recorded: %s", self._what, reason)
         self._recorder = None
         return self.clear()
 
     def _drop_oldest(self, recorder: Recorder) -> None:
-        """Its shape warms up again when it returns: shapes that take turns are not recorded each
-        time."""
-        recorder.synchronize()  # a replay may be under way
+        """Drop the least recently used graph. Its shape warms up again when it returns, so that
+        alternating shapes are not recorded each time."""
+        recorder.synchronize()  # a replay may still be running
         oldest = next(iter(self._graphs))
         del self._graphs[oldest], self._warm_ups[oldest]
 
 
 def _first_of_torch(error: Exception) -> BaseException:
-    """Where an error began: ending a failed capture fails once more, and says less."""
+    """The original error: ending a failed capture raises another one, which says less."""
     first: BaseException = error
     context = error.__context__
     while context is not None:
@@ -134,7 +134,7 @@ def _first_of_torch(error: Exception) -> BaseException:
 
 
 class CudaRecorder:
-    """CUDA graphs in one pool of memory, as no two of them run at the same time."""
+    """CUDA graphs in one shared memory pool, as no two of them run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -143,7 +143,7 @@ class CudaRecorder:
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        """On the stream that records: gradients and libraries' workspaces belong to a stream."""
+        """Run on the recording stream: gradients and libraries' workspaces belong to a stream."""
         before = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(before)
         try:
@@ -154,32 +154,32 @@ class CudaRecorder:
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Capture a graph."""
-        # torch waits for the current device before a capture: it must not be another card.
+        # torch synchronizes the current device before a capture: it must not be another GPU.
         with torch.cuda.device(self._device):
             graph = torch.cuda.CUDAGraph()
             before = torch.cuda.current_stream(self._device)
             self._stream.wait_stream(before)
             try:
-                # Other threads (leases, progress) do not touch the device; they must not end a
+                # Other threads (leases, progress) do not use the device; they must not abort a
                 # capture.
                 with torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
                     function()
             except BaseException:
-                # torch leaves its own stream the current one where a capture cannot begin or end.
+                # If a capture fails to begin or end, torch leaves its own stream current.
                 torch.cuda.set_stream(before)
                 raise
         return graph.replay
 
     def synchronize(self) -> None:
-        """Wait for the card."""
+        """Wait for the GPU."""
         torch.cuda.synchronize(self._device)
 
 
 @cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all runs: the libraries keep workspaces for every stream that they have met, for
-    as long as the process lives."""
+    """One stream for all runs: libraries keep a workspace for every stream they have used, until
+    the process ends."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device)
     return stream

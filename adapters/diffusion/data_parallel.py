@@ -1,8 +1,8 @@
 """One run on several devices, by ``torch.distributed``: a process for each device.
 
 Each process (a rank) trains the same run on its share of every batch, and ``train_step`` sums the
-gradients. So all ranks have the same weights at all times. Rank 0 is the worker or the command
-itself. It alone reports, checkpoints and stores; the other ranks train a step when it says so.
+gradients. So all ranks always have the same weights. Rank 0 is the worker or the command itself.
+Only rank 0 reports, checkpoints and stores; it triggers every step of the other ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from adapters.diffusion.train_step import Batch
 
 _TIMEOUT = timedelta(minutes=5)
-"""For all ranks to reach the same point of a step: no step takes that long."""
+"""Limit for all ranks to reach the same point of a step, far above any step's duration."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Rank:
     number: int
     count: int
     file: Path
-    """Where the ranks find one another. It does not exist yet."""
+    """File through which the ranks find each other. It does not exist yet."""
     others: Sequence[Connection] = ()
-    """Of rank 0: to each of the others."""
+    """On rank 0: a connection to each of the others."""
 
     def join(self, device: torch.device) -> None:
         """Wait for all ranks."""
@@ -57,28 +57,28 @@ class Rank:
             )
 
     def begin_step(self) -> None:
-        """Have the other ranks train the next step, too.
+        """Make the other ranks train the next step, too.
 
         Raises:
-            TrainerBroken: one of them is gone.
+            TrainerBroken: a rank has died.
         """
         with _peers_may_be_gone():
             for other in self.others:
                 other.send(None)
 
     def share(self, batch: Batch) -> Batch:
-        """This rank's images of a batch. Where there are none it trains one that weighs nothing,
-        to take part in the sum."""
+        """This rank's images of a batch. A rank without images trains one with weight 0, because
+        every rank must take part in the sum."""
         parts = list(batch.split(-(-len(batch.noisy) // self.count)))
         if self.number < len(parts):
             return parts[self.number]
         return replace(next(batch.split(1)), loss_weights=torch.zeros_like(batch.loss_weights[:1]))
 
     def all_reduce(self, *sums: torch.Tensor) -> None:
-        """Add up each tensor over all ranks, in place.
+        """Sum each tensor over all ranks, in place.
 
         Raises:
-            TrainerBroken: a rank is gone.
+            TrainerBroken: a rank has died.
         """
         with _peers_may_be_gone():
             for tensor in sums:
@@ -90,7 +90,7 @@ StartRanks = Callable[[TrainingPlan, bytes | None], AbstractContextManager[Rank]
 
 @dataclass(frozen=True)
 class OtherRanks:
-    """How to start the other ranks of a run. Everything here can be pickled."""
+    """Starts the other ranks of a run. All fields can be pickled."""
 
     devices: Sequence[str]
     load_base: Callable[[str], BaseModel]
@@ -98,7 +98,7 @@ class OtherRanks:
 
     @contextmanager
     def started(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[Rank]:
-        """While open, the ranks are there. Yields rank 0, to be joined."""
+        """Run the other ranks during the with-block. Yields rank 0; call its ``join``."""
         spawn = multiprocessing.get_context("spawn")
         with tempfile.TemporaryDirectory() as folder:
             count, file = len(self.devices) + 1, Path(folder) / "ranks"
@@ -129,8 +129,8 @@ def _train_as(
     resume: bytes | None,
     commands: Connection,
 ) -> None:
-    """The life of a rank other than 0."""
-    # A signal to the whole group is for rank 0, which ends this process when it has finished.
+    """Main function of a rank other than 0."""
+    # A signal to the process group is for rank 0, which ends this process when it has finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -149,7 +149,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    os._exit(1)  # the main thread may wait for rank 0 for minutes
+    os._exit(1)  # the main thread may be waiting for rank 0 for minutes
 
 
 @contextmanager

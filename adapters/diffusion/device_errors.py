@@ -1,4 +1,4 @@
-"""Errors after which the device gives no more answers."""
+"""Errors after which the device can no longer be used."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 from adapters.diffusion.oom import is_out_of_memory
 
 _BEGINNINGS = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")
-"""Of errors that come from the card: an illegal access, a failed assertion, its memory."""
+"""How errors of the GPU begin: illegal access, failed assertion, memory fault."""
 
 
 def is_broken_device(error: BaseException) -> bool:
-    """Whether every later call of this process would fail: so it is after all errors of a card
-    but a lack of memory (CUDA Runtime API, "cudaError")."""
+    """Whether every later CUDA call of this process would fail. True for all GPU errors except
+    out-of-memory (CUDA Runtime API, "cudaError")."""
     if not isinstance(error, RuntimeError) or is_out_of_memory(error):
         return False
-    newer = getattr(torch, "AcceleratorError", ())  # not in torch 2.6 yet
+    newer = getattr(torch, "AcceleratorError", ())  # missing in torch 2.6
     return isinstance(error, newer) or str(error).startswith(_BEGINNINGS)

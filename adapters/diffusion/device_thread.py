@@ -1,4 +1,4 @@
-"""The one thread that uses the device. Other threads hand it work and wait for the result."""
+"""The one thread that uses the device. Other threads submit work and wait for the result."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ Report = TypeVar("Report")
 Result = TypeVar("Result")
 
 MIN_PATIENCE = 0.02
-"""Seconds that a step waits for the runs of the last step in any case."""
+"""Minimum number of seconds that a step waits for the runs of the last step."""
 _SHARE_OF_STEP = 0.5
-"""Of the last step's duration it waits: from then on a step without the others is a better use."""
+"""Maximum wait, as a share of the last step's duration: beyond it, a step without the late runs
+is faster overall."""
 
 
 class DeviceThread(Generic[Run, Report]):
-    """Runs work in the order of its arrival, and one step at a time for all runs that ask for one.
+    """Runs work in order of arrival, and one step at a time for all runs that are ready for it.
 
-    The runs of a step are expected at the next one. A run that is late (it stores a checkpoint,
-    or draws previews) is left out until it asks again.
+    A step waits for the runs of the last step. A late run (it stores a checkpoint or draws
+    previews) is left out until it next calls ``step``.
 
     Args:
         take_step: trains the next step of some runs; returns each one's report or error.
-        patience: seconds that a step waits for the runs of the last one, however short that was.
-        monotonic: seconds since some moment, never going back.
+        patience: minimum number of seconds that a step waits for the runs of the last one.
+        monotonic: a clock in seconds that never goes back.
     """
 
     def __init__(
@@ -50,16 +51,16 @@ class DeviceThread(Generic[Run, Report]):
         self._users = 0
         self._thread: threading.Thread | None = None
         self._calls: deque[tuple[float, Callable[[], Any], Future[Any]]] = deque()
-        """With the moment of their arrival."""
+        """With arrival times."""
         self._ready: dict[Run, Future[Report]] = {}
-        """Runs that wait for a step, since ``_ready_since``."""
+        """Runs waiting for a step, since ``_ready_since``."""
         self._ready_since = 0.0
         self._expected: set[Run] = set()
         self._duration = 0.0
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """While open, the thread serves. It ends with the last user."""
+        """Keep the thread running during the with-block. It ends with its last user."""
         with self._changed:
             self._users += 1
             if self._thread is None:
@@ -76,8 +77,8 @@ class DeviceThread(Generic[Run, Report]):
         """Run ``work`` in the thread.
 
         Raises:
-            TrainerBroken: the device answers no more.
-            Exception: as ``work``.
+            TrainerBroken: the device failed and can no longer be used.
+            Exception: any error of ``work``.
         """
         done: Future[Result] = Future()
         with self._changed:
@@ -86,11 +87,11 @@ class DeviceThread(Generic[Run, Report]):
         return done.result()
 
     def step(self, run: Run) -> Report:
-        """Wait until a step has been taken with this run in it.
+        """Wait until a step with this run has been trained.
 
         Raises:
-            TrainerBroken: the device answers no more.
-            Exception: what ``take_step`` has for this run, or raises for all.
+            TrainerBroken: the device failed and can no longer be used.
+            Exception: the error that ``take_step`` returned for this run, or raised.
         """
         done: Future[Report] = Future()
         with self._changed:
@@ -102,17 +103,17 @@ class DeviceThread(Generic[Run, Report]):
 
     @property
     def waiting(self) -> int:
-        """Runs that wait for a step to begin."""
+        """Number of runs waiting for a step to begin."""
         with self._changed:
             return len(self._ready)
 
     def expect(self, run: Run) -> None:
-        """Let the next step wait for this run."""
+        """Make the next step wait for this run."""
         with self._changed:
             self._expected.add(run)
 
     def excuse(self, run: Run) -> None:
-        """Do not wait for this run until it asks for a step."""
+        """Do not wait for this run until it calls ``step``."""
         with self._changed:
             self._expected.discard(run)
             self._changed.notify_all()
@@ -122,7 +123,7 @@ class DeviceThread(Generic[Run, Report]):
             work()
 
     def _next(self) -> Callable[[], None] | None:
-        """Wait for the next work; None where there are no users any more."""
+        """Wait for the next work; None if there are no users left."""
         with self._changed:
             while self._users or self._calls or self._ready:
                 wait = None
@@ -146,7 +147,7 @@ class DeviceThread(Generic[Run, Report]):
         outcomes: Mapping[Run, Report | BaseException]
         try:
             outcomes = self._take_step(list(ready))
-        except BaseException as error:  # for each run, in its own thread
+        except BaseException as error:  # raised for each run, in its own thread
             outcomes = dict.fromkeys(ready, error)
         with self._changed:
             self._duration = self._now() - began
@@ -159,7 +160,7 @@ class DeviceThread(Generic[Run, Report]):
 
 
 def _settle(done: Future[Result], work: Callable[[], Result]) -> None:
-    """Run ``work`` and hand its result, or its error, to the thread that waits."""
+    """Run ``work`` and pass its result or error to the waiting thread."""
     try:
         done.set_result(work())
     except BaseException as error:
@@ -167,7 +168,7 @@ def _settle(done: Future[Result], work: Callable[[], Result]) -> None:
 
 
 def _as_of_the_device(error: BaseException) -> BaseException:
-    """``TrainerBroken`` for the error of a device that answers no more."""
+    """``TrainerBroken`` if the error means that the device can no longer be used."""
     if not is_broken_device(error):
         return error
     broken = TrainerBroken(str(error).partition("\n")[0])

@@ -1,7 +1,7 @@
-"""The loss over fixed noises and timesteps, so that measurements compare.
+"""Measure the loss over fixed noises and timesteps, so that measurements are comparable.
 
-An epoch's training loss is over other noises and timesteps each time, which weigh more than what
-was learnt. Here only the LoRA changes from one measurement to the next.
+An epoch's training loss uses other noises and timesteps each time, which change it more than the
+training does. Here only the LoRA changes from one measurement to the next.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from adapters.diffusion.training_model import TrainingModel
 
 PREDICTIONS = 16
-"""Predictions in one measurement of one set: about eight training steps' time."""
+"""Predictions per measurement of one set of images: about the time of eight training steps."""
 _PER_PASS_ON_A_CPU = 4
-"""A GPU takes all at once: launching a pass takes its host longer than a few images take it.
-Without gradients they take less memory than a training step."""
+"""A GPU runs all in one pass: launching a pass takes longer than computing a few images. Without
+gradients this takes less memory than a training step."""
 
 
 def held_out_positions(
     groups: Sequence[frozenset[int]], split: float, seed: int
 ) -> frozenset[int]:
-    """Which images are not trained on: about the share ``split``, and at least one where that
-    is above 0 and not all are alike. Never all, and at most half, rounded up.
+    """Choose the validation images: about the share ``split``, and at least one if that is above
+    0 and the images differ. At most half, rounded up, and never all.
 
     Args:
-        groups: for each image the positions of those that show the same, its own among them.
-            They are held out together: a twin in training would hide what is learnt by heart.
+        groups: for each image the positions of all images with the same content, including its
+            own. They are held out together: a duplicate in training would hide overfitting.
     """
     count = len(groups)
     wanted = max(1, round(count * split)) if split else 0
@@ -50,7 +50,7 @@ def held_out_positions(
 def trained_buckets(
     buckets: Mapping[Size, Sequence[int]], held_out: Collection[int]
 ) -> dict[Size, tuple[int, ...]]:
-    """The buckets without the images that are held out, and without those left empty."""
+    """The buckets without the held-out images, and without buckets left empty."""
     rest = {
         size: tuple(position for position in bucket if position not in held_out)
         for size, bucket in buckets.items()
@@ -59,10 +59,10 @@ def trained_buckets(
 
 
 class Evaluation:
-    """Measures one style on images that are trained on and on images that are held out.
+    """Measures one style on training images and on held-out images.
 
     Args:
-        captions: what ``Batch.captions`` has of each caption, by its row in the dataset.
+        captions: the ``Batch.captions`` entry of each caption, by its row in the dataset.
         slot: the style's row of the packed LoRA, (1,), on the device.
     """
 
@@ -86,11 +86,11 @@ class Evaluation:
         self._trained = [i for i in every if i not in held_out]
         self._held_out = sorted(held_out)
         self._batches: dict[tuple[int, ...], list[Batch]] = {}
-        """By the positions of the images; made at the first measurement."""
+        """By image positions; made at the first measurement."""
 
     def losses(self) -> tuple[float, float | None]:
-        """Mean loss of the images that are trained on and of those held out; None where there are
-        none. Reads from the device."""
+        """Mean loss of the training images and of the held-out images; the latter is None if no
+        image is held out. Reads from the device."""
         held_out = self._measure(self._held_out) if self._held_out else None
         return self._measure(self._trained), held_out
 
@@ -115,7 +115,7 @@ class Evaluation:
         return graphs.run(batch, forward).losses.clone()
 
     def _make_batches(self, positions: Sequence[int]) -> list[Batch]:
-        """The images in turn, at timesteps spread evenly over the schedule."""
+        """Batches of the images in turn, at timesteps spread evenly over the schedule."""
         steps = len(self._objective.weight)
         by_size: dict[Size, list[int]] = {}
         for number in range(PREDICTIONS):
@@ -149,7 +149,7 @@ class Evaluation:
             timesteps=at,
             captions=self._captions[rows],
             target=self._objective.target(latents, noise, at),
-            loss_weights=torch.ones(len(images), device=device),  # runs with min-SNR compare
+            loss_weights=torch.ones(len(images), device=device),  # same scale as without min-SNR
             losses=torch.zeros(len(images), device=device),
             loss_scales=torch.ones(1, device=device),
             slots=self._slot,
@@ -157,5 +157,5 @@ class Evaluation:
 
 
 def _halves(batch: Batch) -> list[Batch]:
-    """Both in the same memory; a single image stays whole."""
+    """Both halves, sharing the batch's memory; a single image is not split."""
     return list(batch.split(-(-len(batch.noisy) // 2)))

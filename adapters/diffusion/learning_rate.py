@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, so that a resumed run needs no schedule's state."""
+"""The learning rate as a function of the step, so that resuming needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from domain.parameters import TrainingParameters
 def learning_rate_of(parameters: TrainingParameters, total_steps: int) -> Callable[[int], float]:
     """The rate at each step, counted from 0, by diffusers' schedules.
 
-    During ``w`` steps of warm-up it is ``step / w`` of the peak, so the first step of a warm-up
-    moves nothing; ``constant`` has none. All but the constant ones then fall to 0 at
-    ``total_steps``, which is one after the last step (``polynomial`` to a ten-millionth of the
-    peak). A warm-up longer than the run never reaches the peak.
+    During ``w`` warm-up steps it is ``step / w`` of the peak, so the first changes nothing;
+    ``constant`` has no warm-up. All but the constant schedules then fall to 0 at ``total_steps``,
+    one after the last step (``polynomial`` falls to a ten-millionth of the peak). A warm-up longer
+    than the run never reaches the peak.
     """
-    # A schedule wants an optimizer to drive; only its factor per step is of use here.
+    # A scheduler requires an optimizer; only its factor per step is used here.
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     schedule = get_scheduler(
         str(parameters.lr_scheduler),

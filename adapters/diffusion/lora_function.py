@@ -1,7 +1,7 @@
-"""Frozen linear layers with LoRA as one autograd function, which adds in place.
+"""Frozen linear layers with LoRA as one autograd function that adds in place.
 
-Plain autograd copies a layer's output before it adds the LoRA's to it, and sums gradients in
-memory of their own: hundreds of small kernels per step.
+Plain autograd copies a layer's output before adding LoRA's to it, and sums gradients in extra
+memory: hundreds of small kernels per step.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.nn.functional import linear
 class LoraFunction(torch.autograd.Function):
     """``x (weight + up down)' + bias`` of one or several layers for one ``x``, (..., inputs).
 
-    ``apply(x, downs, *weights, *biases, *ups)`` returns a tuple of outputs. ``downs`` are all
-    layers' down matrices stacked, (layers * rank, inputs); each up is (outputs, rank). Or they are
-    of several styles, (styles, layers * rank, inputs) and (styles, outputs, rank), and the first
-    dimension of ``x`` holds equally many samples of each style, style after style. Weights and
-    biases get no gradient.
+    ``apply(x, downs, *weights, *biases, *ups)`` returns a tuple of outputs. ``downs`` holds all
+    layers' down matrices stacked, (layers * rank, inputs); each up is (outputs, rank). With
+    several styles they are (styles, layers * rank, inputs) and (styles, outputs, rank), and the
+    first dimension of ``x`` holds equally many samples of each style, style after style. Weights
+    and biases get no gradient.
     """
 
     @staticmethod
@@ -32,7 +32,7 @@ class LoraFunction(torch.autograd.Function):
         low = flat @ downs.mT
         add_product = torch.Tensor.addmm_ if flat.ndim == 2 else torch.Tensor.baddbmm_
         ys = []
-        # Each layer's columns of ``low``: products read them where they lie.
+        # Each layer's columns of ``low``, as views: products read them in place.
         for weight, bias, up, own in zip(
             weights, biases, ups, low.chunk(count, dim=-1), strict=True
         ):
@@ -55,8 +55,8 @@ class LoraFunction(torch.autograd.Function):
             add_product(own, dy, up, beta=0)
         dx = None
         if ctx.needs_input_grad[0]:
-            # Each product is added to those before it: in 16 bits the order differs from that of
-            # a sum of the layers' own gradients, and less is rounded.
+            # Each product is added to the sum of those before. In 16 bits this rounds less than
+            # adding up the layers' separate gradients, and in another order.
             dx = dys[0] @ weights[0]
             rows = dx.view(-1, dx.shape[-1])
             for dy, weight in zip(dys[1:], weights[1:], strict=True):

@@ -1,8 +1,7 @@
 """LoRA (arXiv 2106.09685) on the layers of a UNet and a text encoder.
 
-``PackedLora`` holds the LoRA weights of one or several styles and decides which of them the
-layers use at the moment. The layer classes below take the place of the frozen layers, whose
-weights they share.
+``PackedLora`` holds the LoRA weights of one or several styles and selects those that the layers
+use at the moment. The layer classes below replace the frozen layers and share their weights.
 """
 
 from __future__ import annotations
@@ -43,28 +42,28 @@ class StyleLora:
     """One style's LoRA: a row of the packed weights, and its matrices by layer as views of it."""
 
     weights: torch.nn.Parameter
-    """(n,), float32, with a gradient in memory that stays."""
+    """(n,), float32, with a gradient at a fixed address."""
     unet: dict[str, LoraMatrices]
     text_encoder: dict[str, LoraMatrices]
     text_weights: torch.Tensor
-    """The text encoder's share of ``weights``, its end."""
+    """The text encoder's part of ``weights``, at its end."""
     rank: int
     alpha: float
-    """What other programs divide by the rank to get the scale. With rsLoRA it is the requested
-    alpha times the rank's square root."""
+    """Other programs divide it by the rank to get the scale. With rsLoRA it is the requested alpha
+    times the rank's square root."""
 
 
 class PackedLora:
-    """The LoRA weights of up to ``slots`` styles, and which of them the layers use at the moment.
+    """The LoRA weights of up to ``slots`` styles; selects those that the layers use at the moment.
 
-    Outside ``training`` and ``showing`` the layers are the base model's.
+    Outside ``training`` and ``showing`` the layers act as the base model's.
 
     Args:
-        parameters: what all the styles have in common: rank, scale, layers, dropout, DoRA.
-        dtype: in which the layers compute.
-        merged: where one style is active, add ``up @ down`` to a linear layer's weight first:
-            fewer and larger products, for float32 on a CPU.
-        side_by_side: layers that read the same input are computed by ``project``.
+        parameters: rank, scale, layers, dropout and DoRA, which all styles share.
+        dtype: type in which the layers compute.
+        merged: with one active style, add ``up @ down`` to a linear layer's weight first: fewer
+            and larger products, for float32 on a CPU.
+        side_by_side: compute layers that read the same input together, by ``project``.
     """
 
     def __init__(
@@ -85,14 +84,14 @@ class PackedLora:
             self.text_encoder = text_encoder_layers(text_encoder, parameters.lora_targets)
         self.dropout, self.dora, self.merged = parameters.lora_dropout, parameters.use_dora, merged
         self.active: Sequence[LoraMatrices] | None = None
-        """Each layer's matrices in this pass, those of several styles stacked; None where the
-        layers are the base model's."""
+        """Each layer's matrices in this pass, stacked if they are of several styles; None if the
+        layers act as the base model's."""
         self.active_downs: dict[int, torch.Tensor] = {}
-        """The stacked downs of layers that are computed together, by the first one's number."""
+        """Stacked downs of layers that are computed together, by the first layer's number."""
         self.in_training = False
         self._layers = [*self.unet.values(), *self.text_encoder.values()]
         self._rank, self._scale = parameters.rank, parameters.lora_scale
-        # DoRA's magnitudes and the text encoder need float32; each layer casts what it can.
+        # DoRA's magnitudes and the text encoder need float32; each layer casts the rest.
         exact = parameters.use_dora or bool(self.text_encoder)
         self._dtype = torch.float32 if exact else dtype
         self.plain = not (self.dropout or self.dora)
@@ -118,7 +117,7 @@ class PackedLora:
             scales = [torch.full((size,), self._scale if up else 1.0) for size, up in pieces]
             self._scales = torch.cat(scales).to(device)
         self.weights = torch.nn.Parameter(torch.zeros(slots, sum(self._sizes), device=device))
-        """(slots, n), float32: of each style, group after group, downs, ups and magnitudes."""
+        """(slots, n), float32: each style's downs, ups and magnitudes, group by group."""
         self.gradient = torch.zeros_like(self.weights)
         self.weights.grad = self.gradient
         self._slots = torch.arange(slots, device=device)
@@ -129,8 +128,8 @@ class PackedLora:
 
     def new_style(self, slot: int, seed: int) -> StyleLora:
         """Put a fresh style into a slot: ``down`` Kaiming-uniform and ``up`` zero as in the
-        paper's code, DoRA's magnitudes the base's. It starts as the base model, and depends on
-        the seed alone."""
+        paper's code, DoRA's magnitudes from the base. At first it changes nothing. It depends
+        on the seed alone."""
         row = self.weights.data[slot].zero_()
         weights = torch.nn.Parameter(row)
         weights.grad = self.gradient[slot].zero_()
@@ -152,8 +151,8 @@ class PackedLora:
         )
 
     def training(self, slots: torch.Tensor) -> AbstractContextManager[None]:
-        """While open, batches hold equally many samples of each of these styles, in their order,
-        and gradients reach the packed weights.
+        """In the with-block, batches hold equally many samples of each of these styles, in their
+        order, and the packed weights get gradients.
 
         Args:
             slots: (k,), on the device.
@@ -161,7 +160,7 @@ class PackedLora:
         return self._activated(self.weights, slots, in_training=True)
 
     def showing(self, slot: torch.Tensor) -> AbstractContextManager[None]:
-        """While open, batches are of one style as it is now: no dropout, no gradient.
+        """In the with-block, batches are of one style as it is, without dropout or gradient.
 
         Args:
             slot: (1,), on the device.
@@ -188,7 +187,7 @@ class PackedLora:
             yield
         finally:
             # The matrices hold the node that adds to the packed gradient, which belongs to the
-            # stream of its first use: kept, it would spoil a capture on another stream.
+            # stream of its first use: if kept, it would break a capture on another stream.
             self.active, self.active_downs, self.in_training = None, {}, False
 
     def _matrices(
@@ -215,16 +214,16 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers that read the same input. Their matrices lie side by side."""
+    """Layers that read the same input. Their matrices are adjacent."""
 
     layers: Sequence[int]
     shapes: Sequence[Sequence[Shape]]
     """Each layer's down, up and, with DoRA, magnitude."""
     stacked: bool
-    """All downs are one piece."""
+    """Whether all downs are one matrix."""
 
     def pieces(self) -> list[tuple[int, bool]]:
-        """Sizes in the order of memory, and which of them are ups."""
+        """Sizes in memory order, and whether each is an up matrix."""
         kinds = [[math.prod(s) for s in shapes] for shapes in zip(*self.shapes, strict=True)]
         if self.stacked:
             kinds[0] = [sum(kinds[0])]
@@ -260,7 +259,7 @@ class LoraLinear(torch.nn.Linear):
 
 
 class LoraLinearVariant(LoraLinear):
-    """The same with dropout of the LoRA's input, with DoRA, or both."""
+    """``LoraLinear`` with dropout of the LoRA's input, with DoRA, or both."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.nn.Linear.forward(self, x)
@@ -296,8 +295,8 @@ class LoraConv2d(torch.nn.Conv2d):
 
 
 def project(x: torch.Tensor, layers: Sequence[torch.nn.Module]) -> Sequence[torch.Tensor]:
-    """Each layer's output for one x. LoRA layers whose matrices lie side by side share products:
-    one for all their downs, and the gradient of ``x`` is summed in place."""
+    """Each layer's output for one x. LoRA layers with adjacent matrices share products: one for
+    all their downs, and the gradient of ``x`` is summed in place."""
     lora_layers = [layer for layer in layers if isinstance(layer, LoraLinear)]
     if not lora_layers or lora_layers[0].number not in lora_layers[0].lora.active_downs:
         return [layer(x) for layer in layers]
@@ -320,12 +319,12 @@ def _dropped(x: torch.Tensor, lora: PackedLora) -> torch.Tensor:
 def _dora(
     y: torch.Tensor, change: torch.Tensor, layer: LoraLinear | LoraConv2d, own: LoraMatrices
 ) -> torch.Tensor:
-    """Bring each output's row of ``weight + up down`` to its magnitude; the row's own length is
-    taken as a constant (arXiv 2402.09353, section 4.3).
+    """Scale each output's row of ``weight + up down`` to its magnitude. The row's own length is
+    treated as a constant (arXiv 2402.09353, section 4.3).
 
     Args:
         y: the frozen layer's output.
-        change: what the LoRA adds to it.
+        change: the LoRA's addition to it.
     """
     assert own.magnitude is not None
     update = (own.up.flatten(1) @ own.down.flatten(1)).detach().view(layer.weight.shape)
@@ -333,7 +332,7 @@ def _dora(
     wide = (-1, 1, 1) if layer.weight.ndim == 4 else (-1,)
     factor = (own.magnitude / lengths).to(y.dtype).view(wide)
     plain = y if layer.bias is None else y - layer.bias.view(wide)
-    # In this form a factor of 1 leaves the output bit for bit.
+    # In this form a factor of 1 leaves the output unchanged, bit for bit.
     return y + (factor - 1) * plain + factor * change
 
 
@@ -346,8 +345,8 @@ def _lengths(weight: torch.Tensor) -> torch.Tensor:
 def lora_installed(
     unet: torch.nn.Module, text_encoder: torch.nn.Module | None, lora: PackedLora
 ) -> Iterator[None]:
-    """While open, the LoRA layers take the place of the frozen ones that they share weights with.
-    On leaving, the models are what they were."""
+    """In the with-block, LoRA layers replace the frozen layers whose weights they share. Restores
+    the original layers on leaving."""
     variant = LoraLinear if lora.plain else LoraLinearVariant
     replaced: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
     try:
@@ -370,7 +369,7 @@ def lora_installed(
 
 @contextmanager
 def dropout_rng(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """While open, what dropout leaves out depends on the seed and the step alone."""
+    """In the with-block, dropout depends on the seed and the step alone."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(generator_for(seed, "dropout", step).initial_seed())
         yield

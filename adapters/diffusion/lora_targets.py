@@ -9,7 +9,7 @@ import torch
 from domain.parameters import LoraTargets
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"""The projections of every attention, self and cross."""
+"""The projections of every attention layer, self and cross."""
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 _CONVOLUTIONS = ("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj")
 _SAMPLERS = ("downsamplers.0.conv", "upsamplers.0.conv")
@@ -41,8 +41,8 @@ def text_encoder_layers(text_encoder: torch.nn.Module, targets: LoraTargets) -> 
 
 
 def shared_inputs(unet: torch.nn.Module, names: Iterable[str]) -> list[tuple[str, ...]]:
-    """The layers in groups that read the same input: an attention's projections of the feature
-    map, or of the text."""
+    """Groups of layers that read the same input: an attention's projections of the feature map, or
+    of the text."""
     groups: dict[str, list[str]] = {}
     for name in names:
         parent, _, child = name.rpartition(".")

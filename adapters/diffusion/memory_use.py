@@ -1,4 +1,4 @@
-"""How much memory a job has taken."""
+"""Peak memory of a job."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Measure anew from here on; where only the process is measured, from its start."""
+    """Reset the peak on a GPU. On a CPU the peak counts from the start of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most bytes held at a time: in tensors on a GPU; on a CPU by the whole process, ever."""
+    """Peak number of bytes: of tensors on a GPU; of the whole process since its start on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""What happens when an epoch's loss, gradient or weights are not finite: the run goes back to its
+"""Roll a run back when an epoch's loss, gradient or weights are not finite: it returns to its
 last good state and continues with half the learning rate."""
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ _SLOWER = 0.5
 
 @dataclass(frozen=True)
 class EpochReadings:
-    """What an epoch's steps have added up on the device, read in one go."""
+    """Sums over an epoch's steps, read from the device at once."""
 
     loss: float
     """Sum over the epoch's images."""
     gradient_norm: float
-    """Sum over the epoch's steps, each before clipping."""
+    """Sum of the norms before clipping, over the epoch's steps."""
     largest_gradient_norm: float
     moved: float
-    """The largest change of a weight since the last good state."""
+    """Largest change of any weight since the last good state."""
 
     @property
     def finite(self) -> bool:
-        """False as soon as one step's loss, gradient or weight was not a number."""
+        """False if any step's loss, gradient or weight was not a number."""
         return all(map(math.isfinite, astuple(self)))
 
 
 @dataclass(frozen=True)
 class Rollbacks:
-    """How often a run has gone back. Saved in the checkpoint."""
+    """Number of rollbacks of a run. Saved in the checkpoint."""
 
     count: int = 0
 
     @property
     def lr_factor(self) -> float:
-        """Factor of the scheduled learning rate, for the rest of the run."""
+        """Factor on the scheduled learning rate, for the rest of the run."""
         return float(_SLOWER**self.count)
 
     def one_more(self, epoch: int) -> Rollbacks:
-        """After one more rollback.
+        """The state after one more rollback.
 
         Raises:
-            TrainingFailed: LOSS_DIVERGED, naming ``epoch``: there have been ``MAX_ROLLBACKS``.
+            TrainingFailed: LOSS_DIVERGED, naming ``epoch``, if ``MAX_ROLLBACKS`` are exceeded.
         """
         if self.count < MAX_ROLLBACKS:
             return Rollbacks(self.count + 1)

@@ -1,4 +1,4 @@
-"""What the UNet learns to predict at each timestep, and how much each image's loss counts."""
+"""The UNet's prediction target at each timestep, and the weight of each image's loss."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Objective:
     def add_noise(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
-        """``x_t`` of latents (n, c, h, w) at timesteps (n,)."""
+        """``x_t`` for latents (n, c, h, w) at timesteps (n,)."""
         return _at(self.signal, timesteps) * latents + _at(self.sigma, timesteps) * noise
 
     def target(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
-        """The noise; or the velocity, ``signal * noise - sigma * x_0`` (arXiv 2202.00512)."""
+        """The noise, or the velocity ``signal * noise - sigma * x_0`` (arXiv 2202.00512)."""
         if not self.predicts_velocity:
             return noise
         return _at(self.signal, timesteps) * noise - _at(self.sigma, timesteps) * latents
@@ -39,7 +39,7 @@ class Objective:
 def objective_of(
     noise_schedule: DDPMScheduler, snr_gamma: float | None, device: torch.device
 ) -> Objective:
-    """The objective that belongs to a base model's noise schedule."""
+    """The objective for a base model's noise schedule."""
     alpha_bar = noise_schedule.alphas_cumprod.double()
     velocity = noise_schedule.config.prediction_type == "v_prediction"
     weight = torch.ones_like(alpha_bar)
@@ -56,9 +56,9 @@ def objective_of(
 def min_snr_weight(alpha_bar: torch.Tensor, gamma: float, *, velocity: bool) -> torch.Tensor:
     """Min-SNR-gamma weights (arXiv 2303.09556, section 3.4), same shape as ``alpha_bar``.
 
-    With ``snr = alpha_bar / (1 - alpha_bar)``: ``min(snr, gamma) / snr`` where the model
-    predicts noise, ``min(snr, gamma) / (snr + 1)`` where it predicts velocity. At ``snr = 0``
-    the former takes its limit, 1.
+    With ``snr = alpha_bar / (1 - alpha_bar)``: ``min(snr, gamma) / snr`` if the model predicts
+    noise, ``min(snr, gamma) / (snr + 1)`` if it predicts velocity. At ``snr = 0`` the former takes
+    its limit, 1.
     """
     snr = alpha_bar / (1 - alpha_bar)
     if velocity:

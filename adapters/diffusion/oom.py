@@ -1,8 +1,8 @@
-"""What happens when the device's memory runs out.
+"""Handle out-of-memory errors of the device.
 
-A step that does not fit is repeated with less: fewer styles per pass, then fewer images per pass,
-then with feature maps recomputed instead of kept. Every way gives the same gradient. A run that
-fits in no way fails with GPU_OOM.
+A step that does not fit is repeated with less memory: fewer styles per pass, then fewer images per
+pass, then recomputed feature maps. The gradient is the same each time. A run that still does not
+fit fails with GPU_OOM.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _MESSAGES = (
     "Triton Error [CUDA]: out of memory",
     "can't allocate memory",
 )
-"""How libraries below torch, the driver, and torch's allocator on a CPU report it."""
+"""Out-of-memory messages of libraries below torch, the driver, and torch's CPU allocator."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a run's step holds at a time. Saved in the checkpoint."""
+    """What a run's step holds in memory at once. Saved in the checkpoint."""
 
     micro_batch: int
-    """Images per forward pass; the gradients of a batch's passes add up."""
+    """Images per forward pass; a batch's gradients are summed over its passes."""
     checkpointing: bool = False
     """Recompute feature maps in the backward pass instead of keeping them (arXiv 1604.06174)."""
 
@@ -60,8 +60,8 @@ class MemoryPlan:
 
 
 def groups_of_one_shape(runs: Sequence[DiffusionSession]) -> list[list[DiffusionSession]]:
-    """The runs whose next batches can share a pass, in the order of their slots: the same runs
-    give the same sums. A run that saves memory has a pass of its own."""
+    """Group the runs whose next batches can share a pass, ordered by slot so that equal groups
+    give equal sums. A run that saves memory gets a pass of its own."""
     groups: dict[Hashable, list[DiffusionSession]] = {}
     for run in sorted(runs, key=lambda run: run.slot):
         shape = run.slot if run.reduced else run.batches.shape(run.step)
@@ -75,11 +75,11 @@ def use_less(
     """Make the next attempt at a step smaller.
 
     Args:
-        group: the runs that are left of those of one shape.
-        tried: how many shared the pass that did not fit.
+        group: the runs of one shape that have not been trained yet.
+        tried: number of runs in the pass that did not fit.
 
     Returns:
-        The first run's failure, where it cannot get by with less.
+        The first run's failure, if it cannot use less.
     """
     for run in group:
         run.discard_gradient()
@@ -103,10 +103,10 @@ def use_less(
 
 
 def retry_after_freeing(model: TrainingModel, action: Callable[[], Result]) -> Result:
-    """Run ``action``; when memory runs out, drop the recorded graphs and run it once more.
+    """Run ``action``; on out-of-memory drop the recorded graphs and retry once.
 
     Raises:
-        TrainingFailed: GPU_OOM at the second attempt, retryable where other runs are open.
+        TrainingFailed: GPU_OOM at the second attempt; retryable if other runs are open.
     """
     try:
         return action()
@@ -121,10 +121,10 @@ def retry_after_freeing(model: TrainingModel, action: Callable[[], Result]) -> R
 def split_on_oom(
     action: Callable[[Work], Result], work: Work, split: Callable[[Work], Sequence[Work]]
 ) -> list[Result]:
-    """Run ``action`` for all the work; when memory runs out, for each of its parts.
+    """Run ``action`` on the whole work; on out-of-memory, on each of its parts.
 
     Args:
-        split: returns one part for what cannot be split.
+        split: returns one part if the work cannot be split.
 
     Raises:
         torch.OutOfMemoryError: the smallest part does not fit.
@@ -138,7 +138,7 @@ def split_on_oom(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch means that the device's memory did not suffice."""
+    """Whether an error of torch means out of memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return any(message in str(error) for message in _MESSAGES)
@@ -146,7 +146,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def oom_fails_the_run(*, retryable: bool = False) -> Iterator[None]:
-    """Turn a full device into ``TrainingFailed`` with GPU_OOM."""
+    """Turn out-of-memory errors into ``TrainingFailed`` with GPU_OOM."""
     try:
         yield
     except RuntimeError as error:
@@ -156,7 +156,7 @@ def oom_fails_the_run(*, retryable: bool = False) -> Iterator[None]:
 
 
 def gpu_oom(*, retryable: bool = False) -> TrainingFailed:
-    """The failure of a run that does not fit; retryable where it may fit without the others."""
+    """The failure of a run that does not fit; retryable if it may fit without the others."""
     message = (
         "The graphics card's memory did not suffice for this training. "
         "Please ask for a smaller resolution or batch size."

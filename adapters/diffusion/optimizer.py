@@ -1,4 +1,4 @@
-"""The optimizers to choose from, and their state as tensors and numbers for a checkpoint."""
+"""The available optimizers, and their state as tensors and numbers for a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ _LIBRARIES = {
     OptimizerName.ADAMW_8BIT: ("bitsandbytes", "adam8bit"),
     OptimizerName.PRODIGY: ("prodigyopt", "prodigy"),
 }
-"""For each optimizer that torch does not have: its library, and our extra that brings it."""
+"""For each optimizer outside torch: its library, and our extra that installs it."""
 _CLASSES = {
     OptimizerName.ADAMW: "torch.optim.adamw.AdamW",
     OptimizerName.ADAMW_8BIT: "bitsandbytes.optim.adamw.AdamW8bit",
     OptimizerName.PRODIGY: "prodigyopt.prodigy.Prodigy",
 }
 _GIVEN = {"lr", "params"}
-"""What a run sets anew: no part of the state."""
+"""Set anew by each run, so not part of the state."""
 _OF_WEIGHTS = {"step"}
-"""Numbers kept with the weights; all others are the group's."""
+"""Numbers stored with the weights; all others are stored in the group."""
 _TABLE = 256
-"""Entries of bitsandbytes' table of 8-bit values."""
+"""Number of entries in bitsandbytes' table of 8-bit values."""
 
 
 class OptimizerStateInvalid(ValueError):
-    """The state is not one of this optimizer on these weights."""
+    """The state does not fit this optimizer or these weights."""
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """All that an optimizer remembers of the steps so far."""
+    """An optimizer's whole state."""
 
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """By its own names."""
+    """By the optimizer's own names."""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """Of its group, by their names (Prodigy's estimate), and ``step`` where it is no tensor."""
+    """Numbers of its group, by name (Prodigy's estimate), and ``step`` if it is not a tensor."""
 
     def copy(self) -> OptimizerState:
-        """The same in memory of its own, on the same device."""
+        """A copy in new memory on the same device."""
         return OptimizerState(
             {name: tensor.clone() for name, tensor in self.tensors.items()}, dict(self.numbers)
         )
 
 
 def require_optimizer(name: OptimizerName) -> None:
-    """Make sure that the optimizer's library is there.
+    """Check that the optimizer's library is installed.
 
     Raises:
-        TrainingFailed: INVALID_TASK, naming the extra to install.
+        TrainingFailed: INVALID_TASK; the message names the extra to install.
     """
     library, extra = _LIBRARIES.get(name, (None, None))
     if library is not None and find_spec(library) is None:
@@ -68,26 +68,26 @@ def require_optimizer(name: OptimizerName) -> None:
 
 
 def optimizer_class(name: OptimizerName) -> str:
-    """Where the optimizer's class is, as kohya's metadata names it."""
+    """The optimizer's class path, for kohya's metadata."""
     return _CLASSES[name]
 
 
 def build_optimizer(
     weights: torch.nn.Parameter, parameters: TrainingParameters
 ) -> torch.optim.Optimizer:
-    """The optimizer asked for, over one tensor.
+    """Build an optimizer for one tensor.
 
-    Prodigy is set up as in diffusers' examples: bias correction, and safe with a warm-up.
+    Prodigy is configured as in diffusers' examples: bias correction, and safe with a warm-up.
 
     Raises:
-        TrainingFailed: INVALID_TASK, when its library is not installed.
+        TrainingFailed: INVALID_TASK if its library is not installed.
     """
     name = parameters.optimizer
     require_optimizer(name)
     rate, decay = parameters.learning_rate, parameters.weight_decay
     if name is OptimizerName.ADAMW:
         adamw = torch.optim.AdamW([weights], lr=rate, weight_decay=decay, fused=True)
-        # Begun here, so that a checkpoint before the first step has it too.
+        # Initialised here, so that a checkpoint before the first step has the state, too.
         adamw.state[weights] = {
             "step": torch.zeros((), device=weights.device),
             "exp_avg": torch.zeros_like(weights),
@@ -95,7 +95,7 @@ def build_optimizer(
         }
         return adamw
     if name is OptimizerName.ADAMW_8BIT:
-        # On a CPU it looks for kernels on the hub and complains when there are none.
+        # On a CPU it looks for kernels on the hub and logs warnings if there are none.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from bitsandbytes.optim import AdamW8bit
 
@@ -106,13 +106,13 @@ def build_optimizer(
     prodigy: torch.optim.Optimizer = Prodigy(
         [weights], lr=rate, decouple=True, use_bias_correction=True, safeguard_warmup=True
     )
-    # Given to the constructor, it makes it print.
+    # Passed to the constructor, it would print a message.
     prodigy.param_groups[0]["weight_decay"] = decay
     return prodigy
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """The state, sharing its tensors. Empty before the first step of those that begin lazily."""
+    """The state, sharing its tensors. Empty before the first step if initialised lazily."""
     (group,) = optimizer.param_groups
     (weights,) = group["params"]
     state: Mapping[str, Any] = optimizer.state.get(weights, {})
@@ -123,10 +123,10 @@ def state_of(optimizer: torch.optim.Optimizer) -> OptimizerState:
 
 
 def restore_state(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Put the optimizer where ``state`` was taken. Copies into the tensors that are there.
+    """Restore a state by copying into the existing tensors.
 
     Raises:
-        OptimizerStateInvalid: it was taken of another optimizer or of other weights.
+        OptimizerStateInvalid: the state is of another optimizer or of other weights.
     """
     (group,) = optimizer.param_groups
     (weights,) = group["params"]

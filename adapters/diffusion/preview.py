@@ -1,4 +1,4 @@
-"""Draw images with the model as it stands, always from the same prompts and seeds."""
+"""Draw images with the model's current weights, always from the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -16,42 +16,41 @@ from application.ports import Preview
 from domain.parameters import TrainingParameters
 
 STEPS = 20
-"""Denoising steps; DPM-Solver++ (arXiv 2211.01095) needs no more."""
+"""Denoising steps; enough for DPM-Solver++ (arXiv 2211.01095)."""
 GUIDANCE = 7.5
-"""Classifier-free guidance, SD 1.5's usual."""
+"""Scale of classifier-free guidance, SD 1.5's usual one."""
 _MOST_FROM_CAPTIONS = 4
 _SUBJECTS = ("a portrait of a woman", "a street in a town")
 
 
 @dataclass(frozen=True)
 class PreviewRequest:
-    """What to draw, encoded before the text encoder makes room on the device."""
+    """The images to draw, encoded before the text encoder leaves the device."""
 
     prompts: tuple[str, ...]
     states: torch.Tensor
     """(prompts, tokens, width)"""
     empty: torch.Tensor
-    """(1, tokens, width): the empty prompt, which guidance leads away from."""
+    """(1, tokens, width): the empty prompt for classifier-free guidance."""
     seed: int
-    """Of the first image; each further one has the next."""
+    """Seed of the first image; each further image adds 1."""
     side: int
-    """Pixels."""
+    """Width and height in pixels."""
     max_tokens: int
-    """Of a prompt that are read, as in training."""
+    """Length to which prompts are cut, as in training."""
 
     def each(self) -> Iterator[PreviewRequest]:
-        """Its images as requests of their own."""
+        """One request per image."""
         for index, prompt in enumerate(self.prompts):
             states = self.states[index : index + 1]
             yield replace(self, prompts=(prompt,), states=states, seed=self.seed + index)
 
 
 def preview_prompts(parameters: TrainingParameters, captions: Sequence[str]) -> tuple[str, ...]:
-    """The prompts asked for, else the first captions that differ.
+    """The requested prompts, or else the first distinct captions.
 
-    Where all images have the same caption, of tags say, it is a prompt of its own and joined by
-    subjects that the style may never have seen: whether it carries over is what an artist wants
-    to know.
+    If all images have the same caption, such as tags, it is combined with further subjects, to
+    show whether the style carries over to subjects outside the training images.
     """
     distinct = tuple(dict.fromkeys(captions))[:_MOST_FROM_CAPTIONS]
     if len(distinct) == 1:
@@ -74,13 +73,13 @@ def request_previews(
 
 
 def encoded_anew(base: BaseModel, request: PreviewRequest, device: torch.device) -> PreviewRequest:
-    """The same request through the text encoder as it stands."""
+    """The same request, encoded by the text encoder's current weights."""
     states = encode_captions(base, ["", *request.prompts], device, request.max_tokens)
     return replace(request, states=states[1:], empty=states[:1])
 
 
 def preview_pipeline(base: BaseModel) -> StableDiffusionPipeline:
-    """The base model with the scheduler that previews take."""
+    """The base model with the scheduler for previews."""
     pipeline = StableDiffusionPipeline(
         vae=base.vae,
         text_encoder=None,
@@ -99,7 +98,7 @@ def preview_pipeline(base: BaseModel) -> StableDiffusionPipeline:
 def draw_previews(
     base: BaseModel, request: PreviewRequest, device: torch.device
 ) -> tuple[Preview, ...]:
-    """Draw each prompt once. Takes no number from a global generator."""
+    """Draw each prompt once. Does not use the global random generator."""
     pipeline = preview_pipeline(base)
     with on_device(base.vae, device):
         parts = (request,) if device.type == "cuda" else request.each()
@@ -111,10 +110,10 @@ def draw_previews(
 
 
 def _images(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> list[bytes]:
-    """A PNG for each prompt. Pixels are made one by one: they take more memory than latents."""
+    """A PNG for each prompt. Decoded one by one: pixels take more memory than latents."""
     pngs = []
     for one in torch.split(latents_of(pipeline, request), 1):
-        # The autoencoder stays in float32, whatever the denoiser computes in.
+        # The VAE stays in float32, whatever type the UNet computes in.
         pixels = pipeline.vae.decode(one.float() / pipeline.vae.config.scaling_factor).sample
         png = io.BytesIO()
         pipeline.image_processor.postprocess(pixels, output_type="pil")[0].save(png, "PNG")
@@ -123,9 +122,9 @@ def _images(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> list[
 
 
 def latents_of(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> torch.Tensor:
-    """Of all prompts, (prompts, c, h, w): denoised together, or one by one where memory is short.
+    """Latents of all prompts, (prompts, c, h, w). On out-of-memory they are denoised one by one.
 
-    Launching a pass takes the host of a GPU longer than a few images take the GPU.
+    One pass for all is faster: launching it takes the CPU longer than a few images take the GPU.
     """
     return torch.cat(
         split_on_oom(

@@ -1,4 +1,4 @@
-"""One run of the trainer: where it stands, and what the use case wants of it."""
+"""One training run: its state, and the session port's methods."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ from domain.image import groups_of_alike
 log = logging.getLogger(__name__)
 
 _MEANT_TO_MOVE = 0.01
-"""Share of the peak learning rate from which a step has to move some weight."""
+"""Steps at this share of the peak learning rate, or above, must change some weight."""
 
 
 class DiffusionSession:
     """A run between two steps: its weights, optimizer, sums over the epoch, and history.
 
-    The port's methods are called by the run's own thread. They hand their work to the device's
-    thread, which alone reads and writes everything else here.
+    The run's own thread calls the port's methods. They submit their work to the device's thread,
+    the only one that reads and writes everything else here.
 
     Args:
         slot: the run's row of the packed LoRA.
@@ -95,7 +95,7 @@ class DiffusionSession:
         self.schedule = [rate(step) for step in range(self.total_steps)]
         """The learning rate of each step, before rollbacks."""
         self.text_share = parameters.text_encoder_share
-        """The text encoder's learning rate as a share of the UNet's."""
+        """The text encoder's learning rate as a factor on the UNet's."""
 
         self.lora = model.lora.new_style(slot, parameters.seed)
         if plan.initial is not None:
@@ -105,14 +105,14 @@ class DiffusionSession:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaling)
         self._sums = torch.zeros(3, device=model.device)
         self.epoch_sums = self._sums[:2]
-        """Over the epoch's steps so far: losses of all images, and gradient norms."""
+        """Sums over the epoch's steps so far: losses of all images, and gradient norms."""
         self.largest_norm = self._sums[2]
         self.step = 0
         """Steps done."""
         self.memory = MemoryPlan(parameters.batch_size)
         self._rollbacks = Rollbacks()
         self.lr_factor = 1.0
-        """Lower after rollbacks."""
+        """Factor on the learning rate, lowered by rollbacks."""
         self._history: list[EpochRecord] = []
 
         captions = dataset.captions
@@ -139,15 +139,15 @@ class DiffusionSession:
 
     @property
     def peak_memory(self) -> int:
-        """Most bytes held so far: on a GPU by tensors, else by the process."""
+        """Peak number of bytes so far: of tensors on a GPU, else of the process."""
         return peak_bytes(self.model.device)
 
     def advance(self) -> StepReport:
-        """Run the next step. The last one of an epoch may lead back to the last good state.
+        """Run the next step. At the end of an epoch the run may roll back to its last good state.
 
         Raises:
-            TrainingFailed: GPU_OOM; at the end of an epoch LOSS_DIVERGED.
-            TrainerBroken: as of every call that uses the device.
+            TrainingFailed: GPU_OOM; LOSS_DIVERGED at the end of an epoch.
+            TrainerBroken: the device failed; every call that uses the device may raise it.
         """
         if self.finished:
             raise RuntimeError("the run is finished")
@@ -163,16 +163,16 @@ class DiffusionSession:
         return report
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it stands between two steps; its last good state if it has diverged."""
+        """The run's current state between two steps, or its last good state if it has diverged."""
         return self.thread.call(self._checkpoint)
 
     def weights(self) -> bytes:
-        """The LoRA as it stands, as a file for other programs."""
+        """The current LoRA, as a file for other programs."""
         return self.thread.call(self._encode_style)
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
-        """Images from fixed prompts and seeds, with the LoRA or without. Steps of other runs may
-        come between two of them."""
+        """Images from fixed prompts and seeds, with the LoRA or without. Between two images,
+        other runs may train steps."""
         whole = self._data.previews
         requests = [whole] if self.model.slots == 1 else list(whole.each())
         drawn = [
@@ -184,7 +184,7 @@ class DiffusionSession:
 
     @property
     def reduced(self) -> bool:
-        """Whether the run saves memory: it has passes of its own then."""
+        """Whether the run saves memory and so gets passes of its own."""
         return self.memory != MemoryPlan(self.parameters.batch_size)
 
     def next_batch(self) -> Batch:
@@ -197,17 +197,17 @@ class DiffusionSession:
         return replace(batch, loss_scales=self.scaler.scale(batch.loss_scales))
 
     def discard_gradient(self) -> None:
-        """Forget what a step that broke off has left."""
+        """Clear the gradient of an aborted step."""
         self.optimizer.zero_grad(set_to_none=False)
         if self.scaler.is_enabled():
-            # It refuses to unscale a second time before its step.
+            # GradScaler raises an error on a second unscale before its step.
             self.scaler._per_optimizer_states.clear()
 
     def finish_step(self) -> StepReport:
-        """What a step's end brings: nothing within an epoch, so that the device runs on.
+        """Report the finished step. Within an epoch this reads nothing and so does not wait.
 
         Raises:
-            TrainingFailed: at the end of an epoch LOSS_DIVERGED.
+            TrainingFailed: LOSS_DIVERGED, at the end of an epoch.
         """
         epoch, into = divmod(self.step, self._epoch_steps)
         if into:
@@ -220,10 +220,10 @@ class DiffusionSession:
         return StepReport(epoch, self.step, epoch_finished=True)
 
     def resume(self, data: bytes) -> None:
-        """Go to where the checkpoint was taken.
+        """Restore the state of a checkpoint.
 
         Raises:
-            CheckpointRejected: it is damaged, or another run's.
+            CheckpointRejected: the checkpoint is damaged or belongs to another run.
         """
         state = decode_checkpoint(data, self._identity(), self.lora.weights.numel())
         try:
@@ -235,22 +235,22 @@ class DiffusionSession:
         self._good = self._state().copy()
 
     def measure(self) -> tuple[float, float | None]:
-        """Loss over fixed noises: of the images trained on, and of those held out."""
+        """Loss over fixed noises: of the training images, and of the held-out images."""
         graphs = self.model.evaluation_graphs
         recorded = graphs is not None and graphs.size is not None
         losses = retry_after_freeing(self.model, self._evaluation.losses)
         if graphs is not None and recorded and graphs.size is None:
-            # What a recording took before it failed stays in the pool that steps record in.
+            # Memory of a failed recording stays in the pool that steps record in.
             self.model.free_graphs()
         return losses
 
     def close(self) -> None:
-        """Let go of everything on the device, whoever still holds the session."""
+        """Free everything on the device, even if the session is still referenced."""
         del self._data, self.batches, self._evaluation, self._good
         del self.lora, self.optimizer, self.scaler, self._sums, self.epoch_sums, self.largest_norm
 
     def _read_epoch(self) -> EpochReadings:
-        """Wait for the device, and read the epoch's sums in one go."""
+        """Wait for the device, and read the epoch's sums at once."""
         moved = (self.lora.weights.detach() - self._good.weights).abs().max()
         return EpochReadings(*torch.cat([self._sums, moved[None]]).tolist())
 
@@ -291,7 +291,7 @@ class DiffusionSession:
             "learning rate (rollback %d)",
             *(epoch, self.step, self.lr_factor, self._rollbacks.count),
         )
-        # To fall back here again must not undo that.
+        # A later rollback to this state must keep the lower learning rate.
         self._good = self._state().copy()
 
     def _close_epoch(self, epoch: int, readings: EpochReadings) -> None:
@@ -338,14 +338,14 @@ class DiffusionSession:
         )
 
     def _go_to(self, state: RunState) -> None:
-        """In place: graphs are recorded over this memory."""
+        """Restore in place: graphs are recorded on these addresses."""
         self.lora.weights.data.copy_(state.weights)
         if not state.optimizer.tensors:
-            self.optimizer.state.clear()  # of those that begin lazily, before the first step
+            self.optimizer.state.clear()  # of lazily initialised optimizers, before the first step
         restore_state(self.optimizer, state.optimizer)
         self._sums.copy_(state.sums)
         self.discard_gradient()
-        if state.loss_scale:  # else it was taken where losses are not scaled
+        if state.loss_scale:  # empty if the state comes from a run without loss scaling
             self.scaler.load_state_dict(dict(state.loss_scale))
         self.step = state.step
         self._history = list(state.history)
@@ -358,8 +358,8 @@ class DiffusionSession:
 def advance_runs(
     runs: Sequence[DiffusionSession],
 ) -> Mapping[DiffusionSession, StepReport | Exception]:
-    """Train the next step of each run, in as few passes as batch shapes and memory allow. What a
-    run fails with is its own."""
+    """Train the next step of each run, in as few passes as batch shapes and memory allow. Returns
+    each run's report or its own error."""
     model = runs[0].model
     outcomes: dict[DiffusionSession, StepReport | Exception] = {}
     for group in [list(runs)] if len(runs) == 1 else groups_of_one_shape(runs):
@@ -376,12 +376,12 @@ def advance_runs(
                 failed = True
             done = [run for run, before in zip(some, steps, strict=True) if run.step > before]
             group = [run for run in group if run not in done]
-            # Behind the handler: an error holds the tensors of every frame it came through.
+            # After the handler, because an error keeps the tensors of its whole traceback alive.
             if failed and group and (failure := use_less(model, group, len(some))) is not None:
                 outcomes[group.pop(0)] = failure
     trained = [run for run in runs if run not in outcomes]
     for run in trained:
-        # While the device is at work. A step that finds no memory meets it again, and saves some.
+        # Prefetch while the device works. On out-of-memory the step itself will handle the error.
         with suppress(torch.OutOfMemoryError):
             run.batches.prefetch(min(run.step, run.total_steps - 1))
     for run in trained:

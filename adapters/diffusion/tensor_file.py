@@ -1,4 +1,4 @@
-"""safetensors files in memory, with metadata, equal content always giving equal bytes."""
+"""safetensors files in memory with metadata. Equal content always gives equal bytes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _ALIGNMENT = 8
 
 
 class TensorFileDamaged(Exception):
-    """The bytes are not a whole safetensors file."""
+    """The bytes are not a complete safetensors file."""
 
 
 def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     """Write a file.
 
-    The library writes metadata in the order of a hash table that differs from call to call.
-    So the header (a length in 8 bytes, little-endian, then JSON padded with spaces) is
-    written anew with its keys in order; offsets count from its end and stay valid.
+    The library writes metadata in the order of a hash table that differs from call to call. So
+    the header (a length in 8 bytes, little-endian, then JSON padded with spaces) is rewritten
+    with sorted keys; offsets count from its end and stay valid.
     """
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(on_host, dict(metadata))
@@ -36,7 +36,7 @@ def decode(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read a file's tensors and metadata.
 
     Raises:
-        TensorFileDamaged: the file is cut off, or is none.
+        TensorFileDamaged: the file is truncated or not a safetensors file.
     """
     try:
         tensors = safetensors.torch.load(data)
@@ -47,7 +47,7 @@ def decode(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def body_of(data: bytes) -> bytes:
-    """The tensors' bytes without the header: what hashes of a model are taken over."""
+    """The tensors' bytes without the header: the part of a model file that hashes cover."""
     return _split(data)[1]
 
 

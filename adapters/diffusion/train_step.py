@@ -1,4 +1,4 @@
-"""One training step: from the images' batch to the update of the LoRA weights."""
+"""One training step: from a batch of images to the update of the LoRA weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         runs: one, or several whose next batches have the same shape.
 
     Raises:
-        torch.OutOfMemoryError: the runs whose ``step`` has not grown are to be repeated.
+        torch.OutOfMemoryError: repeat the runs whose ``step`` has not advanced.
     """
     # Noise and timesteps are drawn ahead, from each run's seed and step.
     batches = [run.next_batch() for run in runs]
@@ -39,7 +39,7 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
             with model.lora.training(part.slots):
                 losses = image_losses(model, part)
                 part.losses.copy_(losses.detach())
-                # A style's loss depends on its own LoRA alone: the sum has each one's gradient.
+                # A style's loss depends on its own LoRA alone: the sum has every style's gradient.
                 by_style = losses.view(len(part.slots), -1).sum(dim=1)
                 torch.autograd.backward((by_style * part.loss_scales).sum())
 
@@ -57,17 +57,17 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         run.scaler.unscale_(run.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(run.lora.weights, run.parameters.max_grad_norm)
         if run.scaler.is_enabled():
-            # An overflow lowers the loss scale and skips the step; it is no divergence.
+            # An overflow lowers the loss scale and skips the step; it is not a divergence.
             norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
         run.optimizer.param_groups[0]["lr"] = run.schedule[run.step] * run.lr_factor
         text_before = run.lora.text_weights.clone() if run.text_share != 1.0 else None
         run.scaler.step(run.optimizer)
         run.scaler.update()
         if text_before is not None:
-            # Every optimizer here moves weights in proportion to the learning rate.
+            # Every available optimizer moves weights in proportion to the learning rate.
             run.lora.text_weights.lerp_(text_before, 1 - run.text_share)
         run.optimizer.zero_grad(set_to_none=False)  # its memory is part of the packed gradient
-        # Read when the epoch ends. 0 * norm spoils the loss of a gradient that is not finite.
+        # Read at the end of the epoch. 0 * norm makes the loss NaN if the gradient is not finite.
         run.epoch_sums += torch.stack([loss + 0 * norm, norm])
         torch.maximum(run.largest_norm, norm, out=run.largest_norm)
         run.step += 1
@@ -91,10 +91,10 @@ def image_losses(model: TrainingModel, batch: Batch) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a pass is computed for: images of k styles, n of each, style after style.
+    """The inputs of a pass: images of k styles, n of each, style after style.
 
-    Tensors lie on the device. Which styles these are is content: a CUDA graph recorded for some
-    styles serves any others.
+    Tensors are on the device. The slots are data: a CUDA graph recorded for some styles works for
+    any others.
     """
 
     noisy: torch.Tensor
@@ -102,26 +102,26 @@ class Batch:
     timesteps: torch.Tensor
     """(k * n,)"""
     captions: torch.Tensor
-    """Text encoder states, (k * n, tokens, width); where the text encoder is trained, token ids,
+    """Text encoder states, (k * n, tokens, width); if the text encoder is trained, token ids,
     (k * n, chunks, tokens)."""
     target: torch.Tensor
     """(k * n, c, h, w), float32: the noise, or the velocity."""
     loss_weights: torch.Tensor
     """(k * n,)"""
     losses: torch.Tensor
-    """(k * n,): written by the pass."""
+    """(k * n,), filled by the pass."""
     loss_scales: torch.Tensor
-    """(k,): factor of each style's summed losses: 1 / n, times the loss scale in float16."""
+    """(k,): factor on each style's summed losses: 1 / n, times the loss scale in float16."""
     slots: torch.Tensor
     """(k,), int64: each style's row of the packed LoRA."""
 
     @property
     def key(self) -> Hashable:
-        """Equal for batches that one CUDA graph serves."""
+        """Equal for batches that can use the same CUDA graph."""
         return tuple(self.noisy.shape), tuple(self.captions.shape), len(self.slots)
 
     def clone(self) -> Batch:
-        """A copy in memory of its own."""
+        """A copy in new memory."""
         return Batch(*(tensor.clone() for tensor in self._tensors()))
 
     def copy_(self, other: Batch) -> None:
@@ -143,6 +143,6 @@ _OF_IMAGES = ("noisy", "timesteps", "captions", "target", "loss_weights", "losse
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """One batch of several styles' batches of equal shape."""
+    """One batch from several styles' batches of equal shape."""
     names = (field.name for field in fields(Batch))
     return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))

@@ -1,4 +1,4 @@
-"""The Trainer port on diffusers: one base model, run after run or several at once."""
+"""The Trainer port on diffusers: one base model, and one run after another or several at once."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ log = logging.getLogger(__name__)
 
 
 class DiffusionTrainer:
-    """Trains styles on one device. The base model stays loaded between runs, and unchanged.
+    """Trains styles on one device. The base model stays loaded and unchanged between runs.
 
     Args:
-        base: its UNet is moved to ``device`` where it is not there yet.
-        decode: an image file's bytes to an upright RGB image.
+        base: the base model; its UNet is moved to ``device`` if needed.
+        decode: converts an image file's bytes to an upright RGB image.
         device: ``cpu`` or ``cuda``.
-        backend: how steps are run; None for the fastest way that the device offers.
-        make_recorder: what records passes, where the backend does; by default CUDA graphs.
-        slots: how many runs that can share passes may be open at a time.
+        backend: how steps are run; None for the fastest backend for the device.
+        make_recorder: records passes, if the backend does; by default as CUDA graphs.
+        slots: maximum number of open runs that share passes.
         patience: seconds for which a step waits for runs that took part in the last one.
         start_ranks: starts the other processes of a run on several devices, as
-            ``OtherRanks.started`` does. A run with one image per step, or dropout, has none.
+            ``OtherRanks.started`` does. Runs with one image per step, or dropout, do not use it.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class DiffusionTrainer:
         self._thread: DeviceThread[DiffusionSession, StepReport] = DeviceThread(
             advance_runs, patience
         )
-        # Of the device's thread from here on.
+        # Used by the device's thread only, from here on.
         self._model: TrainingModel | None = None
         self._key: Hashable | None = None
         self._close_model = ExitStack()
@@ -77,47 +77,47 @@ class DiffusionTrainer:
 
     @property
     def base(self) -> BaseFacts:
-        """What the styles are for."""
+        """The base model that the styles are trained for."""
         return BaseFacts(self._base.name, self._base.is_sd15)
 
     @property
     def native_resolution(self) -> int:
-        """Side in pixels that the base model was trained for: 512 for SD 1.5."""
+        """Side in pixels of the images that the base model was trained on: 512 for SD 1.5."""
         return self._base.native_resolution
 
     @property
     def together(self) -> int:
-        """Runs in one pass now, at most: fewer than there are slots once memory has run out."""
+        """Current maximum of runs per pass: lower than the number of slots after out-of-memory."""
         model = self._model
         return 1 if model is None else model.runs_per_pass
 
     @property
     def recordings(self) -> int | None:
-        """Passes recorded of the open runs; None where none are, or no longer."""
+        """Number of recorded passes of the open runs; None if passes are not recorded."""
         model = self._model
         return None if model is None or model.graphs is None else model.graphs.size
 
     def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
-        """As ``compatibility_key``; None for every run where there is one slot only."""
+        """As ``compatibility_key``; None for every run if there is only one slot."""
         return compatibility_key(parameters) if self._slots > 1 else None
 
     def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
-        """PEFT's folder for the U-Net: its weights, then its configuration."""
+        """PEFT's folder for the UNet: its weights, then its configuration."""
         files = encode_lora(*decode_lora(weights), LoraFormat.PEFT, "")
         return {name: files[name] for name in (PEFT_WEIGHTS, PEFT_CONFIG)}
 
     def open(
         self, plan: TrainingPlan, resume: bytes | None
     ) -> AbstractContextManager[TrainingSession]:
-        """Set a run up, from nothing or from a checkpoint's data.
+        """Set up a run, from the start or from a checkpoint's data.
 
-        Runs of one kind share the device, as many as there are slots, each in its own thread.
-        Each ends within rounding where it would have ended alone.
+        Compatible runs share the device, up to the number of slots, each in its own thread. Each
+        gives the same result as alone, within rounding.
 
         Raises:
             CheckpointRejected: ``resume`` cannot be used for this plan.
-            TrainingFailed: GPU_OOM; INVALID_TASK when the optimizer's library is not installed.
-            TrainerBroken: the device answers no more.
+            TrainingFailed: GPU_OOM; INVALID_TASK if the optimizer's library is not installed.
+            TrainerBroken: the device failed and can no longer be used.
         """
         require_optimizer(plan.parameters.optimizer)
         return self._opened(plan, resume)
@@ -138,7 +138,7 @@ class DiffusionTrainer:
     def _start(
         self, plan: TrainingPlan, resume: bytes | None, rank: Rank | None
     ) -> tuple[DiffusionSession, ExitStack]:
-        """A session, and what frees all of it."""
+        """A session, and the stack that frees all of it."""
         with ExitStack() as stack:
             model = self._model_for(plan.parameters)
             slot = model.free_slots.pop(0)
@@ -159,10 +159,10 @@ class DiffusionTrainer:
             return session, stack.pop_all()
 
     def _model_for(self, parameters: TrainingParameters) -> TrainingModel:
-        """The model that the run can join, or a new one where no run is open.
+        """The open model if the run can join it, or a new one if no run is open.
 
         Raises:
-            RuntimeError: the open runs are of another kind, or have all the slots.
+            RuntimeError: the open runs are incompatible, or use all slots.
             TrainingFailed: GPU_OOM.
         """
         key = self.batch_key(parameters)
@@ -197,7 +197,7 @@ class DiffusionTrainer:
 
     def _prepare(self, plan: TrainingPlan) -> PreparedData:
         data = prepare(self._base, plan, self._decode, self._device)
-        self._empty_cache()  # encoding takes blocks of other sizes than steps do
+        self._empty_cache()  # encoding uses blocks of other sizes than steps do
         return data
 
     def _empty_cache(self) -> None:
@@ -208,7 +208,7 @@ class DiffusionTrainer:
 def compatibility_key(parameters: TrainingParameters) -> Hashable | None:
     """Runs with equal keys can share passes; a run whose key is None trains alone.
 
-    Images, captions, seeds, learning rates, epochs and losses may differ.
+    Images, captions, seeds, learning rates, epochs and loss options may differ.
     """
     plain = (
         parameters.optimizer == OptimizerName.ADAMW
@@ -230,7 +230,7 @@ def compatibility_key(parameters: TrainingParameters) -> Hashable | None:
 def _built_for(base: BaseModel, device: torch.device, backend: Backend) -> BaseModel:
     """The base with its UNet on the device, in the backend's precision, layout and blocks."""
     layout = torch.channels_last if backend.channels_last else torch.contiguous_format
-    # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
+    # diffusers' own ``to`` warns about modules to be kept in float32 even if there are none.
     torch.nn.Module.to(base.unet, device=device, dtype=backend.dtype)
     torch.nn.Module.to(base.unet, memory_format=layout)  # type: ignore[call-overload] # untyped
     return replace(base, unet=with_fused_blocks(base.unet)) if backend.fused else base

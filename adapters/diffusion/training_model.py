@@ -1,4 +1,4 @@
-"""The frozen UNet with the LoRA layers of the runs that train on it now."""
+"""The frozen UNet with the LoRA layers of the open runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from domain.parameters import TrainingParameters
 
 
 class TrainingModel:
-    """What a training step works with. Belongs to the device's thread.
+    """The model that training steps run on. Used by the device's thread only.
 
     Args:
-        parameters: of the first run; those of the others agree in what the LoRA layers depend on.
-        slots: runs that can be open at a time.
-        recorder: what records passes; None to run them eagerly.
+        parameters: of the first run; the others have the same LoRA layers.
+        slots: maximum number of open runs.
+        recorder: records passes; None to run them eagerly.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TrainingModel:
             self.memory_format = torch.channels_last
         self.unet = base.unet
         self.text_encoder = base.text_encoder if parameters.train_text_encoder else None
-        """Where it is trained."""
+        """None if the text encoder is not trained."""
         self.lora = PackedLora(
             base.unet,
             self.text_encoder,
@@ -53,20 +53,20 @@ class TrainingModel:
         self.graphs = GraphCache(recorder, "steps") if recorder else None
         self.evaluation_graphs = GraphCache(recorder, "measurements") if recorder else None
         self.rank: Rank | None = None
-        """Where several processes train one run, which of them this is."""
+        """This process's rank if several processes train one run."""
         self.slots = slots
         self.runs_per_pass = slots
-        """Fewer than there are slots once memory has run out."""
+        """Lower than the number of slots after out-of-memory."""
         self.free_slots = list(range(slots))
         self.recomputing = False
 
     @property
     def runs(self) -> int:
-        """Runs that are open."""
+        """Number of open runs."""
         return self.slots - len(self.free_slots)
 
     def recompute(self, on: bool) -> None:
-        """Keep feature maps for the backward pass, or recompute them there."""
+        """Recompute feature maps in the backward pass, or keep them."""
         self.recomputing = on
         if on:
             self.unet.enable_gradient_checkpointing()
@@ -74,7 +74,7 @@ class TrainingModel:
             self.unet.disable_gradient_checkpointing()
 
     def free_graphs(self) -> bool:
-        """Drop what can be recorded anew. Returns whether there was anything."""
+        """Drop all recorded graphs. Returns whether there were any."""
         caches = (self.graphs, self.evaluation_graphs)
         dropped = [cache.clear() for cache in caches if cache is not None]
         return any(dropped)
@@ -89,12 +89,12 @@ def training_model(
     slots: int = 1,
     make_recorder: Callable[[torch.device], Recorder] = CudaRecorder,
 ) -> Iterator[TrainingModel]:
-    """While open, the base carries LoRA layers. On leaving it is what it was, bit for bit.
+    """In the with-block, the base carries LoRA layers. On leaving it is restored, bit for bit.
 
     Args:
-        make_recorder: for the passes, where the backend records them. Dropout is seeded anew for
-            each step on the host, and a text encoder makes its masks there: such passes are not
-            recorded.
+        make_recorder: makes the recorder of passes, if the backend records them. Passes with
+            dropout, which the host seeds for each step, or with a text encoder, whose masks the
+            host makes, are not recorded.
     """
     eager = parameters.lora_dropout or parameters.train_text_encoder
     recorder = make_recorder(device) if backend.cuda_graphs and not eager else None

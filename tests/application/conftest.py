@@ -1,4 +1,4 @@
-"""What most tests of the use cases begin with."""
+"""Fixtures for tests of the use cases."""
 
 from __future__ import annotations
 

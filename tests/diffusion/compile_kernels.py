@@ -1,6 +1,6 @@
-"""Compile every fused kernel for old and new cards, which takes no card, and see how it reads.
+"""Compile every fused kernel for old and new GPUs, without a GPU, and check how it reads memory.
 
-A process of its own: Triton's interpreter, under which tests run, cannot compile.
+This needs its own process: Triton's interpreter, which tests run under, cannot compile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SIZES = {
 }
 _ALWAYS_FLOAT = {"partial", "stats"}
 _TRAINED_IN = {75: "fp16", 90: "bf16"}
-"""Compute capabilities, each with the precision that such a card trains in."""
+"""Compute capabilities, each with the precision that such a GPU trains in."""
 _OF_ROWS = {"BLOCK": 4096, "ROWS": 2}
 _OF_GROUPS = {"BLOCK": 128, "ROWS": 32, "SLOTS": 16, "ALIGN": 8, "MOST": 64}
 _KERNELS = {
@@ -33,11 +33,11 @@ _KERNELS = {
     kernels.add: _OF_ROWS,
 }
 _WIDE = "ld.global.v4.b32"
-"""Sixteen bytes at once, eight numbers of a group norm."""
+"""A read of sixteen bytes, which are eight values of a group norm."""
 
 
 def main() -> None:
-    """Compile, and say how many machine codes came of it."""
+    """Compile, and print how many binaries resulted."""
     done = 0
     for capability, precision in _TRAINED_IN.items():
         for kernel, values in _KERNELS.items():
@@ -51,7 +51,7 @@ def main() -> None:
 def _compiled(
     kernel: triton.JITFunction, values: dict[str, int], capability: int, precision: str, on: bool
 ) -> str:
-    """What became of it, for the assembler to read."""
+    """The compiled kernel as assembly text."""
     signature, constants, known = {}, {}, {}
     for at, name in enumerate(kernel.arg_names):
         if name.isupper():
@@ -61,7 +61,7 @@ def _compiled(
             signature[name] = _NUMBERS.get(name, "i32")
         else:
             signature[name] = "*fp32" if name in _ALWAYS_FLOAT else f"*{precision}"
-            known[(at,)] = [["tt.divisibility", 16]]  # as torch's memory lies
+            known[(at,)] = [["tt.divisibility", 16]]  # torch's memory is aligned so
     source = ASTSource(kernel, signature, constants, known)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert compiled.asm["cubin"]

@@ -1,4 +1,4 @@
-"""The small base and a few drawn images: what every test of the trainer needs."""
+"""Fixtures for all tests of the trainer: the small base and a few drawn images."""
 
 from __future__ import annotations
 

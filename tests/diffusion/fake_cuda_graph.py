@@ -1,7 +1,7 @@
-"""What a CUDA graph is to a card, for a processor: calls recorded once, then made again.
+"""A CPU substitute for CUDA graphs: record calls once, then repeat them.
 
-A replay runs no Python of the step's. Whatever a step works out there (a number given to a call,
-a choice, memory made anew) stays what it was when it was recorded, and so shows in the result.
+A replay runs no Python code of the step. Anything that the step computes there (a number passed
+to a call, a choice, new memory) keeps its recorded value, and so shows in the result.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ READS_BACK = {
     torch.ops.aten.equal.default,
     torch.ops.aten.nonzero.default,
 }
-"""Calls that wait for the device: no graph can hold them."""
+"""Calls that wait for the device, which a graph cannot contain."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call, on memory that stays."""
+    """One call, on fixed memory."""
 
     function: Callable[..., Any]
     arguments: Sequence[Any]
     keywords: Mapping[str, Any]
     made: Sequence[torch.Tensor]
-    """What it gave that is not a view of something given."""
+    """Results that are not views of arguments."""
 
     def again(self) -> None:
-        """Make it, and put what it gives where it was given before."""
+        """Repeat the call, and copy its results to where they were the first time."""
         given = self.function(*self.arguments, **self.keywords)
         known = _places([self.arguments, self.keywords])
         for old, new in zip(self.made, _made(given, known), strict=True):
@@ -43,7 +43,7 @@ class Call:
 
 
 class Recording(TorchDispatchMode):
-    """While open, all calls are noted; at the end what they have written over is what it was."""
+    """Records all calls in the with-block; on leaving, restores the memory that they wrote to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,12 +79,12 @@ class Recording(TorchDispatchMode):
 
 
 class Tape:
-    """Port of ``cuda_graphs.Recorder`` for a processor."""
+    """Port ``cuda_graphs.Recorder`` on a CPU."""
 
     def __init__(self, _device: torch.device | None = None) -> None:
         self.recorded = self.replayed = self.waited = 0
         self.threads: set[int] = set()
-        """In which it was asked for anything."""
+        """Threads that used it."""
 
     def warming_up(self) -> AbstractContextManager[None]:
         self.threads.add(get_ident())
@@ -124,7 +124,7 @@ def _made(given: Any, known: set[int]) -> list[torch.Tensor]:
 
 
 def _written(function: Any, arguments: Any, keywords: Any) -> Iterable[torch.Tensor]:
-    """Those of the arguments that the call writes to, by its schema."""
+    """The arguments that the call writes to, by its schema."""
     for index, argument in enumerate(function._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = arguments[index] if index < len(arguments) else keywords.get(argument.name)

@@ -1,8 +1,8 @@
-"""A card that computes nothing, but on which a program shows what it asks of one.
+"""A simulated GPU that computes nothing, but shows how a program uses it.
 
-torch's ``meta`` device stands for it: tensors there have a shape and no numbers. It shows what
-goes wrong on a card alone: a tensor left on the host, or on another card, that meets one of the
-card's, and a call that makes the host wait.
+It is torch's ``meta`` device, whose tensors have a shape and no values. It detects errors that
+occur only with a GPU: a call that combines the GPU's tensors with those of the host or of another
+GPU, and a call that makes the host wait.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ CARD = torch.device("meta")
 
 
 class BlankCard(TorchDispatchMode):
-    """While open, in this thread, a number that is read back from the card is 0.
+    """In the with-block and this thread, numbers read from the GPU are 0.
 
     Raises:
-        AssertionError: from a call on what lies on two devices, unless it copies.
+        AssertionError: from calls with tensors on two devices, unless they copy.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waited: list[str] = []
-        """The calls that made the host wait: for a number, or for a copy."""
+        """Calls that made the host wait for a number or a copy."""
         self.takes_single_numbers = False
-        """From the host: they go along with a call. Another card's do not."""
+        """Accept single numbers from the host, which torch passes by value; not another GPU's."""
 
     def __torch_dispatch__(
         self, function: Any, _: Any, arguments: Any = (), keywords: Any = None
@@ -59,7 +59,7 @@ class BlankCard(TorchDispatchMode):
             self.waited.append(str(function))
             return torch.zeros(1, arguments[0].ndim, dtype=torch.int64, device=CARD)
         if function.overloadpacket is aten._fused_adamw_:
-            return None  # torch does not know its result's shape: it has none
+            return None  # it returns nothing, but torch cannot infer that
         return function(*arguments, **keywords)
 
     def _copy(self, source: torch.Tensor, **keywords: Any) -> torch.Tensor:
@@ -85,14 +85,14 @@ class BlankCard(TorchDispatchMode):
 
 
 def move_to_card(base: BaseModel) -> None:
-    """All of it: torch has no way for a tensor to visit the card and come back."""
+    """Move the whole base: with torch a tensor cannot move to this GPU and come back."""
     for part in (base.unet, base.vae, base.text_encoder):
         torch.nn.Module.to(part, device=CARD)
 
 
 def let_adamw_be_fused_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is on a real card."""
-    # As a module: torch.optim has a function of this name, too.
+    """Enable fused AdamW, as on a real GPU."""
+    # By module name, because torch.optim has a function of this name, too.
     module = sys.modules["torch.optim.optimizer"]
     name = "_get_fused_kernels_supported_devices"
     supported: Callable[[], list[str]] = getattr(module, name)

@@ -1,4 +1,4 @@
-"""How well a style file serves images of the style that were not trained on."""
+"""How well a style file fits images of the style that were not used in training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def encode_held_out(base: BaseModel, images: Sequence[TrainingImage]) -> EncodedDataset:
-    """Squares at the base's own resolution, with the captions that belong to them."""
+    """Squares at the base's own resolution, with their captions."""
     size = (base.native_resolution,) * 2
     decoded_images = [(decode(image.data), size) for image in images]
     captions = [image.caption or "" for image in images]

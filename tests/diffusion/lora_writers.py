@@ -1,7 +1,7 @@
-"""How other trainers name the tensors of a LoRA, written from their documentation and sources.
+"""LoRA tensors as other trainers name them, written from their documentation and sources.
 
-Nothing here knows the code that reads them. Each function takes, for every layer, the pair
-``(up, down)`` of a LoRA whose scale is ``alpha / rank``.
+This module is independent of the code that reads them. Each function takes, for every layer, the
+pair ``(up, down)`` of a LoRA whose scale is ``alpha / rank``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-"""By the layer's path in diffusers' U-Net (or, beginning ``text_model``, in its text encoder)."""
+"""By the layer's path in diffusers' UNet (or, with ``text_model``, in its text encoder)."""
 Tensors = dict[str, torch.Tensor]
 
 UNET_LAYERS = {
@@ -27,7 +27,7 @@ UNET_LAYERS = {
     "up_blocks.2.resnets.0.conv_shortcut": (32, 64, 1),
     "up_blocks.2.upsamplers.0.conv": (32, 32, 3),
 }
-"""Outputs, inputs and the kernel's size of layers of every kind."""
+"""Outputs, inputs and kernel size of layers of every kind."""
 TEXT_LAYERS = {
     "text_model.encoder.layers.0.self_attn.q_proj": (64, 64, None),
     "text_model.encoder.layers.0.self_attn.out_proj": (64, 64, None),
@@ -39,7 +39,7 @@ ATTENTION = ".to_"
 def random_pairs(
     layers: Mapping[str, tuple[int, int, int | None]], rank: int, conv_rank: int | None = None
 ) -> Pairs:
-    """Random matrices; convolutions of a larger kernel have a rank of their own (conv_dim)."""
+    """Random matrices; convolutions with a larger kernel have their own rank (conv_dim)."""
     generator = torch.Generator().manual_seed(7)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -56,13 +56,13 @@ def random_pairs(
 
 
 def delta(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """What the pair adds to the weight at scale 1."""
+    """The change of the weight by the pair at scale 1."""
     product = up.flatten(1) @ down.flatten(1)
     return product.reshape(up.shape[0], *down.shape[1:])
 
 
 def sd_scripts(pairs: Pairs, alpha: float, conv_alpha: float | None = None) -> Tensors:
-    """kohya-ss/sd-scripts ``networks/lora.py``; OneTrainer's and LyCORIS's names are the same."""
+    """kohya-ss/sd-scripts ``networks/lora.py``; OneTrainer and LyCORIS use the same names."""
     tensors: Tensors = {}
     for path, (up, down) in pairs.items():
         model = "te" if path.startswith("text_model") else "unet"
@@ -105,8 +105,8 @@ def lycoris_tucker(pairs: Pairs, alpha: float) -> tuple[Tensors, Tensors]:
 
 
 def diffusers_examples(pairs: Pairs) -> Tensors:
-    """``train_text_to_image_lora.py`` and its like, through ``convert_state_dict_to_diffusers``:
-    attention in the old style, every other layer in PEFT's; the text encoder's attention as
+    """``train_text_to_image_lora.py`` and similar, through ``convert_state_dict_to_diffusers``:
+    attention in the old style, all other layers in PEFT's; the text encoder's attention as
     ``lora_linear_layer``."""
     tensors: Tensors = {}
     for path, (up, down) in pairs.items():
@@ -127,8 +127,8 @@ def diffusers_examples(pairs: Pairs) -> Tensors:
 
 def diffusers_attention_processors(pairs: Pairs, prefix: str = "unet.") -> Tensors:
     """diffusers up to 0.20, ``LoRAAttnProcessor``: ``.processor.to_q_lora.down.weight``, and
-    ``to_out_lora`` for ``to_out.0``; before 0.15 without ``unet.``. The text encoder's
-    projections then had the U-Net's names."""
+    ``to_out_lora`` for ``to_out.0``; before 0.15 without ``unet.``. In these versions the text
+    encoder's projections had the UNet's names."""
     tensors: Tensors = {}
     for path, (up, down) in pairs.items():
         if path.startswith("text_model"):
@@ -143,7 +143,7 @@ def diffusers_attention_processors(pairs: Pairs, prefix: str = "unet.") -> Tenso
 
 
 def peft_folder(pairs: Pairs) -> Tensors:
-    """``get_peft_model(unet).save_pretrained``: without the adapter's name."""
+    """``get_peft_model(unet).save_pretrained``: keys without the adapter's name."""
     tensors: Tensors = {}
     for path, (up, down) in pairs.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = down

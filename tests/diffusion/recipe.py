@@ -1,4 +1,4 @@
-"""The common recipe, written as plainly as the examples do it."""
+"""The common training recipe, as simple as in diffusers' examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from domain.buckets import bucket_of
 def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tensor]:
     """The examples' loop, which encodes everything at every step: losses by epoch, and weights.
 
-    It shares with the trainer only the draws: order, noises, timesteps, initial weights.
+    It shares only random choices with the trainer: order, noises, timesteps, initial weights.
     """
     parameters, unet = plan.parameters, base.unet
     decoded_images = [decode(image.data) for image in plan.images]

@@ -1,6 +1,6 @@
-"""What AUTOMATIC1111, ComfyUI and LyCORIS make of a style file, written anew from docs/format.md.
+"""How AUTOMATIC1111, ComfyUI and LyCORIS load a style file, reimplemented from docs/format.md.
 
-Nothing here knows the code that writes the files.
+This module is independent of the code that writes the files.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
 
 
 def comfy_names(ldm_of: Mapping[str, str], layers: int) -> dict[str, str]:
-    """The stems that ComfyUI looks for, and the weight each belongs to.
+    """The key stems that ComfyUI looks for, and the weight for each.
 
     Args:
-        ldm_of: for each weight of diffusers' denoiser its name in the original layout.
+        ldm_of: the name in the original layout of each weight of diffusers' UNet.
         layers: of the text encoder.
     """
     names = {
@@ -30,7 +30,7 @@ def comfy_names(ldm_of: Mapping[str, str], layers: int) -> dict[str, str]:
         if name.endswith(".weight")
     }
     for name, ldm in ldm_of.items():
-        if name.endswith(".weight"):  # of diffusers' form, with the attention's keys of old
+        if name.endswith(".weight"):  # diffusers' form, with the old attention keys
             stem = name.removesuffix(".weight").replace(".to_", ".processor.to_")
             names["unet." + stem.replace(".to_out.0", ".to_out")] = UNET + ldm
     for layer in range(layers):
@@ -42,7 +42,7 @@ def comfy_names(ldm_of: Mapping[str, str], layers: int) -> dict[str, str]:
 
 
 def comfy_patched(weights: Tensors, style: Tensors, names: Mapping[str, str]) -> Tensors:
-    """The model's weights as ComfyUI patches them at strength 1; every key must find its place."""
+    """The model's weights as ComfyUI patches them at strength 1; every key must match a weight."""
     patched, unread = dict(weights), set(style)
     for stem, name in names.items():
         if f"{stem}.lora_up.weight" not in style:
@@ -64,19 +64,19 @@ def comfy_patched(weights: Tensors, style: Tensors, names: Mapping[str, str]) ->
 def comfy_decomposed(
     base: torch.Tensor, total: torch.Tensor, magnitudes: torch.Tensor
 ) -> torch.Tensor:
-    """DoRA in ComfyUI: by outputs it divides by the base's lengths, by inputs by the sum's."""
+    """DoRA in ComfyUI: per output it divides by the base's lengths, per input by the sum's."""
     if magnitudes.shape[0] == total.shape[0]:
         return total * magnitudes / lengths(base, axis=0)
     return total * magnitudes / lengths(total, axis=1)
 
 
 def lycoris_decomposed(total: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    """DoRA in LyCORIS where it normalises by outputs: by the sum's lengths, as in the paper."""
+    """DoRA in LyCORIS if normalised per output: by the sum's lengths, as in the paper."""
     return total * magnitudes / lengths(total, axis=0)
 
 
 def a1111_decomposed(total: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    """DoRA in AUTOMATIC1111: by inputs, whatever the shape of the magnitudes."""
+    """DoRA in AUTOMATIC1111: per input, whatever the shape of the magnitudes."""
     return total * (magnitudes / lengths(total, axis=1))
 
 
@@ -87,7 +87,7 @@ def lengths(weight: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def a1111_module(stem: str) -> str:
-    """The module of the original layout that AUTOMATIC1111 takes a stem for, SD 1 only."""
+    """The module of the original layout that AUTOMATIC1111 maps a stem to, SD 1 only."""
     if found := re.fullmatch(r"lora_te_(text_model_encoder_layers_\d+_.+)", stem):
         return f"transformer_{found[1]}"
     inside = {
@@ -118,7 +118,7 @@ def a1111_module(stem: str) -> str:
 
 
 def a1111_metadata(file: bytes) -> dict[str, object]:
-    """Metadata as AUTOMATIC1111 reads it from the bytes: objects in JSON become dictionaries."""
+    """Metadata as AUTOMATIC1111 reads it from the bytes: JSON objects become dictionaries."""
     length = int.from_bytes(file[:8], "little")
     header = file[8 : 8 + length]
     assert header.startswith(b'{"'), "AUTOMATIC1111 would say: is not a safetensors file"
@@ -127,7 +127,7 @@ def a1111_metadata(file: bytes) -> dict[str, object]:
 
 
 def a1111_version(metadata: Mapping[str, object]) -> str:
-    """Which Stable Diffusion AUTOMATIC1111 files the style under."""
+    """The Stable Diffusion version that AUTOMATIC1111 assigns to the style."""
     if str(metadata.get("ss_base_model_version", "")).startswith("sdxl_"):
         return "SDXL"
     if metadata.get("ss_v2") == "True":

@@ -38,7 +38,7 @@ EVERY_OPTION: dict[str, Any] = {
 
 
 def read_images(paths: Sequence[Path]) -> tuple[TrainingImage, ...]:
-    """Images as the use case gives them to the trainer, with the captions beside them."""
+    """Images as the use case passes them to the trainer, with the captions beside them."""
     return tuple(
         TrainingImage(
             path.name,
@@ -53,7 +53,7 @@ def read_images(paths: Sequence[Path]) -> tuple[TrainingImage, ...]:
 def plan_of(
     images: Sequence[TrainingImage], tags: tuple[str, ...] = ("ink", "wash"), **parameters: Any
 ) -> TrainingPlan:
-    """A short run at 64 px that moves the weights visibly."""
+    """A short run at 64 px that changes the weights visibly."""
     values = {"epochs": 2, "resolution": 64, "learning_rate": 1e-2, "rank": 4, **parameters}
     return TrainingPlan(
         style_id=7,
@@ -65,7 +65,7 @@ def plan_of(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves."""
+    """Results of a run."""
 
     weights: bytes
     checkpoint: bytes
@@ -91,8 +91,8 @@ def run(
 def measured_in(
     trainer: DiffusionTrainer, base: BaseModel, plan: TrainingPlan
 ) -> set[tuple[torch.dtype, torch.dtype, bool]]:
-    """In which precisions the run's measurements ask the denoiser and are answered, and whether
-    autocast had a say."""
+    """Precisions of the UNet's inputs and outputs in the run's measurements, and whether autocast
+    was on."""
     found = set()
 
     def note(_: torch.nn.Module, inputs: Any, outputs: Any) -> None:
@@ -109,7 +109,7 @@ def measured_in(
 
 
 def drive(session: TrainingSession) -> list[StepReport]:
-    """Run every step that is left."""
+    """Run all remaining steps."""
     reports = []
     while not session.finished:
         reports.append(session.advance())
@@ -117,7 +117,7 @@ def drive(session: TrainingSession) -> list[StepReport]:
 
 
 def predict(unet: UNet2DConditionModel, *, gradient: bool = False) -> torch.Tensor:
-    """What the denoiser makes of one noise, always the same."""
+    """The UNet's prediction for one fixed noise."""
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(1, 4, 16, 16, generator=generator)
     states = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator)
@@ -126,14 +126,14 @@ def predict(unet: UNet2DConditionModel, *, gradient: bool = False) -> torch.Tens
 
 
 def weights_of(session: TrainingSession) -> torch.Tensor:
-    """The session's own weights, to look at or to spoil."""
+    """The session's own weights, to inspect or to corrupt."""
     assert isinstance(session, DiffusionSession)
     return session.lora.weights.data
 
 
 @contextmanager
 def shown(session: TrainingSession) -> Iterator[None]:
-    """While open, the base's models are those of the session's style."""
+    """In the with-block, the base's models are those of the session's style."""
     assert isinstance(session, DiffusionSession)
     lora = session.model.lora
     with lora.showing(lora.slot(session.slot)):
@@ -141,13 +141,13 @@ def shown(session: TrainingSession) -> Iterator[None]:
 
 
 def gradient_of(session: TrainingSession) -> torch.Tensor:
-    """A tenth of the first step's clipped gradient: what AdamW's first moment holds then."""
+    """A tenth of the first step's clipped gradient: AdamW's first moment after that step."""
     assert isinstance(session, DiffusionSession)
     return state_of(session.optimizer).tensors["exp_avg"].clone()
 
 
 def by_layer(session: TrainingSession) -> torch.Tensor:
-    """A copy of the weights, each layer's matrices after the other's."""
+    """A copy of the weights, layer by layer."""
     assert isinstance(session, DiffusionSession)
     layers = [*session.lora.unet.values(), *session.lora.text_encoder.values()]
     return torch.cat([m.flatten() for own in layers for m in (own.down, own.up)])
@@ -163,7 +163,7 @@ def lora_on(
     side_by_side: bool = False,
     **parameters: Any,
 ) -> Iterator[PackedLora]:
-    """While open, the base carries LoRA layers, with those parameters."""
+    """In the with-block, the base carries LoRA layers with those parameters."""
     asked = TrainingParameters(**{"epochs": 1, "resolution": 64, "rank": 4, **parameters})
     unet = unet or base.unet
     text_encoder = base.text_encoder if asked.train_text_encoder else None

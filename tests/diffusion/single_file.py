@@ -35,7 +35,7 @@ _ATTENTION_OF_VAE = {
 
 
 def write_single_file(base: BaseModel, path: Path) -> Path:
-    """Write the base as one ``.safetensors`` with ``model.diffusion_model.`` and its like."""
+    """Write the base as one ``.safetensors`` with ``model.diffusion_model.`` keys and similar."""
     layers = base.unet.config.layers_per_block
     blocks = len(base.vae.config.block_out_channels)
     tensors = {}
@@ -55,7 +55,7 @@ def write_single_file(base: BaseModel, path: Path) -> Path:
 
 
 def unet_key(name: str, layers: int) -> str:
-    """The name in the original layout of a denoiser's parameter, ``layers`` to a block."""
+    """The name in the original layout of a UNet parameter, with ``layers`` per block."""
     for ours, theirs in _TOP_OF_UNET.items():
         if name.startswith(f"{ours}."):
             return name.replace(ours, theirs, 1)
@@ -73,7 +73,7 @@ def unet_key(name: str, layers: int) -> str:
         return f"input_blocks.{place}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
     place = int(block) * (layers + 1) + (layers if kind == "upsamplers" else int(index))
     if kind == "upsamplers":
-        # It comes after the block's attention, where the block has one: not in the first.
+        # The upsampler follows the block's attention, which the first block does not have.
         return f"output_blocks.{place}.{1 if block == '0' else 2}.{rest}"
     return f"output_blocks.{place}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
 

@@ -1,8 +1,8 @@
 """The fault campaign: `python -m tests.faults.campaign --runs 100`.
 
 Worker processes share a queue while brokers, stores, backends, clocks and the workers themselves
-fail at random moments. At the end every task has been announced once, with the weights that an
-undisturbed run gives: byte for byte, or with `--together 3`, where jobs share their passes, within
+fail at random moments. At the end every task must have been announced once, with the weights of an
+undisturbed run: byte for byte, or, with `--together 3`, where jobs share their passes, within
 rounding.
 """
 
@@ -34,7 +34,7 @@ from tests.faults.reference import expected, references
 from tests.faults.verdict import Verdict, tracebacks
 
 MIN_WAVE = 4
-"""Tasks under way at the same time; more where they fill all slots and one has to wait."""
+"""Minimum number of concurrent tasks; more if needed to fill all slots and make one task wait."""
 MAX_RUNS = 2000
 
 
@@ -47,12 +47,12 @@ class Campaign:
     rng: random.Random
     say: Callable[[str], None]
     together: int = 1
-    """Jobs that one worker trains at a time."""
+    """Maximum number of jobs that one worker trains at a time."""
     orders: list[Order] = field(default_factory=list)
     _style: int = FIRST_STYLE + len(SEEDS)
 
     def run(self, runs: int, references: dict[int, bytes]) -> Verdict:
-        """Have ``runs`` tasks done under fire."""
+        """Run ``runs`` tasks under faults."""
         chaos = Chaos(
             self.deployment, self.pool, self.rng, self.deployment.publish, self._next_style
         )
@@ -70,7 +70,7 @@ class Campaign:
         return self._judge(references, chaos, left_over)
 
     def _wave(self, wave: list[Order], chaos: Chaos) -> int:
-        """Publish some tasks and disturb them until they are done; how many are not."""
+        """Publish some tasks under faults and wait for them. Returns the number not done."""
         for order in wave:
             self.deployment.publish(order.body)
         self.orders += wave
@@ -138,10 +138,10 @@ class Campaign:
         return {call.style_id for call in self.deployment.backend.final}
 
     def _wait_for_quiet(self, deadline: float) -> bool:
-        """Wait until no queue but that of dead letters holds a message, held ones included.
+        """Wait until all queues but the dead letters are empty, with no unacknowledged messages.
 
-        Twice in a row: queues are counted one after another, and a message that moves between
-        two of them can be missed once.
+        It must hold twice in a row: queues are counted one after another, and a message that moves
+        between two of them can be missed once.
         """
         empty = 0
         while time.monotonic() < deadline:
@@ -155,7 +155,7 @@ class Campaign:
     def _no_queue_is_full(self) -> bool:
         try:
             counts = self.deployment.broker.depths()
-        except AMQPError:  # a queue that still looks for its leader
+        except AMQPError:  # a queue without a leader yet
             return False
         return not any(count for name, count in counts.items() if not name.endswith(".dead"))
 
@@ -169,12 +169,12 @@ class Campaign:
 
 
 def variants(together: int) -> Sequence[int]:
-    """The seeds of the tasks; where runs share the device, one is of a kind that cannot."""
+    """Seeds of the tasks; if runs share the device, one seed is of an incompatible variant."""
     return SEEDS if together == 1 else (*SEEDS, SEED_OF_ANOTHER_KIND)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the campaign and print its closing line; 1 when anything is wrong."""
+    """Run the campaign and print its closing line. Returns 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description="Disturb workers at random and count the damage.")
     parser.add_argument(
         "--runs", type=int, default=100, help=f"tasks (default: 100, at most {MAX_RUNS})"
@@ -214,12 +214,12 @@ def campaign(
     store: str = "s3",
     known: dict[int, bytes] | None = None,
 ) -> Verdict:
-    """Set the deployment up, run, and take it down.
+    """Set the deployment up, run, and shut it down.
 
     Args:
-        together: jobs that one worker trains at a time.
+        together: maximum number of jobs that one worker trains at a time.
         store: ``s3`` or ``gcs``.
-        known: references of an earlier campaign; those that are missing are added.
+        known: references of an earlier campaign; missing ones are added.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {} if known is None else known

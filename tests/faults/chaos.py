@@ -1,4 +1,4 @@
-"""The faults, each a few lines: what is done, and how it ends by itself or is put right."""
+"""The faults, a few lines each: how they begin, and how they end or are repaired."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.services.http_faults import Rule, internal_error, s3_error, slow_down
 
 @dataclass
 class Chaos:
-    """Does one fault after another; what has a duration is put right by ``tend``."""
+    """Injects one fault after another; ``tend`` ends those with a duration."""
 
     deployment: Deployment
     pool: Pool
@@ -24,28 +24,28 @@ class Chaos:
     publish: Callable[[bytes], None]
     next_style: Callable[[], int]
     done: dict[str, int] = field(default_factory=dict)
-    """How often each kind was done."""
+    """Number of faults by kind."""
     garbage: list[bytes] = field(default_factory=list)
-    """What was put on the queue that is no task."""
+    """Published messages that are not tasks."""
     unwanted: list[Order] = field(default_factory=list)
-    """Tasks that were cancelled, some of them too late."""
+    """Cancelled tasks, some of them cancelled too late."""
     _until: dict[str, tuple[float, Callable[[], None]]] = field(default_factory=dict)
 
     def one(self, orders: list[Order]) -> None:
-        """Do something."""
+        """Inject a random fault."""
         kind = self.rng.choice(list(self._kinds()))
         self._kinds()[kind](orders)
         self.done[kind] = self.done.get(kind, 0) + 1
 
     def tend(self) -> None:
-        """Put right what has lasted long enough."""
+        """End the faults that have lasted long enough."""
         for name, (moment, put_right) in list(self._until.items()):
             if time.monotonic() >= moment:
                 del self._until[name]
                 put_right()
 
     def heal(self) -> None:
-        """Put everything right."""
+        """End all faults."""
         for name, (_, put_right) in list(self._until.items()):
             del self._until[name]
             put_right()
@@ -55,7 +55,7 @@ class Chaos:
 
     @property
     def pending(self) -> bool:
-        """Whether something is still broken."""
+        """Whether any fault is active."""
         return bool(self._until)
 
     def _kinds(self) -> dict[str, Callable[[list[Order]], None]]:
@@ -83,7 +83,7 @@ class Chaos:
     def _restart_broker(self) -> None:
         if "broker" in self._until:
             return
-        self._until.pop("timeout", None)  # a broker that starts anew has its own again
+        self._until.pop("timeout", None)  # a restarted broker has its default timeout
         if self.rng.random() < 0.5:
             self.deployment.broker.kill()
         else:
@@ -103,7 +103,7 @@ class Chaos:
         self._until["timeout"] = (moment, lambda: self.deployment.consumer_timeout(1800))
 
     def _have_a_broker(self) -> None:
-        """Nobody can publish without one, and nobody else would start it meanwhile."""
+        """Start the broker if needed: publishing needs it, and nothing else would start it."""
         if "broker" in self._until:
             _, start = self._until.pop("broker")
             start()
@@ -131,8 +131,8 @@ class Chaos:
         self._until["s3"] = (moment, self.deployment.proxy.clear)
 
     def _cut_off(self) -> None:
-        """One worker has no way to the store; the others have, and get its messages. Where the
-        store does not tell workers apart, none has."""
+        """Cut one worker off from the store; the other workers get its messages. If the store
+        cannot tell workers apart, cut off all."""
         sender = self._slot().access_key if self.deployment.store.tells_senders else ""
         rule = Rule(fault="reset_before", sender=sender)
         self.deployment.proxy.rules(rule)
@@ -163,7 +163,7 @@ class Chaos:
         self.publish(body)
 
     def _cancel(self) -> None:
-        """Have one more task, and nobody who wants it a moment later."""
+        """Publish another task and cancel it a moment later."""
         self._have_a_broker()
         order = self.deployment.order(self.next_style(), self.rng.choice(SEEDS), self.rng)
         self.unwanted.append(order)
@@ -173,7 +173,7 @@ class Chaos:
 
 
 def readable_style(body: bytes) -> int | None:
-    """The style that the backend can be told about, if the message is ours and names one."""
+    """The style to report to the backend, if the message names one."""
     try:
         message = json.loads(body)
     except ValueError:

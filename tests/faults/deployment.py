@@ -1,4 +1,4 @@
-"""The world of the fault campaign: broker, store, backend, paths, and the tasks to be done."""
+"""The world of the fault campaign: broker, store, backend, paths, and the tasks."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.services.queues import raw_channel
 
 QUEUE = "model_training"
 FIRST_STYLE = 1001
-"""Numbers of four digits throughout: a file's bytes depend on its style's number, not on its
-length, so that one reference serves every style of a variant."""
+"""Style numbers have four digits: a file's bytes depend on the number but not on its length, so
+one reference serves all styles of a variant."""
 SEEDS = (1, 2)
-"""Variants of the task, each with a reference of its own."""
+"""Variants of the task, each with its own reference."""
 SEED_OF_ANOTHER_KIND = 3
-"""A variant of another rank: it cannot share a pass with the others, and waits for its slot."""
+"""A variant with another rank: it cannot share a pass with the others, and waits for a slot."""
 PARAMETERS = {
     "epochs": 24,
     "batch_size": 2,
@@ -43,7 +43,7 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Order:
-    """One task that somebody wants done."""
+    """One requested task."""
 
     task_id: str
     style_id: int
@@ -53,7 +53,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Everything but the workers."""
+    """Everything except the workers."""
 
     broker: Broker
     store: Store
@@ -63,22 +63,22 @@ class Deployment:
     images: tuple[str, ...]
 
     def start_broker(self) -> None:
-        """Start the broker anew, as it was."""
+        """Restart the broker, unchanged."""
         self.broker.start()
         self.look_often_for_timeouts()
 
     def look_often_for_timeouts(self) -> None:
-        """Let the broker look every second for deliveries held too long, not every minute."""
+        """Make the broker check acknowledgement timeouts every second instead of every minute."""
         self.broker.evaluate("application:set_env(rabbit, channel_tick_interval, 1000)")
 
     def consumer_timeout(self, seconds: float) -> None:
-        """Set how long deliveries may be held; channels learn of it when they are opened."""
+        """Set the acknowledgement timeout; it applies to channels opened afterwards."""
         milliseconds = round(seconds * 1000)
         self.broker.evaluate(f"application:set_env(rabbit, consumer_timeout, {milliseconds})")
         self.broker.close_connections()
 
     def publish(self, body: bytes) -> None:
-        """Publish as the backend does, and go on until the broker has it."""
+        """Publish as the backend does, and retry until the broker confirms."""
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -96,12 +96,12 @@ class Deployment:
                 time.sleep(0.3)
 
     def cancel(self, order: Order) -> None:
-        """Ask for a task to be stopped, as an operator does."""
+        """Cancel a task, as an operator does."""
         at = StorageKeys(Bucket(MODELS)).cancellation(order.task_id)
         self.store.put(at.key, b"{}")
 
     def dead_letters(self) -> list[bytes]:
-        """The bodies of the dead letters, which stay where they are."""
+        """The bodies of the dead letters, which stay in their queue."""
         bodies = []
         with raw_channel(self.broker.port) as channel:
             while True:
@@ -111,10 +111,10 @@ class Deployment:
                 bodies.append(body)
 
     def settings(self, together: int = 1) -> dict[str, str]:
-        """A worker's, with short times so that much happens in little time.
+        """A worker's settings, with short times so that much happens quickly.
 
         Args:
-            together: jobs that one worker trains at a time.
+            together: maximum number of jobs that one worker trains at a time.
         """
         return {
             "JOBS_TOGETHER": str(together),
@@ -136,7 +136,7 @@ class Deployment:
         }
 
     def order(self, style_id: int, seed: int, rng: random.Random) -> Order:
-        """A valid task as the backend would publish it."""
+        """A valid task as the backend publishes it."""
         task_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
         return Order(task_id, style_id, seed, task_body(task_id, style_id, seed, self.images))
 
@@ -159,13 +159,13 @@ def task_body(task_id: str, style_id: int, seed: int, images: tuple[str, ...]) -
 
 
 def parameters_of(seed: int) -> dict[str, Any]:
-    """A variant's parameters, as a task names them."""
+    """A variant's parameters, as in a task message."""
     rank = {"rank": 2} if seed == SEED_OF_ANOTHER_KIND else {}
     return {**PARAMETERS, **rank, "seed": seed}
 
 
 def garbage(rng: random.Random, style_id: int) -> bytes:
-    """A message that is no task: its style is told where one can be read."""
+    """A message that is not a task; some name a style."""
     good = json.loads(
         task_body(str(uuid.UUID(int=rng.getrandbits(128))), style_id, 0, ("s3://a/b",))
     )
@@ -185,7 +185,7 @@ def garbage(rng: random.Random, style_id: int) -> bytes:
 
 @contextmanager
 def a_deployment(folder: Path, store_kind: str = "s3") -> Iterator[Deployment]:
-    """Everything started and empty, and the paths in their bucket."""
+    """All services started and empty, and their paths."""
     paths = draw_style_set(folder / "images", count=10, seed=5, size=320)
     with (
         own_broker() as broker,

@@ -1,4 +1,4 @@
-"""Worker processes that are killed, stopped and put right again, as an orchestrator would."""
+"""Worker processes that are killed, paused and replaced, as by an orchestrator."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tests.services.commands import environment
 
 @dataclass
 class Slot:
-    """A place for one worker; when one ends, the next takes its place."""
+    """A place for one worker; each worker that ends is replaced."""
 
     number: int
     clock: Path
-    """By how many seconds this slot's wall clock is off, for ``wall_clock.c``."""
+    """File with the offset of this slot's wall clock in seconds, for ``wall_clock.c``."""
     process: subprocess.Popen[bytes] | None = None
     started: int = 0
     resumes_at: float | None = None
-    """Monotonic time at which a paused process goes on."""
+    """Monotonic time at which a paused process resumes."""
 
     @property
     def access_key(self) -> str:
-        """By which the store's proxy knows the slot's workers."""
+        """Identifies the slot's workers at the store's proxy."""
         return f"key-of-slot-{self.number}"
 
 
@@ -47,14 +47,14 @@ class Pool:
     settings: Mapping[str, str]
     folder: Path
     wall_clock: Path
-    """The library that ``wall_clock.c`` makes."""
+    """The library compiled from ``wall_clock.c``."""
     slots: list[Slot] = field(default_factory=list)
     violent_ends: list[float] = field(default_factory=list)
-    """Wall-clock times at which a worker was killed, paused or ran out of grace."""
+    """Wall-clock times at which a worker was killed, paused or exceeded its shutdown timeout."""
     odd_exits: list[tuple[int, int]] = field(default_factory=list)
-    """Slot and exit code of every end that nobody asked for."""
+    """Slot and exit code of every unexpected end."""
     expected: set[int] = field(default_factory=set)
-    """Process ids that were told to end."""
+    """Ids of processes that were told to stop."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class Pool:
             slot.clock.write_bytes(bytes(8))
 
     def tend(self) -> None:
-        """Let paused workers go on, and put a new one where one has ended."""
+        """Resume paused workers, and replace those that have ended."""
         for slot in self.slots:
             if slot.resumes_at is not None and time.monotonic() >= slot.resumes_at:
                 self._signal(slot, signal.SIGCONT)
@@ -81,25 +81,25 @@ class Pool:
         self._signal(slot, signal.SIGKILL)
 
     def terminate(self, slot: Slot) -> None:
-        """SIGTERM; where the grace is too short the worker ends itself."""
+        """SIGTERM; after its shutdown timeout the worker exits."""
         self._expect(slot)
         self.violent_ends.append(time.time())
         self._signal(slot, signal.SIGTERM)
 
     def pause(self, slot: Slot, seconds: float) -> None:
-        """Stop the process in its tracks for a while, as a machine does that migrates."""
+        """Pause the process, as a live migration of its machine does."""
         if slot.resumes_at is None:
             self.violent_ends.append(time.time())
             self._signal(slot, signal.SIGSTOP)
             slot.resumes_at = time.monotonic() + seconds
 
     def jump(self, slot: Slot, seconds: int) -> None:
-        """Set the slot's wall clock forward or back."""
+        """Move the slot's wall clock forward or back."""
         with slot.clock.open("r+b") as file:
             file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
     def heal(self) -> None:
-        """No worker is paused, every clock is right."""
+        """Resume all workers and correct all clocks."""
         for slot in self.slots:
             slot.resumes_at = None
             self._signal(slot, signal.SIGCONT)
@@ -107,7 +107,7 @@ class Pool:
         self.tend()
 
     def stop(self) -> None:
-        """End all workers, in order if they can."""
+        """Stop all workers, gracefully if possible."""
         for slot in self.slots:
             self._signal(slot, signal.SIGCONT)
             if slot.process is not None:
@@ -123,7 +123,7 @@ class Pool:
                 slot.process = None
 
     def logs(self) -> str:
-        """All that workers have printed."""
+        """Output of all workers."""
         files = sorted(self.folder.glob("worker-*.log"))
         return "\n".join(file.read_text(errors="replace") for file in files)
 

@@ -1,4 +1,4 @@
-"""What a style's file must be: that of a run that nobody disturbs, and trained alone."""
+"""The expected file of a style: that of an undisturbed run, trained alone."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tests.faults.stores import IMAGES, MODELS
 from tests.services.commands import environment
 
 OF_VALUES = ("modelspec.hash_sha256", "sshs_model_hash")
-"""Metadata that are another's with the last bit of a value: hashes over all of them."""
+"""Metadata that differ if any value does: hashes over all values."""
 WITHIN_ROUNDING = 5e-5
-"""Distance up to which a style of a run among others is that of the run alone.
+"""Maximum distance between a style trained with others and the same style trained alone.
 
 Measured on the campaign's tasks: 3e-6 at most for disturbed runs, three in a pass; 7e-4 for one
-epoch of the 24 too few, 1e-2 for other images, 0.4 for the other seed.
+missing epoch of 24, 1e-2 for other images, 0.4 for the other seed.
 """
 
 
 def references(deployment: Deployment, folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
-    """The file of each variant, trained by the worker on its embedded adapters."""
+    """The file of each variant, trained by the worker with its embedded adapters."""
     spool, buckets = folder / "spool", folder / "buckets"
     spool.mkdir(parents=True)
     shutil.copytree(folder.parent / "images", buckets / IMAGES)
@@ -64,15 +64,15 @@ def references(deployment: Deployment, folder: Path, seeds: Sequence[int]) -> di
 
 
 def expected(references: dict[int, bytes], seed: int, style_id: int) -> bytes:
-    """The file of this style: its own name in place of the reference's."""
+    """The expected file of this style: the reference with the style's own name."""
     return references[seed].replace(b"style_%d", f"style_{style_id}".encode())
 
 
 def distance(found: bytes, wanted: bytes) -> float:
-    """How far a style's tensors are from those wanted, in lengths of the latter (L2 over all).
+    """Relative L2 distance between a style's tensors and the expected ones, over all tensors.
 
-    Infinite where they cannot be compared: the file is damaged, or names, shapes, types or
-    metadata differ.
+    Infinite if they cannot be compared: the file is damaged, or names, shapes, types or metadata
+    differ.
     """
     try:
         (tensors, facts), (targets, wanted_facts) = decode(found), decode(wanted)

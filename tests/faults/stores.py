@@ -1,4 +1,4 @@
-"""The object store of a campaign: S3 or Google Cloud Storage, as the campaign itself uses it."""
+"""The object store of a campaign, S3 or Google Cloud Storage, for the campaign's own use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGES, MODELS = "images", "models"
 
 
 class Store(Protocol):
-    """What a campaign does with a store, past its proxy."""
+    """The campaign's direct access to a store, not through its proxy."""
 
     @property
     def url(self) -> str:
@@ -27,30 +27,30 @@ class Store(Protocol):
 
     @property
     def tells_senders(self) -> bool:
-        """Whether requests name their worker, so that one alone can be cut off."""
+        """Whether requests identify their worker, so that a single one can be cut off."""
 
     def settings(self, url: str) -> dict[str, str]:
-        """A worker's, with the store at ``url``."""
+        """Settings of a worker that uses the store at ``url``."""
 
     def upload(self, image: Path) -> None:
-        """Store a file beside the images."""
+        """Upload a file to the images."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Write a blob beside the weights."""
+        """Write a blob to the bucket of the weights."""
 
     def read(self, key: str) -> bytes:
-        """A blob beside the weights; empty where there is none."""
+        """A blob of the bucket of the weights; empty if there is none."""
 
     def names(self) -> list[str]:
-        """All blobs beside the weights."""
+        """All blobs in the bucket of the weights."""
 
     def weights_key(self, style_id: int, task_id: str) -> str:
-        """Where a finished style's single file lies."""
+        """Key of a finished style's single file."""
 
 
 @dataclass(frozen=True)
 class AmazonStore:
-    """S3, which moto stands in for."""
+    """S3, simulated by moto."""
 
     server: Server
     scheme: str = "s3"
@@ -93,7 +93,7 @@ class AmazonStore:
 
 @dataclass(frozen=True)
 class GoogleStore:
-    """Google Cloud Storage, which an emulator stands in for."""
+    """Google Cloud Storage, simulated by an emulator."""
 
     emulator: Emulator
     scheme: str = "gs"

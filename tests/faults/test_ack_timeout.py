@@ -1,6 +1,6 @@
-"""Which acknowledgement timeout strikes on which RabbitMQ, and what the worker makes of it.
+"""Which acknowledgement timeout applies in which RabbitMQ version, and how the worker handles it.
 
-The tables of docs/operate.md, "The acknowledgement timeout", hold what is measured here.
+The tables in docs/operate.md, "The acknowledgement timeout", show these results.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.faults
 
 Kind = Literal["classic", "quorum"]
 Source = Literal["consumer", "policy", "broker"]
-"""Who names the timeout: the consumer by its argument, a policy, or the broker's own setting."""
+"""Source of the timeout: the consumer's argument, a policy, or the broker's own setting."""
 
 SECONDS = 2.0
 LONG = 3600.0
 QUIET_SECONDS = 6.0
-"""In which a timeout that counts has struck: brokers look every second here."""
+"""Time within which an applicable timeout takes effect: brokers check every second here."""
 
 kinds = pytest.mark.parametrize("kind", ["classic", "quorum"])
 
@@ -35,7 +35,7 @@ kinds = pytest.mark.parametrize("kind", ["classic", "quorum"])
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Broker]:
     with own_broker() as broker:
-        # Their defaults are a minute and five seconds.
+        # The defaults are a minute and five seconds.
         for name in ("channel_tick_interval", "quorum_tick_interval"):
             broker.evaluate(f"application:set_env(rabbit, {name}, 1000)")
         broker.control("add_vhost", "quorum", "--default-queue-type", "quorum")
@@ -55,9 +55,9 @@ def options(broker: Broker) -> RabbitOptions:
 
 
 def strikes(version: tuple[int, ...], kind: Kind, source: Source) -> bool:
-    """Whether the timeout counts that ``source`` names for a queue of this kind.
+    """Whether a timeout set by ``source`` applies to a queue of this kind.
 
-    The worker's consumer always names one: ACK_TIMEOUT.
+    The worker's consumer always sets one: ACK_TIMEOUT.
     """
     if version >= (4, 3):
         return kind == "quorum" and source == "consumer"
@@ -95,8 +95,8 @@ def test_a_message_is_taken_back_by_the_timeouts_that_count(
                 queue.acknowledge(held)
                 return
             again = receive(queue)
-            # Up to 4.2 the channel is closed, from 4.3 on the consumer is cancelled, and pika
-            # raises nothing: the adapter has to look.
+            # Up to 4.2 the broker closes the channel. From 4.3 on it cancels the consumer, and
+            # pika raises nothing: the adapter has to check.
             assert (again.body, again.redelivered) == (b"{}", True)
             with pytest.raises(DeliveryLost):
                 queue.retry_later(held, 0.1, "busy")

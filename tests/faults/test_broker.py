@@ -1,4 +1,4 @@
-"""A broker of our own, treated badly while a message is in somebody's hands."""
+"""A broker of the test's own that fails while a message is unacknowledged."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def kill_and_start(broker: Broker) -> None:
 
 
 def prepare(queue: RabbitQueue) -> Delivery:
-    """A message in every place that there is; the one that is held."""
+    """Put a message into every queue; return the one that is held."""
     for body in (b"dead", b"waiting", b"held", b"next"):
         queue.publish(body)
     queue.dead_letter(receive(queue), "refused", {"field": "data"})
@@ -87,14 +87,14 @@ def test_nothing_is_lost_or_repeated_in_mid_job(
         f"{options.queue}.retry.10m": 1,
         f"{options.queue}.dead": 1,
     }
-    # A queue that has just come back has no leader to count for a moment.
+    # A queue that has just restarted has no leader for a moment, and so no count.
     eventually(lambda: queue.depths() == left)
 
 
 def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
     broker: Broker, options: RabbitOptions, queue: RabbitQueue
 ) -> None:
-    # Debian's 3.10 forgets a quorum queue that is killed within seconds of its declaration.
+    # Debian's 3.10 loses a quorum queue if killed within seconds of its declaration.
     queue.depths()
     time.sleep(5.0)
     held = prepare(queue)
@@ -102,7 +102,7 @@ def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
 
     with pytest.raises(DeliveryLost):
         queue.acknowledge(held)
-    # A broker writes acknowledgements down after it has taken them: some are forgotten.
+    # A broker confirms acknowledgements before writing them to disk: some are lost.
     again = set()
     while not {b"held", b"next"} <= again:
         delivery = receive(queue)
@@ -117,7 +117,7 @@ def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
 def test_a_pause_that_ends_while_the_main_queue_is_gone_loses_nothing(
     broker: Broker, options: RabbitOptions
 ) -> None:
-    # How long a broker waits until it tries again; its default is three minutes.
+    # Time until the broker retries; the default is three minutes.
     setting = "rabbit, dead_letter_worker_publisher_confirm_timeout"
     was = broker.evaluate(f"element(2, application:get_env({setting}))")
     broker.evaluate(f"application:set_env({setting}, 1000)")
@@ -175,7 +175,7 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
                     elif way < 0.5:
                         queue.requeue(delivery)
                     else:
-                        # Of one that fails, the broker may have taken it all the same.
+                        # The broker may have processed an acknowledgement that fails.
                         settled.add(delivery.body)
                         queue.acknowledge(delivery)
                 except (DeliveryLost, QueueUnavailable):
@@ -210,7 +210,7 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
 
 
 def _unfinished(queue: RabbitQueue, options: RabbitOptions) -> bool:
-    """Whether a message waits or is held; what is held is seen when it is given back."""
+    """Whether a message waits or is held; a held one shows once it is returned."""
     try:
         depths = queue.depths()
     except QueueUnavailable:

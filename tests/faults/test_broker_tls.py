@@ -1,4 +1,4 @@
-"""A broker that speaks TLS and asks for our certificate."""
+"""A broker with TLS that requires a client certificate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def tls_port(authority: Authority) -> Iterator[int]:
-    """The port of a broker that has not been restarted: others may take it meanwhile."""
+    """The port of a broker that is never restarted, as another process might take its port."""
     pair = authority.issue("broker.test")
     (port,) = free_ports(1)
     configuration = f"""
@@ -39,7 +39,7 @@ def tls_port(authority: Authority) -> Iterator[int]:
         ssl_options.fail_if_no_peer_cert = true
     """
     with own_broker(configuration=configuration):
-        # The port without TLS, by which a broker is found to have started, may come first.
+        # The broker counts as started when its port without TLS listens, which may be earlier.
         eventually(lambda: listens(port))
         yield port
 
@@ -66,7 +66,7 @@ def test_a_connection_with_tls_and_a_client_certificate_works(tls_options: Rabbi
 
 
 def test_a_certificate_of_another_host_is_not_trusted(tls_options: RabbitOptions) -> None:
-    # It is for 127.0.0.1 and broker.test.
+    # The certificate is for 127.0.0.1 and broker.test.
     with (
         opened(replace(tls_options, host="localhost")) as queue,
         pytest.raises(QueueUnavailable, match="check RABBITMQ_CA_FILE and the host's name"),

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.campaign import campaign
 
 REFERENCES: dict[int, bytes] = {}
-"""What undisturbed runs give, trained once for all campaigns here."""
+"""Files of undisturbed runs, trained once for all campaigns here."""
 
 
 @pytest.mark.faults

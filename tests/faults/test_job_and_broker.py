@@ -1,4 +1,4 @@
-"""A job whose broker is killed while it trains: trained to its end and announced once."""
+"""A job whose broker is killed during training is trained to its end and announced once."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_a_job_goes_on_while_its_broker_is_killed_and_is_announced_once(
         log.open("w") as stderr,
         a_worker(cwd=tmp_path, stderr=stderr, **deployment.settings()) as _,
     ):
-        eventually(lambda: deployment.backend.calls, within=120)  # progress: it trains
+        eventually(lambda: deployment.backend.calls, within=120)  # progress: training has begun
         deployment.broker.kill()
         time.sleep(1.0)
         deployment.start_broker()
         eventually(lambda: deployment.backend.final, within=120)
-        # The redelivery finds the job done, and is acknowledged.
+        # The redelivered task is found to be done, and is acknowledged.
         eventually(lambda: sum(deployment.broker.depths().values()) == 0, within=60)
     (call,) = deployment.backend.final
     assert (call.kind, call.style_id) == ("complete", FIRST_STYLE)

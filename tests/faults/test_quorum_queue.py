@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
 
 VHOST = "quorum"
 LIMIT = 20
-"""RabbitMQ's own since 4.0; before, a policy sets it."""
+"""RabbitMQ's default since 4.0; in earlier versions a policy sets it."""
 TIMES = 3 * LIMIT
 
 
@@ -49,13 +49,13 @@ def options(broker: Broker) -> RabbitOptions:
 
 
 def begun(queue: RabbitQueue) -> None:
-    """Publish a task and let it be retried once, which it must remember."""
+    """Publish a task and retry it once; the count of retries must survive."""
     queue.publish(b"{}")
     queue.retry_later(receive(queue), 0.2, "busy")
 
 
 def left(queue: RabbitQueue) -> list[tuple[bytes, int]]:
-    """Acknowledge what is on the main queue: each message's body and number of retries."""
+    """Acknowledge all messages of the main queue; return each one's body and number of retries."""
     found = []
     while (delivery := queue.receive(1.0)) is not None:
         found.append((delivery.body, delivery.retries))
@@ -144,6 +144,6 @@ def test_the_check_consumes_from_a_queue_of_the_same_kind(
             queues = list(broker.control("list_queues", "-p", vhost, "name").split())
         assert facts.version == broker.control("version").strip()
         assert facts.quorum is quorum
-        # RabbitMQ 4.3 refuses a consumer's timeout on classic queues, which have none.
+        # RabbitMQ 4.3 rejects a consumer timeout on classic queues.
         assert facts.timeout_accepted is (quorum or broker.version < (4, 3))
         assert not [name for name in queues if ".check." in name]

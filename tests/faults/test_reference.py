@@ -1,4 +1,4 @@
-"""Which styles pass for that of an undisturbed run where runs share their passes."""
+"""Which styles are accepted as equal to an undisturbed run's if runs share their passes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STYLE = 1234
 
 
 def trained(seed: int) -> Tensors:
-    """As many matrices as a style of the campaign has, and about as large."""
+    """As many matrices as a style of the campaign has, of similar sizes."""
     rng = torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in LAYERS:
@@ -36,7 +36,7 @@ RIGHT = trained(1)
 
 
 def rounded_otherwise() -> Tensors:
-    """One value in a hundred is the next one of its type."""
+    """One value in a hundred replaced by the next value of its type."""
     rng = torch.Generator().manual_seed(0)
     found = dict(RIGHT)
     for name, tensor in RIGHT.items():

@@ -1,4 +1,4 @@
-"""What the campaign has to show for itself, counted from what others saw: S3, backend, broker."""
+"""The campaign's result, counted from what the store, the backend and the broker recorded."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ HARMLESS = ("runs", "faults", "max_together", "repeated_with_key", "farthest", "
 
 @dataclass
 class Verdict:
-    """The counts of the closing line; all that are not in ``HARMLESS`` must be zero."""
+    """The counts of the closing line; all except those in ``HARMLESS`` must be zero."""
 
     runs: int
     faults: int
     max_together: int = 0
-    """Runs that one worker trained at a time; 0 where it trains one only."""
+    """Runs that one worker trained at a time; 0 if it trains only one."""
     lost: int = 0
-    """Tasks of which the backend was not told that the style is ready."""
+    """Tasks whose style was not announced as ready to the backend."""
     trained_twice: int = 0
-    """Tasks that were trained again after their weights were stored."""
+    """Tasks trained again after their weights were stored."""
     announced_twice: int = 0
     """Final calls that the backend took again without need."""
     repeated_with_key: int = 0
-    """Final calls taken again, with the same key, because an answer or a worker was lost."""
+    """Final calls taken again, with the same key, after a lost response or worker."""
     wrong_weights: int = 0
-    """Styles that are not what an undisturbed run gives."""
+    """Styles that differ from an undisturbed run's."""
     farthest: float = 0.0
-    """Of the right ones, the largest distance to that."""
+    """Largest distance of the correct styles from an undisturbed run's."""
     stuck: int = 0
     """Messages, leases and tasks left over."""
     undead: int = 0
-    """Messages that are no task and are not among the dead letters, or tasks that are."""
+    """Messages that are not tasks and are missing among the dead letters, or tasks among them."""
     odd_exits: int = 0
-    """Workers that ended although nobody asked them to."""
+    """Workers that ended unexpectedly."""
     remarks: list[str] = field(default_factory=list)
-    """What was wrong, a line each."""
+    """Errors, one line each."""
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no errors."""
         counts = asdict(self)
         return not any(count for name, count in counts.items() if name not in HARMLESS)
 
@@ -66,8 +66,8 @@ class Verdict:
         calls: Iterable[Call],
         violence: Sequence[float],
     ) -> None:
-        """Every task is announced as ready, what names a style but is no task as failed, and
-        what was cancelled as one of the two."""
+        """Check that every task is announced as ready, every other message with a style as failed,
+        and every cancelled task as one of the two."""
         by_style: dict[int | None, list[Call]] = defaultdict(list)
         for call in calls:
             if call.taken and call.kind != "progress":
@@ -98,7 +98,7 @@ class Verdict:
                 self.remarks.append(f"style {style} was announced again: {before} {after}")
 
     def judge_order_of_calls(self, calls: Iterable[Call]) -> None:
-        """No progress after the end."""
+        """Check that no progress follows a final call."""
         ended = set()
         for call in calls:
             if call.taken and call.kind != "progress":
@@ -108,7 +108,7 @@ class Verdict:
                 self.remarks.append(f"style {call.style_id}: progress after the final call")
 
     def judge_training(self, orders: Sequence[Order], log: str) -> None:
-        """Nobody trains what is stored already."""
+        """Check that no stored style is trained again."""
         for order in orders:
             lines = [line for line in log.splitlines() if order.task_id in line]
             stored = sum("weights stored at" in line for line in lines)
@@ -119,12 +119,12 @@ class Verdict:
                 )
 
     def judge_company(self, log: str) -> None:
-        """How many runs a worker has trained at a time."""
+        """Count how many runs a worker has trained at a time."""
         found = re.findall(r"(\d+) runs train together", log)
         self.max_together = max(map(int, found), default=0)
 
     def judge_weights(self, order: Order, found: bytes, wanted: bytes, together: int) -> None:
-        """A style is what an undisturbed run gives: by value, where runs share their passes."""
+        """Check a style against an undisturbed run's: by value, if runs share their passes."""
         far = distance(found, wanted)
         if found == wanted or (together > 1 and far <= WITHIN_ROUNDING):
             self.farthest = max(self.farthest, far)
@@ -137,7 +137,7 @@ class Verdict:
     def judge_dead(
         self, orders: Sequence[Order], garbage: Sequence[bytes], dead: set[bytes]
     ) -> None:
-        """All that is no task is there, and no task is."""
+        """Check that the dead letters are exactly the messages that are not tasks."""
         missing = [body for body in garbage if body not in dead]
         wrong = [order for order in orders if order.body in dead]
         self.undead += len(missing) + len(wrong)
@@ -145,11 +145,11 @@ class Verdict:
         self.remarks += [f"style {order.style_id} is among the dead letters" for order in wrong]
 
     def judge_exits(self, exits: Sequence[tuple[int, int]]) -> None:
-        """Workers stay until they are asked to go."""
+        """Check that workers run until they are stopped."""
         self.odd_exits += len(exits)
         self.remarks += [f"worker {slot} ended with {code}" for slot, code in exits]
 
 
 def tracebacks(log: str) -> int:
-    """How many defects the log shows; worth a look even where the end is right."""
+    """Number of defects that the log shows, which matter even if the result is right."""
     return log.count("Traceback (most recent call last)")

@@ -1,11 +1,11 @@
-"""A stand-in for the platform's backend: a process that answers as the contract says.
+"""A stand-in for the platform's backend: a process that responds as the contract says.
 
     python -m tests.services.backend --port 8000 --token ...
 
-It is no more idempotent than the real one: whatever it takes twice, the artist sees twice. As the
-platform of December 2025 does, it shows a completed style to anyone at ``GET /api/styles/<id>/``
-and answers 404 for one that is in training or has failed. Every call is kept and can be read at
-``GET /_calls``; ``POST /_faults`` makes it misbehave.
+Like the real one it is not idempotent: a call that it takes twice, the artist sees twice. Like the
+platform of December 2025 it serves a completed style publicly at ``GET /api/styles/<id>/``, and
+404 for a style that is in training or has failed. All calls are recorded: read them at
+``GET /_calls``. ``POST /_faults`` injects faults.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Call:
-    """One request to a webhook, whatever became of it."""
+    """One request to a webhook, taken or not."""
 
     kind: str
     style_id: int | None
@@ -52,28 +52,28 @@ class Call:
     at: float
     """Seconds since 1970."""
     headers: dict[str, str]
-    """Names in lower case; without the token."""
+    """Names in lower case, without the token."""
     peer: str
-    """Address and port: the same for calls over one connection."""
+    """Client address and port: the same for calls over one connection."""
     taken: bool
-    """Whether the backend did what the call asks for: notified the artist, stored the progress."""
+    """Whether the backend performed the call: notified the artist, stored the progress."""
     answer: int | str
-    """The status sent, or the fault that came in its place."""
+    """The status sent, or the fault injected instead."""
 
 
 @dataclass
 class Backend:
-    """What the backend knows. Every method may be called from any thread."""
+    """The backend's state. Every method may be called from any thread."""
 
     token: str
     styles: set[int] | None = None
-    """None: every style is known."""
+    """None: all styles are known."""
     calls: list[Call] = field(default_factory=list)
     plan: FaultPlan = field(default_factory=FaultPlan)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def refusal(self, headers: Message, kind: str, body: Any) -> tuple[int, str] | None:
-        """Status and reason where the call is not to be taken."""
+        """Status and reason if the call must be rejected."""
         bearer: str = headers.get("Authorization", "")
         if not hmac.compare_digest(bearer.encode(), f"Bearer {self.token}".encode()):
             return 401, "Invalid or missing token"
@@ -88,7 +88,7 @@ class Backend:
         return None
 
     def style(self, style_id: int) -> dict[str, Any] | None:
-        """A style as anyone can read it; None where it is not completed."""
+        """The public representation of a style; None if it is not completed."""
         with self.lock:
             taken = [c for c in self.calls if c.taken and c.style_id == style_id]
         final = [call for call in taken if call.kind in FINAL]
@@ -162,18 +162,18 @@ def _is_whole(value: object) -> bool:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads requests, misbehaves where told to, and answers."""
+    """Reads requests, injects faults, and responds."""
 
     protocol_version = "HTTP/1.1"
     server: BackendServer
 
     def setup(self) -> None:
-        """Answer at once: Nagle's algorithm would hold the body back behind the headers."""
+        """Disable Nagle's algorithm: it would delay the body after the headers."""
         super().setup()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def do_GET(self) -> None:
-        """The record, and whether the process is up."""
+        """Serve the record, the health check and styles."""
         if self.path == "/_calls":
             self._answer(200, self.server.backend.summary())
         elif self.path == "/_ready":
@@ -190,24 +190,24 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None:
             self._misbehave(fault)
         elif "Authorization" in self.headers:
-            self._answer(401, {"detail": "Invalid token."})  # the worker's is none of a user's
+            self._answer(401, {"detail": "Invalid token."})  # the worker's token is not a user's
         elif (style := backend.style(style_id)) is None:
             self._answer(404, {"detail": "Not found."})
         else:
             self._answer(200, style)
 
     def do_DELETE(self) -> None:
-        """Forget the calls so far."""
+        """Clear the recorded calls."""
         with self.server.backend.lock:
             self.server.backend.calls.clear()
         self._answer(200, {"success": True})
 
     def do_PATCH(self) -> None:
-        """A progress call."""
+        """Handle a progress call."""
         self._webhook()
 
     def do_POST(self) -> None:
-        """A final call, or new faults."""
+        """Handle a final call, or set new faults."""
         if self.path == "/_faults":
             try:
                 self.server.backend.plan = FaultPlan.from_json(self._body())
@@ -319,7 +319,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class BackendServer(ThreadingHTTPServer):
-    """Serves one backend, a thread a connection."""
+    """Serves one backend, with a thread per connection."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -333,7 +333,7 @@ class BackendServer(ThreadingHTTPServer):
         self._tls = tls
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Handshakes on the connection's own thread, so that a slow one holds nobody up."""
+        """Do the TLS handshake on the connection's own thread: a slow one blocks no other."""
         if self._tls is None:
             super().finish_request(request, client_address)
             return
@@ -341,7 +341,7 @@ class BackendServer(ThreadingHTTPServer):
             super().finish_request(encrypted, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller that went away is no news."""
+        """Ignore clients that disconnect."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 

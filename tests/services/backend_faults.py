@@ -1,4 +1,4 @@
-"""What the stand-in backend does wrong, and when."""
+"""Faults of the stand-in backend, and when they occur."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TAKEN = ("reset_after", "hang_after", "cut", "drip_status", "drip_headers", "drip_body")
-"""The call is taken, and the answer is lost or late."""
+"""The call is taken, and the response is lost or late."""
 NOT_TAKEN = ("answer", "reset_before", "hang")
 KINDS = (*NOT_TAKEN, *TAKEN, "slow")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to misbehave."""
+    """One fault."""
 
     do: str
-    """``answer``: with ``status``, ``headers`` and ``body``, without taking the call.
-    ``reset_before``, ``reset_after``: reset the connection, before or after taking the call.
-    ``hang``, ``hang_after``: say nothing for ``seconds``, without or after taking the call.
-    ``slow``: wait for ``seconds``, then behave.
-    ``cut``: take the call and break the body of the answer off.
-    ``drip_status``, ``drip_headers``, ``drip_body``: take the call and answer up to there, then
-    a byte at a time for ``seconds``."""
+    """``answer``: send ``status``, ``headers`` and ``body`` without taking the call.
+    ``reset_before``, ``reset_after``: reset the connection before or after taking the call.
+    ``hang``, ``hang_after``: send nothing for ``seconds``, without or after taking the call.
+    ``slow``: wait for ``seconds``, then respond normally.
+    ``cut``: take the call and send only part of the response body.
+    ``drip_status``, ``drip_headers``, ``drip_body``: take the call and respond up to there, then
+    one byte at a time for ``seconds``."""
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     body: Any = ""
-    """A text is sent as it is, anything else as JSON."""
+    """Text is sent as it is, anything else as JSON."""
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -39,25 +39,25 @@ class Fault:
 
     @property
     def taken(self) -> bool:
-        """Whether the call is taken all the same."""
+        """Whether the call is taken in spite of the fault."""
         return self.do in TAKEN
 
 
 def answer(status: int, *, retry_after: str | None = None, body: Any = "") -> Fault:
-    """An answer in place of the right one."""
+    """A fixed response without taking the call."""
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     return Fault("answer", status, headers, body)
 
 
 class FaultPlan:
-    """First a schedule, one entry a call, None for a call that goes well; then chance.
+    """A schedule of faults, one entry per call or None for no fault; then random faults.
 
     Args:
-        schedule: for the next calls.
-        probability: with which a call after the schedule meets one of ``among``.
-        seed: of that chance.
-        kinds: the requests that count: ``progress``, ``complete``, ``failed``, and ``style``
-            for one that reads a style. None: all but the last.
+        schedule: faults of the next calls.
+        probability: of a fault from ``among`` for each call after the schedule.
+        seed: of the random choices.
+        kinds: the requests that get faults: ``progress``, ``complete``, ``failed``, and ``style``
+            for reading a style. None: all but the last.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class FaultPlan:
 
     @staticmethod
     def from_json(plan: Any) -> FaultPlan:
-        """The plan as ``POST /_faults`` has it: this class's arguments, faults as objects."""
+        """The plan from the body of ``POST /_faults``: these arguments, faults as objects."""
         if not isinstance(plan, dict):
             raise ValueError("give an object")
         schedule = [fault and Fault(**fault) for fault in plan.pop("schedule", ())]
@@ -87,7 +87,7 @@ class FaultPlan:
         return FaultPlan(schedule, among=among, **plan)
 
     def next(self, kind: str) -> Fault | None:
-        """What this call meets."""
+        """The fault for this call."""
         if kind not in self._kinds:
             return None
         if self._schedule:

@@ -19,11 +19,11 @@ TOKEN = "a-token-of-more-than-32-characters-0123456789"
 
 
 class BackendProcess:
-    """A backend of our own, as a context manager.
+    """A backend process of the test's own, as a context manager.
 
     Args:
-        styles: the styles that it knows. None: all.
-        authority: who signs its certificate; it serves HTTPS then.
+        styles: the known styles. None: all.
+        authority: signs its certificate, and makes it serve HTTPS.
     """
 
     token = TOKEN
@@ -48,7 +48,7 @@ class BackendProcess:
 
     @property
     def url(self) -> str:
-        """What BACKEND_API_URL is."""
+        """The value for BACKEND_API_URL."""
         return f"{self._scheme}://127.0.0.1:{self.port}"
 
     @property
@@ -58,12 +58,12 @@ class BackendProcess:
 
     @property
     def final(self) -> list[Call]:
-        """The final calls that were taken: what artists have seen."""
+        """The final calls that were taken, which are those that artists see."""
         return [call for call in self.calls if call.taken and call.kind in FINAL]
 
     @property
     def repeats(self) -> dict[str, int]:
-        """By idempotency key, how often a final call was taken beyond the first time."""
+        """By idempotency key, how often a final call was taken again."""
         return self._ask("GET", "/_calls")["repeats"]
 
     def misbehave(
@@ -74,7 +74,7 @@ class BackendProcess:
         seed: int = 0,
         kinds: Iterable[str] | None = None,
     ) -> None:
-        """Replace what is left of earlier faults; the arguments are those of ``FaultPlan``."""
+        """Replace the remaining faults; the arguments are those of ``FaultPlan``."""
         plan = {
             "schedule": [fault and asdict(fault) for fault in schedule],
             "probability": probability,
@@ -85,11 +85,11 @@ class BackendProcess:
         self._ask("POST", "/_faults", plan)
 
     def forget(self) -> None:
-        """Forget the calls so far."""
+        """Clear the recorded calls."""
         self._ask("DELETE", "/_calls")
 
     def start(self) -> None:
-        """Start, and wait until it listens. The port stays the same when it is started again."""
+        """Start, and wait until it listens. A restart keeps the port."""
         server = [sys.executable, "-m", "tests.services.backend"]
         self._process = subprocess.Popen(
             [*server, *self._arguments, "--port", str(self.port)],
@@ -106,7 +106,7 @@ class BackendProcess:
         self.port = int(said.rsplit(" ", 1)[1])
 
     def stop(self) -> None:
-        """End the process; what it knew is gone."""
+        """End the process and lose its state."""
         if self._process is None:
             return
         self._process.terminate()

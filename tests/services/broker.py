@@ -1,4 +1,4 @@
-"""A RabbitMQ node of a test's own, to be stopped, started and killed."""
+"""A RabbitMQ node of the test's own, which it can stop, start and kill."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.services.ports import free_ports
 
 SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 ROOT = os.environ.get("TEST_RABBITMQ_ROOT")
-"""Folder of another Debian whose RabbitMQ is used (tests/brokers); unset: this machine's."""
+"""Root folder of another Debian whose RabbitMQ is used (tests/brokers); unset: this machine's."""
 ENTER_ROOT = """
     mkdir -p "$0$TMPDIR" && mount --bind "$TMPDIR" "$0$TMPDIR" && mount -t proc proc "$0/proc"
     exec chroot "$0" "$@"
@@ -34,8 +34,8 @@ LOOPBACK = "{127,0,0,1}"
 class Broker:
     """A node with its data in ``folder``, which survives stops and kills.
 
-    User and password are guest. It has its own port mapper, cookie, configuration and data,
-    and shares nothing with the machine's other nodes.
+    User and password are guest. Port mapper, cookie, configuration and data are its own, so it
+    shares nothing with the machine's other nodes.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Broker:
             "ERL_EPMD_PORT": str(mapper),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_FLAGS": f"-kernel inet_dist_use_interface {LOOPBACK} +S 1:1",
-            # The script becomes the node, whose process id is then the one we know.
+            # The script is then replaced by the node, so its process id is the node's.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
         self._node: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start, and return when it takes connections."""
+        """Start, and wait until it accepts connections."""
         assert self._node is None
         with self.log.open("ab") as log:
             self._node = subprocess.Popen(
@@ -84,7 +84,7 @@ class Broker:
                 stderr=log,
                 start_new_session=True,
             )
-        # Kills the node when this process dies, however: its standard input ends then.
+        # Kills the node when this process dies for any reason, as its standard input closes then.
         self._watcher = subprocess.Popen(
             ["sh", "-c", f"cat; kill -9 {self._node.pid}"],
             stdin=subprocess.PIPE,
@@ -99,15 +99,15 @@ class Broker:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop in order: connections are closed, everything is on disk."""
+        """Stop gracefully: connections are closed, everything is written to disk."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Stop at once, as kill -9 does."""
+        """Stop immediately, as kill -9 does."""
         self._end(signal.SIGKILL)
 
     def control(self, *arguments: str) -> str:
-        """What ``rabbitmqctl`` prints."""
+        """Output of ``rabbitmqctl``."""
         done = subprocess.run(
             _command(SCRIPTS / "rabbitmqctl", "--quiet", *arguments),
             env=self._environment,
@@ -126,7 +126,7 @@ class Broker:
         return tuple(map(int, self.control("version").strip().split(".")))
 
     def evaluate(self, expression: str) -> str:
-        """The value of an Erlang expression in the node."""
+        """Evaluate an Erlang expression in the node."""
         return self.control("eval", f"{expression}.").strip()
 
     def close_connections(self) -> None:
@@ -134,10 +134,10 @@ class Broker:
         self.control("close_all_connections", "closed by a test")
 
     def depths(self) -> dict[str, int]:
-        """Messages by queue, those that somebody holds included.
+        """Messages by queue, including unacknowledged ones.
 
-        The listing learns of a quorum queue's messages every five seconds only; the queue itself
-        knows those that nobody holds.
+        The listing updates a quorum queue's count only every five seconds; the queue itself
+        reports its ready messages immediately.
         """
         lines = self.control("list_queues", "name", "messages", "--no-table-headers")
         listed = {name: int(count) for name, count in map(str.split, lines.splitlines())}
@@ -150,7 +150,7 @@ class Broker:
         return {name: max(count, waiting[name]) for name, count in listed.items()}
 
     def end(self) -> None:
-        """Leave nothing behind but the folder."""
+        """Stop everything; only the folder remains."""
         self.kill()
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             subprocess.run(
@@ -173,7 +173,7 @@ class Broker:
         for process in (self._watcher, self._node):
             if process is None:
                 continue
-            # The watcher goes first, so that it kills nobody who has the node's number next.
+            # Stop the watcher first, because the node's process id may be reused.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL if process is self._watcher else by)
             try:
@@ -187,14 +187,14 @@ class Broker:
 
 
 def _command(program: str | Path, *arguments: str) -> list[str]:
-    """Runs ``program`` of ``ROOT``, in mounts that vanish with it; needs root there."""
+    """Command that runs ``program`` of ``ROOT`` in temporary mounts; needs root for them."""
     command = [str(program), *arguments]
     return command if ROOT is None else ["unshare", "-m", "sh", "-ec", ENTER_ROOT, ROOT, *command]
 
 
 @contextmanager
 def own_broker(*, configuration: str = "", plugins: tuple[str, ...] = ()) -> Iterator[Broker]:
-    """A running node; nothing of it is left afterwards."""
+    """A running node, removed afterwards."""
     require_rabbitmq()
     with tempfile.TemporaryDirectory(prefix="broker-") as folder:
         broker = Broker(Path(folder), configuration=configuration, plugins=plugins)
@@ -206,6 +206,6 @@ def own_broker(*, configuration: str = "", plugins: tuple[str, ...] = ()) -> Ite
 
 
 def require_rabbitmq() -> None:
-    """Skip the test where RabbitMQ is not installed; fail it in CI, where it must be."""
+    """Skip the test if RabbitMQ is not installed; fail it in CI, where it must be."""
     if not (SCRIPTS / "rabbitmq-server").exists():
         skip_or_fail(f"waits for RabbitMQ to be installed, with its scripts in {SCRIPTS}")

@@ -1,4 +1,4 @@
-"""A certificate authority for the length of a test."""
+"""A certificate authority for one test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pair:
 
 
 class Authority:
-    """Signs certificates into ``folder``; ``certificate`` is what to trust."""
+    """Signs certificates into ``folder``; ``certificate`` is the one to trust."""
 
     def __init__(self, folder: Path, name: str = "test authority") -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""A server in a process of its own, for the time that a test needs it."""
+"""A server in its own process, for as long as a test needs it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def serving(module: str, *arguments: str) -> Iterator[str]:
     """Run ``python -m module`` and wait for the first line that it prints: its URL.
 
-    The server ends with the context, and also when this process dies: its standard input,
-    which ``end_with_parent`` watches there, closes then.
+    The server ends with the context, and also when this process dies: its standard input closes
+    then, and ``end_with_parent`` in the server watches it.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
@@ -46,7 +46,7 @@ def serving(module: str, *arguments: str) -> Iterator[str]:
 
 
 def end_with_parent() -> None:
-    """Let this process die with the one that started it."""
+    """Make this process end when its parent does."""
 
     def watch() -> None:
         sys.stdin.buffer.read()

@@ -1,4 +1,4 @@
-"""Our commands in processes of their own, with the small base on the CPU and no status page."""
+"""Our commands in their own processes, with the small base on the CPU and no status page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's own, what is usual in tests, and the settings."""
+    """This process's environment, the usual test settings, and the given settings."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -29,7 +29,7 @@ def environment(**settings: str) -> dict[str, str]:
 def run(
     name: str, *arguments: str, cwd: Path, timeout: float = 240, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m entrypoints.name`` to its end."""
+    """Run ``python -m entrypoints.name`` until it ends."""
     return subprocess.run(
         [sys.executable, "-m", f"entrypoints.{name}", *arguments],
         cwd=cwd,
@@ -45,7 +45,7 @@ def run(
 def a_worker(
     *arguments: str, cwd: Path, stderr: int | IO[str] = subprocess.PIPE, **settings: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A running worker, gone when the context is left."""
+    """A running worker, ended on leaving the context."""
     worker = subprocess.Popen(
         [sys.executable, "-m", "entrypoints.worker", *arguments],
         cwd=cwd,

@@ -1,8 +1,8 @@
-"""Google Cloud Storage on loopback: an emulator in a process of its own.
+"""Google Cloud Storage on loopback: an emulator in its own process.
 
 It checks ``ifGenerationMatch`` on uploads in one request, as Google's service does, but not on
-resumable ones, which Google's service refuses when they begin or end on a stale condition. It
-asks for no credentials and never throttles; both are told by the proxy of ``http_proxy``.
+resumable uploads, which Google's service rejects if the condition is stale at their start or end.
+It requires no credentials and never throttles; ``http_proxy`` simulates such errors.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Emulator:
     url: str
 
     def new_bucket(self) -> str:
-        """An empty bucket that nobody else uses."""
+        """An empty bucket of the test's own."""
         name = f"bucket-{uuid.uuid4().hex}"
         self.create_bucket(name)
         return name
 
     def create_bucket(self, name: str) -> None:
-        """Make a bucket."""
+        """Create a bucket."""
         self.client().create_bucket(name)
 
     def client(self) -> Client:
@@ -64,7 +64,7 @@ def running_gcs(*buckets: str) -> Iterator[Emulator]:
 def main() -> None:
     """Serve on a free port, print the URL, end with the parent.
 
-    The emulator's own way to start keeps blobs in files; in memory it is faster, and atomic.
+    The emulator's own start command stores blobs in files; memory is faster, and atomic.
     """
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"

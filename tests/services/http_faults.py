@@ -1,4 +1,4 @@
-"""Which request meets which fault, and what came by: the rules of the HTTP proxy."""
+"""Rules of the HTTP proxy: which request gets which fault, and a record of the requests."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Fault = Literal["answer", "hang", "cut", "corrupt", "reset_before", "reset_after
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One fault and the requests that meet it. The first rule that fits is applied."""
+    """One fault and the requests that get it. The first matching rule applies."""
 
     fault: Fault
-    """``answer``: the answer below, and the server hears nothing. ``hang``: no answer for
-    ``seconds``, then the end of the connection. ``cut``: half of the server's body.
-    ``corrupt``: one byte of it is another. ``reset_before``, ``reset_after``: the connection is
-    reset, and the server has not heard of the request, or has processed it."""
+    """``answer``: the response below, without passing the request on. ``hang``: no response for
+    ``seconds``, then close the connection. ``cut``: half of the server's body. ``corrupt``: change
+    one byte of it. ``reset_before``, ``reset_after``: reset the connection, before or after the
+    server has processed the request."""
     method: str = ".*"
     """Regular expression for the whole method."""
     target: str = ""
-    """Regular expression found somewhere in path and query."""
+    """Regular expression to find anywhere in path and query."""
     sender: str = ""
-    """Regular expression found in the header Authorization, which names the access key."""
+    """Regular expression to find in the header Authorization, which contains the access key."""
     skip: int = 0
-    """How many fitting requests pass before the first is hit."""
+    """Number of matching requests that pass before the first fault."""
     times: int | None = None
-    """How many are hit; None: all that come."""
+    """Number of faults; None: unlimited."""
     probability: float = 1.0
-    """Of a hit, drawn from the seed given with the rules."""
+    """Probability of a fault, drawn from the seed given with the rules."""
     status: int = 500
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str = ""
@@ -47,7 +47,7 @@ def s3_error(
     headers: Mapping[str, str] | None = None,
     **when: Any,
 ) -> Rule:
-    """The rule that gives S3's own answer for an error."""
+    """A rule with S3's own error response."""
     body = (
         '<?xml version="1.0" encoding="UTF-8"?>'
         f"<Error><Code>{code}</Code><Message>told by a test</Message>{extra}</Error>"
@@ -57,41 +57,41 @@ def s3_error(
 
 
 def internal_error(**when: Any) -> Rule:
-    """S3 fails."""
+    """S3 fails internally."""
     return s3_error("InternalError", 500, **when)
 
 
 def slow_down(retry_after: int | None = None, **when: Any) -> Rule:
-    """S3 asks for fewer requests."""
+    """S3 throttles."""
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     return s3_error("SlowDown", 503, headers=headers, **when)
 
 
 def access_denied(**when: Any) -> Rule:
-    """S3 refuses."""
+    """S3 denies access."""
     return s3_error("AccessDenied", 403, **when)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One request that came by."""
+    """One request through the proxy."""
 
     method: str
     target: str
     headers: Mapping[str, str]
     fault: Fault | None
     status: int | None
-    """Of the answer sent; None when there was none."""
+    """Status sent to the client; None if there was none."""
     sent: int
-    """Bytes of its body that the client's side took."""
+    """Number of body bytes that the client's side took."""
 
 
 class Plan:
-    """The rules in force, how often each was met, and what was seen."""
+    """The rules in force, how often each applied, and the requests seen."""
 
     def __init__(self, rules: Sequence[Rule] = (), seed: int = 0) -> None:
         self.over = threading.Event()
-        """Set when another plan is in force: nobody hangs any longer."""
+        """Set when another plan replaces this one: hanging requests end."""
         self._rules = rules
         self._met = [0] * len(rules)
         self._hit = [0] * len(rules)
@@ -101,7 +101,7 @@ class Plan:
         self._lock = threading.Condition()
 
     def choose(self, method: str, target: str, sender: str = "") -> Rule | None:
-        """The rule that this request meets, if any."""
+        """The rule for this request, if any."""
         with self._lock:
             self._under_way += 1
             for number, rule in enumerate(self._rules):
@@ -118,14 +118,14 @@ class Plan:
         return None
 
     def note(self, seen: Seen) -> None:
-        """Remember a request."""
+        """Record a request."""
         with self._lock:
             self._under_way -= 1
             self._seen.append(seen)
             self._lock.notify_all()
 
     def seen(self) -> list[Seen]:
-        """What was remembered. A client may have an answer a moment before we noted it."""
+        """The recorded requests. A client may receive a response shortly before it is recorded."""
         with self._lock:
             self._lock.wait_for(lambda: self._under_way == 0, timeout=2)
             return list(self._seen)

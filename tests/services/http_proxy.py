@@ -1,7 +1,7 @@
-"""An HTTP proxy that breaks what passes through it, as told while it runs.
+"""An HTTP proxy that injects faults, which can be changed while it runs.
 
-It stands between a client and a server, in a process of its own. Rules say which requests
-meet which fault; they are set, and what happened is read, at ``/_faults`` on the same port.
+It runs in its own process between a client and a server. Rules define which requests get which
+fault. Set the rules, and read what happened, at ``/_faults`` on the same port.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class FaultyProxy:
     url: str
 
     def rules(self, *rules: Rule, seed: int = 0) -> None:
-        """Put these rules in place of all others, and forget what was seen."""
+        """Replace all rules, and clear the record of requests."""
         plan = {"rules": [asdict(rule) for rule in rules], "seed": seed}
         requests.post(self.url + CONTROL, json=plan, timeout=30).raise_for_status()
 
     def clear(self) -> None:
-        """Let everything pass."""
+        """Pass everything on unchanged."""
         self.rules()
 
     def seen(self) -> list[Seen]:
@@ -51,14 +51,14 @@ class FaultyProxy:
 
 @contextmanager
 def running_proxy(upstream: str) -> Iterator[FaultyProxy]:
-    """A proxy before the server at ``upstream``, on a free port."""
+    """A proxy for the server at ``upstream``, on a free port."""
     with serving("tests.services.http_proxy", upstream) as url:
         yield FaultyProxy(url)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the client is to get."""
+    """The response to send to the client."""
 
     status: int
     headers: Sequence[tuple[str, str]]
@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
     server: ProxyServer
 
     def handle_one_request(self) -> None:
-        """Read a request and serve it, whatever its method."""
+        """Read a request with any method and serve it."""
         try:
             self.raw_requestline = self.rfile.readline(CHUNK)
             if not self.raw_requestline or not self.parse_request():
@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _control(self, body: bytes) -> None:
         if self.command == "GET":
@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
             plan.note(Seen(self.command, self.path, self._heads(), fault, status, sent))
 
     def _answer(self, rule: Rule | None, body: bytes) -> Answer | None:
-        """What to send, or None where the connection is to be reset."""
+        """The response to send, or None to reset the connection."""
         if rule is not None and rule.fault == "answer":
             return Answer(rule.status, list(rule.headers.items()), rule.body.encode())
         if rule is not None and rule.fault == "reset_before":
@@ -142,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         return answer
 
     def _send(self, answer: Answer, allowed: int | None = None) -> Iterator[int]:
-        """Send the head and the body, or its first bytes; count them as they go."""
+        """Send the head and the body, or its first bytes; count the bytes."""
         self.send_response_only(answer.status)
         for name, value in answer.headers:
             self.send_header(name, value)
@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         return {name.lower(): value for name, value in self.headers.items()}
 
     def _reset(self) -> None:
-        """Let the connection end with RST rather than in good order."""
+        """End the connection with RST instead of FIN."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -179,12 +179,12 @@ class ProxyServer(ThreadingHTTPServer):
         self._names = (upstream, f"http://127.0.0.1:{self.server_port}")
 
     def follow(self, plan: Plan) -> None:
-        """Put another plan into force."""
+        """Replace the plan."""
         self.plan.over.set()
         self.plan = plan
 
     def fetch(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """What the server answers."""
+        """The server's response."""
         connection = http.client.HTTPConnection(*self._upstream, timeout=120)
         try:
             connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
@@ -196,7 +196,7 @@ class ProxyServer(ThreadingHTTPServer):
             dropped = {"connection", "keep-alive", "transfer-encoding"}
             if method != "HEAD":
                 dropped.add("content-length")
-            # An upload's own address leads past the proxy, were it not for this.
+            # Without this, an upload's own URL would bypass the proxy.
             kept = [
                 (name, value.replace(*self._names))
                 for name, value in answer.getheaders()
@@ -207,7 +207,7 @@ class ProxyServer(ThreadingHTTPServer):
             connection.close()
 
     def shutdown_request(self, request: Any) -> None:
-        """Close without a FIN of its own, which would come before a reset."""
+        """Close without sending FIN, which would precede a reset."""
         self.close_request(request)
 
 

@@ -1,8 +1,8 @@
 """A stand-in for the platform's inference server: how it finds and loads a style.
 
-Written from what that server is seen to do. It reads ``gs://`` only, from its own bucket whatever
-the path names, and takes everything whose name begins with the folder's, without a slash at the
-end. What it cannot find it draws without the style, and reports as a success.
+Modelled on that server's observed behaviour. It reads ``gs://`` only, from its own bucket whatever
+bucket the path names, and downloads every blob whose name begins with the folder's, without a
+trailing slash. If it finds no style it draws without one, and reports success.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class InferenceServer:
 
     @staticmethod
     def generator() -> torch.Generator:
-        """The noise that every image begins with."""
+        """The initial noise of every image."""
         return torch.Generator().manual_seed(7)
 
     def draw(self, model_path: str, prompt: str, *, size: int) -> NDArray[Any]:
@@ -60,7 +60,7 @@ class InferenceServer:
             from peft import PeftModel
 
             unet = self.pipeline.unet
-            # That server computes in float16; a CPU in the model's own numbers.
+            # That server computes in float16; on a CPU this uses the model's own type.
             wrapped = PeftModel.from_pretrained(unet, folder).to(unet.dtype)
             self.pipeline.unet = wrapped
             try:
@@ -72,7 +72,7 @@ class InferenceServer:
             yield
 
     def download(self, model_path: str, folder: Path) -> list[str]:
-        """Download a style; the files' names in ``folder``, empty where there is no such style."""
+        """Download a style. Returns the files' names in ``folder``; empty if there is none."""
         prefix = next((p for p in PREFIXES if model_path.startswith(p)), None)
         if prefix is None:
             return []

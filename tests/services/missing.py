@@ -1,4 +1,4 @@
-"""What becomes of a test on a machine that lacks what it needs."""
+"""Tests on a machine that lacks what they need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def skip_or_fail(reason: str) -> NoReturn:
-    """Skip the test; fail it in CI, where everything must be there."""
+    """Skip the test; fail it in CI, where everything must be installed."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -15,7 +15,7 @@ API_BASE_URL = "http://backend:8000"
 def upload_images(
     emulator: Emulator, bucket: str, style_id: int, images: Sequence[Path]
 ) -> list[str]:
-    """Store an artist's images, and a caption beside each that has one; their addresses."""
+    """Store an artist's images and their captions, if any. Returns the images' URIs."""
     store = emulator.client().bucket(bucket)
     addresses = []
     for number, image in enumerate(images):
@@ -31,7 +31,7 @@ def upload_images(
 def task_message(
     style_id: int, images: Sequence[str], *, task_id: str | None = None, **parameters: object
 ) -> bytes:
-    """A task as the platform publishes it; ``parameters`` beyond its own three are ours."""
+    """A task as the platform publishes it; its own parameters are three, all others are ours."""
     message = {
         "task_id": task_id or str(uuid.uuid4()),
         "type": "model_training",

@@ -1,4 +1,4 @@
-"""Ports for servers that have to be told theirs."""
+"""Free ports for servers that cannot choose one themselves."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import socket
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on 127.0.0.1 that nobody listens on just now.
+    """Ports on 127.0.0.1 on which nothing listens.
 
-    Below those that the system gives to outgoing connections: a broker that is restarted wants
-    its port back, and in the meantime somebody's connection might have it.
+    They are below the range for outgoing connections: otherwise another process's connection could
+    take the port of a broker while it restarts.
     """
     found: list[int] = []
     while len(found) < count:
@@ -23,7 +23,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def listens(port: int) -> bool:
-    """Whether something on 127.0.0.1 takes connections at this port."""
+    """Whether anything accepts connections at this port of 127.0.0.1."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False

@@ -22,19 +22,19 @@ from tests.services.missing import skip_or_fail
 from tests.services.waiting import PATIENCE
 
 PORT = int(os.environ.get("TEST_RABBITMQ_PORT", "5672"))
-"""tests/brokers sets another."""
+"""tests/brokers sets another one."""
 
 
 @contextmanager
 def raw_channel(port: int = PORT, vhost: str = "/") -> Iterator[BlockingChannel]:
-    """A channel as any other program has one."""
+    """A plain pika channel, as other programs use."""
     parameters = pika.ConnectionParameters("127.0.0.1", port, vhost, connection_attempts=1)
     with pika.BlockingConnection(parameters) as connection:
         yield connection.channel()
 
 
 def require_broker() -> None:
-    """Skip the test where no broker runs; fail it in CI, where one must."""
+    """Skip the test if no broker runs; fail it in CI, where one must."""
     try:
         with raw_channel():
             return
@@ -45,7 +45,7 @@ def require_broker() -> None:
 
 @contextmanager
 def own_options(delays: tuple[float, ...] = (0.3, 1.5), **others: Any) -> Iterator[RabbitOptions]:
-    """Options with a queue that no other test has; it and its companions vanish afterwards."""
+    """Options with a queue of the test's own; it and its companions are deleted afterwards."""
     require_broker()
     name = f"test.{uuid.uuid4().hex[:12]}"
     options = RabbitOptions(port=PORT, queue=name, retry_delays=delays, **others)
@@ -68,7 +68,7 @@ def opened(options: RabbitOptions, worker: str = "worker-1") -> Iterator[RabbitQ
 
 
 def receive(queue: RabbitQueue) -> Delivery:
-    """The next message, through every outage."""
+    """The next message, retrying through outages."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
@@ -81,14 +81,14 @@ def receive(queue: RabbitQueue) -> Delivery:
 
 
 def publish_as_the_backend(channel: BlockingChannel, queue: str, body: bytes) -> None:
-    """Declare and publish as another program does."""
+    """Declare the queue and publish, as another program does."""
     channel.queue_declare(queue=queue, durable=True)
     properties = pika.BasicProperties(delivery_mode=2, content_type="application/json")
     channel.basic_publish("", queue, body, properties)
 
 
 def fetch(channel: BlockingChannel, queue: str) -> tuple[pika.BasicProperties, bytes]:
-    """Take the first message out of a queue."""
+    """Get the first message from a queue."""
     _, properties, body = channel.basic_get(queue, auto_ack=True)
     assert properties is not None
     assert body is not None

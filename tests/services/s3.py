@@ -1,7 +1,7 @@
-"""An S3 server over HTTP, in a process of its own: moto's, one request at a time.
+"""An S3 server over HTTP in its own process: moto's, serving one request at a time.
 
-Moto tests a condition and writes without a lock in between, so of two conditional writes both
-may win; and it overlooks ``If-Match`` at the end of a multipart upload. Both are mended here.
+Moto checks a condition and then writes without a lock, so two conditional writes may both succeed;
+and it ignores ``If-Match`` at the end of a multipart upload. This module corrects both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Server:
     url: str
 
     def new_bucket(self) -> str:
-        """An empty bucket that nobody else uses."""
+        """An empty bucket of the test's own."""
         name = f"bucket-{uuid.uuid4().hex}"
         self.create_bucket(name)
         return name
@@ -55,7 +55,7 @@ class Server:
         )
 
     def create_bucket(self, name: str) -> None:
-        """Make a bucket."""
+        """Create a bucket."""
         self.client().create_bucket(Bucket=name)
 
 
@@ -63,7 +63,7 @@ class Server:
 def running_s3(*buckets: str) -> Iterator[Server]:
     """A server on a free port with these buckets, or the one that ``TEST_S3_URL`` names.
 
-    That one must know our keys: tests/brokers/radosgw.sh starts such a server.
+    That one must accept our keys: tests/brokers/radosgw.sh starts such a server.
     """
     other = os.environ.get("TEST_S3_URL")
     with nullcontext(other) if other else serving("tests.services.s3") as url:
@@ -74,7 +74,7 @@ def running_s3(*buckets: str) -> Iterator[Server]:
 
 
 class OneAtATime:
-    """Serves whole requests one after the other, each read to its end before its turn."""
+    """Serves requests one after another; each is read completely first."""
 
     def __init__(self, application: Application) -> None:
         self._application = application

@@ -1,4 +1,4 @@
-"""A worker in several states, as its status page would show it, at a real address."""
+"""A worker in several states, with its status page at a real address."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ NASTY = "<img src=x onerror=alert(1)> & <script>alert(2)</script>"
 
 
 def task(style_id: int) -> TrainingTask:
-    """A task of that style."""
+    """A task for that style."""
     return TrainingTask(
         task_id=f"550e8400-e29b-41d4-a716-4466554400{style_id:02d}",
         style_id=style_id,
@@ -67,7 +67,7 @@ def task(style_id: int) -> TrainingTask:
 
 @dataclass
 class Scene:
-    """One worker, driven by hand."""
+    """One worker, controlled by the test."""
 
     clock: ManualClock = field(default_factory=ManualClock)
     cards: Sequence[GpuReading] = (CARD,)
@@ -91,7 +91,7 @@ class Scene:
         self.tell = EventBus(self.worker_state, counted)
 
     def sources(self) -> Sources:
-        """What the page reads."""
+        """The data sources of the page."""
 
         def broker() -> Finding:
             trouble = self.queues["trouble"]
@@ -123,7 +123,7 @@ class Scene:
     # --- what happens ---------------------------------------------------------------------
 
     def start(self, style_id: int, *, attempt: int = 1, resumed_from: int | None = None) -> None:
-        """A task is taken up."""
+        """A task starts."""
         self.tell(received(task(style_id)))
         self.counted.lease_written(task(style_id).task_id, self.clock.now().timestamp())
         at = None
@@ -132,7 +132,7 @@ class Scene:
         self.tell(JobStarted(**ids(style_id), attempt=attempt, resumed_from=at))
 
     def train(self, style_id: int, *, epochs: int = 200, first: int = 1, until: int = 200) -> None:
-        """Epochs of twelve steps, half a second each."""
+        """Train epochs of twelve steps, half a second each."""
         self.clock.advance(3.4)
         parameters = TrainingParameters(epochs=epochs, resolution=512)
         self.tell(TrainingBegan(**ids(style_id), parameters=parameters, image_count=12))
@@ -174,7 +174,7 @@ class Scene:
             self.previews.close(run)
 
     def fail(self, style_id: int, code: FailureCode, message: str) -> None:
-        """The job is given up."""
+        """The job fails."""
         failure = Failure(code, message)
         self.tell(JobGivenUp(**ids(style_id), failure=failure))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
@@ -182,18 +182,18 @@ class Scene:
         self.tell(settled(task(style_id), Ack()))
 
     def interrupt(self, style_id: int) -> None:
-        """The worker is asked to stop."""
+        """The worker is stopped."""
         self.tell(JobInterrupted(**ids(style_id), reason="its worker shut down", failures=0))
         self.tell(settled(task(style_id), Requeue()))
 
 
 def ids(style_id: int) -> Any:
-    """What every event carries."""
+    """The ids that every event carries."""
     return {"task_id": task(style_id).task_id, "style_id": style_id}
 
 
 def a_png(number: int, style: bool) -> bytes:
-    """Some image."""
+    """A sample image."""
     from PIL import Image, ImageDraw
 
     backs = [["#9aa7b0", "#b0a79a", "#a3b09a"], ["#22577a", "#c9653b", "#38a3a5"]][style]
@@ -220,7 +220,7 @@ def idle() -> Scene:
 
 
 def training() -> Scene:
-    """In the middle of a job that was resumed, after others."""
+    """A resumed job halfway through, after other jobs."""
     scene = Scene()
     scene.start(41)
     scene.train(41)
@@ -243,7 +243,7 @@ def training() -> Scene:
 
 
 def side_by_side() -> Scene:
-    """Three jobs in hand: two of them in training, one still fetching its images."""
+    """Three active jobs: two in training, one still fetching its images."""
     scene = Scene()
     scene.start(41)
     scene.train(41)
@@ -260,7 +260,7 @@ def side_by_side() -> Scene:
 
 
 def failed() -> Scene:
-    """The last job failed, with a message that would like to be markup; the broker is away."""
+    """The last job failed with a message that contains markup; the broker is unavailable."""
     scene = Scene(cards=())
     scene.start(43)
     scene.train(43, until=30)

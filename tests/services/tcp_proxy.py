@@ -1,4 +1,4 @@
-"""A wire between a client and a server that a test can cut, hold or unplug."""
+"""A TCP connection between a client and a server that a test can cut, pause or disconnect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 
 
 class Proxy:
-    """Passes every connection to its own port on to the server at ``port`` of this machine."""
+    """Forwards every connection to its own port to the server at ``port`` of this machine."""
 
     def __init__(self, port: int) -> None:
         self._server = ("127.0.0.1", port)
@@ -26,7 +26,7 @@ class Proxy:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        # Otherwise a thread that waits in accept() keeps the port.
+        # Otherwise a thread blocked in accept() keeps the port.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -34,27 +34,27 @@ class Proxy:
         self._flowing.set()
 
     def cut(self) -> None:
-        """Break every connection; new ones are taken."""
+        """Break every connection; accept new ones."""
         with self._lock:
             sockets, self._sockets = self._sockets, set()
         for end in sockets:
             _shut(end)
 
     def unplug(self) -> None:
-        """Break every connection, and each new one at once."""
+        """Break every connection, and each new one immediately."""
         self._unplugged = True
         self.cut()
 
     def plug_in(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._unplugged = False
 
     def hold(self) -> None:
-        """Let nothing pass, in either direction, and break nothing."""
+        """Pause both directions without breaking connections."""
         self._flowing.clear()
 
     def release(self) -> None:
-        """Let everything pass again."""
+        """Resume after ``hold``."""
         self._flowing.set()
 
     def _accept(self) -> None:

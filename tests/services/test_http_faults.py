@@ -1,4 +1,4 @@
-"""The faulty proxy's rules: which request meets which fault."""
+"""The faulty proxy's rules: which request gets which fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for what is bound to come."""
+"""Wait for a condition."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def eventually(
     within: float = PATIENCE,
     running: subprocess.Popen[Any] | None = None,
 ) -> None:
-    """Wait until it holds.
+    """Wait until the condition holds.
 
     Args:
         within: seconds.
-        running: it cannot come about once this process has ended.
+        running: fail early if this process ends, because the condition cannot hold then.
     """
     deadline = time.monotonic() + within
     while not holds():

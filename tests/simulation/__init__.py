@@ -1,6 +1,6 @@
-"""Whole fleets in one thread and in virtual time: hundreds of disturbed hours a minute.
+"""Simulate whole fleets in one thread and in virtual time: hundreds of disturbed hours a minute.
 
 The workers are real: loop, use case, lease, journal, notify_outcome. The world around them is in
-memory, and every call on it takes time, during which anything may happen. All that is random
-comes from one seed, so a run that goes wrong can be looked at again.
+memory. Every call to it takes virtual time, during which anything may happen. All randomness
+comes from one seed, so a failed run can be repeated.
 """

@@ -1,4 +1,4 @@
-"""``python -m tests.simulation``: many runs, or a close look at one."""
+"""``python -m tests.simulation``: many runs, or one run in detail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.simulation.world import STEPS
 
 
 def main() -> int:
-    """Print what went wrong, and a closing line; 1 when anything did."""
+    """Print errors and a closing line. Returns 1 if there were errors."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--runs", type=int, default=1000, help="how many (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first (default: 0)")

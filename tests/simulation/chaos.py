@@ -1,4 +1,4 @@
-"""What happens to a run: at any time, or where it hurts."""
+"""Disturbances of a run, at random times or at the most harmful events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.simulation.timeline import Process
 from tests.simulation.world import STEPS, World, garbage
 
 HORIZON = 900.0
-"""Seconds within which most of it happens."""
+"""Seconds within which most disturbances happen."""
 TURNS: tuple[type[Event], ...] = (
     JobStarted,
     CheckpointSaved,
@@ -31,23 +31,23 @@ TURNS: tuple[type[Event], ...] = (
     JobGivenUp,
     AnnouncementBegun,
 )
-"""After which a disturbance hurts most."""
+"""Events after which a disturbance does most harm."""
 UNENDING = float("inf")
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What was done to whom, and when."""
+    """A disturbance: its kind, its target, and its time."""
 
     kind: str
     detail: str
     begins: float
     ends: float
-    """Seconds of virtual time."""
+    """Virtual time in seconds."""
     who: Process | None = None
 
     def hit(self, process: Process, begins: float, ends: float) -> bool:
-        """Whether it met that process between two moments."""
+        """Whether it affected that process between two moments."""
         return self.who in (None, process) and self.begins <= ends and begins <= self.ends
 
 
@@ -60,13 +60,13 @@ class Chaos:
     chance: random.Random
     done: list[Disturbance] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
-    """Tasks, by their ids."""
+    """Task ids."""
     garbage: list[bytes] = field(default_factory=list)
-    """Messages that are no tasks."""
+    """Messages that are not tasks."""
     _heeding: list[Callable[[Machine, Event], bool]] = field(default_factory=list)
 
     def plan(self) -> None:
-        """Plan one disturbance more."""
+        """Plan one more disturbance."""
         kind = self.chance.choice([*self._kinds()])
         if self.chance.random() < 0.4:
             moment = self.chance.uniform(0, HORIZON)
@@ -85,7 +85,7 @@ class Chaos:
         self._heeding.append(heed)
 
     def happened(self, machine: Machine, event: Event) -> None:
-        """Look whether somebody has been waiting for this."""
+        """Trigger the disturbances planned for this event."""
         for heed in self._heeding:
             if heed(machine, event):
                 self._heeding.remove(heed)
@@ -166,7 +166,7 @@ class Chaos:
         self._note("connection", "lost", who=machine)
 
     def _cut_off(self, machine: Machine) -> None:
-        """Others have a way to the store, and get its messages."""
+        """Cut one machine off from the store; the others get its messages."""
         self._trouble("store", self.world.store, machine)
         machine.connection.lose()
 
@@ -182,7 +182,7 @@ class Chaos:
         )
         server.troubles.append(trouble)
         told = ", ".join(fate.name.lower() for fate in fates)
-        # What was called near its end may be done, or be given up, a while later.
+        # Calls shortly before its end may be completed, or fail, a while later.
         self._note(name, f"{told} ({trouble.chance:g})", seconds + 2 * server.timeout, who)
 
     def _publish_again(self, _machine: Machine) -> None:

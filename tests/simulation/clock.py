@@ -16,7 +16,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class VirtualClock:
-    """Port ``Clock``: a machine's own, whose wall clock may be wrong."""
+    """Port ``Clock`` of one machine, whose wall clock may be wrong."""
 
     def __init__(self, timeline: Timeline, process: Process) -> None:
         self._timeline = timeline

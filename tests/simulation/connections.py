@@ -1,4 +1,4 @@
-"""A machine's ports, which lead over the network into its world."""
+"""A machine's ports, which connect to its world over the simulated network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.simulation.timeline import Process
 from tests.simulation.world import KEYS, Call, World
 
 PROGRESS_TIMEOUT = 5.0
-"""Seconds that a progress call is waited for, by default."""
+"""Default timeout of progress calls in seconds."""
 
 
 class Blobs:
@@ -129,7 +129,7 @@ class Backend:
 
 
 class Connection:
-    """Port ``Queue``: one connection to the broker, which has what is delivered over it."""
+    """Port ``Queue``: one connection to the broker, with the deliveries made over it."""
 
     def __init__(self, world: World, process: Process, chance: random.Random) -> None:
         self._world = world
@@ -138,7 +138,7 @@ class Connection:
         self._held: list[Delivery] = []
 
     def lose(self) -> None:
-        """The connection breaks: the broker takes back what it has delivered."""
+        """Break the connection: the broker requeues its deliveries."""
         for delivery in self._held:
             self._world.queue.take_back(delivery)
         self._held.clear()
@@ -177,7 +177,7 @@ class Connection:
             self._held.remove(delivery)
             settle(self._world.queue)
             return
-        # Done, half of it done (put aside, and not acknowledged), or not done.
+        # Done, half done (moved to another queue but not acknowledged), or not done.
         done = self._chance.random()
         if done < 0.6:
             self._held.remove(delivery)

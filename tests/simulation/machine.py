@@ -1,4 +1,4 @@
-"""A worker process on the timeline: the real use cases, with ports that lead into its world."""
+"""A simulated worker process: the real use cases, with ports connected to its world."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PLANNED = "a defect that was planned"
 
 
 class Machine:
-    """Takes tasks until it is told to stop, or is gone."""
+    """Runs tasks until it is stopped or dies."""
 
     def __init__(
         self,
@@ -103,19 +103,19 @@ class Machine:
             world.timeline.spawn(self.process, lambda: self._work(loop))
 
     def terminate(self, grace: float) -> None:
-        """SIGTERM, and the process's end when the grace is over."""
+        """SIGTERM; the process ends when the shutdown timeout is over."""
         self.stop.request(StopReason.SHUTDOWN, deadline=self.clock.monotonic() + grace)
         self._world.timeline.at(self._world.timeline.now + grace, self.kill)
 
     def kill(self) -> None:
-        """SIGKILL. The broker notices at some time."""
+        """SIGKILL. The broker notices after some time."""
         if not self.process.dead:
             self.process.dead = True
             later = self._world.timeline.now + self._chance.uniform(0, 120)
             self._world.timeline.at(later, self.connection.lose)
 
     def _work(self, loop: WorkerLoop) -> None:
-        """What a worker_pool does: the first loop that ends takes the others with it, in order."""
+        """Work like a worker_pool: when the first loop ends, it stops the others gracefully."""
         try:
             loop(self.stop)
         except TrainerBroken:
@@ -131,7 +131,7 @@ class Machine:
 
 
 class _Uploads(Executor):
-    """A thread for every upload."""
+    """Runs every upload in its own thread."""
 
     def __init__(self, timeline: Timeline, process: Process) -> None:
         self._timeline = timeline
@@ -153,14 +153,14 @@ class _Uploads(Executor):
 
 
 class _Trainer(MemoryTrainer):
-    """Whose device can break, and which has defects."""
+    """A trainer whose device can break, and which has defects."""
 
     def __init__(self, clock: VirtualClock, world: World, step_seconds: float, slots: int) -> None:
         super().__init__(clock, step_seconds, slots)
         self.world = world
         self.broken = False
         self.defects = 0
-        """That the next steps will meet."""
+        """Number of coming steps that fail with a defect."""
 
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[Any]:
@@ -169,7 +169,7 @@ class _Trainer(MemoryTrainer):
 
 
 class _Session:
-    """Port ``TrainingSession``: another's, whose steps can fail."""
+    """Port ``TrainingSession``: wraps another session, and its steps can fail."""
 
     def __init__(self, session: Any, trainer: _Trainer, *, hopeless: bool) -> None:
         self._session = session

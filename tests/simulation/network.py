@@ -1,4 +1,4 @@
-"""Calls that take time, and what can become of them on their way."""
+"""Calls that take virtual time and can fail on their way."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tests.simulation.timeline import Process, Timeline
 
 
 class Fate(Enum):
-    """What becomes of a call."""
+    """Outcome of a call."""
 
     ANSWERED = auto()
     REFUSED = auto()
-    """At once, and nothing is done."""
+    """Fails immediately; nothing is done."""
     SILENT = auto()
-    """Nothing is done, and the caller waits in vain."""
+    """Nothing is done, and the caller times out."""
     ANSWER_LOST = auto()
-    """It is done, and the connection breaks."""
+    """The call is performed, and the connection breaks."""
     ANSWER_LATE = auto()
-    """It is done, and the caller has stopped waiting by then."""
+    """The call is performed, but the caller has timed out before the response."""
     LATE = auto()
-    """It is done after the caller has stopped waiting."""
+    """The call is performed after the caller has timed out."""
 
 
 TROUBLES = tuple(fate for fate in Fate if fate is not Fate.ANSWERED)
@@ -33,31 +33,31 @@ TROUBLES = tuple(fate for fate in Fate if fate is not Fate.ANSWERED)
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
-    """What some calls on a server meet for a while."""
+    """Faults of some calls to a server for a while."""
 
     begins: float
     ends: float
-    """Seconds of virtual time."""
+    """Virtual time in seconds."""
     chance: float
     fates: tuple[Fate, ...]
     who: Process | None = None
-    """Whose calls; None: everybody's."""
+    """Process whose calls are affected; None: all."""
 
 
 @dataclass
 class Server:
-    """Somewhere that calls go to."""
+    """A destination of calls."""
 
     timeout: float
-    """Seconds after which a caller gives up."""
+    """Seconds after which a caller times out."""
     lost: Callable[[str], Unavailable]
-    """What it raises then."""
+    """The error that a timed-out caller gets."""
     latency: float = 0.05
-    """Seconds, on average, each way."""
+    """Average seconds in each direction."""
     troubles: list[Trouble] = field(default_factory=list)
 
     def trouble(self, process: Process, now: float) -> Trouble | None:
-        """What a call of that process would meet now."""
+        """The current trouble for calls of that process, if any."""
         for trouble in self.troubles:
             if trouble.begins <= now < trouble.ends and trouble.who in (None, process):
                 return trouble
@@ -65,17 +65,17 @@ class Server:
 
 
 class Network:
-    """Brings calls to servers and answers back."""
+    """Transports calls to servers and responses back."""
 
     def __init__(self, timeline: Timeline, chance: random.Random) -> None:
         self._timeline = timeline
         self._chance = chance
 
     def call(self, process: Process, server: Server, effect: Callable[[], Any]) -> Any:
-        """Have ``effect`` happen at the server. It does, whatever becomes of the caller meanwhile.
+        """Call ``effect`` at the server. It is called even if the caller dies meanwhile.
 
         Raises:
-            Unavailable: the server's own kind.
+            Unavailable: the server's error ``lost``.
         """
         fate = self._fate(process, server)
         there, back = (self._chance.expovariate(1 / server.latency) for _ in range(2))
@@ -99,7 +99,7 @@ class Network:
 
 
 def _try(effect: Callable[[], Any]) -> Callable[[], Any]:
-    """Have the effect; what it gives or raises is given or raised to whoever gets the answer."""
+    """Call ``effect`` now; the result returns its value or raises its error later."""
     try:
         given = effect()
     except Exception as error:

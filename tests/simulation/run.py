@@ -1,4 +1,4 @@
-"""One run: some tasks, some machines, some chaos, and what came of it."""
+"""One run: some tasks, some machines, some chaos, and the result."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.simulation.timeline import Condition, Lock
 from tests.simulation.world import HOPELESS, a_world
 
 LONGEST = 24 * 3600.0
-"""Seconds after which all should long be quiet."""
+"""Seconds after which everything must have finished."""
 AFTERWARDS = 900.0
-"""Seconds for which what is still under way is looked at."""
+"""Seconds for which work still in progress is observed afterwards."""
 
 
 class Run:
-    """A world from its beginning to its end, all of it determined by ``seed``.
+    """A world from start to end, fully determined by ``seed``.
 
     Args:
-        styles: how many tasks; None leaves it to chance.
-        disturbed: whether there is any chaos.
+        styles: number of tasks; None for a random number.
+        disturbed: whether to inject faults.
     """
 
     def __init__(self, seed: int, *, styles: int | None = None, disturbed: bool = True) -> None:
@@ -38,16 +38,16 @@ class Run:
         self.machines: list[Machine] = []
         self.chaos = Chaos(self.world, self.machines, self._chance)
         self.errors: list[str] = []
-        """What the log has of them."""
+        """Errors from the log."""
         self.quiet = False
-        """Whether every task came to an end, and nothing was left on the queue."""
+        """Whether every task ended, and the queue is empty."""
         self._over = False
         self._step_seconds = self._chance.choice([0.2, 1.0, 4.0, 25.0])
         self._together = self._chance.choice([1, 1, 1, 3])
         self._disturbed = disturbed
 
     def __call__(self) -> Run:
-        """Let it happen."""
+        """Run the simulation."""
         timeline = self.world.timeline
         with self._own_threads(), self._errors_noted():
             for body in self.world.tasks:
@@ -71,7 +71,7 @@ class Run:
         self.world.timeline.at(moment, lambda: self.world.queue.publish(body))
 
     def _start(self, slot: int, life: int) -> None:
-        """A machine, and another in its place whenever one is gone."""
+        """Start a machine, and replace it whenever it is gone."""
         machine = Machine(
             self.world,
             f"worker-{slot}.{life}",
@@ -103,7 +103,7 @@ class Run:
 
     @contextmanager
     def _own_threads(self) -> Iterator[None]:
-        """Locks and waits of the timeline where the application has those of real threads."""
+        """Replace the application's locks and waits by those of the timeline."""
         timeline = self.world.timeline
 
         def wait(futures: list[Any], timeout: float | None = None) -> SimpleNamespace:

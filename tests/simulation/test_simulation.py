@@ -1,4 +1,4 @@
-"""A short stretch of seeds; ``make simulate`` has as many as you like."""
+"""A short range of seeds; ``make simulate`` runs as many as you like."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.simulation.verdict import wrongs
 
 EACH = 10
 PATIENCE = 200
-"""Seeds within which something that is broken has to show."""
+"""Number of seeds within which a planted defect must show."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def write_anyway(self: FencedBlob, data: bytes) -> None:
 
 
 def take_at_once(self: Lease, *_: Any) -> None:
-    """Whoever has the lease."""
+    """Take the lease, whoever holds it."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Virtual time: what waits is resumed at its moment, one thing at a time."""
+"""Virtual time: waiting threads resume at their moments, one at a time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from greenlet import getcurrent, greenlet
 
 
 class Gone(BaseException):
-    """The process is no more; nothing may catch it."""
+    """The process has died; do not catch this."""
 
 
 @dataclass(eq=False)
 class Process:
-    """What lives and dies, stands still and goes on as one."""
+    """Threads that live, freeze and die together."""
 
     name: str
     dead: bool = False
     frozen_until: float = 0.0
-    """Like one that is stopped by SIGSTOP, or whose machine is paused."""
+    """Frozen as by SIGSTOP, or as on a paused machine."""
 
 
 class _Strand(greenlet):
@@ -33,7 +33,7 @@ class _Strand(greenlet):
 
 
 class Timeline:
-    """Runs threads in virtual time. Of what is due at one moment, chance says which is first."""
+    """Runs threads in virtual time. Threads due at the same moment run in random order."""
 
     def __init__(self, chance: random.Random) -> None:
         self.now = 0.0
@@ -44,7 +44,7 @@ class Timeline:
         self._hub = getcurrent()
 
     def at(self, moment: float, action: Callable[[], object]) -> None:
-        """Call ``action`` then. It belongs to no process and must not wait."""
+        """Call ``action`` at that moment. It belongs to no process and must not wait."""
         self._count += 1
         heapq.heappush(self._due, (moment, self._chance.random(), self._count, action))
 
@@ -60,7 +60,7 @@ class Timeline:
         self._resume(strand, self.now)
 
     def sleep(self, seconds: float) -> None:
-        """Let the calling thread wait.
+        """Suspend the calling thread.
 
         Raises:
             Gone: its process died meanwhile.
@@ -74,7 +74,7 @@ class Timeline:
             raise Gone
 
     def run(self, until: float, over: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass, up to the moment ``until``, or until ``over`` says so."""
+        """Advance time to ``until``, or until ``over`` returns true."""
         while self._due and self._due[0][0] <= until and not over():
             moment, _, _, action = heapq.heappop(self._due)
             self.now = max(self.now, moment)
@@ -92,7 +92,7 @@ class Timeline:
 
 
 class Lock:
-    """What ``threading.Lock`` is to threads."""
+    """Replaces ``threading.Lock``."""
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
@@ -108,7 +108,7 @@ class Lock:
 
 
 class Condition:
-    """What ``threading.Condition`` is to threads, where nothing waits inside of it otherwise."""
+    """Replaces ``threading.Condition``, if nothing waits inside it except by ``wait``."""
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
@@ -120,8 +120,8 @@ class Condition:
         pass
 
     def wait(self, seconds: float) -> None:
-        """Look again after ``seconds``: nobody is woken before."""
+        """Return after ``seconds``; ``notify_all`` does not wake it earlier."""
         self._timeline.sleep(seconds)
 
     def notify_all(self) -> None:
-        """Nobody needs it."""
+        """Do nothing, as waiters poll."""

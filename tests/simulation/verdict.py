@@ -1,4 +1,4 @@
-"""What was promised, checked against what happened."""
+"""Check a run's record against the guarantees."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.simulation.world import HOPELESS, Call, style_of
 
 EXPECTED_ERRORS = (PLANNED, "its device has failed", "moved to the dead letters")
 STOPPING = ("killed", "terminated", "frozen", "device", "store")
-"""Disturbances of a machine by which it may lose what it has, or not come to record it."""
+"""Disturbances after which a machine may lose its work, or fail to record it."""
 
 
 def wrongs(run: Run) -> list[str]:
-    """Everything that should not have happened, a line each."""
+    """All violations, one line each."""
     lines = [line for task in run.world.tasks.values() for line in _of_task(run, task)]
     for body in set(run.chaos.garbage):
         lines += _calls(run, style_of(body), {"failed"})
@@ -28,7 +28,7 @@ def wrongs(run: Run) -> list[str]:
 
 
 def repeats(run: Run) -> int:
-    """Final calls that the backend took again, all of them with the key of the first."""
+    """Number of final calls that the backend took again, all with the key of the first."""
     final = [call for call in run.world.calls if call.kind != "progress" and call.taken_at]
     return len(final) - len({call.style_id for call in final})
 
@@ -66,7 +66,7 @@ def _of_task(run: Run, task: TrainingTask) -> Iterator[str]:
 
 
 def _calls(run: Run, style_id: int, wanted: set[str]) -> Iterator[str]:
-    """The backend is told once how a job ended, and nothing more after that."""
+    """Violations of: the backend gets each outcome once, and no call after it."""
     name = f"style {style_id}"
     taken = [c for c in run.world.calls if c.style_id == style_id and c.taken_at is not None]
     final = sorted((c for c in taken if c.kind != "progress"), key=lambda c: c.taken_at or 0.0)
@@ -85,17 +85,17 @@ def _calls(run: Run, style_id: int, wanted: set[str]) -> Iterator[str]:
 
 
 def _repeat_is_excused(run: Run, before: Call, after: Call) -> bool:
-    """Whether its first caller may not have come to put on record that the call was taken."""
+    """Whether the first caller may have failed to record that the call was taken."""
     if before.answered_at is None or before.answered_at > after.made_at:
         return True
     return _was_stopped(run, before.caller, before.made_at, after.made_at)
 
 
 def _records(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
-    """Once the outcome is on record, nothing is done but to announce it; then nothing at all."""
+    """Violations of: a recorded outcome is only announced, and then nothing more happens."""
     records = [record for record in run.world.records if record[2].task_id == task.task_id]
     for (_, writer, before), (at, who, after) in pairwise(records):
-        if after == before:  # written again, as the first answer was lost
+        if after == before:  # written again, as the first response was lost
             continue
         unaware = writer is who and _was_stopped(run, who, at - run.world.store.timeout, at)
         undone = before.state not in UNDECIDED and after.state in UNDECIDED
@@ -104,7 +104,7 @@ def _records(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
 
 
 def _takeovers(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
-    """Nobody takes a job from a worker that is well."""
+    """Violations of: no worker takes over a job from a healthy worker."""
     holder: Process | None = None
     since = 0.0
     for at, who, event in run.world.events:

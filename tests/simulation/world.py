@@ -1,4 +1,4 @@
-"""What outlives workers: the store, the backend, the broker, and what is asked of all."""
+"""What outlives workers: the store, the backend, the broker, and the record of all events."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tests.simulation.timeline import Process, Timeline
 
 KEYS = StorageKeys(Bucket("models"))
 CONFIG = WorkerConfig(fetch_concurrency=1, max_failures=1000)
-"""The defaults, but for threads of our own, and for the end of a job that only meets crashes."""
+"""The defaults, except for our own threads, and no limit for jobs that only meet crashes."""
 IMAGES, EPOCHS, BATCH = 10, 25, 4
 STEPS = EPOCHS * -(-IMAGES // BATCH)
 HOPELESS = 4
-"""The style whose training diverges."""
+"""A style whose training diverges."""
 
 
 @dataclass
 class Call:
-    """One call of the backend. Moments are seconds of virtual time."""
+    """One call to the backend. Times are virtual, in seconds."""
 
     kind: str
     style_id: int
@@ -45,17 +45,17 @@ class Call:
     made_at: float
     taken_at: float | None = None
     answered_at: float | None = None
-    """When the caller knew that it was taken."""
+    """When the caller got the response."""
 
 
 @dataclass
 class World:
-    """Servers, and what is on record of all that happened."""
+    """The servers, and a record of all events."""
 
     timeline: Timeline
     network: Network
     tasks: Mapping[bytes, TrainingTask]
-    """By their messages."""
+    """By message."""
     blobs: MemoryBlobStore
     queue: MemoryQueue
     store: Server = field(default_factory=lambda: Server(20.0, BlobUnavailable))
@@ -63,11 +63,11 @@ class World:
     broker: Server = field(default_factory=lambda: Server(20.0, QueueUnavailable))
     calls: list[Call] = field(default_factory=list)
     events: list[tuple[float, Process, Event]] = field(default_factory=list)
-    """When, on which machine, what."""
+    """Time, machine and event."""
     records: list[tuple[float, Process, TrainingJob]] = field(default_factory=list)
-    """What was written into journals: when, by which machine."""
+    """Jobs written to journals: time, machine and job."""
     steps: int = 0
-    """Run by all machines together."""
+    """Total over all machines."""
 
     def parse(self, body: bytes) -> TrainingTask:
         """Port ``TaskParser``."""
@@ -76,16 +76,16 @@ class World:
         raise InvalidTask("data.images", "missing", "give 10 to 100", style_of(body))
 
     def job(self, task_id: str) -> TrainingJob | None:
-        """The job on record."""
+        """The recorded job."""
         return read_record(self.blobs, KEYS.journal(task_id))
 
     def cancel(self, task_id: str) -> None:
-        """An operator's request, from a machine of its own."""
+        """Cancel a task, as an operator from another machine."""
         note = b'{"requested_at": "2026-01-01T00:00:00+00:00"}'
         self.blobs.put(KEYS.cancellation(task_id), note)
 
     def weights(self, style_id: int) -> bytes | None:
-        """The style."""
+        """The stored style."""
         try:
             return self.blobs.get(KEYS.weights(style_id)).data
         except BlobMissing:
@@ -93,7 +93,7 @@ class World:
 
 
 def a_world(chance: random.Random, styles: int) -> World:
-    """One with so many tasks, and their images."""
+    """A world with ``styles`` tasks and their images."""
     timeline = Timeline(chance)
     tasks = {task.task_id.encode(): task for task in map(a_task, range(1, styles + 1))}
     world = World(
@@ -123,10 +123,10 @@ def a_task(style_id: int) -> TrainingTask:
 
 
 def garbage(number: int) -> bytes:
-    """A message that is no task, and names a style all the same."""
+    """A message that is not a task but names a style."""
     return f"garbage for style {100 + number}".encode()
 
 
 def style_of(body: bytes) -> int:
-    """The style that garbage names."""
+    """The style that a garbage message names."""
     return int(body.rpartition(b" ")[2])

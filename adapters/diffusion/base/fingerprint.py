@@ -1,4 +1,4 @@
-"""Identify a base model by its content, whatever file it was loaded from."""
+"""Identify a base model by its content, independent of the file format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fingerprint_of(
     represents exactly.
 
     Args:
-        unet: digests of the UNet's weights, if they are known already.
+        unet: digests of the UNet's weights, if already computed.
     """
     digests = {f"unet.{name}": digest for name, digest in (unet or {}).items()}
     weights = {
@@ -44,11 +44,11 @@ def fingerprint_of(
 
 
 def digest_of(weight: torch.Tensor) -> str:
-    """Shape of a weight, and SHA-256 in hex over its values in float32."""
+    """A weight's shape, and the SHA-256 in hex of its values in float32."""
     values = weight.detach().float().contiguous()
     return f"{tuple(weight.shape)} {hashlib.sha256(values.numpy().data).hexdigest()}"
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without diffusers' private entries, such as its version and the source path."""
+    """The config without diffusers' private entries, such as its version and the source path."""
     return {key: value for key, value in config.items() if not key.startswith("_")}

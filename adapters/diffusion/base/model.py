@@ -39,7 +39,7 @@ class BaseModel:
 
     @property
     def native_resolution(self) -> int:
-        """Side in pixels that the model was trained at: 512 for SD 1.5."""
+        """Side in pixels of the images that the model was trained on: 512 for SD 1.5."""
         return int(self.unet.config.sample_size) * self.latent_scale
 
     @property
@@ -59,7 +59,7 @@ class BaseModel:
 def on_device(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Move a frozen module to ``device`` for the with-block.
 
-    Its original tensors are kept and put back afterwards, so nothing is copied back.
+    The original tensors are kept and restored afterwards, so nothing is copied back.
     """
     home = next(module.parameters()).device
     if home == device:
@@ -104,7 +104,7 @@ def load_base(
     for part in (pipeline.vae, pipeline.text_encoder):
         part.float()
     fingerprint = fingerprint_of(pipeline, digests)
-    # diffusers' own ``to`` warns of modules to be kept in float32 even where there are none.
+    # diffusers' own ``to`` warns about modules to be kept in float32 even if there are none.
     torch.nn.Module.to(pipeline.unet, device=device, dtype=dtype)
     return BaseModel(
         name=Path(name).name if Path(name).exists() else name,

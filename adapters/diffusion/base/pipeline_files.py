@@ -105,7 +105,7 @@ def _from_folder_or_hub(
         _check_folder(name, path)
     elif not _may_be_hub_name(name, path):
         raise BaseModelInvalid(name, "is no folder, no file and no hub name; check the path")
-    # Without this the hub client tries again and again for a minute.
+    # Without this check the hub client retries for a minute.
     offline = not path.is_dir() and not _hub_answers(name)
     try:
         with warnings.catch_warnings():
@@ -157,7 +157,7 @@ def _may_be_hub_name(name: str, path: Path) -> bool:
 
 
 def _hub_answers(name: str) -> bool:
-    """Whether the hub answers within seconds, whatever it says of the model."""
+    """Whether the hub responds within seconds, with any status."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -171,7 +171,7 @@ def _hub_answers(name: str) -> bool:
 
 
 def _text_encoder(name: str, *, offline: bool) -> CLIPTextModel:
-    """Loaded separately, because transformers initialises missing weights at random."""
+    """Load it separately, because transformers initialises missing weights at random."""
     model, report = CLIPTextModel.from_pretrained(
         name,
         subfolder="text_encoder",

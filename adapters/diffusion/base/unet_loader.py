@@ -1,4 +1,4 @@
-"""Load a UNet from a diffusers folder straight onto a device, one weight at a time."""
+"""Load a UNet from a diffusers folder directly onto a device, one weight at a time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def has_one_file(folder: Path) -> bool:
 def load_unet(
     folder: Path, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[UNet2DConditionModel, dict[str, str]]:
-    """Load a UNet without ever holding all of its weights in host memory.
+    """Load a UNet without holding all of its weights in host memory at once.
 
     Returns:
-        The UNet, and the digest of each weight as it is in the file (``digest_of``).
+        The UNet, and the digest of each weight as stored in the file (``digest_of``).
 
     Raises:
         Exception: from torch, diffusers or safetensors, if a file is missing or damaged.

@@ -1,4 +1,4 @@
-"""Each step's batch, prepared ahead of time so that the device never waits for it."""
+"""Prepare each step's batch ahead of time, so that the device never waits for it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from adapters.diffusion.train_step import Batch
 from domain.parameters import TrainingParameters
 
 MAX_STEPS = 64
-"""Steps prepared at a time, at most; never beyond the epoch's end."""
+"""Maximum number of steps prepared at a time; never beyond the epoch's end."""
 MAX_NUMBERS = 2**24
-"""float32 numbers drawn at a time, at most, unless a single step takes more: 64 MiB."""
+"""Maximum number of float32 values drawn at a time, unless one step takes more: 64 MiB."""
 
 
 class BatchPrefetcher:
-    """Batches by the number of their step.
+    """Batches by step number.
 
-    Noise and timesteps are a function of the seed and the step, drawn on the CPU. They reach the
-    device in a few copies for many steps, from pinned memory, without waiting.
+    Noise and timesteps are a function of the seed and the step, drawn on the CPU. They are copied
+    to the device for many steps at once, from pinned memory, without waiting.
 
     Args:
-        buckets: positions of the images to train on, size by size.
-        captions: what ``Batch.captions`` has of each caption, by its row in the dataset.
+        buckets: positions of the training images, by size.
+        captions: the ``Batch.captions`` entry of each caption, by its row in the dataset.
         slot: the style's row of the packed LoRA, (1,), on the device.
     """
 
@@ -54,7 +54,7 @@ class BatchPrefetcher:
         self._captions = captions
         self._slot = slot
         self._ready: dict[int, Batch] = {}
-        """With rows of captions in the place of the captions."""
+        """Here ``Batch.captions`` holds row numbers instead of the captions."""
 
     def batch(self, step: int) -> Batch:
         """The step's batch."""
@@ -68,7 +68,7 @@ class BatchPrefetcher:
         return self._ready[step].noisy.shape
 
     def prefetch(self, step: int) -> None:
-        """Prepare ``step`` and those after it, unless that is done already."""
+        """Prepare ``step`` and those after it, if not done yet."""
         if step in self._ready:
             return
         size = self._parameters.batch_size
@@ -86,7 +86,7 @@ class BatchPrefetcher:
             self._ready |= self._prepare(image_size, steps)
 
     def _prepare(self, size: Size, steps: dict[int, ImageBatch]) -> dict[int, Batch]:
-        """The batches of steps that train images of one size."""
+        """The batches of steps whose images all have one size."""
         draws = [
             sample_step_noise(
                 self._parameters, step, self._dataset.shape(batch), len(self._objective.weight)
@@ -131,5 +131,5 @@ class BatchPrefetcher:
         device = self._slot.device
         if device.type != "cuda":
             return tensor.to(device)
-        # The allocator keeps pinned memory until the copy out of it is done.
+        # The allocator keeps pinned memory until the copy from it is done.
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -11,11 +11,12 @@ from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 
 VARIANTS = 8
-"""Of each caption whose tags are shuffled or dropped: all are encoded before the run."""
+"""Number of variants of each caption whose tags are shuffled or dropped. All are encoded before
+the run."""
 
 
 def caption_of(image: TrainingImage, tags: Sequence[str], parameters: TrainingParameters) -> str:
-    """The image's own caption, else the tags, between ``caption_prefix`` and ``caption_suffix``.
+    """The image's own caption, or else the tags, with ``caption_prefix`` and ``caption_suffix``.
 
     The parts are joined by spaces, as in kohya's trainer. The trigger word is not added.
     """
@@ -27,10 +28,10 @@ def caption_of(image: TrainingImage, tags: Sequence[str], parameters: TrainingPa
 def varied_caption(
     caption: str, parameters: TrainingParameters, generator: torch.Generator
 ) -> str:
-    """The caption with its tags shuffled and some of them left out, as in kohya's trainer.
+    """The caption with its tags shuffled and some of them dropped, as in kohya's trainer.
 
-    Tags are the parts between commas. The first ``keep_tokens`` stay; of the others each is left
-    out with ``caption_tag_dropout_rate``.
+    Tags are separated by commas. The first ``keep_tokens`` stay in place; each other tag is
+    dropped with probability ``caption_tag_dropout_rate``.
     """
     tags = [tag.strip() for tag in caption.split(",")]
     fixed, others = tags[: parameters.keep_tokens], tags[parameters.keep_tokens :]

@@ -51,7 +51,7 @@ class EncodedDataset:
     texts: tuple[str, ...] = ()
     """The text of each row in ``captions``."""
     variant_rows: tuple[tuple[int, ...], ...] = ()
-    """Rows of each image's caption variants, where steps train on these instead."""
+    """Rows of each image's caption variants, if steps train on variants."""
 
     @cached_property
     def posteriors(self) -> dict[Size, tuple[torch.Tensor, torch.Tensor]]:
@@ -94,11 +94,11 @@ class EncodedDataset:
     def rows_of_captions(
         self, batch: ImageBatch, caption_dropped: Sequence[bool], variants: Sequence[int] = ()
     ) -> list[int]:
-        """Row in ``captions`` for each image; 0, the empty caption, where it is dropped.
+        """Row in ``captions`` for each image; 0, the empty caption, if it is dropped.
 
         Args:
-            variants: for each image a number that chooses among its caption's variants; without
-                it the caption as it was written.
+            variants: for each image a number that chooses among its caption's variants;
+                empty for the original captions.
         """
         rows = [self.caption_rows[i] for i in batch]
         if self.variant_rows and variants:
@@ -121,7 +121,7 @@ class EncodedDataset:
     def latents(
         self, batch: ImageBatch, flipped: Sequence[bool], vae_noise: torch.Tensor
     ) -> torch.Tensor:
-        """As ``sample``, for the images with these indices."""
+        """Like ``sample``, for the images with these indices."""
         rows = torch.tensor(self.rows(batch, flipped), device=vae_noise.device)
         return self.sample(self.images[batch[0]].size, rows, vae_noise)
 
@@ -146,8 +146,8 @@ def encode_dataset(
         images: RGB images, each with the size to crop and resize it to; read one at a time.
         captions: one for each image.
         flipped: also encode each image flipped left to right.
-        variants: of each caption, where steps train on these instead.
-        max_tokens: of a caption that are read, 75, 150 or 225.
+        variants: of each image's caption, if steps train on variants.
+        max_tokens: length to which captions are cut: 75, 150 or 225.
     """
     row_of: dict[str, int] = {}
     for text in ("", *captions, *chain.from_iterable(variants)):

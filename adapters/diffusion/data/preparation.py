@@ -74,7 +74,7 @@ def prepare(
 
 
 def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
-    """One caption per image, with a warning where some are longer than what is read."""
+    """One caption per image. Warns if some are cut."""
     captions = [caption_of(image, plan.tags, plan.parameters) for image in plan.images]
     worded = [with_trigger_word(text, plan.parameters.trigger_word) for text in captions]
     read = max_length(base, plan.parameters.max_token_length)
@@ -91,7 +91,7 @@ def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
 
 
 def _variants(base: BaseModel, plan: TrainingPlan) -> list[list[str]]:
-    """Of each image's caption the variants that steps train on; empty where they do not vary."""
+    """Variants of each image's caption for training; empty if captions do not vary."""
     parameters = plan.parameters
     if not parameters.varies_captions:
         return []
@@ -109,8 +109,8 @@ def _variants(base: BaseModel, plan: TrainingPlan) -> list[list[str]]:
 
 
 def _triggered(base: BaseModel, caption: str, parameters: TrainingParameters) -> str:
-    """The caption with the trigger word, which is repeated at the front where it lies beyond the
-    tokens that are read."""
+    """The caption with the trigger word, which is repeated at the front if it is beyond the token
+    limit."""
     word = parameters.trigger_word
     text = with_trigger_word(caption, word)
     if word is None:

@@ -60,7 +60,7 @@ class StepNoise:
     caption_dropped: tuple[bool, ...]
     """Images whose caption is replaced by the empty one (caption dropout)."""
     caption_variants: tuple[int, ...] = ()
-    """A number for each image that chooses among its caption's variants, where there are any."""
+    """A number for each image that chooses among its caption's variants, if there are any."""
 
 
 def sample_step_noise(

@@ -1,7 +1,7 @@
-"""Captions through the text encoder, in chunks where they are long.
+"""Encode captions, long ones in chunks.
 
-A chunk is what CLIP reads at once: a begin token, 75 tokens, an end token. The states of several
-chunks are joined as kohya's trainer joins them: the first begin, the 75 of each, the last end.
+A chunk is one CLIP input: a begin token, 75 tokens, an end token. The states of several chunks are
+joined as in kohya's trainer: the first begin, the 75 of each, the last end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEFAULT_TOKENS = 75
 
 
 def max_length(base: BaseModel, max_tokens: int) -> int:
-    """Tokens of a caption that are read, the begin and end tokens included."""
+    """Number of caption tokens that are encoded, including the begin and end tokens."""
     per_chunk: int = base.tokenizer.model_max_length - 2
     return max_tokens // DEFAULT_TOKENS * per_chunk + 2
 
@@ -28,7 +28,7 @@ def tokens_of(
 ) -> torch.Tensor:
     """Token ids, (captions, chunks, tokens) in int64, padded or cut to ``max_tokens``.
 
-    A chunk has 77 tokens for CLIP.
+    For CLIP, a chunk has 77 tokens.
     """
     length = max_length(base, max_tokens)
     ids: torch.Tensor = base.tokenizer(

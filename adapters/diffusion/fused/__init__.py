@@ -1,1 +1,1 @@
-"""A wide denoiser's passes over its feature maps, several in one, on a GPU."""
+"""Fused operations on the feature maps of a wide UNet, for a GPU."""

@@ -1,7 +1,7 @@
-"""Fused stand-ins for blocks of diffusers' UNet. They compute the same, rounded less often.
+"""Fused replacements for blocks of diffusers' UNet. They compute the same and round less often.
 
-Each class inherits the diffusers block that it stands in for, and shares its layers. A block with
-settings that a class does not know is left as it is.
+Each class inherits the diffusers block that it replaces, and shares its layers. Blocks with
+settings that a class does not support are left as they are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def with_fused_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A UNet with fused blocks on the weights of ``unet``, which stays as it is."""
+    """A UNet with fused blocks on the weights of ``unet``, which is not changed."""
     fused = sharing_weights(unet)
     for parent in list(fused.modules()):
         for name, child in parent.named_children():
@@ -61,11 +61,11 @@ def sharing_weights(model: Module) -> Module:
 
 
 class FusedResnetBlock(ResnetBlock2D):  # type: ignore[misc] # untyped
-    """Biases are added where a pass reads the feature map anyway: the first convolution's with
-    the timestep's shift before the norm, the second one's in the sum with the shortcut."""
+    """Biases are added where the feature map is read anyway: the first convolution's with the
+    timestep's shift before the norm, the second one's in the sum with the shortcut."""
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Of (n, c, h, w) and (n, width). With LoRA on its layers, diffusers' own forward."""
+        """For (n, c, h, w) and (n, width). With LoRA on its layers, diffusers' own forward."""
         convs = (self.conv1, self.conv2, self.conv_shortcut)
         if not _are_frozen(self.time_emb_proj, *filter(None, convs)):
             answer: torch.Tensor = super().forward(x, temb)
@@ -88,7 +88,7 @@ class FusedResnetBlock(ResnetBlock2D):  # type: ignore[misc] # untyped
 
 
 class FusedTransformer(Transformer2DModel):  # type: ignore[misc] # untyped
-    """Its 1 x 1 convolutions are products over tokens, which need no copy in channels last."""
+    """Computes 1 x 1 convolutions as products over tokens, which need no copy in channels last."""
 
     def forward(
         self,
@@ -100,7 +100,7 @@ class FusedTransformer(Transformer2DModel):  # type: ignore[misc] # untyped
         return_dict: bool = True,
         **__: Any,
     ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
-        """Of (n, c, h, w) and the text's states. With LoRA on its layers, diffusers' forward."""
+        """For (n, c, h, w) and the text's states. With LoRA on its layers, diffusers' forward."""
         assert attention_mask is None
         assert encoder_attention_mask is None
         into, out = self.proj_in, self.proj_out
@@ -123,7 +123,7 @@ class FusedTransformer(Transformer2DModel):  # type: ignore[misc] # untyped
 
 
 class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc] # untyped
-    """Each residual sum is one pass with the norm behind it."""
+    """Computes each residual sum and the norm after it in one pass."""
 
     def forward(
         self,
@@ -133,7 +133,7 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc] # unty
         *_: Any,
         **__: Any,
     ) -> torch.Tensor:
-        """Of (n, tokens, width) and the text's states."""
+        """For (n, tokens, width) and the text's states."""
         assert attention_mask is None
         normal, x = layer_norm_of(hidden_states, self.norm1)
         normal, x = layer_norm_of(x, self.norm2, plus=self.attn1(normal))
@@ -144,8 +144,8 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc] # unty
 
 
 class FusedAttention:
-    """An attention processor of diffusers: projections that read the same input are computed
-    together (``project``)."""
+    """A diffusers attention processor that computes projections of the same input together
+    (``project``)."""
 
     def __call__(
         self,
@@ -154,7 +154,7 @@ class FusedAttention:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Of (n, tokens, width), and for cross attention the text's states."""
+        """For (n, tokens, width), and the text's states in cross attention."""
         assert attention_mask is None
         x, states = hidden_states, encoder_hidden_states
         keys_values = (attention.to_k, attention.to_v)
@@ -171,23 +171,23 @@ class FusedAttention:
 
 
 class FusedGEGLU(GEGLU):  # type: ignore[misc] # untyped
-    """The gate of the feed-forward layer in one pass."""
+    """Computes the gate of the feed-forward layer in one pass."""
 
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Of (n, tokens, width)."""
+        """For (n, tokens, width)."""
         return gated(self.proj(x))
 
 
 class FusedGroupNormSiLU(torch.nn.GroupNorm):
-    """The UNet's last norm, with the activation that follows it."""
+    """The UNet's last norm and the activation after it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of (n, c, h, w)."""
+        """For (n, c, h, w)."""
         return group_norm(x, self, activated=True)
 
 
 def _stand_in(kind: type[Module], block: torch.nn.Module) -> Module:
-    """A ``kind`` with the block's own layers and settings."""
+    """An instance of ``kind`` with the block's own layers and settings."""
     stand_in = kind.__new__(kind)
     stand_in.__dict__.update(block.__dict__)
     return stand_in
@@ -246,12 +246,12 @@ def _is_silu(module: torch.nn.Module | None) -> bool:
 
 
 def _tokens(x: torch.Tensor) -> torch.Tensor:
-    """(n, c, h, w) as (n, h * w, c): a view where the channels lie innermost."""
+    """(n, c, h, w) as (n, h * w, c): a view if the channels are innermost."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _from_tokens(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(n, h * w, c) as (n, c, h, w), of the same height and width as ``like``."""
+    """(n, h * w, c) as (n, c, h, w), with height and width of ``like``."""
     n, _, h, w = like.shape
     return tokens.view(n, h, w, -1).permute(0, 3, 1, 2)
 
@@ -259,5 +259,5 @@ def _from_tokens(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _pointwise(
     tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """A convolution of 1 x 1, (k, c, 1, 1), at every token."""
+    """A 1 x 1 convolution, (k, c, 1, 1), applied to every token."""
     return functional.linear(tokens, weight.flatten(1), bias)

@@ -1,23 +1,23 @@
-"""Kernels in Triton. Feature maps lie with the channels innermost; sums are in float32.
+"""Triton kernels. Feature maps are stored with channels innermost; sums are in float32.
 
-Imported where a GPU is used, or Triton's interpreter stands in for one.
+Imported only if a GPU is used, or Triton's interpreter in place of one.
 
-A group's channels are few (10 to 80) and no power of two. So a program of the group norm takes a
-block of whole groups that lie side by side: it reads wide and in order, sums by the channel, and
-brings the channels of a group together at the end. Its grid is (chunks, blocks, images).
+A group has few channels (10 to 80), and their number is not a power of two. So a program of the
+group norm handles a block of adjacent whole groups: it reads wide and in order, sums per channel,
+and combines the channels of a group at the end. Its grid is (chunks, blocks, images).
 """
 
 import triton
 import triton.language as tl
 
 _ANY_SIZE = ["pixels", "strips", "span", "groups", "depth", "each", "tiles", "shift_stride"]
-"""Compiled once for all sizes. That channels are multiples of ``ALIGN``, which lets a thread read
-so many at once, shows by their being given as strips of so many."""
+"""Compiled once for all values of these. Channels are passed as a number of strips of ``ALIGN``
+channels, so that the compiler knows the alignment and one read loads a whole strip."""
 
 
 @triton.jit
 def _block(strips, span, BLOCK: tl.constexpr, ALIGN: tl.constexpr):
-    """The program's channels: columns, which of them count, and the number of the first."""
+    """The program's channels: columns, mask of the valid ones, and number of the first."""
     first = tl.program_id(1) * span
     column = tl.arange(0, BLOCK)
     return column, column < tl.minimum(span, strips - first) * ALIGN, first * ALIGN
@@ -31,7 +31,7 @@ def _image(pixels, strips, first, ALIGN: tl.constexpr):
 
 @triton.jit
 def _tile(tile, tiles, pixels, strips, column, within, ROWS: tl.constexpr, ALIGN: tl.constexpr):
-    """Some pixels of the program's chunk: offsets in the image, and which count."""
+    """Some pixels of the program's chunk: offsets in the image, and mask of the valid ones."""
     pixel = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)
     inside = (pixel < pixels)[:, None] & within[None, :]
     return pixel[:, None] * (strips * ALIGN) + column[None, :], inside
@@ -39,13 +39,13 @@ def _tile(tile, tiles, pixels, strips, column, within, ROWS: tl.constexpr, ALIGN
 
 @triton.jit
 def _numbers(x, column, within):
-    """One for each channel."""
+    """One value per channel."""
     return tl.load(x + column, mask=within, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _shift(shift, first, shift_stride, column, within, SHIFTED: tl.constexpr):
-    """What is added to each channel of the image."""
+    """The value added to each channel of the image."""
     if SHIFTED:
         return _numbers(shift + tl.program_id(2) * shift_stride + first, column, within)
     return tl.zeros(column.shape, tl.float32)
@@ -53,7 +53,7 @@ def _shift(shift, first, shift_stride, column, within, SHIFTED: tl.constexpr):
 
 @triton.jit
 def _members(column, within, depth, SLOTS: tl.constexpr):
-    """Which channel belongs to which of the program's groups: (channels, slots)."""
+    """Mask (channels, slots) of the channels that belong to each of the program's groups."""
     return ((column // depth)[:, None] == tl.arange(0, SLOTS)[None, :]) & within[:, None]
 
 
@@ -65,13 +65,13 @@ def _of_groups(by_channel, members):
 
 @triton.jit
 def _at_channels(by_group, members):
-    """Each group's number at all of its channels."""
+    """Each group's value at all of its channels."""
     return tl.sum(tl.where(members, by_group[None, :], 0.0), axis=1)
 
 
 @triton.jit
 def _groups(groups, each, SLOTS: tl.constexpr):
-    """The program's groups: numbers in the batch, and which of the slots have one."""
+    """The program's groups: their numbers in the batch, and mask of the slots with a group."""
     slot = tl.arange(0, SLOTS)
     own = tl.program_id(1) * each + slot
     return tl.program_id(2) * groups + own, (slot < each) & (own < groups)
@@ -79,7 +79,7 @@ def _groups(groups, each, SLOTS: tl.constexpr):
 
 @triton.jit
 def _store_two(partial, groups, each, one, other, SLOTS: tl.constexpr):
-    """Two numbers of the program's chunk for each group: (groups, chunks, 2)."""
+    """Store two values of the program's chunk for each group: (groups, chunks, 2)."""
     group, real = _groups(groups, each, SLOTS)
     at = partial + (group * tl.num_programs(0) + tl.program_id(0)) * 2
     tl.store(at, one, mask=real)
@@ -88,7 +88,7 @@ def _store_two(partial, groups, each, one, other, SLOTS: tl.constexpr):
 
 @triton.jit
 def _load_two(partial, groups, each, SLOTS: tl.constexpr, MOST: tl.constexpr):
-    """These two numbers of every chunk: (slots, chunks)."""
+    """Load the two values of every chunk: (slots, chunks) each."""
     group, real = _groups(groups, each, SLOTS)
     chunk, chunks = tl.arange(0, MOST), tl.num_programs(0)
     at = partial + (group[:, None] * chunks + chunk[None, :]) * 2
@@ -119,7 +119,7 @@ def moments(
     column, within, first = _block(strips, span, BLOCK, ALIGN)
     start = x + _image(pixels, strips, first, ALIGN)
     begin = tl.program_id(0) * tiles * ROWS
-    # A channel's first value stands in for its mean: squares of what is left lose few digits.
+    # A channel's first value approximates its mean: squared differences lose few digits.
     pivot = _numbers(start + begin * (strips * ALIGN), column, within)
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((ROWS, BLOCK), tl.float32)
@@ -165,8 +165,8 @@ def normalise(
     ALIGN: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """The normalised feature map; each group's mean and inverse deviation into ``stats``."""
-    # Chan, Golub and LeVeque, 1979: moments of parts to moments of the whole.
+    """Normalise the feature map; store each group's mean and inverse deviation in ``stats``."""
+    # Chan, Golub and LeVeque, 1979: combine the moments of parts.
     means, squares = _load_two(partial, groups, each, SLOTS, MOST)
     begin = tl.arange(0, MOST) * tiles * ROWS
     counts = (tl.maximum(tl.minimum(tiles * ROWS, pixels - begin), 0) * depth).to(tl.float32)
@@ -206,7 +206,7 @@ def _own_stats(stats, groups, depth, each, column, within):
 
 @triton.jit
 def _before_activation(value, gradient, gain, least, ACTIVATED: tl.constexpr):
-    """The gradient of what SiLU took."""
+    """The gradient before SiLU."""
     if ACTIVATED:
         before = value * gain[None, :] + least[None, :]
         gate = tl.sigmoid(before)
@@ -238,7 +238,7 @@ def gradient_sums(
     SLOTS: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """Of each group in each chunk: the gradient's sum, and that of its product with the
+    """For each group in each chunk: sum of the gradient, and sum of its product with the
     normalised value."""
     column, within, first = _block(strips, span, BLOCK, ALIGN)
     mean, scale = _own_stats(stats, groups, depth, each, column, within)
@@ -253,7 +253,7 @@ def gradient_sums(
         value = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.load(dy + start + offset, mask=inside, other=0.0).to(tl.float32)
         value = (value + level[None, :]) * scale[None, :]
-        # Outside, the gradient is 0.
+        # Outside the valid range the gradient is 0.
         gradient = _before_activation(value, gradient, gain, least, ACTIVATED)
         sums += gradient
         products += gradient * value
@@ -291,7 +291,7 @@ def gradient_through(
     ALIGN: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """The gradient of the feature map, with that of its other use."""
+    """The gradient of the feature map, plus the gradient of its other use."""
     column, within, first = _block(strips, span, BLOCK, ALIGN)
     members = _members(column, within, depth, SLOTS)
     sums, products = _load_two(partial, groups, each, SLOTS, MOST)
@@ -317,7 +317,7 @@ def gradient_through(
 
 @triton.jit
 def _rows(rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Some whole rows: their numbers, the columns, which of both count, and offsets."""
+    """Some whole rows: their numbers, the columns, mask of the valid ones, and offsets."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     within = column < width
@@ -342,7 +342,7 @@ def layer_norm(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``a + b`` where there is a b, and its rows normalised; their moments into ``stats``."""
+    """``a + b``, or ``a`` if there is no b, and its normalised rows; moments go to ``stats``."""
     row, column, within, inside, offset = _rows(rows, width, ROWS, BLOCK)
     value = tl.load(a + offset, mask=inside, other=0.0).to(tl.float32)
     if ADDED:
@@ -373,7 +373,7 @@ def layer_norm_gradient(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradient of the rows, with that of their other use."""
+    """The gradient of the rows, plus the gradient of their other use."""
     row, column, within, inside, offset = _rows(rows, width, ROWS, BLOCK)
     mean = tl.load(stats + row * 2, mask=row < rows, other=0.0)[:, None]
     scale = tl.load(stats + row * 2 + 1, mask=row < rows, other=0.0)[:, None]
@@ -391,8 +391,8 @@ def layer_norm_gradient(
 
 @triton.jit
 def _halves(rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Some columns of some rows: which count, offsets of the first half's in rows of both, and
-    offsets in rows of one."""
+    """Some columns of some rows: mask of the valid ones, offsets of the first half in double-width
+    rows, and offsets in single-width rows."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (column < width)[None, :]
@@ -402,7 +402,7 @@ def _halves(rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def gate(x, y, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """``a * gelu(b)`` of rows (a, b)."""
+    """``a * gelu(b)`` for rows (a, b)."""
     inside, of_both, of_one = _halves(rows, width, ROWS, BLOCK)
     a = tl.load(x + of_both, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(x + of_both + width, mask=inside, other=0.0).to(tl.float32)
@@ -436,7 +436,7 @@ def add(
     inverse,
     BLOCK: tl.constexpr,
 ):
-    """``a + b`` and a number for each channel."""
+    """``a + b`` plus one value per channel."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
     index = tl.arange(0, BLOCK)
     position = (first % channels).to(tl.int32) + index

@@ -1,7 +1,7 @@
-"""Operations on feature maps that do in one pass what torch does in several.
+"""Operations on feature maps in one pass each, where torch needs several.
 
-Each is a plain function of torch on a CPU, and kernels of our own on a GPU. The affine weights
-are frozen: gradients are those of the feature maps alone.
+Each is a plain torch function on a CPU, and a Triton kernel on a GPU. The affine weights are
+frozen: only feature maps get gradients.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Any, NamedTuple
 import torch
 
 _TILE = 4096
-"""Numbers that a program of a group norm takes at a time."""
+"""Values per tile of a group norm's program."""
 _BLOCK = 128
-"""Channels beside one another in a tile, at most, but where a single group has more."""
+"""Maximum number of adjacent channels in a tile, unless a single group has more."""
 _SLOTS = 16
-"""Groups in a block, at most."""
+"""Maximum number of groups in a block."""
 _WIDE = 8
-"""Numbers that one read brings in: 16 bytes of 16 bits each."""
+"""Values per read: 16 bytes of 16 bits each."""
 _MOST_CHUNKS = 64
-"""Parts of a group whose sums one program brings together."""
+"""Maximum number of chunks of a group whose sums one program combines."""
 _PROGRAMS = 1024
-"""Of one launch, about: several for each multiprocessor of a large card."""
+"""Approximate number of programs per launch: several for each multiprocessor of a large GPU."""
 _WARPS = 8
 _STRETCH = 2048
-"""Numbers that one program takes where every number stands for itself, or each row."""
+"""Values per program if values, or rows, are independent of each other."""
 _ROWS, _COLUMNS = 8, 256
-"""Of a gate's program: the widths of Stable Diffusion are multiples of 256, of no higher power of
-two."""
+"""Rows and columns of a gate's program: Stable Diffusion's widths are multiples of 256, but of no
+higher power of two."""
 
 
 def group_norm(
@@ -41,8 +41,8 @@ def group_norm(
     """Normalise (n, c, h, w).
 
     Args:
-        shift: added first, (n, c).
-        activated: SiLU comes last.
+        shift: added before the norm, (n, c).
+        activated: apply SiLU after the norm.
     """
     return group_norm_of(x, norm, shift=shift, activated=activated)[0]
 
@@ -54,7 +54,7 @@ def group_norm_of(
     shift: torch.Tensor | None = None,
     activated: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, and ``x`` again for its other use: so the two gradients meet in one pass."""
+    """As ``group_norm``, and ``x`` for its other use: the two gradients are summed in one pass."""
     if x.is_cuda:
         found: tuple[torch.Tensor, torch.Tensor] = _launched(
             GroupNormed, x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, activated
@@ -70,7 +70,7 @@ def group_norm_of(
 def layer_norm_of(
     x: torch.Tensor, norm: torch.nn.LayerNorm, plus: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x + plus`` for (..., width), normalised, and as it is for its other use."""
+    """``x + plus`` for (..., width): the normalised sum, and the sum itself for its other use."""
     if x.is_cuda:
         found: tuple[torch.Tensor, torch.Tensor] = _launched(
             LayerNormed, x, plus, norm.weight, norm.bias, norm.eps
@@ -81,7 +81,7 @@ def layer_norm_of(
 
 
 def gated(x: torch.Tensor) -> torch.Tensor:
-    """``a * gelu(b)`` of (..., 2 * width), whose halves are a and b (arXiv 2002.05202)."""
+    """``a * gelu(b)`` for (..., 2 * width), whose halves are a and b (arXiv 2002.05202)."""
     if x.is_cuda:
         found: torch.Tensor = _launched(Gated, x)
         return found
@@ -90,7 +90,7 @@ def gated(x: torch.Tensor) -> torch.Tensor:
 
 
 def added(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """``a + b + bias`` of (n, c, h, w) and (c,)."""
+    """``a + b + bias`` for (n, c, h, w) and (c,)."""
     if a.is_cuda:
         found: torch.Tensor = _launched(Added, a, b, bias)
         return found
@@ -98,12 +98,12 @@ def added(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 def _launched(function: type[torch.autograd.Function], x: torch.Tensor, *rest: object) -> Any:
-    with torch.cuda.device(x.device):  # Triton launches on the current one
+    with torch.cuda.device(x.device):  # Triton launches on the current device
         return function.apply(x, *rest)  # type: ignore[no-untyped-call] # torch has no types for it
 
 
 class _Cut(NamedTuple):
-    """How a group norm's work is shared out."""
+    """How a group norm's work is divided among programs."""
 
     each: int
     """Groups in a block."""
@@ -111,11 +111,11 @@ class _Cut(NamedTuple):
     block: int
     """A block's channels, rounded up to a power of two."""
     align: int
-    """What a block's first channel and width are multiples of."""
+    """Common divisor of a block's first channel and width."""
     rows: int
-    """Pixels of a tile."""
+    """Pixels per tile."""
     tiles: int
-    """Of a chunk."""
+    """Tiles per chunk."""
     chunks: int
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Whether the fused kernels work on this machine, found out by running them."""
+"""Test whether the fused kernels work on this machine by running them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from adapters.diffusion.fused.operations import added, gated, group_norm_of, lay
 log = logging.getLogger(__name__)
 
 _WITHIN = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
-"""Of the gradient's spread."""
+"""Tolerance as a share of the gradient's standard deviation."""
 
 
 @cache
 def kernels_work(device: torch.device, compute: torch.dtype) -> bool:
     """Run each kernel in float32 and in the precision that the device computes in, and compare it
-    with torch. The answer stays for the process's life.
+    with torch. The result is cached for the process.
 
-    Triton comes with torch for Linux, and needs a C compiler at run time.
+    Triton comes with torch on Linux, and needs a C compiler at run time.
     """
     try:
         right = all(
@@ -28,7 +28,7 @@ def kernels_work(device: torch.device, compute: torch.dtype) -> bool:
             for dtype in dict.fromkeys([torch.float32, compute])
             for changed in (True, False)
         )
-    except Exception as error:  # whatever Triton, the compiler or the driver objects to
+    except Exception as error:  # any error of Triton, the compiler or the driver
         log.warning("no fused kernels: %s: %s", type(error).__name__, str(error).split("\n")[0])
         return False
     if not right:
@@ -37,10 +37,10 @@ def kernels_work(device: torch.device, compute: torch.dtype) -> bool:
 
 
 def _agree(device: torch.device, dtype: torch.dtype, *, changed: bool) -> bool:
-    """Forward and backward through all of them, beside float32 on the CPU.
+    """Compare forward and backward through all kernels with float32 on the CPU.
 
     Args:
-        changed: with a shift before the group norm and SiLU behind it.
+        changed: with a shift before the group norm and SiLU after it.
     """
     draw = torch.Generator().manual_seed(0)
     x, shift, gradient = (
@@ -57,7 +57,7 @@ def _agree(device: torch.device, dtype: torch.dtype, *, changed: bool) -> bool:
 def _gradient(
     x: torch.Tensor, shift: torch.Tensor, gradient: torch.Tensor, *, changed: bool
 ) -> torch.Tensor:
-    """Of (n, c, h, w), through every operation, each result used twice where it can be."""
+    """Gradient of (n, c, h, w) through every operation; both results of an operation are used."""
     groups = torch.nn.GroupNorm(4, x.shape[1]).to(x.device, x.dtype).requires_grad_(False)
     rows = torch.nn.LayerNorm(x.shape[1]).to(x.device, x.dtype).requires_grad_(False)
     x = x.clone().requires_grad_()

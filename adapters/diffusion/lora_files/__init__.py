@@ -1,1 +1,1 @@
-"""LoRA files: written for other programs, read from other programs, and converted."""
+"""LoRA files: write them for other programs, read theirs, and convert."""

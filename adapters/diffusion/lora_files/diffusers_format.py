@@ -1,9 +1,9 @@
 """diffusers' keys: ``unet.<path>.lora_A.weight``, ``.lora_B.weight``, ``.lora_magnitude_vector``.
 
 Ranks and alphas are JSON in the metadata, under ``lora_adapter_metadata``. Older spellings are
-read, too: ``.lora.down.weight`` and ``.lora_linear_layer.down.weight`` (what diffusers' training
-examples write), ``.processor.to_q_lora.down.weight`` with ``to_out_lora`` (up to 0.17), there also
-without ``unet.``, and ``to_q_lora`` for the text encoder's ``q_proj``.
+also read: ``.lora.down.weight`` and ``.lora_linear_layer.down.weight`` (of diffusers' training
+examples); ``.processor.to_q_lora.down.weight`` with ``to_out_lora`` (up to 0.17), also
+without ``unet.``, and with ``to_q_lora`` for the text encoder's ``q_proj``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def to_diffusers(weights: LoraWeights) -> tuple[Tensors, dict[str, str]]:
 def from_diffusers(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> LoraWeights:
-    """The LoRA that the tensors hold. Without its metadata every alpha is the rank.
+    """The LoRA that the tensors contain. Without metadata, alpha equals the rank.
 
     Raises:
         InvalidLoraFile: a key is missing or unknown, or a layer's tensors do not fit together.
@@ -100,7 +100,7 @@ def from_diffusers(
 
 
 def module_tensors(prefix: str, layer: LayerWeights, magnitude_suffix: str = "") -> Tensors:
-    """One layer's tensors under PEFT's names; diffusers uses the same."""
+    """One layer's tensors under PEFT's names, which diffusers uses, too."""
     tensors = {f"{prefix}.lora_A.weight": layer.down, f"{prefix}.lora_B.weight": layer.up}
     if layer.magnitude is not None:
         shape = (-1,) if layer.down.ndim == 2 else (1, -1, 1, 1)
@@ -112,10 +112,10 @@ def module_tensors(prefix: str, layer: LayerWeights, magnitude_suffix: str = "")
 def from_modules(
     model: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> LoraWeights:
-    """One model's LoRA from tensors that are named after its modules.
+    """One model's LoRA from tensors named after its modules.
 
     Args:
-        config: PEFT's ``LoraConfig`` as JSON values; only scales are read.
+        config: PEFT's ``LoraConfig`` as JSON values; only the scales are used.
 
     Raises:
         InvalidLoraFile: a key is missing or unknown, or a layer's tensors do not fit together.
@@ -137,7 +137,7 @@ def from_modules(
 
 def lora_config(weights: LoraWeights, model: str) -> dict[str, Any]:
     """PEFT's ``LoraConfig`` for one model, as JSON values: only fields that every PEFT since 0.7
-    knows, and ``use_dora`` (PEFT 0.9) where it is needed."""
+    knows, and ``use_dora`` (PEFT 0.9) if needed."""
     layers = {bare_path(path): layer for (owner, path), layer in weights.items() if owner == model}
     rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
     alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
@@ -152,7 +152,7 @@ def lora_config(weights: LoraWeights, model: str) -> dict[str, Any]:
 
 
 def bare_path(path: str) -> str:
-    """The layer's path in the model of transformers 5; in that of 4 it is a path's ending."""
+    """The layer's path as transformers 5 names it: the end of the path in transformers 4."""
     return path.removeprefix("text_model.")
 
 
@@ -171,8 +171,8 @@ def _current_path(model: str, path: str) -> str:
 
 
 def _configured_alpha(config: Mapping[str, Any], names: Sequence[str], rank: int) -> float:
-    """The alpha of the layer that has these names: ``alpha_pattern``'s keys are the ends of
-    names, and regular expressions, of which the first that matches counts, as in PEFT.
+    """The alpha of a layer that has these names. As in PEFT, the keys of ``alpha_pattern`` are
+    regular expressions for the ends of names, and the first match counts.
     """
     if patterns := config.get("alpha_pattern"):
         from peft.utils.other import get_pattern_key

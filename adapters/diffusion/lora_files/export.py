@@ -1,9 +1,9 @@
-"""The finished style as one ``.safetensors`` file that every program reads.
+"""The finished style as one ``.safetensors`` file for common programs.
 
-Keys are kohya's: diffusers, AUTOMATIC1111 and ComfyUI all load this form, and no other is common
-to them (docs/format.md). DoRA alone is in diffusers' form, which only diffusers reads, because
-it drops the magnitudes from kohya's, and AUTOMATIC1111 normalises along another axis. Matrices are
-float16, as those programs run the model in it: half the size, the same images. Metadata is
+Keys are kohya's, the only format that diffusers, AUTOMATIC1111 and ComfyUI all load
+(docs/format.md). DoRA alone is in diffusers' format, which only diffusers reads: diffusers drops
+the magnitudes of kohya's format, and AUTOMATIC1111 normalises along another axis. Matrices are
+float16, like the models in those programs: half the size, the same images. Metadata is
 kohya's ``ss_*`` and Stability's ``modelspec.*`` (ModelSpec 1.0.1).
 """
 
@@ -38,7 +38,7 @@ from domain.parameters import TrainingParameters
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the file says about its making besides the plan."""
+    """Facts about the run that the metadata holds in addition to the plan."""
 
     base_name: str
     prediction_type: str
@@ -51,12 +51,12 @@ class RunFacts:
 
     @property
     def image_count(self) -> int:
-        """How many were trained on."""
+        """Number of training images."""
         return sum(self.bucket_sizes.values())
 
 
 def encode_trained(lora: StyleLora, plan: TrainingPlan, facts: RunFacts) -> bytes:
-    """The trained LoRA as a file. No clock is read: equal plans and weights give equal bytes."""
+    """The trained LoRA as a file. Reads no clock: equal plans and weights give equal bytes."""
     weights = lora_weights(lora)
     if plan.parameters.use_dora:
         tensors, form = to_diffusers(weights)
@@ -67,7 +67,7 @@ def encode_trained(lora: StyleLora, plan: TrainingPlan, facts: RunFacts) -> byte
 
 
 def lora_weights(lora: StyleLora) -> LoraWeights:
-    """The matrices in half precision; DoRA's magnitudes, a few kilobytes, keep their float32."""
+    """The matrices in half precision; DoRA's magnitudes, a few kilobytes, stay float32."""
     layers = {(UNET, path): matrices for path, matrices in lora.unet.items()}
     layers |= {(TEXT_ENCODER, text_path(p)): m for p, m in lora.text_encoder.items()}
     return {
@@ -131,7 +131,7 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
 
 
 def _provenance(plan: TrainingPlan) -> dict[str, object]:
-    """The LoRA that the run started from: its file's name, and the hash of what was read."""
+    """The LoRA that the run started from: its file's name, and the hash of its content."""
     given, initial = plan.parameters.network_weights, plan.initial
     if given is None or initial is None:
         return {}
@@ -143,7 +143,7 @@ def _provenance(plan: TrainingPlan) -> dict[str, object]:
 
 
 def _caption_options(plan: TrainingPlan) -> dict[str, object]:
-    """Of kohya's keys about captions those whose options were used."""
+    """kohya's keys about captions, for the options that were used."""
     parameters = plan.parameters
     used: dict[str, object] = {}
     if parameters.varies_captions:
@@ -166,10 +166,10 @@ def _text_rate(parameters: TrainingParameters) -> float | None:
 
 
 def _network_arguments(parameters: TrainingParameters) -> dict[str, str]:
-    """What is not kohya's default, by our own parameters' names.
+    """Options that differ from kohya's defaults, by our parameters' names.
 
-    Its ``ss_network_dropout`` is no name for ``lora_dropout``: it drops what ``lora_down`` puts
-    out, and PEFT what goes in.
+    kohya's ``ss_network_dropout`` is not ``lora_dropout``: it drops outputs of ``lora_down``, and
+    PEFT drops its inputs.
     """
     values = {
         "lora_targets": str(parameters.lora_targets),
@@ -181,7 +181,7 @@ def _network_arguments(parameters: TrainingParameters) -> dict[str, str]:
 
 
 def _modelspec(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
-    """ModelSpec's keys; those of which the plan knows nothing are left out."""
+    """ModelSpec's keys, without those that the plan has no value for."""
     resolution, count = plan.parameters.resolution, facts.image_count
     values = {
         "sai_model_spec": "1.0.1",
@@ -203,14 +203,14 @@ def _modelspec(plan: TrainingPlan, facts: RunFacts) -> dict[str, str]:
     if plan.parameters.trigger_word is not None:
         values["trigger_phrase"] = plan.parameters.trigger_word
         values["usage_hint"] = f"Trigger word: {plan.parameters.trigger_word}"
-    # A run that was interrupted ends later than one that was not, and its file is the same: the
-    # only time that both know is the task's, and a task without one gives no date.
+    # An interrupted run ends later than an uninterrupted one, and their files must be equal. So
+    # the date is the task's creation time; a task without one gives no date.
     if plan.created_at is not None:
         values["date"] = plan.created_at.isoformat()
     return {f"modelspec.{name}": value for name, value in values.items()}
 
 
 def _tag_frequency(captions: Sequence[str]) -> dict[str, int]:
-    """How many captions have each of the phrases that commas part."""
+    """Number of captions that contain each comma-separated phrase."""
     phrases = (phrase.strip() for caption in captions for phrase in caption.split(","))
     return dict(Counter(phrase for phrase in phrases if phrase))

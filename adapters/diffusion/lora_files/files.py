@@ -1,4 +1,4 @@
-"""LoRA files on disk and in memory, read in any known format and written in the one asked for."""
+"""LoRA files on disk and in memory: read any known format, write a requested one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, e
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 """The file that diffusers looks for in a folder."""
 MAX_BYTES = 2 * 1024**3
-"""No LoRA of Stable Diffusion 1.5 is larger; whole checkpoints are."""
+"""Upper limit: no LoRA of Stable Diffusion 1.5 is larger, but whole checkpoints are."""
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLE = (
     "a pickle (.bin, .pt, .ckpt), which can run code when it is opened and is not read; save the "
@@ -59,7 +59,7 @@ def read_lora(path: Path) -> tuple[LoraWeights, dict[str, str]]:
     """A LoRA and its metadata, from a file or a folder in any of the formats.
 
     Raises:
-        InvalidLoraFile: there is none; says what was found and what to give.
+        InvalidLoraFile: no LoRA there; the message says what was found and what to pass instead.
     """
     try:
         if path.is_dir():
@@ -76,7 +76,7 @@ def decode_lora(data: bytes) -> tuple[LoraWeights, dict[str, str]]:
     """The LoRA and the metadata of one safetensors file, in kohya's or diffusers' format.
 
     Raises:
-        InvalidLoraFile: it is none of Stable Diffusion 1.5; says what it is.
+        InvalidLoraFile: not a LoRA of Stable Diffusion 1.5; the message says what it is.
     """
     tensors, metadata = _decode(data)
     _refuse_other_models(tensors, metadata)
@@ -87,10 +87,10 @@ def decode_lora(data: bytes) -> tuple[LoraWeights, dict[str, str]]:
 def encode_lora(
     weights: LoraWeights, metadata: Mapping[str, str], form: LoraFormat, name: str
 ) -> dict[str, bytes]:
-    """The files of a LoRA in one format, by their paths in the folder that is to hold them.
+    """The files of a LoRA in one format, by their paths in the target folder.
 
     ``name`` is used by kohya's format only; the other two prescribe their files' names. PEFT's is
-    a folder for ``PeftModel.from_pretrained(unet, folder)``; a text encoder's adapter is in its
+    a folder for ``PeftModel.from_pretrained(unet, folder)``; a text encoder's LoRA is in its
     subfolder ``text_encoder``. Equal weights give equal bytes.
 
     Raises:
@@ -123,8 +123,8 @@ def write_lora(
 
 
 def hashed(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with the hashes of its tensors, as ModelSpec and AUTOMATIC1111 want
-    them in the metadata."""
+    """A safetensors file with the hashes of its tensors in the metadata, as ModelSpec and
+    AUTOMATIC1111 require."""
     digest = hashlib.sha256(body_of(encode(tensors, {}))).hexdigest()
     hashes = {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
     return encode(tensors, {**metadata, **hashes})

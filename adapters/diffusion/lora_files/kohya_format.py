@@ -1,7 +1,7 @@
 """kohya's keys: ``lora_unet_<path with _>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``.
 
 Written by sd-scripts, LyCORIS (LoCon) and OneTrainer; read by AUTOMATIC1111, ComfyUI and
-diffusers. DoRA adds ``.dora_scale``: (outputs, 1, ...), or (1, inputs, ...) where the columns of
+diffusers. DoRA adds ``.dora_scale``: (outputs, 1, ...), or (1, inputs, ...) if the columns of
 the weight are normalised. diffusers ignores it.
 """
 
@@ -35,13 +35,13 @@ _OTHER_METHODS = {
     "on_input": "IA3",
     "a1.": "GLoRA",
 }
-"""What LyCORIS trains besides LoCon, by the beginning of its keys' last parts."""
+"""Other LyCORIS methods than LoCon, by the beginning of the last part of their keys."""
 _WORDS = re.compile(
     r"down_blocks|up_blocks|mid_block|transformer_blocks|to_(?:q|k|v|out)|proj_(?:in|out)|"
     r"conv_(?:in|out|shortcut)|time_emb_proj|time_embedding|linear_[12]|"
     r"text_model|self_attn|[qkv]_proj|out_proj|[a-z0-9]+"
 )
-"""The parts of a layer's path in Stable Diffusion 1.5; only those with ``_`` need naming."""
+"""Parts of layer paths in Stable Diffusion 1.5; only those that contain ``_`` need listing."""
 
 
 def is_kohya(keys: Mapping[str, object]) -> bool:
@@ -63,7 +63,7 @@ def to_kohya(weights: LoraWeights) -> Tensors:
 
 
 def from_kohya(tensors: Mapping[str, torch.Tensor]) -> LoraWeights:
-    """The LoRA that the tensors hold. A layer without an alpha has its rank as alpha.
+    """The LoRA that the tensors contain. A layer without an alpha gets its rank as alpha.
 
     Raises:
         InvalidLoraFile: a key is missing or unknown, or a layer's tensors do not fit together.

@@ -1,4 +1,4 @@
-"""From the tensors of a file, sorted by layer, to checked LoRA weights."""
+"""Turn a file's tensors, sorted by layer, into checked LoRA weights."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Part(StrEnum):
 
 LayerParts = Mapping[LayerName, Mapping[Part, torch.Tensor]]
 DefaultAlpha = Callable[[LayerName, int], float]
-"""The alpha of a layer without one of its own, from its name and rank."""
+"""Default alpha of a layer, from its name and rank."""
 
 
 def assemble(
     layers: LayerParts, default_alpha: DefaultAlpha, *, magnitude_shape_tells_axis: bool
 ) -> LoraWeights:
-    """The LoRA that these tensors are.
+    """The LoRA that these tensors form.
 
     Args:
-        magnitude_shape_tells_axis: of kohya's format, where magnitudes of shape (1, inputs, ...)
-            are per input. In PEFT's and diffusers' they are per output in every shape.
+        magnitude_shape_tells_axis: true for kohya's format, where magnitudes of shape
+            (1, inputs, ...) are per input. PEFT's and diffusers' are always per output.
 
     Raises:
-        InvalidLoraFile: a layer is unknown or incomplete, or its tensors do not fit one another
-            or hold values that no training gives.
+        InvalidLoraFile: a layer is unknown or incomplete, or its tensors do not fit together
+            or hold values that training cannot produce.
     """
     return {
         name: _layer(name, parts, default_alpha, magnitude_shape_tells_axis)
@@ -108,12 +108,12 @@ def _check_values(label: str, tensor: torch.Tensor) -> None:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Float8 tensors as float16, which holds all their values and has all operations."""
+    """Float8 tensors as float16, which holds all their values and supports all operations."""
     return tensor.half() if tensor.element_size() == 1 else tensor
 
 
 def _without_mid(label: str, down: torch.Tensor, mid: torch.Tensor) -> torch.Tensor:
-    """The down matrix of an equal LoRA without LyCORIS's Tucker core.
+    """The down matrix of an equivalent LoRA without LyCORIS's Tucker core.
 
     ``delta[o, i, y, x] = sum over r, s of up[o, r] mid[r, s, y, x] down[s, i]`` (Tucker-2).
     """

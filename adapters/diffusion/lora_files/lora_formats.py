@@ -1,4 +1,4 @@
-"""A LoRA in memory, independent of the file format that it came from."""
+"""A LoRA in memory, independent of its file format."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TEXT_LAYER = re.compile(
 
 
 class LoraFormat(StrEnum):
-    """The program family whose layout of keys and files a LoRA follows."""
+    """A family of programs whose layout of keys and files a LoRA follows."""
 
     DIFFUSERS = "diffusers"
     KOHYA = "kohya"
@@ -37,7 +37,7 @@ class LoraFormat(StrEnum):
 
 
 class InvalidLoraFile(UserError, ValueError):
-    """The file or folder is not a LoRA of Stable Diffusion 1.5 that can be read."""
+    """The file or folder is not a readable LoRA of Stable Diffusion 1.5."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class LayerWeights:
     magnitude: torch.Tensor | None = None
     """DoRA's magnitudes, one-dimensional: (outputs,), or (inputs,) if ``per_input``"""
     per_input: bool = False
-    """DoRA normalises the columns of the weight instead of its rows, as OneTrainer and LyCORIS
-    with ``wd_on_output=False`` train it. PEFT and diffusers cannot express this."""
+    """DoRA normalises the columns of the weight instead of its rows (OneTrainer; LyCORIS with
+    ``wd_on_output=False``). PEFT and diffusers cannot express this."""
 
     @property
     def rank(self) -> int:
@@ -64,7 +64,7 @@ class LayerWeights:
 LayerName = tuple[str, str]
 """The model (``unet`` or ``text_encoder``) and the layer's path in it, as diffusers names it."""
 LoraWeights = Mapping[LayerName, LayerWeights]
-"""A LoRA: the weights of every layer that it changes."""
+"""A LoRA: the weights of all its layers."""
 
 
 def text_path(module: str) -> str:
@@ -73,18 +73,18 @@ def text_path(module: str) -> str:
 
 
 def is_layer(name: LayerName) -> bool:
-    """Whether Stable Diffusion 1.5 has a layer of this name that can carry a LoRA."""
+    """Whether Stable Diffusion 1.5 has a layer of this name that can carry LoRA."""
     model, path = name
     return bool((_UNET_LAYER if model == UNET else _TEXT_LAYER).fullmatch(path))
 
 
 def uses_dora(weights: LoraWeights) -> bool:
-    """Whether any layer has magnitudes."""
+    """Whether any layer has DoRA magnitudes."""
     return any(layer.magnitude is not None for layer in weights.values())
 
 
 def require_output_magnitudes(weights: LoraWeights, form: LoraFormat) -> None:
-    """Refuse magnitudes per input, for the formats that have no place for them.
+    """Reject magnitudes per input, for formats that cannot express them.
 
     Raises:
         InvalidLoraFile: a layer's magnitudes are per input.

@@ -1,4 +1,4 @@
-"""What a file is that is not a LoRA of Stable Diffusion 1.5."""
+"""Identify files that are not a LoRA of Stable Diffusion 1.5."""
 
 from __future__ import annotations
 
@@ -43,11 +43,10 @@ _ARCHITECTURES = {
 
 
 def other_model(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
-    """What the file is, to continue "it is ..."; None if nothing tells it from a LoRA of
-    Stable Diffusion 1.5.
+    """What the file is, to continue "it is ..."; None if it may be a LoRA of Stable Diffusion 1.5.
 
     Args:
-        shapes: of every tensor, by its key.
+        shapes: shape of every tensor, by its key.
     """
     if kind := _by_key(_NOT_A_LORA, shapes):
         return f"{kind}, not a LoRA"

@@ -1,8 +1,8 @@
 """PEFT's folder: ``adapter_config.json`` and ``adapter_model.safetensors`` for each model.
 
-The U-Net's is the folder itself, as ``PeftModel.from_pretrained(unet, folder)`` wants it; the text
-encoder's, where the LoRA has one, is ``text_encoder`` in it. Layers of the text encoder are named
-as in transformers 5.
+The UNet's folder is the LoRA's folder itself, as ``PeftModel.from_pretrained(unet, folder)``
+expects; the text encoder's, if the LoRA has one, is its subfolder ``text_encoder``. Layers of the
+text encoder are named as in transformers 5.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PREFIX = "base_model.model."
 
 
 def to_peft(weights: LoraWeights, base_model: str | None) -> dict[str, tuple[bytes, Tensors]]:
-    """For each folder, "." or "text_encoder", its configuration and its tensors.
+    """Configuration and tensors for each folder, "." or "text_encoder".
 
     Raises:
         InvalidLoraFile: DoRA's magnitudes are per input.
@@ -45,7 +45,7 @@ def to_peft(weights: LoraWeights, base_model: str | None) -> dict[str, tuple[byt
         for (owner, path), layer in weights.items():
             if owner == model:
                 tensors |= module_tensors(f"{_PREFIX}{bare_path(path)}", layer)
-        # Old versions of PEFT refuse fields that they do not know, so only what is needed.
+        # Old versions of PEFT reject unknown fields, so write only what is needed.
         config = {
             "peft_type": "LORA",
             "base_model_name_or_path": base_model,
@@ -60,7 +60,7 @@ def to_peft(weights: LoraWeights, base_model: str | None) -> dict[str, tuple[byt
 def from_peft(
     model: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> LoraWeights:
-    """The LoRA that one model's folder holds.
+    """The LoRA in one model's folder.
 
     Raises:
         InvalidLoraFile: a key is missing or unknown, or a layer's tensors do not fit together.
@@ -70,5 +70,5 @@ def from_peft(
 
 
 def peft_name(folder: str, file: str) -> str:
-    """A file's path below the LoRA's folder, with ``/``."""
+    """A file's path relative to the LoRA's folder, with ``/``."""
     return str(PurePosixPath(folder) / file)

@@ -27,7 +27,7 @@ def initial_from_path(path: Path) -> InitialLora:
     """The LoRA in a file or folder of any format that ``--export`` reads.
 
     Raises:
-        InvalidLoraFile: there is none, or its layers differ in rank.
+        InvalidLoraFile: no LoRA found, or its layers differ in rank.
     """
     return _initial(read_lora(path)[0])
 
@@ -36,22 +36,22 @@ def initial_from_bytes(data: bytes) -> InitialLora:
     """The LoRA in one safetensors file.
 
     Raises:
-        InvalidLoraFile: it is none, or its layers differ in rank.
+        InvalidLoraFile: not a LoRA, or its layers differ in rank.
     """
     return _initial(decode_lora(data)[0])
 
 
 def start_from(lora: StyleLora, data: bytes) -> None:
-    """Copy a LoRA into a fresh style, which has the same effect then, whatever its alpha.
+    """Copy a LoRA into a fresh style, which then has the same effect, whatever its alpha.
 
-    Layers that the file lacks stay fresh; their number is logged.
+    Layers missing in the file stay fresh; their number is logged.
 
     Args:
-        data: of an ``InitialLora``.
+        data: the bytes of an ``InitialLora``.
 
     Raises:
-        InvalidLoraFile: the rank differs, or the file has layers or magnitudes that the run does
-            not train; names them and the option that would.
+        InvalidLoraFile: the rank differs, or the file has layers or magnitudes that the run
+            does not train; the message names them and the option that enables them.
     """
     own = {(UNET, path): matrices for path, matrices in lora.unet.items()}
     own |= {(TEXT_ENCODER, text_path(p)): matrices for p, matrices in lora.text_encoder.items()}
@@ -104,7 +104,7 @@ def _initial(weights: LoraWeights) -> InitialLora:
 
 
 def _as(given: torch.Tensor, own: torch.Tensor) -> torch.Tensor | None:
-    """The tensor in the other's shape, if only dimensions of 1 differ: some programs keep the
+    """The tensor in the other's shape, if only dimensions of 1 differ: some programs store the
     projections around attention as linear layers, others as 1 x 1 convolutions."""
     if given.squeeze().shape != own.squeeze().shape:
         return None

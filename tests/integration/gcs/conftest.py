@@ -1,4 +1,4 @@
-"""One emulator and one proxy for all tests of the adapter; a bucket for each."""
+"""One emulator and one proxy for all tests of the adapter; a bucket for each test."""
 
 from __future__ import annotations
 

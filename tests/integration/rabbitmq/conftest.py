@@ -1,4 +1,4 @@
-"""A queue on the machine's RabbitMQ for each test, ours and as others see it."""
+"""A queue on the machine's RabbitMQ for each test, with our adapter and a plain channel."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def queue(options: RabbitOptions) -> Iterator[RabbitQueue]:
 @pytest.fixture
 def raw() -> Iterator[BlockingChannel]:
     with raw_channel() as channel:
-        # So that what is published is there before the test goes on.
+        # Publishing then returns only once the broker has the message.
         channel.confirm_delivery()
         yield channel

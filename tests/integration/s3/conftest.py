@@ -1,4 +1,4 @@
-"""One S3 server and one proxy for all tests of the adapter; a bucket for each."""
+"""One S3 server and one proxy for all tests of the adapter; a bucket for each test."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def store(options: S3Options, bucket: str) -> Store:
 
 @pytest.fixture(scope="package")
 def direct(service: Server) -> S3Client:
-    """A client of the test's own, past adapter and proxy."""
+    """A client of the test's own that bypasses adapter and proxy."""
     return service.client()
