@@ -112,10 +112,10 @@ def test_dead_letters_are_listed_put_back_and_dropped(tmp_path: Path) -> None:
     assert {json.loads(row["body"])["type"] for row in listed} == {"x"}
 
     replayed = run("submit", "--replay-dead", ids[0], cwd=tmp_path)
-    assert "3 dead letters, 1 put back" in replayed.stdout, replayed.stderr
+    assert "1 dead letter put back" in replayed.stdout, replayed.stderr
     assert len(list(spool.glob("*.json"))) == 1
     dropped = run("submit", "--drop-dead", ids[1].upper(), cwd=tmp_path)
-    assert "2 dead letters, 0 put back, 1 dropped" in dropped.stdout, dropped.stderr
+    assert "1 dead letter dropped" in dropped.stdout, dropped.stderr
     assert len(list(spool.glob("*.json"))) == 1
     nameless = run("submit", "--drop-dead", "", cwd=tmp_path)
     assert (nameless.returncode, nameless.stdout) == (2, "")
@@ -124,19 +124,19 @@ def test_dead_letters_are_listed_put_back_and_dropped(tmp_path: Path) -> None:
     assert "no dead letter is of this task" in unknown.stderr
     (spool / "dead" / "junk.json").write_text("no task")
     junk = run("submit", "--drop-dead", "-", cwd=tmp_path)
-    assert "2 dead letters, 0 put back, 1 dropped" in junk.stdout, junk.stderr
+    assert "1 dead letter dropped" in junk.stdout, junk.stderr
     rest = run("submit", "--replay-dead", cwd=tmp_path)
-    assert "1 dead letters, 1 put back" in rest.stdout
+    assert "1 dead letter put back" in rest.stdout
 
 
 def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
     good = run("worker", "--check", "--json", cwd=tmp_path)
     assert good.returncode == 0, good.stdout + good.stderr
     findings = json.loads(good.stdout)
-    assert findings[0]["detail"] == "the folder spool; waiting: 0, dead: 0"
+    details = {finding["part"]: finding["detail"] for finding in findings}
+    assert details["queue"] == "the folder spool; waiting: 0, dead: 0"
     found = {finding["part"]: finding["works"] for finding in findings}
     assert found == dict.fromkeys(found, True)
-    assert len(found) == 6
     assert {"queue", "models", "backend", "device", "base model"} <= set(found)
     assert not list((tmp_path / "spool/buckets").rglob("check/*")), "nothing is left of the trial"
 
@@ -159,6 +159,6 @@ def test_every_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> 
     refused = run("worker", cwd=tmp_path, **wrong, LEASE_SECONDS="1", SHUTDOWN_TIMEOUT="no")
     assert refused.returncode == 2
     lines = refused.stderr.strip().splitlines()
-    assert len(lines) == 4, refused.stderr
+    assert len(lines) == 3, refused.stderr
     assert all(line.startswith("error: ") for line in lines)
     assert any("SHUTDOWN_TIMEOUT='no'" in line for line in lines), refused.stderr
