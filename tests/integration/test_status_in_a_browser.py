@@ -182,7 +182,7 @@ def test_a_worker_that_is_not_ready_says_so_and_why(look: Look) -> None:
     page = look(status_scenes.failed()).open()
     assert page.locator("#state-text").inner_text() == "Not ready"
     assert page.locator("#checks li.not").count() == 2
-    assert "Not ready: Broker" in (page.locator("#checks").text_content() or "")
+    assert "Not ready: Queue" in (page.locator("#checks").text_content() or "")
     assert page.locator("#phases li.broke").inner_text().startswith("Training")
 
 
