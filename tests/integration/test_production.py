@@ -202,7 +202,7 @@ def held(platform: Platform, key: str) -> bool:
 def test_the_check_tries_broker_buckets_and_backend(platform: Platform) -> None:
     good = platform.run("worker", "--check")
     assert good.returncode == 0, good.stdout + good.stderr
-    assert good.stdout.count("ok    ") == 6
+    assert all(line.startswith("ok    ") for line in good.stdout.splitlines()), good.stdout
     assert platform.keys() == set()
     assert platform.backend.final == []
 
