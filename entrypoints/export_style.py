@@ -11,8 +11,8 @@ from entrypoints.exit_codes import UsageError
 _GENERIC_NAMES = {"pytorch_lora_weights", "adapter_model"}
 """Default file names of libraries; for these the folder's name is used instead."""
 DORA_WARNING = (
-    "this is DoRA, which in kohya's format SD.Next and LyCORIS load exactly, ComfyUI and Forge "
-    "approximately, AUTOMATIC1111, sd-scripts and InvokeAI wrongly (docs/format.md)"
+    "this is DoRA: not every program loads it correctly in kohya's format; docs/format.md lists "
+    "which programs do"
 )
 
 
