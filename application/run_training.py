@@ -14,12 +14,12 @@ from application.job_store import JobStore
 from application.journal import Entry
 from application.lease import Lease, LeaseLost
 from application.notify_outcome import OutcomeNotifier
+from application.plan_training import TrainingPlanner
 from application.ports import (
     BlobDenied,
     BlobMissing,
     BlobTooLarge,
     CheckpointRejected,
-    InitialLora,
     Trainer,
     TrainerBroken,
     TrainingPlan,
@@ -40,8 +40,6 @@ from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import ImageSet
 from domain.job import ACTIVE, UNDECIDED, JobState, TrainingJob
-from domain.location import Location
-from domain.parameters import TrainingParameters
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 
@@ -57,8 +55,7 @@ class RunTraining:
     """Runs a task, or resumes it from the last checkpoint of an earlier attempt."""
 
     store: JobStore
-    fetch_images: Callable[[tuple[Location, ...], int, StopSignal], ImageSet]
-    """Arguments: image locations, resolution, stop. Raises ``ImagesDenied``."""
+    plan: TrainingPlanner
     trainer: Trainer
     slots: AdmissionQueue
     """Shared by all users of the trainer."""
@@ -66,9 +63,6 @@ class RunTraining:
     write_report: ReportWriter
     notify_outcome: OutcomeNotifier
     config: WorkerConfig
-    load_lora: Callable[[str], InitialLora] | None = None
-    """Fetches the LoRA named by the parameter ``network_weights``. Raises ``UserError`` if the
-    file is not a LoRA."""
 
     def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
         """Run the task, and return how to settle its message. Raises nothing.
@@ -224,29 +218,7 @@ class RunTraining:
     def _plan(
         self, task: TrainingTask, job: TrainingJob, stop: StopSignal
     ) -> tuple[TrainingPlan, ImageSet]:
-        """Fetch the images and build the training plan from them and the parameters."""
-        known, native = job.parameters, self.trainer.native_resolution
-        resolution = known.resolution if known else task.requested.named.get("resolution", native)
-        images = self.fetch_images(task.images, resolution, stop)
-        images.require(self.config.min_images)
-        in_an_epoch = tuple(image for image in images.usable for _ in range(image.repeats))
-
-        parameters = known or task.requested.resolve(
-            image_count=len(in_an_epoch), native_resolution=native
-        )
-        initial = self._initial_lora(parameters)
-        if initial is not None:
-            parameters = initial.dimensions(parameters)
-        plan = TrainingPlan(
-            style_id=task.style_id,
-            images=in_an_epoch,
-            tags=task.tags,
-            parameters=parameters,
-            created_at=task.created_at,
-            label=task.label,
-            initial=initial,
-        )
-        return plan, images
+        return self.plan(task, job.parameters, self.trainer.native_resolution, stop)
 
     def _upload(self, weights: bytes, job: TrainingJob, stop: StopSignal) -> Artifact:
         """Store the weights as one file, or as a PEFT folder if so configured."""
@@ -268,15 +240,6 @@ class RunTraining:
             if session.finished:
                 base = self.trainer.base
                 self.write_report(session, task, plan, images, entry, base, stop)
-
-    def _initial_lora(self, parameters: TrainingParameters) -> InitialLora | None:
-        if parameters.network_weights is None or self.load_lora is None:
-            return None
-        try:
-            return self.load_lora(parameters.network_weights)
-        except (UserError, BlobMissing, BlobTooLarge) as error:
-            message = f"network_weights cannot be used: {error}"
-            raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message)) from error
 
     def _fail_fast(self, job: TrainingJob) -> None:
         if self.store.cancellation_requested(job.task_id):

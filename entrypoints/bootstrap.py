@@ -30,12 +30,12 @@ from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
 from application.event_bus import EventBus
-from application.fetch_images import fetch_images
 from application.job_store import JobStore
 from application.lease import LeaseTerms
 from application.log_events import log_event
 from application.notify_outcome import OutcomeNotifier
-from application.ports import BlobStore, ImageInspector
+from application.plan_training import TrainingPlanner
+from application.ports import BlobStore
 from application.reject_invalid_task import RejectInvalidTask
 from application.run_training import RunTraining
 from application.slots import AdmissionQueue
@@ -46,8 +46,6 @@ from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from application.worker_loop import WorkerLoop
 from application.worker_pool import WorkerPool
-from domain.image import ImageSet
-from domain.location import Location
 from entrypoints.cli import version
 from entrypoints.connections import (
     lora_loader,
@@ -102,17 +100,6 @@ def worker_config(settings: Settings) -> WorkerConfig:
 def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
     """A name that is unique among all workers and processes."""
     return settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
-
-
-def image_fetcher(
-    blobs: BlobStore, inspector: ImageInspector, config: WorkerConfig
-) -> Callable[[tuple[Location, ...], int, StopSignal], ImageSet]:
-    """Return the function that fetches and checks a task's images."""
-
-    def fetch(images: tuple[Location, ...], resolution: int, stop: StopSignal) -> ImageSet:
-        return fetch_images(images, resolution, blobs, inspector, config, stop)
-
-    return fetch
 
 
 def open_uploads(slots: int) -> Iterator[Executor]:
@@ -251,7 +238,9 @@ class Container(containers.DeclarativeContainer):
         worker=worker,
         lease_terms=config.provided.lease,
     )
-    fetch_images = providers.Singleton(image_fetcher, blobs, inspector, config)
+    plan_training = providers.Singleton(
+        TrainingPlanner, blobs=blobs, inspector=inspector, load_lora=load_lora, config=config
+    )
     admission = providers.Singleton(AdmissionQueue, slots)
     training_loop = providers.Singleton(
         TrainingLoop, store=store, notifier=notifier, clock=clock, config=config, uploads=uploads
@@ -268,14 +257,13 @@ class Container(containers.DeclarativeContainer):
     run_training = providers.Singleton(
         RunTraining,
         store=store,
-        fetch_images=fetch_images,
+        plan=plan_training,
         trainer=trainer,
         slots=admission,
         loop=training_loop,
         write_report=write_report,
         notify_outcome=notify_outcome,
         config=config,
-        load_lora=load_lora,
     )
     reject_invalid_task = providers.Singleton(
         RejectInvalidTask, store=store, notify_outcome=notify_outcome, config=config

@@ -17,11 +17,17 @@ from adapters.memory import (
     MemoryTrainer,
 )
 from application.event_bus import MessageSettled, TaskReceived
-from application.fetch_images import fetch_images
 from application.job_store import JobStore
 from application.lease import Lease, LeaseTerms
 from application.notify_outcome import OutcomeNotifier
-from application.ports import BlobUnavailable, Notifier, TrainingSession
+from application.plan_training import TrainingPlanner
+from application.ports import (
+    BlobMissing,
+    BlobUnavailable,
+    InitialLora,
+    Notifier,
+    TrainingSession,
+)
 from application.run_training import RunTraining
 from application.settlement import Requeue, RetryLater, Settlement
 from application.slots import AdmissionQueue
@@ -122,6 +128,11 @@ class _Faulty:
         )
 
 
+def no_lora(named: str) -> InitialLora:
+    """Finds no LoRA for any ``network_weights``."""
+    raise BlobMissing(named)
+
+
 class World:
     """What outlives workers: the store, the backend and time."""
 
@@ -147,6 +158,7 @@ class World:
             "notifier": notifier,
             "trainer": trainer,
             "inspector": MemoryInspector(),
+            "load_lora": no_lora,
             "reporter": MemoryReporter(),
             "clock": self.clock,
             "events": self.events.append,
@@ -161,8 +173,11 @@ class World:
         store = self.store(**{name: known[name] for name in STORE_PARTS})
         return RunTraining(
             store=store,
-            fetch_images=lambda images, resolution, stop: fetch_images(
-                images, resolution, known["blobs"], known["inspector"], config, stop
+            plan=TrainingPlanner(
+                blobs=known["blobs"],
+                inspector=known["inspector"],
+                load_lora=known["load_lora"],
+                config=config,
             ),
             trainer=known["trainer"],
             slots=known["slots"],

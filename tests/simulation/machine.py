@@ -14,9 +14,9 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
-from application.fetch_images import fetch_images
 from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
+from application.plan_training import TrainingPlanner
 from application.ports import (
     StepReport,
     TrainerBroken,
@@ -31,6 +31,7 @@ from application.training_loop import TrainingLoop
 from application.worker_loop import WorkerLoop
 from domain.events import Event
 from domain.failure import Failure, FailureCode, TrainingFailed
+from tests.application.world import no_lora
 from tests.simulation.clock import VirtualClock
 from tests.simulation.connections import Backend, Blobs, Connection
 from tests.simulation.timeline import Process, Timeline
@@ -74,8 +75,8 @@ class Machine:
         )
         run = RunTraining(
             store=store,
-            fetch_images=lambda images, resolution, stop: fetch_images(
-                images, resolution, blobs, MemoryInspector(), CONFIG, stop
+            plan=TrainingPlanner(
+                blobs=blobs, inspector=MemoryInspector(), load_lora=no_lora, config=CONFIG
             ),
             trainer=self.trainer,
             slots=AdmissionQueue(together),
