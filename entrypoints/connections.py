@@ -169,7 +169,7 @@ def lora_loader(blobs: BlobStore) -> Callable[[str], InitialLora]:
     """Return the function that fetches a task's initial LoRA."""
 
     def load(text: str) -> InitialLora:
-        from adapters.diffusion.lora_files.warm_start import initial_from_bytes
+        from adapters.lora_files.initial_lora import initial_from_bytes
 
         return initial_from_bytes(blobs.get(Location.parse(text), max_bytes=MAX_LORA_BYTES).data)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapters.diffusion.lora_files.files import read_lora, write_lora
-from adapters.diffusion.lora_files.lora_formats import LoraFormat, uses_dora
+from adapters.lora_files.files import read_lora, write_lora
+from adapters.lora_files.lora_formats import LoraFormat, uses_dora
 from entrypoints.exit_codes import UsageError
 
 _GENERIC_NAMES = {"pytorch_lora_weights", "adapter_model"}

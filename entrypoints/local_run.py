@@ -163,7 +163,7 @@ def initial_lora(requested: RequestedParameters) -> InitialLora | None:
     given = requested.named.get("network_weights")
     if given is None:
         return None
-    from adapters.diffusion.lora_files.warm_start import initial_from_path
+    from adapters.lora_files.initial_lora import initial_from_path
 
     return initial_from_path(Path(given))
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from adapters.common.tensor_file import TensorFileDamaged, body_of, decode, encode
 from adapters.diffusion.nan_rollback import Rollbacks
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.optimizer import OptimizerState
-from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
 from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
 from domain.parameters import TrainingParameters
 

@@ -24,8 +24,6 @@ from adapters.diffusion.data.text import tokens_of
 from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.learning_rate import learning_rate_of
-from adapters.diffusion.lora_files.export import RunFacts, encode_trained
-from adapters.diffusion.lora_files.warm_start import start_from
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
 from adapters.diffusion.objective import objective_of
@@ -39,12 +37,15 @@ from adapters.diffusion.oom import (
 from adapters.diffusion.optimizer import (
     OptimizerStateInvalid,
     build_optimizer,
+    optimizer_class,
     restore_state,
     state_of,
 )
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
+from adapters.diffusion.style_weights import start_from, weights_for_file
 from adapters.diffusion.train_step import Batch, train_step
 from adapters.diffusion.training_model import TrainingModel
+from adapters.lora_files.trained_style import RunFacts, encode_trained
 from application.ports import (
     Checkpoint,
     CheckpointRejected,
@@ -265,11 +266,12 @@ class DiffusionSession:
             base_name=self._base.name,
             prediction_type=self._base.prediction_type,
             captions=self._data.captions,
+            optimizer=optimizer_class(self.parameters.optimizer),
             bucket_sizes={size: len(bucket) for size, bucket in self._buckets.items()},
             steps=self.step,
             steps_per_epoch=self._epoch_steps,
         )
-        return encode_trained(self.lora, self._plan, facts)
+        return encode_trained(weights_for_file(self.lora), self._plan, facts)
 
     def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:

@@ -18,14 +18,14 @@ from adapters.diffusion.data.preparation import PreparedData, prepare
 from adapters.diffusion.data_parallel import Rank, StartRanks
 from adapters.diffusion.device_thread import MIN_PATIENCE, DeviceThread
 from adapters.diffusion.fused.blocks import with_fused_blocks
-from adapters.diffusion.lora_files.files import decode_lora, encode_lora
-from adapters.diffusion.lora_files.lora_formats import LoraFormat
-from adapters.diffusion.lora_files.peft_format import PEFT_CONFIG, PEFT_WEIGHTS
 from adapters.diffusion.memory_use import reset_peak_memory
 from adapters.diffusion.oom import oom_fails_the_run, retry_after_freeing
 from adapters.diffusion.optimizer import require_optimizer
 from adapters.diffusion.session import DiffusionSession, advance_runs
 from adapters.diffusion.training_model import TrainingModel, training_model
+from adapters.lora_files.files import decode_lora, encode_lora
+from adapters.lora_files.lora_formats import LoraFormat
+from adapters.lora_files.peft_format import PEFT_CONFIG, PEFT_WEIGHTS
 from application.ports import BaseFacts, StepReport, TrainingPlan, TrainingSession
 from domain.parameters import LoraTargets, OptimizerName, TrainingParameters
 

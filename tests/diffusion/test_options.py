@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from adapters.common.tensor_file import decode as read_file
 from adapters.diffusion import optimizer as optimizers
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.optimizer import (
@@ -19,7 +20,6 @@ from adapters.diffusion.optimizer import (
     restore_state,
     state_of,
 )
-from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from application.ports import CheckpointRejected

@@ -10,18 +10,18 @@ import pytest
 import safetensors.torch
 import torch
 
+from adapters.common.tensor_file import decode as read_file
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.data.text import encode_captions
-from adapters.diffusion.lora_files.files import read_lora, write_lora
-from adapters.diffusion.lora_files.lora_formats import LoraFormat
-from adapters.diffusion.tensor_file import decode as read_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
+from adapters.lora_files.files import read_lora, write_lora
+from adapters.lora_files.lora_formats import LoraFormat
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
-from tests.diffusion.reference_loaders import comfy_names, comfy_patched
 from tests.diffusion.runs import plan_of, run, shown, weights_of
 from tests.diffusion.single_file import unet_key, write_single_file
+from tests.lora_files.reference_loaders import comfy_names, comfy_patched
 
 pytestmark = pytest.mark.integration
 

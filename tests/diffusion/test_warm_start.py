@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.lora_files.files import decode_lora, encode_lora, write_lora
-from adapters.diffusion.lora_files.lora_formats import InvalidLoraFile, LoraFormat
-from adapters.diffusion.lora_files.warm_start import initial_from_bytes, initial_from_path
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
+from adapters.lora_files.files import decode_lora, encode_lora, write_lora
+from adapters.lora_files.initial_lora import initial_from_bytes, initial_from_path
+from adapters.lora_files.lora_formats import InvalidLoraFile, LoraFormat
 from application.ports import InitialLora, TrainingPlan
 from domain.image import TrainingImage
 from tests.diffusion.runs import plan_of, run

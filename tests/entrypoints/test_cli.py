@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from adapters.diffusion.base.pipeline_files import BaseModelInvalid
-from adapters.diffusion.lora_files.lora_formats import InvalidLoraFile
 from adapters.logs.sentry import SentryMissing
+from adapters.lora_files.lora_formats import InvalidLoraFile
 from adapters.status_page.binding import InvalidBinding
 from adapters.status_page.server import AddressTaken
 from adapters.webhook.options import InvalidBackend

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from adapters.diffusion.tensor_file import TensorFileDamaged, decode
+from adapters.common.tensor_file import TensorFileDamaged, decode
 from tests.faults.deployment import FIRST_STYLE, Deployment, task_body
 from tests.faults.stores import IMAGES, MODELS
 from tests.services.commands import environment

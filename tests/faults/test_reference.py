@@ -7,7 +7,7 @@ from math import inf
 import pytest
 import torch
 
-from adapters.diffusion.lora_files.files import hashed
+from adapters.lora_files.files import hashed
 from tests.faults.deployment import Order
 from tests.faults.reference import WITHIN_ROUNDING, distance, expected
 from tests.faults.verdict import Verdict

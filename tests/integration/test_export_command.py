@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.diffusion.lora_files.files import hashed
-from adapters.diffusion.lora_files.kohya_format import to_kohya
-from adapters.diffusion.lora_files.lora_formats import UNET, LayerWeights, LoraFormat
+from adapters.lora_files.files import hashed
+from adapters.lora_files.kohya_format import to_kohya
+from adapters.lora_files.lora_formats import UNET, LayerWeights, LoraFormat
 from entrypoints.train import build_parser, main
 
 pytestmark = pytest.mark.integration

@@ -1,44 +1,37 @@
-"""Start a run from an existing LoRA (kohya's ``network_weights``)."""
+"""Copy a style's weights between the packed LoRA and the layers of a LoRA file."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from pathlib import Path
 
 import torch
 
-from adapters.diffusion.lora_files.files import decode_lora, hashed, read_lora
-from adapters.diffusion.lora_files.kohya_format import to_kohya
-from adapters.diffusion.lora_files.lora_formats import (
+from adapters.diffusion.lora_layers import LoraMatrices, StyleLora
+from adapters.lora_files.files import decode_lora
+from adapters.lora_files.lora_formats import (
     TEXT_ENCODER,
     UNET,
     InvalidLoraFile,
+    LayerName,
+    LayerWeights,
     LoraWeights,
     text_path,
 )
-from adapters.diffusion.lora_layers import StyleLora
-from application.ports import InitialLora
 
 log = logging.getLogger(__name__)
 
 
-def initial_from_path(path: Path) -> InitialLora:
-    """The LoRA in a file or folder of any format that ``--export`` reads.
-
-    Raises:
-        InvalidLoraFile: no LoRA found, or its layers differ in rank.
-    """
-    return _initial(read_lora(path)[0])
-
-
-def initial_from_bytes(data: bytes) -> InitialLora:
-    """The LoRA in one safetensors file.
-
-    Raises:
-        InvalidLoraFile: not a LoRA, or its layers differ in rank.
-    """
-    return _initial(decode_lora(data)[0])
+def weights_for_file(lora: StyleLora) -> LoraWeights:
+    """The matrices in half precision; DoRA's magnitudes, a few kilobytes, stay float32."""
+    return {
+        name: LayerWeights(
+            own.down.to(torch.float16),
+            own.up.to(torch.float16),
+            lora.alpha,
+            None if own.magnitude is None else own.magnitude.clone(),
+        )
+        for name, own in _by_name(lora).items()
+    }
 
 
 def start_from(lora: StyleLora, data: bytes) -> None:
@@ -53,8 +46,7 @@ def start_from(lora: StyleLora, data: bytes) -> None:
         InvalidLoraFile: the rank differs, or the file has layers or magnitudes that the run
             does not train; the message names them and the option that enables them.
     """
-    own = {(UNET, path): matrices for path, matrices in lora.unet.items()}
-    own |= {(TEXT_ENCODER, text_path(p)): matrices for p, matrices in lora.text_encoder.items()}
+    own = _by_name(lora)
     weights = decode_lora(data)[0]
     missing = sorted(weights.keys() - own.keys())
     if missing:
@@ -93,19 +85,14 @@ def start_from(lora: StyleLora, data: bytes) -> None:
         log.warning("network_weights has no weights for %d of %d layers", fresh, len(own))
 
 
-def _initial(weights: LoraWeights) -> InitialLora:
-    ranks = Counter(layer.rank for layer in weights.values())
-    if len(ranks) > 1:
-        named = ", ".join(f"{count} of rank {rank}" for rank, count in ranks.most_common())
-        raise InvalidLoraFile(f"network_weights has layers of several ranks: {named}")
-    (rank,) = ranks
-    alpha = Counter(layer.alpha for layer in weights.values()).most_common(1)[0][0]
-    return InitialLora(hashed(to_kohya(weights), {}), rank, alpha)
-
-
 def _as(given: torch.Tensor, own: torch.Tensor) -> torch.Tensor | None:
     """The tensor in the other's shape, if only dimensions of 1 differ: some programs store the
     projections around attention as linear layers, others as 1 x 1 convolutions."""
     if given.squeeze().shape != own.squeeze().shape:
         return None
     return given.reshape(own.shape)
+
+
+def _by_name(lora: StyleLora) -> dict[LayerName, LoraMatrices]:
+    in_text = {(TEXT_ENCODER, text_path(path)): own for path, own in lora.text_encoder.items()}
+    return {(UNET, path): own for path, own in lora.unet.items()} | in_text

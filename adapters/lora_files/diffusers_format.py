@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.lora_files.layer_parts import Part, assemble
-from adapters.diffusion.lora_files.lora_formats import (
+from adapters.lora_files.layer_parts import Part, assemble
+from adapters.lora_files.lora_formats import (
     TEXT_ENCODER,
     UNET,
     InvalidLoraFile,

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.lora_files.diffusers_format import (
+from adapters.lora_files.diffusers_format import (
     bare_path,
     from_modules,
     lora_config,
     module_tensors,
 )
-from adapters.diffusion.lora_files.lora_formats import (
+from adapters.lora_files.lora_formats import (
     UNET,
     LoraFormat,
     LoraWeights,

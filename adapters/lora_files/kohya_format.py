@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
-from adapters.diffusion.lora_files.layer_parts import Part, assemble
-from adapters.diffusion.lora_files.lora_formats import (
+from adapters.lora_files.layer_parts import Part, assemble
+from adapters.lora_files.lora_formats import (
     TEXT_ENCODER,
     UNET,
     InvalidLoraFile,

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import torch
 
-from adapters.diffusion.lora_files.lora_formats import (
+from adapters.lora_files.lora_formats import (
     InvalidLoraFile,
     LayerName,
     LayerWeights,

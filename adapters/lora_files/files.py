@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters.diffusion.lora_files.diffusers_format import (
+from adapters.common.tensor_file import TensorFileDamaged, body_of, decode, encode
+from adapters.lora_files.diffusers_format import (
     DIFFUSERS_METADATA,
     from_diffusers,
     to_diffusers,
 )
-from adapters.diffusion.lora_files.kohya_format import from_kohya, is_kohya, to_kohya
-from adapters.diffusion.lora_files.lora_formats import (
+from adapters.lora_files.kohya_format import from_kohya, is_kohya, to_kohya
+from adapters.lora_files.lora_formats import (
     TEXT_ENCODER,
     UNET,
     InvalidLoraFile,
@@ -22,15 +23,14 @@ from adapters.diffusion.lora_files.lora_formats import (
     LoraWeights,
     Tensors,
 )
-from adapters.diffusion.lora_files.other_models import other_model
-from adapters.diffusion.lora_files.peft_format import (
+from adapters.lora_files.other_models import other_model
+from adapters.lora_files.peft_format import (
     PEFT_CONFIG,
     PEFT_WEIGHTS,
     from_peft,
     peft_name,
     to_peft,
 )
-from adapters.diffusion.tensor_file import TensorFileDamaged, body_of, decode, encode
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 """The file that diffusers looks for in a folder."""

@@ -14,21 +14,23 @@ import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
+from adapters.common.tensor_file import decode as read_file
 from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.lora_files.diffusers_format import from_diffusers, lora_config
-from adapters.diffusion.lora_files.export import lora_weights
-from adapters.diffusion.lora_files.files import read_lora, write_lora
-from adapters.diffusion.lora_files.kohya_format import to_kohya
-from adapters.diffusion.lora_files.lora_formats import LayerWeights, LoraFormat
-from adapters.diffusion.lora_files.peft_format import from_peft
 from adapters.diffusion.lora_targets import ATTENTION
-from adapters.diffusion.tensor_file import decode as read_file
+from adapters.diffusion.style_weights import weights_for_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
+from adapters.lora_files.diffusers_format import from_diffusers, lora_config
+from adapters.lora_files.files import read_lora, write_lora
+from adapters.lora_files.kohya_format import to_kohya
+from adapters.lora_files.lora_formats import LayerWeights, LoraFormat
+from adapters.lora_files.peft_format import from_peft
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
 from domain.parameters import LoraTargets
-from tests.diffusion.reference_loaders import (
+from tests.diffusion.runs import lora_on, plan_of, predict, shown, weights_of
+from tests.diffusion.single_file import unet_key, write_single_file
+from tests.lora_files.reference_loaders import (
     UNET,
     a1111_decomposed,
     a1111_metadata,
@@ -39,8 +41,6 @@ from tests.diffusion.reference_loaders import (
     comfy_patched,
     lycoris_decomposed,
 )
-from tests.diffusion.runs import lora_on, plan_of, predict, shown, weights_of
-from tests.diffusion.single_file import unet_key, write_single_file
 
 pytestmark = pytest.mark.integration
 
@@ -306,7 +306,7 @@ def test_automatic1111_finds_a_module_for_every_key_of_the_full_size(
 ) -> None:
     with lora_on(base, full_size, rank=8, lora_targets=targets) as lora:
         style = lora.new_style(0, 1)
-    tensors, layers = to_kohya(lora_weights(style)), len(style.unet)
+    tensors, layers = to_kohya(weights_for_file(style)), len(style.unet)
     modules = {
         "diffusion_model_" + ldm.removesuffix(".weight").replace(".", "_"): name
         for name, ldm in ldm_names(full_size).items()
@@ -326,7 +326,7 @@ def test_comfyui_knows_every_key_of_the_full_size(
 ) -> None:
     targets = LoraTargets.CONVOLUTIONS
     with lora_on(base, full_size, rank=8, lora_targets=targets) as lora:
-        stems = {key.split(".")[0] for key in to_kohya(lora_weights(lora.new_style(0, 1)))}
+        stems = {key.split(".")[0] for key in to_kohya(weights_for_file(lora.new_style(0, 1)))}
     names = comfy_names(ldm_names(full_size), layers=12)
     assert stems <= names.keys()
     assert all(names[stem].startswith(UNET) for stem in stems)

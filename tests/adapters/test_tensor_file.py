@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from adapters.diffusion.tensor_file import TensorFileDamaged, decode, encode
+from adapters.common.tensor_file import TensorFileDamaged, decode, encode
 
 TENSORS = {"a": torch.arange(5.0), "b": torch.ones(2, 3, dtype=torch.float16)}
 METADATA = {f"key {index}": f"value {index} ä" for index in range(20)}

@@ -16,22 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import torch
-
-from adapters.diffusion.data.dataset import Size
-from adapters.diffusion.data.text import DEFAULT_TOKENS
-from adapters.diffusion.lora_files.diffusers_format import to_diffusers
-from adapters.diffusion.lora_files.files import hashed
-from adapters.diffusion.lora_files.kohya_format import to_kohya
-from adapters.diffusion.lora_files.lora_formats import (
-    TEXT_ENCODER,
-    UNET,
-    LayerWeights,
-    LoraWeights,
-    text_path,
-)
-from adapters.diffusion.lora_layers import StyleLora
-from adapters.diffusion.optimizer import optimizer_class
+from adapters.lora_files.diffusers_format import to_diffusers
+from adapters.lora_files.files import hashed
+from adapters.lora_files.kohya_format import to_kohya
+from adapters.lora_files.lora_formats import LoraWeights
 from application.ports import TrainingPlan
 from domain.parameters import TrainingParameters
 
@@ -43,8 +31,10 @@ class RunFacts:
     base_name: str
     prediction_type: str
     captions: Sequence[str]
-    bucket_sizes: Mapping[Size, int]
-    """Images in each bucket."""
+    optimizer: str
+    """The optimizer's class path."""
+    bucket_sizes: Mapping[tuple[int, int], int]
+    """Number of images by width and height in pixels."""
     steps: int
     steps_per_epoch: int
     """Steps done, and steps in a whole epoch."""
@@ -55,30 +45,15 @@ class RunFacts:
         return sum(self.bucket_sizes.values())
 
 
-def encode_trained(lora: StyleLora, plan: TrainingPlan, facts: RunFacts) -> bytes:
+def encode_trained(weights: LoraWeights, plan: TrainingPlan, facts: RunFacts) -> bytes:
     """The trained LoRA as a file. Reads no clock: equal plans and weights give equal bytes."""
-    weights = lora_weights(lora)
+    alpha = next(iter(weights.values())).alpha
     if plan.parameters.use_dora:
         tensors, form = to_diffusers(weights)
     else:
         tensors, form = to_kohya(weights), {}
-    metadata = {**_kohya(plan, lora.alpha, facts), **_modelspec(plan, facts), **form}
+    metadata = {**_kohya(plan, alpha, facts), **_modelspec(plan, facts), **form}
     return hashed(tensors, metadata)
-
-
-def lora_weights(lora: StyleLora) -> LoraWeights:
-    """The matrices in half precision; DoRA's magnitudes, a few kilobytes, stay float32."""
-    layers = {(UNET, path): matrices for path, matrices in lora.unet.items()}
-    layers |= {(TEXT_ENCODER, text_path(p)): m for p, m in lora.text_encoder.items()}
-    return {
-        layer: LayerWeights(
-            matrices.down.to(torch.float16),
-            matrices.up.to(torch.float16),
-            lora.alpha,
-            None if matrices.magnitude is None else matrices.magnitude.clone(),
-        )
-        for layer, matrices in layers.items()
-    }
 
 
 def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
@@ -104,7 +79,7 @@ def _kohya(plan: TrainingPlan, alpha: float, facts: RunFacts) -> dict[str, str]:
         "ss_learning_rate": parameters.learning_rate,
         "ss_lr_scheduler": str(parameters.lr_scheduler),
         "ss_lr_warmup_steps": parameters.warmup_steps(parameters.epochs * facts.steps_per_epoch),
-        "ss_optimizer": f"{optimizer_class(parameters.optimizer)}(weight_decay={decay:g})",
+        "ss_optimizer": f"{facts.optimizer}(weight_decay={decay:g})",
         "ss_max_grad_norm": parameters.max_grad_norm,
         "ss_num_epochs": parameters.epochs,
         "ss_epoch": facts.steps // facts.steps_per_epoch,
@@ -150,7 +125,7 @@ def _caption_options(plan: TrainingPlan) -> dict[str, object]:
         used["ss_shuffle_caption"] = parameters.shuffle_caption
         used["ss_keep_tokens"] = parameters.keep_tokens
         used["ss_caption_tag_dropout_rate"] = parameters.caption_tag_dropout_rate
-    if parameters.max_token_length > DEFAULT_TOKENS:
+    if parameters.max_token_length != TrainingParameters.max_token_length:
         used["ss_max_token_length"] = parameters.max_token_length
     return used
 

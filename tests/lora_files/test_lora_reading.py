@@ -9,15 +9,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from adapters.diffusion.lora_files.files import read_lora, write_lora
-from adapters.diffusion.lora_files.lora_formats import (
+from adapters.lora_files.files import read_lora, write_lora
+from adapters.lora_files.lora_formats import (
     InvalidLoraFile,
     LayerWeights,
     LoraFormat,
     LoraWeights,
 )
-from tests.diffusion import lora_writers as writers
-from tests.diffusion.lora_writers import TEXT_LAYERS, UNET_LAYERS, Pairs, delta, random_pairs
+from tests.lora_files import lora_writers as writers
+from tests.lora_files.lora_writers import TEXT_LAYERS, UNET_LAYERS, Pairs, delta, random_pairs
 
 TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 STEM = "lora_unet_" + TO_Q.replace(".", "_")

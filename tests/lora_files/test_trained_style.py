@@ -19,11 +19,12 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
+from adapters.common.tensor_file import body_of, decode
 from adapters.diffusion import preview
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.lora_files.export import RunFacts, encode_trained
-from adapters.diffusion.tensor_file import body_of, decode
+from adapters.diffusion.style_weights import weights_for_file
 from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.lora_files.trained_style import RunFacts, encode_trained
 from application.ports import TrainingPlan
 from domain.image import TrainingImage
 from tests.diffusion.runs import lora_on, plan_of, run, weights_of
@@ -142,12 +143,13 @@ def test_every_figure_of_a_run_has_its_place(
         base_name="some base",
         prediction_type="v_prediction",
         captions=["ink, a fox", " ink ,, a boat", "ink"],
+        optimizer="torch.optim.adamw.AdamW",
         bucket_sizes={(128, 128): 3, (192, 64): 1},
         steps=15,
         steps_per_epoch=7,
     )
     with lora_on(base, rank=2, alpha=8.0) as lora:
-        _, metadata = decode(encode_trained(lora.new_style(0, 1), plan, facts))
+        _, metadata = decode(encode_trained(weights_for_file(lora.new_style(0, 1)), plan, facts))
     for of_the_bytes in ("modelspec.hash_sha256", "sshs_model_hash"):
         del metadata[of_the_bytes]
     read = {
@@ -210,10 +212,12 @@ def test_every_figure_of_a_run_has_its_place(
 def test_the_text_encoders_learning_rate_is_told_where_it_is_trained(
     base: BaseModel, images: tuple[TrainingImage, ...], options: dict[str, Any], rate: str
 ) -> None:
-    facts = RunFacts("some base", "epsilon", [], {(64, 64): 5}, steps=1, steps_per_epoch=1)
+    facts = RunFacts(
+        "some base", "epsilon", [], "AdamW", {(64, 64): 5}, steps=1, steps_per_epoch=1
+    )
     with lora_on(base) as lora:
         plan = plan_of(images, learning_rate=0.0625, **options)
-        data = encode_trained(lora.new_style(0, 1), plan, facts)
+        data = encode_trained(weights_for_file(lora.new_style(0, 1)), plan, facts)
     assert decode(data)[1]["ss_text_encoder_lr"] == rate
 
 
