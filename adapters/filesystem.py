@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from adapters.common.atomic_write import sync_folder, write_atomically
 from application.ports import (
     Blob,
     BlobDenied,
@@ -73,13 +74,7 @@ class FileBlobStore:
             if condition is not None:
                 _check(path, condition)
             _make_folder(path.parent)
-            coming = self._folders[at.bucket] / OURS / "coming"
-            try:
-                _write(coming, data)
-                coming.replace(path)
-            finally:
-                coming.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+            write_atomically(path, data, temporary=self._folders[at.bucket] / OURS / "coming")
         return _etag(data)
 
     def delete(self, at: Location) -> None:
@@ -91,7 +86,7 @@ class FileBlobStore:
                 if error.errno not in _NOT_A_FILE:
                     raise
                 return
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             root = self._folders[at.bucket]
             emptied = path.parent
             while emptied != root and not any(emptied.iterdir()):
@@ -171,28 +166,13 @@ def _read(path: Path, max_bytes: int | None) -> bytes:
         return file.read()
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _make_folder(folder: Path) -> None:
     """Create the folder and its parents, synced to disk."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder.parent)
 
 
 def _files(root: Path) -> Iterator[Path]:

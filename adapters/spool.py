@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from adapters.common.atomic_write import write_atomically
 from application.ports import (
     MAX_MESSAGE_BYTES,
     Clock,
@@ -87,7 +88,8 @@ class SpoolQueue:
         name = f"{now:%Y%m%dT%H%M%S.%f}-{next(self._numbers):06d}-{self._new_id()}.json"
         with self._io_errors():
             self._states.mkdir(parents=True, exist_ok=True)
-            _replace(self._folder / name, body, by=self._states / f"{name}.coming")
+            incomplete = self._states / f"{name}.coming"
+            write_atomically(self._folder / name, body, temporary=incomplete)
 
     def receive(self, timeout: float) -> Delivery | None:
         """The next message that is visible within ``timeout`` seconds."""
@@ -257,8 +259,8 @@ class SpoolQueue:
 
     def _note(self, path: Path, state: _State) -> None:
         self._states.mkdir(exist_ok=True)
-        at = self._state_path(path)
-        _replace(at, json.dumps(asdict(state)).encode(), by=at.with_name(f"{at.name}.coming"))
+        at, text = self._state_path(path), json.dumps(asdict(state))
+        write_atomically(at, text.encode(), temporary=at.with_name(f"{at.name}.coming"))
 
     @contextmanager
     def _io_errors(self) -> Iterator[None]:
@@ -267,20 +269,6 @@ class SpoolQueue:
         except OSError as error:
             where = error.filename or self._folder
             raise QueueUnavailable(f"SPOOL_DIR: {where}: {error.strerror or error}") from error
-
-
-def _replace(path: Path, data: bytes, by: Path) -> None:
-    """Replace a file atomically, synced to disk."""
-    with by.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    by.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason_path(path: Path) -> Path:

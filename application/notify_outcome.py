@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from application.journal import Entry
 from application.ports import Clock, Notifier, NotifierRefused, NotifierUnavailable
-from application.retry import retry, sleep
+from application.retry import backoff, retry, sleep
 from application.settlement import Ack, DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
 from domain.job import TrainingJob
@@ -120,8 +120,13 @@ class OutcomeNotifier:
         asked = error.retry_after or 0.0
         if failures >= self.tries or asked > self.max_pause:
             raise error
-        longest = min(self.max_pause, self.first_pause * 2.0 ** (failures - 1))
-        pause = max(asked, longest * (0.5 + 0.5 * self.random()))
+        pause = backoff(
+            failures - 1,
+            asked,
+            first=self.first_pause,
+            longest=self.max_pause,
+            random=self.random,
+        )
         log.warning(
             "final call for style %d: try %d of %d failed, next in %.1f s: %s",
             *(job.style_id, failures, self.tries, pause, error),

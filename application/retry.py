@@ -19,9 +19,23 @@ POLL_SECONDS = 1.0
 """Seconds between checks of ``stop`` while sleeping."""
 
 
-def backoff(tries: int, asked: float | None = None) -> float:
-    """Seconds to wait after ``tries`` failures: doubles to ``MAX_PAUSE``; at least ``asked``."""
-    pause = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16))
+def backoff(
+    tries: int,
+    asked: float | None = None,
+    *,
+    first: float = FIRST_PAUSE,
+    longest: float = MAX_PAUSE,
+    random: Callable[[], float] = lambda: 1.0,
+) -> float:
+    """Seconds to wait before the next try: exponential backoff with jitter.
+
+    Args:
+        tries: number of earlier pauses.
+        asked: lower limit in seconds, from ``Retry-After``.
+        first: the first pause in seconds; each further one is twice as long, up to ``longest``.
+        random: a number from 0 to 1; 0 halves the pause, 1 leaves it.
+    """
+    pause = min(longest, first * 2.0 ** min(tries, 16)) * (0.5 + 0.5 * random())
     return max(pause, asked or 0.0)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
+from entrypoints.shutdown import signals_handled
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +64,14 @@ class Fleet:
         """Run the workers until a signal; return 0 if all exited normally."""
         self._start_at = dict.fromkeys(self.gpus, time.monotonic())
         # The handler only queues the signal: it may run before a new worker is registered.
-        before = {
-            number: signal.signal(number, lambda number, _frame: self._asked.append(number))
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            while len(self._ended) < len(self.gpus):
-                self._look()
-                time.sleep(LOOK_SECONDS)
-        finally:
-            for worker in self._workers.values():
-                worker.kill()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with signals_handled(lambda number, _frame: self._asked.append(number)):
+            try:
+                while len(self._ended) < len(self.gpus):
+                    self._look()
+                    time.sleep(LOOK_SECONDS)
+            finally:
+                for worker in self._workers.values():
+                    worker.kill()
         codes = set(self._ended.values())
         if EXIT_USAGE in codes:
             return EXIT_USAGE

@@ -9,12 +9,11 @@ import argparse
 import base64
 import hashlib
 import json
-import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -50,6 +49,7 @@ from entrypoints.folders import nearest_existing
 from entrypoints.logs import start_logging
 from entrypoints.options import option_of
 from entrypoints.settings import load_settings
+from entrypoints.shutdown import signals_handled
 
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
@@ -419,10 +419,8 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
     return f"with {', '.join(differing)}"
 
 
-@contextmanager
-def _interruptible(stop: StopSignal, display: ProgressDisplay) -> Iterator[None]:
+def _interruptible(stop: StopSignal, display: ProgressDisplay) -> AbstractContextManager[None]:
     """While open, Ctrl-C requests an orderly stop; a second one exits immediately."""
-    before: dict[signal.Signals, Any] = {}
 
     def request(_number: int, _frame: object) -> None:
         if stop.reason is None:
@@ -432,10 +430,4 @@ def _interruptible(stop: StopSignal, display: ProgressDisplay) -> Iterator[None]
             display.ended_at_once()
             raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, request)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return signals_handled(request)

@@ -8,8 +8,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from application.stop_signal import StopReason, StopSignal
 from entrypoints.exit_codes import EXIT_SHUTDOWN_TIMEOUT
@@ -17,6 +18,17 @@ from entrypoints.exit_codes import EXIT_SHUTDOWN_TIMEOUT
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def signals_handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While open, ``handler`` gets SIGTERM and SIGINT; then the former handlers do again."""
+    former = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, before in former.items():
+            signal.signal(number, before)
 
 
 @contextmanager
@@ -28,18 +40,16 @@ def graceful_shutdown(stop: StopSignal, shutdown_timeout: float) -> Iterator[Non
     """
     ours, pythons = socket.socketpair()
     pythons.setblocking(False)
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     former = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(
         target=_listen, args=(ours, stop, shutdown_timeout), name="drain", daemon=True
     )
     thread.start()
     try:
-        yield
+        with signals_handled(lambda *_: None):
+            yield
     finally:
         signal.set_wakeup_fd(former)
-        for number, handler in before.items():
-            signal.signal(number, handler)
         pythons.close()
         thread.join()
         ours.close()

@@ -15,6 +15,7 @@ from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.pika_patches import read_every_message
 from adapters.rabbitmq.session import Session
 from application.ports import Clock, DeliveryLost, QueueUnavailable
+from application.retry import backoff
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +214,9 @@ class Connection:
         return self._trouble or f"RabbitMQ at {self._options.where}: not connected yet"
 
     def _pause(self, failures: int) -> float:
-        """Seconds until the next attempt: exponential backoff with a limit and jitter."""
+        """Seconds until the next attempt to connect."""
         first, longest = self._options.reconnect_first, self._options.reconnect_longest
-        return min(longest, first * 2.0 ** min(failures, 16)) * (0.5 + 0.5 * self._random())
+        return backoff(failures, first=first, longest=longest, random=self._random)
 
 
 def _quiet_pika() -> None:

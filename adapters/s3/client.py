@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 
+from adapters.common.retry_after import retry_after
 from adapters.s3.options import S3Options
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ def _heed_retry_after(response: tuple[Any, Any] | None, **_event: object) -> Non
     if response is None:
         return
     headers = response[0].headers
-    asked = headers.get("Retry-After", "")
-    if asked.isdecimal() and "x-amz-retry-after" not in headers:
-        headers["x-amz-retry-after"] = f"{asked}000"
+    asked = retry_after(headers.get("Retry-After"), now=None)  # seconds only
+    if asked is not None and "x-amz-retry-after" not in headers:
+        headers["x-amz-retry-after"] = f"{1000 * asked:.0f}"
 
 
 def _follow_no_blind_redirect(

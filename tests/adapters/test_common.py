@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from adapters.common.atomic_write import write_atomically
 from adapters.common.loopback import is_loopback
 from adapters.common.retry_after import MAX_RETRY_AFTER, http_date, retry_after
 
@@ -54,3 +57,15 @@ def test_a_date_says_nothing_where_the_servers_own_time_is_unknown() -> None:
     later = format_datetime(NOW + timedelta(seconds=90), usegmt=True)
     assert retry_after(later, http_date("soon")) is None
     assert retry_after(later, http_date(format_datetime(NOW, usegmt=True))) == 90.0
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path, temporary = tmp_path / "file", tmp_path / "incomplete"
+    write_atomically(path, b"first", temporary=temporary)
+    with (
+        patch("adapters.common.atomic_write.os.fsync", side_effect=OSError("the disk is full")),
+        pytest.raises(OSError, match="full"),
+    ):
+        write_atomically(path, b"second", temporary=temporary)
+    assert path.read_bytes() == b"first"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
