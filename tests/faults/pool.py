@@ -12,6 +12,9 @@ from pathlib import Path
 
 from tests.services.commands import environment
 
+MAX_ODD_EXITS = 5
+"""Number of unexpected ends after which a campaign stops: its workers do not start."""
+
 
 @dataclass
 class Slot:
@@ -132,11 +135,12 @@ class Pool:
         settings = {
             **self.settings,
             "WORKER_NAME": f"worker-{slot.number}-{slot.started}",
-            "AWS_ACCESS_KEY_ID": slot.access_key,
             "LD_PRELOAD": str(self.wall_clock),
             "WALL_CLOCK_FILE": str(slot.clock),
         }
-        with (self.folder / f"worker-{slot.number}-{slot.started}.log").open("wb") as log:
+        if "AWS_ACCESS_KEY_ID" in settings:
+            settings["AWS_ACCESS_KEY_ID"] = slot.access_key
+        with self._log(slot).open("wb") as log:
             slot.process = subprocess.Popen(
                 [sys.executable, "-m", "entrypoints.worker"],
                 cwd=self.folder,
@@ -150,8 +154,16 @@ class Pool:
             self.expected.add(slot.process.pid)
 
     def _note_end(self, process: subprocess.Popen[bytes], slot: Slot) -> None:
-        if process.pid not in self.expected:
-            self.odd_exits.append((slot.number, process.returncode))
+        if process.pid in self.expected:
+            return
+        self.odd_exits.append((slot.number, process.returncode))
+        if len(self.odd_exits) == MAX_ODD_EXITS:
+            lines = self._log(slot).read_text(errors="replace").splitlines()[-20:]
+            raise RuntimeError("\n".join([f"workers end by themselves: {self.odd_exits}", *lines]))
+
+    def _log(self, slot: Slot) -> Path:
+        """The log of the slot's latest worker."""
+        return self.folder / f"worker-{slot.number}-{slot.started}.log"
 
     def _signal(self, slot: Slot, number: signal.Signals) -> None:
         if slot.process is not None and slot.process.poll() is None:
