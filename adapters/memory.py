@@ -577,8 +577,24 @@ class MemoryTrainer:
         return parameters.rank if self._slots > 1 else None
 
 
+class MemoryCaptioner:
+    """Names the bytes of an image; counts the images it described."""
+
+    def __init__(self, before: str = "a painting of ") -> None:
+        self.described = 0
+        self._before = before
+
+    def describe(self, images: Sequence[bytes], stop: StopSignal) -> list[str]:
+        """Describe each image."""
+        stop.check()
+        self.described += len(images)
+        return [self._before + data.decode(errors="replace") for data in images]
+
+
 def _fingerprint(plan: TrainingPlan) -> str:
-    images = [(image.name, image.caption, _etag(image.data)) for image in plan.images]
+    images = [
+        (image.name, image.caption, image.made_caption, _etag(image.data)) for image in plan.images
+    ]
     whole = repr((plan.style_id, images, plan.tags, plan.parameters))
     return hashlib.sha256(whole.encode()).hexdigest()
 

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -28,6 +29,8 @@ from application.ports import (
     BlobTooLarge,
     Checkpoint,
     Clock,
+    IfAbsent,
+    PreconditionFailed,
     Preview,
     ReportFile,
     Unavailable,
@@ -151,6 +154,35 @@ class JobStore:
             return None
         except (BlobTooLarge, *NOT_AS_EXPECTED) as error:
             raise RecordDamaged(at, error) from None
+
+    # --- made captions
+
+    def captions(self, task_id: str) -> dict[str, str] | None:
+        """The captions made for the job's images, by the images' hashes; None if none were made.
+
+        Raises:
+            RecordDamaged: the stored captions cannot be decoded.
+        """
+        at = self.keys.captions(task_id)
+        try:
+            found = json.loads(self.blobs.get(at, max_bytes=MAX_RECORD_BYTES).data)
+            return {str(name): str(caption) for name, caption in found.items()}
+        except BlobMissing:
+            return None
+        except (BlobTooLarge, *NOT_AS_EXPECTED) as error:
+            raise RecordDamaged(at, error) from None
+
+    def add_captions(self, task_id: str, made: Mapping[str, str]) -> dict[str, str]:
+        """Store made captions and return the stored ones: another worker's, if it was first."""
+        data = json.dumps(dict(made), indent=1).encode()
+        with suppress(PreconditionFailed):
+            self.blobs.put(
+                self.keys.captions(task_id),
+                data,
+                content_type="application/json",
+                condition=IfAbsent(),
+            )
+        return self.captions(task_id) or {}
 
     # --- cancellation
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from application.caption_images import caption_images
 from application.fetch_images import fetch_images
+from application.job_store import JobStore
 from application.ports import (
     BlobMissing,
-    BlobStore,
     BlobTooLarge,
+    Captioner,
     ImageInspector,
     InitialLora,
     TrainingPlan,
@@ -25,14 +27,16 @@ from domain.task import TrainingTask
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlanner:
-    """Fetches the images and the initial LoRA, and completes the parameters."""
+    """Fetches the images and the initial LoRA, and completes captions and parameters."""
 
-    blobs: BlobStore
+    store: JobStore
     inspector: ImageInspector
     load_lora: Callable[[str], InitialLora]
     """Fetches the LoRA named by the parameter ``network_weights``. Raises ``UserError`` if the
     file is not a LoRA."""
     config: WorkerConfig
+    captioner: Captioner | None = None
+    """Captions images without a caption; None leaves them without."""
 
     def __call__(
         self,
@@ -51,15 +55,21 @@ class TrainingPlanner:
             ImagesDenied: access to all images is denied.
             TrainingFailed: too few images are usable, or the initial LoRA cannot be used.
             Stopped: ``stop`` was set.
+            TrainerBroken: the device failed while it captioned images.
         """
         requested = task.requested
         resolution = (
             known.resolution if known else requested.named.get("resolution", native_resolution)
         )
         images = fetch_images(
-            task.images, resolution, self.blobs, self.inspector, self.config, stop
+            task.images, resolution, self.store.blobs, self.inspector, self.config, stop
         )
         images.require(self.config.min_images)
+        # A later attempt must train on the captions of the first.
+        captioner = self.captioner if known is None else None
+        images = caption_images(
+            images, task.task_id, self.store, captioner, self.config.keep_style_words, stop
+        )
         in_an_epoch = tuple(image for image in images.usable for _ in range(image.repeats))
 
         parameters = known or requested.resolve(

@@ -471,6 +471,21 @@ class ImageInspector(Protocol):
         """
 
 
+class Captioner(Protocol):
+    """Describes images in words. Thread-safe."""
+
+    def describe(self, images: Sequence[bytes], stop: StopSignal) -> list[str]:
+        """Return one description for each image, possibly empty.
+
+        Args:
+            images: files that decode to upright RGB images.
+
+        Raises:
+            Stopped: ``stop`` was set; raised after the current batch.
+            TrainerBroken: the device failed and can no longer be used.
+        """
+
+
 # --- Cards -------------------------------------------------------------------------------
 
 

@@ -57,6 +57,10 @@ class StorageKeys:
         """The job's lease."""
         return self._job(task_id, "lease.json")
 
+    def captions(self, task_id: str) -> Location:
+        """The captions made for the job's images."""
+        return self._job(task_id, "captions.json")
+
     def cancellation(self, task_id: str) -> Location:
         """The request to cancel the job; absent unless one was made."""
         return self._job(task_id, "cancel.json")

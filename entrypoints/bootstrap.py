@@ -46,6 +46,7 @@ from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from application.worker_loop import WorkerLoop
 from application.worker_pool import WorkerPool
+from entrypoints.captioner import load_captioner
 from entrypoints.cli import version
 from entrypoints.connections import (
     lora_loader,
@@ -93,6 +94,7 @@ def worker_config(settings: Settings) -> WorkerConfig:
         max_failures=settings.max_failures,
         fetch_concurrency=settings.fetch_concurrency,
         weights_in_folder=settings.weights_in_folder,
+        keep_style_words=settings.keep_style_words,
         lease=LeaseTerms(settings.lease_seconds),
     )
 
@@ -213,6 +215,7 @@ class Container(containers.DeclarativeContainer):
     base_model = providers.Singleton(load_base_model, settings, device)
     plain_trainer = providers.Singleton(build_trainer, settings, base_model, devices, slots)
     trainer = providers.Singleton(PreviewingTrainer, plain_trainer, preview_cache)
+    captioner = providers.Singleton(load_captioner, settings, device)
     inspector = providers.Singleton(IsolatedInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
     parse_task = providers.Singleton(task_parser, settings)
@@ -239,7 +242,12 @@ class Container(containers.DeclarativeContainer):
         lease_terms=config.provided.lease,
     )
     plan_training = providers.Singleton(
-        TrainingPlanner, blobs=blobs, inspector=inspector, load_lora=load_lora, config=config
+        TrainingPlanner,
+        store=store,
+        inspector=inspector,
+        load_lora=load_lora,
+        config=config,
+        captioner=captioner,
     )
     admission = providers.Singleton(AdmissionQueue, slots)
     training_loop = providers.Singleton(

@@ -65,6 +65,7 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         ("backend", lambda: _backend(container)),
         ("device", lambda: "; ".join(map(_device, container.devices()))),
         ("base model", lambda: _base_model(container)),
+        ("captions", lambda: _captioner(container)),
     ]
 
 
@@ -178,6 +179,13 @@ def _device(name: str) -> str:
     memory = properties.total_memory / 1024**3
     number = str(compute_on(device)).removeprefix("torch.")
     return f"{properties.name}, {memory:.0f} GiB, {number}, torch {torch.__version__}"
+
+
+def _captioner(container: Container) -> str:
+    name = container.settings().caption_model
+    if container.captioner() is None:
+        return "CAPTION_MODEL is not set: images without a caption stay without"
+    return f"images without a caption get one from {name}"
 
 
 def _base_model(container: Container) -> str:

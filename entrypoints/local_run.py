@@ -48,7 +48,7 @@ from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from entrypoints.folders import nearest_existing
 from entrypoints.logs import start_logging
 from entrypoints.options import option_of
-from entrypoints.settings import load_settings
+from entrypoints.settings import Settings, load_settings
 from entrypoints.shutdown import signals_handled
 
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ def build_container(
     logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
     named = {
         "base_model": arguments.base_model,
+        "caption_model": arguments.caption_model,
+        "keep_style_words": arguments.keep_style_words or None,
         "base_model_config": arguments.base_model_config,
         "device": arguments.device,
     }
@@ -201,6 +203,7 @@ def build_container(
                 max_image_bytes=MAX_LOCAL_BYTES,
                 repeats_from_folders=arguments.repeats_from_folders,
                 caption_suffixes=caption_suffixes(arguments.caption_extension),
+                keep_style_words=settings.keep_style_words,
                 lease=LEASE,
             )
         )
@@ -255,6 +258,7 @@ def describe_task(
     base: BaseModel,
     label: Label,
     initial: InitialLora | None,
+    settings: Settings,
 ) -> TrainingTask:
     """Build the task; its id is a hash of everything that determines the weights.
 
@@ -269,6 +273,8 @@ def describe_task(
         "pictures": [[p.name, p.facts.sha256, p.caption] for p in images.usable],
         "base": base.fingerprint,
     }
+    if settings.caption_model and any(image.caption is None for image in images.usable):
+        identity["captioner"] = [settings.caption_model, settings.keep_style_words]
     if initial is not None:
         identity["network_weights"] = hashlib.sha256(initial.data).hexdigest()
     return TrainingTask(

@@ -26,6 +26,21 @@ def add_style_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_caption_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--caption-model`` and ``--keep-style-words``."""
+    parser.add_argument(
+        "--caption-model",
+        metavar="NAME",
+        help="image-to-text model, a folder or hub name, that captions images without a caption "
+        "(default: CAPTION_MODEL, else none)",
+    )
+    parser.add_argument(
+        "--keep-style-words",
+        action="store_true",
+        help='keep words for the medium in those captions, such as "a painting of"',
+    )
+
+
 def add_label_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--name``, ``--author``, ``--license`` and ``--thumbnail``."""
     parser.add_argument(

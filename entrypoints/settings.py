@@ -112,6 +112,18 @@ class Settings(BaseSettings):
         description="Folder with the configuration of a single-file base model, for "
         "machines without access to the hub",
     )
+    caption_model: str | None = Field(
+        None,
+        description="Model that captions images without a caption: a folder or a hub name of an "
+        "image-to-text model of transformers with weights in safetensors, such as "
+        "`Salesforce/blip-image-captioning-base`. Default: none, such images train on the "
+        "trigger word and the tags",
+    )
+    keep_style_words: bool = Field(
+        False,
+        description='Keep words for the medium, such as "a painting of", in captions that '
+        "`CAPTION_MODEL` makes",
+    )
     device: str | None = Field(
         None,
         description="Device to train on: `cuda`, `cuda:1`, `cpu`, or several GPUs for one "

@@ -17,6 +17,7 @@ from entrypoints.cli import CommandParser, add_common_options, explain, run_comm
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
 from entrypoints.image_folder import find_images, passed_over
 from entrypoints.options import (
+    add_caption_options,
     add_label_options,
     add_parameter_options,
     add_style_options,
@@ -46,8 +47,8 @@ examples:
   python -m entrypoints.train images --out out --base-model model.safetensors
   python -m entrypoints.train --export peft models/style_1.safetensors --out converted
 
-A caption may lie beside each image as <name>.txt. Ctrl-C leaves a checkpoint, and the same
-command goes on from it.
+A caption may lie beside each image as <name>.txt; --caption-model makes the missing ones.
+Ctrl-C leaves a checkpoint, and the same command goes on from it.
 
 --export converts a finished style instead of training one, into the form of diffusers, kohya
 (AUTOMATIC1111, ComfyUI) or PEFT; its source may be in any of them.
@@ -87,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="EXT",
         help="ending of the captions' files (default: .txt)",
     )
+    add_caption_options(parser)
     add_style_options(parser)
     add_label_options(parser)
     parser.add_argument(
@@ -212,7 +214,8 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     suffixes = container.config().caption_suffixes
     others = passed_over(arguments.images, names, besides=arguments.out, suffixes=suffixes)
     _tell_about(images, others, container.console())
-    _tell_about_captions(images, arguments, container.console())
+    settings = container.settings()
+    _tell_about_captions(images, arguments, settings.caption_model, container.console())
 
     base = container.base_model()
     parameters = requested.resolve(
@@ -222,7 +225,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if initial is not None:
         parameters = initial.dimensions(parameters)
     task = local_run.describe_task(
-        arguments, requested, parameters, names, images, base, label, initial
+        arguments, requested, parameters, names, images, base, label, initial, settings
     )
     _tell_before_training(images, parameters, base, container.console())
     return local_run.run(task, parameters, container, arguments.out)
@@ -280,12 +283,13 @@ def _tell_before_training(
 
 
 def _tell_about_captions(
-    images: ImageSet, arguments: argparse.Namespace, console: Console
+    images: ImageSet, arguments: argparse.Namespace, caption_model: str | None, console: Console
 ) -> None:
     from adapters.console import say
 
     count, captions = len(images.usable), sum(bool(p.caption) for p in images.usable)
     instead = [
+        *([f"one that {caption_model} makes"] if caption_model else []),
         *(["the trigger word"] if named_parameters(arguments).get("trigger_word") else []),
         *(["the tags"] if arguments.tags else []),
     ]

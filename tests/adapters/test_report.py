@@ -237,6 +237,16 @@ def test_images_used_are_named_with_caption_and_size(shown: Page) -> None:
     assert "two.png no caption of its own" in shown.text
 
 
+def test_a_made_caption_is_shown_as_one() -> None:
+    usable = tuple(
+        image if image.caption else replace(image, made_caption="a red fox")
+        for image in REPORT.images.usable
+    )
+    found = page(replace(REPORT, images=replace(REPORT.images, usable=usable)))
+    assert "two.png a red fox caption made by a model" in found.text
+    assert found.text.count("caption made by a model") == 3
+
+
 def test_refused_and_repeated_images_are_named_with_the_reason(shown: Page) -> None:
     assert "holiday.gif it is a GIF file" in shown.text
     assert "tiny.png it is 10 x 10 pixels" in shown.text

@@ -174,10 +174,11 @@ class World:
         return RunTraining(
             store=store,
             plan=TrainingPlanner(
-                blobs=known["blobs"],
+                store=store,
                 inspector=known["inspector"],
                 load_lora=known["load_lora"],
                 config=config,
+                captioner=known.get("captioner"),
             ),
             trainer=known["trainer"],
             slots=known["slots"],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,13 @@ def test_prefix_and_suffix_are_joined_with_spaces() -> None:
     named = parameters(caption_prefix="art of", caption_suffix="on paper")
     assert caption_of(image("a fox"), (), named) == "art of a fox on paper"
     assert caption_of(image(None), ("ink", "wash"), named) == "art of ink, wash on paper"
+
+
+def test_tags_follow_a_made_caption() -> None:
+    made = replace(image(None), made_caption="a red fox")
+    assert caption_of(made, ("ink", "wash"), parameters()) == "a red fox, ink, wash"
+    own = replace(made, caption="a vixen")
+    assert caption_of(own, ("ink", "wash"), parameters()) == "a vixen"
 
 
 def test_shuffled_tags_are_all_there_in_every_order() -> None:

@@ -76,7 +76,7 @@ class Machine:
         run = RunTraining(
             store=store,
             plan=TrainingPlanner(
-                blobs=blobs, inspector=MemoryInspector(), load_lora=no_lora, config=CONFIG
+                store=store, inspector=MemoryInspector(), load_lora=no_lora, config=CONFIG
             ),
             trainer=self.trainer,
             slots=AdmissionQueue(together),
