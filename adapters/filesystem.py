@@ -98,7 +98,7 @@ class FileBlobStore:
         root = self._folder(bucket.name)
         found = []
         try:
-            for file in _files(root):
+            for file in _files(root, root / prefix.rpartition("/")[0]):
                 key = file.relative_to(root).as_posix()
                 if key.startswith(prefix):
                     try:
@@ -175,12 +175,14 @@ def _make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Path, start: Path) -> Iterator[Path]:
+    """The files below ``start``, a folder of the bucket at ``root``."""
+
     def stop(error: OSError) -> None:
         if error.errno not in _NOT_A_FILE:
             raise error
 
-    for folder, below, names in os.walk(root, onerror=stop):
+    for folder, below, names in os.walk(start, onerror=stop):
         if Path(folder) == root and OURS in below:
             below.remove(OURS)
         for name in names:

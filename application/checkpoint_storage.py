@@ -80,11 +80,12 @@ class CheckpointStorage:
         if self._underway is not None and self._underway.stored.done():
             self.finish()
 
-    def finish(self, timeout: float | None = None) -> bool:
+    def finish(self, timeout: float | None = None, *, at_the_end: bool = False) -> bool:
         """Wait for the pending upload, and record its checkpoint.
 
         Args:
             timeout: seconds; None waits without a limit.
+            at_the_end: leave writing the record to the end of the training, which follows.
 
         Returns:
             False if the upload has not ended within ``timeout``.
@@ -101,7 +102,8 @@ class CheckpointStorage:
             checkpoint, arrived = underway.stored.result()
             sent = arrived - underway.began
             began = self._clock.monotonic()
-            self._entry.apply(self._entry.job.save_checkpoint(checkpoint))
+            record = self._entry.note if at_the_end else self._entry.apply
+            record(self._entry.job.save_checkpoint(checkpoint))
             self.seconds = sent + self._clock.monotonic() - began
         except Unavailable as error:
             self.seconds = self._clock.monotonic() - underway.began

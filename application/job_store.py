@@ -242,8 +242,9 @@ class JobStore:
             (keys.styles_prefix(task_id), keys.style_at(task_id, best_epoch)),
         )
         try:
+            files = self.blobs.list(keys.bucket, keys.files_prefix(task_id))
             for prefix, best in kinds:
-                stored = self.blobs.list(keys.bucket, prefix)
+                stored = [at for at in files if at.key.startswith(prefix)]
                 for at in stored[: max(0, len(stored) - keep)]:
                     if not keep or at != best:
                         self.blobs.delete(at)

@@ -138,7 +138,11 @@ class Lease:
             LeaseHeld: another worker has it.
             Stopped: a stop was requested while watching an expired lease.
         """
-        found = self._blob.read()
+        try:
+            self._write(self._owner)
+            return  # a new job: it has no lease yet
+        except Superseded:
+            found = self._blob.read()
         if found is not None:
             record = self._understood(found)
             if record.owner:
@@ -160,19 +164,32 @@ class Lease:
         except Superseded as error:
             raise LeaseLost(str(error)) from None
 
+    def extend(self) -> None:
+        """Renew the lease, unless it was renewed a moment ago.
+
+        Raises:
+            LeaseLost: another worker has it.
+        """
+        left = self._valid_until - self._clock.monotonic()
+        if left < self._terms.takeover_delay - self._terms.renew_every / 4:
+            self.renew()
+
     def release(self, *, forget: bool) -> None:
         """Release the lease, so that the next worker can acquire it immediately.
 
         With ``forget`` the blob is deleted: safe for a finished job, because the next worker reads
         the outcome from the journal. Otherwise the lease is marked as released, because some
-        stores do not support conditional deletes.
+        stores do not support conditional deletes. A lease that another worker may have is marked
+        first, which fails if one has it.
         """
-        try:
-            self._write("")
-        except Superseded:
-            return
+        if not (forget and self.is_valid):
+            try:
+                self._write("")
+            except Superseded:
+                return
         if forget:
             self.forget()
+            self._valid_until = -math.inf
 
     def forget(self) -> None:
         """Delete the lease's blob after the job is finished."""

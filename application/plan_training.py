@@ -67,9 +67,10 @@ class TrainingPlanner:
         images.require(self.config.min_images)
         # A later attempt must train on the captions of the first.
         captioner = self.captioner if known is None else None
-        images = caption_images(
-            images, task.task_id, self.store, captioner, self.config.keep_style_words, stop
-        )
+        if known is not None or captioner is not None:
+            images = caption_images(
+                images, task.task_id, self.store, captioner, self.config.keep_style_words, stop
+            )
         in_an_epoch = tuple(image for image in images.usable for _ in range(image.repeats))
 
         parameters = known or requested.resolve(

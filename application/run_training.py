@@ -283,7 +283,7 @@ class RunTraining:
 
     def _hold(self, lease: Lease, stop: StopSignal) -> None:
         """Renew the lease before an expensive step."""
-        self._retry(lease.renew, stop)
+        self._retry(lease.extend, stop)
 
     def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:
         """Retry a call while the store is unavailable: training again would cost much more."""

@@ -81,6 +81,10 @@ class StorageKeys:
         """A temporary blob for testing access to the bucket."""
         return self.bucket.at(f"{JOBS}check/{name}")
 
+    def files_prefix(self, task_id: str) -> str:
+        """Key prefix of all of a job's blobs except its weights."""
+        return f"{JOBS}{task_id}/"
+
     def checkpoints_prefix(self, task_id: str) -> str:
         """Key prefix of a job's checkpoints."""
         return f"{JOBS}{task_id}/checkpoints/"

@@ -35,14 +35,12 @@ def claim_task_id(task: TrainingTask, at: Location, blobs: BlobStore) -> None:
         RecordDamaged: the record cannot be decoded.
     """
     wanted = json.loads(json.dumps(_content(task)))
-    recorded = _read(at, blobs)
-    if recorded is None:
-        try:
-            data = json.dumps(wanted, indent=1).encode()
-            blobs.put(at, data, content_type="application/json", condition=IfAbsent())
-            return
-        except PreconditionFailed:
-            recorded = _read(at, blobs)
+    try:
+        data = json.dumps(wanted, indent=1).encode()
+        blobs.put(at, data, content_type="application/json", condition=IfAbsent())
+        return
+    except PreconditionFailed:
+        recorded = _read(at, blobs)
     if recorded is not None and recorded != wanted:
         names = [name for name in wanted if recorded.get(name) != wanted[name]]
         raise TaskDiffers(

@@ -97,7 +97,7 @@ class TrainingLoop:
                     # A shutdown deadline leaves no time to wait.
                     storage.leave(timeout=0.0 if math.isfinite(stop.deadline) else None)
                 raise
-            storage.finish()
+            storage.finish(at_the_end=True)
 
     def _note(
         self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer

@@ -1,7 +1,7 @@
 """Write measured figures into the documentation: `python -m benchmarks.pages`.
 
-Run `make bench`, `make bench-gpu` or `python -m benchmarks.peers` first: they write the files that
-this command reads.
+Run `make bench`, `make bench-gpu`, `python -m benchmarks.peers` or `python -m benchmarks.service`
+first: they write the files that this command reads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.gpu.tables import gpu_tables
 from benchmarks.peers.tables import peers_tables
+from benchmarks.service.tables import service_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"
@@ -29,11 +30,17 @@ def main() -> None:
 def filled(text: str) -> str:
     """Return the page with measured figures in its marked blocks."""
     tables = {
-        "cpu": lambda: figures_table(json.loads((FOLDER / "cpu.json").read_text("utf-8"))),
+        "cpu": lambda: figures_table(_results("cpu")),
         "gpus": lambda: gpu_tables(FOLDER),
         "peers": lambda: peers_tables(FOLDER),
+        "service": lambda: service_tables(_results("service")),
     }
     return BLOCK.sub(lambda found: found[1] + tables[found[2]]() + found[3], text)
+
+
+def _results(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    return found
 
 
 def figures_table(results: dict[str, Any]) -> str:

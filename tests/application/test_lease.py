@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from application.lease import MAX_SECONDS, LeaseTerms
-from application.ports import Blob, BlobDenied, BlobUnavailable
+from application.ports import BlobDenied, BlobUnavailable
 from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from domain.events import ProgressMade
@@ -39,17 +39,15 @@ def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> 
 def test_of_two_workers_that_find_no_lease_one_gets_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, plain = world.worker(), world.blobs.get
+    ours, plain = world.worker(), world.blobs.put
 
-    def get(at: Location, **options: Any) -> Blob:
-        try:
-            return plain(at, **options)
-        finally:
-            if at == KEYS.lease(TASK_ID):
-                monkeypatch.undo()
-                world.lease("theirs").acquire(StopSignal())
+    def put(at: Location, *content: Any, **options: Any) -> str:
+        if at == KEYS.lease(TASK_ID):
+            monkeypatch.undo()
+            world.lease("theirs").acquire(StopSignal())
+        return plain(at, *content, **options)
 
-    monkeypatch.setattr(world.blobs, "get", get)
+    monkeypatch.setattr(world.blobs, "put", put)
     outcome = ours(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
     assert outcome.elsewhere
@@ -60,15 +58,15 @@ def test_of_two_workers_that_find_no_lease_one_gets_it(
 def test_a_job_that_another_worker_ends_before_the_lease_is_ours_is_left_as_it_is(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, plain = world.worker(), world.blobs.get
+    ours, plain = world.worker(), world.blobs.put
 
-    def get(at: Location, **options: Any) -> Blob:
+    def put(at: Location, *content: Any, **options: Any) -> str:
         if at == KEYS.lease(TASK_ID):
             monkeypatch.undo()
             assert world.worker()(a_task(), StopSignal()) == Ack()
-        return plain(at, **options)
+        return plain(at, *content, **options)
 
-    monkeypatch.setattr(world.blobs, "get", get)
+    monkeypatch.setattr(world.blobs, "put", put)
     assert ours(a_task(), StopSignal()) == Ack()
     assert world.trainer.opened == 1
     assert len(world.notifier.final) == 1
@@ -166,7 +164,7 @@ def test_the_lease_is_renewed_before_what_is_dear_to_repeat(
     def noting_put(at: Location, *content: Any, **options: Any) -> str:
         if at == KEYS.weights(7):
             note_its_age()
-            world.clock.advance(1.0)
+            world.clock.advance(0.9 * CONFIG.lease.renew_every)
         return put(at, *content, **options)
 
     def noting_completed(*content: Any) -> None:
@@ -176,7 +174,9 @@ def test_the_lease_is_renewed_before_what_is_dear_to_repeat(
     monkeypatch.setattr(world.blobs, "put", noting_put)
     monkeypatch.setattr(world.notifier, "completed", noting_completed)
     assert world.worker()(a_task(), StopSignal()) == Ack()
-    assert ages == [timedelta(0), timedelta(0)]
+    moment = timedelta(seconds=CONFIG.lease.renew_every / 4)
+    assert len(ages) == 2
+    assert max(ages) <= moment
 
 
 def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World) -> None:
@@ -263,8 +263,14 @@ def test_who_ends_a_job_leaves_the_lease_that_has_become_anothers(
 ) -> None:
     at, plain = KEYS.lease(TASK_ID), world.notifier.completed
 
+    def unavailable(*_: object, **__: object) -> str:
+        raise BlobUnavailable("no way to the store")
+
     def completed(*content: Any) -> None:
         plain(*content)
+        with monkeypatch.context() as cut_off:
+            cut_off.setattr(world.blobs, "put", unavailable)
+            world.clock.advance(CONFIG.lease.takeover_delay)
         world.blobs.put(at, b"theirs")
 
     monkeypatch.setattr(world.notifier, "completed", completed)

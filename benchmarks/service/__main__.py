@@ -1,0 +1,239 @@
+"""Tasks per second without training: `python -m benchmarks.service`.
+
+Measures what queue, journal, lease, store and webhooks cost: real worker processes, whose trainer
+takes no time, empty a queue of RabbitMQ. A plain pika consumer empties a queue of the same
+messages in the same run. Prints the speeds, and the calls per job to the store and the backend by
+kind. Writes `benchmarks/results/service.json`; `python -m benchmarks.pages` puts the tables into
+the documentation.
+
+Needs RabbitMQ on this machine, with the user guest. Store `folders`: folders on this disk, each
+write synced to it. Store `s3`: moto, an S3 server in Python that serves one request at a time, so
+its rows show the server's speed more than the worker's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adapters.rabbitmq.topology import Topology
+from benchmarks.service.rates import shares, together
+from benchmarks.service.tables import service_tables
+from tests.services.backend_process import BackendProcess
+from tests.services.commands import environment
+from tests.services.queues import PORT, raw_channel
+from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, running_s3
+
+IMAGES, MODELS = "stylelicense-training-data", "stylelicense-models"
+IMAGE_COUNT = 10
+EPOCHS = 20
+"""Two checkpoints with the default of one every ten epochs."""
+DELAYS = (1.0, 60.0)
+MEASURED_OF_BARE = 10
+"""Messages of the plain consumer for each task of a worker, because it is much faster."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Broker, store and backend."""
+
+    port: int
+    backend: BackendProcess
+    folder: Path
+    s3_url: str
+
+    def settings(self, store: str, queue: str, number: int) -> dict[str, str]:
+        """A worker's settings."""
+        stores = {
+            "folders": {"STORAGE_DIR": str(self.folder)},
+            "s3": {
+                "S3_ENDPOINT_URL": self.s3_url,
+                "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+                "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+                "AWS_S3_REGION_NAME": REGION,
+            },
+        }
+        return {
+            "RABBITMQ_HOST": "127.0.0.1",
+            "RABBITMQ_PORT": str(self.port),
+            "RABBITMQ_QUEUE": queue,
+            "RETRY_DELAYS": ",".join(f"{delay:g}" for delay in DELAYS),
+            "AWS_STORAGE_BUCKET_NAME": IMAGES,
+            "MODEL_BUCKET_NAME": MODELS,
+            "BACKEND_API_URL": self.backend.url,
+            "INTERNAL_API_TOKEN": self.backend.token,
+            "WORKER_NAME": f"worker-{number}",
+            **stores[store],
+        }
+
+
+def main() -> None:
+    """Measure, print and write the results."""
+    parser = argparse.ArgumentParser(description="Measure the service without the training.")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--backlogs", type=int, nargs="+", default=[100, 10_000])
+    parser.add_argument(
+        "--tasks",
+        type=int,
+        default=400,
+        help="processed of a backlog; the rest stays in the queue",
+    )
+    parser.add_argument(
+        "--stores", nargs="+", default=["folders", "s3"], choices=["folders", "s3"]
+    )
+    parser.add_argument("--port", type=int, default=PORT, help="of RabbitMQ on this machine")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/service.json"))
+    options = parser.parse_args()
+    results = _facts()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        running_s3(IMAGES, MODELS) as server,
+        BackendProcess() as backend,
+    ):
+        place = Place(options.port, backend, Path(scratch), server.url)
+        images = _images()
+        for name, data in images.items():
+            server.client().put_object(Bucket=IMAGES, Key=name, Body=data)
+            file = place.folder / IMAGES / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        results["rows"] = []
+        for store in options.stores:
+            for backlog in options.backlogs:
+                for workers in options.workers:
+                    row = _measure(place, store, backlog, workers, min(backlog, options.tasks))
+                    results |= {"calls": row.pop("calls")}
+                    results["rows"].append(row)
+                    print(json.dumps(row), flush=True)
+                    options.json.parent.mkdir(parents=True, exist_ok=True)
+                    options.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(service_tables(results))
+
+
+def _measure(place: Place, store: str, backlog: int, workers: int, tasks: int) -> dict[str, Any]:
+    """Speeds of the plain consumer and of the workers, and the workers' calls per job."""
+    with _filled_queue(place.port, backlog) as queue:
+        bare_shares = shares(min(backlog, tasks * MEASURED_OF_BARE), workers)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.service.bare_consumer",
+            str(place.port),
+            queue,
+        ]
+        bare = _run([([*command, str(share)], dict(os.environ)) for share in bare_shares])
+    place.backend.forget()
+    with _filled_queue(place.port, backlog) as queue:
+        command = [sys.executable, "-m", "benchmarks.service.worker"]
+        found = _run(
+            [
+                ([*command, str(share)], environment(**place.settings(store, queue, number)))
+                for number, share in enumerate(shares(tasks, workers))
+            ]
+        )
+    calls: Counter[str] = sum((Counter(each["calls"]) for each in found), Counter())
+    webhooks = Counter(f"webhook {call.kind}" for call in place.backend.calls)
+    return {
+        "store": store,
+        "backlog": backlog,
+        "workers": workers,
+        "tasks": tasks,
+        "tasks_per_s": round(together([each["ends"] for each in found]), 2),
+        "bare_messages_per_s": round(together([each["ends"] for each in bare])),
+        "calls": {name: round(count / tasks, 2) for name, count in (calls + webhooks).items()},
+    }
+
+
+def _run(commands: list[tuple[list[str], dict[str, str]]]) -> list[dict[str, Any]]:
+    """Run the commands at the same time; the JSON that each printed.
+
+    Raises:
+        RuntimeError: one failed; with the end of its output.
+    """
+    processes = [
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for command, env in commands
+    ]
+    found = []
+    for process in processes:
+        output, errors = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{process.args} ended with {process.returncode}: {errors[-2000:]}")
+        found.append(json.loads(output.splitlines()[-1]))
+    return found
+
+
+@contextmanager
+def _filled_queue(port: int, backlog: int) -> Iterator[str]:
+    """A queue with that many tasks; it and its companions are deleted afterwards."""
+    queue = f"benchmark.{uuid.uuid4().hex[:12]}"
+    with raw_channel(port) as channel:
+        channel.queue_declare(queue, durable=True)
+        channel.confirm_delivery()
+        for number in range(backlog):
+            channel.basic_publish("", queue, _body(number), _persistent())
+    try:
+        yield queue
+    finally:
+        with raw_channel(port) as channel:
+            for name in Topology(queue, DELAYS).names:
+                channel.queue_delete(name)
+
+
+def _persistent() -> Any:
+    import pika
+
+    return pika.BasicProperties(delivery_mode=2, content_type="application/json")
+
+
+def _body(number: int) -> bytes:
+    """A task as the backend publishes it."""
+    task = {
+        "task_id": str(uuid.uuid4()),
+        "type": "model_training",
+        "data": {
+            "style_id": 1 + number,
+            "images": [f"s3://{IMAGES}/{name}" for name in _images() if name.endswith(".jpg")],
+            "parameters": {"epochs": EPOCHS, "learning_rate": 0.0001, "batch_size": 1},
+        },
+    }
+    return json.dumps(task).encode()
+
+
+def _images() -> dict[str, bytes]:
+    """Files that take the place of images, with captions."""
+    names = [f"training/1/image_{number}" for number in range(IMAGE_COUNT)]
+    images = {f"{name}.jpg": name.encode() * 4096 for name in names}
+    return images | {f"{name}.txt": b"watercolour, a house" for name in names}
+
+
+def _facts() -> dict[str, Any]:
+    import pika
+
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version(), "pika": pika.__version__},
+        "images": IMAGE_COUNT,
+        "epochs": EPOCHS,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""A plain pika consumer: `python -m benchmarks.service.bare_consumer PORT QUEUE MESSAGES`.
+
+Receives one message at a time and acknowledges it. Prints as JSON when it acknowledged each.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import pika
+
+
+def main(port: int, queue: str, messages: int) -> None:
+    """Consume that many messages."""
+    ends: list[float] = []
+    with pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port)) as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        for method, _, _ in channel.consume(queue):
+            channel.basic_ack(method.delivery_tag)
+            ends.append(time.monotonic())
+            if len(ends) == messages:
+                break
+        channel.cancel()
+    print(json.dumps({"ends": ends}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
