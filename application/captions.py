@@ -9,8 +9,13 @@ SUFFIXES = (".txt", ".TXT")
 MAX_CAPTION_BYTES = 16 * 1024
 
 
-def caption_suffixes(extension: str) -> tuple[str, str]:
-    """The suffixes for kohya's ``caption_extension``, which may lack its dot."""
+def caption_suffixes(extension: str | None) -> tuple[str, str]:
+    """The suffixes for kohya's ``caption_extension``, which may lack its dot.
+
+    None stands for ``SUFFIXES``.
+    """
+    if extension is None:
+        return SUFFIXES
     suffix = f".{extension.removeprefix('.')}"
     return suffix, suffix.upper()
 

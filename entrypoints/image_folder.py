@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from application.captions import SUFFIXES
@@ -97,9 +97,13 @@ def read_own(path: Path) -> bytes:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def find_caption(image: Path) -> Path | None:
-    """The path of an image's caption file, if there is one."""
-    beside = (image.with_suffix(suffix) for suffix in SUFFIXES)
+def find_caption(image: Path, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
+    """The path of an image's caption file, if there is one.
+
+    Args:
+        suffixes: suffixes of caption files, in the order of their precedence.
+    """
+    beside = (image.with_suffix(suffix) for suffix in suffixes)
     return next((path for path in beside if path.is_file()), None)
 
 

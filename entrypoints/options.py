@@ -41,6 +41,13 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_caption_extension(parser: argparse.ArgumentParser) -> None:
+    """Add ``--caption-extension``."""
+    parser.add_argument(
+        "--caption-extension", metavar="EXT", help="ending of the captions' files (default: .txt)"
+    )
+
+
 def add_label_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--name``, ``--author``, ``--license`` and ``--thumbnail``."""
     parser.add_argument(

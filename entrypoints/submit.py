@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from application.captions import caption_suffixes
 from application.text import printable
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
@@ -17,6 +18,7 @@ from entrypoints.dead_letters import process_dead_letters
 from entrypoints.exit_codes import UsageError
 from entrypoints.image_folder import find_caption, find_images, read_own
 from entrypoints.options import (
+    add_caption_extension,
     add_parameter_options,
     add_style_options,
     named_parameters,
@@ -42,6 +44,7 @@ next step; one that waits is skipped when its turn comes.
 
 exit codes: 0 done, 1 queue or storage cannot be reached or refuses, 2 the input is wrong
 """
+_FOR_A_FOLDER = ("style_id", "tags", "caption_extension")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_style_options(parser)
+    add_caption_extension(parser)
     # None shows that an option was not given.
     parser.set_defaults(style_id=None, tags=None)
     add_parameter_options(parser)
@@ -193,6 +197,7 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
     style_id = 1 if arguments.style_id is None else arguments.style_id
     bucket = container.settings().images
     task_id = str(uuid.uuid4())
+    suffixes = caption_suffixes(arguments.caption_extension)
     names = find_images(folder)
     for name in names:
         try:
@@ -216,7 +221,8 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
     blobs = container.blobs()
     for name, at in zip(names, places, strict=True):
         blobs.put(at, read_own(folder / name))
-        if (caption := find_caption(folder / name)) is not None:
+        # Workers read captions named .txt.
+        if (caption := find_caption(folder / name, suffixes)) is not None:
             blobs.put(at.with_suffix(".txt"), read_own(caption), content_type="text/plain")
     container.queue().publish(body)
     return task_id
@@ -241,7 +247,7 @@ def _refuse_options_of_no_use(arguments: argparse.Namespace) -> None:
         UsageError: such an option is given without a folder.
     """
     given = set(named_parameters(arguments))
-    given |= {name for name in ("style_id", "tags") if getattr(arguments, name) is not None}
+    given |= {name for name in _FOR_A_FOLDER if getattr(arguments, name) is not None}
     if given and (arguments.source is None or arguments.source.is_file()):
         raise UsageError(f"{option_of(min(given))}: is for a folder of images; leave it out")
 

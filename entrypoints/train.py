@@ -10,13 +10,13 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from application.captions import SUFFIXES
 from domain.buckets import MAX_ASPECT_RATIO, cut_off
 from domain.parameters import RequestedParameters
 from entrypoints.cli import CommandParser, add_common_options, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
 from entrypoints.image_folder import find_images, passed_over
 from entrypoints.options import (
+    add_caption_extension,
     add_caption_options,
     add_label_options,
     add_parameter_options,
@@ -82,12 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="use the images in folders named like 10_style, those 10 times an epoch",
     )
-    parser.add_argument(
-        "--caption-extension",
-        default=SUFFIXES[0],
-        metavar="EXT",
-        help="ending of the captions' files (default: .txt)",
-    )
+    add_caption_extension(parser)
     add_caption_options(parser)
     add_style_options(parser)
     add_label_options(parser)

@@ -49,6 +49,15 @@ def test_a_folders_task_has_all_that_was_said_of_it(
     assert named[0].with_suffix(".txt").read_text() == "of a.TXT"
 
 
+def test_captions_of_another_ending_are_stored_as_workers_read_them(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "a.caption", "a.txt"):
+        (tmp_path / "images" / name).write_text(f"of {name}")
+    assert main(["images", "--caption-extension", "caption"]) == 0
+    (stored,) = Path("spool/buckets").rglob("*.txt")
+    assert (stored.name, stored.read_text()) == ("a.txt", "of a.caption")
+
+
 def test_a_file_whose_name_is_not_utf8_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

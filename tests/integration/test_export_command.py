@@ -57,6 +57,18 @@ def test_a_style_is_converted_and_back_again_under_its_name(
     assert (tmp_path / "back" / "style_9.safetensors").read_bytes() == style.read_bytes()
 
 
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+def test_dora_in_kohyas_format_gets_one_line_of_warning(
+    style: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    layer = LayerWeights(torch.ones(2, 3), torch.ones(4, 2), 1.0, torch.ones(4))
+    style.write_bytes(hashed(to_kohya({(UNET, PATH): layer}), {}))
+    assert main(["--export", form, str(style), "--out", "out"]) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == (form == "kohya")
+    assert all("DoRA" in line and "docs/format.md" in line for line in warnings)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

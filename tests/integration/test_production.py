@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+from adapters.lora_files.files import hashed, read_lora
+from adapters.lora_files.kohya_format import to_kohya
+from adapters.lora_files.lora_formats import UNET, LayerWeights
 from assets.drawing import draw_style_set
 from tests.services.backend_process import BackendProcess
 from tests.services.commands import a_worker, run
@@ -22,6 +26,8 @@ from tests.services.waiting import eventually
 pytestmark = pytest.mark.integration
 
 DELAYS = (0.3, 1.5)
+ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn1"
+TO_Q, TO_K = f"{ATTENTION}.to_q", f"{ATTENTION}.to_k"
 
 
 @dataclass(frozen=True)
@@ -107,10 +113,11 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
         yield Platform(options.queue, s3, backend, tmp_path)
 
 
-def submitted(platform: Platform, style_id: int) -> str:
+def submitted(platform: Platform, style_id: int, *options: str) -> str:
     done = platform.run(
         *("submit", "images", "--style-id", str(style_id), "--epochs", "12"),
         *("--resolution", "64", "--batch-size", "5", "--sample-prompt", "a red circle"),
+        *options,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]
@@ -120,7 +127,14 @@ def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
     platform: Platform,
 ) -> None:
     draw_style_set(platform.folder / "images", count=10, seed=3)
-    good = submitted(platform, 41)
+    first = platform.folder / "first.safetensors"
+    lora = LayerWeights(torch.randn(8, 32), torch.randn(32, 8), 8.0)
+    first.write_bytes(hashed(to_kohya({(UNET, TO_Q): lora}), {}))
+    platform.s3.client().upload_file(str(first), "models", first.name)
+    good = submitted(platform, 41, "--network-weights", "s3://models/first.safetensors")
+    elsewhere = ("--network-weights", "s3://secrets/first.safetensors")
+    refused = platform.run("submit", "images", *elsewhere)
+    assert "in one of these buckets: s3://images, s3://models" in refused.stderr
     cancelled = submitted(platform, 42)
     assert "will stop" in platform.run("submit", "--cancel", cancelled).stdout
     broken = {"type": "model_training", "task_id": str(uuid.uuid4()), "data": {"style_id": 43}}
@@ -148,7 +162,13 @@ def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
     assert told[-1] == "complete"
 
     keys = platform.keys()
-    assert "models/style_41.safetensors" in keys
+    style = platform.folder / "style_41.safetensors"
+    platform.s3.client().download_file("models", "models/style_41.safetensors", str(style))
+    weights, metadata = read_lora(style)
+    assert metadata["ss_network_weights"] == "first.safetensors"
+    trained = weights[UNET, TO_Q]
+    assert (trained.up - lora.up).abs().max() < 0.1, "trained on from there"
+    assert (weights[UNET, TO_K].up != 0).any()
     assert not [key for key in keys if key.endswith("lease.json")]
     kept = [key for key in keys if key.startswith(f"jobs/{good}/checkpoints/")]
     assert len(kept) == 1, "old checkpoints are cleaned up"
