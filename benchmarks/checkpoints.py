@@ -61,7 +61,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)  # as the local command does with the small base
-    trainer = DiffusionTrainer(load_base(str(SMALL_BASE), device="cpu"), decode, "cpu")
+    trainer = DiffusionTrainer(load_base(str(SMALL_BASE)), decode, "cpu")
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as uploads:
         folder = Path(scratch)
         plan = TrainingPlan(

@@ -43,7 +43,7 @@ def measure(steps: int, scratch: Path) -> dict[str, object]:
     from domain.parameters import TrainingParameters
 
     torch.set_num_threads(1)
-    base = load_base(str(SMALL_BASE), device="cpu")
+    base = load_base(str(SMALL_BASE))
     images = [p for p in drawn_images(scratch, 10, size=320) if p.facts.width == p.facts.height]
     parameters = TrainingParameters(
         epochs=steps, resolution=base.native_resolution, validation_epochs=0

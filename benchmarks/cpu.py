@@ -66,7 +66,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
 
     images = drawn_images(scratch / "images", 10, size=320)
     torch.set_num_threads(1)  # as the local command does with the small base
-    base = load_base(str(SMALL_BASE), device="cpu")
+    base = load_base(str(SMALL_BASE))
     resolution = base.native_resolution
     trainer = DiffusionTrainer(base, decode, "cpu")
     plan = TrainingPlan(

@@ -73,7 +73,7 @@ def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
     from benchmarks.full_size import SMALL_BASE
     from tests.diffusion.fake_cuda_graph import Tape
 
-    base = load_base(str(SMALL_BASE), device="cpu")
+    base = load_base(str(SMALL_BASE))
     plans = [_plan(scratch, seed) for seed in (1, 2)]
     recorded = Backend(cuda_graphs=True)
     ways: dict[str, Callable[[], DiffusionTrainer]] = {

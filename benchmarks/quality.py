@@ -197,7 +197,8 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
 
     torch.set_num_threads(1)  # the base's operations are too small for several threads
     device = torch.device(options.device)
-    base = load_base(str(SMALL_BASE), device=device)
+    base = load_base(str(SMALL_BASE))
+    trainer = DiffusionTrainer(base, decode, device)
     objective = objective_of(base.noise_schedule, None, device)
     unseen_images = _draw(scratch / "unseen", seed=2)
     unseen = _encode(base, unseen_images, device)
@@ -212,7 +213,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
         )
 
     return Bench(
-        trainer=DiffusionTrainer(base, decode, device),
+        trainer=trainer,
         base=f"small_base {base.fingerprint[:12]}",
         images=_draw(scratch / "seen", seed=1),
         common={

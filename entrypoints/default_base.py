@@ -43,13 +43,12 @@ def _hub_has(name: str) -> bool:
 
 
 def load_base_model(settings: Settings, device: str) -> BaseModel:
-    """Load the configured base model, or the default one, on the device.
+    """Load the configured base model, or the default one for the device.
 
     Raises:
         BaseModelInvalid: BASE_MODEL is not a base model.
     """
     quiet_libraries()
-    from adapters.diffusion.backend import compute_on
     from adapters.diffusion.base.model import load_base
 
     if settings.base_model is None and settings.has_broker:
@@ -59,8 +58,7 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
         log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
     else:
         name = settings.base_model
-    dtype, folder = compute_on(device), settings.base_model_config
-    base = load_base(name, device=device, dtype=dtype, config_folder=folder)
+    base = load_base(name, settings.base_model_config)
     _choose_threads(base)
     return base
 

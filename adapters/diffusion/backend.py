@@ -30,11 +30,6 @@ class Backend:
     """Read feature maps once where torch reads them several times (``fused.operations``). Needs
     ``channels_last``, the layout that the kernels read."""
 
-    @property
-    def loss_scaling(self) -> bool:
-        """Whether gradients need scaling to survive the narrow range of float16."""
-        return self.dtype == torch.float16
-
 
 CPU = Backend(merged_lora=True)
 """Eager, in float32."""
@@ -70,7 +65,7 @@ def choose_backend(device: torch.device | str) -> Backend:
 def describe(backend: Backend) -> str:
     """The backend as one line for the log."""
     parts = [str(backend.dtype).removeprefix("torch.")]
-    parts += ["loss scaling"] if backend.loss_scaling else []
+    parts += ["loss scaling"] if backend.dtype == torch.float16 else []
     parts += ["CUDA graphs" if backend.cuda_graphs else "eager steps"]
     parts += ["channels last"] if backend.channels_last else []
     parts += ["fused kernels"] if backend.fused else []

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from application.ports import CheckpointRejected
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.parameters import OptimizerName, TrainingParameters
 
@@ -30,10 +31,6 @@ _OF_WEIGHTS = {"step"}
 """Numbers stored with the weights; all others are stored in the group."""
 _TABLE = 256
 """Number of entries in bitsandbytes' table of 8-bit values."""
-
-
-class OptimizerStateInvalid(ValueError):
-    """The state does not fit this optimizer or these weights."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,9 @@ def build_optimizer(
     """Build an optimizer for one tensor.
 
     Prodigy is configured as in diffusers' examples: bias correction, and safe with a warm-up.
-
-    Raises:
-        TrainingFailed: INVALID_TASK if its library is not installed.
+    Its library has to be installed (``require_optimizer``).
     """
     name = parameters.optimizer
-    require_optimizer(name)
     rate, decay = parameters.learning_rate, parameters.weight_decay
     if name is OptimizerName.ADAMW:
         adamw = torch.optim.AdamW([weights], lr=rate, weight_decay=decay, fused=True)
@@ -126,18 +120,20 @@ def restore_state(optimizer: torch.optim.Optimizer, state: OptimizerState) -> No
     """Restore a state by copying into the existing tensors.
 
     Raises:
-        OptimizerStateInvalid: the state is of another optimizer or of other weights.
+        CheckpointRejected: the state is of another optimizer or of other weights.
     """
     (group,) = optimizer.param_groups
     (weights,) = group["params"]
     own = optimizer.state[weights]
     tensors = {name for name, value in own.items() if torch.is_tensor(value)}
     if missing := tensors - state.tensors.keys():
-        raise OptimizerStateInvalid(f"the optimizer's {min(missing)} is missing")
+        raise CheckpointRejected(f"the checkpoint lacks the optimizer's {min(missing)}")
     for name, value in state.tensors.items():
         fits = name not in own or own[name].shape == value.shape
         if not fits or value.numel() > max(weights.numel(), _TABLE):
-            raise OptimizerStateInvalid(f"the optimizer's {name} is {tuple(value.shape)}")
+            raise CheckpointRejected(
+                f"the checkpoint is damaged: the optimizer's {name} is {tuple(value.shape)}"
+            )
         if name in own:
             own[name].copy_(value)
         else:

@@ -35,7 +35,6 @@ from adapters.diffusion.oom import (
     use_less,
 )
 from adapters.diffusion.optimizer import (
-    OptimizerStateInvalid,
     build_optimizer,
     optimizer_class,
     restore_state,
@@ -48,7 +47,6 @@ from adapters.diffusion.training_model import TrainingModel
 from adapters.lora_files.trained_style import RunFacts, encode_trained
 from application.ports import (
     Checkpoint,
-    CheckpointRejected,
     EpochRecord,
     Preview,
     StepReport,
@@ -227,10 +225,7 @@ class DiffusionSession:
             CheckpointRejected: the checkpoint is damaged or belongs to another run.
         """
         state = decode_checkpoint(data, self._identity(), self.lora.weights.numel())
-        try:
-            self._go_to(state)
-        except OptimizerStateInvalid as error:
-            raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
+        self._go_to(state)
         self._rollbacks, self.memory = state.rollbacks, state.memory
         self.lr_factor = self._rollbacks.lr_factor
         self._good = self._state().copy()

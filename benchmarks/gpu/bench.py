@@ -90,11 +90,8 @@ class Bench:
 def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
     """Load the base model in the GPU's precision, and draw square images."""
     compute = choose_backend(device).dtype if device.type == "cuda" else torch.bfloat16
-    base = (
-        load_base(str(SMALL_BASE), device=device, dtype=compute)
-        if options.tiny
-        else full_size_base(device, compute)
-    )
+    base = load_base(str(SMALL_BASE)) if options.tiny else full_size_base(device, compute)
+    torch.nn.Module.to(base.unet, device=device, dtype=compute)
     encoders_at_home(base)
     drawn = drawn_images(folder / "speed", 20)
     squares = tuple(p for p in drawn if p.facts.width == p.facts.height)

@@ -68,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     backend = choose_backend(device)
-    base = load_base(str(options.base), device=device, dtype=backend.dtype)
+    base = load_base(str(options.base))
     trainer = DiffusionTrainer(base, decode, device, backend=backend)
     wait_for(device)
     loaded = _age()

@@ -85,7 +85,7 @@ def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Harness:
         for file in files
     )
     small_base = Path(__file__).resolve().parents[2] / "assets" / "small_base"
-    base = load_base(str(small_base), device="cpu")
+    base = load_base(str(small_base))
     return Harness(
         DiffusionTrainer(base, decode),
         images,

@@ -23,7 +23,7 @@ def small_base_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def base() -> BaseModel:
-    return load_base(str(SMALL_BASE), device="cpu")
+    return load_base(str(SMALL_BASE))
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def _loss(base: BaseModel, dataset: EncodedDataset, timesteps: Sequence[int]) ->
     latents = dataset.latents(
         batch, [False] * len(batch), torch.randn(dataset.shape(batch), generator=generator)
     )
-    states = dataset.conditioning(batch, [False] * len(batch))
+    states = dataset.captions[dataset.rows_of_captions(batch, [False] * len(batch))]
     losses = []
     for timestep in timesteps:
         noise = torch.randn(latents.shape, generator=generator)

@@ -85,6 +85,6 @@ def test_rows_lead_to_the_images_views_and_captions(
     sample = dataset.latents(batch, flips, noise) / dataset.scaling_factor
     torch.testing.assert_close(sample[0], dataset.images[3].mean[1])
     torch.testing.assert_close(sample[1], dataset.images[0].mean[0])
-    states = dataset.conditioning((1, 2), (True, False))
+    states = dataset.captions[dataset.rows_of_captions((1, 2), (True, False))]
     empty, one = encode_captions(base, ["", "one"], CPU)
     torch.testing.assert_close(states, torch.stack([empty, one]), rtol=1e-4, atol=1e-4)

@@ -48,13 +48,13 @@ CAPTURED = Backend(cuda_graphs=True)
 
 
 def trainer_with(backend: Backend, base: BaseModel | None = None) -> DiffusionTrainer:
-    base = base or load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
+    base = base or load_base(str(SMALL_BASE))
     return DiffusionTrainer(base, decode, CARD, backend=backend)
 
 
 @pytest.fixture(scope="module")
 def full_size() -> Iterator[BaseModel]:
-    base = full_size_base(CARD, choose_backend(CARD).compute)
+    base = full_size_base(CARD, choose_backend(CARD).dtype)
     for part in (base.vae, base.text_encoder):
         part.to("cpu")
     yield base
@@ -124,7 +124,9 @@ def test_recorded_measurements_cost_a_small_cards_steps_nothing(
 
 def test_the_chosen_way_learns_as_the_recipe_does(images: Images) -> None:
     plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
-    curve, _ = recipe(load_base(str(SMALL_BASE), device=CARD, dtype=torch.float32), plan)
+    base = load_base(str(SMALL_BASE))
+    base.unet.to(CARD)
+    curve, _ = recipe(base, plan)
     fast = run(trainer_with(choose_backend(CARD)), plan).history
     assert [record.loss for record in fast] == pytest.approx(curve, rel=0.02)
     assert fast[-1].evaluation_loss < fast[0].evaluation_loss
@@ -147,7 +149,7 @@ def test_every_precision_and_layout_follows_the_plain_way(
 def test_a_measurement_is_made_in_the_denoisers_own_precision(
     images: Images, compute: torch.dtype
 ) -> None:
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=compute)
+    base = load_base(str(SMALL_BASE))
     trainer = trainer_with(replace(CAPTURED, dtype=compute), base)
     found = measured_in(trainer, base, plan_of(images[:1], epochs=1))
     assert found == {(compute, compute, False)}
@@ -167,7 +169,7 @@ def test_several_styles_at_once_follow_each_alone(
 ) -> None:
     backend = choose_backend(CARD)
     alone = trainer_with(backend)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
+    base = load_base(str(SMALL_BASE))
     seated = DiffusionTrainer(base, decode, CARD, slots=styles, patience=60.0)
     plans = [
         plan_of(images[:3], epochs=5, seed=1, learning_rate=2e-3),
@@ -200,8 +202,7 @@ def test_nothing_is_read_back_within_an_epoch(images: Images) -> None:
 
 
 def test_nothing_is_read_back_within_an_epoch_of_several_styles(images: Images) -> None:
-    backend = choose_backend(CARD)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
+    base = load_base(str(SMALL_BASE))
     seated = DiffusionTrainer(base, decode, CARD, slots=2, patience=60.0)
     plans = [plan_of(images, epochs=8, batch_size=1, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
@@ -233,7 +234,7 @@ def test_where_capture_is_refused_the_run_goes_on_without(
     plan = plan_of(images[:3], epochs=6)
     wanted = run(trainer_with(CAPTURED), plan)
     monkeypatch.setattr(torch.cuda.CUDAGraph, what, refuse)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=CAPTURED.compute)
+    base = load_base(str(SMALL_BASE))
     trainer = DiffusionTrainer(base, decode, CARD, backend=CAPTURED, slots=slots)
     before = torch.cuda.current_stream()
     with trainer.open(plan, None) as session:
@@ -258,11 +259,11 @@ def test_a_divergence_is_undone_in_recorded_steps_too(images: Images) -> None:
 
 
 def test_the_base_is_the_same_bit_for_bit_after_a_job(images: Images) -> None:
-    backend = choose_backend(CARD)
-    base = load_base(str(SMALL_BASE), device=CARD, dtype=backend.compute)
+    base = load_base(str(SMALL_BASE))
+    trainer = trainer_with(choose_backend(CARD), base)
     parts = ("unet", "vae", "text_encoder")
     before = {part: copy.deepcopy(getattr(base, part).state_dict()) for part in parts}
-    run(trainer_with(backend, base), plan_of(images, epochs=4))
+    run(trainer, plan_of(images, epochs=4))
     for part in parts:
         after = getattr(base, part).state_dict()
         assert all(torch.equal(after[name], before[part][name]) for name in after)

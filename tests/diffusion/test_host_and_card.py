@@ -29,7 +29,7 @@ FLOAT16 = Backend(dtype=torch.float16)
 @pytest.fixture
 def own_base() -> BaseModel:
     """To be moved and changed."""
-    return load_base(str(SMALL_BASE), device=HOST)
+    return load_base(str(SMALL_BASE))
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def test_comfyui_patches_the_text_encoder_of_the_original_checkpoint(
     weights = safetensors.torch.load_file(checkpoint)
     patched = comfy_patched(weights, read_file(path.read_bytes())[0], names)
     safetensors.torch.save_file(dict(patched), checkpoint)
-    model = load_base(str(checkpoint), device="cpu", config_folder=small_base_folder)
+    model = load_base(str(checkpoint), config_folder=small_base_folder)
     torch.testing.assert_close(states(model), trained, rtol=1e-4, atol=1e-5)
 
 

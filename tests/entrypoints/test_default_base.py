@@ -58,8 +58,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """How the base model was loaded, and the threads that torch was given."""
     calls: list[Any] = []
 
-    def load(name: str, *, device: str, config_folder: Path | None, **_: object) -> Any:
-        calls.append((name, device, config_folder))
+    def load(name: str, config_folder: Path | None) -> Any:
+        calls.append((name, config_folder))
         return SimpleNamespace(native_resolution=512 if name == "large" else 64)
 
     monkeypatch.setattr(model, "load_base", load)
@@ -72,7 +72,7 @@ def test_the_base_named_is_loaded_with_what_is_said_of_it(
 ) -> None:
     settings = Settings(_env_file=None, base_model="large", base_model_config=tmp_path)
     load_base_model(settings, "cpu")
-    assert loaded == [("large", "cpu", tmp_path)]
+    assert loaded == [("large", tmp_path)]
     assert caplog.text == ""
 
 
@@ -81,5 +81,5 @@ def test_the_base_that_nobody_named_is_told_and_a_small_one_has_one_thread(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         load_base_model(Settings(_env_file=None, base_model=None), "cpu")
-    assert loaded == [(str(SMALL_BASE), "cpu", None), 1]
+    assert loaded == [(str(SMALL_BASE), None), 1]
     assert "because there is no GPU and BASE_MODEL names no other" in caplog.text

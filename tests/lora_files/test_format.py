@@ -245,7 +245,7 @@ def test_comfyui_patches_the_original_checkpoint_to_the_trained_model(
     weights = safetensors.torch.load_file(checkpoint)
     patched = comfy_patched(weights, read_file(path.read_bytes())[0], names)
     safetensors.torch.save_file(dict(patched), checkpoint)
-    model = load_base(str(checkpoint), device="cpu", config_folder=small_base_folder)
+    model = load_base(str(checkpoint), config_folder=small_base_folder)
     assert close(predict(model.unet), trained)
 
 

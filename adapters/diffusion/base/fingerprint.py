@@ -12,23 +12,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 
-def fingerprint_of(
-    pipeline: StableDiffusionPipeline, unet: Mapping[str, str] | None = None
-) -> str:
+def fingerprint_of(pipeline: StableDiffusionPipeline) -> str:
     """SHA-256, in hex, over the weights and configurations that training uses.
 
     Weights are hashed in float32. A diffusers folder and a single-file checkpoint of the same
     model have the same fingerprint, and so do float32 and float16 files of weights that float16
     represents exactly.
-
-    Args:
-        unet: digests of the UNet's weights, if already computed.
     """
-    digests = {f"unet.{name}": digest for name, digest in (unet or {}).items()}
     weights = {
         f"{part}.{name}": weight
         for part in ("unet", "vae", "text_encoder")
-        if part != "unet" or unet is None
         for name, weight in getattr(pipeline, part).state_dict().items()
     }
     configs = [
@@ -37,13 +30,13 @@ def fingerprint_of(
     ]
     whole = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
     with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
-        digests |= zip(weights, pool.map(digest_of, weights.values()), strict=True)
+        digests = dict(zip(weights, pool.map(_digest_of, weights.values()), strict=True))
     for name in sorted(digests):
         whole.update(f"{name} {digests[name]}\n".encode())
     return whole.hexdigest()
 
 
-def digest_of(weight: torch.Tensor) -> str:
+def _digest_of(weight: torch.Tensor) -> str:
     """A weight's shape, and the SHA-256 in hex of its values in float32."""
     values = weight.detach().float().contiguous()
     return f"{tuple(weight.shape)} {hashlib.sha256(values.numpy().data).hexdigest()}"

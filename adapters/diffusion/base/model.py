@@ -76,17 +76,12 @@ def on_device(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
             tensor.data = data
 
 
-def load_base(
-    name: str,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype = torch.float32,
-    config_folder: Path | None = None,
-) -> BaseModel:
-    """Load a base model from safetensors files only: no pickle, no remote code.
+def load_base(name: str, config_folder: Path | None = None) -> BaseModel:
+    """Load a base model, in float32 on the CPU, from safetensors files only: no pickle, no remote
+    code.
 
-    The UNet is placed on ``device`` in ``dtype``. VAE and text encoder stay on the CPU in
-    float32; they are moved to the device while they encode (``on_device``).
+    The trainer moves the UNet to its device. VAE and text encoder are on the device only while
+    they encode (``on_device``).
 
     Args:
         name: a diffusers folder, a single-file ``.safetensors`` checkpoint or a hub name.
@@ -96,16 +91,9 @@ def load_base(
     Raises:
         BaseModelInvalid: the model cannot be loaded, or is not a Stable Diffusion 1.5.
     """
-    pipeline, digests = read_pipeline(
-        name, device=device, dtype=dtype, config_folder=config_folder
-    )
+    pipeline = read_pipeline(name, config_folder)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.eval().requires_grad_(False)
-    for part in (pipeline.vae, pipeline.text_encoder):
-        part.float()
-    fingerprint = fingerprint_of(pipeline, digests)
-    # diffusers' own ``to`` warns about modules to be kept in float32 even if there are none.
-    torch.nn.Module.to(pipeline.unet, device=device, dtype=dtype)
+        torch.nn.Module.float(part).eval().requires_grad_(False)
     return BaseModel(
         name=Path(name).name if Path(name).exists() else name,
         tokenizer=pipeline.tokenizer,
@@ -113,5 +101,5 @@ def load_base(
         vae=pipeline.vae,
         unet=pipeline.unet,
         noise_schedule=DDPMScheduler.from_config(pipeline.scheduler.config),
-        fingerprint=fingerprint,
+        fingerprint=fingerprint_of(pipeline),
     )

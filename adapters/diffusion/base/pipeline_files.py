@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
-from adapters.diffusion.base.unet_loader import has_one_file, load_unet
 from domain.errors import UserError
 
 _PIPELINE = "StableDiffusionPipeline"
@@ -36,32 +33,21 @@ class BaseModelInvalid(UserError, ValueError):
         self.remedy = remedy
 
 
-def read_pipeline(
-    name: str,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    config_folder: Path | None,
-) -> tuple[StableDiffusionPipeline, dict[str, str] | None]:
-    """Load a pipeline from safetensors files only: no pickle, no remote code.
+def read_pipeline(name: str, config_folder: Path | None) -> StableDiffusionPipeline:
+    """Load a pipeline, in float32, from safetensors files only: no pickle, no remote code.
 
     Args: as in ``load_base``.
-
-    Returns:
-        The pipeline, and the digests of the UNet's weights if they were computed on loading.
 
     Raises:
         BaseModelInvalid: the model cannot be loaded, or is not a Stable Diffusion 1.5.
     """
-    path, digests = Path(name), None
+    path = Path(name)
     if path.is_file():
         pipeline = _from_file(name, path, config_folder)
-    elif has_one_file(path / "unet"):
-        pipeline, digests = _from_folder(name, path, device, dtype)
     else:
         pipeline = _from_folder_or_hub(name, path)
     _check(name, pipeline)
-    return pipeline, digests
+    return pipeline
 
 
 def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffusionPipeline:
@@ -83,24 +69,7 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffu
         ) from error
 
 
-def _from_folder(
-    name: str, path: Path, device: torch.device | str, dtype: torch.dtype
-) -> tuple[StableDiffusionPipeline, dict[str, str]]:
-    digests: dict[str, str] = {}
-
-    def load() -> UNet2DConditionModel:
-        unet, taken = load_unet(path / "unet", device, dtype)
-        digests.update(taken)
-        return unet
-
-    return _from_folder_or_hub(name, path, load), digests
-
-
-def _from_folder_or_hub(
-    name: str,
-    path: Path,
-    unet: Callable[[], UNet2DConditionModel] | None = None,
-) -> StableDiffusionPipeline:
+def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
     if path.is_dir():
         _check_folder(name, path)
     elif not _may_be_hub_name(name, path):
@@ -134,7 +103,6 @@ def _from_folder_or_hub(
     try:
         return StableDiffusionPipeline.from_pretrained(
             name,
-            **({} if unet is None else {"unet": unet()}),
             text_encoder=_text_encoder(name, offline=offline),
             use_safetensors=True,
             local_files_only=offline,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import chain
 
 import numpy as np
 import torch
@@ -65,15 +65,6 @@ class EncodedDataset:
         }
 
     @cached_property
-    def _first_rows(self) -> dict[int, int]:
-        """Row of each image's first view in the ``posteriors`` of its size."""
-        rows: dict[int, int] = {}
-        for bucket in self.buckets.values():
-            views = [len(self.images[i].mean) for i in bucket]
-            rows.update(zip(bucket, accumulate(views, initial=0), strict=False))
-        return rows
-
-    @cached_property
     def buckets(self) -> dict[Size, tuple[int, ...]]:
         """Indices of the images of each size, sorted by size."""
         sizes = sorted({image.size for image in self.images})
@@ -89,7 +80,9 @@ class EncodedDataset:
 
     def rows(self, batch: ImageBatch, flipped: Sequence[bool]) -> list[int]:
         """Row of each image, or of its flipped view, in the ``posteriors`` of its size."""
-        return [self._first_rows[i] + int(flip) for i, flip in zip(batch, flipped, strict=True)]
+        first = self.images[batch[0]]
+        bucket, views = self.buckets[first.size], len(first.mean)
+        return [bucket.index(i) * views + int(f) for i, f in zip(batch, flipped, strict=True)]
 
     def rows_of_captions(
         self, batch: ImageBatch, caption_dropped: Sequence[bool], variants: Sequence[int] = ()
@@ -124,10 +117,6 @@ class EncodedDataset:
         """Like ``sample``, for the images with these indices."""
         rows = torch.tensor(self.rows(batch, flipped), device=vae_noise.device)
         return self.sample(self.images[batch[0]].size, rows, vae_noise)
-
-    def conditioning(self, batch: ImageBatch, caption_dropped: Sequence[bool]) -> torch.Tensor:
-        """Text encoder states for each image, (n, tokens, width)."""
-        return self.captions[self.rows_of_captions(batch, caption_dropped)]
 
 
 def encode_dataset(
