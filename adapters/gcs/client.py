@@ -8,8 +8,8 @@ from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client
 from google.cloud.storage.retry import DEFAULT_RETRY
-from requests.adapters import HTTPAdapter
 
+from adapters.common.deadline import BoundedAdapter
 from adapters.gcs.options import GcsOptions
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -41,7 +41,7 @@ def connect(options: GcsOptions) -> Client:
         project = project or found
     session = AuthorizedSession(credentials)
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=options.max_pool_connections))
+        session.mount(scheme, BoundedAdapter(pool_maxsize=options.max_pool_connections))
     return Client(
         project=project,
         credentials=credentials,

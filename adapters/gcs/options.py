@@ -28,6 +28,8 @@ class GcsOptions:
     """Seconds to establish a connection."""
     read_timeout: float = 20.0
     """Seconds without a byte from the store."""
+    blob_seconds: float = 60.0
+    """Seconds for a whole call, plus one for each 100 kB of the blob."""
     retry_seconds: float = 30.0
     """Seconds after which a failed or throttled request is not retried."""
     chunk_size: int = 8 * MIB
@@ -39,7 +41,7 @@ class GcsOptions:
     def __post_init__(self) -> None:
         if self.emulator_url is not None:
             check_emulator(self.emulator_url)
-        for name in ("connect_timeout", "read_timeout", "retry_seconds"):
+        for name in ("connect_timeout", "read_timeout", "blob_seconds", "retry_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0 seconds, got {getattr(self, name)}")
         if self.chunk_size < 1 or self.chunk_size % (256 * 1024):

@@ -13,6 +13,7 @@ from google.cloud.storage import Blob as GcsBlob
 from google.cloud.storage.exceptions import DataCorruption
 from google_crc32c import value as crc32c
 
+from adapters.common.deadline import Deadline, blob_deadline
 from adapters.gcs.client import connect, retry
 from adapters.gcs.errors import GCS_ERRORS, ForeignAnswer, no_bucket, translate
 from adapters.gcs.options import GcsOptions
@@ -69,6 +70,7 @@ class GcsBlobStore:
         self._readable = frozenset(readable) | self._writable
         self._sleep = sleep
         self._chunk_size = options.chunk_size
+        self._blob_seconds = options.blob_seconds
         self._patience: dict[str, Any] = {
             "timeout": (options.connect_timeout, options.read_timeout),
             "retry": retry(options),
@@ -87,12 +89,13 @@ class GcsBlobStore:
                 head.reload(**self._patience)
                 if (head.size or 0) > max_bytes:
                     raise BlobTooLarge(f"{at} has {head.size} bytes, more than {max_bytes}")
+                deadline.extend(head.size or 0)
             blob, body = self._blob(at), _Body(at, max_bytes)
             blob.download_to_file(body, checksum="crc32c", **self._patience)
             return Blob(body.getvalue(), _generation(blob))
 
         what = f"reading {at}"
-        with _translating(what):
+        with self._within(what) as deadline:
             try:
                 return self._repeat(attempt, what)
             except NotFound:
@@ -136,7 +139,7 @@ class GcsBlobStore:
                 raise
             return _generation(blob)
 
-        with _translating(what):
+        with self._within(what, len(data)):
             try:
                 return self._repeat(attempt, what)
             except NotFound:
@@ -146,7 +149,7 @@ class GcsBlobStore:
         """Remove a blob."""
         self._check_writable(at.bucket)
         what = f"deleting {at}"
-        with _translating(what):
+        with self._within(what):
             try:
                 self._blob(at).delete(**self._patience)
             except NotFound:
@@ -158,7 +161,7 @@ class GcsBlobStore:
         self._check_readable(bucket.name)
         found = []
         what = f"listing {bucket}/{prefix}"
-        with _translating(what):
+        with self._within(what):
             try:
                 for blob in self._client.list_blobs(
                     bucket.name,
@@ -173,6 +176,12 @@ class GcsBlobStore:
             except NotFound:
                 raise no_bucket(bucket.name, what) from None
         return sorted(found)
+
+    @contextmanager
+    def _within(self, what: str, size: int = 0) -> Iterator[Deadline]:
+        """Limit a call's time, and translate its errors."""
+        with _translating(what), blob_deadline(self._blob_seconds, what, size) as deadline:
+            yield deadline
 
     def _blob(self, at: Location) -> GcsBlob:
         try:

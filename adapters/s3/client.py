@@ -6,8 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import boto3
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+)
 from botocore.config import Config
 
+from adapters.common.deadline import Watched
 from adapters.common.retry_after import retry_after
 from adapters.s3.options import S3Options
 
@@ -48,9 +55,28 @@ def connect(options: S3Options) -> S3Client:
             tcp_keepalive=True,
         ),
     )
+    # botocore has no setting for the class of its connections.
+    manager = client._endpoint.http_session._manager  # type: ignore[attr-defined]
+    manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
     client.meta.events.register_first("needs-retry.s3", _heed_retry_after)
     client.meta.events.register_first("needs-retry.s3", _follow_no_blind_redirect)
     return client
+
+
+class _PlainConnection(Watched, AWSHTTPConnection):  # type: ignore[misc] # botocore's types
+    pass
+
+
+class _TlsConnection(Watched, AWSHTTPSConnection):  # type: ignore[misc]
+    pass
+
+
+class _PlainPool(AWSHTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TlsPool(AWSHTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
 def _keep_secrets_out_of_logs() -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError
 
+from adapters.common.deadline import Deadline, blob_deadline
 from adapters.s3.errors import require_field
 from adapters.s3.options import S3Options
-from application.ports import Blob, BlobTooLarge, BlobUnavailable
+from application.ports import Blob, BlobTooLarge
 from domain.location import Location
 
 if TYPE_CHECKING:
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
 
 SHA256_KEY = "sha256"
 """Metadata of multipart uploads, for which S3 keeps no SHA-256 of the whole object."""
-
-MIN_BYTES_PER_SECOND = 100_000
-"""Lowest accepted transfer rate of a body."""
 
 GZIP = b"\x1f\x8b"
 """First bytes of a gzip file. Some objects are labelled gzip and are not."""
@@ -43,34 +38,22 @@ def download(
     client: S3Client,
     at: Location,
     max_bytes: int | None,
-    body_seconds: float = S3Options.body_seconds,
+    blob_seconds: float = S3Options.blob_seconds,
 ) -> Blob:
     """Read an object with one request; one stored with ``Content-Encoding: gzip`` is unpacked.
 
     Args:
-        body_seconds: time limit for the whole body of a small object; a large one has more.
+        blob_seconds: time limit for a small object, headers included; a large one has more.
 
     Raises:
         BlobTooLarge: by its headers, before the body is read, or after unpacking.
-        BlobUnavailable: the body does not arrive in time.
+        BlobUnavailable: the object does not arrive in time.
         ChecksumMismatch: the body is truncated or does not match its checksum.
         botocore.exceptions.BotoCoreError: there is no response.
         botocore.exceptions.ClientError: the store returns an error.
     """
-    answer = client.get_object(Bucket=at.bucket, Key=at.key, ChecksumMode="ENABLED")
-    body = answer["Body"]
-    try:
-        size = answer.get("ContentLength")
-        if max_bytes is not None and size is not None and size > max_bytes:
-            raise BlobTooLarge(f"{at} has {size} bytes, more than {max_bytes}")
-        seconds = body_seconds + (size or max_bytes or 0) / MIN_BYTES_PER_SECOND
-        with _deadline(body, at, seconds):
-            data = _read(body, at, None if size is not None else max_bytes)
-    except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, HTTPError) as error:
-        raise ChecksumMismatch(f"{at} does not arrive whole: {error}") from error
-    finally:
-        # A body read to its end has released its connection; any other closes it.
-        body.close()
+    with blob_deadline(blob_seconds, f"reading {at}") as deadline:
+        answer, data = _fetch(client, at, max_bytes, deadline)
     tag = require_field(answer, "ETag")
     _verify(data, tag, answer, at)
     if "gzip" in answer.get("ContentEncoding", "").lower() and data.startswith(GZIP):
@@ -78,30 +61,23 @@ def download(
     return Blob(data, tag)
 
 
-@contextmanager
-def _deadline(body: StreamingBody, at: Location, seconds: float) -> Iterator[None]:
-    """Abort the read of a body that has not arrived whole after ``seconds``.
-
-    A read timeout would restart with each byte.
-    """
-    over = threading.Event()
-
-    def end() -> None:
-        over.set()
-        body._raw_stream.shutdown()  # type: ignore[attr-defined]  # urllib3's: ends a read under way
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+def _fetch(
+    client: S3Client, at: Location, max_bytes: int | None, deadline: Deadline
+) -> tuple[GetObjectOutputTypeDef, bytes]:
+    """The response and its whole body."""
+    answer = client.get_object(Bucket=at.bucket, Key=at.key, ChecksumMode="ENABLED")
+    body = answer["Body"]
     try:
-        yield
-    except Exception:
-        if not over.is_set():
-            raise
+        size = answer.get("ContentLength")
+        if max_bytes is not None and size is not None and size > max_bytes:
+            raise BlobTooLarge(f"{at} has {size} bytes, more than {max_bytes}")
+        deadline.extend(size or max_bytes or 0)
+        return answer, _read(body, at, None if size is not None else max_bytes)
+    except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, HTTPError) as error:
+        raise ChecksumMismatch(f"{at} does not arrive whole: {error}") from error
     finally:
-        timer.cancel()
-    if over.is_set():
-        raise BlobUnavailable(f"{at} does not arrive within {seconds:.0f} s")
+        # A body read to its end has released its connection; any other closes it.
+        body.close()
 
 
 def _read(body: StreamingBody, at: Location, max_bytes: int | None) -> bytes:

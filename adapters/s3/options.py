@@ -33,8 +33,8 @@ class S3Options:
     """Seconds to establish a connection."""
     read_timeout: float = 20.0
     """Seconds without a byte from the store."""
-    body_seconds: float = 60.0
-    """Seconds for a whole object, plus one for each 100 kB."""
+    blob_seconds: float = 60.0
+    """Seconds for a whole call, plus one for each 100 kB of the blob."""
     max_attempts: int = 4
     """Maximum requests per call when the store fails or throttles, the first included."""
     multipart_threshold: int = 16 * MIB
@@ -53,7 +53,7 @@ class S3Options:
             )
         if self.session_token is not None and self.access_key_id is None:
             raise ValueError("session_token needs access_key_id and secret_access_key")
-        for name in ("connect_timeout", "read_timeout", "body_seconds"):
+        for name in ("connect_timeout", "read_timeout", "blob_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0 seconds, got {getattr(self, name)}")
         for name in ("max_attempts", "multipart_threshold", "max_pool_connections"):

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from botocore.exceptions import ClientError
 
+from adapters.common.deadline import blob_deadline
 from adapters.s3.client import connect
 from adapters.s3.download import ChecksumMismatch, download
 from adapters.s3.errors import DAMAGED, S3_ERRORS, error_code, status, translated
@@ -85,7 +86,7 @@ class S3BlobStore:
 
         def attempt() -> Blob:
             try:
-                return download(self._client, at, max_bytes, self._options.body_seconds)
+                return download(self._client, at, max_bytes, self._options.blob_seconds)
             except ChecksumMismatch as error:
                 raise _TryAgain(str(error)) from error
 
@@ -130,7 +131,7 @@ class S3BlobStore:
                     raise _TryAgain(f"the object does not arrive whole ({code})") from error
                 raise
 
-        with _translating(at.bucket, f"writing {at}"):
+        with self._within(at.bucket, f"writing {at}", len(data)):
             return self._insist(attempt, f"writing {at}")
 
     def delete(self, at: Location) -> None:
@@ -138,7 +139,7 @@ class S3BlobStore:
         self._check_writable(at.bucket)
         _check_key(at)
         try:
-            with _translating(at.bucket, f"deleting {at}"):
+            with self._within(at.bucket, f"deleting {at}"):
                 self._client.delete_object(Bucket=at.bucket, Key=at.key)
         except BlobMissing:  # returned by some stores, not by Amazon S3
             return
@@ -147,7 +148,7 @@ class S3BlobStore:
         """Blobs by prefix. Skips objects whose keys are not valid keys of the port."""
         self._check_readable(bucket.name)
         found = []
-        with _translating(bucket.name, f"listing {bucket}/{prefix}"):
+        with self._within(bucket.name, f"listing {bucket}/{prefix}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=bucket.name, Prefix=prefix
             )
@@ -158,6 +159,15 @@ class S3BlobStore:
                     except InvalidLocation:
                         continue
         return sorted(found)
+
+    @contextmanager
+    def _within(self, bucket: str, what: str, size: int = 0) -> Iterator[None]:
+        """Limit a call's time, and translate its errors."""
+        with (
+            _translating(bucket, what),
+            blob_deadline(self._options.blob_seconds, what, size),
+        ):
+            yield
 
     def _insist(self, attempt: Callable[[], T], what: str) -> T:
         for tried in range(1, TRIES):

@@ -15,7 +15,7 @@ import requests
 from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError
 
-from adapters.webhook.deadline import BoundedAdapter, Deadline
+from adapters.common.deadline import BoundedAdapter, Deadline
 from adapters.webhook.options import WebhookOptions
 
 CONNECTIONS = 8

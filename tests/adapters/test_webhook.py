@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.webhook.deadline import Deadline
+from adapters.common.deadline import Deadline
 from adapters.webhook.options import InvalidBackend, WebhookOptions
 from adapters.webhook.response import (
     MAX_REASON_CHARACTERS,
@@ -260,9 +260,7 @@ def test_a_request_that_is_sent_too_late_is_cut_off_at_once() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, Deadline(0.01) as deadline:
         eventually(lambda: deadline.over)
-        assert not deadline.sent
         deadline.watch(ours)
-        assert deadline.sent
         theirs.settimeout(10)
         assert theirs.recv(1) == b""
         ours.close()

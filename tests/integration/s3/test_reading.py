@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +13,14 @@ from botocore.response import StreamingBody
 from urllib3.exceptions import SSLError
 
 from adapters.s3.download import ChecksumMismatch, download
-from adapters.s3.options import MIB, S3Options
+from adapters.s3.options import MIB
 from adapters.s3.store import TRIES
 from application.ports import (
     BlobTooLarge,
     BlobUnavailable,
 )
 from domain.location import Location
-from tests.integration.s3.world import Store, hits, make
+from tests.integration.s3.world import Store, hits
 from tests.services.http_faults import Rule, s3_error
 from tests.services.http_proxy import FaultyProxy
 
@@ -85,47 +80,6 @@ def test_a_body_whose_tls_breaks_does_not_arrive_whole() -> None:
     client: Any = SimpleNamespace(get_object=lambda **_asked: answer)
     with pytest.raises(ChecksumMismatch, match="bad record mac"):
         download(client, Location("bucket", "a"), None)
-
-
-@contextmanager
-def dripping(size: int) -> Iterator[str]:
-    """A store that sends a byte of every object now and then; its URL."""
-
-    class Drip(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(size))
-            self.send_header("ETag", '"tag"')
-            self.end_headers()
-            with suppress(OSError):
-                while True:
-                    self.wfile.write(b"x")
-                    time.sleep(0.05)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_body_that_drips_ends_at_its_deadline() -> None:
-    with dripping(size=10_000) as url:
-        options = S3Options(
-            endpoint_url=url,
-            region="us-east-1",
-            access_key_id="key",
-            secret_access_key="secret",
-            body_seconds=0.5,
-        )
-        store, began = make(options, "bucket"), time.monotonic()
-        with pytest.raises(BlobUnavailable, match="does not arrive within"):
-            store.blobs.get(store.at("a"))
-        assert time.monotonic() - began < 10
 
 
 def test_an_object_that_was_stored_as_gzip_is_unpacked(store: Store, direct: S3Client) -> None:
