@@ -29,9 +29,6 @@ from domain.results import Artifact, CheckpointRef, TrainingMetric
 
 log = logging.getLogger(__name__)
 
-REPORT = "drawing previews and writing the report"
-"""Phase of a local run between the last step and its end."""
-
 
 class ConsoleNotifier:
     """Port ``Notifier`` for runs without a backend: the outcome as one line.
@@ -76,10 +73,14 @@ class ProgressDisplay:
     """Event sink that shows a training's progress: a bar on a terminal, else occasional lines.
 
     Use it as a context manager, so that the terminal is restored after errors, too.
+
+    Args:
+        with_previews: whether the report has previews, which take most of its time.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, with_previews: bool = True) -> None:
         self._console = console
+        self._report = f"{'drawing previews and ' if with_previews else ''}writing the report"
         self._bar: bars.Progress | None = None
         self._tenths = -1
         self._checkpoint: CheckpointRef | None = None
@@ -121,9 +122,9 @@ class ProgressDisplay:
             case TrainingFinished():
                 self._wait("storing the style")
             case ArtifactStored() if self._bar is None:
-                say(self._console, REPORT)
+                say(self._console, self._report)
             case ArtifactStored():
-                self._wait(REPORT)
+                self._wait(self._report)
             case AnnouncementBegun() | JobInterrupted() | JobGivenUp():
                 self._end()
 

@@ -39,7 +39,7 @@ from domain.location import Location
 log = logging.getLogger(__name__)
 
 MAX_SECONDS = 3600.0
-"""Longest term of a lease; longer terms in stored leases are capped to it."""
+"""Longest term of a lease. A stored lease with a longer one counts as one of this term."""
 
 
 class LeaseHeld(Exception):

@@ -95,6 +95,14 @@ class TrainingPlanner:
             return None
         try:
             return self.load_lora(named)
-        except (UserError, BlobMissing, BlobTooLarge) as error:
-            message = f"network_weights cannot be used: {error}"
-            raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message)) from error
+        except UserError as error:
+            raise _unusable_lora(str(error)) from error
+        except BlobMissing as error:
+            raise _unusable_lora("the file is not there") from error
+        except BlobTooLarge as error:
+            raise _unusable_lora("the file is too large") from error
+
+
+def _unusable_lora(reason: str) -> TrainingFailed:
+    message = f"network_weights cannot be used: {reason}"
+    return TrainingFailed(Failure(FailureCode.INVALID_TASK, message))

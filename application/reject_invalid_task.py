@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from dataclasses import dataclass
 
 from application.job_store import JobStore
@@ -18,6 +19,11 @@ from domain.job import UNDECIDED, TrainingJob
 from domain.task import InvalidTask
 
 log = logging.getLogger(__name__)
+
+PARAMETERS = "data.parameters."
+"""Prefix of the fields that set training parameters."""
+_SETTING = re.compile(r" \([A-Z_]+\)$")
+"""The worker's setting at the end of a remedy, for operators."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,10 @@ def invalid_task_id(body: bytes) -> str:
 
 
 def _for_the_artist(error: InvalidTask) -> str:
-    """The error text for the artist, without the path of the field."""
-    field = error.field.removeprefix("data.").removeprefix("parameters.").replace("_", " ")
-    return f"The training request is invalid: {field} is {error.value}; {error.remedy}."
+    """The error text for the artist, who may have chosen the parameters, but nothing else."""
+    name = error.field.removeprefix(PARAMETERS)
+    remedy = _SETTING.sub("", error.remedy)
+    text = f"{name.replace('_', ' ')} is {error.value}; {remedy}"
+    if name == error.field or "://" in text:
+        return "The training request is invalid for a reason on our side. Please try again later."
+    return f"The training request is invalid: {text}."

@@ -68,17 +68,33 @@ if TYPE_CHECKING:
 
 
 def build_trainer(
-    settings: Settings, base: BaseModel, devices: Sequence[str], slots: int
+    settings: Settings,
+    base: BaseModel,
+    devices: Sequence[str],
+    slots: int,
+    preview_steps: int | None = None,
 ) -> DiffusionTrainer:
     """Build the trainer. The base model stays on the first device; each run loads it on the
-    others."""
+    others.
+
+    Args:
+        preview_steps: denoising steps of a preview; None for the default.
+    """
     from adapters.diffusion.data_parallel import OtherRanks
+    from adapters.diffusion.preview import STEPS
     from adapters.diffusion.trainer import DiffusionTrainer
 
     device, *others = devices
     ranks = OtherRanks(others, partial(load_base_model, settings), decode)
     start_ranks = ranks.started if others else None
-    return DiffusionTrainer(base, decode, device, slots=slots, start_ranks=start_ranks)
+    return DiffusionTrainer(
+        base,
+        decode,
+        device,
+        slots=slots,
+        start_ranks=start_ranks,
+        preview_steps=preview_steps or STEPS,
+    )
 
 
 def worker_config(settings: Settings) -> WorkerConfig:

@@ -25,21 +25,11 @@ def default_base(device: str) -> tuple[str, str]:
     """
     if not device.startswith("cuda"):
         return str(SMALL_BASE), "there is no GPU"
-    if not _hub_has(STABLE_DIFFUSION):
+    from adapters.diffusion.base.names import ask_hub, is_cached
+
+    if not is_cached(STABLE_DIFFUSION) and not ask_hub(STABLE_DIFFUSION):
         return str(SMALL_BASE), "no model hub can be reached"
     return STABLE_DIFFUSION, "there is a GPU and a hub"
-
-
-def _hub_has(name: str) -> bool:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, "model_index.json"), str):
-        return True
-    try:
-        HfApi().model_info(name, timeout=5.0)
-    except Exception:
-        return False
-    return True
 
 
 def load_base_model(settings: Settings, device: str) -> BaseModel:

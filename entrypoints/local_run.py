@@ -34,7 +34,6 @@ from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlem
 from application.stop_signal import StopReason, StopSignal
 from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
-from domain.failure import TrainingFailed
 from domain.image import MIN_IMAGES, ImageSet
 from domain.job import JobState, TrainingJob
 from domain.label import InvalidName, Label, file_name_from
@@ -108,18 +107,30 @@ def check_device(named: str | None) -> None:
             raise UsageError(f"--device {named}: {error}") from None
 
 
+def check_base_model(name: str | None) -> None:
+    """Check that ``--base-model`` exists here or that the hub can be asked, before torch loads.
+
+    Raises:
+        BaseModelInvalid: neither.
+    """
+    from adapters.diffusion.base.names import check_name
+
+    if name is not None:
+        check_name(name)
+
+
 def check_optimizer(requested: RequestedParameters) -> None:
     """Check that the optimizer's library is installed.
 
     Raises:
         UsageError: the library is missing; the text names the extra to install.
     """
-    from adapters.diffusion.optimizer import require_optimizer
+    from adapters.diffusion.optimizer import missing_extra
 
-    try:
-        require_optimizer(OptimizerName(requested.named.get("optimizer", OptimizerName.ADAMW)))
-    except TrainingFailed as error:
-        raise UsageError(f"--{error.failure.message}") from None
+    name = OptimizerName(requested.named.get("optimizer", OptimizerName.ADAMW))
+    extra = missing_extra(name)
+    if extra is not None:
+        raise UsageError(f"--optimizer {name}: run pip install 'style-trainer[{extra}]'")
 
 
 def label_of(arguments: argparse.Namespace) -> Label:
@@ -184,6 +195,9 @@ def build_container(
         update={name: value for name, value in named.items() if value is not None}
     )
     out: Path = arguments.out
+    preview_share = (
+        settings.preview_share if arguments.preview_share is None else arguments.preview_share
+    )
     container = Container(settings=settings, logs=logs, stop=StopSignal())
     # With --json, standard output has only the outcome.
     container.console.override(providers.Singleton(Console, stderr=arguments.json))
@@ -196,9 +210,7 @@ def build_container(
             WorkerConfig(
                 min_images=1,
                 checkpoint_every=arguments.checkpoint_every,
-                preview_share=settings.preview_share
-                if arguments.preview_share is None
-                else arguments.preview_share,
+                preview_share=preview_share,
                 keep_checkpoints=None,
                 max_image_bytes=MAX_LOCAL_BYTES,
                 repeats_from_folders=arguments.repeats_from_folders,
@@ -220,7 +232,11 @@ def build_container(
     container.notifier.override(
         providers.Singleton(ConsoleNotifier, container.console, lambda at: out / at.key)
     )
-    container.events.override(providers.Singleton(ProgressDisplay, container.console))
+    container.events.override(
+        providers.Singleton(ProgressDisplay, container.console, with_previews=preview_share > 0)
+    )
+    if arguments.preview_steps is not None:
+        container.plain_trainer.add_kwargs(preview_steps=arguments.preview_steps)
     return container
 
 

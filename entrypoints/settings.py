@@ -25,7 +25,7 @@ from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, che
 from adapters.s3.options import AddressingStyle, check_endpoint
 from adapters.status_page.binding import check_binding
 from adapters.webhook.options import WebhookOptions, check_token, checked_address
-from application.lease import LeaseTerms
+from application.lease import MAX_SECONDS, LeaseTerms
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
 from domain.location import Bucket, InvalidLocation, Location
@@ -321,9 +321,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         DEFAULTS.lease.seconds,
         ge=3,
-        le=DAY,
-        description="Lease term in seconds. After one to two terms without renewal another "
-        "worker takes the job over",
+        le=MAX_SECONDS,
+        description="Lease term in seconds, at most an hour. After one to two terms without "
+        "renewal another worker takes the job over",
     )
     max_failures: int = Field(
         DEFAULTS.max_failures,

@@ -114,6 +114,12 @@ def build_parser() -> argparse.ArgumentParser:
         "report either (default: PREVIEW_SHARE, else 0.05)",
     )
     parser.add_argument(
+        "--preview-steps",
+        type=int,
+        metavar="N",
+        help="denoising steps of a preview; fewer are faster (default: 20)",
+    )
+    parser.add_argument(
         "--export",
         choices=["diffusers", "kohya", "peft"],
         help="convert a finished style into this form, into --out",
@@ -195,8 +201,12 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if arguments.preview_share is not None and not 0 <= arguments.preview_share <= 1:
         raise UsageError(f"--preview-share {arguments.preview_share}: give 0 to 1")
 
+    if arguments.preview_steps is not None and arguments.preview_steps < 1:
+        raise UsageError(f"--preview-steps {arguments.preview_steps}: give 1 or more")
+
     from entrypoints import local_run
 
+    local_run.check_base_model(arguments.base_model)
     local_run.check_optimizer(requested)
     local_run.check_device(arguments.device)
     names = find_images(arguments.images, repeats_from_folders=arguments.repeats_from_folders)

@@ -53,15 +53,17 @@ def require_optimizer(name: OptimizerName) -> None:
     """Check that the optimizer's library is installed.
 
     Raises:
-        TrainingFailed: INVALID_TASK; the message names the extra to install.
+        TrainingFailed: INVALID_TASK.
     """
-    library, extra = _LIBRARIES.get(name, (None, None))
-    if library is not None and find_spec(library) is None:
-        message = (
-            f"optimizer {name} needs {library}, which is not installed here; "
-            f"install it with pip install 'style-trainer[{extra}]', or leave optimizer out"
-        )
+    if missing_extra(name) is not None:
+        message = f"The optimizer {name} is not available here. Please choose another."
         raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message))
+
+
+def missing_extra(name: OptimizerName) -> str | None:
+    """Our extra that installs the optimizer's library; None if the library is there."""
+    library, extra = _LIBRARIES.get(name, (None, None))
+    return extra if library is not None and find_spec(library) is None else None
 
 
 def optimizer_class(name: OptimizerName) -> str:

@@ -16,7 +16,7 @@ from application.ports import Preview
 from domain.parameters import TrainingParameters
 
 STEPS = 20
-"""Denoising steps; enough for DPM-Solver++ (arXiv 2211.01095)."""
+"""Denoising steps by default; enough for DPM-Solver++ (arXiv 2211.01095)."""
 GUIDANCE = 7.5
 """Scale of classifier-free guidance, SD 1.5's usual one."""
 _MOST_FROM_CAPTIONS = 4
@@ -38,6 +38,8 @@ class PreviewRequest:
     """Width and height in pixels."""
     max_tokens: int
     """Length to which prompts are cut, as in training."""
+    steps: int
+    """Denoising steps."""
 
     def each(self) -> Iterator[PreviewRequest]:
         """One request per image."""
@@ -63,13 +65,16 @@ def request_previews(
     parameters: TrainingParameters,
     captions: Sequence[str],
     device: torch.device,
+    steps: int = STEPS,
 ) -> PreviewRequest:
     """Squares at the run's resolution, but not larger than the base model can compose."""
     prompts = preview_prompts(parameters, captions)
     max_tokens = parameters.max_token_length
     states = encode_captions(base, ["", *prompts], device, max_tokens)
     side = min(parameters.resolution, base.native_resolution)
-    return PreviewRequest(prompts, states[1:], states[:1], parameters.seed, side, max_tokens)
+    return PreviewRequest(
+        prompts, states[1:], states[:1], parameters.seed, side, max_tokens, steps
+    )
 
 
 def encoded_anew(base: BaseModel, request: PreviewRequest, device: torch.device) -> PreviewRequest:
@@ -140,7 +145,7 @@ def _denoised(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> tor
         negative_prompt_embeds=request.empty.expand(count, -1, -1),
         width=request.side,
         height=request.side,
-        num_inference_steps=STEPS,
+        num_inference_steps=request.steps,
         guidance_scale=GUIDANCE,
         generator=[torch.Generator().manual_seed(request.seed + k) for k in range(count)],
         output_type="latent",

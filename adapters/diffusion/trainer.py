@@ -21,6 +21,7 @@ from adapters.diffusion.fused.blocks import with_fused_blocks
 from adapters.diffusion.memory_use import reset_peak_memory
 from adapters.diffusion.oom import oom_fails_the_run, retry_after_freeing
 from adapters.diffusion.optimizer import require_optimizer
+from adapters.diffusion.preview import STEPS
 from adapters.diffusion.session import DiffusionSession, advance_runs
 from adapters.diffusion.training_model import TrainingModel, training_model
 from adapters.lora_files.files import decode_lora, encode_lora
@@ -45,6 +46,7 @@ class DiffusionTrainer:
         patience: seconds for which a step waits for runs that took part in the last one.
         start_ranks: starts the other processes of a run on several devices, as
             ``OtherRanks.started`` does. Runs with one image per step, or dropout, do not use it.
+        preview_steps: denoising steps of a preview.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class DiffusionTrainer:
         slots: int = 1,
         patience: float = MIN_PATIENCE,
         start_ranks: StartRanks | None = None,
+        preview_steps: int = STEPS,
     ) -> None:
         self._decode = decode
         self._device = torch.device(device)
@@ -66,6 +69,7 @@ class DiffusionTrainer:
         self._make_recorder = make_recorder
         self._slots = slots
         self._start_ranks = start_ranks
+        self._preview_steps = preview_steps
         self._thread: DeviceThread[DiffusionSession, StepReport] = DeviceThread(
             advance_runs, patience
         )
@@ -196,7 +200,7 @@ class DiffusionTrainer:
         self._empty_cache()
 
     def _prepare(self, plan: TrainingPlan) -> PreparedData:
-        data = prepare(self._base, plan, self._decode, self._device)
+        data = prepare(self._base, plan, self._decode, self._device, self._preview_steps)
         self._empty_cache()  # encoding uses blocks of other sizes than steps do
         return data
 

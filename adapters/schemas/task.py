@@ -17,6 +17,7 @@ from pydantic import ValidationError as Problems
 from pydantic_core import from_json
 
 from application.ports import MAX_MESSAGE_BYTES
+from application.text import printable
 from domain.location import FORMS, SCHEMES, InvalidLocation, Location
 from domain.parameters import PARAMETER_NAMES, InvalidParameter, RequestedParameters
 from domain.task import MISSING, Finding, InvalidTask, TrainingTask
@@ -266,11 +267,8 @@ def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
 
 
 def _as_json(value: object) -> Finding:
-    """A value as JSON. Escapes unprintable characters and those that move a terminal's
-    cursor.
-    """
-    text = json.dumps(value, ensure_ascii=False)
-    return Finding("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
+    """A value as printable JSON."""
+    return Finding(printable(json.dumps(value, ensure_ascii=False)))
 
 
 def _locations(images: list[str], style_id: int) -> tuple[Location, ...]:

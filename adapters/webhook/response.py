@@ -10,6 +10,7 @@ from urllib.parse import quote
 from adapters.common.retry_after import retry_after
 from adapters.webhook.transport import Answer, TransportError
 from application.ports import NotifierRefused, NotifierUnavailable, StyleGone
+from application.text import printable
 
 MAX_REASON_CHARACTERS = 300
 
@@ -73,10 +74,10 @@ def connection_error(silence: TransportError, url: str, secret: str) -> Notifier
 
 
 def readable(text: str, secret: str) -> str:
-    """Foreign text as one line of limited length, without control characters and the secret."""
+    """Foreign text as one printable line of limited length, without the secret."""
     for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe=""), escape(secret)):
         text = text.replace(form, "[token]")
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = printable(" ".join(text.split()))
     most = MAX_REASON_CHARACTERS
     return line if len(line) <= most else line[: most - 1] + "…"
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.base.pipeline_files import BaseModelInvalid
+from adapters.diffusion.base.names import BaseModelInvalid, check_name
 from tests.diffusion.single_file import write_single_file
 from tests.services.ports import free_ports
 
@@ -211,6 +212,18 @@ def test_a_hub_that_cannot_be_reached_is_told_within_seconds(
     began = time.monotonic()
     assert "the hub cannot be reached; check the name" in refusal("nobody/nothing")
     assert time.monotonic() - began < 10
+
+
+def test_a_hub_whose_address_is_never_found_is_told_within_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: over.wait(60))
+    began = time.monotonic()
+    with pytest.raises(BaseModelInvalid, match="the hub cannot be reached"):
+        check_name("nobody/nothing")
+    assert time.monotonic() - began < 10
+    over.set()
 
 
 @pytest.mark.parametrize(

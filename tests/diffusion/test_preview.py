@@ -79,6 +79,21 @@ def test_previews_are_repeatable_pngs_that_touch_no_global_generator(
     assert (image.format, image.size) == ("PNG", (64, 64))
 
 
+def test_previews_have_as_many_steps_as_were_asked_for(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, passes = base.unet.forward, []
+
+    def noted(*arguments: Any, **keywords: Any) -> Any:
+        passes.append(1)
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(base.unet, "forward", noted)
+    cpu = torch.device("cpu")
+    draw_previews(base, request_previews(base, parameters(), ["a fox"], cpu, 2), cpu)
+    assert len(passes) == 2 * 3
+
+
 @pytest.fixture
 def three(base: BaseModel) -> PreviewRequest:
     asked = parameters(sample_prompts=("a red circle", "a fox", "blue waves"), seed=5)

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 from dependency_injector import providers
 
-from adapters.diffusion.base.pipeline_files import BaseModelInvalid
+from adapters.diffusion.base.names import BaseModelInvalid
 from adapters.logs.job_log import JobLog
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from adapters.metrics.blobs import MeteredBlobStore

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.diffusion.base.pipeline_files import BaseModelInvalid
+from adapters.diffusion.base.names import BaseModelInvalid
 from adapters.logs.sentry import SentryMissing
 from adapters.lora_files.lora_formats import InvalidLoraFile
 from adapters.status_page.binding import InvalidBinding

@@ -155,11 +155,16 @@ def test_previews_can_be_left_out(
     monkeypatch.setattr(MemoryReporter, "render", render)
     code, outcome, said = run("--preview-share", "0")
     assert code == 0, (outcome, said)
-    assert run("--out", "other")[0] == 0
+    assert "writing the report" in said
+    assert "previews" not in said
+    code, outcome, said = run("--out", "other")
+    assert code == 0, outcome
+    assert "drawing previews and writing the report" in said
     without, usual = reports
     assert (without.before, without.after, without.underway) == ((), (), ())
     assert usual.before
     assert run("--preview-share", "2", "--out", "third")[0] == 2
+    assert run("--preview-steps", "0", "--out", "third")[0] == 2
 
 
 def test_images_may_be_links(trainer: Faulty, run: Run, tmp_path: Path) -> None:

@@ -403,6 +403,7 @@ def test_a_file_of_use_is_not_found_fault_with_where_the_url_is_wrong(
         ("AWS_SECRET_ACCESS_KEY", "sesame-open", "both, or neither"),
         ("LEASE_SECONDS", "inf", "give a finite number"),
         ("LEASE_SECONDS", "1", "give 3 or more"),
+        ("LEASE_SECONDS", "3601", "give 3600 or less"),
         ("SHUTDOWN_TIMEOUT", "nan", "give a finite number"),
         ("SHUTDOWN_TIMEOUT", "1e9", "give 86400 or less"),
         ("PROGRESS_EVERY", "inf", "give a finite number"),

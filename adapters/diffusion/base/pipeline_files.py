@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
-from domain.errors import UserError
+from adapters.diffusion.base.names import PICKLES, BaseModelInvalid, ask_hub, check_name
 
 _PIPELINE = "StableDiffusionPipeline"
 _EXPECTED = {
@@ -19,18 +18,7 @@ _EXPECTED = {
     "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
 }
 _PREDICTIONS = {"epsilon", "v_prediction"}
-_PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 _LATENT_CHANNELS = 4
-HUB_SECONDS = 2.0
-
-
-class BaseModelInvalid(UserError, ValueError):
-    """The base model cannot be used; the message gives the reason and the remedy."""
-
-    def __init__(self, name: str, remedy: str) -> None:
-        super().__init__(f"base model {name!r}: {' '.join(remedy.split())}")
-        self.name = name
-        self.remedy = remedy
 
 
 def read_pipeline(name: str, config_folder: Path | None) -> StableDiffusionPipeline:
@@ -41,6 +29,7 @@ def read_pipeline(name: str, config_folder: Path | None) -> StableDiffusionPipel
     Raises:
         BaseModelInvalid: the model cannot be loaded, or is not a Stable Diffusion 1.5.
     """
+    check_name(name)
     path = Path(name)
     if path.is_file():
         pipeline = _from_file(name, path, config_folder)
@@ -51,7 +40,7 @@ def read_pipeline(name: str, config_folder: Path | None) -> StableDiffusionPipel
 
 
 def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffusionPipeline:
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise BaseModelInvalid(name, "is a pickle, which can run code; give a .safetensors file")
     if path.suffix.lower() != ".safetensors":
         raise BaseModelInvalid(name, "is not a .safetensors file; give one, or a diffusers folder")
@@ -72,22 +61,14 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffu
 def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
     if path.is_dir():
         _check_folder(name, path)
-    elif not _may_be_hub_name(name, path):
-        raise BaseModelInvalid(name, "is no folder, no file and no hub name; check the path")
-    # Without this check the hub client retries for a minute.
-    offline = not path.is_dir() and not _hub_answers(name)
+    # Without a look at the hub its client would retry for a minute.
+    offline = not path.is_dir() and ask_hub(name) is None
     try:
         with warnings.catch_warnings():
             # A deprecated argument that diffusers passes to the hub client.
             warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
             index = StableDiffusionPipeline.load_config(name, local_files_only=offline)
     except Exception as error:  # the hub client raises many types
-        if offline:
-            raise BaseModelInvalid(
-                name,
-                "is no folder and no file, and the hub cannot be reached; check the name and the "
-                "connection, or give a folder or a .safetensors file",
-            ) from error
         raise BaseModelInvalid(
             name,
             "is no folder and no file, and could not be loaded from the hub; "
@@ -119,25 +100,6 @@ def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
         ) from error
 
 
-def _may_be_hub_name(name: str, path: Path) -> bool:
-    is_file = path.suffix.lower() in {".safetensors", *_PICKLES}
-    return not is_file and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
-
-
-def _hub_answers(name: str) -> bool:
-    """Whether the hub responds within seconds, with any status."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        HfApi().model_info(name, timeout=HUB_SECONDS)
-    except HfHubHTTPError:
-        return True
-    except Exception:  # the HTTP client raises many types
-        return False
-    return True
-
-
 def _text_encoder(name: str, *, offline: bool) -> CLIPTextModel:
     """Load it separately, because transformers initialises missing weights at random."""
     model, report = CLIPTextModel.from_pretrained(
@@ -159,7 +121,7 @@ def _check_folder(name: str, path: Path) -> None:
         )
     for part in ("unet", "vae", "text_encoder"):
         if not any((path / part).glob("*.safetensors")):
-            pickled = any(file.suffix in _PICKLES for file in (path / part).glob("*"))
+            pickled = any(file.suffix in PICKLES for file in (path / part).glob("*"))
             remedy = (
                 f"has only pickles in {part}/, which can run code; convert them to safetensors"
                 if pickled

@@ -20,7 +20,7 @@ from adapters.diffusion.data.captions import (
 from adapters.diffusion.data.dataset import EncodedDataset, encode_dataset
 from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.data.text import max_length
-from adapters.diffusion.preview import PreviewRequest, request_previews
+from adapters.diffusion.preview import STEPS, PreviewRequest, request_previews
 from application.ports import TrainingPlan
 from domain.buckets import bucket_of
 from domain.parameters import TrainingParameters
@@ -43,11 +43,13 @@ def prepare(
     plan: TrainingPlan,
     decode: Callable[[bytes], Image.Image],
     device: torch.device,
+    preview_steps: int = STEPS,
 ) -> PreparedData:
     """Encode the images and captions of a plan.
 
     Args:
         decode: turns an image file's bytes into an upright RGB image.
+        preview_steps: denoising steps of a preview.
 
     Raises:
         torch.OutOfMemoryError: not enough memory on ``device``.
@@ -70,7 +72,8 @@ def prepare(
         variants=_variants(base, plan),
         max_tokens=parameters.max_token_length,
     )
-    return PreparedData(captions, dataset, request_previews(base, parameters, captions, device))
+    previews = request_previews(base, parameters, captions, device, preview_steps)
+    return PreparedData(captions, dataset, previews)
 
 
 def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:

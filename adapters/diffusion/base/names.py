@@ -1,0 +1,71 @@
+"""Names of base models: a folder, a file or a name at the hub. Does not import torch."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+from domain.errors import UserError
+
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
+HUB_SECONDS = 1.5
+
+
+class BaseModelInvalid(UserError, ValueError):
+    """The base model cannot be used; the message gives the reason and the remedy."""
+
+    def __init__(self, name: str, remedy: str) -> None:
+        super().__init__(f"base model {name!r}: {' '.join(remedy.split())}")
+        self.name = name
+        self.remedy = remedy
+
+
+def check_name(name: str) -> None:
+    """Check that a name is an existing path, a model in the hub's cache, or can be looked up.
+
+    Raises:
+        BaseModelInvalid: none of these.
+    """
+    path = Path(name)
+    if path.exists():
+        return
+    is_file = path.suffix.lower() in {".safetensors", *PICKLES}
+    if is_file or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is None:
+        raise BaseModelInvalid(name, "is no folder, no file and no hub name; check the path")
+    if not is_cached(name) and ask_hub(name) is None:
+        raise BaseModelInvalid(
+            name,
+            "is no folder and no file, and the hub cannot be reached; check the name and the "
+            "connection, or give a folder or a .safetensors file",
+        )
+
+
+def ask_hub(name: str) -> bool | None:
+    """Whether the hub has the model; None if it does not answer within ``HUB_SECONDS``."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(name, timeout=HUB_SECONDS)
+            answers.append(True)
+        except HfHubHTTPError:
+            answers.append(False)
+        except Exception:  # the HTTP client raises many types
+            return
+
+    # In a thread: the client's timeout does not limit the look-up of the hub's address.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_SECONDS)
+    return answers[0] if answers else None
+
+
+def is_cached(name: str) -> bool:
+    """Whether the hub's cache on this machine has the model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "model_index.json"), str)

@@ -1,0 +1,124 @@
+"""The sentences of failed calls are for artists: none has an operator's words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adapters.diffusion import optimizer
+from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, Rollbacks
+from adapters.diffusion.oom import gpu_oom
+from adapters.memory import MemoryQueue
+from adapters.schemas.task import encode_task
+from application.ports import BlobMissing, BlobTooLarge, InitialLora
+from application.run_training import CANCELLED
+from application.stop_signal import StopSignal
+from domain.failure import Failure, FailureCode, TrainingFailed
+from domain.location import Location
+from domain.parameters import OptimizerName
+from domain.task import InvalidTask, check_size
+from tests.application.test_worker_loop import loop_over
+from tests.application.world import CONFIG, World, a_task
+
+OPERATORS_WORDS = re.compile(
+    r"://|jobs/|data\.|\b([A-Z]+_[A-Z_]+|UUID|JSON|\w*Error|pip|buckets?|queue|broker|worker|lease|"
+    r"journal|traceback)\b"
+)
+
+
+def told(world: World) -> list[Failure]:
+    return [call.payload for call in world.notifier.final if isinstance(call.payload, Failure)]
+
+
+def low_quality() -> Iterator[Failure]:
+    world = World()
+    world.blobs.put(Location("media", "7/03.jpg"), b"broken")
+    world.blobs.delete(Location("media", "7/04.jpg"))
+    world.blobs.put(Location("media", "7/05.jpg"), b"x" * (10 * 1024**2 + 1))
+    world.worker()(a_task(), StopSignal())
+    yield from told(world)
+    world = World()
+    world.worker()(a_task(images=1), StopSignal())
+    yield from told(world)
+
+
+def too_many_failures() -> Iterator[Failure]:
+    world = World()
+    config = replace(CONFIG, max_failures=0)
+    world.worker(config=config)(a_task(), StopSignal())
+    yield from told(world)
+
+
+def bad_messages() -> Iterator[Failure]:
+    good: dict[str, Any] = json.loads(encode_task(a_task()))
+    parameters = [
+        {"epochs": -1},
+        {"network_weights": 5},
+        {"seed": "s3://bucket/key"},
+        {"learning_rate": "fast"},
+    ]
+    bodies = [{**good, "data": {**good["data"], "parameters": wrong}} for wrong in parameters]
+    bodies += [
+        {**good, "task_id": "x"},
+        {**good, "created_at": "x"},
+        {**good, "data": {**good["data"], "images": ["file:///etc/passwd"]}},
+        {**good, "data": {**good["data"], "images": []}},
+    ]
+    for body in bodies:
+        world = World()
+        queue = MemoryQueue(world.clock)
+        queue.publish(json.dumps(body).encode())
+        loop_over(world, queue)(StopSignal(), until_empty=True)
+        (failure,) = told(world)
+        yield failure
+
+
+def too_large() -> Iterator[Failure]:
+    for named in ({"epochs": 100}, {"epochs": 1, "resolution": 512}):
+        with pytest.raises(InvalidTask) as caught:
+            check_size(a_task(**named), max_steps=10, max_resolution=64)
+        world = World()
+        loop_over(world, MemoryQueue(world.clock)).reject(b"", caught.value, StopSignal())
+        yield from told(world)
+
+
+def unusable_lora() -> Iterator[Failure]:
+    for error in (BlobMissing("reading s3://b/k"), BlobTooLarge("s3://b/k has 9 bytes")):
+
+        def load(_text: str, error: Exception = error) -> InitialLora:
+            raise error
+
+        world = World()
+        task = a_task(network_weights="s3://media/lora.safetensors")
+        world.worker(load_lora=load)(task, StopSignal())
+        yield from told(world)
+
+
+def missing_optimizer() -> Iterator[Failure]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(optimizer, "find_spec", lambda _: None)
+        with pytest.raises(TrainingFailed) as caught:
+            optimizer.require_optimizer(OptimizerName.PRODIGY)
+    yield caught.value.failure
+
+
+def diverged() -> Iterator[Failure]:
+    with pytest.raises(TrainingFailed) as caught:
+        Rollbacks(MAX_ROLLBACKS).one_more(3)
+    yield caught.value.failure
+
+
+def test_no_sentence_has_an_operators_words() -> None:
+    ways = (
+        *(low_quality, too_many_failures, bad_messages, too_large, unusable_lora),
+        *(missing_optimizer, diverged),
+    )
+    failures = [*(failure for way in ways for failure in way()), gpu_oom().failure, CANCELLED]
+    assert {failure.code for failure in failures} == set(FailureCode)
+    assert len(failures) == 19
+    assert [f.message for f in failures if OPERATORS_WORDS.search(f.message)] == []
