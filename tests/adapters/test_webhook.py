@@ -161,7 +161,7 @@ def test_a_success_with_another_body_is_never_repeated(body: bytes) -> None:
 def test_a_refusal_has_status_reason_and_remedy(status: int, remedy: str) -> None:
     error = judged(status, b'{"success": false, "error": "style 7 is\\n\\u001b[31m gone"}')
     assert isinstance(error, NotifierRefused)
-    assert f"answers {status} (style 7 is [31m gone)" in str(error)
+    assert rf"answers {status} (style 7 is \u001b[31m gone)" in str(error)
     assert remedy in str(error)
 
 
