@@ -104,9 +104,14 @@ class Campaign:
     def _judge(self, references: dict[int, bytes], chaos: Chaos, left_over: int) -> Verdict:
         verdict = Verdict(len(self.orders), sum(chaos.done.values()), stuck=left_over)
         calls, log = self.deployment.backend.calls, self.pool.logs()
-        tasks = self.orders + chaos.unwanted
+        tasks = self.orders + chaos.unwanted + chaos.hostile
+        verdict.unhealthy = chaos.unhealthy
         verdict.judge_calls(
-            self.orders, chaos.garbage, chaos.unwanted, calls, self.pool.violent_ends
+            self.orders,
+            [*chaos.garbage, *(order.body for order in chaos.hostile)],
+            chaos.unwanted,
+            calls,
+            self.pool.violent_ends,
         )
         verdict.judge_order_of_calls(calls)
         verdict.judge_training(tasks, log)

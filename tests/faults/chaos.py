@@ -13,6 +13,9 @@ from tests.faults.pool import Pool, Slot
 from tests.services.backend_faults import Fault, answer
 from tests.services.http_faults import Rule, internal_error, s3_error, slow_down
 
+SILENT = 300
+"""Connections to one status page: more than it keeps open."""
+
 
 @dataclass
 class Chaos:
@@ -29,6 +32,10 @@ class Chaos:
     """Published messages that are not tasks."""
     unwanted: list[Order] = field(default_factory=list)
     """Cancelled tasks, some of them cancelled too late."""
+    hostile: list[Order] = field(default_factory=list)
+    """Tasks with too few images beside those that cost memory or time, or cannot be decoded."""
+    unhealthy: int = 0
+    """Health checks that a worker with silent connections did not answer."""
     _until: dict[str, tuple[float, Callable[[], None]]] = field(default_factory=dict)
 
     def one(self, orders: list[Order]) -> None:
@@ -72,6 +79,8 @@ class Chaos:
             "backend": lambda _: self._break_backend(),
             "garbage": lambda _: self._publish_garbage(),
             "cancelled": lambda _: self._cancel(),
+            "hostile images": lambda _: self._publish_hostile_images(),
+            "silent connections": lambda _: self._connect_in_silence(),
             "clock jump": lambda _: self.pool.jump(
                 self._slot(), self.rng.choice([-7200, -60, 60, 7200])
             ),
@@ -161,6 +170,25 @@ class Chaos:
         body = garbage(self.rng, self.next_style())
         self.garbage.append(body)
         self.publish(body)
+
+    def _publish_hostile_images(self) -> None:
+        self._have_a_broker()
+        order = self.deployment.hostile_order(self.next_style(), self.rng)
+        self.hostile.append(order)
+        self.publish(order.body)
+
+    def _connect_in_silence(self) -> None:
+        slot = self._slot()
+        clients = self.pool.connect(slot, SILENT)
+        if clients:
+            self.unhealthy += not self.pool.is_healthy(slot)
+
+        def close() -> None:
+            for client in clients:
+                client.close()
+
+        moment = time.monotonic() + self.rng.uniform(2, 8)
+        self._until[f"silence {moment}"] = (moment, close)
 
     def _cancel(self) -> None:
         """Publish another task and cancel it a moment later."""

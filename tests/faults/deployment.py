@@ -6,6 +6,7 @@ import json
 import random
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,15 @@ from pika.exceptions import AMQPError
 
 from application.storage_keys import StorageKeys
 from assets.drawing import draw_style_set
+from domain.image import MIN_IMAGES
 from domain.location import Bucket
+from tests.adapters.images.files import (
+    animated_webp,
+    chunk,
+    jpeg_of_scans,
+    png,
+    rgba_bomb,
+)
 from tests.faults.stores import IMAGES, MODELS, Store, a_store
 from tests.services.backend_process import BackendProcess
 from tests.services.broker import Broker, own_broker
@@ -61,6 +70,8 @@ class Deployment:
     """Between the workers and the store."""
     backend: BackendProcess
     images: tuple[str, ...]
+    hostile: tuple[str, ...]
+    """Images of which few can be used."""
 
     def start_broker(self) -> None:
         """Restart the broker, unchanged."""
@@ -140,6 +151,24 @@ class Deployment:
         task_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
         return Order(task_id, style_id, seed, task_body(task_id, style_id, seed, self.images))
 
+    def hostile_order(self, style_id: int, rng: random.Random) -> Order:
+        """A task that fails: with the hostile images it has one image too few."""
+        task_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+        images = (*self.hostile, *self.images[: MIN_IMAGES - 1 - len(self.hostile)])
+        return Order(task_id, style_id, 0, task_body(task_id, style_id, 0, images))
+
+
+def hostile_files() -> dict[str, bytes]:
+    """Small files that cost much memory or time, or that decoders do not understand."""
+    return {
+        "scans.jpg": jpeg_of_scans(3000),
+        "frames.webp": animated_webp(4000),
+        "bomb.png": rgba_bomb(10_000),
+        "palette.png": png(
+            (256, 256, 8, 3, 0, 0, 0), chunk(b"IDAT", zlib.compress(bytes(257 * 256)))
+        ),
+    }
+
 
 def task_body(task_id: str, style_id: int, seed: int, images: tuple[str, ...]) -> bytes:
     """The message of one task."""
@@ -195,7 +224,16 @@ def a_deployment(folder: Path, store_kind: str = "s3") -> Iterator[Deployment]:
     ):
         for path in (*paths, *(path.with_suffix(".txt") for path in paths)):
             store.upload(path)
-        images = tuple(f"{store.scheme}://{IMAGES}/{path.name}" for path in paths)
-        deployment = Deployment(broker, store, proxy, backend, images)
+        (folder / "hostile").mkdir(exist_ok=True)
+        bad = []
+        for name, data in hostile_files().items():
+            bad.append(folder / "hostile" / name)
+            bad[-1].write_bytes(data)
+            store.upload(bad[-1])
+        images, hostile = (
+            tuple(f"{store.scheme}://{IMAGES}/{path.name}" for path in some)
+            for some in (paths, bad)
+        )
+        deployment = Deployment(broker, store, proxy, backend, images, hostile)
         deployment.look_often_for_timeouts()
         yield deployment

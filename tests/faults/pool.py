@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import urlopen
 
 from tests.services.commands import environment
+from tests.services.ports import free_ports
 
 MAX_ODD_EXITS = 5
 """Number of unexpected ends after which a campaign stops: its workers do not start."""
@@ -21,6 +25,8 @@ class Slot:
     """A place for one worker; each worker that ends is replaced."""
 
     number: int
+    port: int
+    """Of its workers' status page."""
     clock: Path
     """File with the offset of this slot's wall clock in seconds, for ``wall_clock.c``."""
     process: subprocess.Popen[bytes] | None = None
@@ -61,7 +67,8 @@ class Pool:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.slots = [Slot(n, self.folder / f"clock-{n}") for n in range(self.size)]
+        ports = free_ports(self.size)
+        self.slots = [Slot(n, port, self.folder / f"clock-{n}") for n, port in enumerate(ports)]
         for slot in self.slots:
             slot.clock.write_bytes(bytes(8))
 
@@ -101,6 +108,24 @@ class Pool:
         with slot.clock.open("r+b") as file:
             file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
+    def connect(self, slot: Slot, count: int) -> list[socket.socket]:
+        """Connections to the slot's status page that send nothing; none if it is not there."""
+        found: list[socket.socket] = []
+        with suppress(OSError):
+            while len(found) < count:
+                found += [socket.create_connection(("127.0.0.1", slot.port), timeout=5)]
+        return found
+
+    def is_healthy(self, slot: Slot) -> bool:
+        """Whether the slot's worker answers a health check, if it should."""
+        try:
+            with urlopen(f"http://127.0.0.1:{slot.port}/health/live", timeout=20) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            worker = slot.process
+            due = worker is not None and worker.poll() is None and slot.resumes_at is None
+            return not due or worker.pid in self.expected
+
     def heal(self) -> None:
         """Resume all workers and correct all clocks."""
         for slot in self.slots:
@@ -134,6 +159,7 @@ class Pool:
         slot.started += 1
         settings = {
             **self.settings,
+            "STATUS_PORT": str(slot.port),
             "WORKER_NAME": f"worker-{slot.number}-{slot.started}",
             "LD_PRELOAD": str(self.wall_clock),
             "WALL_CLOCK_FILE": str(slot.clock),

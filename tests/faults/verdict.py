@@ -40,6 +40,8 @@ class Verdict:
     """Messages, leases and tasks left over."""
     undead: int = 0
     """Messages that are not tasks and are missing among the dead letters, or tasks among them."""
+    unhealthy: int = 0
+    """Health checks that a worker with silent connections did not answer."""
     odd_exits: int = 0
     """Workers that ended unexpectedly."""
     remarks: list[str] = field(default_factory=list)
@@ -61,7 +63,7 @@ class Verdict:
     def judge_calls(
         self,
         orders: Sequence[Order],
-        garbage: Sequence[bytes],
+        failing: Sequence[bytes],
         unwanted: Sequence[Order],
         calls: Iterable[Call],
         violence: Sequence[float],
@@ -73,7 +75,7 @@ class Verdict:
             if call.taken and call.kind != "progress":
                 by_style[call.style_id].append(call)
         wanted = {order.style_id: ["complete"] for order in orders}
-        wanted |= {style: ["failed"] for body in garbage if (style := readable_style(body))}
+        wanted |= {style: ["failed"] for body in failing if (style := readable_style(body))}
         wanted |= {order.style_id: ["complete", "failed"] for order in unwanted}
         for style, kinds in wanted.items():
             taken = by_style.pop(style, [])
