@@ -9,7 +9,7 @@ import rich.progress as bars
 from rich.console import Console
 
 from application.event_bus import WorkerEvent
-from application.log_events import position, speed, undertaking
+from application.log_events import outcome, position, second_try, speed, undertaking
 from application.text import one_line
 from domain.events import (
     AnnouncementBegun,
@@ -19,6 +19,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
+    SecondTryBegan,
     TrainingBegan,
     TrainingFinished,
 )
@@ -52,7 +53,7 @@ class ConsoleNotifier:
         """Print where the weights are."""
         log.debug("task %s is completed", task_id)
         text = f"style {style_id} is ready: {self._where(artifact.location)}"
-        say(self._console, f"{text} (loss {metric.loss:.4f})", "green")
+        say(self._console, f"{text} ({outcome(metric)})", "green")
 
     def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
         """Print why the job failed."""
@@ -119,6 +120,10 @@ class ProgressDisplay:
                 self._say(event.progress)
             case CheckpointSaved(checkpoint=checkpoint):
                 self._checkpoint = checkpoint
+            case SecondTryBegan(learning_rate=rate):
+                self._end()
+                self._checkpoint = None
+                say(self._console, second_try(rate), "yellow")
             case TrainingFinished():
                 self._wait("storing the style")
             case ArtifactStored() if self._bar is None:

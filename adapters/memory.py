@@ -470,6 +470,7 @@ class MemorySession:
         self._moment = _Moment(fingerprint, 0, fingerprint)
         if resume is not None:
             self._moment = _decode(resume, fingerprint)
+        self._restored: _Moment | None = None
 
     @property
     def total_steps(self) -> int:
@@ -486,6 +487,11 @@ class MemorySession:
         """Every finished epoch; the loss falls as 1/2, 1/3, 1/4."""
         rate = self._plan.parameters.learning_rate
         return [EpochRecord(epoch, 1 / (1 + epoch), rate) for epoch in range(1, self._epoch + 1)]
+
+    @property
+    def before(self) -> EpochRecord | None:
+        """None: nothing is evaluated."""
+        return None
 
     @property
     def peak_memory(self) -> int:
@@ -509,16 +515,24 @@ class MemorySession:
 
     def weights(self) -> bytes:
         """Bytes that change if a step is lost, repeated or reordered."""
-        return f"weights {self._moment.digest}".encode()
+        return f"weights {self._shown.digest}".encode()
+
+    def restore(self, checkpoint: bytes) -> None:
+        """Use an earlier checkpoint's hash as weights."""
+        self._restored = _decode(checkpoint, self._moment.plan)
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         """Bytes that begin like a PNG."""
-        drawn_by = self._moment.digest if adapted else "the base"
+        drawn_by = self._shown.digest if adapted else "the base"
         prompts = self._plan.parameters.sample_prompts or ("a painting",)
         return tuple(
             Preview(prompt, seed, b"\x89PNG\r\n\x1a\n" + f"{prompt} by {drawn_by}".encode())
             for seed, prompt in enumerate(prompts)
         )
+
+    @property
+    def _shown(self) -> _Moment:
+        return self._restored or self._moment
 
     @property
     def _epoch(self) -> int:

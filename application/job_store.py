@@ -221,6 +221,10 @@ class JobStore:
         """
         return self.blobs.get(checkpoint.location, max_bytes=MAX_CHECKPOINT_BYTES).data
 
+    def checkpoint_at(self, task_id: str, epoch: int, step: int) -> CheckpointRef:
+        """The place of a job's checkpoint, which may not exist."""
+        return CheckpointRef(self.keys.checkpoint(task_id, epoch, step), epoch, step)
+
     def put_epoch_style(self, task_id: str, epoch: int, style: bytes) -> None:
         """Store the weights of an epoch's checkpoint for other programs."""
         self.blobs.put(self.keys.style_at(task_id, epoch), style)
@@ -291,6 +295,14 @@ class JobStore:
                 png = self.blobs.get(at, max_bytes=MAX_PREVIEW_BYTES).data
                 found.setdefault(int(named[1]), []).append(png)
         return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))
+
+    def forget_previews(self, task_id: str) -> None:
+        """Delete the checkpoint previews of a job that trains again. Raises nothing."""
+        try:
+            for at in self.blobs.list(self.keys.bucket, self.keys.previews_prefix(task_id)):
+                self.blobs.delete(at)
+        except (Unavailable, BlobDenied) as error:
+            log.warning("previews of the first try of task %s are left: %s", task_id, error)
 
     def has_report(self, task_id: str) -> bool:
         """Whether a complete report of the job is stored."""

@@ -37,6 +37,9 @@ _STORED_AS = {"failures": "setbacks"}
 """Fields that keep their old names in the record, so that old and new workers can read each
 other's records."""
 
+_FLAGS = ("waits", "second_try")
+"""Fields that records of earlier versions lack; False there."""
+
 
 class RecordNewer(UserError):
     """The record was written by a newer worker and contains something unknown."""
@@ -147,7 +150,7 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
     counts = ("attempt", "failures", "announcements")
     plain = {name: values[_STORED_AS.get(name, name)] for name in ("task_id", "style_id", *counts)}
     return TrainingJob(
-        **_fields(TrainingJob, {"waits": values.get("waits", False), **plain}),
+        **_fields(TrainingJob, {**{name: values.get(name, False) for name in _FLAGS}, **plain}),
         state=_member(JobState, values["state"]),
         parameters=optional("parameters", _parameters),
         progress=optional("progress", lambda v: Progress(**_fields(Progress, v))),

@@ -19,12 +19,13 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
+    SecondTryBegan,
     SlotAwaited,
     TrainingBegan,
     TrainingFinished,
 )
 from domain.progress import Progress
-from domain.results import CheckpointRef
+from domain.results import CheckpointRef, TrainingMetric
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +54,12 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.DEBUG, position(event.progress)
         case CheckpointSaved(checkpoint=at):
             return logging.INFO, f"checkpoint of epoch {at.epoch}, step {at.step} saved"
+        case SecondTryBegan(learning_rate=rate):
+            return logging.WARNING, second_try(rate)
         case CheckpointDiscarded():
             return logging.INFO, "starts over without its checkpoint"
         case TrainingFinished(metric=metric):
-            return logging.INFO, f"trained {metric.steps} steps, loss {metric.loss:.4f}"
+            return logging.INFO, f"trained {metric.steps} steps, {outcome(metric)}"
         case ArtifactStored(artifact=artifact):
             stored = f"{artifact.location}, {artifact.size} bytes, sha256 {artifact.sha256}"
             return logging.INFO, f"weights stored at {stored}"
@@ -93,8 +96,32 @@ def speed(progress: Progress) -> str:
     parts = []
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
+    parts += measured(progress.measured_loss, progress.base_loss)
     if (speed := progress.steps_per_second) is not None:
         parts.append(f"{speed:.1f} steps/s" if speed >= 1 else f"{speed:.3f} steps/s")
     if (seconds := progress.estimated_seconds) is not None:
         parts.append(f"{timedelta(seconds=seconds)} left")
     return ", ".join(parts)
+
+
+def measured(loss: float | None, base: float | None) -> list[str]:
+    """Describe a loss over fixed noises beside the base's; empty if it was not measured."""
+    if loss is None:
+        return []
+    return [f"measured {loss:.4f}" + ("" if base is None else f" (base {base:.4f})")]
+
+
+def outcome(metric: TrainingMetric) -> str:
+    """Describe a finished style: its losses, and its epoch if that is not the last one."""
+    parts = [f"loss {metric.loss:.4f}", *measured(metric.measured_loss, metric.base_loss)]
+    if metric.delivered_epoch not in {None, metric.epochs}:
+        parts.append(f"weights of epoch {metric.delivered_epoch} of {metric.epochs}")
+    return ", ".join(parts)
+
+
+def second_try(learning_rate: float) -> str:
+    """Describe why a training starts over."""
+    return (
+        "the training diverged and is worse than the base model; "
+        f"it starts over with learning rate {learning_rate:g}"
+    )

@@ -342,6 +342,14 @@ class EpochRecord:
     stalled: bool = False
     """True if the weights did not change, or all gradients were zero, although the learning rate
     was high enough."""
+    prediction_losses: tuple[float, ...] = ()
+    """The losses whose mean ``measured_loss`` is. The n-th of each measurement of a run has the
+    same image, noise and timestep. Empty in epochs without an evaluation."""
+
+    @property
+    def measured_loss(self) -> float | None:
+        """The validation loss; without held-out images, the evaluation loss."""
+        return self.evaluation_loss if self.validation_loss is None else self.validation_loss
 
 
 @dataclass(frozen=True)
@@ -383,6 +391,11 @@ class TrainingSession(Protocol):
         """Every finished epoch of the run, including those before a resume."""
 
     @property
+    def before(self) -> EpochRecord | None:
+        """Epoch 0: the base model's losses without the style, over the noises of every later
+        evaluation. None if the run has no evaluations."""
+
+    @property
     def peak_memory(self) -> int:
         """Peak memory so far in bytes: of the run on a GPU, of the whole process on a CPU."""
 
@@ -400,6 +413,14 @@ class TrainingSession(Protocol):
 
     def weights(self) -> bytes:
         """The current LoRA weights as a ``.safetensors`` file for other programs."""
+
+    def restore(self, checkpoint: bytes) -> None:
+        """After the last step, replace the weights by those of an earlier checkpoint of this run:
+        ``weights`` and ``previews`` use them from here on. The history stays.
+
+        Raises:
+            CheckpointRejected: the checkpoint is damaged or belongs to another run.
+        """
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         """Generate images from fixed prompts and seeds, with the LoRA or without.

@@ -5,10 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from application.delivery import (
+    NOT_LEARNED,
+    choose_weights,
+    epochs_to_deliver,
+    has_diverged,
+    slower,
+)
 from application.fetch_images import ImagesDenied
 from application.job_store import JobStore
 from application.journal import Entry
@@ -33,7 +40,7 @@ from application.slots import AdmissionQueue
 from application.stop_signal import Stopped, StopReason, StopSignal
 from application.style_report import ReportWriter
 from application.task_record import TaskDiffers
-from application.training_diagnostics import best_epoch
+from application.training_diagnostics import metric_of
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
@@ -194,13 +201,9 @@ class RunTraining:
         batch_key = None if alone else self.trainer.batch_key(plan.parameters)
         with (
             self.slots.taken(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
-            self._session(plan, entry) as session,
+            self._trained(plan, entry, lease, stop) as (session, plan),
         ):
-            self.loop.run(session, entry, lease, stop)
-            last, best = session.history[-1], best_epoch(session.history)
-            metric = TrainingMetric(
-                last.loss, last.epoch, session.total_steps, best.epoch if best else None
-            )
+            metric = self._deliver(session, entry.job, stop)
             trained = entry.job.finish_training(metric)
             self._retry(lambda: entry.apply(trained), stop)
 
@@ -214,6 +217,48 @@ class RunTraining:
                 base = self.trainer.base
                 self.write_report(session, task, plan, images, entry, base, stop)
             return settlement
+
+    @contextmanager
+    def _trained(
+        self, plan: TrainingPlan, entry: Entry, lease: Lease, stop: StopSignal
+    ) -> Iterator[tuple[TrainingSession, TrainingPlan]]:
+        """Train to the end; after a divergence without a style, once more with a lower rate.
+
+        Yields:
+            The finished session, and its plan.
+
+        Raises:
+            TrainingFailed: STYLE_NOT_LEARNED.
+        """
+        with self._session(plan, entry) as session:
+            self.loop.run(session, entry, lease, stop)
+            history, before = session.history, session.before
+            if epochs_to_deliver(history, before, plan.parameters.deliver):
+                yield session, plan
+                return
+        if entry.job.second_try or not has_diverged(history, before):
+            raise TrainingFailed(NOT_LEARNED)
+        plan = replace(plan, parameters=slower(plan.parameters))
+        entry.apply(entry.job.try_again(plan.parameters))
+        self.store.forget_previews(entry.job.task_id)
+        with self._trained(plan, entry, lease, stop) as trained:
+            yield trained
+
+    def _deliver(
+        self, session: TrainingSession, job: TrainingJob, stop: StopSignal
+    ) -> TrainingMetric:
+        """Give a finished session the weights to deliver, and return the metrics.
+
+        Raises:
+            TrainingFailed: STYLE_NOT_LEARNED, if no checkpoint of a better epoch is left.
+        """
+        assert job.parameters is not None  # set when training began
+
+        def checkpoint(epoch: int, step: int) -> bytes:
+            at = self.store.checkpoint_at(job.task_id, epoch, step)
+            return self._retry(lambda: self.store.get_checkpoint(at), stop)
+
+        return metric_of(session, choose_weights(session, job.parameters.deliver, checkpoint))
 
     def _plan(
         self, task: TrainingTask, job: TrainingJob, stop: StopSignal
@@ -238,6 +283,7 @@ class RunTraining:
             self.trainer.open(plan, self._checkpoint(entry.job)) as session,
         ):
             if session.finished:
+                self._deliver(session, entry.job, stop)
                 base = self.trainer.base
                 self.write_report(session, task, plan, images, entry, base, stop)
 

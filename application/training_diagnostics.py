@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from application.ports import EpochRecord
+from application.ports import EpochRecord, TrainingSession
+from domain.results import TrainingMetric
 
 OVERFITTING = 0.05
 """Relative rise of the validation loss above its minimum that is reported as overfitting."""
@@ -16,7 +17,27 @@ def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord | None:
     """
     held_out = [record for record in history if record.validation_loss is not None]
     measured = held_out or [record for record in history if record.evaluation_loss is not None]
-    return min(measured, key=_measured_loss, default=None)
+    return min(measured, key=measured_loss, default=None)
+
+
+def last_measured_loss(history: Sequence[EpochRecord]) -> float | None:
+    """The newest measured loss; None if no epoch was evaluated."""
+    losses = (record.measured_loss for record in reversed(history))
+    return next((loss for loss in losses if loss is not None), None)
+
+
+def metric_of(session: TrainingSession, delivered: EpochRecord) -> TrainingMetric:
+    """The metrics of a finished run whose epoch ``delivered`` becomes the style."""
+    last, best = session.history[-1], best_epoch(session.history)
+    return TrainingMetric(
+        loss=last.loss,
+        epochs=last.epoch,
+        steps=session.total_steps,
+        best_epoch=best and best.epoch,
+        delivered_epoch=delivered.epoch,
+        measured_loss=delivered.measured_loss,
+        base_loss=session.before and session.before.measured_loss,
+    )
 
 
 def overfitting_note(history: Sequence[EpochRecord]) -> str | None:
@@ -76,8 +97,7 @@ def _epochs(numbers: Sequence[int]) -> str:
     return f"epoch{'s' if len(numbers) > 1 else ''} {named}"
 
 
-def _measured_loss(record: EpochRecord) -> float:
-    loss = record.validation_loss
-    loss = record.evaluation_loss if loss is None else loss
-    assert loss is not None  # only evaluated epochs are compared
-    return loss
+def measured_loss(record: EpochRecord) -> float:
+    """The measured loss of an evaluated epoch."""
+    assert record.measured_loss is not None  # only evaluated epochs are compared
+    return record.measured_loss

@@ -22,6 +22,7 @@ from application.ports import (
     Unavailable,
 )
 from application.stop_signal import StopReason, StopSignal
+from application.training_diagnostics import last_measured_loss
 from application.worker_config import WorkerConfig
 from domain.progress import Progress, Speedometer
 
@@ -104,13 +105,16 @@ class TrainingLoop:
     ) -> None:
         job = entry.job
         assert job.parameters is not None  # set when training began
+        history = session.history
         progress = Progress(
             current_epoch=step.epoch,
             total_epochs=job.parameters.epochs,
             current_step=step.step,
             total_steps=session.total_steps,
-            loss=session.history[-1].loss if session.history else None,
+            loss=history[-1].loss if history else None,
             steps_per_second=meter.steps_per_second,
+            measured_loss=last_measured_loss(history),
+            base_loss=session.before and session.before.measured_loss,
         )
         entry.note(job.advance(progress, epoch_finished=step.epoch_finished))
 

@@ -208,7 +208,9 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
         model, row = session.model, session.model.lora.slot(session.slot)
         captions = unseen.captions if model.text_encoder is None else tokens.to(device)
         return statistics.mean(
-            Evaluation(model, objective, unseen, (), captions, row, seed).losses()[0]
+            statistics.mean(
+                Evaluation(model, objective, unseen, (), captions, row, seed).losses()[0]
+            )
             for seed in PROBE_SEEDS
         )
 

@@ -60,6 +60,14 @@ class CheckpointDiscarded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecondTryBegan(Event):
+    """The training diverged without learning the style; it starts over."""
+
+    learning_rate: float
+    """The learning rate of the second try."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingFinished(Event):
     """The last step is finished; the weights are about to be uploaded."""
 

@@ -3,6 +3,7 @@
     queued -> preparing -> training -> uploading -> announcing -> completed
                  any of the first four, or interrupted -> announcing -> failed | cancelled
                  preparing | training | uploading -> interrupted -> preparing
+                 training -> preparing, once, for a second try
                  completed -> interrupted, if the style was deleted and is requested again
 
 A job is an immutable value. Every transition returns the new job and one event. The job holds
@@ -27,6 +28,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
+    SecondTryBegan,
     SlotAwaited,
     TrainingBegan,
     TrainingFinished,
@@ -97,7 +99,9 @@ class TrainingJob:
     """Whether the job waits for a slot; a crash of the worker is then not counted as its
     failure."""
     parameters: TrainingParameters | None = None
-    """Set when training first begins; resuming does not change them."""
+    """Set when training first begins; resuming does not change them, a second try does."""
+    second_try: bool = False
+    """Whether training started over with a lower learning rate. There is no third try."""
     progress: Progress | None = None
     """The furthest point reached; returning to a checkpoint does not lower it."""
     checkpoint: CheckpointRef | None = None
@@ -161,6 +165,21 @@ class TrainingJob:
         """Drop an unusable checkpoint, so that training starts over."""
         self._allow("discard the checkpoint of", JobState.TRAINING)
         return replace(self, checkpoint=None), CheckpointDiscarded(**self._ids())
+
+    def try_again(self, parameters: TrainingParameters) -> Change:
+        """Start the training over with other parameters, once."""
+        self._allow("train again", JobState.TRAINING)
+        if self.second_try:
+            raise InvalidTransition(self.state, "train a third time")
+        job = replace(
+            self,
+            state=JobState.PREPARING,
+            parameters=parameters,
+            second_try=True,
+            progress=None,
+            checkpoint=None,
+        )
+        return job, SecondTryBegan(**self._ids(), learning_rate=parameters.learning_rate)
 
     def finish_training(self, metric: TrainingMetric) -> Change:
         """Record the end of the last step."""

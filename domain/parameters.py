@@ -72,6 +72,16 @@ class LoraTargets(StrEnum):
     of residual blocks and samplers; kohya's LoRA-C3Lier."""
 
 
+class Delivery(StrEnum):
+    """Which epoch's weights become the style."""
+
+    LAST = "last"
+    BEST = "best"
+    """The epoch with the lowest measured loss."""
+    AUTO = "auto"
+    """The last epoch; the best one if the last is measurably worse, or worse than the base."""
+
+
 def default_epochs(image_count: int) -> int:
     """Default number of epochs for a set of images.
 
@@ -183,6 +193,10 @@ class TrainingParameters:
     validation_epochs: int = 10
     """Epochs between two measurements of the loss over fixed noises and timesteps, and one at
     the end; 0 measures never."""
+    deliver: Delivery = Delivery.AUTO
+    """Whose weights become the style: last, best (lowest measured loss) or auto. auto takes the
+    last epoch, or the best one if the last one's measured loss is worse by more than two standard
+    errors of the paired differences."""
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
@@ -276,6 +290,7 @@ LIMITS: Mapping[str, Limit] = {
     "max_token_length": IntRange(75, 225, multiple_of=75),
     "validation_split": FloatRange(0.0, 0.5),
     "validation_epochs": IntRange(0, 10_000),
+    "deliver": Choice(Delivery),
 }
 """The limit of each parameter, in the order of the checks."""
 MAY_BE_NONE = frozenset(f.name for f in fields(TrainingParameters) if f.default is None)

@@ -11,6 +11,7 @@ from domain.events import (
     JobGivenUp,
     JobInterrupted,
     JobStarted,
+    SecondTryBegan,
     TrainingBegan,
     TrainingFinished,
 )
@@ -20,6 +21,7 @@ from domain.job import JobState
 _AFTER: dict[type[Event], JobState] = {
     JobStarted: JobState.PREPARING,
     TrainingBegan: JobState.TRAINING,
+    SecondTryBegan: JobState.PREPARING,
     TrainingFinished: JobState.UPLOADING,
     ArtifactStored: JobState.ANNOUNCING,
     JobGivenUp: JobState.ANNOUNCING,

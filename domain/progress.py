@@ -19,6 +19,10 @@ class Progress:
     """Mean loss of the last finished epoch."""
     steps_per_second: float | None = None
     """Measured over the last minute of this run."""
+    measured_loss: float | None = None
+    """The last measured loss over fixed noises."""
+    base_loss: float | None = None
+    """The same loss of the base model without the style."""
     redone: int = 0
     """Steps counted as finished that are run again after returning to a checkpoint."""
 

@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from domain.parameters import PARAMETER_NAMES, LearningRateSchedule, LoraTargets, OptimizerName
+from domain.parameters import (
+    PARAMETER_NAMES,
+    Delivery,
+    LearningRateSchedule,
+    LoraTargets,
+    OptimizerName,
+)
 
 
 def path(text: str) -> Path:
@@ -129,6 +135,11 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     add("--max-token-length", "tokens that are read: 75, 150 or 225 (default: 75)", type=int)
     add("--validation-split", "share of images held out (default: 0)", type=float)
     add("--validation-epochs", "epochs between measurements, 0: none (default: 10)", type=int)
+    add(
+        "--deliver",
+        "epoch that becomes the style (default: auto)",
+        choices=[str(choice) for choice in Delivery],
+    )
 
 
 def named_parameters(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class RunState:
     sums: torch.Tensor
     """(3,), for the epoch so far: sum of losses, sum of gradient norms, and the largest norm."""
     history: Sequence[EpochRecord]
+    before: EpochRecord | None
+    """The base's losses, as epoch 0."""
     rollbacks: Rollbacks
     memory: MemoryPlan
     loss_scale: Mapping[str, float]
@@ -92,6 +94,7 @@ def encode_checkpoint(state: RunState, identity: Mapping[str, Any]) -> bytes:
         "step": state.step,
         "optimizer": dict(state.optimizer.numbers),
         "history": [asdict(record) for record in state.history],
+        "before": state.before and asdict(state.before),
         "rollbacks": asdict(state.rollbacks),
         "memory": asdict(state.memory),
         "loss_scale": dict(state.loss_scale),
@@ -127,13 +130,20 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             weights=_tensor(tensors, "weights", (weights,)),
             optimizer=OptimizerState(_of_optimizer(tensors, begun=begun), content["optimizer"]),
             sums=_tensor(tensors, "sums", (3,)),
-            history=[EpochRecord(**record) for record in content["history"]],
+            history=[_record(values) for values in content["history"]],
+            # Version 0.2 did not measure the base.
+            before=_record(content["before"]) if content.get("before") else None,
             rollbacks=Rollbacks(**content["rollbacks"]),
             memory=MemoryPlan(**content["memory"]),
             loss_scale=loss_scale,
         )
     except (TensorFileDamaged, KeyError, TypeError, ValueError) as error:
         raise CheckpointRejected(f"the checkpoint is damaged: {error}") from error
+
+
+def _record(values: dict[str, Any]) -> EpochRecord:
+    losses = tuple(values.get("prediction_losses", ()))
+    return EpochRecord(**{**values, "prediction_losses": losses})
 
 
 def _digest(run: str, tensors: Mapping[str, torch.Tensor], file: bytes) -> str:

@@ -88,20 +88,20 @@ class Evaluation:
         self._batches: dict[tuple[int, ...], list[Batch]] = {}
         """By image positions; made at the first measurement."""
 
-    def losses(self) -> tuple[float, float | None]:
-        """Mean loss of the training images and of the held-out images; the latter is None if no
-        image is held out. Reads from the device."""
-        held_out = self._measure(self._held_out) if self._held_out else None
+    def losses(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The loss of each prediction, of training images and of held-out images; the latter is
+        empty if no image is held out. Reads from the device."""
+        held_out = self._measure(self._held_out) if self._held_out else ()
         return self._measure(self._trained), held_out
 
     @torch.no_grad()
-    def _measure(self, positions: Sequence[int]) -> float:
+    def _measure(self, positions: Sequence[int]) -> tuple[float, ...]:
         batches = self._batches.setdefault(tuple(positions), [])
         batches += [] if batches else self._make_batches(positions)
         losses = []
         for batch in batches:
             losses += split_on_oom(self._losses, batch, _halves)
-        return float(torch.cat(losses).mean())
+        return tuple(torch.cat(losses).tolist())
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         def forward(batch: Batch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 
 import torch
 
@@ -97,8 +98,6 @@ class DiffusionSession:
         """The text encoder's learning rate as a factor on the UNet's."""
 
         self.lora = model.lora.new_style(slot, parameters.seed)
-        if plan.initial is not None:
-            start_from(self.lora, plan.initial.data)
         self.optimizer = build_optimizer(self.lora.weights, parameters)
         scaling = model.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaling)
@@ -113,6 +112,7 @@ class DiffusionSession:
         self.lr_factor = 1.0
         """Factor on the learning rate, lowered by rollbacks."""
         self._history: list[EpochRecord] = []
+        self._before: EpochRecord | None = None
 
         captions = dataset.captions
         if parameters.train_text_encoder:
@@ -125,6 +125,8 @@ class DiffusionSession:
             model, objective, dataset, held_out, captions, row, parameters.seed
         )
         self._good = self._state().copy()
+        self._style_step = 0
+        """The step whose weights a restored run has; 0 for the current step."""
 
     @property
     def finished(self) -> bool:
@@ -135,6 +137,11 @@ class DiffusionSession:
     def history(self) -> Sequence[EpochRecord]:
         """Every finished epoch of the whole run."""
         return tuple(self._history)
+
+    @property
+    def before(self) -> EpochRecord | None:
+        """The base's losses over fixed noises, as epoch 0; None without evaluations."""
+        return self._before
 
     @property
     def peak_memory(self) -> int:
@@ -168,6 +175,10 @@ class DiffusionSession:
     def weights(self) -> bytes:
         """The current LoRA, as a file for other programs."""
         return self.thread.call(self._encode_style)
+
+    def restore(self, checkpoint: bytes) -> None:
+        """After the last step, take the weights of an earlier checkpoint of this run."""
+        self.thread.call(partial(self._restore, checkpoint))
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         """Images from fixed prompts and seeds, with the LoRA or without. Between two images,
@@ -218,6 +229,15 @@ class DiffusionSession:
         self._close_epoch(epoch, readings)
         return StepReport(epoch, self.step, epoch_finished=True)
 
+    def start(self) -> None:
+        """Measure the base before the first step, then load the LoRA that the run starts from."""
+        if self.parameters.validation_epochs:
+            before = self._measured(EpochRecord(epoch=0, loss=0.0, learning_rate=0.0))
+            self._before = replace(before, loss=before.evaluation_loss or 0.0)
+        if self._plan.initial is not None:
+            start_from(self.lora, self._plan.initial.data)
+        self._good = self._state().copy()
+
     def resume(self, data: bytes) -> None:
         """Restore the state of a checkpoint.
 
@@ -228,10 +248,11 @@ class DiffusionSession:
         self._go_to(state)
         self._rollbacks, self.memory = state.rollbacks, state.memory
         self.lr_factor = self._rollbacks.lr_factor
+        self._before = state.before
         self._good = self._state().copy()
 
-    def measure(self) -> tuple[float, float | None]:
-        """Loss over fixed noises: of the training images, and of the held-out images."""
+    def measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Losses over fixed noises: of the training images, and of the held-out images."""
         graphs = self.model.evaluation_graphs
         recorded = graphs is not None and graphs.size is not None
         losses = retry_after_freeing(self.model, self._evaluation.losses)
@@ -244,6 +265,21 @@ class DiffusionSession:
         """Free everything on the device, even if the session is still referenced."""
         del self._data, self.batches, self._evaluation, self._good
         del self.lora, self.optimizer, self.scaler, self._sums, self.epoch_sums, self.largest_norm
+
+    def _measured(self, record: EpochRecord) -> EpochRecord:
+        """The record with the losses over fixed noises."""
+        trained, held_out = self.measure()
+        return replace(
+            record,
+            evaluation_loss=fmean(trained),
+            validation_loss=fmean(held_out) if held_out else None,
+            prediction_losses=held_out or trained,
+        )
+
+    def _restore(self, data: bytes) -> None:
+        state = decode_checkpoint(data, self._identity(), self.lora.weights.numel())
+        self.lora.weights.data.copy_(state.weights)
+        self._style_step = state.step
 
     def _read_epoch(self) -> EpochReadings:
         """Wait for the device, and read the epoch's sums at once."""
@@ -263,7 +299,7 @@ class DiffusionSession:
             captions=self._data.captions,
             optimizer=optimizer_class(self.parameters.optimizer),
             bucket_sizes={size: len(bucket) for size, bucket in self._buckets.items()},
-            steps=self.step,
+            steps=self._style_step or self.step,
             steps_per_epoch=self._epoch_steps,
         )
         return encode_trained(weights_for_file(self.lora), self._plan, facts)
@@ -292,19 +328,17 @@ class DiffusionSession:
         self._good = self._state().copy()
 
     def _close_epoch(self, epoch: int, readings: EpochReadings) -> None:
-        every, last = self.parameters.validation_epochs, epoch == self.parameters.epochs
-        measured = bool(every) and (last or epoch % every == 0)
-        evaluation, validation = self.measure() if measured else (None, None)
         record = EpochRecord(
             epoch=epoch,
             loss=readings.loss / sum(len(bucket) for bucket in self._buckets.values()),
             learning_rate=self.schedule[self.step - 1] * self.lr_factor,
-            evaluation_loss=evaluation,
-            validation_loss=validation,
             gradient_norm=readings.gradient_norm / self._epoch_steps,
             largest_gradient_norm=readings.largest_gradient_norm,
             stalled=self._is_stalled(readings),
         )
+        every, last = self.parameters.validation_epochs, epoch == self.parameters.epochs
+        if every and (last or epoch % every == 0):
+            record = self._measured(record)
         if record.stalled and not (self._history and self._history[-1].stalled):
             log.warning(
                 "epoch %d: the training stands still (gradient norm %g, largest change of a "
@@ -329,6 +363,7 @@ class DiffusionSession:
             optimizer=state_of(self.optimizer),
             sums=self._sums,
             history=self._history,
+            before=self._before,
             rollbacks=self._rollbacks,
             memory=self.memory,
             loss_scale=self.scaler.state_dict(),

@@ -151,7 +151,9 @@ class DiffusionTrainer:
             with oom_fails_the_run(retryable=model.runs > 1):
                 session = DiffusionSession(self._base, plan, data, model, slot, self._thread)
                 stack.callback(session.close)
-                if resume is not None:
+                if resume is None:
+                    session.start()
+                else:
                     session.resume(resume)
             if rank is not None:
                 rank.join(self._device)

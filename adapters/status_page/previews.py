@@ -173,6 +173,10 @@ class _Previewing:
         return self.inner.history
 
     @property
+    def before(self) -> EpochRecord | None:
+        return self.inner.before
+
+    @property
     def peak_memory(self) -> int:
         return self.inner.peak_memory
 
@@ -184,6 +188,9 @@ class _Previewing:
 
     def weights(self) -> bytes:
         return self.inner.weights()
+
+    def restore(self, checkpoint: bytes) -> None:
+        self.inner.restore(checkpoint)
 
     def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
         drawn = self.inner.previews(adapted=adapted)
