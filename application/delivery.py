@@ -22,8 +22,8 @@ from domain.parameters import Delivery, TrainingParameters
 log = logging.getLogger(__name__)
 
 STANDARD_ERRORS = 2.0
-"""A mean difference beyond this many standard errors counts: about 95 % in a paired t-test (Student,
-1908), whose exact factor for sixteen differences is 2.13."""
+"""A mean difference beyond this many standard errors counts: about 95 % in a paired t-test
+(Student, 1908), whose exact factor for sixteen differences is 2.13."""
 SECOND_TRY = 0.1
 """Learning rate of a second try, as a factor."""
 NOT_LEARNED = Failure(

@@ -33,10 +33,10 @@ def metric_of(session: TrainingSession, delivered: EpochRecord) -> TrainingMetri
         loss=last.loss,
         epochs=last.epoch,
         steps=session.total_steps,
-        best_epoch=best and best.epoch,
+        best_epoch=best.epoch if best else None,
         delivered_epoch=delivered.epoch,
         measured_loss=delivered.measured_loss,
-        base_loss=session.before and session.before.measured_loss,
+        base_loss=session.before.measured_loss if session.before else None,
     )
 
 

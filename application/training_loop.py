@@ -114,7 +114,7 @@ class TrainingLoop:
             loss=history[-1].loss if history else None,
             steps_per_second=meter.steps_per_second,
             measured_loss=last_measured_loss(history),
-            base_loss=session.before and session.before.measured_loss,
+            base_loss=session.before.measured_loss if session.before else None,
         )
         entry.note(job.advance(progress, epoch_finished=step.epoch_finished))
 

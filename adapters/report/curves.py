@@ -18,8 +18,8 @@ WIDTH, LOSS_HEIGHT, GRADIENT_HEIGHT = 1600, 800, 400
 _DPI = 250
 
 
-def plot_curves(history: Sequence[EpochRecord]) -> bytes:
-    """A PNG of the loss per epoch and, if known, the gradient norms below it.
+def plot_curves(history: Sequence[EpochRecord], base_loss: float | None = None) -> bytes:
+    """A PNG of the loss per epoch and, if known, the base's loss, and the gradient norms below.
 
     Its width is ``WIDTH``, its height ``LOSS_HEIGHT``, plus ``GRADIENT_HEIGHT`` with norms.
     """
@@ -33,7 +33,7 @@ def plot_curves(history: Sequence[EpochRecord]) -> bytes:
     every = figure.subplots(
         len(heights), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
-    shown = [*every, _plot_loss(every[0], history)]
+    shown = [*every, _plot_loss(every[0], history, base_loss)]
     if len(every) == 2:
         _plot_gradients(every[1], history)
     every[-1].set_xlabel("epoch", color=INK)
@@ -46,13 +46,15 @@ def plot_curves(history: Sequence[EpochRecord]) -> bytes:
     return file.getvalue()
 
 
-def curves_in_words(history: Sequence[EpochRecord]) -> str:
+def curves_in_words(history: Sequence[EpochRecord], base_loss: float | None = None) -> str:
     """Text alternative for the image of ``plot_curves``."""
     first, last = history[0], history[-1]
     words = (
         f"Curve of the loss per epoch: {first.loss:.4f} in epoch {first.epoch}, {last.loss:.4f} "
         f"in epoch {last.epoch}; the learning rate beside it"
     )
+    if base_loss is not None:
+        words += f"; a line at {base_loss:.4f}, the measured loss without the style"
     means = _points(history, [record.gradient_norm for record in history])
     largest = _points(history, [record.largest_gradient_norm for record in history])
     if means:
@@ -70,7 +72,7 @@ def has_gradients(history: Sequence[EpochRecord]) -> bool:
     return any(record.gradient_norm is not None for record in history)
 
 
-def _plot_loss(axes: Axes, history: Sequence[EpochRecord]) -> Axes:
+def _plot_loss(axes: Axes, history: Sequence[EpochRecord], base_loss: float | None) -> Axes:
     """Plot the loss, in a long run with its moving average. Returns the learning rate's axes."""
     epochs = [record.epoch for record in history]
     losses = [record.loss for record in history]
@@ -102,6 +104,9 @@ def _plot_loss(axes: Axes, history: Sequence[EpochRecord]) -> Axes:
             axes.plot(
                 *zip(*points, strict=True), color=colour, lw=1.2, marker=".", ls="--", label=label
             )
+    if base_loss is not None:
+        label = "fixed noises, without the style"
+        axes.axhline(base_loss, color=FAINT, lw=1.2, ls="-.", label=label)
     axes.set_ylabel("loss", color=ACCENT)
     axes.grid(axis="y", color=FAINT, alpha=0.18)
     _legend_above(axes)

@@ -50,7 +50,7 @@ class HtmlReporter:
 
     def render(self, report: StyleReport) -> Sequence[ReportFile]:
         """Render ``report.html``, ``loss.png`` and, with previews, ``previews.png``."""
-        curve = plot_curves(report.history)
+        curve = plot_curves(report.history, report.metric.base_loss)
         rendered = [ReportFile("loss.png", "image/png", curve)]
         if self._companions:
             rendered += companion_files(report)
@@ -80,13 +80,14 @@ class HtmlReporter:
             duration=_duration(report.seconds),
             curve=_data_uri(curve, "image/png"),
             curve_size=Image.open(BytesIO(curve)).size,
-            curve_in_words=curves_in_words(report.history),
+            curve_in_words=curves_in_words(report.history, report.metric.base_loss),
             gradients=has_gradients(report.history),
             pairs=[
                 (before, _data_uri(before.png, "image/png"), _data_uri(after.png, "image/png"))
                 for before, after in zip(report.before, report.after, strict=True)
             ],
             best=best,
+            delivered=report.metric.delivered_epoch or report.metric.epochs,
             standstill=standstill_note(report.history),
             overfitting=overfitting_note(report.history),
             strips=self._strips(report),

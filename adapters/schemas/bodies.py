@@ -67,6 +67,26 @@ class MetricFigures(_Body):
         examples=[80],
         json_schema_extra=_without_default,
     )
+    delivered_epoch: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(
+        None,
+        description="The epoch whose weights lie at `model_path`; below `epochs` where a later "
+        "epoch was worse",
+        examples=[80],
+        json_schema_extra=_without_default,
+    )
+    measured_loss: float | SkipJsonSchema[None] = Field(
+        None,
+        description="Loss of these weights over fixed noises; left out where nothing was measured",
+        examples=[0.05],
+        json_schema_extra=_without_default,
+    )
+    base_loss: float | SkipJsonSchema[None] = Field(
+        None,
+        description="The same loss of the base model without the style; left out where nothing "
+        "was measured",
+        examples=[0.12],
+        json_schema_extra=_without_default,
+    )
     task_id: str = Field(
         description="The task that made the style: tells it from an earlier task's",
         examples=["550e8400-e29b-41d4-a716-446655440000"],
@@ -104,7 +124,7 @@ class FailedBody(_Body):
         min_length=1,
         description="The reason for programs. The artist's page knows `LOW_QUALITY_DATA`, "
         "`TRAINING_FAILED` and `GPU_OOM`; ours beyond these are `LOSS_DIVERGED`, "
-        "`INVALID_TASK` and `CANCELLED`",
+        "`STYLE_NOT_LEARNED`, `INVALID_TASK` and `CANCELLED`",
         examples=["LOW_QUALITY_DATA"],
     )
 

@@ -110,6 +110,8 @@ class JobView:
             "step": progress.current_step,
             "steps": progress.total_steps,
             "loss": progress.loss,
+            "measured_loss": progress.measured_loss,
+            "base_loss": progress.base_loss,
             "steps_per_second": progress.steps_per_second,
             "seconds_left": progress.estimated_seconds,
         }

@@ -105,6 +105,8 @@ function showFacts(job, running) {
     ["Epoch", progress ? `${progress.epoch} / ${progress.epochs}` : "–"],
     ["Step", progress ? `${progress.step} / ${progress.steps}` : "–"],
     ["Loss", known(progress?.loss) ? progress.loss.toFixed(4) : "–"],
+    ["Measured", known(progress?.measured_loss) ? progress.measured_loss.toFixed(4) : "–"],
+    ["Base loss", known(progress?.base_loss) ? progress.base_loss.toFixed(4) : "–"],
     ["Steps / s", known(progress?.steps_per_second) ? speed(progress.steps_per_second) : "–"],
     [running ? "Time so far" : "Duration", duration(job.elapsed)],
     ["Images", known(job.images) ? String(job.images) : "–"],

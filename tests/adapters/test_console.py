@@ -22,6 +22,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     ProgressMade,
+    SecondTryBegan,
     SlotAwaited,
     TrainingBegan,
     TrainingFinished,
@@ -136,6 +137,14 @@ def test_a_finished_style_is_one_line_with_its_place() -> None:
     assert file.getvalue() == line
 
 
+def test_a_finished_style_is_shown_beside_the_base_with_its_epoch() -> None:
+    console, file = pipe()
+    metric = replace(METRIC, measured_loss=0.05, base_loss=0.1, delivered_epoch=40)
+    ConsoleNotifier(console).completed("task", 7, ARTIFACT, metric)
+    said = "(loss 0.0625, measured 0.0500 (base 0.1000), weights of epoch 40 of 50)"
+    assert said in file.getvalue()
+
+
 def test_the_place_is_named_as_the_caller_names_it() -> None:
     console, file = pipe()
     notifier = ConsoleNotifier(console, where=lambda location: f"my  [out]/{location.key}")
@@ -181,6 +190,20 @@ def test_a_pipe_gets_one_line_for_a_tenth_of_the_way() -> None:
 def test_a_short_run_gets_a_line_for_each_epoch() -> None:
     steps = [made(step, epochs=3, per_epoch=4) for step in range(1, 13)]
     assert len(shown(began(epochs=3), *steps)) == 1 + 3
+
+
+def test_a_measured_loss_stands_beside_the_bases() -> None:
+    event = made(100)
+    progress = replace(event.progress, measured_loss=0.5, base_loss=0.75)
+    line = shown(began(), replace(event, progress=progress))[-1]
+    assert "loss 0.1250, measured 0.5000 (base 0.7500), " in line
+
+
+def test_a_second_try_is_announced_with_its_learning_rate() -> None:
+    again = SecondTryBegan(task_id="task", style_id=7, learning_rate=0.003)
+    lines = shown(began(), made(100), again, began(), made(100))
+    assert "starts over with learning rate 0.003" in lines[2]
+    assert lines[3:] == lines[:2]
 
 
 def test_a_resumed_run_says_from_where() -> None:

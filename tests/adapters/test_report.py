@@ -445,6 +445,23 @@ def test_the_best_epoch_is_named_with_what_it_was_measured_on() -> None:
     assert "was best" not in page().text
 
 
+def test_the_measured_loss_is_shown_beside_the_bases() -> None:
+    metric = replace(REPORT.metric, measured_loss=0.2, base_loss=0.31, delivered_epoch=40)
+    report = replace(REPORT, history=MEASURED, metric=metric)
+    text = page(report).text
+    assert "0.2000 without the style 0.3100" in text
+    assert "The base model without the style has 0.3100." in text
+    assert "has the weights of epoch" not in text
+    assert render(report)["loss.png"] != render(replace(REPORT, history=MEASURED))["loss.png"]
+
+
+def test_an_earlier_epochs_weights_are_announced_with_the_reason() -> None:
+    metric = replace(REPORT.metric, delivered_epoch=20)
+    text = page(replace(REPORT, history=MEASURED, metric=metric)).text
+    assert "The last epoch was worse than epoch 20, so the file has the weights of epoch" in text
+    assert "The file is of epoch 20" in text
+
+
 def test_overfitting_is_told() -> None:
     assert "begins to learn its images by heart" in page(replace(REPORT, history=MEASURED)).text
     falling = [replace(record, validation_loss=1 / record.epoch) for record in MEASURED]

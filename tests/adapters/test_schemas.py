@@ -305,6 +305,7 @@ def test_every_parameter_may_be_named() -> None:
         **{"shuffle_caption": True, "keep_tokens": 1, "caption_tag_dropout_rate": 0.1},
         **{"caption_prefix": "ink,", "caption_suffix": ", wash", "max_token_length": 150},
         **{"network_weights": "s3://images/style.safetensors", "dim_from_weights": True},
+        "deliver": "best",
     }
     assert named.keys() == PARAMETER_NAMES
     requested = read(with_value("data.parameters", named)).requested
@@ -472,8 +473,10 @@ def test_the_bodies_of_the_webhooks_are_the_contracts() -> None:
             "sha256": "ab" * 32,
         },
     }
-    measured = TrainingMetric(0.05, 100, 1000, best_epoch=80)
-    assert complete_body("a-task", 10, artifact, measured)["training_metric"]["best_epoch"] == 80
+    measured = {"best_epoch": 80, "delivered_epoch": 80, "measured_loss": 0.04, "base_loss": 0.1}
+    metric = TrainingMetric(0.05, 100, 1000, **measured)  # type: ignore[arg-type]  # by name
+    sent = complete_body("a-task", 10, artifact, metric)["training_metric"]
+    assert sent.items() >= measured.items()
     failure = Failure(FailureCode.LOW_QUALITY_DATA, "Insufficient training data quality")
     body = failed_body(10, failure)
     assert body == {

@@ -34,6 +34,7 @@ JOB = TrainingJob(
     attempt=2,
     failures=1,
     waits=True,
+    second_try=True,
     parameters=TrainingParameters(epochs=4, resolution=512, sample_prompts=("a fox",)),
     progress=Progress(4, 4, 80, 80, 0.1, 9.5),
     checkpoint=CheckpointRef(Location("styles", "jobs/task-1/4"), 4, 80),
@@ -66,6 +67,7 @@ def test_the_record_keeps_the_names_of_version_0_1() -> None:
     assert record.keys() == {
         *("task_id", "style_id", "state", "attempt", "setbacks", "waits", "parameters"),
         *("progress", "checkpoint", "metric", "artifact", "failure", "announcements"),
+        "second_try",  # since 0.3; older workers drop it
     }
 
 

@@ -219,6 +219,35 @@ def test_looking_at_a_run_does_not_change_it(harness: Harness) -> None:
         assert list(session.history) == list(undisturbed.history)
 
 
+def test_a_finished_run_goes_back_to_the_weights_of_a_checkpoint(harness: Harness) -> None:
+    with harness.trainer.open(harness.plan(), None) as session:
+        while not session.advance().epoch_finished:
+            pass
+        taken, weights, drawn = session.checkpoint(), session.weights(), session.previews
+        early = drawn(adapted=True)
+        drive(session)
+        history = list(session.history)
+        with pytest.raises(CheckpointRejected):
+            session.restore(b"damaged")
+        session.restore(taken.data)
+        assert session.finished
+        assert session.weights() == weights
+        assert session.previews(adapted=True) == early
+        assert list(session.history) == history
+
+
+def test_the_base_is_measured_before_the_first_step_if_at_all(harness: Harness) -> None:
+    with harness.trainer.open(harness.plan(validation_epochs=0), None) as session:
+        assert session.before is None
+    with harness.trainer.open(harness.plan(), None) as session:
+        before = session.before
+        taken = session.checkpoint()
+    with harness.trainer.open(harness.plan(), taken.data) as session:
+        assert session.before == before
+    if before is not None:
+        assert (before.epoch, before.loss) == (0, before.measured_loss)
+
+
 def test_previews_show_the_prompts_before_and_after_from_the_same_seeds(harness: Harness) -> None:
     prompts = ("a red circle", "a blue square")
     with harness.trainer.open(harness.plan(sample_prompts=prompts), None) as session:

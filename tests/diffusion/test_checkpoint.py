@@ -29,7 +29,11 @@ STATE = RunState(
         {"d": 1 / 3, "k": 7},
     ),
     sums=torch.tensor([0.1, 0.2, 0.3]),
-    history=[EpochRecord(1, 1 / 3, 1e-4, 0.5, 0.7), EpochRecord(2, 0.1, 1e-5, 0.0, 0.0, True)],
+    history=[
+        EpochRecord(1, 1 / 3, 1e-4, 0.5, 0.7, prediction_losses=(0.1, 1.3)),
+        EpochRecord(2, 0.1, 1e-5, 0.0, 0.0, True),
+    ],
+    before=EpochRecord(0, 0.9, 0.0, 0.9, prediction_losses=(0.8, 1.0)),
     rollbacks=Rollbacks(2),
     memory=MemoryPlan(3, checkpointing=True),
     loss_scale={"scale": 1024.0, "_growth_tracker": 5},
@@ -39,7 +43,7 @@ DATA = encode_checkpoint(STATE, IDENTITY)
 
 def test_what_is_written_is_read_back_exactly() -> None:
     state = decode_checkpoint(DATA, IDENTITY, 5)
-    for name in ("step", "history", "rollbacks", "memory", "loss_scale"):
+    for name in ("step", "history", "before", "rollbacks", "memory", "loss_scale"):
         assert getattr(state, name) == getattr(STATE, name)
     for name in ("weights", "sums"):
         assert torch.equal(getattr(state, name), getattr(STATE, name))
