@@ -180,7 +180,8 @@ def test_a_measurement_covers_the_whole_schedule(
         run(trainer, plan_of(images[:2], epochs=1))
     finally:
         hook.remove()
-    assert len(timesteps) == PREDICTIONS
+    assert len(timesteps) == 2 * PREDICTIONS, "before the first step and at the end"
+    assert timesteps[:PREDICTIONS] == timesteps[PREDICTIONS:]
     assert min(timesteps) < 1000 / PREDICTIONS
     assert max(timesteps) >= 1000 - 1000 / PREDICTIONS
 
@@ -277,4 +278,4 @@ def test_where_memory_is_short_fewer_predictions_are_made_at_once(
 
     monkeypatch.setattr(base.unet, "forward", limited)
     assert run(trainer, plan).history[0].evaluation_loss == pytest.approx(wanted, rel=1e-5)
-    assert passes == [1] * PREDICTIONS
+    assert passes == [1] * 2 * PREDICTIONS, "of the base and of the epoch"
