@@ -32,7 +32,7 @@ IMAGES = 2
 
 @cache
 def trainer() -> DiffusionTrainer:
-    return DiffusionTrainer(load_base(str(SMALL_BASE), device="cpu"), decode)
+    return DiffusionTrainer(load_base(str(SMALL_BASE)), decode)
 
 
 @cache
