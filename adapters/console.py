@@ -88,16 +88,16 @@ class ProgressDisplay:
 
     def stopping(self) -> None:
         """Print the effect of the first Ctrl-C."""
-        text = "stopping: saving a checkpoint; Ctrl-C once more ends at once"
+        text = "stopping: saving a checkpoint; press Ctrl-C again to exit immediately"
         say(self._console, text, "yellow")
 
     def ended_at_once(self) -> None:
         """Print what the second Ctrl-C loses."""
         if self._checkpoint is None:
-            lost = "no checkpoint is stored yet: the same command begins anew"
+            lost = "no checkpoint is stored yet: run the same command to start over"
         else:
-            lost = f"the same command goes on from epoch {self._checkpoint.epoch}"
-        say(self._console, f"ended at once; {lost}", "red")
+            lost = f"run the same command to resume from epoch {self._checkpoint.epoch}"
+        say(self._console, f"exited immediately; {lost}", "red")
 
     def __enter__(self) -> ProgressDisplay:
         return self

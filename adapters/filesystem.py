@@ -113,7 +113,7 @@ class FileBlobStore:
         if bucket not in self._folders:
             known = ", ".join(sorted(self._folders))
             raise BlobDenied(
-                f"bucket {bucket!r} is none of ours ({known}): to allow it, add it to "
+                f"unknown bucket {bucket!r}, known are {known}: to allow it, add it to "
                 "ALLOWED_IMAGE_BUCKETS"
             )
         return self._folders[bucket]
@@ -126,7 +126,7 @@ class FileBlobStore:
         try:
             inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
         except ValueError:
-            raise BlobDenied(f"{at}: no file can have this name") from None
+            raise BlobDenied(f"{at}: the key is not a valid file name") from None
         if not inside and at.bucket not in self._read_only:
             raise BlobDenied(f"{path}: a link leads out of the bucket; put the file itself there")
         return path
@@ -155,7 +155,7 @@ def _check(path: Path, condition: Condition) -> None:
         case IfAbsent() if found is not None:
             raise PreconditionFailed(f"{path} exists")
         case IfMatch(etag) if found != etag:
-            raise PreconditionFailed(f"{path} is not the content that was seen")
+            raise PreconditionFailed(f"{path} has changed since it was read")
 
 
 def _read(path: Path, max_bytes: int | None) -> bytes:
@@ -194,8 +194,8 @@ def _files(root: Path, start: Path) -> Iterator[Path]:
 def _translated(error: OSError, path: Path) -> BlobDenied | BlobUnavailable:
     text = f"{path}: {error.strerror or error}"
     # Retries do not help with these. Other errors may pass: a full disk, an unmounted share.
-    hopeless = error.errno in _NO_RIGHT | _NO_PLACE
-    return BlobDenied(text) if hopeless else BlobUnavailable(text)
+    permanent = error.errno in _NO_RIGHT | _NO_PLACE
+    return BlobDenied(text) if permanent else BlobUnavailable(text)
 
 
 def _etag(data: bytes) -> str:

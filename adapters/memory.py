@@ -335,7 +335,7 @@ class MemoryBlobStore:
                 case IfAbsent() if found is not None:
                     raise PreconditionFailed(f"{at} exists")
                 case IfMatch(etag) if found is None or _etag(found) != etag:
-                    raise PreconditionFailed(f"{at} is not the content that was seen")
+                    raise PreconditionFailed(f"{at} has changed since it was read")
             self._blobs[at] = bytes(data)
         return _etag(data)
 

@@ -36,7 +36,7 @@ class GpuReader:
             try:
                 return [self._read(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
             except nvml.NVMLError as error:
-                log.debug("the cards cannot be read: %s", error)
+                log.debug("the GPUs cannot be read: %s", error)
                 return []
 
     def _started(self) -> Any:
@@ -46,7 +46,7 @@ class GpuReader:
                 nvml.nvmlInit()
             except Exception as error:
                 # No library, no driver, no GPU: permanent, so do not try again.
-                log.debug("no card to be read: %s", error)
+                log.debug("a GPU cannot be read: %s", error)
                 self._absent = True
             else:
                 self._nvml = nvml

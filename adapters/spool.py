@@ -146,12 +146,12 @@ class SpoolQueue:
         shown = []
         with self._io_errors():
             for path in sorted(self._dead.glob("*.json"), key=_age):
-                letter = _dead_message(path)
-                shown.append(letter)
-                fate = decide(letter)
-                if fate is DeadLetterAction.PUT_BACK:
-                    self.publish(letter.body)
-                if fate is not DeadLetterAction.KEEP:
+                message = _dead_message(path)
+                shown.append(message)
+                action = decide(message)
+                if action is DeadLetterAction.PUT_BACK:
+                    self.publish(message.body)
+                if action is not DeadLetterAction.KEEP:
                     path.unlink()
                     _reason_path(path).unlink(missing_ok=True)
         return shown
@@ -241,7 +241,7 @@ class SpoolQueue:
             raise DeliveryLost(f"{delivery.id} is settled already")
         with held.file, self._io_errors():
             if not _same(held.path, held.file) or _stamp(held.file) != held.state.stamp:
-                raise DeliveryLost(f"{held.path} was taken away or written anew")
+                raise DeliveryLost(f"{held.path} was removed or replaced")
             yield held
 
     def _state_path(self, path: Path) -> Path:
@@ -281,7 +281,7 @@ def _dead_message(path: Path) -> DeadMessage:
         since = datetime.fromisoformat(note["since"])
         return DeadMessage(path.read_bytes(), note["reason"], note["details"], since)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return DeadMessage(path.read_bytes(), "no reason is on record")
+        return DeadMessage(path.read_bytes(), "no reason is recorded")
 
 
 def _age(path: Path) -> tuple[int, str]:

@@ -65,7 +65,7 @@ def _write(blobs: BlobStore, probe: Location) -> None:
     try:
         etag = blobs.put(probe, b"first", content_type="text/plain", condition=IfAbsent())
         if blobs.get(probe, max_bytes=1024).data != b"first":
-            raise BlobUnavailable(f"{probe} does not read back as written: look after the store")
+            raise BlobUnavailable(f"{probe} was read back with other content: check the store")
         blobs.put(probe, b"second", content_type="text/plain", condition=IfMatch(etag))
     except PreconditionFailed:
         if _compares_without_quotes(blobs, probe, etag):
@@ -74,7 +74,7 @@ def _write(blobs: BlobStore, probe: Location) -> None:
                 f"19? No lease can be renewed there: {_REMEDY}"
             ) from None
         raise BlobUnavailable(
-            f"{probe} was written by somebody else, or an answer was lost: check again"
+            f"{probe} was written by another client, or a response was lost: run the check again"
         ) from None
     for condition in (IfAbsent(), IfMatch(etag)):
         try:

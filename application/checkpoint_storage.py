@@ -126,6 +126,6 @@ class CheckpointStorage:
         try:
             self.finish(timeout)
         except LeaseLost as error:
-            log.debug("the checkpoint under way is not put on record: %s", error)
+            log.debug("the pending checkpoint is not recorded: %s", error)
         except Exception:
-            log.warning("the checkpoint under way is lost", exc_info=True)
+            log.warning("the pending checkpoint is lost", exc_info=True)

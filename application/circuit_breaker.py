@@ -1,4 +1,4 @@
-"""Pause a worker on which every job fails by a defect, so that healthy workers get the tasks."""
+"""Pause a worker on which every job fails unexpectedly, so that healthy workers get the tasks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 
 from application.ports import Clock
 
-DEFECTS = 3
-"""Number of consecutive different tasks failed by a defect after which the worker pauses."""
+MAX_TASKS = 3
+"""Number of consecutive different tasks with unexpected errors after which the worker pauses."""
 FIRST_PAUSE = 60.0
-"""Seconds; each further defect doubles them."""
+"""Seconds; each further task doubles them."""
 MAX_PAUSE = 1800.0
 
 
 @dataclass
 class CircuitBreaker:
-    """Counts consecutive tasks that failed by a defect. Thread-safe.
+    """Counts consecutive tasks that failed with an unexpected error. Thread-safe.
 
     Repeated failures of one task point to the task; failures of several different tasks point to
     the worker: a broken driver, a missing library, a full disk.
@@ -30,16 +30,16 @@ class CircuitBreaker:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def succeeded(self) -> None:
-        """Record a task that ended without a defect."""
+        """Record a task that ended without an unexpected error."""
         with self._lock:
             self._failed.clear()
             self._pause, self._closed_at = FIRST_PAUSE, 0.0
 
     def failed(self, task_id: str) -> None:
-        """Record a task that failed by a defect."""
+        """Record a task that failed with an unexpected error."""
         with self._lock:
             self._failed.add(task_id)
-            if len(self._failed) >= DEFECTS:
+            if len(self._failed) >= MAX_TASKS:
                 self._closed_at = self.clock.monotonic() + self._pause
                 self._pause = min(2 * self._pause, MAX_PAUSE)
 
@@ -51,6 +51,6 @@ class CircuitBreaker:
             if left <= 0:
                 return None
             return (
-                f"{len(self._failed)} tasks in a row failed by defects: the worker pauses for "
-                f"{left:.0f} s; see the log for their tracebacks"
+                f"{len(self._failed)} tasks in a row failed with unexpected errors: the worker "
+                f"pauses for {left:.0f} s; see the log for their tracebacks"
             )

@@ -25,9 +25,9 @@ class RecordDamaged(UserError):
 
     def __init__(self, at: Location, reason: Exception) -> None:
         super().__init__(
-            f"{at} is damaged ({type(reason).__name__}: {reason}): put an earlier version of it "
-            "back, or delete it if the backend has not been told how the job ended; the job then "
-            "begins anew"
+            f"{at} is damaged ({type(reason).__name__}: {reason}): restore an earlier version "
+            f"of it, or, if the backend was not notified of the outcome, delete it; the job "
+            f"then starts over"
         )
 
 

@@ -24,7 +24,7 @@ class JobStatus:
     """Whether a cancellation was requested."""
     rejection: Mapping[str, str] | None = None
     """Field, value, remedy and reason, if a message with this id was rejected."""
-    told: bool = False
+    backend_notified: bool = False
     """Whether the backend was notified of the rejection."""
 
     @property
@@ -50,7 +50,7 @@ def job_status(task_id: str, store: JobStore) -> JobStatus:
         worker=store.lease_owner(task_id),
         cancelling=store.cancellation_requested(task_id),
         rejection=rejection,
-        told=record is not None and record.is_terminal,
+        backend_notified=record is not None and record.is_terminal,
     )
 
 
@@ -71,22 +71,22 @@ def in_words(status: JobStatus) -> list[str]:
     """The status as lines of text for an operator."""
     job = status.job
     if job is None and status.rejection is not None:
-        told = "the backend knows" if status.told else "the backend does not know yet, or cannot"
+        known = "was notified" if status.backend_notified else "was not notified, or not yet"
         lines = [
-            f"task {status.task_id}: rejected; {told}",
+            f"task {status.task_id}: rejected; the backend {known}",
             f"  {status.rejection.get('reason', '')}",
         ]
     elif job is None:
-        lines = [f"task {status.task_id}: no worker has taken it up: it waits, or the id is wrong"]
+        lines = [f"task {status.task_id}: no worker has started it: it waits, or the id is wrong"]
     else:
         head = f"task {status.task_id}, style {job.style_id}: {_WORDS[job.state]}"
         lines = [head, *(f"  {line}" for line in _details(job))]
         if status.worker is not None:
-            lines.append(f"  worker {status.worker} has it")
+            lines.append(f"  worker {status.worker} runs it")
         elif not job.is_terminal:
-            lines.append("  no worker has it now: its message waits in the queue")
+            lines.append("  no worker runs it now: its message waits in the queue")
     if status.cancelling and (job is None or not job.is_terminal):
-        lines.append("  it is to be cancelled")
+        lines.append("  a cancellation was requested")
     return lines
 
 
@@ -95,11 +95,11 @@ _WORDS = {
     JobState.PREPARING: "images are being fetched and checked",
     JobState.TRAINING: "training",
     JobState.UPLOADING: "trained; the weights are being stored",
-    JobState.ANNOUNCING: "over; the backend is being told",
-    JobState.COMPLETED: "completed; the backend knows",
-    JobState.FAILED: "failed; the backend knows",
-    JobState.CANCELLED: "cancelled; the backend knows",
-    JobState.INTERRUPTED: "interrupted; it will be continued",
+    JobState.ANNOUNCING: "finished; the backend is being notified",
+    JobState.COMPLETED: "completed; the backend was notified",
+    JobState.FAILED: "failed; the backend was notified",
+    JobState.CANCELLED: "cancelled; the backend was notified",
+    JobState.INTERRUPTED: "interrupted; a worker will resume it",
 }
 
 

@@ -84,7 +84,7 @@ class OutcomeNotifier:
             try:
                 self._call(entry.job)
             except NotifierRefused as error:
-                return DeadLetter(f"the backend refuses the outcome: {error}")
+                return DeadLetter(f"the backend rejects the outcome: {error}")
             except NotifierUnavailable as error:
                 failures += 1
                 self._pause(failures, error, entry.job, stop)

@@ -74,7 +74,7 @@ class RejectInvalidTask:
                         return settlement
             return refused
         except BlobDenied as denied:
-            return DeadLetter(f"{error}; and nobody could be told: {denied}", details)
+            return DeadLetter(f"{error}; and the backend could not be notified: {denied}", details)
         except Exception as broken_off:
             about = f"the refusal of {job_id}"
             return settlement_after(

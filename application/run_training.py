@@ -162,7 +162,7 @@ class RunTraining:
                 entry.apply(entry.job.interrupt("its worker shut down", is_failure=False))
                 return Requeue()
             if stopped.reason is StopReason.STYLE_GONE:
-                reason = f"style {task.style_id} is gone: the backend answers 404 to its progress"
+                reason = f"style {task.style_id} is gone: the backend returns 404 for its progress"
                 self._interrupt(entry, reason, is_failure=False)
                 return DeadLetter(f"{reason}; replay the message if the style exists again")
             entry.apply(entry.job.give_up(CANCELLED))
@@ -183,7 +183,7 @@ class RunTraining:
             log.exception("task %s: unexpected error, the job is interrupted", task.task_id)
             reason = f"{type(error).__name__}: {error}"
             self._interrupt(entry, reason, is_failure=True)
-            return RetryLater(backoff(entry.job.failures), reason, defect=True)
+            return RetryLater(backoff(entry.job.failures), reason, unexpected=True)
         return announce()
 
     def _produce(
@@ -292,7 +292,7 @@ class RunTraining:
             raise TrainingFailed(CANCELLED)
         if job.failures >= self.config.max_failures:
             message = (
-                f"The training broke off {job.failures} times for a reason on our side. "
+                f"The training failed {job.failures} times because of a problem on our side. "
                 "Please try again later."
             )
             raise TrainingFailed(Failure(FailureCode.TRAINING_FAILED, message))

@@ -48,4 +48,4 @@ def settlement_after(
     reason = f"{type(error).__name__}: {error}"
     if retries >= config.max_retries:
         return DeadLetter(f"after {retries} retries: {reason}")
-    return RetryLater(backoff(retries), reason, defect=True)
+    return RetryLater(backoff(retries), reason, unexpected=True)

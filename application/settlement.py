@@ -21,7 +21,7 @@ class RetryLater:
     """Another delivery of the same task is being processed."""
     broken: bool = False
     """The device of this worker failed: the worker must end."""
-    defect: bool = False
+    unexpected: bool = False
     """The job was interrupted by an unexpected error."""
 
 

@@ -91,9 +91,9 @@ class ReportWriter:
             raise
         except Stopped:
             # Keep the remaining shutdown time for the final call.
-            log.info("no report for task %s: the work should end", task.task_id)
+            log.info("no report for task %s: a stop was requested", task.task_id)
         except Unavailable as error:
-            log.warning("no report for task %s, the store is away: %s", task.task_id, error)
+            log.warning("no report for task %s, the store is unavailable: %s", task.task_id, error)
         except Exception:
             log.exception("no report for task %s", task.task_id)
 

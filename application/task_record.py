@@ -17,8 +17,8 @@ class TaskDiffers(UserError):
 
     def __init__(self, task_id: str, differences: dict[str, tuple[Any, Any]]) -> None:
         fields = ", ".join(differences)
-        remedy = "publish another request under a task_id of its own"
-        super().__init__(f"task {task_id} is known with another {fields}: {remedy}")
+        remedy = "publish a different request under a new task_id"
+        super().__init__(f"task {task_id} is already recorded with a different {fields}: {remedy}")
         self.details = {"field": fields, "remedy": remedy}
         for name, (recorded, given) in differences.items():
             self.details[f"{name} on record"] = _short(recorded)

@@ -57,8 +57,8 @@ def overfitting_note(history: Sequence[EpochRecord]) -> str | None:
         return None
     return (
         f"On images held out, the loss was lowest in epoch {best.epoch} and has risen by "
-        f"{rise:.0%} since, while on the images trained on it went on falling: the style begins "
-        f"to learn its images by heart. About {best.epoch} epochs are enough."
+        f"{rise:.0%} since, while it kept falling on the training images: the style "
+        f"begins to memorise its images. About {best.epoch} epochs are enough."
     )
 
 
@@ -72,16 +72,16 @@ def standstill_note(history: Sequence[EpochRecord]) -> str | None:
     if any(record.largest_gradient_norm != 0 for record in still):
         rate = max(record.learning_rate for record in still)
         causes.append(
-            f"its weights did not move. The learning rate, {rate:g} at most in these epochs, is "
+            f"its weights did not change. The learning rate, {rate:g} at most in these epochs, is "
             "too low: raise it"
         )
     if any(not record.largest_gradient_norm for record in still):
         causes.append(
-            "no gradient reached its weights. Look whether images and captions have anything "
+            "no gradient reached its weights. Check whether images and captions have anything "
             "to learn from, and whether the weights are attached to this base model"
         )
     when = _epochs([record.epoch for record in still])
-    return f"The training stood still in {when}: {'. Or '.join(causes)}."
+    return f"The training stalled in {when}: {'. Or '.join(causes)}."
 
 
 def _epochs(numbers: Sequence[int]) -> str:

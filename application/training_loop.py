@@ -128,7 +128,7 @@ class TrainingLoop:
         """Store a checkpoint if there is time for one before the process ends."""
         left = stop.deadline - self.clock.monotonic()
         if not storage.finish(timeout=_at_most(left / 2)):
-            log.warning("no checkpoint: the one before is still under way, in %.1f s", left / 2)
+            log.warning("no checkpoint: the previous upload did not end within %.1f s", left / 2)
             return
         job = entry.job
         if job.checkpoint and job.progress and job.checkpoint.step >= job.progress.current_step:
@@ -141,7 +141,7 @@ class TrainingLoop:
             return
         storage.begin(session, with_style=False)
         if not storage.finish(timeout=_at_most(_FOR_A_CHECKPOINT * left)):
-            log.warning("no checkpoint: it has not arrived, and %.1f s were left", left)
+            log.warning("no checkpoint: its upload did not end in the %.1f s left", left)
 
     def _report(
         self, entry: Entry, lease: Lease, meter: Speedometer, gone: _InARow, stop: StopSignal
@@ -160,7 +160,7 @@ class TrainingLoop:
                 stop.request(StopReason.STYLE_GONE)
             if isinstance(error, Unavailable):  # a rejected call is no longer in transit
                 entry.quiet_from = self.clock.monotonic() + self.config.in_transit
-            log.warning("progress call failed, the next one follows: %s", error)
+            log.warning("progress call failed, the next one will be sent: %s", error)
 
     def _poll_cancellation(self, entry: Entry, stop: StopSignal) -> None:
         if self.store.cancellation_requested(entry.job.task_id):

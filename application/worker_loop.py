@@ -49,7 +49,7 @@ class WorkerLoop:
     """The deliveries that all loops of this worker are processing, by task id."""
     not_ready: Callable[[], str | None] = lambda: None
     """Why the worker cannot take tasks now, or None; called before each receive."""
-    defects: CircuitBreaker | None = None
+    circuit_breaker: CircuitBreaker | None = None
     """Shared by all loops of this worker."""
 
     def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
@@ -63,14 +63,14 @@ class WorkerLoop:
         while stop.reason is None:
             if (trouble := self._trouble()) is not None:
                 if not paused:
-                    log.error("no task is taken: %s", trouble)
+                    log.error("no tasks are received: %s", trouble)
                 if until_empty:
                     return
                 paused = True
                 sleep(AWAY_SECONDS, self.clock, stop)
                 continue
             if paused:
-                log.info("tasks are taken again")
+                log.info("tasks are received again")
                 paused = False
             try:
                 delivery = self.queue.receive(RECEIVE_SECONDS)
@@ -126,16 +126,16 @@ class WorkerLoop:
         return settlement
 
     def _trouble(self) -> str | None:
-        return (self.defects.trouble if self.defects else None) or self.not_ready()
+        return (self.circuit_breaker.trouble if self.circuit_breaker else None) or self.not_ready()
 
     def _count(self, task_id: str, settlement: Settlement) -> None:
-        if self.defects is None:
+        if self.circuit_breaker is None:
             return
         match settlement:
             case Ack():
-                self.defects.succeeded()
-            case RetryLater(defect=True):
-                self.defects.failed(task_id)
+                self.circuit_breaker.succeeded()
+            case RetryLater(unexpected=True):
+                self.circuit_breaker.failed(task_id)
 
     def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Settle the message at the queue. If that fails, the queue delivers the message again."""
@@ -154,4 +154,7 @@ class WorkerLoop:
         except DeliveryLost:
             log.warning("delivery lost: the broker will deliver the message again")
         except QueueUnavailable as error:
-            log.warning("could not settle the delivery; the message will come again: %s", error)
+            log.warning(
+                "could not settle the delivery; the queue will deliver the message again: %s",
+                error,
+            )

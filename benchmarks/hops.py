@@ -1,12 +1,17 @@
-"""Number of files and functions in one training step: `python -m benchmarks.hops`.
+"""Number of files and functions in one training step, or in one task.
 
-Shows how much code a reader must follow. Traces one step on the small base, from ``advance`` to
-its return, in all threads. Counts the product's files and functions that are called, and the
-product's frames in the deepest stack. Comprehensions count as part of their function.
+`python -m benchmarks.hops` traces one step on the small base, from ``advance`` to its return.
+`python -m benchmarks.hops --task` traces one task with a spool folder and the in-memory trainer,
+from the built worker's first receive to the empty queue.
+
+Shows how much code a reader must follow. Counts the product's files and functions that are called
+in any thread, and the product's frames in the deepest stack. Comprehensions count as part of their
+function.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import threading
@@ -22,7 +27,9 @@ if TYPE_CHECKING:
     from application.ports import TrainingPlan
 
 ROOT = Path(__file__).resolve().parents[1]
-_PRODUCT = tuple(f"{ROOT / folder}/" for folder in ("adapters", "application", "domain"))
+_FOLDERS = ("adapters", "application", "domain", "entrypoints")
+_PRODUCT = tuple(f"{ROOT / folder}/" for folder in _FOLDERS)
+_OBSERVERS = ("adapters/logs/", "adapters/metrics/", "adapters/status_page/")
 _PARTS_OF_FUNCTIONS = {"<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>"}
 _STEP = 3
 """Number of the traced step: the first two steps of a shape are not recorded."""
@@ -30,7 +37,7 @@ _STEP = 3
 
 @dataclass
 class Hops:
-    """Files and functions that one step calls."""
+    """Files and functions that one step or task calls."""
 
     files: set[str] = field(default_factory=set)
     functions: set[tuple[str, str]] = field(default_factory=set)
@@ -53,11 +60,20 @@ LIMITS = {
 
 
 def main() -> None:
-    """Trace each way to run a step, and print its calls."""
+    """Trace each way to run a step, or one task, and print the calls."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", action="store_true", help="trace one task instead of steps")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        for name, hops in hops_of_each_way(Path(scratch)).items():
+        if arguments.task:
+            traced = {"one task": hops_of_a_task(Path(scratch))}
+        else:
+            traced = hops_of_each_way(Path(scratch))
+        for name, hops in traced.items():
             files, functions, frames = hops.counts
             print(f"{name}: {files} files, {functions} functions, {frames} frames deep")
+            without = [file for file, _ in hops.functions if not file.startswith(_OBSERVERS)]
+            print(f"  without observers: {len(set(without))} files, {len(without)} functions")
             for file in sorted(hops.files):
                 called = sorted(function for owner, function in hops.functions if owner == file)
                 print(f"  {file}: {', '.join(called)}")
@@ -85,6 +101,41 @@ def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
         name: _hops(make, plans if name == "two styles at once" else plans[:1])
         for name, make in ways.items()
     }
+
+
+def hops_of_a_task(scratch: Path) -> Hops:
+    """Calls of a worker that trains one task from a spool folder into folders."""
+    from dependency_injector import providers
+
+    from adapters.memory import ManualClock, MemoryTrainer
+    from adapters.schemas.task import encode_task
+    from application.stop_signal import StopSignal
+    from assets.drawing import draw_style_set
+    from domain.parameters import RequestedParameters
+    from domain.task import TrainingTask
+    from entrypoints.bootstrap import open_container
+    from entrypoints.settings import Settings
+
+    settings = Settings.model_validate({"spool_dir": scratch, "fetch_concurrency": 2})
+    bucket = settings.images
+    files = draw_style_set(
+        settings.storage_folder / bucket.name, count=settings.min_images, seed=1, size=320
+    )
+    task = TrainingTask(
+        task_id="550e8400-e29b-41d4-a716-446655440000",
+        style_id=1,
+        images=tuple(bucket.at(file.name) for file in files),
+        requested=RequestedParameters({"epochs": 20}),
+    )
+    hops, on = Hops(), threading.Event()
+    with open_container(settings) as container:
+        container.plain_trainer.override(providers.Object(MemoryTrainer(ManualClock())))
+        container.queue().publish(encode_task(task))
+        worker_pool = container.worker_pool()
+        on.set()
+        with _tracing(hops, on):
+            worker_pool(StopSignal(), until_empty=True)
+    return hops
 
 
 def _plan(folder: Path, seed: int) -> TrainingPlan:
@@ -116,7 +167,7 @@ def _hops(make: Callable[[], DiffusionTrainer], plans: Sequence[TrainingPlan]) -
 
 @contextmanager
 def _tracing(hops: Hops, on: threading.Event) -> Iterator[None]:
-    """Record the product's functions that are called in threads started within the block."""
+    """Record calls of the product's functions in this thread, and in threads started meanwhile."""
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event != "call" or not on.is_set() or not _counts(frame.f_code):
@@ -135,9 +186,11 @@ def _tracing(hops: Hops, on: threading.Event) -> Iterator[None]:
             hops.deepest = stack[::-1]
 
     threading.setprofile(note)
+    sys.setprofile(note)
     try:
         yield
     finally:
+        sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type] # typeshed requires a function
 
 

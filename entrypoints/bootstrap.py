@@ -302,6 +302,6 @@ class Container(containers.DeclarativeContainer):
         clock=clock,
         events=events,
         not_ready=providers.Singleton(disk_trouble, settings),
-        defects=circuit_breaker,
+        circuit_breaker=circuit_breaker,
     )
     worker_pool = providers.Singleton(build_worker_pool, worker_loop, slots)

@@ -15,7 +15,6 @@ from domain.errors import UserError
 from domain.location import Bucket
 from entrypoints.exit_codes import UsageError
 from entrypoints.folders import free_space, work_folder
-from entrypoints.settings import settings_typos_now
 
 if TYPE_CHECKING:
     from entrypoints.bootstrap import Container
@@ -104,25 +103,25 @@ def _table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _names(settings: Settings) -> str:
-    if typos := settings_typos_now():
+    if typos := settings.typos():
         raise UserError(
             "; ".join(
-                f"{name} is no setting, did you mean {near}?" for name, near in typos.items()
+                f"{name} is not a setting, did you mean {near}?" for name, near in typos.items()
             )
         )
     for name in ("storage_dir", "spool_dir"):
         folder = getattr(settings, name)
         if name in settings.model_fields_set and folder is not None and not folder.exists():
             raise UserError(
-                f"{name.upper()}={folder}: no such folder; create it, or mend the name"
+                f"{name.upper()}={folder}: no such folder; create it, or correct the name"
             )
-    return "every name that looks like a setting's is one"
+    return "no setting is misspelt"
 
 
 def _disk(settings: Settings) -> str:
     enough, found = free_space(work_folder(settings), settings.min_disk_gb)
     if not enough:
-        raise UserError(f"{found}: no task would be taken")
+        raise UserError(f"{found}: no tasks would be received")
     return found
 
 
@@ -157,7 +156,7 @@ def _weights_form(settings: Settings) -> str:
 def _backend(container: Container) -> str:
     notifier = container.plain_notifier()
     if isinstance(notifier, ConsoleNotifier):
-        return "none: outcomes are printed"
+        return "not configured: outcomes are printed"
     from adapters.webhook.notifier import WebhookNotifier
 
     assert isinstance(notifier, WebhookNotifier)  # the container has only these two
@@ -172,9 +171,7 @@ def _device(name: str) -> str:
     device = torch.device(name)
     if device.type != "cuda":
         threads = torch.get_num_threads()
-        return (
-            f"{device}, {threads} threads, torch {torch.__version__}: fit for trying, not for work"
-        )
+        return f"{device}, {threads} threads, torch {torch.__version__}: for trying only"
     properties = torch.cuda.get_device_properties(device)
     memory = properties.total_memory / 1024**3
     number = str(compute_on(device)).removeprefix("torch.")

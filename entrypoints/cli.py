@@ -56,7 +56,7 @@ def add_common_options(parser: argparse.ArgumentParser, *, script: str) -> None:
     """
     group = parser.add_argument_group("about this command")
     group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
-    group.add_argument("--version", action=_Version, help="say which version this is, and end")
+    group.add_argument("--version", action=_Version, help="print the version and exit")
     group.add_argument(
         "--print-completion",
         action=_Completion,
@@ -71,7 +71,7 @@ def run_command(
     carry_out: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
     *,
-    log_defects: bool = False,
+    log_unexpected: bool = False,
 ) -> int:
     """Parse the command line, run the command, and return the exit code.
 
@@ -79,7 +79,7 @@ def run_command(
     ``--debug``.
 
     Args:
-        log_defects: log the traceback of an unexpected error even without ``--debug``, for
+        log_unexpected: log the traceback of an unexpected error even without ``--debug``, for
             commands that run unattended.
     """
     # Faster exit: skip the garbage collection of torch's and other large libraries' modules.
@@ -98,10 +98,10 @@ def run_command(
             print("\n".join(map(printable, lines)), file=sys.stderr)
         explained = explain(error)
         if explained is None:
-            if log_defects:
-                log.critical("the command ends by a defect", exc_info=error)
+            if log_unexpected:
+                log.critical("the command ended with an unexpected error", exc_info=error)
             what = " ".join(f"{type(error).__name__}: {error}".split())
-            explained = EXIT_FAILED, [f"{what} (this is a defect: --debug shows where)"]
+            explained = EXIT_FAILED, [f"{what} (this is a bug: --debug shows where)"]
         code, lines = explained
         print("\n".join(f"error: {printable(line)}" for line in lines), file=sys.stderr)
         return code

@@ -19,7 +19,7 @@ NAMELESS = "-"
 
 @dataclass(frozen=True)
 class Row:
-    """One printed dead letter."""
+    """One printed dead message."""
 
     task_id: str | None
     since: str | None
@@ -36,7 +36,7 @@ class Row:
 
 def process_dead_letters(
     letters: DeadLetters,
-    fate: DeadLetterAction,
+    action: DeadLetterAction,
     task_id: str | None,
     *,
     option: str,
@@ -45,8 +45,8 @@ def process_dead_letters(
     """Apply an action to the dead letters of a task, and print them.
 
     Args:
-        fate: the action; ``DeadLetterAction.KEEP`` only lists them.
-        task_id: selects this task's letters; ``NAMELESS``: those without an id; None: all.
+        action: the action; ``DeadLetterAction.KEEP`` only lists them.
+        task_id: selects this task's dead letters; ``NAMELESS``: those without an id; None: all.
         option: the command-line option of the task id, for error messages.
 
     Raises:
@@ -58,29 +58,29 @@ def process_dead_letters(
     wanted = None if task_id is None else plain_id(task_id)
     rows: list[Row] = []
 
-    def decide(letter: DeadMessage) -> DeadLetterAction:
-        named = task_id_of(letter.body)
+    def decide(message: DeadMessage) -> DeadLetterAction:
+        named = task_id_of(message.body)
         row = Row(
             task_id=named and plain_id(named),
-            since=letter.since.isoformat() if letter.since else None,
-            reason=letter.reason,
-            details=dict(letter.details),
-            body=letter.body.decode("utf-8", "replace"),
+            since=message.since.isoformat() if message.since else None,
+            reason=message.reason,
+            details=dict(message.details),
+            body=message.body.decode("utf-8", "replace"),
         )
         if wanted not in (None, row.task_id or NAMELESS):
             return DeadLetterAction.KEEP
         rows.append(
             replace(
                 row,
-                put_back=fate is DeadLetterAction.PUT_BACK,
-                dropped=fate is DeadLetterAction.DROP,
+                put_back=action is DeadLetterAction.PUT_BACK,
+                dropped=action is DeadLetterAction.DROP,
             )
         )
-        return fate
+        return action
 
     letters.process_dead_letters(decide)
     if wanted is not None and not rows:
-        raise UsageError(f"{option} {wanted}: no dead letter is of this task; see --dead")
+        raise UsageError(f"{option} {wanted}: this task has no dead letters; see --dead")
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
@@ -91,7 +91,7 @@ def process_dead_letters(
         DeadLetterAction.KEEP: "",
         DeadLetterAction.PUT_BACK: " put back",
         DeadLetterAction.DROP: " dropped",
-    }[fate]
+    }[action]
     print(f"{count}{done}")
 
 

@@ -66,7 +66,7 @@ def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...
     missing = [name for name in names if int(name.partition(":")[2] or 0) >= count]
     if missing:
         there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise ValueError(f"{', '.join(missing)} is not there; this machine has {there}")
+        raise ValueError(f"{', '.join(missing)} does not exist; this machine has {there}")
     return names
 
 

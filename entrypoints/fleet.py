@@ -106,7 +106,7 @@ class Fleet:
             self._ended[gpu] = code
             return
         log.warning(
-            "the worker on GPU %s ended with %d; another starts in %.0f s",
+            "the worker on GPU %s exited with %d; it restarts in %.0f s",
             *(gpu, code, RESTART_SECONDS),
         )
         self._start_at[gpu] = time.monotonic() + RESTART_SECONDS

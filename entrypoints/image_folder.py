@@ -78,8 +78,8 @@ def _nothing_found(folder: Path, repeats_from_folders: bool) -> str:
         return "no image in folders named like 10_style; put JPEG, PNG or WebP files there"
     below = sorted(path for path in folder.iterdir() if path.is_dir())
     if not below:
-        return "no image in it; put JPEG, PNG or WebP files there"
-    text = "no image in it, and folders in it are not searched; give the one that holds the images"
+        return "it has no images; put JPEG, PNG or WebP files there"
+    text = "it has no images, and its subfolders are not searched; give the one with the images"
     if repeated := _repeated(folder):
         return f"{text}, or --repeats-from-folders for folders such as {repeated[0].name}/"
     return f"{text}, such as {below[0].name}/"

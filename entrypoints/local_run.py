@@ -324,7 +324,7 @@ def run(
         if _is_there(job.artifact, container.blobs(), out):
             say(console, f"this run is complete already: {out / job.artifact.location.key}")
             return 0, _outcome(job, out)
-        say(console, f"its style is gone from {out}, and is made again", "yellow")
+        say(console, f"its style is missing in {out} and is made again", "yellow")
         store.open(job).apply(job.reopen("its style is gone"))
 
     stop = StopSignal()
@@ -338,10 +338,12 @@ def run(
             return 0, _outcome(job, out)
         case Requeue():
             epoch = job.checkpoint.epoch if job.checkpoint else 0
-            say(console, f"interrupted in epoch {epoch}; the same command goes on from there")
+            say(
+                console, f"interrupted in epoch {epoch}; run the same command to resume from there"
+            )
             return EXIT_INTERRUPTED, _outcome(job, out)
         case RetryLater(elsewhere=True):
-            reason = f"another run of this command is at work in {out}; wait for its end"
+            reason = f"another run of this command is active in {out}; wait until it ends"
             say(console, reason, "red")
             return EXIT_FAILED, _outcome(job, out) | {"message": reason}
         case RetryLater(_, reason) | DeadLetter(reason):
@@ -368,8 +370,8 @@ def _is_there(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
         return False
     if hashlib.sha256(found).hexdigest() != artifact.sha256:
         raise UsageError(
-            f"{out / artifact.location.key}: has been changed since this run made it; move it "
-            "away, and the same command makes the style again"
+            f"{out / artifact.location.key}: was changed after this run made it; move it away, "
+            f"and run the same command to make the style again"
         )
     return True
 
@@ -407,7 +409,7 @@ def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settl
     use_case = container.run_training()
     settlement: Settlement = use_case(task, stop)
     if isinstance(settlement, RetryLater) and settlement.elsewhere:
-        reason = "another run of this command is at work here, or was killed"
+        reason = "another run of this command is active here, or was killed"
         say(container.console(), f"waiting {settlement.delay:.0f} s: {reason}")
         time.sleep(settlement.delay)
         settlement = use_case(task, stop)

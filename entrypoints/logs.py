@@ -94,7 +94,7 @@ def start_logging(
     return found
 
 
-def log_what_nobody_catches() -> None:
+def log_uncaught_exceptions() -> None:
     """Log uncaught exceptions of threads and of the process."""
 
     def of_process(

@@ -28,7 +28,7 @@ def add_style_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--style-id`` and ``--tags``."""
     parser.add_argument("--style-id", type=int, default=1, help="the style's number (default: 1)")
     parser.add_argument(
-        "--tags", type=_tags, default=(), help="keywords for the whole style, with commas"
+        "--tags", type=_tags, default=(), help="keywords of the whole style, separated by commas"
     )
 
 
@@ -62,7 +62,10 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--author", metavar="TEXT", help="for the file's metadata")
     parser.add_argument("--license", metavar="TEXT", help="for the file's metadata")
     parser.add_argument(
-        "--thumbnail", type=path, metavar="IMAGE", help="image to keep in the file, made small"
+        "--thumbnail",
+        type=path,
+        metavar="IMAGE",
+        help="image for the file's metadata; a small copy is stored",
     )
 
 
@@ -81,25 +84,29 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", "peak learning rate (default: 1e-4, prodigy: 1)", type=float)
     add("--network-weights", "existing LoRA to start from: a file or folder", metavar="PATH")
     add("--dim-from-weights", "take rank and alpha from that LoRA", action="store_true")
-    add("--train-text-encoder", "put adapters on the text encoder, too", action="store_true")
+    add("--train-text-encoder", "train the text encoder too", action="store_true")
     add("--text-encoder-lr", "its peak learning rate (default: learning rate)", type=float)
     add("--batch-size", "images per step (default: 1)", type=int)
-    add("--rank", "rank of the adapters (default: 8)", type=int)
-    add("--alpha", "adapter scale is alpha / rank (default: the rank)", type=float)
+    add("--rank", "LoRA rank (default: 8)", type=int)
+    add("--alpha", "LoRA alpha; the scale is alpha / rank (default: the rank)", type=float)
     add(
         "--lora-targets",
-        "layers with adapters (default: attention)",
+        "layers that get LoRA (default: attention)",
         choices=[str(targets) for targets in LoraTargets],
     )
-    add("--lora-dropout", "share of an adapter's inputs left out (default: 0)", type=float)
+    add("--lora-dropout", "dropout probability of a layer's inputs (default: 0)", type=float)
     add("--use-rslora", "scale by alpha / sqrt(rank), for high ranks", action="store_true")
     add(
         "--use-dora",
         "train magnitudes too; only diffusers reads the file as it is",
         action="store_true",
     )
-    add("--resolution", "pixel budget per image is its square (default: the base's)", type=int)
-    add("--seed", "seed of everything random (default: 0)", type=int)
+    add(
+        "--resolution",
+        "side in pixels; its square is each image's area (default: the base model's)",
+        type=int,
+    )
+    add("--seed", "random seed (default: 0)", type=int)
     add("--trigger-word", "word put before every caption", metavar="WORD")
     add(
         "--sample-prompt",
@@ -125,11 +132,13 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     add("--max-grad-norm", "gradients are clipped to this norm (default: 1)", type=float)
     add("--snr-gamma", "min-SNR weighting, commonly 5 (default: off)", type=float)
     add("--noise-offset", "per-channel noise shift, commonly 0.05 (default: 0)", type=float)
-    add("--random-flip", "mirror images half of the time", action="store_true")
-    add("--caption-dropout", "share of visits without caption (default: 0)", type=float)
-    add("--shuffle-caption", "train on the tags in other orders", action="store_true")
-    add("--keep-tokens", "first tags that stay in place (default: 0)", type=int)
-    add("--caption-tag-dropout-rate", "share of tags left out (default: 0)", type=float)
+    add("--random-flip", "mirror each image with probability 0.5", action="store_true")
+    add(
+        "--caption-dropout", "probability of training without the caption (default: 0)", type=float
+    )
+    add("--shuffle-caption", "shuffle the tags of a caption at every step", action="store_true")
+    add("--keep-tokens", "number of first tags that are not shuffled (default: 0)", type=int)
+    add("--caption-tag-dropout-rate", "probability of dropping a tag (default: 0)", type=float)
     add("--caption-prefix", "text before every caption", metavar="TEXT")
     add("--caption-suffix", "text after every caption", metavar="TEXT")
     add("--max-token-length", "tokens that are read: 75, 150 or 225 (default: 75)", type=int)

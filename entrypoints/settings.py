@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
+from dotenv import dotenv_values
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
 )
+from pydantic.fields import FieldInfo
 
 from adapters.gcs.options import check_emulator
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
@@ -67,39 +69,17 @@ class InvalidSettings(UserError):
     """At least one setting is wrong; each line of the text names one and its remedy."""
 
 
-class Settings(BaseSettings):
-    """Read from the environment and from `.env`, with names in capitals.
+class Settings(BaseModel):
+    """The values of the settings. ``load_settings`` reads them from the environment and `.env`.
 
     A check that needs two settings is a validator of the later one, so that one run reports all
     problems.
     """
 
-    model_config = SettingsConfigDict(
-        env_file=".env",
-        extra="ignore",
-        env_ignore_empty=True,
-        validate_default=True,
-        allow_inf_nan=False,
-    )
+    model_config = ConfigDict(extra="ignore", validate_default=True, allow_inf_nan=False)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The default sources, then the values under the settings' alternative names."""
-        given: dict[str, str | None] = {}
-        for source in (dotenv_settings, env_settings):
-            assert isinstance(source, EnvSettingsSource)
-            given |= source.env_vars
-        names = {**PLATFORM_NAMES, **RENAMED}
-        others = {ours: given[other] for other, ours in names.items() if given.get(other)}
-        renamed = InitSettingsSource(settings_cls, others)
-        return init_settings, env_settings, dotenv_settings, file_secret_settings, renamed
+    _given: dict[str, str] = PrivateAttr(default_factory=dict)
+    """Every name in the environment and in `.env`, in lower case, with its value."""
 
     base_model: str | None = Field(
         None,
@@ -175,7 +155,7 @@ class Settings(BaseSettings):
         description="Task queue. The worker also declares `<queue>.retry.<seconds>` and "
         "`<queue>.dead`",
     )
-    retry_delays: Annotated[tuple[float, ...], NoDecode] = Field(
+    retry_delays: tuple[float, ...] = Field(
         RabbitOptions.retry_delays,
         description="Retry delays in seconds, separated by commas; each gets a queue of its own",
     )
@@ -242,7 +222,7 @@ class Settings(BaseSettings):
         "`MODEL_BUCKET_NAME`. Default: the bucket of the weights. Set it where browsers can read "
         "that one",
     )
-    allowed_image_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_image_buckets: tuple[str, ...] = Field(
         (),
         description="Buckets that images may come from, with commas; `s3://name` or `gs://name` "
         "allows it in that store only. Default: `AWS_STORAGE_BUCKET_NAME` and `GCS_BUCKET_NAME`",
@@ -419,7 +399,7 @@ class Settings(BaseSettings):
     @classmethod
     def _folder(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():
-            raise ValueError("no folder is there; give one that is")
+            raise ValueError("no such folder; give an existing one")
         return value
 
     @field_validator(
@@ -428,7 +408,7 @@ class Settings(BaseSettings):
     @classmethod
     def _file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
-            raise ValueError("no file is there; give one in PEM")
+            raise ValueError("no such file; give a PEM file")
         return value
 
     @field_validator("rabbitmq_host")
@@ -462,7 +442,7 @@ class Settings(BaseSettings):
         encrypted = info.data.get("rabbitmq_ssl") or (url is not None and _is_encrypted(url))
         if value is not None and known and not encrypted:
             raise ValueError(
-                "it is of no use without TLS: set RABBITMQ_SSL=true, or write amqps:// in "
+                "it has no effect without TLS: set RABBITMQ_SSL=true, or write amqps:// in "
                 "RABBITMQ_URL"
             )
         return value
@@ -633,6 +613,10 @@ class Settings(BaseSettings):
         bucket = Bucket.parse(name, scheme)
         return bucket if self.has_object_store else Bucket(bucket.name)
 
+    def typos(self) -> dict[str, str]:
+        """Given names that are probably misspelt settings, each with the intended setting."""
+        return _typos(self._given)
+
     def secrets(self) -> tuple[str, ...]:
         """All secrets, so that logs can hide them."""
         found = [value for value in dict(self).values() if isinstance(value, SecretStr)]
@@ -650,7 +634,7 @@ class WorkerSettings(Settings):
     @classmethod
     def _one_job_on_several(cls, value: str, info: ValidationInfo) -> str:
         if value != "1" and "," in (info.data.get("device") or ""):
-            raise ValueError("give 1: DEVICE has several GPUs share one job")
+            raise ValueError("give 1: DEVICE names several GPUs for one job")
         return value
 
     @field_validator("spool_dir")
@@ -666,14 +650,14 @@ class WorkerSettings(Settings):
     @classmethod
     def _announces(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None and _has_broker(info):
-            raise ValueError("give the backend's address: a broker's tasks have one")
+            raise ValueError("give the backend's URL; a broker requires it")
         return value
 
     @field_validator("internal_api_token")
     @classmethod
     def _is_known(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is None and info.data.get("backend_api_url"):
-            raise ValueError("give the token that the backend at BACKEND_API_URL knows")
+            raise ValueError("give the token of the backend at BACKEND_API_URL")
         return value
 
     @field_validator("lease_seconds")
@@ -682,8 +666,8 @@ class WorkerSettings(Settings):
         timeout = info.data.get("webhook_timeout", 0.0)
         if info.data.get("backend_api_url") and LeaseTerms(value).takeover_delay < timeout:
             raise ValueError(
-                f"give {1.5 * timeout:g} or more, for WEBHOOK_TIMEOUT={timeout:g}: nobody must "
-                "take a job over during its final call"
+                f"give {1.5 * timeout:g} or more, for WEBHOOK_TIMEOUT={timeout:g}: another "
+                f"worker could take the job over during its final call"
             )
         return value
 
@@ -705,7 +689,7 @@ def _why_not_ours(folder: Path) -> str | None:
     """Why an existing or future folder is not writable; None if it is."""
     nearest = nearest_existing(folder)
     if not os.path.isdir(nearest):
-        return f"{nearest} is no folder"
+        return f"{nearest} is not a folder"
     return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"
 
 
@@ -734,24 +718,40 @@ def load_settings(
     Raises:
         InvalidSettings: at least one setting is wrong; the text lists all of them.
     """
+    given = _read(env_file)
+    names = {**PLATFORM_NAMES, **RENAMED}
+    others = {ours: given[other] for other, ours in names.items() if other in given}
     try:
-        return kind(_env_file=env_file)  # type: ignore[call-arg]  # of pydantic-settings
+        settings = kind.model_validate({**others, **given})
     except ValidationError as error:
         lines = [_line(problem) for problem in error.errors(include_url=False)]
         lines += [
-            f"{name} is no setting and is not read: did you mean {near}?"
-            for name, near in settings_typos_now(env_file).items()
+            f"{name} is not a setting: did you mean {near}?"
+            for name, near in _typos(given).items()
         ]
         raise InvalidSettings("\n".join(lines)) from None
+    settings._given = given
+    return settings
+
+
+def _read(env_file: Path | None) -> dict[str, str]:
+    """All names with a value, in lower case; those of the environment replace the file's."""
+    try:
+        in_file = {} if env_file is None else dotenv_values(env_file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8; save it as UTF-8"
-        where = getattr(error, "filename", None) or env_file
-        raise InvalidSettings(f"{where}: cannot be read ({reason})") from None
+        raise InvalidSettings(f"{env_file}: cannot be read ({reason})") from None
+    return {
+        name.lower(): value
+        for source in (in_file, os.environ)
+        for name, value in source.items()
+        if value
+    }
 
 
-def warn_about_names(env_file: Path | None = Path(".env")) -> None:
+def warn_about_names(settings: Settings) -> None:
     """Log outdated names of settings and probable typos."""
-    given = {name: value for name, value in _given(env_file).items() if value}
+    given = settings._given
     for old in sorted(given.keys() & RENAMED.keys()):
         new = RENAMED[old].upper()
         log.warning("%s is now %s: rename it, the next release ignores it", old.upper(), new)
@@ -761,21 +761,14 @@ def warn_about_names(env_file: Path | None = Path(".env")) -> None:
             log.info("%s is used, %s is ignored", ours.upper(), name.upper())
         else:
             log.info("%s is read as %s", name.upper(), ours.upper())
-    for name, near in settings_typos_now(env_file).items():
-        log.warning("%s is no setting and is not read: did you mean %s?", name, near)
+    for name, near in settings.typos().items():
+        log.warning("%s is not a setting: did you mean %s?", name, near)
 
 
-def _given(env_file: Path | None) -> dict[str, str | None]:
-    """All names in the environment and in the file, in lower case, with their values."""
-    in_file = DotEnvSettingsSource(Settings, env_file=env_file).env_vars
-    return {**in_file, **{name.lower(): value for name, value in os.environ.items()}}
-
-
-def settings_typos_now(env_file: Path | None = Path(".env")) -> dict[str, str]:
-    """Probable typos in the environment and in the file, each with the intended setting."""
+def _typos(given: Mapping[str, str]) -> dict[str, str]:
     read = RENAMED.keys() | PLATFORM_NAMES.keys()
-    given = {name: value for name, value in _given(env_file).items() if name not in read}
-    return settings_typos(given, [name.upper() for name in Settings.model_fields])
+    unread = {name: value for name, value in given.items() if name not in read}
+    return settings_typos(unread, [name.upper() for name in Settings.model_fields])
 
 
 _REMEDIES = {

@@ -66,10 +66,12 @@ def _listen(signals: socket.socket, stop: StopSignal, shutdown_timeout: float) -
     try:
         second = _next(signals)
     except (TimeoutError, BlockingIOError):  # BlockingIOError: no time is left
-        log.warning("not stopped within %g s: the broker takes the message back", shutdown_timeout)
+        log.warning(
+            "not stopped within %g s: the broker will redeliver the message", shutdown_timeout
+        )
         os._exit(EXIT_SHUTDOWN_TIMEOUT)
     if second is not None:
-        log.warning("%s again: stopping at once", signal.Signals(second).name)
+        log.warning("%s again: exiting immediately", signal.Signals(second).name)
         os._exit(128 + second)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic_settings import BaseSettings
+from pydantic import BaseModel
 
 from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.queue import DepthGauges
@@ -79,7 +79,7 @@ def model_check(worker_state: WorkerState) -> Check:
 
     def look() -> Finding:
         if worker_state.model is None:
-            return Finding(False, "it is being loaded")
+            return Finding(False, "the base model is being loaded")
         return Finding(True, worker_state.model)
 
     return Check("Base model", look)
@@ -112,15 +112,15 @@ def disk_check(folder: Path, min_gigabytes: float) -> Check:
     return Check("Disk", look)
 
 
-def work_check(worker_state: WorkerState, defects: CircuitBreaker | None = None) -> Check:
-    """Whether the worker takes tasks."""
+def work_check(worker_state: WorkerState, circuit_breaker: CircuitBreaker | None = None) -> Check:
+    """Whether the worker receives tasks."""
 
     def look() -> Finding:
-        if defects is not None and (trouble := defects.trouble) is not None:
+        if circuit_breaker is not None and (trouble := circuit_breaker.trouble) is not None:
             return Finding(False, trouble)
         if worker_state.stopping:
-            return Finding(False, "the worker is stopping and takes no further task")
-        return Finding(True, "the worker takes tasks")
+            return Finding(False, "the worker is stopping and receives no further tasks")
+        return Finding(True, "the worker receives tasks")
 
     return Check("Worker", look)
 
@@ -130,7 +130,7 @@ def queue_facts(gauges: DepthGauges) -> dict[str, Any]:
     return {"depths": dict(gauges.depths), "trouble": gauges.trouble, "age": gauges.age}
 
 
-def visible_settings(settings: BaseSettings) -> list[dict[str, str]]:
+def visible_settings(settings: BaseModel) -> list[dict[str, str]]:
     """Every setting's name, value and meaning; for secrets only whether they are set."""
     rows = []
     for name, field in type(settings).model_fields.items():

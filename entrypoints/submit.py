@@ -39,10 +39,10 @@ examples:
   python -m entrypoints.submit --replay-dead 550e8400-e29b-41d4-a716-446655440000
   python -m entrypoints.submit --drop-dead 550e8400-e29b-41d4-a716-446655440000
 
-A folder's images are put into the bucket of training images first. A cancelled job stops at its
-next step; one that waits is skipped when its turn comes.
+The images of a folder are first uploaded to the bucket of training images. A cancelled job stops
+at its next step; a waiting task is skipped when a worker receives it.
 
-exit codes: 0 done, 1 queue or storage cannot be reached or refuses, 2 the input is wrong
+exit codes: 0 done, 1 the queue or the store is unavailable or denies access, 2 the input is wrong
 """
 _FOR_A_FOLDER = ("style_id", "tags", "caption_extension")
 
@@ -53,29 +53,29 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m entrypoints.submit",
         usage="%(prog)s [options] (source | --status TASK_ID | --cancel TASK_ID | --dead | "
         "--replay-dead [TASK_ID] | --drop-dead TASK_ID)",
-        description="Put a training task on the queue, see where one stands, cancel one, or look "
-        "after dead letters.",
+        description="Submit a training task, show a task's status, cancel a task, or manage dead "
+        "letters.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("source", type=path, nargs="?", help="a task as JSON, or a folder of images")
-    what.add_argument("--cancel", metavar="TASK_ID", help="stop this task wherever it is")
-    what.add_argument("--status", metavar="TASK_ID", help="say where this task stands")
+    what.add_argument("--cancel", metavar="TASK_ID", help="cancel this task")
+    what.add_argument("--status", metavar="TASK_ID", help="show this task's status")
     what.add_argument(
-        "--dead", action="store_true", help="list the dead letters; with --json, their bodies, too"
+        "--dead", action="store_true", help="list the dead letters; --json includes their bodies"
     )
     what.add_argument(
         "--replay-dead",
         metavar="TASK_ID",
         nargs="?",
         const="",
-        help="put dead letters back on the queue: all, or this task's; -: those that name none",
+        help="put all dead letters back on the queue, or this task's; -: those without a task id",
     )
     what.add_argument(
         "--drop-dead",
         metavar="TASK_ID",
-        help="remove this task's dead letters for good; -: those that name none",
+        help="delete this task's dead letters permanently; -: those without a task id",
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_style_options(parser)
@@ -104,7 +104,7 @@ def _carry_out(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
-    warn_about_names()
+    warn_about_names(settings)
     with open_container(settings) as container:
         container.plain_blobs.override(
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)
@@ -136,7 +136,7 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
         text = f"task {task_id} is {state} already"
     else:
         store.request_cancellation(task_id)
-        known = f"{state} so far" if job else "no worker has seen it yet: is the id right?"
+        known = f"{state} so far" if job else "no worker has started it yet; check the id"
         text = f"task {task_id} will stop ({known})"
     return {"task_id": task_id, "state": state, "text": text}
 
@@ -165,16 +165,16 @@ def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
     from application.ports import DeadLetterAction
 
     if arguments.drop_dead is not None:
-        fate, option, task_id = DeadLetterAction.DROP, "--drop-dead", arguments.drop_dead
+        action, option, task_id = DeadLetterAction.DROP, "--drop-dead", arguments.drop_dead
         if not task_id:
             raise UsageError("--drop-dead: give a task's id; see --dead")
     elif arguments.replay_dead is not None:
-        fate, option = DeadLetterAction.PUT_BACK, "--replay-dead"
+        action, option = DeadLetterAction.PUT_BACK, "--replay-dead"
         task_id = arguments.replay_dead or None
     else:
-        fate, option, task_id = DeadLetterAction.KEEP, "--dead", None
+        action, option, task_id = DeadLetterAction.KEEP, "--dead", None
     process_dead_letters(
-        container.dead_letters(), fate, task_id, option=option, as_json=arguments.json
+        container.dead_letters(), action, task_id, option=option, as_json=arguments.json
     )
 
 
@@ -249,7 +249,9 @@ def _refuse_options_of_no_use(arguments: argparse.Namespace) -> None:
     given = set(named_parameters(arguments))
     given |= {name for name in _FOR_A_FOLDER if getattr(arguments, name) is not None}
     if given and (arguments.source is None or arguments.source.is_file()):
-        raise UsageError(f"{option_of(min(given))}: is for a folder of images; leave it out")
+        raise UsageError(
+            f"{option_of(min(given))}: applies only to a folder of images; leave it out"
+        )
 
 
 if __name__ == "__main__":

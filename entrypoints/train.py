@@ -47,15 +47,15 @@ examples:
   python -m entrypoints.train images --out out --base-model model.safetensors
   python -m entrypoints.train --export peft models/style_1.safetensors --out converted
 
-A caption may lie beside each image as <name>.txt; --caption-model makes the missing ones.
-Ctrl-C leaves a checkpoint, and the same command goes on from it.
+An image's caption is the file <name>.txt beside it; --caption-model creates the missing ones.
+Ctrl-C saves a checkpoint; run the same command to resume from it.
 
---export converts a finished style instead of training one, into the form of diffusers, kohya
-(AUTOMATIC1111, ComfyUI) or PEFT; its source may be in any of them.
+--export converts a finished style to the format of diffusers, kohya (AUTOMATIC1111, ComfyUI) or
+PEFT instead of training one; the source may have any of these formats.
 
-With --json, standard output is one JSON object that says how it ended and where everything is, or
-why it was refused; what is said to a person goes to standard error.
-NO_COLOR=1 leaves the colours out.
+With --json, standard output is one JSON object with the outcome and the paths of the results, or
+with the reason for an error; messages for people go to standard error. NO_COLOR=1 turns off
+colours.
 
 exit codes: 0 the style is ready, 1 training failed, 2 the input is wrong, 130 interrupted
 """
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m entrypoints.train",
         # The default usage would print all options before every error.
-        usage="%(prog)s (images | --export FORM style) --out OUT [options]",
+        usage="%(prog)s (images | --export FORMAT style) --out OUT [options]",
         description="Train a Stable Diffusion style (LoRA) from a folder of images.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeats-from-folders",
         action="store_true",
-        help="use the images in folders named like 10_style, those 10 times an epoch",
+        help="use the images in folders named like 10_style, each 10 times per epoch",
     )
     add_caption_extension(parser)
     add_caption_options(parser)
@@ -104,7 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
         "is one)",
     )
     parser.add_argument(
-        "--checkpoint-every", type=int, default=10, metavar="N", help="in epochs (default: 10)"
+        "--checkpoint-every",
+        type=int,
+        default=10,
+        metavar="N",
+        help="epochs between checkpoints (default: 10)",
     )
     parser.add_argument(
         "--preview-share",
@@ -122,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--export",
         choices=["diffusers", "kohya", "peft"],
-        help="convert a finished style into this form, into --out",
+        help="convert a finished style to this format, in the folder --out",
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_parameter_options(parser)
@@ -178,7 +182,7 @@ def _broken_off(error: BaseException) -> dict[str, Any]:
 def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     named = named_parameters(arguments)
     if named:
-        raise UsageError(f"{option_of(min(named))}: trains, and --export does not; leave it out")
+        raise UsageError(f"{option_of(min(named))}: has no effect with --export; leave it out")
 
     from entrypoints import export_style, local_run
 
@@ -279,7 +283,8 @@ def _tell_before_training(
         say(console, text, "yellow")
     if not base.is_sd15:
         text = (
-            f"the base model {base.name} is for trying only: the style will not load in Stable "
+            f"the base model {base.name} is for trying out only: the style will not load in "
+            "Stable "
             "Diffusion 1.5; for one that does, give --base-model a Stable Diffusion 1.5 (the "
             "folder, the .safetensors file, or with a network "
             "stable-diffusion-v1-5/stable-diffusion-v1-5)"
@@ -299,7 +304,7 @@ def _tell_about_captions(
         *(["the tags"] if arguments.tags else []),
     ]
     if not captions and not instead:
-        text = "no captions, --trigger-word or --tags: the style gets no word that calls it up"
+        text = "no captions, --trigger-word or --tags: no word in a prompt will activate the style"
         say(console, text, "yellow")
     elif 0 < captions < count:
         others = " and ".join(instead) or "no word"

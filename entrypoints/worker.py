@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from entrypoints.settings import Settings
 
 EPILOG = """\
-Without a broker, tasks are files: every .json in SPOOL_DIR is one, in the backend's own form,
-and folders in STORAGE_DIR stand for buckets. `python -m entrypoints.submit` puts one there.
+Without a broker, each .json file in SPOOL_DIR is a task in the backend's format, and the folders
+in STORAGE_DIR are the buckets. `python -m entrypoints.submit` creates such a file.
 
 examples:
-  python -m entrypoints.worker --check      on a new pod: what works, and what to do about the rest
-  python -m entrypoints.worker              until it is asked to stop
-  python -m entrypoints.worker --once       until the queue is empty
-  python -m entrypoints.worker --gpus all   a worker on every GPU; each on a STATUS_PORT of its own
+  python -m entrypoints.worker --check      check a new pod: what works, and how to fix the rest
+  python -m entrypoints.worker              run until stopped
+  python -m entrypoints.worker --once       run until the queue is empty
+  python -m entrypoints.worker --gpus all   a worker on every GPU, each with its own STATUS_PORT
 
-While it runs, it shows itself at http://127.0.0.1:9108 (STATUS_HOST, STATUS_PORT): a page,
-/metrics, /health/live and /health/ready. Its log is text on a terminal, else JSON (LOG_FORMAT).
+The worker serves a status page, /metrics, /health/live and /health/ready at http://127.0.0.1:9108
+(STATUS_HOST, STATUS_PORT). The log is text on a terminal, else JSON (LOG_FORMAT).
 
-SIGTERM or Ctrl-C: finish the step, save a checkpoint, hand the job over, exit 0. A second one ends
-at once (143, 130), and so does the end of SHUTDOWN_TIMEOUT (3): the job goes on elsewhere from its
-last checkpoint.
+SIGTERM or Ctrl-C: finish the step, save a checkpoint, requeue the job, exit 0. A second signal
+exits immediately (143, 130), and so does the end of SHUTDOWN_TIMEOUT (3): another worker then
+resumes the job from its last checkpoint.
 
-exit codes: 0 stopped as asked, or everything works; 1 the check found something that does not;
-2 a setting is wrong; 3 not stopped within SHUTDOWN_TIMEOUT; 130, 143 stopped at once
+exit codes: 0 stopped, or the check found no problem; 1 the check found a problem; 2 a setting is
+wrong; 3 not stopped within SHUTDOWN_TIMEOUT; 130, 143 exited immediately after a second signal
 """
 
 
@@ -43,31 +43,29 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--once", action="store_true", help="end when the queue is empty")
+    parser.add_argument("--once", action="store_true", help="exit when the queue is empty")
     parser.add_argument(
-        "--check", action="store_true", help="try everything that a job needs, and say what works"
+        "--check",
+        action="store_true",
+        help="check everything that a job needs, and report what works",
     )
     parser.add_argument(
         "--gpus",
         metavar="GPUS",
-        help="one worker on each of these, under this command: all, or numbers such as 0,1",
+        help="start one worker per GPU: all, or numbers such as 0,1",
     )
-    parser.add_argument("--json", action="store_true", help="print what the check found as JSON")
+    parser.add_argument("--json", action="store_true", help="print the check's results as JSON")
     add_common_options(parser, script="style-worker")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_command(build_parser(), _work, argv, log_defects=True)
+    return run_command(build_parser(), _work, argv, log_unexpected=True)
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from entrypoints.settings import (
-        WorkerSettings,
-        load_settings,
-        warn_about_names,
-    )
+    from entrypoints.settings import WorkerSettings, load_settings, warn_about_names
 
     settings = load_settings(kind=WorkerSettings)
     if arguments.gpus is not None:
@@ -79,7 +77,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.connections import queue_place
     from entrypoints.default_base import quiet_libraries
     from entrypoints.logs import (
-        log_what_nobody_catches,
+        log_uncaught_exceptions,
         start_cloudwatch,
         start_logging,
         start_sentry,
@@ -92,8 +90,8 @@ def _work(arguments: argparse.Namespace) -> int:
         form=settings.log_format,
         secrets=settings.secrets(),
     )
-    log_what_nobody_catches()
-    warn_about_names()
+    log_uncaught_exceptions()
+    warn_about_names(settings)
     start_sentry(settings, logs)
     log = logging.getLogger(__name__)
     stop = StopSignal()

@@ -159,5 +159,5 @@ def _peers_may_be_gone() -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise TrainerBroken(
-            f"a process that trains this job with others is gone: {reason}"
+            f"another process of this multi-GPU job has ended: {reason}"
         ) from error

@@ -85,7 +85,7 @@ def use_less(
         run.discard_gradient()
     if tried > 1:
         model.runs_per_pass = -(-tried // 2)
-        log.warning("out of memory, going on with %d runs in one pass", model.runs_per_pass)
+        log.warning("out of memory, continuing with %d runs in one pass", model.runs_per_pass)
         model.free_graphs()
         return None
     run = group[0]
@@ -96,7 +96,7 @@ def use_less(
     plan = run.memory.reduced(run.batches.shape(run.step)[0])
     if plan is None:
         return None if model.free_graphs() else gpu_oom(retryable=model.runs > 1)
-    log.warning("step %d: out of memory, going on with %s", run.step + 1, plan)
+    log.warning("step %d: out of memory, continuing with %s", run.step + 1, plan)
     run.memory = plan
     model.free_graphs()
     return None
@@ -158,7 +158,7 @@ def oom_fails_the_run(*, retryable: bool = False) -> Iterator[None]:
 def gpu_oom(*, retryable: bool = False) -> TrainingFailed:
     """The failure of a run that does not fit; retryable if it may fit without the others."""
     message = (
-        "The graphics card's memory did not suffice for this training. "
-        "Please ask for a smaller resolution or batch size."
+        "The GPU has too little memory for this training. "
+        "Please choose a smaller resolution or batch size."
     )
     return TrainingFailed(Failure(FailureCode.GPU_OOM, message, retryable=retryable))

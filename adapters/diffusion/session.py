@@ -341,7 +341,7 @@ class DiffusionSession:
             record = self._measured(record)
         if record.stalled and not (self._history and self._history[-1].stalled):
             log.warning(
-                "epoch %d: the training stands still (gradient norm %g, largest change of a "
+                "epoch %d: the training has stalled (gradient norm %g, largest change of a "
                 "weight %g)",
                 *(epoch, readings.largest_gradient_norm, readings.moved),
             )

@@ -58,14 +58,14 @@ def translate(error: Exception, what: str) -> Exception:
     if isinstance(error, SSLError):
         return BlobUnavailable(f"{what}: no trusted TLS connection to the store ({error})")
     if isinstance(error, Timeout):
-        return BlobUnavailable(f"{what}: the store does not answer in time ({error})")
+        return BlobUnavailable(f"{what}: the store did not answer in time ({error})")
     if isinstance(error, NoConnection | ConnectionError):
         return BlobUnavailable(
             f"{what}: the store cannot be reached: check the network and "
             f"STORAGE_EMULATOR_HOST ({error})"
         )
     return BlobUnavailable(
-        f"{what}: the answer is not that of Google Cloud Storage: check STORAGE_EMULATOR_HOST, "
+        f"{what}: the response is not from Google Cloud Storage: check STORAGE_EMULATOR_HOST, "
         f"and whether a proxy is in between ({error})"
     )
 
@@ -74,10 +74,11 @@ def _answered(response: Response, what: str) -> Exception:
     number = response.status_code
     message, reasons = _explanation(response)
     if number == 412:
-        return PreconditionFailed(f"{what}: the blob is not in the state that was seen")
+        return PreconditionFailed(f"{what}: the blob has changed since it was read")
     if number == 429 or (number == 403 and reasons & THROTTLED):
         return BlobUnavailable(
-            f"{what}: the store asks for fewer requests: if it stays, lower FETCH_CONCURRENCY or "
+            f"{what}: the store limits the request rate: if this persists, lower "
+            f"FETCH_CONCURRENCY or "
             f"run fewer workers ({message})",
             retry_after=_retry_after(response),
         )
@@ -92,11 +93,11 @@ def _answered(response: Response, what: str) -> Exception:
             f"without storage.objects.list a missing object looks denied too ({message})"
         )
     if 300 <= number < 400:
-        return BlobDenied(f"{what}: the answer is a redirect: check STORAGE_EMULATOR_HOST")
+        return BlobDenied(f"{what}: the response is a redirect: check STORAGE_EMULATOR_HOST")
     if 400 <= number < 500 and number != 408:
         return BlobDenied(f"{what}: {message}")
     return BlobUnavailable(
-        f"{what}: the store fails with status {number}, which may pass ({message})",
+        f"{what}: the store returned status {number}, which may be temporary ({message})",
         retry_after=_retry_after(response),
     )
 

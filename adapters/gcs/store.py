@@ -71,7 +71,7 @@ class GcsBlobStore:
         self._sleep = sleep
         self._chunk_size = options.chunk_size
         self._blob_seconds = options.blob_seconds
-        self._patience: dict[str, Any] = {
+        self._timeouts: dict[str, Any] = {
             "timeout": (options.connect_timeout, options.read_timeout),
             "retry": retry(options),
         }
@@ -86,12 +86,12 @@ class GcsBlobStore:
         def attempt() -> Blob:
             if max_bytes is not None:
                 head = self._blob(at)
-                head.reload(**self._patience)
+                head.reload(**self._timeouts)
                 if (head.size or 0) > max_bytes:
                     raise BlobTooLarge(f"{at} has {head.size} bytes, more than {max_bytes}")
                 deadline.extend(head.size or 0)
             blob, body = self._blob(at), _Body(at, max_bytes)
-            blob.download_to_file(body, checksum="crc32c", **self._patience)
+            blob.download_to_file(body, checksum="crc32c", **self._timeouts)
             return Blob(body.getvalue(), _generation(blob))
 
         what = f"reading {at}"
@@ -130,7 +130,7 @@ class GcsBlobStore:
                     if_generation_match=_expected(condition),
                     checksum="crc32c",
                     crc32c_checksum_value=_checksum(data),
-                    **self._patience,
+                    **self._timeouts,
                 )
             except GoogleAPICallError as error:
                 # 410, or 404 from an existing bucket: the upload session is gone.
@@ -151,7 +151,7 @@ class GcsBlobStore:
         what = f"deleting {at}"
         with self._within(what):
             try:
-                self._blob(at).delete(**self._patience)
+                self._blob(at).delete(**self._timeouts)
             except NotFound:
                 if not self._bucket_exists(at.bucket):
                     raise no_bucket(at.bucket, what) from None
@@ -167,7 +167,7 @@ class GcsBlobStore:
                     bucket.name,
                     prefix=prefix,
                     fields="items(name),nextPageToken",
-                    **self._patience,
+                    **self._timeouts,
                 ):
                     try:
                         found.append(bucket.at(blob.name))
@@ -194,7 +194,7 @@ class GcsBlobStore:
     def _bucket_exists(self, bucket: str) -> bool:
         """Whether the bucket exists. Google's 404 may mean the bucket or the object."""
         try:
-            list(self._client.list_blobs(bucket, max_results=1, **self._patience))
+            list(self._client.list_blobs(bucket, max_results=1, **self._timeouts))
         except NotFound:
             return False
         self._existing.add(bucket)
@@ -222,7 +222,9 @@ class GcsBlobStore:
         if bucket in self._writable:
             return
         self._check_readable(bucket)
-        raise BlobDenied(f"bucket gs://{bucket} is read-only: the worker writes to its own only")
+        raise BlobDenied(
+            f"bucket gs://{bucket} is read-only: the worker writes only to its own buckets"
+        )
 
 
 class _Body(BytesIO):

@@ -86,7 +86,7 @@ def _load(opened: OpenedImage) -> OpenedImage:
     except OSError:
         if opened.kind is not Kind.JPEG or read_structure(opened.data).has_end:
             raise
-        note = "its end is missing; its pixels are whole"
+        note = "its end is missing, but its pixels are complete"
         image = _load_without_end(opened.data)
         return replace(opened, image=image, notes=(*opened.notes, note))
     return opened

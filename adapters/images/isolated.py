@@ -64,9 +64,7 @@ class IsolatedInspector:
             try:
                 return self._inspect(data, resolution, stop)
             except _ChildLost:
-                raise ImageRefused(
-                    "its decoder breaks down over it; please export it again"
-                ) from None
+                raise ImageRefused("the decoder crashed on it; please export it again") from None
 
     def _inspect(self, data: bytes, resolution: int, stop: StopSignal) -> PreparedImage:
         with self._child(stop) as child:
@@ -139,7 +137,7 @@ class _Child:
         try:
             self._line.recv_bytes()
         except EOFError:
-            raise RuntimeError("the process that decodes images does not start") from None
+            raise RuntimeError("the image decoding process does not start") from None
 
     def send(self, *messages: bytes) -> None:
         try:

@@ -58,7 +58,7 @@ def reduce_png(data: bytes) -> ReducedPng:
         elif name == b"eXIf":
             exif = _chunk(name, body)
     if not ended:
-        notes["its end is missing; its pixels are whole"] = None
+        notes["its end is missing, but its pixels are complete"] = None
     header, *others = kept
     # EXIF data goes before the pixels, so that a decoder finds it without decoding them.
     reduced = b"".join((SIGNATURE, header, exif, *others, _chunk(b"IEND", b"")))

@@ -46,7 +46,7 @@ def prepare(opened: OpenedImage, resolution: int) -> PreparedImage:
     if all(high - low <= BLANK_LEVELS for low, high in extrema(pixels)):
         if decoded.transparent:
             raise ImageRefused(
-                "nothing can be seen of it on white, which is put behind transparent parts; "
+                "it is all white once a white background replaces its transparency; "
                 "please export it with a background"
             )
         raise ImageRefused("it has one colour throughout")

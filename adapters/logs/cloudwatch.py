@@ -56,8 +56,8 @@ def cloudwatch_handler(options: CloudWatchOptions) -> logging.Handler:
         import watchtower
     except ImportError:
         raise CloudWatchMissing(
-            "CLOUDWATCH_LOG_GROUP is set, but watchtower is not installed: "
-            "pip install 'style-trainer[cloudwatch]'"
+            "CLOUDWATCH_LOG_GROUP is set, but watchtower is not installed: run pip install "
+            "'style-trainer[cloudwatch]'"
         ) from None
 
     class Handler(watchtower.CloudWatchLogHandler):
@@ -118,7 +118,7 @@ class _Outcome:
         if error is None:
             if self._failing:
                 self._failing = False
-                log.info("CloudWatch takes log lines again")
+                log.info("log lines are sent to CloudWatch again")
         elif error["Code"] == "ResourceNotFoundException" and "stream" in error["Message"]:
             pass  # watchtower then creates the stream
         else:
@@ -131,7 +131,7 @@ class _Outcome:
         if not self._failing:
             self._failing = True
             log.warning(
-                "CloudWatch does not take log lines for the group %s (%s); they are on the "
+                "log lines cannot be sent to the CloudWatch group %s (%s); they are on the "
                 "console only",
                 self._group,
                 reason,

@@ -34,7 +34,8 @@ def start_sentry(
         from sentry_sdk.utils import BadDsn
     except ImportError:
         raise SentryMissing(
-            "SENTRY_DSN is set, but the library is not there: pip install 'style-trainer[sentry]'"
+            "SENTRY_DSN is set, but sentry-sdk is not installed: run pip install "
+            "'style-trainer[sentry]'"
         ) from None
 
     def prepare(event: Any, _hint: Any) -> Any:
@@ -57,4 +58,6 @@ def start_sentry(
             **options,
         )
     except BadDsn as error:
-        raise SentryMissing(f"SENTRY_DSN is no address of a Sentry project: {error}") from None
+        raise SentryMissing(
+            f"SENTRY_DSN is not the address of a Sentry project: {error}"
+        ) from None

@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 _FIGURES = (
-    ("memory_used", "gpu_memory_used_bytes", "Memory in use, by anybody."),
-    ("memory_total", "gpu_memory_total_bytes", "Memory of the card."),
+    ("memory_used", "gpu_memory_used_bytes", "Memory in use by all processes."),
+    ("memory_total", "gpu_memory_total_bytes", "Memory of the GPU."),
     ("utilization", "gpu_utilization_ratio", "Share of time with a kernel running, 0 to 1."),
-    ("temperature", "gpu_temperature_celsius", "Temperature of the card."),
+    ("temperature", "gpu_temperature_celsius", "Temperature of the GPU."),
     ("power", "gpu_power_watts", "Power drawn."),
 )
 
@@ -46,7 +46,7 @@ class GpuCollector(Collector):
         try:
             readings = self._read()
         except Exception:
-            log.exception("the cards could not be read")
+            log.exception("the GPUs could not be read")
             readings = []
         return [family for family in self._families(readings) if family.samples]
 

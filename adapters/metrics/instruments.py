@@ -62,20 +62,20 @@ class Metrics:
         ).set(1)
 
         # Jobs.
-        self.attempts = counter("job_attempts", "Times a job was taken up.", "resumed")
+        self.attempts = counter("job_attempts", "Attempts started.", "resumed")
         self.jobs = counter("jobs", "Attempts that ended, by result and code.", "result", "code")
         self.job_seconds = histogram(
-            "job_duration_seconds", "From taking a job up to its end.", _JOB_SECONDS, "result"
+            "job_duration_seconds", "Duration of an attempt.", _JOB_SECONDS, "result"
         )
         self.phase_seconds = histogram(
             "phase_duration_seconds", "Time a job spent in a phase.", _PHASE_SECONDS, "phase"
         )
-        self.active_jobs = gauge("active_jobs", "Jobs that the worker is at, side by side.")
+        self.active_jobs = gauge("active_jobs", "Jobs that the worker runs now.")
         self.phase = gauge(
-            "phase", "1 for what the slot's job is at, 0 for the others.", "slot", "phase"
+            "phase", "1 for the phase of the slot's job, 0 for the other phases.", "slot", "phase"
         )
         self.epoch = gauge("job_epoch", "Finished epochs of the slot's job.", "slot")
-        self.epochs = gauge("job_epochs", "Epochs of the slot's job in all.", "slot")
+        self.epochs = gauge("job_epochs", "Total epochs of the slot's job.", "slot")
         self.progress = gauge("job_progress_ratio", "Finished steps of the job, 0 to 1.", "slot")
         self.loss = gauge("job_loss", "Mean loss of the last finished epoch.", "slot")
         self.speed = gauge("job_steps_per_second", "Measured over the last minute.", "slot")
@@ -84,19 +84,19 @@ class Metrics:
         )
         self.steps = counter("steps", "Training steps run.", "slot")
         self.checkpoints = counter("checkpoints", "Checkpoints stored.")
-        self.failures = gauge("job_failures", "Failures of the job that was put down last.")
-        self.runs = counter("runs", "Tasks that were run, by what became of them.", "settlement")
+        self.failures = gauge("job_failures", "Failures of the last interrupted job.")
+        self.runs = counter("runs", "Tasks that ended, by outcome.", "settlement")
 
         # The queue.
         self.deliveries = counter("deliveries", "Messages received from the queue.")
-        self.redeliveries = counter("redeliveries", "Messages that came a second time.")
+        self.redeliveries = counter("redeliveries", "Redelivered messages.")
         self.settlements = counter(
             "settlements", "Deliveries settled, by outcome and its result.", "outcome", "result"
         )
-        self.queue_errors = counter("queue_errors", "Times that the broker was away.")
+        self.queue_errors = counter("queue_errors", "Times that the broker became unavailable.")
         self.queue_messages = gauge(
             "queue_messages",
-            "Messages that nobody holds; of a spool folder, those in somebody's hands as well.",
+            "Messages ready for delivery; for a spool folder, also those being processed.",
             "queue",
         )
         self.queue_up = gauge("queue_up", "1 when the last count of messages succeeded.")

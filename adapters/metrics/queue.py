@@ -89,7 +89,7 @@ class DepthGauges:
         self._counted_at: float | None = None
         self.depths: Mapping[str, int] = {}
         """The last count; empty if counting failed."""
-        self.trouble: str | None = "the messages have not been counted yet"
+        self.trouble: str | None = "the queue depths have not been read yet"
         """Why counting failed, or None."""
 
     @property
@@ -103,7 +103,7 @@ class DepthGauges:
             depths = self._queue.depths()
         except Exception as error:
             if self.trouble is None:
-                log.warning("the messages cannot be counted: %s", error)
+                log.warning("the queue depths cannot be read: %s", error)
             self.depths, self.trouble = {}, str(error) or type(error).__name__
         else:
             self.depths, self.trouble = dict(depths), None

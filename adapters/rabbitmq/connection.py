@@ -145,7 +145,7 @@ class Connection:
                 self._live()
             except Exception as error:
                 if not is_expected(error):
-                    log.exception("a defect ended the session with RabbitMQ")
+                    log.exception("an unexpected error ended the session with RabbitMQ")
                 self._down(explain(error, self._options))
             if self._clock.monotonic() - began > self._options.reconnect_longest:
                 failures = 0

@@ -65,7 +65,7 @@ def copy(properties: BasicProperties) -> BasicProperties:
     return _passed_on(properties, {key: headers[key] for key in _OURS if key in headers})
 
 
-def put_aside(properties: BasicProperties, reason: str) -> BasicProperties:
+def retry_headers(properties: BasicProperties, reason: str) -> BasicProperties:
     """Properties of a delayed message: one more retry."""
     ours = {RETRIES: retries(properties) + 1, REASON: _cut(reason, MAX_REASON)}
     return _passed_on(properties, ours)
@@ -106,7 +106,7 @@ def dead_message(properties: BasicProperties, body: bytes) -> DeadMessage:
         told |= details
     return DeadMessage(
         body,
-        _text(headers.get(REASON, "no reason is on record")),
+        _text(headers.get(REASON, "no reason is recorded")),
         {_text(key): _text(value) for key, value in told.items()},
         _moment(headers.get(SINCE)),
     )

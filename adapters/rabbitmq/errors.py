@@ -55,8 +55,8 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
             )
         case exceptions.IncompatibleProtocolError():
             return (
-                "what answers does not speak AMQP 0-9-1, or not yet, or wants TLS: check the "
-                "port and whether TLS is to be used"
+                "the server does not speak AMQP 0-9-1, is still starting, or requires TLS: check "
+                "the port and the TLS setting"
             )
         case ssl.SSLCertVerificationError():
             return (
@@ -69,17 +69,15 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
                 "and our certificate"
             )
         case socket.gaierror():
-            return f"the host's name is not known ({error.strerror}): check the host"
+            return f"the host name was not found ({error.strerror}): check the host"
         case ConnectionRefusedError():
-            return "nothing listens there: start the broker, or check host and port"
+            return "the connection was refused: start the broker, or check host and port"
         case AMQPConnectorException() | TimeoutError():
-            return (
-                "no answer in time: check host, port and firewall, and whether TLS is to be used"
-            )
+            return "no answer in time: check the host, the port, the firewall and the TLS setting"
         case exceptions.ConnectionBlockedTimeout():
-            return "it takes no messages: look for its memory or disk alarm"
+            return "it blocks publishers: check it for a memory or disk alarm"
         case exceptions.AMQPHeartbeatTimeout():
-            return "it has fallen silent: no heartbeat"
+            return "no heartbeat arrived"
         case exceptions.ChannelClosedByBroker() | exceptions.ConnectionClosedByBroker():
             return _closed(error.reply_code, error.reply_text, options)
         case exceptions.StreamLostError():
@@ -94,12 +92,13 @@ def _closed(code: int, text: str, options: RabbitOptions) -> str:
     told = f"({code}) {text}"
     if code == 406 and "timed out" in text:
         return (
-            f"it took a delivery back that was held too long: raise consumer_timeout there {told}"
+            "it took back a delivery after its acknowledgement timeout: raise consumer_timeout "
+            f"there {told}"
         )
     if code == 406 and "inequivalent arg" in text:
         return f"{_other_queue(text, options)} {told}"
     if code == 406:
-        return f"it refuses this call: is this RabbitMQ newer than this worker knows? {told}"
+        return f"it refuses this call: its version may be newer than this worker supports {told}"
     if code == 403:
         return f"user {options.user!r} lacks permissions: grant configure, write, read {told}"
     if code == 320:
@@ -116,7 +115,7 @@ def _other_queue(text: str, options: RabbitOptions) -> str:
         )
     return (
         "one of the worker's own queues was declared with other arguments: delete it when it is "
-        "empty, and the worker declares it anew"
+        "empty; the worker then declares it again"
     )
 
 

@@ -126,7 +126,7 @@ class RabbitOptions:
         if parts.query or parts.fragment:
             raise ValueError("the AMQP URL has a query: give these as settings of their own")
         if tls is not None and parts.scheme == "amqp":
-            raise ValueError("the AMQP URL is without TLS: write amqps://, or leave TLS away")
+            raise ValueError("the AMQP URL is without TLS: write amqps://, or turn TLS off")
         named: dict[str, Any] = {
             "host": parts.hostname,
             "port": port,

@@ -71,7 +71,7 @@ class RabbitQueue:
         """Move the message to the retry queue with the next longer delay."""
         queue = self._topology.retry(delay)
         log.info("a message waits in %s: %s", queue, reason)
-        self._move(delivery, queue, partial(envelope.put_aside, reason=reason))
+        self._move(delivery, queue, partial(envelope.retry_headers, reason=reason))
 
     def dead_letter(
         self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None

@@ -159,7 +159,7 @@ class Session:
                 for name in self._topology.names
             }
         except exceptions.ChannelClosedByBroker as error:
-            raise Refused(f"the queues cannot be counted: {error.reply_text}") from None
+            raise Refused(f"the queue depths cannot be read: {error.reply_text}") from None
         finally:
             if channel.is_open:
                 channel.close()

@@ -74,7 +74,7 @@ def _fetch(
         deadline.extend(size or max_bytes or 0)
         return answer, _read(body, at, None if size is not None else max_bytes)
     except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, HTTPError) as error:
-        raise ChecksumMismatch(f"{at} does not arrive whole: {error}") from error
+        raise ChecksumMismatch(f"{at} arrived incomplete: {error}") from error
     finally:
         # A body read to its end has released its connection; any other closes it.
         body.close()
@@ -99,11 +99,13 @@ def _unpacked(data: bytes, at: Location, max_bytes: int | None) -> bytes:
     try:
         unpacked = unpacker.decompress(data, 0 if max_bytes is None else max_bytes + 1)
     except zlib.error as error:
-        raise ChecksumMismatch(f"{at} is not the gzip that it is said to be: {error}") from error
+        raise ChecksumMismatch(
+            f"{at} is labelled as gzip, but cannot be unpacked: {error}"
+        ) from error
     if max_bytes is not None and len(unpacked) > max_bytes:
         raise BlobTooLarge(f"{at} has more than {max_bytes} bytes, unpacked")
     if not unpacker.eof:
-        raise ChecksumMismatch(f"{at} breaks off within its gzip")
+        raise ChecksumMismatch(f"{at} ends in the middle of its gzip data")
     return unpacked
 
 

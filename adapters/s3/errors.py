@@ -27,7 +27,7 @@ class NotS3Response(BotoCoreError):
     """A success without the fields of an S3 response: another server answered."""
 
     fmt = (
-        "the answer is a success without {name}, which is not that of an S3 store: check the "
+        "the response reports success without {name}, so it is not from an S3 store: check the "
         "endpoint, and whether a proxy is in between"
     )
 
@@ -49,7 +49,8 @@ DAMAGED = {
 _CREDENTIALS = {
     "InvalidAccessKeyId": "the store does not know the access key: "
     "check AWS_ACCESS_KEY_ID, and that it belongs to this store",
-    "SignatureDoesNotMatch": "the secret does not fit the access key: check AWS_SECRET_ACCESS_KEY",
+    "SignatureDoesNotMatch": "the secret does not match the access key: "
+    "check AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "the credentials have expired: give the worker new ones",
     "TokenRefreshRequired": "the credentials have expired: give the worker new ones",
     "InvalidToken": "the session token is not valid: give the worker new credentials",
@@ -128,7 +129,7 @@ def _answered(error: ClientError, bucket: str, what: str) -> Exception:
         return BlobDenied(_wrong_region(error, bucket, what))
     if code == "InvalidObjectState":
         return BlobDenied(
-            f"{what}: the object is archived: restore it to a class that can be read"
+            f"{what}: the object is archived: restore it to a readable storage class"
         )
     if code in _UNSUPPORTED or number in {405, 501}:
         return BlobDenied(
@@ -137,12 +138,14 @@ def _answered(error: ClientError, bucket: str, what: str) -> Exception:
         )
     if code in _THROTTLED or number == 429:
         return BlobUnavailable(
-            f"{what}: the store asks for fewer requests ({code}): wait, and if it stays, "
-            "lower FETCH_CONCURRENCY or run fewer workers",
+            f"{what}: the store limits the request rate ({code}): if this persists, lower "
+            f"FETCH_CONCURRENCY or run fewer workers",
             retry_after=_retry_after(error),
         )
     if code in _SLOW:
-        return BlobUnavailable(f"{text} ({code}): the way to the store is slow, which may pass")
+        return BlobUnavailable(
+            f"{text} ({code}): the connection to the store is slow, which may be temporary"
+        )
     if number in {401, 403}:
         return BlobDenied(
             f"{text} ({code}): grant s3:GetObject, s3:PutObject and s3:DeleteObject on the "
@@ -151,12 +154,13 @@ def _answered(error: ClientError, bucket: str, what: str) -> Exception:
         )
     if number == 404:
         return BlobUnavailable(
-            f"{what}: the answer 404 ({code}) is not that of an S3 store: check the endpoint"
+            f"{what}: the answer 404 ({code}) is not from an S3 store: check the endpoint"
         )
     if 400 <= number < 500 and number not in {408, 409}:
         return BlobDenied(f"{text} ({code})")
     return BlobUnavailable(
-        f"{text} (status {number}, {code}): the store has a fault of its own, which may pass",
+        f"{text} (status {number}, {code}): the store has an internal error, which may be "
+        f"temporary",
         retry_after=_retry_after(error),
     )
 
@@ -168,7 +172,7 @@ def _unanswered(error: Exception, what: str) -> Exception:
             "or give the machine a role"
         )
     if isinstance(error, ParamValidationError):
-        return BlobDenied(f"{what}: no store accepts this name: {error}")
+        return BlobDenied(f"{what}: no store accepts this bucket name: {error}")
     if isinstance(error, SSLError):
         return BlobUnavailable(
             f"{what}: no trusted TLS connection: check that the endpoint speaks TLS, or write "
@@ -183,7 +187,7 @@ def _unanswered(error: Exception, what: str) -> Exception:
     if isinstance(error, NotS3Response):
         return BlobUnavailable(f"{what}: {error}")
     if isinstance(error, ReadTimeoutError):
-        return BlobUnavailable(f"{what}: the store does not answer in time ({error})")
+        return BlobUnavailable(f"{what}: the store did not answer in time ({error})")
     return BlobUnavailable(f"{what}: {type(error).__name__}: {error}")
 
 

@@ -77,7 +77,7 @@ class S3BlobStore:
         try:
             self._client = connect(options)
         except (*S3_ERRORS, ValueError) as error:
-            raise BlobDenied(f"no client for S3 can be made: {error}") from error
+            raise BlobDenied(f"the S3 client could not be created: {error}") from error
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
         """Read a blob and verify its length and checksum."""
@@ -91,7 +91,7 @@ class S3BlobStore:
                 raise _TryAgain(str(error)) from error
 
         with _translating(at.bucket, f"reading {at}"):
-            return self._insist(attempt, f"reading {at}")
+            return self._retry(attempt, f"reading {at}")
 
     def put(
         self,
@@ -116,23 +116,23 @@ class S3BlobStore:
                 code = error_code(error)
                 gone = isinstance(condition, IfMatch) and code == "NoSuchKey"
                 if status(error) == 412 or gone:
-                    raise PreconditionFailed(f"{at} is not in the state that was seen") from error
+                    raise PreconditionFailed(f"{at} has changed since it was read") from error
                 # Stores name this conflict differently (S3: ConditionalRequestConflict, Ceph:
                 # ConcurrentModification). The winner is unknown: the next attempt meets it or
                 # wins. A write that meets a conflict on every attempt has lost the race.
                 if condition is not None and status(error) == 409:
-                    reason = f"another write came between ({code})"
+                    reason = f"another write came first ({code})"
                     raise _TryAgain(reason, at_last=PreconditionFailed) from error
                 # The upload was aborted, or completed by an attempt whose response was lost.
                 # Writing everything again is safe in both cases.
                 if code == "NoSuchUpload":
-                    raise _TryAgain(f"another write came between ({code})") from error
+                    raise _TryAgain(f"another write came first ({code})") from error
                 if code in DAMAGED:
-                    raise _TryAgain(f"the object does not arrive whole ({code})") from error
+                    raise _TryAgain(f"the object arrived incomplete ({code})") from error
                 raise
 
         with self._within(at.bucket, f"writing {at}", len(data)):
-            return self._insist(attempt, f"writing {at}")
+            return self._retry(attempt, f"writing {at}")
 
     def delete(self, at: Location) -> None:
         """Remove a blob."""
@@ -169,7 +169,7 @@ class S3BlobStore:
         ):
             yield
 
-    def _insist(self, attempt: Callable[[], T], what: str) -> T:
+    def _retry(self, attempt: Callable[[], T], what: str) -> T:
         for tried in range(1, TRIES):
             try:
                 return attempt()
@@ -178,7 +178,7 @@ class S3BlobStore:
         try:
             return attempt()
         except _TryAgain as error:
-            raise error.at_last(f"{what}: {error}, {TRIES} times over") from error
+            raise error.at_last(f"{what} failed {TRIES} times: {error}") from error
 
     def _check_readable(self, bucket: str) -> None:
         if bucket not in self._readable:
@@ -192,7 +192,9 @@ class S3BlobStore:
         if bucket in self._writable:
             return
         self._check_readable(bucket)
-        raise BlobDenied(f"bucket {bucket!r} is read-only: the worker writes to none but its own")
+        raise BlobDenied(
+            f"bucket {bucket!r} is read-only: the worker writes only to its own buckets"
+        )
 
 
 def _check_key(at: Location) -> None:

@@ -120,8 +120,7 @@ def _abort(client: S3Client, at: Location, upload_id: str) -> None:
         return
     except S3_ERRORS as error:
         log.warning(
-            "parts of %s may be left behind: let the bucket's lifecycle remove "
-            "incomplete uploads (%s)",
+            "parts of %s may remain: add a lifecycle rule that removes incomplete uploads (%s)",
             at,
             error,
         )

@@ -135,7 +135,7 @@ class TaskReader:
 
     def _read(self, raw: object, body: bytes) -> TrainingTask:
         style_id = _readable_style_id(raw)
-        _insist_on_single_keys(body, style_id)
+        _require_single_keys(body, style_id)
         try:
             message = TaskMessage.model_validate(raw)
         except Problems as problems:
@@ -224,7 +224,7 @@ def _decode(body: bytes) -> object:
         raise InvalidTask("message", body[:40], f"send JSON in UTF-8 ({error})") from None
 
 
-def _insist_on_single_keys(body: bytes, style_id: int | None) -> None:
+def _require_single_keys(body: bytes, style_id: int | None) -> None:
     """Reject repeated keys: JSON parsers differ on which value they use.
 
     Args:

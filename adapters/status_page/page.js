@@ -234,7 +234,7 @@ function say(status) {
   if (heard !== null) {
     const news = status.jobs
       .filter((job) => heard.phases.get(job.task_id) !== job.phase)
-      .map((job) => `Style ${job.style_id}: ${STATES[job.phase]?.[0] ?? "taken up"}`);
+      .map((job) => `Style ${job.style_id}: ${STATES[job.phase]?.[0] ?? "received"}`);
     if (last && end !== heard.end) news.unshift(`Style ${last.style_id}: ${last.result}`);
     if (news.length) setText($("said"), news.join(". "));
   }

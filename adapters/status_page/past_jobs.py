@@ -59,7 +59,7 @@ class PastJobs:
 def _repeats(summary: dict[str, Any], earlier: dict[str, Any]) -> bool:
     """Whether both are of a task that another worker has, whose message returns every minute."""
     return all(
-        job["result"] == "put aside"
+        job["result"] == "retry later"
         and job["task_id"] == summary["task_id"]
         and not job["attempt"]
         for job in (summary, earlier)

@@ -85,7 +85,7 @@ class StatusServer:
                 raise AddressTaken(
                     f"STATUS_HOST, STATUS_PORT: {where}: {error.strerror or error}; give another"
                 ) from None
-            log.warning("port %d is taken; the status page has another", self._port)
+            log.warning("port %d is in use; the status page uses another", self._port)
             self._socket = _listen(self._host, 0)
         name, port = self._socket.getsockname()[:2]
         self._thread.start()
@@ -115,7 +115,7 @@ class StatusServer:
         try:
             asyncio.run(self._serve_on(self._socket))
         except Exception:
-            log.exception("the status page has ended; the work goes on")
+            log.exception("the status page has stopped; the worker continues")
 
     async def _serve_on(self, listening: socket.socket) -> None:
         asyncio.get_running_loop().set_exception_handler(_ErrorLog())

@@ -73,11 +73,11 @@ class WorkerState:
             return
         match event.settlement:
             case RetryLater(_, reason):
-                self._end(job, "put aside", message=reason)
+                self._end(job, "retry later", message=reason)
             case DeadLetter(reason):
                 self._end(job, "dead letter", message=reason)
             case Requeue():
-                self._end(job, "handed back")
+                self._end(job, "requeued")
             case Ack():  # a repeated message of a finished job
                 del self._jobs[job.task_id]
 

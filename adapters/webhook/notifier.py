@@ -115,24 +115,26 @@ class WebhookNotifier:
         found = self._transport.exchange("PATCH", PROGRESS, {}, {}, connect=timeout, read=timeout)
         url = self._options.base_url
         if isinstance(found, Answer) and found.status == 400:
-            return f"{url} answers and takes the token; {self._check_styles()}"
-        error = self._checked(found) or NotifierRefused("an empty call is taken, not answered 400")
+            return f"{url} accepts the token; {self._check_styles()}"
+        error = self._checked(found) or NotifierRefused(
+            "an empty call was accepted instead of answered with 400"
+        )
         ours = isinstance(found, Answer) and found.status in (401, 403)
         if isinstance(error, NotifierRefused) and not ours:
-            raise NotifierRefused(f"{url} is another host than the backend's, or path: {error}")
+            raise NotifierRefused(f"{url} is not the backend's host or path: {error}")
         raise error
 
     def _check_styles(self) -> str:
         """Check that styles can be read, which ``has_arrived`` needs."""
-        patience = self._options.progress_timeout
+        timeout = self._options.progress_timeout
         path = STYLE.format(0)
         found = self._transport.exchange(
-            "GET", path, None, {}, connect=patience, read=patience, public=True
+            "GET", path, None, {}, connect=timeout, read=timeout, public=True
         )
         if isinstance(found, Answer) and found.status in {200, 404}:
             return "styles can be read"
         said = f"status {found.status}" if isinstance(found, Answer) else "no answer"
-        return f"styles cannot be read ({said}), so a completion may be announced twice"
+        return f"styles cannot be read ({said}), so a completion may be sent twice"
 
     def close(self) -> None:
         """Close idle connections."""
@@ -157,7 +159,9 @@ class WebhookNotifier:
     ) -> Error | None:
         found = self._transport.exchange(method, path, body, headers, connect=connect, read=read)
         if isinstance(found, Answer) and found.status // 100 == 2 and found.body is None:
-            log.warning("%s is taken with %d, but the answer broke off", path, found.status)
+            log.warning(
+                "%s was accepted with %d, but the response ended early", path, found.status
+            )
         return self._checked(found)
 
     def _checked(self, found: Answer | TransportError) -> Error | None:

@@ -54,7 +54,7 @@ class WebhookOptions:
         object.__setattr__(self, "base_url", address)
         check_token(self.token, allow_short=self.allow_short_token)
         if self.ca_file is not None and not self.ca_file.is_file():
-            raise InvalidBackend(f"BACKEND_CA_FILE: {self.ca_file} is no file; give one in PEM")
+            raise InvalidBackend(f"BACKEND_CA_FILE: {self.ca_file} is not a file; give a PEM file")
 
 
 def checked_address(url: str, *, allow_http: bool = False) -> str:
@@ -70,7 +70,7 @@ def checked_address(url: str, *, allow_http: bool = False) -> str:
     """
     # Parsers disagree about other characters in a URL, and so about the host.
     if not re.fullmatch(_ADDRESS, url):
-        raise _refused("this is no address to call", _REMEDY)
+        raise _refused("this is not a URL", _REMEDY)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
@@ -81,7 +81,7 @@ def checked_address(url: str, *, allow_http: bool = False) -> str:
             f"give https://{parts.netloc}{parts.path}, or set BACKEND_ALLOW_HTTP=true where "
             "the network between worker and backend is private"
         )
-        raise _refused(f"the token must not travel to {host} in the clear", remedy)
+        raise _refused(f"the token must not be sent to {host} unencrypted", remedy)
     return url.rstrip("/")
 
 
@@ -95,8 +95,10 @@ def check_token(token: str, *, allow_short: bool = False) -> None:
         InvalidBackend: with the remedy, and without the token.
     """
     if not re.fullmatch(r"[!-~]+", token):
-        problem = "INTERNAL_API_TOKEN is empty or has spaces or other characters that a header "
-        raise InvalidBackend(f"{problem}does not take; give the backend's token as it is")
+        raise InvalidBackend(
+            "INTERNAL_API_TOKEN is empty or has characters that are not allowed in a header, such "
+            "as spaces; give the backend's token as it is"
+        )
     if len(token) < SHORTEST_TOKEN and not allow_short:
         problem = f"INTERNAL_API_TOKEN has {len(token)} characters"
         raise InvalidBackend(

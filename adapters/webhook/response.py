@@ -17,8 +17,8 @@ MAX_REASON_CHARACTERS = 300
 _REMEDIES = {
     400: "a field is missing or wrong: this worker's version and the backend's do not agree",
     401: "set INTERNAL_API_TOKEN to the backend's token",
-    403: "it must get the header 'X-Request-Source: training-server' as we send it; "
-    "see whether a proxy changes headers",
+    403: "it must get the header 'X-Request-Source: training-server' unchanged; check whether a "
+    "proxy changes headers",
     404: "the style is gone, or BACKEND_API_URL is not the backend's address",
 }
 
@@ -44,21 +44,21 @@ def check_response(
         if answer.body is None or json_object(answer.body).get("success") is True:
             return None
         text = (
-            'instead of {"success": true}; see whether BACKEND_API_URL is the backend\'s address'
+            'instead of {"success": true}; check whether BACKEND_API_URL is the backend\'s address'
         )
         return NotifierRefused(f"{reason}, {text}")
     if answer.status in (408, 429) or answer.status >= 500:
         if answer.status in _FROM_A_PROXY:
-            reason += "; a proxy's answer: the backend may have taken the call, or not"
+            reason += ", from a proxy: the backend may or may not have received the call"
         asked = retry_after(answer.headers.get("Retry-After", ""), now)
         return NotifierUnavailable(reason, retry_after=asked)
     if 300 <= answer.status < 400:
         target = readable(answer.headers.get("Location", "nowhere"), secret)
-        text = f"redirects to {target}; the token does not follow: set BACKEND_API_URL"
+        text = f"redirects to {target}; the token is not sent there: set BACKEND_API_URL"
         return NotifierRefused(f"{reason}, {text} to the final address")
     if answer.status == 404:
         return StyleGone(f"{reason}; {_REMEDIES[404]}")
-    remedy = _REMEDIES.get(answer.status, "see whether BACKEND_API_URL is the backend's address")
+    remedy = _REMEDIES.get(answer.status, "check whether BACKEND_API_URL is the backend's address")
     return NotifierRefused(f"{reason}; {remedy}")
 
 
@@ -66,10 +66,12 @@ def connection_error(silence: TransportError, url: str, secret: str) -> Notifier
     """The error to raise when there was no response."""
     reason = readable(silence.reason, secret)
     if silence.sent:
-        return NotifierUnavailable(f"{url} may have taken the call, or not: {reason}")
+        return NotifierUnavailable(f"{url} may or may not have received the call: {reason}")
     if silence.untrusted:
-        text = f"TLS with {url} fails ({reason}); see whether its certificate is for this host, "
-        return NotifierUnavailable(f"{text}in date, and of an authority that is trusted here")
+        text = f"TLS with {url} fails ({reason}); check that its certificate is for this host, "
+        return NotifierUnavailable(
+            f"{text}is valid today, and is signed by an authority trusted here"
+        )
     return NotifierUnavailable(f"{url} cannot be reached, the call was not sent: {reason}")
 
 
@@ -88,7 +90,7 @@ def _reason(answer: Answer, secret: str) -> str:
         fields = json_object(answer.body)
         told = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), None)
         said = told if isinstance(told, str) else answer.body.decode(errors="replace")
-    status = f"the backend answers {answer.status}"
+    status = f"the backend returned {answer.status}"
     return f"{status} ({readable(said, secret)})" if said else status
 
 

@@ -59,7 +59,7 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Reset the peak memory to the memory in use now."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

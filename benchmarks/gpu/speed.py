@@ -15,7 +15,7 @@ import torch
 from adapters.diffusion.backend import Backend
 from adapters.diffusion.fused.blocks import sharing_weights
 from benchmarks.gpu.bench import Bench, attempts, encoders_at_home, measure
-from benchmarks.gpu.facts import forget_peak, wait_for
+from benchmarks.gpu.facts import reset_peak_memory, wait_for
 from benchmarks.plain_recipe import plain_steps
 
 FALLBACK_FLOP = 1.72e12
@@ -81,7 +81,7 @@ def speed(
 
 def measure_recipe(bench: Bench, batch: int) -> dict[str, Any]:
     """Measure the plain recipe in the same precision."""
-    forget_peak(bench.device)
+    reset_peak_memory(bench.device)
     steps = plain_steps(bench.base, bench.images, bench.resolution, 1_000_000, batch)
     try:
         return measure(bench, batch, lambda: next(steps))
@@ -98,7 +98,7 @@ def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
         unet.compile(dynamic=False)
         bench = replace(bench, base=replace(bench.base, unet=unet))
     try:
-        forget_peak(bench.device)
+        reset_peak_memory(bench.device)
         started = time.perf_counter()
         with bench.trainer(trick.backend).open(bench.plan(batch), None) as session:
             wait_for(bench.device)

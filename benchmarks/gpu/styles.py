@@ -10,7 +10,7 @@ from typing import Any
 
 from adapters.diffusion.backend import Backend, choose_backend
 from benchmarks.gpu.bench import Bench, attempts, pace
-from benchmarks.gpu.facts import forget_peak
+from benchmarks.gpu.facts import reset_peak_memory
 from benchmarks.together import running_together
 
 
@@ -32,7 +32,7 @@ def several_styles(
 
 def measure_styles(bench: Bench, backend: Backend, styles: int) -> dict[str, Any]:
     """Measure ``styles`` jobs together, each in its own thread; a step is one of every job."""
-    forget_peak(bench.device)
+    reset_peak_memory(bench.device)
     trainer = bench.trainer(backend, slots=max(2, styles))
     with running_together(trainer, [bench.plan(1, seed=seed) for seed in range(styles)]) as runs:
         # The first epoch warms up and records; each epoch's end waits for the device.

@@ -280,8 +280,8 @@ def test_an_interrupt_says_what_it_does_and_a_second_one_what_is_lost() -> None:
         display.ended_at_once()
     stopping, nothing, something = file.getvalue().splitlines()[1:]
     assert "saving a checkpoint" in stopping
-    assert "begins anew" in nothing
-    assert "goes on from epoch 20" in something
+    assert "to start over" in nothing
+    assert "to resume from epoch 20" in something
 
 
 def test_a_bar_is_as_long_as_the_way_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,10 +114,10 @@ def test_lines_from_pools_and_timers_carry_the_job(
         fetch_images(images, 512, blobs, MemoryInspector(), config, StopSignal())
         ticked.clear()
         assert ticked.wait(30)
-    images = [line for line in collector.objects if " from fetch_" in line["message"]]
+    fetches = [line for line in collector.objects if " from fetch_" in line["message"]]
     last = [line for line in collector.objects if line["message"] == "tick"][-1]
-    assert len(images) == 8
-    assert {(line["task_id"], line["attempt"]) for line in [*images, last]} == {(TASK_ID, 3)}
+    assert len(fetches) == 8
+    assert {(line["task_id"], line["attempt"]) for line in [*fetches, last]} == {(TASK_ID, 3)}
 
 
 def test_lines_of_jobs_side_by_side_name_each_its_own(

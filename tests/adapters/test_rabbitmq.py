@@ -226,7 +226,8 @@ def test_a_session_that_is_over_is_told_closed_and_followed_by_another(
         session = sessions.all[-1]
         session.over = ConnectionResetError("cut")
         session.wake()
-        eventually(lambda n=number: (sessions.ended, len(sessions.all)) == (n, n + 1))
+        expected = (number, number + 1)
+        eventually(lambda expected=expected: (sessions.ended, len(sessions.all)) == expected)  # type: ignore[misc]
         assert session.closed
     assert caplog.text.count("trying again until it works") == 2
 
@@ -242,7 +243,7 @@ def test_the_pauses_between_tries_grow_and_the_trouble_is_told_once(
 
     options = RabbitOptions(reconnect_first=0.01)
     connection = Connection(options, refuse, lambda: None, SystemClock(), lambda: 1.0)
-    with pytest.raises(QueueUnavailable, match="nothing listens there"):
+    with pytest.raises(QueueUnavailable, match="the connection was refused"):
         connection.call(lambda _: None)
     eventually(lambda: len(tries) == 6)
     connection.close()
@@ -375,12 +376,12 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
             r"user 'guest' may not enter virtual host '/': grant .*\(\(530\) access refused\)",
         ),
         (exceptions.IncompatibleProtocolError(), "does not speak AMQP .*check the port"),
-        (socket.gaierror(-2, "unknown"), r"name is not known \(unknown\): check the host"),
-        (ConnectionRefusedError(111, "refused"), "nothing listens there: start the broker"),
-        (AMQPConnectorStackTimeout(), "no answer in time: check host, port and firewall"),
-        (TimeoutError(), "no answer in time: check host, port and firewall"),
+        (socket.gaierror(-2, "unknown"), r"name was not found \(unknown\): check the host"),
+        (ConnectionRefusedError(111, "refused"), "the connection was refused: start the broker"),
+        (AMQPConnectorStackTimeout(), "no answer in time: check the host, the port"),
+        (TimeoutError(), "no answer in time: check the host, the port"),
         (exceptions.ConnectionBlockedTimeout(), "memory or disk alarm"),
-        (exceptions.AMQPHeartbeatTimeout(), "it has fallen silent: no heartbeat"),
+        (exceptions.AMQPHeartbeatTimeout(), "no heartbeat arrived"),
         (exceptions.StreamLostError("reset"), r"the connection was cut \(reset\)$"),
         (exceptions.StreamLostError(), r"the connection was cut \(StreamLostError\)$"),
         (OSError(113, "No route to host"), "No route to host$"),

@@ -463,7 +463,7 @@ def test_an_earlier_epochs_weights_are_announced_with_the_reason() -> None:
 
 
 def test_overfitting_is_told() -> None:
-    assert "begins to learn its images by heart" in page(replace(REPORT, history=MEASURED)).text
+    assert "begins to memorise its images" in page(replace(REPORT, history=MEASURED)).text
     falling = [replace(record, validation_loss=1 / record.epoch) for record in MEASURED]
     assert "by heart" not in page(replace(REPORT, history=falling)).text
 
@@ -513,9 +513,9 @@ def test_one_epoch_is_enough_for_a_curve_of_gradients(epochs: int) -> None:
 def test_a_training_that_stood_still_is_told_with_what_may_help() -> None:
     still = [replace(record, stalled=record.epoch in (7, 8)) for record in PULLED]
     text = page(replace(REPORT, history=still)).text
-    assert "The training stood still in epochs 7 to 8: its weights did not move." in text
+    assert "The training stalled in epochs 7 to 8: its weights did not change." in text
     assert "The learning rate, 0.0001 at most in these epochs, is too low" in text
-    assert "stood still" not in page(replace(REPORT, history=PULLED)).text
+    assert "stalled" not in page(replace(REPORT, history=PULLED)).text
 
 
 def test_previews_from_the_way_are_shown_by_epoch_for_every_prompt() -> None:

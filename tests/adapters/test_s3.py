@@ -63,7 +63,7 @@ def test_the_wait_that_a_store_asks_for_is_read_in_both_forms_and_bounded(
 ) -> None:
     named = {"retry-after": header, "date": date}
     headers = {name: value for name, value in named.items() if value is not None}
-    metadata = {"HTTPStatusCode": 503, "HTTPHeaders": headers}
+    metadata: Any = {"HTTPStatusCode": 503, "HTTPHeaders": headers}
     answer = ClientError(
         {"Error": {"Code": "SlowDown"}, "ResponseMetadata": metadata}, "PutObject"
     )
@@ -74,13 +74,9 @@ def test_the_wait_that_a_store_asks_for_is_read_in_both_forms_and_bounded(
 
 def answered(code: str, number: int) -> ClientError:
     """An answer of the store; one without a name of its own has its number for one."""
-    return ClientError(
-        {
-            "Error": {"Code": code, "Message": "no"},
-            "ResponseMetadata": {"HTTPStatusCode": number, "HTTPHeaders": {"retry-after": "7"}},
-        },
-        "GetObject",
-    )
+    metadata: Any = {"HTTPStatusCode": number, "HTTPHeaders": {"retry-after": "7"}}
+    error: Any = {"Code": code, "Message": "no"}
+    return ClientError({"Error": error, "ResponseMetadata": metadata}, "GetObject")
 
 
 @pytest.mark.parametrize(
@@ -92,15 +88,15 @@ def answered(code: str, number: int) -> ClientError:
         (answered("InsufficientCapacity", 403), "free space"),
         (answered("XMinioAdminBucketQuotaExceeded", 400), "free space"),
         (answered("507", 507), "free space"),
-        (answered("PriorRequestNotComplete", 400), "may pass"),
-        (answered("RequestTimeoutException", 400), "may pass"),
+        (answered("PriorRequestNotComplete", 400), "may be temporary"),
+        (answered("RequestTimeoutException", 400), "may be temporary"),
         (answered("Throttling", 400), "lower FETCH_CONCURRENCY"),
         (answered("ThrottlingException", 400), "lower FETCH_CONCURRENCY"),
         (answered("RequestLimitExceeded", 400), "lower FETCH_CONCURRENCY"),
         (answered("429", 429), "lower FETCH_CONCURRENCY"),
-        (answered("408", 408), "may pass"),
-        (answered("OperationAborted", 409), "may pass"),
-        (answered("500", 500), "may pass"),
+        (answered("408", 408), "may be temporary"),
+        (answered("OperationAborted", 409), "may be temporary"),
+        (answered("500", 500), "may be temporary"),
         (PartialCredentialsError(provider="env", cred_var="key"), "set AWS_ACCESS_KEY_ID"),
         (CredentialRetrievalError(provider="role", error_msg="no"), "give the machine a role"),
         (ConnectTimeoutError(endpoint_url="https://s3.example"), "check the endpoint"),
@@ -156,18 +152,27 @@ class Store:
 
     def __init__(self, **answer: Any) -> None:
         self.body = Body(DATA)
-        self._answer = {"ETag": f'"{MD5}"', "ResponseMetadata": {}, "Body": self.body, **answer}
+        self._answer: dict[str, Any] = {
+            "ETag": f'"{MD5}"',
+            "ResponseMetadata": {},
+            "Body": self.body,
+            **answer,
+        }
 
     def get_object(self, **_: str) -> Any:
         return self._answer
 
 
+def downloaded(store: Any, max_bytes: int | None = None) -> bytes:
+    return download(store, AT, max_bytes).data
+
+
 def test_a_body_whose_length_is_not_told_is_read_as_far_as_it_may_be() -> None:
-    assert download(Store(), AT, None).data == DATA
-    assert download(Store(), AT, len(DATA)).data == DATA
+    assert downloaded(Store()) == DATA
+    assert downloaded(Store(), len(DATA)) == DATA
     store = Store()
     with pytest.raises(BlobTooLarge):
-        download(store, AT, len(DATA) - 1)
+        downloaded(store, len(DATA) - 1)
     assert store.body.closed
 
 
@@ -184,7 +189,7 @@ def test_a_body_that_breaks_off_is_damaged_and_closed(error: Exception) -> None:
     store = Store(ContentLength=len(DATA))
     store.body.error = error
     with pytest.raises(ChecksumMismatch):
-        download(store, AT, None)
+        downloaded(store)
     assert store.body.closed
 
 
@@ -200,7 +205,7 @@ def test_a_body_that_breaks_off_is_damaged_and_closed(error: Exception) -> None:
     ],
 )
 def test_a_whole_body_is_taken_whatever_its_etag_is_made_of(answer: dict[str, Any]) -> None:
-    assert download(Store(**answer), AT, None).data == DATA
+    assert downloaded(Store(**answer)) == DATA
 
 
 @pytest.mark.parametrize(
@@ -214,7 +219,7 @@ def test_a_whole_body_is_taken_whatever_its_etag_is_made_of(answer: dict[str, An
 )
 def test_a_body_that_does_not_fit_its_checksum_is_damaged(answer: dict[str, Any]) -> None:
     with pytest.raises(ChecksumMismatch):
-        download(Store(**answer), AT, None)
+        downloaded(Store(**answer))
 
 
 class Interrupted(BaseException):
@@ -253,7 +258,7 @@ class Uploads:
 IN_PARTS = S3Options(multipart_threshold=len(DATA), part_size=5 * MIB)
 
 
-def put(client: Uploads, data: bytes, options: S3Options = IN_PARTS) -> None:
+def put(client: Any, data: bytes, options: S3Options = IN_PARTS) -> None:
     upload(client, options, AT, data, "text/plain", None)
 
 
@@ -293,7 +298,7 @@ def test_parts_that_may_be_left_behind_are_told_and_hide_no_error(
     away = HTTPClientError(error="cut")
     with pytest.raises(Interrupted):
         put(Uploads(upload_part=Interrupted(), abort_multipart_upload=away), DATA)
-    assert "may be left behind" in caplog.text
+    assert "may remain" in caplog.text
 
 
 def open_store(monkeypatch: pytest.MonkeyPatch, client: Any = None) -> S3BlobStore:
@@ -342,7 +347,7 @@ def test_a_configuration_that_makes_no_client_is_denied(
         raise error
 
     monkeypatch.setattr("adapters.s3.store.connect", fail)
-    with pytest.raises(BlobDenied, match="no client for S3 can be made"):
+    with pytest.raises(BlobDenied, match="the S3 client could not be created"):
         S3BlobStore(S3Options(), readable=[], writable=[], sleep=lambda _: None)
 
 
@@ -359,7 +364,11 @@ def test_the_client_is_as_patient_and_as_wide_as_its_options_say() -> None:
     assert (config.retries["total_max_attempts"], config.max_pool_connections) == (2, 9)
 
 
-KEYS = {"access_key_id": "AKIA-of-ours", "secret_access_key": "s3cret", "session_token": "t0ken"}
+KEYS: dict[str, Any] = {
+    "access_key_id": "AKIA-of-ours",
+    "secret_access_key": "s3cret",
+    "session_token": "t0ken",
+}
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,11 @@ def test_a_message_that_comes_while_one_waits_is_soon_there(
 ) -> None:
     assert queue.receive(0.05) is None
     assert clock.monotonic() == pytest.approx(0.05)
-    with clock.every(1.0, lambda: (folder / "task.json").write_bytes(b"{}")):
+
+    def arrive() -> None:
+        (folder / "task.json").write_bytes(b"{}")
+
+    with clock.every(1.0, arrive):
         assert queue.receive(30.0) is not None
     assert clock.monotonic() < 2.0
 

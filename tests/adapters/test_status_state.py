@@ -55,7 +55,7 @@ def test_the_curve_of_a_resumed_job_goes_on_where_its_checkpoint_was() -> None:
 def test_every_end_is_among_the_recent_jobs_newest_first() -> None:
     recent = shown(training())["recent"]
     assert [job["result"] for job in recent] == [
-        "put aside",
+        "retry later",
         "interrupted",
         "failed",
         "completed",
@@ -97,11 +97,11 @@ def test_a_job_whose_backend_is_away_is_put_aside_with_the_reason() -> None:
     scene = Scene()
     scene.tell(received(task(6)))
     scene.tell(AnnouncementBegun(**ids(6), call=2))
-    scene.tell(settled(task(6), RetryLater(60.0, "the backend answers 503")))
+    scene.tell(settled(task(6), RetryLater(60.0, "the backend returned 503")))
     snapshot = shown(scene)
     assert snapshot["job"] is None
-    assert snapshot["recent"][0]["result"] == "put aside"
-    assert snapshot["recent"][0]["message"] == "the backend answers 503"
+    assert snapshot["recent"][0]["result"] == "retry later"
+    assert snapshot["recent"][0]["message"] == "the backend returned 503"
 
 
 def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() -> None:
@@ -125,8 +125,8 @@ def test_what_ended_otherwise_keeps_its_line_when_the_task_is_put_aside() -> Non
     scene.tell(received(task(6)))
     scene.tell(settled(task(6), wait))
     lines = [(job["result"], job["attempt"]) for job in shown(scene)["recent"]]
-    aside = "put aside"
-    assert lines == [(aside, None), (aside, 1), (aside, None), ("handed back", None)]
+    aside = "retry later"
+    assert lines == [(aside, None), (aside, 1), (aside, None), ("requeued", None)]
 
 
 def test_a_repeated_message_of_a_finished_job_is_no_job() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
@@ -11,7 +13,7 @@ TENSORS = {"a": torch.arange(5.0), "b": torch.ones(2, 3, dtype=torch.float16)}
 METADATA = {f"key {index}": f"value {index} ä" for index in range(20)}
 
 
-def test_what_is_written_can_be_read_by_us_and_by_the_library(tmp_path) -> None:
+def test_what_is_written_can_be_read_by_us_and_by_the_library(tmp_path: Path) -> None:
     data = encode(TENSORS, METADATA)
     tensors, metadata = decode(data)
     assert metadata == METADATA

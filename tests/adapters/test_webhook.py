@@ -161,14 +161,14 @@ def test_a_success_with_another_body_is_never_repeated(body: bytes) -> None:
 def test_a_refusal_has_status_reason_and_remedy(status: int, remedy: str) -> None:
     error = judged(status, b'{"success": false, "error": "style 7 is\\n\\u001b[31m gone"}')
     assert isinstance(error, NotifierRefused)
-    assert rf"answers {status} (style 7 is \u001b[31m gone)" in str(error)
+    assert rf"returned {status} (style 7 is \u001b[31m gone)" in str(error)
     assert remedy in str(error)
 
 
 @pytest.mark.parametrize("key", ["error", "detail", "message"])
 def test_the_backends_own_words_are_told_without_the_json_around_them(key: str) -> None:
     said = f'{{"success": false, "{key}": "no such style"}}'
-    assert "answers 404 (no such style)" in str(judged(404, said.encode()))
+    assert "returned 404 (no such style)" in str(judged(404, said.encode()))
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
@@ -183,14 +183,14 @@ def test_a_call_for_patience_is_one(status: int) -> None:
 def test_a_proxys_answer_leaves_open_whether_the_call_has_arrived(
     status: int, uncertain: bool
 ) -> None:
-    assert ("may have taken the call, or not" in str(judged(status))) is uncertain
+    assert ("may or may not have received the call" in str(judged(status))) is uncertain
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
 def test_a_redirect_is_refused_and_says_where_to(status: int) -> None:
     error = judged(status, Location="https://www.example.com/x")
     assert isinstance(error, NotifierRefused)
-    assert "https://www.example.com/x; the token does not follow" in str(error)
+    assert "https://www.example.com/x; the token is not sent there" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,11 @@ def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
 @pytest.mark.parametrize(
     ("silence", "told"),
     [
-        (TransportError("cut", sent=True), "may have taken the call, or not: cut"),
-        (TransportError("cut", sent=True, untrusted=True), "may have taken the call, or not: cut"),
+        (TransportError("cut", sent=True), "may or may not have received the call: cut"),
+        (
+            TransportError("cut", sent=True, untrusted=True),
+            "may or may not have received the call: cut",
+        ),
         (
             TransportError("expired", sent=False, untrusted=True),
             "TLS with https://b fails (expired)",

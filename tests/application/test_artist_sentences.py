@@ -83,7 +83,7 @@ def too_large() -> Iterator[Failure]:
         with pytest.raises(InvalidTask) as caught:
             check_size(a_task(**named), max_steps=10, max_resolution=64)
         world = World()
-        loop_over(world, MemoryQueue(world.clock)).reject(b"", caught.value, StopSignal())
+        loop_over(world, MemoryQueue(world.clock)).reject(b"", caught.value, StopSignal(), 0)
         yield from told(world)
 
 

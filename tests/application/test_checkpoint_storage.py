@@ -207,7 +207,7 @@ def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
 
 
 @pytest.mark.parametrize(
-    ("step", "said"), [(40, "the one before is still under way"), (10, "it has not arrived")]
+    ("step", "said"), [(40, "the previous upload did not end"), (10, "its upload did not end")]
 )
 def test_shutdown_does_not_wait_for_a_store_that_hangs(
     world: World,
@@ -387,4 +387,4 @@ def test_a_checkpoint_of_a_job_that_is_anothers_by_now_is_no_loss(
     assert isinstance(outcome, RetryLater)
     assert outcome.elsewhere
     assert saved(world) == []
-    assert "the checkpoint under way is lost" not in caplog.text
+    assert "the pending checkpoint is lost" not in caplog.text

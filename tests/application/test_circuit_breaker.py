@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from application.circuit_breaker import DEFECTS, FIRST_PAUSE, MAX_PAUSE, CircuitBreaker
+from application.circuit_breaker import FIRST_PAUSE, MAX_PAUSE, MAX_TASKS, CircuitBreaker
 from tests.application.world import World
 
 
@@ -10,10 +10,10 @@ def test_different_tasks_in_a_row_open_it_and_each_further_one_doubles_the_pause
     world: World,
 ) -> None:
     breaker = CircuitBreaker(world.clock)
-    for number in range(DEFECTS):
+    for number in range(MAX_TASKS):
         assert breaker.trouble is None
         breaker.failed(f"task-{number}")
-    assert f"{DEFECTS} tasks in a row" in (breaker.trouble or "")
+    assert f"{MAX_TASKS} tasks in a row" in (breaker.trouble or "")
     for _ in range(10):
         world.clock.advance(FIRST_PAUSE)
         if breaker.trouble is None:
@@ -29,14 +29,14 @@ def test_different_tasks_in_a_row_open_it_and_each_further_one_doubles_the_pause
 
 def test_one_task_that_fails_again_and_again_does_not_open_it(world: World) -> None:
     breaker = CircuitBreaker(world.clock)
-    for _ in range(10 * DEFECTS):
+    for _ in range(10 * MAX_TASKS):
         breaker.failed("the same")
     assert breaker.trouble is None
 
 
 def test_a_task_that_ends_well_closes_it(world: World) -> None:
     breaker = CircuitBreaker(world.clock)
-    for number in range(2 * DEFECTS):
+    for number in range(2 * MAX_TASKS):
         breaker.failed(f"task-{number}")
     breaker.succeeded()
     assert breaker.trouble is None

@@ -127,7 +127,7 @@ def test_a_call_that_may_not_have_arrived_is_repeated(world: World, arrived: boo
 
 def test_a_refusal_is_not_repeated(world: World) -> None:
     backend = Answering(NotifierRefused("404"))
-    assert announce(world, backend) == DeadLetter("the backend refuses the outcome: 404")
+    assert announce(world, backend) == DeadLetter("the backend rejects the outcome: 404")
     assert len(backend.tasks) == 1
 
 

@@ -76,7 +76,7 @@ def still(*epochs: int, of: int = 20, largest: float | None = None) -> list[Epoc
     ],
 )
 def test_the_epochs_that_stood_still_are_named(epochs: tuple[int, ...], words: str) -> None:
-    assert f"The training stood still {words}" in (standstill_note(still(*epochs)) or "")
+    assert f"The training stalled {words}" in (standstill_note(still(*epochs)) or "")
 
 
 def test_weights_that_do_not_move_under_a_gradient_need_a_higher_learning_rate() -> None:

@@ -100,7 +100,7 @@ def test_progress_that_is_not_delivered_is_no_error(
     monkeypatch.setattr(world.notifier, "progress", fail)
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert {(r.levelname, r.message.split(":")[0]) for r in caplog.records} == {
-        ("WARNING", "progress call failed, the next one follows")
+        ("WARNING", "progress call failed, the next one will be sent")
     }
 
 

@@ -15,7 +15,7 @@ from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import TaskReader, encode_task
 from adapters.spool import SpoolQueue
-from application.circuit_breaker import DEFECTS, CircuitBreaker
+from application.circuit_breaker import MAX_TASKS, CircuitBreaker
 from application.event_bus import EventSink, MessageSettled, TaskReceived, WorkerEvent
 from application.job_status import in_words, job_status
 from application.notify_outcome import SLOW_ANSWER
@@ -202,7 +202,7 @@ def test_a_bad_message_can_be_looked_up_by_the_task_it_names(
     loop_over(world, queue)(StopSignal(), until_empty=True)
     status = job_status(TASK_ID, world.store())
     assert status.state == "rejected"
-    assert status.told == (body is BAD)
+    assert status.backend_notified == (body is BAD)
     assert status.rejection is not None
     assert status.rejection["reason"] == queue.dead[0].reason
     assert TASK_ID in in_words(status)[0]
@@ -286,7 +286,7 @@ def test_a_bad_message_of_which_nobody_can_be_told_is_left_to_a_person_at_once(
     loop_over(world, queue)(StopSignal(), until_empty=True)
     (letter,) = queue.dead
     assert "epochs is -1" in letter.reason
-    assert "nobody could be told: 403 for models" in letter.reason
+    assert "the backend could not be notified: 403 for models" in letter.reason
     assert letter.details["field"] == "data.parameters.epochs"
     assert queue.waiting == []
 
@@ -440,13 +440,13 @@ def test_a_worker_that_is_not_ready_takes_no_task_and_says_why_once(
         replace(loop_over(world, queue), not_ready=not_ready)(stop)
     assert looks[:4] == [1, 1, 1, 1]
     assert world.job().state is JobState.COMPLETED
-    assert caplog.text.count("no task is taken: 0.1 GB free") == 1
+    assert caplog.text.count("no tasks are received: 0.1 GB free") == 1
 
 
 def test_a_worker_on_which_every_job_meets_a_defect_leaves_the_rest_to_others(
     world: World, queue: MemoryQueue
 ) -> None:
-    tasks = [replace(a_task(), task_id=str(uuid.UUID(int=n))) for n in range(DEFECTS + 2)]
+    tasks = [replace(a_task(), task_id=str(uuid.UUID(int=n))) for n in range(MAX_TASKS + 2)]
     for task in tasks:
         queue.publish(encode_task(task))
 
@@ -454,8 +454,10 @@ def test_a_worker_on_which_every_job_meets_a_defect_leaves_the_rest_to_others(
 
     def broken(task: TrainingTask, *_: Any) -> Settlement:
         run.append(task.task_id)
-        return RetryLater(3600.0, "ImportError: a library is gone", defect=True)
+        return RetryLater(3600.0, "ImportError: a library is gone", unexpected=True)
 
-    loop = replace(loop_over(world, queue), run=broken, defects=CircuitBreaker(world.clock))
+    loop = replace(
+        loop_over(world, queue), run=broken, circuit_breaker=CircuitBreaker(world.clock)
+    )
     loop(StopSignal(), until_empty=True)
-    assert len(run) == DEFECTS, "the others stay on the queue"
+    assert len(run) == MAX_TASKS, "the others stay on the queue"

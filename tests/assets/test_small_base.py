@@ -1,6 +1,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,11 @@ def _files() -> dict[str, Path]:
     return {p.relative_to(BASE).as_posix(): p for p in BASE.rglob("*") if p.is_file()}
 
 
-def _config(name: str):
+def _config(name: str) -> Any:
     return json.loads((BASE / name).read_text("utf-8"))
 
 
-def test_the_checksums_list_every_file_and_match():
+def test_the_checksums_list_every_file_and_match() -> None:
     lines = (BASE / "SHA256SUMS").read_text("utf-8").splitlines()
     listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     actual = {
@@ -28,16 +29,16 @@ def test_the_checksums_list_every_file_and_match():
     assert listed == actual
 
 
-def test_the_weights_are_safetensors_and_nothing_is_pickled():
+def test_the_weights_are_safetensors_and_nothing_is_pickled() -> None:
     kinds = {path.suffix for path in _files().values()}
     assert kinds == {".safetensors", ".json", ".txt", ".md", ""}
 
 
-def test_the_base_is_small():
+def test_the_base_is_small() -> None:
     assert sum(path.stat().st_size for path in _files().values()) < 6_000_000
 
 
-def test_the_unet_has_the_blocks_of_stable_diffusion_1_5():
+def test_the_unet_has_the_blocks_of_stable_diffusion_1_5() -> None:
     unet = _config("unet/config.json")
     assert unet["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
     assert unet["mid_block_type"] == "UNetMidBlock2DCrossAttn"
@@ -45,13 +46,13 @@ def test_the_unet_has_the_blocks_of_stable_diffusion_1_5():
     assert (unet["in_channels"], unet["out_channels"]) == (4, 4)
 
 
-def test_the_native_side_is_128_px():
+def test_the_native_side_is_128_px() -> None:
     vae = _config("vae/config.json")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     assert _config("unet/config.json")["sample_size"] * factor == 128
 
 
-def test_the_noise_schedule_is_that_of_stable_diffusion_1_5():
+def test_the_noise_schedule_is_that_of_stable_diffusion_1_5() -> None:
     scheduler = _config("scheduler/scheduler_config.json")
     expected = {
         "_class_name": "PNDMScheduler",
@@ -69,7 +70,7 @@ def test_the_noise_schedule_is_that_of_stable_diffusion_1_5():
 
 
 @pytest.fixture(scope="module")
-def pipeline():
+def pipeline() -> Any:
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -79,7 +80,7 @@ def pipeline():
 
 
 @pytest.mark.integration
-def test_any_text_becomes_77_known_tokens(pipeline):
+def test_any_text_becomes_77_known_tokens(pipeline: Any) -> None:
     tokenizer = pipeline.tokenizer
     text = "A Sloth (12 years) with Café, 犬!"
     tokens = tokenizer(text, padding="max_length").input_ids
@@ -92,13 +93,13 @@ def test_any_text_becomes_77_known_tokens(pipeline):
 
 
 @pytest.mark.integration
-def test_a_captions_words_are_whole_tokens(pipeline):
+def test_a_captions_words_are_whole_tokens(pipeline: Any) -> None:
     caption = "a small red circle left of an orange star on a background fading to blue"
     assert pipeline.tokenizer.tokenize(caption) == [f"{word}</w>" for word in caption.split()]
 
 
 @pytest.mark.integration
-def test_the_text_encoders_file_is_what_was_loaded(pipeline):
+def test_the_text_encoders_file_is_what_was_loaded(pipeline: Any) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -111,7 +112,7 @@ def test_the_text_encoders_file_is_what_was_loaded(pipeline):
 
 
 @pytest.mark.integration
-def test_the_autoencoder_keeps_a_scenes_colours(pipeline):
+def test_the_autoencoder_keeps_a_scenes_colours(pipeline: Any) -> None:
     import numpy as np
     import torch
 
@@ -125,7 +126,7 @@ def test_the_autoencoder_keeps_a_scenes_colours(pipeline):
     assert float((decoded - batch).abs().mean()) < 0.15
 
 
-def _draw(pipeline, prompts):
+def _draw(pipeline: Any, prompts: list[str]) -> Any:
     """Images (prompt, height, width, 3) in 0..255, each from a seed of its own."""
     import torch
     from diffusers import DDIMScheduler
@@ -143,7 +144,7 @@ def _draw(pipeline, prompts):
     )
 
 
-def _name_of(colours):
+def _name_of(colours: Any) -> list[str]:
     """The nearest colour word of each mean colour (count, 3)."""
     import numpy as np
 
@@ -154,7 +155,9 @@ def _name_of(colours):
 
 
 @pytest.mark.integration
-def test_a_caption_decides_the_colours_of_shape_and_background(pipeline):
+def test_a_caption_decides_the_colours_of_shape_and_background(
+    pipeline: Any,
+) -> None:
     from assets.drawing import COLOURS
 
     names = list(COLOURS)
@@ -169,12 +172,12 @@ def test_a_caption_decides_the_colours_of_shape_and_background(pipeline):
 
 
 @pytest.mark.integration
-def test_a_caption_decides_the_shape(pipeline):
+def test_a_caption_decides_the_shape(pipeline: Any) -> None:
     import numpy as np
 
     from assets.drawing import SHAPES, Background, Scene, Shape, paint_plain
 
-    def paint(kind):
+    def paint(kind: str) -> Any:
         shape = Shape(kind, "white", "large", 0.0, 0.0, radius=0.375, angle=0.0)
         scene = Scene((shape,), "", Background("plain", "black", "black"))
         return np.asarray(paint_plain(scene, np.random.default_rng(0), 128))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from domain.parameters import TrainingParameters
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options))
-def test_every_setting_is_valid_and_differs_from_the_default(options: dict[str, object]) -> None:
+def test_every_setting_is_valid_and_differs_from_the_default(options: dict[str, Any]) -> None:
     defaults = {field.name: field.default for field in fields(TrainingParameters)}
     assert all(value != defaults[name] for name, value in options.items())
     TrainingParameters(**{"epochs": 1, "resolution": 64, **options})

@@ -35,7 +35,11 @@ REGION = "us-east-1"
 # Before the user is there, everything is allowed: two buckets, the images, three calls to IAM.
 @set_initial_no_auth_action_count(2 + COUNT + 3)
 def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
-    root = {"aws_access_key_id": "r", "aws_secret_access_key": "r", "region_name": REGION}
+    root: dict[str, Any] = {
+        "aws_access_key_id": "r",
+        "aws_secret_access_key": "r",
+        "region_name": REGION,
+    }
     with mock_aws():
         s3, iam = boto3.client("s3", **root), boto3.client("iam", **root)
         for bucket in (IMAGES, MODELS):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig, inject_adapter_in_model
@@ -74,7 +76,7 @@ def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tens
 def loss_of(
     base: BaseModel,
     plan: TrainingPlan,
-    decoded_images: list,
+    decoded_images: list[Any],
     sizes: list[tuple[int, int]],
     batch: tuple[int, ...],
     step: int,
@@ -84,7 +86,7 @@ def loss_of(
         encoded = encode_dataset(
             base,
             [(decoded_images[i], sizes[i]) for i in batch],
-            [plan.images[i].caption.strip() for i in batch],
+            [(plan.images[i].caption or "").strip() for i in batch],
             flipped=False,
             device=device,
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.optimizer import OptimizerState
 from application.ports import CheckpointRejected, EpochRecord
 
-IDENTITY = {
+IDENTITY: dict[str, Any] = {
     "parameters": {"seed": 1, "learning_rate": 0.1, "sample_prompts": ("a fox",)},
     "images": "p",
     "image sizes": "s",

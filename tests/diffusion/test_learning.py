@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from adapters.diffusion import session
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import EncodedDataset
 from adapters.diffusion.objective import Objective
+from adapters.diffusion.optimizer import build_optimizer
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
 from assets.drawing import compose_scene, describe, paint_ink_and_wash
@@ -86,9 +88,9 @@ def no_learning_rate(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> Tra
 
 def adapters_not_attached(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
     """The optimizer works on a copy of the weights that the UNet does not see."""
-    build = session.build_optimizer
+    build = build_optimizer
 
-    def of_a_copy(weights, parameters):
+    def of_a_copy(weights: torch.Tensor, parameters: Any) -> Any:
         copy = torch.nn.Parameter(weights.detach().clone())
         copy.grad = torch.ones_like(copy)
         return build(copy, parameters)

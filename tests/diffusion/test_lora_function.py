@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_values_and_gradients_are_autograds(
     wanted = by_the_book(x, layers, downs, ups)
     wanted_gradients = gradients(wanted, moving)
 
-    on = {"device": device, "dtype": dtype}
+    on: dict[str, Any] = {"device": device, "dtype": dtype}
     joint = torch.cat([down.to(**on) for down in downs], dim=-2)
     found = lora_linear(
         x.to(**on), [layer.to(**on) for layer in layers], joint, [up.to(**on) for up in ups]

@@ -163,8 +163,8 @@ def test_a_training_that_moves_no_more_is_called_out_once(
         monkeypatch.setattr(where, broken, lambda _: None)
         drive(session)
         assert [record.stalled for record in session.history] == [False, False, True, True]
-    assert caplog.text.count("stands still") == 1
-    assert "epoch 3: the training stands still" in caplog.text
+    assert caplog.text.count("has stalled") == 1
+    assert "epoch 3: the training has stalled" in caplog.text
 
 
 def test_a_learning_rate_of_nothing_is_no_standstill(

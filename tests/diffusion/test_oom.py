@@ -85,7 +85,7 @@ def test_a_full_card_is_met_by_smaller_passes_with_the_same_gradient(
         session.advance()
     # It is found out once; the second step goes by two at once.
     assert passes == [2, 2, 2, 2]
-    assert caplog.text.count("out of memory, going on with 2 images at a time") == 1
+    assert caplog.text.count("out of memory, continuing with 2 images at a time") == 1
 
 
 def test_then_feature_maps_are_recomputed_with_the_same_gradient(

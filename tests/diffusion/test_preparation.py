@@ -35,8 +35,8 @@ def test_captions_that_are_cut_are_told_once_with_the_first_image(
     with caplog.at_level(logging.WARNING):
         captions_of(base, images, "short", LONG, LONG, trigger_word=None)
     assert [record.getMessage() for record in caplog.records] == [
-        "captions are cut to the 75 tokens that are read: 2 of them, the first that of "
-        f"{images[1].name}"
+        f"2 captions, the first that of {images[1].name}, are cut to 75 tokens: shorten them, or "
+        "raise max_token_length"
     ]
 
 

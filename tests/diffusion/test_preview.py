@@ -28,7 +28,7 @@ from tests.diffusion.runs import plan_of
 pytestmark = pytest.mark.integration
 
 
-def parameters(**values: object) -> TrainingParameters:
+def parameters(**values: Any) -> TrainingParameters:
     return TrainingParameters(**{"epochs": 1, "resolution": 64, **values})
 
 

@@ -16,6 +16,7 @@ from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data import batch_prefetcher
 from adapters.diffusion.data.preparation import prepare
+from adapters.diffusion.data.rng import sample_step_noise
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.preview import draw_previews
 from adapters.diffusion.session import DiffusionSession
@@ -321,7 +322,7 @@ def test_memory_that_ends_leads_to_fewer_runs_in_a_pass(
     for one, other in zip(together(seated, plans), joint_outcomes, strict=True):
         assert_alike(one, other)
     assert set(sizes) == {1}
-    assert "out of memory, going on with 1 runs in one pass" in caplog.text
+    assert "out of memory, continuing with 1 runs in one pass" in caplog.text
 
 
 def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
@@ -426,7 +427,7 @@ def test_the_next_steps_are_prepared_before_any_run_waits_for_the_device(
 ) -> None:
     """At the end of an epoch, where each waits in turn."""
     calls: list[str] = []
-    finish, draw = DiffusionSession.finish_step, batch_prefetcher.sample_step_noise
+    finish, draw = DiffusionSession.finish_step, sample_step_noise
 
     def finishing(session: DiffusionSession) -> Any:
         calls.append("finish")
@@ -540,7 +541,13 @@ def test_runs_that_end_at_the_same_moment_leave_the_trainer_free(
 
 def test_only_runs_with_adapters_alike_are_of_one_kind(images: Images) -> None:
     first = compatibility_key(plan_of(images[:1]).parameters)
-    alike = {"seed": 5, "learning_rate": 1e-2, "batch_size": 4, "snr_gamma": 5.0, "epochs": 9}
+    alike: dict[str, Any] = {
+        "seed": 5,
+        "learning_rate": 1e-2,
+        "batch_size": 4,
+        "snr_gamma": 5.0,
+        "epochs": 9,
+    }
     assert compatibility_key(plan_of(images[:1], **alike).parameters) == first
     for other in ({"rank": 2}, {"alpha": 1.0}, {"lora_targets": "attention+ff"}):
         assert compatibility_key(plan_of(images[:1], **other).parameters) not in (first, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -13,6 +14,7 @@ import torch
 from adapters.common.tensor_file import decode as read_file
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.data.text import encode_captions
+from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from adapters.lora_files.files import read_lora, write_lora
@@ -155,10 +157,11 @@ def test_comfyui_patches_the_text_encoder_of_the_original_checkpoint(
 
 
 def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, images: Images) -> None:
-    def moved(**parameters: float) -> tuple[float, float]:
+    def moved(**parameters: Any) -> tuple[float, float]:
         """How far the denoiser's and the text encoder's adapters come in the first step."""
         plan = plan_of(images[:1], train_text_encoder=True, lr_warmup_steps=0, **parameters)
         with trainer.open(plan, None) as session:
+            assert isinstance(session, DiffusionSession)
             weights, last = weights_of(session), session.lora.text_weights.numel()
             before = weights.clone()
             session.advance()
@@ -175,6 +178,7 @@ def test_previews_show_the_trained_text_encoder(trainer: DiffusionTrainer, image
     plan = plan_of(images[:1], train_text_encoder=True, sample_prompts=("a red circle",))
     with trainer.open(plan, None) as session:
         before = session.previews(adapted=False)
+        assert isinstance(session, DiffusionSession)
         weights, last = weights_of(session), session.lora.text_weights.numel()
         weights[-last:] += 0.3
         assert session.previews(adapted=True) != before

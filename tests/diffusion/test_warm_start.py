@@ -128,11 +128,9 @@ def test_layers_of_several_ranks_are_named(first: bytes) -> None:
 def test_of_a_worker_a_lora_is_read_from_buckets_that_tasks_may_read() -> None:
     from domain.task import InvalidTask
     from entrypoints.connections import task_parser
-    from entrypoints.settings import Settings
+    from tests.services.settings import make_settings
 
-    settings = Settings(
-        aws_storage_bucket_name="media", model_bucket_name="models", _env_file=None
-    )
+    settings = make_settings(aws_storage_bucket_name="media", model_bucket_name="models")
     parse = task_parser(settings)
 
     def message(weights: str) -> bytes:

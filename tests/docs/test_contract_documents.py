@@ -15,7 +15,7 @@ import yaml
 from asyncapi3.models.asyncapi import AsyncAPI3
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from adapters.rabbitmq import envelope
 from adapters.schemas.bodies import CompleteBody, FailedBody, ProgressBody
@@ -31,7 +31,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 ASYNCAPI: dict[str, Any] = yaml.safe_load((DOCS / "asyncapi.yaml").read_text(encoding="utf-8"))
 OPENAPI: dict[str, Any] = yaml.safe_load((DOCS / "openapi.yaml").read_text(encoding="utf-8"))
-BODIES = {"progress": ProgressBody, "complete": CompleteBody, "failed": FailedBody}
+BODIES: dict[str, type[BaseModel]] = {
+    "progress": ProgressBody,
+    "complete": CompleteBody,
+    "failed": FailedBody,
+}
 Message = dict[str, Any]
 
 
@@ -149,7 +153,7 @@ def test_the_example_images_are_in_a_bucket_that_the_default_settings_allow() ->
 
 
 def test_the_headers_of_a_message_that_waits_or_is_dead_are_as_described() -> None:
-    waiting = envelope.put_aside(envelope.fresh(), "the store is away")
+    waiting = envelope.retry_headers(envelope.fresh(), "the store is away")
     since = datetime(2026, 1, 1, tzinfo=UTC)
     dead = envelope.dead(envelope.fresh(), "no task", {"field": "data"}, "worker-1", since)
     _schema(ASYNCAPI, "WaitingHeaders").validate(waiting.headers)

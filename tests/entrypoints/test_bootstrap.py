@@ -30,14 +30,13 @@ from entrypoints.connections import queue_place
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices
 from entrypoints.exit_codes import UsageError
-from entrypoints.settings import Settings
 from tests.application.world import TASK_ID, a_task, received, settled
+from tests.services.settings import make_settings
 
 
 def connections(jobs_together: str) -> int:
     """To the store, that a worker keeps."""
-    settings = Settings(
-        _env_file=None,
+    settings = make_settings(
         s3_endpoint_url="http://127.0.0.1:9",
         aws_access_key_id="id",
         aws_secret_access_key="secret",
@@ -59,17 +58,17 @@ def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> N
 
 def test_a_device_that_is_not_there_is_told_by_the_settings_name() -> None:
     with pytest.raises(UsageError, match=r"^DEVICE='cuda:99': "):
-        choose_devices(Settings(_env_file=None, device="cuda:99"))
+        choose_devices(make_settings(device="cuda:99"))
 
 
 def test_a_base_model_that_is_none_is_told_as_one(tmp_path: Path) -> None:
     (tmp_path / "base.ckpt").touch()
     with pytest.raises(BaseModelInvalid, match=r"^base model '.*base\.ckpt': is a pickle"):
-        load_base_model(Settings(_env_file=None, base_model=str(tmp_path / "base.ckpt")), "cpu")
+        load_base_model(make_settings(base_model=str(tmp_path / "base.ckpt")), "cpu")
 
 
 def test_folders_stand_for_the_buckets_that_images_may_come_from(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, storage_dir=tmp_path, allowed_image_buckets="a,b")
+    settings = make_settings(storage_dir=tmp_path, allowed_image_buckets="a,b")
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(b"1")
@@ -87,11 +86,11 @@ def test_images_come_from_the_bucket_of_models_only_where_that_is_allowed() -> N
         style_id=9,
         images=(Location(bucket, "jobs/1/report/previews.png"),),
     )
-    with open_container(Settings(_env_file=None)) as container:
+    with open_container(make_settings()) as container:
         with pytest.raises(InvalidTask, match=r"data\.images\.0 is .*give images from ") as caught:
             container.parse_task()(encode_task(task))
         assert caught.value.style_id == 9
-    allowed = Settings(_env_file=None, allowed_image_buckets=bucket)
+    allowed = make_settings(allowed_image_buckets=bucket)
     with open_container(allowed) as container:
         assert container.parse_task()(encode_task(task)).images == task.images
 
@@ -99,12 +98,12 @@ def test_images_come_from_the_bucket_of_models_only_where_that_is_allowed() -> N
 @pytest.mark.parametrize("name", ["train_text_encoder", "use_dora"])
 def test_a_style_that_a_folders_reader_cannot_load_is_rejected(name: str) -> None:
     body = encode_task(a_task(**{name: True}))
-    folder = Settings(_env_file=None, weights_form="folder")
+    folder = make_settings(weights_form="folder")
     with open_container(folder) as container:
         with pytest.raises(InvalidTask, match=rf"parameters\.{name} .*WEIGHTS_FORM") as caught:
             container.parse_task()(body)
         assert caught.value.task_id == TASK_ID
-    with open_container(Settings(_env_file=None)) as container:
+    with open_container(make_settings()) as container:
         container.parse_task()(body)
 
 
@@ -119,12 +118,12 @@ def test_a_style_that_a_folders_reader_cannot_load_is_rejected(name: str) -> Non
 def test_where_tasks_come_from_is_said_without_credentials(
     named: dict[str, Any], place: str
 ) -> None:
-    assert queue_place(Settings(_env_file=None, **named)) == place
+    assert queue_place(make_settings(**named)) == place
 
 
 def test_what_is_on_its_way_to_the_store_is_waited_for_while_somebody_watches_the_time() -> None:
     """Not by the interpreter's end, when the grace is no longer watched."""
-    with open_container(Settings(_env_file=None)) as container:
+    with open_container(make_settings()) as container:
         upload = container.uploads().submit(time.sleep, 0.2)
     assert upload.done()
 
@@ -134,7 +133,7 @@ PARTS = ("blobs", "notifier", "trainer", "store", "worker_pool")
 
 @pytest.mark.parametrize("order", list(permutations(PARTS)), ids="-".join)
 def test_every_part_is_measured_whatever_is_asked_for_first(order: tuple[str, ...]) -> None:
-    with open_container(Settings(_env_file=None)) as container:
+    with open_container(make_settings()) as container:
         container.plain_blobs.override(providers.Object(MemoryBlobStore()))
         container.plain_trainer.override(providers.Object(MemoryTrainer(ManualClock())))
         parts = {name: getattr(container, name)() for name in order}
@@ -157,7 +156,7 @@ def test_every_part_is_measured_whatever_is_asked_for_first(order: tuple[str, ..
 
 
 def test_what_happens_to_a_job_is_seen_by_metrics_page_and_log() -> None:
-    with open_container(Settings(_env_file=None)) as container:
+    with open_container(make_settings()) as container:
         blobs = MemoryBlobStore()
         container.plain_blobs.override(providers.Object(blobs))
         container.events()(received(a_task()))

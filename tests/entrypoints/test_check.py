@@ -14,8 +14,9 @@ from adapters.memory import MemoryBlobStore
 from domain.errors import UserError
 from domain.location import Bucket, Location
 from entrypoints.check import check, trials
-from entrypoints.settings import Settings
+from entrypoints.settings import load_settings
 from tests.application.world import World
+from tests.services.settings import make_settings
 
 
 class Noting(MemoryBlobStore):
@@ -109,7 +110,7 @@ def test_too_little_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         models=Bucket("m"),
         state=Bucket("m"),
     )
-    with pytest.raises(UserError, match=r"GB are needed: no task would be taken"):
+    with pytest.raises(UserError, match=r"GB are needed: no tasks would be received"):
         named(container(settings=lambda: short), "disk")()
 
 
@@ -117,11 +118,12 @@ def test_a_misspelt_name_and_a_folder_that_is_not_there_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = Settings(_env_file=None, storage_dir=tmp_path / "bukkets")
+    settings = make_settings(storage_dir=tmp_path / "bukkets")
     with pytest.raises(UserError, match=r"STORAGE_DIR=.*bukkets: no such folder"):
         named(container(settings=lambda: settings), "settings")()
     (tmp_path / "bukkets").mkdir()
     named(container(settings=lambda: settings), "settings")()
     monkeypatch.setenv("RABBITMQ_HOSTNAME", "broker.example")
+    settings = load_settings(env_file=None)
     with pytest.raises(UserError, match=r"RABBITMQ_HOSTNAME .*did you mean RABBITMQ_HOST\?"):
         named(container(settings=lambda: settings), "settings")()

@@ -54,8 +54,8 @@ def run_with(error: BaseException | None, *argv: str) -> int:
         (SentryMissing("pip install it"), 2, "error: pip install it"),
         (QueueUnavailable("the broker\nrefuses"), 1, "error: the broker refuses"),
         (BlobDenied("s3://models: access denied"), 1, "error: s3://models: access denied"),
-        (RuntimeError("boom"), 1, "error: RuntimeError: boom (this is a defect: --debug"),
-        (KeyError(), 1, "error: KeyError: (this is a defect"),
+        (RuntimeError("boom"), 1, "error: RuntimeError: boom (this is a bug: --debug"),
+        (KeyError(), 1, "error: KeyError: (this is a bug"),
         (KeyboardInterrupt(), 130, ""),
         (None, 0, ""),
     ],
@@ -96,7 +96,7 @@ def test_a_defect_of_a_command_that_nobody_watches_is_in_the_log(
     def carry_out(_arguments: argparse.Namespace) -> int:
         return 1 // 0
 
-    assert run_command(parser, carry_out, [], log_defects=True) == 1
+    assert run_command(parser, carry_out, [], log_unexpected=True) == 1
     assert "ZeroDivisionError" in caplog.text
     assert "in carry_out" in caplog.text
 

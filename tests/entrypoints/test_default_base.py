@@ -18,7 +18,7 @@ from entrypoints.default_base import (
     default_base,
     load_base_model,
 )
-from entrypoints.settings import Settings
+from tests.services.settings import make_settings
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_base_named_is_loaded_with_what_is_said_of_it(
     loaded: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = Settings(_env_file=None, base_model="large", base_model_config=tmp_path)
+    settings = make_settings(base_model="large", base_model_config=tmp_path)
     load_base_model(settings, "cpu")
     assert loaded == [("large", tmp_path)]
     assert caplog.text == ""
@@ -80,6 +80,6 @@ def test_the_base_that_nobody_named_is_told_and_a_small_one_has_one_thread(
     loaded: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        load_base_model(Settings(_env_file=None, base_model=None), "cpu")
+        load_base_model(make_settings(base_model=None), "cpu")
     assert loaded == [(str(SMALL_BASE), None), 1]
     assert "because there is no GPU and BASE_MODEL names no other" in caplog.text

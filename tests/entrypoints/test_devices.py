@@ -10,7 +10,7 @@ import torch
 
 from adapters.diffusion.gpu_capacity import max_jobs_for_memory
 from entrypoints.devices import choose_slots, devices_present, gpus_of_torch, parse_devices
-from entrypoints.settings import Settings
+from tests.services.settings import make_settings
 
 
 def unasked() -> int:
@@ -69,9 +69,9 @@ def test_unnamed_it_is_the_gpu_where_there_is_one() -> None:
     ("text", "count", "answer"),
     [
         ("cuda", 0, "torch finds no GPU here; .* or use cpu"),
-        ("cuda:1", 1, "^cuda:1 is not there; this machine has only cuda:0$"),
-        ("cuda:2", 2, "^cuda:2 is not there; this machine has cuda:0 to cuda:1$"),
-        ("cuda:0,cuda:4", 3, "^cuda:4 is not there; this machine has cuda:0 to cuda:2$"),
+        ("cuda:1", 1, "^cuda:1 does not exist; this machine has only cuda:0$"),
+        ("cuda:2", 2, "^cuda:2 does not exist; this machine has cuda:0 to cuda:1$"),
+        ("cuda:0,cuda:4", 3, "^cuda:4 does not exist; this machine has cuda:0 to cuda:2$"),
     ],
 )
 def test_a_gpu_that_is_not_there_is_named_beside_those_that_are(
@@ -105,8 +105,8 @@ def test_jobs_share_a_pass_as_many_as_named_or_as_the_first_card_has_room_for(
         return SimpleNamespace(total_memory=memory)
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    assert choose_slots(Settings(_env_file=None, jobs_together="3"), nobody) == 3
-    auto = Settings(_env_file=None, jobs_together="auto")
+    assert choose_slots(make_settings(jobs_together="3"), nobody) == 3
+    auto = make_settings(jobs_together="auto")
     assert choose_slots(auto, lambda: ("cpu",)) == 1
     assert choose_slots(auto, lambda: ("cuda:1", "cuda:0")) == max_jobs_for_memory(memory) > 1
     assert asked == [torch.device("cuda:1")]

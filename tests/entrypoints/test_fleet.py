@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def a_fleet(folder: Path, program: str, *, once: bool = False) -> Fleet:
     return Fleet(("0", "2"), command, lambda gpu: environment(folder, gpu), once)
 
 
-def when(holds, act) -> threading.Thread:
+def when(holds: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
     def wait() -> None:
         try:
             eventually(holds, within=30)

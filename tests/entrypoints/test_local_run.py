@@ -61,7 +61,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Faulty:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
-    monkeypatch.setattr(local_run.time, "sleep", waited.append)
+    monkeypatch.setattr("entrypoints.local_run.time.sleep", waited.append)
     return waited
 
 
@@ -234,7 +234,7 @@ def test_a_large_scan_is_used_and_a_damaged_one_is_told_with_what_it_lacks(
     code, _, said = run()
     assert code == 0
     assert "left out" not in said
-    assert f"{image.name} is used: its end is missing; its pixels are whole" in said
+    assert f"{image.name} is used: its end is missing, but its pixels are complete" in said
 
 
 def test_images_in_kohyas_folders_come_as_often_as_these_say(

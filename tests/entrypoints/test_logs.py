@@ -106,9 +106,9 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
 def test_what_nobody_catches_is_logged_from_the_process_and_from_threads() -> None:
     code = (
         "import threading\n"
-        "from entrypoints.logs import log_what_nobody_catches, start_logging\n"
+        "from entrypoints.logs import log_uncaught_exceptions, start_logging\n"
         f"start_logging(level='INFO', secrets=[{TOKEN!r}])\n"
-        "log_what_nobody_catches()\n"
+        "log_uncaught_exceptions()\n"
         f"thread = threading.Thread(target=lambda: 1 / 0, name='fetch')\n"
         "thread.start(); thread.join()\n"
         f"raise RuntimeError('refused ' + {TOKEN!r})\n"

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings
+from pydantic import BaseModel, Field, SecretStr
 
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.metrics.instruments import Metrics
@@ -27,11 +26,12 @@ from entrypoints.status import (
     without_password,
     work_check,
 )
+from tests.services.settings import make_settings
 
 
-class SomeSettings(BaseSettings):
+class SomeSettings(BaseModel):
     broker_url: SecretStr | None = Field(None, description="Where the `broker` is")
-    token: SecretStr | None = Field(None, description="What the backend knows")
+    token: SecretStr | None = Field(None, description="What the backend was notified")
     endpoint: str = "https://user:pass@minio:9000/x"
     folder: Path = Path("spool")
     delays: tuple[float, ...] = (5.0, 30.0)
@@ -40,7 +40,9 @@ class SomeSettings(BaseSettings):
 
 def test_settings_are_shown_without_secrets() -> None:
     secret = SecretStr("amqp://user:hunter2@broker/")
-    rows = {row["name"]: row for row in visible_settings(SomeSettings(broker_url=secret))}
+    rows = {
+        row["name"]: row for row in visible_settings(SomeSettings(broker_url=secret, token=None))
+    }
     assert rows["BROKER_URL"]["value"] == "set"
     assert rows["TOKEN"]["value"] == "not set"
     assert rows["ENDPOINT"]["value"] == "https://minio:9000/x"
@@ -59,9 +61,7 @@ def test_every_setting_of_a_worker_can_be_shown_and_none_shows_a_secret() -> Non
         if "SecretStr" in str(field.annotation) and "url" not in name and "dsn" not in name
     }
     assert names, "there are secrets"
-    settings = Settings(
-        _env_file=None, aws_access_key_id="AKIA", backend_api_url="https://backend", **names
-    )
+    settings = make_settings(aws_access_key_id="AKIA", backend_api_url="https://backend", **names)
     rows = visible_settings(settings)
     assert len(rows) == len(Settings.model_fields)
     assert "S3CR3T" not in str(rows)
@@ -99,7 +99,7 @@ def test_the_broker_is_ready_while_it_answers() -> None:
     clock = ManualClock()
     gauges = DepthGauges(MemoryQueue(clock), Metrics("w", "1"), clock.monotonic)
     check = broker_check(gauges, "rabbitmq:5672")
-    assert check()["reason"] == "rabbitmq:5672: the messages have not been counted yet"
+    assert check()["reason"] == "rabbitmq:5672: the queue depths have not been read yet"
     gauges.poll()
     assert check() == {"name": "Queue", "ok": True, "reason": "rabbitmq:5672 answers"}
     clock.advance(OLD_SECONDS + 1)

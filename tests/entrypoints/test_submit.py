@@ -111,7 +111,7 @@ def test_dead_letters_are_printed_without_what_a_terminal_obeys(
 
 def test_a_tasks_status_is_read_from_the_store_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--status", TASK]) == 0
-    assert "no worker has taken it up" in capsys.readouterr().out
+    assert "no worker has started it" in capsys.readouterr().out
     record = Path("spool/buckets/stylelicense-models/jobs", TASK, "journal.json")
     record.parent.mkdir(parents=True)
     job = TrainingJob(
@@ -134,7 +134,7 @@ def test_a_tasks_status_is_read_from_the_store_alone(capsys: pytest.CaptureFixtu
         "checkpoint: epoch 20",
     ):
         assert fact in told
-    assert "no worker has it now" in told
+    assert "no worker runs it now" in told
 
     now = datetime.now(UTC)
     lease = {"owner": "worker-7", "revision": 1, "seconds": 60.0}

@@ -113,11 +113,11 @@ class Deployment:
 
     def dead_letters(self) -> list[bytes]:
         """The bodies of the dead letters, which stay in their queue."""
-        bodies = []
+        bodies: list[bytes] = []
         with raw_channel(self.broker.port) as channel:
             while True:
                 method, _, body = channel.basic_get(f"{QUEUE}.dead")
-                if method is None:
+                if method is None or body is None:
                     return bodies
                 bodies.append(body)
 

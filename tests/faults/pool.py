@@ -124,7 +124,7 @@ class Pool:
         except OSError:
             worker = slot.process
             due = worker is not None and worker.poll() is None and slot.resumes_at is None
-            return not due or worker.pid in self.expected
+            return worker is None or not due or worker.pid in self.expected
 
     def heal(self) -> None:
         """Resume all workers and correct all clocks."""

@@ -103,7 +103,7 @@ def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
     with pytest.raises(DeliveryLost):
         queue.acknowledge(held)
     # A broker confirms acknowledgements before writing them to disk: some are lost.
-    again = set()
+    again: set[bytes] = set()
     while not {b"held", b"next"} <= again:
         delivery = receive(queue)
         again.add(delivery.body)

@@ -23,15 +23,15 @@ from adapters.logs.cloudwatch import CloudWatchMissing, CloudWatchOptions, cloud
 from adapters.logs.formats import JsonFormatter
 from adapters.logs.redact import Redactor
 from entrypoints.logs import start_cloudwatch, start_logging
-from entrypoints.settings import Settings
 from tests.services.ports import free_ports
+from tests.services.settings import make_settings
 from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
 CREDENTIALS = {"access_key_id": "AKIDTESTS", "secret_access_key": "secret"}
 GROUP = "style-trainer"
-TOLD = "CloudWatch does not take log lines"
+TOLD = "log lines cannot be sent"
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +99,7 @@ def test_a_workers_settings_lead_its_lines_there(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", moto)
     client(moto).create_log_group(logGroupName="workers")
-    settings = Settings(
-        _env_file=None,
+    settings = make_settings(
         cloudwatch_log_group="workers",
         aws_access_key_id="AKIDTESTS",
         aws_secret_access_key="a-secret-of-the-tests",
@@ -135,7 +134,7 @@ def test_lines_arrive_again_after_an_outage(moto: str, caplog: pytest.LogCapture
 
         def told_again() -> bool:
             log.info("found")
-            return "takes log lines again" in caplog.text
+            return "log lines are sent to CloudWatch again" in caplog.text
 
         caplog.set_level("INFO", "adapters.logs.cloudwatch")
         eventually(told_again)

@@ -8,6 +8,7 @@ import signal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.services.waiting import eventually
 pytestmark = pytest.mark.integration
 
 LONG = ["--epochs", "4000", "--resolution", "64", "--sample-prompt", "a red circle"]
-QUICK = {"CANCEL_POLL": "0.2", "LEASE_SECONDS": "3", "CHECKPOINT_EVERY": "1"}
+QUICK: dict[str, Any] = {"CANCEL_POLL": "0.2", "LEASE_SECONDS": "3", "CHECKPOINT_EVERY": "1"}
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_second_signal_ends_a_worker_at_once(tmp_path: Path, submitted: str) -
         os.kill(worker.pid, signal.SIGCONT)
         _, printed = worker.communicate(timeout=60)
     assert worker.returncode in {130, 143}, printed
-    assert "stopping at once" in printed
+    assert "exiting immediately" in printed
 
 
 def test_a_running_job_is_cancelled_at_its_next_step(tmp_path: Path, submitted: str) -> None:
@@ -90,7 +91,7 @@ def test_a_running_job_is_cancelled_at_its_next_step(tmp_path: Path, submitted: 
 def test_a_waiting_task_that_is_cancelled_is_skipped(tmp_path: Path, submitted: str) -> None:
     cancelled = run("submit", "--cancel", submitted, cwd=tmp_path)
     assert cancelled.returncode == 0, cancelled.stderr
-    assert "no worker has seen it yet" in cancelled.stdout
+    assert "no worker has started it yet" in cancelled.stdout
     worked = run("worker", "--once", cwd=tmp_path)
     assert worked.returncode == 0, worked.stderr
     assert "training on 10 images" not in worked.stderr
@@ -121,7 +122,7 @@ def test_dead_letters_are_listed_put_back_and_dropped(tmp_path: Path) -> None:
     assert (nameless.returncode, nameless.stdout) == (2, "")
     unknown = run("submit", "--replay-dead", str(uuid.uuid4()), cwd=tmp_path)
     assert unknown.returncode == 2
-    assert "no dead letter is of this task" in unknown.stderr
+    assert "this task has no dead letters" in unknown.stderr
     (spool / "dead" / "junk.json").write_text("no task")
     junk = run("submit", "--drop-dead", "-", cwd=tmp_path)
     assert "1 dead letter dropped" in junk.stdout, junk.stderr
@@ -141,7 +142,7 @@ def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
     assert not list((tmp_path / "spool/buckets").rglob("check/*")), "nothing is left of the trial"
 
     (tmp_path / "file").write_text("")
-    wrong = {"STORAGE_DIR": "file", "BASE_MODEL": "nowhere"}
+    wrong: dict[str, Any] = {"STORAGE_DIR": "file", "BASE_MODEL": "nowhere"}
     # Where there is no hub, its client would look for it again and again.
     bad = run("worker", "--check", cwd=tmp_path, HF_HUB_OFFLINE="1", **wrong)
     assert bad.returncode == 1
@@ -155,7 +156,7 @@ def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
 
 
 def test_every_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> None:
-    wrong = {"RABBITMQ_HOST": "x", "BASE_MODEL": ""}
+    wrong: dict[str, Any] = {"RABBITMQ_HOST": "x", "BASE_MODEL": ""}
     refused = run("worker", cwd=tmp_path, **wrong, LEASE_SECONDS="1", SHUTDOWN_TIMEOUT="no")
     assert refused.returncode == 2
     lines = refused.stderr.strip().splitlines()

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ class Platform:
     backend: BackendProcess
     folder: Path
 
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         return {
             "RABBITMQ_HOST": "127.0.0.1",
             "RABBITMQ_QUEUE": self.queue,
@@ -209,7 +210,7 @@ def test_one_worker_trains_jobs_that_are_alike_together_and_another_goes_on_with
 
     alone = platform.run("worker", "--once")
     assert alone.returncode == 0, alone.stderr
-    assert sorted(call.style_id for call in platform.backend.final) == [51, 52, 53, 54]
+    assert sorted(call.style_id or 0 for call in platform.backend.final) == [51, 52, 53, 54]
     assert {call.kind for call in platform.backend.final} == {"complete"}
     assert alone.stderr.count("resumes from epoch") == 3
 

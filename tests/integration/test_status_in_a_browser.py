@@ -218,7 +218,7 @@ def rows(page: Page) -> list[str]:
 def test_several_jobs_in_hand_are_in_a_table_and_one_of_them_in_full(look: Look) -> None:
     visit = look(status_scenes.side_by_side())
     page = visit.open()
-    page.get_by_role("heading", name="Jobs in hand").wait_for()
+    page.get_by_role("heading", name="Active jobs").wait_for()
     assert rows(page) == [
         "Style 42 Training 127 / 200 63 % 2.0 7 min",
         "Style 43 Training 52 / 120 43 % 2.0 7 min",
@@ -261,13 +261,13 @@ def test_a_job_is_chosen_by_keyboard_and_stays_chosen_while_it_is_in_hand(look: 
     scene.interrupt(43)
     page.get_by_role("heading", name="Style 44", exact=True).wait_for()
     scene.interrupt(45)
-    page.get_by_role("heading", name="Jobs in hand").wait_for(state="hidden")
+    page.get_by_role("heading", name="Active jobs").wait_for(state="hidden")
     page.get_by_role("heading", name="Style 44", exact=True).wait_for()
 
 
 def test_one_job_needs_no_table(look: Look) -> None:
     page = look(status_scenes.training()).open()
-    assert not page.get_by_role("heading", name="Jobs in hand").is_visible()
+    assert not page.get_by_role("heading", name="Active jobs").is_visible()
     assert rows(page) == []
 
 

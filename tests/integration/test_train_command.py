@@ -65,7 +65,7 @@ def test_a_folder_of_images_becomes_a_style_with_its_report(
     printed = capsys.readouterr().out
     assert "models/watercolour.safetensors" in printed
     assert "only 3 usable images" in printed
-    assert "calls it up" not in printed, "each has a caption"
+    assert "will activate the style" not in printed, "each has a caption"
 
     with safe_open(out / "models" / "watercolour.safetensors", "np") as file:
         assert any(key.endswith("lora_down.weight") for key in file.keys())  # noqa: SIM118 - not a dict
@@ -155,7 +155,7 @@ def test_a_style_that_is_gone_is_made_again_and_one_that_was_changed_is_left_alo
 
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "gone from" in printed
+    assert "is missing in" in printed
     assert "resuming from epoch 2" in printed
     assert "trying only" in printed
     assert file.read_bytes() == weights
@@ -224,7 +224,7 @@ def test_the_same_command_twice_at_a_time_is_told_so(
     with store.lease(task_id).hold(StopSignal(), is_finished=lambda: True):
         assert main(command) == 1
     printed = capsys.readouterr()
-    said = f"another run of this command is at work in {out}; wait for its end"
+    said = f"another run of this command is active in {out}; wait until it ends"
     assert said in printed.err
     assert json.loads(printed.out)["message"] == said
 
@@ -244,7 +244,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
     printed, _ = first.communicate(timeout=60)
     assert first.returncode == 130, printed
     assert "stopping: saving a checkpoint" in printed
-    assert "the same command goes on from there" in printed
+    assert "run the same command to resume from there" in printed
 
     second = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True

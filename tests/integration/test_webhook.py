@@ -218,7 +218,7 @@ def test_a_success_whose_rest_breaks_off_is_not_repeated(
     complete(notifier)
     notifier.close()
     assert len(backend.final) == 1
-    assert "is taken with 200, but the answer broke off" in caplog.text
+    assert "was accepted with 200, but the response ended early" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -440,15 +440,15 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
             notifier_for(url, token, clock).check()
         return f"{type(caught.value).__name__}: {caught.value}"
 
-    assert notifier.check() == f"{backend.url} answers and takes the token; styles can be read"
+    assert notifier.check() == f"{backend.url} accepts the token; styles can be read"
     stranger = problem(backend.url, "another-token-of-more-than-32-characters")
     assert "INTERNAL_API_TOKEN" in stranger
     backend.misbehave(answer(403))
     unmarked = problem(backend.url)
     assert "X-Request-Source" in unmarked
-    assert not any("another host" in told for told in (stranger, unmarked))
-    assert "another host than the backend's" in problem(elsewhere.url)
-    assert "another host than the backend's, or path" in problem(f"{backend.url}/other")
+    assert not any("not the backend's host" in told for told in (stranger, unmarked))
+    assert "not the backend's host" in problem(elsewhere.url)
+    assert "not the backend's host or path" in problem(f"{backend.url}/other")
     (port,) = free_ports(1)
     assert "Unavailable" in problem(f"http://127.0.0.1:{port}")
     assert "TLS with" in problem(backend.url.replace("http://", "https://"))
@@ -563,5 +563,5 @@ def test_the_log_of_a_process_has_no_token(
             with pytest.raises(NotifierUnavailable):
                 complete(notifier)
         complete(notifier)
-    assert "the answer broke off" in caplog.text
+    assert "the response ended early" in caplog.text
     assert backend.token not in caplog.text

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -83,7 +84,8 @@ def a1111_decomposed(total: torch.Tensor, magnitudes: torch.Tensor) -> torch.Ten
 def lengths(weight: torch.Tensor, axis: int) -> torch.Tensor:
     """The norm over all other axes, in a shape that multiplies the weight."""
     others = [n for n in range(weight.ndim) if n != axis]
-    return torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+    norm: torch.Tensor = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+    return norm
 
 
 def a1111_module(stem: str) -> str:
@@ -117,7 +119,7 @@ def a1111_module(stem: str) -> str:
     return f"diffusion_model_output_blocks_{3 * int(block) + place}_{second}_{rest}"
 
 
-def a1111_metadata(file: bytes) -> dict[str, object]:
+def a1111_metadata(file: bytes) -> dict[str, Any]:
     """Metadata as AUTOMATIC1111 reads it from the bytes: JSON objects become dictionaries."""
     length = int.from_bytes(file[:8], "little")
     header = file[8 : 8 + length]

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from adapters.common.tensor_file import body_of, decode
 from adapters.diffusion import preview
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.style_weights import weights_for_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.lora_files.trained_style import RunFacts, encode_trained
@@ -298,6 +299,7 @@ def test_the_files_matrices_are_the_trained_ones(
     trainer: DiffusionTrainer, plan: TrainingPlan
 ) -> None:
     with trainer.open(plan, None) as session:
+        assert isinstance(session, DiffusionSession)
         session.advance()
         tensors = safetensors.torch.load(session.weights())
         trained = [

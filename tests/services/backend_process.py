@@ -64,7 +64,8 @@ class BackendProcess:
     @property
     def repeats(self) -> dict[str, int]:
         """By idempotency key, how often a final call was taken again."""
-        return self._ask("GET", "/_calls")["repeats"]
+        repeats: dict[str, int] = self._ask("GET", "/_calls")["repeats"]
+        return repeats
 
     def misbehave(
         self,

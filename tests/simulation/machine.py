@@ -14,6 +14,7 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
+from application.event_bus import WorkerEvent
 from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
 from application.plan_training import TrainingPlanner
@@ -126,7 +127,8 @@ class Machine:
             self.process.dead = True
             self.connection.lose()
 
-    def _note(self, event: Event) -> None:
+    def _note(self, event: WorkerEvent) -> None:
+        assert isinstance(event, Event)  # the store of jobs has no others
         self._world.events.append((self._world.timeline.now, self.process, event))
         self._happened(self, event)
 
@@ -186,7 +188,7 @@ class _Session:
         if self._trainer.defects:
             self._trainer.defects -= 1
             raise RuntimeError(PLANNED)
-        report = self._session.advance()
+        report: StepReport = self._session.advance()
         self._trainer.world.steps += 1
         if self._hopeless and report.step > STEPS // 2:
             raise TrainingFailed(Failure(FailureCode.LOSS_DIVERGED, "It did not learn."))

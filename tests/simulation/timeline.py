@@ -26,7 +26,7 @@ class Process:
     """Frozen as by SIGSTOP, or as on a paused machine."""
 
 
-class _Strand(greenlet):
+class _Strand(greenlet):  # type: ignore[misc]  # it has no types
     """One thread of a process."""
 
     process: Process

@@ -37,8 +37,9 @@ def asyncapi() -> dict[str, Any]:
         "info": {
             "title": "Style trainer: queue of tasks",
             "version": version(),
-            "description": "The backend publishes a task; a worker takes it, trains the style and "
-            "tells the backend by webhooks. The worker is the receiver.",
+            "description": "The backend publishes a task; a worker receives it, trains the "
+            "style and notifies the backend by webhooks. The worker is the "
+            "receiver.",
         },
         "defaultContentType": "application/json",
         "servers": {
@@ -49,8 +50,8 @@ def asyncapi() -> dict[str, Any]:
             "tasks": {
                 "address": QUEUE,
                 "description": "Published to the default exchange with the queue's name as "
-                "routing key, persistent. Whoever declares the queue does so without arguments: "
-                "with any other declaration the broker refuses one of the two sides.",
+                "routing key, persistent. Declare the queue without arguments: the broker "
+                "rejects a declaration that differs from the existing queue.",
                 "messages": {"task": {"$ref": "#/components/messages/task"}},
                 "bindings": {"amqp": _queue(QUEUE)},
             },
@@ -69,7 +70,8 @@ def asyncapi() -> dict[str, Any]:
             },
             "dead": {
                 "address": TOPOLOGY.dead,
-                "description": "Of the workers and their operators: what only a person can help.",
+                "description": "Messages that an operator has to look at. Belongs to the "
+                "workers and their operators.",
                 "messages": {"deadLetter": {"$ref": "#/components/messages/deadLetter"}},
                 "bindings": {"amqp": _queue(TOPOLOGY.dead)},
             },
@@ -78,14 +80,15 @@ def asyncapi() -> dict[str, Any]:
             "receiveTask": {
                 "action": "receive",
                 "summary": "Train one style",
-                "description": "One message at a time, acknowledged after the outcome is "
-                "announced. A message that repeats a `task_id` is acknowledged and changes "
+                "description": "One message at a time, acknowledged after the backend was "
+                "notified of the outcome. A message that repeats a `task_id` is "
+                "acknowledged and changes "
                 "nothing.",
                 "channel": {"$ref": "#/channels/tasks"},
                 "messages": [{"$ref": "#/channels/tasks/messages/task"}],
                 "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
             },
-            "putAside": {
+            "retryLater": {
                 "action": "send",
                 "summary": "Try a task again later",
                 "channel": {"$ref": "#/channels/retry"},
@@ -93,7 +96,7 @@ def asyncapi() -> dict[str, Any]:
             },
             "deadLetter": {
                 "action": "send",
-                "summary": "Leave a message to a person",
+                "summary": "Move a message to the dead letters",
                 "channel": {"$ref": "#/channels/dead"},
                 "messages": [{"$ref": "#/channels/dead/messages/deadLetter"}],
             },
@@ -111,16 +114,16 @@ def asyncapi() -> dict[str, Any]:
                 },
                 "waiting": {
                     "name": "WaitingTask",
-                    "title": "A task that waits",
+                    "title": "A task that waits for its retry",
                     "contentType": "application/json",
                     "headers": reference("WaitingHeaders"),
                     "payload": reference("TaskMessage"),
                 },
                 "deadLetter": {
                     "name": "DeadLetter",
-                    "title": "A message as it came, with the reason why nobody works on it",
+                    "title": "A rejected message in its original form, with the reason",
                     "headers": reference("DeadHeaders"),
-                    "payload": {"description": "Whatever was on the queue of tasks."},
+                    "payload": {"description": "Any message from the task queue."},
                 },
             },
             "schemas": {**task_schemas(), **_header_schemas()},
@@ -148,22 +151,26 @@ def _header_schemas() -> dict[str, Schema]:
         envelope.RETRIES: {
             "type": "integer",
             "minimum": 0,
-            "description": "How often the message was put aside.",
+            "description": "Number of earlier retries of the message.",
         },
         envelope.REASON: {
             "type": "string",
             "maxLength": envelope.MAX_REASON,
-            "description": "Why it is here, in words for an operator.",
+            "description": "The reason, as text for an operator.",
         },
     }
     dead: Schema = {
         envelope.SINCE: {"type": "string", "format": "date-time"},
-        envelope.WORKER: {"type": "string", "description": "Who put it here."},
+        envelope.WORKER: {
+            "type": "string",
+            "description": "Name of the worker that moved the message here.",
+        },
         envelope.DETAILS: {
             "type": "object",
             "maxProperties": envelope.MAX_DETAILS,
             "additionalProperties": {"type": "string", "maxLength": envelope.MAX_DETAIL},
-            "description": "The reason for programs: of an invalid task, field, value and remedy.",
+            "description": "The reason in machine-readable form; of an invalid task: field, "
+            "value and remedy.",
         },
     }
     return {

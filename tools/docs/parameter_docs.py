@@ -13,10 +13,10 @@ from entrypoints.options import option_of
 _HEAD = """\
 # Training parameters
 
-Made from `domain/parameters.py` by `python -m tools.docs.documents`; a test holds it to the
-code. Each is an option of `train` and `submit`, and a key of a task's `data.parameters`. A key
-that is not here is ignored with a warning; a value out of range is refused with its name and a
-remedy. The report and the style's metadata say what a run used.
+Generated from `domain/parameters.py` by `python -m tools.docs.documents`; a test compares both.
+Each is an option of `train` and `submit`, and a key of a task's `data.parameters`. An unknown key
+is ignored with a warning; a value out of range is rejected with its name and a remedy. The report
+and the style's metadata list the values that a run used.
 
 | parameter | option | default | meaning |
 | --- | --- | --- | --- |

@@ -20,7 +20,7 @@ SECTIONS = {
 _HEAD = """\
 # Settings
 
-Made from `entrypoints/settings.py` by `python -m tools.docs.documents`; a test compares both.
+Generated from `entrypoints/settings.py` by `python -m tools.docs.documents`; a test compares both.
 
 Settings are read from the environment and from a file `.env` in the current folder; the
 environment wins. `.env.example` is a file to start from. `python -m entrypoints.worker --check`

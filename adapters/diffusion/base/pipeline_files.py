@@ -71,7 +71,7 @@ def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
     except Exception as error:  # the hub client raises many types
         raise BaseModelInvalid(
             name,
-            "is no folder and no file, and could not be loaded from the hub; "
+            "is not a folder or a file, and could not be loaded from the hub; "
             f"check the name and the connection ({_first_line(error)})",
         ) from error
     found = index.get("_class_name")
@@ -95,7 +95,7 @@ def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
     except Exception as error:  # the files may hold anything
         raise BaseModelInvalid(
             name,
-            "cannot be loaded; give a whole Stable Diffusion 1.5 in safetensors "
+            "cannot be loaded; give a complete Stable Diffusion 1.5 in safetensors "
             f"({_first_line(error)})",
         ) from error
 
@@ -125,7 +125,7 @@ def _check_folder(name: str, path: Path) -> None:
             remedy = (
                 f"has only pickles in {part}/, which can run code; convert them to safetensors"
                 if pickled
-                else f"has no .safetensors in {part}/; give a whole diffusers folder"
+                else f"has no .safetensors in {part}/; give a complete diffusers folder"
             )
             raise BaseModelInvalid(name, remedy)
 
@@ -133,14 +133,16 @@ def _check_folder(name: str, path: Path) -> None:
 def _check(name: str, pipeline: StableDiffusionPipeline) -> None:
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     if any(weight.is_meta for part in parts for weight in part.parameters()):
-        raise BaseModelInvalid(name, "lacks some of its weights; give a whole checkpoint")
+        raise BaseModelInvalid(name, "lacks some of its weights; give a complete checkpoint")
     unet = pipeline.unet.config
     if unet.in_channels != _LATENT_CHANNELS:
         raise BaseModelInvalid(
             name, f"takes {unet.in_channels} channels, as for inpainting; give a plain model"
         )
     if unet.cross_attention_dim != pipeline.text_encoder.config.hidden_size:
-        raise BaseModelInvalid(name, "its text encoder does not fit its unet; give a whole model")
+        raise BaseModelInvalid(
+            name, "its text encoder does not fit its unet; give a complete model"
+        )
     predicts = pipeline.scheduler.config.get("prediction_type", "epsilon")
     if predicts not in _PREDICTIONS:
         raise BaseModelInvalid(name, f"predicts {predicts!r}; give one that predicts the noise")

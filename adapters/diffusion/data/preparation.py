@@ -85,10 +85,11 @@ def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
     cut = [i for i, tokens in enumerate(whole) if len(tokens) > read]
     if cut:
         log.warning(
-            "captions are cut to the %d tokens that are read: %d of them, the first that of %s",
-            read - 2,  # without the begin and end tokens
+            "%d captions, the first that of %s, are cut to %d tokens: shorten them, or raise "
+            "max_token_length",
             len(cut),
             plan.images[cut[0]].name,
+            read - 2,  # without the begin and end tokens
         )
     return [_triggered(base, text, plan.parameters) for text in captions]
 

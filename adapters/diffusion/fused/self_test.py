@@ -29,10 +29,12 @@ def kernels_work(device: torch.device, compute: torch.dtype) -> bool:
             for changed in (True, False)
         )
     except Exception as error:  # any error of Triton, the compiler or the driver
-        log.warning("no fused kernels: %s: %s", type(error).__name__, str(error).split("\n")[0])
+        log.warning(
+            "fused kernels are off: %s: %s", type(error).__name__, str(error).split("\n")[0]
+        )
         return False
     if not right:
-        log.warning("no fused kernels: they give other numbers than torch on this card")
+        log.warning("fused kernels are off: their results differ from torch's on this GPU")
     return right
 
 

@@ -6,7 +6,6 @@ import gzip
 
 import pytest
 
-from adapters.images import opening
 from adapters.images.decode import decode
 from domain.image import ImageRefused
 from tests.adapters.images.files import encode, scene
@@ -72,7 +71,9 @@ def test_heic_without_the_plugin_is_refused_by_its_name(
 def test_avif_that_this_pillow_cannot_read_is_refused_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(opening.features, "check", lambda feature: feature != "avif")
+    monkeypatch.setattr(
+        "adapters.images.opening.features.check", lambda feature: feature != "avif"
+    )
     assert reason(encode(scene(), "AVIF")) == f"it is an AVIF file; {SAVE_AS}"
 
 

@@ -138,7 +138,7 @@ def test_an_image_that_takes_too_much_memory_is_told_from_its_header(
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "AVIF"])
 def test_opening_an_image_decodes_no_pixels(format: str) -> None:
     opened = open_image(encode(scene(), format))
-    assert opened.image.tile or format == "WEBP"  # what Pillow has still to load
+    assert getattr(opened.image, "tile", None) or format == "WEBP"  # what Pillow has still to load
 
 
 def test_a_machine_without_memory_is_no_fault_of_the_image(
@@ -162,7 +162,7 @@ def test_an_image_of_one_colour_throughout_is_refused() -> None:
 def test_an_image_that_cannot_be_seen_on_white_is_refused(opacity: int) -> None:
     image = Image.new("RGBA", (300, 300), (255, 255, 255, 0))
     image.paste((252, 255, 255, opacity), (50, 50, 200, 200))
-    assert "nothing can be seen of it on white" in reason(encode(image, "PNG"))
+    assert "it is all white" in reason(encode(image, "PNG"))
 
 
 def test_a_faint_drawing_is_accepted() -> None:

@@ -78,7 +78,7 @@ def test_a_damaged_text_is_said() -> None:
 def test_a_png_without_its_end_is_used(missing: int) -> None:
     data = SCENE[:-missing]
     assert furthest(decode(data), scene()) == 0
-    assert notes(data) == ("its end is missing; its pixels are whole",)
+    assert notes(data) == ("its end is missing, but its pixels are complete",)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -86,7 +86,7 @@ def test_a_png_without_its_end_is_used(missing: int) -> None:
 def test_a_jpeg_without_its_end_is_used(missing: int, progressive: bool) -> None:
     whole = encode(scene(), "JPEG", progressive=progressive)
     assert furthest(decode(whole[:-missing]), decode(whole)) == 0
-    assert notes(whole[:-missing]) == ("its end is missing; its pixels are whole",)
+    assert notes(whole[:-missing]) == ("its end is missing, but its pixels are complete",)
 
 
 def test_a_jpeg_of_another_program_without_its_end() -> None:

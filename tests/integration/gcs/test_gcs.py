@@ -54,7 +54,7 @@ def media_requests(proxy: FaultyProxy) -> int:
         (google(401, "authError"), BlobUnavailable, "GOOGLE_APPLICATION_CREDENTIALS"),
         (google(403, "rateLimitExceeded"), BlobUnavailable, "fewer requests.*FETCH_CONCURRENCY"),
         (google(429, "rateLimitExceeded"), BlobUnavailable, "fewer requests.*FETCH_CONCURRENCY"),
-        (google(503, "backendError"), BlobUnavailable, "fails with status 503"),
+        (google(503, "backendError"), BlobUnavailable, "returned status 503"),
         (google(400, "invalid", "no such thing"), BlobDenied, "no such thing"),
         (google(403, "accountDisabled"), BlobDenied, "access is denied"),
         (Rule(fault="answer", status=200, body="<html/>"), BlobUnavailable, "check STORAGE_EMUL"),

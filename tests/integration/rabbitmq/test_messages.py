@@ -99,7 +99,7 @@ def test_a_dead_letter_of_somebody_elses_making_is_shown(
     raw.basic_publish("", f"{options.queue}.dead", b"2")
     first, second = queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
     assert (first.reason, first.details, first.since) == ("5", {}, None)
-    assert (second.body, second.reason) == (b"2", "no reason is on record")
+    assert (second.body, second.reason) == (b"2", "no reason is recorded")
 
 
 # --- Sifting -----------------------------------------------------------------------------

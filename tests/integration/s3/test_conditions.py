@@ -75,7 +75,7 @@ def test_who_meets_conflicts_only_has_lost_the_race(
     store: Store, proxy: FaultyProxy, code: str
 ) -> None:
     proxy.rules(s3_error(code, 409, method="PUT"))
-    with pytest.raises(PreconditionFailed, match="another write came between"):
+    with pytest.raises(PreconditionFailed, match="another write came first"):
         store.blobs.put(store.at("a"), b"1", condition=IfAbsent())
     assert hits(proxy) == TRIES
     assert store.pauses == [0.2, 0.4]

@@ -30,7 +30,7 @@ def in_region(region: str) -> str:
 @pytest.mark.parametrize(
     ("rule", "expected", "said"),
     [
-        (internal_error(), BlobUnavailable, "a fault of its own.*pass"),
+        (internal_error(), BlobUnavailable, "an internal error.*temporary"),
         (slow_down(), BlobUnavailable, "fewer requests.*FETCH_CONCURRENCY"),
         (access_denied(), BlobDenied, "s3:GetObject.*s3:ListBucket.*missing"),
         (s3_error("NoSuchKey", 404), BlobMissing, "no such object"),
