@@ -20,31 +20,36 @@
 # buildah build this file, too.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
-# --- Python packages, with their hashes in requirements.lock; only torch differs by variant ---
+# --- Python packages, with their hashes in the lock files; only torch differs by variant ---
 FROM ${PYTHON_IMAGE} AS packages
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
-COPY constraints.txt requirements.lock ./
+COPY constraints.txt requirements.lock requirements-cuda.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes --no-deps -r requirements.lock
-# The largest layer, and the only one in which the variants differ. Not in the lock file: every index
-# of torch has wheels of its own. What else torch needs is there already, but CUDA's libraries. For the
-# CPU the local version is asked for, so that no index can bring the CUDA build instead.
+# The largest layer, and the only one in which the variants differ. What else torch needs is there
+# already, but CUDA's libraries. From another index than PyPI torch comes without hashes, since every
+# index has wheels of its own. For the CPU the local version is asked for, so that no index can bring
+# the CUDA build instead.
 ARG VARIANT=cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 # Hosts with an older driver: --build-arg TORCH_CUDA_INDEX=https://download.pytorch.org/whl/cu126
-ARG TORCH_CUDA_INDEX=https://pypi.org/simple
+ARG TORCH_CUDA_INDEX=""
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "$VARIANT" in \
         cpu) index=$TORCH_CPU_INDEX local=+cpu ;; \
         cuda) index=$TORCH_CUDA_INDEX local= ;; \
         *) echo "VARIANT=$VARIANT: give cpu or cuda" >&2; exit 1 ;; \
     esac \
-    && sed -n "s/^torch==.*/&$local/p" constraints.txt > torch.txt \
-    && pip install --index-url "$index" -r torch.txt
+    && if [ "$VARIANT$index" = cuda ]; then \
+        pip install --require-hashes --no-deps -r requirements-cuda.lock; \
+    else \
+        sed -n "s/^torch==.*/&$local/p" constraints.txt > torch.txt \
+        && pip install --index-url "$index" -r torch.txt; \
+    fi
 # Packages beyond the lock file: bitsandbytes, for 8-bit AdamW on a GPU.
 ARG EXTRAS=""
 # hadolint ignore=SC2086

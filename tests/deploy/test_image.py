@@ -151,11 +151,16 @@ def test_the_image_has_the_tested_versions_each_with_its_hashes() -> None:
     wanted = [*project["dependencies"], *extras["gcs"], *extras["sentry"], *extras["cloudwatch"]]
     names = {re.match(r"[\w-]+", package)[0] for package in wanted}  # type: ignore[index]
     assert names - installed.keys() == {"torch"}
-    blocks = (ROOT / "requirements.lock").read_text(encoding="utf-8").split("\n")
-    pins = [line for line in blocks if "==" in line]
-    assert all(line.endswith(" \\") for line in pins), "each is followed by hashes"
-    (step,) = [rest for name, rest in INSTRUCTIONS if name == "RUN" and ".lock" in rest]
-    assert "--require-hashes" in step
+    cuda = locked("requirements-cuda.lock")
+    assert cuda["torch"] == tested["torch"], "write requirements-cuda.lock anew"
+    assert not cuda.keys() & installed.keys()
+    for file in ("requirements.lock", "requirements-cuda.lock"):
+        blocks = (ROOT / file).read_text(encoding="utf-8").split("\n")
+        pins = [line for line in blocks if "==" in line]
+        assert all(line.endswith(" \\") for line in pins), "each is followed by hashes"
+    installing = [rest for name, rest in INSTRUCTIONS if name == "RUN" and ".lock" in rest]
+    assert len(installing) == 2
+    assert all("--require-hashes" in step for step in installing)
 
 
 def test_no_package_can_come_from_a_second_index() -> None:
@@ -173,6 +178,7 @@ def test_the_builder_gets_the_code_and_nothing_else(tmp_path: Path) -> None:
         "pyproject.toml",
         "constraints.txt",
         "requirements.lock",
+        "requirements-cuda.lock",
         "README.md",
         "assets/small_base/unet/w.bin",
     ]
