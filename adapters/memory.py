@@ -258,11 +258,11 @@ class MemoryQueue:
         """Pass the dead letters to ``decide`` and apply it."""
         shown = self.dead
         for letter in shown:
-            fate = decide(letter)
+            action = decide(letter)
             with self._lock:
-                if fate is not DeadLetterAction.KEEP:
+                if action is not DeadLetterAction.KEEP:
                     self._dead.remove(letter)
-                if fate is DeadLetterAction.PUT_BACK:
+                if action is DeadLetterAction.PUT_BACK:
                     self._waiting.append(_Waiting(letter.body))
         return shown
 

@@ -183,9 +183,9 @@ class Connection:
         except Exception as error:
             with self._changed:
                 self._session = None
-            told = QueueUnavailable(explain(error, self._options))
+            failure = QueueUnavailable(explain(error, self._options))
             own = isinstance(error, SessionOver)
-            command.result.set_exception(told if own else command.lost or told)
+            command.result.set_exception(failure if own else command.lost or failure)
             raise
 
     def _up(self, session: Session) -> None:

@@ -46,9 +46,10 @@ def process_dead_letters(
                 break
             message = envelope.dead_message(letter.properties, letter.body)
             shown.append(message)
-            fate = decide(message)
-            if fate is not DeadLetterAction.KEEP:
-                remove = partial(reader.remove, letter, put_back=fate is DeadLetterAction.PUT_BACK)
+            action = decide(message)
+            if action is not DeadLetterAction.KEEP:
+                put_back = action is DeadLetterAction.PUT_BACK
+                remove = partial(reader.remove, letter, put_back=put_back)
                 connection.call(remove, lost=QueueUnavailable(_INTERRUPTED))
     finally:
         # On failure the connection has ended, which closed the channel.

@@ -101,13 +101,13 @@ def dead_message(properties: BasicProperties, body: bytes) -> DeadMessage:
     """A dead letter as an operator sees it, whichever program dead-lettered it."""
     headers = properties.headers or {}
     details = headers.get(DETAILS)
-    told = {WORKER.removeprefix("trainer-"): headers[WORKER]} if WORKER in headers else {}
+    shown = {WORKER.removeprefix("trainer-"): headers[WORKER]} if WORKER in headers else {}
     if isinstance(details, dict):
-        told |= details
+        shown |= details
     return DeadMessage(
         body,
         _text(headers.get(REASON, "no reason is recorded")),
-        {_text(key): _text(value) for key, value in told.items()},
+        {_text(key): _text(value) for key, value in shown.items()},
         _moment(headers.get(SINCE)),
     )
 

@@ -89,21 +89,21 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
 
 def _closed(code: int, text: str, options: RabbitOptions) -> str:
     """Explain the code and text with which the broker closed a channel or the connection."""
-    told = f"({code}) {text}"
+    reply = f"({code}) {text}"
     if code == 406 and "timed out" in text:
         return (
             "it took back a delivery after its acknowledgement timeout: raise consumer_timeout "
-            f"there {told}"
+            f"there {reply}"
         )
     if code == 406 and "inequivalent arg" in text:
-        return f"{_other_queue(text, options)} {told}"
+        return f"{_other_queue(text, options)} {reply}"
     if code == 406:
-        return f"it refuses this call: its version may be newer than this worker supports {told}"
+        return f"it refuses this call: its version may be newer than this worker supports {reply}"
     if code == 403:
-        return f"user {options.user!r} lacks permissions: grant configure, write, read {told}"
+        return f"user {options.user!r} lacks permissions: grant configure, write, read {reply}"
     if code == 320:
-        return f"it closed the connection {told}"
-    return f"it closed the channel or connection {told}"
+        return f"it closed the connection {reply}"
+    return f"it closed the channel or connection {reply}"
 
 
 def _other_queue(text: str, options: RabbitOptions) -> str:

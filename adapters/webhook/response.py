@@ -88,8 +88,8 @@ def _reason(answer: Answer, secret: str) -> str:
     said = ""
     if answer.body:
         fields = json_object(answer.body)
-        told = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), None)
-        said = told if isinstance(told, str) else answer.body.decode(errors="replace")
+        text = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), None)
+        said = text if isinstance(text, str) else answer.body.decode(errors="replace")
     status = f"the backend returned {answer.status}"
     return f"{status} ({readable(said, secret)})" if said else status
 

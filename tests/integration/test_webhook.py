@@ -228,7 +228,7 @@ def test_a_success_with_an_odd_body_is_refused_and_never_repeated(
     backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock, body: Any
 ) -> None:
     backend.misbehave(answer(200, body=body))
-    with pytest.raises(NotifierRefused, match="answers 200"):
+    with pytest.raises(NotifierRefused, match="returned 200"):
         complete(notifier)
     assert len(backend.calls) == 1
 
@@ -397,7 +397,7 @@ def test_tls_with_an_authority_of_ones_own_works(secured: tuple[BackendProcess, 
     backend, authority = secured
     backend.forget()
     notifier = notifier_for(backend.url, backend.token, SystemClock(), ca_file=authority)
-    assert "takes the token" in notifier.check()
+    assert "accepts the token" in notifier.check()
     complete(notifier)
     notifier.close()
     assert len(backend.final) == 1
