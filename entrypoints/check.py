@@ -33,12 +33,16 @@ class Outcome:
 
 
 def check(container: Container, *, as_json: bool = False) -> int:
-    """Run all checks and print a table; return 0 if all succeed, else 1."""
-    outcomes = [_try(part, trial) for part, trial in trials(container)]
+    """Run all checks and print each result as it comes; return 0 if all succeed, else 1."""
+    outcomes = []
+    planned = trials(container)
+    width = max(len(part) for part, _ in planned)
+    for part, trial in planned:
+        outcomes.append(_try(part, trial))
+        if not as_json:
+            print(_row(outcomes[-1], width), flush=True)
     if as_json:
         print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
-    else:
-        print(_table(outcomes))
     return 0 if all(outcome.works for outcome in outcomes) else 1
 
 
@@ -93,13 +97,9 @@ def _try(part: str, trial: Callable[[], str]) -> Outcome:
         return Outcome(part, False, text)
 
 
-def _table(outcomes: Sequence[Outcome]) -> str:
-    width = max(len(outcome.part) for outcome in outcomes)
-    return "\n".join(
-        f"{'ok    ' if outcome.works else 'FAILED'}  {outcome.part:{width}}  "
-        f"{printable(outcome.detail)}"
-        for outcome in outcomes
-    )
+def _row(outcome: Outcome, width: int) -> str:
+    mark = "ok    " if outcome.works else "FAILED"
+    return f"{mark}  {outcome.part:{width}}  {printable(outcome.detail)}"
 
 
 def _names(settings: Settings) -> str:

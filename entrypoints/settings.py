@@ -724,7 +724,14 @@ def load_settings(
     try:
         settings = kind.model_validate({**others, **given})
     except ValidationError as error:
-        lines = [_line(problem) for problem in error.errors(include_url=False)]
+        problems = error.errors(include_url=False)
+        lines = [_line(problem) for problem in problems]
+        wrong = {str(problem["loc"][0]) for problem in problems}
+        lines += [
+            f"{name.upper()} is read as {ours.upper()}"
+            for name, ours in PLATFORM_NAMES.items()
+            if ours in wrong and name in given and ours not in given
+        ]
         lines += [
             f"{name} is not a setting: did you mean {near}?"
             for name, near in _typos(given).items()

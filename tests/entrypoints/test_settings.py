@@ -519,7 +519,7 @@ def test_the_platforms_own_names_make_a_worker(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_http_and_a_short_token_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    address, token = refused(monkeypatch, **PLATFORM)
+    address, token, _ = refused(monkeypatch, **PLATFORM)
     assert "BACKEND_ALLOW_HTTP=true" in address
     assert "BACKEND_ALLOW_SHORT_TOKEN=true" in token
 
@@ -537,6 +537,13 @@ def test_our_name_wins_and_the_log_says_so(
     assert [record.getMessage() for record in caplog.records] == [
         "BACKEND_URL is read as BACKEND_API_URL",
         "RABBITMQ_PASS is used, RABBITMQ_PASSWORD is ignored",
+    ]
+
+
+def test_an_error_names_the_platforms_name_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(monkeypatch, CHECKPOINT_INTERVAL="0") == [
+        "CHECKPOINT_EVERY='0': give 1 or more",
+        "CHECKPOINT_INTERVAL is read as CHECKPOINT_EVERY",
     ]
 
 

@@ -60,7 +60,7 @@ class InferenceServer:
             from peft import PeftModel
 
             unet = self.pipeline.unet
-            # That server computes in float16; on a CPU this uses the model's own type.
+            # That server has a float16 model; PEFT loads an adapter in float32.
             wrapped = PeftModel.from_pretrained(unet, folder).to(unet.dtype)
             self.pipeline.unet = wrapped
             try:
