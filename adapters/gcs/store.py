@@ -13,6 +13,7 @@ from google.cloud.storage import Blob as GcsBlob
 from google.cloud.storage.exceptions import DataCorruption
 from google_crc32c import value as crc32c
 
+from adapters.common.bucket_access import BucketAccess, check_key
 from adapters.common.deadline import Deadline, blob_deadline
 from adapters.gcs.client import connect, retry
 from adapters.gcs.errors import GCS_ERRORS, ForeignAnswer, no_bucket, translate
@@ -66,8 +67,7 @@ class GcsBlobStore:
         writable: Collection[str],
         sleep: Callable[[float], None],
     ) -> None:
-        self._writable = frozenset(writable)
-        self._readable = frozenset(readable) | self._writable
+        self._access = BucketAccess("gs", readable, writable)
         self._sleep = sleep
         self._chunk_size = options.chunk_size
         self._blob_seconds = options.blob_seconds
@@ -81,7 +81,7 @@ class GcsBlobStore:
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
         """Read a blob and verify its CRC32C. With ``max_bytes``, checks its size first."""
-        self._check_readable(at.bucket)
+        self._access.check_readable(at.bucket)
 
         def attempt() -> Blob:
             if max_bytes is not None:
@@ -116,7 +116,7 @@ class GcsBlobStore:
         A write whose response was lost is repeated. With a condition, the repeat then raises
         ``PreconditionFailed`` although the write happened.
         """
-        self._check_writable(at.bucket)
+        self._access.check_writable(at.bucket)
         what = f"writing {at}"
 
         def attempt() -> str:
@@ -147,7 +147,7 @@ class GcsBlobStore:
 
     def delete(self, at: Location) -> None:
         """Remove a blob."""
-        self._check_writable(at.bucket)
+        self._access.check_writable(at.bucket)
         what = f"deleting {at}"
         with self._within(what):
             try:
@@ -158,7 +158,7 @@ class GcsBlobStore:
 
     def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """Blobs by prefix. Skips objects whose names are not valid keys of the port."""
-        self._check_readable(bucket.name)
+        self._access.check_readable(bucket.name)
         found = []
         what = f"listing {bucket}/{prefix}"
         with self._within(what):
@@ -184,10 +184,7 @@ class GcsBlobStore:
             yield deadline
 
     def _blob(self, at: Location) -> GcsBlob:
-        try:
-            at.key.encode()
-        except UnicodeEncodeError:
-            raise BlobDenied(f"{at.key!r} is not valid Unicode and cannot be a key") from None
+        check_key(at)
         blob: GcsBlob = self._client.bucket(at.bucket).blob(at.key)
         return blob
 
@@ -209,22 +206,6 @@ class GcsBlobStore:
             if tried + 1 < TRIES:
                 self._sleep(FIRST_PAUSE * 2**tried)
         raise BlobUnavailable(f"{what} failed {TRIES} times: {cause}") from cause
-
-    def _check_readable(self, bucket: str) -> None:
-        if bucket not in self._readable:
-            allowed = ", ".join(sorted(self._readable))
-            raise BlobDenied(
-                f"bucket gs://{bucket} may not be read, only {allowed}: "
-                "to allow it, add it to ALLOWED_IMAGE_BUCKETS"
-            )
-
-    def _check_writable(self, bucket: str) -> None:
-        if bucket in self._writable:
-            return
-        self._check_readable(bucket)
-        raise BlobDenied(
-            f"bucket gs://{bucket} is read-only: the worker writes only to its own buckets"
-        )
 
 
 class _Body(BytesIO):

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from botocore.exceptions import ClientError
 
+from adapters.common.bucket_access import BucketAccess, check_key
 from adapters.common.deadline import blob_deadline
 from adapters.s3.client import connect
 from adapters.s3.download import ChecksumMismatch, download
@@ -71,8 +72,7 @@ class S3BlobStore:
         sleep: Callable[[float], None],
     ) -> None:
         self._options = options
-        self._writable = frozenset(writable)
-        self._readable = frozenset(readable) | self._writable
+        self._access = BucketAccess("s3", readable, writable)
         self._sleep = sleep
         try:
             self._client = connect(options)
@@ -81,8 +81,8 @@ class S3BlobStore:
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
         """Read a blob and verify its length and checksum."""
-        self._check_readable(at.bucket)
-        _check_key(at)
+        self._access.check_readable(at.bucket)
+        check_key(at)
 
         def attempt() -> Blob:
             try:
@@ -106,8 +106,8 @@ class S3BlobStore:
         botocore repeats a write whose response was lost. With a condition, the repeat then
         raises ``PreconditionFailed`` although the write happened.
         """
-        self._check_writable(at.bucket)
-        _check_key(at)
+        self._access.check_writable(at.bucket)
+        check_key(at)
 
         def attempt() -> str:
             try:
@@ -136,8 +136,8 @@ class S3BlobStore:
 
     def delete(self, at: Location) -> None:
         """Remove a blob."""
-        self._check_writable(at.bucket)
-        _check_key(at)
+        self._access.check_writable(at.bucket)
+        check_key(at)
         try:
             with self._within(at.bucket, f"deleting {at}"):
                 self._client.delete_object(Bucket=at.bucket, Key=at.key)
@@ -146,7 +146,7 @@ class S3BlobStore:
 
     def list(self, bucket: Bucket, prefix: str) -> list[Location]:
         """Blobs by prefix. Skips objects whose keys are not valid keys of the port."""
-        self._check_readable(bucket.name)
+        self._access.check_readable(bucket.name)
         found = []
         with self._within(bucket.name, f"listing {bucket}/{prefix}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -179,29 +179,6 @@ class S3BlobStore:
             return attempt()
         except _TryAgain as error:
             raise error.at_last(f"{what} failed {TRIES} times: {error}") from error
-
-    def _check_readable(self, bucket: str) -> None:
-        if bucket not in self._readable:
-            allowed = ", ".join(sorted(self._readable))
-            raise BlobDenied(
-                f"bucket {bucket!r} may not be read, only {allowed}: "
-                "to allow it, add it to ALLOWED_IMAGE_BUCKETS"
-            )
-
-    def _check_writable(self, bucket: str) -> None:
-        if bucket in self._writable:
-            return
-        self._check_readable(bucket)
-        raise BlobDenied(
-            f"bucket {bucket!r} is read-only: the worker writes only to its own buckets"
-        )
-
-
-def _check_key(at: Location) -> None:
-    try:
-        at.key.encode()
-    except UnicodeEncodeError:
-        raise BlobDenied(f"no key in S3 can be {at.key!r}: it is not valid Unicode") from None
 
 
 @contextmanager

@@ -76,15 +76,14 @@ def test_hosts_and_ports_are_the_services_own() -> None:
     assert int(environment["STATUS_PORT"]) == STATUS_PORT
 
 
-def test_the_backend_is_on_the_workers_loopback_and_knows_its_token() -> None:
+def test_the_backend_has_a_network_name_and_knows_the_workers_token() -> None:
     backend, environment = SERVICES["backend"], SERVICES["worker"]["environment"]
     address = urlsplit(environment["BACKEND_API_URL"])
-    assert backend["network_mode"] == "service:worker"
-    assert backend["depends_on"]["worker"]["restart"], (
-        "else it is cut off when the worker restarts"
-    )
-    assert address.hostname == "127.0.0.1"
+    assert SERVICES[address.hostname or ""] is backend
+    assert "network_mode" not in backend, "a network of the worker's ends with the worker"
     command = backend["command"]
+    assert command[command.index("--host") + 1] == "0.0.0.0"
+    assert f"127.0.0.1:{address.port}:{address.port}" in backend["ports"]
     assert command[command.index("--port") + 1] == str(address.port)
     assert command[command.index("--token") + 1] == environment["INTERNAL_API_TOKEN"]
     module = backend["entrypoint"][-1]
