@@ -2,6 +2,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -17,6 +18,20 @@ from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
+
+_curve = lru_cache(lambda history, base_loss: plot_curves(history, base_loss))
+_grid = lru_cache(draw_previews)
+
+
+@pytest.fixture(autouse=True)
+def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw an image once for all tests whose report has it."""
+    reporter = "adapters.report.reporter"
+    monkeypatch.setattr(
+        f"{reporter}.plot_curves", lambda history, base_loss: _curve(tuple(history), base_loss)
+    )
+    monkeypatch.setattr(f"{reporter}.draw_previews", _grid)
+
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

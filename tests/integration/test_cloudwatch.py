@@ -194,7 +194,7 @@ def test_one_that_refuses_is_told_once(caplog: pytest.LogCaptureFixture) -> None
     finally:
         server.shutdown()
         server.server_close()
-    assert caplog.text.count("for the group refused (AccessDenied") == 1
+    assert caplog.text.count("to the CloudWatch group refused (AccessDenied") == 1
     assert "no PutLogEvents for you" in caplog.text
 
 

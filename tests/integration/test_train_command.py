@@ -157,7 +157,7 @@ def test_a_style_that_is_gone_is_made_again_and_one_that_was_changed_is_left_alo
     printed = capsys.readouterr().out
     assert "is missing in" in printed
     assert "resuming from epoch 2" in printed
-    assert "trying only" in printed
+    assert "trying out only" in printed
     assert file.read_bytes() == weights
 
     file.write_bytes(b"merged with another")
@@ -269,7 +269,7 @@ def broken_images(folder: Path) -> Path:
         ("no folder", "no such folder"),
         ("an image", "is a file; give the folder"),
         ("folder of folders", "or --repeats-from-folders for folders such as 10_style/"),
-        ("empty folder", "no image in it"),
+        ("empty folder", "it has no images"),
         ("no usable image", "small.png"),
         ("out is below a file", "cannot be written"),
         ("out holds the images", "holds the images; give another folder"),
