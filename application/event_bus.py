@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias
 
 from application.settlement import Settlement
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class TaskReceived(Event):
     """A worker begins to process a message. Sent in the processing thread."""
+
+    created_at: datetime | None = None
+    """When the task was published, if the message tells."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from application.fenced_blob import (
 from application.lease import LeaseLost
 from application.ports import BlobMissing, BlobStore, BlobTooLarge
 from domain.errors import UserError
+from domain.events import Event
 from domain.failure import Failure, FailureCode
 from domain.job import Change, JobState, TrainingJob
 from domain.location import Location
@@ -100,6 +101,10 @@ class Entry:
     def note(self, change: Change) -> None:
         """Like ``apply``, without writing the record: a crash may lose the change."""
         self.job, event = change
+        self._sink(event)
+
+    def publish(self, event: Event) -> None:
+        """Publish an event that changes nothing about the job."""
         self._sink(event)
 
 

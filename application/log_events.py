@@ -18,6 +18,7 @@ from domain.events import (
     JobGivenUp,
     JobInterrupted,
     JobStarted,
+    PartTimed,
     ProgressMade,
     SecondTryBegan,
     SlotAwaited,
@@ -34,7 +35,7 @@ def log_event(event: WorkerEvent) -> None:
     """Port ``EventSink``: logs one line for each event of a job; steps at the debug level."""
     if not isinstance(event, Event) or isinstance(event, TaskReceived):
         return  # the worker loop logs messages itself
-    if isinstance(event, ProgressMade) and not log.isEnabledFor(logging.DEBUG):
+    if isinstance(event, ProgressMade | PartTimed) and not log.isEnabledFor(logging.DEBUG):
         return  # do not format a line at every step if it is not logged
     level, text = _logged(event)
     log.log(level, "task %s, style %d: %s", event.task_id, event.style_id, one_line(text))
@@ -52,6 +53,8 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.INFO, undertaking(event)
         case ProgressMade():
             return logging.DEBUG, position(event.progress)
+        case PartTimed():
+            return logging.DEBUG, f"{event.part} took {event.seconds:.2f} s"
         case CheckpointSaved(checkpoint=at):
             return logging.INFO, f"checkpoint of epoch {at.epoch}, step {at.step} saved"
         case SecondTryBegan(learning_rate=rate):

@@ -21,6 +21,7 @@ from application.job_store import JobStore
 from application.journal import Entry
 from application.lease import Lease, LeaseLost
 from application.notify_outcome import OutcomeNotifier
+from application.part_timer import PartTimer
 from application.plan_training import TrainingPlanner
 from application.ports import (
     BlobDenied,
@@ -196,7 +197,10 @@ class RunTraining:
     ) -> Settlement:
         self._fail_fast(entry.job)
         entry.apply(entry.job.start())
-        plan, images = self._plan(task, entry.job, stop)
+        timer = PartTimer(entry, self.store.clock)
+        with timer.time("fetch"):
+            plan, images = self._plan(task, entry.job, stop)
+        timer.publish()
         alone = entry.job.failures >= self.config.max_shared_failures
         batch_key = None if alone else self.trainer.batch_key(plan.parameters)
         with (
@@ -301,16 +305,20 @@ class RunTraining:
     def _session(self, plan: TrainingPlan, entry: Entry) -> Iterator[TrainingSession]:
         """Open a session, resumed from the job's checkpoint if that is usable."""
         entry.apply(entry.job.begin_training(plan.parameters, len(plan.images)))
+        timer = PartTimer(entry, self.store.clock)
         with ExitStack() as stack:
-            try:
-                opened = self.trainer.open(plan, self._checkpoint(entry.job))
-                session = stack.enter_context(opened)
-            except UserError as error:
-                raise TrainingFailed(Failure(FailureCode.INVALID_TASK, str(error))) from error
-            except (CheckpointRejected, BlobMissing, BlobTooLarge) as error:
-                log.warning("starting over, the checkpoint cannot be used: %s", error)
-                entry.apply(entry.job.discard_checkpoint())
-                session = stack.enter_context(self.trainer.open(plan, None))
+            with timer.time("encode"):
+                try:
+                    opened = self.trainer.open(plan, self._checkpoint(entry.job))
+                    session = stack.enter_context(opened)
+                except UserError as error:
+                    failure = Failure(FailureCode.INVALID_TASK, str(error))
+                    raise TrainingFailed(failure) from error
+                except (CheckpointRejected, BlobMissing, BlobTooLarge) as error:
+                    log.warning("starting over, the checkpoint cannot be used: %s", error)
+                    entry.apply(entry.job.discard_checkpoint())
+                    session = stack.enter_context(self.trainer.open(plan, None))
+            timer.publish()
             yield session
 
     def _checkpoint(self, job: TrainingJob) -> bytes | None:

@@ -12,6 +12,7 @@ from application.checkpoint_storage import CheckpointStorage
 from application.job_store import JobStore
 from application.journal import Entry
 from application.lease import Lease
+from application.part_timer import PartTimer
 from application.ports import (
     Clock,
     Notifier,
@@ -66,6 +67,7 @@ class TrainingLoop:
         """
         meter = Speedometer()
         gone = _InARow()
+        timer = PartTimer(entry, self.clock)
         storage = CheckpointStorage(self.store, entry, self.uploads)
         previews = CheckpointPreviews(self.store, self.config)
         with (
@@ -82,23 +84,41 @@ class TrainingLoop:
                     if stop.reason is StopReason.SHUTDOWN:
                         self._save_in_time(session, entry, storage, stop)
                     stop.check()
-                    step = session.advance()
-                    meter.observe(step.step, self.clock.monotonic())
+                    step = self._advance(session, timer, meter)
                     self._note(session, entry, step, meter)
-                    storage.look()
                     due = step.epoch_finished and step.epoch % self.config.checkpoint_every == 0
-                    if due or session.finished:
-                        storage.begin(session, with_style=True)
+                    with timer.time("checkpoints"):
+                        storage.look()
+                        if due or session.finished:
+                            storage.begin(session, with_style=True)
                     wanted = due and not session.finished and stop.reason is None
                     if wanted and previews.affordable():
-                        storage.finish()  # record it first: drawing is slow and may crash
-                        previews.draw(session, entry.job.task_id, step.epoch)
+                        with timer.time("checkpoints"):
+                            storage.finish()  # record it first: drawing is slow and may crash
+                        with timer.time("previews"):
+                            previews.draw(session, entry.job.task_id, step.epoch)
             except Exception:
                 if stop.reason is not StopReason.LEASE_LOST:
                     # A shutdown deadline leaves no time to wait.
                     storage.leave(timeout=0.0 if math.isfinite(stop.deadline) else None)
                 raise
-            storage.finish(at_the_end=True)
+            with timer.time("checkpoints"):
+                storage.finish(at_the_end=True)
+            timer.publish()
+
+    def _advance(
+        self, session: TrainingSession, timer: PartTimer, meter: Speedometer
+    ) -> StepReport:
+        """Run one step, and add its time to the job's parts."""
+        first = "first step" not in timer.seconds
+        began = self.clock.monotonic()
+        step = session.advance()
+        ended = self.clock.monotonic()
+        measured = step.epoch_finished and session.history[-1].evaluation_loss is not None
+        part = "first step" if first else "measurements" if measured else "steps"
+        timer.add(part, ended - began)
+        meter.observe(step.step, ended)
+        return step
 
     def _note(
         self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer

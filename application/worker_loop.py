@@ -110,7 +110,10 @@ class WorkerLoop:
             self.events(MessageSettled(task_id=None, settlement=settlement))
             return settlement
         if task.style_id is not None:
-            self.events(TaskReceived(task_id=task_id, style_id=task.style_id))
+            created_at = None if isinstance(task, InvalidTask) else task.created_at
+            self.events(
+                TaskReceived(task_id=task_id, style_id=task.style_id, created_at=created_at)
+            )
         try:
             if isinstance(task, InvalidTask):
                 log.warning("invalid message, task %s: %s", task.task_id or "unknown", task)

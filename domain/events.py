@@ -110,6 +110,16 @@ class JobFailed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartTimed(Event):
+    """A part of the job has ended. Times of parts with the same name add up."""
+
+    part: str
+    """``fetch`` (images), ``encode``, ``first step``, ``steps``, ``measurements`` (steps that end
+    with a measurement of the loss), ``checkpoints`` or ``previews``."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobInterrupted(Event):
     """The job was interrupted; the next worker resumes it from its last checkpoint."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from domain.buckets import MAX_ASPECT_RATIO, cut_off
 from domain.parameters import RequestedParameters
+from entrypoints.background import in_background
 from entrypoints.cli import CommandParser, add_common_options, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
 from entrypoints.image_folder import find_images, passed_over
@@ -219,6 +220,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     label = local_run.label_of(arguments)
     initial = local_run.initial_lora(requested)
     container = local_run.build_container(arguments, label, initial)
+    loaded = in_background(container.base_model)  # its libraries take seconds to import
     images = local_run.inspect(names, container)
     suffixes = container.config().caption_suffixes
     others = passed_over(arguments.images, names, besides=arguments.out, suffixes=suffixes)
@@ -226,7 +228,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     settings = container.settings()
     _tell_about_captions(images, arguments, settings.caption_model, container.console())
 
-    base = container.base_model()
+    base = loaded()
     parameters = requested.resolve(
         image_count=sum(image.repeats for image in images.usable),
         native_resolution=base.native_resolution,

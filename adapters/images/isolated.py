@@ -19,7 +19,7 @@ from threading import Condition
 from typing import Any
 
 from adapters.images.child import GO_AHEAD
-from adapters.images.opening import MAX_DECODING_BYTES
+from adapters.images.opening import MAX_DECODING_BYTES, WORKING_BYTES
 from application.stop_signal import StopSignal
 from domain.image import ImageFacts, ImageRefused, PreparedImage
 
@@ -30,7 +30,7 @@ MAX_SECONDS = 60.0
 POLL_SECONDS = 0.2
 """Interval of checks for a stop."""
 
-_LARGE = 64 * 1024**2
+_LARGE = WORKING_BYTES + 64 * 1024**2
 """Bytes. A process that has decoded an image this large ends: it may not free all its memory."""
 
 

@@ -32,7 +32,7 @@ ON_ITS_SIDE = {5, 6, 7, 8}
 
 _BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2}
 """Pillow's bytes per pixel, by mode; 4 in all others."""
-_WORKING_BYTES = 64 * 1024**2
+WORKING_BYTES = 64 * 1024**2
 """Extra bytes for the parts being converted and scaled."""
 
 
@@ -55,7 +55,7 @@ class OpenedImage:
     @property
     def decoding_bytes(self) -> int:
         """Memory for decoding and scaling the image."""
-        return self.pixel_bytes + _WORKING_BYTES
+        return self.pixel_bytes + WORKING_BYTES
 
     @property
     def size(self) -> tuple[int, int]:

@@ -7,9 +7,16 @@ from datetime import datetime
 from typing import Any
 
 from adapters.status_page.curve import LossCurve
+from domain.job import JobState
 from domain.parameters import TrainingParameters
 from domain.phases import PHASES
 from domain.progress import Progress
+
+_PARTS = (
+    *("queue", "fetch", "encode", "first step", "steps", "measurements", "checkpoints"),
+    *("previews", "upload", "call"),
+)
+"""Parts of a job, in order."""
 
 
 @dataclass(kw_only=True)
@@ -25,6 +32,8 @@ class JobView:
     phase_since: float = 0.0
     phase_seconds: dict[str, float] = field(default_factory=dict)
     """Durations of finished phases."""
+    part_seconds: dict[str, float] = field(default_factory=dict)
+    """Durations of parts (``PartTimed``), and of the wait in the queue if known."""
     progress: Progress | None = None
     parameters: TrainingParameters | None = None
     images: int | None = None
@@ -50,6 +59,10 @@ class JobView:
             self.phase_seconds[self.phase] = past + now - self.phase_since
         if phase != self.phase:
             self.phase, self.phase_since = phase, now
+
+    def spend(self, part: str, seconds: float) -> None:
+        """Add to the time of a part."""
+        self.part_seconds[part] = self.part_seconds.get(part, 0.0) + max(0.0, seconds)
 
     def end(self, result: str, now: float, at: datetime, **why: str | None) -> None:
         """End the attempt."""
@@ -94,10 +107,21 @@ class JobView:
             "message": self.message,
             "seconds": self.seconds,
             "ended_at": None if self.ended_at is None else self.ended_at.isoformat(),
+            "parts": self._parts(),
             "loss": None if progress is None else progress.loss,
             "epoch": None if progress is None else progress.current_epoch,
             "epochs": None if progress is None else progress.total_epochs,
         }
+
+    def _parts(self) -> list[dict[str, Any]]:
+        """Where the time went, in order; upload and call are the phases of these."""
+        ends = {
+            name: self.phase_seconds[phase]
+            for name, phase in (("upload", JobState.UPLOADING), ("call", JobState.ANNOUNCING))
+            if phase in self.phase_seconds
+        }
+        seconds = {**self.part_seconds, **ends}
+        return [{"name": name, "seconds": seconds[name]} for name in _PARTS if name in seconds]
 
     def _progress(self) -> dict[str, Any] | None:
         progress = self.progress

@@ -206,9 +206,10 @@ function showRecent(jobs) {
       const when = make("time", "when quiet", new Date(job.ended_at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }));
       when.dateTime = job.ended_at;
       when.title = `${new Date(job.ended_at).toLocaleString()}, task ${job.task_id}`;
+      const parts = job.parts.map(({ name, seconds }) => `${name} ${seconds.toFixed(1)} s`).join(" · ");
       const why = [job.code, job.message].filter(Boolean).join(": ");
       const task = make("code", "why quiet task", job.task_id);
-      return make("li", "", badge, what, when, task, why ? make("span", "why quiet", why) : null);
+      return make("li", "", badge, what, when, task, ...[parts, why].filter(Boolean).map((text) => make("span", "why quiet", text)));
     })
   );
 }

@@ -17,6 +17,7 @@ from domain.events import (
     JobFailed,
     JobInterrupted,
     JobStarted,
+    PartTimed,
     ProgressMade,
     TrainingBegan,
 )
@@ -50,8 +51,17 @@ class WorkerState:
         self._past = PastJobs()
         self.device: str | None = None
         """The training device, once known."""
-        self.model: str | None = None
+        self._model: str | None = None
+        self._ready_after: float | None = None
+
+    @property
+    def model(self) -> str | None:
         """The base model, once it is loaded."""
+        return self._model
+
+    @model.setter
+    def model(self, name: str) -> None:
+        self._model, self._ready_after = name, self._clock.monotonic() - self._began
 
     def __call__(self, event: WorkerEvent) -> None:
         """Update the state."""
@@ -61,8 +71,11 @@ class WorkerState:
                 return
             if event.task_id not in self._jobs:
                 self._jobs[event.task_id] = self._view(event.task_id, event.style_id)
+            job = self._jobs[event.task_id]
             if not isinstance(event, TaskReceived):
-                self._note(self._jobs[event.task_id], event)
+                self._note(job, event)
+            elif event.created_at is not None:
+                job.spend("queue", (self._clock.now() - event.created_at).total_seconds())
 
     def _settle(self, event: MessageSettled) -> None:
         """End the job whose message is settled, unless an event has ended it."""
@@ -99,6 +112,7 @@ class WorkerState:
                     "model": self.model,
                     "began_at": self._began_at.isoformat(),
                     "up_seconds": now - self._began,
+                    "ready_after": self._ready_after,
                     "state": self._state(),
                 },
                 "job": None if job is None else job.shown(now),
@@ -140,6 +154,8 @@ class WorkerState:
                     job.curve.add(event.progress.current_epoch, event.progress.loss)
             case CheckpointSaved():
                 job.checkpoint = event.checkpoint.epoch
+            case PartTimed():
+                job.spend(event.part, event.seconds)
         state = state_after(event)
         if state in PHASES:
             job.enter(state, self._clock.monotonic())

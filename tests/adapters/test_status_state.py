@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -331,3 +332,23 @@ def test_reading_while_a_job_runs_always_sees_one_whole_state() -> None:
         reader.join()
     sys.setswitchinterval(before)
     assert not torn
+
+
+def test_a_finished_job_shows_where_its_time_went() -> None:
+    world = World()
+    worker_state = WorkerState("a worker", "1.0", world.clock)
+    world.clock.advance(20.0)
+    worker_state.model = "a base"
+    published = replace(a_task(), created_at=world.clock.now())
+    world.clock.advance(3.0)
+    worker_state(received(published))
+    world.worker(events=worker_state)(published, StopSignal())
+    snapshot = worker_state.snapshot()
+    assert snapshot["worker"]["ready_after"] == 20.0
+    parts = {part["name"]: part["seconds"] for part in snapshot["recent"][0]["parts"]}
+    assert list(parts) == [
+        "queue", "fetch", "encode", "first step", "steps", "checkpoints", "previews", "upload",
+        "call",
+    ]  # fmt: skip
+    assert parts["queue"] == 3.0
+    assert parts["steps"] == 25 * 3 - 1

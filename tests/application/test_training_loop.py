@@ -11,7 +11,7 @@ from adapters.memory import MemoryBlobStore, MemoryTrainer
 from application.ports import BlobDenied, BlobUnavailable, NotifierRefused, NotifierUnavailable
 from application.settlement import Ack, Requeue
 from application.stop_signal import StopReason, StopSignal
-from domain.events import CheckpointSaved, JobStarted, ProgressMade
+from domain.events import CheckpointSaved, JobStarted, PartTimed, ProgressMade
 from domain.job import JobState
 from domain.location import Location
 from domain.progress import Progress
@@ -209,3 +209,12 @@ def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
     assert job.state is JobState.INTERRUPTED
     assert (job.checkpoint and job.checkpoint.step) == step
     assert len(puts) == tried
+
+
+def test_observers_learn_where_the_time_of_a_job_went(world: World) -> None:
+    """Ten steps of a second each: the first one is counted separately."""
+    assert world.worker()(a_task(epochs=10, batch_size=10), StopSignal()) == Ack()
+    parts = {event.part: event.seconds for event in world.events if isinstance(event, PartTimed)}
+    assert parts == {
+        "fetch": 0.0, "encode": 0.0, "first step": 1.0, "steps": 9.0, "checkpoints": 0.0
+    }  # fmt: skip

@@ -69,7 +69,7 @@ def a_task(images: int = 10, **named: Any) -> TrainingTask:
 
 def received(task: TrainingTask) -> TaskReceived:
     """What observers get before a task is run."""
-    return TaskReceived(task_id=task.task_id, style_id=task.style_id)
+    return TaskReceived(task_id=task.task_id, style_id=task.style_id, created_at=task.created_at)
 
 
 def settled(task: TrainingTask, settlement: Settlement) -> MessageSettled:

@@ -102,6 +102,16 @@ def test_a_decoder_that_breaks_down_costs_one_image(inspector: IsolatedInspector
     inspector.inspect(SCENE, RESOLUTION, StopSignal())
 
 
+def test_a_process_decodes_one_image_after_the_other() -> None:
+    """Starting a process costs more than decoding an ordinary image."""
+    inspector, before = IsolatedInspector(processes=1), children()
+    inspector.inspect(SCENE, RESOLUTION, StopSignal())
+    started = children() - before
+    inspector.inspect(SCENE, RESOLUTION, StopSignal())
+    assert children() - before == started
+    assert len(started) == 1
+
+
 def test_an_image_that_takes_too_long_is_refused() -> None:
     inspector = IsolatedInspector(processes=1, seconds=0.2)
     assert "takes too long" in reason(inspector, rgba_bomb(6000))
