@@ -6,6 +6,7 @@ import argparse
 import atexit
 import gc
 import logging
+import os
 import re
 import sys
 import traceback
@@ -89,10 +90,16 @@ def run_command(
         return EXIT_USAGE
     arguments = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     try:
-        return carry_out(arguments)
+        code = carry_out(arguments)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not log_unexpected:
+            # The reader, such as `head`, has ended. Python flushes once more at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_FAILED
         if arguments.debug:
             lines = "".join(traceback.format_exception(error)).splitlines()
             print("\n".join(map(printable, lines)), file=sys.stderr)

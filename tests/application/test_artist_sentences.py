@@ -15,6 +15,7 @@ from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, Rollbacks
 from adapters.diffusion.oom import gpu_oom
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import encode_task
+from application.delivery import NOT_LEARNED
 from application.ports import BlobMissing, BlobTooLarge, InitialLora
 from application.run_training import CANCELLED
 from application.stop_signal import StopSignal
@@ -118,7 +119,12 @@ def test_no_sentence_has_an_operators_words() -> None:
         *(low_quality, too_many_failures, bad_messages, too_large, unusable_lora),
         *(missing_optimizer, diverged),
     )
-    failures = [*(failure for way in ways for failure in way()), gpu_oom().failure, CANCELLED]
+    failures = [
+        *(failure for way in ways for failure in way()),
+        gpu_oom().failure,
+        NOT_LEARNED,
+        CANCELLED,
+    ]
     assert {failure.code for failure in failures} == set(FailureCode)
-    assert len(failures) == 19
+    assert len(failures) == 20
     assert [f.message for f in failures if OPERATORS_WORDS.search(f.message)] == []

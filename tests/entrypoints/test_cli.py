@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,14 @@ from entrypoints import submit, train, worker
 from entrypoints.cli import SHELLS, add_common_options, run_command
 from entrypoints.exit_codes import UsageError
 from tests.services.commands import ROOT, run
+
+PRINTING = """
+import argparse, sys
+from entrypoints.cli import add_common_options, run_command
+parser = argparse.ArgumentParser()
+add_common_options(parser, script="x")
+sys.exit(run_command(parser, lambda _: print("x") or 0, []))
+"""
 
 COMMANDS = ["train", "worker", "submit"]
 
@@ -99,6 +108,21 @@ def test_a_defect_of_a_command_that_nobody_watches_is_in_the_log(
     assert run_command(parser, carry_out, [], log_unexpected=True) == 1
     assert "ZeroDivisionError" in caplog.text
     assert "in carry_out" in caplog.text
+
+
+def test_a_reader_that_ends_early_is_no_bug() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTING],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_several_wrong_settings_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
