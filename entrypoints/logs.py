@@ -133,15 +133,8 @@ def start_cloudwatch(settings: Settings, logs: Logging, worker: str) -> None:
         return
     from adapters.logs.cloudwatch import CloudWatchOptions, cloudwatch_handler
 
-    secret, token = settings.aws_secret_access_key, settings.aws_session_token
-    options = CloudWatchOptions(
-        group=settings.cloudwatch_log_group,
-        stream=worker,
-        region=settings.aws_s3_region_name,
-        access_key_id=settings.aws_access_key_id,
-        secret_access_key=secret.get_secret_value() if secret else None,
-        session_token=token.get_secret_value() if token else None,
-    )
+    group = settings.cloudwatch_log_group
+    options = CloudWatchOptions(group=group, stream=worker, **settings.aws_options())
     logs.also_to(cloudwatch_handler(options))
 
 

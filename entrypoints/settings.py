@@ -617,6 +617,16 @@ class Settings(BaseModel):
         """Given names that are probably misspelt settings, each with the intended setting."""
         return _typos(self._given)
 
+    def aws_options(self) -> dict[str, Any]:
+        """Region and credentials, as options of the adapters for Amazon's services."""
+        secret, token = self.aws_secret_access_key, self.aws_session_token
+        return {
+            "region": self.aws_s3_region_name,
+            "access_key_id": self.aws_access_key_id,
+            "secret_access_key": secret.get_secret_value() if secret else None,
+            "session_token": token.get_secret_value() if token else None,
+        }
+
     def secrets(self) -> tuple[str, ...]:
         """All secrets, so that logs can hide them."""
         found = [value for value in dict(self).values() if isinstance(value, SecretStr)]

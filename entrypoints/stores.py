@@ -68,15 +68,11 @@ def _open_s3(
     from adapters.s3.options import S3Options
     from adapters.s3.store import S3BlobStore
 
-    secret, token = settings.aws_secret_access_key, settings.aws_session_token
     options = S3Options(
         endpoint_url=settings.s3_endpoint_url,
         addressing_style=settings.s3_addressing_style,
-        region=settings.aws_s3_region_name,
-        access_key_id=settings.aws_access_key_id,
-        secret_access_key=secret.get_secret_value() if secret else None,
-        session_token=token.get_secret_value() if token else None,
         max_pool_connections=connections,
+        **settings.aws_options(),
     )
     return S3BlobStore(options, readable=readable, writable=writable, sleep=clock.sleep)
 
