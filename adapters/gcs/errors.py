@@ -78,8 +78,7 @@ def _answered(response: Response, what: str) -> Exception:
     if number == 429 or (number == 403 and reasons & THROTTLED):
         return BlobUnavailable(
             f"{what}: the store limits the request rate: if this persists, lower "
-            f"FETCH_CONCURRENCY or "
-            f"run fewer workers ({message})",
+            f"FETCH_CONCURRENCY or run fewer workers ({message})",
             retry_after=_retry_after(response),
         )
     if number == 401:

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -16,14 +17,19 @@ from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import DeadLetterAction, Delivery, DeliveryLost, QueueUnavailable
 from tests.services.broker import Broker, own_broker
 from tests.services.queues import opened, raw_channel, receive
-from tests.services.waiting import PATIENCE, eventually
+from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.faults
 
 
+REPEAT_AFTER = "-rabbit dead_letter_worker_publisher_confirm_timeout 1000"
+"""Milliseconds until the broker repeats an unconfirmed move from a retry queue to the main queue,
+for example because the main queue had not started; the default is three minutes."""
+
+
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Broker]:
-    with own_broker() as made:
+    with own_broker(flags=REPEAT_AFTER) as made:
         yield made
 
 
@@ -117,23 +123,16 @@ def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
 def test_a_pause_that_ends_while_the_main_queue_is_gone_loses_nothing(
     broker: Broker, options: RabbitOptions
 ) -> None:
-    # Time until the broker retries; the default is three minutes.
-    setting = "rabbit, dead_letter_worker_publisher_confirm_timeout"
-    was = broker.evaluate(f"element(2, application:get_env({setting}))")
-    broker.evaluate(f"application:set_env({setting}, 1000)")
-    try:
-        with opened(options) as queue:
-            queue.publish(b"{}")
-            queue.retry_later(receive(queue), 0.2, "busy")
-        with raw_channel(broker.port) as raw:
-            raw.queue_delete(options.queue)
-        time.sleep(0.5)
-        with opened(options) as queue:
-            again = receive(queue)
-            assert (again.body, again.retries) == (b"{}", 1)
-            queue.acknowledge(again)
-    finally:
-        broker.evaluate(f"application:set_env({setting}, {was})")
+    with opened(options) as queue:
+        queue.publish(b"{}")
+        queue.retry_later(receive(queue), 0.2, "busy")
+    with raw_channel(broker.port) as raw:
+        raw.queue_delete(options.queue)
+    time.sleep(0.5)
+    with opened(options) as queue:
+        again = receive(queue)
+        assert (again.body, again.retries) == (b"{}", 1)
+        queue.acknowledge(again)
 
 
 def test_a_broker_with_a_memory_alarm_is_waited_for(
@@ -190,29 +189,26 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
         for fault in (Broker.close_connections, Broker.close_connections, kill_and_start):
             time.sleep(2.0)
             fault(broker)
-        deadline = time.monotonic() + PATIENCE
-        while _unfinished(publisher, options) and time.monotonic() < deadline:
-            time.sleep(0.2)
+        # Queues look empty while workers hold messages, and while the broker moves them.
+        eventually(lambda: settled | dead(publisher) == bodies)
         finished.set()
         for worker in workers:
             worker.join()
-        while (delivery := publisher.receive(1.0)) is not None:
-            settled.add(delivery.body)
-            publisher.acknowledge(delivery)
-        dead = {
-            letter.body
-            for letter in publisher.process_dead_letters(lambda _: DeadLetterAction.KEEP)
-        }
-        left = publisher.depths()
-    assert dead | settled == bodies
-    assert 10 <= len(dead) < 150
-    assert sum(left.values()) == left[f"{options.queue}.dead"]
+
+        def is_empty() -> bool:
+            """Acknowledge messages that came again. True if only dead letters are left."""
+            while (delivery := publisher.receive(1.0)) is not None:
+                publisher.acknowledge(delivery)
+            left = publisher.depths()
+            return sum(left.values()) == left[f"{options.queue}.dead"]
+
+        eventually(is_empty)
+        assert 10 <= len(dead(publisher)) < 150
 
 
-def _unfinished(queue: RabbitQueue, options: RabbitOptions) -> bool:
-    """Whether a message waits or is held; a held one shows once it is returned."""
-    try:
-        depths = queue.depths()
-    except QueueUnavailable:
-        return True
-    return sum(depths.values()) > depths[f"{options.queue}.dead"]
+def dead(queue: RabbitQueue) -> set[bytes]:
+    """The dead letters; none while the broker is away."""
+    with suppress(QueueUnavailable):
+        letters = queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+        return {letter.body for letter in letters}
+    return set()

@@ -39,7 +39,12 @@ class Broker:
     """
 
     def __init__(
-        self, folder: Path, *, configuration: str = "", plugins: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *,
+        configuration: str = "",
+        plugins: tuple[str, ...] = (),
+        flags: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port, distribution, mapper = free_ports(3)
@@ -65,7 +70,7 @@ class Broker:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "ERL_EPMD_PORT": str(mapper),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_FLAGS": f"-kernel inet_dist_use_interface {LOOPBACK} +S 1:1",
+            "ERL_FLAGS": f"-kernel inet_dist_use_interface {LOOPBACK} +S 1:1 {flags}",
             # The script is then replaced by the node, so its process id is the node's.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
@@ -193,11 +198,19 @@ def _command(program: str | Path, *arguments: str) -> list[str]:
 
 
 @contextmanager
-def own_broker(*, configuration: str = "", plugins: tuple[str, ...] = ()) -> Iterator[Broker]:
-    """A running node, removed afterwards."""
+def own_broker(
+    *, configuration: str = "", plugins: tuple[str, ...] = (), flags: str = ""
+) -> Iterator[Broker]:
+    """A running node, removed afterwards.
+
+    Args:
+        configuration: lines of ``rabbitmq.conf``.
+        plugins: names of the enabled plugins.
+        flags: options of Erlang, for settings that ``rabbitmq.conf`` does not have.
+    """
     require_rabbitmq()
     with tempfile.TemporaryDirectory(prefix="broker-") as folder:
-        broker = Broker(Path(folder), configuration=configuration, plugins=plugins)
+        broker = Broker(Path(folder), configuration=configuration, plugins=plugins, flags=flags)
         try:
             broker.start()
             yield broker

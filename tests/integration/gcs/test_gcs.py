@@ -52,8 +52,8 @@ def media_requests(proxy: FaultyProxy) -> int:
     [
         (google(403, "forbidden"), BlobDenied, "Storage Object Viewer.*objects.list.*missing"),
         (google(401, "authError"), BlobUnavailable, "GOOGLE_APPLICATION_CREDENTIALS"),
-        (google(403, "rateLimitExceeded"), BlobUnavailable, "fewer requests.*FETCH_CONCURRENCY"),
-        (google(429, "rateLimitExceeded"), BlobUnavailable, "fewer requests.*FETCH_CONCURRENCY"),
+        (google(403, "rateLimitExceeded"), BlobUnavailable, "request rate.*FETCH_CONCURRENCY"),
+        (google(429, "rateLimitExceeded"), BlobUnavailable, "request rate.*FETCH_CONCURRENCY"),
         (google(503, "backendError"), BlobUnavailable, "returned status 503"),
         (google(400, "invalid", "no such thing"), BlobDenied, "no such thing"),
         (google(403, "accountDisabled"), BlobDenied, "access is denied"),

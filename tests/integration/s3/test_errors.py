@@ -31,7 +31,7 @@ def in_region(region: str) -> str:
     ("rule", "expected", "said"),
     [
         (internal_error(), BlobUnavailable, "an internal error.*temporary"),
-        (slow_down(), BlobUnavailable, "fewer requests.*FETCH_CONCURRENCY"),
+        (slow_down(), BlobUnavailable, "request rate.*FETCH_CONCURRENCY"),
         (access_denied(), BlobDenied, "s3:GetObject.*s3:ListBucket.*missing"),
         (s3_error("NoSuchKey", 404), BlobMissing, "no such object"),
         (s3_error("NoSuchBucket", 404), BlobDenied, "no bucket.*create it.*MODEL_BUCKET_NAME"),
@@ -61,7 +61,7 @@ def in_region(region: str) -> str:
             BlobDenied,
             "AWS_S3_REGION_NAME=eu-north-1",
         ),
-        (Rule(fault="hang", seconds=20), BlobUnavailable, "does not answer in time"),
+        (Rule(fault="hang", seconds=20), BlobUnavailable, "did not answer in time"),
         (Rule(fault="reset_before"), BlobUnavailable, "(?i)connection"),
         (Rule(fault="answer", status=502, body="bad gateway"), BlobUnavailable, "502"),
     ],
