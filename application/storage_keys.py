@@ -16,9 +16,9 @@ JOBS = "jobs/"
 class StorageKeys:
     """The keys of a job's blobs.
 
-    ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel, checkpoints and the
-    styles of their epochs, the report with its previews, and the logs. The inference server reads
-    ``models/style_<style_id>.safetensors``, or a folder for each task in
+    ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel, made captions,
+    checkpoints and the styles of their epochs, the report with its previews, and the logs. The
+    inference server reads ``models/style_<style_id>.safetensors``, or a folder for each task in
     ``models/style-<style_id>/``.
     """
 

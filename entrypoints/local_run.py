@@ -57,6 +57,7 @@ IMAGES, OUT = "images", "out"
 """The buckets that the two folders stand for."""
 THUMBNAIL_SIDE = 256
 """Pixels; the ModelSpec standard requires a small image."""
+MAX_CAPTIONS_SHOWN = 3
 LEASE = LeaseTerms(seconds=9.0)
 """Short, so that the same command can soon resume the run of a killed process."""
 MAX_LOCAL_BYTES = 256 * 1024**2
@@ -333,6 +334,7 @@ def run(
     job = store.recorded(task.task_id) or fresh
     match settlement:
         case Ack() if job.state is JobState.COMPLETED:
+            _show_made_captions(list((store.captions(task.task_id) or {}).values()), console)
             for path in _report_files(out):
                 say(console, f"  {path}")
             return 0, _outcome(job, out)
@@ -350,6 +352,13 @@ def run(
             say(console, f"not finished: {reason}", "red")
             return EXIT_FAILED, _outcome(job, out) | {"message": reason}
     return EXIT_FAILED, _outcome(job, out)
+
+
+def _show_made_captions(made: Sequence[str], console: Console) -> None:
+    if made:
+        more = "; ..." if len(made) > MAX_CAPTIONS_SHOWN else ""
+        shown = "; ".join(made[:MAX_CAPTIONS_SHOWN])
+        say(console, f"{len(made)} captions were made, the report shows them: {shown}{more}")
 
 
 def _display(container: Container) -> ProgressDisplay:

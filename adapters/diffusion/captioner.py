@@ -42,10 +42,12 @@ class TransformersCaptioner:
 
     def __init__(self, name: str, device: str, decode: Callable[[bytes], Image.Image]) -> None:
         try:
-            self._pixels = AutoImageProcessor.from_pretrained(name)
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
+            # False, because the default may ask on the terminal whether to run the model's code.
+            load = {"trust_remote_code": False}
+            self._pixels = AutoImageProcessor.from_pretrained(name, **load)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, **load)
+            model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, **load)
+        except (OSError, ValueError, KeyError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CaptionModelInvalid(
                 f"caption model {name}: cannot be loaded ({reason}); give the folder or the hub "
