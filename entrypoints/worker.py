@@ -85,8 +85,10 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.shutdown import graceful_shutdown
 
     quiet_libraries()
+    # The check's rows say what its log would.
+    level = "ERROR" if arguments.check else settings.log_level
     logs = start_logging(
-        level="DEBUG" if arguments.debug else settings.log_level,
+        level="DEBUG" if arguments.debug else level,
         form=settings.log_format,
         secrets=settings.secrets(),
     )

@@ -132,7 +132,7 @@ def test_dead_letters_are_listed_put_back_and_dropped(tmp_path: Path) -> None:
 
 def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
     good = run("worker", "--check", "--json", cwd=tmp_path)
-    assert good.returncode == 0, good.stdout + good.stderr
+    assert (good.returncode, good.stderr) == (0, ""), good.stdout
     findings = json.loads(good.stdout)
     details = {finding["part"]: finding["detail"] for finding in findings}
     assert details["queue"] == "the folder spool; waiting: 0, dead: 0"
