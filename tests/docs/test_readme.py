@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -45,3 +46,14 @@ def test_the_figures_are_those_that_were_measured(page: Path) -> None:
     text = page.read_text("utf-8")
     assert "<!-- figures: " in text
     assert filled(text) == text
+
+
+def test_the_readmes_duration_of_a_whole_job_is_the_measured_one() -> None:
+    rows = [
+        row
+        for file in (ROOT / "benchmarks" / "results").glob("*.json")
+        for row in json.loads(file.read_text("utf-8")).get("rows", [])
+    ]
+    measured = {round(row["total_s"]) for row in rows if row.get("name") == "whole job"}
+    (named,) = re.findall(r"20 images and 200 epochs took (\d+) s", README)
+    assert int(named) in measured
