@@ -421,19 +421,19 @@ def reads_or_refuses(body: bytes) -> None:
         assert read(encode_task(task)) == task
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary())
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     reads_or_refuses(body)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(anything)
 def test_any_json_is_read_or_refused(value: object) -> None:
     reads_or_refuses(json.dumps(value).encode())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(PATHS), anything | st.just(ABSENT))
 def test_a_task_with_any_one_value_changed_is_read_or_refused(path: str, value: object) -> None:
     try:
@@ -443,7 +443,7 @@ def test_a_task_with_any_one_value_changed_is_read_or_refused(path: str, value: 
     reads_or_refuses(body)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 700), st.integers(0, 20), st.binary(max_size=6))
 def test_a_damaged_task_is_read_or_refused(at: int, cut: int, put: bytes) -> None:
     body = json.dumps(MESSAGE).encode()
@@ -510,7 +510,7 @@ def test_a_message_to_the_artist_is_one_that_a_database_takes(message: str, sent
     assert body["error_message"] == sent
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(exclude_categories=())))
 def test_any_message_can_be_told(message: str) -> None:
     body = failed_body(10, Failure(FailureCode.TRAINING_FAILED, message))

@@ -94,6 +94,21 @@ def test_dead_letters_are_told_whatever_is_in_them_and_an_id_may_be_in_capitals(
     assert dead_letters_of(capsys, "--dead") == []
 
 
+def test_what_was_done_with_dead_letters_is_counted_and_an_unknown_id_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in "123":
+        dead(f"{name}.json", json.dumps({"task_id": TASK[:-1] + name}).encode())
+    assert main(["--drop-dead", f"{TASK[:-1]}1"]) == 0
+    assert "1 dead letter dropped" in capsys.readouterr().out
+    assert main(["--replay-dead"]) == 0
+    assert "2 dead letters put back" in capsys.readouterr().out
+    assert len(list(Path("spool").glob("*.json"))) == 2
+    assert main(["--drop-dead", ""]) == 2
+    assert main(["--replay-dead", TASK]) == 2
+    assert "this task has no dead letters" in capsys.readouterr().err
+
+
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e x\nforged line"
 
 

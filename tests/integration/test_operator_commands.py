@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,28 +52,6 @@ def test_sigterm_hands_the_job_over_and_exits_0(tmp_path: Path, submitted: str) 
     assert len(list((tmp_path / "spool").glob("*.json"))) == 1, "the message is on the queue"
 
 
-def test_the_end_of_the_grace_is_the_end(tmp_path: Path, submitted: str) -> None:
-    with a_worker(cwd=tmp_path, **QUICK, SHUTDOWN_TIMEOUT="0.001") as worker:
-        eventually(training(tmp_path, submitted), within=120, running=worker)
-        worker.send_signal(signal.SIGTERM)
-        _, printed = worker.communicate(timeout=60)
-    assert worker.returncode == 3, printed
-    assert "not stopped within 0.001 s" in printed
-
-
-def test_a_second_signal_ends_a_worker_at_once(tmp_path: Path, submitted: str) -> None:
-    with a_worker(cwd=tmp_path, **QUICK, LOG_LEVEL="INFO") as worker:
-        eventually(training(tmp_path, submitted), within=120, running=worker)
-        os.kill(worker.pid, signal.SIGSTOP)
-        # Both wait for the process when it goes on, so that no step ends between them.
-        worker.send_signal(signal.SIGTERM)
-        worker.send_signal(signal.SIGINT)
-        os.kill(worker.pid, signal.SIGCONT)
-        _, printed = worker.communicate(timeout=60)
-    assert worker.returncode in {130, 143}, printed
-    assert "exiting immediately" in printed
-
-
 def test_a_running_job_is_cancelled_at_its_next_step(tmp_path: Path, submitted: str) -> None:
     with a_worker("--once", cwd=tmp_path, **QUICK) as worker:
         eventually(training(tmp_path, submitted), within=120, running=worker)
@@ -96,38 +72,6 @@ def test_a_waiting_task_that_is_cancelled_is_skipped(tmp_path: Path, submitted: 
     assert worked.returncode == 0, worked.stderr
     assert "training on 10 images" not in worked.stderr
     assert journal(tmp_path, submitted)["state"] == "cancelled"
-
-
-def test_dead_letters_are_listed_put_back_and_dropped(tmp_path: Path) -> None:
-    spool = tmp_path / "spool"
-    spool.mkdir()
-    ids = [str(uuid.uuid4()) for _ in range(3)]
-    for task_id in (ids[0].upper(), *ids[1:]):
-        (spool / f"{task_id}.json").write_text(json.dumps({"type": "x", "task_id": task_id}))
-    assert run("worker", "--once", cwd=tmp_path).returncode == 0
-
-    listed = json.loads(run("submit", "--dead", "--json", cwd=tmp_path).stdout)
-    assert {row["task_id"] for row in listed} == set(ids)
-    assert {row["details"]["field"] for row in listed} == {"type"}
-    assert not any(row["put_back"] or row["dropped"] for row in listed)
-    assert {json.loads(row["body"])["type"] for row in listed} == {"x"}
-
-    replayed = run("submit", "--replay-dead", ids[0], cwd=tmp_path)
-    assert "1 dead letter put back" in replayed.stdout, replayed.stderr
-    assert len(list(spool.glob("*.json"))) == 1
-    dropped = run("submit", "--drop-dead", ids[1].upper(), cwd=tmp_path)
-    assert "1 dead letter dropped" in dropped.stdout, dropped.stderr
-    assert len(list(spool.glob("*.json"))) == 1
-    nameless = run("submit", "--drop-dead", "", cwd=tmp_path)
-    assert (nameless.returncode, nameless.stdout) == (2, "")
-    unknown = run("submit", "--replay-dead", str(uuid.uuid4()), cwd=tmp_path)
-    assert unknown.returncode == 2
-    assert "this task has no dead letters" in unknown.stderr
-    (spool / "dead" / "junk.json").write_text("no task")
-    junk = run("submit", "--drop-dead", "-", cwd=tmp_path)
-    assert "1 dead letter dropped" in junk.stdout, junk.stderr
-    rest = run("submit", "--replay-dead", cwd=tmp_path)
-    assert "1 dead letter put back" in rest.stdout
 
 
 def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
