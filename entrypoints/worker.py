@@ -125,7 +125,10 @@ def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
     from entrypoints.settings import environment_on_gpu
 
     if arguments.check:
-        raise UsageError("--gpus and --check: check one worker at a time, with DEVICE=cuda:1 say")
+        raise UsageError(
+            "--gpus does not work with --check: check one worker at a time, for example with "
+            "DEVICE=cuda:1"
+        )
     if settings.device not in {None, "cuda", "cuda:0"}:  # each worker sees only its own GPU
         raise UsageError(f"--gpus and DEVICE={settings.device}: give one of the two")
     gpus = gpus_named(arguments.gpus, lambda: len(GpuReader()()))

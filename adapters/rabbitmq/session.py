@@ -205,7 +205,9 @@ class Session:
             self.publish(self._topology.main, body, envelope.copy(properties))
         except Refused as error:
             log.warning(
-                "a message nears its queue's delivery limit and cannot be copied: %s", error
+                "a message is close to its queue's delivery limit and cannot be published "
+                "again: %s",
+                error,
             )
             return False
         return True

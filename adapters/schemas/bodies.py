@@ -48,7 +48,7 @@ class ProgressBody(_Body):
     """Body of ``PATCH /api/webhooks/training/progress``."""
 
     style_id: StyleId
-    progress: ProgressFigures = Field(description="How far the job is")
+    progress: ProgressFigures = Field(description="Progress of the job")
 
 
 def _without_default(schema: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class MetricFigures(_Body):
         json_schema_extra=_without_default,
     )
     task_id: str = Field(
-        description="The task that made the style: tells it from an earlier task's",
+        description="Id of the task that made the style; distinguishes it from an earlier task",
         examples=["550e8400-e29b-41d4-a716-446655440000"],
     )
     sha256: str = Field(
@@ -104,10 +104,10 @@ class CompleteBody(_Body):
     style_id: StyleId
     model_path: str = Field(
         pattern=f"^({'|'.join(SCHEMES)})://",
-        description="Where the weights lie",
+        description="Location of the weights",
         examples=["s3://bucket/models/style_10.safetensors", "gs://bucket/models/style-10"],
     )
-    training_metric: MetricFigures = Field(description="How the training went")
+    training_metric: MetricFigures = Field(description="Results of the training")
 
 
 class FailedBody(_Body):
