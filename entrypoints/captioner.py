@@ -8,7 +8,7 @@ from adapters.images.decode import decode
 from entrypoints.default_base import quiet_libraries
 
 if TYPE_CHECKING:
-    from adapters.diffusion.captioner import TransformersCaptioner
+    from adapters.captioner import TransformersCaptioner
     from entrypoints.settings import Settings
 
 
@@ -21,6 +21,6 @@ def load_captioner(settings: Settings, device: str) -> TransformersCaptioner | N
     if settings.caption_model is None:
         return None
     quiet_libraries()
-    from adapters.diffusion.captioner import TransformersCaptioner
+    from adapters.captioner import TransformersCaptioner
 
     return TransformersCaptioner(settings.caption_model, device, decode)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from adapters.diffusion.oom import is_out_of_memory
+from adapters.common.device_memory import is_out_of_memory
 from adapters.diffusion.train_step import Batch
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class GraphCache:
                 replay = recorder.record(partial(function, memory))
             except Exception as error:  # any error of the driver, the allocator or a kernel
                 first = _first_of_torch(error)
-                what = "out of memory" if is_out_of_memory(error) else str(first).split("\n")[0]
+                what = "out of memory" if is_out_of_memory(first) else str(first).split("\n")[0]
                 self.stop(f"{type(first).__name__}: {what}")
                 function(batch)
                 return batch

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from adapters.diffusion.device_errors import is_broken_device
+from adapters.common.device_errors import is_broken_device
 from application.ports import TrainerBroken
 
 Run = TypeVar("Run")

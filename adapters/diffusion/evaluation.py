@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from adapters.common.device_memory import split_on_oom
 from adapters.diffusion.data.dataset import EncodedDataset, Size
 from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.objective import Objective
-from adapters.diffusion.oom import split_on_oom
 from adapters.diffusion.train_step import Batch, image_losses
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Evaluation:
         self._captions = captions
         self._slot = slot
         self._seed = seed
-        every = range(len(dataset.images))
+        every = range(len(dataset.sizes))
         self._trained = [i for i in every if i not in held_out]
         self._held_out = sorted(held_out)
         self._batches: dict[tuple[int, ...], list[Batch]] = {}
@@ -119,7 +119,7 @@ class Evaluation:
         steps = len(self._objective.weight)
         by_size: dict[Size, list[int]] = {}
         for number in range(PREDICTIONS):
-            size = self._dataset.images[positions[number % len(positions)]].size
+            size = self._dataset.sizes[positions[number % len(positions)]]
             by_size.setdefault(size, []).append(number)
         cpu = self._slot.device.type == "cpu"
         most = _PER_PASS_ON_A_CPU if cpu else PREDICTIONS

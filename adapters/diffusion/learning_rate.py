@@ -1,8 +1,6 @@
-"""The learning rate as a function of the step, so that resuming needs no scheduler state."""
+"""The learning rate of every step, computed ahead, so that resuming needs no scheduler state."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -10,8 +8,8 @@ from diffusers.optimization import get_scheduler
 from domain.parameters import TrainingParameters
 
 
-def learning_rate_of(parameters: TrainingParameters, total_steps: int) -> Callable[[int], float]:
-    """The rate at each step, counted from 0, by diffusers' schedules.
+def learning_rates(parameters: TrainingParameters, total_steps: int) -> list[float]:
+    """The rate of each step, by diffusers' schedules.
 
     During ``w`` warm-up steps it is ``step / w`` of the peak, so the first changes nothing;
     ``constant`` has no warm-up. All but the constant schedules then fall to 0 at ``total_steps``,
@@ -29,4 +27,4 @@ def learning_rate_of(parameters: TrainingParameters, total_steps: int) -> Callab
         power=parameters.lr_power,
     )
     factor = schedule.lr_lambdas[0]
-    return lambda step: parameters.learning_rate * float(factor(step))
+    return [parameters.learning_rate * float(factor(step)) for step in range(total_steps)]

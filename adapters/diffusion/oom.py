@@ -8,14 +8,12 @@ fit fails with GPU_OOM.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
-from domain.failure import Failure, FailureCode, TrainingFailed
+from adapters.common.device_memory import gpu_oom, is_out_of_memory, oom_fails_the_run
+from domain.failure import TrainingFailed
 
 if TYPE_CHECKING:
     from adapters.diffusion.session import DiffusionSession
@@ -24,16 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Work = TypeVar("Work")
-
-_MESSAGES = (
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDA error: out of memory",
-    "Triton Error [CUDA]: out of memory",
-    "can't allocate memory",
-)
-"""Out-of-memory messages of libraries below torch, the driver, and torch's CPU allocator."""
 
 
 @dataclass(frozen=True)
@@ -116,49 +104,3 @@ def retry_after_freeing(model: TrainingModel, action: Callable[[], Result]) -> R
     model.free_graphs()
     with oom_fails_the_run(retryable=model.runs > 1):
         return action()
-
-
-def split_on_oom(
-    action: Callable[[Work], Result], work: Work, split: Callable[[Work], Sequence[Work]]
-) -> list[Result]:
-    """Run ``action`` on the whole work; on out-of-memory, on each of its parts.
-
-    Args:
-        split: returns one part if the work cannot be split.
-
-    Raises:
-        torch.OutOfMemoryError: the smallest part does not fit.
-    """
-    try:
-        return [action(work)]
-    except RuntimeError as error:
-        if not is_out_of_memory(error) or len(split(work)) == 1:
-            raise
-    return [result for part in split(work) for result in split_on_oom(action, part, split)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch means out of memory."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return any(message in str(error) for message in _MESSAGES)
-
-
-@contextmanager
-def oom_fails_the_run(*, retryable: bool = False) -> Iterator[None]:
-    """Turn out-of-memory errors into ``TrainingFailed`` with GPU_OOM."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise gpu_oom(retryable=retryable) from error
-
-
-def gpu_oom(*, retryable: bool = False) -> TrainingFailed:
-    """The failure of a run that does not fit; retryable if it may fit without the others."""
-    message = (
-        "The GPU has too little memory for this training. "
-        "Please choose a smaller resolution or batch size."
-    )
-    return TrainingFailed(Failure(FailureCode.GPU_OOM, message, retryable=retryable))

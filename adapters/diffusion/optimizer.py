@@ -20,11 +20,6 @@ _LIBRARIES = {
     OptimizerName.PRODIGY: ("prodigyopt", "prodigy"),
 }
 """For each optimizer outside torch: its library, and our extra that installs it."""
-_CLASSES = {
-    OptimizerName.ADAMW: "torch.optim.adamw.AdamW",
-    OptimizerName.ADAMW_8BIT: "bitsandbytes.optim.adamw.AdamW8bit",
-    OptimizerName.PRODIGY: "prodigyopt.prodigy.Prodigy",
-}
 _GIVEN = {"lr", "params"}
 """Set anew by each run, so not part of the state."""
 _OF_WEIGHTS = {"step"}
@@ -64,11 +59,6 @@ def missing_extra(name: OptimizerName) -> str | None:
     """Our extra that installs the optimizer's library; None if the library is there."""
     library, extra = _LIBRARIES.get(name, (None, None))
     return extra if library is not None and find_spec(library) is None else None
-
-
-def optimizer_class(name: OptimizerName) -> str:
-    """The optimizer's class path, for kohya's metadata."""
-    return _CLASSES[name]
 
 
 def build_optimizer(

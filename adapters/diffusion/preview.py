@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from adapters.diffusion.base.model import BaseModel, on_device
+from adapters.common.device_memory import on_device, split_on_oom
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.text import encode_captions
-from adapters.diffusion.oom import split_on_oom
 from application.ports import Preview
 from domain.parameters import TrainingParameters
 

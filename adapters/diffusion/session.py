@@ -11,6 +11,7 @@ from statistics import fmean
 
 import torch
 
+from adapters.common.device_memory import is_out_of_memory
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.checkpoint import (
     RunState,
@@ -24,20 +25,13 @@ from adapters.diffusion.data.rng import steps_per_epoch
 from adapters.diffusion.data.text import tokens_of
 from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
-from adapters.diffusion.learning_rate import learning_rate_of
+from adapters.diffusion.learning_rate import learning_rates
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
 from adapters.diffusion.objective import objective_of
-from adapters.diffusion.oom import (
-    MemoryPlan,
-    groups_of_one_shape,
-    is_out_of_memory,
-    retry_after_freeing,
-    use_less,
-)
+from adapters.diffusion.oom import MemoryPlan, groups_of_one_shape, retry_after_freeing, use_less
 from adapters.diffusion.optimizer import (
     build_optimizer,
-    optimizer_class,
     restore_state,
     state_of,
 )
@@ -91,8 +85,7 @@ class DiffusionSession:
         buckets = list(self._buckets.values())
         self._epoch_steps = steps_per_epoch(buckets, parameters.batch_size)
         self.total_steps = parameters.epochs * self._epoch_steps
-        rate = learning_rate_of(parameters, self.total_steps)
-        self.schedule = [rate(step) for step in range(self.total_steps)]
+        self.schedule = learning_rates(parameters, self.total_steps)
         """The learning rate of each step, before rollbacks."""
         self.text_share = parameters.text_encoder_share
         """The text encoder's learning rate as a factor on the UNet's."""
@@ -293,11 +286,12 @@ class DiffusionSession:
         return Checkpoint(self._good.step // self._epoch_steps, self._good.step, data)
 
     def _encode_style(self) -> bytes:
+        kind = type(self.optimizer)
         facts = RunFacts(
             base_name=self._base.name,
             prediction_type=self._base.prediction_type,
             captions=self._data.captions,
-            optimizer=optimizer_class(self.parameters.optimizer),
+            optimizer=f"{kind.__module__}.{kind.__name__}",
             bucket_sizes={size: len(bucket) for size, bucket in self._buckets.items()},
             steps=self._style_step or self.step,
             steps_per_epoch=self._epoch_steps,
@@ -383,7 +377,7 @@ class DiffusionSession:
         self._history = list(state.history)
 
     def _identity(self) -> dict[str, object]:
-        sizes = [image.size for image in self._data.dataset.images]
+        sizes = self._data.dataset.sizes
         return run_identity(self._plan, self._data.captions, sizes, self._base.fingerprint)
 
 

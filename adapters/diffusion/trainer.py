@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
+from adapters.common.device_memory import oom_fails_the_run
 from adapters.diffusion.backend import Backend, choose_backend, describe
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.cuda_graphs import CudaRecorder, Recorder
@@ -19,7 +20,7 @@ from adapters.diffusion.data_parallel import Rank, StartRanks
 from adapters.diffusion.device_thread import MIN_PATIENCE, DeviceThread
 from adapters.diffusion.fused.blocks import with_fused_blocks
 from adapters.diffusion.memory_use import reset_peak_memory
-from adapters.diffusion.oom import oom_fails_the_run, retry_after_freeing
+from adapters.diffusion.oom import retry_after_freeing
 from adapters.diffusion.optimizer import require_optimizer
 from adapters.diffusion.preview import STEPS
 from adapters.diffusion.session import DiffusionSession, advance_runs

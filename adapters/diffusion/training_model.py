@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from adapters.common.device_memory import on_device
 from adapters.diffusion.backend import Backend
-from adapters.diffusion.base.model import BaseModel, on_device
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.cuda_graphs import CudaRecorder, GraphCache, Recorder
 from adapters.diffusion.data_parallel import Rank
 from adapters.diffusion.lora_layers import PackedLora, lora_installed

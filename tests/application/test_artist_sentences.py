@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from adapters.common.device_memory import gpu_oom
 from adapters.diffusion import optimizer
 from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, Rollbacks
-from adapters.diffusion.oom import gpu_oom
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import encode_task
 from application.delivery import NOT_LEARNED

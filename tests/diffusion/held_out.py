@@ -45,7 +45,7 @@ def held_out_loss(
 
 def _loss(base: BaseModel, dataset: EncodedDataset, timesteps: Sequence[int]) -> float:
     objective = objective_of(base.noise_schedule, None, CPU)
-    batch = tuple(range(len(dataset.images)))
+    batch = tuple(range(len(dataset.sizes)))
     generator = torch.Generator().manual_seed(20)
     latents = dataset.latents(
         batch, [False] * len(batch), torch.randn(dataset.shape(batch), generator=generator)

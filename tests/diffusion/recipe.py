@@ -91,13 +91,8 @@ def loss_of(
             device=device,
         )
     draw = sample_step_noise(plan.parameters, step, encoded.shape(tuple(range(len(batch)))), 1000)
-    latents = torch.cat(
-        [
-            image.mean + image.std * noise
-            for image, noise in zip(encoded.images, draw.vae_noise.to(device), strict=True)
-        ]
-    )
-    latents = latents * base.vae.config.scaling_factor
+    mean, std = encoded.posteriors[sizes[batch[0]]]
+    latents = (mean + std * draw.vae_noise.to(device)) * base.vae.config.scaling_factor
     states = torch.stack([encoded.captions[row] for row in encoded.caption_rows])
     target, timesteps = draw.noise.to(device), draw.timesteps.to(device)
     noisy = base.noise_schedule.add_noise(latents, target, timesteps)

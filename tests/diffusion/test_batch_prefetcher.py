@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler
 
 from adapters.diffusion.data import batch_prefetcher
 from adapters.diffusion.data.batch_prefetcher import BatchPrefetcher
-from adapters.diffusion.data.dataset import EncodedDataset, EncodedImage
+from adapters.diffusion.data.dataset import EncodedDataset
 from adapters.diffusion.data.rng import epoch_batches, sample_step_noise
 from adapters.diffusion.objective import objective_of
 from domain.parameters import TrainingParameters
@@ -29,13 +29,16 @@ SLOT = torch.tensor([3])
 
 def dataset() -> EncodedDataset:
     draw = torch.Generator().manual_seed(0)
-    images = tuple(
-        EncodedImage(
-            size, *torch.randn(2, 2, 4, size[1] // 8, size[0] // 8, generator=draw).unbind()
-        )
-        for size in SIZES
+
+    def posterior(width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+        views = 2 * SIZES.count((width, height))
+        mean, std = torch.randn(2, views, 4, height // 8, width // 8, generator=draw)
+        return mean, std
+
+    posteriors = {size: posterior(*size) for size in (SQUARE, WIDE)}
+    return EncodedDataset(
+        tuple(SIZES), posteriors, torch.zeros(4, 77, 8), (1, 2, 3, 1, 2, 3, 1, 2), 0.18
     )
-    return EncodedDataset(images, torch.zeros(4, 77, 8), (1, 2, 3, 1, 2, 3, 1, 2), 0.18)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from adapters.diffusion.device_thread import DeviceThread
+from application.ports import TrainerBroken
 
 LONG = 30.0
 """Seconds that no test waits."""
@@ -149,6 +150,28 @@ def test_what_a_run_fails_with_is_raised_to_it_alone() -> None:
             return "failed"
 
         assert at_once(lambda: thread.step("a"), failing) == ["report of a", "failed"]
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_an_error_of_the_device_breaks_the_trainer_and_no_other_error_does(broken: bool) -> None:
+    steps = Steps()
+    error = RuntimeError("CUDA error: an illegal memory access\nDetails" if broken else "shapes")
+
+    def work() -> None:
+        raise error
+
+    def raised(action: Callable[[], object]) -> str:
+        with pytest.raises(TrainerBroken if broken else RuntimeError) as found:
+            action()
+        return str(found.value)
+
+    with served(steps) as thread:
+        told = {raised(lambda: thread.call(work))}
+        steps.failures["a"] = error
+        told |= {raised(lambda: thread.step("a"))}
+        steps.breaks = error
+        told |= {raised(lambda: thread.step("a"))}
+    assert told == {"CUDA error: an illegal memory access" if broken else "shapes"}
 
 
 def test_what_breaks_a_step_is_raised_to_all_and_the_thread_goes_on() -> None:

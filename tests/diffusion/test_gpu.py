@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.common.device_memory import on_device
 from adapters.diffusion.backend import Backend, choose_backend
-from adapters.diffusion.base.model import BaseModel, load_base, on_device
+from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer

@@ -138,55 +138,6 @@ def test_what_is_added_before_a_norm_of_rows_has_the_gradient_of_the_sum() -> No
     assert torch.equal(x.grad, plus.grad)
 
 
-@pytest.mark.parametrize("images", [1, 8, 500])
-@pytest.mark.parametrize(
-    ("pixels", "channels", "groups"),
-    [
-        (64 * 64, 320, 32),
-        (256 * 256, 960, 32),
-        (8 * 8, 2560, 32),
-        (15, 12, 4),
-        (4, 300, 2),
-        (4, 258, 2),
-        (4, 512, 2),
-        (4, 10_000, 2),
-    ],
-)
-def test_a_group_norms_work_is_shared_out(
-    images: int, pixels: int, channels: int, groups: int
-) -> None:
-    cut = operations._Cut.of(images, pixels, channels, groups)
-    chunk = cut.rows * cut.tiles
-    assert cut.chunks * chunk >= pixels > (cut.chunks - 1) * chunk
-    assert cut.blocks * cut.each >= groups > (cut.blocks - 1) * cut.each
-    assert cut.chunks <= operations._MOST_CHUNKS
-    programs = images * cut.blocks
-    assert cut.chunks * programs <= max(operations._PROGRAMS, programs)
-    assert cut.each <= operations._SLOTS
-    assert cut.each * channels // groups <= cut.block
-    assert cut.block == operations._BLOCK or cut.block // 2 < channels // groups
-    assert cut.rows * cut.block == max(operations._TILE, cut.block)
-    if cut.tiles > 1:  # shorter chunks would be too many
-        more = -(-pixels // (chunk - cut.rows))
-        assert more > operations._MOST_CHUNKS or more * programs > operations._PROGRAMS
-
-
-def test_stable_diffusions_group_norms_read_wide_and_waste_little() -> None:
-    for channels in (320, 640, 960, 1280, 1920, 2560):
-        cut = operations._Cut.of(1, 64 * 64, channels, 32)
-        assert cut.align * torch.bfloat16.itemsize == 16
-        assert channels / (cut.blocks * cut.block) > 0.6
-
-
-@pytest.mark.parametrize(
-    ("groups", "depth", "each"), [(32, 9, 8), (32, 18, 4), (3, 25, 3), (32, 129, 1)]
-)
-def test_a_block_has_fewer_groups_than_fit_only_where_that_makes_it_wide(
-    groups: int, depth: int, each: int
-) -> None:
-    assert operations._Cut.of(1, 64 * 64, groups * depth, groups).each == each
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_sum_with_a_bias(layout: torch.memory_format) -> None:
     x = normal(2, 320, 5, 3).to(memory_format=layout)

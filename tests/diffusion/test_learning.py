@@ -1,4 +1,4 @@
-"""Training on a style makes other images of that style likelier; broken training does not.
+"""Training on a style makes other images of that style likelier.
 
 The artist has three subjects, each painted several times and never the same. So a caption tells
 much of its image, and a trainer that mixes captions up learns to expect the wrong one.
@@ -6,20 +6,13 @@ much of its image, and a trainer that mixes captions up learns to expect the wro
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from adapters.diffusion import session
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import EncodedDataset
-from adapters.diffusion.objective import Objective
-from adapters.diffusion.optimizer import build_optimizer
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainingPlan
 from assets.drawing import compose_scene, describe, paint_ink_and_wash
@@ -33,8 +26,6 @@ MARGIN = 0.70
 """Share of the base's held-out loss that training has to take away."""
 TIMESTEPS = range(150, 1000, 100)
 SUBJECTS = 3
-
-Break = Callable[[pytest.MonkeyPatch, TrainingPlan], TrainingPlan]
 
 
 def paint_subjects(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
@@ -73,48 +64,6 @@ def plan(base: BaseModel, style: tuple[TrainingImage, ...]) -> TrainingPlan:
     )
 
 
-def gain(base: BaseModel, style: bytes, held_out: EncodedDataset, folder: Path) -> float:
-    """Share of the base's held-out loss that the style takes away."""
-    file = folder / "style.safetensors"
-    file.write_bytes(style)
-    before = held_out_loss(base, None, held_out, TIMESTEPS)
-    return 1 - held_out_loss(base, file, held_out, TIMESTEPS) / before
-
-
-def no_learning_rate(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
-    monkeypatch.setattr(session, "learning_rate_of", lambda *_: lambda _: 0.0)
-    return plan
-
-
-def adapters_not_attached(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
-    """The optimizer works on a copy of the weights that the UNet does not see."""
-    build = build_optimizer
-
-    def of_a_copy(weights: torch.Tensor, parameters: Any) -> Any:
-        copy = torch.nn.Parameter(weights.detach().clone())
-        copy.grad = torch.ones_like(copy)
-        return build(copy, parameters)
-
-    monkeypatch.setattr(session, "build_optimizer", of_a_copy)
-    return plan
-
-
-def shuffled_captions(_: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
-    captions = [image.caption for image in plan.images]
-    moved = captions[1:] + captions[:1]
-    assert all(caption != own for caption, own in zip(moved, captions, strict=True))
-    images = tuple(
-        replace(image, caption=caption) for image, caption in zip(plan.images, moved, strict=True)
-    )
-    return replace(plan, images=images)
-
-
-def wrong_target(monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan) -> TrainingPlan:
-    """The denoiser is asked for the image where it should give the noise."""
-    monkeypatch.setattr(Objective, "target", lambda _self, latents, _noise, _timesteps: latents)
-    return plan
-
-
 def test_training_lowers_the_loss_on_images_it_has_not_seen(
     trainer: DiffusionTrainer,
     base: BaseModel,
@@ -122,22 +71,7 @@ def test_training_lowers_the_loss_on_images_it_has_not_seen(
     held_out: EncodedDataset,
     tmp_path: Path,
 ) -> None:
-    style = run(trainer, plan).weights
-    assert gain(base, style, held_out, tmp_path) > MARGIN
-
-
-@pytest.mark.parametrize(
-    "broken", [no_learning_rate, adapters_not_attached, shuffled_captions, wrong_target]
-)
-def test_a_broken_trainer_does_not_reach_the_margin(
-    trainer: DiffusionTrainer,
-    base: BaseModel,
-    plan: TrainingPlan,
-    held_out: EncodedDataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    broken: Break,
-) -> None:
-    with monkeypatch.context() as patch:
-        style = run(trainer, broken(patch, plan)).weights
-    assert gain(base, style, held_out, tmp_path) < MARGIN
+    file = tmp_path / "style.safetensors"
+    file.write_bytes(run(trainer, plan).weights)
+    before = held_out_loss(base, None, held_out, TIMESTEPS)
+    assert held_out_loss(base, file, held_out, TIMESTEPS) < (1 - MARGIN) * before

@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
-from adapters.diffusion.learning_rate import learning_rate_of
+from adapters.diffusion.learning_rate import learning_rates
 from domain.parameters import LearningRateSchedule, TrainingParameters
 
 
 def rates(steps: int = 100, **parameters: Any) -> list[float]:
     values = {"epochs": 1, "resolution": 64, "learning_rate": 0.01, **parameters}
-    rate = learning_rate_of(TrainingParameters(**values), steps)
-    return [rate(step) for step in range(steps)]
+    return learning_rates(TrainingParameters(**values), steps)
 
 
 @pytest.mark.parametrize("name", sorted(set(LearningRateSchedule) - {"constant"}))
@@ -36,15 +35,6 @@ def test_polynomial_falls_with_its_power() -> None:
     found = rates(lr_scheduler="polynomial", lr_warmup_steps=0, lr_power=2.0)
     expected = [0.01 * (1 - step / 100) ** 2 for step in range(100)]
     assert found == pytest.approx(expected, abs=0.01 * 2e-7)
-
-
-def test_constant_with_warmup_stays_at_the_peak() -> None:
-    assert set(rates(lr_scheduler="constant_with_warmup", lr_warmup_steps=0)) == {0.01}
-
-
-def test_linear_falls_to_zero_one_after_the_last_step() -> None:
-    expected = [0.01 * (100 - step) / 100 for step in range(100)]
-    assert rates(lr_scheduler="linear", lr_warmup_steps=0) == pytest.approx(expected)
 
 
 def test_cosine_falls_by_half_a_cosine() -> None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention
 
-from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.fused.blocks import with_fused_blocks
 from adapters.diffusion.lora_function import LoraFunction
-from tests.diffusion.fake_cuda_graph import Recording
-from tests.diffusion.runs import lora_on
 
 INPUTS, RANK, OUTPUTS = 12, 2, (8, 6, 6)
 DEVICES = [
@@ -121,39 +115,3 @@ def test_a_layer_that_the_loss_does_not_see_gets_no_gradient() -> None:
     assert not of_up.any()
     assert not of_downs[RANK : 2 * RANK].any()
     assert of_downs[:RANK].any()
-
-
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
-
-
-def calls(attention: Attention, x: torch.Tensor, states: torch.Tensor | None) -> Counter[str]:
-    """Of an attention's pass there and back, by torch operation."""
-    with Recording() as recording:
-        attention(x, encoder_hidden_states=states).sum().backward()
-    return Counter(call.function.overloadpacket.__name__.rstrip("_") for call in recording.calls)
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize(("name", "products", "sums"), [("attn1", 6, 2), ("attn2", 2, 0)])
-def test_an_attention_makes_fewer_products(
-    base: BaseModel, name: str, products: int, sums: int
-) -> None:
-    """Self-attention saves 2 of 3 each: to the low rank, back from it, and for the downs'
-    gradient, and the sums of three gradients. Of the text no gradient is asked."""
-    found = []
-    for side_by_side in (False, True):
-        unet = with_fused_blocks(base.unet)
-        with lora_on(base, unet, side_by_side=side_by_side) as lora:
-            lora.new_style(0, 1)
-            block = unet.mid_block.attentions[0].transformer_blocks[0]
-            attention = getattr(block, name)
-            x = normal(1, 9, attention.to_q.in_features).float().requires_grad_()
-            width = base.unet.config.cross_attention_dim
-            states = normal(1, 77, width).float() if name == "attn2" else None
-            with lora.training(lora.slot(0)):
-                found.append(calls(attention, x, states))
-    difference = found[0] - found[1]
-    assert sum(difference[product] for product in PRODUCTS) == products
-    assert difference["add"] == sums
-    more = found[1] - found[0]
-    assert not more.keys() & {"clone", "copy", "_to_copy", "add", "sum"}

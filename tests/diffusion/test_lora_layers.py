@@ -256,24 +256,3 @@ def test_what_dropout_leaves_out_depends_on_the_seed_and_the_step_alone() -> Non
     torch.rand(1)
     assert drawn(1, 2) == first
     assert drawn(1, 3) != first != drawn(2, 2)
-
-
-def test_a_pass_keeps_nothing_of_the_one_before(base: BaseModel) -> None:
-    """Not the node that adds to the gradient either: it belongs to the stream of its first pass,
-    and a capture on another one is refused."""
-
-    def adding(lora: PackedLora) -> Any:
-        assert lora.active is not None
-        node: Any = lora.active[0].down.grad_fn
-        while node.next_functions:
-            node = node.next_functions[0][0]
-        return node
-
-    with lora_on(base) as lora:
-        lora.new_style(0, 1)
-        with lora.training(lora.slot(0)):
-            adding(lora).metadata["made for"] = "the first pass"
-            assert adding(lora).metadata
-            predict(base.unet, gradient=True).square().mean().backward()
-        with lora.training(lora.slot(0)):
-            assert not adding(lora).metadata

@@ -170,6 +170,6 @@ def test_a_training_that_moves_no_more_is_called_out_once(
 def test_a_learning_rate_of_nothing_is_no_standstill(
     trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "learning_rate_of", lambda *_: lambda _: 0.0)
+    monkeypatch.setattr(session_module, "learning_rates", lambda _, steps: [0.0] * steps)
     outcome = run(trainer, plan_of(images[:2], epochs=2))
     assert [record.stalled for record in outcome.history] == [False, False]

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -14,7 +12,6 @@ from adapters.diffusion.preview import (
     STEPS,
     PreviewRequest,
     draw_previews,
-    encoded_anew,
     latents_of,
     preview_pipeline,
     preview_prompts,
@@ -100,22 +97,6 @@ def three(base: BaseModel) -> PreviewRequest:
     return request_previews(base, asked, [], torch.device("cpu"))
 
 
-def test_a_request_encoded_anew_is_that_of_the_text_encoder_as_it_stands(
-    base: BaseModel, three: PreviewRequest
-) -> None:
-    moved = replace(base, text_encoder=copy.deepcopy(base.text_encoder))
-    for weight in moved.text_encoder.parameters():
-        weight.data *= 1.25
-    cpu = torch.device("cpu")
-    asked = parameters(sample_prompts=three.prompts, seed=5)
-    wanted, found = request_previews(moved, asked, [], cpu), encoded_anew(moved, three, cpu)
-    assert not torch.allclose(wanted.states, three.states)
-    assert not torch.allclose(wanted.empty, three.empty)
-    assert torch.equal(found.states, wanted.states)
-    assert torch.equal(found.empty, wanted.empty)
-    assert (found.prompts, found.seed, found.side) == (three.prompts, three.seed, three.side)
-
-
 @torch.no_grad()
 def test_prompts_drawn_together_give_what_each_gives_alone(
     base: BaseModel, three: PreviewRequest
@@ -125,26 +106,6 @@ def test_prompts_drawn_together_give_what_each_gives_alone(
     torch.testing.assert_close(latents_of(pipeline, three), alone, rtol=0, atol=1e-2)
     # Far closer than two prompts are to one another.
     assert (alone[0] - alone[1]).abs().max() > 1
-
-
-def test_a_cpu_draws_one_image_after_another(
-    base: BaseModel, three: PreviewRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It gains nothing from company, which takes memory."""
-    forward, passes = base.unet.forward, []
-
-    def noted(sample: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
-        passes.append(len(sample))
-        return forward(sample, *arguments, **keywords)
-
-    monkeypatch.setattr(base.unet, "forward", noted)
-    drawn = draw_previews(base, three, torch.device("cpu"))
-    assert [(one.prompt, one.seed) for one in drawn] == [
-        ("a red circle", 5),
-        ("a fox", 6),
-        ("blue waves", 7),
-    ]
-    assert passes == [2] * 3 * STEPS
 
 
 @torch.no_grad()

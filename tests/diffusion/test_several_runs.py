@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,12 +12,7 @@ import torch
 
 from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.data import batch_prefetcher
-from adapters.diffusion.data.preparation import prepare
-from adapters.diffusion.data.rng import sample_step_noise
 from adapters.diffusion.oom import MemoryPlan
-from adapters.diffusion.preview import draw_previews
-from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer, compatibility_key
 from adapters.images.decode import decode
 from application.ports import Checkpoint, TrainingPlan
@@ -30,7 +23,6 @@ from tests.diffusion.runs import (
     EVERY_OPTION,
     Outcome,
     drive,
-    gradient_of,
     plan_of,
     run,
     weights_of,
@@ -114,36 +106,6 @@ def test_each_run_ends_where_it_would_have_ended_alone(
     assert len({outcome.weights for outcome in joint_outcomes}) == 3
 
 
-def test_the_first_gradient_is_that_of_the_run_alone(
-    trainer: DiffusionTrainer, seated: DiffusionTrainer, plans: list[TrainingPlan]
-) -> None:
-    alone = []
-    for plan in plans:
-        with trainer.open(plan, None) as session:
-            start = weights_of(session).clone()
-            session.advance()
-            alone.append((start, gradient_of(session)))
-    with ExitStack() as stack:
-        sessions = sessions_of(stack, seated, plans)
-        starts = [weights_of(session).clone() for session in sessions]
-        in_threads(sessions, lambda session: session.advance())
-        for session, start, (wanted_start, wanted) in zip(sessions, starts, alone, strict=True):
-            assert torch.equal(start, wanted_start)
-            largest = wanted.abs().max().item()
-            torch.testing.assert_close(gradient_of(session), wanted, rtol=0, atol=1e-4 * largest)
-
-
-def test_reports_are_each_runs_own(seated: DiffusionTrainer, plans: list[TrainingPlan]) -> None:
-    with ExitStack() as stack:
-        reports = in_threads(sessions_of(stack, seated, plans), drive)
-    assert [[report.step for report in own] for own in reports] == [
-        [1, 2, 3, 4, 5, 6],
-        [1, 2],
-        [1, 2, 3, 4],
-    ]
-    assert [own[-1].epoch for own in reports] == [3, 1, 4]
-
-
 def test_checkpoints_lead_from_together_to_alone_and_back(
     trainer: DiffusionTrainer, seated: DiffusionTrainer, plans: list[TrainingPlan]
 ) -> None:
@@ -160,12 +122,6 @@ def test_checkpoints_lead_from_together_to_alone_and_back(
     found = together(seated, plans[:2], [first.checkpoint, taken[1].data])
     assert_alike(found[0], whole)
     assert_alike(found[1], run(trainer, plans[1]))
-
-
-def test_equal_company_gives_equal_bytes(
-    seated: DiffusionTrainer, plans: list[TrainingPlan], joint_outcomes: list[Outcome]
-) -> None:
-    assert together(seated, plans) == joint_outcomes
 
 
 def recording(base: BaseModel, recorder: Tape, patience: float = LONG) -> DiffusionTrainer:
@@ -189,16 +145,6 @@ def test_recorded_passes_give_the_bytes_of_plain_ones(
     recorder = Tape()
     assert together(recording(base, recorder), plans) == together(seated, plans)
     assert (recorder.recorded, recorder.replayed) == (1, 2)
-
-
-def test_passes_are_made_by_one_thread_whichever_run_asks(base: BaseModel, images: Images) -> None:
-    recorder = Tape()
-    with recording(base, recorder).open(plan_of(images[:2], epochs=4), None) as session:
-        for _ in range(3):
-            session.advance()
-        in_threads([session], lambda session: [session.advance() for _ in range(3)])
-    assert recorder.replayed
-    assert len(recorder.threads) == 1
 
 
 def test_a_recording_serves_runs_that_come_later(
@@ -237,31 +183,6 @@ def test_previews_are_each_runs_own_and_the_bases(
             weights_of(session).add_(0.1 * session.parameters.seed)
             assert pixels_apart(session.previews(adapted=True)[0].png, wanted[0].png) < 2
         assert sessions[1].previews(adapted=False) == bare
-
-
-def test_others_go_on_between_two_previews(
-    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """First come, first served: a step that is asked for during one comes before the next."""
-    trainer = DiffusionTrainer(base, decode, slots=2, patience=0.0)
-    plan = plan_of(images[:1], seed=1, sample_prompts=("a sun", "a moon"))
-    steps: list[int] = []
-    with trainer.open(plan, None) as one, trainer.open(plan, None) as other:
-        assert isinstance(other, DiffusionSession)
-        stepping = threading.Thread(target=other.advance)
-
-        def draw(*arguments: Any) -> Any:
-            steps.append(other.step)
-            if len(steps) == 1:
-                stepping.start()
-                while not other.thread.waiting:
-                    time.sleep(0.001)
-            return draw_previews(*arguments)
-
-        monkeypatch.setattr("adapters.diffusion.session.draw_previews", draw)
-        assert len(one.previews(adapted=True)) == 2
-        stepping.join(LONG)
-    assert steps == [0, 1]
 
 
 def pixels_apart(one: bytes, other: bytes) -> float:
@@ -382,12 +303,12 @@ def test_so_may_one_whose_previews_or_measurements_do_not_fit(
             raise torch.OutOfMemoryError
         return forward(*arguments, **keywords)
 
-    monkeypatch.setattr(base.unet, "forward", limited)
-
     def failure(session: Any) -> Failure:
-        if what == "measurement":
-            return failure_of(session.advance)
-        return failure_of(lambda: session.previews(adapted=True))
+        with monkeypatch.context() as full:  # not before: opening a run measures the base
+            full.setattr(base.unet, "forward", limited)
+            if what == "measurement":
+                return failure_of(session.advance)
+            return failure_of(lambda: session.previews(adapted=True))
 
     with seated.open(plan, None) as first, seated.open(plan, None):
         assert failure(first).retryable
@@ -406,43 +327,6 @@ def test_so_may_a_newcomer_for_whose_images_there_is_no_room(
         monkeypatch.setattr("adapters.diffusion.trainer.prepare", full)
         assert failure_of(lambda: seated.open(plan, None).__enter__()).retryable
     assert not failure_of(lambda: seated.open(plan, None).__enter__()).retryable
-
-
-def test_adapters_for_all_seats_that_do_not_fit_are_told_as_such(
-    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError
-
-    plan = plan_of(images[:1])
-    with monkeypatch.context() as patched:
-        patched.setattr("adapters.diffusion.training_model.PackedLora", full)
-        failure = failure_of(lambda: seated.open(plan, None).__enter__())
-    assert (failure.code, failure.retryable) == (FailureCode.GPU_OOM, False)
-    assert run(seated, plan, steps=1).weights
-
-
-def test_the_next_steps_are_prepared_before_any_run_waits_for_the_device(
-    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the end of an epoch, where each waits in turn."""
-    calls: list[str] = []
-    finish, draw = DiffusionSession.finish_step, sample_step_noise
-
-    def finishing(session: DiffusionSession) -> Any:
-        calls.append("finish")
-        return finish(session)
-
-    def drawing(*arguments: Any) -> Any:
-        calls.append("draw")
-        return draw(*arguments)
-
-    monkeypatch.setattr(DiffusionSession, "finish_step", finishing)
-    monkeypatch.setattr(batch_prefetcher, "sample_step_noise", drawing)
-    plans = [plan_of(images[:1], epochs=2, seed=seed) for seed in (1, 2)]
-    with ExitStack() as stack:
-        in_threads(sessions_of(stack, seated, plans), drive)
-    assert calls == [*["draw"] * 4, *["finish"] * 4]
 
 
 def test_only_the_run_that_has_to_recomputes_its_feature_maps(
@@ -486,32 +370,6 @@ def test_a_run_that_cannot_save_more_has_the_others_graphs_dropped(
         assert fast.recordings == 0
 
 
-def test_a_newcomer_without_room_has_the_recordings_let_go(
-    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorder = Tape()
-    fast = recording(base, recorder)
-    calls = []
-
-    def full_at_first(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError
-        return prepare(*arguments)
-
-    monkeypatch.setattr("adapters.diffusion.trainer.prepare", full_at_first)
-    plan = plan_of(images[:2], epochs=4, seed=1, validation_epochs=0)
-    with fast.open(plan, None) as first:
-        for _ in range(4):
-            first.advance()
-        assert recorder.recorded == 1
-        with fast.open(plan_of(images[:2], seed=2), None) as second:
-            assert second.total_steps
-        for _ in range(4):
-            first.advance()
-    assert recorder.recorded == 2
-
-
 def test_the_base_is_the_same_afterwards_and_the_trainer_free(
     seated: DiffusionTrainer, base: BaseModel, plans: list[TrainingPlan]
 ) -> None:
@@ -527,16 +385,6 @@ def test_the_base_is_the_same_afterwards_and_the_trainer_free(
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert run(seated, dora, steps=1).weights
     assert run(seated, plans[0], steps=1).weights
-
-
-def test_runs_that_end_at_the_same_moment_leave_the_trainer_free(
-    seated: DiffusionTrainer, plans: list[TrainingPlan]
-) -> None:
-    stacks = [ExitStack(), ExitStack()]
-    for stack, plan in zip(stacks, plans, strict=False):
-        stack.enter_context(seated.open(plan, None))
-    in_threads(stacks, ExitStack.close)
-    assert run(seated, plan_of(plans[0].images, use_dora=True), steps=1).weights
 
 
 def test_only_runs_with_adapters_alike_are_of_one_kind(images: Images) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,27 +51,6 @@ class BaseModel:
     def prediction_type(self) -> str:
         """``epsilon`` or ``v_prediction``."""
         return str(self.noise_schedule.config.prediction_type)
-
-
-@contextmanager
-def on_device(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Move a frozen module to ``device`` for the with-block.
-
-    The original tensors are kept and restored afterwards, so nothing is copied back.
-    """
-    home = next(module.parameters()).device
-    if home == device:
-        yield
-        return
-    held = [*module.parameters(), *module.buffers()]
-    at_home = [tensor.data for tensor in held]
-    try:
-        for tensor in held:
-            tensor.data = tensor.data.to(device, non_blocking=True)
-        yield
-    finally:
-        for tensor, data in zip(held, at_home, strict=True):
-            tensor.data = data
 
 
 def load_base(name: str, config_folder: Path | None = None) -> BaseModel:

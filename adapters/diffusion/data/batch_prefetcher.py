@@ -79,7 +79,7 @@ class BatchPrefetcher:
         count = max(1, sum(total <= MAX_NUMBERS for total in drawn))
         by_size: dict[Size, dict[int, ImageBatch]] = {}
         for number, batch in enumerate(batches[:count], start=step):
-            of_size = by_size.setdefault(self._dataset.images[batch[0]].size, {})
+            of_size = by_size.setdefault(self._dataset.sizes[batch[0]], {})
             of_size[number] = batch
         self._ready = {}
         for image_size, steps in by_size.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from adapters.diffusion.base.model import BaseModel, on_device
+from adapters.common.device_memory import on_device, split_on_oom
+from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.rng import ImageBatch
 from adapters.diffusion.data.text import DEFAULT_TOKENS, encode_captions
-from adapters.diffusion.oom import split_on_oom
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -24,23 +24,15 @@ PIXELS_AT_ONCE = 2 * 512 * 512
 
 
 @dataclass(frozen=True)
-class EncodedImage:
-    """Mean and standard deviation of the VAE's latent distribution for one image.
-
-    Training samples new latents from it at every step. Both tensors are (views, c, h, w) in
-    float32. The second view, if there is one, is the flipped image.
-    """
-
-    size: Size
-    mean: torch.Tensor
-    std: torch.Tensor
-
-
-@dataclass(frozen=True)
 class EncodedDataset:
     """The encoded images and captions of a run, on the training device."""
 
-    images: tuple[EncodedImage, ...]
+    sizes: tuple[Size, ...]
+    """Size of each image in training."""
+    posteriors: Mapping[Size, tuple[torch.Tensor, torch.Tensor]]
+    """Mean and standard deviation of the VAE's latent distributions, from which each training step
+    samples: by size, each (images * views, c, h, w) in float32. The images of a size are in their
+    order; the second view of an image, if there is one, is flipped left to right."""
     captions: torch.Tensor
     """(1 + k, tokens, width): text encoder states of the empty caption, then of the run's k
     distinct captions and variants."""
@@ -54,34 +46,23 @@ class EncodedDataset:
     """Rows of each image's caption variants, if steps train on variants."""
 
     @cached_property
-    def posteriors(self) -> dict[Size, tuple[torch.Tensor, torch.Tensor]]:
-        """By image size: means and standard deviations, each (images * views, c, h, w)."""
-        return {
-            size: (
-                torch.cat([self.images[i].mean for i in bucket]),
-                torch.cat([self.images[i].std for i in bucket]),
-            )
-            for size, bucket in self.buckets.items()
-        }
-
-    @cached_property
     def buckets(self) -> dict[Size, tuple[int, ...]]:
         """Indices of the images of each size, sorted by size."""
-        sizes = sorted({image.size for image in self.images})
         return {
-            size: tuple(i for i, image in enumerate(self.images) if image.size == size)
-            for size in sizes
+            size: tuple(i for i, other in enumerate(self.sizes) if other == size)
+            for size in sorted(set(self.sizes))
         }
 
     def shape(self, batch: ImageBatch) -> tuple[int, int, int, int]:
         """Shape of a batch's latents, (n, c, h, w)."""
-        _, channels, height, width = self.images[batch[0]].mean.shape
-        return len(batch), channels, height, width
+        mean, _ = self.posteriors[self.sizes[batch[0]]]
+        return len(batch), mean.shape[1], mean.shape[2], mean.shape[3]
 
     def rows(self, batch: ImageBatch, flipped: Sequence[bool]) -> list[int]:
         """Row of each image, or of its flipped view, in the ``posteriors`` of its size."""
-        first = self.images[batch[0]]
-        bucket, views = self.buckets[first.size], len(first.mean)
+        size = self.sizes[batch[0]]
+        bucket = self.buckets[size]
+        views = len(self.posteriors[size][0]) // len(bucket)
         return [bucket.index(i) * views + int(f) for i, f in zip(batch, flipped, strict=True)]
 
     def rows_of_captions(
@@ -116,7 +97,7 @@ class EncodedDataset:
     ) -> torch.Tensor:
         """Like ``sample``, for the images with these indices."""
         rows = torch.tensor(self.rows(batch, flipped), device=vae_noise.device)
-        return self.sample(self.images[batch[0]].size, rows, vae_noise)
+        return self.sample(self.sizes[batch[0]], rows, vae_noise)
 
 
 def encode_dataset(
@@ -142,17 +123,20 @@ def encode_dataset(
     for text in ("", *captions, *chain.from_iterable(variants)):
         row_of.setdefault(text, len(row_of))
     states = encode_captions(base, list(row_of), device, max_tokens)
-    views, sizes = [], []
+    views: dict[Size, list[torch.Tensor]] = {}
+    sizes = []
     for image, size in images:
         fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-        views.append([_pixels(fitted)])
+        bucket = views.setdefault(size, [])
+        bucket.append(_pixels(fitted))
         if flipped:
-            views[-1].append(_pixels(ImageOps.mirror(fitted)))
+            bucket.append(_pixels(ImageOps.mirror(fitted)))
         sizes.append(size)
     with on_device(base.vae, device):
-        encoded = _encode_images(base, views, sizes, device)
+        posteriors = {s: _encode_bucket(base, bucket, s, device) for s, bucket in views.items()}
     return EncodedDataset(
-        images=encoded,
+        sizes=tuple(sizes),
+        posteriors=posteriors,
         captions=states,
         caption_rows=tuple(row_of[caption] for caption in captions),
         scaling_factor=float(base.vae.config.scaling_factor),
@@ -162,27 +146,14 @@ def encode_dataset(
 
 
 @torch.no_grad()
-def _encode_images(
-    base: BaseModel,
-    views: Sequence[Sequence[torch.Tensor]],
-    sizes: Sequence[Size],
-    device: torch.device,
-) -> tuple[EncodedImage, ...]:
-    """Encode in batches of one size, at most ``PIXELS_AT_ONCE`` each."""
-    encoded: dict[int, EncodedImage] = {}
-    for size in dict.fromkeys(sizes):
-        bucket = [i for i, other in enumerate(sizes) if other == size]
-        count = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
-        pixels = torch.cat([view for i in bucket for view in views[i]])
-        posteriors = [_encode(base, some, device) for some in torch.split(pixels, count)]
-        means = torch.cat([mean for mean, _ in posteriors])
-        stds = torch.cat([std for _, std in posteriors])
-        each = [len(views[i]) for i in bucket]
-        for i, mean, std in zip(
-            bucket, torch.split(means, each), torch.split(stds, each), strict=True
-        ):
-            encoded[i] = EncodedImage(size, mean, std)
-    return tuple(encoded[i] for i in range(len(sizes)))
+def _encode_bucket(
+    base: BaseModel, views: list[torch.Tensor], size: Size, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode views of one size in batches of at most ``PIXELS_AT_ONCE``."""
+    count = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    encoded = [_encode(base, some, device) for some in torch.split(torch.cat(views), count)]
+    means, stds = zip(*encoded, strict=True)
+    return torch.cat(means), torch.cat(stds)
 
 
 def _encode(

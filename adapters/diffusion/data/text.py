@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from adapters.diffusion.base.model import BaseModel, on_device
+from adapters.common.device_memory import on_device
+from adapters.diffusion.base.model import BaseModel
 
 CAPTIONS_AT_ONCE = 32
 """Captions per text encoder batch."""

@@ -1,12 +1,12 @@
 """Fused replacements for blocks of diffusers' UNet. They compute the same and round less often.
 
-Each class inherits the diffusers block that it replaces, and shares its layers. Blocks with
-settings that a class does not support are left as they are.
+Each class inherits the diffusers block that it replaces, and shares its layers.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -32,25 +32,47 @@ from adapters.diffusion.lora_layers import project
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
+_BLOCKS = {
+    *("CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"),
+    *("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+_SETTINGS = {
+    "act_fn": "silu",
+    "attention_type": "default",
+    "cross_attention_norm": None,
+    "dropout": 0.0,
+    "dual_cross_attention": False,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "use_linear_projection": False,
+}
+"""The settings that the fused blocks compute, as in Stable Diffusion 1.5."""
+
 
 def with_fused_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A UNet with fused blocks on the weights of ``unet``, which is not changed."""
+    """A UNet with fused blocks on the weights of ``unet``, which is not changed.
+
+    A UNet with other blocks or settings than those of Stable Diffusion 1.5 is returned itself.
+    """
+    if not _is_supported(unet.config):
+        return unet
     fused = sharing_weights(unet)
     for parent in list(fused.modules()):
         for name, child in parent.named_children():
-            if type(child) is Attention and _is_plain_attention(child):
+            if type(child) is Attention:
                 child.set_processor(FusedAttention())
-            elif type(child) is ResnetBlock2D and _is_plain_resnet(child):
+            elif type(child) is ResnetBlock2D:
                 setattr(parent, name, _stand_in(FusedResnetBlock, child))
-            elif type(child) is Transformer2DModel and _is_plain_transformer(child):
+            elif type(child) is Transformer2DModel:
                 setattr(parent, name, _stand_in(FusedTransformer, child))
-            elif type(child) is BasicTransformerBlock and _is_plain_block(child):
+            elif type(child) is BasicTransformerBlock:
                 setattr(parent, name, _stand_in(FusedTransformerBlock, child))
             elif type(child) is GEGLU:
                 setattr(parent, name, _stand_in(FusedGEGLU, child))
-    if type(fused.conv_norm_out) is torch.nn.GroupNorm and _is_silu(fused.conv_act):
-        fused.conv_norm_out = _stand_in(FusedGroupNormSiLU, fused.conv_norm_out)
-        fused.conv_act = torch.nn.Identity()
+    fused.conv_norm_out = _stand_in(FusedGroupNormSiLU, fused.conv_norm_out)
+    fused.conv_act = torch.nn.Identity()
     return fused
 
 
@@ -198,51 +220,10 @@ def _are_frozen(*layers: torch.nn.Module) -> bool:
     return all(type(layer) in (torch.nn.Conv2d, torch.nn.Linear) for layer in layers)
 
 
-def _is_plain_resnet(block: ResnetBlock2D) -> bool:
-    return (
-        block.time_emb_proj is not None
-        and block.time_embedding_norm == "default"
-        and not block.skip_time_act
-        and block.upsample is None
-        and block.downsample is None
-        and block.output_scale_factor == 1.0
-        and block.dropout.p == 0.0
-        and block.conv1.bias is not None
-        and block.conv2.bias is not None
-        and _is_silu(block.nonlinearity)
-    )
-
-
-def _is_plain_transformer(module: Transformer2DModel) -> bool:
-    return module.is_input_continuous and not module.use_linear_projection
-
-
-def _is_plain_block(block: BasicTransformerBlock) -> bool:
-    return (
-        block.norm_type == "layer_norm"
-        and block.pos_embed is None
-        and block.attn2 is not None
-        and not block.only_cross_attention
-        and not block.attn2.only_cross_attention
-        and block._chunk_size is None
-        and getattr(block, "fuser", None) is None
-        and all(norm.bias is not None for norm in (block.norm1, block.norm2, block.norm3))
-    )
-
-
-def _is_plain_attention(module: Attention) -> bool:
-    parts = ("spatial_norm", "group_norm", "norm_q", "norm_k")
-    return (
-        all(getattr(module, part, None) is None for part in parts)
-        and not module.norm_cross
-        and not module.residual_connection
-        and module.rescale_output_factor == 1.0
-        and module.to_out[1].p == 0.0
-    )
-
-
-def _is_silu(module: torch.nn.Module | None) -> bool:
-    return isinstance(module, torch.nn.SiLU)
+def _is_supported(config: Mapping[str, Any]) -> bool:
+    """Whether all blocks of a UNet with this configuration are of Stable Diffusion 1.5's kinds."""
+    kinds = {*config["down_block_types"], config["mid_block_type"], *config["up_block_types"]}
+    return kinds <= _BLOCKS and all(config[name] == value for name, value in _SETTINGS.items())
 
 
 def _tokens(x: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from adapters.diffusion.base.model import on_device
-from adapters.diffusion.device_errors import is_broken_device
-from adapters.diffusion.oom import oom_fails_the_run, split_on_oom
+from adapters.common.device_errors import is_broken_device
+from adapters.common.device_memory import on_device, oom_fails_the_run, split_on_oom
 from application.ports import TrainerBroken
 from application.stop_signal import StopSignal
 from domain.errors import UserError

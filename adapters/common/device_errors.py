@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adapters.diffusion.oom import is_out_of_memory
+from adapters.common.device_memory import is_out_of_memory
 
 _BEGINNINGS = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")
 """How errors of the GPU begin: illegal access, failed assertion, memory fault."""
