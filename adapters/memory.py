@@ -521,8 +521,11 @@ class MemorySession:
         """Use an earlier checkpoint's hash as weights."""
         self._restored = _decode(checkpoint, self._moment.plan)
 
-    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
+    def previews(
+        self, *, adapted: bool, check: Callable[[], None] = lambda: None
+    ) -> tuple[Preview, ...]:
         """Bytes that begin like a PNG."""
+        check()
         drawn_by = self._shown.digest if adapted else "the base"
         prompts = self._plan.parameters.sample_prompts or ("a painting",)
         return tuple(

@@ -6,6 +6,7 @@ import logging
 
 from application.job_store import JobStore
 from application.ports import BlobDenied, TrainerBroken, TrainingSession, Unavailable
+from application.stop_signal import Stopped, StopSignal
 from application.worker_config import WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -26,16 +27,17 @@ class CheckpointPreviews:
         self._began = self._clock.monotonic()
         self._spent, self._rounds = 0.0, 0
 
-    def draw(self, session: TrainingSession, task_id: str, epoch: int) -> None:
+    def draw(self, session: TrainingSession, task_id: str, epoch: int, stop: StopSignal) -> None:
         """Draw and store the previews of a checkpoint.
 
         Raises:
+            Stopped: between two denoising steps.
             TrainerBroken: raised by the session.
         """
         started = self._clock.monotonic()
         try:
-            drawn = session.previews(adapted=True)
-        except TrainerBroken:
+            drawn = session.previews(adapted=True, check=stop.check)
+        except (Stopped, TrainerBroken):
             raise
         except Exception:
             log.warning("no previews at epoch %d, and none from here on", epoch, exc_info=True)

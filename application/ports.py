@@ -422,10 +422,15 @@ class TrainingSession(Protocol):
             CheckpointRejected: the checkpoint is damaged or belongs to another run.
         """
 
-    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
+    def previews(
+        self, *, adapted: bool, check: Callable[[], None] = lambda: None
+    ) -> tuple[Preview, ...]:
         """Generate images from fixed prompts and seeds, with the LoRA or without.
 
         Does not change the state of the run or of its random generators.
+
+        Args:
+            check: called after each denoising step; an exception from it ends the drawing.
         """
 
 

@@ -56,8 +56,8 @@ class ReportWriter:
         Args:
             entry: the record of the job.
             base: the base model of the run.
-            stop: cancels the report after each round of previews (without the LoRA, then with it)
-                and while the store is unavailable.
+            stop: cancels the report between two denoising steps of its previews, and while the
+                store is unavailable.
 
         Raises:
             TrainerBroken: raised by the session.
@@ -66,9 +66,10 @@ class ReportWriter:
         assert job.metric is not None  # recorded when training finished
         assert job.artifact is not None  # recorded when the weights were stored
         try:
-            before = session.previews(adapted=False) if self.with_previews else ()
-            stop.check()
-            after = session.previews(adapted=True) if self.with_previews else ()
+            before, after = (
+                session.previews(adapted=adapted, check=stop.check) if self.with_previews else ()
+                for adapted in (False, True)
+            )
             stop.check()
             report = StyleReport(
                 task=task,

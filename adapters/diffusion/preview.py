@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
@@ -101,23 +102,32 @@ def preview_pipeline(base: BaseModel) -> StableDiffusionPipeline:
 
 @torch.no_grad()
 def draw_previews(
-    base: BaseModel, request: PreviewRequest, device: torch.device
+    base: BaseModel,
+    request: PreviewRequest,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Preview, ...]:
-    """Draw each prompt once. Does not use the global random generator."""
+    """Draw each prompt once. Does not use the global random generator.
+
+    Args:
+        check: called after each denoising step; an exception from it ends the drawing.
+    """
     pipeline = preview_pipeline(base)
     with on_device(base.vae, device):
         parts = (request,) if device.type == "cuda" else request.each()
-        images = [image for part in parts for image in _images(pipeline, part)]
+        images = [image for part in parts for image in _images(pipeline, part, check)]
     return tuple(
         Preview(prompt, request.seed + index, png)
         for index, (prompt, png) in enumerate(zip(request.prompts, images, strict=True))
     )
 
 
-def _images(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> list[bytes]:
+def _images(
+    pipeline: StableDiffusionPipeline, request: PreviewRequest, check: Callable[[], None]
+) -> list[bytes]:
     """A PNG for each prompt. Decoded one by one: pixels take more memory than latents."""
     pngs = []
-    for one in torch.split(latents_of(pipeline, request), 1):
+    for one in torch.split(latents_of(pipeline, request, check), 1):
         # The VAE stays in float32, whatever type the UNet computes in.
         pixels = pipeline.vae.decode(one.float() / pipeline.vae.config.scaling_factor).sample
         png = io.BytesIO()
@@ -126,19 +136,29 @@ def _images(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> list[
     return pngs
 
 
-def latents_of(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> torch.Tensor:
+def latents_of(
+    pipeline: StableDiffusionPipeline,
+    request: PreviewRequest,
+    check: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
     """Latents of all prompts, (prompts, c, h, w). On out-of-memory they are denoised one by one.
 
     One pass for all is faster: launching it takes the CPU longer than a few images take the GPU.
     """
     return torch.cat(
         split_on_oom(
-            lambda some: _denoised(pipeline, some), request, lambda some: tuple(some.each())
+            lambda some: _denoised(pipeline, some, check), request, lambda some: tuple(some.each())
         )
     )
 
 
-def _denoised(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> torch.Tensor:
+def _denoised(
+    pipeline: StableDiffusionPipeline, request: PreviewRequest, check: Callable[[], None]
+) -> torch.Tensor:
+    def at_step_end(_pipeline: object, _step: int, _time: object, kept: Any) -> Any:
+        check()
+        return kept
+
     count = len(request.prompts)
     latents: torch.Tensor = pipeline(
         prompt_embeds=request.states,
@@ -149,5 +169,6 @@ def _denoised(pipeline: StableDiffusionPipeline, request: PreviewRequest) -> tor
         guidance_scale=GUIDANCE,
         generator=[torch.Generator().manual_seed(request.seed + k) for k in range(count)],
         output_type="latent",
+        callback_on_step_end=at_step_end,
     ).images
     return latents

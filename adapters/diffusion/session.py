@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -173,13 +173,16 @@ class DiffusionSession:
         """After the last step, take the weights of an earlier checkpoint of this run."""
         self.thread.call(partial(self._restore, checkpoint))
 
-    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
+    def previews(
+        self, *, adapted: bool, check: Callable[[], None] = lambda: None
+    ) -> tuple[Preview, ...]:
         """Images from fixed prompts and seeds, with the LoRA or without. Between two images,
         other runs may train steps."""
         whole = self._data.previews
         requests = [whole] if self.model.slots == 1 else list(whole.each())
         drawn = [
-            self.thread.call(partial(self._draw, request, adapted=adapted)) for request in requests
+            self.thread.call(partial(self._draw, request, check, adapted=adapted))
+            for request in requests
         ]
         return tuple(preview for previews in drawn for preview in previews)
 
@@ -298,14 +301,16 @@ class DiffusionSession:
         )
         return encode_trained(weights_for_file(self.lora), self._plan, facts)
 
-    def _draw(self, request: PreviewRequest, *, adapted: bool) -> tuple[Preview, ...]:
+    def _draw(
+        self, request: PreviewRequest, check: Callable[[], None], *, adapted: bool
+    ) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:
             if not adapted:
-                return draw_previews(self._base, request, self.model.device)
+                return draw_previews(self._base, request, self.model.device, check)
             with self.model.lora.showing(self.model.lora.slot(self.slot)):
                 trained = self.model.text_encoder is not None
                 now = encoded_anew(self._base, request, self.model.device) if trained else request
-                return draw_previews(self._base, now, self.model.device)
+                return draw_previews(self._base, now, self.model.device, check)
 
         return retry_after_freeing(self.model, draw)
 

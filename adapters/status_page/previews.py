@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -192,8 +192,10 @@ class _Previewing:
     def restore(self, checkpoint: bytes) -> None:
         self.inner.restore(checkpoint)
 
-    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
-        drawn = self.inner.previews(adapted=adapted)
+    def previews(
+        self, *, adapted: bool, check: Callable[[], None] = lambda: None
+    ) -> tuple[Preview, ...]:
+        drawn = self.inner.previews(adapted=adapted, check=check)
         history = self.inner.history
         epoch = history[-1].epoch if history else 0
         self.preview_cache.keep(self.run, epoch, drawn, adapted=adapted)

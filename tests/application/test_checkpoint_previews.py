@@ -16,7 +16,16 @@ from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState
-from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
+from domain.location import Location
+from tests.application.world import (
+    CONFIG,
+    KEYS,
+    TASK_ID,
+    Watched,
+    World,
+    a_task,
+    stored_epochs,
+)
 
 
 class Drawing:
@@ -25,7 +34,7 @@ class Drawing:
     def __init__(self, clock: ManualClock, seconds: float, count: int = 2) -> None:
         self.clock, self.seconds, self.count, self.rounds = clock, seconds, count, 0
 
-    def previews(self, *, adapted: bool) -> tuple[Preview, ...]:
+    def previews(self, *, adapted: bool, check: Callable[[], None]) -> tuple[Preview, ...]:
         self.rounds += 1
         self.clock.advance(self.seconds)
         return tuple(Preview("a fox", n, f"{self.rounds}/{n}".encode()) for n in range(self.count))
@@ -44,7 +53,7 @@ def drawn_at(
     for epoch in range(1, epochs + 1):
         clock.advance(100)
         if previews.affordable():
-            previews.draw(session, TASK_ID, epoch)
+            previews.draw(session, TASK_ID, epoch, StopSignal())
     found = [epoch for epoch, _ in store.previews(TASK_ID)]
     assert len(found) == session.rounds
     return found, session.rounds * round_seconds / (100 * epochs)
@@ -79,7 +88,7 @@ def test_what_is_stored_is_read_back_in_order() -> None:
     previews = CheckpointPreviews(store, CONFIG)
     session: Any = Drawing(clock, 0, count=2)
     for epoch in (10, 120, 20):
-        previews.draw(session, TASK_ID, epoch)
+        previews.draw(session, TASK_ID, epoch, StopSignal())
     assert store.previews(TASK_ID) == (
         (10, (b"1/0", b"1/1")),
         (20, (b"3/0", b"3/1")),
@@ -106,7 +115,7 @@ def test_a_store_that_takes_none_costs_one_round(
     session: Any = Drawing(clock, 0)
     for epoch in (10, 20):
         assert previews.affordable()
-        previews.draw(session, TASK_ID, epoch)
+        previews.draw(session, TASK_ID, epoch, StopSignal())
     assert [epoch for epoch, _ in store.previews(TASK_ID)] == [20]
     assert "the previews of epoch 10 are not stored: no way" in caplog.text
 
@@ -138,6 +147,34 @@ def test_who_is_asked_to_stop_draws_none() -> None:
     assert world.store().previews(TASK_ID) == ()
 
 
+def test_a_stop_while_they_are_drawn_stores_no_second_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, stop = World(), StopSignal()
+    put, written = world.blobs.put, []
+
+    def noted(at: Location, data: bytes, **options: Any) -> str:
+        written.append(at.key)
+        return put(at, data, **options)
+
+    def previews(*, adapted: bool, check: Callable[[], None]) -> Any:
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 25)
+        check()
+
+    class Stopping(MemoryTrainer):
+        @contextmanager
+        def open(self, plan: Any, resume: Any) -> Iterator[Any]:
+            with super().open(plan, resume) as session:
+                session.previews = previews  # type: ignore[assignment, method-assign]
+                yield session
+
+    monkeypatch.setattr(world.blobs, "put", noted)
+    assert world.worker(trainer=Stopping(world.clock))(a_task(), stop) == Requeue()
+    assert stored_epochs(world) == [10]
+    assert sum("/checkpoints/" in key for key in written) == 1
+    assert not any("/previews/" in key for key in written)
+
+
 def full_card() -> Exception:
     return TrainingFailed(Failure(FailureCode.GPU_OOM, "full"))
 
@@ -149,7 +186,7 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
     undisturbed.worker()(a_task(), StopSignal())
     drawn = []
 
-    def previews(*, adapted: bool) -> Any:
+    def previews(*, adapted: bool, check: Callable[[], None]) -> Any:
         drawn.append(adapted)
         raise error()
 
@@ -157,7 +194,7 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
         @contextmanager
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
-                session.previews = previews  # type: ignore[method-assign]  # a double of one call
+                session.previews = previews  # type: ignore[assignment, method-assign]  # a double of one call
                 yield session
 
     assert world.worker(trainer=Failing(world.clock))(a_task(), StopSignal()) == Ack()
@@ -171,14 +208,14 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
 def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
     world = World()
 
-    def break_down(*, adapted: bool) -> Any:
+    def break_down(*, adapted: bool, check: Callable[[], None]) -> Any:
         raise TrainerBroken(f"CUDA error, adapted={adapted}")
 
     class Broken(MemoryTrainer):
         @contextmanager
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
-                session.previews = break_down  # type: ignore[method-assign]  # a double of one call
+                session.previews = break_down  # type: ignore[assignment, method-assign]  # a double of one call
                 yield session
 
     outcome = world.worker(trainer=Broken(world.clock))(a_task(), StopSignal())

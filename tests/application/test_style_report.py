@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -172,17 +172,18 @@ def test_a_stop_while_previews_are_drawn_ends_the_report_and_the_style_is_announ
 ) -> None:
     stop, drawn = StopSignal(), []
 
-    def previews(*, adapted: bool) -> tuple[Preview, ...]:
+    def previews(*, adapted: bool, check: Callable[[], None]) -> tuple[Preview, ...]:
         drawn.append(adapted)
         if not adapted:
             stop.request(StopReason.SHUTDOWN)
+        check()
         return ()
 
     class Stopped(MemoryTrainer):
         @contextmanager
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
-                session.previews = previews  # type: ignore[method-assign]  # a double of one call
+                session.previews = previews  # type: ignore[assignment, method-assign]  # a double of one call
                 yield session
 
     trainer = Stopped(world.clock)

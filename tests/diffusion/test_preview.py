@@ -18,6 +18,7 @@ from adapters.diffusion.preview import (
     request_previews,
 )
 from adapters.diffusion.trainer import DiffusionTrainer
+from application.stop_signal import Stopped, StopReason, StopSignal
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 from tests.diffusion.runs import plan_of
@@ -74,6 +75,26 @@ def test_previews_are_repeatable_pngs_that_touch_no_global_generator(
     assert [(preview.prompt, preview.seed) for preview in first] == [("a red circle", 5)]
     image = Image.open(BytesIO(first[0].png))
     assert (image.format, image.size) == ("PNG", (64, 64))
+
+
+def test_a_stop_ends_the_drawing_after_the_current_step(
+    trainer: DiffusionTrainer, images: tuple[TrainingImage, ...]
+) -> None:
+    stop, steps = StopSignal(), []
+
+    def check() -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            stop.request(StopReason.SHUTDOWN)
+        stop.check()
+
+    plan = plan_of(images[:2], sample_prompts=("a red circle", "a blue square"))
+    with trainer.open(plan, None) as session:
+        undisturbed = session.previews(adapted=True)
+        with pytest.raises(Stopped):
+            session.previews(adapted=True, check=check)
+        assert len(steps) == 3
+        assert session.previews(adapted=True) == undisturbed
 
 
 def test_previews_have_as_many_steps_as_were_asked_for(
