@@ -220,7 +220,7 @@ def test_half_precision_follows_the_plain_loss_and_leaves_the_base_bit_for_bit(
     compute: torch.dtype,
     channels_last: bool,
 ) -> None:
-    plan = plan_of(images, epochs=3, batch_size=2, learning_rate=2e-3)
+    plan = plan_of(images[:3], epochs=2, batch_size=2, learning_rate=2e-3)
     plain = run(trainer, plan)
     own = replace(base, unet=copy.deepcopy(base.unet))
     half = DiffusionTrainer(
