@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 STEPS = 60
@@ -62,6 +63,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     from benchmarks.plain_recipe import plain_steps
     from benchmarks.together import running_together
     from domain.parameters import TrainingParameters
+    from entrypoints.cli import version
     from entrypoints.default_base import SMALL_BASE
 
     images = drawn_images(scratch / "images", 10, size=320)
@@ -104,6 +106,8 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     help_seconds = min(timed("-m", "entrypoints.train", "--help") for _ in range(5))
     first_step = timed("-c", FIRST_STEP, str(scratch / "images"), str(scratch / "out"))
     return {
+        "version": version(),
+        "date": datetime.now(UTC).date().isoformat(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

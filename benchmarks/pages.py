@@ -11,9 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.tables import gpu_tables
+from benchmarks.gpu.tables import gpu_tables, measured
 from benchmarks.peers.tables import peers_tables
 from benchmarks.service.tables import service_tables
+from benchmarks.whole_job_tables import whole_job_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"
@@ -33,6 +34,7 @@ def filled(text: str) -> str:
         "cpu": lambda: figures_table(_results("cpu")),
         "gpus": lambda: gpu_tables(FOLDER),
         "peers": lambda: peers_tables(FOLDER),
+        "jobs": lambda: whole_job_tables(FOLDER),
         "service": lambda: service_tables(_results("service")),
     }
     return BLOCK.sub(lambda found: found[1] + tables[found[2]]() + found[3], text)
@@ -66,7 +68,7 @@ def figures_table(results: dict[str, Any]) -> str:
     ]
     if "full size: ratio" in results:
         rows += _full_size(results)
-    head = f"small base, batch 1, one CPU thread, torch {results['torch']}"
+    head = f"{measured(results)}, small base, batch 1, one CPU thread, torch {results['torch']}"
     body = "".join(f"| {name} | {value} |\n" for name, value in rows)
     return f"| {head} | |\n| --- | --- |\n{body}"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
 from adapters.diffusion.backend import choose_backend
+from entrypoints.cli import version
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -22,6 +24,8 @@ def facts(device: torch.device) -> dict[str, Any]:
     versions |= {"peft": peft.__version__, "transformers": transformers.__version__}
     versions |= {"cuda": torch.version.cuda} if cuda else {}
     return {
+        "version": version(),
+        "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "memory_gib": gib(torch.cuda.get_device_properties(device).total_memory) if cuda else 0,
         "versions": versions,

@@ -21,6 +21,12 @@ def gpu_tables(folder: Path) -> str:
     return "\n".join(map(card_tables, cards)) if cards else NOTHING
 
 
+def measured(results: dict[str, Any]) -> str:
+    """The measured version of this project, and the date; files of version 0.1 have neither."""
+    dated = f" on {results['date']}" if "date" in results else ""
+    return f"version {results.get('version', '0.1')}{dated}"
+
+
 def card_tables(results: dict[str, Any]) -> str:
     """The tables of one GPU: the recipe and the best way, each optimization, several styles at
     once, and a whole job."""
@@ -31,8 +37,9 @@ def card_tables(results: dict[str, Any]) -> str:
         if "batch" in row:
             steps.setdefault(row["batch"], []).append(row)
     parts = [
-        f"**{results['device']}**, {results['memory_gib']} GiB, {versions}. Large matrix products "
-        f"reach {results['matmul_tflops']} TFLOP/s there.\n",
+        f"**{results['device']}**, {results['memory_gib']} GiB, {measured(results)}, {versions}. "
+        f"Large matrix products reach "
+        f" {results['matmul_tflops']} TFLOP/s there.\n",
         _table(
             (
                 *("batch", "recipe, steps/s", "trainer, steps/s", "times", "ms/step"),

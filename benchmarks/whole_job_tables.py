@@ -1,0 +1,27 @@
+"""The results of `benchmarks.whole_job` as Markdown tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def whole_job_tables(folder: Path) -> str:
+    """A table for each ``whole-job-*.json`` in the folder, or a sentence if there is none."""
+    files = sorted(folder.glob("whole-job-*.json"))
+    if not files:
+        return "Not measured yet.\n"
+    return "\n".join(whole_job_table(json.loads(file.read_text("utf-8"))) for file in files)
+
+
+def whole_job_table(results: dict[str, Any]) -> str:
+    """Seconds of each part, of a cold and a warm worker."""
+    cold, warm = results["cold"], results["warm"]
+    rows = "".join(f"| {name} | {cold[name]} | {warm.get(name, '-')} |\n" for name in cold)
+    return (
+        f"**{results['device']}**, {results['cores']} cores, {results['date']}, torch "
+        f"{results['torch']}, {results['base']}, {results['images']} images, "
+        f"{results['epochs']} epochs.\n\n"
+        f"| seconds | cold worker | warm worker |\n| --- | --- | --- |\n{rows}"
+    )
