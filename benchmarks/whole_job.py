@@ -163,9 +163,8 @@ def _wait(
             for part in job["parts"]
         }
     if style_id == 1:
-        # A cold worker's task waits in the queue while the worker starts.
-        start = status["worker"]["ready_after"]
-        parts = {"imports and base": start, **parts, "queue": max(0.0, parts["queue"] - start)}
+        # The worker was started after the task was published: the task waited for its start.
+        parts = {"imports and base": parts.pop("queue"), **parts}
     total = calls[0].at - published.timestamp()
     return {name: round(seconds, 2) for name, seconds in {**parts, "total": total}.items()}
 

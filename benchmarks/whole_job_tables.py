@@ -18,7 +18,11 @@ def whole_job_tables(folder: Path) -> str:
 def whole_job_table(results: dict[str, Any]) -> str:
     """Seconds of each part, of a cold and a warm worker."""
     cold, warm = results["cold"], results["warm"]
-    rows = "".join(f"| {name} | {cold[name]} | {warm.get(name, '-')} |\n" for name in cold)
+    names = [*cold, *(name for name in warm if name not in cold)]
+    names.append(names.pop(names.index("total")))
+    rows = "".join(
+        f"| {name} | {cold.get(name, '-')} | {warm.get(name, '-')} |\n" for name in names
+    )
     return (
         f"**{results['device']}**, {results['cores']} cores, {results['date']}, torch "
         f"{results['torch']}, {results['base']}, {results['images']} images, "
