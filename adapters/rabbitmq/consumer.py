@@ -77,6 +77,6 @@ def why_cancelled(connection: pika.BlockingConnection, queue: str) -> str:
     except ChannelClosedByBroker:
         return f"it cancelled our consumer: queue {queue!r} was deleted"
     return (
-        f"it cancelled our consumer of queue {queue!r}, which is there: a delivery was held too "
-        "long (raise ACK_TIMEOUT), or the queue's node stopped"
+        f"it cancelled our consumer of queue {queue!r}, which still exists: a delivery "
+        "exceeded its acknowledgement timeout (raise ACK_TIMEOUT), or the queue's node stopped"
     )
