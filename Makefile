@@ -55,8 +55,9 @@ bench: $(READY) ## Measure the trainer beside the plain recipe; needs a quiet ma
 bench-gpu: $(READY) ## Measure the trainer on this machine's GPU
 	$(BIN)/python -m benchmarks.gpu
 
-quality: $(READY) ## Measure what each training option gains on the small base (a quarter of an hour)
+quality: $(READY) ## Measure training options and scores of previews on the small base (an hour)
 	$(BIN)/python -m benchmarks.quality --page docs/quality.md
+	$(BIN)/python -m benchmarks.style_measures
 
 base: $(READY) ## Pretrain the small base model anew (an hour or two)
 	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0

@@ -9,7 +9,7 @@ import rich.progress as bars
 from rich.console import Console
 
 from application.event_bus import WorkerEvent
-from application.log_events import outcome, position, second_try, speed, undertaking
+from application.log_events import outcome, position, scored, second_try, speed, undertaking
 from application.text import one_line
 from domain.events import (
     AnnouncementBegun,
@@ -18,6 +18,7 @@ from domain.events import (
     JobGivenUp,
     JobInterrupted,
     JobStarted,
+    PreviewsScored,
     ProgressMade,
     SecondTryBegan,
     TrainingBegan,
@@ -120,6 +121,8 @@ class ProgressDisplay:
                 self._say(event.progress)
             case CheckpointSaved(checkpoint=checkpoint):
                 self._checkpoint = checkpoint
+            case PreviewsScored():
+                say(self._console, scored(event))
             case SecondTryBegan(learning_rate=rate):
                 self._end()
                 self._checkpoint = None

@@ -33,6 +33,7 @@ from application.ports import (
     IfMatch,
     PreconditionFailed,
     Preview,
+    PreviewScores,
     ReportFile,
     StepReport,
     StyleReport,
@@ -532,6 +533,14 @@ class MemorySession:
             Preview(prompt, seed, b"\x89PNG\r\n\x1a\n" + f"{prompt} by {drawn_by}".encode())
             for seed, prompt in enumerate(prompts)
         )
+
+    def judge(
+        self,
+        previews: tuple[Preview, ...],
+        check: Callable[[], None] = lambda: None,  # noqa: ARG002 - takes no time
+    ) -> PreviewScores | None:
+        """Closeness grows with each step."""
+        return PreviewScores(self._shown.step / self.total_steps, 1.0) if previews else None
 
     @property
     def _shown(self) -> _Moment:

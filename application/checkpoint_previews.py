@@ -1,19 +1,46 @@
-"""Previews at checkpoints, limited to a share of the training time."""
+"""Previews at checkpoints and their scores, limited to a share of the training time."""
 
 from __future__ import annotations
 
 import logging
 
 from application.job_store import JobStore
-from application.ports import BlobDenied, TrainerBroken, TrainingSession, Unavailable
+from application.ports import (
+    BlobDenied,
+    Preview,
+    PreviewScores,
+    TrainerBroken,
+    TrainingSession,
+    Unavailable,
+)
 from application.stop_signal import Stopped, StopSignal
 from application.worker_config import WorkerConfig
+from domain.events import PreviewsScored
+from domain.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
 
+def scores_of(
+    session: TrainingSession, previews: tuple[Preview, ...], stop: StopSignal
+) -> PreviewScores | None:
+    """Score previews; None if the trainer cannot. Errors are logged.
+
+    Raises:
+        Stopped: between two denoising steps.
+        TrainerBroken: raised by the session.
+    """
+    try:
+        return session.judge(previews, stop.check)
+    except (Stopped, TrainerBroken):
+        raise
+    except Exception:
+        log.warning("the previews are not scored", exc_info=True)
+        return None
+
+
 class CheckpointPreviews:
-    """Draws and stores previews of one run within the configured share of its time.
+    """Draws, scores and stores previews of one run within the configured share of its time.
 
     Failures are logged and do not end the training. After a drawing error no more previews are
     drawn; after a storage error the next checkpoint tries again.
@@ -27,8 +54,10 @@ class CheckpointPreviews:
         self._began = self._clock.monotonic()
         self._spent, self._rounds = 0.0, 0
 
-    def draw(self, session: TrainingSession, task_id: str, epoch: int, stop: StopSignal) -> None:
-        """Draw and store the previews of a checkpoint.
+    def draw(
+        self, session: TrainingSession, job: TrainingJob, epoch: int, stop: StopSignal
+    ) -> None:
+        """Draw, score and store the previews of a checkpoint.
 
         Raises:
             Stopped: between two denoising steps.
@@ -43,10 +72,23 @@ class CheckpointPreviews:
             log.warning("no previews at epoch %d, and none from here on", epoch, exc_info=True)
             self._left = 0
             return
+        scores = scores_of(session, drawn, stop)
         try:
-            self._store.put_previews(task_id, epoch, drawn)
+            self._store.put_previews(job.task_id, epoch, drawn)
+            if scores is not None:
+                self._store.put_preview_scores(job.task_id, epoch, scores)
         except (Unavailable, BlobDenied) as error:
             log.warning("the previews of epoch %d are not stored: %s", epoch, error)
+        if scores is not None:
+            self._store.events(
+                PreviewsScored(
+                    task_id=job.task_id,
+                    style_id=job.style_id,
+                    epoch=epoch,
+                    closeness=scores.closeness,
+                    faithfulness=scores.faithfulness,
+                )
+            )
         self._spent += self._clock.monotonic() - started
         self._rounds += 1
         self._left -= 1

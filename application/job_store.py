@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ from application.ports import (
     IfAbsent,
     PreconditionFailed,
     Preview,
+    PreviewScores,
     ReportFile,
     Unavailable,
 )
@@ -295,6 +296,25 @@ class JobStore:
                 png = self.blobs.get(at, max_bytes=MAX_PREVIEW_BYTES).data
                 found.setdefault(int(named[1]), []).append(png)
         return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))
+
+    def put_preview_scores(self, task_id: str, epoch: int, scores: PreviewScores) -> None:
+        """Store the scores of an epoch's previews."""
+        at, data = self.keys.preview_scores(task_id, epoch), json.dumps(asdict(scores)).encode()
+        self.blobs.put(at, data, content_type="application/json")
+
+    def preview_scores(self, task_id: str, epochs: Iterable[int]) -> dict[int, PreviewScores]:
+        """Read the scores of these epochs' previews; epochs without scores are left out."""
+        found = {}
+        for epoch in epochs:
+            at = self.keys.preview_scores(task_id, epoch)
+            try:
+                data = self.blobs.get(at, max_bytes=MAX_RECORD_BYTES).data
+                found[epoch] = PreviewScores(**json.loads(data))
+            except BlobMissing:
+                continue
+            except (BlobTooLarge, *NOT_AS_EXPECTED) as error:
+                log.warning("%s cannot be used: %s", at, error)
+        return found
 
     def forget_previews(self, task_id: str) -> None:
         """Delete the checkpoint previews of a job that trains again. Raises nothing."""

@@ -19,6 +19,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     PartTimed,
+    PreviewsScored,
     ProgressMade,
     SecondTryBegan,
     SlotAwaited,
@@ -57,6 +58,8 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.DEBUG, f"{event.part} took {event.seconds:.2f} s"
         case CheckpointSaved(checkpoint=at):
             return logging.INFO, f"checkpoint of epoch {at.epoch}, step {at.step} saved"
+        case PreviewsScored():
+            return logging.INFO, scored(event)
         case SecondTryBegan(learning_rate=rate):
             return logging.WARNING, second_try(rate)
         case CheckpointDiscarded():
@@ -120,6 +123,14 @@ def outcome(metric: TrainingMetric) -> str:
     if metric.delivered_epoch not in {None, metric.epochs}:
         parts.append(f"weights of epoch {metric.delivered_epoch} of {metric.epochs}")
     return ", ".join(parts)
+
+
+def scored(event: PreviewsScored) -> str:
+    """Describe the scores of a checkpoint's previews."""
+    return (
+        f"previews of epoch {event.epoch}: closeness to the style {event.closeness:.2f}, "
+        f"faithfulness to the prompts {event.faithfulness:.2f}"
+    )
 
 
 def second_try(learning_rate: float) -> str:

@@ -371,6 +371,18 @@ class Preview:
     png: bytes
 
 
+@dataclass(frozen=True)
+class PreviewScores:
+    """How well one round of previews shows the style and the prompts."""
+
+    closeness: float
+    """Closeness to the artist's images in style: 1 as close as they are, 0 as far as the base
+    model's previews, below 0 farther than those."""
+    faithfulness: float
+    """Share of comparisons in which a preview shows its own prompt rather than another: 1 always,
+    0.5 by chance."""
+
+
 class TrainingSession(Protocol):
     """One training run; the use case calls ``advance`` for each step.
 
@@ -431,6 +443,15 @@ class TrainingSession(Protocol):
 
         Args:
             check: called after each denoising step; an exception from it ends the drawing.
+        """
+
+    def judge(
+        self, previews: tuple[Preview, ...], check: Callable[[], None] = lambda: None
+    ) -> PreviewScores | None:
+        """Score a round of previews of this run, drawn with the LoRA. Does not change the run.
+
+        The first call may draw the base model's previews; ``check`` is as for ``previews``.
+        None if the trainer does not score previews.
         """
 
 
@@ -570,6 +591,8 @@ class StyleReport:
     underway: tuple[tuple[int, tuple[bytes, ...]], ...] = ()
     """Epochs with checkpoint previews, each with its PNGs: prompts and seeds are those of
     ``after``, in the same order."""
+    scores: Mapping[int, PreviewScores] = field(default_factory=dict)
+    """The scores of previews by epoch, in order; those of ``after`` under its weights' epoch."""
     artifact: Artifact
     metric: TrainingMetric
     seconds: float

@@ -103,6 +103,10 @@ class StorageKeys:
         """One preview of an epoch's checkpoint, among the report's files."""
         return self.report(task_id, f"previews/epoch_{epoch:05d}_{number}.png")
 
+    def preview_scores(self, task_id: str, epoch: int) -> Location:
+        """The scores of an epoch's previews, beside them."""
+        return self.report(task_id, f"previews/epoch_{epoch:05d}_scores.json")
+
     def previews_prefix(self, task_id: str) -> str:
         """Key prefix of a job's previews at checkpoints."""
         return self.report(task_id, "previews/epoch_").key

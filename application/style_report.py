@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from application.checkpoint_previews import scores_of
 from application.job_store import JobStore
 from application.journal import Entry
 from application.ports import (
@@ -71,6 +72,10 @@ class ReportWriter:
                 for adapted in (False, True)
             )
             stop.check()
+            underway = self._retry(lambda: self.store.previews(task.task_id), stop)
+            scores = self.store.preview_scores(task.task_id, [epoch for epoch, _ in underway])
+            if after and (last := scores_of(session, after, stop)) is not None:
+                scores[job.metric.delivered_epoch or job.metric.epochs] = last
             report = StyleReport(
                 task=task,
                 base=base,
@@ -79,7 +84,8 @@ class ReportWriter:
                 history=session.history,
                 before=before,
                 after=after,
-                underway=self._retry(lambda: self.store.previews(task.task_id), stop),
+                underway=underway,
+                scores=dict(sorted(scores.items())),
                 artifact=job.artifact,
                 metric=job.metric,
                 seconds=ended - entry.opened_at,

@@ -96,7 +96,7 @@ class TrainingLoop:
                         with timer.time("checkpoints"):
                             storage.finish()  # record it first: drawing is slow and may crash
                         with timer.time("previews"):
-                            previews.draw(session, entry.job.task_id, step.epoch, stop)
+                            previews.draw(session, entry.job, step.epoch, stop)
             except Exception:
                 if stop.reason is not StopReason.LEASE_LOST:
                     # A shutdown deadline leaves no time to wait.

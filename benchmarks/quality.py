@@ -200,8 +200,8 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     base = load_base(str(SMALL_BASE))
     trainer = DiffusionTrainer(base, decode, device)
     objective = objective_of(base.noise_schedule, None, device)
-    unseen_images = _draw(scratch / "unseen", seed=2)
-    unseen = _encode(base, unseen_images, device)
+    unseen_images = draw_images(scratch / "unseen", seed=2)
+    unseen = encode_images(base, unseen_images, device)
     tokens = tokens_of(base, dict.fromkeys(["", *(i.caption or "" for i in unseen_images)]))
 
     def held_out_loss(session: DiffusionSession) -> float:
@@ -217,7 +217,7 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     return Bench(
         trainer=trainer,
         base=f"small_base {base.fingerprint[:12]}",
-        images=_draw(scratch / "seen", seed=1),
+        images=draw_images(scratch / "seen", seed=1),
         common={
             **{"epochs": options.epochs, "batch_size": 4, "resolution": base.native_resolution},
             "validation_epochs": 0,
@@ -227,8 +227,8 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     )
 
 
-def _draw(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
-    """Draw twelve images in one style, with their captions."""
+def draw_images(folder: Path, seed: int, count: int = 12) -> tuple[TrainingImage, ...]:
+    """Draw images in one style, with their captions."""
     from adapters.images.opening import open_image
     from adapters.images.prepare import prepare
     from assets.drawing import draw_style_set
@@ -241,11 +241,12 @@ def _draw(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
             prepare(open_image(path.read_bytes()), 512).facts,
             path.with_suffix(".txt").read_text(encoding="utf-8").strip(),
         )
-        for path in draw_style_set(folder, count=12, seed=seed)
+        for path in draw_style_set(folder, count=count, seed=seed)
     )
 
 
-def _encode(base: Any, images: Sequence[TrainingImage], device: Any) -> EncodedDataset:
+def encode_images(base: Any, images: Sequence[TrainingImage], device: Any) -> EncodedDataset:
+    """Encode images at the base's resolution, with their captions."""
     from adapters.diffusion.data.dataset import encode_dataset
     from adapters.images.decode import decode
 

@@ -60,6 +60,17 @@ class CheckpointDiscarded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreviewsScored(Event):
+    """The previews of a checkpoint were scored by the base model."""
+
+    epoch: int
+    closeness: float
+    """1 as close to the style as the artist's images, 0 as far as the base model."""
+    faithfulness: float
+    """Share of comparisons in which a preview shows its own prompt; 0.5 by chance."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SecondTryBegan(Event):
     """The training diverged without learning the style; it starts over."""
 

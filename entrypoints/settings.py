@@ -280,8 +280,8 @@ class Settings(BaseModel):
         DEFAULTS.preview_share,
         ge=0,
         le=1,
-        description="Share of the training time that previews at checkpoints may take; 0 "
-        "turns them off, and those of the report too",
+        description="Share of the training time that previews at checkpoints and their scores may "
+        "take; 0 turns them off, and those of the report too",
     )
     keep_checkpoints: int | None = Field(
         DEFAULTS.keep_checkpoints,

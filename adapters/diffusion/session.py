@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -36,6 +36,12 @@ from adapters.diffusion.optimizer import (
     state_of,
 )
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
+from adapters.diffusion.style_measures import (
+    StyleAxis,
+    encode_previews,
+    faithfulness,
+    style_axis,
+)
 from adapters.diffusion.style_weights import start_from, weights_for_file
 from adapters.diffusion.train_step import Batch, train_step
 from adapters.diffusion.training_model import TrainingModel
@@ -44,6 +50,7 @@ from application.ports import (
     Checkpoint,
     EpochRecord,
     Preview,
+    PreviewScores,
     StepReport,
     TrainingPlan,
 )
@@ -118,6 +125,8 @@ class DiffusionSession:
             model, objective, dataset, held_out, captions, row, parameters.seed
         )
         self._good = self._state().copy()
+        self._base_previews: tuple[Preview, ...] = ()
+        self._style_axis: StyleAxis | None = None
         self._style_step = 0
         """The step whose weights a restored run has; 0 for the current step."""
 
@@ -179,12 +188,24 @@ class DiffusionSession:
         """Images from fixed prompts and seeds, with the LoRA or without. Between two images,
         other runs may train steps."""
         whole = self._data.previews
+        if not adapted and self._base_previews:
+            return self._base_previews
         requests = [whole] if self.model.slots == 1 else list(whole.each())
         drawn = [
             self.thread.call(partial(self._draw, request, check, adapted=adapted))
             for request in requests
         ]
-        return tuple(preview for previews in drawn for preview in previews)
+        drawn_previews = tuple(preview for previews in drawn for preview in previews)
+        if not adapted:
+            self._base_previews = drawn_previews
+        return drawn_previews
+
+    def judge(
+        self, previews: tuple[Preview, ...], check: Callable[[], None] = lambda: None
+    ) -> PreviewScores:
+        """Score previews of this run. The first call draws the base's own."""
+        plain = self.previews(adapted=False, check=check)
+        return self.thread.call(partial(self._judge, plain, previews))
 
     # --- For the device's thread
 
@@ -313,6 +334,29 @@ class DiffusionSession:
                 return draw_previews(self._base, now, self.model.device, check)
 
         return retry_after_freeing(self.model, draw)
+
+    def _judge(self, plain: tuple[Preview, ...], previews: tuple[Preview, ...]) -> PreviewScores:
+        base, device = self._base, self.model.device
+
+        def score() -> PreviewScores:
+            if self._style_axis is None:
+                statistics, _ = encode_previews(base, plain, device)
+                self._style_axis = style_axis(self._data.statistics, statistics)
+            statistics, latents = encode_previews(base, previews, device)
+            with self._style_active() as request:
+                shown = faithfulness(base, latents, request, device)
+            return PreviewScores(self._style_axis.closeness(statistics), shown)
+
+        return retry_after_freeing(self.model, score)
+
+    @contextmanager
+    def _style_active(self) -> Iterator[PreviewRequest]:
+        """In the with-block, the models have this style. Yields the prompts as it encodes them."""
+        request = self._data.previews
+        with self.model.lora.showing(self.model.lora.slot(self.slot)):
+            if self.model.text_encoder is not None:
+                request = encoded_anew(self._base, request, self.model.device)
+            yield request
 
     def _roll_back(self, epoch: int) -> None:
         self._rollbacks = self._rollbacks.one_more(epoch)

@@ -15,6 +15,7 @@ from PIL import Image
 from adapters.report.companions import companion_files
 from adapters.report.curves import curves_in_words, has_gradients, plot_curves
 from adapters.report.preview_grid import draw_previews
+from adapters.report.score_curves import plot_scores, scores_in_words
 from application.ports import ReportFile, StyleReport
 from application.training_diagnostics import best_epoch, overfitting_note, standstill_note
 from domain.buckets import bucket_of, cut_off
@@ -73,6 +74,7 @@ class HtmlReporter:
         weights = report.artifact.location.name
         best = best_epoch(report.history)
         prompt = _example_prompt(report)
+        scores = plot_scores(report.scores) if report.scores else None
         return template.render(
             report=report,
             long_text=LONG_TEXT,
@@ -91,6 +93,9 @@ class HtmlReporter:
             standstill=standstill_note(report.history),
             overfitting=overfitting_note(report.history),
             strips=self._strips(report),
+            scores=scores and _data_uri(scores, "image/png"),
+            scores_size=Image.open(BytesIO(scores)).size if scores else None,
+            scores_in_words=scores_in_words(report.scores),
             parameters=_parameter_rows(report.parameters, report.metric.steps),
             thumbnails=[
                 (

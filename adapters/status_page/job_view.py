@@ -41,6 +41,8 @@ class JobView:
     """Epoch of the checkpoint from which this attempt resumed."""
     checkpoint: int | None = None
     """Epoch of the last checkpoint stored."""
+    scores: tuple[float, float] | None = None
+    """Closeness and faithfulness of the newest scored previews."""
     curve: LossCurve = field(default_factory=LossCurve)
     result: str | None = None
     """Outcome of the attempt; None while it runs."""
@@ -83,6 +85,7 @@ class JobView:
             "parameters": None if self.parameters is None else asdict(self.parameters),
             "resumed_from": self.resumed_from,
             "checkpoint": self.checkpoint,
+            "scores": self.scores,
             "curve": self.curve.points,
         }
 

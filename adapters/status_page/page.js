@@ -107,6 +107,8 @@ function showFacts(job, running) {
     ["Loss", known(progress?.loss) ? progress.loss.toFixed(4) : "–"],
     ["Measured", known(progress?.measured_loss) ? progress.measured_loss.toFixed(4) : "–"],
     ["Base loss", known(progress?.base_loss) ? progress.base_loss.toFixed(4) : "–"],
+    ["Closeness", job.scores ? job.scores[0].toFixed(2) : "–"],
+    ["Faithfulness", job.scores ? job.scores[1].toFixed(2) : "–"],
     ["Steps / s", known(progress?.steps_per_second) ? speed(progress.steps_per_second) : "–"],
     [running ? "Time so far" : "Duration", duration(job.elapsed)],
     ["Images", known(job.images) ? String(job.images) : "–"],

@@ -14,6 +14,7 @@ from application.ports import (
     Checkpoint,
     EpochRecord,
     Preview,
+    PreviewScores,
     StepReport,
     Trainer,
     TrainingPlan,
@@ -191,6 +192,11 @@ class _Previewing:
 
     def restore(self, checkpoint: bytes) -> None:
         self.inner.restore(checkpoint)
+
+    def judge(
+        self, previews: tuple[Preview, ...], check: Callable[[], None] = lambda: None
+    ) -> PreviewScores | None:
+        return self.inner.judge(previews, check)
 
     def previews(
         self, *, adapted: bool, check: Callable[[], None] = lambda: None

@@ -18,6 +18,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     PartTimed,
+    PreviewsScored,
     ProgressMade,
     TrainingBegan,
 )
@@ -152,6 +153,8 @@ class WorkerState:
                 job.progress = event.progress
                 if event.epoch_finished and event.progress.loss is not None:
                     job.curve.add(event.progress.current_epoch, event.progress.loss)
+            case PreviewsScored():
+                job.scores = event.closeness, event.faithfulness
             case CheckpointSaved():
                 job.checkpoint = event.checkpoint.epoch
             case PartTimed():

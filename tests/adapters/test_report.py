@@ -12,7 +12,8 @@ from PIL import Image
 from adapters.report.curves import curves_in_words, plot_curves
 from adapters.report.preview_grid import draw_previews
 from adapters.report.reporter import THUMBNAIL_PIXELS, HtmlReporter
-from application.ports import BaseFacts, EpochRecord, Preview, StyleReport
+from adapters.report.score_curves import plot_scores
+from application.ports import BaseFacts, EpochRecord, Preview, PreviewScores, StyleReport
 from domain.image import ImageFacts, ImageSet, RefusedImage, TrainingImage
 from domain.location import Location
 from domain.parameters import TrainingParameters
@@ -475,6 +476,16 @@ def test_an_earlier_epochs_weights_are_announced_with_the_reason() -> None:
     text = page(replace(REPORT, history=MEASURED, metric=metric)).text
     assert "The last epoch was worse than epoch 20, so the file has the weights of epoch" in text
     assert "The file is of epoch 20" in text
+
+
+def test_the_previews_scores_are_drawn_and_told_in_words() -> None:
+    scores = {10: PreviewScores(0.25, 0.75), 40: PreviewScores(0.875, 1.0)}
+    report = replace(REPORT, scores=scores)
+    html = render(report)["report.html"].decode()
+    assert "epoch 10: closeness 0.25, faithfulness 0.75; epoch 40: closeness 0.88" in html
+    assert "Closeness" in page(report).text
+    assert "Closeness" not in page().text
+    assert plot_scores(scores) != plot_scores({**scores, 40: PreviewScores(-0.5, 0.5)})
 
 
 def test_overfitting_is_told() -> None:

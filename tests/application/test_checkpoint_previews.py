@@ -11,11 +11,19 @@ import pytest
 
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from application.checkpoint_previews import CheckpointPreviews
-from application.ports import BlobDenied, BlobUnavailable, Preview, StyleReport, TrainerBroken
+from application.ports import (
+    BlobDenied,
+    BlobUnavailable,
+    Preview,
+    PreviewScores,
+    StyleReport,
+    TrainerBroken,
+)
 from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
+from domain.events import PreviewsScored
 from domain.failure import Failure, FailureCode, TrainingFailed
-from domain.job import JobState
+from domain.job import JobState, TrainingJob
 from domain.location import Location
 from tests.application.world import (
     CONFIG,
@@ -27,9 +35,11 @@ from tests.application.world import (
     stored_epochs,
 )
 
+JOB = TrainingJob(task_id=TASK_ID, style_id=7)
+
 
 class Drawing:
-    """A session that only draws, each round in its time."""
+    """A session that only draws and scores, each round in its time."""
 
     def __init__(self, clock: ManualClock, seconds: float, count: int = 2) -> None:
         self.clock, self.seconds, self.count, self.rounds = clock, seconds, count, 0
@@ -38,6 +48,10 @@ class Drawing:
         self.rounds += 1
         self.clock.advance(self.seconds)
         return tuple(Preview("a fox", n, f"{self.rounds}/{n}".encode()) for n in range(self.count))
+
+    def judge(self, previews: tuple[Preview, ...], check: Callable[[], None]) -> PreviewScores:
+        assert len(previews) == self.count
+        return PreviewScores(self.rounds / 10, 0.9)
 
 
 def drawn_at(
@@ -53,7 +67,7 @@ def drawn_at(
     for epoch in range(1, epochs + 1):
         clock.advance(100)
         if previews.affordable():
-            previews.draw(session, TASK_ID, epoch, StopSignal())
+            previews.draw(session, JOB, epoch, StopSignal())
     found = [epoch for epoch, _ in store.previews(TASK_ID)]
     assert len(found) == session.rounds
     return found, session.rounds * round_seconds / (100 * epochs)
@@ -88,7 +102,7 @@ def test_what_is_stored_is_read_back_in_order() -> None:
     previews = CheckpointPreviews(store, CONFIG)
     session: Any = Drawing(clock, 0, count=2)
     for epoch in (10, 120, 20):
-        previews.draw(session, TASK_ID, epoch, StopSignal())
+        previews.draw(session, JOB, epoch, StopSignal())
     assert store.previews(TASK_ID) == (
         (10, (b"1/0", b"1/1")),
         (20, (b"3/0", b"3/1")),
@@ -115,7 +129,7 @@ def test_a_store_that_takes_none_costs_one_round(
     session: Any = Drawing(clock, 0)
     for epoch in (10, 20):
         assert previews.affordable()
-        previews.draw(session, TASK_ID, epoch, StopSignal())
+        previews.draw(session, JOB, epoch, StopSignal())
     assert [epoch for epoch, _ in store.previews(TASK_ID)] == [20]
     assert "the previews of epoch 10 are not stored: no way" in caplog.text
 
@@ -173,6 +187,37 @@ def test_a_stop_while_they_are_drawn_stores_no_second_checkpoint(
     assert stored_epochs(world) == [10]
     assert sum("/checkpoints/" in key for key in written) == 1
     assert not any("/previews/" in key for key in written)
+
+
+def test_previews_are_scored_announced_and_shown_in_the_report() -> None:
+    world, reporter = World(), Seen()
+    assert world.worker(reporter=reporter)(a_task(), StopSignal()) == Ack()
+    scores = reporter.report.scores
+    assert list(scores) == [10, 20, 25], "the last are those of the report's own previews"
+    assert [score.closeness for score in scores.values()] == [0.4, 0.8, 1.0]
+    told = [event for event in world.events if isinstance(event, PreviewsScored)]
+    assert [(event.epoch, event.closeness) for event in told] == [(10, 0.4), (20, 0.8)]
+
+
+def test_previews_that_cannot_be_scored_are_shown_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(previews: Any, check: Any) -> Any:
+        raise RuntimeError("no memory for that")
+
+    class Failing(MemoryTrainer):
+        @contextmanager
+        def open(self, plan: Any, resume: Any) -> Iterator[Any]:
+            with super().open(plan, resume) as session:
+                session.judge = fail  # type: ignore[assignment, method-assign]
+                yield session
+
+    world, reporter = World(), Seen()
+    trainer = Failing(world.clock)
+    assert world.worker(reporter=reporter, trainer=trainer)(a_task(), StopSignal()) == Ack()
+    assert [epoch for epoch, _ in reporter.report.underway] == [10, 20]
+    assert reporter.report.scores == {}
+    assert "the previews are not scored" in caplog.text
 
 
 def full_card() -> Exception:

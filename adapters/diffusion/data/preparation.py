@@ -21,6 +21,7 @@ from adapters.diffusion.data.dataset import EncodedDataset, encode_dataset
 from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.data.text import max_length
 from adapters.diffusion.preview import STEPS, PreviewRequest, request_previews
+from adapters.diffusion.style_measures import encoder_statistics
 from application.ports import TrainingPlan
 from domain.buckets import bucket_of
 from domain.parameters import TrainingParameters
@@ -36,6 +37,8 @@ class PreparedData:
     """One per image, in the plan's order."""
     dataset: EncodedDataset
     previews: PreviewRequest
+    statistics: torch.Tensor
+    """(images, features) on the CPU: the images' ``encoder_statistics``; mirrored ones too."""
 
 
 def prepare(
@@ -63,17 +66,18 @@ def prepare(
         )
         for image in plan.images
     )
-    dataset = encode_dataset(
-        base,
-        sized,
-        captions,
-        flipped=parameters.random_flip,
-        device=device,
-        variants=_variants(base, plan),
-        max_tokens=parameters.max_token_length,
-    )
+    with encoder_statistics(base.vae) as statistics:
+        dataset = encode_dataset(
+            base,
+            sized,
+            captions,
+            flipped=parameters.random_flip,
+            device=device,
+            variants=_variants(base, plan),
+            max_tokens=parameters.max_token_length,
+        )
     previews = request_previews(base, parameters, captions, device, preview_steps)
-    return PreparedData(captions, dataset, previews)
+    return PreparedData(captions, dataset, previews, torch.cat(statistics))
 
 
 def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
