@@ -192,12 +192,15 @@ def test_a_worker_killed_in_the_second_try_does_not_begin_a_third(
 def test_without_a_divergence_there_is_no_second_try(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plain = MemorySession.history.fget  # type: ignore[attr-defined]  # a property's own
     noise = (0.2, -0.2, 0.2, -0.19)
     worse = record(25, 1.0, *noise)
-    measure(monkeypatch, unlearnable)
     monkeypatch.setattr(
-        MemorySession, "history", property(lambda session: [worse] * session.finished)
+        MemorySession,
+        "history",
+        property(lambda session: [worse if r.epoch == 25 else r for r in plain(session)]),
     )
+    monkeypatch.setattr(MemorySession, "before", BEFORE)
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.trainer.opened == 1
     assert failed(world) == [FailureCode.STYLE_NOT_LEARNED]
