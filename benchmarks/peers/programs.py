@@ -100,7 +100,9 @@ def sd_scripts(job: Job, checkout: Path, python: str, *, stub_torchvision: bool)
         shutil.copy(image, images)
         shutil.copy(image.with_suffix(".txt"), images)
     tokenizers = out / "tokenizers"
-    shutil.copytree(job.base / "tokenizer", tokenizers / "openai_clip-vit-large-patch14")
+    tokenizer = tokenizers / "openai_clip-vit-large-patch14"
+    shutil.copytree(job.base / "tokenizer", tokenizer)
+    _write_vocabulary(tokenizer)
     options = {
         "--pretrained_model_name_or_path": job.base,
         "--train_data_dir": images.parent,
@@ -179,6 +181,17 @@ def diffusers_example(job: Job, script: Path, python: str, *, stub_torchvision: 
         steps_done=lambda line: _tqdm_count(line, "Steps:"),
         environment=environment,
     )
+
+
+def _write_vocabulary(tokenizer: Path) -> None:
+    """Write the two files that sd-scripts' older transformers reads, from ``tokenizer.json``."""
+    file = tokenizer / "tokenizer.json"
+    if not file.exists() or (tokenizer / "vocab.json").exists():
+        return
+    model = json.loads(file.read_text("utf-8"))["model"]
+    (tokenizer / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (tokenizer / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
 
 
 def _python(python: str, script: Path, stub_torchvision: bool) -> list[str]:

@@ -29,6 +29,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pika
+
 from adapters.rabbitmq.topology import Topology
 from benchmarks.service.rates import shares, together
 from benchmarks.service.tables import service_tables
@@ -38,7 +40,7 @@ from tests.services.queues import PORT, raw_channel
 from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, running_s3
 
 IMAGES, MODELS = "stylelicense-training-data", "stylelicense-models"
-IMAGE_COUNT = 10
+NAMES = [f"training/1/image_{number}" for number in range(10)]
 EPOCHS = 20
 """Two checkpoints with the default of one every ten epochs."""
 DELAYS = (1.0, 60.0)
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument(
         "--tasks",
         type=int,
-        default=400,
+        default=200,
         help="processed of a backlog; the rest stays in the queue",
     )
     parser.add_argument(
@@ -158,17 +160,29 @@ def _measure(place: Place, store: str, backlog: int, workers: int, tasks: int) -
 
 
 def _run(commands: list[tuple[list[str], dict[str, str]]]) -> list[dict[str, Any]]:
-    """Run the commands at the same time; the JSON that each printed.
+    """Run the commands, and let them begin at the same time; the JSON that each printed.
 
     Raises:
         RuntimeError: one failed; with the end of its output.
     """
     processes = [
         subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for command, env in commands
     ]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()  # it is ready
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
     found = []
     for process in processes:
         output, errors = process.communicate()
@@ -184,21 +198,15 @@ def _filled_queue(port: int, backlog: int) -> Iterator[str]:
     queue = f"benchmark.{uuid.uuid4().hex[:12]}"
     with raw_channel(port) as channel:
         channel.queue_declare(queue, durable=True)
-        channel.confirm_delivery()
+        properties = pika.BasicProperties(delivery_mode=2, content_type="application/json")
         for number in range(backlog):
-            channel.basic_publish("", queue, _body(number), _persistent())
+            channel.basic_publish("", queue, _body(number), properties)
     try:
         yield queue
     finally:
         with raw_channel(port) as channel:
             for name in Topology(queue, DELAYS).names:
                 channel.queue_delete(name)
-
-
-def _persistent() -> Any:
-    import pika
-
-    return pika.BasicProperties(delivery_mode=2, content_type="application/json")
 
 
 def _body(number: int) -> bytes:
@@ -208,7 +216,7 @@ def _body(number: int) -> bytes:
         "type": "model_training",
         "data": {
             "style_id": 1 + number,
-            "images": [f"s3://{IMAGES}/{name}" for name in _images() if name.endswith(".jpg")],
+            "images": [f"s3://{IMAGES}/{name}.jpg" for name in NAMES],
             "parameters": {"epochs": EPOCHS, "learning_rate": 0.0001, "batch_size": 1},
         },
     }
@@ -217,20 +225,17 @@ def _body(number: int) -> bytes:
 
 def _images() -> dict[str, bytes]:
     """Files that take the place of images, with captions."""
-    names = [f"training/1/image_{number}" for number in range(IMAGE_COUNT)]
-    images = {f"{name}.jpg": name.encode() * 4096 for name in names}
-    return images | {f"{name}.txt": b"watercolour, a house" for name in names}
+    images = {f"{name}.jpg": name.encode() * 4096 for name in NAMES}
+    return images | {f"{name}.txt": b"watercolour, a house" for name in NAMES}
 
 
 def _facts() -> dict[str, Any]:
-    import pika
-
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "versions": {"python": platform.python_version(), "pika": pika.__version__},
-        "images": IMAGE_COUNT,
+        "images": len(NAMES),
         "epochs": EPOCHS,
     }
 

@@ -1,6 +1,7 @@
 """A plain pika consumer: `python -m benchmarks.service.bare_consumer PORT QUEUE MESSAGES`.
 
-Receives one message at a time and acknowledges it. Prints as JSON when it acknowledged each.
+Waits for a line on standard input. Receives one message at a time and acknowledges it. Prints as
+JSON when it acknowledged each.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ def main(port: int, queue: str, messages: int) -> None:
     with pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port)) as connection:
         channel = connection.channel()
         channel.basic_qos(prefetch_count=1)
+        print("ready", flush=True)
+        sys.stdin.readline()
         for method, _, _ in channel.consume(queue):
             channel.basic_ack(method.delivery_tag)
             ends.append(time.monotonic())

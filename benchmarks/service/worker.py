@@ -1,8 +1,8 @@
 """A worker whose trainer takes no time: `python -m benchmarks.service.worker JOBS`.
 
 Queue, journal, lease, store and webhooks are the worker's own. The trainer, the check of the
-images and the report are stand-ins. Ends after JOBS jobs, and prints as JSON when each job ended
-and how often the store was called.
+images and the report are stand-ins. Waits for a line on standard input. Ends after JOBS jobs, and
+prints as JSON when each job ended and how often the store was called.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def main(jobs: int) -> None:
                 stop.request(StopReason.SHUTDOWN)
             return settlement
 
+        print("ready", flush=True)
+        sys.stdin.readline()
         replace(loop, run=run)(stop)
     print(json.dumps({"ends": ends, "calls": store.calls}))
 

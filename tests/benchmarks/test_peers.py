@@ -47,6 +47,17 @@ def test_each_program_is_given_the_same_work(tmp_path: Path) -> None:
     assert json.loads(metadata.splitlines()[0]) == {"file_name": "a.png", "text": "caption a"}
 
 
+def test_sd_scripts_gets_the_tokenizer_in_the_older_form(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    model = {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"], "ab b"]}
+    file = job.base / "tokenizer" / "tokenizer.json"
+    file.write_text(json.dumps({"model": model}))
+    sd_scripts(job, tmp_path, "python", stub_torchvision=False)
+    (folder,) = (tmp_path / "sd-scripts" / "tokenizers").iterdir()
+    assert json.loads((folder / "vocab.json").read_text()) == model["vocab"]
+    assert (folder / "merges.txt").read_text() == "#version: 0.2\na b\nab b\n"
+
+
 def test_progress_output_is_read_as_each_program_writes_it(tmp_path: Path) -> None:
     job = _job(tmp_path)
     assert ours(job).steps_done("epoch 3/5 (60 %), loss 0.1, 2.0 steps/s") == 6
