@@ -61,7 +61,7 @@ class CheckpointDiscarded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewsScored(Event):
-    """The previews of a checkpoint were scored by the base model."""
+    """The previews of a checkpoint were scored by the model itself."""
 
     epoch: int
     closeness: float
