@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UNITS := tests/domain tests/application
 DEMO := demo
-DEMO_OPTIONS := --epochs 100 --batch-size 4 --learning-rate 0.004
+DEMO_OPTIONS := --caption-model assets/small_captioner --epochs 100 --batch-size 4 --learning-rate 0.004
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu test-brokers faults simulate lint format bench bench-gpu quality base clean
+.PHONY: help demo test test-all test-gpu test-brokers faults simulate lint format bench bench-gpu quality base captioner clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,9 +58,13 @@ bench-gpu: $(READY) ## Measure the trainer on this machine's GPU
 quality: $(READY) ## Measure training options and scores of previews on the small base (an hour)
 	$(BIN)/python -m benchmarks.quality --page docs/quality.md
 	$(BIN)/python -m benchmarks.style_measures
+	$(BIN)/python -m benchmarks.captions --page docs/quality.md
 
 base: $(READY) ## Pretrain the small base model anew (an hour or two)
 	$(BIN)/python -m assets.pretrain --out assets/small_base --seed 0
+
+captioner: $(READY) ## Train the small captioner anew (ten minutes)
+	$(BIN)/python -m assets.train_captioner --out assets/small_captioner --seed 0
 
 clean: ## Remove the demo's results and the caches
 	rm -rf $(DEMO) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
     started = time.monotonic()
     only = set(filter(None, options.only.split(",")))
-    bench = _prepare(options, scratch)
+    bench = prepare(options, scratch)
     print(f"base's held-out loss {bench.base_loss:.4f}\n{'setting':44} gain, mean and spread")
     rates = _table(bench, [{"learning_rate": rate} for rate in LEARNING_RATES])
     best = max(rates, key=lambda row: float(row["gain"]))
@@ -183,10 +183,12 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     }
 
 
-def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
+def prepare(options: argparse.Namespace, scratch: Path, trigger_word: str | None = None) -> Bench:
+    """Draw the images and load the base. Held-out captions start with the trigger word."""
     import torch
 
     from adapters.diffusion.base.model import load_base
+    from adapters.diffusion.data.captions import with_trigger_word
     from adapters.diffusion.data.text import tokens_of
     from adapters.diffusion.evaluation import Evaluation
     from adapters.diffusion.objective import objective_of
@@ -200,7 +202,10 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> Bench:
     base = load_base(str(SMALL_BASE))
     trainer = DiffusionTrainer(base, decode, device)
     objective = objective_of(base.noise_schedule, None, device)
-    unseen_images = draw_images(scratch / "unseen", seed=2)
+    unseen_images = [
+        replace(image, caption=with_trigger_word(image.caption or "", trigger_word))
+        for image in draw_images(scratch / "unseen", seed=2)
+    ]
     unseen = encode_images(base, unseen_images, device)
     tokens = tokens_of(base, dict.fromkeys(["", *(i.caption or "" for i in unseen_images)]))
 
