@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def _described(images: Sequence[TrainingImage]) -> list[str]:
-    from adapters.diffusion.captioner import TransformersCaptioner
+    from adapters.captioner import TransformersCaptioner
     from adapters.images.decode import decode
     from application.stop_signal import StopSignal
     from entrypoints.default_base import SMALL_BASE

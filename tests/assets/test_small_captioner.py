@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import assets
-from adapters.diffusion.captioner import TransformersCaptioner
+from adapters.captioner import TransformersCaptioner
 from application.stop_signal import StopSignal
 from assets import train_captioner
 from assets.drawing import draw_styled_scene

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import assets
-from adapters.diffusion import captioner as module
-from adapters.diffusion.captioner import CaptionModelInvalid, TransformersCaptioner
+from adapters import captioner as module
+from adapters.captioner import CaptionModelInvalid, TransformersCaptioner
 from adapters.images.decode import decode
 from application.ports import TrainerBroken
 from application.stop_signal import Stopped, StopReason, StopSignal
