@@ -163,9 +163,6 @@ def test_a_worker_killed_between_the_backends_commit_and_its_answer_announces_on
         worker.kill()
         worker.wait()
 
-    def healed() -> bool:
-        platform.work("--once", **short)  # the message waits until the lease has ended
-        return "report.html" in str(platform.names(MEDIA))
-
-    eventually(healed, within=240)
+    with a_worker(cwd=platform.folder, **platform.settings(), **short) as healer:
+        eventually(lambda: "report.html" in str(platform.names(MEDIA)), within=240, running=healer)
     assert [call.kind for call in platform.backend.final] == ["complete"]
