@@ -163,6 +163,8 @@ def test_a_worker_killed_between_the_backends_commit_and_its_answer_announces_on
         worker.kill()
         worker.wait()
 
-    with a_worker(cwd=platform.folder, **platform.settings(), **short) as healer:
+    with a_worker(
+        cwd=platform.folder, stderr=subprocess.PIPE, **platform.settings(), **short
+    ) as healer:
         eventually(lambda: "report.html" in str(platform.names(MEDIA)), within=240, running=healer)
     assert [call.kind for call in platform.backend.final] == ["complete"]
