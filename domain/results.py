@@ -37,7 +37,7 @@ class TrainingMetric:
     best_epoch: int | None = None
     """The evaluated epoch with the lowest loss; None if none was evaluated."""
     delivered_epoch: int | None = None
-    """The epoch whose weights are delivered; None in records of version 0.2."""
+    """The epoch whose weights are delivered; None in records of version 0.1."""
     measured_loss: float | None = None
     """Loss of the delivered weights over fixed noises: of held-out images if there are any, else
     of the training images; None if it was not evaluated."""

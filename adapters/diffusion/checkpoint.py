@@ -131,8 +131,7 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             optimizer=OptimizerState(_of_optimizer(tensors, begun=begun), content["optimizer"]),
             sums=_tensor(tensors, "sums", (3,)),
             history=[_record(values) for values in content["history"]],
-            # Version 0.2 did not measure the base.
-            before=_record(content["before"]) if content.get("before") else None,
+            before=_record(content["before"]) if content["before"] else None,
             rollbacks=Rollbacks(**content["rollbacks"]),
             memory=MemoryPlan(**content["memory"]),
             loss_scale=loss_scale,
@@ -142,8 +141,7 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
 
 
 def _record(values: dict[str, Any]) -> EpochRecord:
-    losses = tuple(values.get("prediction_losses", ()))
-    return EpochRecord(**{**values, "prediction_losses": losses})
+    return EpochRecord(**{**values, "prediction_losses": tuple(values["prediction_losses"])})
 
 
 def _digest(run: str, tensors: Mapping[str, torch.Tensor], file: bytes) -> str:
