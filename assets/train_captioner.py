@@ -37,8 +37,6 @@ SIDE = 64
 """Side in pixels of the square to which the captioner scales every image."""
 _SIZES = ((SIDE, SIDE),) * 8 + ((72, 54), (54, 72))
 """Width and height of the training images, in turn: as in a typical user's folder."""
-_PLAIN, _STYLED = 3000, 12_000
-"""Number of training images."""
 _BATCH_SIZE = 64
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
 """Tokens that are no words; a caption starts with [DEC] and ends with [SEP]."""
@@ -71,7 +69,7 @@ def main() -> None:
         model = build_captioner(tokenizer)
         if options.start_from is not None:
             model = VisionEncoderDecoderModel.from_pretrained(options.start_from).float()
-        images = draw_images(tokenizer, options.seed)
+        images = draw_images(tokenizer, options.seed, options.plain, options.styled)
         generator = torch.Generator().manual_seed(options.seed)
         train_captioner(model, images, options.steps, options.learning_rate, generator)
         store_captioner(model, folder, _commands(options))
@@ -84,6 +82,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the small captioner.")
     parser.add_argument("--out", type=Path, default=Path("assets/small_captioner"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plain", type=int, default=3000, help="number of plain images")
+    parser.add_argument("--styled", type=int, default=12_000, help="number of styled images")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--start-from", type=Path, help="a captioner to train further")
@@ -93,7 +93,8 @@ def _parse() -> argparse.Namespace:
 def _commands(options: argparse.Namespace) -> list[str]:
     """The commands that make the same captioner, including those of the one it started from."""
     command = (
-        f"python -m assets.train_captioner --seed {options.seed} --steps {options.steps} "
+        f"python -m assets.train_captioner --seed {options.seed} --plain {options.plain} "
+        f"--styled {options.styled} --steps {options.steps} "
         f"--learning-rate {options.learning_rate} --out {options.out}"
     )
     if options.start_from is None:
@@ -170,11 +171,11 @@ def build_captioner(tokenizer: BertTokenizer) -> VisionEncoderDecoderModel:
     return VisionEncoderDecoderModel(config)
 
 
-def draw_images(tokenizer: BertTokenizer, seed: int) -> LabelledImages:
+def draw_images(tokenizer: BertTokenizer, seed: int, plain: int, styled: int) -> LabelledImages:
     """Draw plain and styled scenes, scaled to the captioner's square as its processor does."""
     rng = np.random.default_rng([seed, SIDE])
     pixels, captions = [], []
-    for draw, count in ((draw_scene, _PLAIN), (draw_styled_scene, _STYLED)):
+    for draw, count in ((draw_scene, plain), (draw_styled_scene, styled)):
         logger.info("drawing %d images", count)
         for size in islice(cycle(_SIZES), count):
             image, caption = draw(rng, size)

@@ -70,13 +70,12 @@ def test_held_out_drawings_in_the_demos_style_are_described(
 def test_the_training_is_a_function_of_its_seed_and_lowers_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(train_captioner, "_PLAIN", 4)
-    monkeypatch.setattr(train_captioner, "_STYLED", 4)
     monkeypatch.setattr(train_captioner, "_BATCH_SIZE", 8)
     caplog.set_level("INFO", "assets.train_captioner")
 
     def trained(name: str) -> bytes:
-        options = ["--seed", "3", "--steps", "8", "--out", str(tmp_path / name)]
+        options = ["--seed", "3", "--plain", "4", "--styled", "4", "--steps", "8"]
+        options += ["--out", str(tmp_path / name)]
         monkeypatch.setattr(sys, "argv", ["train_captioner", *options])
         train_captioner.main()
         return (tmp_path / name / "model.safetensors").read_bytes()

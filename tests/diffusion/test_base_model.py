@@ -141,7 +141,7 @@ def test_a_folder_with_a_damaged_file_is_refused(copy: Path, file: Path) -> None
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT])
 def test_a_folder_that_lacks_a_weight_is_refused(copy: Path, file: Path) -> None:
     edit(copy / file, lambda tensors: tensors.pop(max(tensors)))
-    assert "give a whole" in refusal(copy)
+    assert "give a complete" in refusal(copy)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
