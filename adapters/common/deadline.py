@@ -125,7 +125,7 @@ class Watched(HTTPConnection):
             if self.sock is None:
                 self.connect()  # as http.client's own send
             deadline.watch(self.sock)
-            self.sock.settimeout(deadline.left)
+            self.sock.settimeout(deadline.left + 1)  # the deadline itself ends first
         super().send(data)
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as urllib3's own

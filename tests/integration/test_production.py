@@ -157,7 +157,7 @@ def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
     assert (metric["epochs"], metric["steps"]) == (12, 48), "four batches, by shape"
     assert outcomes[42].body["error_code"] == "CANCELLED"
     assert outcomes[43].body["error_code"] == "INVALID_TASK"
-    assert "images is missing" in outcomes[43].body["error_message"]
+    assert "on our side" in outcomes[43].body["error_message"], "artists read this"
     told = [call.kind for call in platform.backend.calls if call.style_id == 41]
     assert "progress" in told
     assert told[-1] == "complete"

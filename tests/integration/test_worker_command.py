@@ -111,7 +111,7 @@ def test_submit_refuses_options_that_would_be_of_no_use(
     (tmp_path / "task.json").write_text("{}")
     refused = run("submit", *arguments, cwd=tmp_path)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {option}: is for a folder"), refused.stderr
+    assert refused.stderr.startswith(f"error: {option}: applies only to a folder"), refused.stderr
 
 
 def test_a_worker_does_not_wait_for_a_spool_folder_that_cannot_be_had(tmp_path: Path) -> None:
