@@ -70,8 +70,8 @@ def _write(blobs: BlobStore, probe: Location) -> None:
     except PreconditionFailed:
         if _compares_without_quotes(blobs, probe, etag):
             raise UnfitStore(
-                f"bucket {probe.bucket!r}: this store compares ETags without quotes: Ceph before "
-                f"19? No lease can be renewed there: {_REMEDY}"
+                f"bucket {probe.bucket!r}: this store compares ETags without quotes, as Ceph "
+                f"before 19 does, so no lease can be renewed: {_REMEDY}"
             ) from None
         raise BlobUnavailable(
             f"{probe} was written by another client, or a response was lost: run the check again"

@@ -85,7 +85,7 @@ class CheckpointStorage:
 
         Args:
             timeout: seconds; None waits without a limit.
-            at_the_end: leave writing the record to the end of the training, which follows.
+            at_the_end: do not write the record now; the end of the training, which follows, does.
 
         Returns:
             False if the upload has not ended within ``timeout``.

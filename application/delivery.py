@@ -25,7 +25,7 @@ STANDARD_ERRORS = 2.0
 """A mean difference beyond this many standard errors counts: about 95 % in a paired t-test
 (Student, 1908), whose exact factor for sixteen differences is 2.13."""
 SECOND_TRY = 0.1
-"""Learning rate of a second try, as a factor."""
+"""Factor by which a second try lowers the learning rate."""
 NOT_LEARNED = Failure(
     FailureCode.STYLE_NOT_LEARNED,
     "The training did not learn the style: with it, the model matches your images no better than "
@@ -57,7 +57,7 @@ def epochs_to_deliver(
     """The epochs that may become the style, in order of preference.
 
     None of them has a higher measured loss than the base, except the last epoch if ``deliver``
-    demands it. Empty if every evaluated epoch is worse than the base: the style is not learnt.
+    is LAST. Empty if every evaluated epoch is worse than the base: the style is not learnt.
 
     Args:
         before: ``TrainingSession.before``.
@@ -79,7 +79,7 @@ def epochs_to_deliver(
 def choose_weights(
     session: TrainingSession, deliver: Delivery, checkpoint: Callable[[int, int], bytes]
 ) -> EpochRecord:
-    """Give a finished session the weights to deliver, and return their epoch.
+    """Load the weights to deliver into a finished session, and return their epoch.
 
     Args:
         checkpoint: reads the checkpoint of an epoch and its last step. Raises ``BlobMissing`` if

@@ -19,7 +19,7 @@ class TaskReceived(Event):
     """A worker begins to process a message. Sent in the processing thread."""
 
     created_at: datetime | None = None
-    """When the task was published, if the message tells."""
+    """When the task was published, if the message says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,8 @@ class Superseded(Exception):
 class FencedBlob:
     """Reads and writes one blob; each write requires that no other writer changed it meanwhile.
 
-    If the response of a write is lost (a timeout, a retry inside the store's client that meets its
-    own first try), the write is recognised by its content. So the content of every write must be
+    If the response of a write is lost (a timeout, or a retry of the store's client after its first
+    try was stored), the write is recognised by its content. So the content of every write must be
     unique among all writers and all earlier writes.
     """
 
@@ -93,7 +93,11 @@ class FencedBlob:
 
     def _ours(self, data: bytes) -> bool:
         """True if the blob is ``data``; False if it is an earlier write of ours whose response was
-        lost."""
+        lost.
+
+        Raises:
+            PreconditionFailed: another writer wrote the blob.
+        """
         seen = self._etag
         found = self.read()
         if found == data:

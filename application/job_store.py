@@ -147,14 +147,7 @@ class JobStore:
         Raises:
             RecordDamaged: the stored rejection cannot be decoded.
         """
-        at = self.keys.rejection(task_id)
-        try:
-            found = json.loads(self.blobs.get(at, max_bytes=MAX_RECORD_BYTES).data)
-            return {str(name): str(value) for name, value in found.items()}
-        except BlobMissing:
-            return None
-        except (BlobTooLarge, *NOT_AS_EXPECTED) as error:
-            raise RecordDamaged(at, error) from None
+        return self._texts(self.keys.rejection(task_id))
 
     # --- made captions
 
@@ -164,14 +157,7 @@ class JobStore:
         Raises:
             RecordDamaged: the stored captions cannot be decoded.
         """
-        at = self.keys.captions(task_id)
-        try:
-            found = json.loads(self.blobs.get(at, max_bytes=MAX_RECORD_BYTES).data)
-            return {str(name): str(caption) for name, caption in found.items()}
-        except BlobMissing:
-            return None
-        except (BlobTooLarge, *NOT_AS_EXPECTED) as error:
-            raise RecordDamaged(at, error) from None
+        return self._texts(self.keys.captions(task_id))
 
     def add_captions(self, task_id: str, made: Mapping[str, str]) -> dict[str, str]:
         """Store made captions and return the stored ones: another worker's, if it was first."""
@@ -268,7 +254,8 @@ class JobStore:
         """Store a finished style as a folder for PEFT, and also as a single file in that folder.
 
         Args:
-            folder: files by name. The backend is notified of the first; readers wait for the last.
+            folder: files by name. The backend gets the location of the first; readers wait for the
+                last.
         """
         place = partial(self.keys.weights_in_folder, job.style_id, job.task_id)
         beside = place(self.keys.weights(job.style_id).name)
@@ -343,9 +330,19 @@ class JobStore:
         """A key unique to this worker, for testing a bucket."""
         return bucket.at(self.keys.probe(self.worker).key)
 
+    def _texts(self, at: Location) -> dict[str, str] | None:
+        """Read a JSON object of texts; None if there is none."""
+        try:
+            found = json.loads(self.blobs.get(at, max_bytes=MAX_RECORD_BYTES).data)
+            return {str(name): str(value) for name, value in found.items()}
+        except BlobMissing:
+            return None
+        except (BlobTooLarge, *NOT_AS_EXPECTED) as error:
+            raise RecordDamaged(at, error) from None
+
 
 def _best(metric: TrainingMetric | None) -> tuple[int, int]:
-    """The best epoch and its last step; an epoch without a checkpoint if unknown."""
+    """The best epoch and its last step; 0, 0 if unknown, which has no checkpoint."""
     if metric is None or metric.best_epoch is None:
         return 0, 0
     return metric.best_epoch, metric.best_epoch * metric.steps // metric.epochs

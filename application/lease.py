@@ -39,7 +39,7 @@ from domain.location import Location
 log = logging.getLogger(__name__)
 
 MAX_SECONDS = 3600.0
-"""Longest term of a lease. A stored lease with a longer one counts as one of this term."""
+"""Longest term of a lease. A stored lease with a longer term is treated as having this one."""
 
 
 class LeaseHeld(Exception):
@@ -151,7 +151,7 @@ class Lease:
         try:
             self._write(self._owner)
         except Superseded:
-            raise LeaseHeld("another", self._terms.renew_every) from None
+            raise LeaseHeld("unknown", self._terms.renew_every) from None
 
     def renew(self) -> None:
         """Renew the lease for another term.
@@ -179,8 +179,8 @@ class Lease:
 
         With ``forget`` the blob is deleted: safe for a finished job, because the next worker reads
         the outcome from the journal. Otherwise the lease is marked as released, because some
-        stores do not support conditional deletes. A lease that another worker may have is marked
-        first, which fails if one has it.
+        stores do not support conditional deletes. If another worker may have the lease, it is
+        marked first even with ``forget``; that write fails if another worker has it.
         """
         if not (forget and self.is_valid):
             try:

@@ -343,8 +343,8 @@ class EpochRecord:
     """True if the weights did not change, or all gradients were zero, although the learning rate
     was high enough."""
     prediction_losses: tuple[float, ...] = ()
-    """The losses whose mean ``measured_loss`` is. The n-th of each measurement of a run has the
-    same image, noise and timestep. Empty in epochs without an evaluation."""
+    """The single losses; ``measured_loss`` is their mean. The n-th loss of each measurement of a
+    run has the same image, noise and timestep. Empty in epochs without an evaluation."""
 
     @property
     def measured_loss(self) -> float | None:
@@ -533,7 +533,7 @@ class Captioner(Protocol):
         """
 
 
-# --- Cards -------------------------------------------------------------------------------
+# --- GPUs --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -592,7 +592,7 @@ class StyleReport:
     """Epochs with checkpoint previews, each with its PNGs: prompts and seeds are those of
     ``after``, in the same order."""
     scores: Mapping[int, PreviewScores] = field(default_factory=dict)
-    """The scores of previews by epoch, in order; those of ``after`` under its weights' epoch."""
+    """Preview scores by epoch, ascending. The scores of ``after`` have its weights' epoch."""
     artifact: Artifact
     metric: TrainingMetric
     seconds: float

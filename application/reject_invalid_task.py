@@ -99,7 +99,7 @@ def invalid_task_id(body: bytes) -> str:
 
 
 def _for_the_artist(error: InvalidTask) -> str:
-    """The error text for the artist, who may have chosen the parameters, but nothing else."""
+    """The error text for the artist. It names only parameters: the artist chose nothing else."""
     name = error.field.removeprefix(PARAMETERS)
     remedy = _SETTING.sub("", error.remedy)
     text = f"{name.replace('_', ' ')} is {error.value}; {remedy}"

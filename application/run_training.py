@@ -226,7 +226,7 @@ class RunTraining:
     def _trained(
         self, plan: TrainingPlan, entry: Entry, lease: Lease, stop: StopSignal
     ) -> Iterator[tuple[TrainingSession, TrainingPlan]]:
-        """Train to the end; after a divergence without a style, once more with a lower rate.
+        """Train to the end; if it diverges without a usable style, once more with a lower rate.
 
         Yields:
             The finished session, and its plan.
@@ -251,7 +251,7 @@ class RunTraining:
     def _deliver(
         self, session: TrainingSession, job: TrainingJob, stop: StopSignal
     ) -> TrainingMetric:
-        """Give a finished session the weights to deliver, and return the metrics.
+        """Load the weights to deliver into a finished session, and return the metrics.
 
         Raises:
             TrainingFailed: STYLE_NOT_LEARNED, if no checkpoint of a better epoch is left.

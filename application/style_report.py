@@ -39,7 +39,7 @@ class ReportWriter:
     store: JobStore
     reporter: Reporter
     with_previews: bool = True
-    """False if previews take too long, as on a CPU."""
+    """Whether the report has previews. Drawing them is slow on a CPU."""
 
     def __call__(
         self,

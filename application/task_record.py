@@ -48,11 +48,6 @@ def claim_task_id(task: TrainingTask, at: Location, blobs: BlobStore) -> None:
         )
 
 
-def is_claimed(at: Location, blobs: BlobStore) -> bool:
-    """Whether a request is recorded for a task id."""
-    return _read(at, blobs) is not None
-
-
 def _content(task: TrainingTask) -> dict[str, Any]:
     return {
         "style_id": task.style_id,

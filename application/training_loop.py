@@ -30,7 +30,7 @@ from domain.progress import Progress, Speedometer
 log = logging.getLogger(__name__)
 
 MAX_STYLE_GONE = 3
-"""Number of consecutive progress calls with a 404 response after which the style is gone."""
+"""Consecutive progress calls with a 404 response after which the style counts as gone."""
 _FOR_A_CHECKPOINT = 0.75
 """Share of the remaining shutdown time for a checkpoint. The rest is for requeuing the job and
 releasing the lease."""

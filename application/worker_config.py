@@ -18,8 +18,8 @@ class WorkerConfig:
     checkpoint_every: int = 10
     """Epochs between checkpoints; the end of training always has one."""
     preview_share: float = 0.05
-    """Share of training time for previews at checkpoints. The first round ignores it; 0 draws only
-    the previews of the report."""
+    """Share of training time for previews at checkpoints. The first round ignores it; 0 draws
+    none."""
     max_previews: int = 20
     """Largest number of checkpoints of a job that get previews."""
     keep_checkpoints: int | None = 1

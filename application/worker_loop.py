@@ -48,7 +48,7 @@ class WorkerLoop:
     active: dict[str, Delivery] = field(default_factory=dict)
     """The deliveries that all loops of this worker are processing, by task id."""
     not_ready: Callable[[], str | None] = lambda: None
-    """Why the worker cannot take tasks now, or None; called before each receive."""
+    """Returns why the worker cannot take tasks now, or None; called before each receive."""
     circuit_breaker: CircuitBreaker | None = None
     """Shared by all loops of this worker."""
 

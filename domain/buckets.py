@@ -15,8 +15,8 @@ MIN_AREA = 0.78
 """Smallest area of a size as a share of the budget: at 512, 640 x 320 fits and 512 x 384 does
 not."""
 SMALL_CUT = 0.02
-"""Differences in the cropped share of an image up to this are ignored in favour of larger sizes,
-so that fewer and larger sizes are used."""
+"""Sizes whose cropped shares of an image differ by at most this count as equal; the largest of
+them is chosen, so that fewer and larger sizes are used."""
 MAX_UPSCALE = 2.0
 """Largest upscaling factor per side: a larger one would teach blur as part of the style."""
 

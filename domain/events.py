@@ -33,7 +33,7 @@ class SlotAwaited(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBegan(Event):
-    """The images are checked and the first step is about to run."""
+    """The images are checked; the trainer is about to prepare the run."""
 
     parameters: TrainingParameters
     image_count: int
@@ -65,7 +65,7 @@ class PreviewsScored(Event):
 
     epoch: int
     closeness: float
-    """1 as close to the style as the artist's images, 0 as far as the base model."""
+    """1: as close to the style as the artist's images; 0: as far as the base model's previews."""
     faithfulness: float
     """Share of comparisons in which a preview shows its own prompt; 0.5 by chance."""
 

@@ -96,7 +96,7 @@ class TrainingJob:
     """Crashes and retryable failures since the last checkpoint; limits retries of a job that
     crashes its worker."""
     waits: bool = False
-    """Whether the job waits for a slot; a crash of the worker is then not counted as its
+    """Whether the job waits for a slot; a crash of the worker then does not count as the job's
     failure."""
     parameters: TrainingParameters | None = None
     """Set when training first begins; resuming does not change them, a second try does."""
@@ -200,7 +200,7 @@ class TrainingJob:
         return job, JobGivenUp(**self._ids(), failure=failure)
 
     def begin_announcement(self) -> Change:
-        """Count the final call before it is made, so that the next worker knows after a crash."""
+        """Count the final call before it is made, so that the next worker knows of it."""
         self._allow("announce", JobState.ANNOUNCING)
         job = replace(self, announcements=self.announcements + 1)
         return job, AnnouncementBegun(**self._ids(), call=job.announcements)

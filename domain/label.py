@@ -9,7 +9,8 @@ from domain.errors import UserError
 
 MAX_NAME = 100
 """Most characters of a name: file systems allow 255 bytes, and programs show fewer."""
-_FORBIDDEN = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$')
+_FORBIDDEN_CHARACTER = r'[\x00-\x1f<>:"/\\|?*]'
+_FORBIDDEN = re.compile(_FORBIDDEN_CHARACTER + "|^[. ]|[. ]$")
 """Characters that Windows forbids in file names, or that end ``<lora:name:1>`` in a prompt."""
 
 
@@ -43,5 +44,5 @@ UNNAMED = Label()
 
 def file_name_from(text: str) -> str | None:
     """Turn the text into a valid name; None if nothing remains."""
-    name = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", text).strip(". ")[:MAX_NAME].strip(". ")
+    name = re.sub(_FORBIDDEN_CHARACTER, "_", text).strip(". ")[:MAX_NAME].strip(". ")
     return name or None

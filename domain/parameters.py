@@ -108,7 +108,7 @@ class TrainingParameters:
     """Pixel budget per image is ``resolution ** 2``; 64 to 2048, a multiple of 64."""
     learning_rate: float = 1e-4
     """Peak learning rate, above 0 and at most 0.1. Prodigy multiplies its own estimate by it:
-    its default is 1, and at most 10."""
+    the default is then 1, the maximum 10."""
     network_weights: str | None = None
     """An existing LoRA to start from, in any form that ``--export`` reads: with the local command
     a path, else ``s3://bucket/key`` or ``gs://bucket/key`` in a bucket that tasks may read. Its
@@ -116,25 +116,24 @@ class TrainingParameters:
     dim_from_weights: bool = False
     """Take rank and alpha from ``network_weights``."""
     train_text_encoder: bool = False
-    """Put adapters on the text encoder, too: the style learns what its words mean. Captions are
-    then encoded at every step, which costs time and memory."""
+    """Train LoRA layers in the text encoder too, so that the style learns what its words mean.
+    Captions are then encoded at every step, which costs time and memory."""
     text_encoder_lr: float | None = None
-    """Peak learning rate of the text encoder's adapters; without ``train_text_encoder`` it has no
-    effect. The name is kohya's, who advises a smaller one than the denoiser's: a tenth to a half.
-    With prodigy it is a factor as ``learning_rate`` is, 0.1 to 0.5 beside its 1. None means equal
-    to ``learning_rate``."""
+    """Peak learning rate of the text encoder's LoRA layers; it has no effect without
+    ``train_text_encoder``. kohya, whose trainer uses this name, advises a tenth to a half of the
+    U-Net's rate. With prodigy it is a factor like ``learning_rate``: 0.1 to 0.5 if that is 1.
+    None means equal to ``learning_rate``."""
     batch_size: int = 1
     """Images per step, 1 to 64."""
     rank: int = 8
-    """Rank of the adapters' matrices, 1 to 256."""
+    """Rank of the LoRA matrices, 1 to 256."""
     alpha: float | None = None
-    """Adapter scale is ``alpha / rank`` (arXiv 2106.09685); None means equal to the rank
+    """LoRA layers are scaled by ``alpha / rank`` (arXiv 2106.09685); None means equal to the rank
     (scale 1)."""
     lora_targets: LoraTargets = LoraTargets.ATTENTION
-    """Which layers carry adapters: attention, attention+ff or attention+ff+conv."""
+    """Layers that get LoRA: attention, attention+ff or attention+ff+conv."""
     lora_dropout: float = 0.0
-    """Share of an adapter's inputs that each training step leaves out, 0 to below 1; the name
-    and place are PEFT's."""
+    """Dropout probability of a LoRA layer's inputs, 0 to 0.99, as in PEFT."""
     use_rslora: bool = False
     """Scale by ``alpha / sqrt(rank)`` (rsLoRA, arXiv 2312.03732), for high ranks."""
     use_dora: bool = False
@@ -170,20 +169,20 @@ class TrainingParameters:
     random_flip: bool = False
     """Mirror each image left to right half of the time."""
     caption_dropout: float = 0.0
-    """Share of visits that train on the empty caption (arXiv 2207.12598), 0 to 1."""
+    """Probability of training on the empty caption instead (arXiv 2207.12598), 0 to 1."""
     shuffle_caption: bool = False
-    """Train on each caption's tags (its parts between commas) in other orders, as kohya's trainer
+    """Train on each caption's tags (its parts between commas) in random orders, as kohya's trainer
     does. Eight variants of each caption are drawn from the seed before the run."""
     keep_tokens: int = 0
-    """The first tags of each caption that ``shuffle_caption`` and ``caption_tag_dropout_rate``
-    leave in their place, 0 to 100."""
+    """Number of first tags of each caption that ``shuffle_caption`` and
+    ``caption_tag_dropout_rate`` leave in place, 0 to 100."""
     caption_tag_dropout_rate: float = 0.0
-    """Share of a caption's tags that each of its variants leaves out, 0 to 1."""
+    """Probability that a variant of a caption leaves out a tag, 0 to 1."""
     caption_prefix: str | None = None
-    """Text of 1 to 200 characters put before every caption, with a space; part of its first
-    tag."""
+    """Text of 1 to 200 characters put before every caption, with a space between; it is part of
+    the first tag."""
     caption_suffix: str | None = None
-    """Text of 1 to 200 characters put after every caption, with a space."""
+    """Text of 1 to 200 characters put after every caption, with a space between."""
     max_token_length: int = 75
     """Tokens of a caption that are read: 75, 150 or 225. The longer ones are encoded in chunks of
     75 and their states joined, as kohya's trainer and AUTOMATIC1111 do it."""
@@ -191,10 +190,10 @@ class TrainingParameters:
     """Share of the images that is held out, to see whether the style carries over, 0 to 0.5.
     Off by default: an artist chose each of 10 to 30 images for the style."""
     validation_epochs: int = 10
-    """Epochs between two measurements of the loss over fixed noises and timesteps, and one at
-    the end; 0 measures never."""
+    """Epochs between measurements of the loss over fixed noises and timesteps; the last epoch is
+    always measured. 0 turns all measurements off."""
     deliver: Delivery = Delivery.AUTO
-    """Whose weights become the style: last, best (lowest measured loss) or auto. auto takes the
+    """Epoch that becomes the style: last, best (lowest measured loss) or auto. auto takes the
     last epoch, or the best one if the last one's measured loss is worse by more than two standard
     errors of the paired differences."""
 

@@ -116,7 +116,7 @@ def worker_config(settings: Settings) -> WorkerConfig:
 
 
 def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
-    """A name that is unique among all workers and processes."""
+    """WORKER_NAME, or a name that is unique among all workers and processes."""
     return settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
 
 
@@ -147,7 +147,7 @@ def open_job_log(
 
 
 def disk_trouble(settings: Settings) -> Callable[[], str | None]:
-    """Return a check for each task: why disk space is too low for it, or None."""
+    """Return a check that returns why disk space is too low for a task, or None."""
 
     def look() -> str | None:
         enough, found = free_space(work_folder(settings), settings.min_disk_gb)
@@ -191,10 +191,10 @@ def open_container(
 
 
 class Container(containers.DeclarativeContainer):
-    """The components of a worker. Entry points override those that they replace.
+    """The components of a worker. Entry points may override them.
 
-    Providers named ``plain_...`` build the adapters without metrics. All users of a port get the
-    wrapper that records metrics.
+    A provider named ``plain_...`` builds an adapter without its wrapper, which records metrics or
+    previews. The provider without the prefix builds the wrapped adapter.
     """
 
     settings: providers.Dependency[Settings] = providers.Dependency(instance_of=Settings)
@@ -216,7 +216,7 @@ class Container(containers.DeclarativeContainer):
     worker_state = providers.Singleton(build_worker_state, worker, clock, stop)
     preview_cache = providers.Singleton(PreviewCache)
 
-    # The ports, each wrapped with metrics.
+    # The ports.
     plain_blobs = providers.Singleton(open_blobs, settings, clock, slots=slots)
     blobs = providers.Singleton(
         MeteredBlobStore, plain_blobs, metrics, clock, keys.provided.leased_task, job_metrics

@@ -86,7 +86,7 @@ def require_fit_store(container: Container) -> None:
     except UnfitStore as error:
         raise UsageError(str(error)) from error
     except (BlobDenied, BlobUnavailable) as error:
-        log.warning("the store's conditions could not be tried: %s", error)
+        log.warning("the store's conditional writes could not be tested: %s", error)
 
 
 def _try(part: str, trial: Callable[[], str]) -> Outcome:
@@ -121,7 +121,7 @@ def _names(settings: Settings) -> str:
 def _disk(settings: Settings) -> str:
     enough, found = free_space(work_folder(settings), settings.min_disk_gb)
     if not enough:
-        raise UserError(f"{found}: no tasks would be received")
+        raise UserError(f"{found}: free disk space, or lower MIN_DISK_GB, to receive tasks")
     return found
 
 
@@ -147,7 +147,7 @@ def _weights_form(settings: Settings) -> str:
     form = "folder for PEFT" if settings.weights_in_folder else "one file"
     public = settings.state == Bucket(settings.gcs_bucket_name or "-", "gs")
     warning = (
-        f"; journals and checkpoints lie in {settings.state} too, which browsers may read: "
+        f"; browsers may be able to read the journals and checkpoints in {settings.state}: "
         "set STATE_BUCKET_NAME"
     )
     return f"{form}, in {settings.models}{warning if public else ''}"
@@ -181,7 +181,7 @@ def _device(name: str) -> str:
 def _captioner(container: Container) -> str:
     name = container.settings().caption_model
     if container.captioner() is None:
-        return "CAPTION_MODEL is not set: images without a caption stay without"
+        return "CAPTION_MODEL is not set: no captions are made"
     return f"images without a caption get one from {name}"
 
 

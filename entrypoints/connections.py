@@ -120,9 +120,9 @@ def backend_host(settings: Settings) -> str | None:
 
 
 def task_parser(settings: Settings) -> TaskParser:
-    """Build the task parser. It rejects tasks that are too large for this worker, styles that
-    cannot be loaded from a ``WEIGHTS_FORM`` folder, and images in the worker's own buckets unless
-    ALLOWED_IMAGE_BUCKETS lists them (the store itself has access to these buckets).
+    """Build the task parser. It rejects tasks that are too large for this worker, the parameters
+    ``NOT_IN_A_FOLDER`` if weights are stored as folders, and images in the worker's own buckets
+    unless ALLOWED_IMAGE_BUCKETS lists them (the worker's credentials give access to these).
     """
     read = TaskReader(backend_host(settings))
     closed = {settings.models, settings.state}.difference(settings.image_buckets)
@@ -139,7 +139,7 @@ def task_parser(settings: Settings) -> TaskParser:
                 raise invalid(f"images.{number}", str(image), f"give images from {allowed}")
         for name in NOT_IN_A_FOLDER if settings.weights_in_folder else ():
             if task.requested.named.get(name):
-                remedy = "leave it out: not every reader of WEIGHTS_FORM=folder loads such a style"
+                remedy = "leave it out: this platform cannot load such a style (WEIGHTS_FORM)"
                 raise invalid(f"parameters.{name}", True, remedy)
         _check_network_weights(task, settings)
         check_size(task, max_steps=settings.max_job_steps, max_resolution=settings.max_resolution)

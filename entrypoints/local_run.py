@@ -75,7 +75,9 @@ def check_out(out: Path, images: Path) -> None:
         UsageError: ``out`` is the images' folder or not writable.
     """
     if out.resolve() == images.resolve():
-        raise UsageError(f"--out {out}: holds the images; give another folder, or one in it")
+        raise UsageError(
+            f"--out {out}: holds the images; give another folder, or a folder inside it"
+        )
     check_writable(out)
 
 
@@ -109,10 +111,10 @@ def check_device(named: str | None) -> None:
 
 
 def check_base_model(name: str | None) -> None:
-    """Check that ``--base-model`` exists here or that the hub can be asked, before torch loads.
+    """Check that ``--base-model`` exists here or that the hub can be reached, before torch loads.
 
     Raises:
-        BaseModelInvalid: neither.
+        BaseModelInvalid: neither is the case.
     """
     from adapters.diffusion.base.names import check_name
 
@@ -325,7 +327,11 @@ def run(
         if _is_there(job.artifact, container.blobs(), out):
             say(console, f"this run is complete already: {out / job.artifact.location.key}")
             return 0, _outcome(job, out)
-        say(console, f"its style is missing in {out} and is made again", "yellow")
+        say(
+            console,
+            f"the finished style of this run is missing in {out}: training it again",
+            "yellow",
+        )
         store.open(job).apply(job.reopen("its style is gone"))
 
     stop = StopSignal()
@@ -442,7 +448,7 @@ def _refuse_other_run(
 def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> str:
     """Describe how a run differs from one with these parameters."""
     if other is None or other.parameters is None:
-        return "of other images, captions, parameters or base model"
+        return "with other images, captions, parameters or base model"
     was, now = asdict(other.parameters), asdict(parameters)
     differing = [
         f"{option_of(name)} {was[name]} (now {now[name]})"
@@ -450,7 +456,7 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
         if was[name] != now[name]
     ]
     if not differing:
-        return "of other images, captions or tags, or another base model"
+        return "with other images, captions or tags, or another base model"
     # Name them: a default may differ because the number of images differs.
     return f"with {', '.join(differing)}"
 

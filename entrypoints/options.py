@@ -50,14 +50,14 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
 def add_caption_extension(parser: argparse.ArgumentParser) -> None:
     """Add ``--caption-extension``."""
     parser.add_argument(
-        "--caption-extension", metavar="EXT", help="ending of the captions' files (default: .txt)"
+        "--caption-extension", metavar="EXT", help="extension of the caption files (default: .txt)"
     )
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--name``, ``--author``, ``--license`` and ``--thumbnail``."""
     parser.add_argument(
-        "--name", help="the style's name and its file's (default: the name of the --out folder)"
+        "--name", help="name of the style and its file (default: name of the --out folder)"
     )
     parser.add_argument("--author", metavar="TEXT", help="for the file's metadata")
     parser.add_argument("--license", metavar="TEXT", help="for the file's metadata")
@@ -83,9 +83,13 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     add("--epochs", "passes over the images (default: 700 - 20 x images, 100 to 500)", type=int)
     add("--learning-rate", "peak learning rate (default: 1e-4, prodigy: 1)", type=float)
     add("--network-weights", "existing LoRA to start from: a file or folder", metavar="PATH")
-    add("--dim-from-weights", "take rank and alpha from that LoRA", action="store_true")
+    add("--dim-from-weights", "take rank and alpha from --network-weights", action="store_true")
     add("--train-text-encoder", "train the text encoder too", action="store_true")
-    add("--text-encoder-lr", "its peak learning rate (default: learning rate)", type=float)
+    add(
+        "--text-encoder-lr",
+        "peak learning rate of the text encoder (default: --learning-rate)",
+        type=float,
+    )
     add("--batch-size", "images per step (default: 1)", type=int)
     add("--rank", "LoRA rank (default: 8)", type=int)
     add("--alpha", "LoRA alpha; the scale is alpha / rank (default: the rank)", type=float)
@@ -98,12 +102,12 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     add("--use-rslora", "scale by alpha / sqrt(rank), for high ranks", action="store_true")
     add(
         "--use-dora",
-        "train magnitudes too; only diffusers reads the file as it is",
+        "train magnitudes too (DoRA); only diffusers reads the file unconverted",
         action="store_true",
     )
     add(
         "--resolution",
-        "side in pixels; its square is each image's area (default: the base model's)",
+        "side in pixels of a square; images get its area (default: the base model's)",
         type=int,
     )
     add("--seed", "random seed (default: 0)", type=int)
@@ -127,7 +131,7 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--lr-warmup-steps", "steps of warm-up (default: steps / 20, at most 100)", type=int)
     add("--lr-num-cycles", "cycles of cosine_with_restarts (default: 1)", type=int)
-    add("--lr-power", "power of polynomial (default: 1)", type=float)
+    add("--lr-power", "power of the polynomial schedule (default: 1)", type=float)
     add("--weight-decay", "decoupled weight decay (default: 0.01)", type=float)
     add("--max-grad-norm", "gradients are clipped to this norm (default: 1)", type=float)
     add("--snr-gamma", "min-SNR weighting, commonly 5 (default: off)", type=float)
@@ -137,13 +141,19 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
         "--caption-dropout", "probability of training without the caption (default: 0)", type=float
     )
     add("--shuffle-caption", "shuffle the tags of a caption at every step", action="store_true")
-    add("--keep-tokens", "number of first tags that are not shuffled (default: 0)", type=int)
+    add(
+        "--keep-tokens", "number of first tags neither shuffled nor dropped (default: 0)", type=int
+    )
     add("--caption-tag-dropout-rate", "probability of dropping a tag (default: 0)", type=float)
     add("--caption-prefix", "text before every caption", metavar="TEXT")
     add("--caption-suffix", "text after every caption", metavar="TEXT")
-    add("--max-token-length", "tokens that are read: 75, 150 or 225 (default: 75)", type=int)
+    add("--max-token-length", "caption tokens that are read: 75, 150, 225 (default: 75)", type=int)
     add("--validation-split", "share of images held out (default: 0)", type=float)
-    add("--validation-epochs", "epochs between measurements, 0: none (default: 10)", type=int)
+    add(
+        "--validation-epochs",
+        "epochs between measurements of the loss; 0: none (default: 10)",
+        type=int,
+    )
     add(
         "--deliver",
         "epoch that becomes the style (default: auto)",

@@ -40,7 +40,7 @@ examples:
   python -m entrypoints.submit --drop-dead 550e8400-e29b-41d4-a716-446655440000
 
 The images of a folder are first uploaded to the bucket of training images. A cancelled job stops
-at its next step; a waiting task is skipped when a worker receives it.
+at its next step; a waiting task ends when a worker receives it.
 
 exit codes: 0 done, 1 the queue or the store is unavailable or denies access, 2 the input is wrong
 """
@@ -70,12 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TASK_ID",
         nargs="?",
         const="",
-        help="put all dead letters back on the queue, or this task's; -: those without a task id",
+        help="put all dead letters back on the queue; with TASK_ID this task's, with - those "
+        "without a task id",
     )
     what.add_argument(
         "--drop-dead",
         metavar="TASK_ID",
-        help="delete this task's dead letters permanently; -: those without a task id",
+        help="delete this task's dead letters permanently; with - those without a task id",
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_style_options(parser)
@@ -136,8 +137,8 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
         text = f"task {task_id} is {state} already"
     else:
         store.request_cancellation(task_id)
-        known = f"{state} so far" if job else "no worker has started it yet; check the id"
-        text = f"task {task_id} will stop ({known})"
+        known = f"it is {state} now" if job else "no worker has started it yet; check the id"
+        text = f"cancellation of task {task_id} requested ({known})"
     return {"task_id": task_id, "state": state, "text": text}
 
 
@@ -157,7 +158,7 @@ def _task_id(option: str, text: str) -> str:
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise UsageError(f"{option} {text}: give a task's id, which is a UUID") from None
+        raise UsageError(f"{option} {text}: this is not a task id; give a UUID") from None
 
 
 def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
@@ -187,7 +188,9 @@ def _submit(arguments: argparse.Namespace, container: Container) -> str:
         return task.task_id
     if source.is_dir():
         return _submit_folder(source, arguments, container)
-    raise UsageError(f"{source}: no such file or folder; give a task or a folder of images")
+    raise UsageError(
+        f"{source}: no such file or folder; give a task's JSON file or a folder of images"
+    )
 
 
 def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Container) -> str:

@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "images",
         type=path,
-        help="folder with JPEG, PNG or WebP images; with --export a style, file or folder",
+        help="folder with JPEG, PNG or WebP images; with --export the file or folder of a style",
     )
     parser.add_argument("--out", type=path, required=True, help="folder for the results")
     parser.add_argument(
@@ -91,13 +91,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--base-model",
         metavar="NAME",
         help="diffusers folder, .safetensors checkpoint or hub name (default: Stable Diffusion "
-        "1.5 where a GPU and a hub are there, else the small base)",
+        "1.5 if a GPU and a hub are available, else the small base model)",
     )
     parser.add_argument(
         "--base-model-config",
         type=path,
         metavar="DIR",
-        help="configuration folder of a single-file base model, where no hub can be reached",
+        help="configuration folder of a single-file base model, if no hub can be reached",
     )
     parser.add_argument(
         "--device",
@@ -115,8 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--preview-share",
         type=float,
         metavar="SHARE",
-        help="share of the time that previews at checkpoints may take; 0: no previews, not in the "
-        "report either (default: PREVIEW_SHARE, else 0.05)",
+        help="share of the training time for previews at checkpoints; 0: no previews, even in the "
+        "report (default: PREVIEW_SHARE, else 0.05)",
     )
     parser.add_argument(
         "--preview-steps",
@@ -279,17 +279,16 @@ def _tell_before_training(
     if cut:
         named = _few([f"{name} {share:.0%}" for share, name in cut])
         text = (
-            f"{len(cut)} of {len(shares)} lose more than {MUCH_CUT:.0%} to cropping ({named}): "
-            f"crop them yourself, to a side ratio of {MAX_ASPECT_RATIO:g} to 1 at most"
+            f"{len(cut)} of {len(shares)} images lose more than {MUCH_CUT:.0%} to cropping "
+            f"({named}): crop them yourself, to a side ratio of {MAX_ASPECT_RATIO:g} to 1 at most"
         )
         say(console, text, "yellow")
     if not base.is_sd15:
         text = (
             f"the base model {base.name} is for trying out only: the style will not load in "
-            "Stable "
-            "Diffusion 1.5; for one that does, give --base-model a Stable Diffusion 1.5 (the "
-            "folder, the .safetensors file, or with a network "
-            "stable-diffusion-v1-5/stable-diffusion-v1-5)"
+            "Stable Diffusion 1.5. To train one that does, give Stable Diffusion 1.5 as "
+            "--base-model: its folder, its .safetensors file, or with a network "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5"
         )
         say(console, text, "yellow")
 
@@ -301,7 +300,7 @@ def _tell_about_captions(
 
     count, captions = len(images.usable), sum(bool(p.caption) for p in images.usable)
     instead = [
-        *([f"one that {caption_model} makes"] if caption_model else []),
+        *([f"one made by {caption_model}"] if caption_model else []),
         *(["the trigger word"] if named_parameters(arguments).get("trigger_word") else []),
         *(["the tags"] if arguments.tags else []),
     ]
@@ -309,8 +308,12 @@ def _tell_about_captions(
         text = "no captions, --trigger-word or --tags: no word in a prompt will activate the style"
         say(console, text, "yellow")
     elif 0 < captions < count:
-        others = " and ".join(instead) or "no word"
-        say(console, f"{captions} of {count} have a caption, the others {others}", "yellow")
+        others = " and ".join(instead) or "an empty one"
+        say(
+            console,
+            f"{captions} of {count} images have a caption, the others get {others}",
+            "yellow",
+        )
 
 
 if __name__ == "__main__":

@@ -26,12 +26,13 @@ examples:
 The worker serves a status page, /metrics, /health/live and /health/ready at http://127.0.0.1:9108
 (STATUS_HOST, STATUS_PORT). The log is text on a terminal, else JSON (LOG_FORMAT).
 
-SIGTERM or Ctrl-C: finish the step, save a checkpoint, requeue the job, exit 0. A second signal
-exits immediately (143, 130), and so does the end of SHUTDOWN_TIMEOUT (3): another worker then
-resumes the job from its last checkpoint.
+SIGTERM or Ctrl-C: finish the step, save a checkpoint, requeue the job, exit. After a second signal
+or SHUTDOWN_TIMEOUT the worker exits immediately; another worker resumes the job from its last
+checkpoint.
 
-exit codes: 0 stopped, or the check found no problem; 1 the check found a problem; 2 a setting is
-wrong; 3 not stopped within SHUTDOWN_TIMEOUT; 130, 143 exited immediately after a second signal
+exit codes: 0 stopped, or the check found no problem; 1 the worker failed, or the check found a
+problem; 2 a setting is wrong; 3 not stopped within SHUTDOWN_TIMEOUT; 130, 143 exited immediately
+after a second signal (Ctrl-C, SIGTERM)
 """
 
 
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = CommandParser(
         prog="python -m entrypoints.worker",
-        description="Train styles from a queue of tasks: one at a time, or JOBS_TOGETHER.",
+        description="Train styles from a queue of tasks: one at a time, or up to JOBS_TOGETHER.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -85,7 +86,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.shutdown import graceful_shutdown
 
     quiet_libraries()
-    # The check's rows say what its log would.
+    # The check prints each problem itself; its log would repeat them.
     level = "ERROR" if arguments.check else settings.log_level
     logs = start_logging(
         level="DEBUG" if arguments.debug else level,

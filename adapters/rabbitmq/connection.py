@@ -91,7 +91,7 @@ class Connection:
         connect fails or the call times out.
 
         Args:
-            lost: raised when there is no session, or it ends before ``run`` has.
+            lost: raised when there is no session, or the session ends before ``run`` does.
 
         Raises:
             QueueUnavailable: ``run`` may or may not have had its effect.
@@ -114,7 +114,7 @@ class Connection:
             result: T = command.result.result(self._options.answer_timeout)
         except TimeoutError:
             command.result.cancel()
-            # The broker must requeue the messages that it leaves unsettled.
+            # End the session, so that the broker requeues its unsettled messages.
             self._overdue = True
             raise QueueUnavailable(
                 f"RabbitMQ at {self._options.where}: no answer in "

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
-from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
 from adapters.rabbitmq import envelope
 from adapters.rabbitmq.connection import Connection
-from adapters.rabbitmq.session import Session
+from adapters.rabbitmq.session import Held, Session
 from adapters.rabbitmq.topology import Topology
 from application.ports import DeadLetterAction, DeadMessage, QueueUnavailable
 
 _INTERRUPTED = "the connection was lost while processing the dead letters: repeat the command"
-
-
-@dataclass(frozen=True)
-class _DeadLetter:
-    tag: int
-    properties: BasicProperties
-    body: bytes
 
 
 def process_dead_letters(
@@ -69,14 +60,14 @@ class _DeadLetterReader:
         self.count: int = declared.method.message_count
         """Number of dead letters at the start."""
 
-    def next(self, session: Session) -> _DeadLetter | None:
+    def next(self, session: Session) -> Held | None:
         self._check(session)
         method, properties, body = self._channel.basic_get(self._topology.dead)
         if method is None or properties is None:
             return None
-        return _DeadLetter(method.delivery_tag, properties, body or b"")
+        return Held(method.delivery_tag, properties, body or b"")
 
-    def remove(self, letter: _DeadLetter, session: Session, *, put_back: bool) -> None:
+    def remove(self, letter: Held, session: Session, *, put_back: bool) -> None:
         self._check(session)
         if put_back:
             session.publish(self._topology.main, letter.body, envelope.afresh(letter.properties))

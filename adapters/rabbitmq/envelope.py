@@ -25,7 +25,7 @@ _OURS = {RETRIES, REASON, SINCE, WORKER, DETAILS}
 _NOT_PASSED_ON = {
     # They would route the copy to further queues.
     *("CC", "BCC"),
-    # The broker's record of former hops. It drops messages that seem to cycle.
+    # The broker's record of former hops, by which it drops messages that seem to cycle.
     *("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"),
     *("x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"),
     # A quorum queue's counters: on a copy they would look like the copy's own.
@@ -98,7 +98,7 @@ def afresh(properties: BasicProperties) -> BasicProperties:
 
 
 def dead_message(properties: BasicProperties, body: bytes) -> DeadMessage:
-    """A dead letter as an operator sees it, whichever program dead-lettered it."""
+    """A dead letter for an operator, even if another program dead-lettered it."""
     headers = properties.headers or {}
     details = headers.get(DETAILS)
     shown = {WORKER.removeprefix("trainer-"): headers[WORKER]} if WORKER in headers else {}
@@ -145,7 +145,8 @@ def _others(headers: Mapping[Any, Any]) -> dict[Any, Any]:
         fits = False
     if not fits:
         log.warning(
-            "a message's own headers cannot be passed on: %.500s", ", ".join(map(repr, others))
+            "headers of other programs are dropped, too large or not encodable: %.500s",
+            ", ".join(map(repr, others)),
         )
         return {}
     return others

@@ -50,7 +50,7 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
             return f"it has no virtual host {options.vhost!r}: create it or name another"
         case exceptions.ProbableAccessDeniedError():
             return (
-                f"user {options.user!r} may not enter virtual host {options.vhost!r}: "
+                f"user {options.user!r} has no access to virtual host {options.vhost!r}: "
                 f"grant permissions there ({_first(error)})"
             )
         case exceptions.IncompatibleProtocolError():
@@ -66,7 +66,7 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
         case ssl.SSLError():
             return (
                 f"no TLS connection ({error.reason or error}): check that this port uses TLS, "
-                "and our certificate"
+                "and RABBITMQ_CERT_FILE"
             )
         case socket.gaierror():
             return f"the host name was not found ({error.strerror}): check the host"
@@ -93,7 +93,7 @@ def _closed(code: int, text: str, options: RabbitOptions) -> str:
     if code == 406 and "timed out" in text:
         return (
             "it took back a delivery after its acknowledgement timeout: raise consumer_timeout "
-            f"there {reply}"
+            f"in its configuration {reply}"
         )
     if code == 406 and "inequivalent arg" in text:
         return f"{_other_queue(text, options)} {reply}"
@@ -111,7 +111,7 @@ def _other_queue(text: str, options: RabbitOptions) -> str:
     if f"queue '{options.queue}'" in text:
         return (
             f"queue {options.queue!r} was declared with arguments, and the backend and the worker "
-            "declare it without: name the right queue, or move its messages to one without"
+            "declare it without: name the right queue, or move its messages to a queue without"
         )
     return (
         "one of the worker's own queues was declared with other arguments: delete it when it is "

@@ -55,7 +55,8 @@ class RabbitOptions:
     retry_delays: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0)
     """Available retry delays, shortest first; each has its queue. The longest is the limit."""
     prefetch: int = 1
-    """Messages held at a time. Use the number of concurrent jobs: held messages block others."""
+    """Unsettled messages held at a time. Use the number of concurrent jobs: no other worker gets a
+    held message."""
     ack_timeout: float = 4 * 3600.0
     """Acknowledgement timeout that the consumer requests. Brokers before 3.11.15 ignore it and
     requeue a message after their ``consumer_timeout``, 30 minutes by default."""
@@ -77,7 +78,7 @@ class RabbitOptions:
             bool(self.retry_delays)
             and list(self.retry_delays) == sorted(set(self.retry_delays))
             and self.retry_delays[0] >= 0.001,
-            *("retry_delays", self.retry_delays, "give seconds, rising, at least one"),
+            *("retry_delays", self.retry_delays, "give one or more seconds, ascending"),
         )
         _require(
             1 <= self.heartbeat <= 65535,
@@ -124,7 +125,9 @@ class RabbitOptions:
         if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
             raise ValueError("give an AMQP URL as amqp[s]://user:password@host:port/vhost")
         if parts.query or parts.fragment:
-            raise ValueError("the AMQP URL has a query: give these as settings of their own")
+            raise ValueError(
+                "the AMQP URL has a query or fragment: leave it out, and use separate settings"
+            )
         if tls is not None and parts.scheme == "amqp":
             raise ValueError("the AMQP URL is without TLS: write amqps://, or turn TLS off")
         named: dict[str, Any] = {

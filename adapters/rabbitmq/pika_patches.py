@@ -1,8 +1,8 @@
 """Make pika accept messages with any headers.
 
-Some headers that a broker passes on make pika raise in the middle of its input: a time in the
-year 300 billion, tables nested a thousand deep. That breaks the connection, the broker redelivers
-the message on the next one, and every worker would loop.
+Some headers that a broker passes on make pika raise while it decodes a frame: a time in the year
+300 billion, tables nested a thousand deep. That ends the connection, the broker redelivers the
+message on the next one, and every worker would reconnect forever.
 """
 
 from __future__ import annotations

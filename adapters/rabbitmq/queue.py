@@ -27,7 +27,7 @@ class RabbitQueue:
     Connects on the first call, consumes from the first ``receive`` on, and always reconnects.
     A delivery is lost with the connection that brought it. A settling call returns once the
     broker has confirmed it. If it raises ``QueueUnavailable``, the message is redelivered; if
-    the broker had stored the copy of a move already, both are delivered.
+    the broker had already stored the copy for a retry or dead letter, both are delivered.
 
     Args:
         worker: this worker's name, for dead letters and for the broker's list of connections.
@@ -93,7 +93,7 @@ class RabbitQueue:
     def process_dead_letters(
         self, decide: Callable[[DeadMessage], DeadLetterAction]
     ) -> list[DeadMessage]:
-        """Pass the dead letters to ``decide`` and apply it; kept ones stay in order.
+        """Pass the dead letters to ``decide`` and apply its results; kept ones stay in order.
 
         Skips letters that arrive meanwhile or that another process holds.
         """

@@ -1,8 +1,8 @@
 """One connection from open to close: its channels, its consumer, its unsettled messages.
 
-Call everything from the one thread that owns the connection. Unsettled deliveries are lost with
-their session: another session does not know them, so that a delivery tag is only used on the
-channel that issued it.
+Call everything from the one thread that owns the connection. A session knows only its own
+deliveries, because a delivery tag is valid only on the channel that issued it. Unsettled
+deliveries are lost with their session.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_RETURNS = 5
 """A quorum queue drops a message that came back to it more often than its delivery limit: 20 by
 default since RabbitMQ 4.0, counting lost connections and, before 4.3, requeues. A message that
 came back this often is replaced by a copy at the end of the queue, which is counted from 0. With
-a smaller number a single lost connection would move a message to the end of the queue."""
+a smaller number a few lost connections would move a message to the end of the queue."""
 
 
 class Refused(QueueUnavailable):
@@ -39,10 +39,10 @@ class Refused(QueueUnavailable):
 
 @dataclass(frozen=True)
 class Held:
-    """An unsettled message, whole."""
+    """An unsettled message with its whole body."""
 
     tag: int
-    """Delivery tag on the consuming channel."""
+    """Delivery tag on the channel that received it."""
     properties: BasicProperties
     body: bytes
 
@@ -89,7 +89,7 @@ class Session:
 
         Raises:
             SessionOver: a channel was closed or the consumer cancelled. pika itself raises
-                nothing when a channel closes under a connection that goes on.
+                nothing when a channel closes while its connection stays open.
         """
         self._connection.process_data_events(time_limit=seconds)
         if self._consumer is not None and self._consumer.cancelled:
@@ -124,7 +124,9 @@ class Session:
         except exceptions.UnroutableError:
             raise Refused(f"there is no queue {queue!r}") from None
         except exceptions.NackError:
-            raise Refused(f"the broker takes no message into {queue!r}: is it full?") from None
+            raise Refused(
+                f"the broker rejects messages for {queue!r}: check whether it is full"
+            ) from None
 
     def acknowledge(self, delivery_id: str) -> None:
         """Acknowledge a message; the broker has removed it on return."""
@@ -150,7 +152,7 @@ class Session:
 
     def depths(self) -> dict[str, int]:
         """Ready messages by queue, without unacknowledged ones."""
-        # First deliver the messages that have arrived; the receiver counts them.
+        # First deliver the messages that have arrived; the caller counts those.
         self._connection.process_data_events()
         channel = self.side_channel()
         try:

@@ -6,7 +6,7 @@ work: messages expire only at a queue's head, so that a short delay would wait b
 A queue's TTL cannot be changed; each retry queue is therefore named after its delay.
 
 The worker's queues are quorum queues because only those dead-letter at least once (from 3.10):
-the broker confirms the message in the main queue before it removes it here. A classic queue
+the main queue confirms the message before the retry queue removes it. A classic queue
 removes it first, and loses a message that expires while the main queue does not exist.
 """
 

@@ -83,11 +83,7 @@ class WebhookNotifier:
         """
         if isinstance(outcome, Failure):
             return None  # the backend does not show failed styles
-        timeout = self._options.progress_timeout
-        path = STYLE.format(style_id)
-        found = self._transport.exchange(
-            "GET", path, None, {}, connect=timeout, read=timeout, public=True
-        )
+        found = self._get_style(style_id)
         if not isinstance(found, Answer):
             return None
         if found.status == 404:
@@ -126,11 +122,7 @@ class WebhookNotifier:
 
     def _check_styles(self) -> str:
         """Check that styles can be read, which ``has_arrived`` needs."""
-        timeout = self._options.progress_timeout
-        path = STYLE.format(0)
-        found = self._transport.exchange(
-            "GET", path, None, {}, connect=timeout, read=timeout, public=True
-        )
+        found = self._get_style(0)
         if isinstance(found, Answer) and found.status in {200, 404}:
             return "styles can be read"
         said = f"status {found.status}" if isinstance(found, Answer) else "no answer"
@@ -139,6 +131,12 @@ class WebhookNotifier:
     def close(self) -> None:
         """Close idle connections."""
         self._transport.close()
+
+    def _get_style(self, style_id: int) -> Answer | TransportError:
+        timeout = self._options.progress_timeout
+        return self._transport.exchange(
+            "GET", STYLE.format(style_id), None, {}, connect=timeout, read=timeout, public=True
+        )
 
     def _tell_end(self, path: str, body: Body, key: str) -> None:
         options, headers = self._options, {"Idempotency-Key": key}

@@ -14,7 +14,7 @@ SHORTEST_TOKEN = 32
 """Minimum characters of the token, by the contract."""
 
 _ADDRESS = r"(?i:https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[A-Za-z0-9._~/-]*)?"
-_REMEDY = "give https://host[:port], without a name, a password or a query"
+_REMEDY = "give https://host[:port], without user name, password or query"
 
 
 class InvalidBackend(UserError, ValueError):
@@ -102,8 +102,8 @@ def check_token(token: str, *, allow_short: bool = False) -> None:
     if len(token) < SHORTEST_TOKEN and not allow_short:
         problem = f"INTERNAL_API_TOKEN has {len(token)} characters"
         raise InvalidBackend(
-            f"{problem}; give the backend's, of {SHORTEST_TOKEN} or more, or set "
-            "BACKEND_ALLOW_SHORT_TOKEN=true for development"
+            f"{problem}; give the backend's token, of {SHORTEST_TOKEN} or more, or "
+            "set BACKEND_ALLOW_SHORT_TOKEN=true for development"
         )
 
 

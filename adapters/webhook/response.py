@@ -17,8 +17,8 @@ MAX_REASON_CHARACTERS = 300
 _REMEDIES = {
     400: "a field is missing or wrong: this worker's version and the backend's do not agree",
     401: "set INTERNAL_API_TOKEN to the backend's token",
-    403: "it must get the header 'X-Request-Source: training-server' unchanged; check whether a "
-    "proxy changes headers",
+    403: "the backend must receive the header 'X-Request-Source: training-server'; check "
+    "whether a proxy removes or changes it",
     404: "the style is gone, or BACKEND_API_URL is not the backend's address",
 }
 

@@ -84,7 +84,7 @@ class Transport:
         """Send one call and read its response.
 
         Args:
-            public: send no token, for public pages that a foreign token may hide.
+            public: send no token, because a public page may reject a token that it does not know.
 
         Takes at most ``connect`` plus ``read`` seconds, however slowly bytes arrive. The DNS
         lookup is extra; the resolver has its own limits.

@@ -373,7 +373,7 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
         ),
         (
             exceptions.ProbableAccessDeniedError("(530) access refused"),
-            r"user 'guest' may not enter virtual host '/': grant .*\(\(530\) access refused\)",
+            r"user 'guest' has no access to virtual host '/': grant .*\(\(530\) access refused\)",
         ),
         (exceptions.IncompatibleProtocolError(), "does not speak AMQP .*check the port"),
         (socket.gaierror(-2, "unknown"), r"name was not found \(unknown\): check the host"),
@@ -385,7 +385,10 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
         (exceptions.StreamLostError("reset"), r"the connection was cut \(reset\)$"),
         (exceptions.StreamLostError(), r"the connection was cut \(StreamLostError\)$"),
         (OSError(113, "No route to host"), "No route to host$"),
-        (refused(406, "delivery on channel 1 timed out"), "raise consumer_timeout there"),
+        (
+            refused(406, "delivery on channel 1 timed out"),
+            "raise consumer_timeout in its configuration",
+        ),
         (
             refused(406, "inequivalent arg 'x' for queue 'model_training' in vhost '/'"),
             "name the right queue, or move its messages",

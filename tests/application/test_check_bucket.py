@@ -39,7 +39,7 @@ def test_a_store_that_compares_etags_without_quotes_is_named() -> None:
             return f'"{super().put(at, data, **how)}"'
 
     blobs = Quoting()
-    with pytest.raises(UnfitStore, match="without quotes: Ceph before 19"):
+    with pytest.raises(UnfitStore, match="without quotes, as Ceph before 19"):
         check_bucket(blobs, PROBE, write=True)
     assert blobs.blobs == {}
 

@@ -110,7 +110,7 @@ def test_too_little_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         models=Bucket("m"),
         state=Bucket("m"),
     )
-    with pytest.raises(UserError, match=r"GB are needed: no tasks would be received"):
+    with pytest.raises(UserError, match=r"GB are needed: free disk space, or lower MIN_DISK_GB"):
         named(container(settings=lambda: short), "disk")()
 
 

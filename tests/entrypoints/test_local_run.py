@@ -131,7 +131,7 @@ def test_what_would_disappoint_is_said_before_the_training(
     before, training, _ = said.partition("training on 2")
     assert training
     assert "only 2 usable " in before
-    assert "1 of 2 lose more than 10% to cropping (wide.png 40%)" in before
+    assert "1 of 2 images lose more than 10% to cropping (wide.png 40%)" in before
     assert "will not load in Stable Diffusion 1.5" in before
     assert "--base-model" in before
     (tmp_path / "images" / "wide.png").unlink()

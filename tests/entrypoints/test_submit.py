@@ -176,7 +176,7 @@ def test_the_cancellation_of_a_task_is_told_as_json(capsys: pytest.CaptureFixtur
     outcome = json.loads(capsys.readouterr().out)
     assert (outcome["task_id"], outcome["state"]) == (TASK, "unknown")
     assert main(["--cancel", "no id"]) == 2
-    assert "--cancel no id: give a task's id" in capsys.readouterr().err
+    assert "--cancel no id: this is not a task id" in capsys.readouterr().err
 
 
 def test_a_misspelt_setting_is_warned_of(

@@ -56,7 +56,7 @@ def test_a_running_job_is_cancelled_at_its_next_step(tmp_path: Path, submitted: 
     with a_worker("--once", cwd=tmp_path, **QUICK) as worker:
         eventually(training(tmp_path, submitted), within=120, running=worker)
         cancelled = run("submit", "--cancel", submitted.upper(), cwd=tmp_path)
-        assert "will stop (training so far)" in cancelled.stdout, cancelled.stderr
+        assert "requested (it is training now)" in cancelled.stdout, cancelled.stderr
         _, printed = worker.communicate(timeout=60)
     assert worker.returncode == 0, printed
     assert journal(tmp_path, submitted)["state"] == "cancelled"

@@ -137,7 +137,7 @@ def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
     refused = platform.run("submit", "images", *elsewhere)
     assert "in one of these buckets: s3://images, s3://models" in refused.stderr
     cancelled = submitted(platform, 42)
-    assert "will stop" in platform.run("submit", "--cancel", cancelled).stdout
+    assert "requested" in platform.run("submit", "--cancel", cancelled).stdout
     broken = {"type": "model_training", "task_id": str(uuid.uuid4()), "data": {"style_id": 43}}
     platform.publish(json.dumps(broken).encode())
     platform.publish(json.dumps(broken).encode())

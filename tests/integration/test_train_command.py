@@ -190,7 +190,7 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
         f"not used: {third.name}.txt (a caption is {third.stem}.txt), more/ (a folder), "
         "typo.txt (no image of that name)\n"
     ) in printed
-    assert "1 of 3 have a caption, the others no word\n" in printed
+    assert "1 of 3 images have a caption, the others get an empty one\n" in printed
     fault = f"the caption {first.stem}.txt is left out: it is not UTF-8; save it as UTF-8"
     assert printed.count(fault) == 1
     assert "s3://" not in printed
@@ -355,7 +355,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(
     assert main([str(images), "--out", str(out), *QUICK, "--seed", "3"]) == 2
     assert "another run with --seed 0 (now 3); give another folder" in capsys.readouterr().err
     assert main([str(images), "--out", str(out), *QUICK, "--tags", "ink"]) == 2
-    assert "of other images, captions or tags" in capsys.readouterr().err
+    assert "with other images, captions or tags" in capsys.readouterr().err
     assert {file: (out / file).read_bytes() for file in files_in(out)} == before
 
 

@@ -109,7 +109,7 @@ def test_a_full_queue_refuses_and_the_message_stays(
     full = {"x-max-length": 1, "x-overflow": "reject-publish"}
     raw.queue_declare(dead, durable=True, arguments=full)
     raw.basic_publish("", dead, b"the one that has room")
-    with pytest.raises(QueueUnavailable, match="is it full"):
+    with pytest.raises(QueueUnavailable, match="whether it is full"):
         queue.dead_letter(delivery, "wrong")
     raw.queue_delete(dead)
     queue.dead_letter(receive(queue), "wrong")
