@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.quality import prepare
+from benchmarks.quality import prepare, with_text
 
 if TYPE_CHECKING:
     from domain.image import TrainingImage
@@ -45,7 +45,8 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.page:
-        options.page.write_text(with_table(options.page.read_text("utf-8"), results), "utf-8")
+        page = options.page.read_text("utf-8")
+        options.page.write_text(with_text(page, BEGIN, END, _markdown(results)), "utf-8")
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -90,15 +91,6 @@ def _described(images: Sequence[TrainingImage]) -> list[str]:
 
     captioner = TransformersCaptioner(str(SMALL_BASE.parent / "small_captioner"), "cpu", decode)
     return captioner.describe([image.data for image in images], StopSignal())
-
-
-def with_table(page: str, results: Mapping[str, Any]) -> str:
-    """Return the page with the results between its two marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} and {END}")
-    return f"{before}{begin}\n{_markdown(results)}\n{end}{after}"
 
 
 def _markdown(results: Mapping[str, Any]) -> str:

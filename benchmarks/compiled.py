@@ -38,9 +38,9 @@ def measure(steps: int, scratch: Path) -> dict[str, object]:
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
     from application.ports import TrainingPlan
-    from benchmarks.full_size import SMALL_BASE
     from benchmarks.images import drawn_images
     from domain.parameters import TrainingParameters
+    from entrypoints.default_base import SMALL_BASE
 
     torch.set_num_threads(1)
     base = load_base(str(SMALL_BASE))

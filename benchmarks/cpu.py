@@ -32,7 +32,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--full-size", action="store_true", help="SD 1.5's own shapes too")
     parser.add_argument(
-        "--full-size-steps", type=int, default=3, help="measured of each, after one that is not"
+        "--full-size-steps",
+        type=int,
+        default=3,
+        help="measured steps of each side, after one warm-up step",
     )
     parser.add_argument("--side", choices=["trainer", "recipe"], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/cpu.json"))

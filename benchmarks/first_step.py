@@ -2,8 +2,8 @@
 
 Runs `entrypoints.train` with the small base up to its first step, in this checkout and in another
 one (`git worktree add DIR COMMIT`), in turn. Prints the median seconds by the clock and of
-processor time, with the lowest and highest: on a busy machine only the latter can be compared.
-With one checkout it also prints how long each part took. Writes no file.
+processor time, with the lowest and highest. On a busy machine, compare only processor time. For
+this checkout it also prints the seconds until the end of each part. Writes no file.
 """
 
 from __future__ import annotations

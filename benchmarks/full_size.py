@@ -14,8 +14,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from adapters.diffusion.base.model import BaseModel
+from entrypoints.default_base import SMALL_BASE
 
-SMALL_BASE = Path(__file__).resolve().parents[1] / "assets" / "small_base"
 RESOLUTION = 512
 
 

@@ -30,7 +30,7 @@ from domain.location import Location
 
 def main() -> None:
     """Measure and print the results."""
-    parser = argparse.ArgumentParser(description="Measure what checking images takes of memory.")
+    parser = argparse.ArgumentParser(description="Measure the memory for checking images.")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--make", type=Path, help="only write the files, into this folder")
     options = parser.parse_args()

@@ -23,7 +23,7 @@ def read_images(paths: Iterable[Path]) -> tuple[TrainingImage, ...]:
             path.name,
             path.read_bytes(),
             prepare(open_image(path.read_bytes()), 512).facts,
-            path.with_suffix(".txt").read_text().strip(),
+            path.with_suffix(".txt").read_text(encoding="utf-8").strip(),
         )
         for path in paths
     )

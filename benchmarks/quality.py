@@ -119,11 +119,16 @@ def main() -> None:
 
 def with_table(page: str, results: Mapping[str, Any]) -> str:
     """Return the page with the results between its two marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} and {END}")
-    return f"{before}{begin}\n{_markdown(results)}\n{end}{after}"
+    return with_text(page, BEGIN, END, _markdown(results))
+
+
+def with_text(page: str, begin: str, end: str, text: str) -> str:
+    """Return the page with ``text`` between the marks ``begin`` and ``end``."""
+    before, found_begin, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"the page has no {begin} and {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def _markdown(results: Mapping[str, Any]) -> str:
@@ -234,20 +239,10 @@ def prepare(options: argparse.Namespace, scratch: Path, trigger_word: str | None
 
 def draw_images(folder: Path, seed: int, count: int = 12) -> tuple[TrainingImage, ...]:
     """Draw images in one style, with their captions."""
-    from adapters.images.opening import open_image
-    from adapters.images.prepare import prepare
     from assets.drawing import draw_style_set
-    from domain.image import TrainingImage
+    from benchmarks.images import read_images
 
-    return tuple(
-        TrainingImage(
-            path.name,
-            path.read_bytes(),
-            prepare(open_image(path.read_bytes()), 512).facts,
-            path.with_suffix(".txt").read_text(encoding="utf-8").strip(),
-        )
-        for path in draw_style_set(folder, count=count, seed=seed)
-    )
+    return read_images(draw_style_set(folder, count=count, seed=seed))
 
 
 def encode_images(base: Any, images: Sequence[TrainingImage], device: Any) -> EncodedDataset:

@@ -1,8 +1,8 @@
-"""A style as the artist waits for it: `python -m benchmarks.whole_job`.
+"""Time from a task to its finished style: `python -m benchmarks.whole_job`.
 
-Publishes a task to RabbitMQ and starts a worker, waits until the backend is told that the style is
-complete, and publishes a second task to the same worker. Prints the seconds from publishing to the
-call for the cold and the warm worker, in the parts that the worker's status page shows. Writes
+Publishes a task to RabbitMQ and starts a worker, waits for its completion call to the backend, and
+publishes a second task to the same worker. Prints the seconds from publishing to the call for the
+cold and the warm worker, in the parts that the worker's status page shows. Writes
 `benchmarks/results/whole-job-<device>.json`; `python -m benchmarks.pages` puts the table into the
 documentation. Needs RabbitMQ on this machine, with the user guest.
 """
@@ -153,7 +153,7 @@ def _wait(
     if calls[0].kind != "complete":
         raise RuntimeError(f"the job failed: {calls[0].body}")
     parts: dict[str, float] = {}
-    while "call" not in parts:  # shown once the answer to the call is recorded
+    while "call" not in parts:  # shown once the response to the call is recorded
         time.sleep(POLL_SECONDS)
         status = requests.get(f"http://127.0.0.1:{status_port}/api/status", timeout=10).json()
         parts = {

@@ -67,7 +67,7 @@ class Deadline:
                 self._start()
 
     def watch(self, connection: socket.socket) -> None:
-        """Note which connection to cut."""
+        """Remember the connection to cut off."""
         with self._lock:
             self._socket = connection
             if self.over:
@@ -119,7 +119,7 @@ class Watched(HTTPConnection):
     """urllib3's connection, which the calling thread's ``Deadline`` cuts off."""
 
     def send(self, data: Any) -> None:
-        """Send within the deadline; urllib3's limit for it is the time to connect."""
+        """Send within the deadline; urllib3 itself would apply the connect timeout."""
         deadline = _deadline.get()
         if deadline is not None:
             if self.sock is None:

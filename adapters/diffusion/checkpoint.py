@@ -176,13 +176,13 @@ def _of_optimizer(tensors: Mapping[str, torch.Tensor], *, begun: bool) -> dict[s
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for part in ("base model", "images", "image sizes", "captions"):
         if found[part] != wanted[part]:
-            raise CheckpointRejected(f"the checkpoint is of another run: other {part}")
+            raise CheckpointRejected(f"the checkpoint belongs to another run: other {part}")
     # Parameters that the checkpoint's version did not have yet take their defaults.
     was, now = (_DEFAULTS | run["parameters"] for run in (found, wanted))
     for name in sorted({*was, *now}):
         if was.get(name) != now.get(name):
             raise CheckpointRejected(
-                f"the checkpoint is of another run: {name} was {was.get(name)!r}, "
+                f"the checkpoint belongs to another run: {name} was {was.get(name)!r}, "
                 f"now it is {now.get(name)!r}"
             )
 

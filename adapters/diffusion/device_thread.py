@@ -19,10 +19,10 @@ Report = TypeVar("Report")
 Result = TypeVar("Result")
 
 MIN_PATIENCE = 0.02
-"""Minimum number of seconds that a step waits for the runs of the last step."""
+"""Maximum number of seconds that a short step waits for the runs of the last step."""
 _SHARE_OF_STEP = 0.5
-"""Maximum wait, as a share of the last step's duration: beyond it, a step without the late runs
-is faster overall."""
+"""Maximum wait of a long step, as a share of the last step's duration: beyond it, a step without
+the late runs is faster overall."""
 
 
 class DeviceThread(Generic[Run, Report]):
@@ -33,7 +33,7 @@ class DeviceThread(Generic[Run, Report]):
 
     Args:
         take_step: trains the next step of some runs; returns each one's report or error.
-        patience: minimum number of seconds that a step waits for the runs of the last one.
+        patience: maximum number of seconds that a short step waits for the runs of the last one.
         monotonic: a clock in seconds that never goes back.
     """
 

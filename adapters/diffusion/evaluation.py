@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 PREDICTIONS = 16
 """Predictions per measurement of one set of images: about the time of eight training steps."""
 _PER_PASS_ON_A_CPU = 4
-"""A GPU runs all in one pass: launching a pass takes longer than computing a few images. Without
-gradients this takes less memory than a training step."""
+"""Predictions per pass on a CPU. A GPU computes all in one pass, because launching a pass takes
+longer than computing a few images. Without gradients, a pass takes less memory than a training
+step."""
 
 
 def held_out_positions(
@@ -62,7 +63,7 @@ class Evaluation:
     """Measures one style on training images and on held-out images.
 
     Args:
-        captions: the ``Batch.captions`` entry of each caption, by its row in the dataset.
+        captions: the value of ``Batch.captions`` for each row of the dataset's ``captions``.
         slot: the style's row of the packed LoRA, (1,), on the device.
     """
 

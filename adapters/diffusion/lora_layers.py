@@ -128,8 +128,8 @@ class PackedLora:
 
     def new_style(self, slot: int, seed: int) -> StyleLora:
         """Put a fresh style into a slot: ``down`` Kaiming-uniform and ``up`` zero as in the
-        paper's code, DoRA's magnitudes from the base. At first it changes nothing. It depends
-        on the seed alone."""
+        paper's code, DoRA's magnitudes from the base. It leaves the layers' outputs unchanged
+        until it is trained. Its weights depend on the seed alone."""
         row = self.weights.data[slot].zero_()
         weights = torch.nn.Parameter(row)
         weights.grad = self.gradient[slot].zero_()
@@ -160,7 +160,7 @@ class PackedLora:
         return self._activated(self.weights, slots, in_training=True)
 
     def showing(self, slot: torch.Tensor) -> AbstractContextManager[None]:
-        """In the with-block, batches are of one style as it is, without dropout or gradient.
+        """In the with-block, batches use one style's current weights, without dropout or gradient.
 
         Args:
             slot: (1,), on the device.

@@ -49,7 +49,7 @@ class MemoryPlan:
 
 def groups_of_one_shape(runs: Sequence[DiffusionSession]) -> list[list[DiffusionSession]]:
     """Group the runs whose next batches can share a pass, ordered by slot so that equal groups
-    give equal sums. A run that saves memory gets a pass of its own."""
+    give equal sums. A run whose memory plan is reduced gets a pass of its own."""
     groups: dict[Hashable, list[DiffusionSession]] = {}
     for run in sorted(runs, key=lambda run: run.slot):
         shape = run.slot if run.reduced else run.batches.shape(run.step)

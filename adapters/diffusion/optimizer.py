@@ -81,7 +81,7 @@ def build_optimizer(
         }
         return adamw
     if name is OptimizerName.ADAMW_8BIT:
-        # On a CPU it looks for kernels on the hub and logs warnings if there are none.
+        # On a CPU bitsandbytes looks for kernels on the hub and logs warnings if there are none.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from bitsandbytes.optim import AdamW8bit
 
@@ -92,13 +92,13 @@ def build_optimizer(
     prodigy: torch.optim.Optimizer = Prodigy(
         [weights], lr=rate, decouple=True, use_bias_correction=True, safeguard_warmup=True
     )
-    # Passed to the constructor, it would print a message.
+    # Not through the constructor, which would print a message about it.
     prodigy.param_groups[0]["weight_decay"] = decay
     return prodigy
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """The state, sharing its tensors. Empty before the first step if initialised lazily."""
+    """The state, sharing its tensors. Before the first step, an optimizer may have none yet."""
     (group,) = optimizer.param_groups
     (weights,) = group["params"]
     state: Mapping[str, Any] = optimizer.state.get(weights, {})

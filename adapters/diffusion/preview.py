@@ -26,7 +26,7 @@ _SUBJECTS = ("a portrait of a woman", "a street in a town")
 
 @dataclass(frozen=True)
 class PreviewRequest:
-    """The images to draw, encoded before the text encoder leaves the device."""
+    """The previews to draw, with their prompts already encoded."""
 
     prompts: tuple[str, ...]
     states: torch.Tensor
@@ -68,7 +68,7 @@ def request_previews(
     device: torch.device,
     steps: int = STEPS,
 ) -> PreviewRequest:
-    """Squares at the run's resolution, but not larger than the base model can compose."""
+    """Request squares at the run's resolution, at most at the base model's native one."""
     prompts = preview_prompts(parameters, captions)
     max_tokens = parameters.max_token_length
     states = encode_captions(base, ["", *prompts], device, max_tokens)
@@ -143,7 +143,7 @@ def latents_of(
 ) -> torch.Tensor:
     """Latents of all prompts, (prompts, c, h, w). On out-of-memory they are denoised one by one.
 
-    One pass for all is faster: launching it takes the CPU longer than a few images take the GPU.
+    One pass for all is faster: launching a pass takes longer than computing a few images.
     """
     return torch.cat(
         split_on_oom(

@@ -128,7 +128,7 @@ class DiffusionSession:
         self._base_previews: tuple[Preview, ...] = ()
         self._style_axis: StyleAxis | None = None
         self._style_step = 0
-        """The step whose weights a restored run has; 0 for the current step."""
+        """The step of the weights that ``restore`` loaded; 0 if it was not called."""
 
     @property
     def finished(self) -> bool:
@@ -179,7 +179,7 @@ class DiffusionSession:
         return self.thread.call(self._encode_style)
 
     def restore(self, checkpoint: bytes) -> None:
-        """After the last step, take the weights of an earlier checkpoint of this run."""
+        """After the last step, load the weights of an earlier checkpoint of this run."""
         self.thread.call(partial(self._restore, checkpoint))
 
     def previews(
@@ -203,7 +203,7 @@ class DiffusionSession:
     def judge(
         self, previews: tuple[Preview, ...], check: Callable[[], None] = lambda: None
     ) -> PreviewScores:
-        """Score previews of this run. The first call draws the base's own."""
+        """Score previews of this run. The first call also draws the base's previews."""
         plain = self.previews(adapted=False, check=check)
         return self.thread.call(partial(self._judge, plain, previews))
 
@@ -211,7 +211,7 @@ class DiffusionSession:
 
     @property
     def reduced(self) -> bool:
-        """Whether the run saves memory and so gets passes of its own."""
+        """Whether the memory plan is reduced, so that the run gets passes of its own."""
         return self.memory != MemoryPlan(self.parameters.batch_size)
 
     def next_batch(self) -> Batch:
@@ -231,7 +231,7 @@ class DiffusionSession:
             self.scaler._per_optimizer_states.clear()
 
     def finish_step(self) -> StepReport:
-        """Report the finished step. Within an epoch this reads nothing and so does not wait.
+        """Report the finished step. Within an epoch this does not wait for the device.
 
         Raises:
             TrainingFailed: LOSS_DIVERGED, at the end of an epoch.
@@ -328,10 +328,8 @@ class DiffusionSession:
         def draw() -> tuple[Preview, ...]:
             if not adapted:
                 return draw_previews(self._base, request, self.model.device, check)
-            with self.model.lora.showing(self.model.lora.slot(self.slot)):
-                trained = self.model.text_encoder is not None
-                now = encoded_anew(self._base, request, self.model.device) if trained else request
-                return draw_previews(self._base, now, self.model.device, check)
+            with self._style_active(request) as encoded:
+                return draw_previews(self._base, encoded, self.model.device, check)
 
         return retry_after_freeing(self.model, draw)
 
@@ -343,16 +341,16 @@ class DiffusionSession:
                 statistics, _ = encode_previews(base, plain, device)
                 self._style_axis = style_axis(self._data.statistics, statistics)
             statistics, latents = encode_previews(base, previews, device)
-            with self._style_active() as request:
+            with self._style_active(self._data.previews) as request:
                 shown = faithfulness(base, latents, request, device)
             return PreviewScores(self._style_axis.closeness(statistics), shown)
 
         return retry_after_freeing(self.model, score)
 
     @contextmanager
-    def _style_active(self) -> Iterator[PreviewRequest]:
-        """In the with-block, the models have this style. Yields the prompts as it encodes them."""
-        request = self._data.previews
+    def _style_active(self, request: PreviewRequest) -> Iterator[PreviewRequest]:
+        """In the with-block, the models have this style. Yields the request with its prompts as
+        the style's text encoder encodes them."""
         with self.model.lora.showing(self.model.lora.slot(self.slot)):
             if self.model.text_encoder is not None:
                 request = encoded_anew(self._base, request, self.model.device)

@@ -1,12 +1,12 @@
 """Measure previews with the model: closeness to the artist's style, faithfulness to prompts.
 
-Closeness uses the channel means and deviations of the VAE encoder's features, which carry style
-(AdaIN, arXiv 1703.06868), along the direction that separates the artist's images from the base's
-previews best relative to how contents differ (Fisher's linear discriminant, 1936).
+Closeness takes the channel means and deviations of the VAE encoder's features, which carry style
+(AdaIN, arXiv 1703.06868), and projects them onto Fisher's linear discriminant (1936) between the
+artist's images and the base's previews.
 
 Faithfulness uses the model's noise-prediction error as a classifier of prompts (arXiv 2303.16203).
-The style is active then: the base alone does not recognise contents in a style that it does not
-know, while a style that shows the same for every prompt cannot tell prompts apart.
+The LoRA is active meanwhile, because the base alone does not recognise contents in an unknown
+style. A LoRA that draws the same for every prompt cannot tell prompts apart: it scores 0.5.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class StyleAxis:
     origin: torch.Tensor
     """(features,): the mean of the base's previews, at 0 of the axis."""
     direction: torch.Tensor
-    """(features,): its product with the artist's mean, less the origin, is 1."""
+    """(features,): its dot product with (artist's mean - origin) is 1."""
 
     def closeness(self, statistics: torch.Tensor) -> float:
         """Closeness of a set of images, (n, features), to the artist's style.
 
-        1 at the artist's mean, 0 as far from it as the base; falls again beyond the artist's mean.
+        0 at the base's mean, 1 at the artist's; beyond the artist's it falls again.
         """
         position = float((statistics.mean(0) - self.origin) @ self.direction)
         return 1 - abs(1 - position)

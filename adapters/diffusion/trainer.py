@@ -44,7 +44,7 @@ class DiffusionTrainer:
         backend: how steps are run; None for the fastest backend for the device.
         make_recorder: records passes, if the backend does; by default as CUDA graphs.
         slots: maximum number of open runs that share passes.
-        patience: seconds for which a step waits for runs that took part in the last one.
+        patience: maximum number of seconds that a short step waits for the runs of the last one.
         start_ranks: starts the other processes of a run on several devices, as
             ``OtherRanks.started`` does. Runs with one image per step, or dropout, do not use it.
         preview_steps: denoising steps of a preview.

@@ -31,7 +31,7 @@ def connect(options: GcsOptions) -> Client:
     if options.emulator_url is not None:
         credentials = AnonymousCredentials()
     elif options.credentials_file is not None:
-        # Deprecated for untrusted files; the operator provides this one, of any type.
+        # google-auth deprecates this function for untrusted files; this one is the operator's.
         credentials, found = google.auth.load_credentials_from_file(
             str(options.credentials_file), scopes=[SCOPE]
         )

@@ -33,7 +33,7 @@ from domain.location import Bucket, InvalidLocation, Location
 T = TypeVar("T")
 
 TRIES = 3
-"""Whole reads or writes per call, beyond the requests that the client library repeats."""
+"""Attempts at a whole read or write; in each, the client library also retries its requests."""
 FIRST_PAUSE = 0.2
 """Seconds before the second attempt, doubled before the third."""
 
@@ -135,7 +135,7 @@ class GcsBlobStore:
             except GoogleAPICallError as error:
                 # 410, or 404 from an existing bucket: the upload session is gone.
                 if error.code == 410 or (error.code == 404 and self._bucket_exists(at.bucket)):
-                    raise _TryAgain("the upload was lost on its way") from error
+                    raise _TryAgain("the upload session has ended") from error
                 raise
             return _generation(blob)
 

@@ -12,8 +12,8 @@ Converter = Callable[[Image.Image], Image.Image]
 """Converts a part of an image to RGB, 8 bits, sRGB."""
 
 TOLERANCE = 2
-"""Largest colour shift, in levels of 255, of a profile that counts as sRGB: as much as two
-programs differ on the same profile."""
+"""Largest colour shift, in levels of 255, of a profile that counts as sRGB. Two programs differ by
+as much on the same profile."""
 
 _LATTICE = (0, 16, 32, 64, 96, 128, 160, 192, 224, 255)
 

@@ -52,7 +52,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One readable line; its further lines are indented.
+    """One readable line; further lines, such as a traceback, are indented.
 
     Args:
         redact: removes secrets from a text.

@@ -38,8 +38,8 @@ MAX_BYTES = 2 * 1024**3
 """Upper limit: no LoRA of Stable Diffusion 1.5 is larger, but whole checkpoints are."""
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLE = (
-    "a pickle (.bin, .pt, .ckpt), which can run code when it is opened and is not read; save the "
-    "LoRA as .safetensors"
+    "a pickle (.bin, .pt, .ckpt), which is not read because it can run code; save the LoRA as "
+    ".safetensors"
 )
 _BEGINNINGS = {
     b"PK\x03\x04": _PICKLE,

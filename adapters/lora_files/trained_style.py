@@ -1,7 +1,7 @@
 """The finished style as one ``.safetensors`` file for common programs.
 
 Keys are kohya's, the only format that diffusers, AUTOMATIC1111 and ComfyUI all load
-(docs/format.md). DoRA alone is in diffusers' format, which only diffusers reads: diffusers drops
+(docs/format.md). Only DoRA is in diffusers' format, which only diffusers reads: diffusers drops
 the magnitudes of kohya's format, and AUTOMATIC1111 normalises along another axis. Matrices are
 float16, like the models in those programs: half the size, the same images. Metadata is
 kohya's ``ss_*`` and Stability's ``modelspec.*`` (ModelSpec 1.0.1).

@@ -52,7 +52,7 @@ class MeteredBlobStore:
         self._jobs = jobs
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
-        """Read, and count the bytes; artists' files, the only reads with a limit, separately."""
+        """Read, and count the bytes. A read with a limit is of an artist's file: a ``fetch``."""
         with self._calling("get" if max_bytes is None else "fetch"):
             blob = self._inner.get(at, max_bytes=max_bytes)
         suppress_errors(lambda: self._metrics.read_bytes.inc(len(blob.data)))

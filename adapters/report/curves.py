@@ -109,7 +109,7 @@ def _plot_loss(axes: Axes, history: Sequence[EpochRecord], base_loss: float | No
         axes.axhline(base_loss, color=FAINT, lw=1.2, ls="-.", label=label)
     axes.set_ylabel("loss", color=ACCENT)
     axes.grid(axis="y", color=FAINT, alpha=0.18)
-    _legend_above(axes)
+    legend_above(axes)
     return rate
 
 
@@ -126,10 +126,10 @@ def _plot_gradients(axes: Axes, history: Sequence[EpochRecord]) -> None:
     axes.set_ylabel("gradient norm", color=ACCENT)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=FAINT, alpha=0.18)
-    _legend_above(axes)
+    legend_above(axes)
 
 
-def _legend_above(axes: Axes) -> None:
+def legend_above(axes: Axes) -> None:
     """Place the legend above the axes, clear of the curves."""
     axes.legend(
         loc="lower left",

@@ -39,8 +39,8 @@ class HtmlReporter:
 
     Args:
         decode: decodes a file's bytes to an upright RGB image.
-        companions: also render the files that belong beside the weights, for a report whose
-            names are keys of the weights' bucket.
+        companions: also render ``companion_files``, whose names are keys in the weights'
+            bucket.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
         "network_weights": "none",
         "caption_prefix": "none",
         "caption_suffix": "none",
-        "sample_prompts": "none: the first captions that differ; subjects of ours, where all "
-        "images have one caption",
+        "sample_prompts": "none: the first distinct captions; if there is only one, also with two "
+        "other subjects",
     }
     rows = []
     for field in fields(parameters):

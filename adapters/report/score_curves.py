@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from io import BytesIO
 
 from adapters.report.colours import ACCENT, FAINT, INK, PAPER
+from adapters.report.curves import legend_above
 from application.ports import PreviewScores
 
 WIDTH, HEIGHT = 1600, 560
@@ -40,14 +41,7 @@ def plot_scores(scores: Mapping[int, PreviewScores]) -> bytes:
     axes.grid(axis="y", color=FAINT, alpha=0.18)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelcolor=FAINT)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2,
-        frameon=False,
-        labelcolor=INK,
-        fontsize="small",
-    )
+    legend_above(axes)
     file = BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

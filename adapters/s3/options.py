@@ -76,6 +76,9 @@ def check_endpoint(url: str) -> None:
     """
     parts = urlsplit(url)
     if parts.username or parts.password:
-        raise ValueError("S3_ENDPOINT_URL holds credentials: give them as AWS_ACCESS_KEY_ID")
+        raise ValueError(
+            "S3_ENDPOINT_URL holds credentials: move them to AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"S3_ENDPOINT_URL={url!r}: give https://host or http://host, with a port")
+        raise ValueError(f"S3_ENDPOINT_URL={url!r}: give https://host or http://host:port")

@@ -29,7 +29,7 @@ from domain.location import Bucket, InvalidLocation, Location
 T = TypeVar("T")
 
 TRIES = 3
-"""Whole reads or writes per call, beyond the requests that botocore retries."""
+"""Attempts at a whole read or write; in each, botocore also retries its requests."""
 FIRST_PAUSE = 0.2
 """Seconds before the second attempt, doubled before each further one."""
 

@@ -77,7 +77,7 @@ class AuthMiddleware:
         """The response to a request without access; None to pass it on."""
         if self._local_names_only and not is_loopback(_host_name(request.headers)):
             return PlainTextResponse(
-                "This address answers to localhost and 127.0.0.1 only.\n", status_code=421
+                "Use localhost or 127.0.0.1 as the host in the URL.\n", status_code=421
             )
         # Not ``request.url``, which may contain the Host header, chosen by the client.
         path = request.scope["path"]
@@ -93,7 +93,7 @@ class AuthMiddleware:
         if path == "/" and request.method == "GET":
             return self._ask()
         return PlainTextResponse(
-            "Give the token: Authorization: Bearer STATUS_TOKEN\n",
+            "Send the header Authorization: Bearer STATUS_TOKEN\n",
             status_code=401,
             headers={"WWW-Authenticate": 'Bearer realm="style trainer"'},
         )
@@ -133,7 +133,7 @@ class AuthMiddleware:
         return Response(page, status_code=401, media_type="text/html")
 
 
-_WRONG = '<p class="trouble" role="alert">That is not the token.</p>'
+_WRONG = '<p class="trouble" role="alert">Wrong token.</p>'
 
 
 def _equal(given: str, expected: str) -> bool:

@@ -117,7 +117,7 @@ class JobView:
         }
 
     def _parts(self) -> list[dict[str, Any]]:
-        """Where the time went, in order; upload and call are the phases of these."""
+        """Seconds of each part, in order; upload and call are the times of their phases."""
         ends = {
             name: self.phase_seconds[phase]
             for name, phase in (("upload", JobState.UPLOADING), ("call", JobState.ANNOUNCING))

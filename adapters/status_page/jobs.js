@@ -18,7 +18,7 @@ function cells(job) {
   const { progress, phase } = job;
   const left = phase === "training" && known(progress?.seconds_left);
   return {
-    phase: PHASES[phase] ?? "Taken up",
+    phase: PHASES[phase] ?? "Received",
     epoch: progress ? `${progress.epoch} / ${progress.epochs}` : "–",
     done: progress ? `${progress.percent} %` : "–",
     speed: known(progress?.steps_per_second) ? speed(progress.steps_per_second) : "–",
@@ -38,9 +38,9 @@ export class JobTable {
   show(jobs, shownTask) {
     this.card.hidden = jobs.length < 2;
     const listed = this.card.hidden ? [] : jobs;
-    const inHand = new Set(listed.map((job) => job.task_id));
+    const active = new Set(listed.map((job) => job.task_id));
     for (const [taskId, row] of this.rows) {
-      if (inHand.has(taskId)) continue;
+      if (active.has(taskId)) continue;
       row.remove();
       this.rows.delete(taskId);
     }

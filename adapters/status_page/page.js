@@ -13,7 +13,7 @@ const STATES = {
   preparing: ["Preparing images", "busy"],
   training: ["Training", "busy"],
   uploading: ["Uploading the style", "busy"],
-  announcing: ["Telling the backend", "busy"],
+  announcing: ["Notifying the backend", "busy"],
   stopping: ["Stopping", "warn"],
 };
 
@@ -72,7 +72,7 @@ function showNote(status, job, running) {
   const note = $("job-note");
   note.className = "";
   if (running) {
-    setText(note, known(job.resumed_from) ? `Went on from the checkpoint of epoch ${job.resumed_from}.` : "");
+    setText(note, known(job.resumed_from) ? `Resumed from the checkpoint of epoch ${job.resumed_from}.` : "");
   } else if (!job) {
     const starting = status.worker.state === "starting";
     setText(note, starting ? "The worker takes tasks as soon as its base model is loaded." : "No job yet. The next task on the queue starts by itself.");
@@ -105,7 +105,7 @@ function showFacts(job, running) {
     ["Epoch", progress ? `${progress.epoch} / ${progress.epochs}` : "–"],
     ["Step", progress ? `${progress.step} / ${progress.steps}` : "–"],
     ["Loss", known(progress?.loss) ? progress.loss.toFixed(4) : "–"],
-    ["Measured", known(progress?.measured_loss) ? progress.measured_loss.toFixed(4) : "–"],
+    ["Measured loss", known(progress?.measured_loss) ? progress.measured_loss.toFixed(4) : "–"],
     ["Base loss", known(progress?.base_loss) ? progress.base_loss.toFixed(4) : "–"],
     ["Closeness", job.scores ? job.scores[0].toFixed(2) : "–"],
     ["Faithfulness", job.scores ? job.scores[1].toFixed(2) : "–"],
@@ -271,7 +271,7 @@ async function update() {
     const address = asked ? `/api/status?task=${encodeURIComponent(asked)}` : "/api/status";
     const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(5000) });
     if (answer.status === 401) return location.reload();
-    if (!answer.ok) throw new Error(`the worker answers ${answer.status}`);
+    if (!answer.ok) throw new Error(`the worker returned status ${answer.status}`);
     const status = await answer.json();
     if (asked !== chosen) return; // the response for the new choice is pending
     if (status.job?.task_id !== chosen) chosen = null;
@@ -282,7 +282,7 @@ async function update() {
     missed += 1;
     if (missed >= LOST_AFTER) {
       $("contact").hidden = false;
-      setText($("contact"), "The worker does not answer. What you see is old; this page keeps asking.");
+      setText($("contact"), "The worker does not respond. This page shows old values and keeps trying.");
       showState("No contact", "bad");
     }
   }

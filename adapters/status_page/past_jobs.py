@@ -57,7 +57,7 @@ class PastJobs:
 
 
 def _repeats(summary: dict[str, Any], earlier: dict[str, Any]) -> bool:
-    """Whether both are of a task that another worker has, whose message returns every minute."""
+    """Whether both are of one task that another worker runs: its message returns every minute."""
     return all(
         job["result"] == "retry later"
         and job["task_id"] == summary["task_id"]

@@ -76,8 +76,8 @@ class PreviewCache:
         """The previews as JSON values; None if there are none.
 
         Args:
-            style_id: the style to show. Without previews of its own, the last closed run's are
-                shown, never those of another open run. None: the newest.
+            style_id: the style to show. If it has no previews, the last closed run's are shown,
+                never those of another open run. None: the newest previews.
         """
         drawn = self._best(style_id)
         if drawn is None:

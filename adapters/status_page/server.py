@@ -83,7 +83,7 @@ class StatusServer:
             where = f"{self._host}:{self._port}"
             if self._port == 0 or not is_loopback(self._host):
                 raise AddressTaken(
-                    f"STATUS_HOST, STATUS_PORT: {where}: {error.strerror or error}; give another"
+                    f"STATUS_HOST, STATUS_PORT: {where}: {error.strerror or error}; set others"
                 ) from None
             log.warning("port %d is in use; the status page uses another", self._port)
             self._socket = _listen(self._host, 0)

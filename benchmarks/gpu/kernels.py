@@ -35,7 +35,7 @@ _SHOWN = 90
 
 def main() -> None:
     """Measure and print the results."""
-    parser = argparse.ArgumentParser(description="Say where a training step's time goes.")
+    parser = argparse.ArgumentParser(description="Measure where a training step's time goes.")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small base, 64 px: only a rehearsal")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One sitting on a GPU, in at most 8 minutes: benchmarks/gpu/sitting.sh [--tiny] [FOLDER]
 #
-# Each part is bounded and writes what it has measured at once: a cut loses nothing. Parts in order:
+# Each part has a time limit and writes each result at once, so an interruption loses no result. Parts in order:
 # the GPU's tests; steps at batch 1, 2, 4, 8 (the recipe, without and with our kernels), then with
 # torch.compile in place of our kernels; several styles; a whole job, cold and warm; a step's kernels.
 # --tiny rehearses on a CPU, with ten times the time. PYTHON names the interpreter, whose torch must fit the card.
@@ -17,7 +17,7 @@ out=${1:-benchmarks/results/sitting}
 mkdir -p "$out"
 : > "$out/summary.txt"
 
-part() { # NAME SECONDS COMMAND...: run it for so long at most, and note how it ended
+part() { # NAME SECONDS COMMAND...: run COMMAND for at most SECONDS, and record its exit status
   local name=$1 limit=$(($2 * stretch)) began=$SECONDS
   shift 2
   timeout --kill-after=5 "$limit" "$@" > "$out/$name.txt" 2>&1

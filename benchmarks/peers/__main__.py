@@ -60,7 +60,9 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure the trainer beside other programs.")
     parser.add_argument("--sd-scripts", type=Path, metavar="DIR", help="a checkout of sd-scripts")
-    parser.add_argument("--diffusers-example", type=Path, metavar="FILE", help="the script")
+    parser.add_argument(
+        "--diffusers-example", type=Path, metavar="FILE", help="path of its script"
+    )
     parser.add_argument("--python", default="python3", help="interpreter of sd-scripts")
     parser.add_argument("--diffusers-python", help="interpreter of the example; default: --python")
     parser.add_argument("--stub-torchvision", action="store_true")
@@ -73,8 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=400, help="a multiple of the images")
-    parser.add_argument("--warm-up", type=int, default=40, help="steps that do not count")
+    parser.add_argument(
+        "--steps", type=int, default=400, help="use a multiple of the steps per epoch"
+    )
+    parser.add_argument("--warm-up", type=int, default=40, help="first steps, not measured")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     return parser

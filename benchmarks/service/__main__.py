@@ -160,7 +160,7 @@ def _measure(place: Place, store: str, backlog: int, workers: int, tasks: int) -
 
 
 def _run(commands: list[tuple[list[str], dict[str, str]]]) -> list[dict[str, Any]]:
-    """Run the commands, and let them begin at the same time; the JSON that each printed.
+    """Run the commands, all from the same moment, and return the JSON that each printed.
 
     Raises:
         RuntimeError: one failed; with the end of its output.
@@ -194,7 +194,7 @@ def _run(commands: list[tuple[list[str], dict[str, str]]]) -> list[dict[str, Any
 
 @contextmanager
 def _filled_queue(port: int, backlog: int) -> Iterator[str]:
-    """A queue with that many tasks; it and its companions are deleted afterwards."""
+    """A queue of ``backlog`` tasks. Deletes it, its retry and dead-letter queues at the end."""
     queue = f"benchmark.{uuid.uuid4().hex[:12]}"
     with raw_channel(port) as channel:
         channel.queue_declare(queue, durable=True)

@@ -1,7 +1,7 @@
 """A plain pika consumer: `python -m benchmarks.service.bare_consumer PORT QUEUE MESSAGES`.
 
-Waits for a line on standard input. Receives one message at a time and acknowledges it. Prints as
-JSON when it acknowledged each.
+Waits for a line on standard input, then receives and acknowledges one message at a time. Prints
+the time of each acknowledgement as JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pika
 
 
 def main(port: int, queue: str, messages: int) -> None:
-    """Consume that many messages."""
+    """Consume ``messages`` messages."""
     ends: list[float] = []
     with pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port)) as connection:
         channel = connection.channel()

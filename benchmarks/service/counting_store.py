@@ -1,4 +1,4 @@
-"""Count the calls to a blob store by what they are for."""
+"""Count the calls to a blob store by operation and kind of blob."""
 
 from __future__ import annotations
 
@@ -66,5 +66,5 @@ class CountingBlobStore:
 
 
 def kind(key: str) -> str:
-    """What a blob or a prefix is for."""
+    """The kind of blob that a key or prefix is for."""
     return next((name for pattern, name in _KINDS if re.search(pattern, key)), "image")

@@ -1,8 +1,8 @@
 """A worker whose trainer takes no time: `python -m benchmarks.service.worker JOBS`.
 
 Queue, journal, lease, store and webhooks are the worker's own. The trainer, the check of the
-images and the report are stand-ins. Waits for a line on standard input. Ends after JOBS jobs, and
-prints as JSON when each job ended and how often the store was called.
+images and the report are stand-ins. Waits for a line on standard input, ends after JOBS jobs, and
+prints the time of each job's end and the number of calls to the store as JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from entrypoints.stores import open_blobs
 
 
 def main(jobs: int) -> None:
-    """Process that many jobs."""
+    """Process ``jobs`` jobs."""
     settings, stop = load_settings(kind=WorkerSettings), StopSignal()
     ends: list[float] = []
     with open_container(settings, stop=stop) as container:

@@ -235,7 +235,7 @@ def test_every_parameter_is_there_with_its_value(parameters: TrainingParameters)
 def test_omitted_parameters_show_what_they_came_to() -> None:
     parameters = TrainingParameters(epochs=40, resolution=512)
     text = page(replace(REPORT, parameters=parameters)).text
-    assert "trigger_word none sample_prompts none: the first captions that differ" in text
+    assert "trigger_word none sample_prompts none: the first distinct captions" in text
     assert "lr_warmup_steps 58" in text
     assert "snr_gamma off" in text
 
@@ -296,7 +296,7 @@ def test_the_weights_are_named_and_their_use_explained(shown: Page) -> None:
         "Base model org/base-1-5",
     ):
         assert words in shown.text
-    assert "trying only" not in shown.text
+    assert "trials only" not in shown.text
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
@@ -306,7 +306,7 @@ def test_a_style_of_another_base_is_not_for_the_programs_of_sd15(use_dora: bool)
         replace(REPORT, base=base, parameters=replace(REPORT.parameters, use_dora=use_dora))
     ).text
     assert "Base model small_base" in text
-    assert "for trying only: it does not load with Stable Diffusion 1.5" in text
+    assert "for trials only: it does not load with Stable Diffusion 1.5" in text
     assert "ComfyUI" not in text
     assert "AUTOMATIC1111" not in text
     assert "load_lora_weights" in text
@@ -453,7 +453,7 @@ MEASURED = [
 def test_the_best_epoch_is_named_with_what_it_was_measured_on() -> None:
     held_out = page(replace(REPORT, history=MEASURED)).text
     assert "epoch 20 was best: loss 0.2000 on images held out" in held_out
-    assert "The file is of epoch 40" in held_out
+    assert "The file has the weights of epoch 40" in held_out
     without = [replace(record, validation_loss=None) for record in MEASURED]
     text = page(replace(REPORT, history=without)).text
     assert "epoch 40 was best: loss 0.0075 on images trained on" in text
@@ -475,7 +475,7 @@ def test_an_earlier_epochs_weights_are_announced_with_the_reason() -> None:
     metric = replace(REPORT.metric, delivered_epoch=20)
     text = page(replace(REPORT, history=MEASURED, metric=metric)).text
     assert "The last epoch was worse than epoch 20, so the file has the weights of epoch" in text
-    assert "The file is of epoch 20" in text
+    assert "The file has the weights of epoch 20" in text
 
 
 def test_the_previews_scores_are_drawn_and_told_in_words() -> None:
@@ -557,7 +557,7 @@ def test_previews_from_the_way_are_shown_by_epoch_for_every_prompt() -> None:
 
 def test_previews_of_other_prompts_are_not_shown() -> None:
     underway = ((10, (png("red"),)),)
-    assert "On the way" not in page(replace(REPORT, underway=underway)).text
+    assert "During the training" not in page(replace(REPORT, underway=underway)).text
 
 
 def test_of_a_dora_only_what_loads_it_is_explained() -> None:

@@ -237,7 +237,7 @@ def test_a_path_that_leads_nowhere_is_not_asked_of_the_hub(
         raise AssertionError("asked")
 
     monkeypatch.setattr("diffusers.StableDiffusionPipeline.load_config", ask)
-    assert refusal(name).endswith("no file and no hub name; check the path")
+    assert refusal(name).endswith("a file or a hub name; check the path")
 
 
 def test_a_folder_in_shards_has_the_same_fingerprint(base: BaseModel, copy: Path) -> None:

@@ -230,7 +230,7 @@ def test_several_jobs_in_hand_are_in_a_table_and_one_of_them_in_full(look: Look)
 
     page.locator("#hands tr").nth(1).get_by_text("Training").click()
     page.get_by_role("heading", name="Style 43", exact=True).wait_for()
-    page.get_by_text("Went on from the checkpoint of epoch 40.").wait_for()
+    page.get_by_text("Resumed from the checkpoint of epoch 40.").wait_for()
     page.get_by_text("of style 43, epoch 50", exact=True).wait_for()
     assert page.get_by_role("progressbar").get_attribute("aria-valuenow") == "43"
     assert visit.complaints == []
@@ -322,7 +322,7 @@ def test_a_worker_that_is_gone_is_said_to_be_gone(look: Look, browser: Browser) 
     visit = Visit(browser, server.start(), "light", "desktop")
     page = visit.open()
     server.stop()
-    page.get_by_text("The worker does not answer.").wait_for()
+    page.get_by_text("The worker does not respond.").wait_for()
     assert page.locator("#state-text").inner_text() == "No contact"
     visit.context.close()
 

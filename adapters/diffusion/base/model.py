@@ -28,7 +28,7 @@ class BaseModel:
     unet: UNet2DConditionModel
     noise_schedule: DDPMScheduler
     fingerprint: str
-    """SHA-256 over all weights and configurations (``fingerprint_of``)."""
+    """SHA-256, in hex (``fingerprint_of``)."""
 
     @property
     def latent_scale(self) -> int:

@@ -32,11 +32,11 @@ def check_name(name: str) -> None:
         return
     is_file = path.suffix.lower() in {".safetensors", *PICKLES}
     if is_file or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is None:
-        raise BaseModelInvalid(name, "is no folder, no file and no hub name; check the path")
+        raise BaseModelInvalid(name, "is not a folder, a file or a hub name; check the path")
     if not is_cached(name) and ask_hub(name) is None:
         raise BaseModelInvalid(
             name,
-            "is no folder and no file, and the hub cannot be reached; check the name and the "
+            "is not a folder or a file, and the hub cannot be reached; check the name and the "
             "connection, or give a folder or a .safetensors file",
         )
 

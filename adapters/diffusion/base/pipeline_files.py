@@ -52,8 +52,8 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffu
     except Exception as error:  # the file may hold anything
         raise BaseModelInvalid(
             name,
-            "cannot be read as a Stable Diffusion 1.5 checkpoint; give a whole one"
-            f"{'' if local else ', and be online, since its configuration comes from the hub'}"
+            "cannot be read as a Stable Diffusion 1.5 checkpoint; give a complete one"
+            f"{'' if local else ', and allow access to the hub, which has its configuration'}"
             f" ({_first_line(error)})",
         ) from error
 
@@ -61,7 +61,7 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffu
 def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
     if path.is_dir():
         _check_folder(name, path)
-    # Without a look at the hub its client would retry for a minute.
+    # Without this check the hub's client would retry for a minute.
     offline = not path.is_dir() and ask_hub(name) is None
     try:
         with warnings.catch_warnings():
@@ -101,7 +101,8 @@ def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
 
 
 def _text_encoder(name: str, *, offline: bool) -> CLIPTextModel:
-    """Load it separately, because transformers initialises missing weights at random."""
+    """Load the text encoder. Raises an error if weights are missing, which transformers would
+    initialise at random."""
     model, report = CLIPTextModel.from_pretrained(
         name,
         subfolder="text_encoder",
@@ -145,7 +146,9 @@ def _check(name: str, pipeline: StableDiffusionPipeline) -> None:
         )
     predicts = pipeline.scheduler.config.get("prediction_type", "epsilon")
     if predicts not in _PREDICTIONS:
-        raise BaseModelInvalid(name, f"predicts {predicts!r}; give one that predicts the noise")
+        raise BaseModelInvalid(
+            name, f"predicts {predicts!r}; give one that predicts noise or velocity"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -34,7 +34,7 @@ class BatchPrefetcher:
 
     Args:
         buckets: positions of the training images, by size.
-        captions: the ``Batch.captions`` entry of each caption, by its row in the dataset.
+        captions: the value of ``Batch.captions`` for each row of the dataset's ``captions``.
         slot: the style's row of the packed LoRA, (1,), on the device.
     """
 

@@ -48,13 +48,13 @@ _SETTINGS = {
     "resnet_time_scale_shift": "default",
     "use_linear_projection": False,
 }
-"""The settings that the fused blocks compute, as in Stable Diffusion 1.5."""
+"""The settings that the fused blocks support: those of Stable Diffusion 1.5."""
 
 
 def with_fused_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A UNet with fused blocks on the weights of ``unet``, which is not changed.
 
-    A UNet with other blocks or settings than those of Stable Diffusion 1.5 is returned itself.
+    If ``unet`` has other blocks or settings than Stable Diffusion 1.5, returns ``unet`` itself.
     """
     if not _is_supported(unet.config):
         return unet
