@@ -152,7 +152,7 @@ class TrainingParameters:
     """Shape of the learning rate after the warm-up: constant, constant_with_warmup, linear,
     cosine, cosine_with_restarts or polynomial, as in diffusers."""
     lr_warmup_steps: int | None = None
-    """Steps of linear warm-up, to 100,000; None means a twentieth of the run, at most 100."""
+    """Steps of linear warm-up, at most 100,000; None means a twentieth of the run, at most 100."""
     lr_num_cycles: int = 1
     """Cycles of cosine_with_restarts, 1 to 100."""
     lr_power: float = 1.0
@@ -184,8 +184,8 @@ class TrainingParameters:
     caption_suffix: str | None = None
     """Text of 1 to 200 characters put after every caption, with a space between."""
     max_token_length: int = 75
-    """Tokens of a caption that are read: 75, 150 or 225. The longer ones are encoded in chunks of
-    75 and their states joined, as kohya's trainer and AUTOMATIC1111 do it."""
+    """Tokens of a caption that are read: 75, 150 or 225. With 150 or 225 a caption is encoded in
+    chunks of 75 whose states are joined, as in kohya's trainer and AUTOMATIC1111."""
     validation_split: float = 0.0
     """Share of the images that is held out, to see whether the style carries over, 0 to 0.5.
     Off by default: an artist chose each of 10 to 30 images for the style."""
@@ -195,7 +195,7 @@ class TrainingParameters:
     deliver: Delivery = Delivery.AUTO
     """Epoch that becomes the style: last, best (lowest measured loss) or auto. auto takes the
     last epoch, or the best one if the last one's measured loss is worse by more than two standard
-    errors of the paired differences."""
+    errors of the paired differences, or worse than the base model's."""
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():

@@ -140,7 +140,7 @@ def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--caption-dropout", "probability of training without the caption (default: 0)", type=float
     )
-    add("--shuffle-caption", "shuffle the tags of a caption at every step", action="store_true")
+    add("--shuffle-caption", "shuffle the tags of each caption", action="store_true")
     add(
         "--keep-tokens", "number of first tags neither shuffled nor dropped (default: 0)", type=int
     )

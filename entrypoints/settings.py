@@ -96,8 +96,8 @@ class Settings(BaseModel):
         None,
         description="Model that captions images without a caption: a folder or a hub name of an "
         "image-to-text model of transformers with weights in safetensors, such as "
-        "`Salesforce/blip-image-captioning-base`. Default: none, such images train on the "
-        "trigger word and the tags",
+        "`Salesforce/blip-image-captioning-base`. Default: none; these images then "
+        "train on the trigger word and the tags",
     )
     keep_style_words: bool = Field(
         False,
@@ -214,30 +214,31 @@ class Settings(BaseModel):
     model_bucket_name: str = Field(
         "stylelicense-models",
         description="Bucket of the weights: a name, or with its store `s3://name` or `gs://name`. "
-        "If only `GCS_BUCKET_NAME` is set, that bucket",
+        "If only `GCS_BUCKET_NAME` is set, weights go to that bucket",
     )
     state_bucket_name: str | None = Field(
         None,
         description="Bucket of journals, leases, checkpoints, reports and logs, written like "
-        "`MODEL_BUCKET_NAME`. Default: the bucket of the weights. Set it where browsers can read "
-        "that one",
+        "`MODEL_BUCKET_NAME`. Default: the bucket of the weights. Set it if browsers can read "
+        "that bucket",
     )
     allowed_image_buckets: tuple[str, ...] = Field(
         (),
-        description="Buckets that images may come from, with commas; `s3://name` or `gs://name` "
-        "allows it in that store only. Default: `AWS_STORAGE_BUCKET_NAME` and `GCS_BUCKET_NAME`",
+        description="Buckets that images may come from, separated by commas; `s3://name` or "
+        "`gs://name` allows the bucket in that store only. Default: `AWS_STORAGE_BUCKET_NAME` and "
+        "`GCS_BUCKET_NAME`",
     )
     weights_form: Literal["file", "folder"] | None = Field(
         None,
         description="`file`: `models/style_<id>.safetensors` for diffusers, ComfyUI and "
         "AUTOMATIC1111. `folder`: a PEFT folder below `models/style-<id>/` with that file beside "
-        "it. Default: `folder` where weights go to Google Cloud Storage, else `file`",
+        "it. Default: `folder` if weights go to Google Cloud Storage, else `file`",
     )
 
     backend_allow_http: bool = Field(
         False,
-        description="Call the backend over plain HTTP where `BACKEND_API_URL` says so; for "
-        "private networks only, because the token can be read on the way",
+        description="Accept an `http://` address in `BACKEND_API_URL`; for private networks only, "
+        "because others on the network can read the token",
     )
     backend_allow_short_token: bool = Field(
         False,
@@ -259,8 +260,8 @@ class Settings(BaseModel):
         WebhookOptions.read_timeout,
         gt=0,
         le=300,
-        description="Seconds to wait for the backend's answer to a webhook. Set it above "
-        "the time-out of any proxy in between (60 in nginx and an AWS load balancer, unless set)",
+        description="Seconds to wait for the backend's response to a webhook. Set it above the "
+        "timeout of any proxy in between (by default 60 in nginx and in AWS load balancers)",
     )
 
     worker_name: str | None = Field(
@@ -281,7 +282,7 @@ class Settings(BaseModel):
         ge=0,
         le=1,
         description="Share of the training time that previews at checkpoints and their scores may "
-        "take; 0 turns them off, and those of the report too",
+        "take; 0 turns off all previews, those of the report too",
     )
     keep_checkpoints: int | None = Field(
         DEFAULTS.keep_checkpoints,
@@ -368,7 +369,9 @@ class Settings(BaseModel):
         None, description="Token that the status page and metrics require, at least 16 characters"
     )
     min_disk_gb: float = Field(
-        1.0, ge=0, description="Minimum free disk space in GB; with less the worker is not ready"
+        1.0,
+        ge=0,
+        description="Minimum free disk space in GB; with less the worker receives no tasks",
     )
 
     @field_validator("retry_delays", "allowed_image_buckets", mode="before")

@@ -30,12 +30,12 @@ StyleId = Annotated[
 
 
 class ProgressFigures(_Body):
-    """How far a job is. The backend stores the object whole."""
+    """Progress of a job. The backend stores the object whole."""
 
     current_epoch: int = Field(ge=0, description="Epochs finished", examples=[50])
     total_epochs: int = Field(ge=1, description="Epochs of the whole job", examples=[100])
     progress_percent: int = Field(
-        ge=0, le=100, description="Whole percent of the steps done; 100 only when all are"
+        ge=0, le=100, description="Whole percent of the steps done; 100 only when all are done"
     )
     estimated_seconds: int = Field(
         ge=0,
@@ -56,34 +56,34 @@ def _without_default(schema: dict[str, Any]) -> None:
 
 
 class MetricFigures(_Body):
-    """The figures that go with a finished style. The backend stores the object whole."""
+    """Figures of a finished style. The backend stores the object whole."""
 
     loss: float = Field(description="Mean loss over the last epoch", examples=[0.05])
     epochs: int = Field(ge=1, description="Epochs trained", examples=[100])
     steps: int = Field(ge=1, description="Steps trained, in all epochs", examples=[1500])
     best_epoch: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(
         None,
-        description="The measured epoch with the lowest loss; left out where nothing was measured",
+        description="The measured epoch with the lowest loss; absent if nothing was measured",
         examples=[80],
         json_schema_extra=_without_default,
     )
     delivered_epoch: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(
         None,
-        description="The epoch whose weights lie at `model_path`; below `epochs` where a later "
-        "epoch was worse",
+        description="The epoch whose weights are at `model_path`; below `epochs` if a later epoch "
+        "was worse",
         examples=[80],
         json_schema_extra=_without_default,
     )
     measured_loss: float | SkipJsonSchema[None] = Field(
         None,
-        description="Loss of these weights over fixed noises; left out where nothing was measured",
+        description="Loss of these weights over fixed noises; absent if nothing was measured",
         examples=[0.05],
         json_schema_extra=_without_default,
     )
     base_loss: float | SkipJsonSchema[None] = Field(
         None,
-        description="The same loss of the base model without the style; left out where nothing "
-        "was measured",
+        description="The same loss of the base model without the style; absent if nothing was "
+        "measured",
         examples=[0.12],
         json_schema_extra=_without_default,
     )
@@ -122,8 +122,8 @@ class FailedBody(_Body):
     )
     error_code: str = Field(
         min_length=1,
-        description="The reason for programs. The artist's page knows `LOW_QUALITY_DATA`, "
-        "`TRAINING_FAILED` and `GPU_OOM`; ours beyond these are `LOSS_DIVERGED`, "
+        description="The reason, for programs. The artist's page knows `LOW_QUALITY_DATA`, "
+        "`TRAINING_FAILED` and `GPU_OOM`; the worker also sends `LOSS_DIVERGED`, "
         "`STYLE_NOT_LEARNED`, `INVALID_TASK` and `CANCELLED`",
         examples=["LOW_QUALITY_DATA"],
     )

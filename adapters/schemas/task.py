@@ -67,19 +67,19 @@ Tag = Annotated[str, StringConstraints(max_length=100)]
 
 
 class TaskData(_Schema):
-    """What to make a style of."""
+    """The style, and the images to train it on."""
 
     style_id: Annotated[int, Field(ge=1, le=LARGEST_STYLE_ID)]
-    """The platform's number of the style."""
+    """The style's id on the platform."""
     images: Annotated[list[ImageLocation], Field(min_length=1, max_length=MAX_IMAGES)]
     """The images, each as `s3://bucket/key` or `gs://bucket/key`: JPEG, PNG or WebP, at least
-    256 px a side, at most 10 MB, in a bucket among the setting ALLOWED_IMAGE_BUCKETS. Fewer than
-    10 usable ones fail the job; one that is listed several times counts once. A caption may lie
-    beside an image as `<same name>.txt`."""
+    256 px a side, at most 10 MB, in a bucket of the setting ALLOWED_IMAGE_BUCKETS. With fewer
+    than 10 usable images the job fails; an image that is listed several times counts once. A
+    caption may be stored beside an image as `<same name>.txt`."""
     tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)] | None = None
     """English keywords for the whole style."""
     parameters: dict[str, Any] | None = None
-    """What to train with. Keys that we do not know are ignored with a warning."""
+    """Training parameters. Unknown keys are ignored with a warning."""
 
 
 class TaskMessage(_Schema):
@@ -87,14 +87,14 @@ class TaskMessage(_Schema):
 
     # First, so that it is the one reported of several problems.
     type: Literal["model_training"]
-    """What the message is about; anything else is not ours."""
+    """Type of the message; messages of another type are rejected."""
     task_id: Annotated[str, BeforeValidator(_uuid), Field(json_schema_extra={"format": "uuid"})]
     """Identifies the request. A message that repeats it is the same request again."""
     data: TaskData
     created_at: Annotated[datetime | None, BeforeValidator(_moment)] = None
     """When the request was made, in ISO 8601; without a zone it is in UTC."""
     callback_url: Any = None
-    """Accepted for old publishers and never called: reports go to BACKEND_API_URL alone."""
+    """Accepted but never called: webhooks go to BACKEND_API_URL only."""
     webhook_url: Any = None
     """The newer spelling of `callback_url`, treated alike."""
 

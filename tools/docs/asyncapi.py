@@ -57,8 +57,8 @@ def asyncapi() -> dict[str, Any]:
             },
             "retry": {
                 "address": f"{QUEUE}.retry.{{pause}}",
-                "description": "Of the workers alone: a message that waits, and comes back to the "
-                "tasks when its pause is over.",
+                "description": "Used by workers only. A message waits here and returns to the "
+                "task queue when its delay has passed.",
                 "parameters": {
                     "pause": {
                         "description": "The setting RETRY_DELAYS; one queue each.",
@@ -70,8 +70,8 @@ def asyncapi() -> dict[str, Any]:
             },
             "dead": {
                 "address": TOPOLOGY.dead,
-                "description": "Messages that an operator has to look at. Belongs to the "
-                "workers and their operators.",
+                "description": "Messages that need an operator. Used by workers and their "
+                "operators only.",
                 "messages": {"deadLetter": {"$ref": "#/components/messages/deadLetter"}},
                 "bindings": {"amqp": _queue(TOPOLOGY.dead)},
             },
@@ -81,9 +81,8 @@ def asyncapi() -> dict[str, Any]:
                 "action": "receive",
                 "summary": "Train one style",
                 "description": "One message at a time, acknowledged after the backend was "
-                "notified of the outcome. A message that repeats a `task_id` is "
-                "acknowledged and changes "
-                "nothing.",
+                "notified of the outcome. A message that repeats the `task_id` of a "
+                "finished job is acknowledged and changes nothing.",
                 "channel": {"$ref": "#/channels/tasks"},
                 "messages": [{"$ref": "#/channels/tasks/messages/task"}],
                 "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},

@@ -9,8 +9,8 @@ from entrypoints.cli import version
 from tools.docs.schemas import reference, schemas_of
 
 _DROPPED = "The call is dropped; the next one carries more."
-_RETRIED = "Made again with growing pauses, for as long as it takes."
-_GIVEN_UP = "Not tried again: the message goes to the dead letters with this reason."
+_RETRIED = "The worker repeats the call with growing pauses until it succeeds."
+_GIVEN_UP = "The call is not repeated: the message goes to the dead letters with this reason."
 
 _FIGURES = {"current_epoch": 50, "total_epochs": 100, "progress_percent": 50}
 _EXAMPLES: dict[str, dict[str, Any]] = {
@@ -45,10 +45,10 @@ def openapi() -> dict[str, Any]:
         "info": {
             "title": "Style trainer: webhooks",
             "version": version(),
-            "description": "What a worker tells the backend. The worker is the client. The "
-            "backend is not idempotent: every final call that it takes is shown to the artist. "
+            "description": "The calls that a worker makes to the backend. The backend is not "
+            "idempotent: it notifies the artist of every final call (`complete` or `failed`). "
             "Before a worker repeats `complete`, it reads `GET /api/styles/<style_id>/` without "
-            "a token: where `training_metric` has this task's `task_id` and `sha256`, the call "
+            "a token: if `training_metric` has this task's `task_id` and `sha256`, the call "
             "has arrived. Every repetition carries the same `Idempotency-Key`.",
         },
         "servers": [
@@ -68,11 +68,12 @@ def openapi() -> dict[str, Any]:
             "/api/webhooks/training/progress": {
                 "patch": _call(
                     "progress",
-                    "How far a job is",
+                    "Progress of a job",
                     "Every PROGRESS_EVERY seconds while training. A call that fails is dropped, "
                     "because the next one carries more. None comes after a final call. "
                     "`python -m entrypoints.worker --check` sends `{}` here, which names no "
-                    "style, and expects 400: only who got past token and source header gets that.",
+                    "style, and expects 400: the backend sends it only after accepting token and "
+                    "source header.",
                     "ProgressBody",
                 )
             },
@@ -111,7 +112,7 @@ def openapi() -> dict[str, Any]:
                     "in": "header",
                     "required": True,
                     "description": "The same for every repetition of one final call: "
-                    "`<task_id>:complete` or `<task_id>:failed`; of a task that is invalid "
+                    "`<task_id>:complete` or `<task_id>:failed`; of an invalid task "
                     "`invalid-<hash of the message>:failed`.",
                     "schema": {"type": "string"},
                 },
@@ -152,13 +153,13 @@ def _answers(*, final: bool) -> dict[str, str]:
     given_up, retried = (_GIVEN_UP, _RETRIED) if final else (_DROPPED, _DROPPED)
     honoured = " `Retry-After` is honoured." if final else ""
     return {
-        "200": "Taken. With any other body than this one the call counts as refused.",
-        "3XX": f"The token does not follow. {given_up}",
+        "200": "Accepted. With any other body the call counts as rejected.",
+        "3XX": f"The worker does not follow redirects, to keep its token. {given_up}",
         "400": f"A field is missing. {given_up}",
         "401": f"The token is wrong. {given_up}",
         "403": f"`X-Request-Source` is missing or wrong. {given_up}",
         "404": f"The style is gone. {given_up}",
-        "408": f"Too slow. {retried}",
+        "408": f"The request took too long. {retried}",
         "429": f"Too many calls. {retried}{honoured}",
         "5XX": f"The backend is down or misconfigured. {retried}",
     }

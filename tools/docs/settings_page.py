@@ -24,7 +24,7 @@ Generated from `entrypoints/settings.py` by `python -m tools.docs.documents`; a 
 
 Settings are read from the environment and from a file `.env` in the current folder; the
 environment wins. `.env.example` is a file to start from. `python -m entrypoints.worker --check`
-tries the settings. A wrong value ends the command with exit code 2 and one line for each problem.
+tests the settings. A wrong value ends the command with exit code 2 and one line for each problem.
 The log reports names that look like misspelt settings.
 """
 _TABLE = "\n| setting | default | meaning |\n| --- | --- | --- |\n"
