@@ -280,7 +280,7 @@ def test_what_is_to_be_known_of_an_image_stands_below_it() -> None:
 def test_without_refused_and_repeated_images_nothing_is_said_of_them() -> None:
     text = page(replace(REPORT, images=ImageSet(REPORT.images.usable[:1]))).text
     assert "Left out" not in text
-    assert "more than once" not in text
+    assert "Duplicates" not in text
 
 
 def test_the_weights_are_named_and_their_use_explained(shown: Page) -> None:

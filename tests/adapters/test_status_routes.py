@@ -320,7 +320,7 @@ def test_a_person_gives_the_token_in_the_form() -> None:
     assert 'type="password"' in client.get("/").text
     wrong = client.post("/login", data={"token": "wrong"})
     assert wrong.status_code == 401
-    assert "That is not the token." in wrong.text
+    assert "Wrong token." in wrong.text
     right = client.post("/login", data={"token": TOKEN})
     assert right.status_code == 200
     assert "<main" in right.text

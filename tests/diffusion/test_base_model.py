@@ -84,7 +84,7 @@ def test_a_name_that_leads_nowhere_gets_no_advice_of_the_hubs_client(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert "no folder" in refusal("nobody/no-such-model")
+        assert "not a folder" in refusal("nobody/no-such-model")
     assert [str(warning.message) for warning in said] == []
 
 
@@ -200,7 +200,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["someone/something", "something"])
 def test_a_name_that_leads_nowhere_is_refused(name: str) -> None:
-    assert "no folder" in refusal(name)
+    assert "not a folder" in refusal(name)
 
 
 def test_a_hub_that_cannot_be_reached_is_told_within_seconds(
