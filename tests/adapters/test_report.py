@@ -467,7 +467,7 @@ def test_the_measured_loss_is_shown_beside_the_bases() -> None:
     text = page(report).text
     assert "0.2000 without the style 0.3100" in text
     assert "The base model without the style has 0.3100." in text
-    assert "has the weights of epoch" not in text
+    assert "The last epoch was worse" not in text
     assert render(report)["loss.png"] != render(replace(REPORT, history=MEASURED))["loss.png"]
 
 
