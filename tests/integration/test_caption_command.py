@@ -72,7 +72,7 @@ def test_a_run_trains_on_made_captions_and_shows_them(
     command = [str(images), "--out", "out", *MODEL, "--epochs", "1", "--resolution", "64"]
     assert train.main([*command, "--preview-share", "0"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "1 of 3 have a caption" in printed
+    assert "1 of 3 images have a caption" in printed
     assert "2 captions were made" in printed
     (stored,) = (tmp_path / "out").glob("jobs/*/captions.json")
     made = list(json.loads(stored.read_text()).values())
