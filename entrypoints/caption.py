@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", type=path, help="folder with JPEG, PNG or WebP images")
+    parser.add_argument("images", type=path, help="folder with JPEG, PNG, WebP or AVIF images")
     add_caption_options(parser)
     parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: the GPU if there is one)")
     add_common_options(parser, script="style-caption")

@@ -10,9 +10,11 @@ from application.captions import SUFFIXES
 from domain.location import InvalidLocation, Location
 from entrypoints.exit_codes import UsageError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}
-OTHER_SUFFIXES = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".psd"}
-"""Unsupported image formats: inspected too, so that they are refused by name."""
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif",
+    ".gif", ".bmp", ".tif", ".tiff", ".jxl", ".psd",
+}  # fmt: skip
+"""The second row's formats are not supported: they are inspected, and refused by name."""
 
 CAPTIONS_OF_OTHERS = {".caption", ".jsonl"}
 """Suffixes of other trainers' caption files."""
@@ -59,11 +61,10 @@ def find_images(folder: Path, *, repeats_from_folders: bool = False) -> list[str
 
 
 def _images_in(folder: Path) -> list[str]:
-    suffixes = IMAGE_SUFFIXES | OTHER_SUFFIXES
     return sorted(
         file.name
         for file in folder.iterdir()
-        if file.suffix.lower() in suffixes and file.is_file() and not _is_hidden(file)
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not _is_hidden(file)
     )
 
 
@@ -75,10 +76,10 @@ def _repeated(folder: Path) -> list[Path]:
 
 def _nothing_found(folder: Path, repeats_from_folders: bool) -> str:
     if repeats_from_folders:
-        return "no image in folders named like 10_style; put JPEG, PNG or WebP files there"
+        return "no image in folders named like 10_style; put JPEG, PNG, WebP or AVIF files there"
     below = sorted(path for path in folder.iterdir() if path.is_dir())
     if not below:
-        return "it has no images; put JPEG, PNG or WebP files there"
+        return "it has no images; put JPEG, PNG, WebP or AVIF files there"
     text = "it has no images, and its subfolders are not searched; give the one with the images"
     if repeated := _repeated(folder):
         return f"{text}, or --repeats-from-folders for folders such as {repeated[0].name}/"

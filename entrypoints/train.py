@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "images",
         type=path,
-        help="folder with JPEG, PNG or WebP images; with --export the file or folder of a style",
+        help="folder with JPEG, PNG, WebP or AVIF images; with --export a style's file or folder",
     )
     parser.add_argument("--out", type=path, required=True, help="folder for the results")
     parser.add_argument(
