@@ -76,6 +76,7 @@ def ours(job: Job) -> Program:
         "--resolution": job.resolution,
         "--validation-epochs": 0,
         "--checkpoint-every": epochs,
+        "--preview-share": 0,
     }
     command = [sys.executable, "-m", "entrypoints.train", str(job.images), *_flat(options)]
 
