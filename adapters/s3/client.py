@@ -55,7 +55,7 @@ def connect(options: S3Options) -> S3Client:
             tcp_keepalive=True,
         ),
     )
-    # botocore has no setting for the class of its connections.
+    # botocore has no setting for the class of its connections, and no types for these attributes.
     manager = client._endpoint.http_session._manager  # type: ignore[attr-defined]
     manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
     client.meta.events.register_first("needs-retry.s3", _heed_retry_after)
@@ -67,7 +67,7 @@ class _PlainConnection(Watched, AWSHTTPConnection):  # type: ignore[misc] # boto
     pass
 
 
-class _TlsConnection(Watched, AWSHTTPSConnection):  # type: ignore[misc]
+class _TlsConnection(Watched, AWSHTTPSConnection):  # type: ignore[misc] # botocore's types
     pass
 
 

@@ -227,6 +227,7 @@ def test_a_session_that_is_over_is_told_closed_and_followed_by_another(
         session.over = ConnectionResetError("cut")
         session.wake()
         expected = (number, number + 1)
+        # mypy cannot infer a lambda with a default.
         eventually(lambda expected=expected: (sessions.ended, len(sessions.all)) == expected)  # type: ignore[misc]
         assert session.closed
     assert caplog.text.count("trying again until it works") == 2

@@ -179,6 +179,7 @@ def test_a_stop_while_they_are_drawn_stores_no_second_checkpoint(
         @contextmanager
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
+                # A double of one call.
                 session.previews = previews  # type: ignore[assignment, method-assign]
                 yield session
 
@@ -209,6 +210,7 @@ def test_previews_that_cannot_be_scored_are_shown_without(
         @contextmanager
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
+                # A double of one call.
                 session.judge = fail  # type: ignore[assignment, method-assign]
                 yield session
 
