@@ -8,9 +8,9 @@ from collections.abc import Callable
 import rich.progress as bars
 from rich.console import Console
 
+from adapters.common.event_texts import outcome, position, scored, second_try, speed, undertaking
+from adapters.common.text import one_line
 from application.event_bus import WorkerEvent
-from application.log_events import outcome, position, scored, second_try, speed, undertaking
-from application.text import one_line
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,

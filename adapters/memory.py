@@ -16,11 +16,9 @@ from datetime import UTC, datetime, timedelta
 from typing import ParamSpec, TypeVar
 
 from application.ports import (
-    BaseFacts,
     Blob,
     BlobMissing,
     BlobTooLarge,
-    Checkpoint,
     CheckpointRejected,
     Clock,
     Condition,
@@ -28,25 +26,23 @@ from application.ports import (
     DeadMessage,
     Delivery,
     DeliveryLost,
-    EpochRecord,
     IfAbsent,
     IfMatch,
     PreconditionFailed,
-    Preview,
-    PreviewScores,
     ReportFile,
-    StepReport,
-    StyleReport,
-    TrainingPlan,
     TrainingSession,
 )
 from application.stop_signal import StopSignal
 from domain.failure import Failure
 from domain.image import ImageFacts, ImageRefused, PreparedImage
 from domain.location import Bucket, Location
+from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
-from domain.progress import Progress
-from domain.results import Artifact, TrainingMetric
+from domain.preview import Preview, PreviewScores
+from domain.progress import Progress, StepReport
+from domain.report import BaseFacts, StyleReport
+from domain.results import Artifact, Checkpoint, TrainingMetric
+from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 

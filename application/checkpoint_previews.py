@@ -5,18 +5,12 @@ from __future__ import annotations
 import logging
 
 from application.job_store import JobStore
-from application.ports import (
-    BlobDenied,
-    Preview,
-    PreviewScores,
-    TrainerBroken,
-    TrainingSession,
-    Unavailable,
-)
+from application.ports import BlobDenied, TrainerBroken, TrainingSession, Unavailable
 from application.stop_signal import Stopped, StopSignal
 from application.worker_config import WorkerConfig
 from domain.events import PreviewsScored
 from domain.job import TrainingJob
+from domain.preview import Preview, PreviewScores
 
 log = logging.getLogger(__name__)
 

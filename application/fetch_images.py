@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
 
-from application.captions import MAX_CAPTION_BYTES, CaptionRefused, read_caption
 from application.ports import (
     BlobDenied,
     BlobMissing,
@@ -18,6 +17,7 @@ from application.ports import (
 )
 from application.stop_signal import StopSignal
 from application.worker_config import WorkerConfig
+from domain.captions import MAX_CAPTION_BYTES, CaptionRefused, read_caption
 from domain.image import ImageRefused, ImageSet, RefusedImage, TrainingImage, folder_repeats
 from domain.location import InvalidLocation, Location
 

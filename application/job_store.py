@@ -27,12 +27,9 @@ from application.ports import (
     BlobMissing,
     BlobStore,
     BlobTooLarge,
-    Checkpoint,
     Clock,
     IfAbsent,
     PreconditionFailed,
-    Preview,
-    PreviewScores,
     ReportFile,
     Unavailable,
 )
@@ -42,7 +39,8 @@ from application.storage_keys import JOBS, StorageKeys
 from application.task_record import claim_task_id
 from domain.job import TrainingJob
 from domain.location import Bucket, Location
-from domain.results import Artifact, CheckpointRef, TrainingMetric
+from domain.preview import Preview, PreviewScores
+from domain.results import Artifact, Checkpoint, CheckpointRef, TrainingMetric
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from application.caption_images import caption_images
 from application.fetch_images import fetch_images
 from application.job_store import JobStore
-from application.ports import (
-    BlobMissing,
-    BlobTooLarge,
-    Captioner,
-    ImageInspector,
-    InitialLora,
-    TrainingPlan,
-)
+from application.ports import BlobMissing, BlobTooLarge, Captioner, ImageInspector
 from application.stop_signal import StopSignal
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
@@ -23,6 +16,7 @@ from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import ImageSet
 from domain.parameters import TrainingParameters
 from domain.task import TrainingTask
+from domain.training_plan import InitialLora, TrainingPlan
 
 
 @dataclass(frozen=True, kw_only=True)

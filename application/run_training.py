@@ -9,13 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from application.delivery import (
-    NOT_LEARNED,
-    choose_weights,
-    epochs_to_deliver,
-    has_diverged,
-    slower,
-)
+from application.delivery import choose_weights
 from application.fetch_images import ImagesDenied
 from application.job_store import JobStore
 from application.journal import Entry
@@ -30,7 +24,6 @@ from application.ports import (
     CheckpointRejected,
     Trainer,
     TrainerBroken,
-    TrainingPlan,
     TrainingSession,
     Unavailable,
 )
@@ -41,15 +34,17 @@ from application.slots import AdmissionQueue
 from application.stop_signal import Stopped, StopReason, StopSignal
 from application.style_report import ReportWriter
 from application.task_record import TaskDiffers
-from application.training_diagnostics import metric_of
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
+from domain.delivery import NOT_LEARNED, epochs_to_deliver, has_diverged, slower
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import ImageSet
 from domain.job import ACTIVE, UNDECIDED, JobState, TrainingJob
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
+from domain.training_diagnostics import metric_of
+from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +257,8 @@ class RunTraining:
             at = self.store.checkpoint_at(job.task_id, epoch, step)
             return self._retry(lambda: self.store.get_checkpoint(at), stop)
 
-        return metric_of(session, choose_weights(session, job.parameters.deliver, checkpoint))
+        delivered = choose_weights(session, job.parameters.deliver, checkpoint)
+        return metric_of(session.history, session.before, session.total_steps, delivered)
 
     def _plan(
         self, task: TrainingTask, job: TrainingJob, stop: StopSignal

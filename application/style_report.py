@@ -11,18 +11,12 @@ from typing import TypeVar
 from application.checkpoint_previews import scores_of
 from application.job_store import JobStore
 from application.journal import Entry
-from application.ports import (
-    BaseFacts,
-    Reporter,
-    StyleReport,
-    TrainerBroken,
-    TrainingPlan,
-    TrainingSession,
-    Unavailable,
-)
+from application.ports import Reporter, TrainerBroken, TrainingSession, Unavailable
 from application.stop_signal import Stopped, StopSignal
 from domain.image import ImageSet
+from domain.report import BaseFacts, StyleReport
 from domain.task import TrainingTask
+from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 

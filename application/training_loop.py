@@ -17,15 +17,14 @@ from application.ports import (
     Clock,
     Notifier,
     NotifierRefused,
-    StepReport,
     StyleGone,
     TrainingSession,
     Unavailable,
 )
 from application.stop_signal import StopReason, StopSignal
-from application.training_diagnostics import last_measured_loss
 from application.worker_config import WorkerConfig
-from domain.progress import Progress, Speedometer
+from domain.progress import Progress, Speedometer, StepReport
+from domain.training_diagnostics import last_measured_loss
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from application.captions import SUFFIXES
 from application.lease import LeaseTerms
+from domain.captions import SUFFIXES
 from domain.image import MAX_IMAGE_BYTES, MIN_IMAGES
 
 

@@ -25,7 +25,6 @@ from adapters.images.decode import decode
 from adapters.memory import InlineExecutor, MemoryNotifier
 from application.event_bus import WorkerEvent
 from application.job_store import JobStore
-from application.ports import TrainingPlan
 from application.stop_signal import StopSignal
 from application.storage_keys import StorageKeys
 from application.training_loop import TrainingLoop
@@ -35,6 +34,7 @@ from domain.events import CheckpointSaved
 from domain.job import TrainingJob
 from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
+from domain.training_plan import TrainingPlan
 from entrypoints.default_base import SMALL_BASE
 
 

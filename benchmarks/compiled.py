@@ -37,9 +37,9 @@ def measure(steps: int, scratch: Path) -> dict[str, object]:
     from adapters.diffusion.fused.blocks import sharing_weights
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
-    from application.ports import TrainingPlan
     from benchmarks.images import drawn_images
     from domain.parameters import TrainingParameters
+    from domain.training_plan import TrainingPlan
     from entrypoints.default_base import SMALL_BASE
 
     torch.set_num_threads(1)

@@ -61,11 +61,11 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     from adapters.diffusion.base.model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
-    from application.ports import TrainingPlan
     from benchmarks.images import drawn_images
     from benchmarks.plain_recipe import plain_steps
     from benchmarks.together import running_together
     from domain.parameters import TrainingParameters
+    from domain.training_plan import TrainingPlan
     from entrypoints.cli import version
     from entrypoints.default_base import SMALL_BASE
 
@@ -165,11 +165,11 @@ def full_size_side(side: str, count: int) -> dict[str, float]:
     """
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
-    from application.ports import TrainingPlan
     from benchmarks.full_size import RESOLUTION, full_size_base
     from benchmarks.images import drawn_images
     from benchmarks.plain_recipe import plain_steps
     from domain.parameters import TrainingParameters
+    from domain.training_plan import TrainingPlan
 
     with tempfile.TemporaryDirectory() as scratch:
         images = drawn_images(Path(scratch), 1)

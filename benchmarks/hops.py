@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adapters.diffusion.trainer import DiffusionTrainer
-    from application.ports import TrainingPlan
+    from domain.training_plan import TrainingPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 _FOLDERS = ("adapters", "application", "domain", "entrypoints")
@@ -139,9 +139,9 @@ def hops_of_a_task(scratch: Path) -> Hops:
 
 
 def _plan(folder: Path, seed: int) -> TrainingPlan:
-    from application.ports import TrainingPlan
     from benchmarks.images import drawn_images
     from domain.parameters import TrainingParameters
+    from domain.training_plan import TrainingPlan
 
     parameters = TrainingParameters(epochs=1, resolution=64, seed=seed, validation_epochs=0)
     images = drawn_images(folder / str(seed), 2 * _STEP, size=320)

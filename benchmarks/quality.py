@@ -85,8 +85,8 @@ class Bench:
         return [1 - self._loss(run) / self.base_loss for run in runs]
 
     def _loss(self, values: Mapping[str, Any], *, trained: bool = True) -> float:
-        from application.ports import TrainingPlan
         from domain.parameters import TrainingParameters
+        from domain.training_plan import TrainingPlan
 
         parameters = TrainingParameters(**values)
         plan = TrainingPlan(style_id=1, images=self.images, tags=(), parameters=parameters)

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
-    from application.ports import Preview, PreviewScores
+    from domain.preview import Preview, PreviewScores
 
 SIDE = 128
 SETS = 30
@@ -126,9 +126,9 @@ def run(base: BaseModel, number: int, folder: Path) -> dict[str, Any]:
     from adapters.diffusion.style_measures import encode_previews, faithfulness
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
-    from application.ports import TrainingPlan
     from benchmarks.quality import draw_images, encode_images
     from domain.parameters import TrainingParameters
+    from domain.training_plan import TrainingPlan
 
     rng, cpu = np.random.default_rng(number), torch.device("cpu")
     count = int(rng.choice([2, 6, 12]))
@@ -196,8 +196,8 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def drawings(strength: float, count: int, seed: int, content: str = "") -> list[Preview]:
     """Drawings with the style at this strength, as previews of their captions."""
-    from application.ports import Preview
     from assets.style_dial import draw_dialled
+    from domain.preview import Preview
 
     rng = np.random.default_rng(seed)
     found = []

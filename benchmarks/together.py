@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from adapters.diffusion.trainer import DiffusionTrainer
-from application.ports import TrainingPlan, TrainingSession
+from application.ports import TrainingSession
+from domain.training_plan import TrainingPlan
 
 
 @dataclass(frozen=True)

@@ -66,3 +66,12 @@ class Speedometer:
             return None
         (start, first), (end, last) = self._samples[0], self._samples[-1]
         return (last - first) / (end - start) if end > start and last > first else None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The result of one step: numbers of finished epochs and steps."""
+
+    epoch: int
+    step: int
+    epoch_finished: bool

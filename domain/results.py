@@ -43,3 +43,13 @@ class TrainingMetric:
     of the training images; None if it was not evaluated."""
     base_loss: float | None = None
     """The same loss of the base model without the style."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The complete state of a run, to resume it on this machine or another."""
+
+    epoch: int
+    step: int
+    data: bytes
+    """A safetensors file; its metadata holds the non-tensor state as JSON."""

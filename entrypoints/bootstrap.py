@@ -19,6 +19,7 @@ from rich.console import Console
 from adapters.clock import SystemClock
 from adapters.images.decode import decode
 from adapters.images.isolated import IsolatedInspector
+from adapters.logs.events import log_event
 from adapters.logs.job_log import JobLog
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.instruments import Metrics
@@ -32,7 +33,6 @@ from application.circuit_breaker import CircuitBreaker
 from application.event_bus import EventBus
 from application.job_store import JobStore
 from application.lease import LeaseTerms
-from application.log_events import log_event
 from application.notify_outcome import OutcomeNotifier
 from application.plan_training import TrainingPlanner
 from application.ports import BlobStore

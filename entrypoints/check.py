@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from adapters.common.text import printable
 from adapters.console import ConsoleNotifier
 from application.ports import BlobDenied, BlobUnavailable
-from application.text import printable
 from domain.errors import UserError
 from domain.location import Bucket
 from entrypoints.exit_codes import UsageError

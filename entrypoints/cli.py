@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from application.text import printable
+from adapters.common.text import printable
 from domain.errors import UserError
 from domain.parameters import InvalidParameter
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE

@@ -17,9 +17,10 @@ from adapters.console import ConsoleNotifier
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
 from adapters.spool import SpoolQueue
-from application.ports import BlobStore, InitialLora, Notifier, TaskParser
+from application.ports import BlobStore, Notifier, TaskParser
 from domain.location import FORMS, InvalidLocation, Location
 from domain.task import InvalidTask, TrainingTask, check_size
+from domain.training_plan import InitialLora
 from entrypoints.cli import version
 from entrypoints.settings import Settings
 

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from application.text import printable
+from adapters.common.text import printable
 from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:

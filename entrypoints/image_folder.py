@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from application.captions import SUFFIXES
+from domain.captions import SUFFIXES
 from domain.location import InvalidLocation, Location
 from entrypoints.exit_codes import UsageError
 

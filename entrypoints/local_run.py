@@ -26,14 +26,14 @@ from adapters.console import ConsoleNotifier, ProgressDisplay, say
 from adapters.filesystem import FileBlobStore
 from adapters.images.decode import decode
 from adapters.report.reporter import HtmlReporter
-from application.captions import caption_suffixes
 from application.fetch_images import fetch_images
 from application.lease import LeaseTerms
-from application.ports import BlobMissing, BlobStore, InitialLora
+from application.ports import BlobMissing, BlobStore
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
 from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
+from domain.captions import caption_suffixes
 from domain.image import MIN_IMAGES, ImageSet
 from domain.job import JobState, TrainingJob
 from domain.label import InvalidName, Label, file_name_from
@@ -41,6 +41,7 @@ from domain.location import Bucket, Location
 from domain.parameters import OptimizerName, RequestedParameters, TrainingParameters
 from domain.results import Artifact
 from domain.task import TrainingTask
+from domain.training_plan import InitialLora
 from entrypoints.bootstrap import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError

@@ -9,8 +9,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from application.captions import caption_suffixes
-from application.text import printable
+from adapters.common.text import printable
+from domain.captions import caption_suffixes
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import CommandParser, add_common_options, run_command
@@ -144,7 +144,8 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
 
 def _status(text: str, container: Container, *, as_json: bool) -> None:
     """Print a job's status."""
-    from application.job_status import as_values, in_words, job_status
+    from application.job_status import job_status
+    from entrypoints.status_output import as_values, in_words
 
     task_id = _task_id("--status", text)
     status = job_status(task_id, container.store())

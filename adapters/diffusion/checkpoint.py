@@ -18,8 +18,10 @@ from adapters.common.tensor_file import TensorFileDamaged, body_of, decode, enco
 from adapters.diffusion.nan_rollback import Rollbacks
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.optimizer import OptimizerState
-from application.ports import CheckpointRejected, EpochRecord, TrainingPlan
+from application.ports import CheckpointRejected
+from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
+from domain.training_plan import TrainingPlan
 
 FORMAT = "5"
 _OPTIMIZER = "optimizer."

@@ -24,7 +24,8 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from application.ports import TrainerBroken, TrainingPlan
+from application.ports import TrainerBroken
+from domain.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel

@@ -13,8 +13,8 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from adapters.common.device_memory import on_device, split_on_oom
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.text import encode_captions
-from application.ports import Preview
 from domain.parameters import TrainingParameters
+from domain.preview import Preview
 
 STEPS = 20
 """Denoising steps by default; enough for DPM-Solver++ (arXiv 2211.01095)."""

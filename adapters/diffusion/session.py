@@ -46,15 +46,12 @@ from adapters.diffusion.style_weights import start_from, weights_for_file
 from adapters.diffusion.train_step import Batch, train_step
 from adapters.diffusion.training_model import TrainingModel
 from adapters.lora_files.trained_style import RunFacts, encode_trained
-from application.ports import (
-    Checkpoint,
-    EpochRecord,
-    Preview,
-    PreviewScores,
-    StepReport,
-    TrainingPlan,
-)
 from domain.image import groups_of_alike
+from domain.loss_curve import EpochRecord
+from domain.preview import Preview, PreviewScores
+from domain.progress import StepReport
+from domain.results import Checkpoint
+from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,11 @@ from adapters.diffusion.training_model import TrainingModel, training_model
 from adapters.lora_files.files import decode_lora, encode_lora
 from adapters.lora_files.lora_formats import LoraFormat
 from adapters.lora_files.peft_format import PEFT_CONFIG, PEFT_WEIGHTS
-from application.ports import BaseFacts, StepReport, TrainingPlan, TrainingSession
+from application.ports import TrainingSession
 from domain.parameters import LoraTargets, OptimizerName, TrainingParameters
+from domain.progress import StepReport
+from domain.report import BaseFacts
+from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 

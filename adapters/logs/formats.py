@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from application.text import printable
+from adapters.common.text import printable
 
 CONTEXT = ("worker", "task_id", "style_id", "attempt")
 """Fields that ``LogContext`` adds to a record."""

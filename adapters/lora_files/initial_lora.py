@@ -8,7 +8,7 @@ from pathlib import Path
 from adapters.lora_files.files import decode_lora, hashed, read_lora
 from adapters.lora_files.kohya_format import to_kohya
 from adapters.lora_files.lora_formats import InvalidLoraFile, LoraWeights
-from application.ports import InitialLora
+from domain.training_plan import InitialLora
 
 
 def initial_from_path(path: Path) -> InitialLora:

@@ -20,8 +20,8 @@ from adapters.lora_files.diffusers_format import to_diffusers
 from adapters.lora_files.files import hashed
 from adapters.lora_files.kohya_format import to_kohya
 from adapters.lora_files.lora_formats import LoraWeights
-from application.ports import TrainingPlan
 from domain.parameters import TrainingParameters
+from domain.training_plan import TrainingPlan
 
 
 @dataclass(frozen=True)

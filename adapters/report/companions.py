@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from application.ports import ReportFile, StyleReport
+from application.ports import ReportFile
+from domain.report import StyleReport
 
 
 def companion_files(report: StyleReport) -> Sequence[ReportFile]:

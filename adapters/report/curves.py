@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from adapters.report.colours import ACCENT, FAINT, INK, PAPER
-from application.ports import EpochRecord
+from domain.loss_curve import EpochRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

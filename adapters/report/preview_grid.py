@@ -9,7 +9,7 @@ from io import BytesIO
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from adapters.report.colours import ACCENT, FAINT, INK, PAPER
-from application.ports import Preview
+from domain.preview import Preview
 
 _GAP = 24
 _LINE = 26

@@ -16,11 +16,12 @@ from adapters.report.companions import companion_files
 from adapters.report.curves import curves_in_words, has_gradients, plot_curves
 from adapters.report.preview_grid import draw_previews
 from adapters.report.score_curves import plot_scores, scores_in_words
-from application.ports import ReportFile, StyleReport
-from application.training_diagnostics import best_epoch, overfitting_note, standstill_note
+from application.ports import ReportFile
 from domain.buckets import bucket_of, cut_off
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
+from domain.report import StyleReport
+from domain.training_diagnostics import best_epoch, overfitting_note, standstill_note
 
 _Item = TypeVar("_Item")
 

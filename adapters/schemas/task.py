@@ -16,8 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from pydantic import ValidationError as Problems
 from pydantic_core import from_json
 
+from adapters.common.text import printable
 from application.ports import MAX_MESSAGE_BYTES
-from application.text import printable
 from domain.location import FORMS, SCHEMES, InvalidLocation, Location
 from domain.parameters import PARAMETER_NAMES, InvalidParameter, RequestedParameters
 from domain.task import MISSING, Finding, InvalidTask, TrainingTask

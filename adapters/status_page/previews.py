@@ -9,18 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from application.ports import (
-    BaseFacts,
-    Checkpoint,
-    EpochRecord,
-    Preview,
-    PreviewScores,
-    StepReport,
-    Trainer,
-    TrainingPlan,
-    TrainingSession,
-)
+from application.ports import Trainer, TrainingSession
+from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
+from domain.preview import Preview, PreviewScores
+from domain.progress import StepReport
+from domain.report import BaseFacts
+from domain.results import Checkpoint
+from domain.training_plan import TrainingPlan
 
 
 @dataclass(frozen=True)

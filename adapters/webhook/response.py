@@ -8,9 +8,9 @@ from html import escape
 from urllib.parse import quote
 
 from adapters.common.retry_after import retry_after
+from adapters.common.text import printable
 from adapters.webhook.transport import Answer, TransportError
 from application.ports import NotifierRefused, NotifierUnavailable, StyleGone
-from application.text import printable
 
 MAX_REASON_CHARACTERS = 300
 

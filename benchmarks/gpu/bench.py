@@ -20,12 +20,12 @@ from adapters.diffusion.cuda_graphs import CudaRecorder
 from adapters.diffusion.device_thread import MIN_PATIENCE
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
-from application.ports import TrainingPlan
 from benchmarks.full_size import RESOLUTION, full_size_base
 from benchmarks.gpu.facts import gib, wait_for
 from benchmarks.images import drawn_images
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
+from domain.training_plan import TrainingPlan
 from entrypoints.default_base import SMALL_BASE
 
 WARM_UP = 8

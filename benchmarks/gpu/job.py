@@ -24,12 +24,13 @@ from adapters.diffusion.backend import choose_backend
 from adapters.diffusion.base.model import load_base
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
-from application.ports import EpochRecord, TrainingPlan
 from benchmarks.full_size import RESOLUTION, full_size_base, save_base
 from benchmarks.gpu.bench import RANK
 from benchmarks.gpu.facts import gib, wait_for
 from benchmarks.images import drawn_images, read_images
+from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
+from domain.training_plan import TrainingPlan
 from entrypoints.default_base import SMALL_BASE
 from entrypoints.image_folder import find_images
 

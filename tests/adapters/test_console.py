@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from adapters.console import ConsoleNotifier, ProgressDisplay, say
-from application.log_events import log_event
+from adapters.logs.events import log_event
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,

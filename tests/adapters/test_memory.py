@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from adapters.memory import ManualClock, MemoryInspector, MemoryQueue, MemoryTrainer
-from application.ports import TrainingPlan
 from application.stop_signal import StopSignal
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
+from domain.training_plan import TrainingPlan
 
 
 def test_the_manual_clock_stands_still_and_jumps_on_the_wall_alone() -> None:

@@ -13,10 +13,12 @@ from adapters.report.curves import curves_in_words, plot_curves
 from adapters.report.preview_grid import draw_previews
 from adapters.report.reporter import THUMBNAIL_PIXELS, HtmlReporter
 from adapters.report.score_curves import plot_scores
-from application.ports import BaseFacts, EpochRecord, Preview, PreviewScores, StyleReport
 from domain.image import ImageFacts, ImageSet, RefusedImage, TrainingImage
 from domain.location import Location
+from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
+from domain.preview import Preview, PreviewScores
+from domain.report import BaseFacts, StyleReport
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from adapters.logs.context import LogContext
+from adapters.logs.events import log_event
 from adapters.logs.formats import JsonFormatter
 from adapters.logs.job_log import JobLog
 from adapters.logs.redact import Redactor
@@ -24,7 +25,6 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus
-from application.log_events import log_event
 from application.settlement import Ack, Settlement
 from application.stop_signal import StopSignal
 from domain.events import Event

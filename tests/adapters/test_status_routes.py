@@ -19,9 +19,9 @@ from adapters.status_page.auth import COOKIE
 from adapters.status_page.binding import InvalidBinding, check_binding
 from adapters.status_page.previews import PreviewCache, PreviewingTrainer
 from adapters.status_page.server import AddressTaken, StatusServer
-from application.ports import Preview
 from application.settlement import Ack
 from application.stop_signal import StopSignal
+from domain.preview import Preview
 from tests.application.world import World, a_task
 from tests.services.status_scenes import (
     SECRET,

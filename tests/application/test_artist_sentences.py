@@ -15,14 +15,15 @@ from adapters.diffusion import optimizer
 from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, Rollbacks
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import encode_task
-from application.delivery import NOT_LEARNED
-from application.ports import BlobMissing, BlobTooLarge, InitialLora
+from application.ports import BlobMissing, BlobTooLarge
 from application.run_training import CANCELLED
 from application.stop_signal import StopSignal
+from domain.delivery import NOT_LEARNED
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.location import Location
 from domain.parameters import OptimizerName
 from domain.task import InvalidTask, check_size
+from domain.training_plan import InitialLora
 from tests.application.test_worker_loop import loop_over
 from tests.application.world import CONFIG, World, a_task
 

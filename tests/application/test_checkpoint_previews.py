@@ -11,20 +11,15 @@ import pytest
 
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from application.checkpoint_previews import CheckpointPreviews
-from application.ports import (
-    BlobDenied,
-    BlobUnavailable,
-    Preview,
-    PreviewScores,
-    StyleReport,
-    TrainerBroken,
-)
+from application.ports import BlobDenied, BlobUnavailable, TrainerBroken
 from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from domain.events import PreviewsScored
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState, TrainingJob
 from domain.location import Location
+from domain.preview import Preview, PreviewScores
+from domain.report import StyleReport
 from tests.application.world import (
     CONFIG,
     KEYS,

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from adapters.memory import MemorySession
-from application.ports import BlobDenied, BlobUnavailable, EpochRecord
+from application.ports import BlobDenied, BlobUnavailable
 from application.settlement import Ack
 from application.stop_signal import StopReason, StopSignal
 from domain.location import Location
+from domain.loss_curve import EpochRecord
 from tests.application.world import CONFIG, Watched, World, a_task, stored_epochs
 
 

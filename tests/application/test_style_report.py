@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore, MemoryReporter, MemoryTrainer
-from application.ports import BlobUnavailable, Preview, StyleReport, TrainerBroken
+from application.ports import BlobUnavailable, TrainerBroken
 from application.settlement import Ack, RetryLater
 from application.stop_signal import StopReason, StopSignal
 from application.style_report import UPLOAD_TIMEOUT
 from domain.job import JobState
 from domain.location import Bucket, Location
+from domain.preview import Preview
+from domain.report import StyleReport
 from tests.application.world import KEYS, TASK_ID, AwayAfter, Crash, World, a_task
 
 

@@ -17,10 +17,9 @@ from adapters.schemas.task import TaskReader, encode_task
 from adapters.spool import SpoolQueue
 from application.circuit_breaker import MAX_TASKS, CircuitBreaker
 from application.event_bus import EventSink, MessageSettled, TaskReceived, WorkerEvent
-from application.job_status import in_words, job_status
+from application.job_status import job_status
 from application.notify_outcome import SLOW_ANSWER
 from application.ports import (
-    BaseFacts,
     Blob,
     BlobDenied,
     DeadLetterAction,
@@ -37,7 +36,9 @@ from application.worker_loop import AWAY_SECONDS, EMPTY_LOOKS, WorkerLoop
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
+from domain.report import BaseFacts
 from domain.task import TrainingTask
+from entrypoints.status_output import in_words
 from tests.application.world import CONFIG, KEYS, TASK_ID, World, a_task
 
 BAD = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')

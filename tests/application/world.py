@@ -21,13 +21,7 @@ from application.job_store import JobStore
 from application.lease import Lease, LeaseTerms
 from application.notify_outcome import OutcomeNotifier
 from application.plan_training import TrainingPlanner
-from application.ports import (
-    BlobMissing,
-    BlobUnavailable,
-    InitialLora,
-    Notifier,
-    TrainingSession,
-)
+from application.ports import BlobMissing, BlobUnavailable, Notifier, TrainingSession
 from application.run_training import RunTraining
 from application.settlement import Requeue, RetryLater, Settlement
 from application.slots import AdmissionQueue
@@ -41,6 +35,7 @@ from domain.job import TrainingJob
 from domain.location import Bucket, Location
 from domain.parameters import RequestedParameters
 from domain.task import TrainingTask
+from domain.training_plan import InitialLora
 
 CONFIG = WorkerConfig(
     fetch_concurrency=1,

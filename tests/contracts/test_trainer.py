@@ -12,18 +12,14 @@ from typing import Any
 import pytest
 
 from adapters.memory import ManualClock, MemoryInspector, MemoryTrainer
-from application.ports import (
-    Checkpoint,
-    CheckpointRejected,
-    EpochRecord,
-    StepReport,
-    Trainer,
-    TrainingPlan,
-    TrainingSession,
-)
+from application.ports import CheckpointRejected, Trainer, TrainingSession
 from application.stop_signal import StopSignal
 from domain.image import TrainingImage
+from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
+from domain.progress import StepReport
+from domain.results import Checkpoint
+from domain.training_plan import TrainingPlan
 
 EPOCHS = 3
 

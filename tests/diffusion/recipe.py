@@ -19,8 +19,8 @@ from adapters.diffusion.data.rng import (
 )
 from adapters.diffusion.lora_targets import ATTENTION
 from adapters.images.decode import decode
-from application.ports import TrainingPlan
 from domain.buckets import bucket_of
+from domain.training_plan import TrainingPlan
 
 
 def recipe(base: BaseModel, plan: TrainingPlan) -> tuple[list[float], torch.Tensor]:

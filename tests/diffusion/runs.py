@@ -20,9 +20,12 @@ from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.opening import open_image
 from adapters.images.prepare import prepare
-from application.ports import EpochRecord, StepReport, TrainingPlan, TrainingSession
+from application.ports import TrainingSession
 from domain.image import TrainingImage
+from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
+from domain.progress import StepReport
+from domain.training_plan import TrainingPlan
 
 needs_prodigy = pytest.mark.skipif(
     find_spec("prodigyopt") is None,

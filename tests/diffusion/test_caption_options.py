@@ -12,8 +12,8 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.preparation import prepare
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
-from application.ports import TrainingPlan
 from domain.image import TrainingImage
+from domain.training_plan import TrainingPlan
 from tests.diffusion.runs import plan_of, run
 
 pytestmark = pytest.mark.integration

@@ -13,7 +13,8 @@ from adapters.diffusion.checkpoint import RunState, decode_checkpoint, encode_ch
 from adapters.diffusion.nan_rollback import Rollbacks
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.optimizer import OptimizerState
-from application.ports import CheckpointRejected, EpochRecord
+from application.ports import CheckpointRejected
+from domain.loss_curve import EpochRecord
 
 IDENTITY: dict[str, Any] = {
     "parameters": {"seed": 1, "learning_rate": 0.1, "sample_prompts": ("a fox",)},

@@ -19,9 +19,9 @@ from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
-from application.ports import EpochRecord
 from benchmarks.full_size import full_size_base
 from domain.image import TrainingImage
+from domain.loss_curve import EpochRecord
 from tests.diffusion.conftest import SMALL_BASE
 from tests.diffusion.recipe import recipe
 from tests.diffusion.runs import (

@@ -14,9 +14,9 @@ import pytest
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.dataset import EncodedDataset
 from adapters.diffusion.trainer import DiffusionTrainer
-from application.ports import TrainingPlan
 from assets.drawing import compose_scene, describe, paint_ink_and_wash
 from domain.image import TrainingImage
+from domain.training_plan import TrainingPlan
 from tests.diffusion.held_out import encode_held_out, held_out_loss
 from tests.diffusion.runs import plan_of, read_images, run
 

@@ -15,9 +15,10 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.trainer import DiffusionTrainer, compatibility_key
 from adapters.images.decode import decode
-from application.ports import Checkpoint, TrainingPlan
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import TrainingImage
+from domain.results import Checkpoint
+from domain.training_plan import TrainingPlan
 from tests.diffusion.fake_cuda_graph import Tape
 from tests.diffusion.runs import (
     EVERY_OPTION,

@@ -16,8 +16,8 @@ from adapters.images.decode import decode
 from adapters.lora_files.files import decode_lora, encode_lora, write_lora
 from adapters.lora_files.initial_lora import initial_from_bytes, initial_from_path
 from adapters.lora_files.lora_formats import InvalidLoraFile, LoraFormat
-from application.ports import InitialLora, TrainingPlan
 from domain.image import TrainingImage
+from domain.training_plan import InitialLora, TrainingPlan
 from tests.diffusion.runs import plan_of, run
 
 pytestmark = pytest.mark.integration

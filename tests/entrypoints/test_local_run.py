@@ -16,9 +16,10 @@ from PIL import Image
 
 from adapters.clock import SystemClock
 from adapters.memory import MemoryReporter, MemoryTrainer
-from application.ports import BlobDenied, BlobUnavailable, TrainingPlan, TrainingSession
+from application.ports import BlobDenied, BlobUnavailable, TrainingSession
 from assets.drawing import draw_style_set
 from domain.failure import Failure, FailureCode, TrainingFailed
+from domain.training_plan import TrainingPlan
 from entrypoints import local_run
 from entrypoints.train import main
 

@@ -26,8 +26,8 @@ from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.style_weights import weights_for_file
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.lora_files.trained_style import RunFacts, encode_trained
-from application.ports import TrainingPlan
 from domain.image import TrainingImage
+from domain.training_plan import TrainingPlan
 from tests.diffusion.runs import lora_on, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration

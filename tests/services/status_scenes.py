@@ -17,7 +17,7 @@ from adapters.status_page.app import Check, Finding, Sources
 from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus
-from application.ports import GpuReading, Preview
+from application.ports import GpuReading
 from application.settlement import Ack, Requeue, RetryLater
 from domain.events import (
     AnnouncementBegun,
@@ -35,6 +35,7 @@ from domain.events import (
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
+from domain.preview import Preview
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
 from domain.task import TrainingTask

@@ -18,11 +18,7 @@ from application.event_bus import WorkerEvent
 from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
 from application.plan_training import TrainingPlanner
-from application.ports import (
-    StepReport,
-    TrainerBroken,
-    TrainingPlan,
-)
+from application.ports import TrainerBroken
 from application.reject_invalid_task import RejectInvalidTask
 from application.run_training import RunTraining
 from application.slots import AdmissionQueue
@@ -32,6 +28,8 @@ from application.training_loop import TrainingLoop
 from application.worker_loop import WorkerLoop
 from domain.events import Event
 from domain.failure import Failure, FailureCode, TrainingFailed
+from domain.progress import StepReport
+from domain.training_plan import TrainingPlan
 from tests.application.world import no_lora
 from tests.simulation.clock import VirtualClock
 from tests.simulation.connections import Backend, Blobs, Connection

@@ -22,9 +22,9 @@ from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.data.text import max_length
 from adapters.diffusion.preview import STEPS, PreviewRequest, request_previews
 from adapters.diffusion.style_measures import encoder_statistics
-from application.ports import TrainingPlan
 from domain.buckets import bucket_of
 from domain.parameters import TrainingParameters
+from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 

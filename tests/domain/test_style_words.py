@@ -1,6 +1,6 @@
 import pytest
 
-from application.style_words import without_style_words
+from domain.style_words import without_style_words
 
 
 @pytest.mark.parametrize(

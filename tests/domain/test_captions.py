@@ -2,7 +2,7 @@ import codecs
 
 import pytest
 
-from application.captions import CaptionRefused, read_caption
+from domain.captions import CaptionRefused, read_caption
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from application.ports import EpochRecord, TrainingSession
+from domain.loss_curve import EpochRecord
 from domain.results import TrainingMetric
 
 OVERFITTING = 0.05
@@ -26,17 +26,26 @@ def last_measured_loss(history: Sequence[EpochRecord]) -> float | None:
     return next((loss for loss in losses if loss is not None), None)
 
 
-def metric_of(session: TrainingSession, delivered: EpochRecord) -> TrainingMetric:
-    """The metrics of a finished run whose epoch ``delivered`` becomes the style."""
-    last, best = session.history[-1], best_epoch(session.history)
+def metric_of(
+    history: Sequence[EpochRecord],
+    before: EpochRecord | None,
+    total_steps: int,
+    delivered: EpochRecord,
+) -> TrainingMetric:
+    """The metrics of a finished run whose epoch ``delivered`` becomes the style.
+
+    Args:
+        before: epoch 0, the base model's losses; None if the run has no evaluations.
+    """
+    last, best = history[-1], best_epoch(history)
     return TrainingMetric(
         loss=last.loss,
         epochs=last.epoch,
-        steps=session.total_steps,
+        steps=total_steps,
         best_epoch=best.epoch if best else None,
         delivered_epoch=delivered.epoch,
         measured_loss=delivered.measured_loss,
-        base_loss=session.before.measured_loss if session.before else None,
+        base_loss=before.measured_loss if before else None,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 
+from adapters.common.event_texts import outcome, position, scored, second_try, undertaking
+from adapters.common.text import one_line
 from application.event_bus import TaskReceived, WorkerEvent
-from application.text import one_line
 from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
@@ -26,8 +26,7 @@ from domain.events import (
     TrainingBegan,
     TrainingFinished,
 )
-from domain.progress import Progress
-from domain.results import CheckpointRef, TrainingMetric
+from domain.results import CheckpointRef
 
 log = logging.getLogger(__name__)
 
@@ -81,61 +80,3 @@ def _logged(event: Event) -> tuple[int, str]:
         case JobInterrupted(reason=reason, failures=failures):
             return logging.WARNING, f"interrupted, {failures} failures so far: {reason}"
     return logging.INFO, type(event).__name__
-
-
-def undertaking(event: TrainingBegan) -> str:
-    """Describe the training that is about to begin."""
-    images, epochs = event.image_count, event.parameters.epochs
-    return (
-        f"training on {images} image{'s' * (images != 1)} for {epochs} epoch{'s' * (epochs != 1)}"
-    )
-
-
-def position(progress: Progress) -> str:
-    """Describe a training's position and speed."""
-    epoch = f"epoch {progress.current_epoch}/{progress.total_epochs} ({progress.percent} %)"
-    return ", ".join(filter(None, (epoch, speed(progress))))
-
-
-def speed(progress: Progress) -> str:
-    """Describe the known values among loss, speed and time left."""
-    parts = []
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.4f}")
-    parts += measured(progress.measured_loss, progress.base_loss)
-    if (speed := progress.steps_per_second) is not None:
-        parts.append(f"{speed:.1f} steps/s" if speed >= 1 else f"{speed:.3f} steps/s")
-    if (seconds := progress.estimated_seconds) is not None:
-        parts.append(f"{timedelta(seconds=seconds)} left")
-    return ", ".join(parts)
-
-
-def measured(loss: float | None, base: float | None) -> list[str]:
-    """Describe a loss over fixed noises beside the base's; empty if it was not measured."""
-    if loss is None:
-        return []
-    return [f"measured {loss:.4f}" + ("" if base is None else f" (base {base:.4f})")]
-
-
-def outcome(metric: TrainingMetric) -> str:
-    """Describe a finished style: its losses, and its epoch if that is not the last one."""
-    parts = [f"loss {metric.loss:.4f}", *measured(metric.measured_loss, metric.base_loss)]
-    if metric.delivered_epoch not in {None, metric.epochs}:
-        parts.append(f"weights of epoch {metric.delivered_epoch} of {metric.epochs}")
-    return ", ".join(parts)
-
-
-def scored(event: PreviewsScored) -> str:
-    """Describe the scores of a checkpoint's previews."""
-    return (
-        f"previews of epoch {event.epoch}: closeness to the style {event.closeness:.2f}, "
-        f"faithfulness to the prompts {event.faithfulness:.2f}"
-    )
-
-
-def second_try(learning_rate: float) -> str:
-    """Describe why a training starts over."""
-    return (
-        "the training diverged and is worse than the base model; "
-        f"it starts over with learning rate {learning_rate:g}"
-    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from application.ports import EpochRecord
-from application.training_diagnostics import best_epoch, overfitting_note, standstill_note
+from domain.loss_curve import EpochRecord
+from domain.training_diagnostics import best_epoch, overfitting_note, standstill_note
 
 
 def history(*losses: tuple[float | None, float | None]) -> list[EpochRecord]:
