@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import logging
 
+from application.event_bus import EventSink
 from application.job_store import JobStore
 from application.ports import BlobDenied, TrainerBroken, TrainingSession, Unavailable
 from application.stop_signal import Stopped, StopSignal
 from application.worker_config import WorkerConfig
-from domain.events import PreviewsScored
+from domain.events import PreviewsDrawn, PreviewsScored
 from domain.job import TrainingJob
 from domain.preview import Preview, PreviewScores
 
 log = logging.getLogger(__name__)
+
+
+def draw_previews(
+    session: TrainingSession,
+    job: TrainingJob,
+    epoch: int,
+    events: EventSink,
+    stop: StopSignal,
+    *,
+    adapted: bool,
+) -> tuple[Preview, ...]:
+    """Draw previews with the style of an epoch, or without the style, and publish them.
+
+    Raises:
+        Stopped: between two denoising steps.
+        TrainerBroken: raised by the session.
+    """
+    drawn = session.previews(adapted=adapted, check=stop.check)
+    events(
+        PreviewsDrawn(
+            task_id=job.task_id,
+            style_id=job.style_id,
+            epoch=epoch,
+            previews=drawn,
+            adapted=adapted,
+        )
+    )
+    return drawn
 
 
 def scores_of(
@@ -59,7 +88,7 @@ class CheckpointPreviews:
         """
         started = self._clock.monotonic()
         try:
-            drawn = session.previews(adapted=True, check=stop.check)
+            drawn = draw_previews(session, job, epoch, self._store.events, stop, adapted=True)
         except (Stopped, TrainerBroken):
             raise
         except Exception:

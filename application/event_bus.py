@@ -1,4 +1,4 @@
-"""The event stream for observers: events of jobs (``domain.events``) and of messages."""
+"""The event stream for observers: events of jobs (``domain.events``), messages, leases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,17 @@ class MessageSettled:
     settlement: Settlement
 
 
-WorkerEvent: TypeAlias = Event | MessageSettled
+@dataclass(frozen=True, kw_only=True)
+class LeaseWritten:
+    """A worker has acquired, renewed or released the lease of a job, or could not write it."""
+
+    task_id: str
+    at: datetime
+    error: Exception | None
+    """Why the lease is not written; None if it is."""
+
+
+WorkerEvent: TypeAlias = Event | MessageSettled | LeaseWritten
 
 
 EventSink: TypeAlias = Callable[[WorkerEvent], None]

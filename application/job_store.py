@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
-from application.event_bus import EventSink
+from application.event_bus import EventSink, LeaseWritten
 from application.fenced_blob import (
     MAX_RECORD_BYTES,
     NOT_AS_EXPECTED,
@@ -64,7 +65,7 @@ class JobStore:
     keys: StorageKeys
     clock: Clock
     events: EventSink
-    """Receives the events of jobs opened by ``open``."""
+    """Receives the events of jobs opened by ``open``, and of their leases."""
     worker: str
     """The worker's unique name in leases and records."""
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
@@ -125,8 +126,12 @@ class JobStore:
 
     def lease(self, task_id: str) -> Lease:
         """The job's lease, not yet acquired."""
+
+        def report_write(at: datetime, error: Exception | None) -> None:
+            self.events(LeaseWritten(task_id=task_id, at=at, error=error))
+
         at = self.keys.lease(task_id)
-        return Lease(self.blobs, at, self.worker, self.lease_terms, self.clock)
+        return Lease(self.blobs, at, self.worker, self.lease_terms, self.clock, report_write)
 
     def lease_owner(self, task_id: str) -> str | None:
         """The worker that holds the job's lease; None if the lease is free or expired."""

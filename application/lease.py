@@ -110,16 +110,26 @@ class Lease:
     """One worker's claim to one job. Held between ``acquire`` and ``release``.
 
     ``renew`` may be called from any thread.
+
+    Args:
+        report_write: called after each write, with its time and its error.
     """
 
     def __init__(
-        self, blobs: BlobStore, at: Location, owner: str, terms: LeaseTerms, clock: Clock
+        self,
+        blobs: BlobStore,
+        at: Location,
+        owner: str,
+        terms: LeaseTerms,
+        clock: Clock,
+        report_write: Callable[[datetime, Exception | None], None],
     ) -> None:
         self._blobs = blobs
         self._blob = FencedBlob(blobs, at)
         self._owner = owner
         self._terms = terms
         self._clock = clock
+        self._report_write = report_write
         self._revision = 0
         self._valid_until = -math.inf
         self._writing = threading.Lock()
@@ -269,15 +279,19 @@ class Lease:
     def _write(self, owner: str) -> None:
         with self._writing:
             began = self._clock.monotonic()
-            expires = self._clock.now() + timedelta(seconds=self._terms.seconds)
+            now = self._clock.now()
+            expires = now + timedelta(seconds=self._terms.seconds)
             self._revision += 1
             record = _Record(owner, expires, self._revision, self._terms.seconds)
             try:
                 self._blob.write(record.encode())
-            except Superseded:
-                self._valid_until = -math.inf
+            except Exception as error:
+                if isinstance(error, Superseded):
+                    self._valid_until = -math.inf
+                self._report_write(now, error)
                 raise
             self._valid_until = began + self._terms.takeover_delay if owner else -math.inf
+            self._report_write(now, None)
 
 
 def lease_owner(blobs: BlobStore, at: Location, now: datetime) -> str | None:

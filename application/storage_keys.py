@@ -115,14 +115,9 @@ class StorageKeys:
         """The log of one run of the job."""
         return self._job(task_id, f"logs/{name}")
 
-    def leased_task(self, at: Location) -> str | None:
-        """The task id of a lease's key; None for other keys."""
-        task_id = _task_of(at)
-        return task_id if task_id and at == self.lease(task_id) else None
-
     def recorded_task(self, at: Location) -> str | None:
         """The task id of a journal's key; None for other keys."""
-        task_id = _task_of(at)
+        task_id = at.key.removeprefix(JOBS).rpartition("/")[0]
         return task_id if task_id and at == self.journal(task_id) else None
 
     @property
@@ -131,7 +126,3 @@ class StorageKeys:
 
     def _job(self, task_id: str, name: str) -> Location:
         return self.bucket.at(f"{JOBS}{task_id}/{name}")
-
-
-def _task_of(at: Location) -> str:
-    return at.key.removeprefix(JOBS).rpartition("/")[0]

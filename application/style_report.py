@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from application.checkpoint_previews import scores_of
+from application.checkpoint_previews import draw_previews, scores_of
 from application.job_store import JobStore
 from application.journal import Entry
 from application.ports import Reporter, TrainerBroken, TrainingSession, Unavailable
@@ -61,15 +61,16 @@ class ReportWriter:
         assert job.metric is not None  # recorded when training finished
         assert job.artifact is not None  # recorded when the weights were stored
         try:
+            epoch = job.metric.delivered_epoch or job.metric.epochs
+            draw = partial(draw_previews, session, job, epoch, self.store.events, stop)
             before, after = (
-                session.previews(adapted=adapted, check=stop.check) if self.with_previews else ()
-                for adapted in (False, True)
+                draw(adapted=adapted) if self.with_previews else () for adapted in (False, True)
             )
             stop.check()
             underway = self._retry(lambda: self.store.previews(task.task_id), stop)
-            scores = self.store.preview_scores(task.task_id, [epoch for epoch, _ in underway])
+            scores = self.store.preview_scores(task.task_id, [drawn for drawn, _ in underway])
             if after and (last := scores_of(session, after, stop)) is not None:
-                scores[job.metric.delivered_epoch or job.metric.epochs] = last
+                scores[epoch] = last
             report = StyleReport(
                 task=task,
                 base=base,

@@ -129,7 +129,7 @@ def hops_of_a_task(scratch: Path) -> Hops:
     )
     hops, on = Hops(), threading.Event()
     with open_container(settings) as container:
-        container.plain_trainer.override(providers.Object(MemoryTrainer(ManualClock())))
+        container.trainer.override(providers.Object(MemoryTrainer(ManualClock())))
         container.queue().publish(encode_task(task))
         worker_pool = container.worker_pool()
         on.set()

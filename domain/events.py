@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from domain.failure import Failure
 from domain.parameters import TrainingParameters
+from domain.preview import Preview
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
 
@@ -57,6 +58,17 @@ class CheckpointSaved(Event):
 @dataclass(frozen=True, kw_only=True)
 class CheckpointDiscarded(Event):
     """The stored checkpoint cannot be used; training starts over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewsDrawn(Event):
+    """Previews were drawn: at a checkpoint, or for the report, maybe after the job's end."""
+
+    epoch: int
+    """The epoch of the style."""
+    previews: tuple[Preview, ...]
+    adapted: bool
+    """True: with the style; False: by the base model alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import MeteredQueue
 from adapters.report.reporter import HtmlReporter
-from adapters.status_page.previews import PreviewCache, PreviewingTrainer
+from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
 from application.event_bus import EventBus
@@ -193,8 +193,8 @@ def open_container(
 class Container(containers.DeclarativeContainer):
     """The components of a worker. Entry points may override them.
 
-    A provider named ``plain_...`` builds an adapter without its wrapper, which records metrics or
-    previews. The provider without the prefix builds the wrapped adapter.
+    A provider named ``plain_...`` builds an adapter without its wrapper, which records metrics.
+    The provider without the prefix builds the wrapped adapter.
     """
 
     settings: providers.Dependency[Settings] = providers.Dependency(instance_of=Settings)
@@ -218,9 +218,7 @@ class Container(containers.DeclarativeContainer):
 
     # The ports.
     plain_blobs = providers.Singleton(open_blobs, settings, clock, slots=slots)
-    blobs = providers.Singleton(
-        MeteredBlobStore, plain_blobs, metrics, clock, keys.provided.leased_task, job_metrics
-    )
+    blobs = providers.Singleton(MeteredBlobStore, plain_blobs, metrics, clock)
     plain_queue = providers.Resource(open_queue, settings, clock, worker, slots)
     queue = providers.Singleton(MeteredQueue, plain_queue, metrics)
     dead_letters = queue_depths = plain_queue
@@ -229,8 +227,7 @@ class Container(containers.DeclarativeContainer):
         MeteredNotifier, plain_notifier, metrics, clock.provided.monotonic
     )
     base_model = providers.Singleton(load_base_model, settings, device)
-    plain_trainer = providers.Singleton(build_trainer, settings, base_model, devices, slots)
-    trainer = providers.Singleton(PreviewingTrainer, plain_trainer, preview_cache)
+    trainer = providers.Singleton(build_trainer, settings, base_model, devices, slots)
     captioner = providers.Singleton(load_captioner, settings, device)
     inspector = providers.Singleton(IsolatedInspector)
     reporter = providers.Singleton(HtmlReporter, providers.Object(decode))
@@ -245,6 +242,7 @@ class Container(containers.DeclarativeContainer):
         providers.Object(log_event),
         job_metrics,
         worker_state,
+        preview_cache,
         job_log,
     )
     uploads = providers.Resource(open_uploads, slots)

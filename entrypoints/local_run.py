@@ -240,7 +240,7 @@ def build_container(
         providers.Singleton(ProgressDisplay, container.console, with_previews=preview_share > 0)
     )
     if arguments.preview_steps is not None:
-        container.plain_trainer.add_kwargs(preview_steps=arguments.preview_steps)
+        container.trainer.add_kwargs(preview_steps=arguments.preview_steps)
     return container
 
 

@@ -19,6 +19,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     PartTimed,
+    PreviewsDrawn,
     PreviewsScored,
     ProgressMade,
     SecondTryBegan,
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 def log_event(event: WorkerEvent) -> None:
     """Port ``EventSink``: logs one line for each event of a job; steps at the debug level."""
     if not isinstance(event, Event) or isinstance(event, TaskReceived):
-        return  # the worker loop logs messages itself
+        return  # the worker loop and the lease log messages and leases themselves
     if isinstance(event, ProgressMade | PartTimed) and not log.isEnabledFor(logging.DEBUG):
         return  # do not format a line at every step if it is not logged
     level, text = _logged(event)
@@ -57,6 +58,9 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.DEBUG, f"{event.part} took {event.seconds:.2f} s"
         case CheckpointSaved(checkpoint=at):
             return logging.INFO, f"checkpoint of epoch {at.epoch}, step {at.step} saved"
+        case PreviewsDrawn(epoch=epoch, adapted=adapted):
+            model = f"the style of epoch {epoch}" if adapted else "the base model"
+            return logging.DEBUG, f"previews drawn with {model}"
         case PreviewsScored():
             return logging.INFO, scored(event)
         case SecondTryBegan(learning_rate=rate):

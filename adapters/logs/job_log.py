@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from application.event_bus import MessageSettled, TaskReceived, WorkerEvent
 from application.ports import Clock
+from domain.events import Event
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class JobLog(logging.Handler):
                     lines = self._jobs.pop(task_id or "", None)
                 if task_id and lines is not None:
                     self._store(task_id, lines)
-            case _:
+            case Event():
                 with self._jobs_lock:
                     if event.task_id in self._jobs:
                         self._jobs[event.task_id].eventful = True

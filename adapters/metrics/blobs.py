@@ -1,12 +1,10 @@
-"""Metrics of the blob store and of the leases in it."""
+"""Metrics of the blob store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from adapters.metrics.instruments import Metrics, record_outcome, suppress_errors
-from adapters.metrics.jobs import JobMetrics
 from application.ports import (
     Blob,
     BlobDenied,
@@ -30,26 +28,12 @@ _RESULTS: dict[type[Exception], str] = {
 
 
 class MeteredBlobStore:
-    """Port ``BlobStore`` around another one; counts calls, bytes, errors and durations.
+    """Port ``BlobStore`` around another one; counts calls, bytes, errors and durations."""
 
-    Args:
-        leased_task: returns the task of a lease blob, else None; lease writes count separately.
-        jobs: notified of lease writes.
-    """
-
-    def __init__(
-        self,
-        inner: BlobStore,
-        metrics: Metrics,
-        clock: Clock,
-        leased_task: Callable[[Location], str | None],
-        jobs: JobMetrics,
-    ) -> None:
+    def __init__(self, inner: BlobStore, metrics: Metrics, clock: Clock) -> None:
         self._inner = inner
         self._metrics = metrics
         self._clock = clock
-        self._leased_task = leased_task
-        self._jobs = jobs
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
         """Read, and count the bytes. A read with a limit is of an artist's file: a ``fetch``."""
@@ -67,7 +51,7 @@ class MeteredBlobStore:
         condition: Condition | None = None,
     ) -> str:
         """Write, and count the bytes."""
-        with self._calling("put", at):
+        with self._calling("put"):
             etag = self._inner.put(at, data, content_type=content_type, condition=condition)
         suppress_errors(lambda: self._metrics.written_bytes.inc(len(data)))
         return etag
@@ -82,20 +66,10 @@ class MeteredBlobStore:
         with self._calling("list"):
             return self._inner.list(bucket, prefix)
 
-    def _calling(
-        self, operation: str, written: Location | None = None
-    ) -> AbstractContextManager[None]:
+    def _calling(self, operation: str) -> AbstractContextManager[None]:
         began = self._clock.monotonic()
-        return record_outcome(
-            _RESULTS, lambda result: self._record(operation, result, began, written)
-        )
+        return record_outcome(_RESULTS, lambda result: self._record(operation, result, began))
 
-    def _record(self, operation: str, result: str, began: float, written: Location | None) -> None:
-        metrics = self._metrics
-        metrics.storage_calls.labels(operation, result).inc()
-        metrics.storage_seconds.labels(operation).observe(self._clock.monotonic() - began)
-        task_id = None if written is None else self._leased_task(written)
-        if task_id is not None:
-            metrics.lease_writes.labels(result).inc()
-            if result == "ok":
-                self._jobs.lease_written(task_id, self._clock.now().timestamp())
+    def _record(self, operation: str, result: str, began: float) -> None:
+        self._metrics.storage_calls.labels(operation, result).inc()
+        self._metrics.storage_seconds.labels(operation).observe(self._clock.monotonic() - began)

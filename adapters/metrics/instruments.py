@@ -207,7 +207,14 @@ def record_outcome(
         yield
         result = "ok"
     except Exception as error:
-        result = next((name for kind, name in names.items() if isinstance(error, kind)), result)
+        result = result_of(error, names)
         raise
     finally:
         suppress_errors(lambda: record(result))
+
+
+def result_of(error: Exception | None, names: Mapping[type[Exception], str]) -> str:
+    """The name of the error's kind: ``ok`` for None, ``error`` for a kind without a name."""
+    if error is None:
+        return "ok"
+    return next((name for kind, name in names.items() if isinstance(error, kind)), "error")

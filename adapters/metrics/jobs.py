@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-from adapters.metrics.instruments import Metrics, suppress_errors
-from application.event_bus import MessageSettled, TaskReceived, WorkerEvent
+from adapters.metrics.instruments import Metrics, result_of, suppress_errors
+from application.event_bus import LeaseWritten, MessageSettled, TaskReceived, WorkerEvent
+from application.fenced_blob import Superseded
+from application.ports import BlobDenied, Unavailable
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from domain.events import (
     CheckpointSaved,
@@ -16,6 +18,7 @@ from domain.events import (
     JobFailed,
     JobInterrupted,
     JobStarted,
+    PreviewsDrawn,
     ProgressMade,
     TrainingBegan,
 )
@@ -27,6 +30,11 @@ _SETTLEMENTS: dict[type[Settlement], str] = {
     RetryLater: "retry_later",
     DeadLetter: "dead_letter",
     Requeue: "requeue",
+}
+_LEASE_ERRORS: dict[type[Exception], str] = {
+    Superseded: "superseded",
+    Unavailable: "unavailable",
+    BlobDenied: "denied",
 }
 
 
@@ -61,23 +69,27 @@ class JobMetrics:
             suppress_errors(lambda: self._note(event))
             suppress_errors(lambda: self._metrics.active_jobs.set(len(self._jobs)))
 
-    def lease_written(self, task_id: str, at: float) -> None:
-        """Show when a job's lease was written, in Unix time, while the job is active."""
-        with self._lock:
-            job = self._jobs.get(task_id)
-            if job is not None:
-                self._metrics.lease_written.labels(job.slot).set(at)
-
     def _note(self, event: WorkerEvent) -> None:
         if isinstance(event, MessageSettled):
             self._metrics.runs.labels(_SETTLEMENTS[type(event.settlement)]).inc()
             self._leave(event.task_id)
             return
+        if isinstance(event, LeaseWritten):
+            self._note_lease(event)
+            return
+        if isinstance(event, PreviewsDrawn):
+            return  # not counted, and the job may have ended
         if event.task_id not in self._jobs:
             taken = {job.slot for job in self._jobs.values()}
             self._jobs[event.task_id] = _Job(next(n for n in count() if n not in taken))
         if not isinstance(event, TaskReceived):
             self._count(self._jobs[event.task_id], event)
+
+    def _note_lease(self, event: LeaseWritten) -> None:
+        self._metrics.lease_writes.labels(result_of(event.error, _LEASE_ERRORS)).inc()
+        job = self._jobs.get(event.task_id)
+        if job is not None and event.error is None:
+            self._metrics.lease_written.labels(job.slot).set(event.at.timestamp())
 
     def _count(self, job: _Job, event: Event) -> None:
         metrics = self._metrics

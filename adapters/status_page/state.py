@@ -18,6 +18,7 @@ from domain.events import (
     JobInterrupted,
     JobStarted,
     PartTimed,
+    PreviewsDrawn,
     PreviewsScored,
     ProgressMade,
     TrainingBegan,
@@ -70,6 +71,8 @@ class WorkerState:
             if isinstance(event, MessageSettled):
                 self._settle(event)
                 return
+            if not isinstance(event, Event) or isinstance(event, PreviewsDrawn):
+                return  # not shown here, and the job may have ended
             if event.task_id not in self._jobs:
                 self._jobs[event.task_id] = self._view(event.task_id, event.style_id)
             job = self._jobs[event.task_id]

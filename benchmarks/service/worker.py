@@ -31,7 +31,7 @@ def main(jobs: int) -> None:
     with open_container(settings, stop=stop) as container:
         store = CountingBlobStore(open_blobs(settings, container.clock()))
         container.plain_blobs.override(providers.Object(store))
-        container.plain_trainer.override(providers.Object(MemoryTrainer(ManualClock(), 0.0)))
+        container.trainer.override(providers.Object(MemoryTrainer(ManualClock(), 0.0)))
         container.inspector.override(providers.Object(MemoryInspector()))
         container.reporter.override(providers.Object(MemoryReporter()))
         loop = container.worker_loop()

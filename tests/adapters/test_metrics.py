@@ -14,14 +14,15 @@ from unittest.mock import MagicMock
 import pytest
 from prometheus_client import generate_latest
 
-from adapters.memory import ManualClock, MemoryBlobStore, MemoryQueue
+from adapters.memory import ManualClock, MemoryQueue
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.instruments import Metrics, suppress_errors
 from adapters.metrics.jobs import JobMetrics
 from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import DepthGauges, MeteredQueue
-from application.event_bus import MessageSettled
+from application.event_bus import LeaseWritten, MessageSettled
+from application.lease import LeaseHeld
 from application.ports import (
     BlobMissing,
     BlobUnavailable,
@@ -31,7 +32,6 @@ from application.ports import (
     IfAbsent,
     NotifierRefused,
     NotifierUnavailable,
-    PreconditionFailed,
     QueueUnavailable,
 )
 from application.settlement import Ack, Requeue, RetryLater
@@ -42,7 +42,7 @@ from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.task import TrainingTask
-from tests.application.world import KEYS, World, a_task, received, settled
+from tests.application.world import World, a_task, received, settled
 
 IDS: Any = {"task_id": "a", "style_id": 7}
 
@@ -63,7 +63,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def run_a_job(metrics: Metrics, world: World, stop: StopSignal | None = None, **named: Any) -> Any:
     listener = JobMetrics(metrics, world.clock.monotonic)
-    blobs = MeteredBlobStore(world.blobs, metrics, world.clock, KEYS.leased_task, listener)
+    blobs = MeteredBlobStore(world.blobs, metrics, world.clock)
     use_case = world.worker(
         blobs=blobs,
         notifier=MeteredNotifier(world.notifier, metrics, world.clock.monotonic),
@@ -230,17 +230,20 @@ def test_a_job_that_is_gone_does_not_look_alive(metrics: Metrics, clock: ManualC
 
 def test_a_lease_is_seen_while_its_job_is_in_hand(metrics: Metrics, clock: ManualClock) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
-    blobs = MeteredBlobStore(MemoryBlobStore(), metrics, clock, KEYS.leased_task, listener)
     tasks = [begin(listener, style_id, epochs=10) for style_id in (1, 2)]
+
+    def write(task_id: str) -> None:
+        listener(LeaseWritten(task_id=task_id, at=clock.now(), error=None))
+
     for task in tasks:
-        blobs.put(KEYS.lease(task.task_id), b"{}")
+        write(task.task_id)
     written = clock.now().timestamp()
     clock.advance(20)
-    blobs.put(KEYS.lease("task-2"), b"{}")
+    write("task-2")
     assert value(metrics, "lease_last_write_timestamp_seconds", slot="0") == written
     assert value(metrics, "lease_last_write_timestamp_seconds", slot="1") == written + 20
     listener(settled(tasks[0], Requeue()))
-    blobs.put(KEYS.lease("task-1"), b"released")
+    write("task-1")
     assert slots(metrics, "lease_last_write_timestamp_seconds") == {"1"}
 
 
@@ -292,8 +295,7 @@ def test_jobs_of_threads_side_by_side_add_up(metrics: Metrics) -> None:
 
 
 def metered(inner: Any, metrics: Metrics, clock: ManualClock) -> MeteredBlobStore:
-    jobs = JobMetrics(metrics, clock.monotonic)
-    return MeteredBlobStore(inner, metrics, clock, KEYS.leased_task, jobs)
+    return MeteredBlobStore(inner, metrics, clock)
 
 
 def test_deliveries_and_settlements_are_counted(metrics: Metrics, clock: ManualClock) -> None:
@@ -426,14 +428,14 @@ def test_a_failing_store_is_counted_by_its_error_and_raises_it(
 def test_a_lease_that_somebody_else_took_is_counted_apart(
     metrics: Metrics, clock: ManualClock
 ) -> None:
-    blobs = metered(MemoryBlobStore(), metrics, clock)
-    at = KEYS.lease("x")
-    blobs.put(at, b"mine", condition=IfAbsent())
-    with pytest.raises(PreconditionFailed):
-        blobs.put(at, b"theirs", condition=IfAbsent())
-    blobs.put(KEYS.journal("x"), b"another blob")
+    world, listener = World(), JobMetrics(metrics, clock.monotonic)
+    mine, theirs = (world.store(worker=name, events=listener).lease("x") for name in "ab")
+    mine.acquire(StopSignal())
+    with pytest.raises(LeaseHeld):
+        theirs.acquire(StopSignal())
     assert value(metrics, "lease_writes_total", result="ok") == 1
     assert value(metrics, "lease_writes_total", result="superseded") == 1
+    assert value(metrics, "active_jobs") == 0
 
 
 @pytest.mark.parametrize(

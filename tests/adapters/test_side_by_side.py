@@ -22,7 +22,7 @@ from adapters.memory import ManualClock, MemoryBlobStore
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
-from adapters.status_page.previews import PreviewCache, PreviewingTrainer
+from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus
 from application.settlement import Ack, Settlement
@@ -30,7 +30,7 @@ from application.stop_signal import StopSignal
 from domain.events import Event
 from domain.location import Location
 from domain.task import TrainingTask
-from tests.application.world import CONFIG, KEYS, World, a_task, received, settled
+from tests.application.world import CONFIG, World, a_task, received, settled
 
 STYLES = (1, 2, 3)
 EPOCHS = 25
@@ -50,7 +50,8 @@ class Onlookers:
         self.job_log = JobLog(World().store(blobs=self.logs).put_log, clock, "w")
         self.job_log.setFormatter(JsonFormatter(Redactor()))
         self.job_log.addFilter(context)
-        self.tell = EventBus(context, log_event, self.jobs, self.worker_state, self.job_log)
+        sinks = (self.jobs, self.worker_state, self.preview_cache, self.job_log)
+        self.tell = EventBus(context, log_event, *sinks)
         self.max_active = 0
         self._together = threading.Barrier(len(STYLES), timeout=60)
 
@@ -63,13 +64,10 @@ class Onlookers:
     def run(self, task: TrainingTask) -> Settlement:
         """What a worker does with a task, in a thread of its own."""
         world = World()
-        blobs = MeteredBlobStore(
-            world.blobs, self.metrics, world.clock, KEYS.leased_task, self.jobs
-        )
+        blobs = MeteredBlobStore(world.blobs, self.metrics, world.clock)
         use_case = world.worker(
             blobs=blobs,
             events=self,
-            trainer=PreviewingTrainer(world.trainer, self.preview_cache),
             config=replace(CONFIG, fetch_concurrency=4),
         )
         world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe no text, which is worth a line")

@@ -17,18 +17,20 @@ from starlette.testclient import TestClient
 from adapters.status_page.app import Check, Finding, build_app
 from adapters.status_page.auth import COOKIE
 from adapters.status_page.binding import InvalidBinding, check_binding
-from adapters.status_page.previews import PreviewCache, PreviewingTrainer
+from adapters.status_page.previews import PreviewCache
 from adapters.status_page.server import AddressTaken, StatusServer
 from application.settlement import Ack
 from application.stop_signal import StopSignal
+from domain.events import PreviewsDrawn
 from domain.preview import Preview
-from tests.application.world import World, a_task
+from tests.application.world import World, a_task, settled
 from tests.services.status_scenes import (
     SECRET,
     Scene,
     a_png,
     failed,
     idle,
+    ids,
     side_by_side,
     task,
     training,
@@ -174,41 +176,37 @@ def test_previews_are_those_of_the_job_that_is_asked_for() -> None:
 def test_the_shelf_keeps_runs_side_by_side_apart_and_few_of_them() -> None:
     preview_cache = PreviewCache()
 
-    def draw(run: int, epoch: int) -> None:
-        preview_cache.keep(run, epoch, (Preview(f"run {run}", 0, b"%d" % run),), adapted=True)
+    def draw(style_id: int, epoch: int) -> None:
+        previews = (Preview(f"style {style_id}", 0, b"%d" % style_id),)
+        preview_cache(PreviewsDrawn(**ids(style_id), epoch=epoch, previews=previews, adapted=True))
 
     def images() -> int:
         found = (preview_cache.image(number, 0, "after") for number in range(100))
         return sum(image is not None for image in found)
 
-    runs = [preview_cache.open(style_id) for style_id in (1, 2, 3)]
-    for run, epoch in zip([*runs, *runs], range(6), strict=True):
-        draw(run, epoch)
-    for style_id, run in zip((1, 2, 3), runs, strict=True):
+    styles = (1, 2, 3)
+    for style_id, epoch in zip([*styles, *styles], range(6), strict=True):
+        draw(style_id, epoch)
+    for style_id in styles:
         found = preview_cache.shown(style_id)
         assert found is not None
-        assert found["pairs"][0]["prompt"] == f"run {run}"
+        assert found["pairs"][0]["prompt"] == f"style {style_id}"
         number = int(found["pairs"][0]["after"].split("/")[2])
-        assert preview_cache.image(number, 0, "after") == b"%d" % run
+        assert preview_cache.image(number, 0, "after") == b"%d" % style_id
     assert images() == 3
-    for run in runs:
-        preview_cache.close(run)
+    for style_id in styles:
+        preview_cache(settled(task(style_id), Ack()))
     assert images() == 1, "of what is over only the last"
     assert (preview_cache.shown() or {})["style_id"] == 3
-    preview_cache.close(preview_cache.open(4))
+    preview_cache(settled(task(4), Ack()))
     assert (preview_cache.shown(4) or {})["style_id"] == 3, (
         "a run without images leaves those there are"
     )
 
 
-def test_what_a_session_draws_is_on_the_shelf_and_the_run_is_as_before() -> None:
+def test_what_a_job_draws_is_on_the_shelf() -> None:
     world, preview_cache = World(), PreviewCache()
-    watched = world.worker(trainer=PreviewingTrainer(world.trainer, preview_cache))
-    assert watched(a_task(), StopSignal()) == Ack()
-    other = World()
-    assert other.worker()(a_task(), StopSignal()) == Ack()
-    assert world.weights() == other.weights()
-    assert world.blobs.blobs.keys() == other.blobs.blobs.keys()
+    assert world.worker(events=preview_cache)(a_task(), StopSignal()) == Ack()
     shown = preview_cache.shown()
     assert shown is not None
     assert (shown["style_id"], shown["epoch"]) == (7, 25)

@@ -22,7 +22,7 @@ from domain.events import AnnouncementBegun, JobInterrupted, ProgressMade
 from domain.failure import FailureCode
 from domain.progress import Progress
 from tests.application.world import TASK_ID, World, a_task, received, settled
-from tests.services.status_scenes import Scene, failed, ids, side_by_side, task, training
+from tests.services.status_scenes import Scene, failed, idle, ids, side_by_side, task, training
 
 
 def shown(scene: Scene) -> dict[str, Any]:
@@ -352,3 +352,14 @@ def test_a_finished_job_shows_where_its_time_went() -> None:
     ]  # fmt: skip
     assert parts["queue"] == 3.0
     assert parts["steps"] == 25 * 3 - 1
+
+
+def test_previews_drawn_after_the_end_of_a_job_show_no_active_job() -> None:
+    scene = idle()
+    scene.start(41)
+    scene.train(41)
+    scene.complete(41, previews=False)
+    scene.draw(41, 200)
+    assert scene.worker_state.snapshot()["jobs"] == []
+    assert scene.metrics.registry.get_sample_value("style_trainer_active_jobs") == 0
+    assert (scene.previews.shown(41) or {})["epoch"] == 200

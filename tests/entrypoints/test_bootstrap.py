@@ -19,7 +19,6 @@ from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.notifier import MeteredNotifier
 from adapters.metrics.queue import MeteredQueue
 from adapters.schemas.task import encode_task
-from adapters.status_page.previews import PreviewingTrainer
 from application.ports import BlobDenied
 from application.settlement import Requeue
 from domain.job import TrainingJob
@@ -135,7 +134,7 @@ PARTS = ("blobs", "notifier", "trainer", "store", "worker_pool")
 def test_every_part_is_measured_whatever_is_asked_for_first(order: tuple[str, ...]) -> None:
     with open_container(make_settings()) as container:
         container.plain_blobs.override(providers.Object(MemoryBlobStore()))
-        container.plain_trainer.override(providers.Object(MemoryTrainer(ManualClock())))
+        container.trainer.override(providers.Object(MemoryTrainer(ManualClock())))
         parts = {name: getattr(container, name)() for name in order}
         (loop,) = parts["worker_pool"].loops
         run, events = loop.run, loop.events
@@ -144,7 +143,6 @@ def test_every_part_is_measured_whatever_is_asked_for_first(order: tuple[str, ..
         assert run.store is loop.reject.store is parts["store"]
         assert run.store.blobs is parts["blobs"]
         assert run.store.events is events
-        assert isinstance(run.trainer, PreviewingTrainer)
         assert run.trainer is parts["trainer"]
         assert isinstance(run.notify_outcome.notifier, MeteredNotifier)
         assert run.notify_outcome.notifier is run.loop.notifier is parts["notifier"]

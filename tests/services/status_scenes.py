@@ -16,7 +16,7 @@ from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.app import Check, Finding, Sources
 from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
-from application.event_bus import EventBus
+from application.event_bus import EventBus, LeaseWritten
 from application.ports import GpuReading
 from application.settlement import Ack, Requeue, RetryLater
 from domain.events import (
@@ -28,6 +28,7 @@ from domain.events import (
     JobGivenUp,
     JobInterrupted,
     JobStarted,
+    PreviewsDrawn,
     ProgressMade,
     TrainingBegan,
     TrainingFinished,
@@ -89,7 +90,7 @@ class Scene:
         self.worker_state.model = "stable-diffusion-v1-5"
         self.previews = PreviewCache()
         self.counted = counted = JobMetrics(self.metrics, self.clock.monotonic)
-        self.tell = EventBus(self.worker_state, counted)
+        self.tell = EventBus(self.worker_state, counted, self.previews)
 
     def sources(self) -> Sources:
         """The data sources of the page."""
@@ -126,7 +127,7 @@ class Scene:
     def start(self, style_id: int, *, attempt: int = 1, resumed_from: int | None = None) -> None:
         """A task starts."""
         self.tell(received(task(style_id)))
-        self.counted.lease_written(task(style_id).task_id, self.clock.now().timestamp())
+        self.tell(LeaseWritten(task_id=task(style_id).task_id, at=self.clock.now(), error=None))
         at = None
         if resumed_from is not None:
             at = CheckpointRef(Location("models", "checkpoint"), resumed_from, resumed_from * 12)
@@ -167,12 +168,9 @@ class Scene:
 
     def draw(self, style_id: int, epoch: int, *, finished: bool = True) -> None:
         """Previews are drawn; those without the style only once it is finished."""
-        run = self.previews.open(style_id)
         for adapted in (False, True) if finished else (True,):
             drawn = tuple(Preview(p, n, a_png(n, adapted)) for n, p in enumerate(PROMPTS))
-            self.previews.keep(run, epoch, drawn, adapted=adapted)
-        if finished:
-            self.previews.close(run)
+            self.tell(PreviewsDrawn(**ids(style_id), epoch=epoch, previews=drawn, adapted=adapted))
 
     def fail(self, style_id: int, code: FailureCode, message: str) -> None:
         """The job fails."""
