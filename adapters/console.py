@@ -92,13 +92,11 @@ class ProgressDisplay:
         text = "stopping: saving a checkpoint; press Ctrl-C again to exit immediately"
         say(self._console, text, "yellow")
 
-    def ended_at_once(self) -> None:
-        """Print what the second Ctrl-C loses."""
+    def how_to_continue(self) -> str:
+        """How to continue after the second Ctrl-C, which saves no checkpoint."""
         if self._checkpoint is None:
-            lost = "no checkpoint is stored yet: run the same command to start over"
-        else:
-            lost = f"run the same command to resume from epoch {self._checkpoint.epoch}"
-        say(self._console, f"exited immediately; {lost}", "red")
+            return "no checkpoint is stored yet: run the same command to start over"
+        return f"run the same command to resume from epoch {self._checkpoint.epoch}"
 
     def __enter__(self) -> ProgressDisplay:
         return self

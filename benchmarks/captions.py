@@ -28,7 +28,7 @@ LEARNING_RATE = 0.01
 RESULTS = Path("benchmarks/results/captions-cpu.json")
 BEGIN, END = "<!-- captions -->", "<!-- /captions -->"
 """Marks around the results in a page."""
-_EQUAL = "made captions that equal the artist's"
+_EQUAL = "generated captions that equal the artist's"
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     equal = sum(image.caption == text for image, text in zip(bench.images, made, strict=True))
     kinds = {
         "the artist's captions": [image.caption for image in bench.images],
-        "made captions": made,
+        "generated captions": made,
         "the trigger word only": [None] * len(made),
     }
     rows = {}
@@ -100,9 +100,10 @@ def _markdown(results: Mapping[str, Any]) -> str:
         [
             f"{results['epochs']} epochs, {seeds} seeds, {results['images']} images, torch "
             f"{results['torch']}, {results['base']}; the base's held-out loss is "
-            f"{results['base loss']}. {results[_EQUAL]} of the made captions equal the artist's.",
+            f"{results['base loss']}. {results[_EQUAL]} of the generated captions equal the "
+            "artist's.",
             "",
-            "| captions | share of the held-out loss taken away | spread between seeds |",
+            "| captions | reduction of the held-out loss | spread between seeds |",
             "| --- | --- | --- |",
             *[
                 f"| {kind} | {statistics.mean(row):.1%} | {statistics.stdev(row):.1%} |"

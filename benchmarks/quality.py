@@ -147,7 +147,7 @@ def _markdown(results: Mapping[str, Any]) -> str:
             f"torch {results['torch']}, {results['base']}; the base's held-out loss is "
             f"{results[BASE_LOSS]}.",
             "",
-            "| setting | share of the held-out loss taken away | spread between seeds |",
+            "| setting | reduction of the held-out loss | spread between seeds |",
             "| --- | --- | --- |",
             *[row(found, found["options"]) for found in results["learning rates"]],
             f"| at `learning_rate={reference['learning_rate']}`, one option changed: | | |",

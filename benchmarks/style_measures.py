@@ -86,18 +86,18 @@ def dial(base: BaseModel) -> dict[str, Any]:
     contents = [list(CONTENTS)[n % len(CONTENTS)] for n in range(SETS)]
     closeness = []
     for n, (strength, content) in enumerate(zip(strengths, contents, strict=True)):
-        # As in a run, each set is compared with the base's pictures of the same prompts.
+        # As in a run, each set is compared with the base's images of the same prompts.
         styled, plain = (
             encode_previews(base, drawings(share, 4, 50 + n, content), cpu)[0]
             for share in (strength, 0.0)
         )
         closeness.append(style_axis(artist, plain).closeness(styled))
     residuals = np.asarray(closeness) - np.polyval(np.polyfit(strengths, closeness, 1), strengths)
-    told = {}
+    won = {}
     for strength in STRENGTHS:
         previews = drawings(strength, 20, 7)
         latents = encode_previews(base, previews, cpu)[1]
-        told[str(strength)] = round(faithfulness(base, latents, request(base, previews), cpu), 3)
+        won[str(strength)] = round(faithfulness(base, latents, request(base, previews), cpu), 3)
     return {
         "sets": SETS,
         "rank correlation of closeness and strength": round(
@@ -112,7 +112,7 @@ def dial(base: BaseModel) -> dict[str, Any]:
             )
             for content in CONTENTS
         },
-        "share of comparisons won by the right prompt, by strength": told,
+        "share of comparisons won by the right prompt, by strength": won,
     }
 
 
@@ -160,14 +160,14 @@ def run(base: BaseModel, number: int, folder: Path) -> dict[str, Any]:
         styled = drawings(1.0, 8, 21)
         latents = encode_previews(base, styled, cpu)[1]
         with session.model.lora.showing(row):
-            told = faithfulness(base, latents, request(base, styled), cpu)
+            won = faithfulness(base, latents, request(base, styled), cpu)
     chosen = recommended(scores)
     return {
         "options": {**options, "images": count},
         "closeness": {epoch: round(one.closeness, 3) for epoch, one in scores.items()},
         "faithfulness": {epoch: round(one.faithfulness, 3) for epoch, one in scores.items()},
         "held-out loss": {epoch: round(loss, 4) for epoch, loss in losses.items()},
-        "share of comparisons won by the right prompt, of drawings in the style": round(told, 3),
+        "share of comparisons won by the right prompt, of drawings in the style": round(won, 3),
         "recommended": chosen,
         "recommended loss": round(losses[chosen], 4),
         "last loss": round(losses[max(losses)], 4),
@@ -210,7 +210,7 @@ def drawings(strength: float, count: int, seed: int, content: str = "") -> list[
 
 
 def request(base: BaseModel, previews: Sequence[Preview]) -> Any:
-    """The request that these previews answer."""
+    """The request that these previews fulfil."""
     import torch
 
     from adapters.diffusion.data.text import encode_captions

@@ -11,13 +11,13 @@ from domain.location import Location
 from domain.parameters import RequestedParameters, default_epochs
 
 
-class Finding(str):
+class ValueDescription(str):
     """A description of a field's invalid value, shown without quotes."""
 
     __repr__ = str.__str__
 
 
-MISSING = Finding("missing")
+MISSING = ValueDescription("missing")
 
 
 class InvalidTask(UserError, ValueError):
@@ -80,7 +80,9 @@ def check_size(task: TrainingTask, *, max_steps: int, max_resolution: int) -> No
     if epochs * images > max_steps:
         raise InvalidTask(
             "data.parameters.epochs",
-            Finding(f"{epochs}, which with {images} images makes {epochs * images} steps"),
+            ValueDescription(
+                f"{epochs}, which with {images} images makes {epochs * images} steps"
+            ),
             f"give epochs x images of at most {max_steps} (MAX_JOB_STEPS)",
             style_id=task.style_id,
             task_id=task.task_id,

@@ -341,7 +341,7 @@ def run(
     job = store.recorded(task.task_id) or fresh
     match settlement:
         case Ack() if job.state is JobState.COMPLETED:
-            _show_made_captions(list((store.captions(task.task_id) or {}).values()), console)
+            _show_generated_captions(list((store.captions(task.task_id) or {}).values()), console)
             for path in _report_files(out):
                 say(console, f"  {path}")
             return 0, _outcome(job, out)
@@ -361,11 +361,11 @@ def run(
     return EXIT_FAILED, _outcome(job, out)
 
 
-def _show_made_captions(made: Sequence[str], console: Console) -> None:
+def _show_generated_captions(made: Sequence[str], console: Console) -> None:
     if made:
         more = "; ..." if len(made) > MAX_CAPTIONS_SHOWN else ""
         shown = "; ".join(made[:MAX_CAPTIONS_SHOWN])
-        say(console, f"{len(made)} captions were made, the report shows them: {shown}{more}")
+        say(console, f"{len(made)} captions were generated, the report shows them: {shown}{more}")
 
 
 def _display(container: Container) -> ProgressDisplay:
@@ -470,7 +470,6 @@ def _interruptible(stop: StopSignal, display: ProgressDisplay) -> AbstractContex
             stop.request(StopReason.SHUTDOWN)
             display.stopping()
         else:
-            display.ended_at_once()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"exited immediately; {display.how_to_continue()}")
 
     return signals_handled(request)

@@ -42,7 +42,7 @@ def graceful_shutdown(stop: StopSignal, shutdown_timeout: float) -> Iterator[Non
     pythons.setblocking(False)
     former = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(
-        target=_listen, args=(ours, stop, shutdown_timeout), name="drain", daemon=True
+        target=_listen, args=(ours, stop, shutdown_timeout), name="signals", daemon=True
     )
     thread.start()
     try:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.queue import DepthGauges
 from adapters.nvml import GpuReader
-from adapters.status_page.app import Check, Finding, Sources, build_app
+from adapters.status_page.app import Check, CheckResult, Sources, build_app
 from adapters.status_page.server import StatusServer
 from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
@@ -77,10 +77,10 @@ def _served(sources: Sources, settings: Settings) -> Iterator[None]:
 def model_check(worker_state: WorkerState) -> Check:
     """Whether the base model is loaded."""
 
-    def look() -> Finding:
+    def look() -> CheckResult:
         if worker_state.model is None:
-            return Finding(False, "the base model is being loaded")
-        return Finding(True, worker_state.model)
+            return CheckResult(False, "the base model is being loaded")
+        return CheckResult(True, worker_state.model)
 
     return Check("Base model", look)
 
@@ -92,13 +92,13 @@ def broker_check(gauges: DepthGauges, where: str) -> Check:
         where: the broker or folder for display, without a password.
     """
 
-    def look() -> Finding:
+    def look() -> CheckResult:
         age = gauges.age
         if gauges.trouble is not None:
-            return Finding(False, f"{where}: {gauges.trouble}")
+            return CheckResult(False, f"{where}: {gauges.trouble}")
         if age is None or age > OLD_SECONDS:
-            return Finding(False, f"{where} has not answered for {age or 0:.0f} s")
-        return Finding(True, f"{where} answers")
+            return CheckResult(False, f"{where} has not responded for {age or 0:.0f} s")
+        return CheckResult(True, f"{where} responds")
 
     return Check("Queue", look)
 
@@ -106,8 +106,8 @@ def broker_check(gauges: DepthGauges, where: str) -> Check:
 def disk_check(folder: Path, min_gigabytes: float) -> Check:
     """Whether there is free space for downloaded models and the worker's own files."""
 
-    def look() -> Finding:
-        return Finding(*free_space(folder, min_gigabytes))
+    def look() -> CheckResult:
+        return CheckResult(*free_space(folder, min_gigabytes))
 
     return Check("Disk", look)
 
@@ -115,12 +115,12 @@ def disk_check(folder: Path, min_gigabytes: float) -> Check:
 def work_check(worker_state: WorkerState, circuit_breaker: CircuitBreaker | None = None) -> Check:
     """Whether the worker receives tasks."""
 
-    def look() -> Finding:
+    def look() -> CheckResult:
         if circuit_breaker is not None and (trouble := circuit_breaker.trouble) is not None:
-            return Finding(False, trouble)
+            return CheckResult(False, trouble)
         if worker_state.stopping:
-            return Finding(False, "the worker is stopping and receives no further tasks")
-        return Finding(True, "the worker receives tasks")
+            return CheckResult(False, "the worker is stopping and receives no further tasks")
+        return CheckResult(True, "the worker receives tasks")
 
     return Check("Worker", look)
 

@@ -101,7 +101,7 @@ def _carry_out(arguments: argparse.Namespace) -> int:
     from entrypoints.settings import load_settings, warn_about_names
     from entrypoints.stores import open_blobs
 
-    _refuse_options_of_no_use(arguments)
+    _require_folder_for_options(arguments)
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
@@ -111,7 +111,7 @@ def _carry_out(arguments: argparse.Namespace) -> int:
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)
         )
         if arguments.cancel is not None:
-            _tell(_cancel(arguments.cancel, container), as_json=arguments.json)
+            _print_outcome(_cancel(arguments.cancel, container), as_json=arguments.json)
         elif arguments.status is not None:
             _status(arguments.status, container, as_json=arguments.json)
         elif arguments.source is None:
@@ -119,11 +119,11 @@ def _carry_out(arguments: argparse.Namespace) -> int:
         else:
             task_id = _submit(arguments, container)
             outcome = {"task_id": task_id, "text": f"submitted {task_id}"}
-            _tell(outcome, as_json=arguments.json)
+            _print_outcome(outcome, as_json=arguments.json)
     return 0
 
 
-def _tell(outcome: dict[str, str], *, as_json: bool) -> None:
+def _print_outcome(outcome: dict[str, str], *, as_json: bool) -> None:
     """Print the outcome: only its text, or all of it as JSON."""
     print(json.dumps(outcome) if as_json else printable(outcome["text"]))
 
@@ -244,7 +244,7 @@ def _as_given(error: InvalidTask, folder: Path, count: int) -> str:
     return str(error)
 
 
-def _refuse_options_of_no_use(arguments: argparse.Namespace) -> None:
+def _require_folder_for_options(arguments: argparse.Namespace) -> None:
     """Check that options for a task are given only with a folder.
 
     Raises:

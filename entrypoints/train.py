@@ -224,9 +224,9 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     images = local_run.inspect(names, container)
     suffixes = container.config().caption_suffixes
     others = passed_over(arguments.images, names, besides=arguments.out, suffixes=suffixes)
-    _tell_about(images, others, container.console())
+    _report_images(images, others, container.console())
     settings = container.settings()
-    _tell_about_captions(images, arguments, settings.caption_model, container.console())
+    _warn_about_captions(images, arguments, settings.caption_model, container.console())
 
     base = loaded()
     parameters = requested.resolve(
@@ -238,11 +238,11 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     task = local_run.describe_task(
         arguments, requested, parameters, names, images, base, label, initial, settings
     )
-    _tell_before_training(images, parameters, base, container.console())
+    _warn_before_training(images, parameters, base, container.console())
     return local_run.run(task, parameters, container, arguments.out)
 
 
-def _tell_about(images: ImageSet, others: Sequence[str], console: Console) -> None:
+def _report_images(images: ImageSet, others: Sequence[str], console: Console) -> None:
     from adapters.console import say
 
     for refused in images.refused:
@@ -265,7 +265,7 @@ def _few(names: Sequence[str]) -> str:
     return f"{', '.join(names[:MAX_NAMED])}{more}"
 
 
-def _tell_before_training(
+def _warn_before_training(
     images: ImageSet, parameters: TrainingParameters, base: BaseModel, console: Console
 ) -> None:
     """Print warnings about cropping and the base model before training starts."""
@@ -293,7 +293,7 @@ def _tell_before_training(
         say(console, text, "yellow")
 
 
-def _tell_about_captions(
+def _warn_about_captions(
     images: ImageSet, arguments: argparse.Namespace, caption_model: str | None, console: Console
 ) -> None:
     from adapters.console import say

@@ -33,8 +33,8 @@ NO_CREDENTIALS = (
 )
 
 
-class ForeignAnswer(RequestException):
-    """A success without the fields of a Google Cloud Storage response: another server answered."""
+class UnexpectedResponse(RequestException):
+    """A success without the fields of a Google Cloud Storage response; another server's."""
 
 
 def translate(error: Exception, what: str) -> Exception:
@@ -46,7 +46,7 @@ def translate(error: Exception, what: str) -> Exception:
     if isinstance(error, RetryError) and isinstance(error.cause, Exception):
         error = error.cause
     if isinstance(error, GoogleAPICallError | InvalidResponse) and error.response is not None:
-        return _answered(error.response, what)
+        return _of_response(error.response, what)
     if isinstance(error, DefaultCredentialsError):
         return BlobUnavailable(f"{what}: there are no credentials: {NO_CREDENTIALS} ({error})")
     if isinstance(error, TransportError):
@@ -58,7 +58,7 @@ def translate(error: Exception, what: str) -> Exception:
     if isinstance(error, SSLError):
         return BlobUnavailable(f"{what}: no trusted TLS connection to the store ({error})")
     if isinstance(error, Timeout):
-        return BlobUnavailable(f"{what}: the store did not answer in time ({error})")
+        return BlobUnavailable(f"{what}: the store did not respond in time ({error})")
     if isinstance(error, NoConnection | ConnectionError):
         return BlobUnavailable(
             f"{what}: the store cannot be reached: check the network and "
@@ -70,7 +70,7 @@ def translate(error: Exception, what: str) -> Exception:
     )
 
 
-def _answered(response: Response, what: str) -> Exception:
+def _of_response(response: Response, what: str) -> Exception:
     number = response.status_code
     message, reasons = _explanation(response)
     if number == 412:

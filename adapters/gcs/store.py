@@ -16,7 +16,7 @@ from google_crc32c import value as crc32c
 from adapters.common.bucket_access import BucketAccess, check_key
 from adapters.common.deadline import Deadline, blob_deadline
 from adapters.gcs.client import connect, retry
-from adapters.gcs.errors import GCS_ERRORS, ForeignAnswer, no_bucket, translate
+from adapters.gcs.errors import GCS_ERRORS, UnexpectedResponse, no_bucket, translate
 from adapters.gcs.options import GcsOptions
 from application.ports import (
     Blob,
@@ -224,7 +224,7 @@ class _Body(BytesIO):
 
 def _generation(blob: GcsBlob) -> str:
     if blob.generation is None:
-        raise ForeignAnswer("it has no generation")
+        raise UnexpectedResponse("it has no generation")
     return str(blob.generation)
 
 

@@ -117,7 +117,7 @@ class Connection:
             # End the session, so that the broker requeues its unsettled messages.
             self._overdue = True
             raise QueueUnavailable(
-                f"RabbitMQ at {self._options.where}: no answer in "
+                f"RabbitMQ at {self._options.where}: no response in "
                 f"{self._options.answer_timeout:.0f} s ({self._trouble or 'connected'})"
             ) from None
         return result
@@ -165,7 +165,7 @@ class Connection:
                 while self._commands:
                     self._execute(self._commands.popleft(), session)
                 if self._overdue:
-                    raise SessionOver("it did not answer in time")
+                    raise SessionOver("it did not respond in time")
                 session.pump(PUMP_SECONDS)
         finally:
             with self._changed:

@@ -73,7 +73,9 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
         case ConnectionRefusedError():
             return "the connection was refused: start the broker, or check host and port"
         case AMQPConnectorException() | TimeoutError():
-            return "no answer in time: check the host, the port, the firewall and the TLS setting"
+            return (
+                "no response in time: check the host, the port, the firewall and the TLS setting"
+            )
         case exceptions.ConnectionBlockedTimeout():
             return "it blocks publishers: check it for a memory or disk alarm"
         case exceptions.AMQPHeartbeatTimeout():

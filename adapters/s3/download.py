@@ -53,10 +53,10 @@ def download(
         botocore.exceptions.ClientError: the store returns an error.
     """
     with blob_deadline(blob_seconds, f"reading {at}") as deadline:
-        answer, data = _fetch(client, at, max_bytes, deadline)
-    tag = require_field(answer, "ETag")
-    _verify(data, tag, answer, at)
-    if "gzip" in answer.get("ContentEncoding", "").lower() and data.startswith(GZIP):
+        response, data = _fetch(client, at, max_bytes, deadline)
+    tag = require_field(response, "ETag")
+    _verify(data, tag, response, at)
+    if "gzip" in response.get("ContentEncoding", "").lower() and data.startswith(GZIP):
         data = _unpacked(data, at, max_bytes)
     return Blob(data, tag)
 
@@ -65,14 +65,14 @@ def _fetch(
     client: S3Client, at: Location, max_bytes: int | None, deadline: Deadline
 ) -> tuple[GetObjectOutputTypeDef, bytes]:
     """The response and its whole body."""
-    answer = client.get_object(Bucket=at.bucket, Key=at.key, ChecksumMode="ENABLED")
-    body = answer["Body"]
+    response = client.get_object(Bucket=at.bucket, Key=at.key, ChecksumMode="ENABLED")
+    body = response["Body"]
     try:
-        size = answer.get("ContentLength")
+        size = response.get("ContentLength")
         if max_bytes is not None and size is not None and size > max_bytes:
             raise BlobTooLarge(f"{at} has {size} bytes, more than {max_bytes}")
         deadline.extend(size or max_bytes or 0)
-        return answer, _read(body, at, None if size is not None else max_bytes)
+        return response, _read(body, at, None if size is not None else max_bytes)
     except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, HTTPError) as error:
         raise ChecksumMismatch(f"{at} arrived incomplete: {error}") from error
     finally:
@@ -109,18 +109,18 @@ def _unpacked(data: bytes, at: Location, max_bytes: int | None) -> bytes:
     return unpacked
 
 
-def _verify(data: bytes, tag: str, answer: GetObjectOutputTypeDef, at: Location) -> None:
-    if "ChecksumAlgorithm" in answer["ResponseMetadata"]:
+def _verify(data: bytes, tag: str, response: GetObjectOutputTypeDef, at: Location) -> None:
+    if "ChecksumAlgorithm" in response["ResponseMetadata"]:
         return  # botocore has checked it while reading
-    expected = answer.get("Metadata", {}).get(SHA256_KEY)
+    expected = response.get("Metadata", {}).get(SHA256_KEY)
     if expected is not None:
         if hashlib.sha256(data).hexdigest() != expected:
             raise ChecksumMismatch(f"{at}: its SHA-256 is not the stored one")
         return
     # With KMS or customer keys, or in parts, the ETag is not an MD5.
-    opaque = answer.get("ServerSideEncryption", "AES256") != "AES256"
+    opaque = response.get("ServerSideEncryption", "AES256") != "AES256"
     md5 = _MD5_ETAG.fullmatch(tag)
-    if opaque or "SSECustomerAlgorithm" in answer or md5 is None:
+    if opaque or "SSECustomerAlgorithm" in response or md5 is None:
         return
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5[1]:
         raise ChecksumMismatch(f"{at}: its MD5 is not its ETag")

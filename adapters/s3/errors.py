@@ -23,8 +23,8 @@ from adapters.common.retry_after import http_date, retry_after
 from application.ports import BlobDenied, BlobMissing, BlobUnavailable
 
 
-class NotS3Response(BotoCoreError):
-    """A success without the fields of an S3 response: another server answered."""
+class UnexpectedResponse(BotoCoreError):
+    """A success without the fields of an S3 response; another server's."""
 
     fmt = (
         "the response reports success without {name}, so it is not from an S3 store: check the "
@@ -87,15 +87,15 @@ def status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def require_field(answer: Mapping[str, Any], name: str) -> str:
+def require_field(response: Mapping[str, Any], name: str) -> str:
     """A field that every S3 response of this kind has.
 
     Raises:
-        NotS3Response: the field is missing.
+        UnexpectedResponse: the field is missing.
     """
-    value = answer.get(name)
+    value = response.get(name)
     if not isinstance(value, str):
-        raise NotS3Response(name=name)
+        raise UnexpectedResponse(name=name)
     return value
 
 
@@ -154,7 +154,7 @@ def _answered(error: ClientError, bucket: str, what: str) -> Exception:
         )
     if number == 404:
         return BlobUnavailable(
-            f"{what}: the answer 404 ({code}) is not from an S3 store: check the endpoint"
+            f"{what}: the response 404 ({code}) is not from an S3 store: check the endpoint"
         )
     if 400 <= number < 500 and number not in {408, 409}:
         return BlobDenied(f"{text} ({code})")
@@ -184,10 +184,10 @@ def _unanswered(error: Exception, what: str) -> Exception:
             f"{what}: the store cannot be reached: check the endpoint, the region and the "
             f"network ({error})"
         )
-    if isinstance(error, NotS3Response):
+    if isinstance(error, UnexpectedResponse):
         return BlobUnavailable(f"{what}: {error}")
     if isinstance(error, ReadTimeoutError):
-        return BlobUnavailable(f"{what}: the store did not answer in time ({error})")
+        return BlobUnavailable(f"{what}: the store did not respond in time ({error})")
     return BlobUnavailable(f"{what}: {type(error).__name__}: {error}")
 
 
@@ -198,7 +198,7 @@ def _wrong_region(error: ClientError, bucket: str, what: str) -> str:
         return f"{what}: bucket {bucket!r} is in region {region}: set AWS_S3_REGION_NAME={region}"
     where = headers.get("location", "another address")
     return (
-        f"{what}: the answer points to {where}: set the endpoint to it, or AWS_S3_REGION_NAME "
+        f"{what}: the response points to {where}: set the endpoint to it, or AWS_S3_REGION_NAME "
         f"to the region of bucket {bucket!r}"
     )
 

@@ -51,7 +51,7 @@ def upload(
 def _in_one(
     client: S3Client, at: Location, data: bytes, content_type: str, condition: Condition | None
 ) -> str:
-    answer = client.put_object(
+    response = client.put_object(
         Bucket=at.bucket,
         Key=at.key,
         Body=data,
@@ -60,7 +60,7 @@ def _in_one(
         ChecksumSHA256=_sha256(data),
         **_headers(condition),
     )
-    return require_field(answer, "ETag")
+    return require_field(response, "ETag")
 
 
 def _in_parts(

@@ -20,7 +20,7 @@ from adapters.common.text import printable
 from application.ports import MAX_MESSAGE_BYTES
 from domain.location import FORMS, SCHEMES, InvalidLocation, Location
 from domain.parameters import PARAMETER_NAMES, InvalidParameter, RequestedParameters
-from domain.task import MISSING, Finding, InvalidTask, TrainingTask
+from domain.task import MISSING, InvalidTask, TrainingTask, ValueDescription
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def _require_single_keys(body: bytes, style_id: int | None) -> None:
     json.loads(body, object_pairs_hook=note, parse_int=str)  # accepts integers of any length
     if repeated:
         certain = _NAMING_THE_STYLE.isdisjoint(repeated)
-        found = Finding(f"one with {repeated[0]!r} twice")
+        found = ValueDescription(f"one with {repeated[0]!r} twice")
         raise InvalidTask("message", found, "give every key once", style_id if certain else None)
 
 
@@ -259,16 +259,16 @@ def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
     if problem["type"] == "missing":
         found = MISSING
     elif isinstance(value, list) and problem["type"] in {"too_short", "too_long"}:
-        found = Finding(f"a list of {len(value)}")
+        found = ValueDescription(f"a list of {len(value)}")
     else:
         found = _as_json(value)
     known = ".".join(part for part in map(str, problem["loc"]) if not part.isdecimal())
     return InvalidTask(field, found, _REMEDIES.get(known, "give an object"), style_id)
 
 
-def _as_json(value: object) -> Finding:
+def _as_json(value: object) -> ValueDescription:
     """A value as printable JSON."""
-    return Finding(printable(json.dumps(value, ensure_ascii=False)))
+    return ValueDescription(printable(json.dumps(value, ensure_ascii=False)))
 
 
 def _locations(images: list[str], style_id: int) -> tuple[Location, ...]:

@@ -23,7 +23,7 @@ from application.ports import GpuReading
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """Result of a check."""
 
     ok: bool
@@ -36,14 +36,14 @@ class Check:
     """One condition for taking tasks. Runs at every request of the page, so it must be fast."""
 
     name: str
-    look: Callable[[], Finding]
+    look: Callable[[], CheckResult]
 
     def __call__(self) -> dict[str, Any]:
         """The finding as JSON values. A check that raises counts as not passed."""
         try:
             found = self.look()
         except Exception as error:
-            found = Finding(False, f"{type(error).__name__}: {error}")
+            found = CheckResult(False, f"{type(error).__name__}: {error}")
         return {"name": self.name, "ok": found.ok, "reason": found.reason}
 
 

@@ -70,8 +70,8 @@ class AuthMiddleware:
             await send(message)
 
         request = Request(scope, receive)
-        answer = await self._refuse(request)
-        await (answer or self._app)(scope, receive, send_with_headers)
+        response = await self._refuse(request)
+        await (response or self._app)(scope, receive, send_with_headers)
 
     async def _refuse(self, request: Request) -> Response | None:
         """The response to a request without access; None to pass it on."""
@@ -115,8 +115,8 @@ class AuthMiddleware:
         assert self._token is not None  # as above
         if not _equal(given, self._token):
             return self._ask(wrong=True)
-        answer = RedirectResponse("/", status_code=303)
-        answer.set_cookie(
+        response = RedirectResponse("/", status_code=303)
+        response.set_cookie(
             COOKIE,
             _session(self._token),
             max_age=_SESSION_SECONDS,
@@ -126,7 +126,7 @@ class AuthMiddleware:
             samesite="lax",
             secure=request.scope["scheme"] == "https",
         )
-        return answer
+        return response
 
     def _ask(self, *, wrong: bool = False) -> Response:
         page = self._login_page.replace("<!-- wrong -->", _WRONG if wrong else "")

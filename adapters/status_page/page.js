@@ -217,9 +217,9 @@ function showRecent(jobs) {
 }
 
 async function showConfiguration() {
-  const answer = await fetch("/api/configuration");
-  if (!answer.ok) return;
-  const settings = await answer.json();
+  const response = await fetch("/api/configuration");
+  if (!response.ok) return;
+  const settings = await response.json();
   $("configuration").replaceChildren(
     ...settings.flatMap(({ name, value, meaning }) => [
       make("dt", "mono", name),
@@ -269,10 +269,10 @@ async function update() {
   const asked = chosen;
   try {
     const address = asked ? `/api/status?task=${encodeURIComponent(asked)}` : "/api/status";
-    const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(5000) });
-    if (answer.status === 401) return location.reload();
-    if (!answer.ok) throw new Error(`the worker returned status ${answer.status}`);
-    const status = await answer.json();
+    const response = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(5000) });
+    if (response.status === 401) return location.reload();
+    if (!response.ok) throw new Error(`the worker returned status ${response.status}`);
+    const status = await response.json();
     if (asked !== chosen) return; // the response for the new choice is pending
     if (status.job?.task_id !== chosen) chosen = null;
     show(status);

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.webhook.options import WebhookOptions
 from adapters.webhook.response import check_response, connection_error, json_object
-from adapters.webhook.transport import Answer, Transport, TransportError
+from adapters.webhook.transport import Response, Transport, TransportError
 from application.ports import Clock, NotifierRefused, NotifierUnavailable
 from domain.failure import Failure
 from domain.progress import Progress
@@ -84,7 +84,7 @@ class WebhookNotifier:
         if isinstance(outcome, Failure):
             return None  # the backend does not show failed styles
         found = self._get_style(style_id)
-        if not isinstance(found, Answer):
+        if not isinstance(found, Response):
             return None
         if found.status == 404:
             return False
@@ -110,12 +110,12 @@ class WebhookNotifier:
         timeout = self._options.progress_timeout
         found = self._transport.exchange("PATCH", PROGRESS, {}, {}, connect=timeout, read=timeout)
         url = self._options.base_url
-        if isinstance(found, Answer) and found.status == 400:
+        if isinstance(found, Response) and found.status == 400:
             return f"{url} accepts the token; {self._check_styles()}"
         error = self._checked(found) or NotifierRefused(
             "an empty call was accepted instead of answered with 400"
         )
-        ours = isinstance(found, Answer) and found.status in (401, 403)
+        ours = isinstance(found, Response) and found.status in (401, 403)
         if isinstance(error, NotifierRefused) and not ours:
             raise NotifierRefused(f"{url} is not the backend's host or path: {error}")
         raise error
@@ -123,16 +123,16 @@ class WebhookNotifier:
     def _check_styles(self) -> str:
         """Check that styles can be read, which ``has_arrived`` needs."""
         found = self._get_style(0)
-        if isinstance(found, Answer) and found.status in {200, 404}:
+        if isinstance(found, Response) and found.status in {200, 404}:
             return "styles can be read"
-        said = f"status {found.status}" if isinstance(found, Answer) else "no answer"
+        said = f"status {found.status}" if isinstance(found, Response) else "no response"
         return f"styles cannot be read ({said}), so a completion may be sent twice"
 
     def close(self) -> None:
         """Close idle connections."""
         self._transport.close()
 
-    def _get_style(self, style_id: int) -> Answer | TransportError:
+    def _get_style(self, style_id: int) -> Response | TransportError:
         timeout = self._options.progress_timeout
         return self._transport.exchange(
             "GET", STYLE.format(style_id), None, {}, connect=timeout, read=timeout, public=True
@@ -156,13 +156,13 @@ class WebhookNotifier:
         read: float,
     ) -> Error | None:
         found = self._transport.exchange(method, path, body, headers, connect=connect, read=read)
-        if isinstance(found, Answer) and found.status // 100 == 2 and found.body is None:
+        if isinstance(found, Response) and found.status // 100 == 2 and found.body is None:
             log.warning(
                 "%s was accepted with %d, but the response ended early", path, found.status
             )
         return self._checked(found)
 
-    def _checked(self, found: Answer | TransportError) -> Error | None:
-        if isinstance(found, Answer):
+    def _checked(self, found: Response | TransportError) -> Error | None:
+        if isinstance(found, Response):
             return check_response(found, self._clock.now(), self._options.token)
         return connection_error(found, self._options.base_url, self._options.token)

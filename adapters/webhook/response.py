@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from adapters.common.retry_after import retry_after
 from adapters.common.text import printable
-from adapters.webhook.transport import Answer, TransportError
+from adapters.webhook.transport import Response, TransportError
 from application.ports import NotifierRefused, NotifierUnavailable, StyleGone
 
 MAX_REASON_CHARACTERS = 300
@@ -27,7 +27,7 @@ _FROM_A_PROXY = {502, 504}
 
 
 def check_response(
-    answer: Answer, now: datetime, secret: str
+    response: Response, now: datetime, secret: str
 ) -> NotifierUnavailable | NotifierRefused | None:
     """None if the backend has accepted the call, else the error to raise.
 
@@ -39,26 +39,28 @@ def check_response(
         now: for a ``Retry-After`` with a date.
         secret: the token; removed from error texts, even if the response contains it.
     """
-    reason = _reason(answer, secret)
-    if 200 <= answer.status < 300:
-        if answer.body is None or json_object(answer.body).get("success") is True:
+    reason = _reason(response, secret)
+    if 200 <= response.status < 300:
+        if response.body is None or json_object(response.body).get("success") is True:
             return None
         text = (
             'instead of {"success": true}; check whether BACKEND_API_URL is the backend\'s address'
         )
         return NotifierRefused(f"{reason}, {text}")
-    if answer.status in (408, 429) or answer.status >= 500:
-        if answer.status in _FROM_A_PROXY:
+    if response.status in (408, 429) or response.status >= 500:
+        if response.status in _FROM_A_PROXY:
             reason += ", from a proxy: the backend may or may not have received the call"
-        asked = retry_after(answer.headers.get("Retry-After", ""), now)
+        asked = retry_after(response.headers.get("Retry-After", ""), now)
         return NotifierUnavailable(reason, retry_after=asked)
-    if 300 <= answer.status < 400:
-        target = readable(answer.headers.get("Location", "nowhere"), secret)
+    if 300 <= response.status < 400:
+        target = readable(response.headers.get("Location", "nowhere"), secret)
         text = f"redirects to {target}; the token is not sent there: set BACKEND_API_URL"
         return NotifierRefused(f"{reason}, {text} to the final address")
-    if answer.status == 404:
+    if response.status == 404:
         return StyleGone(f"{reason}; {_REMEDIES[404]}")
-    remedy = _REMEDIES.get(answer.status, "check whether BACKEND_API_URL is the backend's address")
+    remedy = _REMEDIES.get(
+        response.status, "check whether BACKEND_API_URL is the backend's address"
+    )
     return NotifierRefused(f"{reason}; {remedy}")
 
 
@@ -84,13 +86,13 @@ def readable(text: str, secret: str) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _reason(answer: Answer, secret: str) -> str:
+def _reason(response: Response, secret: str) -> str:
     said = ""
-    if answer.body:
-        fields = json_object(answer.body)
+    if response.body:
+        fields = json_object(response.body)
         text = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), None)
-        said = text if isinstance(text, str) else answer.body.decode(errors="replace")
-    status = f"the backend returned {answer.status}"
+        said = text if isinstance(text, str) else response.body.decode(errors="replace")
+    status = f"the backend returned {response.status}"
     return f"{status} ({readable(said, secret)})" if said else status
 
 

@@ -24,7 +24,7 @@ MAX_ANSWER_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """The backend's response. It may contain the token: show text only through ``readable``."""
 
     status: int
@@ -80,7 +80,7 @@ class Transport:
         connect: float,
         read: float,
         public: bool = False,
-    ) -> Answer | TransportError:
+    ) -> Response | TransportError:
         """Send one call and read its response.
 
         Args:
@@ -105,7 +105,7 @@ class Transport:
                 )
                 with response:
                     content = _content(response.raw, deadline)
-                    return Answer(response.status_code, response.headers, content)
+                    return Response(response.status_code, response.headers, content)
             except (HTTPError, OSError, HTTPException) as error:  # requests' own are OSErrors
                 return _explained(error, deadline, before)
 
@@ -155,7 +155,7 @@ def _explained(
     inner = links[-1]
     reason = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     if deadline.over or any(isinstance(link, TimeoutError) for link in links):
-        reason = "no answer in time" if deadline.sent else "no connection in time"
+        reason = "no response in time" if deadline.sent else "no connection in time"
     tls = any(isinstance(link, ssl.SSLError) for link in links)
     return TransportError(reason, deadline.sent, untrusted=tls)
 

@@ -211,7 +211,7 @@ def test_what_was_not_done_in_time_is_not_done_later_and_what_is_held_goes_back(
     assert connection.call(lambda _: "connected") == "connected"
     (session,) = sessions.all
     done: list[object] = []
-    with session.busy, pytest.raises(QueueUnavailable, match=r"no answer.*\(connected\)"):
+    with session.busy, pytest.raises(QueueUnavailable, match=r"no response.*\(connected\)"):
         connection.call(done.append, lost=DeliveryLost("gone"))
     eventually(lambda: (sessions.ended, len(sessions.all)) == (1, 2))
     assert session.closed
@@ -379,8 +379,8 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
         (exceptions.IncompatibleProtocolError(), "does not speak AMQP .*check the port"),
         (socket.gaierror(-2, "unknown"), r"name was not found \(unknown\): check the host"),
         (ConnectionRefusedError(111, "refused"), "the connection was refused: start the broker"),
-        (AMQPConnectorStackTimeout(), "no answer in time: check the host, the port"),
-        (TimeoutError(), "no answer in time: check the host, the port"),
+        (AMQPConnectorStackTimeout(), "no response in time: check the host, the port"),
+        (TimeoutError(), "no response in time: check the host, the port"),
         (exceptions.ConnectionBlockedTimeout(), "memory or disk alarm"),
         (exceptions.AMQPHeartbeatTimeout(), "no heartbeat arrived"),
         (exceptions.StreamLostError("reset"), r"the connection was cut \(reset\)$"),

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from adapters.status_page.app import Check, Finding, build_app
+from adapters.status_page.app import Check, CheckResult, build_app
 from adapters.status_page.auth import COOKIE
 from adapters.status_page.binding import InvalidBinding, check_binding
 from adapters.status_page.previews import PreviewCache
@@ -72,7 +72,7 @@ def test_a_worker_that_can_take_tasks_is_ready_and_says_why() -> None:
     assert answer.json() == {"ready": True, "checks": checks}
     status = client.get("/api/status").json()
     assert {check["name"]: check["reason"] for check in status["checks"]} == {
-        "Queue": "rabbitmq:5672 answers",
+        "Queue": "rabbitmq:5672 responds",
         "Base model": "stable-diffusion-v1-5",
         "Disk": "51 GB free in /var/lib/style-trainer",
     }
@@ -96,7 +96,7 @@ def test_who_has_no_token_learns_which_check_fails_and_not_why() -> None:
 
 
 def test_a_check_that_fails_itself_is_not_ready_and_breaks_nothing() -> None:
-    def look() -> Finding:
+    def look() -> CheckResult:
         raise OSError("no such folder")
 
     scene = idle()

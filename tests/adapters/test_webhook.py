@@ -17,7 +17,7 @@ from adapters.webhook.response import (
     connection_error,
     readable,
 )
-from adapters.webhook.transport import Answer, TransportError
+from adapters.webhook.transport import Response, TransportError
 from application.ports import NotifierRefused, NotifierUnavailable
 from tests.services.waiting import eventually
 
@@ -117,7 +117,7 @@ def test_a_file_of_certificates_must_be_there(tmp_path: Path) -> None:
 
 def judged(status: int, body: bytes | None = b"", **headers: str) -> Exception | None:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return check_response(Answer(status, names, body), NOW, TOKEN)
+    return check_response(Response(status, names, body), NOW, TOKEN)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])

@@ -65,7 +65,7 @@ def run_with(error: BaseException | None, *argv: str) -> int:
         (BlobDenied("s3://models: access denied"), 1, "error: s3://models: access denied"),
         (RuntimeError("boom"), 1, "error: RuntimeError: boom (this is a bug: --debug"),
         (KeyError(), 1, "error: KeyError: (this is a bug"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "interrupted"),
         (None, 0, ""),
     ],
 )

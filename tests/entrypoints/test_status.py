@@ -101,9 +101,9 @@ def test_the_broker_is_ready_while_it_answers() -> None:
     check = broker_check(gauges, "rabbitmq:5672")
     assert check()["reason"] == "rabbitmq:5672: the queue depths have not been read yet"
     gauges.poll()
-    assert check() == {"name": "Queue", "ok": True, "reason": "rabbitmq:5672 answers"}
+    assert check() == {"name": "Queue", "ok": True, "reason": "rabbitmq:5672 responds"}
     clock.advance(OLD_SECONDS + 1)
-    assert check()["reason"] == "rabbitmq:5672 has not answered for 61 s"
+    assert check()["reason"] == "rabbitmq:5672 has not responded for 61 s"
 
 
 def test_room_is_looked_for_where_it_is_needed(

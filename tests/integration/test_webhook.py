@@ -241,7 +241,7 @@ def test_progress_returns_in_time_at_whatever_pace_the_backend_answers(
     began = time.monotonic()
     # With its status in time, a call is taken. A busy machine may be late with the status.
     taken = suppress(NotifierUnavailable)
-    lost = pytest.raises(NotifierUnavailable, match="no answer in time")
+    lost = pytest.raises(NotifierUnavailable, match="no response in time")
     with taken if do in ("drip_headers", "drip_body") else lost:
         hasty.progress(7, PROGRESS)
     # Far from 120 s; how far depends on the machine.
@@ -411,7 +411,7 @@ def test_a_slow_answer_over_tls_ends_in_time_too(secured: tuple[BackendProcess, 
     )
     for do in ("drip_status", "hang"):
         backend.misbehave(Fault(do, seconds=120.0))
-        with pytest.raises(NotifierUnavailable, match="no answer in time"):
+        with pytest.raises(NotifierUnavailable, match="no response in time"):
             notifier.progress(7, PROGRESS)
     notifier.progress(7, PROGRESS)
     notifier.close()
@@ -470,7 +470,7 @@ def test_what_the_worker_was_busy_with_before_is_no_reason_why_a_call_failed(
         with pytest.raises(NotifierUnavailable) as caught:
             complete(notifier)
     assert "something else" not in str(caught.value)
-    assert "no answer in time" not in str(caught.value)
+    assert "no response in time" not in str(caught.value)
 
 
 FAILING_RUN = """

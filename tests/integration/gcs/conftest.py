@@ -1,4 +1,4 @@
-"""One emulator and one proxy for all tests of the adapter; a bucket for each test."""
+"""One emulator for all tests of the adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapters.gcs.options import GcsOptions
 from adapters.gcs.store import GcsBlobStore
 from domain.location import Location
 from tests.services.gcs import Emulator, running_gcs
-from tests.services.http_proxy import FaultyProxy, running_proxy
+from tests.services.http_proxy import FaultyProxy
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,9 @@ class Store:
 
 
 @pytest.fixture(scope="package")
-def emulator() -> Iterator[Emulator]:
+def service() -> Iterator[Emulator]:
     with running_gcs() as running:
         yield running
-
-
-@pytest.fixture(scope="package")
-def started_proxy(emulator: Emulator) -> Iterator[FaultyProxy]:
-    with running_proxy(emulator.url) as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(started_proxy: FaultyProxy) -> FaultyProxy:
-    started_proxy.clear()
-    return started_proxy
 
 
 @pytest.fixture
@@ -50,8 +38,7 @@ def options(proxy: FaultyProxy) -> GcsOptions:
 
 
 @pytest.fixture
-def store(options: GcsOptions, emulator: Emulator) -> Store:
-    bucket = emulator.new_bucket()
+def store(options: GcsOptions, bucket: str) -> Store:
     blobs = GcsBlobStore(
         options, readable=["images", "no-such-bucket"], writable=[bucket], sleep=time.sleep
     )

@@ -59,7 +59,7 @@ def media_requests(proxy: FaultyProxy) -> int:
         (google(403, "accountDisabled"), BlobDenied, "access is denied"),
         (Rule(fault="answer", status=200, body="<html/>"), BlobUnavailable, "check STORAGE_EMUL"),
         (Rule(fault="reset_before"), BlobUnavailable, "cannot be reached"),
-        (Rule(fault="hang"), BlobUnavailable, "not answer in time"),
+        (Rule(fault="hang"), BlobUnavailable, "not respond in time"),
     ],
     ids=lambda value: value.fault + str(value.status) if isinstance(value, Rule) else None,
 )
@@ -195,7 +195,7 @@ def test_a_condition_on_a_large_blob_is_sent(store: Store, proxy: FaultyProxy) -
 
 
 @pytest.mark.parametrize(
-    ("bucket", "call", "said"),
+    ("denied", "call", "said"),
     [
         ("other", lambda blobs, at: blobs.get(at), "may not be read, only .*ALLOWED_IMAGE"),
         ("other", lambda blobs, at: blobs.list(Bucket(at.bucket, "gs"), ""), "may not be read"),
@@ -207,13 +207,13 @@ def test_a_condition_on_a_large_blob_is_sent(store: Store, proxy: FaultyProxy) -
 def test_a_bucket_that_is_not_allowed_is_denied_before_anything_is_sent(
     store: Store,
     proxy: FaultyProxy,
-    bucket: str,
+    denied: str,
     call: Callable[[BlobStore, Location], object],
     said: str,
 ) -> None:
     proxy.clear()
     with pytest.raises(BlobDenied, match=said):
-        call(store.blobs, Location(bucket, "a", "gs"))
+        call(store.blobs, Location(denied, "a", "gs"))
     assert not proxy.seen()
 
 

@@ -90,7 +90,7 @@ def test_what_a_silent_broker_was_told_does_not_count_and_the_message_comes_agai
         queue.publish(b"{}")
         delivery = receive(queue)
         proxy.hold()
-        with pytest.raises(QueueUnavailable, match="no answer in 1 s"):
+        with pytest.raises(QueueUnavailable, match="no response in 1 s"):
             settle(queue, delivery)
         proxy.cut()
         proxy.release()

@@ -1,4 +1,4 @@
-"""One S3 server and one proxy for all tests of the adapter; a bucket for each test."""
+"""One S3 server for all tests of the adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from adapters.s3.options import MIB, S3Options
 from tests.integration.s3.world import TOKEN, Store, make
-from tests.services.http_proxy import FaultyProxy, running_proxy
+from tests.services.http_proxy import FaultyProxy
 from tests.services.s3 import ACCESS_KEY, REGION, SECRET_KEY, Server, running_s3
 
 if TYPE_CHECKING:
@@ -20,23 +20,6 @@ if TYPE_CHECKING:
 def service() -> Iterator[Server]:
     with running_s3("images") as running:
         yield running
-
-
-@pytest.fixture(scope="package")
-def started_proxy(service: Server) -> Iterator[FaultyProxy]:
-    with running_proxy(service.url) as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(started_proxy: FaultyProxy) -> FaultyProxy:
-    started_proxy.clear()
-    return started_proxy
-
-
-@pytest.fixture
-def bucket(service: Server) -> str:
-    return service.new_bucket()
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def in_region(region: str) -> str:
             BlobDenied,
             "AWS_S3_REGION_NAME=eu-north-1",
         ),
-        (Rule(fault="hang", seconds=20), BlobUnavailable, "did not answer in time"),
+        (Rule(fault="hang", seconds=20), BlobUnavailable, "did not respond in time"),
         (Rule(fault="reset_before"), BlobUnavailable, "(?i)connection"),
         (Rule(fault="answer", status=502, body="bad gateway"), BlobUnavailable, "502"),
     ],
