@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.images.folder import find_caption, find_images
+from domain.errors import UserError
 from entrypoints.cli import CommandParser, add_common_options, run_command
-from entrypoints.exit_codes import UsageError
-from entrypoints.image_folder import find_caption, find_images
 from entrypoints.options import add_caption_options, path
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _caption(arguments: argparse.Namespace) -> int:
         update={name: value for name, value in named.items() if value is not None}
     )
     if settings.caption_model is None:
-        raise UsageError(
+        raise UserError(
             "no caption model: give --caption-model, such as "
             "Salesforce/blip-image-captioning-base, or set CAPTION_MODEL"
         )
@@ -93,7 +93,7 @@ def _caption(arguments: argparse.Namespace) -> int:
             with file.open("x", encoding="utf-8") as text:
                 text.write(caption + "\n")
         except OSError as error:
-            raise UsageError(f"{file}: cannot be written ({error.strerror or error})") from None
+            raise UserError(f"{file}: cannot be written ({error.strerror or error})") from None
         print(f"{file}: {caption}")
     return 0
 

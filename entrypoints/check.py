@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from adapters.common.text import printable
-from adapters.console import ConsoleNotifier
+from adapters.console.notifier import ConsoleNotifier
 from application.ports import BlobDenied, BlobUnavailable
 from domain.errors import UserError
 from domain.location import Bucket
-from entrypoints.exit_codes import UsageError
 from entrypoints.folders import free_space, work_folder
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def require_fit_store(container: Container) -> None:
     """Check that the store supports conditional writes; an unavailable store passes.
 
     Raises:
-        UsageError: the store does not support them, so two workers could train the same job.
+        UserError: the store does not support them, so two workers could train the same job.
     """
     from application.check_bucket import UnfitStore, check_conditions
 
@@ -84,7 +83,7 @@ def require_fit_store(container: Container) -> None:
         probe = container.store().probe(container.settings().state)
         check_conditions(container.blobs(), probe)
     except UnfitStore as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error)) from error
     except (BlobDenied, BlobUnavailable) as error:
         log.warning("the store's conditional writes could not be tested: %s", error)
 

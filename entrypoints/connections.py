@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from adapters.clock import SystemClock
-from adapters.console import ConsoleNotifier
+from adapters.console.notifier import ConsoleNotifier
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
 from adapters.spool import SpoolQueue

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapters.common.text import printable
-from entrypoints.exit_codes import UsageError
+from domain.errors import UserError
 
 if TYPE_CHECKING:
     from application.ports import DeadLetterAction, DeadLetters, DeadMessage
@@ -50,7 +50,7 @@ def process_dead_letters(
         option: the command-line option of the task id, for error messages.
 
     Raises:
-        UsageError: the task has no dead letters.
+        UserError: the task has no dead letters.
     """
     from adapters.schemas.task import task_id_of
     from application.ports import DeadLetterAction
@@ -80,7 +80,7 @@ def process_dead_letters(
 
     letters.process_dead_letters(decide)
     if wanted is not None and not rows:
-        raise UsageError(f"{option} {wanted}: this task has no dead letters; see --dead")
+        raise UserError(f"{option} {wanted}: this task has no dead letters; see --dead")
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from entrypoints.exit_codes import UsageError
+from domain.errors import UserError
 
 if TYPE_CHECKING:
     from entrypoints.settings import Settings
@@ -74,12 +74,12 @@ def choose_devices(settings: Settings) -> tuple[str, ...]:
     """The configured devices; by default a GPU if there is one, else the CPU.
 
     Raises:
-        UsageError: a device does not exist.
+        UserError: a device does not exist.
     """
     try:
         return devices_present(settings.device, gpus_of_torch)
     except ValueError as error:
-        raise UsageError(f"DEVICE={settings.device!r}: {error}") from None
+        raise UserError(f"DEVICE={settings.device!r}: {error}") from None
 
 
 def choose_slots(settings: Settings, devices: Callable[[], Sequence[str]]) -> int:

@@ -1,8 +1,4 @@
-"""Exit codes of the commands, and the error for wrong usage."""
-
-from __future__ import annotations
-
-from domain.errors import UserError
+"""Exit codes of the commands."""
 
 EXIT_FAILED = 1
 """Failed for a reason outside the command line and the settings."""
@@ -12,7 +8,3 @@ EXIT_SHUTDOWN_TIMEOUT = 3
 """The worker did not stop within SHUTDOWN_TIMEOUT."""
 EXIT_INTERRUPTED = 130
 """128 plus the number of SIGINT, as in shells."""
-
-
-class UsageError(UserError):
-    """The command line or a setting is wrong; the text is one line with the remedy."""

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
+from domain.errors import UserError
+from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE
 from entrypoints.shutdown import signals_handled
 
 log = logging.getLogger(__name__)
@@ -25,16 +26,16 @@ def gpus_named(text: str, present: Callable[[], int]) -> tuple[str, ...]:
     """Parse ``all`` or a comma-separated list of GPU numbers.
 
     Raises:
-        UsageError: there are no GPUs, or the text is not a list of numbers.
+        UserError: there are no GPUs, or the text is not a list of numbers.
     """
     if text == "all":
         count = present()
         if not count:
-            raise UsageError("--gpus all: the driver shows no GPU; give the container its GPUs")
+            raise UserError("--gpus all: the driver shows no GPU; give the container its GPUs")
         return tuple(str(index) for index in range(count))
     names = tuple(part.strip() for part in text.split(","))
     if not all(name.isdecimal() for name in names) or len(set(names)) < len(names):
-        raise UsageError(f"--gpus {text}: give `all`, or different numbers such as 0,1")
+        raise UserError(f"--gpus {text}: give `all`, or different numbers such as 0,1")
     return names
 
 

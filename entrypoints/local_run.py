@@ -6,7 +6,6 @@ This module checks only what a user at the terminal can fix; the use case checks
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
 import json
 import tempfile
@@ -15,16 +14,18 @@ import uuid
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dependency_injector import providers
 from rich.console import Console
 
-from adapters.console import ConsoleNotifier, ProgressDisplay, say
+from adapters.console.lines import say
+from adapters.console.notifier import ConsoleNotifier
+from adapters.console.progress import ProgressDisplay
 from adapters.filesystem import FileBlobStore
 from adapters.images.decode import decode
+from adapters.images.thumbnail import thumbnail
 from adapters.report.reporter import HtmlReporter
 from application.fetch_images import fetch_images
 from application.lease import LeaseTerms
@@ -34,7 +35,8 @@ from application.stop_signal import StopReason, StopSignal
 from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 from domain.captions import caption_suffixes
-from domain.image import MIN_IMAGES, ImageSet
+from domain.errors import UserError
+from domain.image import ImageSet
 from domain.job import JobState, TrainingJob
 from domain.label import InvalidName, Label, file_name_from
 from domain.location import Bucket, Location
@@ -44,7 +46,7 @@ from domain.task import TrainingTask
 from domain.training_plan import InitialLora
 from entrypoints.bootstrap import Container
 from entrypoints.devices import devices_present, gpus_of_torch
-from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from entrypoints.folders import nearest_existing
 from entrypoints.logs import start_logging
 from entrypoints.options import option_of
@@ -56,8 +58,6 @@ if TYPE_CHECKING:
 
 IMAGES, OUT = "images", "out"
 """The buckets that the two folders stand for."""
-THUMBNAIL_SIDE = 256
-"""Pixels; the ModelSpec standard requires a small image."""
 MAX_CAPTIONS_SHOWN = 3
 LEASE = LeaseTerms(seconds=9.0)
 """Short, so that the same command can soon resume the run of a killed process."""
@@ -73,10 +73,10 @@ def check_out(out: Path, images: Path) -> None:
     """Check that ``out`` is writable and is not the images' folder.
 
     Raises:
-        UsageError: ``out`` is the images' folder or not writable.
+        UserError: ``out`` is the images' folder or not writable.
     """
     if out.resolve() == images.resolve():
-        raise UsageError(
+        raise UserError(
             f"--out {out}: holds the images; give another folder, or a folder inside it"
         )
     check_writable(out)
@@ -86,14 +86,14 @@ def check_writable(out: Path) -> None:
     """Check that ``out`` is writable, without leaving files there.
 
     Raises:
-        UsageError: ``out`` is not writable.
+        UserError: ``out`` is not writable.
     """
     try:
         with tempfile.TemporaryFile(dir=nearest_existing(out)):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(
+        raise UserError(
             f"--out {out}: cannot be written ({reason}); give a folder of your own"
         ) from None
 
@@ -102,13 +102,13 @@ def check_device(named: str | None) -> None:
     """Check that the devices of ``--device`` exist.
 
     Raises:
-        UsageError: a device does not exist.
+        UserError: a device does not exist.
     """
     if named is not None:
         try:
             devices_present(named, gpus_of_torch)
         except ValueError as error:
-            raise UsageError(f"--device {named}: {error}") from None
+            raise UserError(f"--device {named}: {error}") from None
 
 
 def check_base_model(name: str | None) -> None:
@@ -127,46 +127,31 @@ def check_optimizer(requested: RequestedParameters) -> None:
     """Check that the optimizer's library is installed.
 
     Raises:
-        UsageError: the library is missing; the text names the extra to install.
+        UserError: the library is missing; the text names the extra to install.
     """
     from adapters.diffusion.optimizer import missing_extra
 
     name = OptimizerName(requested.named.get("optimizer", OptimizerName.ADAMW))
     extra = missing_extra(name)
     if extra is not None:
-        raise UsageError(f"--optimizer {name}: run pip install 'style-trainer[{extra}]'")
+        raise UserError(f"--optimizer {name}: run pip install 'style-trainer[{extra}]'")
 
 
 def label_of(arguments: argparse.Namespace) -> Label:
     """The name and credits for the style's file.
 
     Raises:
-        UsageError: the name is not a valid file name, or the thumbnail cannot be read.
+        UserError: the name is not a valid file name, or the thumbnail cannot be read.
     """
     try:
         return Label(
             name=arguments.name or file_name_from(arguments.out.resolve().name),
             author=arguments.author,
             license=arguments.license,
-            thumbnail=arguments.thumbnail and _thumbnail(arguments.thumbnail),
+            thumbnail=arguments.thumbnail and thumbnail(arguments.thumbnail),
         )
     except InvalidName as error:
-        raise UsageError(f"--name: {error}") from None
-
-
-def _thumbnail(file: Path) -> str:
-    """The image as a JPEG in a ``data:`` URL, at most ``THUMBNAIL_SIDE`` pixels per side."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise UsageError(f"--thumbnail {file}: cannot be read ({error}); give an image") from None
-    upright.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    data = BytesIO()
-    upright.save(data, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+        raise UserError(f"--name: {error}") from None
 
 
 def initial_lora(requested: RequestedParameters) -> InitialLora | None:
@@ -248,7 +233,7 @@ def inspect(names: list[str], container: Container) -> ImageSet:
     """Inspect the images before anything is written.
 
     Raises:
-        UsageError: no image is usable; the text lists each with its reason.
+        UserError: no image is usable; the text lists each with its reason.
     """
     images = fetch_images(
         tuple(Location(IMAGES, name) for name in names),
@@ -261,11 +246,7 @@ def inspect(names: list[str], container: Container) -> ImageSet:
     )
     if not images.usable:
         reasons = "; ".join(f"{refused.name}: {refused.reason}" for refused in images.refused)
-        raise UsageError(f"no usable image, replace these: {reasons}")
-    count = len(images.usable)
-    if count < MIN_IMAGES:
-        text = f"only {count} usable image{'s' * (count != 1)}: a style is better with 10 to 30"
-        say(container.console(), text, "yellow")
+        raise UserError(f"no usable image, replace these: {reasons}")
     return images
 
 
@@ -316,7 +297,7 @@ def run(
         parameters: the task's parameters with defaults filled in.
 
     Raises:
-        UsageError: ``out`` holds another run, or another file under the style's name.
+        UserError: ``out`` holds another run, or another file under the style's name.
     """
     console, store = container.console(), container.store()
     _refuse_other_run(task, parameters, container, out)
@@ -378,14 +359,14 @@ def _is_there(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
     """Whether the stored style still exists.
 
     Raises:
-        UsageError: another file has its name and must not be overwritten.
+        UserError: another file has its name and must not be overwritten.
     """
     try:
         found = blobs.get(artifact.location).data
     except BlobMissing:
         return False
     if hashlib.sha256(found).hexdigest() != artifact.sha256:
-        raise UsageError(
+        raise UserError(
             f"{out / artifact.location.key}: was changed after this run made it; move it away, "
             f"and run the same command to make the style again"
         )
@@ -440,7 +421,7 @@ def _refuse_other_run(
         if task_id == task.task_id:
             continue
         job = store.recorded(task_id)
-        raise UsageError(
+        raise UserError(
             f"--out {out}: holds another run {_difference(job, parameters)}; give another "
             "folder, or repeat that command"
         )

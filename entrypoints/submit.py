@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.common.text import printable
+from adapters.images.folder import find_caption, find_images, read_own
 from domain.captions import caption_suffixes
+from domain.errors import UserError
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import CommandParser, add_common_options, run_command
 from entrypoints.dead_letters import process_dead_letters
-from entrypoints.exit_codes import UsageError
-from entrypoints.image_folder import find_caption, find_images, read_own
 from entrypoints.options import (
     add_caption_extension,
     add_parameter_options,
@@ -144,8 +144,8 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
 
 def _status(text: str, container: Container, *, as_json: bool) -> None:
     """Print a job's status."""
+    from adapters.console.job_status import as_values, in_words
     from application.job_status import job_status
-    from entrypoints.status_output import as_values, in_words
 
     task_id = _task_id("--status", text)
     status = job_status(task_id, container.store())
@@ -159,7 +159,7 @@ def _task_id(option: str, text: str) -> str:
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise UsageError(f"{option} {text}: this is not a task id; give a UUID") from None
+        raise UserError(f"{option} {text}: this is not a task id; give a UUID") from None
 
 
 def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
@@ -169,7 +169,7 @@ def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
     if arguments.drop_dead is not None:
         action, option, task_id = DeadLetterAction.DROP, "--drop-dead", arguments.drop_dead
         if not task_id:
-            raise UsageError("--drop-dead: give a task's id; see --dead")
+            raise UserError("--drop-dead: give a task's id; see --dead")
     elif arguments.replay_dead is not None:
         action, option = DeadLetterAction.PUT_BACK, "--replay-dead"
         task_id = arguments.replay_dead or None
@@ -189,7 +189,7 @@ def _submit(arguments: argparse.Namespace, container: Container) -> str:
         return task.task_id
     if source.is_dir():
         return _submit_folder(source, arguments, container)
-    raise UsageError(
+    raise UserError(
         f"{source}: no such file or folder; give a task's JSON file or a folder of images"
     )
 
@@ -207,7 +207,7 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{folder}: {name!r} is not UTF-8; rename the file") from None
+            raise UserError(f"{folder}: {name!r} is not UTF-8; rename the file") from None
     places = [bucket.at(f"training/{style_id}/{task_id}/{name}") for name in names]
     body = encode_task(
         TrainingTask(
@@ -221,7 +221,7 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
     try:
         container.parse_task()(body)
     except InvalidTask as error:
-        raise UsageError(_as_given(error, folder, len(names))) from None
+        raise UserError(_as_given(error, folder, len(names))) from None
     blobs = container.blobs()
     for name, at in zip(names, places, strict=True):
         blobs.put(at, read_own(folder / name))
@@ -248,12 +248,12 @@ def _require_folder_for_options(arguments: argparse.Namespace) -> None:
     """Check that options for a task are given only with a folder.
 
     Raises:
-        UsageError: such an option is given without a folder.
+        UserError: such an option is given without a folder.
     """
     given = set(named_parameters(arguments))
     given |= {name for name in _FOR_A_FOLDER if getattr(arguments, name) is not None}
     if given and (arguments.source is None or arguments.source.is_file()):
-        raise UsageError(
+        raise UserError(
             f"{option_of(min(given))}: applies only to a folder of images; leave it out"
         )
 

@@ -10,12 +10,12 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from domain.buckets import MAX_ASPECT_RATIO, cut_off
+from adapters.images.folder import find_images, passed_over
+from domain.errors import UserError
 from domain.parameters import RequestedParameters
 from entrypoints.background import in_background
 from entrypoints.cli import CommandParser, add_common_options, explain, run_command
-from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE, UsageError
-from entrypoints.image_folder import find_images, passed_over
+from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE
 from entrypoints.options import (
     add_caption_extension,
     add_caption_options,
@@ -28,18 +28,15 @@ from entrypoints.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
-    from rich.console import Console
+    from entrypoints.bootstrap import Container
 
-    from adapters.diffusion.base.model import BaseModel
-    from domain.image import ImageSet
-    from domain.parameters import TrainingParameters
-
-MAX_NAMED = 8
-"""Most file names listed in one line."""
-MUCH_CUT = 0.1
-"""Cropped share of an image's area above which a warning is printed."""
+ONLY_FOR_TRYING = (
+    "is for trying out only: the style will not load in Stable Diffusion 1.5. To train one that "
+    "does, give Stable Diffusion 1.5 as --base-model: its folder, its .safetensors file, or with "
+    "a network stable-diffusion-v1-5/stable-diffusion-v1-5"
+)
 
 EPILOG = """\
 examples:
@@ -183,12 +180,13 @@ def _broken_off(error: BaseException) -> dict[str, Any]:
 def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     named = named_parameters(arguments)
     if named:
-        raise UsageError(f"{option_of(min(named))}: has no effect with --export; leave it out")
+        raise UserError(f"{option_of(min(named))}: has no effect with --export; leave it out")
 
-    from entrypoints import export_style, local_run
+    from adapters.lora_files.convert import convert
+    from entrypoints import local_run
 
     local_run.check_writable(arguments.out)
-    written, warnings = export_style.convert(arguments.images, arguments.export, arguments.out)
+    written, warnings = convert(arguments.images, arguments.export, arguments.out)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if not arguments.json:
@@ -199,16 +197,17 @@ def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     requested = RequestedParameters(named_parameters(arguments))
     if arguments.style_id < 1:
-        raise UsageError(f"--style-id {arguments.style_id}: give a positive number")
+        raise UserError(f"--style-id {arguments.style_id}: give a positive number")
     if arguments.checkpoint_every < 1:
-        raise UsageError(f"--checkpoint-every {arguments.checkpoint_every}: give 1 or more")
+        raise UserError(f"--checkpoint-every {arguments.checkpoint_every}: give 1 or more")
 
     if arguments.preview_share is not None and not 0 <= arguments.preview_share <= 1:
-        raise UsageError(f"--preview-share {arguments.preview_share}: give 0 to 1")
+        raise UserError(f"--preview-share {arguments.preview_share}: give 0 to 1")
 
     if arguments.preview_steps is not None and arguments.preview_steps < 1:
-        raise UsageError(f"--preview-steps {arguments.preview_steps}: give 1 or more")
+        raise UserError(f"--preview-steps {arguments.preview_steps}: give 1 or more")
 
+    from adapters.console.image_notes import caption_notes, cropping_notes, image_notes
     from entrypoints import local_run
 
     local_run.check_base_model(arguments.base_model)
@@ -224,9 +223,14 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     images = local_run.inspect(names, container)
     suffixes = container.config().caption_suffixes
     others = passed_over(arguments.images, names, besides=arguments.out, suffixes=suffixes)
-    _report_images(images, others, container.console())
     settings = container.settings()
-    _warn_about_captions(images, arguments, settings.caption_model, container.console())
+    captions = caption_notes(
+        images,
+        caption_model=settings.caption_model,
+        trigger_word=bool(requested.named.get("trigger_word")),
+        tags=bool(arguments.tags),
+    )
+    _print_notes(container, [*image_notes(images, others), *captions])
 
     base = loaded()
     parameters = requested.resolve(
@@ -238,82 +242,17 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     task = local_run.describe_task(
         arguments, requested, parameters, names, images, base, label, initial, settings
     )
-    _warn_before_training(images, parameters, base, container.console())
+    _print_notes(container, cropping_notes(images, parameters.resolution))
+    if not base.is_sd15:
+        _print_notes(container, [f"the base model {base.name} {ONLY_FOR_TRYING}"])
     return local_run.run(task, parameters, container, arguments.out)
 
 
-def _report_images(images: ImageSet, others: Sequence[str], console: Console) -> None:
-    from adapters.console import say
+def _print_notes(container: Container, notes: Iterable[str]) -> None:
+    from adapters.console.lines import say
 
-    for refused in images.refused:
-        say(console, f"left out {refused.name}: {refused.reason}", "yellow")
-    if any("a HEIC file" in refused.reason for refused in images.refused):
-        say(console, "to use HEIC files: pip install 'style-trainer[heif]'", "yellow")
-    for image in images.usable:
-        for note in image.facts.notes:
-            say(console, f"{image.name} is used: {note}", "yellow")
-    for group in images.duplicates:
-        kind = "the same image" if group.exact else "nearly the same image"
-        say(console, f"{kind}: {_few(group.names)}", "yellow")
-    if others:
-        say(console, f"not used: {_few(others)}", "yellow")
-
-
-def _few(names: Sequence[str]) -> str:
-    """The names in one line; only the first ``MAX_NAMED`` of many."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{', '.join(names[:MAX_NAMED])}{more}"
-
-
-def _warn_before_training(
-    images: ImageSet, parameters: TrainingParameters, base: BaseModel, console: Console
-) -> None:
-    """Print warnings about cropping and the base model before training starts."""
-    from adapters.console import say
-
-    shares = [
-        (cut_off(image.facts.width, image.facts.height, parameters.resolution), image.name)
-        for image in images.usable
-    ]
-    cut = sorted((found for found in shares if found[0] > MUCH_CUT), reverse=True)
-    if cut:
-        named = _few([f"{name} {share:.0%}" for share, name in cut])
-        text = (
-            f"{len(cut)} of {len(shares)} images lose more than {MUCH_CUT:.0%} to cropping "
-            f"({named}): crop them yourself, to a side ratio of {MAX_ASPECT_RATIO:g} to 1 at most"
-        )
-        say(console, text, "yellow")
-    if not base.is_sd15:
-        text = (
-            f"the base model {base.name} is for trying out only: the style will not load in "
-            "Stable Diffusion 1.5. To train one that does, give Stable Diffusion 1.5 as "
-            "--base-model: its folder, its .safetensors file, or with a network "
-            "stable-diffusion-v1-5/stable-diffusion-v1-5"
-        )
-        say(console, text, "yellow")
-
-
-def _warn_about_captions(
-    images: ImageSet, arguments: argparse.Namespace, caption_model: str | None, console: Console
-) -> None:
-    from adapters.console import say
-
-    count, captions = len(images.usable), sum(bool(p.caption) for p in images.usable)
-    instead = [
-        *([f"one made by {caption_model}"] if caption_model else []),
-        *(["the trigger word"] if named_parameters(arguments).get("trigger_word") else []),
-        *(["the tags"] if arguments.tags else []),
-    ]
-    if not captions and not instead:
-        text = "no captions, --trigger-word or --tags: no word in a prompt will activate the style"
-        say(console, text, "yellow")
-    elif 0 < captions < count:
-        others = " and ".join(instead) or "an empty one"
-        say(
-            console,
-            f"{captions} of {count} images have a caption, the others get {others}",
-            "yellow",
-        )
+    for note in notes:
+        say(container.console(), note, "yellow")
 
 
 if __name__ == "__main__":

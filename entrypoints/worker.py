@@ -7,8 +7,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from domain.errors import UserError
 from entrypoints.cli import CommandParser, add_common_options, run_command
-from entrypoints.exit_codes import UsageError
 
 if TYPE_CHECKING:
     from entrypoints.settings import Settings
@@ -126,12 +126,12 @@ def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
     from entrypoints.settings import environment_on_gpu
 
     if arguments.check:
-        raise UsageError(
+        raise UserError(
             "--gpus does not work with --check: check one worker at a time, for example with "
             "DEVICE=cuda:1"
         )
     if settings.device not in {None, "cuda", "cuda:0"}:  # each worker sees only its own GPU
-        raise UsageError(f"--gpus and DEVICE={settings.device}: give one of the two")
+        raise UserError(f"--gpus and DEVICE={settings.device}: give one of the two")
     gpus = gpus_named(arguments.gpus, lambda: len(GpuReader()()))
     start_logging(
         level="DEBUG" if arguments.debug else settings.log_level,

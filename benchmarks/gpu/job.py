@@ -24,6 +24,7 @@ from adapters.diffusion.backend import choose_backend
 from adapters.diffusion.base.model import load_base
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
+from adapters.images.folder import find_images
 from benchmarks.full_size import RESOLUTION, full_size_base, save_base
 from benchmarks.gpu.bench import RANK
 from benchmarks.gpu.facts import gib, wait_for
@@ -32,7 +33,6 @@ from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
 from domain.training_plan import TrainingPlan
 from entrypoints.default_base import SMALL_BASE
-from entrypoints.image_folder import find_images
 
 
 def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from adapters.console import ConsoleNotifier, ProgressDisplay, say
+from adapters.console.lines import say
+from adapters.console.notifier import ConsoleNotifier
+from adapters.console.progress import ProgressDisplay
 from adapters.logs.events import log_event
 from domain.events import (
     AnnouncementBegun,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adapters.console.job_status import in_words
 from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import TaskReader, encode_task
@@ -38,7 +39,6 @@ from domain.job import JobState
 from domain.location import Location
 from domain.report import BaseFacts
 from domain.task import TrainingTask
-from entrypoints.status_output import in_words
 from tests.application.world import CONFIG, KEYS, TASK_ID, World, a_task
 
 BAD = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from adapters.clock import SystemClock
-from adapters.console import ConsoleNotifier
+from adapters.console.notifier import ConsoleNotifier
 from adapters.memory import MemoryNotifier
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.webhook.notifier import Bodies, WebhookNotifier

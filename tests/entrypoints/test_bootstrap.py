@@ -21,6 +21,7 @@ from adapters.metrics.queue import MeteredQueue
 from adapters.schemas.task import encode_task
 from application.ports import BlobDenied
 from application.settlement import Requeue
+from domain.errors import UserError
 from domain.job import TrainingJob
 from domain.location import Location
 from domain.task import InvalidTask, TrainingTask
@@ -28,7 +29,6 @@ from entrypoints.bootstrap import open_container
 from entrypoints.connections import queue_place
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices
-from entrypoints.exit_codes import UsageError
 from tests.application.world import TASK_ID, a_task, received, settled
 from tests.services.settings import make_settings
 
@@ -56,7 +56,7 @@ def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> N
 
 
 def test_a_device_that_is_not_there_is_told_by_the_settings_name() -> None:
-    with pytest.raises(UsageError, match=r"^DEVICE='cuda:99': "):
+    with pytest.raises(UserError, match=r"^DEVICE='cuda:99': "):
         choose_devices(make_settings(device="cuda:99"))
 
 

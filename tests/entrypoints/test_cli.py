@@ -18,11 +18,11 @@ from adapters.status_page.binding import InvalidBinding
 from adapters.status_page.server import AddressTaken
 from adapters.webhook.options import InvalidBackend
 from application.ports import BlobDenied, QueueUnavailable
+from domain.errors import UserError
 from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
 from entrypoints import submit, train, worker
 from entrypoints.cli import SHELLS, add_common_options, run_command
-from entrypoints.exit_codes import UsageError
 from tests.services.commands import ROOT, run
 
 PRINTING = """
@@ -52,7 +52,7 @@ def run_with(error: BaseException | None, *argv: str) -> int:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (UsageError("x: no such folder"), 2, "error: x: no such folder"),
+        (UserError("x: no such folder"), 2, "error: x: no such folder"),
         (InvalidParameter("epochs", 0, "give 1 or more"), 2, "error: --epochs 0: give 1 or more"),
         (InvalidTask("type", "x", "give model_training"), 2, "give model_training"),
         (InvalidBinding("give a token"), 2, "error: give a token"),
@@ -79,7 +79,7 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert len(printed.err.splitlines()) == bool(said)
 
 
-@pytest.mark.parametrize(("error", "code"), [(RuntimeError("boom"), 1), (UsageError("boom"), 2)])
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError("boom"), 1), (UserError("boom"), 2)])
 def test_debug_shows_where_an_error_comes_from_and_keeps_its_exit_code(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +92,7 @@ def test_debug_shows_where_an_error_comes_from_and_keeps_its_exit_code(
 def test_errors_are_printed_without_what_a_terminal_obeys(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run_with(UsageError("a\x1b[2J\x9b\u202eb"))
+    run_with(UserError("a\x1b[2J\x9b\u202eb"))
     assert capsys.readouterr().err == "error: a\\u001b[2J\\u009b\\u202eb\n"
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from domain.errors import UserError
 from entrypoints import fleet, worker
-from entrypoints.exit_codes import EXIT_FAILED, EXIT_SHUTDOWN_TIMEOUT, EXIT_USAGE, UsageError
+from entrypoints.exit_codes import EXIT_FAILED, EXIT_SHUTDOWN_TIMEOUT, EXIT_USAGE
 from entrypoints.fleet import Fleet, gpus_named
 from tests.services.waiting import eventually
 
@@ -72,7 +73,7 @@ def test_all_is_every_gpu_of_the_driver_and_a_list_is_itself() -> None:
 
 @pytest.mark.parametrize("text", ["all", "one", "0,0", "", "-1"])
 def test_no_gpu_and_no_list_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=f"--gpus {text}"):
+    with pytest.raises(UserError, match=f"--gpus {text}"):
         gpus_named(text, lambda: 0)
 
 

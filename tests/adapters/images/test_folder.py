@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from entrypoints.exit_codes import UsageError
-from entrypoints.image_folder import find_caption, find_images, passed_over, read_own
+from adapters.images.folder import find_caption, find_images, passed_over, read_own
+from domain.errors import UserError
 
 
 def refuse(*_: object) -> None:
@@ -19,7 +19,7 @@ def test_a_folder_that_may_not_be_read_is_told_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UserError) as refused:
         find_images(tmp_path)
     assert str(refused.value) == f"{tmp_path}: cannot be read (Permission denied)"
 
@@ -28,7 +28,7 @@ def test_a_file_that_may_not_be_read_is_told_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UserError) as refused:
         read_own(tmp_path / "a.png")
     assert str(refused.value) == f"{tmp_path / 'a.png'}: cannot be read (Permission denied)"
 
@@ -84,7 +84,7 @@ def test_folders_in_kohyas_form_are_read_where_that_is_asked(tmp_path: Path) -> 
         "more/ (a folder)",
         "10_cats/b.txt (no image of that name)",
     ]
-    with pytest.raises(UsageError, match=r"or --repeats-from-folders for folders such as 10_cats"):
+    with pytest.raises(UserError, match=r"or --repeats-from-folders for folders such as 10_cats"):
         find_images(tmp_path)
-    with pytest.raises(UsageError, match="no image in folders named like 10_style"):
+    with pytest.raises(UserError, match="no image in folders named like 10_style"):
         find_images(tmp_path / "more", repeats_from_folders=True)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from domain.captions import SUFFIXES
+from domain.errors import UserError
 from domain.location import InvalidLocation, Location
-from entrypoints.exit_codes import UsageError
 
 IMAGE_SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif",
@@ -34,13 +34,13 @@ def find_images(folder: Path, *, repeats_from_folders: bool = False) -> list[str
         repeats_from_folders: search only the subfolders named like ``10_style``.
 
     Raises:
-        UsageError: the folder does not exist, is unreadable or has no images, or a file's name
+        UserError: the folder does not exist, is unreadable or has no images, or a file's name
             is not valid in a key.
     """
     if folder.is_file():
-        raise UsageError(f"{folder}: is a file; give the folder that holds the images")
+        raise UserError(f"{folder}: is a file; give the folder that holds the images")
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give the folder that holds the images")
+        raise UserError(f"{folder}: no such folder; give the folder that holds the images")
     try:
         if repeats_from_folders:
             names = [
@@ -49,14 +49,14 @@ def find_images(folder: Path, *, repeats_from_folders: bool = False) -> list[str
         else:
             names = _images_in(folder)
         if not names:
-            raise UsageError(f"{folder}: {_nothing_found(folder, repeats_from_folders)}")
+            raise UserError(f"{folder}: {_nothing_found(folder, repeats_from_folders)}")
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from None
     for name in names:
         try:
             Location("images", name)
         except InvalidLocation as error:
-            raise UsageError(f"{folder}: {error}; rename the file") from None
+            raise UserError(f"{folder}: {error}; rename the file") from None
     return names
 
 
@@ -90,12 +90,12 @@ def read_own(path: Path) -> bytes:
     """Read a file given by the user.
 
     Raises:
-        UsageError: the file cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def find_caption(image: Path, suffixes: Sequence[str] = SUFFIXES) -> Path | None:

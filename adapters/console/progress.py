@@ -1,15 +1,12 @@
-"""Show a job at a terminal: progress bar and outcome."""
+"""Show the progress of a job at a terminal."""
 
 from __future__ import annotations
-
-import logging
-from collections.abc import Callable
 
 import rich.progress as bars
 from rich.console import Console
 
-from adapters.common.event_texts import outcome, position, scored, second_try, speed, undertaking
-from adapters.common.text import one_line
+from adapters.common.event_texts import position, scored, second_try, speed, undertaking
+from adapters.console.lines import say
 from application.event_bus import WorkerEvent
 from domain.events import (
     AnnouncementBegun,
@@ -24,51 +21,8 @@ from domain.events import (
     TrainingBegan,
     TrainingFinished,
 )
-from domain.failure import Failure
-from domain.location import Location
 from domain.progress import Progress
-from domain.results import Artifact, CheckpointRef, TrainingMetric
-
-log = logging.getLogger(__name__)
-
-
-class ConsoleNotifier:
-    """Port ``Notifier`` for runs without a backend: the outcome as one line.
-
-    Args:
-        console: prints the line.
-        where: formats a location for display, such as a path for a file.
-    """
-
-    def __init__(self, console: Console, where: Callable[[Location], object] = str) -> None:
-        self._console = console
-        self._where = where
-
-    def progress(self, style_id: int, progress: Progress) -> None:
-        """Log at debug level; ``ProgressDisplay`` shows the progress."""
-        log.debug("style %d: %s", style_id, position(progress))
-
-    def completed(
-        self, task_id: str, style_id: int, artifact: Artifact, metric: TrainingMetric
-    ) -> None:
-        """Print where the weights are."""
-        log.debug("task %s is completed", task_id)
-        text = f"style {style_id} is ready: {self._where(artifact.location)}"
-        say(self._console, f"{text} ({outcome(metric)})", "green")
-
-    def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
-        """Print why the job failed."""
-        log.debug("task %s has failed", task_id)
-        say(self._console, f"style {style_id}: {failure.code}: {failure.message}", "red")
-
-    def has_arrived(
-        self,
-        task_id: str,  # noqa: ARG002 - the port's
-        style_id: int,  # noqa: ARG002
-        outcome: Artifact | Failure,  # noqa: ARG002
-    ) -> bool | None:
-        """None: unknown for a terminal."""
-        return None
+from domain.results import CheckpointRef
 
 
 class ProgressDisplay:
@@ -179,8 +133,3 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line: escaped, without markup, and not wrapped."""
-    console.print(one_line(text), style=style, markup=False, highlight=False, soft_wrap=True)
