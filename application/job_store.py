@@ -6,12 +6,11 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
 
 from application.event_bus import EventSink, LeaseWritten
 from application.fenced_blob import (
@@ -34,8 +33,6 @@ from application.ports import (
     ReportFile,
     Unavailable,
 )
-from application.retry import retry
-from application.stop_signal import StopSignal
 from application.storage_keys import JOBS, StorageKeys
 from application.task_record import claim_task_id
 from domain.job import TrainingJob
@@ -45,8 +42,6 @@ from domain.results import Artifact, Checkpoint, CheckpointRef, TrainingMetric
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 MAX_CHECKPOINT_BYTES = 4 * 1024**3
 """Exceeds a checkpoint of the highest rank on all layers, including the optimizer's state."""
@@ -69,10 +64,6 @@ class JobStore:
     worker: str
     """The worker's unique name in leases and records."""
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
-
-    def retry(self, call: Callable[[], T], stop: StopSignal, seconds: float) -> T:
-        """Retry a call while the store is unavailable, for ``seconds`` or until ``stop``."""
-        return retry(call, self.clock, stop, seconds)
 
     # --- record and lease
 
@@ -202,18 +193,14 @@ class JobStore:
         self.blobs.put(at, checkpoint.data)
         return CheckpointRef(at, checkpoint.epoch, checkpoint.step)
 
-    def get_checkpoint(self, checkpoint: CheckpointRef) -> bytes:
+    def get_checkpoint(self, at: Location) -> bytes:
         """Read a checkpoint's data.
 
         Raises:
             BlobMissing: the checkpoint was deleted.
             BlobTooLarge: the blob is larger than any checkpoint.
         """
-        return self.blobs.get(checkpoint.location, max_bytes=MAX_CHECKPOINT_BYTES).data
-
-    def checkpoint_at(self, task_id: str, epoch: int, step: int) -> CheckpointRef:
-        """The place of a job's checkpoint, which may not exist."""
-        return CheckpointRef(self.keys.checkpoint(task_id, epoch, step), epoch, step)
+        return self.blobs.get(at, max_bytes=MAX_CHECKPOINT_BYTES).data
 
     def put_epoch_style(self, task_id: str, epoch: int, style: bytes) -> None:
         """Store the weights of an epoch's checkpoint for other programs."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
 from application.ports import BlobDenied, Unavailable
-from application.settle_error import settlement_after
+from application.process_job import HeldJob, process_job, settlement_after
 from application.settlement import DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
 from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode
-from domain.job import UNDECIDED, TrainingJob
+from domain.job import TrainingJob
 from domain.task import InvalidTask
 
 log = logging.getLogger(__name__)
@@ -53,26 +53,18 @@ class RejectInvalidTask:
             return refused
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
         failure = Failure(FailureCode.INVALID_TASK, _for_the_artist(error))
-        worker_stop, stop = stop, StopSignal(stop)
-        lease = self.store.lease(job_id)
+
+        def decide(held: HeldJob) -> Settlement:
+            held.entry.apply(held.entry.job.give_up(failure))
+            return held.announce()
+
         try:
             if error.task_id is not None and self.store.recorded(error.task_id) is not None:
                 return refused  # the job of that task notifies the backend itself
             entry = self.store.open(fresh)
-            if entry.job.is_terminal:
-                lease.forget()  # a crashed worker may have left it
-                return refused
-            with lease.hold(stop, is_finished=lambda: entry.job.is_terminal):
-                entry.load()
-                if entry.job.state in UNDECIDED:
-                    entry.apply(entry.job.give_up(failure))
-                if not entry.job.is_terminal:
-                    settlement = self.notify_outcome(
-                        entry, lease.renew, lambda: lease.is_valid, worker_stop
-                    )
-                    if isinstance(settlement, Requeue):
-                        return settlement
-            return refused
+            settlement = process_job(
+                entry, decide, self.store, self.notify_outcome, self.config, stop
+            )
         except BlobDenied as denied:
             return DeadLetter(f"{error}; and the backend could not be notified: {denied}", details)
         except Exception as broken_off:
@@ -80,6 +72,7 @@ class RejectInvalidTask:
             return settlement_after(
                 broken_off, about, retries=retries, config=self.config, stop=stop
             )
+        return settlement if isinstance(settlement, Requeue) else refused
 
     def _leave_note(self, job_id: str, error: InvalidTask, details: dict[str, str]) -> None:
         """Store the rejection under the task id, if the message has one, for operators."""

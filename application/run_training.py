@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from application.delivery import choose_weights
 from application.fetch_images import ImagesDenied
 from application.job_store import JobStore
 from application.journal import Entry
-from application.lease import Lease, LeaseLost
+from application.lease import LeaseLost
 from application.notify_outcome import OutcomeNotifier
 from application.part_timer import PartTimer
 from application.plan_training import TrainingPlanner
@@ -27,8 +26,8 @@ from application.ports import (
     TrainingSession,
     Unavailable,
 )
-from application.retry import backoff
-from application.settle_error import settlement_after
+from application.process_job import HeldJob, process_job, settlement_after
+from application.retry import backoff, retry
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.slots import AdmissionQueue
 from application.stop_signal import Stopped, StopReason, StopSignal
@@ -40,7 +39,7 @@ from domain.delivery import NOT_LEARNED, epochs_to_deliver, has_diverged, slower
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import ImageSet
-from domain.job import ACTIVE, UNDECIDED, JobState, TrainingJob
+from domain.job import ACTIVE, Change, JobState, TrainingJob
 from domain.results import Artifact, TrainingMetric
 from domain.task import TrainingTask
 from domain.training_diagnostics import metric_of
@@ -74,36 +73,18 @@ class RunTraining:
             stop: checked between two steps.
             retries: number of earlier retries of the message.
         """
-        worker_stop, stop = stop, StopSignal(stop)
-        lease = self.store.lease(task.task_id)
-        fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
         try:
-            entry = self.store.open(fresh)
+            entry = self.store.open(TrainingJob(task_id=task.task_id, style_id=task.style_id))
             self._claim(task, entry.job)
-            if entry.job.is_terminal:
-                log.info("task %s: nothing to do, the job is %s", task.task_id, entry.job.state)
-                lease.forget()  # a crashed worker may have left it
-                return self._finish(task, entry, stop)
-            with lease.hold(stop, is_finished=lambda: entry.job.is_terminal):
-                entry.load()
-                self.store.check_weights(entry.job)
-                # A decided job ignores cancellation: only a stop of the worker counts.
-                announce = partial(
-                    self.notify_outcome,
-                    entry,
-                    partial(self._hold, lease, worker_stop),
-                    lambda: lease.is_valid,
-                    worker_stop,
-                )
-                if entry.job.state in UNDECIDED:
-                    settlement = self._decide(task, entry, lease, stop, announce)
-                    if entry.job.is_terminal:
-                        self._prune(entry.job)
-                    return settlement
-                settlement = Ack() if entry.job.is_terminal else announce()
-            return self._finish(task, entry, stop) if entry.job.is_terminal else settlement
-        except TaskDiffers as error:
-            return DeadLetter(str(error), error.details)
+            decide = partial(self._decide, task)
+            settlement = process_job(
+                entry, decide, self.store, self.notify_outcome, self.config, stop
+            )
+            if settlement is None:
+                settlement = self._write_missing_report(task, entry, stop)
+            if isinstance(settlement, Ack):
+                self.store.prune(entry.job, self.config.keep_checkpoints)
+            return settlement
         except Exception as error:
             about = f"task {task.task_id}"
             return settlement_after(error, about, retries=retries, config=self.config, stop=stop)
@@ -118,34 +99,14 @@ class RunTraining:
             raise TaskDiffers(task.task_id, {"style_id": (job.style_id, task.style_id)})
         self.store.claim(task)
 
-    def _finish(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> Settlement:
-        """Write the missing report and prune checkpoints after the final call was made."""
-        try:
-            if entry.job.state is JobState.COMPLETED and entry.job.checkpoint is not None:
-                self._write_missing_report(task, entry, stop)
-        except Stopped:
-            return Requeue()
-        except TrainerBroken as error:
-            return RetryLater(backoff(0), str(error), broken=True)
-        except Exception as error:
-            log.warning("no report for task %s: %s", task.task_id, error)
-        self._prune(entry.job)
-        return Ack()
-
-    def _decide(
-        self,
-        task: TrainingTask,
-        entry: Entry,
-        lease: Lease,
-        stop: StopSignal,
-        announce: Callable[[], Settlement],
-    ) -> Settlement:
+    def _decide(self, task: TrainingTask, held: HeldJob) -> Settlement:
         """Train the job, decide its outcome and notify the backend; or interrupt the job."""
+        entry = held.entry
         if entry.job.state in ACTIVE:
             is_failure = not entry.job.waits
             entry.apply(entry.job.interrupt("its worker was lost", is_failure=is_failure))
         try:
-            return self._produce(task, entry, lease, stop, announce)
+            return self._train(task, held)
         except TrainingFailed as error:
             if error.failure.retryable:
                 entry.apply(entry.job.interrupt(error.failure.message, is_failure=True))
@@ -180,16 +141,13 @@ class RunTraining:
             reason = f"{type(error).__name__}: {error}"
             self._interrupt(entry, reason, is_failure=True)
             return RetryLater(backoff(entry.job.failures), reason, unexpected=True)
-        return announce()
+        return held.announce()
 
-    def _produce(
-        self,
-        task: TrainingTask,
-        entry: Entry,
-        lease: Lease,
-        stop: StopSignal,
-        announce: Callable[[], Settlement],
-    ) -> Settlement:
+    def _train(self, task: TrainingTask, held: HeldJob) -> Settlement:
+        """Fetch and caption the images, train, store the weights, notify the backend, and write
+        the report.
+        """
+        entry, stop = held.entry, held.stop
         self._fail_fast(entry.job)
         entry.apply(entry.job.start())
         timer = PartTimer(entry, self.store.clock)
@@ -200,16 +158,14 @@ class RunTraining:
         batch_key = None if alone else self.trainer.batch_key(plan.parameters)
         with (
             self.slots.taken(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
-            self._trained(plan, entry, lease, stop) as (session, plan),
+            self._trained(plan, held) as (session, plan),
         ):
-            metric = self._deliver(session, entry.job, stop)
-            trained = entry.job.finish_training(metric)
-            self._retry(lambda: entry.apply(trained), stop)
-
-            self._hold(lease, stop)
-            stored = entry.job.store(self._upload(session.weights(), entry.job, stop))
-            self._retry(lambda: entry.apply(stored), stop)
-            settlement = announce()
+            metric = self._load_best_weights(session, entry.job, stop)
+            self._apply(entry, entry.job.finish_training(metric), stop)
+            self._retry(held.lease.extend, stop)
+            artifact = self._upload(session.weights(), entry.job, stop)
+            self._apply(entry, entry.job.store(artifact), stop)
+            settlement = held.announce()
             if entry.job.is_terminal and stop.reason is None:
                 # After the notification, so that the artist does not wait; the previews need the
                 # open session.
@@ -219,7 +175,7 @@ class RunTraining:
 
     @contextmanager
     def _trained(
-        self, plan: TrainingPlan, entry: Entry, lease: Lease, stop: StopSignal
+        self, plan: TrainingPlan, held: HeldJob
     ) -> Iterator[tuple[TrainingSession, TrainingPlan]]:
         """Train to the end; if it diverges without a usable style, once more with a lower rate.
 
@@ -229,8 +185,9 @@ class RunTraining:
         Raises:
             TrainingFailed: STYLE_NOT_LEARNED.
         """
+        entry = held.entry
         with self._session(plan, entry) as session:
-            self.loop.run(session, entry, lease, stop)
+            self.loop.run(session, entry, held.lease, held.stop)
             history, before = session.history, session.before
             if epochs_to_deliver(history, before, plan.parameters.deliver):
                 yield session, plan
@@ -240,25 +197,36 @@ class RunTraining:
         plan = replace(plan, parameters=slower(plan.parameters))
         entry.apply(entry.job.try_again(plan.parameters))
         self.store.forget_previews(entry.job.task_id)
-        with self._trained(plan, entry, lease, stop) as trained:
+        with self._trained(plan, held) as trained:
             yield trained
 
-    def _deliver(
+    def _load_best_weights(
         self, session: TrainingSession, job: TrainingJob, stop: StopSignal
     ) -> TrainingMetric:
         """Load the weights to deliver into a finished session, and return the metrics.
 
+        If the checkpoint of an epoch cannot be used, the next epoch in the order of preference is
+        tried.
+
         Raises:
-            TrainingFailed: STYLE_NOT_LEARNED, if no checkpoint of a better epoch is left.
+            TrainingFailed: STYLE_NOT_LEARNED, if no epoch is left.
         """
         assert job.parameters is not None  # set when training began
-
-        def checkpoint(epoch: int, step: int) -> bytes:
-            at = self.store.checkpoint_at(job.task_id, epoch, step)
-            return self._retry(lambda: self.store.get_checkpoint(at), stop)
-
-        delivered = choose_weights(session, job.parameters.deliver, checkpoint)
-        return metric_of(session.history, session.before, session.total_steps, delivered)
+        history, before = session.history, session.before
+        last = history[-1]
+        for record in epochs_to_deliver(history, before, job.parameters.deliver):
+            if record != last:
+                step = record.epoch * session.total_steps // last.epoch
+                at = self.store.keys.checkpoint(job.task_id, record.epoch, step)
+                try:
+                    session.restore(self._retry(partial(self.store.get_checkpoint, at), stop))
+                except (BlobMissing, BlobTooLarge, CheckpointRejected) as error:
+                    log.warning(
+                        "the weights of epoch %d cannot be delivered: %s", record.epoch, error
+                    )
+                    continue
+            return metric_of(history, before, session.total_steps, record)
+        raise TrainingFailed(NOT_LEARNED)
 
     def _plan(
         self, task: TrainingTask, job: TrainingJob, stop: StopSignal
@@ -273,17 +241,32 @@ class RunTraining:
             put = partial(self.store.put_weights_folder, job, weights, folder)
         return self._retry(put, stop)
 
-    def _write_missing_report(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> None:
+    def _write_missing_report(
+        self, task: TrainingTask, entry: Entry, stop: StopSignal
+    ) -> Settlement:
         """Write the report of a completed job whose worker died before writing it."""
-        if self.store.has_report(task.task_id):
-            return
+        job = entry.job
+        if job.state is not JobState.COMPLETED or job.checkpoint is None:
+            return Ack()
+        try:
+            if not self.store.has_report(task.task_id):
+                self._report_from_checkpoint(task, entry, stop)
+        except Stopped:
+            return Requeue()
+        except TrainerBroken as error:
+            return RetryLater(backoff(0), str(error), broken=True)
+        except Exception as error:
+            log.warning("no report for task %s: %s", task.task_id, error)
+        return Ack()
+
+    def _report_from_checkpoint(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> None:
         plan, images = self._plan(task, entry.job, stop)
         with (
             self.slots.taken(self.trainer.batch_key(plan.parameters), stop, lambda: None),
             self.trainer.open(plan, self._checkpoint(entry.job)) as session,
         ):
             if session.finished:
-                self._deliver(session, entry.job, stop)
+                self._load_best_weights(session, entry.job, stop)
                 base = self.trainer.base
                 self.write_report(session, task, plan, images, entry, base, stop)
 
@@ -318,7 +301,9 @@ class RunTraining:
             yield session
 
     def _checkpoint(self, job: TrainingJob) -> bytes | None:
-        return None if job.checkpoint is None else self.store.get_checkpoint(job.checkpoint)
+        return (
+            None if job.checkpoint is None else self.store.get_checkpoint(job.checkpoint.location)
+        )
 
     def _interrupt(self, entry: Entry, reason: str, *, is_failure: bool) -> None:
         if entry.job.state not in ACTIVE:
@@ -328,13 +313,9 @@ class RunTraining:
         except Unavailable as error:
             log.warning("could not record the interruption; the job still looks active: %s", error)
 
-    def _prune(self, job: TrainingJob) -> None:
-        self.store.prune(job, self.config.keep_checkpoints)
-
-    def _hold(self, lease: Lease, stop: StopSignal) -> None:
-        """Renew the lease before an expensive step."""
-        self._retry(lease.extend, stop)
+    def _apply(self, entry: Entry, change: Change, stop: StopSignal) -> None:
+        self._retry(partial(entry.apply, change), stop)
 
     def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:
         """Retry a call while the store is unavailable: training again would cost much more."""
-        return self.store.retry(call, stop, self.config.upload_timeout)
+        return retry(call, self.store.clock, stop, self.config.upload_timeout)

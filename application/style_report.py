@@ -12,6 +12,7 @@ from application.checkpoint_previews import draw_previews, scores_of
 from application.job_store import JobStore
 from application.journal import Entry
 from application.ports import Reporter, TrainerBroken, TrainingSession, Unavailable
+from application.retry import retry
 from application.stop_signal import Stopped, StopSignal
 from domain.image import ImageSet
 from domain.report import BaseFacts, StyleReport
@@ -100,4 +101,4 @@ class ReportWriter:
             log.exception("no report for task %s", task.task_id)
 
     def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:
-        return self.store.retry(call, stop, UPLOAD_TIMEOUT)
+        return retry(call, self.store.clock, stop, UPLOAD_TIMEOUT)
