@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    DirectoryPath,
     Field,
+    FilePath,
     PrivateAttr,
     SecretStr,
     ValidationError,
@@ -69,6 +73,74 @@ class InvalidSettings(UserError):
     """At least one setting is wrong; each line of the text names one and its remedy."""
 
 
+def _check(check: Callable[[Any], object]) -> AfterValidator:
+    """Run a check that raises ``ValueError`` with the remedy, and keep the value."""
+
+    def checked(value: Any) -> Any:
+        check(value)
+        return value
+
+    return AfterValidator(checked)
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _distinct_delays(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not value or any(not 0.001 <= delay <= DAY for delay in value):
+        raise ValueError("give one or more seconds, each from 0.001 to a day")
+    return tuple(sorted(set(value)))
+
+
+def _check_number_of_jobs(value: str) -> None:
+    if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= MAX_JOBS_TOGETHER):
+        raise ValueError(f"give `auto`, or a number from 1 to {MAX_JOBS_TOGETHER}")
+
+
+def _check_bucket(value: str) -> None:
+    try:
+        Bucket(value)
+    except InvalidLocation:
+        raise ValueError("give the name alone, without a scheme or a folder") from None
+
+
+def _check_bucket_in_a_store(value: str) -> None:
+    try:
+        Bucket.parse(value, "s3")
+    except InvalidLocation:
+        raise ValueError("give name, s3://name or gs://name, without a folder") from None
+
+
+def _load(tls: TlsOptions, remedy: str) -> None:
+    """Check that TLS files can be loaded."""
+    try:
+        tls.context()
+    except OSError as error:
+        raise ValueError(f"{remedy} ({error.strerror or error})") from None
+
+
+Devices = Annotated[str, AfterValidator(lambda text: ",".join(parse_devices(text)))]
+JobsTogether = Annotated[str, _check(_check_number_of_jobs)]
+BrokerHost = Annotated[str, _check(check_host)]
+BrokerUrl = Annotated[SecretStr, _check(lambda u: RabbitOptions.from_url(u.get_secret_value()))]
+QueueName = Annotated[str, _check(check_queue)]
+RetryDelays = Annotated[
+    tuple[float, ...], BeforeValidator(_split), AfterValidator(_distinct_delays)
+]
+CaFile = Annotated[
+    FilePath, _check(lambda file: _load(TlsOptions(ca_file=file), "give certificates in PEM"))
+]
+S3Endpoint = Annotated[str, _check(check_endpoint)]
+EmulatorUrl = Annotated[str, _check(check_emulator)]
+BucketName = Annotated[str, _check(_check_bucket)]
+BucketInAStore = Annotated[str, _check(_check_bucket_in_a_store)]
+BucketsInStores = Annotated[tuple[BucketInAStore, ...], BeforeValidator(_split)]
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)]
+
+
 class Settings(BaseModel):
     """The values of the settings. ``load_settings`` reads them from the environment and `.env`.
 
@@ -87,7 +159,7 @@ class Settings(BaseModel):
         "name. Default: Stable Diffusion 1.5; without a broker, the small base if a GPU or the "
         "hub is missing",
     )
-    base_model_config: Path | None = Field(
+    base_model_config: DirectoryPath | None = Field(
         None,
         description="Folder with the configuration of a single-file base model, for "
         "machines without access to the hub",
@@ -104,20 +176,19 @@ class Settings(BaseModel):
         description='Keep words for the medium, such as "a painting of", in captions that '
         "`CAPTION_MODEL` makes",
     )
-    device: str | None = Field(
+    device: Devices | None = Field(
         None,
         description="Device to train on: `cuda`, `cuda:1`, `cpu`, or several GPUs for one "
         "job, `cuda:0,cuda:1`. Default: the GPU if there is one",
     )
-
-    jobs_together: str = Field(
+    jobs_together: JobsTogether = Field(
         "1",
         description="Number of jobs that one worker trains at the same time in one pass "
         "over the base model, if their LoRA settings match. `auto`: as many as "
         "fit into the GPU's memory, at most 8",
     )
 
-    rabbitmq_host: str | None = Field(
+    rabbitmq_host: BrokerHost | None = Field(
         None,
         description="Broker host name. If neither this nor `RABBITMQ_URL` is set, tasks are"
         " read from `SPOOL_DIR`",
@@ -128,19 +199,19 @@ class Settings(BaseModel):
     rabbitmq_user: str = Field("guest", description="Broker user name")
     rabbitmq_pass: SecretStr = Field(SecretStr("guest"), description="Broker password")
     rabbitmq_vhost: str = Field("/", description="AMQP virtual host")
-    rabbitmq_url: SecretStr | None = Field(
+    rabbitmq_url: BrokerUrl | None = Field(
         None,
         description="Broker URL, `amqp://` or `amqps://`; replaces host, port, user, "
         "password and virtual host",
     )
     rabbitmq_ssl: bool = Field(False, description="Connect to the broker with TLS")
-    rabbitmq_ca_file: Path | None = Field(
+    rabbitmq_ca_file: CaFile | None = Field(
         None, description="CA certificates (PEM) to verify the broker with. Default: the system's"
     )
-    rabbitmq_cert_file: Path | None = Field(
+    rabbitmq_cert_file: FilePath | None = Field(
         None, description="Client certificate (PEM) for the broker"
     )
-    rabbitmq_key_file: Path | None = Field(
+    rabbitmq_key_file: FilePath | None = Field(
         None, description="Private key (PEM) of the client certificate"
     )
     rabbitmq_heartbeat: int = Field(
@@ -150,12 +221,12 @@ class Settings(BaseModel):
         description="AMQP heartbeat interval in seconds. A connection without traffic for "
         "up to twice this time is closed and opened again",
     )
-    rabbitmq_queue: str = Field(
+    rabbitmq_queue: QueueName = Field(
         RabbitOptions.queue,
         description="Task queue. The worker also declares `<queue>.retry.<seconds>` and "
         "`<queue>.dead`",
     )
-    retry_delays: tuple[float, ...] = Field(
+    retry_delays: RetryDelays = Field(
         RabbitOptions.retry_delays,
         description="Retry delays in seconds, separated by commas; each gets a queue of its own",
     )
@@ -183,7 +254,7 @@ class Settings(BaseModel):
         None, description="AWS session token (temporary credentials)"
     )
     aws_s3_region_name: str = Field("us-east-1", description="AWS region of the buckets")
-    s3_endpoint_url: str | None = Field(
+    s3_endpoint_url: S3Endpoint | None = Field(
         None, description="URL of an S3-compatible store such as MinIO. Default: AWS"
     )
     s3_addressing_style: AddressingStyle | None = Field(
@@ -191,10 +262,10 @@ class Settings(BaseModel):
         description="Where requests to S3 name the bucket: `path` (host/bucket), `virtual` "
         "(bucket.host) or `auto`. Unset: `auto` at AWS, `path` at `S3_ENDPOINT_URL`",
     )
-    aws_storage_bucket_name: str = Field(
+    aws_storage_bucket_name: BucketName = Field(
         "stylelicense-training-data", description="Bucket with the training images"
     )
-    gcs_bucket_name: str | None = Field(
+    gcs_bucket_name: BucketName | None = Field(
         None,
         description="The platform's bucket in Google Cloud Storage: images come from it, and "
         "weights go to it unless `MODEL_BUCKET_NAME` is set",
@@ -207,22 +278,22 @@ class Settings(BaseModel):
         description="Credentials file for Google Cloud Storage. Default: Application Default "
         "Credentials, such as the machine's service account",
     )
-    storage_emulator_host: str | None = Field(
+    storage_emulator_host: EmulatorUrl | None = Field(
         None,
         description="Address of an emulator of Google Cloud Storage, such as `http://host:port`",
     )
-    model_bucket_name: str = Field(
+    model_bucket_name: BucketInAStore = Field(
         "stylelicense-models",
         description="Bucket of the weights: a name, or with its store `s3://name` or `gs://name`. "
         "If only `GCS_BUCKET_NAME` is set, weights go to that bucket",
     )
-    state_bucket_name: str | None = Field(
+    state_bucket_name: BucketInAStore | None = Field(
         None,
         description="Bucket of journals, leases, checkpoints, reports and logs, written like "
         "`MODEL_BUCKET_NAME`. Default: the bucket of the weights. Set it if browsers can read "
         "that bucket",
     )
-    allowed_image_buckets: tuple[str, ...] = Field(
+    allowed_image_buckets: BucketsInStores = Field(
         (),
         description="Buckets that images may come from, separated by commas; `s3://name` or "
         "`gs://name` allows the bucket in that store only. Default: `AWS_STORAGE_BUCKET_NAME` and "
@@ -253,7 +324,7 @@ class Settings(BaseModel):
     internal_api_token: SecretStr | None = Field(
         None, description="Bearer token for the backend, at least 32 characters"
     )
-    backend_ca_file: Path | None = Field(
+    backend_ca_file: CaFile | None = Field(
         None, description="CA certificates (PEM) to verify the backend with. Default: the system's"
     )
     webhook_timeout: float = Field(
@@ -338,7 +409,7 @@ class Settings(BaseModel):
         description="Seconds from SIGTERM until the process exits, finished or not. "
         "Kubernetes grants 30 s, RunPod spot pods 5 s",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+    log_level: LogLevel = Field(
         "INFO", description="Log level: `DEBUG`, `INFO`, `WARNING` or `ERROR`"
     )
     log_format: Literal["auto", "text", "json"] = Field(
@@ -374,60 +445,6 @@ class Settings(BaseModel):
         description="Minimum free disk space in GB; with less the worker receives no tasks",
     )
 
-    @field_validator("retry_delays", "allowed_image_buckets", mode="before")
-    @classmethod
-    def _parts(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _capitals(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
-
-    @field_validator("device")
-    @classmethod
-    def _device(cls, value: str | None) -> str | None:
-        return value if value is None else ",".join(parse_devices(value))
-
-    @field_validator("jobs_together")
-    @classmethod
-    def _together(cls, value: str) -> str:
-        if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= MAX_JOBS_TOGETHER):
-            raise ValueError(f"give `auto`, or a number from 1 to {MAX_JOBS_TOGETHER}")
-        return value
-
-    @field_validator("base_model_config")
-    @classmethod
-    def _folder(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_dir():
-            raise ValueError("no such folder; give an existing one")
-        return value
-
-    @field_validator(
-        "rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file", "backend_ca_file"
-    )
-    @classmethod
-    def _file(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_file():
-            raise ValueError("no such file; give a PEM file")
-        return value
-
-    @field_validator("rabbitmq_host")
-    @classmethod
-    def _host(cls, value: str | None) -> str | None:
-        if value is not None:
-            check_host(value)
-        return value
-
-    @field_validator("rabbitmq_url")
-    @classmethod
-    def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            RabbitOptions.from_url(value.get_secret_value())
-        return value
-
     @field_validator("rabbitmq_ssl")
     @classmethod
     def _not_in_the_clear(cls, value: bool, info: ValidationInfo) -> bool:
@@ -450,11 +467,6 @@ class Settings(BaseModel):
             )
         return value
 
-    @field_validator("rabbitmq_ca_file", "backend_ca_file")
-    @classmethod
-    def _authority(cls, value: Path | None) -> Path | None:
-        return _loaded(value, TlsOptions(ca_file=value), "give certificates in PEM")
-
     @field_validator("rabbitmq_key_file")
     @classmethod
     def _pair(cls, value: Path | None, info: ValidationInfo) -> Path | None:
@@ -463,21 +475,10 @@ class Settings(BaseModel):
         certificate = info.data["rabbitmq_cert_file"]
         if (value is None) != (certificate is None):
             raise ValueError("give RABBITMQ_CERT_FILE and RABBITMQ_KEY_FILE both, or neither")
-        tls = TlsOptions(certificate=certificate, key=value)
-        return _loaded(value, tls, "give the key of RABBITMQ_CERT_FILE, both in PEM")
-
-    @field_validator("rabbitmq_queue")
-    @classmethod
-    def _queue(cls, value: str) -> str:
-        check_queue(value)
+        if value is not None:
+            tls = TlsOptions(certificate=certificate, key=value)
+            _load(tls, "give the key of RABBITMQ_CERT_FILE, both in PEM")
         return value
-
-    @field_validator("retry_delays")
-    @classmethod
-    def _ladder(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or any(not 0.001 <= delay <= DAY for delay in value):
-            raise ValueError("give one or more seconds, each from 0.001 to a day")
-        return tuple(sorted(set(value)))
 
     @field_validator("aws_secret_access_key")
     @classmethod
@@ -491,38 +492,6 @@ class Settings(BaseModel):
     def _temporary(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None and info.data.get("aws_access_key_id") is None:
             raise ValueError("give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY with it")
-        return value
-
-    @field_validator("s3_endpoint_url")
-    @classmethod
-    def _endpoint(cls, value: str | None) -> str | None:
-        if value is not None:
-            check_endpoint(value)
-        return value
-
-    @field_validator("storage_emulator_host")
-    @classmethod
-    def _emulator(cls, value: str | None) -> str | None:
-        if value is not None:
-            check_emulator(value)
-        return value
-
-    @field_validator("aws_storage_bucket_name", "gcs_bucket_name")
-    @classmethod
-    def _bucket(cls, value: str | None) -> str | None:
-        try:
-            return value if value is None else Bucket(value).name
-        except InvalidLocation:
-            raise ValueError("give the name alone, without a scheme or a folder") from None
-
-    @field_validator("model_bucket_name", "state_bucket_name", "allowed_image_buckets")
-    @classmethod
-    def _buckets(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        try:
-            for name in (value,) if isinstance(value, str) else value or ():
-                Bucket.parse(name, "s3")
-        except InvalidLocation:
-            raise ValueError("give name, s3://name or gs://name, without a folder") from None
         return value
 
     @field_validator("backend_api_url")
@@ -710,16 +679,6 @@ def _is_encrypted(url: SecretStr) -> bool:
     return urlsplit(url.get_secret_value()).scheme == "amqps"
 
 
-def _loaded(value: Path | None, tls: TlsOptions, remedy: str) -> Path | None:
-    """Check that the TLS files of a setting can be loaded."""
-    if value is not None:
-        try:
-            tls.context()
-        except OSError as error:
-            raise ValueError(f"{remedy} ({error.strerror or error})") from None
-    return value
-
-
 def load_settings(
     env_file: Path | None = Path(".env"), *, kind: type[Settings] = Settings
 ) -> Settings:
@@ -800,6 +759,8 @@ _REMEDIES = {
     "greater_than": "give more than {gt:g}",
     "greater_than_equal": "give {ge:g} or more",
     "less_than_equal": "give {le:g} or less",
+    "path_not_directory": "no such folder; give an existing one",
+    "path_not_file": "no such file; give a PEM file",
 }
 """Remedies by pydantic's error type."""
 
