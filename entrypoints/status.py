@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,7 +14,7 @@ from pydantic import BaseModel
 from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.queue import DepthGauges
 from adapters.nvml import GpuReader
-from adapters.status_page.app import Check, CheckResult, Sources, build_app
+from adapters.status_page.app import Sources, build_app
 from adapters.status_page.server import StatusServer
 from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
@@ -47,18 +46,22 @@ def serving(container: Container) -> Iterator[None]:
         worker_state=state,
         previews=container.preview_cache(),
         registry=metrics.registry,
-        checks=[
-            work_check(state, container.circuit_breaker()),
-            model_check(state),
-            broker_check(gauges, queue_place(settings)),
-            disk_check(work_folder(settings), settings.min_disk_gb),
-        ],
+        checks={
+            "Worker": partial(work_check, state, container.circuit_breaker()),
+            "Base model": partial(model_check, state),
+            "Queue": partial(broker_check, gauges, queue_place(settings)),
+            "Disk": partial(free_space, work_folder(settings), settings.min_disk_gb),
+        },
         cards=read_cards,
-        queues=lambda: queue_facts(gauges),
+        queues=lambda: {
+            "depths": dict(gauges.depths),
+            "trouble": gauges.trouble,
+            "age": gauges.age,
+        },
         configuration=visible_settings(settings),
         redact=container.logs().redact.deep,
     )
-    with polling(gauges), _served(sources, settings):
+    with gauges.polling(POLL_SECONDS), _served(sources, settings):
         yield
 
 
@@ -74,60 +77,31 @@ def _served(sources: Sources, settings: Settings) -> Iterator[None]:
         yield
 
 
-def model_check(worker_state: WorkerState) -> Check:
+def model_check(worker_state: WorkerState) -> tuple[bool, str]:
     """Whether the base model is loaded."""
-
-    def look() -> CheckResult:
-        if worker_state.model is None:
-            return CheckResult(False, "the base model is being loaded")
-        return CheckResult(True, worker_state.model)
-
-    return Check("Base model", look)
+    return worker_state.model is not None, worker_state.model or "the base model is being loaded"
 
 
-def broker_check(gauges: DepthGauges, where: str) -> Check:
+def broker_check(gauges: DepthGauges, where: str) -> tuple[bool, str]:
     """Whether the queue was reachable recently.
 
     Args:
         where: the broker or folder for display, without a password.
     """
-
-    def look() -> CheckResult:
-        age = gauges.age
-        if gauges.trouble is not None:
-            return CheckResult(False, f"{where}: {gauges.trouble}")
-        if age is None or age > OLD_SECONDS:
-            return CheckResult(False, f"{where} has not responded for {age or 0:.0f} s")
-        return CheckResult(True, f"{where} responds")
-
-    return Check("Queue", look)
+    if gauges.trouble is not None:
+        return False, f"{where}: {gauges.trouble}"
+    if gauges.age is None or gauges.age > OLD_SECONDS:
+        return False, f"{where} has not responded for {gauges.age or 0:.0f} s"
+    return True, f"{where} responds"
 
 
-def disk_check(folder: Path, min_gigabytes: float) -> Check:
-    """Whether there is free space for downloaded models and the worker's own files."""
-
-    def look() -> CheckResult:
-        return CheckResult(*free_space(folder, min_gigabytes))
-
-    return Check("Disk", look)
-
-
-def work_check(worker_state: WorkerState, circuit_breaker: CircuitBreaker | None = None) -> Check:
+def work_check(worker_state: WorkerState, circuit_breaker: CircuitBreaker) -> tuple[bool, str]:
     """Whether the worker receives tasks."""
-
-    def look() -> CheckResult:
-        if circuit_breaker is not None and (trouble := circuit_breaker.trouble) is not None:
-            return CheckResult(False, trouble)
-        if worker_state.stopping:
-            return CheckResult(False, "the worker is stopping and receives no further tasks")
-        return CheckResult(True, "the worker receives tasks")
-
-    return Check("Worker", look)
-
-
-def queue_facts(gauges: DepthGauges) -> dict[str, Any]:
-    """The queue depths in the page's form."""
-    return {"depths": dict(gauges.depths), "trouble": gauges.trouble, "age": gauges.age}
+    if (trouble := circuit_breaker.trouble) is not None:
+        return False, trouble
+    if worker_state.stopping:
+        return False, "the worker is stopping and receives no further tasks"
+    return True, "the worker receives tasks"
 
 
 def visible_settings(settings: BaseModel) -> list[dict[str, str]]:
@@ -161,25 +135,3 @@ def without_password(text: str) -> str:
         return text
     parts = urlsplit(text)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-@contextmanager
-def polling(gauges: DepthGauges, seconds: float = POLL_SECONDS) -> Iterator[None]:
-    """Read the queue depths now and every ``seconds``, in the background.
-
-    Leaving does not wait for a running read: an unresponsive broker must not delay the worker's
-    exit.
-    """
-    closed = threading.Event()
-
-    def poll() -> None:
-        while True:
-            gauges.poll()
-            if closed.wait(seconds):
-                return
-
-    threading.Thread(target=poll, name="queue depths", daemon=True).start()
-    try:
-        yield
-    finally:
-        closed.set()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 from adapters.metrics.instruments import Metrics, record_outcome, suppress_errors
 from application.ports import (
@@ -109,6 +110,27 @@ class DepthGauges:
             self.depths, self.trouble = dict(depths), None
             self._counted_at = self._now()
         suppress_errors(self._show)
+
+    @contextmanager
+    def polling(self, seconds: float) -> Iterator[None]:
+        """While open, count now and every ``seconds``, in the background.
+
+        Leaving does not wait for a running count: an unresponsive broker must not delay the
+        worker's exit.
+        """
+        closed = threading.Event()
+
+        def poll() -> None:
+            while True:
+                self.poll()
+                if closed.wait(seconds):
+                    return
+
+        threading.Thread(target=poll, name="queue depths", daemon=True).start()
+        try:
+            yield
+        finally:
+            closed.set()
 
     def _show(self) -> None:
         self._metrics.queue_up.set(self.trouble is None)

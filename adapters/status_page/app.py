@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -21,30 +21,9 @@ from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
 from application.ports import GpuReading
 
-
-@dataclass(frozen=True)
-class CheckResult:
-    """Result of a check."""
-
-    ok: bool
-    reason: str
-    """A text for the operator, also on success."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One condition for taking tasks. Runs at every request of the page, so it must be fast."""
-
-    name: str
-    look: Callable[[], CheckResult]
-
-    def __call__(self) -> dict[str, Any]:
-        """The finding as JSON values. A check that raises counts as not passed."""
-        try:
-            found = self.look()
-        except Exception as error:
-            found = CheckResult(False, f"{type(error).__name__}: {error}")
-        return {"name": self.name, "ok": found.ok, "reason": found.reason}
+Check: TypeAlias = "Callable[[], tuple[bool, str]]"
+"""One condition for taking tasks: whether it is met, and a text for the operator. Runs at every
+request of the page, so it must be fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +33,8 @@ class Sources:
     worker_state: WorkerState
     previews: PreviewCache
     registry: CollectorRegistry
-    checks: Sequence[Check]
+    checks: Mapping[str, Check]
+    """By name."""
     cards: Callable[[], Sequence[GpuReading]]
     queues: Callable[[], dict[str, Any]]
     """``depths`` by queue; ``trouble``, why counting failed; ``age`` in seconds."""
@@ -77,7 +57,7 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
 
     def ready(_request: Request) -> Response:
         # Names only: the reasons contain paths and addresses, which require the token.
-        checks = {check.name: check()["ok"] for check in sources.checks}
+        checks = {name: _run(check)[0] for name, check in sources.checks.items()}
         fine = all(checks.values())
         return JSONResponse({"ready": fine, "checks": checks}, status_code=200 if fine else 503)
 
@@ -93,7 +73,11 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
             "previews": sources.previews.shown(None if job is None else job["style_id"]),
             "gpus": [asdict(card) for card in sources.cards()],
             "queues": sources.queues(),
-            "checks": [check() for check in sources.checks],
+            "checks": [
+                {"name": name, "ok": ok, "reason": reason}
+                for name, check in sources.checks.items()
+                for ok, reason in [_run(check)]
+            ],
         }
         return JSONResponse(_finite(sources.redact(values)))
 
@@ -134,6 +118,14 @@ _FILES = (
     *((f"/{name}", name, "text/javascript; charset=utf-8") for name in _SCRIPTS),
     ("/icon.svg", "icon.svg", "image/svg+xml"),
 )
+
+
+def _run(check: Check) -> tuple[bool, str]:
+    """Run a check. One that raises counts as not passed."""
+    try:
+        return check()
+    except Exception as error:
+        return False, f"{type(error).__name__}: {error}"
 
 
 def _file_route(path: str, name: str, content_type: str) -> Route:

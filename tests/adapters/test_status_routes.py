@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from adapters.status_page.app import Check, CheckResult, build_app
+from adapters.status_page.app import build_app
 from adapters.status_page.auth import COOKIE
 from adapters.status_page.binding import InvalidBinding, check_binding
 from adapters.status_page.previews import PreviewCache
@@ -96,11 +96,11 @@ def test_who_has_no_token_learns_which_check_fails_and_not_why() -> None:
 
 
 def test_a_check_that_fails_itself_is_not_ready_and_breaks_nothing() -> None:
-    def look() -> CheckResult:
+    def look() -> tuple[bool, str]:
         raise OSError("no such folder")
 
     scene = idle()
-    sources = replace(scene.sources(), checks=[Check("Disk", look)])
+    sources = replace(scene.sources(), checks={"Disk": look})
     client = TestClient(
         build_app(sources, host="127.0.0.1", token=None), base_url="http://localhost"
     )

@@ -14,14 +14,14 @@ from adapters.memory import ManualClock, MemoryQueue
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.queue import DepthGauges
 from adapters.status_page.state import WorkerState
+from application.circuit_breaker import CircuitBreaker
 from application.ports import QueueUnavailable
 from application.stop_signal import StopReason, StopSignal
+from entrypoints.folders import free_space
 from entrypoints.status import (
     OLD_SECONDS,
     broker_check,
-    disk_check,
     model_check,
-    polling,
     visible_settings,
     without_password,
     work_check,
@@ -81,29 +81,28 @@ def test_an_address_is_shown_without_password(text: str, shown: str) -> None:
 
 def test_the_base_model_is_ready_once_it_is_loaded() -> None:
     worker_state = WorkerState("w", "1", ManualClock())
-    check = model_check(worker_state)
-    assert not check()["ok"]
+    assert not model_check(worker_state)[0]
     worker_state.model = "sd15"
-    assert check() == {"name": "Base model", "ok": True, "reason": "sd15"}
+    assert model_check(worker_state) == (True, "sd15")
 
 
 def test_a_worker_that_stops_is_not_ready() -> None:
     stop = StopSignal()
     worker_state = WorkerState("w", "1", ManualClock(), lambda: stop.reason is not None)
-    assert work_check(worker_state)()["ok"]
+    breaker = CircuitBreaker(ManualClock())
+    assert work_check(worker_state, breaker)[0]
     stop.request(StopReason.SHUTDOWN)
-    assert not work_check(worker_state)()["ok"]
+    assert not work_check(worker_state, breaker)[0]
 
 
 def test_the_broker_is_ready_while_it_answers() -> None:
     clock = ManualClock()
     gauges = DepthGauges(MemoryQueue(clock), Metrics("w", "1"), clock.monotonic)
-    check = broker_check(gauges, "rabbitmq:5672")
-    assert check()["reason"] == "rabbitmq:5672: the queue depths have not been read yet"
+    assert not broker_check(gauges, "rabbitmq:5672")[0]
     gauges.poll()
-    assert check() == {"name": "Queue", "ok": True, "reason": "rabbitmq:5672 responds"}
+    assert broker_check(gauges, "rabbitmq:5672") == (True, "rabbitmq:5672 responds")
     clock.advance(OLD_SECONDS + 1)
-    assert check()["reason"] == "rabbitmq:5672 has not responded for 61 s"
+    assert broker_check(gauges, "rabbitmq:5672")[0] is False
 
 
 def test_room_is_looked_for_where_it_is_needed(
@@ -117,10 +116,8 @@ def test_room_is_looked_for_where_it_is_needed(
 
     monkeypatch.setattr("shutil.disk_usage", disk_usage)
     folder = tmp_path / "not" / "there" / "yet"
-    assert disk_check(folder, 2.0)()["ok"]
-    short = disk_check(folder, 10.0)()
-    assert not short["ok"]
-    assert short["reason"] == f"3.2 GB free in {folder}; 10 GB are needed"
+    assert free_space(folder, 2.0)[0]
+    assert free_space(folder, 10.0) == (False, f"3.2 GB free in {folder}; 10 GB are needed")
     assert set(usage) == {tmp_path}
 
 
@@ -135,7 +132,7 @@ def test_polling_counts_at_once_and_never_holds_up_the_end() -> None:
             raise QueueUnavailable("gone")
 
     gauges = DepthGauges(Hanging(clock), Metrics("w", "1"), clock.monotonic)
-    with polling(gauges, seconds=0.01):
+    with gauges.polling(seconds=0.01):
         assert reached.wait(5)
     assert gauges.age is None
     never.set()

@@ -13,7 +13,7 @@ from adapters.memory import ManualClock
 from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
-from adapters.status_page.app import Check, CheckResult, Sources
+from adapters.status_page.app import Sources
 from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus, LeaseWritten
@@ -54,7 +54,7 @@ CARD = GpuReading(
 )
 ARTIFACT = Artifact(Location("models", "models/style_41.safetensors"), "ab" * 32, 3_200_000)
 PROMPTS = ("a lighthouse on a cliff, mystyle", "a bowl of fruit, mystyle", "two boats, mystyle")
-DISK_IS_FINE = CheckResult(True, "51 GB free in /var/lib/style-trainer")
+DISK_IS_FINE = (True, "51 GB free in /var/lib/style-trainer")
 NASTY = "<img src=x onerror=alert(1)> & <script>alert(2)</script>"
 
 
@@ -80,7 +80,7 @@ class Scene:
             "age": 4.0,
         }
     )
-    disk: CheckResult = DISK_IS_FINE
+    disk: tuple[bool, str] = DISK_IS_FINE
 
     def __post_init__(self) -> None:
         self.metrics = Metrics("atelier-1", "1.2.3")
@@ -95,23 +95,19 @@ class Scene:
     def sources(self) -> Sources:
         """The data sources of the page."""
 
-        def broker() -> CheckResult:
+        def broker() -> tuple[bool, str]:
             trouble = self.queues["trouble"]
-            return CheckResult(trouble is None, trouble or "rabbitmq:5672 responds")
+            return trouble is None, trouble or "rabbitmq:5672 responds"
 
-        def model() -> CheckResult:
+        def model() -> tuple[bool, str]:
             loaded = self.worker_state.model
-            return CheckResult(loaded is not None, loaded or "it is being loaded")
+            return loaded is not None, loaded or "it is being loaded"
 
         return Sources(
             worker_state=self.worker_state,
             previews=self.previews,
             registry=self.metrics.registry,
-            checks=[
-                Check("Queue", broker),
-                Check("Base model", model),
-                Check("Disk", lambda: self.disk),
-            ],
+            checks={"Queue": broker, "Base model": model, "Disk": lambda: self.disk},
             cards=lambda: self.cards,
             queues=lambda: self.queues,
             configuration=[
@@ -265,5 +261,5 @@ def failed() -> Scene:
     scene.train(43, until=30)
     scene.fail(43, FailureCode.GPU_OOM, f"The card's memory did not suffice {NASTY} {SECRET}")
     scene.queues.update(depths={}, trouble="no connection to rabbitmq:5672 (refused)", age=None)
-    scene.disk = CheckResult(False, "0.4 GB free in /var/lib/style-trainer; 2 GB are needed")
+    scene.disk = (False, "0.4 GB free in /var/lib/style-trainer; 2 GB are needed")
     return scene
