@@ -16,10 +16,11 @@ from adapters.clock import SystemClock
 from adapters.console.notifier import ConsoleNotifier
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader
+from adapters.schemas.task_rules import TaskRules
 from adapters.spool import SpoolQueue
 from application.ports import BlobStore, Notifier, TaskParser
-from domain.location import FORMS, InvalidLocation, Location
-from domain.task import InvalidTask, TrainingTask, check_size
+from domain.location import Location
+from domain.task import TrainingTask
 from domain.training_plan import InitialLora
 from entrypoints.cli import version
 from entrypoints.settings import Settings
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 MAX_LORA_BYTES = 512 * 1024**2
 """Largest initial LoRA: one with rank 256 on every layer has 400 MB."""
-NOT_IN_A_FOLDER = ("train_text_encoder", "use_dora")
-"""Parameters whose styles ``PeftModel.from_pretrained(unet, folder)`` of PEFT 0.7 fails to load or
-renders wrongly."""
 
 
 def open_queue(
@@ -121,49 +119,24 @@ def backend_host(settings: Settings) -> str | None:
 
 
 def task_parser(settings: Settings) -> TaskParser:
-    """Build the task parser. It rejects tasks that are too large for this worker, the parameters
-    ``NOT_IN_A_FOLDER`` if weights are stored as folders, and images in the worker's own buckets
-    unless ALLOWED_IMAGE_BUCKETS lists them (the worker's credentials give access to these).
-    """
+    """Build the task parser, which rejects tasks that break this worker's rules."""
     read = TaskReader(backend_host(settings))
-    closed = {settings.models, settings.state}.difference(settings.image_buckets)
-    allowed = ", ".join(map(str, settings.image_buckets))
+    rules = TaskRules(
+        image_buckets=settings.image_buckets,
+        models=settings.models,
+        own_buckets=(settings.models, settings.state),
+        bucket_of=settings.bucket_of,
+        weights_in_folder=settings.weights_in_folder,
+        max_steps=settings.max_job_steps,
+        max_resolution=settings.max_resolution,
+    )
 
     def parse(body: bytes) -> TrainingTask:
         task = read(body)
-
-        def invalid(field: str, value: object, remedy: str) -> InvalidTask:
-            return InvalidTask(f"data.{field}", value, remedy, task.style_id, task.task_id)
-
-        for number, image in enumerate(task.images):
-            if settings.bucket_of(image) in closed:
-                raise invalid(f"images.{number}", str(image), f"give images from {allowed}")
-        for name in NOT_IN_A_FOLDER if settings.weights_in_folder else ():
-            if task.requested.named.get(name):
-                remedy = "leave it out: this platform cannot load such a style (WEIGHTS_FORM)"
-                raise invalid(f"parameters.{name}", True, remedy)
-        _check_network_weights(task, settings)
-        check_size(task, max_steps=settings.max_job_steps, max_resolution=settings.max_resolution)
+        rules.check(task)
         return task
 
     return parse
-
-
-def _check_network_weights(task: TrainingTask, settings: Settings) -> None:
-    readable = {settings.models, *settings.image_buckets}
-    text = task.requested.named.get("network_weights")
-    if text is None:
-        return
-    try:
-        if settings.bucket_of(Location.parse(text)) in readable:
-            return
-    except InvalidLocation:
-        pass
-    remedy = (
-        f"give {FORMS} of a LoRA in one of these buckets: {', '.join(map(str, sorted(readable)))}"
-    )
-    field = "data.parameters.network_weights"
-    raise InvalidTask(field, repr(text), remedy, task.style_id, task.task_id)
 
 
 def lora_loader(blobs: BlobStore) -> Callable[[str], InitialLora]:
