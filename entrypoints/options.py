@@ -6,13 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from domain.parameters import (
-    PARAMETER_NAMES,
-    Delivery,
-    LearningRateSchedule,
-    LoraTargets,
-    OptimizerName,
-)
+from domain.limits import Boolean, Choice, FloatRange, IntRange, Limit, Prompts
+from domain.parameters import LIMITS, PARAMETER_NAMES
 
 
 def path(text: str) -> Path:
@@ -73,92 +68,79 @@ def _tags(text: str) -> tuple[str, ...]:
     return tuple(tag.strip() for tag in text.split(",") if tag.strip())
 
 
+_HELP = {
+    "epochs": "passes over the images (default: 700 - 20 x images, 100 to 500)",
+    "learning_rate": "peak learning rate (default: 1e-4, prodigy: 1)",
+    "network_weights": "existing LoRA to start from: a file or folder",
+    "dim_from_weights": "take rank and alpha from --network-weights",
+    "train_text_encoder": "train the text encoder too",
+    "text_encoder_lr": "peak learning rate of the text encoder (default: --learning-rate)",
+    "batch_size": "images per step (default: 1)",
+    "rank": "LoRA rank (default: 8)",
+    "alpha": "LoRA alpha; the scale is alpha / rank (default: the rank)",
+    "lora_targets": "layers that get LoRA (default: attention)",
+    "lora_dropout": "dropout probability of a layer's inputs (default: 0)",
+    "use_rslora": "scale by alpha / sqrt(rank), for high ranks",
+    "use_dora": "train magnitudes too (DoRA); only diffusers reads the file unconverted",
+    "resolution": "side in pixels of a square; images get its area (default: the base model's)",
+    "seed": "random seed (default: 0)",
+    "trigger_word": "word put before every caption",
+    "sample_prompts": "prompt for the previews, repeatable (default: the first captions)",
+    "optimizer": "adamw8bit needs bitsandbytes, prodigy prodigyopt (default: adamw)",
+    "lr_scheduler": "learning rate after the warm-up (default: cosine)",
+    "lr_warmup_steps": "steps of warm-up (default: steps / 20, at most 100)",
+    "lr_num_cycles": "cycles of cosine_with_restarts (default: 1)",
+    "lr_power": "power of the polynomial schedule (default: 1)",
+    "weight_decay": "decoupled weight decay (default: 0.01)",
+    "max_grad_norm": "gradients are clipped to this norm (default: 1)",
+    "snr_gamma": "min-SNR weighting, commonly 5 (default: off)",
+    "noise_offset": "per-channel noise shift, commonly 0.05 (default: 0)",
+    "random_flip": "mirror each image with probability 0.5",
+    "caption_dropout": "probability of training without the caption (default: 0)",
+    "shuffle_caption": "shuffle the tags of each caption",
+    "keep_tokens": "number of first tags neither shuffled nor dropped (default: 0)",
+    "caption_tag_dropout_rate": "probability of dropping a tag (default: 0)",
+    "caption_prefix": "text before every caption",
+    "caption_suffix": "text after every caption",
+    "max_token_length": "caption tokens that are read: 75, 150, 225 (default: 75)",
+    "validation_split": "share of images held out (default: 0)",
+    "validation_epochs": "epochs between measurements of the loss; 0: none (default: 10)",
+    "deliver": "epoch that becomes the style (default: auto)",
+}
+"""Help text of each training parameter, in the order of ``--help``."""
+_METAVARS = {
+    "network_weights": "PATH",
+    "trigger_word": "WORD",
+    "sample_prompts": "PROMPT",
+    "caption_prefix": "TEXT",
+    "caption_suffix": "TEXT",
+}
+
+
 def add_parameter_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for every training parameter; omitted options take their defaults."""
     group = parser.add_argument_group("training parameters")
+    for name, text in _HELP.items():
+        kind = _conversion(LIMITS[name], _METAVARS.get(name))
+        group.add_argument(
+            option_of(name), dest=name, help=text, default=argparse.SUPPRESS, **kind
+        )
 
-    def add(name: str, help_text: str, **kind: Any) -> None:
-        group.add_argument(name, help=help_text, default=argparse.SUPPRESS, **kind)
 
-    add("--epochs", "passes over the images (default: 700 - 20 x images, 100 to 500)", type=int)
-    add("--learning-rate", "peak learning rate (default: 1e-4, prodigy: 1)", type=float)
-    add("--network-weights", "existing LoRA to start from: a file or folder", metavar="PATH")
-    add("--dim-from-weights", "take rank and alpha from --network-weights", action="store_true")
-    add("--train-text-encoder", "train the text encoder too", action="store_true")
-    add(
-        "--text-encoder-lr",
-        "peak learning rate of the text encoder (default: --learning-rate)",
-        type=float,
-    )
-    add("--batch-size", "images per step (default: 1)", type=int)
-    add("--rank", "LoRA rank (default: 8)", type=int)
-    add("--alpha", "LoRA alpha; the scale is alpha / rank (default: the rank)", type=float)
-    add(
-        "--lora-targets",
-        "layers that get LoRA (default: attention)",
-        choices=[str(targets) for targets in LoraTargets],
-    )
-    add("--lora-dropout", "dropout probability of a layer's inputs (default: 0)", type=float)
-    add("--use-rslora", "scale by alpha / sqrt(rank), for high ranks", action="store_true")
-    add(
-        "--use-dora",
-        "train magnitudes too (DoRA); only diffusers reads the file unconverted",
-        action="store_true",
-    )
-    add(
-        "--resolution",
-        "side in pixels of a square; images get its area (default: the base model's)",
-        type=int,
-    )
-    add("--seed", "random seed (default: 0)", type=int)
-    add("--trigger-word", "word put before every caption", metavar="WORD")
-    add(
-        "--sample-prompt",
-        "prompt for the previews, repeatable (default: the first captions)",
-        dest="sample_prompts",
-        action="append",
-        metavar="PROMPT",
-    )
-    add(
-        "--optimizer",
-        "adamw8bit needs bitsandbytes, prodigy prodigyopt (default: adamw)",
-        choices=[str(optimizer) for optimizer in OptimizerName],
-    )
-    add(
-        "--lr-scheduler",
-        "learning rate after the warm-up (default: cosine)",
-        choices=[str(schedule) for schedule in LearningRateSchedule],
-    )
-    add("--lr-warmup-steps", "steps of warm-up (default: steps / 20, at most 100)", type=int)
-    add("--lr-num-cycles", "cycles of cosine_with_restarts (default: 1)", type=int)
-    add("--lr-power", "power of the polynomial schedule (default: 1)", type=float)
-    add("--weight-decay", "decoupled weight decay (default: 0.01)", type=float)
-    add("--max-grad-norm", "gradients are clipped to this norm (default: 1)", type=float)
-    add("--snr-gamma", "min-SNR weighting, commonly 5 (default: off)", type=float)
-    add("--noise-offset", "per-channel noise shift, commonly 0.05 (default: 0)", type=float)
-    add("--random-flip", "mirror each image with probability 0.5", action="store_true")
-    add(
-        "--caption-dropout", "probability of training without the caption (default: 0)", type=float
-    )
-    add("--shuffle-caption", "shuffle the tags of each caption", action="store_true")
-    add(
-        "--keep-tokens", "number of first tags neither shuffled nor dropped (default: 0)", type=int
-    )
-    add("--caption-tag-dropout-rate", "probability of dropping a tag (default: 0)", type=float)
-    add("--caption-prefix", "text before every caption", metavar="TEXT")
-    add("--caption-suffix", "text after every caption", metavar="TEXT")
-    add("--max-token-length", "caption tokens that are read: 75, 150, 225 (default: 75)", type=int)
-    add("--validation-split", "share of images held out (default: 0)", type=float)
-    add(
-        "--validation-epochs",
-        "epochs between measurements of the loss; 0: none (default: 10)",
-        type=int,
-    )
-    add(
-        "--deliver",
-        "epoch that becomes the style (default: auto)",
-        choices=[str(choice) for choice in Delivery],
-    )
+def _conversion(limit: Limit, metavar: str | None) -> dict[str, Any]:
+    """How argparse converts the text of an option to a value within this limit."""
+    match limit:
+        case Boolean():
+            return {"action": "store_true"}
+        case Choice():
+            return {"choices": [str(name) for name in limit.names]}
+        case IntRange():
+            return {"type": int}
+        case FloatRange():
+            return {"type": float}
+        case Prompts():
+            return {"action": "append", "metavar": metavar}
+    return {"metavar": metavar}
 
 
 def named_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
