@@ -91,11 +91,11 @@ def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
 
     base = load_base(str(SMALL_BASE))
     plans = [_plan(scratch, seed) for seed in (1, 2)]
-    recorded = Backend(cuda_graphs=True)
+    recorded = Backend(make_recorder=Tape)
     ways: dict[str, Callable[[], DiffusionTrainer]] = {
         "plain": lambda: DiffusionTrainer(base, decode),
-        "recorded": lambda: DiffusionTrainer(base, decode, backend=recorded, make_recorder=Tape),
-        "two styles at once": lambda: DiffusionTrainer(base, decode, slots=2, patience=60.0),
+        "recorded": lambda: DiffusionTrainer(base, decode, backend=recorded),
+        "two styles at once": lambda: DiffusionTrainer(base, decode, slots=2, max_wait=60.0),
     }
     return {
         name: _hops(make, plans if name == "two styles at once" else plans[:1])

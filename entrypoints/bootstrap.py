@@ -80,19 +80,19 @@ def build_trainer(
     Args:
         preview_steps: denoising steps of a preview; None for the default.
     """
-    from adapters.diffusion.data_parallel import OtherRanks
+    from adapters.diffusion.data_parallel import start_ranks
     from adapters.diffusion.preview import STEPS
     from adapters.diffusion.trainer import DiffusionTrainer
 
     device, *others = devices
-    ranks = OtherRanks(others, partial(load_base_model, settings), decode)
-    start_ranks = ranks.started if others else None
     return DiffusionTrainer(
         base,
         decode,
         device,
         slots=slots,
-        start_ranks=start_ranks,
+        start_ranks=partial(start_ranks, others, partial(load_base_model, settings), decode)
+        if others
+        else None,
         preview_steps=preview_steps or STEPS,
     )
 

@@ -25,9 +25,9 @@ def default_base(device: str) -> tuple[str, str]:
     """
     if not device.startswith("cuda"):
         return str(SMALL_BASE), "there is no GPU"
-    from adapters.diffusion.base.names import ask_hub, is_cached
+    from adapters.diffusion.base.names import hub_has, is_cached
 
-    if not is_cached(STABLE_DIFFUSION) and not ask_hub(STABLE_DIFFUSION):
+    if not is_cached(STABLE_DIFFUSION) and not hub_has(STABLE_DIFFUSION):
         return str(SMALL_BASE), "no model hub can be reached"
     return STABLE_DIFFUSION, "there is a GPU and a hub"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from adapters.diffusion.cuda_graphs import CudaRecorder, Recorder
 from adapters.diffusion.fused.self_test import kernels_work
 
 _MIN_FOR_GRAPHS = (7, 0)
@@ -22,8 +24,9 @@ class Backend:
     merged_lora: bool = False
     """With one active style, compute a linear layer as ``(weight + up down) x``: for float32 on a
     CPU. In 16 bits the sum would round the LoRA away."""
-    cuda_graphs: bool = False
-    """Record each pass once per batch shape and replay it: one launch instead of thousands."""
+    make_recorder: Callable[[torch.device], Recorder] | None = None
+    """Makes a recorder, which records each pass once per batch shape and replays it: one launch
+    instead of thousands. None for eager passes."""
     channels_last: bool = False
     """Store the UNet's weights and feature maps with channels innermost."""
     fused: bool = False
@@ -56,7 +59,7 @@ def choose_backend(device: torch.device | str) -> Backend:
     capability, dtype = torch.cuda.get_device_capability(device), compute_on(device)
     return Backend(
         dtype=dtype,
-        cuda_graphs=capability >= _MIN_FOR_GRAPHS,
+        make_recorder=CudaRecorder if capability >= _MIN_FOR_GRAPHS else None,
         channels_last=True,
         fused=kernels_work(device, dtype),
     )
@@ -66,7 +69,7 @@ def describe(backend: Backend) -> str:
     """The backend as one line for the log."""
     parts = [str(backend.dtype).removeprefix("torch.")]
     parts += ["loss scaling"] if backend.dtype == torch.float16 else []
-    parts += ["CUDA graphs" if backend.cuda_graphs else "eager steps"]
+    parts += ["CUDA graphs" if backend.make_recorder else "eager steps"]
     parts += ["channels last"] if backend.channels_last else []
     parts += ["fused kernels"] if backend.fused else []
     return ", ".join(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -44,23 +44,13 @@ class RunState:
     optimizer: OptimizerState
     sums: torch.Tensor
     """(3,), for the epoch so far: sum of losses, sum of gradient norms, and the largest norm."""
-    history: Sequence[EpochRecord]
+    history: tuple[EpochRecord, ...]
     before: EpochRecord | None
     """The base's losses, as epoch 0."""
     rollbacks: Rollbacks
     memory: MemoryPlan
     loss_scale: Mapping[str, float]
     """State of torch's ``GradScaler``; empty if losses are not scaled."""
-
-    def copy(self) -> RunState:
-        """A copy in new memory on the same device."""
-        return replace(
-            self,
-            weights=self.weights.detach().clone(),
-            optimizer=self.optimizer.copy(),
-            sums=self.sums.clone(),
-            history=tuple(self.history),
-        )
 
 
 def run_identity(
@@ -132,7 +122,7 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             weights=_tensor(tensors, "weights", (weights,)),
             optimizer=OptimizerState(_of_optimizer(tensors, begun=begun), content["optimizer"]),
             sums=_tensor(tensors, "sums", (3,)),
-            history=[_record(values) for values in content["history"]],
+            history=tuple(_record(values) for values in content["history"]),
             before=_record(content["before"]) if content["before"] else None,
             rollbacks=Rollbacks(**content["rollbacks"]),
             memory=MemoryPlan(**content["memory"]),

@@ -2,21 +2,18 @@
 
 Each process (a rank) trains the same run on its share of every batch, and ``train_step`` sums the
 gradients. So all ranks always have the same weights. Rank 0 is the worker or the command itself.
-Only rank 0 reports, checkpoints and stores; it triggers every step of the other ranks.
+Only rank 0 reports, checkpoints and stores; the others wait for it at the start of every step.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,41 +28,44 @@ if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
     from adapters.diffusion.train_step import Batch
 
-_TIMEOUT = timedelta(minutes=5)
+_IN_STEP = timedelta(minutes=5)
 """Limit for all ranks to reach the same point of a step, far above any step's duration."""
+_BETWEEN_STEPS = timedelta(days=7)
+"""Limit for rank 0 to start the next step: it may be waiting for a store that is unavailable."""
 
 
-@dataclass(frozen=True)
 class Rank:
-    """One of the processes that train a run."""
+    """One of the processes that train a run.
 
-    number: int
-    count: int
-    file: Path
-    """File through which the ranks find each other. It does not exist yet."""
-    others: Sequence[Connection] = ()
-    """On rank 0: a connection to each of the others."""
+    Args:
+        file: file through which the ranks find each other. It does not exist yet.
+    """
+
+    def __init__(self, number: int, count: int, file: Path) -> None:
+        self.number, self.count, self._file = number, count, file
+        self._between_steps: dist.ProcessGroup | None = None
 
     def join(self, device: torch.device) -> None:
         """Wait for all ranks."""
         with _peers_may_be_gone():
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
-                init_method=self.file.as_uri(),
+                init_method=self._file.as_uri(),
                 rank=self.number,
                 world_size=self.count,
-                timeout=_TIMEOUT,
+                timeout=_IN_STEP,
             )
+            # Over sockets, which close when a process dies.
+            self._between_steps = dist.new_group(backend="gloo", timeout=_BETWEEN_STEPS)
 
     def begin_step(self) -> None:
-        """Make the other ranks train the next step, too.
+        """Wait until all ranks begin the next step.
 
         Raises:
             TrainerBroken: a rank has died.
         """
         with _peers_may_be_gone():
-            for other in self.others:
-                other.send(None)
+            dist.barrier(self._between_steps)
 
     def share(self, batch: Batch) -> Batch:
         """This rank's images of a batch. A rank without images trains one with weight 0, because
@@ -87,70 +87,67 @@ class Rank:
 
 
 StartRanks = Callable[[TrainingPlan, bytes | None], AbstractContextManager[Rank]]
+LoadBase = Callable[[str], "BaseModel"]
+Decode = Callable[[bytes], Image.Image]
 
 
-@dataclass(frozen=True)
-class OtherRanks:
-    """Starts the other ranks of a run. All fields can be pickled."""
-
-    devices: Sequence[str]
-    load_base: Callable[[str], BaseModel]
-    decode: Callable[[bytes], Image.Image]
-
-    @contextmanager
-    def started(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[Rank]:
-        """Run the other ranks during the with-block. Yields rank 0; call its ``join``."""
-        spawn = multiprocessing.get_context("spawn")
-        with tempfile.TemporaryDirectory() as folder:
-            count, file = len(self.devices) + 1, Path(folder) / "ranks"
-            own, processes = [], []
-            try:
-                for number, device in enumerate(self.devices, start=1):
-                    ours, theirs = spawn.Pipe()
-                    given = (Rank(number, count, file), device, self, plan, resume, theirs)
-                    process = spawn.Process(target=_train_as, args=given, daemon=True)
-                    process.start()
-                    theirs.close()
-                    own.append(ours)
-                    processes.append(process)
-                yield Rank(0, count, file, own)
-            finally:
-                for process in processes:
-                    process.kill()
-                    process.join()
-                if dist.is_initialized():
-                    dist.destroy_process_group()
-
-
-def _train_as(
-    rank: Rank,
-    device: str,
-    how: OtherRanks,
+@contextmanager
+def start_ranks(
+    devices: Sequence[str],
+    load_base: LoadBase,
+    decode: Decode,
     plan: TrainingPlan,
     resume: bytes | None,
-    commands: Connection,
+) -> Iterator[Rank]:
+    """Run a rank on each of the devices during the with-block. Yields rank 0; call its ``join``.
+
+    Args:
+        load_base, decode: functions that can be pickled.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            Rank(n, len(devices) + 1, Path(folder) / "ranks") for n in range(len(devices) + 1)
+        ]
+        processes = [
+            spawn.Process(
+                target=_train, args=(rank, device, load_base, decode, plan, resume), daemon=True
+            )
+            for rank, device in zip(ranks[1:], devices, strict=True)
+        ]
+        try:
+            for process in processes:
+                process.start()
+            yield ranks[0]
+        finally:
+            for process in processes:
+                if process.pid is not None:
+                    process.kill()
+                    process.join()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _train(
+    rank: Rank,
+    device: str,
+    load_base: LoadBase,
+    decode: Decode,
+    plan: TrainingPlan,
+    resume: bytes | None,
 ) -> None:
-    """Main function of a rank other than 0."""
+    """Main function of a rank other than 0. It ends by an error when rank 0 has died."""
     # A signal to the process group is for rank 0, which ends this process when it has finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     from adapters.diffusion.trainer import DiffusionTrainer
 
     trainer = DiffusionTrainer(
-        how.load_base(device), how.decode, device, start_ranks=lambda *_: nullcontext(rank)
+        load_base(device), decode, device, start_ranks=lambda *_: nullcontext(rank)
     )
     with trainer.open(plan, resume) as session:
         while not session.finished:
-            commands.recv()
             session.advance()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)  # the main thread may be waiting for rank 0 for minutes
 
 
 @contextmanager

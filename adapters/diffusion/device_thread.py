@@ -18,7 +18,7 @@ Run = TypeVar("Run")
 Report = TypeVar("Report")
 Result = TypeVar("Result")
 
-MIN_PATIENCE = 0.02
+MAX_WAIT = 0.02
 """Maximum number of seconds that a short step waits for the runs of the last step."""
 _SHARE_OF_STEP = 0.5
 """Maximum wait of a long step, as a share of the last step's duration: beyond it, a step without
@@ -33,18 +33,18 @@ class DeviceThread(Generic[Run, Report]):
 
     Args:
         take_step: trains the next step of some runs; returns each one's report or error.
-        patience: maximum number of seconds that a short step waits for the runs of the last one.
+        max_wait: maximum number of seconds that a short step waits for the runs of the last one.
         monotonic: a clock in seconds that never goes back.
     """
 
     def __init__(
         self,
         take_step: Callable[[Sequence[Run]], Mapping[Run, Report | Exception]],
-        patience: float = MIN_PATIENCE,
+        max_wait: float = MAX_WAIT,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._take_step = take_step
-        self._patience = patience
+        self._max_wait = max_wait
         self._now = monotonic
         self._changed = threading.Condition()
         """Lock of everything below."""
@@ -107,12 +107,12 @@ class DeviceThread(Generic[Run, Report]):
         with self._changed:
             return len(self._ready)
 
-    def expect(self, run: Run) -> None:
+    def add_run(self, run: Run) -> None:
         """Make the next step wait for this run."""
         with self._changed:
             self._expected.add(run)
 
-    def excuse(self, run: Run) -> None:
+    def remove_run(self, run: Run) -> None:
         """Do not wait for this run until it calls ``step``."""
         with self._changed:
             self._expected.discard(run)
@@ -128,16 +128,16 @@ class DeviceThread(Generic[Run, Report]):
             while self._users or self._calls or self._ready:
                 wait = None
                 if self._ready:
-                    patience = max(self._patience, _SHARE_OF_STEP * self._duration)
+                    limit = max(self._max_wait, _SHARE_OF_STEP * self._duration)
                     missing = not self._expected <= self._ready.keys()
-                    wait = self._ready_since + patience - self._now() if missing else 0.0
+                    wait = self._ready_since + limit - self._now() if missing else 0.0
                     if wait <= 0 and not (self._calls and self._calls[0][0] < self._ready_since):
                         ready, self._ready = self._ready, {}
                         self._expected = set(ready)
                         return partial(self._step_all, ready)
                 if self._calls:
                     _, work, done = self._calls.popleft()
-                    return partial(_settle, done, work)
+                    return partial(_set_outcome, done, work)
                 self._changed.wait(wait)
             self._thread = None
             return None
@@ -159,7 +159,7 @@ class DeviceThread(Generic[Run, Report]):
                 done.set_result(outcome)
 
 
-def _settle(done: Future[Result], work: Callable[[], Result]) -> None:
+def _set_outcome(done: Future[Result], work: Callable[[], Result]) -> None:
     """Run ``work`` and pass its result or error to the waiting thread."""
     try:
         done.set_result(work())

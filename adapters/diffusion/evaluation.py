@@ -7,6 +7,7 @@ training does. Here only the LoRA changes from one measurement to the next.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,41 +60,28 @@ def trained_buckets(
     return {size: bucket for size, bucket in rest.items() if bucket}
 
 
+@dataclass(eq=False)
 class Evaluation:
-    """Measures one style on training images and on held-out images.
+    """Measures one style on training images and on held-out images."""
 
-    Args:
-        captions: the value of ``Batch.captions`` for each row of the dataset's ``captions``.
-        slot: the style's row of the packed LoRA, (1,), on the device.
-    """
-
-    def __init__(
-        self,
-        model: TrainingModel,
-        objective: Objective,
-        dataset: EncodedDataset,
-        held_out: Collection[int],
-        captions: torch.Tensor,
-        slot: torch.Tensor,
-        seed: int,
-    ) -> None:
-        self._model = model
-        self._objective = objective
-        self._dataset = dataset
-        self._captions = captions
-        self._slot = slot
-        self._seed = seed
-        every = range(len(dataset.sizes))
-        self._trained = [i for i in every if i not in held_out]
-        self._held_out = sorted(held_out)
-        self._batches: dict[tuple[int, ...], list[Batch]] = {}
-        """By image positions; made at the first measurement."""
+    model: TrainingModel
+    objective: Objective
+    dataset: EncodedDataset
+    held_out: Collection[int]
+    captions: torch.Tensor
+    """The value of ``Batch.captions`` for each row of the dataset's ``captions``."""
+    slot: torch.Tensor
+    """The style's row of the packed LoRA, (1,), on the device."""
+    seed: int
+    _batches: dict[tuple[int, ...], list[Batch]] = field(default_factory=dict, init=False)
+    """By image positions; made at the first measurement."""
 
     def losses(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The loss of each prediction, of training images and of held-out images; the latter is
         empty if no image is held out. Reads from the device."""
-        held_out = self._measure(self._held_out) if self._held_out else ()
-        return self._measure(self._trained), held_out
+        trained = [i for i in range(len(self.dataset.sizes)) if i not in self.held_out]
+        held_out = self._measure(sorted(self.held_out)) if self.held_out else ()
+        return self._measure(trained), held_out
 
     @torch.no_grad()
     def _measure(self, positions: Sequence[int]) -> tuple[float, ...]:
@@ -106,10 +94,10 @@ class Evaluation:
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         def forward(batch: Batch) -> None:
-            with self._model.lora.showing(batch.slots):
-                batch.losses.copy_(image_losses(self._model, batch))
+            with self.model.lora.showing(batch.slots):
+                batch.losses.copy_(image_losses(self.model, batch))
 
-        graphs = self._model.evaluation_graphs
+        graphs = self.model.evaluation_graphs
         if graphs is None:
             forward(batch)
             return batch.losses.clone()
@@ -117,12 +105,12 @@ class Evaluation:
 
     def _make_batches(self, positions: Sequence[int]) -> list[Batch]:
         """Batches of the images in turn, at timesteps spread evenly over the schedule."""
-        steps = len(self._objective.weight)
+        steps = len(self.objective.weight)
         by_size: dict[Size, list[int]] = {}
         for number in range(PREDICTIONS):
-            size = self._dataset.sizes[positions[number % len(positions)]]
+            size = self.dataset.sizes[positions[number % len(positions)]]
             by_size.setdefault(size, []).append(number)
-        cpu = self._slot.device.type == "cpu"
+        cpu = self.slot.device.type == "cpu"
         most = _PER_PASS_ON_A_CPU if cpu else PREDICTIONS
         return [
             self._make_batch(
@@ -137,23 +125,23 @@ class Evaluation:
     def _make_batch(
         self, numbers: Sequence[int], positions: Sequence[int], timesteps: Sequence[int]
     ) -> Batch:
-        device, images = self._slot.device, tuple(positions)
+        device, images = self.slot.device, tuple(positions)
         plain = [False] * len(images)
-        shape = self._dataset.shape(images)[1:]
-        generators = [generator_for(self._seed, "evaluation", number) for number in numbers]
+        shape = self.dataset.shape(images)[1:]
+        generators = [generator_for(self.seed, "evaluation", number) for number in numbers]
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-        latents = self._dataset.latents(images, plain, torch.zeros_like(noise))
+        latents = self.dataset.latents(images, plain, torch.zeros_like(noise))
         at = torch.tensor(timesteps, device=device)
-        rows = torch.tensor(self._dataset.rows_of_captions(images, plain), device=device)
+        rows = torch.tensor(self.dataset.rows_of_captions(images, plain), device=device)
         return Batch(
-            noisy=self._objective.add_noise(latents, noise, at),
+            noisy=self.objective.add_noise(latents, noise, at),
             timesteps=at,
-            captions=self._captions[rows],
-            target=self._objective.target(latents, noise, at),
+            captions=self.captions[rows],
+            target=self.objective.target(latents, noise, at),
             loss_weights=torch.ones(len(images), device=device),  # same scale as without min-SNR
             losses=torch.zeros(len(images), device=device),
             loss_scales=torch.ones(1, device=device),
-            slots=self._slot,
+            slots=self.slot,
         )
 
 

@@ -63,7 +63,6 @@ class PackedLora:
         dtype: type in which the layers compute.
         merged: with one active style, add ``up @ down`` to a linear layer's weight first: fewer
             and larger products, for float32 on a CPU.
-        side_by_side: compute layers that read the same input together, by ``project``.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class PackedLora:
         device: torch.device,
         dtype: torch.dtype,
         merged: bool = False,
-        side_by_side: bool = False,
     ) -> None:
         self.unet = unet_layers(unet, parameters.lora_targets)
         self.text_encoder: TargetLayers = {}
@@ -87,7 +85,7 @@ class PackedLora:
         """Each layer's matrices in this pass, stacked if they are of several styles; None if the
         layers act as the base model's."""
         self.active_downs: dict[int, torch.Tensor] = {}
-        """Stacked downs of layers that are computed together, by the first layer's number."""
+        """Downs of layers that read the same input as one matrix, by the first layer's number."""
         self.in_training = False
         self._layers = [*self.unet.values(), *self.text_encoder.values()]
         self._rank, self._scale = parameters.rank, parameters.lora_scale
@@ -104,7 +102,6 @@ class PackedLora:
                     _shapes(self._layers[names.index(name)], self._rank, dora=parameters.use_dora)
                     for name in group
                 ],
-                stacked=side_by_side and self.plain and len(group) > 1,
             )
             for group in groups
         ]
@@ -197,13 +194,10 @@ class PackedLora:
         matrices: dict[int, LoraMatrices] = {}
         stacked: dict[int, torch.Tensor] = {}
         for group in self._groups:
-            downs, *others = zip(*group.shapes, strict=True)
-            if group.stacked:
-                together = next(remaining).view(*styles, -1, downs[0][1])
-                stacked[group.layers[0]] = together
-                kinds = [list(torch.split(together, self._rank, dim=-2))]
-            else:
-                kinds = [[next(remaining).view(*styles, *shape) for shape in downs]]
+            (down, *more), *others = zip(*group.shapes, strict=True)
+            together = next(remaining).view(*styles, -1, *down[1:])
+            stacked[group.layers[0]] = together
+            kinds = [torch.split(together, self._rank, dim=len(styles)) if more else [together]]
             kinds += [[next(remaining).view(*styles, *s) for s in shapes] for shapes in others]
             matrices |= zip(group.layers, map(LoraMatrices, *kinds), strict=True)
         return [matrices[number] for number in range(len(self._layers))], stacked
@@ -219,15 +213,12 @@ class _Group:
     layers: Sequence[int]
     shapes: Sequence[Sequence[Shape]]
     """Each layer's down, up and, with DoRA, magnitude."""
-    stacked: bool
-    """Whether all downs are one matrix."""
 
     def pieces(self) -> list[tuple[int, bool]]:
-        """Sizes in memory order, and whether each is an up matrix."""
-        kinds = [[math.prod(s) for s in shapes] for shapes in zip(*self.shapes, strict=True)]
-        if self.stacked:
-            kinds[0] = [sum(kinds[0])]
-        return [(size, kind == 1) for kind, sizes in enumerate(kinds) for size in sizes]
+        """Sizes in memory order, and whether each is an up matrix. All downs are one piece."""
+        downs, *others = [[math.prod(s) for s in kind] for kind in zip(*self.shapes, strict=True)]
+        rest = [(size, kind == 0) for kind, sizes in enumerate(others) for size in sizes]
+        return [(sum(downs), False), *rest]
 
 
 def _shapes(layer: torch.nn.Linear | torch.nn.Conv2d, rank: int, *, dora: bool) -> list[Shape]:
@@ -298,10 +289,9 @@ def project(x: torch.Tensor, layers: Sequence[torch.nn.Module]) -> Sequence[torc
     """Each layer's output for one x. LoRA layers with adjacent matrices share products: one for
     all their downs, and the gradient of ``x`` is summed in place."""
     lora_layers = [layer for layer in layers if isinstance(layer, LoraLinear)]
-    if not lora_layers or lora_layers[0].number not in lora_layers[0].lora.active_downs:
+    first = lora_layers[0] if lora_layers else None
+    if first is None or first.lora.active is None or not first.lora.plain:
         return [layer(x) for layer in layers]
-    first = lora_layers[0]
-    assert first.lora.active is not None
     ups = [first.lora.active[layer.number].up for layer in lora_layers]
     weights = [layer.weight for layer in lora_layers]
     biases = [layer.bias for layer in lora_layers]

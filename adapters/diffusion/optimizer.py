@@ -37,12 +37,6 @@ class OptimizerState:
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Numbers of its group, by name (Prodigy's estimate), and ``step`` if it is not a tensor."""
 
-    def copy(self) -> OptimizerState:
-        """A copy in new memory on the same device."""
-        return OptimizerState(
-            {name: tensor.clone() for name, tensor in self.tensors.items()}, dict(self.numbers)
-        )
-
 
 def require_optimizer(name: OptimizerName) -> None:
     """Check that the optimizer's library is installed.
@@ -97,12 +91,13 @@ def build_optimizer(
     return prodigy
 
 
-def state_of(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """The state, sharing its tensors. Before the first step, an optimizer may have none yet."""
+def copy_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """A copy of the state, on the same device. Before the first step, an optimizer may have none
+    yet."""
     (group,) = optimizer.param_groups
     (weights,) = group["params"]
     state: Mapping[str, Any] = optimizer.state.get(weights, {})
-    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    tensors = {name: value.clone() for name, value in state.items() if torch.is_tensor(value)}
     numbers = {name: value for name, value in group.items() if _is_number(name, value)}
     numbers |= {name: value for name, value in state.items() if _is_number(name, value)}
     return OptimizerState(tensors, numbers)

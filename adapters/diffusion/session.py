@@ -30,11 +30,7 @@ from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
 from adapters.diffusion.objective import objective_of
 from adapters.diffusion.oom import MemoryPlan, groups_of_one_shape, retry_after_freeing, use_less
-from adapters.diffusion.optimizer import (
-    build_optimizer,
-    restore_state,
-    state_of,
-)
+from adapters.diffusion.optimizer import build_optimizer, copy_state, restore_state
 from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
 from adapters.diffusion.style_measures import (
     StyleAxis,
@@ -106,10 +102,10 @@ class DiffusionSession:
         """Steps done."""
         self.memory = MemoryPlan(parameters.batch_size)
         self._rollbacks = Rollbacks()
-        self.lr_factor = 1.0
-        """Factor on the learning rate, lowered by rollbacks."""
-        self._history: list[EpochRecord] = []
-        self._before: EpochRecord | None = None
+        self.history: tuple[EpochRecord, ...] = ()
+        """Every finished epoch of the whole run."""
+        self.before: EpochRecord | None = None
+        """The base's losses over fixed noises, as epoch 0; None without evaluations."""
 
         captions = dataset.captions
         if parameters.train_text_encoder:
@@ -121,7 +117,7 @@ class DiffusionSession:
         self._evaluation = Evaluation(
             model, objective, dataset, held_out, captions, row, parameters.seed
         )
-        self._good = self._state().copy()
+        self._good = self._state()
         self._base_previews: tuple[Preview, ...] = ()
         self._style_axis: StyleAxis | None = None
         self._style_step = 0
@@ -131,16 +127,6 @@ class DiffusionSession:
     def finished(self) -> bool:
         """True when no step is left."""
         return self.step >= self.total_steps
-
-    @property
-    def history(self) -> Sequence[EpochRecord]:
-        """Every finished epoch of the whole run."""
-        return tuple(self._history)
-
-    @property
-    def before(self) -> EpochRecord | None:
-        """The base's losses over fixed noises, as epoch 0; None without evaluations."""
-        return self._before
 
     @property
     def peak_memory(self) -> int:
@@ -161,10 +147,10 @@ class DiffusionSession:
         try:
             report = self.thread.step(self)
         except BaseException:
-            self.thread.excuse(self)
+            self.thread.remove_run(self)
             raise
         if self.finished:
-            self.thread.excuse(self)
+            self.thread.remove_run(self)
         return report
 
     def checkpoint(self) -> Checkpoint:
@@ -207,6 +193,11 @@ class DiffusionSession:
     # --- For the device's thread
 
     @property
+    def lr_factor(self) -> float:
+        """Factor on the learning rate, lowered by rollbacks."""
+        return self._rollbacks.lr_factor
+
+    @property
     def reduced(self) -> bool:
         """Whether the memory plan is reduced, so that the run gets passes of its own."""
         return self.memory != MemoryPlan(self.parameters.batch_size)
@@ -247,10 +238,10 @@ class DiffusionSession:
         """Measure the base before the first step, then load the LoRA that the run starts from."""
         if self.parameters.validation_epochs:
             before = self._measured(EpochRecord(epoch=0, loss=0.0, learning_rate=0.0))
-            self._before = replace(before, loss=before.evaluation_loss or 0.0)
+            self.before = replace(before, loss=before.evaluation_loss or 0.0)
         if self._plan.initial is not None:
             start_from(self.lora, self._plan.initial.data)
-        self._good = self._state().copy()
+        self._good = self._state()
 
     def resume(self, data: bytes) -> None:
         """Restore the state of a checkpoint.
@@ -261,9 +252,8 @@ class DiffusionSession:
         state = decode_checkpoint(data, self._identity(), self.lora.weights.numel())
         self._go_to(state)
         self._rollbacks, self.memory = state.rollbacks, state.memory
-        self.lr_factor = self._rollbacks.lr_factor
-        self._before = state.before
-        self._good = self._state().copy()
+        self.before = state.before
+        self._good = self._state()
 
     def measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Losses over fixed noises: of the training images, and of the held-out images."""
@@ -302,7 +292,7 @@ class DiffusionSession:
 
     def _checkpoint(self) -> Checkpoint:
         if self._read_epoch().finite:
-            self._good = self._state().copy()
+            self._good = self._state()
         data = encode_checkpoint(self._good, self._identity())
         return Checkpoint(self._good.step // self._epoch_steps, self._good.step, data)
 
@@ -355,7 +345,6 @@ class DiffusionSession:
 
     def _roll_back(self, epoch: int) -> None:
         self._rollbacks = self._rollbacks.one_more(epoch)
-        self.lr_factor = self._rollbacks.lr_factor
         self._go_to(self._good)
         log.warning(
             "epoch %d: loss or gradient is not a number; back to step %d with %g of the "
@@ -363,7 +352,7 @@ class DiffusionSession:
             *(epoch, self.step, self.lr_factor, self._rollbacks.count),
         )
         # A later rollback to this state must keep the lower learning rate.
-        self._good = self._state().copy()
+        self._good = self._state()
 
     def _close_epoch(self, epoch: int, readings: EpochReadings) -> None:
         record = EpochRecord(
@@ -377,15 +366,15 @@ class DiffusionSession:
         every, last = self.parameters.validation_epochs, epoch == self.parameters.epochs
         if every and (last or epoch % every == 0):
             record = self._measured(record)
-        if record.stalled and not (self._history and self._history[-1].stalled):
+        if record.stalled and not (self.history and self.history[-1].stalled):
             log.warning(
                 "epoch %d: the training has stalled (gradient norm %g, largest change of a "
                 "weight %g)",
                 *(epoch, readings.largest_gradient_norm, readings.moved),
             )
-        self._history.append(record)
+        self.history += (record,)
         self._sums.zero_()
-        self._good = self._state().copy()
+        self._good = self._state()
 
     def _is_stalled(self, readings: EpochReadings) -> bool:
         if readings.moved and readings.largest_gradient_norm:
@@ -395,13 +384,14 @@ class DiffusionSession:
         return any(self.schedule[step] >= least for step in steps)
 
     def _state(self) -> RunState:
+        """A copy of the state, on the same device."""
         return RunState(
             step=self.step,
-            weights=self.lora.weights.detach(),
-            optimizer=state_of(self.optimizer),
-            sums=self._sums,
-            history=self._history,
-            before=self._before,
+            weights=self.lora.weights.detach().clone(),
+            optimizer=copy_state(self.optimizer),
+            sums=self._sums.clone(),
+            history=self.history,
+            before=self.before,
             rollbacks=self._rollbacks,
             memory=self.memory,
             loss_scale=self.scaler.state_dict(),
@@ -418,7 +408,7 @@ class DiffusionSession:
         if state.loss_scale:  # empty if the state comes from a run without loss scaling
             self.scaler.load_state_dict(dict(state.loss_scale))
         self.step = state.step
-        self._history = list(state.history)
+        self.history = state.history
 
     def _identity(self) -> dict[str, object]:
         sizes = self._data.dataset.sizes

@@ -14,10 +14,9 @@ from PIL import Image
 from adapters.common.device_memory import oom_fails_the_run
 from adapters.diffusion.backend import Backend, choose_backend, describe
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.cuda_graphs import CudaRecorder, Recorder
 from adapters.diffusion.data.preparation import PreparedData, prepare
 from adapters.diffusion.data_parallel import Rank, StartRanks
-from adapters.diffusion.device_thread import MIN_PATIENCE, DeviceThread
+from adapters.diffusion.device_thread import MAX_WAIT, DeviceThread
 from adapters.diffusion.fused.blocks import with_fused_blocks
 from adapters.diffusion.memory_use import reset_peak_memory
 from adapters.diffusion.oom import retry_after_freeing
@@ -45,9 +44,8 @@ class DiffusionTrainer:
         decode: converts an image file's bytes to an upright RGB image.
         device: ``cpu`` or ``cuda``.
         backend: how steps are run; None for the fastest backend for the device.
-        make_recorder: records passes, if the backend does; by default as CUDA graphs.
         slots: maximum number of open runs that share passes.
-        patience: maximum number of seconds that a short step waits for the runs of the last one.
+        max_wait: maximum number of seconds that a short step waits for the runs of the last one.
         start_ranks: starts the other processes of a run on several devices, as
             ``OtherRanks.started`` does. Runs with one image per step, or dropout, do not use it.
         preview_steps: denoising steps of a preview.
@@ -60,9 +58,8 @@ class DiffusionTrainer:
         device: torch.device | str = "cpu",
         *,
         backend: Backend | None = None,
-        make_recorder: Callable[[torch.device], Recorder] = CudaRecorder,
         slots: int = 1,
-        patience: float = MIN_PATIENCE,
+        max_wait: float = MAX_WAIT,
         start_ranks: StartRanks | None = None,
         preview_steps: int = STEPS,
     ) -> None:
@@ -70,12 +67,11 @@ class DiffusionTrainer:
         self._device = torch.device(device)
         self._backend = backend or choose_backend(self._device)
         self._base = _built_for(base, self._device, self._backend)
-        self._make_recorder = make_recorder
         self._slots = slots
         self._start_ranks = start_ranks
         self._preview_steps = preview_steps
         self._thread: DeviceThread[DiffusionSession, StepReport] = DeviceThread(
-            advance_runs, patience
+            advance_runs, max_wait
         )
         # Used by the device's thread only, from here on.
         self._model: TrainingModel | None = None
@@ -140,7 +136,7 @@ class DiffusionTrainer:
             try:
                 yield session
             finally:
-                self._thread.excuse(session)
+                self._thread.remove_run(session)
                 self._thread.call(closing.close)
 
     def _start(
@@ -150,7 +146,7 @@ class DiffusionTrainer:
         with ExitStack() as stack:
             model = self._model_for(plan.parameters)
             slot = model.free_slots.pop(0)
-            stack.callback(self._leave, model, slot)
+            stack.callback(self._free_slot, model, slot)
             data = retry_after_freeing(model, lambda: self._prepare(plan))
             with oom_fails_the_run(retryable=model.runs > 1):
                 session = DiffusionSession(self._base, plan, data, model, slot, self._thread)
@@ -165,7 +161,7 @@ class DiffusionTrainer:
                 log.info("each step's images are shared among %d devices", rank.count)
             if model.runs > 1:
                 log.info("%d runs train together", model.runs)
-            self._thread.expect(session)
+            self._thread.add_run(session)
             return session, stack.pop_all()
 
     def _model_for(self, parameters: TrainingParameters) -> TrainingModel:
@@ -185,7 +181,6 @@ class DiffusionTrainer:
                     self._device,
                     self._backend,
                     self._slots if key is not None else 1,
-                    self._make_recorder,
                 )
                 self._model, self._key = self._close_model.enter_context(opening), key
         elif key is None or self._key is None:
@@ -196,7 +191,7 @@ class DiffusionTrainer:
             raise RuntimeError(f"all {self._slots} slots of the trainer are taken")
         return self._model
 
-    def _leave(self, model: TrainingModel, slot: int) -> None:
+    def _free_slot(self, model: TrainingModel, slot: int) -> None:
         model.free_slots.append(slot)
         if model.runs:
             return

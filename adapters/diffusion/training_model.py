@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from adapters.common.device_memory import on_device
 from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.cuda_graphs import CudaRecorder, GraphCache, Recorder
+from adapters.diffusion.cuda_graphs import GraphCache, Recorder
 from adapters.diffusion.data_parallel import Rank
 from adapters.diffusion.lora_layers import PackedLora, lora_installed
 from domain.parameters import TrainingParameters
@@ -49,7 +49,6 @@ class TrainingModel:
             device=device,
             dtype=backend.dtype,
             merged=backend.merged_lora,
-            side_by_side=backend.fused,
         )
         self.graphs = GraphCache(recorder, "steps") if recorder else None
         self.evaluation_graphs = GraphCache(recorder, "measurements") if recorder else None
@@ -88,17 +87,14 @@ def training_model(
     device: torch.device,
     backend: Backend,
     slots: int = 1,
-    make_recorder: Callable[[torch.device], Recorder] = CudaRecorder,
 ) -> Iterator[TrainingModel]:
     """In the with-block, the base carries LoRA layers. On leaving it is restored, bit for bit.
 
-    Args:
-        make_recorder: makes the recorder of passes, if the backend records them. Passes with
-            dropout, which the host seeds for each step, or with a text encoder, whose masks the
-            host makes, are not recorded.
+    Passes with dropout, which the host seeds for each step, or with a text encoder, whose masks
+    the host makes, are not recorded.
     """
     eager = parameters.lora_dropout or parameters.train_text_encoder
-    recorder = make_recorder(device) if backend.cuda_graphs and not eager else None
+    recorder = backend.make_recorder(device) if backend.make_recorder and not eager else None
     with ExitStack() as stack:
         if parameters.train_text_encoder:
             stack.enter_context(on_device(base.text_encoder, device))

@@ -8,7 +8,7 @@ import gc
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ import torch
 
 from adapters.diffusion.backend import Backend, choose_backend
 from adapters.diffusion.base.model import BaseModel, load_base
-from adapters.diffusion.cuda_graphs import CudaRecorder
-from adapters.diffusion.device_thread import MIN_PATIENCE
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from benchmarks.full_size import RESOLUTION, full_size_base
@@ -31,7 +29,7 @@ from entrypoints.default_base import SMALL_BASE
 WARM_UP = 8
 """Steps before the measurement, in which kernels are chosen and each shape is recorded."""
 RANK = 8
-PATIENCE = 1.0
+MAX_WAIT = 1.0
 """Seconds that a step waits for the other runs: longer than any step or end of an epoch."""
 
 
@@ -66,14 +64,15 @@ class Bench:
     def trainer(self, backend: Backend, slots: int = 1) -> DiffusionTrainer:
         """A trainer. With several slots its runs wait for one another: a pass without a late run
         would have a shape that is not recorded yet, and would be recorded while measuring."""
+        if backend.make_recorder is not None and self.device.type != "cuda":
+            backend = replace(backend, make_recorder=Rerun)
         return DiffusionTrainer(
             self.base,
             decode,
             self.device,
             backend=backend,
-            make_recorder=CudaRecorder if self.device.type == "cuda" else Rerun,
             slots=slots,
-            patience=PATIENCE if slots > 1 else MIN_PATIENCE,
+            max_wait=MAX_WAIT,
         )
 
     def plan(self, batch: int, epochs: int = 10_000, seed: int = 0) -> TrainingPlan:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from adapters.diffusion.backend import Backend
+from adapters.diffusion.cuda_graphs import CudaRecorder
 from adapters.diffusion.fused.blocks import sharing_weights
 from benchmarks.gpu.bench import Bench, attempts, encoders_at_home, measure
 from benchmarks.gpu.facts import reset_peak_memory, wait_for
@@ -41,7 +42,7 @@ class Trick:
 def tricks(dtype: torch.dtype) -> dict[str, Trick]:
     """All of ``WAYS`` except the recipe."""
     eager = Backend(dtype=dtype)
-    recorded = replace(eager, cuda_graphs=True)
+    recorded = replace(eager, make_recorder=CudaRecorder)
     last = replace(recorded, channels_last=True)
     return {
         "eager": Trick("encoded once, resident, nothing read back, packed LoRA", eager),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from adapters.diffusion.backend import Backend, choose_backend
+from adapters.diffusion.cuda_graphs import CudaRecorder
 from benchmarks.gpu.bench import Bench, attempts, pace
 from benchmarks.gpu.facts import reset_peak_memory
 from benchmarks.together import running_together
@@ -18,7 +19,8 @@ def several_styles(
     options: argparse.Namespace, bench: Bench, note: Callable[[dict[str, Any]], None]
 ) -> None:
     """Measure several jobs at batch 1 in one pass, and one job alone."""
-    best = replace(choose_backend(bench.device), dtype=bench.base.unet.dtype, cuda_graphs=True)
+    fastest = choose_backend(bench.device)
+    best = replace(fastest, dtype=bench.base.unet.dtype, make_recorder=CudaRecorder)
     alone = None
     for styles in options.styles:
         for row in attempts(

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from adapters.diffusion.backend import Backend
-from adapters.diffusion.device_thread import MIN_PATIENCE
-from benchmarks.gpu.bench import PATIENCE, Bench
+from benchmarks.gpu.bench import MAX_WAIT, Bench
 from benchmarks.gpu.results import kept_rows
 from benchmarks.gpu.tables import NOTHING, card_tables, gpu_tables
 
@@ -79,13 +78,13 @@ def test_runs_that_are_measured_together_wait_for_one_another(
     asked: list[float] = []
     monkeypatch.setattr(
         "benchmarks.gpu.bench.DiffusionTrainer",
-        lambda *_, patience, **__: asked.append(patience),
+        lambda *_, max_wait, **__: asked.append(max_wait),
     )
     base: Any = None
     bench = Bench(torch.device("cpu"), base, (), 64, seconds=1.0)
     for slots in (1, 2):
         bench.trainer(Backend(), slots)
-    assert asked == [MIN_PATIENCE, PATIENCE]
+    assert asked == [MAX_WAIT, MAX_WAIT]
 
 
 def test_styles_that_were_not_recorded_are_marked() -> None:

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.lora_layers import PackedLora, lora_installed
-from adapters.diffusion.optimizer import state_of
+from adapters.diffusion.optimizer import copy_state
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.opening import open_image
@@ -146,7 +146,7 @@ def shown(session: TrainingSession) -> Iterator[None]:
 def gradient_of(session: TrainingSession) -> torch.Tensor:
     """A tenth of the first step's clipped gradient: AdamW's first moment after that step."""
     assert isinstance(session, DiffusionSession)
-    return state_of(session.optimizer).tensors["exp_avg"].clone()
+    return copy_state(session.optimizer).tensors["exp_avg"]
 
 
 def by_layer(session: TrainingSession) -> torch.Tensor:
@@ -163,7 +163,6 @@ def lora_on(
     *,
     slots: int = 1,
     merged: bool = False,
-    side_by_side: bool = False,
     **parameters: Any,
 ) -> Iterator[PackedLora]:
     """In the with-block, the base carries LoRA layers with those parameters."""
@@ -178,7 +177,6 @@ def lora_on(
         device=unet.device,
         dtype=unet.dtype,
         merged=merged,
-        side_by_side=side_by_side,
     )
     with lora_installed(unet, text_encoder, lora):
         yield lora

@@ -24,7 +24,7 @@ from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run, weights_of
 pytestmark = pytest.mark.integration
 
 Images = tuple[TrainingImage, ...]
-CAPTURED = Backend(merged_lora=True, cuda_graphs=True)
+CAPTURED = Backend(merged_lora=True, make_recorder=Tape)
 
 
 def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_batches(
@@ -34,7 +34,9 @@ def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_b
     recorder = Tape()
     options = {**EVERY_OPTION, "lr_warmup_steps": 3, "validation_epochs": 0}
     plan = plan_of(images, **options, epochs=5, batch_size=3)
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
+    fast = DiffusionTrainer(
+        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: recorder)
+    )
     assert run(fast, plan) == run(trainer, plan)
     assert recorder.recorded == 3
     assert recorder.replayed == 3 * (5 - WARM_UP)
@@ -45,7 +47,9 @@ def test_a_captured_run_that_is_resumed_gives_the_bytes_of_a_plain_one(
 ) -> None:
     recorder = Tape()
     plan = plan_of(images[:2], epochs=6)
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
+    fast = DiffusionTrainer(
+        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: recorder)
+    )
     first = run(fast, plan, steps=7)
     assert run(fast, plan, resume=first.checkpoint) == run(trainer, plan)
     assert recorder.replayed
@@ -64,7 +68,7 @@ def test_a_recovery_reaches_the_recorded_step(
             assert session.history[-1].learning_rate < session.history[-3].learning_rate / 2
             return session.weights()
 
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=Tape)
+    fast = DiffusionTrainer(base, decode, backend=CAPTURED)
     assert disturbed(fast) == disturbed(trainer)
 
 
@@ -101,7 +105,9 @@ def test_where_recording_fails_steps_are_run_as_they_are(
 ) -> None:
     refusing = Refusing(error)
     plan = plan_of(images[:2], epochs=4, validation_epochs=0)
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: refusing)
+    fast = DiffusionTrainer(
+        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: refusing)
+    )
     assert run(fast, plan) == run(trainer, plan)
     assert refusing.recorded == 1
     assert [line for line in caplog.messages if "recorded" in line] == [
@@ -161,7 +167,9 @@ def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
             return super().record(function)
 
     plan = plan_of(images[:2], epochs=5, validation_epochs=4)
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: OfSteps())
+    fast = DiffusionTrainer(
+        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: OfSteps())
+    )
     wanted = run(fast, plan)
     forward, refused = base.unet.forward, []
 
@@ -200,7 +208,9 @@ def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings
 
     recorder = Filling()
     plan = plan_of(images[:4], batch_size=4, epochs=8, validation_epochs=0)
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: recorder)
+    fast = DiffusionTrainer(
+        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: recorder)
+    )
     outcome = run(fast, plan)
     assert recorder.recorded == 2
     assert recorder.replayed == 8 - WARM_UP - WARM_UP
@@ -296,7 +306,11 @@ def test_a_cpu_computes_in_float32_and_a_card_as_it_can(monkeypatch: pytest.Monk
     for capability in [(6, 1), (7, 5), (8, 0), (9, 0)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         chosen = choose_backend("cuda")
-        found[capability] = chosen.dtype, chosen.cuda_graphs, "loss scaling" in describe(chosen)
+        found[capability] = (
+            chosen.dtype,
+            chosen.make_recorder is not None,
+            "loss scaling" in describe(chosen),
+        )
     assert found == {
         (6, 1): (torch.float16, False, True),
         (7, 5): (torch.float16, True, True),

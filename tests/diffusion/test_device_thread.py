@@ -39,8 +39,8 @@ class Steps:
 
 
 @contextmanager
-def served(steps: Steps, patience: float = LONG) -> Iterator[DeviceThread[str, str]]:
-    thread: DeviceThread[str, str] = DeviceThread(steps, patience)
+def served(steps: Steps, max_wait: float = LONG) -> Iterator[DeviceThread[str, str]]:
+    thread: DeviceThread[str, str] = DeviceThread(steps, max_wait)
     with thread.used():
         yield thread
 
@@ -68,7 +68,7 @@ def test_runs_that_are_expected_are_waited_for_and_share_each_step() -> None:
     steps = Steps()
     with served(steps) as thread:
         for name in "abc":
-            thread.expect(name)
+            thread.add_run(name)
         reports = at_once(*(lambda n=name: [thread.step(n) for _ in range(20)] for name in "abc"))
     assert steps.taken == [["a", "b", "c"]] * 20
     assert reports == [[f"report of {name}"] * 20 for name in "abc"]
@@ -77,20 +77,20 @@ def test_runs_that_are_expected_are_waited_for_and_share_each_step() -> None:
 def test_a_run_that_is_excused_is_not_waited_for() -> None:
     steps = Steps()
     with served(steps) as thread:
-        thread.expect("a")
-        thread.expect("b")
-        at_once(lambda: thread.step("a"), lambda: thread.excuse("b"))
+        thread.add_run("a")
+        thread.add_run("b")
+        at_once(lambda: thread.step("a"), lambda: thread.remove_run("b"))
     assert steps.taken == [["a"]]
 
 
 def test_a_run_that_is_late_is_left_out_until_it_asks_again() -> None:
     steps = Steps()
-    with served(steps, patience=0.01) as thread:
-        thread.expect("late")
+    with served(steps, max_wait=0.01) as thread:
+        thread.add_run("late")
         thread.step("a")
         thread.step("a")
         assert steps.taken == [["a"], ["a"]]
-        thread.expect("a")
+        thread.add_run("a")
         at_once(lambda: thread.step("late"), lambda: thread.step("a"))
         assert sorted(name for step in steps.taken[2:] for name in step) == ["a", "late"]
 
@@ -98,7 +98,7 @@ def test_a_run_that_is_late_is_left_out_until_it_asks_again() -> None:
 def test_a_run_that_comes_during_a_step_is_in_the_next_one() -> None:
     steps = Steps()
     steps.allowed.clear()
-    with served(steps, patience=0.01) as thread, ThreadPoolExecutor(2) as pool:
+    with served(steps, max_wait=0.01) as thread, ThreadPoolExecutor(2) as pool:
         first = pool.submit(thread.step, "a")
         assert steps.entered.wait(LONG)
         second = pool.submit(thread.step, "b")
@@ -110,8 +110,8 @@ def test_a_run_that_comes_during_a_step_is_in_the_next_one() -> None:
 def test_a_call_does_not_wait_for_a_step_that_waits_for_others() -> None:
     steps = Steps()
     with served(steps) as thread, ThreadPoolExecutor(1) as pool:
-        thread.expect("a")
-        thread.expect("b")
+        thread.add_run("a")
+        thread.add_run("b")
         waiting = pool.submit(thread.step, "a")
         assert thread.call(lambda: len(steps.taken)) == 0
         assert thread.step("b") == "report of b"
@@ -141,8 +141,8 @@ def test_what_a_run_fails_with_is_raised_to_it_alone() -> None:
     steps = Steps()
     steps.failures["b"] = KeyError("b")
     with served(steps) as thread:
-        thread.expect("a")
-        thread.expect("b")
+        thread.add_run("a")
+        thread.add_run("b")
 
         def failing() -> str:
             with pytest.raises(KeyError):

@@ -160,7 +160,7 @@ def test_a_measurement_covers_the_whole_schedule(
     assert max(timesteps) >= 1000 - 1000 / PREDICTIONS
 
 
-CAPTURED = Backend(merged_lora=True, cuda_graphs=True)
+CAPTURED = Backend(merged_lora=True, make_recorder=Tape)
 
 
 class OfMeasurements(Tape):
@@ -177,7 +177,7 @@ def test_recorded_measurements_give_the_bytes_of_plain_ones(
 ) -> None:
     plan = plan_of(images, epochs=6, validation_epochs=1, validation_split=0.2)
     tape = OfMeasurements()
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: tape)
+    fast = DiffusionTrainer(base, decode, backend=replace(CAPTURED, make_recorder=lambda _: tape))
     found = run(fast, plan)
     assert found == run(trainer, plan)
     assert tape.replayed
@@ -194,7 +194,7 @@ def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
     plan = plan_of(images[:2], epochs=6, validation_epochs=1)
     wanted = run(trainer, plan)
     tape = OfMeasurements()
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED, make_recorder=lambda _: tape)
+    fast = DiffusionTrainer(base, decode, backend=replace(CAPTURED, make_recorder=lambda _: tape))
     forward = base.unet.forward
 
     def full(*arguments: Any, **keywords: Any) -> Any:

@@ -98,10 +98,9 @@ def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
     tape = Tape()
     seated = DiffusionTrainer(
         *(base, decode, "cpu"),
-        backend=replace(FUSED, cuda_graphs=True),
-        make_recorder=lambda _: tape,
+        backend=replace(FUSED, make_recorder=lambda _: tape),
         slots=2,
-        patience=60.0,
+        max_wait=60.0,
     )
     plans = [plan_of(images[:2], epochs=3, alpha=2.0, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:

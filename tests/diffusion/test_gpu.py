@@ -15,6 +15,7 @@ import torch
 from adapters.common.device_memory import on_device
 from adapters.diffusion.backend import Backend, choose_backend
 from adapters.diffusion.base.model import BaseModel, load_base
+from adapters.diffusion.cuda_graphs import CudaRecorder
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
@@ -45,7 +46,7 @@ GIB = 2**30
 OF_THE_DRIVER = 0.5
 """GiB of a card that no tensor gets: the context and the kernels' code."""
 PLAIN = Backend()
-CAPTURED = Backend(cuda_graphs=True)
+CAPTURED = Backend(make_recorder=CudaRecorder)
 
 
 def trainer_with(backend: Backend, base: BaseModel | None = None) -> DiffusionTrainer:
@@ -175,7 +176,7 @@ def test_several_styles_at_once_follow_each_alone(
     backend = choose_backend(CARD)
     alone = trainer_with(backend)
     base = load_base(str(SMALL_BASE))
-    seated = DiffusionTrainer(base, decode, CARD, slots=styles, patience=60.0)
+    seated = DiffusionTrainer(base, decode, CARD, slots=styles, max_wait=60.0)
     plans = [
         plan_of(images[:3], epochs=5, seed=1, learning_rate=2e-3),
         plan_of(images[2:], epochs=4, seed=2, learning_rate=1e-3, **EVERY_OPTION),
@@ -208,7 +209,7 @@ def test_nothing_is_read_back_within_an_epoch(images: Images) -> None:
 
 def test_nothing_is_read_back_within_an_epoch_of_several_styles(images: Images) -> None:
     base = load_base(str(SMALL_BASE))
-    seated = DiffusionTrainer(base, decode, CARD, slots=2, patience=60.0)
+    seated = DiffusionTrainer(base, decode, CARD, slots=2, max_wait=60.0)
     plans = [plan_of(images, epochs=8, batch_size=1, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         sessions = [stack.enter_context(seated.open(plan, None)) for plan in plans]

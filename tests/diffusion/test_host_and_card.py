@@ -64,7 +64,7 @@ def test_runs_keep_to_their_card_and_wait_for_nothing_within_an_epoch(
     move_to_card(own_base)
     entering(monkeypatch, card)
     plan = plan_of(images[:2], epochs=2, sample_prompts=("a house",), **options)
-    trainer = DiffusionTrainer(own_base, decode, CARD, backend=backend, slots=slots, patience=0.0)
+    trainer = DiffusionTrainer(own_base, decode, CARD, backend=backend, slots=slots, max_wait=0.0)
     with ExitStack() as stack:
         sessions: list[Any] = [stack.enter_context(trainer.open(plan, None)) for _ in range(slots)]
         for _ in range(2):

@@ -18,8 +18,8 @@ from adapters.diffusion.fused.operations import (
     LayerNormed,
     added,
     gated,
-    group_norm_of,
-    layer_norm_of,
+    group_norm,
+    layer_norm,
 )
 
 pytest.importorskip("triton", reason="waits for triton, which there is for Linux alone")
@@ -105,7 +105,7 @@ def test_the_norms_kernels_give_the_norm(
     exactly = None if shift is None else shift.double()
     assert_alike(
         lambda x: use(GroupNormed.apply(x, *there, groups, 1e-5, activated)),
-        lambda x: use(group_norm_of(x, exact, shift=exactly, activated=activated)),
+        lambda x: use(group_norm(x, exact, shift=exactly, activated=activated)),
         x,
         within=1e-4,
     )
@@ -123,7 +123,7 @@ def test_the_norm_of_rows(width: int, use: Use, added: bool) -> None:
     there = None if plus is None else plus.to(DEVICE)
     assert_alike(
         lambda x: use(LayerNormed.apply(x, there, weight, bias, 1e-5)),
-        lambda x: use(layer_norm_of(x, exact, None if plus is None else plus.double())),
+        lambda x: use(layer_norm(x, exact, None if plus is None else plus.double())),
         normal(2, 5, width) + 30,
         within=1e-4,
     )

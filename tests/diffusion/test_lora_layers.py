@@ -103,9 +103,8 @@ def lora_scale(options: dict[str, Any]) -> float:
     return TrainingParameters(epochs=1, resolution=64, rank=4, **options).lora_scale
 
 
-@pytest.mark.parametrize("side_by_side", [True, False])
 def test_each_style_of_a_batch_sees_its_own_lora_and_gets_its_own_gradient(
-    base: BaseModel, side_by_side: bool
+    base: BaseModel,
 ) -> None:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, 4, 16, 16, generator=generator)
@@ -115,7 +114,7 @@ def test_each_style_of_a_batch_sees_its_own_lora_and_gets_its_own_gradient(
         prediction = base.unet(latents[some], 300, encoder_hidden_states=states[some]).sample
         return prediction.square().mean(dim=(1, 2, 3))
 
-    with lora_on(base, slots=3, side_by_side=side_by_side, alpha=2.0) as lora:
+    with lora_on(base, slots=3, alpha=2.0) as lora:
         for slot in range(3):
             trained(lora, slot, seed=slot)
         losses, gradient = [], torch.zeros_like(lora.gradient)
@@ -231,14 +230,14 @@ def test_the_targets_widen_from_attention_to_feed_forward_to_convolutions(
     )
 
 
-@pytest.mark.parametrize("side_by_side", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"lora_targets": EVERYWHERE}])
 def test_dropout_works_in_training_and_nowhere_else(
-    base: BaseModel, options: dict[str, Any], side_by_side: bool
+    base: BaseModel, options: dict[str, Any], fused: bool
 ) -> None:
-    if side_by_side:
+    if fused:
         base = replace(base, unet=with_fused_blocks(base.unet))
-    with lora_on(base, lora_dropout=0.5, side_by_side=side_by_side, **options) as lora:
+    with lora_on(base, lora_dropout=0.5, **options) as lora:
         trained(lora)
         assert torch.equal(shown(base, lora), shown(base, lora))
         assert not torch.equal(in_training(base, lora), in_training(base, lora))

@@ -16,8 +16,8 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.optimizer import (
     OptimizerState,
     build_optimizer,
+    copy_state,
     restore_state,
-    state_of,
 )
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
@@ -141,7 +141,7 @@ def test_an_optimizer_goes_on_from_its_state_bit_for_bit(name: str, interrupted:
     go(first, optimizer, range(interrupted))
     second = torch.nn.Parameter(first.detach().clone())
     resumed = build_optimizer(second, parameters)
-    restore_state(resumed, state_of(optimizer))
+    restore_state(resumed, copy_state(optimizer))
     go(second, resumed, range(interrupted, 12))
     assert not torch.equal(whole, start)
     assert torch.equal(second, whole)
@@ -153,7 +153,7 @@ def test_a_state_that_is_not_of_these_weights_is_refused(weights: int) -> None:
     table of 256."""
     parameter = torch.nn.Parameter(torch.zeros(weights))
     optimizer = build_optimizer(parameter, TrainingParameters(epochs=1, resolution=64))
-    own = state_of(optimizer)
+    own = copy_state(optimizer)
     for name in own.tensors:
         left = {other: tensor for other, tensor in own.tensors.items() if other != name}
         with pytest.raises(CheckpointRejected, match=f"lacks the optimizer's {name}"):
@@ -169,7 +169,7 @@ def test_a_state_that_is_not_of_these_weights_is_refused(weights: int) -> None:
     fitting = torch.ones(most)
     restore_state(optimizer, OptimizerState({**own.tensors, "other": fitting}, own.numbers))
     fitting.zero_()
-    assert state_of(optimizer).tensors["other"].all()
+    assert copy_state(optimizer).tensors["other"].all()
 
 
 def test_a_state_has_finite_numbers_of_the_group_and_nothing_that_a_run_sets_anew() -> None:
@@ -177,7 +177,7 @@ def test_a_state_has_finite_numbers_of_the_group_and_nothing_that_a_run_sets_ane
     optimizer = build_optimizer(parameter, TrainingParameters(epochs=1, resolution=64))
     optimizer.param_groups[0] |= {"d": 0.5, "k": 3, "endless": float("inf"), "no": float("nan")}
     optimizer.state[parameter] |= {"step": 7}
-    numbers = state_of(optimizer).numbers
+    numbers = copy_state(optimizer).numbers
     assert numbers.items() >= {"d": 0.5, "k": 3, "step": 7, "eps": 1e-8}.items()
     assert not numbers.keys() & {"lr", "params", "endless", "no", "fused", "capturable"}
 
@@ -194,7 +194,7 @@ def test_prodigy_finds_a_learning_rate_of_its_own() -> None:
     for _ in range(60):
         weights.grad = 2 * (weights.detach() - 1)
         optimizer.step()
-        estimates.append(state_of(optimizer).numbers["d"])
+        estimates.append(copy_state(optimizer).numbers["d"])
     assert estimates[-1] > 100 * estimates[0]
     assert (weights - 1).abs().max() < 2
 

@@ -15,7 +15,7 @@ from tests.diffusion.runs import by_layer, plan_of
 
 pytestmark = pytest.mark.integration
 
-FAST = Backend(cuda_graphs=True)
+FAST = Backend(make_recorder=Tape)
 
 
 def test_the_fast_way_has_the_recipes_loss_curve_and_ends_at_its_weights(
@@ -23,7 +23,7 @@ def test_the_fast_way_has_the_recipes_loss_curve_and_ends_at_its_weights(
 ) -> None:
     plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     curve, weights = recipe(base, plan)
-    fast = DiffusionTrainer(base, decode, backend=FAST, make_recorder=Tape)
+    fast = DiffusionTrainer(base, decode, backend=FAST)
     with fast.open(plan, None) as session:
         start = by_layer(session)
         while not session.finished:

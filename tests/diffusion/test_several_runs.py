@@ -34,13 +34,13 @@ pytestmark = pytest.mark.integration
 Images = tuple[TrainingImage, ...]
 SLOTS = 3
 LONG = 60.0
-"""Seconds of patience, so that company does not depend on how threads are scheduled."""
+"""Seconds to wait for late runs, so that company does not depend on how threads are scheduled."""
 
 
 @pytest.fixture
 def seated(base: BaseModel) -> DiffusionTrainer:
     """A trainer with slots."""
-    return DiffusionTrainer(base, decode, slots=SLOTS, patience=LONG)
+    return DiffusionTrainer(base, decode, slots=SLOTS, max_wait=LONG)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def plans(images: Images) -> list[TrainingPlan]:
 
 @pytest.fixture(scope="module")
 def joint_outcomes(base: BaseModel, plans: list[TrainingPlan]) -> list[Outcome]:
-    return together(DiffusionTrainer(base, decode, slots=SLOTS, patience=LONG), plans)
+    return together(DiffusionTrainer(base, decode, slots=SLOTS, max_wait=LONG), plans)
 
 
 def in_threads(sessions: Sequence[Any], action: Callable[[Any], Any]) -> list[Any]:
@@ -125,14 +125,13 @@ def test_checkpoints_lead_from_together_to_alone_and_back(
     assert_alike(found[1], run(trainer, plans[1]))
 
 
-def recording(base: BaseModel, recorder: Tape, patience: float = LONG) -> DiffusionTrainer:
+def recording(base: BaseModel, recorder: Tape, max_wait: float = LONG) -> DiffusionTrainer:
     return DiffusionTrainer(
         base,
         decode,
-        backend=Backend(cuda_graphs=True),
-        make_recorder=lambda _: recorder,
+        backend=Backend(make_recorder=lambda _: recorder),
         slots=SLOTS,
-        patience=patience,
+        max_wait=max_wait,
     )
 
 
@@ -350,7 +349,7 @@ def test_only_the_run_that_has_to_recomputes_its_feature_maps(
 def test_a_run_that_cannot_save_more_has_the_others_graphs_dropped(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast = recording(base, Tape(), patience=0.0)
+    fast = recording(base, Tape(), max_wait=0.0)
     assert fast.recordings is None
     plans = [plan_of(images[:2], epochs=4, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack:

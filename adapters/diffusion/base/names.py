@@ -33,7 +33,7 @@ def check_name(name: str) -> None:
     is_file = path.suffix.lower() in {".safetensors", *PICKLES}
     if is_file or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is None:
         raise BaseModelInvalid(name, "is not a folder, a file or a hub name; check the path")
-    if not is_cached(name) and ask_hub(name) is None:
+    if not is_cached(name) and hub_has(name) is None:
         raise BaseModelInvalid(
             name,
             "is not a folder or a file, and the hub cannot be reached; check the name and the "
@@ -41,27 +41,27 @@ def check_name(name: str) -> None:
         )
 
 
-def ask_hub(name: str) -> bool | None:
+def hub_has(name: str) -> bool | None:
     """Whether the hub has the model; None if it does not answer within ``HUB_SECONDS``."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    answers: list[bool] = []
+    found: list[bool] = []
 
-    def ask() -> None:
+    def look_up() -> None:
         try:
             HfApi().model_info(name, timeout=HUB_SECONDS)
-            answers.append(True)
+            found.append(True)
         except HfHubHTTPError:
-            answers.append(False)
+            found.append(False)
         except Exception:  # the HTTP client raises many types
             return
 
     # In a thread: the client's timeout does not limit the look-up of the hub's address.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(HUB_SECONDS)
-    return answers[0] if answers else None
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return found[0] if found else None
 
 
 def is_cached(name: str) -> bool:

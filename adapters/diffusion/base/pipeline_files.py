@@ -8,7 +8,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
-from adapters.diffusion.base.names import PICKLES, BaseModelInvalid, ask_hub, check_name
+from adapters.diffusion.base.names import PICKLES, BaseModelInvalid, check_name, hub_has
 
 _PIPELINE = "StableDiffusionPipeline"
 _EXPECTED = {
@@ -62,7 +62,7 @@ def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
     if path.is_dir():
         _check_folder(name, path)
     # Without this check the hub's client would retry for a minute.
-    offline = not path.is_dir() and ask_hub(name) is None
+    offline = not path.is_dir() and hub_has(name) is None
     try:
         with warnings.catch_warnings():
             # A deprecated argument that diffusers passes to the hub client.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -26,41 +26,31 @@ MAX_NUMBERS = 2**24
 """Maximum number of float32 values drawn at a time, unless one step takes more: 64 MiB."""
 
 
+@dataclass(eq=False)
 class BatchPrefetcher:
     """Batches by step number.
 
     Noise and timesteps are a function of the seed and the step, drawn on the CPU. They are copied
     to the device for many steps at once, from pinned memory, without waiting.
-
-    Args:
-        buckets: positions of the training images, by size.
-        captions: the value of ``Batch.captions`` for each row of the dataset's ``captions``.
-        slot: the style's row of the packed LoRA, (1,), on the device.
     """
 
-    def __init__(
-        self,
-        parameters: TrainingParameters,
-        dataset: EncodedDataset,
-        buckets: Sequence[Sequence[int]],
-        objective: Objective,
-        captions: torch.Tensor,
-        slot: torch.Tensor,
-    ) -> None:
-        self._parameters = parameters
-        self._dataset = dataset
-        self._buckets = buckets
-        self._objective = objective
-        self._captions = captions
-        self._slot = slot
-        self._ready: dict[int, Batch] = {}
-        """Here ``Batch.captions`` holds row numbers instead of the captions."""
+    parameters: TrainingParameters
+    dataset: EncodedDataset
+    buckets: Sequence[Sequence[int]]
+    """Positions of the training images, by size."""
+    objective: Objective
+    captions: torch.Tensor
+    """The value of ``Batch.captions`` for each row of the dataset's ``captions``."""
+    slot: torch.Tensor
+    """The style's row of the packed LoRA, (1,), on the device."""
+    _ready: dict[int, Batch] = field(default_factory=dict, init=False)
+    """Here ``Batch.captions`` holds row numbers instead of the captions."""
 
     def batch(self, step: int) -> Batch:
         """The step's batch."""
         self.prefetch(step)
         batch = self._ready[step]
-        return replace(batch, captions=self._captions[batch.captions])
+        return replace(batch, captions=self.captions[batch.captions])
 
     def shape(self, step: int) -> torch.Size:
         """(n, c, h, w) of the step's latents."""
@@ -71,15 +61,15 @@ class BatchPrefetcher:
         """Prepare ``step`` and those after it, if not done yet."""
         if step in self._ready:
             return
-        size = self._parameters.batch_size
-        epoch, position = divmod(step, steps_per_epoch(self._buckets, size))
-        batches = epoch_batches(self._buckets, size, self._parameters.seed, epoch)
+        size = self.parameters.batch_size
+        epoch, position = divmod(step, steps_per_epoch(self.buckets, size))
+        batches = epoch_batches(self.buckets, size, self.parameters.seed, epoch)
         batches = batches[position : position + MAX_STEPS]
-        drawn = accumulate(2 * math.prod(self._dataset.shape(batch)) for batch in batches)
+        drawn = accumulate(2 * math.prod(self.dataset.shape(batch)) for batch in batches)
         count = max(1, sum(total <= MAX_NUMBERS for total in drawn))
         by_size: dict[Size, dict[int, ImageBatch]] = {}
         for number, batch in enumerate(batches[:count], start=step):
-            of_size = by_size.setdefault(self._dataset.sizes[batch[0]], {})
+            of_size = by_size.setdefault(self.dataset.sizes[batch[0]], {})
             of_size[number] = batch
         self._ready = {}
         for image_size, steps in by_size.items():
@@ -89,7 +79,7 @@ class BatchPrefetcher:
         """The batches of steps whose images all have one size."""
         draws = [
             sample_step_noise(
-                self._parameters, step, self._dataset.shape(batch), len(self._objective.weight)
+                self.parameters, step, self.dataset.shape(batch), len(self.objective.weight)
             )
             for step, batch in steps.items()
         ]
@@ -98,8 +88,8 @@ class BatchPrefetcher:
         chosen = [
             torch.tensor(
                 [
-                    self._dataset.rows(batch, draw.flipped),
-                    self._dataset.rows_of_captions(
+                    self.dataset.rows(batch, draw.flipped),
+                    self.dataset.rows_of_captions(
                         batch, draw.caption_dropped, draw.caption_variants
                     ),
                 ]
@@ -110,25 +100,25 @@ class BatchPrefetcher:
             [torch.cat([draw.timesteps for draw in draws])[None], torch.cat(chosen, 1)]
         )
         timesteps, rows, captions = self._send(indices)
-        latents = self._dataset.sample(size, rows, posterior)
+        latents = self.dataset.sample(size, rows, posterior)
         counts = [len(batch) for batch in steps.values()]
         columns = (
-            self._objective.add_noise(latents, noise, timesteps),
+            self.objective.add_noise(latents, noise, timesteps),
             timesteps,
             captions,
-            self._objective.target(latents, noise, timesteps),
-            self._objective.weight[timesteps],
+            self.objective.target(latents, noise, timesteps),
+            self.objective.weight[timesteps],
             torch.zeros(len(rows), device=rows.device),
         )
         each = zip(*(torch.split(column, counts) for column in columns), strict=True)
         batches = {}
         for step, (noisy, at, text, target, weights, losses) in zip(steps, each, strict=True):
             mean = torch.full((1,), 1 / len(at), device=at.device)
-            batches[step] = Batch(noisy, at, text, target, weights, losses, mean, self._slot)
+            batches[step] = Batch(noisy, at, text, target, weights, losses, mean, self.slot)
         return batches
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:
-        device = self._slot.device
+        device = self.slot.device
         if device.type != "cuda":
             return tensor.to(device)
         # The allocator keeps pinned memory until the copy from it is done.

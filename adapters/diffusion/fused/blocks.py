@@ -25,8 +25,7 @@ from adapters.diffusion.fused.operations import (
     added,
     gated,
     group_norm,
-    group_norm_of,
-    layer_norm_of,
+    layer_norm,
 )
 from adapters.diffusion.lora_layers import project
 
@@ -90,16 +89,16 @@ class FusedResnetBlock(ResnetBlock2D):  # type: ignore[misc] # untyped
         """For (n, c, h, w) and (n, width). With LoRA on its layers, diffusers' own forward."""
         convs = (self.conv1, self.conv2, self.conv_shortcut)
         if not _are_frozen(self.time_emb_proj, *filter(None, convs)):
-            answer: torch.Tensor = super().forward(x, temb)
-            return answer
+            y: torch.Tensor = super().forward(x, temb)
+            return y
         shift = functional.linear(
             functional.silu(temb),
             self.time_emb_proj.weight,
             self.time_emb_proj.bias + self.conv1.bias,
         )
-        h, x = group_norm_of(x, self.norm1, activated=True)
+        h, x = group_norm(x, self.norm1, activated=True)
         h = functional.conv2d(h, self.conv1.weight, padding=1)
-        h = group_norm(h, self.norm2, shift=shift, activated=True)
+        h = group_norm(h, self.norm2, shift=shift, activated=True)[0]
         h = functional.conv2d(h, self.conv2.weight, padding=1)
         bias = self.conv2.bias
         if self.conv_shortcut is not None:
@@ -127,11 +126,11 @@ class FusedTransformer(Transformer2DModel):  # type: ignore[misc] # untyped
         assert encoder_attention_mask is None
         into, out = self.proj_in, self.proj_out
         if not _are_frozen(into, out):
-            answer: tuple[torch.Tensor] | Transformer2DModelOutput = super().forward(
+            y: tuple[torch.Tensor] | Transformer2DModelOutput = super().forward(
                 hidden_states, encoder_hidden_states, return_dict=return_dict
             )
-            return answer
-        normal, x = group_norm_of(hidden_states, self.norm)
+            return y
+        normal, x = group_norm(hidden_states, self.norm)
         tokens = _pointwise(_tokens(normal), into.weight, into.bias)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -157,10 +156,10 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc] # unty
     ) -> torch.Tensor:
         """For (n, tokens, width) and the text's states."""
         assert attention_mask is None
-        normal, x = layer_norm_of(hidden_states, self.norm1)
-        normal, x = layer_norm_of(x, self.norm2, plus=self.attn1(normal))
+        normal, x = layer_norm(hidden_states, self.norm1)
+        normal, x = layer_norm(x, self.norm2, plus=self.attn1(normal))
         of_text = self.attn2(normal, encoder_hidden_states=encoder_hidden_states)
-        normal, x = layer_norm_of(x, self.norm3, plus=of_text)
+        normal, x = layer_norm(x, self.norm3, plus=of_text)
         last: torch.Tensor = x + self.ff(normal)
         return last
 
@@ -188,8 +187,8 @@ class FusedAttention:
             projected = list(project(x, (attention.to_q, *keys_values)))
         q, k, v = (y.view(*y.shape[:2], attention.heads, -1).transpose(1, 2) for y in projected)
         heads = functional.scaled_dot_product_attention(q, k, v)
-        answer: torch.Tensor = attention.to_out[0](heads.transpose(1, 2).flatten(2))
-        return answer
+        y: torch.Tensor = attention.to_out[0](heads.transpose(1, 2).flatten(2))
+        return y
 
 
 class FusedGEGLU(GEGLU):  # type: ignore[misc] # untyped
@@ -205,7 +204,7 @@ class FusedGroupNormSiLU(torch.nn.GroupNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """For (n, c, h, w)."""
-        return group_norm(x, self, activated=True)
+        return group_norm(x, self, activated=True)[0]
 
 
 def _stand_in(kind: type[Module], block: torch.nn.Module) -> Module:

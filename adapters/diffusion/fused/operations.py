@@ -37,24 +37,14 @@ def group_norm(
     *,
     shift: torch.Tensor | None = None,
     activated: bool = False,
-) -> torch.Tensor:
-    """Normalise (n, c, h, w).
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalise (n, c, h, w). Also returns ``x`` for its other use, if it has one: the two
+    gradients are summed in one pass.
 
     Args:
         shift: added before the norm, (n, c).
         activated: apply SiLU after the norm.
     """
-    return group_norm_of(x, norm, shift=shift, activated=activated)[0]
-
-
-def group_norm_of(
-    x: torch.Tensor,
-    norm: torch.nn.GroupNorm,
-    *,
-    shift: torch.Tensor | None = None,
-    activated: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``group_norm``, and ``x`` for its other use: the two gradients are summed in one pass."""
     if x.is_cuda:
         found: tuple[torch.Tensor, torch.Tensor] = _launched(
             GroupNormed, x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, activated
@@ -67,7 +57,7 @@ def group_norm_of(
     return torch.nn.functional.silu(normal) if activated else normal, x
 
 
-def layer_norm_of(
+def layer_norm(
     x: torch.Tensor, norm: torch.nn.LayerNorm, plus: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``x + plus`` for (..., width): the normalised sum, and the sum itself for its other use."""
@@ -195,7 +185,7 @@ class GroupNormed(torch.autograd.Function):
 
 
 class LayerNormed(torch.autograd.Function):
-    """See ``layer_norm_of``."""
+    """See ``layer_norm``."""
 
     @staticmethod
     def forward(

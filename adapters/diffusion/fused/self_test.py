@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from adapters.diffusion.fused.operations import added, gated, group_norm_of, layer_norm_of
+from adapters.diffusion.fused.operations import added, gated, group_norm, layer_norm
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ def _gradient(
     groups = torch.nn.GroupNorm(4, x.shape[1]).to(x.device, x.dtype).requires_grad_(False)
     rows = torch.nn.LayerNorm(x.shape[1]).to(x.device, x.dtype).requires_grad_(False)
     x = x.clone().requires_grad_()
-    normal, skip = group_norm_of(x, groups, shift=shift if changed else None, activated=changed)
+    normal, skip = group_norm(x, groups, shift=shift if changed else None, activated=changed)
     tokens = added(normal, skip, shift[0]).permute(0, 2, 3, 1)
-    normal, total = layer_norm_of(tokens, rows, plus=tokens)
+    normal, total = layer_norm(tokens, rows, plus=tokens)
     end = gated(normal).sum(dim=-1) + total.sum(dim=-1)
     (found,) = torch.autograd.grad((end * gradient.sum(dim=1)).sum(), x)
     return found
