@@ -31,10 +31,10 @@ STATE = RunState(
         {"d": 1 / 3, "k": 7},
     ),
     sums=torch.tensor([0.1, 0.2, 0.3]),
-    history=[
+    history=(
         EpochRecord(1, 1 / 3, 1e-4, 0.5, 0.7, prediction_losses=(0.1, 1.3)),
         EpochRecord(2, 0.1, 1e-5, 0.0, 0.0, True),
-    ],
+    ),
     before=EpochRecord(0, 0.9, 0.0, 0.9, prediction_losses=(0.8, 1.0)),
     rollbacks=Rollbacks(2),
     memory=MemoryPlan(3, checkpointing=True),

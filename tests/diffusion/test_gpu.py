@@ -143,7 +143,7 @@ def test_the_chosen_way_learns_as_the_recipe_does(images: Images) -> None:
     "layout", [{}, {"channels_last": True}, {"channels_last": True, "fused": True}]
 )
 def test_every_precision_and_layout_follows_the_plain_way(
-    images: Images, compute: torch.dtype, layout: dict[str, bool]
+    images: Images, compute: torch.dtype, layout: dict[str, Any]
 ) -> None:
     plan = plan_of(images, epochs=4, batch_size=2, learning_rate=2e-3)
     backend = replace(CAPTURED, dtype=compute, **layout)
