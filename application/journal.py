@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from enum import StrEnum
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from application.event_bus import EventSink
 from application.fenced_blob import (
@@ -25,14 +25,9 @@ from application.lease import LeaseLost
 from application.ports import BlobMissing, BlobStore, BlobTooLarge
 from domain.errors import UserError
 from domain.events import Event
-from domain.failure import Failure, FailureCode
-from domain.job import Change, JobState, TrainingJob
+from domain.job import Change, TrainingJob
 from domain.location import Location
 from domain.parameters import InvalidParameter, TrainingParameters
-from domain.progress import Progress
-from domain.results import Artifact, CheckpointRef, TrainingMetric
-
-Member = TypeVar("Member", bound=StrEnum)
 
 _STORED_AS = {"failures": "setbacks"}
 """Fields that keep their old names in the record, so that old and new workers can read each
@@ -147,38 +142,35 @@ def decode_job(values: dict[str, Any]) -> TrainingJob:
 
     Raises:
         RecordNewer: an unknown field would change the result.
+        ValueError, KeyError, TypeError, AttributeError: the values are not a job's.
     """
-
-    def optional(name: str, build: Callable[[Any], Any]) -> Any:
-        return None if values[name] is None else build(values[name])
-
-    counts = ("attempt", "failures", "announcements")
-    plain = {name: values[_STORED_AS.get(name, name)] for name in ("task_id", "style_id", *counts)}
-    return TrainingJob(
-        **_fields(TrainingJob, {**{name: values.get(name, False) for name in _FLAGS}, **plain}),
-        state=_member(JobState, values["state"]),
-        parameters=optional("parameters", _parameters),
-        progress=optional("progress", lambda v: Progress(**_fields(Progress, v))),
-        checkpoint=optional("checkpoint", lambda v: CheckpointRef(**_located(CheckpointRef, v))),
-        metric=optional("metric", lambda v: TrainingMetric(**_fields(TrainingMetric, v))),
-        artifact=optional("artifact", lambda v: Artifact(**_located(Artifact, v))),
-        failure=optional("failure", _failure),
+    values = {**dict.fromkeys(_FLAGS, False), **values}
+    names = [field.name for field in fields(TrainingJob)]
+    job: TrainingJob = _decode_as(
+        TrainingJob, {name: values[_STORED_AS.get(name, name)] for name in names}
     )
+    return job
 
 
-def _located(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    location = Location(**_fields(Location, values["location"]))
-    return _fields(kind, {**values, "location": location})
-
-
-def _failure(values: dict[str, Any]) -> Failure:
-    return Failure(**_fields(Failure, {**values, "code": _member(FailureCode, values["code"])}))
-
-
-def _member(kind: type[Member], value: str) -> Member:
-    if isinstance(value, str) and value not in set(kind):
-        raise RecordNewer(f"{kind.__name__} {value}")
-    return kind(value)
+def _decode_as(kind: Any, value: Any) -> Any:
+    """Decode a JSON value as an enum, a JSON type or a dataclass, or as one of these or None."""
+    if NoneType in get_args(kind):
+        if value is None:
+            return None
+        (kind,) = set(get_args(kind)) - {NoneType}
+    if kind is TrainingParameters:
+        return _parameters(value)
+    if issubclass(kind, StrEnum):
+        if isinstance(value, str) and value not in set(kind):
+            raise RecordNewer(f"{kind.__name__} {value}")
+        return kind(value)
+    if kind in {str, int, float, bool}:
+        if type(value) is kind or (kind is float and type(value) is int):
+            return value
+        raise TypeError(f"{value!r} is not of type {kind.__name__}"[:200])
+    types = get_type_hints(kind)
+    known = {name: item for name, item in value.items() if name in types}
+    return kind(**{name: _decode_as(types[name], item) for name, item in known.items()})
 
 
 def _parameters(values: dict[str, Any]) -> TrainingParameters:
@@ -190,16 +182,3 @@ def _parameters(values: dict[str, Any]) -> TrainingParameters:
         return TrainingParameters(**{**values, "sample_prompts": tuple(values["sample_prompts"])})
     except InvalidParameter as error:
         raise RecordNewer(f"it has {error}") from None
-
-
-def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The values that are fields of the dataclass ``kind``, converted to the fields' types."""
-    hints = get_type_hints(kind)
-    known = {field.name: values[field.name] for field in fields(kind) if field.name in values}
-    for name, value in known.items():
-        allowed = get_args(hints[name]) or (hints[name],)
-        if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
-            continue
-        if type(value) not in allowed:
-            raise TypeError(f"{name} is {value!r}"[:200])
-    return known
