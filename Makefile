@@ -57,7 +57,7 @@ bench-gpu: $(READY) ## Measure the trainer on this machine's GPU
 
 quality: $(READY) ## Measure training options and scores of previews on the small base (an hour)
 	$(BIN)/python -m benchmarks.quality --page docs/quality.md
-	$(BIN)/python -m benchmarks.style_measures
+	$(BIN)/python -m benchmarks.style_measures --page docs/quality.md
 	$(BIN)/python -m benchmarks.captions --page docs/quality.md
 
 base: $(READY) ## Pretrain the small base model anew (an hour or two)

@@ -2,8 +2,8 @@
 
 Trains the drawn style set on the small base with the artist's captions, with captions that the
 small captioner makes, and with the trigger word alone. Measures each style's loss on held-out
-images of the same style as `benchmarks.quality` does. All prompts of that measurement start with
-the trigger word.
+images of the same style as `benchmarks.quality` does, and the scores of its previews. All prompts
+of the measurements start with the trigger word.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.quality import prepare, with_text
+from benchmarks.quality import draw_images, prepare, with_text
 
 if TYPE_CHECKING:
     from domain.image import TrainingImage
@@ -28,6 +28,9 @@ LEARNING_RATE = 0.01
 RESULTS = Path("benchmarks/results/captions-cpu.json")
 BEGIN, END = "<!-- captions -->", "<!-- /captions -->"
 """Marks around the results in a page."""
+PREVIEWS = 8
+"""Prompts of the previews that are scored: the captions of as many other drawings."""
+MEASURES = ("gain", "closeness", "faithfulness")
 _EQUAL = "generated captions that equal the artist's"
 
 
@@ -56,22 +59,32 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     bench = prepare(options, scratch, trigger_word=TRIGGER_WORD)
     made = _described(bench.images)
     equal = sum(image.caption == text for image, text in zip(bench.images, made, strict=True))
-    kinds = {
+    kinds: dict[str, Sequence[str | None]] = {
         "the artist's captions": [image.caption for image in bench.images],
         "generated captions": made,
         "the trigger word only": [None] * len(made),
     }
-    rows = {}
+    parameters: dict[str, Any] = {
+        "learning_rate": LEARNING_RATE,
+        "trigger_word": TRIGGER_WORD,
+        "sample_prompts": _prompts(scratch / "prompts"),
+    }
+    found: dict[str, dict[str, list[float]]] = {}
     for kind, captions in kinds.items():
         images = tuple(
             replace(image, caption=caption)
             for image, caption in zip(bench.images, captions, strict=True)
         )
         with_captions = replace(bench, images=images)
-        rows[kind] = with_captions.gains(
-            {"learning_rate": LEARNING_RATE, "trigger_word": TRIGGER_WORD}
-        )
-        print(f"{kind:24} {statistics.mean(rows[kind]):6.1%}", flush=True)
+        found[kind] = {name: [] for name in MEASURES}
+        for seed in bench.seeds:
+            with with_captions.run({**parameters, "seed": seed}) as session:
+                scores = session.judge(session.previews(adapted=True))
+                loss = bench.held_out_loss(session)
+            row = (1 - loss / bench.base_loss, scores.closeness, scores.faithfulness)
+            for name, value in zip(MEASURES, row, strict=True):
+                found[kind][name].append(round(value, 4))
+        print(f"{kind:24} {found[kind]}", flush=True)
     return {
         "torch": torch.__version__,
         "base": bench.base,
@@ -79,8 +92,15 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "base loss": round(bench.base_loss, 5),
         "images": len(made),
         _EQUAL: equal,
-        "gains": {kind: [round(gain, 4) for gain in gains] for kind, gains in rows.items()},
+        "captions": found,
     }
+
+
+def _prompts(folder: Path) -> tuple[str, ...]:
+    from adapters.diffusion.data.captions import with_trigger_word
+
+    drawings = draw_images(folder, seed=3, count=PREVIEWS)
+    return tuple(with_trigger_word(drawing.caption or "", TRIGGER_WORD) for drawing in drawings)
 
 
 def _described(images: Sequence[TrainingImage]) -> list[str]:
@@ -94,21 +114,26 @@ def _described(images: Sequence[TrainingImage]) -> list[str]:
 
 
 def _markdown(results: Mapping[str, Any]) -> str:
-    gains = results["gains"]
-    seeds = len(next(iter(gains.values())))
+    found = results["captions"]
+    seeds = len(next(iter(found.values()))["gain"])
+
+    def row(kind: str) -> str:
+        cells = [
+            f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+            for values, form in zip(found[kind].values(), (".1%", ".2f", ".2f"), strict=True)
+        ]
+        return f"| {kind} | {' | '.join(cells)} |"
+
     return "\n".join(
         [
-            f"{results['epochs']} epochs, {seeds} seeds, {results['images']} images, torch "
-            f"{results['torch']}, {results['base']}; the base's held-out loss is "
+            f"{results['epochs']} epochs, {seeds} seeds (mean and spread), {results['images']} "
+            f"images, torch {results['torch']}, {results['base']}; the base's held-out loss is "
             f"{results['base loss']}. {results[_EQUAL]} of the generated captions equal the "
             "artist's.",
             "",
-            "| captions | reduction of the held-out loss | spread between seeds |",
-            "| --- | --- | --- |",
-            *[
-                f"| {kind} | {statistics.mean(row):.1%} | {statistics.stdev(row):.1%} |"
-                for kind, row in gains.items()
-            ],
+            "| captions | reduction of the held-out loss | closeness | faithfulness |",
+            "| --- | --- | --- | --- |",
+            *[row(kind) for kind in found],
         ]
     )
 

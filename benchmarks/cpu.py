@@ -62,6 +62,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
     from benchmarks.images import drawn_images
+    from benchmarks.measuring_cost import EPOCHS, IMAGES, measuring_cost
     from benchmarks.plain_recipe import plain_steps
     from benchmarks.together import running_together
     from domain.parameters import TrainingParameters
@@ -106,6 +107,12 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
 
     four = [four_at_once() for _ in range(min(rounds, 3))]
     measured = [(steps_per_second(ours), steps_per_second(plain)) for _ in range(rounds)]
+    typical = replace(
+        plan,
+        images=drawn_images(scratch / "typical", IMAGES, size=320),
+        parameters=replace(plan.parameters, epochs=EPOCHS),
+    )
+    cost = measuring_cost(trainer, typical, min(rounds, 3), time.process_time)
     help_seconds = min(timed("-m", "entrypoints.train", "--help") for _ in range(5))
     first_step = timed("-c", FIRST_STEP, str(scratch / "images"), str(scratch / "out"))
     return {
@@ -125,6 +132,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
             round(max(a / b for a, b in measured), 2),
         ],
         "4 styles at once, steps/s of all (median)": round(statistics.median(four), 2),
+        "measured losses and scores": cost,
         "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "command to first step, s": round(first_step, 2),
         "train --help, s (lowest of 5)": round(help_seconds, 3),

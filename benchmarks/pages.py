@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.tables import gpu_tables, measured
+from benchmarks.measuring_cost import cost_sentence
 from benchmarks.peers.tables import peers_tables
 from benchmarks.service.tables import service_tables
 from benchmarks.whole_job_tables import whole_job_tables
@@ -66,6 +67,9 @@ def figures_table(results: dict[str, Any]) -> str:
             f"{results['train --help, s (lowest of 5)']} s",
         ),
     ]
+    if "measured losses and scores" in results:  # missing in older files
+        cost = cost_sentence(results["measured losses and scores"])
+        rows.append(("measured losses and scores of previews add", cost))
     if "full size: ratio" in results:
         rows += _full_size(results)
     head = f"{measured(results)}, small base, batch 1, one CPU thread, torch {results['torch']}"

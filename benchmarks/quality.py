@@ -17,7 +17,8 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,23 +78,29 @@ class Bench:
     @cached_property
     def base_loss(self) -> float:
         """Held-out loss before training."""
-        return self._loss({**self.common, "seed": 0}, trained=False)
+        with self.run({"seed": 0}, trained=False) as session:
+            return self.held_out_loss(session)
 
     def gains(self, options: Mapping[str, Any]) -> list[float]:
         """Relative reduction of the base's held-out loss by the style, for each seed."""
-        runs = [{**self.common, **options, "seed": seed} for seed in self.seeds]
-        return [1 - self._loss(run) / self.base_loss for run in runs]
+        losses = []
+        for seed in self.seeds:
+            with self.run({**options, "seed": seed}) as session:
+                losses.append(self.held_out_loss(session))
+        return [1 - loss / self.base_loss for loss in losses]
 
-    def _loss(self, values: Mapping[str, Any], *, trained: bool = True) -> float:
+    @contextmanager
+    def run(self, options: Mapping[str, Any], *, trained: bool = True) -> Iterator[Any]:
+        """Open a session, and train it to its end."""
         from domain.parameters import TrainingParameters
         from domain.training_plan import TrainingPlan
 
-        parameters = TrainingParameters(**values)
+        parameters = TrainingParameters(**{**self.common, **options})
         plan = TrainingPlan(style_id=1, images=self.images, tags=(), parameters=parameters)
         with self.trainer.open(plan, None) as session:
             while trained and not session.finished:
                 session.advance()
-            return self.held_out_loss(session)
+            yield session
 
 
 def main() -> None:

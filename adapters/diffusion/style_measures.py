@@ -31,8 +31,9 @@ from domain.preview import Preview
 SHRINKAGE = 0.5
 """Share of the diagonal in the covariance of few images with many features (Ledoit and Wolf's
 form). Values from 0.1 to 0.5 rank drawn sets of known style strength equally well."""
-TIMESTEPS = (0.3, 0.43, 0.57, 0.7)
-"""Noise levels of the classifier, as shares of the schedule: prompts matter most in the middle."""
+TIMESTEPS = (0.45, 0.65)
+"""Noise levels of the classifier, as shares of the schedule: prompts matter most in the middle.
+Each is used with a noise and its negative, so that most of the noise's own effect cancels."""
 OTHER_PROMPTS = 2
 """Wrong prompts that each preview is compared with."""
 _TINY = 1e-4
@@ -126,14 +127,15 @@ def faithfulness(
     with the LoRA that is active now.
 
     1 if every preview shows its prompt; 0.5 by chance. Each preview is compared with the next
-    prompts of the request, or with the empty prompt if there is no other.
+    prompts of the request, or with the empty prompt if there is no other. Both
+    prompts of a comparison see the same noises.
 
     Args:
         latents: (prompts, c, h, w), in the order of the request's prompts.
     """
     objective = objective_of(base.noise_schedule, None, device)
     steps = len(objective.weight)
-    timesteps = torch.tensor([int(share * steps) for share in TIMESTEPS], device=device)
+    timesteps = torch.tensor([int(share * steps) for share in 2 * TIMESTEPS], device=device)
     wins = []
     for number, prompt in enumerate(request.prompts):
         later = [*range(number + 1, len(latents)), *range(number)]
@@ -141,7 +143,8 @@ def faithfulness(
         wrong = request.states[others] if others else request.empty
         shape = latents.shape[1:]
         generator = generator_for(request.seed, "faithfulness", number)
-        noise = torch.randn((len(timesteps), *shape), generator=generator).to(device)
+        half = torch.randn((len(TIMESTEPS), *shape), generator=generator)
+        noise = torch.cat([half, -half]).to(device)
         latent = latents[number].expand(len(timesteps), *shape)
         noisy = objective.add_noise(latent, noise, timesteps).to(base.unet.dtype)
         target = objective.target(latent, noise, timesteps)
@@ -149,7 +152,6 @@ def faithfulness(
         for states in (request.states[number], *wrong):
             prompts = states.expand(len(timesteps), -1, -1)
             predicted = base.unet(noisy, timesteps, encoder_hidden_states=prompts).sample
-            errors.append((predicted.float() - target).square().mean((1, 2, 3)))
-        own, *rest = errors
-        wins += [own < error for error in rest]
+            errors.append((predicted.float() - target).square().mean())
+        wins.append(errors[0] < torch.stack(errors[1:]))
     return float(torch.cat(wins).float().mean())

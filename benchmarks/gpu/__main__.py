@@ -14,17 +14,20 @@ import contextlib
 import gc
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from adapters.diffusion.backend import choose_backend
 from benchmarks.gpu.bench import attempts, prepare
 from benchmarks.gpu.facts import facts, slug
 from benchmarks.gpu.job import whole_job
 from benchmarks.gpu.results import PARTS, kept_rows
 from benchmarks.gpu.speed import FALLBACK_FLOP, WAYS, count_flop, speed
 from benchmarks.gpu.styles import several_styles
+from benchmarks.measuring_cost import EPOCHS, measuring_cost
 
 
 def main() -> None:
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=PARTS)
     parser.add_argument("--styles", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--epochs", type=int, default=200, help="of the whole job")
+    parser.add_argument("--rounds", type=int, default=3, help="of the cost's two runs")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/<device>.json")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -59,7 +63,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if {"speed", "styles"} & {*options.parts}:
+        if {"speed", "styles", "cost"} & {*options.parts}:
             bench = prepare(options, device, folder)
             flop = FALLBACK_FLOP
             with contextlib.suppress(Exception):
@@ -70,6 +74,17 @@ def main() -> None:
                 speed(options, bench, flop, limit, lambda row: note("speed", row))
             if "styles" in options.parts:
                 several_styles(options, bench, lambda row: note("styles", row))
+            if "cost" in options.parts:
+                # A shorter run than the whole job's: it is repeated.
+                plan = bench.plan(batch=1, epochs=min(options.epochs, EPOCHS))
+                trainer = bench.trainer(choose_backend(device))
+
+                def cost() -> dict[str, Any]:
+                    return measuring_cost(trainer, plan, options.rounds, time.perf_counter)
+
+                for row in attempts(cost, "measured losses and scores"):
+                    note("cost", row)
+                del trainer
             del bench
             gc.collect()
         if "job" in options.parts:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PARTS = ("speed", "styles", "job")
+PARTS = ("speed", "styles", "cost", "job")
 """Parts, in the order of their rows."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring_cost import cost_sentence
+
 NOTHING = (
     "No GPU has been measured yet. `make bench-gpu` on one writes\n"
     "`benchmarks/results/<device>.json`, and `python -m benchmarks.pages` puts it here.\n"
@@ -55,6 +57,7 @@ def card_tables(results: dict[str, Any]) -> str:
             ("styles at once", "in one pass", "images/s of all", "times one", "GiB"),
             [_styles_row(row) for row in rows if "styles" in row],
         ),
+        "".join(_cost(row) for row in rows if row["name"] == "measured losses and scores"),
         "".join(_job(row) for row in rows if row["name"] == "whole job"),
     ]
     return "\n".join(part for part in parts if part)
@@ -95,6 +98,12 @@ def _styles_row(row: dict[str, Any]) -> tuple[object, ...]:
         *(row["images_per_s"], row["times_one_at_a_time"]),
         row.get("peak_gib", _ABSENT),
     )
+
+
+def _cost(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"The cost of measured losses and scores was not measured: {row['error']}\n"
+    return f"Measured losses and scores of previews add {cost_sentence(row)} to a run.\n"
 
 
 def _job(row: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = tmp_path_factory.mktemp("results") / "card.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu"]
     command += ["--batches", "2", "--styles", "1", "2", "--epochs", "1", "--seconds", "0.05"]
+    command += ["--rounds", "1"]
     done = subprocess.run(
         [*command, "--json", str(file)],
         cwd=ROOT,
@@ -53,8 +54,9 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
         (1, True),
         (1, True),
     ]
-    assert rows[-1]["name"] == "whole job"
-    job = rows[-1]
+    cost, job = rows[-2:]
+    assert (cost["name"], cost["scored_rounds"]) == ("measured losses and scores", 0)
+    assert job["name"] == "whole job"
     assert job["steps"] == 20
     phases = ("imports_s", "load_base_s", "encode_s", "train_s")
     assert job["total_s"] == pytest.approx(sum(job[phase] for phase in phases), abs=0.1)
@@ -63,8 +65,9 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
 @pytest.mark.integration
 def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) -> None:
     tables = card_tables(rehearsed)
-    for row in rehearsed["rows"][:-1]:
+    for row in rehearsed["rows"][:-2]:
         assert f"| {row['steps_per_s' if 'batch' in row else 'images_per_s']} |" in tables
+    assert f"add {rehearsed['rows'][-2]['ratio'] - 1:.1%} (" in tables
     assert f"{rehearsed['rows'][-1]['total_s']} s from the process's start to weights" in tables
     assert f"The first epoch takes {rehearsed['rows'][-1]['first_epoch_s']} s" in tables
     (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")

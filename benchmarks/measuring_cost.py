@@ -1,0 +1,133 @@
+"""Cost of the measured losses and of the previews' scores: a run with them beside one without.
+
+Both run alternately. The run with them measures the loss before the first step and every ten
+epochs, and scores the checkpoint previews that `PREVIEW_SHARE` allows, as by default. The time for
+drawing previews is left out: that share bounds it, and the report needs the base's anyway.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adapters.diffusion.trainer import DiffusionTrainer
+    from application.ports import TrainingSession
+    from domain.preview import Preview, PreviewScores
+    from domain.training_plan import TrainingPlan
+
+EPOCHS = 60
+IMAGES = 20
+WITH, WITHOUT = {"validation_epochs": 10}, {"validation_epochs": 0}
+
+
+def measuring_cost(
+    trainer: DiffusionTrainer, plan: TrainingPlan, rounds: int, clock: Callable[[], float]
+) -> dict[str, Any]:
+    """The ratio of both times, and the part that the scores have in it.
+
+    Args:
+        plan: a run of the usual length; its ``validation_epochs`` are ignored.
+        clock: seconds of the device's work: processor time for a CPU, which others may use too.
+    """
+    ratios, of_scores, scored = [], [], 0
+    # The first run also chooses algorithms and compiles kernels.
+    _run(trainer, _changed(plan, {**WITHOUT, "epochs": 1}), clock, scores=False)
+    for _ in range(rounds):
+        without = _run(trainer, _changed(plan, WITHOUT), clock, scores=False)
+        with_them = _run(trainer, _changed(plan, WITH), clock, scores=True)
+        ratios.append(with_them.seconds / without.seconds)
+        of_scores.append(with_them.judging / without.seconds)
+        scored = with_them.scored
+    return {
+        "rounds": rounds,
+        "images": len(plan.images),
+        "epochs": plan.parameters.epochs,
+        "ratio": round(statistics.median(ratios), 3),
+        "lowest_ratio": round(min(ratios), 3),
+        "highest_ratio": round(max(ratios), 3),
+        "share_of_scores": round(statistics.median(of_scores), 3),
+        "scored_rounds": scored,
+    }
+
+
+def cost_sentence(cost: Mapping[str, Any]) -> str:
+    """The measured cost in words."""
+    return (
+        f"{cost['ratio'] - 1:.1%} ({cost['lowest_ratio'] - 1:.1%} to "
+        f"{cost['highest_ratio'] - 1:.1%} in {cost['rounds']} rounds of {cost['images']} images "
+        f"and {cost['epochs']} epochs)"
+    )
+
+
+@dataclass
+class _Stopwatch:
+    """A session's preview methods, timed, as `CheckpointPreviews` calls them."""
+
+    session: TrainingSession
+    clock: Callable[[], float]
+    seconds: float = 0.0
+    """Of the whole run, without the drawing of previews."""
+    drawing: float = 0.0
+    judging: float = 0.0
+    scored: int = 0
+
+    def previews(
+        self, *, adapted: bool, check: Callable[[], None] = lambda: None
+    ) -> tuple[Preview, ...]:
+        started = self.clock()
+        drawn = self.session.previews(adapted=adapted, check=check)
+        self.drawing += self.clock() - started
+        return drawn
+
+    def judge(
+        self, previews: tuple[Preview, ...], check: Callable[[], None] = lambda: None
+    ) -> PreviewScores | None:
+        self.previews(adapted=False)  # kept by the session: the first score needs them
+        started = self.clock()
+        scores = self.session.judge(previews, check)
+        self.judging += self.clock() - started
+        self.scored += 1
+        return scores
+
+
+def _changed(plan: TrainingPlan, values: dict[str, Any]) -> TrainingPlan:
+    return replace(plan, parameters=replace(plan.parameters, **values))
+
+
+def _run(
+    trainer: DiffusionTrainer, plan: TrainingPlan, clock: Callable[[], float], *, scores: bool
+) -> _Stopwatch:
+    from adapters.clock import SystemClock
+    from adapters.memory import MemoryBlobStore
+    from application.checkpoint_previews import CheckpointPreviews
+    from application.job_store import JobStore
+    from application.stop_signal import StopSignal
+    from application.storage_keys import StorageKeys
+    from application.worker_config import WorkerConfig
+    from domain.job import TrainingJob
+    from domain.location import Bucket
+
+    config, stop = WorkerConfig(), StopSignal()
+    store = JobStore(
+        blobs=MemoryBlobStore(),
+        keys=StorageKeys(Bucket("models")),
+        clock=SystemClock(),
+        events=lambda _: None,
+        worker="benchmark",
+    )
+    job = TrainingJob(task_id="benchmark", style_id=plan.style_id)
+    started = clock()
+    with trainer.open(plan, None) as session:
+        watch = _Stopwatch(session, clock)
+        previews = CheckpointPreviews(store, config)
+        while not session.finished:
+            step = session.advance()
+            due = step.epoch_finished and step.epoch % config.checkpoint_every == 0
+            if scores and due and not session.finished and previews.affordable():
+                previews.draw(watch, job, step.epoch, stop)
+        session.weights()  # waits for the device
+    watch.seconds = clock() - started - watch.drawing
+    return watch
