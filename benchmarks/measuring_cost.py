@@ -62,8 +62,8 @@ def cost_sentence(cost: Mapping[str, Any]) -> str:
     return (
         f"{cost['ratio'] - 1:.1%} ({cost['lowest_ratio'] - 1:.1%} to "
         f"{cost['highest_ratio'] - 1:.1%} in {cost['rounds']} rounds of {cost['images']} images "
-        f"and {cost['epochs']} epochs); timed one by one, the losses {cost['share_of_losses']:.1%} "
-        f"and the scores {cost['share_of_scores']:.1%}"
+        f"and {cost['epochs']} epochs); timed one by one, losses {cost['share_of_losses']:.1%}, "
+        f"scores {cost['share_of_scores']:.1%}"
     )
 
 
