@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from tests.services.commands import environment
+from tests.services.fork_server import Command, ForkServer
 from tests.services.ports import free_ports
 
 MAX_ODD_EXITS = 5
@@ -29,7 +30,7 @@ class Slot:
     """Of its workers' status page."""
     clock: Path
     """File with the offset of this slot's wall clock in seconds, for ``wall_clock.c``."""
-    process: subprocess.Popen[bytes] | None = None
+    process: Command | None = None
     started: int = 0
     resumes_at: float | None = None
     """Monotonic time at which a paused process resumes."""
@@ -57,6 +58,8 @@ class Pool:
     folder: Path
     wall_clock: Path
     """The library compiled from ``wall_clock.c``."""
+    server: ForkServer
+    """Forks the workers; it has the library loaded."""
     slots: list[Slot] = field(default_factory=list)
     violent_ends: list[float] = field(default_factory=list)
     """Wall-clock times at which a worker was killed, paused or exceeded its shutdown timeout."""
@@ -167,19 +170,20 @@ class Pool:
         if "AWS_ACCESS_KEY_ID" in settings:
             settings["AWS_ACCESS_KEY_ID"] = slot.access_key
         with self._log(slot).open("wb") as log:
-            slot.process = subprocess.Popen(
-                [sys.executable, "-m", "entrypoints.worker"],
+            slot.process = Command(
+                ["entrypoints.worker"],
                 cwd=self.folder,
                 env=environment(**settings),
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                server=self.server,
             )
 
     def _expect(self, slot: Slot) -> None:
         if slot.process is not None:
             self.expected.add(slot.process.pid)
 
-    def _note_end(self, process: subprocess.Popen[bytes], slot: Slot) -> None:
+    def _note_end(self, process: Command, slot: Slot) -> None:
         if process.pid in self.expected:
             return
         self.odd_exits.append((slot.number, process.returncode))

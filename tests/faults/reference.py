@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from math import inf, sqrt
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from adapters.common.tensor_file import TensorFileDamaged, decode
 from tests.faults.deployment import FIRST_STYLE, Deployment, task_body
 from tests.faults.stores import IMAGES, MODELS
-from tests.services.commands import environment
+from tests.services.commands import run
 
 OF_VALUES = ("modelspec.hash_sha256", "sshs_model_hash")
 """Metadata that differ if any value does: hashes over all values."""
@@ -41,14 +39,7 @@ def references(deployment: Deployment, folder: Path, seeds: Sequence[int]) -> di
         task_id = f"00000000-0000-4000-8000-{seed:012d}"
         body = task_body(task_id, FIRST_STYLE + number, seed, deployment.images)
         (spool / f"{seed}.json").write_bytes(body)
-    done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.worker", "--once"],
-        cwd=folder,
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("worker", "--once", cwd=folder, **settings)
     files = {
         seed: buckets / MODELS / "models" / f"style_{FIRST_STYLE + number}.safetensors"
         for number, seed in enumerate(seeds)

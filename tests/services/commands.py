@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.services.fork_server import ROOT, Command
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -30,15 +29,15 @@ def run(
     name: str, *arguments: str, cwd: Path, timeout: float = 240, **settings: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m entrypoints.name`` until it ends."""
-    return subprocess.run(
-        [sys.executable, "-m", f"entrypoints.{name}", *arguments],
-        cwd=cwd,
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    command = [f"entrypoints.{name}", *arguments]
+    pipe, env = subprocess.PIPE, environment(**settings)
+    with Command(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe) as process:
+        try:
+            printed, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, printed, errors)
 
 
 @contextmanager
@@ -46,13 +45,12 @@ def a_worker(
     *arguments: str, cwd: Path, stderr: int | IO[str] = subprocess.PIPE, **settings: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A running worker, ended on leaving the context."""
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "entrypoints.worker", *arguments],
+    worker = Command(
+        ["entrypoints.worker", *arguments],
         cwd=cwd,
         env=environment(**settings),
         stdout=subprocess.DEVNULL,
         stderr=stderr,
-        text=True,
     )
     try:
         yield worker

@@ -1,0 +1,169 @@
+"""Starts our commands in processes that have already imported torch and other large libraries.
+
+Importing them takes ten seconds of processor time, which is most of a short command. One server
+imports them once and forks for each command. The fork has its own arguments, environment, working
+directory and streams, and is a child of the test's process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import inspect
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+IMPORTED = (
+    "adapters.diffusion.trainer",
+    "adapters.rabbitmq.queue",
+    "adapters.s3.store",
+    "adapters.webhook.notifier",
+    "entrypoints.bootstrap",
+    "entrypoints.check",
+    "entrypoints.settings",
+)
+MAX_REQUEST = 128 * 1024
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class ForkServer:
+    """The server process. It ends with this one.
+
+    Args:
+        preload: a library for LD_PRELOAD, of the server and so of its forks.
+    """
+
+    def __init__(self, preload: Path | None = None) -> None:
+        self._lock = threading.Lock()
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        extra = {} if preload is None else {"LD_PRELOAD": str(preload)}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.services.fork_server"],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **extra},
+                stdin=theirs,
+            )
+
+    def fork(
+        self, arguments: Sequence[str], cwd: str, env: Mapping[str, str], streams: Sequence[int]
+    ) -> int:
+        """Run ``python -m`` with these arguments. Returns the id of the process, a child."""
+        request = json.dumps([list(arguments), cwd, dict(env)]).encode()
+        with self._lock:
+            adopt_orphans(True)
+            try:
+                socket.send_fds(self._connection, [request], list(streams))
+                reply = self._connection.recv(64)
+            finally:
+                adopt_orphans(False)
+        if not reply:
+            raise RuntimeError(f"the fork server ended, exit code {self._process.wait(10)}")
+        return int(reply)
+
+    def close(self) -> None:
+        """End the server; its forks continue."""
+        self._connection.close()
+        self._process.wait(60)
+
+
+@cache
+def shared_server() -> ForkServer:
+    """The server for all commands that preload nothing."""
+    return ForkServer()
+
+
+class Command(subprocess.Popen[str]):
+    """A running ``python -m`` with these arguments, forked by a server."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdout: int | IO[Any],
+        stderr: int | IO[Any],
+        server: ForkServer | None = None,
+    ) -> None:
+        self._server = server or shared_server()
+        null = subprocess.DEVNULL
+        super().__init__(
+            arguments, cwd=cwd, env=env, stdin=null, stdout=stdout, stderr=stderr, text=True
+        )
+
+    def _execute_child(self, *values: Any) -> None:
+        """Replaces the standard library's fork and exec. All else of Popen stays as it is."""
+        names = inspect.signature(subprocess.Popen._execute_child).parameters  # type: ignore[attr-defined]  # it has no type
+        given = dict(zip(names, (self, *values), strict=True))
+        streams = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        self.pid = self._server.fork(given["args"], str(given["cwd"]), given["env"], streams)
+        self._child_created = True
+        pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        self._close_pipe_fds(*(given[name] for name in pipes))  # type: ignore[attr-defined]
+
+
+def adopt_orphans(adopt: bool) -> None:
+    """Whether descendants of this process become its children when their parent ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def main() -> None:
+    """Import, then fork for each request from standard input. Returns in each fork only."""
+    for name in IMPORTED:
+        import_module(name)
+    assert threading.active_count() == 1, "a fork would not have the other threads"
+    gc.freeze()
+    with socket.socket(fileno=os.dup(0)) as connection:
+        while True:
+            request, streams, _, _ = socket.recv_fds(connection, MAX_REQUEST, 3)
+            if not request:
+                os._exit(0)
+            if forked(connection):
+                break
+            for stream in streams:
+                os.close(stream)
+    arguments, cwd, env = json.loads(request)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = arguments
+    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+def forked(connection: socket.socket) -> bool:
+    """Fork and reply with the id; True in the fork. A process between ends first, so that the
+    test's process adopts the fork."""
+    reading, writing = os.pipe()
+    between = os.fork()
+    if between == 0:
+        pid = os.fork()
+        if pid == 0:
+            return True
+        os.write(writing, str(pid).encode())
+        os._exit(0)
+    os.waitpid(between, 0)
+    connection.send(os.read(reading, 64))
+    os.close(reading)
+    os.close(writing)
+    return False
+
+
+if __name__ == "__main__":
+    main()
