@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,17 @@ from adapters.diffusion.backend import Backend
 from benchmarks.gpu.bench import MAX_WAIT, Bench
 from benchmarks.gpu.results import kept_rows
 from benchmarks.gpu.tables import NOTHING, card_tables, gpu_tables
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.services.commands import ROOT, run_module
 
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The file that a rehearsal on the small base leaves."""
     file = tmp_path_factory.mktemp("results") / "card.json"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu"]
+    command = ["benchmarks.gpu", "--tiny", "--device", "cpu", "--json", str(file)]
     command += ["--batches", "2", "--styles", "1", "2", "--epochs", "1", "--seconds", "0.05"]
     command += ["--rounds", "1"]
-    done = subprocess.run(
-        [*command, "--json", str(file)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_module(*command, cwd=ROOT, timeout=240)
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return results

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from math import inf, sqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def references(deployment: Deployment, folder: Path, seeds: Sequence[int]) -> di
     spool, buckets = folder / "spool", folder / "buckets"
     spool.mkdir(parents=True)
     shutil.copytree(folder.parent / "images", buckets / IMAGES)
-    settings = {
+    settings: dict[str, Any] = {
         "SPOOL_DIR": str(spool),
         "STORAGE_DIR": str(buckets),
         "AWS_STORAGE_BUCKET_NAME": IMAGES,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +25,8 @@ from assets.drawing import draw_style_set
 from domain.location import Bucket
 from entrypoints import local_run
 from entrypoints.train import main
+from tests.services.commands import environment
+from tests.services.fork_server import Command
 from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -232,27 +232,20 @@ def test_the_same_command_twice_at_a_time_is_told_so(
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
     images: Path, tmp_path: Path
 ) -> None:
-    options = ["--epochs", "400", "--resolution", "64", "--device", "cpu"]
-    command = [sys.executable, "-m", "entrypoints.train", str(images), "--out", "out", *options]
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    first = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    eventually(lambda: list(tmp_path.glob("out/jobs/*/checkpoints/*")), within=120, running=first)
-    first.send_signal(signal.SIGINT)
-    printed, _ = first.communicate(timeout=60)
+    command = ["entrypoints.train", str(images), "--out", "out", "--epochs", "400", *QUICK[2:]]
+    pipe, env = subprocess.PIPE, environment()
+    with Command(command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe) as first:
+        eventually(lambda: [*tmp_path.glob("out/jobs/*/checkpoints/*")], within=120, running=first)
+        first.send_signal(signal.SIGINT)
+        printed, _ = first.communicate(timeout=60)
     assert first.returncode == 130, printed
     assert "stopping: saving a checkpoint" in printed
     assert "run the same command to resume from there" in printed
 
-    second = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert second.stdout is not None
-    resumed = any("resuming from epoch" in line for line in second.stdout)
-    second.kill()
-    second.wait()
+    with Command(command, cwd=tmp_path, env=env, stdout=pipe, stderr=None) as second:
+        assert second.stdout is not None
+        resumed = any("resuming from epoch" in line for line in second.stdout)
+        second.kill()
     assert resumed
 
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.services.fork_server import ROOT, Command
+from tests.services.fork_server import Command
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -29,7 +31,13 @@ def run(
     name: str, *arguments: str, cwd: Path, timeout: float = 240, **settings: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m entrypoints.name`` until it ends."""
-    command = [f"entrypoints.{name}", *arguments]
+    return run_module(f"entrypoints.{name}", *arguments, cwd=cwd, timeout=timeout, **settings)
+
+
+def run_module(
+    *command: str, cwd: Path, timeout: float, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m`` with this module and its arguments until it ends."""
     pipe, env = subprocess.PIPE, environment(**settings)
     with Command(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe) as process:
         try:

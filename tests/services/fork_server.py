@@ -23,7 +23,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.services.child import ROOT
+
 IMPORTED = (
     "adapters.diffusion.trainer",
     "adapters.rabbitmq.queue",
@@ -53,7 +54,7 @@ class ForkServer:
                 [sys.executable, "-m", "tests.services.fork_server"],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **extra},
-                stdin=theirs,
+                stdin=theirs.fileno(),
             )
 
     def fork(
@@ -93,8 +94,8 @@ class Command(subprocess.Popen[str]):
         *,
         cwd: Path,
         env: Mapping[str, str],
-        stdout: int | IO[Any],
-        stderr: int | IO[Any],
+        stdout: int | IO[Any] | None,
+        stderr: int | IO[Any] | None,
         server: ForkServer | None = None,
     ) -> None:
         self._server = server or shared_server()
@@ -107,7 +108,8 @@ class Command(subprocess.Popen[str]):
         """Replaces the standard library's fork and exec. All else of Popen stays as it is."""
         names = inspect.signature(subprocess.Popen._execute_child).parameters  # type: ignore[attr-defined]  # it has no type
         given = dict(zip(names, (self, *values), strict=True))
-        streams = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        streams = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
+        streams = [n if stream == -1 else stream for n, stream in enumerate(streams)]  # inherited
         self.pid = self._server.fork(given["args"], str(given["cwd"]), given["env"], streams)
         self._child_created = True
         pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
