@@ -472,11 +472,16 @@ def test_depths_are_gauges_while_they_can_be_counted(metrics: Metrics, clock: Ma
 
 
 def test_a_broker_that_is_away_leaves_no_old_depths(
-    metrics: Metrics, clock: ManualClock, caplog: pytest.LogCaptureFixture
+    metrics: Metrics,
+    clock: ManualClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gauges = DepthGauges(MemoryQueue(clock), metrics, clock.monotonic)
+    queue = MemoryQueue(clock)
+    gauges = DepthGauges(queue, metrics, clock.monotonic)
     gauges.poll()
-    gauges._queue = Broken(QueueUnavailable("connection refused"))
+    broken = Broken(QueueUnavailable("connection refused"))
+    monkeypatch.setattr(queue, "depths", broken.depths)
     with caplog.at_level(logging.WARNING):
         gauges.poll()
         gauges.poll()

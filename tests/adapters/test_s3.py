@@ -31,7 +31,7 @@ from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
 from adapters.s3.upload import upload
 from application.ports import BlobDenied, BlobTooLarge, BlobUnavailable
-from domain.location import Bucket, Location
+from domain.location import Location
 
 AT = Location("bucket", "key")
 DATA = b"x" * 3000
@@ -307,27 +307,6 @@ def open_store(monkeypatch: pytest.MonkeyPatch, client: Any = None) -> S3BlobSto
     return S3BlobStore(
         S3Options(), readable=["images"], writable=[AT.bucket], sleep=lambda _: None
     )
-
-
-@pytest.mark.parametrize(
-    ("bucket", "call", "told"),
-    [
-        ("other", lambda store, at: store.get(at), "may not be read, only bucket, images"),
-        ("other", lambda store, at: store.list(Bucket(at.bucket), ""), "may not be read"),
-        ("other", lambda store, at: store.put(at, b""), "may not be read"),
-        ("other", lambda store, at: store.delete(at), "may not be read"),
-        ("images", lambda store, at: store.put(at, b""), "is read-only"),
-        ("images", lambda store, at: store.delete(at), "is read-only"),
-    ],
-)
-def test_a_bucket_that_is_not_ours_to_use_is_denied_before_anything_is_sent(
-    monkeypatch: pytest.MonkeyPatch,
-    bucket: str,
-    call: Callable[[S3BlobStore, Location], object],
-    told: str,
-) -> None:
-    with pytest.raises(BlobDenied, match=told):
-        call(open_store(monkeypatch), Location(bucket, "key"))
 
 
 def test_a_store_that_tells_of_a_missing_blob_has_deleted_it(

@@ -11,7 +11,7 @@ import torch
 from adapters.lora_files.files import hashed
 from adapters.lora_files.kohya_format import to_kohya
 from adapters.lora_files.lora_formats import UNET, LayerWeights, LoraFormat
-from entrypoints.train import build_parser, main
+from entrypoints.train import main
 
 pytestmark = pytest.mark.integration
 
@@ -107,9 +107,4 @@ def test_a_form_that_is_unknown_is_told_with_those_known(
         main(["--export", "onnx", str(style), "--out", "o"])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert all(form in error for form in ("diffusers", "kohya", "peft"))
-
-
-def test_every_form_can_be_asked_for() -> None:
-    (choices,) = [action.choices for action in build_parser()._actions if action.dest == "export"]
-    assert list(choices or ()) == list(LoraFormat)
+    assert all(form in error for form in LoraFormat)

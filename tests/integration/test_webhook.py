@@ -498,8 +498,7 @@ def build():
 
 options = build()
 notifier = WebhookNotifier(options, BODIES, SystemClock())
-print(repr(options), str(options), repr(notifier), vars(notifier), vars(notifier._transport))
-print(vars(notifier._transport._session), notifier._transport._session.headers)
+print(repr(options), str(options), repr(notifier), vars(notifier))
 raised = 0
 for call in (
     lambda: complete(notifier), lambda: notifier.progress(7, PROGRESS), notifier.check,

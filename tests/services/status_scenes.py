@@ -71,6 +71,7 @@ def task(style_id: int) -> TrainingTask:
 class Scene:
     """One worker, controlled by the test."""
 
+    name: str = "atelier-1"
     clock: ManualClock = field(default_factory=ManualClock)
     cards: Sequence[GpuReading] = (CARD,)
     queues: dict[str, Any] = field(
@@ -85,7 +86,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.metrics = Metrics("atelier-1", "1.2.3")
         GpuCollector(lambda: self.cards, self.metrics.registry)
-        self.worker_state = WorkerState("atelier-1", "1.2.3", self.clock)
+        self.worker_state = WorkerState(self.name, "1.2.3", self.clock)
         self.worker_state.device = "cuda"
         self.worker_state.model = "stable-diffusion-v1-5"
         self.previews = PreviewCache()
@@ -254,9 +255,9 @@ def side_by_side() -> Scene:
     return scene
 
 
-def failed() -> Scene:
+def failed(name: str = "atelier-1") -> Scene:
     """The last job failed with a message that contains markup; the broker is unavailable."""
-    scene = Scene(cards=())
+    scene = Scene(name, cards=())
     scene.start(43)
     scene.train(43, until=30)
     scene.fail(43, FailureCode.GPU_OOM, f"The card's memory did not suffice {NASTY} {SECRET}")
