@@ -29,10 +29,9 @@ from tests.faults.deployment import (
     Order,
     a_deployment,
 )
-from tests.faults.pool import Pool, compile_wall_clock
+from tests.faults.pool import Pool
 from tests.faults.reference import expected, references
 from tests.faults.verdict import Verdict, tracebacks
-from tests.services.fork_server import ForkServer
 
 MIN_WAVE = 4
 """Minimum number of concurrent tasks; more if needed to fill all slots and make one task wait."""
@@ -233,16 +232,13 @@ def campaign(
         missing = [variant for variant in variants(together) if variant not in wanted]
         if missing:
             wanted |= references(deployment, folder / "reference", missing)
-        settings, wall_clock = deployment.settings(together), compile_wall_clock(folder)
-        server = ForkServer(wall_clock)
-        pool = Pool(workers, settings, folder / "workers", wall_clock, server)
+        pool = Pool(workers, deployment.settings(together), folder / "workers")
         try:
             rng = random.Random(seed)
             run = Campaign(deployment, pool, rng, lambda line: print(line, flush=True), together)
             return run.run(min(runs, MAX_RUNS), wanted)
         finally:
             pool.stop()
-            server.close()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import socket
 import subprocess
@@ -10,7 +11,9 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.request import urlopen
 
 from tests.services.commands import environment
@@ -41,12 +44,15 @@ class Slot:
         return f"key-of-slot-{self.number}"
 
 
-def compile_wall_clock(folder: Path) -> Path:
-    """The library that sets a worker's wall clock."""
-    library = folder / "wall_clock.so"
+@cache
+def server_with_wall_clock() -> ForkServer:
+    """Forks workers whose wall clock can be set."""
+    folder = TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    library = Path(folder.name) / "wall_clock.so"
     source = Path(__file__).with_name("wall_clock.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
-    return library
+    return ForkServer(library)
 
 
 @dataclass
@@ -56,10 +62,6 @@ class Pool:
     size: int
     settings: Mapping[str, str]
     folder: Path
-    wall_clock: Path
-    """The library compiled from ``wall_clock.c``."""
-    server: ForkServer
-    """Forks the workers; it has the library loaded."""
     slots: list[Slot] = field(default_factory=list)
     violent_ends: list[float] = field(default_factory=list)
     """Wall-clock times at which a worker was killed, paused or exceeded its shutdown timeout."""
@@ -160,11 +162,12 @@ class Pool:
 
     def _start(self, slot: Slot) -> None:
         slot.started += 1
+        server = server_with_wall_clock()
         settings = {
             **self.settings,
             "STATUS_PORT": str(slot.port),
             "WORKER_NAME": f"worker-{slot.number}-{slot.started}",
-            "LD_PRELOAD": str(self.wall_clock),
+            "LD_PRELOAD": str(server.preload),
             "WALL_CLOCK_FILE": str(slot.clock),
         }
         if "AWS_ACCESS_KEY_ID" in settings:
@@ -176,7 +179,7 @@ class Pool:
                 env=environment(**settings),
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                server=self.server,
+                server=server,
             )
 
     def _expect(self, slot: Slot) -> None:

@@ -46,6 +46,7 @@ class ForkServer:
     """
 
     def __init__(self, preload: Path | None = None) -> None:
+        self.preload = preload
         self._lock = threading.Lock()
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         extra = {} if preload is None else {"LD_PRELOAD": str(preload)}
@@ -72,11 +73,6 @@ class ForkServer:
         if not reply:
             raise RuntimeError(f"the fork server ended, exit code {self._process.wait(10)}")
         return int(reply)
-
-    def close(self) -> None:
-        """End the server; its forks continue."""
-        self._connection.close()
-        self._process.wait(60)
 
 
 @cache
