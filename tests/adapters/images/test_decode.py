@@ -134,7 +134,7 @@ def test_cmyk_becomes_rgb() -> None:
     assert furthest(decoded, scene()) <= 12
 
 
-@pytest.mark.parametrize("orientation", UNDO)
+@pytest.mark.parametrize("orientation", [1, 6, 8])
 @pytest.mark.parametrize("size", [(640, 320), (192, 448)])
 def test_an_image_is_fitted_as_by_one_call(orientation: int, size: tuple[int, int]) -> None:
     """Though it is converted and scaled in strips, and lies on its side."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 import warnings
 
 import pytest
@@ -13,7 +12,7 @@ from adapters.images.prepare import prepare
 from domain.image import ImageRefused
 from tests.adapters.images.files import animated_webp, encode, scene, srgb_profile
 
-SECONDS = 8.0
+FILES = 600
 """For each format."""
 
 SMALL = (96, 64)
@@ -63,9 +62,8 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 @pytest.mark.parametrize("format", WHOLE)
 def test_mutated_files_are_prepared_or_refused(format: str) -> None:
     warnings.simplefilter("ignore")
-    end = time.monotonic() + SECONDS
     outcomes = {"prepared": 0, "refused": 0}
-    for seed in range(1_000_000):
+    for seed in range(FILES):
         chance = random.Random(seed)
         data = mutated(chance.choice(WHOLE[format]), chance)
         try:
@@ -76,6 +74,4 @@ def test_mutated_files_are_prepared_or_refused(format: str) -> None:
             outcomes["refused"] += 1
         except Exception as error:
             raise AssertionError(f"seed {seed} of {format}") from error
-        if time.monotonic() > end:
-            break
-    assert min(outcomes.values()) > 20, outcomes
+    assert min(outcomes.values()) > 5, outcomes
