@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from assets.drawing import draw_style_set
+from entrypoints import submit, worker
 from tests.services.commands import ROOT, run
 
 pytestmark = pytest.mark.integration
@@ -52,73 +53,54 @@ def save(path: Path, task: object) -> Path:
     return path
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with an image folder and a file that is not a task."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"1")
+    (tmp_path / "task.json").write_text('{"type": "model_training", "data": {}}')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "no such file or folder"),
-        (["task.json"], "task_id"),
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["task.json"], "task_id is missing: give a UUID"),
+        (["images", "--style-id", "0"], "--style-id 0: give a whole number from 1 to"),
+        (["images", "--tags", "x" * 101], '--tags "xxx'),
+        (["images", "--epochs", "0"], "--epochs 0: "),
+        (["task.json", "--epochs", "5", "--style-id", "77"], "--epochs: applies only to a folder"),
+        (["--dead", "--tags", "a"], "--tags: applies only to a folder"),
     ],
 )
-def test_submit_refuses_what_is_no_task_in_one_line(
-    arguments: list[str], said: str, tmp_path: Path
+def test_submit_refuses_in_one_line_before_it_stores_anything(
+    arguments: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "task.json").write_text('{"type": "model_training", "data": {}}')
-    refused = run("submit", *arguments, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
-    assert said in refused.stderr
+    assert submit.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}")
+    assert error.count("\n") == 1
+    assert not (folder / "spool").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--style-id", "0"], "--style-id 0: give a whole number from 1 to"),
-        (["--style-id", str(2**63)], f"--style-id {2**63}: give a whole number from 1 to"),
-        (["--tags", "x" * 101], '--tags "xxx'),
-        (["--epochs", "0"], "--epochs 0: "),
-    ],
-)
-def test_submit_refuses_a_folders_task_before_it_puts_an_image_anywhere(
-    options: list[str], said: str, tmp_path: Path
+def test_submit_says_how_many_images_a_folder_may_have(
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(b"1")
-    refused = run("submit", "images", *options, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {said}"), refused.stderr
-    assert not (tmp_path / "spool").exists()
+    for number in range(100):
+        (folder / "images" / f"{number}.png").write_bytes(b"1")
+    assert submit.main(["images"]) == 2
+    assert capsys.readouterr().err == "error: images: has 101 images; give at most 100\n"
 
 
-def test_submit_says_how_many_images_a_folder_may_have(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for number in range(101):
-        (tmp_path / "images" / f"{number}.png").write_bytes(b"1")
-    refused = run("submit", "images", cwd=tmp_path)
-    assert refused.stderr == "error: images: has 101 images; give at most 100\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "option"),
-    [
-        (["task.json", "--epochs", "5", "--style-id", "77"], "--epochs"),
-        (["task.json", "--style-id", "1"], "--style-id"),
-        (["--dead", "--tags", "a"], "--tags"),
-    ],
-)
-def test_submit_refuses_options_that_would_be_of_no_use(
-    arguments: list[str], option: str, tmp_path: Path
+def test_a_worker_does_not_wait_for_a_spool_folder_that_cannot_be_had(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "task.json").write_text("{}")
-    refused = run("submit", *arguments, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {option}: applies only to a folder"), refused.stderr
-
-
-def test_a_worker_does_not_wait_for_a_spool_folder_that_cannot_be_had(tmp_path: Path) -> None:
-    (tmp_path / "spool").touch()
-    refused = run("worker", "--once", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: SPOOL_DIR='spool': "), refused.stderr
+    (folder / "spool").touch()
+    monkeypatch.setenv("BASE_MODEL", str(ROOT / "assets" / "small_base"))
+    assert worker.main(["--once"]) == 2
+    assert capsys.readouterr().err.startswith("error: SPOOL_DIR='spool': ")
 
 
 @pytest.mark.parametrize("name", ["train", "worker", "submit"])

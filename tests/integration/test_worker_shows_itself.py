@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from assets.drawing import draw_style_set
-from tests.services.commands import a_worker, run
+from entrypoints.worker import main
+from tests.services.commands import a_worker, environment, run
 from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.integration
@@ -186,16 +187,27 @@ def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_p
         assert secret not in json.dumps(worker.lines) + json.dumps(status) + answer
 
 
-def test_settings_that_would_open_the_page_are_refused_in_one_line(tmp_path: Path) -> None:
-    exposed: dict[str, Any] = {"STATUS_HOST": "0.0.0.0", "STATUS_PORT": "9108", "STATUS_TOKEN": ""}
-    done = run("worker", "--once", cwd=tmp_path, **exposed)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: STATUS_TOKEN is not set: '0.0.0.0' is open")
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_an_address_of_sentry_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = run("worker", "--once", cwd=tmp_path, SENTRY_DSN="nonsense")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: SENTRY_DSN is not the address")
-    assert len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"STATUS_HOST": "0.0.0.0", "STATUS_PORT": "9108", "STATUS_TOKEN": ""},
+            "STATUS_TOKEN is not set: '0.0.0.0' is open",
+        ),
+        ({"SENTRY_DSN": "nonsense"}, "SENTRY_DSN is not the address"),
+    ],
+)
+def test_unsafe_and_wrong_settings_are_refused_in_one_line(
+    wrong: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment(**wrong).items():
+        monkeypatch.setenv(name, value)
+    assert main(["--once"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}")
+    assert error.count("\n") == 1
