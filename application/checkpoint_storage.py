@@ -71,7 +71,7 @@ class CheckpointStorage:
         stored = self._executor.submit(context.run, store)
         self._underway = _Underway(taken.epoch, began, stored)
 
-    def look(self) -> None:
+    def finish_if_uploaded(self) -> None:
         """Record the pending checkpoint if its upload has ended.
 
         Raises:
@@ -116,7 +116,7 @@ class CheckpointStorage:
         except (Unavailable, BlobDenied) as error:
             log.warning("the checkpoint's style is not stored: %s", error)
 
-    def leave(self, timeout: float | None = None) -> None:
+    def try_to_finish(self, timeout: float | None = None) -> None:
         """Like ``finish``, for use while another error is handled: exceptions are logged, so that
         they do not replace that error.
 

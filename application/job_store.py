@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from application.event_bus import EventSink, LeaseWritten
 from application.fenced_blob import (
@@ -132,8 +133,7 @@ class JobStore:
 
     def put_rejection(self, task_id: str, rejection: Mapping[str, str]) -> None:
         """Store the reason why a message with this task id was rejected."""
-        data = json.dumps(dict(rejection), indent=1).encode()
-        self.blobs.put(self.keys.rejection(task_id), data, content_type="application/json")
+        self._put_json(self.keys.rejection(task_id), dict(rejection))
 
     def rejection(self, task_id: str) -> dict[str, str] | None:
         """Read why a message with this task id was rejected; None if none was.
@@ -155,22 +155,16 @@ class JobStore:
 
     def add_captions(self, task_id: str, made: Mapping[str, str]) -> dict[str, str]:
         """Store made captions and return the stored ones: another worker's, if it was first."""
-        data = json.dumps(dict(made), indent=1).encode()
         with suppress(PreconditionFailed):
-            self.blobs.put(
-                self.keys.captions(task_id),
-                data,
-                content_type="application/json",
-                condition=IfAbsent(),
-            )
+            self._put_json(self.keys.captions(task_id), dict(made), IfAbsent())
         return self.captions(task_id) or {}
 
     # --- cancellation
 
     def request_cancellation(self, task_id: str) -> None:
         """Store a request to cancel the job, for its current or next worker."""
-        note = json.dumps({"requested_at": self.clock.now().isoformat()}).encode()
-        self.blobs.put(self.keys.cancellation(task_id), note, content_type="application/json")
+        note = {"requested_at": self.clock.now().isoformat()}
+        self._put_json(self.keys.cancellation(task_id), note)
 
     def cancellation_requested(self, task_id: str) -> bool:
         """Whether a cancellation was requested; False if the store cannot be read."""
@@ -218,14 +212,15 @@ class JobStore:
             return
         keys, task_id = self.keys, job.task_id
         best_epoch, best_step = _best(job.metric)
-        kinds = (
-            (keys.checkpoints_prefix(task_id), keys.checkpoint(task_id, best_epoch, best_step)),
-            (keys.styles_prefix(task_id), keys.style_at(task_id, best_epoch)),
+        best_files = (
+            keys.checkpoint(task_id, best_epoch, best_step),
+            keys.style_at(task_id, best_epoch),
         )
         try:
             files = self.blobs.list(keys.bucket, keys.files_prefix(task_id))
-            for prefix, best in kinds:
-                stored = [at for at in files if at.key.startswith(prefix)]
+            for best in best_files:
+                folder = best.key.removesuffix(best.name)
+                stored = [at for at in files if at.key.startswith(folder)]
                 for at in stored[: max(0, len(stored) - keep)]:
                     if not keep or at != best:
                         self.blobs.delete(at)
@@ -276,8 +271,7 @@ class JobStore:
 
     def put_preview_scores(self, task_id: str, epoch: int, scores: PreviewScores) -> None:
         """Store the scores of an epoch's previews."""
-        at, data = self.keys.preview_scores(task_id, epoch), json.dumps(asdict(scores)).encode()
-        self.blobs.put(at, data, content_type="application/json")
+        self._put_json(self.keys.preview_scores(task_id, epoch), asdict(scores))
 
     def preview_scores(self, task_id: str, epochs: Iterable[int]) -> dict[int, PreviewScores]:
         """Read the scores of these epochs' previews; epochs without scores are left out."""
@@ -319,6 +313,12 @@ class JobStore:
     def probe(self, bucket: Bucket) -> Location:
         """A key unique to this worker, for testing a bucket."""
         return bucket.at(self.keys.probe(self.worker).key)
+
+    def _put_json(
+        self, at: Location, value: Mapping[str, Any], condition: IfAbsent | None = None
+    ) -> None:
+        data = json.dumps(value, indent=1).encode()
+        self.blobs.put(at, data, content_type="application/json", condition=condition)
 
     def _texts(self, at: Location) -> dict[str, str] | None:
         """Read a JSON object of texts; None if there is none."""

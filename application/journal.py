@@ -60,7 +60,7 @@ class Entry:
         """The current state of the job."""
         self.opened_at = opened_at
         """Monotonic time, in seconds."""
-        self.quiet_from = -math.inf
+        self.progress_in_flight_until = -math.inf
         """Monotonic time, in seconds, until which a progress call of ours may still reach the
         backend. Not recorded: the takeover of a dead worker's job takes longer than that."""
 

@@ -261,11 +261,11 @@ class Lease:
         except BaseException:
             # An error of the release must not replace the one raised here.
             with suppress(Unavailable, BlobDenied):
-                self._leave(stop, is_finished())
+                self._release_at_end(stop, is_finished())
             raise
-        self._leave(stop, is_finished())
+        self._release_at_end(stop, is_finished())
 
-    def _leave(self, stop: StopSignal, is_finished: bool) -> None:
+    def _release_at_end(self, stop: StopSignal, is_finished: bool) -> None:
         """Release the lease unless another worker has it."""
         if stop.reason is StopReason.LEASE_LOST:
             return

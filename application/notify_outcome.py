@@ -65,7 +65,7 @@ class OutcomeNotifier:
             LeaseLost: another worker has the job.
         """
         # A late progress call would make a finished style look unfinished.
-        sleep(entry.quiet_from - self.clock.monotonic(), self.clock, stop)
+        sleep(entry.progress_in_flight_until - self.clock.monotonic(), self.clock, stop)
         failures = 0
         while True:
             if self._too_late(stop):

@@ -52,7 +52,7 @@ class RejectInvalidTask:
         if error.style_id is None:
             return refused
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
-        failure = Failure(FailureCode.INVALID_TASK, _for_the_artist(error))
+        failure = Failure(FailureCode.INVALID_TASK, _artist_message(error))
 
         def decide(held: HeldJob) -> Settlement:
             held.entry.apply(held.entry.job.give_up(failure))
@@ -91,7 +91,7 @@ def invalid_task_id(body: bytes) -> str:
     return f"invalid-{hashlib.sha256(body).hexdigest()[:32]}"
 
 
-def _for_the_artist(error: InvalidTask) -> str:
+def _artist_message(error: InvalidTask) -> str:
     """The error text for the artist. It names only parameters: the artist chose nothing else."""
     name = error.field.removeprefix(PARAMETERS)
     remedy = _SETTING.sub("", error.remedy)

@@ -85,14 +85,6 @@ class StorageKeys:
         """Key prefix of all of a job's blobs except its weights."""
         return f"{JOBS}{task_id}/"
 
-    def checkpoints_prefix(self, task_id: str) -> str:
-        """Key prefix of a job's checkpoints."""
-        return f"{JOBS}{task_id}/checkpoints/"
-
-    def styles_prefix(self, task_id: str) -> str:
-        """Key prefix of the weights at a job's checkpoints."""
-        return f"{JOBS}{task_id}/styles/"
-
     def report(self, task_id: str, name: str) -> Location:
         """One file of the job's report."""
         if self.report_prefix is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from application.checkpoint_previews import CheckpointPreviews
 from application.checkpoint_storage import CheckpointStorage
@@ -16,11 +16,9 @@ from application.part_timer import PartTimer
 from application.ports import (
     Clock,
     Notifier,
-    NotifierRefused,
-    StyleGone,
     TrainingSession,
-    Unavailable,
 )
+from application.progress_calls import ProgressCalls
 from application.stop_signal import StopReason, StopSignal
 from application.worker_config import WorkerConfig
 from domain.progress import Progress, Speedometer, StepReport
@@ -28,18 +26,9 @@ from domain.training_diagnostics import last_measured_loss
 
 log = logging.getLogger(__name__)
 
-MAX_STYLE_GONE = 3
-"""Consecutive progress calls with a 404 response after which the style counts as gone."""
 _FOR_A_CHECKPOINT = 0.75
 """Share of the remaining shutdown time for a checkpoint. The rest is for requeuing the job and
 releasing the lease."""
-
-
-@dataclass
-class _InARow:
-    """Counts consecutive 404 responses for the style."""
-
-    count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +54,20 @@ class TrainingLoop:
             LeaseLost: another worker has the job.
         """
         meter = Speedometer()
-        gone = _InARow()
+        calls = ProgressCalls(
+            notifier=self.notifier,
+            clock=self.clock,
+            entry=entry,
+            lease=lease,
+            meter=meter,
+            stop=stop,
+            in_flight_seconds=self.config.in_flight_seconds,
+        )
         timer = PartTimer(entry, self.clock)
         storage = CheckpointStorage(self.store, entry, self.uploads)
         previews = CheckpointPreviews(self.store, self.config)
         with (
-            self.clock.every(
-                self.config.progress_every,
-                lambda: self._report(entry, lease, meter, gone, stop),
-            ),
+            self.clock.every(self.config.progress_every, calls.send),
             self.clock.every(
                 self.config.cancel_poll, lambda: self._poll_cancellation(entry, stop)
             ),
@@ -87,7 +81,7 @@ class TrainingLoop:
                     self._note(session, entry, step, meter)
                     due = step.epoch_finished and step.epoch % self.config.checkpoint_every == 0
                     with timer.time("checkpoints"):
-                        storage.look()
+                        storage.finish_if_uploaded()
                         if due or session.finished:
                             storage.begin(session, with_style=True)
                     wanted = due and not session.finished and stop.reason is None
@@ -99,7 +93,7 @@ class TrainingLoop:
             except Exception:
                 if stop.reason is not StopReason.LEASE_LOST:
                     # A shutdown deadline leaves no time to wait.
-                    storage.leave(timeout=0.0 if math.isfinite(stop.deadline) else None)
+                    storage.try_to_finish(timeout=0.0 if math.isfinite(stop.deadline) else None)
                 raise
             with timer.time("checkpoints"):
                 storage.finish(at_the_end=True)
@@ -161,25 +155,6 @@ class TrainingLoop:
         storage.begin(session, with_style=False)
         if not storage.finish(timeout=_at_most(_FOR_A_CHECKPOINT * left)):
             log.warning("no checkpoint: its upload did not end in the %.1f s left", left)
-
-    def _report(
-        self, entry: Entry, lease: Lease, meter: Speedometer, gone: _InARow, stop: StopSignal
-    ) -> None:
-        progress, speed = entry.job.progress, meter.steps_per_second
-        if progress is None or speed is None:
-            return
-        if not lease.is_valid:
-            return  # another worker may have the job and have made the final call
-        try:
-            self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
-            gone.count = 0
-        except (Unavailable, NotifierRefused) as error:
-            gone.count = gone.count + 1 if isinstance(error, StyleGone) else 0
-            if gone.count == MAX_STYLE_GONE:
-                stop.request(StopReason.STYLE_GONE)
-            if isinstance(error, Unavailable):  # a rejected call is no longer in transit
-                entry.quiet_from = self.clock.monotonic() + self.config.in_transit
-            log.warning("progress call failed, the next one will be sent: %s", error)
 
     def _poll_cancellation(self, entry: Entry, stop: StopSignal) -> None:
         if self.store.cancellation_requested(entry.job.task_id):

@@ -27,7 +27,7 @@ class WorkerConfig:
     best epoch's; 0 keeps none, None all."""
     progress_every: float = 30.0
     """Seconds between progress calls."""
-    in_transit: float = 30.0
+    in_flight_seconds: float = 30.0
     """Seconds between a progress call with an unknown result, which may still arrive, and the
     final call."""
     cancel_poll: float = 5.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from application.stop_signal import StopReason, StopSignal
@@ -32,9 +32,5 @@ class WorkerPool:
             finally:
                 # If one loop failed, stop the others.
                 stop.request(StopReason.SHUTDOWN)
-        _raise_first(loops)
-
-
-def _raise_first(loops: Sequence[Future[None]]) -> None:
-    for loop in loops:
-        loop.result()
+        for ended in loops:
+            ended.result()  # raises the loop's error

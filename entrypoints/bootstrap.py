@@ -105,7 +105,7 @@ def worker_config(settings: Settings) -> WorkerConfig:
         preview_share=settings.preview_share,
         keep_checkpoints=settings.keep_checkpoints,
         progress_every=settings.progress_every,
-        in_transit=settings.webhook_timeout,
+        in_flight_seconds=settings.webhook_timeout,
         cancel_poll=settings.cancel_poll,
         max_failures=settings.max_failures,
         fetch_concurrency=settings.fetch_concurrency,

@@ -133,7 +133,7 @@ def test_the_final_call_waits_until_progress_that_was_given_up_can_no_longer_arr
     given_up = [at for at, error in failed if error is SILENCE]
     assert len(failed) > 2 * len(errors)
     if given_up:
-        assert called == [given_up[-1] + CONFIG.in_transit]
+        assert called == [given_up[-1] + CONFIG.in_flight_seconds]
     else:
         (at,) = called
         assert at < failed[-1][0] + CONFIG.progress_every
