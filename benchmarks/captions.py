@@ -49,7 +49,7 @@ def main() -> None:
     options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.page:
         page = options.page.read_text("utf-8")
-        options.page.write_text(with_text(page, BEGIN, END, _markdown(results)), "utf-8")
+        options.page.write_text(with_text(page, BEGIN, END, markdown(results)), "utf-8")
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -113,7 +113,8 @@ def _described(images: Sequence[TrainingImage]) -> list[str]:
     return captioner.describe([image.data for image in images], StopSignal())
 
 
-def _markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
+    """The results as a Markdown table."""
     found = results["captions"]
     seeds = len(next(iter(found.values()))["gain"])
 

@@ -121,12 +121,8 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     if options.page:
-        options.page.write_text(with_table(options.page.read_text("utf-8"), results), "utf-8")
-
-
-def with_table(page: str, results: Mapping[str, Any]) -> str:
-    """Return the page with the results between its two marks."""
-    return with_text(page, BEGIN, END, _markdown(results))
+        page = options.page.read_text("utf-8")
+        options.page.write_text(with_text(page, BEGIN, END, markdown(results)), "utf-8")
 
 
 def with_text(page: str, begin: str, end: str, text: str) -> str:
@@ -138,7 +134,9 @@ def with_text(page: str, begin: str, end: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
-def _markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
+    """The results as a Markdown table."""
+
     def row(found: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         name = " ".join(f"{key}={value}" for key, value in options.items())
         return f"| `{name}` | {found['gain']:.1%} | {found['spread']:.1%} |"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quality import LEARNING_RATES, OPTIONS, with_table
+from benchmarks import captions, quality, style_measures
+from benchmarks.quality import LEARNING_RATES, OPTIONS, with_text
 from domain.parameters import TrainingParameters
 
 
@@ -26,8 +27,17 @@ def test_the_learning_rates_rise_and_are_valid() -> None:
         TrainingParameters(epochs=1, resolution=64, learning_rate=rate)
 
 
-def test_the_pages_table_is_the_committed_results() -> None:
+@pytest.mark.parametrize(
+    ("benchmark", "file"),
+    [
+        (quality, "quality-cpu.json"),
+        (captions, "captions-cpu.json"),
+        (style_measures, "style-measures-cpu.json"),
+    ],
+    ids=["quality", "captions", "style measures"],
+)
+def test_the_pages_tables_are_the_committed_results(benchmark: Any, file: str) -> None:
     root = Path(__file__).resolve().parents[2]
     page = (root / "docs" / "quality.md").read_text(encoding="utf-8")
-    results = root / "benchmarks" / "results" / "quality-cpu.json"
-    assert with_table(page, json.loads(results.read_text())) == page
+    results = json.loads((root / "benchmarks" / "results" / file).read_text())
+    assert with_text(page, benchmark.BEGIN, benchmark.END, benchmark.markdown(results)) == page
