@@ -17,10 +17,12 @@ from dependency_injector import containers, providers
 from rich.console import Console
 
 from adapters.clock import SystemClock
+from adapters.common.folders import free_space
 from adapters.images.decode import decode
 from adapters.images.isolated import IsolatedInspector
 from adapters.logs.events import log_event
 from adapters.logs.job_log import JobLog
+from adapters.logs.setup import Logging, silent_logging
 from adapters.metrics.blobs import MeteredBlobStore
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
@@ -57,8 +59,6 @@ from entrypoints.connections import (
 )
 from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices, choose_slots
-from entrypoints.folders import free_space, work_folder
-from entrypoints.logs import Logging, silent_logging
 from entrypoints.settings import Settings
 from entrypoints.stores import open_blobs
 
@@ -150,7 +150,7 @@ def disk_trouble(settings: Settings) -> Callable[[], str | None]:
     """Return a check that returns why disk space is too low for a task, or None."""
 
     def look() -> str | None:
-        enough, found = free_space(work_folder(settings), settings.min_disk_gb)
+        enough, found = free_space(settings.work_folder, settings.min_disk_gb)
         return None if enough else found
 
     return look

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from adapters.common.folders import free_space
 from adapters.common.text import printable
 from adapters.console.notifier import ConsoleNotifier
 from application.ports import BlobDenied, BlobUnavailable
 from domain.errors import UserError
 from domain.location import Bucket
-from entrypoints.folders import free_space, work_folder
 
 if TYPE_CHECKING:
     from entrypoints.bootstrap import Container
@@ -118,7 +118,7 @@ def _names(settings: Settings) -> str:
 
 
 def _disk(settings: Settings) -> str:
-    enough, found = free_space(work_folder(settings), settings.min_disk_gb)
+    enough, found = free_space(settings.work_folder, settings.min_disk_gb)
     if not enough:
         raise UserError(f"{found}: free disk space, or lower MIN_DISK_GB, to receive tasks")
     return found

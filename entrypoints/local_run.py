@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 from dependency_injector import providers
 from rich.console import Console
 
+from adapters.common.folders import nearest_existing
 from adapters.console.lines import say
 from adapters.console.notifier import ConsoleNotifier
 from adapters.console.progress import ProgressDisplay
 from adapters.filesystem import FileBlobStore
 from adapters.images.decode import decode
 from adapters.images.thumbnail import thumbnail
+from adapters.logs.setup import start_logging
 from adapters.report.reporter import HtmlReporter
 from application.fetch_images import fetch_images
 from application.lease import LeaseTerms
@@ -47,8 +49,6 @@ from domain.training_plan import InitialLora
 from entrypoints.bootstrap import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
-from entrypoints.folders import nearest_existing
-from entrypoints.logs import start_logging
 from entrypoints.options import option_of
 from entrypoints.settings import Settings, load_settings
 from entrypoints.shutdown import signals_handled

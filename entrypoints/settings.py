@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -24,19 +25,19 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic.fields import FieldInfo
 
+from adapters.common.folders import nearest_existing
 from adapters.gcs.options import check_emulator
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
 from adapters.s3.options import AddressingStyle, check_endpoint
 from adapters.status_page.binding import check_binding
+from adapters.status_page.configuration import is_secret
 from adapters.webhook.options import WebhookOptions, check_token, checked_address
 from application.lease import MAX_SECONDS, LeaseTerms
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
 from domain.location import Bucket, InvalidLocation, Location
 from entrypoints.devices import parse_devices
-from entrypoints.folders import nearest_existing
 from entrypoints.settings_typos import settings_typos
 
 log = logging.getLogger(__name__)
@@ -525,6 +526,11 @@ class Settings(BaseModel):
         return self.storage_dir or self.spool_dir / "buckets"
 
     @property
+    def work_folder(self) -> Path:
+        """The folder in which a worker needs free space."""
+        return Path(gettempdir()) if self.has_object_store else self.storage_folder
+
+    @property
     def models(self) -> Bucket:
         """The bucket of the weights."""
         if self.gcs_bucket_name is not None and "model_bucket_name" not in self.model_fields_set:
@@ -777,11 +783,6 @@ def _line(problem: Any) -> str:
         return f"{name.upper()} is not set: {remedy}"
     shown = "***" if is_secret(Settings.model_fields[name]) else repr(str(value))
     return f"{name.upper()}={shown}: {remedy}"
-
-
-def is_secret(setting: FieldInfo) -> bool:
-    """Whether a setting's value must never be shown."""
-    return "SecretStr" in str(setting.annotation)
 
 
 def environment_on_gpu(settings: Settings, gpu: str, index: int) -> dict[str, str]:

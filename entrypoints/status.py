@@ -6,22 +6,19 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel
-
+from adapters.common.folders import free_space
 from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.queue import DepthGauges
 from adapters.nvml import GpuReader
 from adapters.status_page.app import Sources, build_app
+from adapters.status_page.configuration import visible_settings
 from adapters.status_page.server import StatusServer
 from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
 from entrypoints.bootstrap import Container
 from entrypoints.connections import queue_place
-from entrypoints.folders import free_space, work_folder
-from entrypoints.settings import Settings, is_secret
+from entrypoints.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +47,7 @@ def serving(container: Container) -> Iterator[None]:
             "Worker": partial(work_check, state, container.circuit_breaker()),
             "Base model": partial(model_check, state),
             "Queue": partial(broker_check, gauges, queue_place(settings)),
-            "Disk": partial(free_space, work_folder(settings), settings.min_disk_gb),
+            "Disk": partial(free_space, settings.work_folder, settings.min_disk_gb),
         },
         cards=read_cards,
         queues=lambda: {
@@ -102,36 +99,3 @@ def work_check(worker_state: WorkerState, circuit_breaker: CircuitBreaker) -> tu
     if worker_state.stopping:
         return False, "the worker is stopping and receives no further tasks"
     return True, "the worker receives tasks"
-
-
-def visible_settings(settings: BaseModel) -> list[dict[str, str]]:
-    """Every setting's name, value and meaning; for secrets only whether they are set."""
-    rows = []
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        rows.append(
-            {
-                "name": name.upper(),
-                "value": _shown(value, secret=is_secret(field)),
-                "meaning": (field.description or "").replace("`", ""),
-            }
-        )
-    return rows
-
-
-def _shown(value: Any, *, secret: bool) -> str:
-    if secret:
-        return "not set" if value is None else "set"
-    if value is None or value == ():
-        return "not set"
-    if isinstance(value, tuple):
-        return ", ".join(str(part) for part in value)
-    return without_password(str(value))
-
-
-def without_password(text: str) -> str:
-    """A URL without user and password; any other text unchanged."""
-    if "://" not in text:
-        return text
-    parts = urlsplit(text)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -16,7 +16,6 @@ from domain.errors import UserError
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import CommandParser, add_common_options, run_command
-from entrypoints.dead_letters import process_dead_letters
 from entrypoints.options import (
     add_caption_extension,
     add_parameter_options,
@@ -96,8 +95,8 @@ def main(argv: list[str] | None = None) -> int:
 def _carry_out(arguments: argparse.Namespace) -> int:
     from dependency_injector import providers
 
+    from adapters.logs.setup import start_logging
     from entrypoints.bootstrap import open_container
-    from entrypoints.logs import start_logging
     from entrypoints.settings import load_settings, warn_about_names
     from entrypoints.stores import open_blobs
 
@@ -164,6 +163,8 @@ def _task_id(option: str, text: str) -> str:
 
 def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
     """List the dead letters, or put back or drop some."""
+    from adapters.console.dead_letters import process_dead_letters
+    from adapters.schemas.task import task_id_of
     from application.ports import DeadLetterAction
 
     if arguments.drop_dead is not None:
@@ -175,9 +176,15 @@ def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
         task_id = arguments.replay_dead or None
     else:
         action, option, task_id = DeadLetterAction.KEEP, "--dead", None
-    process_dead_letters(
-        container.dead_letters(), action, task_id, option=option, as_json=arguments.json
+    output = process_dead_letters(
+        container.dead_letters(),
+        action,
+        task_id,
+        task_id_of=task_id_of,
+        option=option,
+        as_json=arguments.json,
     )
+    print(output)
 
 
 def _submit(arguments: argparse.Namespace, container: Container) -> str:

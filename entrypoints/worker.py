@@ -72,17 +72,13 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.gpus is not None:
         return _fleet(arguments, settings)
 
+    from adapters.logs.setup import log_uncaught_exceptions, start_logging
     from application.stop_signal import StopSignal
     from entrypoints.bootstrap import open_container
     from entrypoints.check import check, require_fit_store
     from entrypoints.connections import queue_place
     from entrypoints.default_base import quiet_libraries
-    from entrypoints.logs import (
-        log_uncaught_exceptions,
-        start_cloudwatch,
-        start_logging,
-        start_sentry,
-    )
+    from entrypoints.logs import start_cloudwatch, start_sentry
     from entrypoints.shutdown import graceful_shutdown
 
     quiet_libraries()
@@ -120,9 +116,9 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
+    from adapters.logs.setup import start_logging
     from adapters.nvml import GpuReader
     from entrypoints.fleet import Fleet, gpus_named, worker_command
-    from entrypoints.logs import start_logging
     from entrypoints.settings import environment_on_gpu
 
     if arguments.check:

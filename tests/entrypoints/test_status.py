@@ -10,20 +10,19 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, SecretStr
 
+from adapters.common.folders import free_space
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.queue import DepthGauges
+from adapters.status_page.configuration import visible_settings, without_password
 from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
 from application.ports import QueueUnavailable
 from application.stop_signal import StopReason, StopSignal
-from entrypoints.folders import free_space
 from entrypoints.status import (
     OLD_SECONDS,
     broker_check,
     model_check,
-    visible_settings,
-    without_password,
     work_check,
 )
 from tests.services.settings import make_settings

@@ -22,7 +22,8 @@ from adapters.logs import cloudwatch
 from adapters.logs.cloudwatch import CloudWatchMissing, CloudWatchOptions, cloudwatch_handler
 from adapters.logs.formats import JsonFormatter
 from adapters.logs.redact import Redactor
-from entrypoints.logs import start_cloudwatch, start_logging
+from adapters.logs.setup import start_logging
+from entrypoints.logs import start_cloudwatch
 from tests.services.ports import free_ports
 from tests.services.settings import make_settings
 from tests.services.waiting import eventually

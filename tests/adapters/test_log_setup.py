@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from adapters.logs.job_log import JobLog
+from adapters.logs.setup import start_logging
 from adapters.memory import ManualClock, MemoryBlobStore
 from application.event_bus import EventBus
 from application.settlement import Ack
 from domain.events import JobStarted
-from entrypoints.logs import start_logging
 from tests.application.world import TASK_ID, World, a_task, received, settled
 
 TOKEN = "a-token-of-32-characters-or-more!"
@@ -106,7 +106,7 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
 def test_what_nobody_catches_is_logged_from_the_process_and_from_threads() -> None:
     code = (
         "import threading\n"
-        "from entrypoints.logs import log_uncaught_exceptions, start_logging\n"
+        "from adapters.logs.setup import log_uncaught_exceptions, start_logging\n"
         f"start_logging(level='INFO', secrets=[{TOKEN!r}])\n"
         "log_uncaught_exceptions()\n"
         f"thread = threading.Thread(target=lambda: 1 / 0, name='fetch')\n"
@@ -129,7 +129,7 @@ def test_a_line_of_the_hubs_client_is_said_once_and_in_our_form() -> None:
         [
             sys.executable,
             "-c",
-            "from entrypoints.logs import start_logging\n"
+            "from adapters.logs.setup import start_logging\n"
             "from entrypoints.default_base import quiet_libraries\n"
             "quiet_libraries(); start_logging(level='INFO', form='json')\n"
             "from huggingface_hub.utils import logging\n"

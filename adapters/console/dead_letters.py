@@ -1,17 +1,15 @@
-"""List dead letters, put them back or drop them, for ``entrypoints.submit``."""
+"""List dead letters, put them back or drop them."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 from adapters.common.text import printable
+from application.ports import DeadLetterAction, DeadLetters, DeadMessage
 from domain.errors import UserError
-
-if TYPE_CHECKING:
-    from application.ports import DeadLetterAction, DeadLetters, DeadMessage
 
 NAMELESS = "-"
 """Stands for the task id of messages without one."""
@@ -26,8 +24,8 @@ class Row:
     reason: str
     details: dict[str, str]
     body: str
-    put_back: bool = False
-    dropped: bool = False
+    put_back: bool
+    dropped: bool
 
     def __str__(self) -> str:
         done = "put back" if self.put_back else "dropped" if self.dropped else "dead"
@@ -39,28 +37,29 @@ def process_dead_letters(
     action: DeadLetterAction,
     task_id: str | None,
     *,
+    task_id_of: Callable[[bytes], str | None],
     option: str,
     as_json: bool,
-) -> None:
-    """Apply an action to the dead letters of a task, and print them.
+) -> str:
+    """Apply an action to the dead letters of a task, and return the output about them.
 
     Args:
         action: the action; ``DeadLetterAction.KEEP`` only lists them.
         task_id: selects this task's dead letters; ``NAMELESS``: those without an id; None: all.
+        task_id_of: reads the task id of a message's body.
         option: the command-line option of the task id, for error messages.
 
     Raises:
         UserError: the task has no dead letters.
     """
-    from adapters.schemas.task import task_id_of
-    from application.ports import DeadLetterAction
-
     wanted = None if task_id is None else plain_id(task_id)
     rows: list[Row] = []
 
     def decide(message: DeadMessage) -> DeadLetterAction:
         named = task_id_of(message.body)
         row = Row(
+            put_back=action is DeadLetterAction.PUT_BACK,
+            dropped=action is DeadLetterAction.DROP,
             task_id=named and plain_id(named),
             since=message.since.isoformat() if message.since else None,
             reason=message.reason,
@@ -69,30 +68,21 @@ def process_dead_letters(
         )
         if wanted not in (None, row.task_id or NAMELESS):
             return DeadLetterAction.KEEP
-        rows.append(
-            replace(
-                row,
-                put_back=action is DeadLetterAction.PUT_BACK,
-                dropped=action is DeadLetterAction.DROP,
-            )
-        )
+        rows.append(row)
         return action
 
     letters.process_dead_letters(decide)
     if wanted is not None and not rows:
         raise UserError(f"{option} {wanted}: this task has no dead letters; see --dead")
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
-        return
-    for row in rows:
-        print(row)
+        return json.dumps([asdict(row) for row in rows], indent=1)
     count = f"{len(rows)} dead letter{'s' * (len(rows) != 1)}"
     done = {
         DeadLetterAction.KEEP: "",
         DeadLetterAction.PUT_BACK: " put back",
         DeadLetterAction.DROP: " dropped",
     }[action]
-    print(f"{count}{done}")
+    return "\n".join([*map(str, rows), f"{count}{done}"])
 
 
 def plain_id(task_id: str) -> str:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from entrypoints.settings import Settings
 
 
 def nearest_existing(path: Path) -> Path:
@@ -18,11 +13,6 @@ def nearest_existing(path: Path) -> Path:
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     return nearest
-
-
-def work_folder(settings: Settings) -> Path:
-    """The folder in which a worker needs free space."""
-    return Path(tempfile.gettempdir()) if settings.has_object_store else settings.storage_folder
 
 
 def free_space(folder: Path, min_gigabytes: float) -> tuple[bool, str]:
