@@ -8,15 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapters.images.folder import find_caption, find_images
 from domain.errors import UserError
-from entrypoints.cli import CommandParser, add_common_options, run_command
-from entrypoints.options import add_caption_options, path
-
-if TYPE_CHECKING:
-    from domain.image import ImageSet
+from entrypoints.cli import CommandParser, run_command
+from entrypoints.options import add_caption_options, path, with_options
 
 EPILOG = """\
 examples:
@@ -30,18 +26,16 @@ exit codes: 0 every image has a caption, 2 the input is wrong, 130 interrupted
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
-        prog="python -m entrypoints.caption",
+        "caption",
         description="Write <name>.txt with a caption beside each image that has no caption.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", type=path, help="folder with JPEG, PNG, WebP or AVIF images")
     add_caption_options(parser)
     parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: the GPU if there is one)")
-    add_common_options(parser, script="style-caption")
     return parser
 
 
@@ -51,21 +45,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _caption(arguments: argparse.Namespace) -> int:
+    from adapters.filesystem import FileBlobStore
+    from adapters.images.isolated import IsolatedInspector
     from application.caption_images import make_captions
     from application.stop_signal import StopSignal
+    from application.worker_config import WorkerConfig
     from entrypoints.captioner import load_captioner
     from entrypoints.devices import choose_devices
-    from entrypoints.local_run import check_device
+    from entrypoints.local_run import IMAGES, MAX_LOCAL_BYTES, check_device, inspect
     from entrypoints.settings import load_settings
 
     check_device(arguments.device)
-    named = {
-        "caption_model": arguments.caption_model,
-        "device": arguments.device,
-        "keep_style_words": arguments.keep_style_words or None,
-    }
-    settings = load_settings().model_copy(
-        update={name: value for name, value in named.items() if value is not None}
+    settings = with_options(
+        load_settings(), arguments, ("caption_model", "device", "keep_style_words")
     )
     if settings.caption_model is None:
         raise UserError(
@@ -73,7 +65,12 @@ def _caption(arguments: argparse.Namespace) -> int:
             "Salesforce/blip-image-captioning-base, or set CAPTION_MODEL"
         )
     folder: Path = arguments.images
-    images = _inspected(folder)
+    images = inspect(
+        find_images(folder),
+        FileBlobStore({IMAGES: folder}, read_only=(IMAGES,)),
+        IsolatedInspector(),
+        WorkerConfig(max_image_bytes=MAX_LOCAL_BYTES),
+    )
     for refused in images.refused:
         print(f"left out {refused.name}: {refused.reason}", file=sys.stderr)
     without = [image for image in images.usable if find_caption(folder / image.name) is None]
@@ -96,27 +93,6 @@ def _caption(arguments: argparse.Namespace) -> int:
             raise UserError(f"{file}: cannot be written ({error.strerror or error})") from None
         print(f"{file}: {caption}")
     return 0
-
-
-def _inspected(folder: Path) -> ImageSet:
-    """The folder's images, prepared as for a training."""
-    from adapters.filesystem import FileBlobStore
-    from adapters.images.isolated import IsolatedInspector
-    from application.fetch_images import fetch_images
-    from application.stop_signal import StopSignal
-    from application.worker_config import WorkerConfig
-    from domain.location import Location
-    from entrypoints.local_run import FACTS_RESOLUTION, IMAGES, MAX_LOCAL_BYTES
-
-    return fetch_images(
-        tuple(Location(IMAGES, name) for name in find_images(folder)),
-        FACTS_RESOLUTION,
-        FileBlobStore({IMAGES: folder}, read_only=(IMAGES,)),
-        IsolatedInspector(),
-        WorkerConfig(max_image_bytes=MAX_LOCAL_BYTES),
-        StopSignal(),
-        quiet=True,
-    )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,24 @@ def version() -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser that suggests the closest option for a typo."""
+    """The parser of one command. It suggests the closest option for a typo.
+
+    Args:
+        name: the command's module in ``entrypoints``.
+    """
+
+    def __init__(
+        self, name: str, *, description: str = "", epilog: str = "", usage: str | None = None
+    ) -> None:
+        super().__init__(
+            prog=f"python -m entrypoints.{name}",
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.script = f"style-{name}"
+        """The installed command, for shell completion."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and the message."""
@@ -48,33 +65,27 @@ class CommandParser(argparse.ArgumentParser):
             message += f": did you mean {near[0]}?" if near else ""
         super().error(message)
 
-
-def add_common_options(parser: argparse.ArgumentParser, *, script: str) -> None:
-    """Add ``--debug``, ``--version`` and ``--print-completion``.
-
-    Args:
-        script: the name of the installed command, for shell completion.
-    """
-    group = parser.add_argument_group("about this command")
-    group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
-    group.add_argument("--version", action=_Version, help="print the version and exit")
-    group.add_argument(
-        "--print-completion",
-        action=_Completion,
-        script=script,
-        choices=SHELLS,
-        help=f'completion for a shell: eval "$({script} --print-completion bash)"',
-    )
+    def add_common_options(self) -> None:
+        """Add ``--debug``, ``--version`` and ``--print-completion``."""
+        group = self.add_argument_group("about this command")
+        group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
+        group.add_argument("--version", action=_Version, help="print the version and exit")
+        group.add_argument(
+            "--print-completion",
+            action=_Completion,
+            choices=SHELLS,
+            help=f'completion for a shell: eval "$({self.script} --print-completion bash)"',
+        )
 
 
 def run_command(
-    parser: argparse.ArgumentParser,
+    parser: CommandParser,
     carry_out: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
     *,
     log_unexpected: bool = False,
 ) -> int:
-    """Parse the command line, run the command, and return the exit code.
+    """Add the common options, parse the command line, run the command, return the exit code.
 
     Errors are printed to standard error as one line with the remedy, after the traceback with
     ``--debug``.
@@ -88,6 +99,7 @@ def run_command(
     if sys.platform != "linux":
         print(f"error: {LINUX_ONLY}", file=sys.stderr)
         return EXIT_USAGE
+    parser.add_common_options()
     arguments = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     try:
         code = carry_out(arguments)
@@ -149,18 +161,18 @@ class _Version(argparse.Action):
 
 
 class _Completion(argparse.Action):
-    def __init__(self, option_strings: Sequence[str], dest: str, script: str, **kind: Any) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, **kind: Any) -> None:
         super().__init__(option_strings, dest, default=argparse.SUPPRESS, **kind)
-        self.script = script
 
     def __call__(
         self, parser: argparse.ArgumentParser, _namespace: object, shell: Any, *_: Any
     ) -> None:
         import shtab
 
+        assert isinstance(parser, CommandParser)
         for action in parser._actions:
             if action.type is path:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own
-        parser.prog = self.script
+        parser.prog = parser.script
         print(shtab.complete(parser, shell=shell))
         parser.exit()

@@ -21,9 +21,11 @@ from dependency_injector import providers
 from rich.console import Console
 
 from adapters.common.folders import nearest_existing
+from adapters.console.image_notes import generated_captions
 from adapters.console.lines import say
 from adapters.console.notifier import ConsoleNotifier
 from adapters.console.progress import ProgressDisplay
+from adapters.console.run_outcome import outcome_values, report_files
 from adapters.filesystem import FileBlobStore
 from adapters.images.decode import decode
 from adapters.images.thumbnail import thumbnail
@@ -31,7 +33,7 @@ from adapters.logs.setup import start_logging
 from adapters.report.reporter import HtmlReporter
 from application.fetch_images import fetch_images
 from application.lease import LeaseTerms
-from application.ports import BlobMissing, BlobStore
+from application.ports import BlobMissing, BlobStore, ImageInspector
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
 from application.storage_keys import StorageKeys
@@ -49,7 +51,7 @@ from domain.training_plan import InitialLora
 from entrypoints.bootstrap import Container
 from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
-from entrypoints.options import option_of
+from entrypoints.options import option_of, with_options
 from entrypoints.settings import Settings, load_settings
 from entrypoints.shutdown import signals_handled
 
@@ -58,7 +60,6 @@ if TYPE_CHECKING:
 
 IMAGES, OUT = "images", "out"
 """The buckets that the two folders stand for."""
-MAX_CAPTIONS_SHOWN = 3
 LEASE = LeaseTerms(seconds=9.0)
 """Short, so that the same command can soon resume the run of a killed process."""
 MAX_LOCAL_BYTES = 256 * 1024**2
@@ -111,18 +112,6 @@ def check_device(named: str | None) -> None:
             raise UserError(f"--device {named}: {error}") from None
 
 
-def check_base_model(name: str | None) -> None:
-    """Check that ``--base-model`` exists here or that the hub can be reached, before torch loads.
-
-    Raises:
-        BaseModelInvalid: neither is the case.
-    """
-    from adapters.diffusion.base.names import check_name
-
-    if name is not None:
-        check_name(name)
-
-
 def check_optimizer(requested: RequestedParameters) -> None:
     """Check that the optimizer's library is installed.
 
@@ -173,15 +162,10 @@ def build_container(
 ) -> Container:
     """Build the worker's container with folders as buckets and the terminal as backend."""
     logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
-    named = {
-        "base_model": arguments.base_model,
-        "caption_model": arguments.caption_model,
-        "keep_style_words": arguments.keep_style_words or None,
-        "base_model_config": arguments.base_model_config,
-        "device": arguments.device,
-    }
-    settings = load_settings().model_copy(
-        update={name: value for name, value in named.items() if value is not None}
+    settings = with_options(
+        load_settings(),
+        arguments,
+        ("base_model", "base_model_config", "caption_model", "keep_style_words", "device"),
     )
     out: Path = arguments.out
     preview_share = (
@@ -229,7 +213,9 @@ def build_container(
     return container
 
 
-def inspect(names: list[str], container: Container) -> ImageSet:
+def inspect(
+    names: Sequence[str], blobs: BlobStore, inspector: ImageInspector, config: WorkerConfig
+) -> ImageSet:
     """Inspect the images before anything is written.
 
     Raises:
@@ -238,9 +224,9 @@ def inspect(names: list[str], container: Container) -> ImageSet:
     images = fetch_images(
         tuple(Location(IMAGES, name) for name in names),
         FACTS_RESOLUTION,
-        container.blobs(),
-        container.inspector(),
-        container.config(),
+        blobs,
+        inspector,
+        config,
         StopSignal(),
         quiet=True,
     )
@@ -308,7 +294,7 @@ def run(
     if job.artifact is not None and job.state is JobState.COMPLETED:
         if _is_there(job.artifact, container.blobs(), out):
             say(console, f"this run is complete already: {out / job.artifact.location.key}")
-            return 0, _outcome(job, out)
+            return 0, outcome_values(job, out)
         say(
             console,
             f"the finished style of this run is missing in {out}: training it again",
@@ -322,31 +308,26 @@ def run(
     job = store.recorded(task.task_id) or fresh
     match settlement:
         case Ack() if job.state is JobState.COMPLETED:
-            _show_generated_captions(list((store.captions(task.task_id) or {}).values()), console)
-            for path in _report_files(out):
+            generated = list((store.captions(task.task_id) or {}).values())
+            if generated:
+                say(console, generated_captions(generated))
+            for path in report_files(out):
                 say(console, f"  {path}")
-            return 0, _outcome(job, out)
+            return 0, outcome_values(job, out)
         case Requeue():
             epoch = job.checkpoint.epoch if job.checkpoint else 0
             say(
                 console, f"interrupted in epoch {epoch}; run the same command to resume from there"
             )
-            return EXIT_INTERRUPTED, _outcome(job, out)
+            return EXIT_INTERRUPTED, outcome_values(job, out)
         case RetryLater(elsewhere=True):
             reason = f"another run of this command is active in {out}; wait until it ends"
             say(console, reason, "red")
-            return EXIT_FAILED, _outcome(job, out) | {"message": reason}
+            return EXIT_FAILED, outcome_values(job, out) | {"message": reason}
         case RetryLater(_, reason) | DeadLetter(reason):
             say(console, f"not finished: {reason}", "red")
-            return EXIT_FAILED, _outcome(job, out) | {"message": reason}
-    return EXIT_FAILED, _outcome(job, out)
-
-
-def _show_generated_captions(made: Sequence[str], console: Console) -> None:
-    if made:
-        more = "; ..." if len(made) > MAX_CAPTIONS_SHOWN else ""
-        shown = "; ".join(made[:MAX_CAPTIONS_SHOWN])
-        say(console, f"{len(made)} captions were generated, the report shows them: {shown}{more}")
+            return EXIT_FAILED, outcome_values(job, out) | {"message": reason}
+    return EXIT_FAILED, outcome_values(job, out)
 
 
 def _display(container: Container) -> ProgressDisplay:
@@ -371,34 +352,6 @@ def _is_there(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
             f"and run the same command to make the style again"
         )
     return True
-
-
-def _report_files(out: Path) -> list[Path]:
-    names = ("report.html", "previews.png", "loss.png")
-    return [out / name for name in names if (out / name).exists()]
-
-
-def _outcome(job: TrainingJob, out: Path) -> dict[str, Any]:
-    """The outcome of a run, for ``--json``."""
-    done = job.state is JobState.COMPLETED
-    return {
-        "result": str(job.state),
-        "task_id": job.task_id,
-        "style_id": job.style_id,
-        "weights": str(out / job.artifact.location.key) if job.artifact else None,
-        "sha256": job.artifact.sha256 if job.artifact else None,
-        "bytes": job.artifact.size if job.artifact else None,
-        "loss": job.metric.loss if job.metric else None,
-        "measured_loss": job.metric.measured_loss if job.metric else None,
-        "base_loss": job.metric.base_loss if job.metric else None,
-        "epochs": job.metric.epochs if job.metric else None,
-        "delivered_epoch": job.metric.delivered_epoch if job.metric else None,
-        "steps": job.metric.steps if job.metric else None,
-        "report": [str(path) for path in _report_files(out)] if done else [],
-        "checkpoint_epoch": job.checkpoint.epoch if job.checkpoint else None,
-        "code": job.failure.code if job.failure else None,
-        "message": job.failure.message if job.failure else None,
-    }
 
 
 def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settlement:

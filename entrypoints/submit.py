@@ -15,7 +15,7 @@ from domain.captions import caption_suffixes
 from domain.errors import UserError
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
-from entrypoints.cli import CommandParser, add_common_options, run_command
+from entrypoints.cli import CommandParser, run_command
 from entrypoints.options import (
     add_caption_extension,
     add_parameter_options,
@@ -46,16 +46,15 @@ exit codes: 0 done, 1 the queue or the store is unavailable or denies access, 2 
 _FOR_A_FOLDER = ("style_id", "tags", "caption_extension")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
-        prog="python -m entrypoints.submit",
+        "submit",
         usage="%(prog)s [options] (source | --status TASK_ID | --cancel TASK_ID | --dead | "
         "--replay-dead [TASK_ID] | --drop-dead TASK_ID)",
         description="Submit a training task, show a task's status, cancel a task, or manage dead "
         "letters.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("source", type=path, nargs="?", help="a task as JSON, or a folder of images")
@@ -83,7 +82,6 @@ def build_parser() -> argparse.ArgumentParser:
     # None shows that an option was not given.
     parser.set_defaults(style_id=None, tags=None)
     add_parameter_options(parser)
-    add_common_options(parser, script="style-submit")
     return parser
 
 

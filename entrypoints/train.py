@@ -14,7 +14,7 @@ from adapters.images.folder import find_images, passed_over
 from domain.errors import UserError
 from domain.parameters import RequestedParameters
 from entrypoints.background import in_background
-from entrypoints.cli import CommandParser, add_common_options, explain, run_command
+from entrypoints.cli import CommandParser, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE
 from entrypoints.options import (
     add_caption_extension,
@@ -59,15 +59,14 @@ exit codes: 0 the style is ready, 1 training failed, 2 the input is wrong, 130 i
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line."""
     parser = _Parser(
-        prog="python -m entrypoints.train",
+        "train",
         # The default usage would print all options before every error.
         usage="%(prog)s (images | --export FORMAT style) --out OUT [options]",
         description="Train a Stable Diffusion style (LoRA) from a folder of images.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "images",
@@ -128,7 +127,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_parameter_options(parser)
-    add_common_options(parser, script="style-train")
     return parser
 
 
@@ -208,9 +206,11 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         raise UserError(f"--preview-steps {arguments.preview_steps}: give 1 or more")
 
     from adapters.console.image_notes import caption_notes, cropping_notes, image_notes
+    from adapters.diffusion.base.names import check_name
     from entrypoints import local_run
 
-    local_run.check_base_model(arguments.base_model)
+    if arguments.base_model is not None:
+        check_name(arguments.base_model)  # before torch loads
     local_run.check_optimizer(requested)
     local_run.check_device(arguments.device)
     names = find_images(arguments.images, repeats_from_folders=arguments.repeats_from_folders)
@@ -220,7 +220,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     initial = local_run.initial_lora(requested)
     container = local_run.build_container(arguments, label, initial)
     loaded = in_background(container.base_model)  # its libraries take seconds to import
-    images = local_run.inspect(names, container)
+    images = local_run.inspect(names, container.blobs(), container.inspector(), container.config())
     suffixes = container.config().caption_suffixes
     others = passed_over(arguments.images, names, besides=arguments.out, suffixes=suffixes)
     settings = container.settings()

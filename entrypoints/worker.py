@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from domain.errors import UserError
-from entrypoints.cli import CommandParser, add_common_options, run_command
+from entrypoints.cli import CommandParser, run_command
 
 if TYPE_CHECKING:
     from entrypoints.settings import Settings
@@ -36,13 +36,12 @@ after a second signal (Ctrl-C, SIGTERM)
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
-        prog="python -m entrypoints.worker",
+        "worker",
         description="Train styles from a queue of tasks: one at a time, or up to JOBS_TOGETHER.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--once", action="store_true", help="exit when the queue is empty")
     parser.add_argument(
@@ -56,7 +55,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="start one worker per GPU: all, or numbers such as 0,1",
     )
     parser.add_argument("--json", action="store_true", help="print the check's results as JSON")
-    add_common_options(parser, script="style-worker")
     return parser
 
 

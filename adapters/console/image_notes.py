@@ -9,6 +9,7 @@ from domain.image import MIN_IMAGES, ImageSet
 
 MAX_NAMED = 8
 """Most file names listed in one line."""
+MAX_CAPTIONS_SHOWN = 3
 MUCH_CUT = 0.1
 """Cropped share of an image's area above which it is named."""
 
@@ -51,6 +52,13 @@ def caption_notes(
     elif 0 < captions < count:
         others = " and ".join(instead) or "an empty one"
         yield f"{captions} of {count} images have a caption, the others get {others}"
+
+
+def generated_captions(captions: Sequence[str]) -> str:
+    """How many captions were generated, and the first of them."""
+    more = "; ..." if len(captions) > MAX_CAPTIONS_SHOWN else ""
+    shown = "; ".join(captions[:MAX_CAPTIONS_SHOWN])
+    return f"{len(captions)} captions were generated, the report shows them: {shown}{more}"
 
 
 def cropping_notes(images: ImageSet, resolution: int) -> Iterator[str]:

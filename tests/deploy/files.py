@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from entrypoints.settings import Settings, is_secret
+from adapters.status_page.configuration import is_secret
+from entrypoints.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

@@ -22,15 +22,13 @@ from domain.errors import UserError
 from domain.parameters import InvalidParameter
 from domain.task import InvalidTask
 from entrypoints import submit, train, worker
-from entrypoints.cli import SHELLS, add_common_options, run_command
+from entrypoints.cli import SHELLS, CommandParser, run_command
 from tests.services.commands import ROOT, run
 
 PRINTING = """
-import argparse, sys
-from entrypoints.cli import add_common_options, run_command
-parser = argparse.ArgumentParser()
-add_common_options(parser, script="x")
-sys.exit(run_command(parser, lambda _: print("x") or 0, []))
+import sys
+from entrypoints.cli import CommandParser, run_command
+sys.exit(run_command(CommandParser("x"), lambda _: print("x") or 0, []))
 """
 
 COMMANDS = ["train", "worker", "submit"]
@@ -38,8 +36,7 @@ COMMANDS = ["train", "worker", "submit"]
 
 def run_with(error: BaseException | None, *argv: str) -> int:
     """A command that meets the error."""
-    parser = argparse.ArgumentParser()
-    add_common_options(parser, script="style-x")
+    parser = CommandParser("x")
 
     def carry_out(_arguments: argparse.Namespace) -> int:
         if error is not None:
@@ -99,8 +96,7 @@ def test_errors_are_printed_without_what_a_terminal_obeys(
 def test_a_defect_of_a_command_that_nobody_watches_is_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    parser = argparse.ArgumentParser()
-    add_common_options(parser, script="style-x")
+    parser = CommandParser("x")
 
     def carry_out(_arguments: argparse.Namespace) -> int:
         return 1 // 0
@@ -150,11 +146,10 @@ def test_every_command_explains_its_exit_codes_and_shows_examples(name: str) -> 
 
 
 def test_options_may_be_spelt_as_other_trainers_have_them() -> None:
-    parser = argparse.ArgumentParser()
+    parser = CommandParser("any")
     parser.add_argument("--learning-rate")
     parser.add_argument("--trigger-word")
     parser.add_argument("rest", nargs="*")
-    add_common_options(parser, script="style-any")
     found = []
 
     def carry_out(arguments: argparse.Namespace) -> int:
