@@ -47,7 +47,7 @@ def container(**parts: Any) -> Any:
         state=Bucket("state", "gs"),
         gcs_bucket_name=None,
         weights_in_folder=True,
-        has_object_store=True,
+        work_folder=Path(),
         min_disk_gb=0.0,
         model_fields_set=set(),
     )
@@ -104,7 +104,7 @@ def named(container: Any, part: str) -> Any:
 
 def test_too_little_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     short = SimpleNamespace(
-        has_object_store=True,
+        work_folder=Path(),
         min_disk_gb=1e9,
         image_buckets=(),
         models=Bucket("m"),
