@@ -615,7 +615,8 @@ class MemoryCaptioner:
 
 def _fingerprint(plan: TrainingPlan) -> str:
     images = [
-        (image.name, image.caption, image.made_caption, _etag(image.data)) for image in plan.images
+        (image.name, image.caption, image.generated_caption, _etag(image.data))
+        for image in plan.images
     ]
     whole = repr((plan.style_id, images, plan.tags, plan.parameters))
     return hashlib.sha256(whole.encode()).hexdigest()

@@ -22,7 +22,7 @@ def caption_images(
     keep_style_words: bool,
     stop: StopSignal,
 ) -> ImageSet:
-    """Return the images, with ``made_caption`` where an image has no caption of its own.
+    """Return the images, with ``generated_caption`` where an image has no caption of its own.
 
     The job's stored captions are used if there are any; otherwise ``captioner`` makes them, and
     they are stored.
@@ -45,7 +45,7 @@ def caption_images(
     usable = [
         image
         if image.caption is not None
-        else replace(image, made_caption=made.get(image.facts.sha256) or None)
+        else replace(image, generated_caption=made.get(image.facts.sha256) or None)
         for image in images.usable
     ]
     return replace(images, usable=tuple(usable))
@@ -65,5 +65,5 @@ def make_captions(
     for image, text in zip(images, described, strict=True):
         caption = " ".join(text.split())
         made[image.facts.sha256] = caption if keep_style_words else without_style_words(caption)
-        log.info("%s: made caption: %s", image.name, made[image.facts.sha256])
+        log.info("%s: generated caption: %s", image.name, made[image.facts.sha256])
     return made

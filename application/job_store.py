@@ -143,7 +143,7 @@ class JobStore:
         """
         return self._texts(self.keys.rejection(task_id))
 
-    # --- made captions
+    # --- generated captions
 
     def captions(self, task_id: str) -> dict[str, str] | None:
         """The captions made for the job's images, by the images' hashes; None if none were made.
@@ -154,7 +154,7 @@ class JobStore:
         return self._texts(self.keys.captions(task_id))
 
     def add_captions(self, task_id: str, made: Mapping[str, str]) -> dict[str, str]:
-        """Store made captions and return the stored ones: another worker's, if it was first."""
+        """Store generated captions; return the stored ones: another worker's, if it was first."""
         with suppress(PreconditionFailed):
             self._put_json(self.keys.captions(task_id), dict(made), IfAbsent())
         return self.captions(task_id) or {}

@@ -55,7 +55,7 @@ class TrainingImage:
     """The caption from the image's text file, if there is one."""
     repeats: int = 1
     """Number of times per epoch that the image is trained on."""
-    made_caption: str | None = None
+    generated_caption: str | None = None
     """The caption that a model made for an image without a caption."""
 
 

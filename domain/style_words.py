@@ -1,4 +1,4 @@
-"""Remove words for the medium from a made caption.
+"""Remove words for the medium from a generated caption.
 
 A style learns what the captions do not mention. Captioners often name the medium of a painted
 image, which is part of the style.

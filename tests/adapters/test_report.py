@@ -255,9 +255,9 @@ def test_images_used_are_named_with_caption_and_size(shown: Page) -> None:
     assert "two.png no caption of its own" in shown.text
 
 
-def test_a_made_caption_is_shown_as_one() -> None:
+def test_a_generated_caption_is_shown_as_one() -> None:
     usable = tuple(
-        image if image.caption else replace(image, made_caption="a red fox")
+        image if image.caption else replace(image, generated_caption="a red fox")
         for image in REPORT.images.usable
     )
     found = page(replace(REPORT, images=replace(REPORT.images, usable=usable)))

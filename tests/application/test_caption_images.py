@@ -31,15 +31,15 @@ def test_only_images_without_a_caption_get_a_made_one(world: World) -> None:
     trainer, captioner = Noting(world), MemoryCaptioner()
     assert world.worker(trainer=trainer, captioner=captioner)(a_task(), StopSignal()) == Ack()
     (images,) = trainer.images
-    assert (images[3].caption, images[3].made_caption) == ("by the artist", None)
-    assert (images[4].caption, images[4].made_caption) == (None, "image 4")
+    assert (images[3].caption, images[3].generated_caption) == ("by the artist", None)
+    assert (images[4].caption, images[4].generated_caption) == (None, "image 4")
     assert captioner.described == 9
 
 
 def test_without_a_captioner_images_stay_without_a_caption(world: World) -> None:
     trainer = Noting(world)
     world.worker(trainer=trainer)(a_task(), StopSignal())
-    assert {image.made_caption for image in trainer.images[0]} == {None}
+    assert {image.generated_caption for image in trainer.images[0]} == {None}
     assert KEYS.captions(TASK_ID) not in world.blobs.blobs
 
 
@@ -52,7 +52,7 @@ def test_a_resumed_job_keeps_the_captions_of_its_first_attempt(
     world.worker(trainer=first, captioner=MemoryCaptioner())(a_task(), stop)
     trainer = Noting(world)
     assert world.worker(trainer=trainer, captioner=later)(a_task(), StopSignal()) == Ack()
-    assert [image.made_caption for image in trainer.images[0]][:2] == ["image 0", "image 1"]
+    assert [image.generated_caption for image in trainer.images[0]][:2] == ["image 0", "image 1"]
 
 
 def test_a_job_that_began_without_captions_goes_on_without(world: World) -> None:
@@ -62,7 +62,7 @@ def test_a_job_that_began_without_captions_goes_on_without(world: World) -> None
     trainer, captioner = Noting(world), MemoryCaptioner()
     world.worker(trainer=trainer, captioner=captioner)(a_task(), StopSignal())
     assert captioner.described == 0
-    assert trainer.images[0][0].made_caption is None
+    assert trainer.images[0][0].generated_caption is None
 
 
 def test_captions_that_another_worker_stored_first_are_used(world: World) -> None:
@@ -79,4 +79,4 @@ def test_captions_wait_for_a_store_that_is_away(world: World) -> None:
     trainer = Noting(world)
     worker = world.worker(trainer=trainer, captioner=MemoryCaptioner())
     assert worker(a_task(), StopSignal()) == Ack()
-    assert trainer.images[0][0].made_caption == "image 0"
+    assert trainer.images[0][0].generated_caption == "image 0"

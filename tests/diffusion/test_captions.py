@@ -58,8 +58,8 @@ def test_prefix_and_suffix_are_joined_with_spaces() -> None:
     assert caption_of(image(None), ("ink", "wash"), named) == "art of ink, wash on paper"
 
 
-def test_tags_follow_a_made_caption() -> None:
-    made = replace(image(None), made_caption="a red fox")
+def test_tags_follow_a_generated_caption() -> None:
+    made = replace(image(None), generated_caption="a red fox")
     assert caption_of(made, ("ink", "wash"), parameters()) == "a red fox, ink, wash"
     own = replace(made, caption="a vixen")
     assert caption_of(own, ("ink", "wash"), parameters()) == "a vixen"

@@ -66,7 +66,7 @@ def test_wrong_input_is_told_with_the_remedy(
     assert list(texts(images)) == ["image_01"]
 
 
-def test_a_run_trains_on_made_captions_and_shows_them(
+def test_a_run_trains_on_generated_captions_and_shows_them(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [str(images), "--out", "out", *MODEL, "--epochs", "1", "--resolution", "64"]

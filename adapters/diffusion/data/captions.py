@@ -16,14 +16,14 @@ the run."""
 
 
 def caption_of(image: TrainingImage, tags: Sequence[str], parameters: TrainingParameters) -> str:
-    """The image's own caption, or else the made caption and the tags, separated by commas, with
+    """The image's own caption, or else the generated one and the tags, separated by commas, with
     ``caption_prefix`` and ``caption_suffix``.
 
     The parts are joined by spaces, as in kohya's trainer. The trigger word is not added.
     """
     caption = " ".join((image.caption or "").split())
     if not caption:
-        caption = ", ".join(filter(None, (image.made_caption, *tags)))
+        caption = ", ".join(filter(None, (image.generated_caption, *tags)))
     parts = (parameters.caption_prefix, caption, parameters.caption_suffix)
     return " ".join(filter(None, parts))
 
