@@ -51,8 +51,8 @@ def _caption(arguments: argparse.Namespace) -> int:
     from application.stop_signal import StopSignal
     from application.worker_config import WorkerConfig
     from entrypoints.captioner import load_captioner
-    from entrypoints.devices import choose_devices
-    from entrypoints.local_run import IMAGES, MAX_LOCAL_BYTES, check_device, inspect
+    from entrypoints.devices import check_device, choose_devices
+    from entrypoints.local_run import IMAGES, MAX_LOCAL_BYTES, inspect
     from entrypoints.settings import load_settings
 
     check_device(arguments.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adapters.images.decode import decode
-from entrypoints.default_base import quiet_libraries
+from adapters.logs.libraries import quiet_libraries
 
 if TYPE_CHECKING:
     from adapters.captioner import TransformersCaptioner

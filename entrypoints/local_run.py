@@ -49,7 +49,6 @@ from domain.results import Artifact
 from domain.task import TrainingTask
 from domain.training_plan import InitialLora
 from entrypoints.bootstrap import Container
-from entrypoints.devices import devices_present, gpus_of_torch
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from entrypoints.options import option_of, with_options
 from entrypoints.settings import Settings, load_settings
@@ -97,19 +96,6 @@ def check_writable(out: Path) -> None:
         raise UserError(
             f"--out {out}: cannot be written ({reason}); give a folder of your own"
         ) from None
-
-
-def check_device(named: str | None) -> None:
-    """Check that the devices of ``--device`` exist.
-
-    Raises:
-        UserError: a device does not exist.
-    """
-    if named is not None:
-        try:
-            devices_present(named, gpus_of_torch)
-        except ValueError as error:
-            raise UserError(f"--device {named}: {error}") from None
 
 
 def check_optimizer(requested: RequestedParameters) -> None:

@@ -26,7 +26,8 @@ from pydantic import (
     field_validator,
 )
 
-from adapters.common.folders import nearest_existing
+from adapters.common.devices import parse_devices
+from adapters.common.folders import why_not_writable
 from adapters.gcs.options import check_emulator
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
 from adapters.s3.options import AddressingStyle, check_endpoint
@@ -37,7 +38,6 @@ from application.lease import MAX_SECONDS, LeaseTerms
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
 from domain.location import Bucket, InvalidLocation, Location
-from entrypoints.devices import parse_devices
 from entrypoints.settings_typos import settings_typos
 
 log = logging.getLogger(__name__)
@@ -630,7 +630,7 @@ class WorkerSettings(Settings):
     def _can_be_had(cls, value: Path, info: ValidationInfo) -> Path:
         known = {"rabbitmq_host", "rabbitmq_url"} <= info.data.keys()
         # Fail early: a worker would retry forever to open a queue in an unusable folder.
-        if known and not _has_broker(info) and (reason := _why_not_ours(value)):
+        if known and not _has_broker(info) and (reason := why_not_writable(value)):
             raise ValueError(f"{reason}; give a folder that this worker can write")
         return value
 
@@ -671,14 +671,6 @@ class WorkerSettings(Settings):
 
 def _has_broker(info: ValidationInfo) -> bool:
     return bool(info.data.get("rabbitmq_host") or info.data.get("rabbitmq_url"))
-
-
-def _why_not_ours(folder: Path) -> str | None:
-    """Why an existing or future folder is not writable; None if it is."""
-    nearest = nearest_existing(folder)
-    if not os.path.isdir(nearest):
-        return f"{nearest} is not a folder"
-    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"
 
 
 def _is_encrypted(url: SecretStr) -> bool:

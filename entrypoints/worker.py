@@ -70,12 +70,12 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.gpus is not None:
         return _fleet(arguments, settings)
 
+    from adapters.logs.libraries import quiet_libraries
     from adapters.logs.setup import log_uncaught_exceptions, start_logging
     from application.stop_signal import StopSignal
     from entrypoints.bootstrap import open_container
     from entrypoints.check import check, require_fit_store
     from entrypoints.connections import queue_place
-    from entrypoints.default_base import quiet_libraries
     from entrypoints.logs import start_cloudwatch, start_sentry
     from entrypoints.shutdown import graceful_shutdown
 

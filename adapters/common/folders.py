@@ -21,3 +21,11 @@ def free_space(folder: Path, min_gigabytes: float) -> tuple[bool, str]:
     if free < min_gigabytes:
         return False, f"{free:.1f} GB free in {folder}; {min_gigabytes:g} GB are needed"
     return True, f"{free:.0f} GB free in {folder}"
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why an existing or future folder is not writable; None if it is. Leaves no trace."""
+    nearest = nearest_existing(folder)
+    if not os.path.isdir(nearest):
+        return f"{nearest} is not a folder"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"

@@ -130,7 +130,7 @@ def test_a_line_of_the_hubs_client_is_said_once_and_in_our_form() -> None:
             sys.executable,
             "-c",
             "from adapters.logs.setup import start_logging\n"
-            "from entrypoints.default_base import quiet_libraries\n"
+            "from adapters.logs.libraries import quiet_libraries\n"
             "quiet_libraries(); start_logging(level='INFO', form='json')\n"
             "from huggingface_hub.utils import logging\n"
             "logging.get_logger('huggingface_hub.x').warning('no hub')\n",

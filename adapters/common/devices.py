@@ -1,0 +1,61 @@
+"""Names of devices, and which of them exist on this machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+_REMEDY = "give cpu, cuda, or GPUs by their numbers such as cuda:1 or cuda:0,cuda:1"
+
+
+def parse_devices(text: str) -> tuple[str, ...]:
+    """Parse a comma-separated list of devices; work for a single device goes to the first.
+
+    Raises:
+        ValueError: the text is not a valid list; the message is the remedy.
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    if names in {("cpu",), ("cuda",)}:
+        return names
+    if not all(re.fullmatch(r"cuda:(0|[1-9]\d?)", name) for name in names):
+        raise ValueError(_REMEDY)
+    if len(set(names)) < len(names):
+        raise ValueError("give each GPU once")
+    return names
+
+
+def gpus_of_torch() -> int:
+    """Number of GPUs that torch can use; 0 if the driver is incompatible."""
+    import torch
+
+    # device_count() also counts GPUs with an incompatible driver; is_available() does not.
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...]:
+    """The named devices; by default a GPU if there is one, else the CPU.
+
+    Args:
+        gpus: counts the GPUs usable under CUDA_VISIBLE_DEVICES, driver and torch; called only if
+            needed.
+
+    Raises:
+        ValueError: a named device does not exist, or ``text`` is not a list of devices; the
+            message is the remedy.
+    """
+    if text is None:
+        return ("cuda",) if gpus() else ("cpu",)
+    names = parse_devices(text)
+    if names == ("cpu",):
+        return names
+    count = gpus()
+    if not count:
+        raise ValueError(
+            "torch finds no GPU here; install its CUDA build and a driver that fits it, give the "
+            "container the GPU, or use cpu"
+        )
+    missing = [name for name in names if int(name.partition(":")[2] or 0) >= count]
+    if missing:
+        there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise ValueError(f"{', '.join(missing)} does not exist; this machine has {there}")
+    return names
