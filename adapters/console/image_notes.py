@@ -1,4 +1,4 @@
-"""What a user is told about a folder's images and captions before a training, line by line."""
+"""Notes about a folder's images and captions, printed before a training."""
 
 from __future__ import annotations
 
