@@ -8,8 +8,11 @@ import json
 import shutil
 import signal
 import subprocess
-from io import BytesIO
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -31,7 +34,7 @@ from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
-QUICK = ["--epochs", "2", "--resolution", "64", "--device", "cpu"]
+QUICK = ["--epochs", "2", "--resolution", "64", "--device", "cpu", "--preview-steps", "2"]
 SMALL_BASE = Path("assets/small_base")
 
 
@@ -40,6 +43,34 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     draw_style_set(folder, count=3, seed=5)
     return folder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, with ``--json``."""
+
+    out: Path
+    outcome: dict[str, Any]
+    log: str
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    out = tmp_path_factory.mktemp("trained") / "out"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as printed,
+        redirect_stderr(StringIO()) as log,
+    ):
+        patch.setenv("BASE_MODEL", str(SMALL_BASE.resolve()))
+        assert main([str(images), "--out", str(out), "--json", *QUICK]) == 0
+    return Trained(out, json.loads(printed.getvalue()), log.getvalue())
+
+
+@pytest.fixture
+def out(trained: Trained, tmp_path: Path) -> Path:
+    """A copy of the finished run's folder."""
+    return shutil.copytree(trained.out, tmp_path / "out")
 
 
 @pytest.fixture(autouse=True)
@@ -124,15 +155,13 @@ def test_a_name_or_thumbnail_that_cannot_be_is_refused(
 
 
 def test_with_json_the_outcome_is_one_object_and_everything_else_is_elsewhere(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, trained: Trained, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    command = [str(images), "--out", str(out), "--json", *QUICK]
-    for expected in ("training on 3 images", "complete already"):
-        assert main(command) == 0
-        printed = capsys.readouterr()
-        outcome = json.loads(printed.out)
-        assert expected in printed.err
+    assert main([str(images), "--out", str(out), "--json", *QUICK]) == 0
+    again = capsys.readouterr()
+    assert "training on 3 images" in trained.log
+    assert "complete already" in again.err
+    for outcome in (trained.outcome, json.loads(again.out)):
         assert outcome["result"] == "completed"
         weights = Path(outcome["weights"]).read_bytes()
         assert outcome["sha256"] == hashlib.sha256(weights).hexdigest()
@@ -143,15 +172,12 @@ def test_with_json_the_outcome_is_one_object_and_everything_else_is_elsewhere(
 
 
 def test_a_style_that_is_gone_is_made_again_and_one_that_was_changed_is_left_alone(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
     command = [str(images), "--out", str(out), *QUICK]
-    assert main(command) == 0
     file = out / "models" / "out.safetensors"
     weights = file.read_bytes()
     file.parent.rename(tmp_path / "elsewhere")
-    capsys.readouterr()
 
     assert main(command) == 0
     printed = capsys.readouterr().out
@@ -203,13 +229,13 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
 
 def test_the_same_command_twice_at_a_time_is_told_so(
     images: Path,
-    tmp_path: Path,
+    trained: Trained,
+    out: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out, terms = tmp_path / "out", LeaseTerms(1.0)
+    terms = LeaseTerms(1.0)
     command = [str(images), "--out", str(out), "--json", *QUICK]
-    assert main(command) == 0
     store = JobStore(
         blobs=FileBlobStore({"out": out}),
         keys=StorageKeys(Bucket("out")),
@@ -218,7 +244,7 @@ def test_the_same_command_twice_at_a_time_is_told_so(
         worker="other",
         lease_terms=terms,
     )
-    task_id = json.loads(capsys.readouterr().out)["task_id"]
+    task_id = trained.outcome["task_id"]
     store.forget_record(task_id)
     monkeypatch.setattr(local_run, "LEASE", terms)
     with store.lease(task_id).hold(StopSignal(), is_finished=lambda: True):
@@ -339,12 +365,9 @@ def test_with_json_a_command_line_that_cannot_be_read_is_an_outcome_too(
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    assert main([str(images), "--out", str(out), *QUICK]) == 0
     before = {file: (out / file).read_bytes() for file in files_in(out)}
-    capsys.readouterr()
     assert main([str(images), "--out", str(out), *QUICK, "--seed", "3"]) == 2
     assert "another run with --seed 0 (now 3); give another folder" in capsys.readouterr().err
     assert main([str(images), "--out", str(out), *QUICK, "--tags", "ink"]) == 2
