@@ -21,10 +21,7 @@ def choose_devices(settings: Settings) -> tuple[str, ...]:
     Raises:
         UserError: a device does not exist.
     """
-    try:
-        return devices_present(settings.device, gpus_of_torch)
-    except ValueError as error:
-        raise UserError(f"DEVICE={settings.device!r}: {error}") from None
+    return _existing(settings.device, f"DEVICE={settings.device!r}")
 
 
 def check_device(named: str | None) -> None:
@@ -34,10 +31,14 @@ def check_device(named: str | None) -> None:
         UserError: a device does not exist.
     """
     if named is not None:
-        try:
-            devices_present(named, gpus_of_torch)
-        except ValueError as error:
-            raise UserError(f"--device {named}: {error}") from None
+        _existing(named, f"--device {named}")
+
+
+def _existing(named: str | None, given: str) -> tuple[str, ...]:
+    try:
+        return devices_present(named, gpus_of_torch)
+    except ValueError as error:
+        raise UserError(f"{given}: {error}") from None
 
 
 def choose_slots(settings: Settings, devices: Callable[[], Sequence[str]]) -> int:

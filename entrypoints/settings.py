@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Annotated, Any, Literal
@@ -38,7 +39,6 @@ from application.lease import MAX_SECONDS, LeaseTerms
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
 from domain.location import Bucket, InvalidLocation, Location
-from entrypoints.settings_typos import settings_typos
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,13 @@ PLATFORM_NAMES = {
     "checkpoint_interval": "checkpoint_every",
 }
 """The platform's own setting names, read if our name is not set."""
+
+
+NEAR = 0.86
+"""Smallest similarity ratio (difflib) of a typo: RABBITMQ_PASSWORD is above it for RABBITMQ_PASS;
+the settings of the broker's container (RABBITMQ_DEFAULT_PASS, RABBITMQ_NODE_PORT) are below."""
+NAMES_OF_OTHERS = frozenset({"aws_endpoint_url", "statsd_host", "statsd_port"})
+"""Settings of boto3 and other programs that resemble ours by chance."""
 
 
 class InvalidSettings(UserError):
@@ -593,7 +600,7 @@ class Settings(BaseModel):
 
     def typos(self) -> dict[str, str]:
         """Given names that are probably misspelt settings, each with the intended setting."""
-        return _typos(self._given)
+        return settings_typos(self._given)
 
     def aws_options(self) -> dict[str, Any]:
         """Region and credentials, as options of the adapters for Amazon's services."""
@@ -704,7 +711,7 @@ def load_settings(
         ]
         lines += [
             f"{name} is not a setting: did you mean {near}?"
-            for name, near in _typos(given).items()
+            for name, near in settings_typos(given).items()
         ]
         raise InvalidSettings("\n".join(lines)) from None
     settings._given = given
@@ -742,10 +749,22 @@ def warn_about_names(settings: Settings) -> None:
         log.warning("%s is not a setting: did you mean %s?", name, near)
 
 
-def _typos(given: Mapping[str, str]) -> dict[str, str]:
-    read = RENAMED.keys() | PLATFORM_NAMES.keys()
-    unread = {name: value for name, value in given.items() if name not in read}
-    return settings_typos(unread, [name.upper() for name in Settings.model_fields])
+def settings_typos(given: Mapping[str, str]) -> dict[str, str]:
+    """Find the names that are probably misspelt settings, each with the intended setting.
+
+    Ignores a name if the setting itself is given too (the name then belongs to another program),
+    and names without a value.
+
+    Args:
+        given: names in lower case, with their values.
+    """
+    read = {*Settings.model_fields, *RENAMED, *PLATFORM_NAMES, *NAMES_OF_OTHERS}
+    found = {}
+    for name in sorted(name for name, value in given.items() if value and name not in read):
+        near = get_close_matches(name, Settings.model_fields, n=1, cutoff=NEAR)
+        if near and not given.get(near[0]):
+            found[name.upper()] = near[0].upper()
+    return found
 
 
 _REMEDIES = {
