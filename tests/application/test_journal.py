@@ -67,7 +67,7 @@ def test_the_record_keeps_the_names_of_version_0_1() -> None:
     assert record.keys() == {
         *("task_id", "style_id", "state", "attempt", "setbacks", "waits", "parameters"),
         *("progress", "checkpoint", "metric", "artifact", "failure", "announcements"),
-        "second_try",  # since 0.3; older workers drop it
+        "second_try",  # since 0.2; older workers drop it
     }
 
 
