@@ -49,12 +49,16 @@ class ForkServer:
         self.preload = preload
         self._lock = threading.Lock()
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        extra = {} if preload is None else {"LD_PRELOAD": str(preload)}
+        # Libraries read these when they are imported, so a fork's own environment comes too late.
+        # Without a network, the hub's client would retry for a long time.
+        settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        if preload is not None:
+            settings["LD_PRELOAD"] = str(preload)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.services.fork_server"],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **extra},
+                env={**os.environ, **settings},
                 stdin=theirs.fileno(),
             )
 
