@@ -263,7 +263,7 @@ def encode_images(base: Any, images: Sequence[TrainingImage], device: Any) -> En
 
 def _installed(options: Mapping[str, Any]) -> bool:
     """Whether the setting's optimizer is installed."""
-    from adapters.diffusion.optimizer import require_optimizer
+    from adapters.diffusion.optimizer_libraries import require_optimizer
     from domain.failure import TrainingFailed
     from domain.parameters import OptimizerName
 

@@ -104,7 +104,7 @@ def check_optimizer(requested: RequestedParameters) -> None:
     Raises:
         UserError: the library is missing; the text names the extra to install.
     """
-    from adapters.diffusion.optimizer import missing_extra
+    from adapters.diffusion.optimizer_libraries import missing_extra
 
     name = OptimizerName(requested.named.get("optimizer", OptimizerName.ADAMW))
     extra = missing_extra(name)

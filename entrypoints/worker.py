@@ -70,16 +70,16 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.gpus is not None:
         return _fleet(arguments, settings)
 
-    from adapters.logs.libraries import quiet_libraries
     from adapters.logs.setup import log_uncaught_exceptions, start_logging
     from application.stop_signal import StopSignal
     from entrypoints.bootstrap import open_container
     from entrypoints.check import check, require_fit_store
     from entrypoints.connections import queue_place
+    from entrypoints.default_base import import_libraries
     from entrypoints.logs import start_cloudwatch, start_sentry
     from entrypoints.shutdown import graceful_shutdown
 
-    quiet_libraries()
+    import_libraries(settings.base_model)
     # The check prints each problem itself; its log would repeat them.
     level = "ERROR" if arguments.check else settings.log_level
     logs = start_logging(

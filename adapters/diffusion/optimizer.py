@@ -6,20 +6,13 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from application.ports import CheckpointRejected
-from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.parameters import OptimizerName, TrainingParameters
 
-_LIBRARIES = {
-    OptimizerName.ADAMW_8BIT: ("bitsandbytes", "adam8bit"),
-    OptimizerName.PRODIGY: ("prodigyopt", "prodigy"),
-}
-"""For each optimizer outside torch: its library, and our extra that installs it."""
 _GIVEN = {"lr", "params"}
 """Set anew by each run, so not part of the state."""
 _OF_WEIGHTS = {"step"}
@@ -36,23 +29,6 @@ class OptimizerState:
     """By the optimizer's own names."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Numbers of its group, by name (Prodigy's estimate), and ``step`` if it is not a tensor."""
-
-
-def require_optimizer(name: OptimizerName) -> None:
-    """Check that the optimizer's library is installed.
-
-    Raises:
-        TrainingFailed: INVALID_TASK.
-    """
-    if missing_extra(name) is not None:
-        message = f"The optimizer {name} is not available here. Please choose another."
-        raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message))
-
-
-def missing_extra(name: OptimizerName) -> str | None:
-    """Our extra that installs the optimizer's library; None if the library is there."""
-    library, extra = _LIBRARIES.get(name, (None, None))
-    return extra if library is not None and find_spec(library) is None else None
 
 
 def build_optimizer(

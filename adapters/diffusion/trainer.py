@@ -20,7 +20,7 @@ from adapters.diffusion.device_thread import MAX_WAIT, DeviceThread
 from adapters.diffusion.fused.blocks import with_fused_blocks
 from adapters.diffusion.memory_use import reset_peak_memory
 from adapters.diffusion.oom import retry_after_freeing
-from adapters.diffusion.optimizer import require_optimizer
+from adapters.diffusion.optimizer_libraries import require_optimizer
 from adapters.diffusion.preview import STEPS
 from adapters.diffusion.session import DiffusionSession, advance_runs
 from adapters.diffusion.training_model import TrainingModel, training_model

@@ -174,10 +174,8 @@ def _configured_alpha(config: Mapping[str, Any], names: Sequence[str], rank: int
     """The alpha of a layer that has these names. As in PEFT, the keys of ``alpha_pattern`` are
     regular expressions for the ends of names, and the first match counts.
     """
-    if patterns := config.get("alpha_pattern"):
-        from peft.utils.other import get_pattern_key
-
-        for name in names:
-            if (key := get_pattern_key(patterns, name)) in patterns:
-                return float(patterns[key])
+    for name in names:
+        for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                return float(alpha)
     return float(config.get("lora_alpha", rank))

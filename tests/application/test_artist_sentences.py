@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapters.common.device_memory import gpu_oom
-from adapters.diffusion import optimizer
+from adapters.diffusion import optimizer_libraries
 from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, Rollbacks
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import encode_task
@@ -103,9 +103,9 @@ def unusable_lora() -> Iterator[Failure]:
 
 def missing_optimizer() -> Iterator[Failure]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(optimizer, "find_spec", lambda _: None)
+        patched.setattr(optimizer_libraries, "find_spec", lambda _: None)
         with pytest.raises(TrainingFailed) as caught:
-            optimizer.require_optimizer(OptimizerName.PRODIGY)
+            optimizer_libraries.require_optimizer(OptimizerName.PRODIGY)
     yield caught.value.failure
 
 

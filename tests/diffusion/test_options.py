@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from adapters.common.tensor_file import decode as read_file
-from adapters.diffusion import optimizer as optimizers
+from adapters.diffusion import optimizer_libraries as optimizers
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.optimizer import (
     OptimizerState,

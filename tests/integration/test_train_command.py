@@ -381,9 +381,9 @@ def test_an_optimizer_that_is_not_installed_is_one_line_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from adapters.diffusion import optimizer
+    from adapters.diffusion import optimizer_libraries
 
-    monkeypatch.setattr(optimizer, "find_spec", lambda _: None)
+    monkeypatch.setattr(optimizer_libraries, "find_spec", lambda _: None)
     out = tmp_path / "out"
     assert main([str(images), "--out", str(out), "--optimizer", "adamw8bit", *QUICK]) == 2
     error = capsys.readouterr().err
