@@ -162,9 +162,6 @@ def _wait(
             if job["style_id"] == style_id
             for part in job["parts"]
         }
-    if style_id == 1:
-        # The worker was started after the task was published: the task waited for its start.
-        parts = {"imports and base": parts.pop("queue"), **parts}
     total = calls[0].at - published.timestamp()
     return {name: round(seconds, 2) for name, seconds in {**parts, "total": total}.items()}
 
@@ -180,6 +177,7 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
         "device": name,
         "slug": slug(name),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[1], 1),
         "date": datetime.now(UTC).date().isoformat(),
         "torch": torch.__version__,
         "base": "SD 1.5's shapes, random weights" if options.full_size else "the small base",

@@ -24,8 +24,8 @@ def whole_job_table(results: dict[str, Any]) -> str:
         f"| {name} | {cold.get(name, '-')} | {warm.get(name, '-')} |\n" for name in names
     )
     return (
-        f"**{results['device']}**, {results['cores']} cores, {results['date']}, torch "
-        f"{results['torch']}, {results['base']}, {results['images']} images, "
-        f"{results['epochs']} epochs.\n\n"
+        f"**{results['device']}**, {results['cores']} cores (load {results['load']}), "
+        f"{results['date']}, torch {results['torch']}, {results['base']}, "
+        f"{results['images']} images, {results['epochs']} epochs.\n\n"
         f"| seconds | cold worker | warm worker |\n| --- | --- | --- |\n{rows}"
     )

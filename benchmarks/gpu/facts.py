@@ -16,12 +16,11 @@ from entrypoints.cli import version
 def facts(device: torch.device) -> dict[str, Any]:
     """The device, its matrix product speed, and the library versions."""
     import diffusers
-    import peft
     import transformers
 
     cuda = device.type == "cuda"
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    versions |= {"peft": peft.__version__, "transformers": transformers.__version__}
+    versions |= {"transformers": transformers.__version__}
     versions |= {"cuda": torch.version.cuda} if cuda else {}
     return {
         "version": version(),

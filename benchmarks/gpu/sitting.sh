@@ -4,35 +4,37 @@
 # Each part has a time limit and writes each result at once, so an interruption loses no result. Parts in order:
 # the GPU's tests; steps at batch 1, 2, 4, 8 (the recipe, without and with our kernels), then with
 # torch.compile in place of our kernels; several styles; a whole job, cold and warm; a step's kernels.
-# --tiny rehearses on a CPU, with ten times the time. PYTHON names the interpreter, whose torch must fit the card.
+# --tiny rehearses every part on a CPU in at most 6 minutes, with fewer tests and one compilation.
+# PYTHON names the interpreter, whose torch must fit the card.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
-where=(--device cuda) seconds=2 epochs=200 stretch=1
+where=(--device cuda) seconds=2 epochs=200 tests=() compiled="1 8" tiny=
 if [ "${1:-}" = --tiny ]; then
-  where=(--tiny --device cpu) seconds=0.1 epochs=1 stretch=10
+  where=(--tiny --device cpu) seconds=0.1 epochs=1 tests=(-k "gate or sum_with") compiled=1 tiny=yes
   shift
 fi
 out=${1:-benchmarks/results/sitting}
 mkdir -p "$out"
 : > "$out/summary.txt"
 
-part() { # NAME SECONDS COMMAND...: run COMMAND for at most SECONDS, and record its exit status
-  local name=$1 limit=$(($2 * stretch)) began=$SECONDS
-  shift 2
+part() { # NAME SECONDS TINY_SECONDS COMMAND...: run COMMAND for at most SECONDS, and record its exit status
+  local name=$1 limit=${tiny:+$3} began=$SECONDS
+  limit=${limit:-$2}
+  shift 3
   timeout --kill-after=5 "$limit" "$@" > "$out/$name.txt" 2>&1
   echo "$name: exit $? after $((SECONDS - began)) s of $limit" | tee -a "$out/summary.txt"
 }
-steps() { # NAME SECONDS WAYS BATCHES: steps/s of some ways to run a step
-  part "$1" "$2" "$python" -m benchmarks.gpu "${where[@]}" --parts speed --seconds "$seconds" \
-    --ways $3 --batches $4 --json "$out/$1.json"
+steps() { # NAME SECONDS TINY_SECONDS WAYS BATCHES: steps/s of some ways to run a step
+  part "$1" "$2" "$3" "$python" -m benchmarks.gpu "${where[@]}" --parts speed --seconds "$seconds" \
+    --ways $4 --batches $5 --json "$out/$1.json"
 }
 
-part tests 110 "$python" -m pytest -q -m "gpu or kernels" tests/diffusion
-steps steps 80 "recipe channels-last kernels" "1 2 4 8"
-steps steps-compiled 110 compiled "1 8"
-part styles 45 "$python" -m benchmarks.gpu "${where[@]}" --parts styles --styles 1 4 8 \
+part tests 110 40 "$python" -m pytest -q -m "gpu or kernels" "${tests[@]}" tests/diffusion
+steps steps 80 50 "recipe channels-last kernels" "1 2 4 8"
+steps steps-compiled 110 160 compiled "$compiled"
+part styles 45 40 "$python" -m benchmarks.gpu "${where[@]}" --parts styles --styles 1 4 8 \
   --seconds "$seconds" --json "$out/styles.json"
-part job 105 "$python" -m benchmarks.gpu "${where[@]}" --parts job --epochs "$epochs" \
+part job 105 45 "$python" -m benchmarks.gpu "${where[@]}" --parts job --epochs "$epochs" \
   --json "$out/job.json"
-part kernels 30 "$python" -m benchmarks.gpu.kernels "${where[@]}" --batches 1
+part kernels 30 20 "$python" -m benchmarks.gpu.kernels "${where[@]}" --batches 1
