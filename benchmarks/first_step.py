@@ -3,7 +3,9 @@
 Runs `entrypoints.train` with the small base up to its first step, in this checkout and in another
 one (`git worktree add DIR COMMIT`), in turn. Prints the median seconds by the clock and of
 processor time, with the lowest and highest. On a busy machine, compare only processor time. For
-this checkout it also prints the seconds until the end of each part. Writes no file.
+this checkout it also prints the seconds until the end of each part. With another checkout, writes
+`benchmarks/results/first-step-cpu.json`; `python -m benchmarks.pages` puts it into the
+documentation.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks.images import drawn_images
 
@@ -26,21 +31,21 @@ PROGRAM = """
 import json, os, sys, time
 began = time.perf_counter()
 marks = {}
-from adapters import console
 from domain.events import JobStarted, ProgressMade, TrainingBegan
-seen = console.ProgressDisplay.__call__
-NAMES = {JobStarted: "base and first look at the images", TrainingBegan: "images",
-         ProgressMade: "encoding and first step"}
 def note(name):
     marks[name] = time.perf_counter() - began
-def leave_at_first_step(self, event):
-    if type(event) in NAMES:
-        note(NAMES[type(event)])
-    if isinstance(event, ProgressMade):
-        print(json.dumps(marks), file=sys.stderr, flush=True)
-        os._exit(0)
-    seen(self, event)
-console.ProgressDisplay.__call__ = leave_at_first_step
+def watch(kind, name):
+    make = kind.__init__
+    def made(self, *arguments, **named):
+        note(name)
+        if kind is ProgressMade:
+            print(json.dumps(marks), file=sys.stderr, flush=True)
+            os._exit(0)
+        make(self, *arguments, **named)
+    kind.__init__ = made
+watch(JobStarted, "base and first look at the images")
+watch(TrainingBegan, "images")
+watch(ProgressMade, "encoding and first step")
 from entrypoints import train, local_run
 note("imports of the command")
 sys.exit(train.main([sys.argv[1], "--out", sys.argv[2], "--device", "cpu"]))
@@ -53,6 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time the way to the first step.")
     parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--json", type=Path, default=Path("benchmarks/results/first-step-cpu.json")
+    )
     options = parser.parse_args()
     checkouts = [ROOT, *([options.beside.resolve()] if options.beside else [])]
     times: dict[Path, list[tuple[float, float]]] = {checkout: [] for checkout in checkouts}
@@ -69,13 +77,45 @@ def main() -> None:
         until = statistics.median(marks[name] for marks in parts)
         print(f"until the end of: {name:36} {until:6.2f} s")
     for checkout, measured in times.items():
-        print(f"{checkout}: {_spread([clock for clock, _ in measured])} s by the clock, "
-              f"{_spread([busy for _, busy in measured])} s of processor time")  # fmt: skip
+        clock, busy = zip(*measured, strict=True)
+        print(f"{checkout}: {_spread(clock)} s by the clock, {_spread(busy)} s of processor time")
     if options.beside:
-        ours, theirs = times.values()
-        for number, kind in enumerate(("clock", "processor time")):
-            ratios = [a[number] / b[number] for a, b in zip(ours, theirs, strict=True)]
-            print(f"ratio by {kind}: {_spread(ratios)}")
+        results = _compared(options.beside.resolve(), *times.values())
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        print(first_step_table(results))
+
+
+def _compared(
+    other: Path, ours: list[tuple[float, float]], theirs: list[tuple[float, float]]
+) -> dict[str, Any]:
+    command = ["git", "-C", str(other), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    results: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[1], 1),
+        "rounds": len(ours),
+        "beside": commit,
+    }
+    for number, kind in enumerate(("by the clock", "of processor time")):
+        mine, before = ([times[number] for times in side] for side in (ours, theirs))
+        ratios = [a / b for a, b in zip(mine, before, strict=True)]
+        results[kind] = [_spread(mine), _spread(before), _spread(ratios)]
+    return results
+
+
+def first_step_table(results: dict[str, Any]) -> str:
+    """The times of both checkouts as a Markdown table."""
+    rows = "".join(
+        f"| {kind} | {' | '.join(results[kind])} |\n"
+        for kind in ("by the clock", "of processor time")
+    )
+    return (
+        f"Measured on {results['date']}, {results['cores']} cores (load {results['load']}), "
+        f"small base; median of {results['rounds']} alternating runs (lowest to highest).\n\n"
+        f"| seconds | this version | commit {results['beside']} | ratio |\n"
+        f"| --- | --- | --- | --- |\n{rows}"
+    )
 
 
 def first_step(checkout: Path, scratch: Path) -> tuple[float, float, dict[str, float]]:
@@ -96,7 +136,7 @@ def first_step(checkout: Path, scratch: Path) -> tuple[float, float, dict[str, f
     return seconds, busy, json.loads(done.stderr.splitlines()[-1])
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 

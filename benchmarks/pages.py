@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.first_step import first_step_table
 from benchmarks.gpu.tables import gpu_tables, measured
 from benchmarks.measuring_cost import cost_sentence
 from benchmarks.peers.tables import peers_tables
@@ -32,6 +33,7 @@ def main() -> None:
 def filled(text: str) -> str:
     """Return the page with measured figures in its marked blocks."""
     tables = {
+        "start": lambda: first_step_table(_results("first-step-cpu")),
         "cpu": lambda: figures_table(_results("cpu")),
         "gpus": lambda: gpu_tables(FOLDER),
         "peers": lambda: peers_tables(FOLDER),

@@ -4,7 +4,7 @@ Measures what queue, journal, lease, store and webhooks cost: real worker proces
 takes no time, empty a queue of RabbitMQ. A plain pika consumer empties a queue of the same
 messages in the same run. Prints the speeds, and the calls per job to the store and the backend by
 kind. Writes `benchmarks/results/service.json`; `python -m benchmarks.pages` puts the tables into
-the documentation.
+the documentation. If only some rows are measured, the file keeps the others of this machine.
 
 Needs RabbitMQ on this machine, with the user guest. Store `folders`: folders on this disk, each
 write synced to it. Store `s3`: moto, an S3 server in Python that serves one request at a time, so
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,6 +44,8 @@ NAMES = [f"training/1/image_{number}" for number in range(10)]
 EPOCHS = 20
 """Two checkpoints with the default of one every ten epochs."""
 DELAYS = (1.0, 60.0)
+MAX_SECONDS = 300
+"""Time limit of a row's workers, and of its plain consumers."""
 MEASURED_OF_BARE = 10
 """Messages of the plain consumer for each task of a worker, because it is much faster."""
 
@@ -112,17 +114,32 @@ def main() -> None:
             file = place.folder / IMAGES / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
-        results["rows"] = []
+        rows = _kept_rows(options.json, results)
         for store in options.stores:
             for backlog in options.backlogs:
                 for workers in options.workers:
                     row = _measure(place, store, backlog, workers, min(backlog, options.tasks))
                     results |= {"calls": row.pop("calls")}
-                    results["rows"].append(row)
+                    rows[_key(row)] = row
+                    results["rows"] = list(rows.values())
                     print(json.dumps(row), flush=True)
                     options.json.parent.mkdir(parents=True, exist_ok=True)
                     options.json.write_text(json.dumps(results, indent=1) + "\n")
     print(service_tables(results))
+
+
+def _kept_rows(file: Path, facts: dict[str, Any]) -> dict[Hashable, dict[str, Any]]:
+    """The rows of an earlier run on this machine, with the same versions."""
+    if not file.exists():
+        return {}
+    earlier = json.loads(file.read_text("utf-8"))
+    if any(earlier[name] != facts[name] for name in ("processor", "cores", "versions")):
+        return {}
+    return {_key(row): row for row in earlier["rows"]}
+
+
+def _key(row: dict[str, Any]) -> Hashable:
+    return row["store"], row["backlog"], row["workers"]
 
 
 def _measure(place: Place, store: str, backlog: int, workers: int, tasks: int) -> dict[str, Any]:
@@ -164,6 +181,7 @@ def _run(commands: list[tuple[list[str], dict[str, str]]]) -> list[dict[str, Any
 
     Raises:
         RuntimeError: one failed; with the end of its output.
+        subprocess.TimeoutExpired: one took longer than ``MAX_SECONDS``.
     """
     processes = [
         subprocess.Popen(
@@ -176,20 +194,25 @@ def _run(commands: list[tuple[list[str], dict[str, str]]]) -> list[dict[str, Any
         )
         for command, env in commands
     ]
-    for process in processes:
-        assert process.stdout is not None
-        process.stdout.readline()  # it is ready
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    found = []
-    for process in processes:
-        output, errors = process.communicate()
-        if process.returncode:
-            raise RuntimeError(f"{process.args} ended with {process.returncode}: {errors[-2000:]}")
-        found.append(json.loads(output.splitlines()[-1]))
-    return found
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()  # it is ready
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        found = []
+        for process in processes:
+            output, errors = process.communicate(timeout=MAX_SECONDS)
+            if process.returncode:
+                ended = f"{process.args} ended with {process.returncode}"
+                raise RuntimeError(f"{ended}: {errors[-2000:]}")
+            found.append(json.loads(output.splitlines()[-1]))
+        return found
+    finally:
+        for process in processes:
+            process.kill()  # does nothing if it has ended
 
 
 @contextmanager
