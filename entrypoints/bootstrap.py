@@ -64,6 +64,7 @@ from entrypoints.stores import open_blobs
 
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
+    from adapters.diffusion.data_parallel import StartRanks
     from adapters.diffusion.trainer import DiffusionTrainer
 
 
@@ -90,11 +91,18 @@ def build_trainer(
         decode,
         device,
         slots=slots,
-        start_ranks=partial(start_ranks, others, partial(load_base_model, settings), decode)
+        start_ranks=partial(start_ranks, others, partial(_rank_trainer, settings))
         if others
         else None,
         preview_steps=preview_steps or STEPS,
     )
+
+
+def _rank_trainer(settings: Settings, device: str, start_ranks: StartRanks) -> DiffusionTrainer:
+    from adapters.diffusion.trainer import DiffusionTrainer
+
+    base = load_base_model(settings, device)
+    return DiffusionTrainer(base, decode, device, start_ranks=start_ranks)
 
 
 def worker_config(settings: Settings) -> WorkerConfig:

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from PIL import Image
 
 from application.ports import TrainerBroken
 from domain.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
-    from adapters.diffusion.base.model import BaseModel
     from adapters.diffusion.train_step import Batch
+    from adapters.diffusion.trainer import DiffusionTrainer
 
 _IN_STEP = timedelta(minutes=5)
 """Limit for all ranks to reach the same point of a step, far above any step's duration."""
@@ -87,65 +86,46 @@ class Rank:
 
 
 StartRanks = Callable[[TrainingPlan, bytes | None], AbstractContextManager[Rank]]
-LoadBase = Callable[[str], "BaseModel"]
-Decode = Callable[[bytes], Image.Image]
+MakeTrainer = Callable[[str, StartRanks], "DiffusionTrainer"]
 
 
 @contextmanager
 def start_ranks(
-    devices: Sequence[str],
-    load_base: LoadBase,
-    decode: Decode,
-    plan: TrainingPlan,
-    resume: bytes | None,
+    devices: Sequence[str], make_trainer: MakeTrainer, plan: TrainingPlan, resume: bytes | None
 ) -> Iterator[Rank]:
     """Run a rank on each of the devices during the with-block. Yields rank 0; call its ``join``.
 
     Args:
-        load_base, decode: functions that can be pickled.
+        make_trainer: makes a rank's trainer on its device. It can be pickled.
     """
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            Rank(n, len(devices) + 1, Path(folder) / "ranks") for n in range(len(devices) + 1)
-        ]
-        processes = [
-            spawn.Process(
-                target=_train, args=(rank, device, load_base, decode, plan, resume), daemon=True
-            )
-            for rank, device in zip(ranks[1:], devices, strict=True)
-        ]
+        count = len(devices) + 1
+        first, *ranks = [Rank(number, count, Path(folder) / "ranks") for number in range(count)]
+        processes = []
         try:
-            for process in processes:
+            for rank, device in zip(ranks, devices, strict=True):
+                given = (rank, device, make_trainer, plan, resume)
+                process = spawn.Process(target=_train, args=given, daemon=True)
                 process.start()
-            yield ranks[0]
+                processes.append(process)
+            yield first
         finally:
             for process in processes:
-                if process.pid is not None:
-                    process.kill()
-                    process.join()
+                process.kill()
+                process.join()
             if dist.is_initialized():
                 dist.destroy_process_group()
 
 
 def _train(
-    rank: Rank,
-    device: str,
-    load_base: LoadBase,
-    decode: Decode,
-    plan: TrainingPlan,
-    resume: bytes | None,
+    rank: Rank, device: str, make_trainer: MakeTrainer, plan: TrainingPlan, resume: bytes | None
 ) -> None:
     """Main function of a rank other than 0. It ends by an error when rank 0 has died."""
     # A signal to the process group is for rank 0, which ends this process when it has finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from adapters.diffusion.trainer import DiffusionTrainer
-
-    trainer = DiffusionTrainer(
-        load_base(device), decode, device, start_ranks=lambda *_: nullcontext(rank)
-    )
-    with trainer.open(plan, resume) as session:
+    with make_trainer(device, lambda *_: nullcontext(rank)).open(plan, resume) as session:
         while not session.finished:
             session.advance()
 

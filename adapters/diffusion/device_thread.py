@@ -154,7 +154,7 @@ class DeviceThread(Generic[Run, Report]):
         for run, done in ready.items():
             outcome = outcomes[run]
             if isinstance(outcome, BaseException):
-                done.set_exception(_as_of_the_device(outcome))
+                done.set_exception(_as_trainer_broken(outcome))
             else:
                 done.set_result(outcome)
 
@@ -164,10 +164,10 @@ def _set_outcome(done: Future[Result], work: Callable[[], Result]) -> None:
     try:
         done.set_result(work())
     except BaseException as error:
-        done.set_exception(_as_of_the_device(error))
+        done.set_exception(_as_trainer_broken(error))
 
 
-def _as_of_the_device(error: BaseException) -> BaseException:
+def _as_trainer_broken(error: BaseException) -> BaseException:
     """``TrainerBroken`` if the error means that the device can no longer be used."""
     if not is_broken_device(error):
         return error

@@ -105,7 +105,6 @@ class Evaluation:
 
     def _make_batches(self, positions: Sequence[int]) -> list[Batch]:
         """Batches of the images in turn, at timesteps spread evenly over the schedule."""
-        steps = len(self.objective.weight)
         by_size: dict[Size, list[int]] = {}
         for number in range(PREDICTIONS):
             size = self.dataset.sizes[positions[number % len(positions)]]
@@ -113,19 +112,15 @@ class Evaluation:
         cpu = self.slot.device.type == "cpu"
         most = _PER_PASS_ON_A_CPU if cpu else PREDICTIONS
         return [
-            self._make_batch(
-                numbers[start : start + most],
-                [positions[n % len(positions)] for n in numbers[start : start + most]],
-                [int((n + 0.5) / PREDICTIONS * steps) for n in numbers[start : start + most]],
-            )
+            self._make_batch(numbers[start : start + most], positions)
             for numbers in by_size.values()
             for start in range(0, len(numbers), most)
         ]
 
-    def _make_batch(
-        self, numbers: Sequence[int], positions: Sequence[int], timesteps: Sequence[int]
-    ) -> Batch:
-        device, images = self.slot.device, tuple(positions)
+    def _make_batch(self, numbers: Sequence[int], positions: Sequence[int]) -> Batch:
+        device, steps = self.slot.device, len(self.objective.weight)
+        images = tuple(positions[number % len(positions)] for number in numbers)
+        timesteps = [int((number + 0.5) / PREDICTIONS * steps) for number in numbers]
         plain = [False] * len(images)
         shape = self.dataset.shape(images)[1:]
         generators = [generator_for(self.seed, "evaluation", number) for number in numbers]

@@ -93,17 +93,12 @@ class PackedLora:
         exact = parameters.use_dora or bool(self.text_encoder)
         self._dtype = torch.float32 if exact else dtype
         self.plain = not (self.dropout or self.dora)
-        names = [*self.unet, *self.text_encoder]
+        numbers = {name: number for number, name in enumerate([*self.unet, *self.text_encoder])}
         groups = [*shared_inputs(unet, self.unet), *((name,) for name in self.text_encoder)]
+        shapes = [_shapes(layer, self._rank, dora=self.dora) for layer in self._layers]
         self._groups = [
-            _Group(
-                [names.index(name) for name in group],
-                [
-                    _shapes(self._layers[names.index(name)], self._rank, dora=parameters.use_dora)
-                    for name in group
-                ],
-            )
-            for group in groups
+            _Group(own, [shapes[number] for number in own])
+            for own in ([numbers[name] for name in group] for group in groups)
         ]
         pieces = [piece for group in self._groups for piece in group.pieces()]
         self._sizes = [size for size, _ in pieces]

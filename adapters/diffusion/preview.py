@@ -113,27 +113,19 @@ def draw_previews(
         check: called after each denoising step; an exception from it ends the drawing.
     """
     pipeline = preview_pipeline(base)
-    with on_device(base.vae, device):
-        parts = (request,) if device.type == "cuda" else request.each()
-        images = [image for part in parts for image in _images(pipeline, part, check)]
-    return tuple(
-        Preview(prompt, request.seed + index, png)
-        for index, (prompt, png) in enumerate(zip(request.prompts, images, strict=True))
-    )
-
-
-def _images(
-    pipeline: StableDiffusionPipeline, request: PreviewRequest, check: Callable[[], None]
-) -> list[bytes]:
-    """A PNG for each prompt. Decoded one by one: pixels take more memory than latents."""
-    pngs = []
-    for one in torch.split(latents_of(pipeline, request, check), 1):
-        # The VAE stays in float32, whatever type the UNet computes in.
-        pixels = pipeline.vae.decode(one.float() / pipeline.vae.config.scaling_factor).sample
-        png = io.BytesIO()
-        pipeline.image_processor.postprocess(pixels, output_type="pil")[0].save(png, "PNG")
-        pngs.append(png.getvalue())
-    return pngs
+    parts = (request,) if device.type == "cuda" else request.each()
+    previews = []
+    with on_device(base.vae, device):  # the pipeline takes its device from it
+        latents = torch.cat([latents_of(pipeline, part, check) for part in parts])
+        # Decoded one by one: pixels take more memory than latents.
+        for index, (prompt, one) in enumerate(zip(request.prompts, latents, strict=True)):
+            # The VAE stays in float32, whatever type the UNet computes in.
+            scaled = one[None].float() / base.vae.config.scaling_factor
+            pixels = base.vae.decode(scaled).sample
+            png = io.BytesIO()
+            pipeline.image_processor.postprocess(pixels, output_type="pil")[0].save(png, "PNG")
+            previews.append(Preview(prompt, request.seed + index, png.getvalue()))
+    return tuple(previews)
 
 
 def latents_of(

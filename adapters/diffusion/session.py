@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -255,16 +255,6 @@ class DiffusionSession:
         self.before = state.before
         self._good = self._state()
 
-    def measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Losses over fixed noises: of the training images, and of the held-out images."""
-        graphs = self.model.evaluation_graphs
-        recorded = graphs is not None and graphs.size is not None
-        losses = retry_after_freeing(self.model, self._evaluation.losses)
-        if graphs is not None and recorded and graphs.size is None:
-            # Memory of a failed recording stays in the pool that steps record in.
-            self.model.free_graphs()
-        return losses
-
     def close(self) -> None:
         """Free everything on the device, even if the session is still referenced."""
         del self._data, self.batches, self._evaluation, self._good
@@ -272,7 +262,12 @@ class DiffusionSession:
 
     def _measured(self, record: EpochRecord) -> EpochRecord:
         """The record with the losses over fixed noises."""
-        trained, held_out = self.measure()
+        graphs = self.model.evaluation_graphs
+        recorded = graphs is not None and graphs.size is not None
+        trained, held_out = retry_after_freeing(self.model, self._evaluation.losses)
+        if graphs is not None and recorded and graphs.size is None:
+            # Memory of a failed recording stays in the pool that steps record in.
+            self.model.free_graphs()
         return replace(
             record,
             evaluation_loss=fmean(trained),
@@ -313,9 +308,8 @@ class DiffusionSession:
         self, request: PreviewRequest, check: Callable[[], None], *, adapted: bool
     ) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:
-            if not adapted:
-                return draw_previews(self._base, request, self.model.device, check)
-            with self._style_active(request) as encoded:
+            style = self._style_active(request) if adapted else nullcontext(request)
+            with style as encoded:
                 return draw_previews(self._base, encoded, self.model.device, check)
 
         return retry_after_freeing(self.model, draw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -75,7 +75,6 @@ class DiffusionTrainer:
         )
         # Used by the device's thread only, from here on.
         self._model: TrainingModel | None = None
-        self._key: Hashable | None = None
         self._close_model = ExitStack()
         log.info("training on %s: %s", self._device, describe(self._backend))
 
@@ -110,9 +109,8 @@ class DiffusionTrainer:
         files = encode_lora(*decode_lora(weights), LoraFormat.PEFT, "")
         return {name: files[name] for name in (PEFT_WEIGHTS, PEFT_CONFIG)}
 
-    def open(
-        self, plan: TrainingPlan, resume: bytes | None
-    ) -> AbstractContextManager[TrainingSession]:
+    @contextmanager
+    def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         """Set up a run, from the start or from a checkpoint's data.
 
         Compatible runs share the device, up to the number of slots, each in its own thread. Each
@@ -123,12 +121,8 @@ class DiffusionTrainer:
             TrainingFailed: GPU_OOM; INVALID_TASK if the optimizer's library is not installed.
             TrainerBroken: the device failed and can no longer be used.
         """
-        require_optimizer(plan.parameters.optimizer)
-        return self._opened(plan, resume)
-
-    @contextmanager
-    def _opened(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         parameters = plan.parameters
+        require_optimizer(parameters.optimizer)
         shared = self._start_ranks and parameters.batch_size > 1 and not parameters.lora_dropout
         ranks = self._start_ranks(plan, resume) if self._start_ranks and shared else nullcontext()
         with ranks as rank, self._thread.used():
@@ -175,18 +169,13 @@ class DiffusionTrainer:
         if self._model is None:
             reset_peak_memory(self._device)
             with oom_fails_the_run():
+                slots = self._slots if key is not None else 1
                 opening = training_model(
-                    self._base,
-                    parameters,
-                    self._device,
-                    self._backend,
-                    self._slots if key is not None else 1,
+                    self._base, parameters, self._device, self._backend, slots
                 )
-                self._model, self._key = self._close_model.enter_context(opening), key
-        elif key is None or self._key is None:
-            raise RuntimeError("one session at a time: the trainer has an open run")
-        elif key != self._key:
-            raise RuntimeError("the trainer has open runs of another kind")
+                self._model = self._close_model.enter_context(opening)
+        elif key is None or key != self.batch_key(self._model.parameters):
+            raise RuntimeError("the trainer has open runs of another kind, or one slot")
         elif not self._model.free_slots:
             raise RuntimeError(f"all {self._slots} slots of the trainer are taken")
         return self._model

@@ -34,7 +34,7 @@ class TrainingModel:
         slots: int,
         recorder: Recorder | None,
     ) -> None:
-        self.device, self.dtype = device, backend.dtype
+        self.parameters, self.device, self.dtype = parameters, device, backend.dtype
         self.memory_format = torch.contiguous_format
         if backend.channels_last:
             self.memory_format = torch.channels_last

@@ -92,7 +92,7 @@ def _launched(function: type[torch.autograd.Function], x: torch.Tensor, *rest: o
         return function.apply(x, *rest)  # type: ignore[no-untyped-call] # torch has no types for it
 
 
-class _Cut(NamedTuple):
+class NormGrid(NamedTuple):
     """How a group norm's work is divided among programs."""
 
     each: int
@@ -109,7 +109,7 @@ class _Cut(NamedTuple):
     chunks: int
 
     @staticmethod
-    def of(images: int, pixels: int, channels: int, groups: int) -> _Cut:
+    def of(images: int, pixels: int, channels: int, groups: int) -> NormGrid:
         depth = channels // groups
         fitting = range(1, max(1, min(_SLOTS, groups, _BLOCK // depth)) + 1)
         wide = [each for each in fitting if each * depth % _WIDE == 0]
@@ -120,7 +120,7 @@ class _Cut(NamedTuple):
         most = max(1, min(_MOST_CHUNKS, _PROGRAMS // (images * blocks)))
         tiles = -(-pixels // (most * rows))
         align = math.gcd(each * depth, channels, _WIDE)
-        return _Cut(each, blocks, block, align, rows, tiles, -(-pixels // (tiles * rows)))
+        return NormGrid(each, blocks, block, align, rows, tiles, -(-pixels // (tiles * rows)))
 
 
 class GroupNormed(torch.autograd.Function):
@@ -141,7 +141,7 @@ class GroupNormed(torch.autograd.Function):
 
         x = _channels_last(x)
         n, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-        cut = _Cut.of(n, pixels, channels, groups)
+        cut = NormGrid.of(n, pixels, channels, groups)
         partial = torch.empty(n * groups, cut.chunks, 2, device=x.device, dtype=torch.float32)
         stats = torch.empty(n * groups, 2, device=x.device, dtype=torch.float32)
         y = torch.empty_like(x)
