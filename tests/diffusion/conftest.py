@@ -13,6 +13,7 @@ from assets.drawing import draw_style_set
 from domain.image import TrainingImage
 from tests.diffusion.runs import read_images
 
+PREVIEW_STEPS = 4
 SMALL_BASE = Path(__file__).resolve().parents[2] / "assets" / "small_base"
 
 
@@ -35,4 +36,4 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingImage, ...
 
 @pytest.fixture
 def trainer(base: BaseModel) -> DiffusionTrainer:
-    return DiffusionTrainer(base, decode, "cpu")
+    return DiffusionTrainer(base, decode, "cpu", preview_steps=PREVIEW_STEPS)

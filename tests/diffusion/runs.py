@@ -56,8 +56,10 @@ def read_images(paths: Sequence[Path]) -> tuple[TrainingImage, ...]:
 def plan_of(
     images: Sequence[TrainingImage], tags: tuple[str, ...] = ("ink", "wash"), **parameters: Any
 ) -> TrainingPlan:
-    """A short run at 64 px that changes the weights visibly."""
-    values = {"epochs": 2, "resolution": 64, "learning_rate": 1e-2, "rank": 4, **parameters}
+    """A short run at 64 px that changes the weights visibly. It measures nothing by default: a
+    measurement takes as long as eight steps."""
+    values: dict[str, Any] = {"epochs": 2, "resolution": 64, "learning_rate": 1e-2, "rank": 4}
+    values |= {"validation_epochs": 0, **parameters}
     return TrainingPlan(
         style_id=7,
         images=tuple(images),
@@ -84,31 +86,45 @@ def run(
 ) -> Outcome:
     """Run a plan to its end, or for a number of steps."""
     with trainer.open(plan, resume) as session:
-        done = 0
-        while not session.finished and (steps is None or done < steps):
+        if steps is None:
+            return finish(session)
+        for _ in range(steps):
             session.advance()
-            done += 1
-        return Outcome(session.weights(), session.checkpoint().data, session.history)
+        return outcome_of(session)
 
 
-def measured_in(
-    trainer: DiffusionTrainer, base: BaseModel, plan: TrainingPlan
-) -> set[tuple[torch.dtype, torch.dtype, bool]]:
-    """Precisions of the UNet's inputs and outputs in the run's measurements, and whether autocast
-    was on."""
-    found = set()
+def finish(session: TrainingSession) -> Outcome:
+    """Run all remaining steps."""
+    drive(session)
+    return outcome_of(session)
 
-    def note(_: torch.nn.Module, inputs: Any, outputs: Any) -> None:
-        if not torch.is_grad_enabled():
-            automatic = any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
-            found.add((inputs[0].dtype, outputs[0].dtype, automatic))
 
-    hook = base.unet.register_forward_hook(note)
-    try:
-        run(trainer, plan)
-    finally:
-        hook.remove()
-    return found
+def outcome_of(session: TrainingSession) -> Outcome:
+    return Outcome(session.weights(), session.checkpoint().data, session.history)
+
+
+def limit_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    unet: UNet2DConditionModel,
+    most: int,
+    *,
+    unless_recomputing: bool = False,
+) -> list[int]:
+    """Let passes of more than so many images run out of memory, after their forward pass. Returns
+    the sizes of the passes that ran, filled from then on."""
+    forward, sizes = type(unet).forward, []
+
+    def limited(sample: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        result = forward(unet, sample, *arguments, **keywords)
+        if torch.is_grad_enabled():
+            recomputing = unless_recomputing and unet.is_gradient_checkpointing
+            if len(sample) > most and not recomputing:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            sizes.append(len(sample))
+        return result
+
+    monkeypatch.setattr(unet, "forward", limited)
+    return sizes
 
 
 def drive(session: TrainingSession) -> list[StepReport]:

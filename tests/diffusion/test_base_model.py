@@ -78,16 +78,6 @@ def test_the_small_base_is_not_taken_for_sd15_and_its_shapes_are() -> None:
     assert replace(base, unet=unet).is_sd15
 
 
-def test_a_name_that_leads_nowhere_gets_no_advice_of_the_hubs_client(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        assert "not a folder" in refusal("nobody/no-such-model")
-    assert [str(warning.message) for warning in said] == []
-
-
 def test_a_single_file_is_the_same_model(
     base: BaseModel, small_base_folder: Path, tmp_path: Path
 ) -> None:
@@ -99,17 +89,17 @@ def test_a_single_file_is_the_same_model(
     assert all(torch.equal(weights[name], own) for name, own in base.unet.state_dict().items())
 
 
-@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
-def test_the_fingerprint_covers_every_part(base: BaseModel, copy: Path, file: Path) -> None:
-    edit(copy / file, lambda tensors: tensors[max(tensors)].view(-1)[0].add_(1))
-    assert load_base(str(copy)).fingerprint != base.fingerprint
-
-
-def test_the_fingerprint_covers_the_noise_schedule(base: BaseModel, copy: Path) -> None:
-    edit_json(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+@pytest.mark.parametrize("file", [UNET, VAE, TEXT, None])
+def test_the_fingerprint_covers_every_part_and_the_noise_schedule(
+    base: BaseModel, copy: Path, file: Path | None
+) -> None:
+    if file is None:
+        edit_json(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    else:
+        edit(copy / file, lambda tensors: tensors[max(tensors)].view(-1)[0].add_(1))
     loaded = load_base(str(copy))
     assert loaded.fingerprint != base.fingerprint
-    assert loaded.prediction_type == "v_prediction"
+    assert loaded.prediction_type == ("epsilon" if file else "v_prediction")
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".pkl"])
@@ -119,79 +109,65 @@ def test_a_pickle_is_refused_unread(tmp_path: Path, suffix: str) -> None:
     assert "is a pickle" in refusal(path)
 
 
-@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
-def test_a_folder_that_has_a_part_only_as_pickle_is_refused(copy: Path, file: Path) -> None:
-    (copy / file).rename((copy / file).with_suffix(".bin"))
-    assert f"has only pickles in {file.parts[0]}/" in refusal(copy)
-
-
-@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
-def test_a_folder_without_a_parts_weights_is_refused(copy: Path, file: Path) -> None:
-    (copy / file).unlink()
-    assert f"has no .safetensors in {file.parts[0]}/" in refusal(copy)
-
-
-@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
-def test_a_folder_with_a_damaged_file_is_refused(copy: Path, file: Path) -> None:
-    whole = (copy / file).read_bytes()
-    (copy / file).write_bytes(whole[: len(whole) // 2])
-    assert "cannot be loaded" in refusal(copy)
-
-
-@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
-def test_a_folder_that_lacks_a_weight_is_refused(copy: Path, file: Path) -> None:
-    edit(copy / file, lambda tensors: tensors.pop(max(tensors)))
-    assert "give a complete" in refusal(copy)
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    assert "no model_index.json" in refusal(tmp_path)
-
-
-def test_a_folder_whose_index_is_not_json_is_refused(copy: Path) -> None:
-    (copy / "model_index.json").write_text("{")
-    refusal(copy)
-
-
-def test_stable_diffusion_xl_is_refused(copy: Path) -> None:
-    edit_json(
-        copy / "model_index.json",
-        _class_name="StableDiffusionXLPipeline",
-        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
-    )
-    assert "is a StableDiffusionXLPipeline" in refusal(copy)
-
-
 def test_code_in_a_folder_is_not_run(copy: Path) -> None:
     (copy / "unet" / "mine.py").write_text("raise SystemExit('was run')")
     edit_json(copy / "model_index.json", unet=["mine", "MyUNet"])
     assert "of MyUNet" in refusal(copy)
 
 
-def test_a_model_that_predicts_the_image_is_refused(copy: Path) -> None:
-    edit_json(copy / "scheduler" / "scheduler_config.json", prediction_type="sample")
-    assert "predicts 'sample'" in refusal(copy)
+@pytest.mark.parametrize("file", [UNET, VAE, TEXT])
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda path: path.rename(path.with_suffix(".bin")), "has only pickles in {part}/"),
+        (Path.unlink, "has no .safetensors in {part}/"),
+        (lambda path: path.write_bytes(path.read_bytes()[:9000]), "cannot be loaded"),
+        (lambda path: edit(path, lambda tensors: tensors.pop(max(tensors))), "give a complete"),
+    ],
+)
+def test_a_folder_with_a_damaged_part_is_refused(
+    copy: Path, file: Path, damage: Callable[[Path], object], complaint: str
+) -> None:
+    damage(copy / file)
+    assert complaint.format(part=file.parts[0]) in refusal(copy)
 
 
-def test_a_single_file_of_something_else_is_refused(
-    small_base_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("file", "values", "complaint"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "X"]},
+            "is a StableDiffusionXLPipeline",
+        ),
+        ("unet/config.json", {"in_channels": 9}, "give a"),
+    ],
+)
+def test_another_model_is_refused(
+    copy: Path, file: str, values: dict[str, object], complaint: str
+) -> None:
+    edit_json(copy / file, **values)
+    assert complaint in refusal(copy)
+
+
+@pytest.mark.parametrize("length", [None, 100_000])
+def test_a_single_file_of_something_else_or_cut_off_is_refused(
+    base: BaseModel, small_base_folder: Path, tmp_path: Path, length: int | None
 ) -> None:
     path = tmp_path / "other.safetensors"
-    safetensors.torch.save_file({"weight": torch.ones(3)}, path)
+    if length is None:
+        safetensors.torch.save_file({"weight": torch.ones(3)}, path)
+    else:
+        path.write_bytes(write_single_file(base, path).read_bytes()[:length])
     with pytest.raises(BaseModelInvalid, match="cannot be read as a Stable Diffusion"):
         load_base(str(path), config_folder=small_base_folder)
 
 
-def test_a_single_file_that_is_cut_off_is_refused(
-    base: BaseModel, small_base_folder: Path, tmp_path: Path
-) -> None:
-    path = write_single_file(base, tmp_path / "model.safetensors")
-    path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(BaseModelInvalid, match="cannot be read as a Stable Diffusion"):
-        load_base(str(path), config_folder=small_base_folder)
-
-
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_a_folder_or_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    assert "no model_index.json" in refusal(tmp_path)
+    (tmp_path / "model_index.json").write_text("{")
+    refusal(tmp_path)
     path = tmp_path / "notes.txt"
     path.write_text("hello")
     assert "is not a .safetensors file" in refusal(path)
@@ -199,8 +175,11 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["someone/something", "something"])
-def test_a_name_that_leads_nowhere_is_refused(name: str) -> None:
-    assert "not a folder" in refusal(name)
+def test_a_name_that_leads_nowhere_is_refused_without_advice_of_the_hubs_client(name: str) -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert "not a folder" in refusal(name)
+    assert [str(warning.message) for warning in shown] == []
 
 
 def test_a_hub_that_cannot_be_reached_is_told_within_seconds(

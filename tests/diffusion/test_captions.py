@@ -8,7 +8,6 @@ import torch
 
 from adapters.diffusion.data.captions import (
     caption_of,
-    end_of_word,
     varied_caption,
     with_trigger_word,
 )
@@ -82,10 +81,3 @@ def test_each_tag_is_left_out_at_the_rate() -> None:
         assert sum(tag in text for text in found) == pytest.approx(750, abs=60)
     order = [text.replace(", ", "") for text in found]
     assert all(text == "".join(sorted(text)) for text in order)
-
-
-@pytest.mark.parametrize(
-    ("text", "end"), [("by Ink and ink", 6), ("pink inks", None), ("a c++ one", 5)]
-)
-def test_the_end_of_a_word(text: str, end: int | None) -> None:
-    assert end_of_word(text, "c++" if "+" in text else "ink") == end

@@ -24,35 +24,41 @@ from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run, weights_of
 pytestmark = pytest.mark.integration
 
 Images = tuple[TrainingImage, ...]
-CAPTURED = Backend(merged_lora=True, make_recorder=Tape)
 
 
-def test_captured_steps_give_the_bytes_of_plain_ones_over_shapes_schedules_and_batches(
+def recorded(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
+    return DiffusionTrainer(
+        *(base, decode),
+        backend=Backend(merged_lora=True, make_recorder=lambda _: recorder),
+        preview_steps=2,
+    )
+
+
+def test_recorded_steps_give_the_bytes_of_plain_ones_and_after_a_resume_too(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     """Three shapes: four squares as a pair or alone, and the fifth image in its own bucket."""
     recorder = Tape()
-    options = {**EVERY_OPTION, "lr_warmup_steps": 3, "validation_epochs": 0}
-    plan = plan_of(images, **options, epochs=5, batch_size=3)
-    fast = DiffusionTrainer(
-        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: recorder)
-    )
-    assert run(fast, plan) == run(trainer, plan)
+    plan = plan_of(images, **EVERY_OPTION, lr_warmup_steps=3, epochs=4, batch_size=3)
+    fast, wanted = recorded(base, recorder), run(trainer, plan)
+    assert run(fast, plan) == wanted
     assert recorder.recorded == 3
-    assert recorder.replayed == 3 * (5 - WARM_UP)
+    assert recorder.replayed == 3 * (4 - WARM_UP)
+    first = run(fast, plan, steps=4)
+    assert run(fast, plan, resume=first.checkpoint) == wanted
 
 
-def test_a_captured_run_that_is_resumed_gives_the_bytes_of_a_plain_one(
+def test_the_next_run_finds_no_recordings_and_makes_its_own(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    recorder = Tape()
-    plan = plan_of(images[:2], epochs=6)
-    fast = DiffusionTrainer(
-        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: recorder)
-    )
-    first = run(fast, plan, steps=7)
-    assert run(fast, plan, resume=first.checkpoint) == run(trainer, plan)
-    assert recorder.replayed
+    fast = recorded(base, Tape())
+    for plan in (plan_of(images[:1], epochs=3), plan_of(images[:1], epochs=3, rank=2)):
+        with fast.open(plan, None) as session:
+            assert fast.recordings == 0
+            drive(session)
+            assert fast.recordings == 1
+            weights = session.weights()
+        assert weights == run(trainer, plan).weights
 
 
 def test_a_recovery_reaches_the_recorded_step(
@@ -68,7 +74,7 @@ def test_a_recovery_reaches_the_recorded_step(
             assert session.history[-1].learning_rate < session.history[-3].learning_rate / 2
             return session.weights()
 
-    fast = DiffusionTrainer(base, decode, backend=CAPTURED)
+    fast = recorded(base, Tape())
     assert disturbed(fast) == disturbed(trainer)
 
 
@@ -89,7 +95,7 @@ class Refusing(Tape):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (RuntimeError("not permitted\nCompile with TORCH_USE_..."), "RuntimeError: not permitted"),
         (torch.OutOfMemoryError(), "OutOfMemoryError: out of memory"),
@@ -101,17 +107,15 @@ def test_where_recording_fails_steps_are_run_as_they_are(
     images: Images,
     caplog: pytest.LogCaptureFixture,
     error: Exception,
-    told: str,
+    expected: str,
 ) -> None:
     refusing = Refusing(error)
-    plan = plan_of(images[:2], epochs=4, validation_epochs=0)
-    fast = DiffusionTrainer(
-        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: refusing)
-    )
+    plan = plan_of(images[:2], epochs=4)
+    fast = recorded(base, refusing)
     assert run(fast, plan) == run(trainer, plan)
     assert refusing.recorded == 1
     assert [line for line in caplog.messages if "recorded" in line] == [
-        f"steps are no longer recorded: {told}"
+        f"steps are no longer recorded: {expected}"
     ]
 
 
@@ -125,13 +129,7 @@ def test_the_shape_that_was_used_longest_ago_makes_room_for_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("adapters.diffusion.cuda_graphs.MAX_GRAPHS", 2)
-    held = []
-
-    class Waiting(Tape):
-        def synchronize(self) -> None:
-            held.append(graphs.size)
-
-    recorder = Waiting()
+    recorder = Tape()
     graphs = GraphCache(recorder, "steps")
 
     def recorded_for(shapes: str) -> int:
@@ -141,17 +139,12 @@ def test_the_shape_that_was_used_longest_ago_makes_room_for_a_new_one(
         return recorder.recorded - before
 
     assert recorded_for("AAABBB") == 2
-    assert recorded_for("A") == 0
-    assert held == []
-    assert recorded_for("CCC") == 1
-    assert held == [2]  # the device is done before anything is dropped
+    assert recorded_for("A") == recorder.waited == 0
+    assert recorded_for("CCC") == recorder.waited == 1  # the device is done before the drop
     assert recorded_for("ACA") == 0
     assert recorded_for("BB") == 0  # a shape that returns warms up again
     assert recorded_for("B") == 1
-    assert recorded_for("AAB") == 0
     assert graphs.size == 2
-    graphs.stop("the test says so")
-    assert graphs.size is None
 
 
 @pytest.mark.parametrize("what", ["previews", "measurement"])
@@ -166,10 +159,8 @@ def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
                 raise RuntimeError("operation not permitted when stream is capturing")
             return super().record(function)
 
-    plan = plan_of(images[:2], epochs=5, validation_epochs=4)
-    fast = DiffusionTrainer(
-        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: OfSteps())
-    )
+    plan = plan_of(images[:1], epochs=5, validation_epochs=5)
+    fast = recorded(base, OfSteps())
     wanted = run(fast, plan)
     forward, refused = base.unet.forward, []
 
@@ -185,7 +176,7 @@ def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
             for _ in range(4):
                 session.advance()
             assert fast.recordings == 1
-            assert len(session.previews(adapted=True)) == 2
+            assert session.previews(adapted=True)
             assert fast.recordings == 0
         drive(session)
         assert refused
@@ -207,13 +198,11 @@ def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings
             return once_full
 
     recorder = Filling()
-    plan = plan_of(images[:4], batch_size=4, epochs=8, validation_epochs=0)
-    fast = DiffusionTrainer(
-        base, decode, backend=replace(CAPTURED, make_recorder=lambda _: recorder)
-    )
+    plan = plan_of(images[:4], batch_size=4, epochs=6)
+    fast = recorded(base, recorder)
     outcome = run(fast, plan)
     assert recorder.recorded == 2
-    assert recorder.replayed == 8 - WARM_UP - WARM_UP
+    assert recorder.replayed == 6 - WARM_UP - WARM_UP
     plain = run(trainer, plan)
     assert [record.loss for record in outcome.history] == pytest.approx(
         [record.loss for record in plain.history], rel=1e-3
@@ -266,26 +255,15 @@ def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
         assert session.history[0].stalled
 
 
-def test_a_checkpoint_is_resumed_in_another_precision(base: BaseModel, images: Images) -> None:
-    """As on another machine's card."""
-
-    def trainer_in(dtype: torch.dtype) -> DiffusionTrainer:
-        own = replace(base, unet=copy.deepcopy(base.unet))
-        return DiffusionTrainer(own, decode, backend=Backend(dtype=dtype))
-
-    plan = plan_of(images[:1], epochs=3, validation_epochs=0)
-    checkpoint = run(trainer_in(torch.float32), plan, steps=1).checkpoint
-    with trainer_in(torch.float16).open(plan, checkpoint) as session:
-        assert [report.step for report in drive(session)] == [2, 3]
-
-
 def test_a_step_that_breaks_off_in_its_update_can_be_taken_again(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """From a checkpoint in float32, as of another machine's card."""
+    plan = plan_of(images[:1], epochs=3)
+    checkpoint = run(DiffusionTrainer(base, decode), plan, steps=1).checkpoint
     own = replace(base, unet=copy.deepcopy(base.unet))
     half = DiffusionTrainer(own, decode, backend=Backend(dtype=torch.float16))
-    plan = plan_of(images[:1], epochs=2)
-    wanted = run(half, plan).history
+    wanted = run(half, plan, resume=checkpoint).history
     clip, full = torch.nn.utils.clip_grad_norm_, [True]
 
     def full_once(*arguments: Any) -> torch.Tensor:
@@ -295,7 +273,7 @@ def test_a_step_that_breaks_off_in_its_update_can_be_taken_again(
         return clip(*arguments)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", full_once)
-    for one, other in zip(run(half, plan).history, wanted, strict=True):
+    for one, other in zip(run(half, plan, resume=checkpoint).history, wanted, strict=True):
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
 
 

@@ -16,7 +16,7 @@ from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.fused import self_test
 from adapters.diffusion.fused.blocks import FusedResnetBlock, with_fused_blocks
-from adapters.diffusion.fused.operations import gated
+from adapters.diffusion.fused.operations import NormGrid, gated
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
@@ -96,7 +96,7 @@ def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
 ) -> None:
     """Recorded, too: what lies side by side in the copy is gathered anew in each replay."""
     tape = Tape()
-    seated = DiffusionTrainer(
+    shared = DiffusionTrainer(
         *(base, decode, "cpu"),
         backend=replace(FUSED, make_recorder=lambda _: tape),
         slots=2,
@@ -104,7 +104,7 @@ def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
     )
     plans = [plan_of(images[:2], epochs=3, alpha=2.0, seed=seed) for seed in (1, 2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        sessions = [stack.enter_context(seated.open(plan, None)) for plan in plans]
+        sessions = [stack.enter_context(shared.open(plan, None)) for plan in plans]
         list(pool.map(drive, sessions))
         found = [session.history for session in sessions]
     assert tape.replayed
@@ -140,3 +140,17 @@ def test_without_a_compiler_there_are_no_kernels(
     assert not self_test.kernels_work(torch.device("cpu"), torch.float16)
     self_test.kernels_work.cache_clear()
     assert "fused kernels are off: RuntimeError: Failed to find C compiler" in caplog.text
+
+
+@pytest.mark.parametrize("images", [1, 8, 500])
+@pytest.mark.parametrize(("pixels", "channels"), [(64 * 64, 320), (256 * 256, 960), (15, 12)])
+def test_a_large_images_group_norm_is_shared_among_programs(
+    images: int, pixels: int, channels: int
+) -> None:
+    cut = NormGrid.of(images, pixels, channels, groups=4)
+    chunk = cut.rows * cut.tiles
+    assert cut.chunks * chunk >= pixels > (cut.chunks - 1) * chunk
+    assert cut.blocks * cut.each >= 4 > (cut.blocks - 1) * cut.each
+    programs = cut.chunks * cut.blocks * images
+    assert programs <= 1024 or cut.chunks == 1
+    assert programs >= 32 or pixels < 4096

@@ -35,7 +35,6 @@ def own_base() -> BaseModel:
 def card(monkeypatch: pytest.MonkeyPatch) -> BlankCard:
     """To be entered by the device's thread: such modes belong to a thread."""
     let_adamw_be_fused_there(monkeypatch)
-    monkeypatch.setattr("adapters.diffusion.preview.STEPS", 1)
     return BlankCard()
 
 
@@ -47,7 +46,7 @@ def entering(monkeypatch: pytest.MonkeyPatch, card: BlankCard) -> None:
 @pytest.mark.parametrize(
     ("backend", "options", "slots"),
     [
-        (BFLOAT16, EVERY_OPTION, 2),
+        (BFLOAT16, {"validation_epochs": 1, **EVERY_OPTION}, 2),
         (FLOAT16, {"validation_epochs": 1, "lora_dropout": 0.1, "use_dora": True}, 1),
         (BFLOAT16, {"train_text_encoder": True, "text_encoder_lr": 1e-5}, 1),
     ],
@@ -64,7 +63,9 @@ def test_runs_keep_to_their_card_and_wait_for_nothing_within_an_epoch(
     move_to_card(own_base)
     entering(monkeypatch, card)
     plan = plan_of(images[:2], epochs=2, sample_prompts=("a house",), **options)
-    trainer = DiffusionTrainer(own_base, decode, CARD, backend=backend, slots=slots, max_wait=0.0)
+    trainer = DiffusionTrainer(
+        *(own_base, decode, CARD), backend=backend, slots=slots, max_wait=0.0, preview_steps=1
+    )
     with ExitStack() as stack:
         sessions: list[Any] = [stack.enter_context(trainer.open(plan, None)) for _ in range(slots)]
         for _ in range(2):

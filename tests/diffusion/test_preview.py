@@ -9,9 +9,7 @@ from PIL import Image
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.preview import (
-    STEPS,
     PreviewRequest,
-    draw_previews,
     latents_of,
     preview_pipeline,
     preview_prompts,
@@ -30,28 +28,23 @@ def parameters(**values: Any) -> TrainingParameters:
     return TrainingParameters(**{"epochs": 1, "resolution": 64, **values})
 
 
-def test_prompts_are_those_asked_for() -> None:
-    asked = parameters(sample_prompts=("a fox",))
-    assert preview_prompts(asked, ["a", "b"]) == ("a fox",)
+SUBJECTS = ("a portrait of a woman", "a street in a town")
 
 
-def test_else_the_first_four_captions_that_differ() -> None:
-    captions = ["a", "b", "a", "c", "d", "e"]
-    assert preview_prompts(parameters(), captions) == ("a", "b", "c", "d")
-
-
-def test_one_caption_for_all_is_tried_on_other_subjects_too() -> None:
-    assert preview_prompts(parameters(), ["ink, lineart"] * 3) == (
-        "ink, lineart",
-        "a portrait of a woman, ink, lineart",
-        "a street in a town, ink, lineart",
-    )
-    assert preview_prompts(parameters(), ["", ""])[1:] == (
-        "a portrait of a woman",
-        "a street in a town",
-    )
-    asked = parameters(sample_prompts=("a fox",))
-    assert preview_prompts(asked, ["ink"] * 3) == ("a fox",)
+@pytest.mark.parametrize(
+    ("asked", "captions", "prompts"),
+    [
+        (("a fox",), ["a", "b"], ("a fox",)),
+        (("a fox",), ["ink"] * 3, ("a fox",)),
+        ((), ["a", "b", "a", "c", "d", "e"], ("a", "b", "c", "d")),
+        ((), ["ink, art"] * 3, ("ink, art", *(f"{subject}, ink, art" for subject in SUBJECTS))),
+        ((), ["", ""], ("", *SUBJECTS)),
+    ],
+)
+def test_prompts_are_those_asked_for_or_else_captions_and_other_subjects(
+    asked: tuple[str, ...], captions: list[str], prompts: tuple[str, ...]
+) -> None:
+    assert preview_prompts(parameters(sample_prompts=asked), captions) == prompts
 
 
 def test_previews_are_not_larger_than_the_base_can_compose(base: BaseModel) -> None:
@@ -97,25 +90,10 @@ def test_a_stop_ends_the_drawing_after_the_current_step(
         assert session.previews(adapted=True) == undisturbed
 
 
-def test_previews_have_as_many_steps_as_were_asked_for(
-    base: BaseModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forward, passes = base.unet.forward, []
-
-    def noted(*arguments: Any, **keywords: Any) -> Any:
-        passes.append(1)
-        return forward(*arguments, **keywords)
-
-    monkeypatch.setattr(base.unet, "forward", noted)
-    cpu = torch.device("cpu")
-    draw_previews(base, request_previews(base, parameters(), ["a fox"], cpu, 2), cpu)
-    assert len(passes) == 2 * 3
-
-
 @pytest.fixture
 def three(base: BaseModel) -> PreviewRequest:
     asked = parameters(sample_prompts=("a red circle", "a fox", "blue waves"), seed=5)
-    return request_previews(base, asked, [], torch.device("cpu"))
+    return request_previews(base, asked, [], torch.device("cpu"), steps=5)
 
 
 @torch.no_grad()
@@ -145,4 +123,4 @@ def test_where_memory_is_short_prompts_are_drawn_one_by_one(
     monkeypatch.setattr(base.unet, "forward", limited)
     assert len(latents_of(pipeline, three)) == 3
     # Each prompt with the empty one, which guidance leads away from.
-    assert passes == [2] * 3 * STEPS
+    assert passes == [2] * 3 * 5

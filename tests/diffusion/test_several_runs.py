@@ -19,11 +19,14 @@ from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import TrainingImage
 from domain.results import Checkpoint
 from domain.training_plan import TrainingPlan
+from tests.diffusion.conftest import PREVIEW_STEPS
 from tests.diffusion.fake_cuda_graph import Tape
 from tests.diffusion.runs import (
     EVERY_OPTION,
     Outcome,
     drive,
+    limit_memory,
+    outcome_of,
     plan_of,
     run,
     weights_of,
@@ -38,7 +41,7 @@ LONG = 60.0
 
 
 @pytest.fixture
-def seated(base: BaseModel) -> DiffusionTrainer:
+def shared(base: BaseModel) -> DiffusionTrainer:
     """A trainer with slots."""
     return DiffusionTrainer(base, decode, slots=SLOTS, max_wait=LONG)
 
@@ -62,10 +65,6 @@ def in_threads(sessions: Sequence[Any], action: Callable[[Any], Any]) -> list[An
     """What ``action`` gives for each session, each in a thread of its own."""
     with ThreadPoolExecutor(len(sessions)) as pool:
         return list(pool.map(action, sessions))
-
-
-def outcome_of(session: Any) -> Outcome:
-    return Outcome(session.weights(), session.checkpoint().data, session.history)
 
 
 def sessions_of(
@@ -108,7 +107,7 @@ def test_each_run_ends_where_it_would_have_ended_alone(
 
 
 def test_checkpoints_lead_from_together_to_alone_and_back(
-    trainer: DiffusionTrainer, seated: DiffusionTrainer, plans: list[TrainingPlan]
+    trainer: DiffusionTrainer, shared: DiffusionTrainer, plans: list[TrainingPlan]
 ) -> None:
     def first_step(session: Any) -> Checkpoint:
         session.advance()
@@ -116,34 +115,34 @@ def test_checkpoints_lead_from_together_to_alone_and_back(
         return taken
 
     with ExitStack() as stack:
-        taken = in_threads(sessions_of(stack, seated, plans[:2]), first_step)
+        taken = in_threads(sessions_of(stack, shared, plans[:2]), first_step)
     whole = run(trainer, plans[0])
     assert_alike(run(trainer, plans[0], resume=taken[0].data), whole)
     first = run(trainer, plans[0], steps=4)
-    found = together(seated, plans[:2], [first.checkpoint, taken[1].data])
+    found = together(shared, plans[:2], [first.checkpoint, taken[1].data])
     assert_alike(found[0], whole)
     assert_alike(found[1], run(trainer, plans[1]))
 
 
-def recording(base: BaseModel, recorder: Tape, max_wait: float = LONG) -> DiffusionTrainer:
+def recording(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
     return DiffusionTrainer(
         base,
         decode,
         backend=Backend(make_recorder=lambda _: recorder),
         slots=SLOTS,
-        max_wait=max_wait,
+        max_wait=LONG,
     )
 
 
 def test_recorded_passes_give_the_bytes_of_plain_ones(
-    seated: DiffusionTrainer, base: BaseModel, images: Images
+    shared: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     plans = [
-        plan_of(images[:2], epochs=2, seed=1, validation_epochs=0),
-        plan_of(images[1:3], epochs=2, seed=2, learning_rate=3e-3, validation_epochs=0),
+        plan_of(images[:2], epochs=2, seed=1),
+        plan_of(images[1:3], epochs=2, seed=2, learning_rate=3e-3),
     ]
     recorder = Tape()
-    assert together(recording(base, recorder), plans) == together(seated, plans)
+    assert together(recording(base, recorder), plans) == together(shared, plans)
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
 
@@ -152,11 +151,9 @@ def test_a_recording_serves_runs_that_come_later(
 ) -> None:
     recorder = Tape()
     fast = recording(base, recorder)
-    newcomer = plan_of(images[2:4], epochs=2, seed=3, validation_split=0.0, validation_epochs=0)
-    with fast.open(plan_of(images[:2], epochs=4, seed=1, validation_epochs=0), None) as first:
-        with fast.open(
-            plan_of(images[1:3], epochs=2, seed=2, validation_epochs=0), None
-        ) as second:
+    newcomer = plan_of(images[2:4], epochs=2, seed=3, validation_split=0.0)
+    with fast.open(plan_of(images[:2], epochs=4, seed=1), None) as first:
+        with fast.open(plan_of(images[1:3], epochs=2, seed=2), None) as second:
             in_threads([first, second], lambda session: [session.advance() for _ in range(4)])
         before = recorder.recorded, recorder.replayed
         with fast.open(newcomer, None) as third:
@@ -167,8 +164,9 @@ def test_a_recording_serves_runs_that_come_later(
 
 
 def test_previews_are_each_runs_own_and_the_bases(
-    trainer: DiffusionTrainer, seated: DiffusionTrainer, images: Images
+    trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
+    shared = DiffusionTrainer(base, decode, slots=SLOTS, preview_steps=PREVIEW_STEPS)
     plans = [plan_of(images[:1], seed=seed, sample_prompts=("a sun",)) for seed in (1, 2)]
     alone = []
     for plan in plans:
@@ -178,7 +176,7 @@ def test_previews_are_each_runs_own_and_the_bases(
             bare = session.previews(adapted=False)
     assert alone[0][0].png != alone[1][0].png
     with ExitStack() as stack:
-        sessions = sessions_of(stack, seated, plans)
+        sessions = sessions_of(stack, shared, plans)
         for session, wanted in zip(sessions, alone, strict=True):
             weights_of(session).add_(0.1 * session.parameters.seed)
             assert pixels_apart(session.previews(adapted=True)[0].png, wanted[0].png) < 2
@@ -193,10 +191,10 @@ def pixels_apart(one: bytes, other: bytes) -> float:
 
 
 def test_a_run_that_fails_leaves_the_others(
-    trainer: DiffusionTrainer, seated: DiffusionTrainer, plans: list[TrainingPlan]
+    trainer: DiffusionTrainer, shared: DiffusionTrainer, plans: list[TrainingPlan]
 ) -> None:
     with ExitStack() as stack:
-        sessions = sessions_of(stack, seated, plans[:2])
+        sessions = sessions_of(stack, shared, plans[:2])
         broken = sessions[0]
 
         def spoil(session: Any) -> TrainingFailed | None:
@@ -216,31 +214,16 @@ def test_a_run_that_fails_leaves_the_others(
     assert_alike(found, run(trainer, plans[1]))
 
 
-def limit_memory(monkeypatch: pytest.MonkeyPatch, base: BaseModel, most: int) -> list[int]:
-    """Let passes of more than so many images run out of memory; the list has those that ran."""
-    forward, sizes = base.unet.forward, []
-
-    def limited(sample: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
-        if torch.is_grad_enabled():
-            if len(sample) > most:
-                raise torch.OutOfMemoryError
-            sizes.append(len(sample))
-        return forward(sample, *arguments, **keywords)
-
-    monkeypatch.setattr(base.unet, "forward", limited)
-    return sizes
-
-
 def test_memory_that_ends_leads_to_fewer_runs_in_a_pass(
-    seated: DiffusionTrainer,
+    shared: DiffusionTrainer,
     base: BaseModel,
     plans: list[TrainingPlan],
     joint_outcomes: list[Outcome],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sizes = limit_memory(monkeypatch, base, 1)
-    for one, other in zip(together(seated, plans), joint_outcomes, strict=True):
+    sizes = limit_memory(monkeypatch, base.unet, 1)
+    for one, other in zip(together(shared, plans), joint_outcomes, strict=True):
         assert_alike(one, other)
     assert set(sizes) == {1}
     assert "out of memory, continuing with 1 runs in one pass" in caplog.text
@@ -248,7 +231,7 @@ def test_memory_that_ends_leads_to_fewer_runs_in_a_pass(
 
 def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
     trainer: DiffusionTrainer,
-    seated: DiffusionTrainer,
+    shared: DiffusionTrainer,
     base: BaseModel,
     images: Images,
     monkeypatch: pytest.MonkeyPatch,
@@ -256,9 +239,9 @@ def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
     large = plan_of(images[:4], epochs=2, batch_size=4, validation_split=0.0)
     small = plan_of(images[:2], epochs=3, seed=2)
     wanted = [run(trainer, large), run(trainer, small)]
-    sizes = limit_memory(monkeypatch, base, 2)
+    sizes = limit_memory(monkeypatch, base.unet, 2)
     with ExitStack() as stack:
-        sessions = sessions_of(stack, seated, [large, small])
+        sessions = sessions_of(stack, shared, [large, small])
         in_threads(sessions, drive)
         found = [outcome_of(session) for session in sessions]
         assert sessions[0].memory == MemoryPlan(2)
@@ -274,117 +257,54 @@ def failure_of(action: Callable[[], object]) -> Failure:
     return failed.value.failure
 
 
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("what", ["steps", "previews"])
 def test_a_run_that_does_not_fit_beside_others_may_be_tried_again_and_alone_not(
-    seated: DiffusionTrainer,
-    base: BaseModel,
-    plans: list[TrainingPlan],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    limit_memory(monkeypatch, base, 0)
-    with ExitStack() as stack:
-        sessions = sessions_of(stack, seated, plans[:2])
-        found = in_threads(sessions, lambda session: failure_of(session.advance))
-    with seated.open(plans[0], None) as session:
-        alone = failure_of(session.advance)
-    assert [failure.code for failure in (*found, alone)] == [FailureCode.GPU_OOM] * 3
-    assert [failure.retryable for failure in (*found, alone)] == [True, True, False]
-
-
-@pytest.mark.parametrize("what", ["previews", "measurement"])
-def test_so_may_one_whose_previews_or_measurements_do_not_fit(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    seated = DiffusionTrainer(base, decode, slots=SLOTS)
-    plan = plan_of(images[:1], validation_epochs=1)
-    forward = base.unet.forward
-
-    def limited(*arguments: Any, **keywords: Any) -> Any:
-        if not torch.is_grad_enabled():
-            raise torch.OutOfMemoryError
-        return forward(*arguments, **keywords)
+    trainer, plan = DiffusionTrainer(base, decode, slots=SLOTS), plan_of(images[:1])
+    monkeypatch.setattr(base.unet, "forward", out_of_memory)
 
     def failure(session: Any) -> Failure:
-        with monkeypatch.context() as full:  # not before: opening a run measures the base
-            full.setattr(base.unet, "forward", limited)
-            if what == "measurement":
-                return failure_of(session.advance)
-            return failure_of(lambda: session.previews(adapted=True))
+        steps = what == "steps"
+        return failure_of(session.advance if steps else lambda: session.previews(adapted=True))
 
-    with seated.open(plan, None) as first, seated.open(plan, None):
-        assert failure(first).retryable
-    with seated.open(plan, None) as session:
-        assert not failure(session).retryable
+    with trainer.open(plan, None) as first, trainer.open(plan, None):
+        found = [failure(first)]
+    with trainer.open(plan, None) as alone:
+        found += [failure(alone)]
+    assert [failure.code for failure in found] == [FailureCode.GPU_OOM] * 2
+    assert [failure.retryable for failure in found] == [True, False]
 
 
-def test_so_may_a_newcomer_for_whose_images_there_is_no_room(
-    seated: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
+def test_so_may_a_newcomer_whose_images_do_not_fit(
+    shared: DiffusionTrainer, base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError
-
     plan = plan_of(images[:1])
-    with seated.open(plan, None):
-        monkeypatch.setattr("adapters.diffusion.trainer.prepare", full)
-        assert failure_of(lambda: seated.open(plan, None).__enter__()).retryable
-    assert not failure_of(lambda: seated.open(plan, None).__enter__()).retryable
-
-
-def test_only_the_run_that_has_to_recomputes_its_feature_maps(
-    trainer: DiffusionTrainer,
-    seated: DiffusionTrainer,
-    base: BaseModel,
-    plans: list[TrainingPlan],
-) -> None:
-    chosen = [plans[0], plans[2]]
-    wanted = [run(trainer, plan) for plan in chosen]
-    with ExitStack() as stack:
-        sessions = sessions_of(stack, seated, chosen)
-        sessions[0].memory = MemoryPlan(1, checkpointing=True)
-        in_threads(sessions, drive)
-        assert sessions[1].memory == MemoryPlan(1)
-        for session, other in zip(sessions, wanted, strict=True):
-            assert_alike(outcome_of(session), other)
-
-
-def test_a_run_that_cannot_save_more_has_the_others_graphs_dropped(
-    base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fast = recording(base, Tape(), max_wait=0.0)
-    assert fast.recordings is None
-    plans = [plan_of(images[:2], epochs=4, seed=seed) for seed in (1, 2)]
-    with ExitStack() as stack:
-        first, last = sessions_of(stack, fast, plans)
-        for _ in range(4):
-            first.advance()
-        assert fast.recordings == 1
-        last.memory = MemoryPlan(1, checkpointing=True)
-        forward = base.unet.forward
-
-        def limited(*arguments: Any, **keywords: Any) -> Any:
-            if base.unet.is_gradient_checkpointing and fast.recordings:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return forward(*arguments, **keywords)
-
-        monkeypatch.setattr(base.unet, "forward", limited)
-        assert last.advance().step == 1
-        assert fast.recordings == 0
+    with shared.open(plan, None):
+        monkeypatch.setattr(base.vae, "encode", out_of_memory)
+        assert failure_of(lambda: shared.open(plan, None).__enter__()).retryable
+    assert not failure_of(lambda: shared.open(plan, None).__enter__()).retryable
 
 
 def test_the_base_is_the_same_afterwards_and_the_trainer_free(
-    seated: DiffusionTrainer, base: BaseModel, plans: list[TrainingPlan]
+    shared: DiffusionTrainer, base: BaseModel, plans: list[TrainingPlan]
 ) -> None:
     before = {name: weight.clone() for name, weight in base.unet.state_dict().items()}
     with ExitStack() as stack:
-        sessions = sessions_of(stack, seated, plans)
+        sessions = sessions_of(stack, shared, plans)
         in_threads(sessions, lambda session: session.advance())
         dora = plan_of(plans[0].images, use_dora=True)
         with pytest.raises(RuntimeError, match="open run"):
-            stack.enter_context(seated.open(dora, None))
+            stack.enter_context(shared.open(dora, None))
     after = base.unet.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert run(seated, dora, steps=1).weights
-    assert run(seated, plans[0], steps=1).weights
+    assert run(shared, dora, steps=1).weights
+    assert run(shared, plans[0], steps=1).weights
 
 
 def test_only_runs_with_adapters_alike_are_of_one_kind(images: Images) -> None:

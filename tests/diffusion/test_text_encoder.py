@@ -36,20 +36,28 @@ def states(base: BaseModel) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def style(
+def styles(
     base: BaseModel, images: Images, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, torch.Tensor]:
-    """The file of a short run, and what its text encoder says."""
-    plan = plan_of(images[:2], train_text_encoder=True, lora_targets="attention+ff", alpha=6.0)
-    with DiffusionTrainer(base, decode).open(plan, None) as session:
-        for _ in range(4):
-            session.advance()
-        weights = weights_of(session)
-        weights.copy_(weights.half().float())  # the file's precision
-        path = tmp_path_factory.mktemp("style") / "style.safetensors"
-        path.write_bytes(session.weights())
-        with shown(session):
-            return path, states(base)
+) -> dict[str, tuple[Path, torch.Tensor]]:
+    """The files of two short runs, and what their text encoders say."""
+    found = {}
+    for name, option in (("plain", {"alpha": 6.0}), ("dora", {"use_dora": True})):
+        plan = plan_of(images[:2], train_text_encoder=True, lora_targets="attention+ff", **option)
+        with DiffusionTrainer(base, decode).open(plan, None) as session:
+            for _ in range(4):
+                session.advance()
+            weights = weights_of(session)
+            weights.copy_(weights.half().float())  # the file's precision
+            path = tmp_path_factory.mktemp("style") / "style.safetensors"
+            path.write_bytes(session.weights())
+            with shown(session):
+                found[name] = path, states(base)
+    return found
+
+
+@pytest.fixture
+def style(styles: dict[str, tuple[Path, torch.Tensor]]) -> tuple[Path, torch.Tensor]:
+    return styles["plain"]
 
 
 def test_the_text_encoder_learns_and_is_what_it_was_afterwards(
@@ -78,45 +86,36 @@ def test_every_key_of_the_text_encoder_is_kohyas(style: tuple[Path, torch.Tensor
     assert metadata["ss_text_encoder_lr"] == "0.01"
 
 
-@pytest.mark.parametrize("form", [None, LoraFormat.DIFFUSERS])
+@pytest.mark.parametrize(
+    ("name", "form"), [("plain", None), ("plain", LoraFormat.DIFFUSERS), ("dora", None)]
+)
 def test_diffusers_loads_it_into_the_text_encoder(
-    base: BaseModel, style: tuple[Path, torch.Tensor], tmp_path: Path, form: LoraFormat | None
+    base: BaseModel,
+    styles: dict[str, tuple[Path, torch.Tensor]],
+    tmp_path: Path,
+    name: str,
+    form: LoraFormat | None,
 ) -> None:
-    path, trained = style
+    path, trained = styles[name]
     if form is not None:
         (path,) = write_lora(*read_lora(path), form, tmp_path, "style")
-    pipeline = pipeline_of(base)
-    pipeline.load_lora_weights(path)
-    try:
-        torch.testing.assert_close(states(base), trained, rtol=1e-4, atol=1e-5)
-    finally:
-        pipeline.unload_lora_weights()
-
-
-def test_diffusers_loads_dora_of_the_text_encoder_with_its_magnitudes(
-    base: BaseModel, images: Images, tmp_path: Path
-) -> None:
-    plan = plan_of(images[:2], train_text_encoder=True, use_dora=True, lora_targets="attention+ff")
-    path = tmp_path / "style.safetensors"
-    with DiffusionTrainer(base, decode).open(plan, None) as session:
-        for _ in range(4):
-            session.advance()
-        weights_of(session).copy_(weights_of(session).half().float())
-        path.write_bytes(session.weights())
-        with shown(session):
-            trained = states(base)
-    tensors = safetensors.torch.load_file(path)
-    magnitudes = [tensor for key, tensor in tensors.items() if "magnitude" in key]
-    assert magnitudes
-    assert all(tensor.dtype == torch.float32 for tensor in magnitudes)
-    pipeline = pipeline_of(base)
     before = states(base)
+    pipeline = pipeline_of(base)
     pipeline.load_lora_weights(path)
     try:
         assert (trained - before).abs().max() > 1e-3
         torch.testing.assert_close(states(base), trained, rtol=1e-4, atol=1e-5)
     finally:
         pipeline.unload_lora_weights()
+
+
+def test_magnitudes_are_exact_and_survive_kohyas_format(
+    styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path
+) -> None:
+    path, _ = styles["dora"]
+    tensors = safetensors.torch.load_file(path)
+    magnitudes = [tensor for key, tensor in tensors.items() if "magnitude" in key]
+    assert {tensor.dtype for tensor in magnitudes} == {torch.float32}
     (kohya,) = write_lora(*read_lora(path), LoraFormat.KOHYA, tmp_path / "kohya", "style")
     write_lora(*read_lora(kohya), LoraFormat.DIFFUSERS, tmp_path, "style")
     again = safetensors.torch.load_file(tmp_path / "pytorch_lora_weights.safetensors")
@@ -158,7 +157,7 @@ def test_comfyui_patches_the_text_encoder_of_the_original_checkpoint(
 
 def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, images: Images) -> None:
     def moved(**parameters: Any) -> tuple[float, float]:
-        """How far the denoiser's and the text encoder's adapters come in the first step."""
+        """How far the UNet's and the text encoder's adapters come in the first step."""
         plan = plan_of(images[:1], train_text_encoder=True, lr_warmup_steps=0, **parameters)
         with trainer.open(plan, None) as session:
             assert isinstance(session, DiffusionSession)

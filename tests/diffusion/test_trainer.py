@@ -88,6 +88,8 @@ def test_steps_epochs_and_losses_are_reported_as_they_happen(
         assert session.total_steps == 6
         reports = [session.advance() for _ in range(6)]
         assert session.finished
+        with pytest.raises(RuntimeError, match="finished"):
+            session.advance()
         history = session.history
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
     assert [report.epoch for report in reports] == [0, 0, 1, 1, 1, 2]
@@ -110,18 +112,15 @@ def test_a_session_leaves_the_base_bit_for_bit(
         assert all(torch.equal(after[name], before[part][name]) for name in after)
 
 
-def test_a_finished_run_has_no_next_step(trainer: DiffusionTrainer, images: Images) -> None:
-    with trainer.open(plan_of(images[:1], epochs=1), None) as session:
-        session.advance()
-        with pytest.raises(RuntimeError, match="finished"):
-            session.advance()
-
-
 def test_a_checkpoint_of_other_parameters_images_captions_or_base_is_rejected(
-    trainer: DiffusionTrainer, base: BaseModel, images: Images
+    trainer: DiffusionTrainer, base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(images[:2])
     checkpoint = run(trainer, plan, steps=1).checkpoint
+    with monkeypatch.context() as patch:  # a version with another rule
+        patch.setattr(preparation, "bucket_of", lambda *_: (56, 64))
+        with pytest.raises(CheckpointRejected, match="other image sizes"):
+            run(trainer, plan, resume=checkpoint)
     with pytest.raises(CheckpointRejected, match="rank was 4, now it is 2"):
         run(trainer, plan_of(images[:2], rank=2), resume=checkpoint)
     with pytest.raises(CheckpointRejected, match="other images"):
@@ -135,17 +134,6 @@ def test_a_checkpoint_of_other_parameters_images_captions_or_base_is_rejected(
     assert run(trainer, plan, resume=checkpoint).history
 
 
-def test_a_checkpoint_of_other_image_sizes_is_rejected(
-    trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a version would make them that has another rule: its epochs have other batches."""
-    plan = plan_of(images[:2])
-    checkpoint = run(trainer, plan, steps=1).checkpoint
-    monkeypatch.setattr(preparation, "bucket_of", lambda *_: (56, 64))
-    with pytest.raises(CheckpointRejected, match="other image sizes"):
-        run(trainer, plan, resume=checkpoint)
-
-
 def test_the_loss_of_an_epoch_is_the_mean_over_its_images(
     trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +145,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images(
         return losses
 
     monkeypatch.setattr("adapters.diffusion.train_step.image_losses", noted)
-    plan = plan_of(images[:3], epochs=2, batch_size=2, validation_epochs=0)
+    plan = plan_of(images[:3], epochs=2, batch_size=2)
     history = run(trainer, plan).history
     for record, of_epoch in zip(history, (found[:2], found[2:]), strict=True):
         assert record.loss == pytest.approx(torch.cat(of_epoch).mean().item())

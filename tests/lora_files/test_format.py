@@ -55,7 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def styles(
     base: BaseModel, images: tuple[TrainingImage, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, torch.Tensor]]:
-    """For each set of options the file, and what the trained denoiser predicts."""
+    """For each set of options the file, and what the trained UNet predicts."""
     folder = tmp_path_factory.mktemp("styles")
     trained = {}
     for name, options in OPTIONS.items():
@@ -84,27 +84,15 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     return torch.allclose(found, wanted, rtol=1e-4, atol=2e-5)
 
 
-def test_the_styles_change_what_is_predicted(
-    base: BaseModel, styles: dict[str, tuple[Path, torch.Tensor]]
-) -> None:
-    for _, trained in styles.values():
-        assert (predict(base.unet) - trained).abs().max() > 2e-3
-
-
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_pipeline_loads_the_file(
+def test_diffusers_loads_the_file_into_a_pipeline_or_a_unet(
     pipeline: StableDiffusionPipeline, styles: dict[str, tuple[Path, torch.Tensor]], name: str
 ) -> None:
     path, trained = styles[name]
+    assert (predict(pipeline.unet) - trained).abs().max() > 2e-3
     pipeline.load_lora_weights(path)
     assert close(predict(pipeline.unet), trained)
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_the_denoiser_loads_it_with_load_lora_adapter(
-    pipeline: StableDiffusionPipeline, styles: dict[str, tuple[Path, torch.Tensor]], name: str
-) -> None:
-    path, trained = styles[name]
+    pipeline.unload_lora_weights()
     state, alphas, metadata = pipeline.lora_state_dict(path, return_lora_metadata=True)
     pipeline.unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=metadata)
     assert close(predict(pipeline.unet), trained)
@@ -288,7 +276,7 @@ def test_diffusers_form_is_fragments_to_comfyui_and_nothing_to_automatic1111(
 
 @pytest.fixture(scope="module")
 def full_size() -> UNet2DConditionModel:
-    """Stable Diffusion 1.5's denoiser without its weights."""
+    """Stable Diffusion 1.5's UNet without its weights."""
     with torch.device("meta"):
         return UNet2DConditionModel(
             sample_size=64,

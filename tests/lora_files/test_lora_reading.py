@@ -120,10 +120,10 @@ def test_magnitudes_per_input_are_refused_where_a_format_means_outputs(
 # --- other models ------------------------------------------------------------------------
 
 
-def pair(stem: str, inputs: int, dot: str = ".") -> writers.Tensors:
+def pair(stem: str, inputs: int) -> writers.Tensors:
     return {
-        f"{stem}{dot}lora_down.weight": torch.zeros(2, inputs),
-        f"{stem}{dot}lora_up.weight": torch.zeros(8, 2),
+        f"{stem}.lora_down.weight": torch.zeros(2, inputs),
+        f"{stem}.lora_up.weight": torch.zeros(8, 2),
     }
 
 
@@ -134,79 +134,37 @@ def peft_pair(module: str, inputs: int) -> writers.Tensors:
     }
 
 
-BLOCK = "down_blocks_1_attentions_0_transformer_blocks_{}_attn2_to_k"
-OTHERS = {
-    "SDXL of sd-scripts, U-Net only": (
-        pair("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q", 640),
-        {},
-        "SDXL",
-    ),
-    "SDXL by its context's width": (
-        pair(f"lora_unet_{BLOCK.format(0)}", 2048),
-        {},
-        "SDXL",
-    ),
-    "SDXL of diffusers": (
-        peft_pair("unet.down_blocks.2.attentions.0.transformer_blocks.9.attn1.to_q", 1280),
-        {},
-        "SDXL",
-    ),
-    "SDXL's text encoders": (
-        pair("lora_te2_text_model_encoder_layers_0_mlp_fc1", 1280),
-        {},
-        "SDXL",
-    ),
-    "SDXL by its metadata": (
-        pair(STEM, 8),
-        {"ss_base_model_version": "sdxl_base_v1-0"},
-        "SDXL",
-    ),
-    "SD 2 by its metadata": (pair(STEM, 8), {"ss_v2": "True"}, "Stable Diffusion 2"),
-    "SD 2 by its context's width": (
-        pair(f"lora_unet_{BLOCK.format(0)}", 1024),
-        {},
-        "Stable Diffusion 2",
-    ),
-    "SD 2 of diffusers by its text encoder": (
-        peft_pair("text_encoder.text_model.encoder.layers.3.mlp.fc1", 1024),
-        {},
-        "Stable Diffusion 2",
-    ),
-    "SD 3": (
-        peft_pair("transformer.transformer_blocks.0.attn.to_q", 1536),
-        {},
-        "Stable Diffusion 3",
-    ),
-    "Flux of sd-scripts": (pair("lora_unet_double_blocks_0_img_attn_qkv", 3072), {}, "Flux"),
-    "Flux of diffusers": (
-        peft_pair("transformer.single_transformer_blocks.0.attn.to_q", 3072),
-        {},
-        "Flux",
-    ),
-    "original block names": (
-        pair("lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q", 320),
-        {},
-        "block names of original checkpoints",
-    ),
-    "a checkpoint": (
-        {"model.diffusion_model.out.2.weight": torch.zeros(1, 1)},
-        {},
-        "a whole checkpoint, not a LoRA",
-    ),
-    "an embedding": ({"emb_params": torch.zeros(2, 768)}, {}, "textual inversion"),
-    "LoHa": ({f"{STEM}.hada_w1_a": torch.zeros(2, 2)}, {}, "LoHa"),
-    "LoKr": ({f"{STEM}.lokr_w1": torch.zeros(2, 2)}, {}, "LoKr"),
-    "bundled embeddings": (
-        {"bundle_emb.word.clip_l": torch.zeros(2, 2), **pair(STEM, 8)},
-        {},
-        "embeddings of OneTrainer",
-    ),
-}
+TO_K = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+IN_4 = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
+IN_1 = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+DIFFUSERS_XL = "unet.down_blocks.2.attentions.0.transformer_blocks.9.attn1.to_q"
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_file_of_another_kind_is_refused_as_what_it_is(tmp_path: Path, name: str) -> None:
-    tensors, metadata, kind = OTHERS[name]
+@pytest.mark.parametrize(
+    ("kind", "tensors", "metadata"),
+    [
+        ("SDXL", pair(IN_4, 640), {}),
+        ("SDXL", pair(TO_K, 2048), {}),
+        ("SDXL", peft_pair(DIFFUSERS_XL, 1280), {}),
+        ("SDXL", pair("lora_te2_text_model_encoder_layers_0_mlp_fc1", 1280), {}),
+        ("SDXL", pair(STEM, 8), {"ss_base_model_version": "sdxl_base_v1-0"}),
+        ("Diffusion 2", pair(STEM, 8), {"ss_v2": "True"}),
+        ("Diffusion 2", pair(TO_K, 1024), {}),
+        ("Diffusion 2", peft_pair("text_encoder.text_model.encoder.layers.3.mlp.fc1", 1024), {}),
+        ("Diffusion 3", peft_pair("transformer.transformer_blocks.0.attn.to_q", 1536), {}),
+        ("Flux", pair("lora_unet_double_blocks_0_img_attn_qkv", 3072), {}),
+        ("Flux", peft_pair("transformer.single_transformer_blocks.0.attn.to_q", 3072), {}),
+        ("block names of original checkpoints", pair(IN_1, 320), {}),
+        ("checkpoint, not a LoRA", {"model.diffusion_model.out.2.weight": torch.ones(1)}, {}),
+        ("textual inversion", {"emb_params": torch.zeros(2, 768)}, {}),
+        ("LoHa", {f"{STEM}.hada_w1_a": torch.zeros(2, 2)}, {}),
+        ("LoKr", {f"{STEM}.lokr_w1": torch.zeros(2, 2)}, {}),
+        ("embeddings of OneTrainer", {"bundle_emb.a.clip_l": torch.ones(2), **pair(STEM, 8)}, {}),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_as_what_it_is(
+    tmp_path: Path, kind: str, tensors: writers.Tensors, metadata: dict[str, str]
+) -> None:
     with pytest.raises(InvalidLoraFile, match=kind) as refused:
         read(tmp_path, tensors, **metadata)
     assert "\n" not in str(refused.value)
