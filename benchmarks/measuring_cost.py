@@ -36,9 +36,14 @@ def measuring_cost(
     ratios, of_losses, of_scores, scored = [], [], [], 0
     # The first run also chooses algorithms and compiles kernels.
     _run(trainer, _changed(plan, {**WITHOUT, "epochs": 1}), clock, scores=False)
-    for _ in range(rounds):
-        without = _run(trainer, _changed(plan, WITHOUT), clock, scores=False)
-        with_them = _run(trainer, _changed(plan, WITH), clock, scores=True)
+    for number in range(rounds):
+        runs = {
+            measured: _run(
+                trainer, _changed(plan, WITH if measured else WITHOUT), clock, scores=measured
+            )
+            for measured in (number % 2 == 0, number % 2 == 1)  # each goes first in turn
+        }
+        without, with_them = runs[False], runs[True]
         ratios.append(with_them.seconds / without.seconds)
         bare = with_them.seconds - with_them.measuring - with_them.judging
         of_losses.append(with_them.measuring / bare)
