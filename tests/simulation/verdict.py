@@ -112,6 +112,8 @@ def _takeovers(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
             continue
         if isinstance(event, JobStarted):
             if holder not in (None, who) and not _was_stopped(run, holder, since, at):
+                if _was_stopped(run, who, at - run.world.store.timeout, at):
+                    continue  # its record was written before it was frozen, and replaced since
                 yield f"{name}: taken from {holder.name} by {who.name} at {at:.1f} s"
             holder, since = who, at
         elif isinstance(event, (JobInterrupted, JobGivenUp, TrainingFinished)):
