@@ -111,8 +111,8 @@ class TrainingParameters:
     the default is then 1, the maximum 10."""
     network_weights: str | None = None
     """An existing LoRA to start from, in any form that ``--export`` reads: with the local command
-    a path, else ``s3://bucket/key`` or ``gs://bucket/key`` in a bucket that tasks may read. Its
-    rank and layers must fit this run's."""
+    a path, in a task ``s3://bucket/key`` or ``gs://bucket/key`` in a bucket of the images or of
+    the weights. Its rank and layers must fit this run's."""
     dim_from_weights: bool = False
     """Take rank and alpha from ``network_weights``."""
     train_text_encoder: bool = False

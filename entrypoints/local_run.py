@@ -283,7 +283,7 @@ def run(
             return 0, outcome_values(job, out)
         say(
             console,
-            f"the finished style of this run is missing in {out}: training it again",
+            f"the finished style of this run is missing in {out}: writing it again",
             "yellow",
         )
         store.open(job).apply(job.reopen("its style is gone"))

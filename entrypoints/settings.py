@@ -382,8 +382,9 @@ class Settings(BaseModel):
         DEFAULTS.lease.seconds,
         ge=3,
         le=MAX_SECONDS,
-        description="Lease term in seconds, at most an hour. After one to two terms without "
-        "renewal another worker takes the job over",
+        description="Lease term in seconds, at most an hour and at least 1.5 times "
+        "`WEBHOOK_TIMEOUT`. After one to two terms without renewal another worker takes the job "
+        "over",
     )
     max_failures: int = Field(
         DEFAULTS.max_failures,
@@ -394,14 +395,14 @@ class Settings(BaseModel):
     max_job_steps: int = Field(
         100_000,
         ge=1,
-        description="Maximum of epochs times images of a task; a larger one is rejected as "
+        description="Maximum of epochs times images of a task; a task with more is rejected as "
         "`INVALID_TASK`",
     )
     max_resolution: int = Field(
         1024,
         ge=64,
         le=2048,
-        description="Maximum `resolution` in pixels of a task; a larger one is rejected as "
+        description="Maximum `resolution` of a task in pixels; a task with more is rejected as "
         "`INVALID_TASK`",
     )
     fetch_concurrency: int = Field(
@@ -450,7 +451,7 @@ class Settings(BaseModel):
     min_disk_gb: float = Field(
         1.0,
         ge=0,
-        description="Minimum free disk space in GB; with less the worker receives no tasks",
+        description="Minimum free disk space in GB; with less, the worker receives no tasks",
     )
 
     @field_validator("rabbitmq_ssl")

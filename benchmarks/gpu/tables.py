@@ -44,8 +44,8 @@ def card_tables(results: dict[str, Any]) -> str:
         f" {results['matmul_tflops']} TFLOP/s there.\n",
         _table(
             (
-                *("batch", "recipe, steps/s", "trainer, steps/s", "times", "ms/step"),
-                *("images/s", "of the limit", "GiB (recipe)"),
+                *("batch", "recipe, steps/s", "trainer, steps/s", "trainer / recipe", "ms/step"),
+                *("images/s", "share of the product limit", "peak GiB (recipe)"),
             ),
             [_batch_row(batch, of_batch) for batch, of_batch in steps.items()],
         ),
@@ -54,7 +54,7 @@ def card_tables(results: dict[str, Any]) -> str:
             _ways(steps),
         ),
         _table(
-            ("styles at once", "in one pass", "images/s of all", "times one", "GiB"),
+            ("styles at once", "in one pass", "images/s of all", "times one style", "peak GiB"),
             [_styles_row(row) for row in rows if "styles" in row],
         ),
         "".join(_cost(row) for row in rows if row["name"] == "measured losses and scores"),

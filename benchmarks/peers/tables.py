@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 _COLUMNS = (
-    "program | steps/s | command to file, s | memory, MB | our speed over theirs | "
-    "their whole time over ours"
+    "program | steps/s | command to file, s | memory, MB | "
+    "steps/s of this project / of the program | time of the program / of this project"
 )
 
 
@@ -26,10 +26,10 @@ def _table(results: dict[str, Any]) -> str:
         for name, found in results["versions"].items()
     )
     head = (
-        f"**{results['device']}**, {results['date']}, {results['base']}, "
+        f"**{results['device']}**, measured on {results['date']}: base model {results['base']}, "
         f"{results['resolution']} px, batch {results['batch_size']}, rank {results['rank']}, "
-        f"{results['steps']} steps, median of {results['rounds']} alternating runs (lowest to "
-        f"highest). {versions}.\n"
+        f"{results['steps']} steps; the programs took turns. Each figure is the median (lowest to "
+        f"highest) of {results['rounds']} runs. Versions: {versions}.\n"
     )
     rule = " | ".join("---" for _ in _COLUMNS.split("|"))
     rows = "".join(f"| {_row(row)} |\n" for row in results["rows"])
