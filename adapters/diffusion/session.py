@@ -255,6 +255,16 @@ class DiffusionSession:
         self.before = state.before
         self._good = self._state()
 
+    def measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Losses over fixed noises: of the training images, and of the held-out images."""
+        graphs = self.model.evaluation_graphs
+        recorded = graphs is not None and graphs.size is not None
+        losses = retry_after_freeing(self.model, self._evaluation.losses)
+        if graphs is not None and recorded and graphs.size is None:
+            # Memory of a failed recording stays in the pool that steps record in.
+            self.model.free_graphs()
+        return losses
+
     def close(self) -> None:
         """Free everything on the device, even if the session is still referenced."""
         del self._data, self.batches, self._evaluation, self._good
@@ -262,12 +272,7 @@ class DiffusionSession:
 
     def _measured(self, record: EpochRecord) -> EpochRecord:
         """The record with the losses over fixed noises."""
-        graphs = self.model.evaluation_graphs
-        recorded = graphs is not None and graphs.size is not None
-        trained, held_out = retry_after_freeing(self.model, self._evaluation.losses)
-        if graphs is not None and recorded and graphs.size is None:
-            # Memory of a failed recording stays in the pool that steps record in.
-            self.model.free_graphs()
+        trained, held_out = self.measure()
         return replace(
             record,
             evaluation_loss=fmean(trained),
