@@ -155,4 +155,5 @@ def test_an_error_of_the_device_breaks_the_trainer_and_no_other_error_does(broke
         steps.failures["a"] = error
         with pytest.raises(expected, match=message):
             thread.step("a")
+        thread.remove_run("a")
         assert thread.step("b") == "report of b"
