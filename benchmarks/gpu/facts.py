@@ -48,7 +48,7 @@ def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -
             torch.matmul(left, right, out=out)
         wait_for(device)
         count += 10
-    return round(2 * side**3 * count / (time.perf_counter() - started) / 1e12, 2)
+    return float(f"{2 * side**3 * count / (time.perf_counter() - started) / 1e12:.4g}")
 
 
 def slug(device: str) -> str:
