@@ -486,7 +486,7 @@ class MemorySession:
         return [EpochRecord(epoch, 1 / (1 + epoch), rate) for epoch in range(1, self._epoch + 1)]
 
     @property
-    def before(self) -> EpochRecord | None:
+    def baseline(self) -> EpochRecord | None:
         """None: nothing is evaluated."""
         return None
 
@@ -519,18 +519,18 @@ class MemorySession:
         self._restored = _decode(checkpoint, self._moment.plan)
 
     def previews(
-        self, *, adapted: bool, check: Callable[[], None] = lambda: None
+        self, *, with_lora: bool, check: Callable[[], None] = lambda: None
     ) -> tuple[Preview, ...]:
         """Bytes that begin like a PNG."""
         check()
-        drawn_by = self._shown.digest if adapted else "the base"
+        drawn_by = self._shown.digest if with_lora else "the base"
         prompts = self._plan.parameters.sample_prompts or ("a painting",)
         return tuple(
             Preview(prompt, seed, b"\x89PNG\r\n\x1a\n" + f"{prompt} by {drawn_by}".encode())
             for seed, prompt in enumerate(prompts)
         )
 
-    def judge(
+    def score_previews(
         self,
         previews: tuple[Preview, ...],
         check: Callable[[], None] = lambda: None,  # noqa: ARG002 - takes no time
@@ -573,7 +573,7 @@ class MemoryTrainer:
         """The resolution of SD 1.5."""
         return 512
 
-    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+    def peft_files(self, weights: bytes) -> Mapping[str, bytes]:
         """The weights and an empty configuration."""
         return {"adapter_model.safetensors": weights, "adapter_config.json": b"{}"}
 

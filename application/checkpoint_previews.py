@@ -23,7 +23,7 @@ def draw_previews(
     events: EventSink,
     stop: StopSignal,
     *,
-    adapted: bool,
+    with_lora: bool,
 ) -> tuple[Preview, ...]:
     """Draw previews with the style of an epoch, or without the style, and publish them.
 
@@ -31,14 +31,14 @@ def draw_previews(
         Stopped: between two denoising steps.
         TrainerBroken: raised by the session.
     """
-    drawn = session.previews(adapted=adapted, check=stop.check)
+    drawn = session.previews(with_lora=with_lora, check=stop.check)
     events(
         PreviewsDrawn(
             task_id=job.task_id,
             style_id=job.style_id,
             epoch=epoch,
             previews=drawn,
-            adapted=adapted,
+            with_lora=with_lora,
         )
     )
     return drawn
@@ -54,7 +54,7 @@ def scores_of(
         TrainerBroken: raised by the session.
     """
     try:
-        return session.judge(previews, stop.check)
+        return session.score_previews(previews, stop.check)
     except (Stopped, TrainerBroken):
         raise
     except Exception:
@@ -88,7 +88,7 @@ class CheckpointPreviews:
         """
         started = self._clock.monotonic()
         try:
-            drawn = draw_previews(session, job, epoch, self._store.events, stop, adapted=True)
+            drawn = draw_previews(session, job, epoch, self._store.events, stop, with_lora=True)
         except (Stopped, TrainerBroken):
             raise
         except Exception:

@@ -308,7 +308,7 @@ class TrainingSession(Protocol):
         """Every finished epoch of the run, including those before a resume."""
 
     @property
-    def before(self) -> EpochRecord | None:
+    def baseline(self) -> EpochRecord | None:
         """Epoch 0: the base model's losses without the style, over the noises of every later
         evaluation. None if the run has no evaluations."""
 
@@ -340,7 +340,7 @@ class TrainingSession(Protocol):
         """
 
     def previews(
-        self, *, adapted: bool, check: Callable[[], None] = lambda: None
+        self, *, with_lora: bool, check: Callable[[], None] = lambda: None
     ) -> tuple[Preview, ...]:
         """Generate images from fixed prompts and seeds, with the LoRA or without.
 
@@ -350,7 +350,7 @@ class TrainingSession(Protocol):
             check: called after each denoising step; an exception from it ends the drawing.
         """
 
-    def judge(
+    def score_previews(
         self, previews: tuple[Preview, ...], check: Callable[[], None] = lambda: None
     ) -> PreviewScores | None:
         """Score a round of previews of this run, drawn with the LoRA. Does not change the run.
@@ -380,7 +380,7 @@ class Trainer(Protocol):
         None: the run must be open alone.
         """
 
-    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+    def peft_files(self, weights: bytes) -> Mapping[str, bytes]:
         """Convert the result of ``TrainingSession.weights`` to the files of a folder that PEFT
         loads into the U-Net: the weights, then the configuration, without which PEFT loads
         nothing.

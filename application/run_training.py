@@ -188,11 +188,11 @@ class RunTraining:
         entry = held.entry
         with self._session(plan, entry) as session:
             self.loop.run(session, entry, held.lease, held.stop)
-            history, before = session.history, session.before
-            if epochs_to_deliver(history, before, plan.parameters.deliver):
+            history, baseline = session.history, session.baseline
+            if epochs_to_deliver(history, baseline, plan.parameters.deliver):
                 yield session, plan
                 return
-        if entry.job.second_try or not has_diverged(history, before):
+        if entry.job.second_try or not has_diverged(history, baseline):
             raise TrainingFailed(NOT_LEARNED)
         plan = replace(plan, parameters=slower(plan.parameters))
         entry.apply(entry.job.try_again(plan.parameters))
@@ -212,9 +212,9 @@ class RunTraining:
             TrainingFailed: STYLE_NOT_LEARNED, if no epoch is left.
         """
         assert job.parameters is not None  # set when training began
-        history, before = session.history, session.before
+        history, baseline = session.history, session.baseline
         last = history[-1]
-        for record in epochs_to_deliver(history, before, job.parameters.deliver):
+        for record in epochs_to_deliver(history, baseline, job.parameters.deliver):
             if record != last:
                 step = record.epoch * session.total_steps // last.epoch
                 at = self.store.keys.checkpoint(job.task_id, record.epoch, step)
@@ -225,7 +225,7 @@ class RunTraining:
                         "the weights of epoch %d cannot be delivered: %s", record.epoch, error
                     )
                     continue
-            return metric_of(history, before, session.total_steps, record)
+            return metric_of(history, baseline, session.total_steps, record)
         raise TrainingFailed(NOT_LEARNED)
 
     def _plan(
@@ -237,7 +237,7 @@ class RunTraining:
         """Store the weights as one file, or as a PEFT folder if so configured."""
         put = partial(self.store.put_weights, job.style_id, weights)
         if self.config.weights_in_folder:
-            folder = self.trainer.in_folder(weights)
+            folder = self.trainer.peft_files(weights)
             put = partial(self.store.put_weights_folder, job, weights, folder)
         return self._retry(put, stop)
 

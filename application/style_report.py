@@ -65,7 +65,8 @@ class ReportWriter:
             epoch = job.metric.delivered_epoch or job.metric.epochs
             draw = partial(draw_previews, session, job, epoch, self.store.events, stop)
             before, after = (
-                draw(adapted=adapted) if self.with_previews else () for adapted in (False, True)
+                draw(with_lora=with_lora) if self.with_previews else ()
+                for with_lora in (False, True)
             )
             stop.check()
             underway = self._retry(lambda: self.store.previews(task.task_id), stop)

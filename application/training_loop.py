@@ -127,7 +127,7 @@ class TrainingLoop:
             loss=history[-1].loss if history else None,
             steps_per_second=meter.steps_per_second,
             measured_loss=last_measured_loss(history),
-            base_loss=session.before.measured_loss if session.before else None,
+            base_loss=session.baseline.measured_loss if session.baseline else None,
         )
         entry.note(job.advance(progress, epoch_finished=step.epoch_finished))
 

@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         found[kind] = {name: [] for name in MEASURES}
         for seed in bench.seeds:
             with with_captions.run({**parameters, "seed": seed}) as session:
-                scores = session.judge(session.previews(adapted=True))
+                scores = session.score_previews(session.previews(with_lora=True))
                 loss = bench.held_out_loss(session)
             row = (1 - loss / bench.base_loss, scores.closeness, scores.faithfulness)
             for name, value in zip(MEASURES, row, strict=True):

@@ -99,19 +99,19 @@ class _Stopwatch:
         return measured
 
     def previews(
-        self, *, adapted: bool, check: Callable[[], None] = lambda: None
+        self, *, with_lora: bool, check: Callable[[], None] = lambda: None
     ) -> tuple[Preview, ...]:
         started = self.clock()
-        drawn = self.session.previews(adapted=adapted, check=check)
+        drawn = self.session.previews(with_lora=with_lora, check=check)
         self.drawing += self.clock() - started
         return drawn
 
-    def judge(
+    def score_previews(
         self, previews: tuple[Preview, ...], check: Callable[[], None] = lambda: None
     ) -> PreviewScores | None:
-        self.previews(adapted=False)  # kept by the session: the first score needs them
+        self.previews(with_lora=False)  # kept by the session: the first score needs them
         started = self.clock()
-        scores = self.session.judge(previews, check)
+        scores = self.session.score_previews(previews, check)
         self.judging += self.clock() - started
         self.scored += 1
         return scores

@@ -181,8 +181,8 @@ def run(base: BaseModel, meter: StrengthMeter, number: int, folder: Path) -> dic
         while not session.finished:
             step = session.advance()
             if step.epoch_finished and step.epoch % (parameters.epochs // ROUNDS) == 0:
-                previews = session.previews(adapted=True)
-                scores[step.epoch] = session.judge(previews)
+                previews = session.previews(with_lora=True)
+                scores[step.epoch] = session.score_previews(previews)
                 strengths[step.epoch] = meter([preview.png for preview in previews])
                 losses[step.epoch] = statistics.fmean(probe.losses()[0])
         with session.model.lora.showing(row):

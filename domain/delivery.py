@@ -43,7 +43,7 @@ def is_worse(record: EpochRecord, other: EpochRecord) -> bool:
 
 
 def epochs_to_deliver(
-    history: Sequence[EpochRecord], before: EpochRecord | None, deliver: Delivery
+    history: Sequence[EpochRecord], baseline: EpochRecord | None, deliver: Delivery
 ) -> list[EpochRecord]:
     """The epochs that may become the style, in order of preference.
 
@@ -51,13 +51,13 @@ def epochs_to_deliver(
     is LAST. Empty if every evaluated epoch is worse than the base: the style is not learnt.
 
     Args:
-        before: epoch 0: the base model's losses.
+        baseline: epoch 0: the base model's losses.
     """
     last = history[-1]
     measured = [record for record in history if record.measured_loss is not None]
     if not measured:
         return [last]
-    limit = math.inf if before is None else measured_loss(before)
+    limit = math.inf if baseline is None else measured_loss(baseline)
     learnt = sorted((r for r in measured if measured_loss(r) <= limit), key=measured_loss)
     if not learnt:
         return []
@@ -67,9 +67,9 @@ def epochs_to_deliver(
     return learnt[: learnt.index(last) + 1] if last in learnt else learnt
 
 
-def has_diverged(history: Sequence[EpochRecord], before: EpochRecord | None) -> bool:
+def has_diverged(history: Sequence[EpochRecord], baseline: EpochRecord | None) -> bool:
     """Whether the last epoch is worse than the base by more than the noise of the loss."""
-    return before is not None and is_worse(history[-1], before)
+    return baseline is not None and is_worse(history[-1], baseline)
 
 
 def slower(parameters: TrainingParameters) -> TrainingParameters:

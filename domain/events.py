@@ -67,7 +67,7 @@ class PreviewsDrawn(Event):
     epoch: int
     """The epoch of the style."""
     previews: tuple[Preview, ...]
-    adapted: bool
+    with_lora: bool
     """True: with the style; False: by the base model alone."""
 
 

@@ -28,14 +28,14 @@ def last_measured_loss(history: Sequence[EpochRecord]) -> float | None:
 
 def metric_of(
     history: Sequence[EpochRecord],
-    before: EpochRecord | None,
+    baseline: EpochRecord | None,
     total_steps: int,
     delivered: EpochRecord,
 ) -> TrainingMetric:
     """The metrics of a finished run whose epoch ``delivered`` becomes the style.
 
     Args:
-        before: epoch 0, the base model's losses; None if the run has no evaluations.
+        baseline: epoch 0, the base model's losses; None if the run has no evaluations.
     """
     last, best = history[-1], best_epoch(history)
     return TrainingMetric(
@@ -45,7 +45,7 @@ def metric_of(
         best_epoch=best.epoch if best else None,
         delivered_epoch=delivered.epoch,
         measured_loss=delivered.measured_loss,
-        base_loss=before.measured_loss if before else None,
+        base_loss=baseline.measured_loss if baseline else None,
     )
 
 

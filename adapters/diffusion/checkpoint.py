@@ -45,7 +45,7 @@ class RunState:
     sums: torch.Tensor
     """(3,), for the epoch so far: sum of losses, sum of gradient norms, and the largest norm."""
     history: tuple[EpochRecord, ...]
-    before: EpochRecord | None
+    baseline: EpochRecord | None
     """The base's losses, as epoch 0."""
     rollbacks: Rollbacks
     memory: MemoryPlan
@@ -86,7 +86,7 @@ def encode_checkpoint(state: RunState, identity: Mapping[str, Any]) -> bytes:
         "step": state.step,
         "optimizer": dict(state.optimizer.numbers),
         "history": [asdict(record) for record in state.history],
-        "before": state.before and asdict(state.before),
+        "before": state.baseline and asdict(state.baseline),
         "rollbacks": asdict(state.rollbacks),
         "memory": asdict(state.memory),
         "loss_scale": dict(state.loss_scale),
@@ -123,7 +123,7 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             optimizer=OptimizerState(_of_optimizer(tensors, begun=begun), content["optimizer"]),
             sums=_tensor(tensors, "sums", (3,)),
             history=tuple(_record(values) for values in content["history"]),
-            before=_record(content["before"]) if content["before"] else None,
+            baseline=_record(content["before"]) if content["before"] else None,
             rollbacks=Rollbacks(**content["rollbacks"]),
             memory=MemoryPlan(**content["memory"]),
             loss_scale=loss_scale,

@@ -104,7 +104,7 @@ class DiffusionSession:
         self._rollbacks = Rollbacks()
         self.history: tuple[EpochRecord, ...] = ()
         """Every finished epoch of the whole run."""
-        self.before: EpochRecord | None = None
+        self.baseline: EpochRecord | None = None
         """The base's losses over fixed noises, as epoch 0; None without evaluations."""
 
         captions = dataset.captions
@@ -166,29 +166,29 @@ class DiffusionSession:
         self.thread.call(partial(self._restore, checkpoint))
 
     def previews(
-        self, *, adapted: bool, check: Callable[[], None] = lambda: None
+        self, *, with_lora: bool, check: Callable[[], None] = lambda: None
     ) -> tuple[Preview, ...]:
         """Images from fixed prompts and seeds, with the LoRA or without. Between two images,
         other runs may train steps."""
         whole = self._data.previews
-        if not adapted and self._base_previews:
+        if not with_lora and self._base_previews:
             return self._base_previews
         requests = [whole] if self.model.slots == 1 else list(whole.each())
         drawn = [
-            self.thread.call(partial(self._draw, request, check, adapted=adapted))
+            self.thread.call(partial(self._draw, request, check, with_lora=with_lora))
             for request in requests
         ]
         drawn_previews = tuple(preview for previews in drawn for preview in previews)
-        if not adapted:
+        if not with_lora:
             self._base_previews = drawn_previews
         return drawn_previews
 
-    def judge(
+    def score_previews(
         self, previews: tuple[Preview, ...], check: Callable[[], None] = lambda: None
     ) -> PreviewScores:
         """Score previews of this run. The first call also draws the base's previews."""
-        plain = self.previews(adapted=False, check=check)
-        return self.thread.call(partial(self._judge, plain, previews))
+        plain = self.previews(with_lora=False, check=check)
+        return self.thread.call(partial(self._score_previews, plain, previews))
 
     # --- For the device's thread
 
@@ -237,8 +237,8 @@ class DiffusionSession:
     def start(self) -> None:
         """Measure the base before the first step, then load the LoRA that the run starts from."""
         if self.parameters.validation_epochs:
-            before = self._measured(EpochRecord(epoch=0, loss=0.0, learning_rate=0.0))
-            self.before = replace(before, loss=before.evaluation_loss or 0.0)
+            baseline = self._measured(EpochRecord(epoch=0, loss=0.0, learning_rate=0.0))
+            self.baseline = replace(baseline, loss=baseline.evaluation_loss or 0.0)
         if self._plan.initial is not None:
             start_from(self.lora, self._plan.initial.data)
         self._good = self._state()
@@ -252,7 +252,7 @@ class DiffusionSession:
         state = decode_checkpoint(data, self._identity(), self.lora.weights.numel())
         self._go_to(state)
         self._rollbacks, self.memory = state.rollbacks, state.memory
-        self.before = state.before
+        self.baseline = state.baseline
         self._good = self._state()
 
     def measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -310,16 +310,18 @@ class DiffusionSession:
         return encode_trained(weights_for_file(self.lora), self._plan, facts)
 
     def _draw(
-        self, request: PreviewRequest, check: Callable[[], None], *, adapted: bool
+        self, request: PreviewRequest, check: Callable[[], None], *, with_lora: bool
     ) -> tuple[Preview, ...]:
         def draw() -> tuple[Preview, ...]:
-            style = self._style_active(request) if adapted else nullcontext(request)
+            style = self._style_active(request) if with_lora else nullcontext(request)
             with style as encoded:
                 return draw_previews(self._base, encoded, self.model.device, check)
 
         return retry_after_freeing(self.model, draw)
 
-    def _judge(self, plain: tuple[Preview, ...], previews: tuple[Preview, ...]) -> PreviewScores:
+    def _score_previews(
+        self, plain: tuple[Preview, ...], previews: tuple[Preview, ...]
+    ) -> PreviewScores:
         base, device = self._base, self.model.device
 
         def score() -> PreviewScores:
@@ -390,7 +392,7 @@ class DiffusionSession:
             optimizer=copy_state(self.optimizer),
             sums=self._sums.clone(),
             history=self.history,
-            before=self.before,
+            baseline=self.baseline,
             rollbacks=self._rollbacks,
             memory=self.memory,
             loss_scale=self.scaler.state_dict(),

@@ -104,7 +104,7 @@ class DiffusionTrainer:
         """As ``compatibility_key``; None for every run if there is only one slot."""
         return compatibility_key(parameters) if self._slots > 1 else None
 
-    def in_folder(self, weights: bytes) -> Mapping[str, bytes]:
+    def peft_files(self, weights: bytes) -> Mapping[str, bytes]:
         """PEFT's folder for the UNet: its weights, then its configuration."""
         files = encode_lora(*decode_lora(weights), LoraFormat.PEFT, "")
         return {name: files[name] for name in (PEFT_WEIGHTS, PEFT_CONFIG)}

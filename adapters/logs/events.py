@@ -58,8 +58,8 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.DEBUG, f"{event.part} took {event.seconds:.2f} s"
         case CheckpointSaved(checkpoint=at):
             return logging.INFO, f"checkpoint of epoch {at.epoch}, step {at.step} saved"
-        case PreviewsDrawn(epoch=epoch, adapted=adapted):
-            model = f"the style of epoch {epoch}" if adapted else "the base model"
+        case PreviewsDrawn(epoch=epoch, with_lora=with_lora):
+            model = f"the style of epoch {epoch}" if with_lora else "the base model"
             return logging.DEBUG, f"previews drawn with {model}"
         case PreviewsScored():
             return logging.INFO, scored(event)

@@ -47,7 +47,7 @@ class PreviewCache:
                     drawn = replace(drawn, number=next(self._numbers), epoch=event.epoch)
                     self._active[task_id] = (
                         replace(drawn, after=previews)
-                        if event.adapted
+                        if event.with_lora
                         else replace(drawn, before=previews)
                     )
             case MessageSettled(task_id=task_id):

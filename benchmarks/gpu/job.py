@@ -115,8 +115,8 @@ def _first(
             "last_loss": session.history[-1].loss,
             "checkpoint_s": _timed(session.checkpoint, device),
             # The second round is timed: the first one chooses algorithms.
-            "previews": len(session.previews(adapted=True)),
-            "previews_s": _timed(lambda: session.previews(adapted=True), device),
+            "previews": len(session.previews(with_lora=True)),
+            "previews_s": _timed(lambda: session.previews(with_lora=True), device),
         }
 
 

@@ -178,7 +178,9 @@ def test_the_shelf_keeps_runs_side_by_side_apart_and_few_of_them() -> None:
 
     def draw(style_id: int, epoch: int) -> None:
         previews = (Preview(f"style {style_id}", 0, b"%d" % style_id),)
-        preview_cache(PreviewsDrawn(**ids(style_id), epoch=epoch, previews=previews, adapted=True))
+        preview_cache(
+            PreviewsDrawn(**ids(style_id), epoch=epoch, previews=previews, with_lora=True)
+        )
 
     def images() -> int:
         found = (preview_cache.image(number, 0, "after") for number in range(100))

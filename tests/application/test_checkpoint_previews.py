@@ -39,12 +39,14 @@ class Drawing:
     def __init__(self, clock: ManualClock, seconds: float, count: int = 2) -> None:
         self.clock, self.seconds, self.count, self.rounds = clock, seconds, count, 0
 
-    def previews(self, *, adapted: bool, check: Callable[[], None]) -> tuple[Preview, ...]:
+    def previews(self, *, with_lora: bool, check: Callable[[], None]) -> tuple[Preview, ...]:
         self.rounds += 1
         self.clock.advance(self.seconds)
         return tuple(Preview("a fox", n, f"{self.rounds}/{n}".encode()) for n in range(self.count))
 
-    def judge(self, previews: tuple[Preview, ...], check: Callable[[], None]) -> PreviewScores:
+    def score_previews(
+        self, previews: tuple[Preview, ...], check: Callable[[], None]
+    ) -> PreviewScores:
         assert len(previews) == self.count
         return PreviewScores(self.rounds / 10, 0.9)
 
@@ -166,7 +168,7 @@ def test_a_stop_while_they_are_drawn_stores_no_second_checkpoint(
         written.append(at.key)
         return put(at, data, **options)
 
-    def previews(*, adapted: bool, check: Callable[[], None]) -> Any:
+    def previews(*, with_lora: bool, check: Callable[[], None]) -> Any:
         stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 25)
         check()
 
@@ -206,7 +208,7 @@ def test_previews_that_cannot_be_scored_are_shown_without(
         def open(self, plan: Any, resume: Any) -> Iterator[Any]:
             with super().open(plan, resume) as session:
                 # A double of one call.
-                session.judge = fail  # type: ignore[assignment, method-assign]
+                session.score_previews = fail  # type: ignore[assignment, method-assign]
                 yield session
 
     world, reporter = World(), Seen()
@@ -228,8 +230,8 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
     undisturbed.worker()(a_task(), StopSignal())
     drawn = []
 
-    def previews(*, adapted: bool, check: Callable[[], None]) -> Any:
-        drawn.append(adapted)
+    def previews(*, with_lora: bool, check: Callable[[], None]) -> Any:
+        drawn.append(with_lora)
         raise error()
 
     class Failing(MemoryTrainer):
@@ -250,8 +252,8 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
 def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
     world = World()
 
-    def break_down(*, adapted: bool, check: Callable[[], None]) -> Any:
-        raise TrainerBroken(f"CUDA error, adapted={adapted}")
+    def break_down(*, with_lora: bool, check: Callable[[], None]) -> Any:
+        raise TrainerBroken(f"CUDA error, with_lora={with_lora}")
 
     class Broken(MemoryTrainer):
         @contextmanager

@@ -174,9 +174,9 @@ def test_a_stop_while_previews_are_drawn_ends_the_report_and_the_style_is_announ
 ) -> None:
     stop, drawn = StopSignal(), []
 
-    def previews(*, adapted: bool, check: Callable[[], None]) -> tuple[Preview, ...]:
-        drawn.append(adapted)
-        if not adapted:
+    def previews(*, with_lora: bool, check: Callable[[], None]) -> tuple[Preview, ...]:
+        drawn.append(with_lora)
+        if not with_lora:
             stop.request(StopReason.SHUTDOWN)
         check()
         return ()

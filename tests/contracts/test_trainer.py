@@ -209,8 +209,8 @@ def test_looking_at_a_run_does_not_change_it(harness: Harness) -> None:
             session.advance()
             session.checkpoint()
             session.weights()
-            session.previews(adapted=True)
-            session.previews(adapted=False)
+            session.previews(with_lora=True)
+            session.previews(with_lora=False)
         assert session.weights() == undisturbed.weights
         assert list(session.history) == list(undisturbed.history)
 
@@ -220,7 +220,7 @@ def test_a_finished_run_goes_back_to_the_weights_of_a_checkpoint(harness: Harnes
         while not session.advance().epoch_finished:
             pass
         taken, weights, drawn = session.checkpoint(), session.weights(), session.previews
-        early = drawn(adapted=True)
+        early = drawn(with_lora=True)
         drive(session)
         history = list(session.history)
         with pytest.raises(CheckpointRejected):
@@ -228,18 +228,18 @@ def test_a_finished_run_goes_back_to_the_weights_of_a_checkpoint(harness: Harnes
         session.restore(taken.data)
         assert session.finished
         assert session.weights() == weights
-        assert session.previews(adapted=True) == early
+        assert session.previews(with_lora=True) == early
         assert list(session.history) == history
 
 
 def test_the_base_is_measured_before_the_first_step_if_at_all(harness: Harness) -> None:
     with harness.trainer.open(harness.plan(validation_epochs=0), None) as session:
-        assert session.before is None
+        assert session.baseline is None
     with harness.trainer.open(harness.plan(), None) as session:
-        before = session.before
+        before = session.baseline
         taken = session.checkpoint()
     with harness.trainer.open(harness.plan(), taken.data) as session:
-        assert session.before == before
+        assert session.baseline == before
     if before is not None:
         assert (before.epoch, before.loss) == (0, before.measured_loss)
 
@@ -247,10 +247,10 @@ def test_the_base_is_measured_before_the_first_step_if_at_all(harness: Harness) 
 def test_previews_show_the_prompts_before_and_after_from_the_same_seeds(harness: Harness) -> None:
     prompts = ("a red circle", "a blue square")
     with harness.trainer.open(harness.plan(sample_prompts=prompts), None) as session:
-        before = session.previews(adapted=False)
+        before = session.previews(with_lora=False)
         drive(session)
-        assert session.previews(adapted=False) == before
-        after = session.previews(adapted=True)
+        assert session.previews(with_lora=False) == before
+        after = session.previews(with_lora=True)
     assert tuple(preview.prompt for preview in before) == prompts
     assert [(p.prompt, p.seed) for p in after] == [(p.prompt, p.seed) for p in before]
     assert all(preview.png.startswith(b"\x89PNG\r\n\x1a\n") for preview in (*before, *after))
@@ -259,7 +259,7 @@ def test_previews_show_the_prompts_before_and_after_from_the_same_seeds(harness:
 
 def test_previews_without_named_prompts_show_something(harness: Harness) -> None:
     with harness.trainer.open(harness.plan(), None) as session:
-        assert session.previews(adapted=True)
+        assert session.previews(with_lora=True)
 
 
 def test_an_unusable_checkpoint_is_rejected_and_the_trainer_goes_on(harness: Harness) -> None:

@@ -76,7 +76,7 @@ def test_words_beyond_75_tokens_count_with_a_longer_limit(
         with trainer.open(plan, None) as session:
             while not session.finished:
                 session.advance()
-            assert len(session.previews(adapted=True)) == 1
+            assert len(session.previews(with_lora=True)) == 1
             return [(record.loss, record.evaluation_loss) for record in session.history]
 
     other = LONG.replace("blue star", "green ring")

@@ -35,7 +35,7 @@ STATE = RunState(
         EpochRecord(1, 1 / 3, 1e-4, 0.5, 0.7, prediction_losses=(0.1, 1.3)),
         EpochRecord(2, 0.1, 1e-5, 0.0, 0.0, True),
     ),
-    before=EpochRecord(0, 0.9, 0.0, 0.9, prediction_losses=(0.8, 1.0)),
+    baseline=EpochRecord(0, 0.9, 0.0, 0.9, prediction_losses=(0.8, 1.0)),
     rollbacks=Rollbacks(2),
     memory=MemoryPlan(3, checkpointing=True),
     loss_scale={"scale": 1024.0, "_growth_tracker": 5},
@@ -45,7 +45,7 @@ DATA = encode_checkpoint(STATE, IDENTITY)
 
 def test_what_is_written_is_read_back_exactly() -> None:
     state = decode_checkpoint(DATA, IDENTITY, 5)
-    for name in ("step", "history", "before", "rollbacks", "memory", "loss_scale"):
+    for name in ("step", "history", "baseline", "rollbacks", "memory", "loss_scale"):
         assert getattr(state, name) == getattr(STATE, name)
     for name in ("weights", "sums"):
         assert torch.equal(getattr(state, name), getattr(STATE, name))

@@ -176,7 +176,7 @@ def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
             for _ in range(4):
                 session.advance()
             assert fast.recordings == 1
-            assert session.previews(adapted=True)
+            assert session.previews(with_lora=True)
             assert fast.recordings == 0
         drive(session)
         assert refused

@@ -229,7 +229,7 @@ def test_images_learned_by_heart_show_in_the_held_out_loss_and_a_resume_is_exact
             session.advance()
         checkpoint = session.checkpoint().data
         whole = finish(session)
-        before, last = session.before, session.history[-1]
+        before, last = session.baseline, session.history[-1]
     assert run(trainer, plan, resume=checkpoint) == whole
     assert before is not None
     assert (last.evaluation_loss or 0) < 0.8 * (before.evaluation_loss or 0)

@@ -83,5 +83,5 @@ def test_runs_keep_to_their_card_and_wait_for_nothing_within_an_epoch(
             assert session.checkpoint().data
             assert session.weights()
             card.takes_single_numbers = True  # diffusers' schedules lie on the host
-            assert len(session.previews(adapted=True)) == 1
+            assert len(session.previews(with_lora=True)) == 1
             card.takes_single_numbers = False

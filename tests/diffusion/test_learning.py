@@ -51,8 +51,8 @@ def test_training_lowers_the_loss_on_images_it_has_not_seen(
     )
     with trainer.open(plan, None) as session:
         drive(session)
-        assert session.before is not None
-        before = session.before.validation_loss
+        assert session.baseline is not None
+        before = session.baseline.validation_loss
         after = session.history[-1].validation_loss
     assert before is not None
     assert after is not None

@@ -59,12 +59,12 @@ def test_previews_are_repeatable_pngs_that_touch_no_global_generator(
     plan = plan_of(images[:2], sample_prompts=("a red circle",), seed=5)
     with trainer.open(plan, None) as session:
         state = torch.random.get_rng_state()
-        first = session.previews(adapted=True)
+        first = session.previews(with_lora=True)
         assert torch.equal(torch.random.get_rng_state(), state)
         torch.rand(10)
-        assert session.previews(adapted=True) == first
+        assert session.previews(with_lora=True) == first
         # Fresh adapters add nothing yet.
-        assert session.previews(adapted=False) == first
+        assert session.previews(with_lora=False) == first
     assert [(preview.prompt, preview.seed) for preview in first] == [("a red circle", 5)]
     image = Image.open(BytesIO(first[0].png))
     assert (image.format, image.size) == ("PNG", (64, 64))
@@ -83,11 +83,11 @@ def test_a_stop_ends_the_drawing_after_the_current_step(
 
     plan = plan_of(images[:2], sample_prompts=("a red circle", "a blue square"))
     with trainer.open(plan, None) as session:
-        undisturbed = session.previews(adapted=True)
+        undisturbed = session.previews(with_lora=True)
         with pytest.raises(Stopped):
-            session.previews(adapted=True, check=check)
+            session.previews(with_lora=True, check=check)
         assert len(steps) == 3
-        assert session.previews(adapted=True) == undisturbed
+        assert session.previews(with_lora=True) == undisturbed
 
 
 @pytest.fixture

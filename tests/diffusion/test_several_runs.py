@@ -172,15 +172,15 @@ def test_previews_are_each_runs_own_and_the_bases(
     for plan in plans:
         with trainer.open(plan, None) as session:
             weights_of(session).add_(0.1 * plan.parameters.seed)
-            alone.append(session.previews(adapted=True))
-            bare = session.previews(adapted=False)
+            alone.append(session.previews(with_lora=True))
+            bare = session.previews(with_lora=False)
     assert alone[0][0].png != alone[1][0].png
     with ExitStack() as stack:
         sessions = sessions_of(stack, shared, plans)
         for session, wanted in zip(sessions, alone, strict=True):
             weights_of(session).add_(0.1 * session.parameters.seed)
-            assert pixels_apart(session.previews(adapted=True)[0].png, wanted[0].png) < 2
-        assert sessions[1].previews(adapted=False) == bare
+            assert pixels_apart(session.previews(with_lora=True)[0].png, wanted[0].png) < 2
+        assert sessions[1].previews(with_lora=False) == bare
 
 
 def pixels_apart(one: bytes, other: bytes) -> float:
@@ -270,7 +270,7 @@ def test_a_run_that_does_not_fit_beside_others_may_be_tried_again_and_alone_not(
 
     def failure(session: Any) -> Failure:
         steps = what == "steps"
-        return failure_of(session.advance if steps else lambda: session.previews(adapted=True))
+        return failure_of(session.advance if steps else lambda: session.previews(with_lora=True))
 
     with trainer.open(plan, None) as first, trainer.open(plan, None):
         found = [failure(first)]

@@ -88,10 +88,10 @@ def test_judging_a_run_changes_nothing_in_it(
         undisturbed = session.weights()
     with trainer.open(plan, None) as session:
         session.advance()
-        scores = session.judge(session.previews(adapted=True))
+        scores = session.score_previews(session.previews(with_lora=True))
         assert scores is not None
         assert 0 <= scores.faithfulness <= 1
-        plain = session.judge(session.previews(adapted=False))
+        plain = session.score_previews(session.previews(with_lora=False))
         assert plain is not None
         assert plain.closeness == pytest.approx(0, abs=1e-3)
         drive(session)

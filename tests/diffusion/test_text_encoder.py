@@ -176,9 +176,9 @@ def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, images: Images)
 def test_previews_show_the_trained_text_encoder(trainer: DiffusionTrainer, images: Images) -> None:
     plan = plan_of(images[:1], train_text_encoder=True, sample_prompts=("a red circle",))
     with trainer.open(plan, None) as session:
-        before = session.previews(adapted=False)
+        before = session.previews(with_lora=False)
         assert isinstance(session, DiffusionSession)
         weights, last = weights_of(session), session.lora.text_weights.numel()
         weights[-last:] += 0.3
-        assert session.previews(adapted=True) != before
-        assert session.previews(adapted=False) == before
+        assert session.previews(with_lora=True) != before
+        assert session.previews(with_lora=False) == before

@@ -223,13 +223,13 @@ def test_diffusers_draws_the_sessions_images_from_the_file(
 ) -> None:
     path = tmp_path / "style.safetensors"
     with trainer.open(plan, None) as session:
-        before = session.previews(adapted=False)
+        before = session.previews(with_lora=False)
         while not session.finished:
             session.advance()
         weights = weights_of(session)
         weights.copy_(weights.half().float())  # the file's precision
         path.write_bytes(session.weights())
-        after = session.previews(adapted=True)
+        after = session.previews(with_lora=True)
 
     pipeline = StableDiffusionPipeline.from_pretrained(small_base_folder, safety_checker=None)
     pipeline.to(dtype=torch.float32)

@@ -165,9 +165,11 @@ class Scene:
 
     def draw(self, style_id: int, epoch: int, *, finished: bool = True) -> None:
         """Previews are drawn; those without the style only once it is finished."""
-        for adapted in (False, True) if finished else (True,):
-            drawn = tuple(Preview(p, n, a_png(n, adapted)) for n, p in enumerate(PROMPTS))
-            self.tell(PreviewsDrawn(**ids(style_id), epoch=epoch, previews=drawn, adapted=adapted))
+        for with_lora in (False, True) if finished else (True,):
+            drawn = tuple(Preview(p, n, a_png(n, with_lora)) for n, p in enumerate(PROMPTS))
+            self.tell(
+                PreviewsDrawn(**ids(style_id), epoch=epoch, previews=drawn, with_lora=with_lora)
+            )
 
     def fail(self, style_id: int, code: FailureCode, message: str) -> None:
         """The job fails."""
