@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Underway:
+class _PendingUpload:
     epoch: int
     began: float
     """Monotonic time, in seconds."""
@@ -40,7 +40,7 @@ class CheckpointStorage:
         self._clock = store.clock
         self._entry = entry
         self._executor = executor
-        self._underway: _Underway | None = None
+        self._pending: _PendingUpload | None = None
         self.seconds = 0.0
         """Duration of the last checkpoint, from taking it to recording it."""
 
@@ -69,7 +69,7 @@ class CheckpointStorage:
 
         context = copy_context()  # log lines of the upload carry the job's id
         stored = self._executor.submit(context.run, store)
-        self._underway = _Underway(taken.epoch, began, stored)
+        self._pending = _PendingUpload(taken.epoch, began, stored)
 
     def finish_if_uploaded(self) -> None:
         """Record the pending checkpoint if its upload has ended.
@@ -77,7 +77,7 @@ class CheckpointStorage:
         Raises:
             LeaseLost, BlobDenied: as ``begin``.
         """
-        if self._underway is not None and self._underway.stored.done():
+        if self._pending is not None and self._pending.stored.done():
             self.finish()
 
     def finish(self, timeout: float | None = None, *, at_the_end: bool = False) -> bool:
@@ -93,21 +93,21 @@ class CheckpointStorage:
         Raises:
             LeaseLost, BlobDenied: as ``begin``.
         """
-        if self._underway is None:
+        if self._pending is None:
             return True
-        if not wait([self._underway.stored], timeout).done:
+        if not wait([self._pending.stored], timeout).done:
             return False
-        underway, self._underway = self._underway, None
+        pending, self._pending = self._pending, None
         try:
-            checkpoint, arrived = underway.stored.result()
-            sent = arrived - underway.began
+            checkpoint, arrived = pending.stored.result()
+            sent = arrived - pending.began
             began = self._clock.monotonic()
-            record = self._entry.note if at_the_end else self._entry.apply
+            record = self._entry.apply_unsaved if at_the_end else self._entry.apply
             record(self._entry.job.save_checkpoint(checkpoint))
             self.seconds = sent + self._clock.monotonic() - began
         except Unavailable as error:
-            self.seconds = self._clock.monotonic() - underway.began
-            log.warning("no checkpoint at epoch %d: %s", underway.epoch, error)
+            self.seconds = self._clock.monotonic() - pending.began
+            log.warning("no checkpoint at epoch %d: %s", pending.epoch, error)
         return True
 
     def _store_style(self, task_id: str, epoch: int, style: bytes) -> None:

@@ -25,7 +25,7 @@ class CircuitBreaker:
     clock: Clock
     _failed: set[str] = field(default_factory=set)
     _pause: float = FIRST_PAUSE
-    _closed_at: float = 0.0
+    _paused_until: float = 0.0
     """Monotonic time in seconds at which the pause ends."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -33,21 +33,21 @@ class CircuitBreaker:
         """Record a task that ended without an unexpected error."""
         with self._lock:
             self._failed.clear()
-            self._pause, self._closed_at = FIRST_PAUSE, 0.0
+            self._pause, self._paused_until = FIRST_PAUSE, 0.0
 
     def failed(self, task_id: str) -> None:
         """Record a task that failed with an unexpected error."""
         with self._lock:
             self._failed.add(task_id)
             if len(self._failed) >= MAX_TASKS:
-                self._closed_at = self.clock.monotonic() + self._pause
+                self._paused_until = self.clock.monotonic() + self._pause
                 self._pause = min(2 * self._pause, MAX_PAUSE)
 
     @property
-    def trouble(self) -> str | None:
+    def pause_reason(self) -> str | None:
         """Why the worker is paused; None if it is not."""
         with self._lock:
-            left = self._closed_at - self.clock.monotonic()
+            left = self._paused_until - self.clock.monotonic()
             if left <= 0:
                 return None
             return (

@@ -16,7 +16,7 @@ from domain.location import Location
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """Largest record that is read; written records are many times smaller."""
-NOT_AS_EXPECTED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+DECODE_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """Exceptions raised by decoding JSON of an unexpected structure."""
 
 

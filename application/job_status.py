@@ -41,10 +41,10 @@ def job_status(task_id: str, store: JobStore) -> JobStatus:
         Unavailable, BlobDenied: the store cannot be read.
     """
     rejection = store.rejection(task_id)
-    record = None if rejection is None else store.recorded(rejection.get("record", task_id))
+    record = None if rejection is None else store.read_job(rejection.get("record", task_id))
     return JobStatus(
         task_id=task_id,
-        job=store.recorded(task_id),
+        job=store.read_job(task_id),
         worker=store.lease_owner(task_id),
         cancelling=store.cancellation_requested(task_id),
         rejection=rejection,

@@ -15,8 +15,8 @@ from typing import Any
 
 from application.event_bus import EventSink, LeaseWritten
 from application.fenced_blob import (
+    DECODE_ERRORS,
     MAX_RECORD_BYTES,
-    NOT_AS_EXPECTED,
     FencedBlob,
     RecordDamaged,
 )
@@ -98,7 +98,7 @@ class JobStore:
         """
         claim_task_id(task, self.keys.task(task.task_id), self.blobs)
 
-    def recorded(self, task_id: str) -> TrainingJob | None:
+    def read_job(self, task_id: str) -> TrainingJob | None:
         """Read the job's record; None if it has none.
 
         Raises:
@@ -112,7 +112,7 @@ class JobStore:
             if (task_id := self.keys.recorded_task(at)) is not None:
                 yield task_id
 
-    def forget_record(self, task_id: str) -> None:
+    def delete_record(self, task_id: str) -> None:
         """Delete the job's record, so that the next run of the task starts over."""
         self.blobs.delete(self.keys.journal(task_id))
 
@@ -198,7 +198,7 @@ class JobStore:
 
     def put_epoch_style(self, task_id: str, epoch: int, style: bytes) -> None:
         """Store the weights of an epoch's checkpoint for other programs."""
-        self.blobs.put(self.keys.style_at(task_id, epoch), style)
+        self.blobs.put(self.keys.epoch_style(task_id, epoch), style)
 
     def prune(self, job: TrainingJob, keep: int | None) -> None:
         """Delete the old checkpoints of a finished job, and their exported weights.
@@ -214,7 +214,7 @@ class JobStore:
         best_epoch, best_step = _best(job.metric)
         best_files = (
             keys.checkpoint(task_id, best_epoch, best_step),
-            keys.style_at(task_id, best_epoch),
+            keys.epoch_style(task_id, best_epoch),
         )
         try:
             files = self.blobs.list(keys.bucket, keys.files_prefix(task_id))
@@ -283,11 +283,11 @@ class JobStore:
                 found[epoch] = PreviewScores(**json.loads(data))
             except BlobMissing:
                 continue
-            except (BlobTooLarge, *NOT_AS_EXPECTED) as error:
+            except (BlobTooLarge, *DECODE_ERRORS) as error:
                 log.warning("%s cannot be used: %s", at, error)
         return found
 
-    def forget_previews(self, task_id: str) -> None:
+    def delete_previews(self, task_id: str) -> None:
         """Delete the checkpoint previews of a job that trains again. Raises nothing."""
         try:
             for at in self.blobs.list(self.keys.bucket, self.keys.previews_prefix(task_id)):
@@ -327,7 +327,7 @@ class JobStore:
             return {str(name): str(value) for name, value in found.items()}
         except BlobMissing:
             return None
-        except (BlobTooLarge, *NOT_AS_EXPECTED) as error:
+        except (BlobTooLarge, *DECODE_ERRORS) as error:
             raise RecordDamaged(at, error) from None
 
 

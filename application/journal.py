@@ -15,8 +15,8 @@ from typing import Any, get_args, get_type_hints
 
 from application.event_bus import EventSink
 from application.fenced_blob import (
+    DECODE_ERRORS,
     MAX_RECORD_BYTES,
-    NOT_AS_EXPECTED,
     FencedBlob,
     RecordDamaged,
     Superseded,
@@ -93,7 +93,7 @@ class Entry:
         self.job = job
         self._sink(event)
 
-    def note(self, change: Change) -> None:
+    def apply_unsaved(self, change: Change) -> None:
         """Like ``apply``, without writing the record: a crash may lose the change."""
         self.job, event = change
         self._sink(event)
@@ -127,7 +127,7 @@ def _decode(data: bytes, at: Location) -> tuple[int, TrainingJob]:
         if type(revision) is not int:
             raise TypeError(f"revision is {revision!r}")
         return revision, decode_job(record["job"])
-    except NOT_AS_EXPECTED as error:
+    except DECODE_ERRORS as error:
         raise RecordDamaged(at, error) from error
 
 

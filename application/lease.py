@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
 from application.fenced_blob import (
+    DECODE_ERRORS,
     MAX_RECORD_BYTES,
-    NOT_AS_EXPECTED,
     FencedBlob,
     RecordDamaged,
     Superseded,
@@ -96,7 +96,7 @@ class _Record:
                 revision=int(fields["revision"]),
                 seconds=float(fields.get("seconds", LeaseTerms.seconds)),
             )
-        except (*NOT_AS_EXPECTED, OverflowError) as error:
+        except (*DECODE_ERRORS, OverflowError) as error:
             raise RecordDamaged(at, error) from None
         if not record.seconds > 0:
             raise RecordDamaged(at, ValueError(f"it lasts {record.seconds} seconds"))
@@ -184,24 +184,24 @@ class Lease:
         if left < self._terms.takeover_delay - self._terms.renew_every / 4:
             self.renew()
 
-    def release(self, *, forget: bool) -> None:
+    def release(self, *, delete: bool) -> None:
         """Release the lease, so that the next worker can acquire it immediately.
 
-        With ``forget`` the blob is deleted: safe for a finished job, because the next worker reads
+        With ``delete`` the blob is deleted: safe for a finished job, because the next worker reads
         the outcome from the journal. Otherwise the lease is marked as released, because some
         stores do not support conditional deletes. If another worker may have the lease, it is
-        marked first even with ``forget``; that write fails if another worker has it.
+        marked first even with ``delete``; that write fails if another worker has it.
         """
-        if not (forget and self.is_valid):
+        if not (delete and self.is_valid):
             try:
                 self._write("")
             except Superseded:
                 return
-        if forget:
-            self.forget()
+        if delete:
+            self.delete()
             self._valid_until = -math.inf
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Delete the lease's blob after the job is finished."""
         try:
             self._blobs.delete(self._blob.at)
@@ -270,7 +270,7 @@ class Lease:
         if stop.reason is StopReason.LEASE_LOST:
             return
         try:
-            retry(lambda: self.release(forget=is_finished), self._clock, stop, self._terms.seconds)
+            retry(lambda: self.release(delete=is_finished), self._clock, stop, self._terms.seconds)
         except (Unavailable, BlobDenied) as error:
             if is_finished:
                 raise  # redeliver the message: its next worker deletes the lease

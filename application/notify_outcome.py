@@ -16,7 +16,7 @@ from domain.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
-SLOW_ANSWER = 10.0
+MAX_CALL_SECONDS = 10.0
 """Seconds that a call may take. A worker whose process ends sooner starts no call: the next
 worker would repeat it, and the artist could be notified twice."""
 
@@ -46,7 +46,7 @@ class OutcomeNotifier:
     def __call__(
         self,
         entry: Entry,
-        still_ours: Callable[[], None],
+        extend_lease: Callable[[], None],
         lease_is_valid: Callable[[], bool],
         stop: StopSignal,
     ) -> Settlement:
@@ -56,7 +56,7 @@ class OutcomeNotifier:
         conditional: of two workers that both claim the job, one fails here.
 
         Args:
-            still_ours: renews the lease for longer than a try can take, or raises.
+            extend_lease: renews the lease for longer than a try can take, or raises.
             lease_is_valid: whether no other worker can have the job at this moment.
             stop: once set, failed calls are not retried.
 
@@ -70,7 +70,7 @@ class OutcomeNotifier:
         while True:
             if self._too_late(stop):
                 return Requeue()
-            still_ours()
+            extend_lease()
             if entry.job.announcements:
                 if self._has_arrived(entry.job):
                     log.info("the final call for style %d has arrived", entry.job.style_id)
@@ -98,7 +98,7 @@ class OutcomeNotifier:
         return Ack()
 
     def _too_late(self, stop: StopSignal) -> bool:
-        return stop.deadline - self.clock.monotonic() < SLOW_ANSWER
+        return stop.deadline - self.clock.monotonic() < MAX_CALL_SECONDS
 
     def _call(self, job: TrainingJob) -> None:
         if job.failure is not None:
@@ -124,7 +124,7 @@ class OutcomeNotifier:
             failures - 1,
             asked,
             first=self.first_pause,
-            longest=self.max_pause,
+            max_pause=self.max_pause,
             random=self.random,
         )
         log.warning(

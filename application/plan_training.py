@@ -35,14 +35,14 @@ class TrainingPlanner:
     def __call__(
         self,
         task: TrainingTask,
-        known: TrainingParameters | None,
+        recorded: TrainingParameters | None,
         native_resolution: int,
         stop: StopSignal,
     ) -> tuple[TrainingPlan, ImageSet]:
         """Return the plan, and the fetched images including the refused ones.
 
         Args:
-            known: the parameters of an earlier attempt; they replace the task's.
+            recorded: the parameters of an earlier attempt; they replace the task's.
             native_resolution: default resolution, as the side of a square in pixels.
 
         Raises:
@@ -53,26 +53,28 @@ class TrainingPlanner:
         """
         requested = task.requested
         resolution = (
-            known.resolution if known else requested.named.get("resolution", native_resolution)
+            recorded.resolution
+            if recorded
+            else requested.named.get("resolution", native_resolution)
         )
         images = fetch_images(
             task.images, resolution, self.store.blobs, self.inspector, self.config, stop
         )
         images.require(self.config.min_images)
         # A later attempt must train on the captions of the first.
-        captioner = self.captioner if known is None else None
-        if known is not None or captioner is not None:
+        captioner = self.captioner if recorded is None else None
+        if recorded is not None or captioner is not None:
             images = caption_images(
                 images, task.task_id, self.store, captioner, self.config.keep_style_words, stop
             )
         in_an_epoch = tuple(image for image in images.usable for _ in range(image.repeats))
 
-        parameters = known or requested.resolve(
+        parameters = recorded or requested.resolve(
             image_count=len(in_an_epoch), native_resolution=native_resolution
         )
         initial = self._initial_lora(parameters.network_weights)
         if initial is not None:
-            parameters = initial.dimensions(parameters)
+            parameters = initial.with_own_dimensions(parameters)
         plan = TrainingPlan(
             style_id=task.style_id,
             images=in_an_epoch,

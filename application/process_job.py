@@ -76,7 +76,7 @@ def process_job(
     lease = store.lease(entry.job.task_id)
     if entry.job.is_terminal:
         log.info("task %s: nothing to do, the job is %s", entry.job.task_id, entry.job.state)
-        lease.forget()  # a crashed worker may have left it
+        lease.delete()  # a crashed worker may have left it
         return None
     job_stop = StopSignal(stop)
     with lease.hold(job_stop, is_finished=lambda: entry.job.is_terminal):

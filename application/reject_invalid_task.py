@@ -59,7 +59,7 @@ class RejectInvalidTask:
             return held.announce()
 
         try:
-            if error.task_id is not None and self.store.recorded(error.task_id) is not None:
+            if error.task_id is not None and self.store.read_job(error.task_id) is not None:
                 return refused  # the job of that task notifies the backend itself
             entry = self.store.open(fresh)
             settlement = process_job(

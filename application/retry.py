@@ -21,22 +21,22 @@ POLL_SECONDS = 1.0
 
 def backoff(
     tries: int,
-    asked: float | None = None,
+    retry_after: float | None = None,
     *,
     first: float = FIRST_PAUSE,
-    longest: float = MAX_PAUSE,
+    max_pause: float = MAX_PAUSE,
     random: Callable[[], float] = lambda: 1.0,
 ) -> float:
     """Seconds to wait before the next try: exponential backoff with jitter.
 
     Args:
         tries: number of earlier pauses.
-        asked: lower limit in seconds, from ``Retry-After``.
-        first: the first pause in seconds; each further one is twice as long, up to ``longest``.
+        retry_after: lower limit in seconds, from ``Retry-After``.
+        first: the first pause in seconds; each further one is twice as long, up to ``max_pause``.
         random: a number from 0 to 1; 0 halves the pause, 1 leaves it.
     """
-    pause = min(longest, first * 2.0 ** min(tries, 16)) * (0.5 + 0.5 * random())
-    return max(pause, asked or 0.0)
+    pause = min(max_pause, first * 2.0 ** min(tries, 16)) * (0.5 + 0.5 * random())
+    return max(pause, retry_after or 0.0)
 
 
 def retry(call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float) -> T:

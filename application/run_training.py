@@ -35,7 +35,7 @@ from application.style_report import ReportWriter
 from application.task_record import TaskDiffers
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
-from domain.delivery import NOT_LEARNED, epochs_to_deliver, has_diverged, slower
+from domain.delivery import NOT_LEARNED, epochs_to_deliver, has_diverged, with_lower_learning_rate
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.image import ImageSet
@@ -135,7 +135,7 @@ class RunTraining:
             # This worker must end even if recording the interruption fails.
             with suppress(BlobDenied, LeaseLost):
                 self._interrupt(entry, str(error), is_failure=True)
-            return RetryLater(backoff(entry.job.failures), str(error), broken=True)
+            return RetryLater(backoff(entry.job.failures), str(error), device_broken=True)
         except Exception as error:
             log.exception("task %s: unexpected error, the job is interrupted", task.task_id)
             reason = f"{type(error).__name__}: {error}"
@@ -157,7 +157,7 @@ class RunTraining:
         alone = entry.job.failures >= self.config.max_shared_failures
         batch_key = None if alone else self.trainer.batch_key(plan.parameters)
         with (
-            self.slots.taken(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
+            self.slots.hold(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
             self._trained(plan, held) as (session, plan),
         ):
             metric = self._load_best_weights(session, entry.job, stop)
@@ -194,9 +194,9 @@ class RunTraining:
                 return
         if entry.job.second_try or not has_diverged(history, baseline):
             raise TrainingFailed(NOT_LEARNED)
-        plan = replace(plan, parameters=slower(plan.parameters))
+        plan = replace(plan, parameters=with_lower_learning_rate(plan.parameters))
         entry.apply(entry.job.try_again(plan.parameters))
-        self.store.forget_previews(entry.job.task_id)
+        self.store.delete_previews(entry.job.task_id)
         with self._trained(plan, held) as trained:
             yield trained
 
@@ -254,7 +254,7 @@ class RunTraining:
         except Stopped:
             return Requeue()
         except TrainerBroken as error:
-            return RetryLater(backoff(0), str(error), broken=True)
+            return RetryLater(backoff(0), str(error), device_broken=True)
         except Exception as error:
             log.warning("no report for task %s: %s", task.task_id, error)
         return Ack()
@@ -262,7 +262,7 @@ class RunTraining:
     def _report_from_checkpoint(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> None:
         plan, images = self._plan(task, entry.job, stop)
         with (
-            self.slots.taken(self.trainer.batch_key(plan.parameters), stop, lambda: None),
+            self.slots.hold(self.trainer.batch_key(plan.parameters), stop, lambda: None),
             self.trainer.open(plan, self._checkpoint(entry.job)) as session,
         ):
             if session.finished:

@@ -19,7 +19,7 @@ class RetryLater:
     reason: str
     elsewhere: bool = False
     """Another delivery of the same task is being processed."""
-    broken: bool = False
+    device_broken: bool = False
     """The device of this worker failed: the worker must end."""
     unexpected: bool = False
     """The job was interrupted by an unexpected error."""

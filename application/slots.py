@@ -27,19 +27,19 @@ class AdmissionQueue:
         self._line: list[object] = []
 
     @contextmanager
-    def taken(
-        self, batch_key: Hashable | None, stop: StopSignal, waiting: Callable[[], None]
+    def hold(
+        self, batch_key: Hashable | None, stop: StopSignal, on_wait: Callable[[], None]
     ) -> Iterator[None]:
         """Wait for a slot for a run with this batch key, and hold it while the context is open.
 
         Args:
             batch_key: ``Trainer.batch_key``; a run whose key is None trains alone.
-            waiting: called once if the run has to wait.
+            on_wait: called once if the run has to wait.
 
         Raises:
             Stopped: a stop was requested before a slot was free.
         """
-        self._wait(batch_key, stop, waiting)
+        self._wait(batch_key, stop, on_wait)
         try:
             yield
         finally:
@@ -48,7 +48,7 @@ class AdmissionQueue:
                 self._changed.notify_all()
 
     def _wait(
-        self, batch_key: Hashable | None, stop: StopSignal, waiting: Callable[[], None]
+        self, batch_key: Hashable | None, stop: StopSignal, on_wait: Callable[[], None]
     ) -> None:
         ticket = object()
         with self._changed:
@@ -56,7 +56,7 @@ class AdmissionQueue:
             at_once = self._free_for(batch_key, ticket)
         try:
             if not at_once:
-                waiting()
+                on_wait()
             with self._changed:
                 while not self._free_for(batch_key, ticket):
                     stop.check()

@@ -73,7 +73,7 @@ class StorageKeys:
         """A checkpoint. Numbers are zero-padded, so that listings are in order."""
         return self._job(task_id, f"checkpoints/epoch_{epoch:05d}_step_{step:08d}.safetensors")
 
-    def style_at(self, task_id: str, epoch: int) -> Location:
+    def epoch_style(self, task_id: str, epoch: int) -> Location:
         """The weights at an epoch's checkpoint, for other programs."""
         return self._job(task_id, f"styles/epoch_{epoch:05d}.safetensors")
 

@@ -69,8 +69,10 @@ class ReportWriter:
                 for with_lora in (False, True)
             )
             stop.check()
-            underway = self._retry(lambda: self.store.previews(task.task_id), stop)
-            scores = self.store.preview_scores(task.task_id, [drawn for drawn, _ in underway])
+            checkpoint_previews = self._retry(lambda: self.store.previews(task.task_id), stop)
+            scores = self.store.preview_scores(
+                task.task_id, [drawn for drawn, _ in checkpoint_previews]
+            )
             if after and (last := scores_of(session, after, stop)) is not None:
                 scores[epoch] = last
             report = StyleReport(
@@ -81,7 +83,7 @@ class ReportWriter:
                 history=session.history,
                 before=before,
                 after=after,
-                underway=underway,
+                checkpoint_previews=checkpoint_previews,
                 scores=dict(sorted(scores.items())),
                 artifact=job.artifact,
                 metric=job.metric,

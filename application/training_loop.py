@@ -26,7 +26,7 @@ from domain.training_diagnostics import last_measured_loss
 
 log = logging.getLogger(__name__)
 
-_FOR_A_CHECKPOINT = 0.75
+_CHECKPOINT_SHARE = 0.75
 """Share of the remaining shutdown time for a checkpoint. The rest is for requeuing the job and
 releasing the lease."""
 
@@ -75,10 +75,10 @@ class TrainingLoop:
             try:
                 while not session.finished:
                     if stop.reason is StopReason.SHUTDOWN:
-                        self._save_in_time(session, entry, storage, stop)
+                        self._save_before_exit(session, entry, storage, stop)
                     stop.check()
                     step = self._advance(session, timer, meter)
-                    self._note(session, entry, step, meter)
+                    self._apply_progress(session, entry, step, meter)
                     due = step.epoch_finished and step.epoch % self.config.checkpoint_every == 0
                     with timer.time("checkpoints"):
                         storage.finish_if_uploaded()
@@ -113,7 +113,7 @@ class TrainingLoop:
         meter.observe(step.step, ended)
         return step
 
-    def _note(
+    def _apply_progress(
         self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer
     ) -> None:
         job = entry.job
@@ -129,9 +129,9 @@ class TrainingLoop:
             measured_loss=last_measured_loss(history),
             base_loss=session.baseline.measured_loss if session.baseline else None,
         )
-        entry.note(job.advance(progress, epoch_finished=step.epoch_finished))
+        entry.apply_unsaved(job.advance(progress, epoch_finished=step.epoch_finished))
 
-    def _save_in_time(
+    def _save_before_exit(
         self,
         session: TrainingSession,
         entry: Entry,
@@ -147,13 +147,13 @@ class TrainingLoop:
         if job.checkpoint and job.progress and job.checkpoint.step >= job.progress.current_step:
             return  # no step since the last checkpoint
         left = stop.deadline - self.clock.monotonic()
-        if storage.seconds >= _FOR_A_CHECKPOINT * left:
+        if storage.seconds >= _CHECKPOINT_SHARE * left:
             log.warning(
                 "no checkpoint: one takes %.1f s, and %.1f s are left", storage.seconds, left
             )
             return
         storage.begin(session, with_style=False)
-        if not storage.finish(timeout=_at_most(_FOR_A_CHECKPOINT * left)):
+        if not storage.finish(timeout=_at_most(_CHECKPOINT_SHARE * left)):
             log.warning("no checkpoint: its upload did not end in the %.1f s left", left)
 
     def _poll_cancellation(self, entry: Entry, stop: StopSignal) -> None:

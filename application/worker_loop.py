@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 RECEIVE_SECONDS = 1.0
 """Timeout of one receive, and so the longest time until an idle worker notices a stop."""
-EMPTY_LOOKS = 3
+EMPTY_RECEIVES = 3
 """Consecutive receives without a message after which a queue counts as empty."""
-AWAY_SECONDS = 2.0
+UNAVAILABLE_PAUSE = 2.0
 """Seconds between receives while the queue is unavailable."""
 DUPLICATE_SECONDS = 60.0
 """Retry delay of a second delivery of a task that this worker is still processing."""
@@ -59,7 +59,7 @@ class WorkerLoop:
             TrainerBroken: the device failed, so every further task would fail too. The message is
                 back in the queue.
         """
-        away, looks, paused = False, 0, False
+        unavailable, empty_receives, paused = False, 0, False
         while stop.reason is None:
             if (trouble := self._trouble()) is not None:
                 if not paused:
@@ -67,7 +67,7 @@ class WorkerLoop:
                 if until_empty:
                     return
                 paused = True
-                sleep(AWAY_SECONDS, self.clock, stop)
+                sleep(UNAVAILABLE_PAUSE, self.clock, stop)
                 continue
             if paused:
                 log.info("tasks are received again")
@@ -76,22 +76,22 @@ class WorkerLoop:
                 delivery = self.queue.receive(RECEIVE_SECONDS)
             except QueueUnavailable as error:
                 # A short pause is enough: the queue has its own backoff between connections.
-                if not away:
+                if not unavailable:
                     log.warning("queue unavailable: %s", error)
-                away = True
-                sleep(max(AWAY_SECONDS, error.retry_after or 0.0), self.clock, stop)
+                unavailable = True
+                sleep(max(UNAVAILABLE_PAUSE, error.retry_after or 0.0), self.clock, stop)
                 continue
-            if away:
+            if unavailable:
                 log.info("queue available again")
-                away = False
+                unavailable = False
             if delivery is None:
-                looks += 1
-                if until_empty and looks == EMPTY_LOOKS:
+                empty_receives += 1
+                if until_empty and empty_receives == EMPTY_RECEIVES:
                     return
                 continue
-            looks = 0
+            empty_receives = 0
             settlement = self._process(delivery, stop)
-            if isinstance(settlement, RetryLater) and settlement.broken:
+            if isinstance(settlement, RetryLater) and settlement.device_broken:
                 log.critical("the worker ends: its device has failed")
                 raise TrainerBroken(settlement.reason)
 
@@ -129,7 +129,9 @@ class WorkerLoop:
         return settlement
 
     def _trouble(self) -> str | None:
-        return (self.circuit_breaker.trouble if self.circuit_breaker else None) or self.not_ready()
+        return (
+            self.circuit_breaker.pause_reason if self.circuit_breaker else None
+        ) or self.not_ready()
 
     def _count(self, task_id: str, settlement: Settlement) -> None:
         if self.circuit_breaker is None:

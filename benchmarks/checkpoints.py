@@ -109,8 +109,8 @@ def seconds_of(
         worker="worker",
     )
     entry = store.open(job)
-    entry.note(entry.job.start())
-    entry.note(entry.job.begin_training(plan.parameters, len(plan.images)))
+    entry.apply_unsaved(entry.job.start())
+    entry.apply_unsaved(entry.job.begin_training(plan.parameters, len(plan.images)))
     loop = TrainingLoop(
         store=store, notifier=MemoryNotifier(), clock=clock, config=config, uploads=uploads
     )

@@ -72,7 +72,7 @@ def has_diverged(history: Sequence[EpochRecord], baseline: EpochRecord | None) -
     return baseline is not None and is_worse(history[-1], baseline)
 
 
-def slower(parameters: TrainingParameters) -> TrainingParameters:
+def with_lower_learning_rate(parameters: TrainingParameters) -> TrainingParameters:
     """The parameters of a second try."""
     text = parameters.text_encoder_lr
     return replace(

@@ -88,7 +88,7 @@ class ImageSet:
     @property
     def duplicates(self) -> tuple[Duplicates, ...]:
         """Groups of equal or nearly equal usable images, which are all trained on."""
-        groups = dict.fromkeys(groups_of_alike(self.usable))
+        groups = dict.fromkeys(duplicate_groups(self.usable))
         return tuple(
             Duplicates(
                 tuple(self.usable[i].name for i in sorted(group)),
@@ -131,19 +131,19 @@ def folder_repeats(key: str) -> int:
     return int(number) if underscore and number.isascii() and number.isdigit() else 1
 
 
-def groups_of_alike(images: Sequence[TrainingImage]) -> list[frozenset[int]]:
+def duplicate_groups(images: Sequence[TrainingImage]) -> list[frozenset[int]]:
     """For each image, the positions of its group: itself and all near duplicates, including near
     duplicates of near duplicates.
     """
     groups = [frozenset({position}) for position in range(len(images))]
     for one, other in combinations(range(len(images)), 2):
-        if _alike(images[one], images[other]):
+        if _near_duplicates(images[one], images[other]):
             union = groups[one] | groups[other]
             groups = [union if group & union else group for group in groups]
     return groups
 
 
-def _alike(first: TrainingImage, second: TrainingImage) -> bool:
+def _near_duplicates(first: TrainingImage, second: TrainingImage) -> bool:
     """Whether the images are equal or near duplicates, by their perceptual hashes."""
     distance = (first.facts.perceptual_hash ^ second.facts.perceptual_hash).bit_count()
     return distance <= NEAR_DUPLICATE_BITS

@@ -33,7 +33,7 @@ class StyleReport:
     history: Sequence[EpochRecord]
     before: tuple[Preview, ...]
     after: tuple[Preview, ...]
-    underway: tuple[tuple[int, tuple[bytes, ...]], ...] = ()
+    checkpoint_previews: tuple[tuple[int, tuple[bytes, ...]], ...] = ()
     """Epochs with checkpoint previews, each with its PNGs: prompts and seeds are those of
     ``after``, in the same order."""
     scores: Mapping[int, PreviewScores] = field(default_factory=dict)

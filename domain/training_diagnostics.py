@@ -1,4 +1,4 @@
-"""Diagnose a run from its history: best epoch, overfitting, standstill."""
+"""Diagnose a run from its history: best epoch, overfitting, stall."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def overfitting_note(history: Sequence[EpochRecord]) -> str | None:
     )
 
 
-def standstill_note(history: Sequence[EpochRecord]) -> str | None:
+def stall_note(history: Sequence[EpochRecord]) -> str | None:
     """A note with the epochs in which nothing was learnt, and remedies; None if there are none."""
     still = [record for record in history if record.stalled]
     if not still:

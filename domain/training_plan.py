@@ -20,7 +20,7 @@ class InitialLora:
     alpha: float
     """Each layer adds ``alpha / rank * up @ down`` to the base weight."""
 
-    def dimensions(self, parameters: TrainingParameters) -> TrainingParameters:
+    def with_own_dimensions(self, parameters: TrainingParameters) -> TrainingParameters:
         """The parameters, with this LoRA's rank and alpha if ``dim_from_weights`` is set."""
         if not parameters.dim_from_weights:
             return parameters

@@ -274,9 +274,9 @@ def run(
     console, store = container.console(), container.store()
     _refuse_other_run(task, parameters, container, out)
     fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
-    job = store.recorded(task.task_id) or fresh
+    job = store.read_job(task.task_id) or fresh
     if job.state is JobState.FAILED:
-        store.forget_record(task.task_id)
+        store.delete_record(task.task_id)
     if job.artifact is not None and job.state is JobState.COMPLETED:
         if _is_there(job.artifact, container.blobs(), out):
             say(console, f"this run is complete already: {out / job.artifact.location.key}")
@@ -291,7 +291,7 @@ def run(
     stop = StopSignal()
     with _display(container) as display, _interruptible(stop, display):
         settlement = _settle(task, container, stop)
-    job = store.recorded(task.task_id) or fresh
+    job = store.read_job(task.task_id) or fresh
     match settlement:
         case Ack() if job.state is JobState.COMPLETED:
             generated = list((store.captions(task.task_id) or {}).values())
@@ -359,7 +359,7 @@ def _refuse_other_run(
     for task_id in store.recorded_tasks():
         if task_id == task.task_id:
             continue
-        job = store.recorded(task_id)
+        job = store.read_job(task_id)
         raise UserError(
             f"--out {out}: holds another run {_difference(job, parameters)}; give another "
             "folder, or repeat that command"

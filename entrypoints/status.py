@@ -94,7 +94,7 @@ def broker_check(gauges: DepthGauges, where: str) -> tuple[bool, str]:
 
 def work_check(worker_state: WorkerState, circuit_breaker: CircuitBreaker) -> tuple[bool, str]:
     """Whether the worker receives tasks."""
-    if (trouble := circuit_breaker.trouble) is not None:
+    if (trouble := circuit_breaker.pause_reason) is not None:
         return False, trouble
     if worker_state.stopping:
         return False, "the worker is stopping and receives no further tasks"

@@ -128,7 +128,7 @@ def _print_outcome(outcome: dict[str, str], *, as_json: bool) -> None:
 def _cancel(text: str, container: Container) -> dict[str, str]:
     task_id = _task_id("--cancel", text)
     store = container.store()
-    job = store.recorded(task_id)
+    job = store.read_job(task_id)
     state = job.state if job else "unknown"
     if job and job.is_terminal:
         text = f"task {task_id} is {state} already"

@@ -239,7 +239,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         native_resolution=base.native_resolution,
     )
     if initial is not None:
-        parameters = initial.dimensions(parameters)
+        parameters = initial.with_own_dimensions(parameters)
     task = local_run.describe_task(
         arguments, requested, parameters, names, images, base, label, initial, settings
     )

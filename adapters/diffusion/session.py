@@ -42,7 +42,7 @@ from adapters.diffusion.style_weights import start_from, weights_for_file
 from adapters.diffusion.train_step import Batch, train_step
 from adapters.diffusion.training_model import TrainingModel
 from adapters.lora_files.trained_style import RunFacts, encode_trained
-from domain.image import groups_of_alike
+from domain.image import duplicate_groups
 from domain.loss_curve import EpochRecord
 from domain.preview import Preview, PreviewScores
 from domain.progress import StepReport
@@ -79,7 +79,7 @@ class DiffusionSession:
         self.parameters = parameters = plan.parameters
         dataset = data.dataset
         held_out = held_out_positions(
-            groups_of_alike(plan.images), parameters.validation_split, parameters.seed
+            duplicate_groups(plan.images), parameters.validation_split, parameters.seed
         )
         self._buckets = trained_buckets(dataset.buckets, held_out)
         buckets = list(self._buckets.values())

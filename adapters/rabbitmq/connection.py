@@ -216,7 +216,7 @@ class Connection:
     def _pause(self, failures: int) -> float:
         """Seconds until the next attempt to connect."""
         first, longest = self._options.reconnect_first, self._options.reconnect_longest
-        return backoff(failures, first=first, longest=longest, random=self._random)
+        return backoff(failures, first=first, max_pause=longest, random=self._random)
 
 
 def _quiet_pika() -> None:

@@ -21,7 +21,7 @@ from domain.buckets import bucket_of, cut_off
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 from domain.report import StyleReport
-from domain.training_diagnostics import best_epoch, overfitting_note, standstill_note
+from domain.training_diagnostics import best_epoch, overfitting_note, stall_note
 
 _Item = TypeVar("_Item")
 
@@ -31,7 +31,7 @@ THUMBNAIL_PIXELS = 160
 LONG_TEXT = 120
 """Characters shown of a caption or prompt; the rest is collapsed."""
 
-MAX_UNDERWAY = 6
+MAX_CHECKPOINTS = 6
 """Maximum checkpoints with previews in the report; all are stored as files beside it."""
 
 
@@ -91,7 +91,7 @@ class HtmlReporter:
             ],
             best=best,
             delivered=report.metric.delivered_epoch or report.metric.epochs,
-            standstill=standstill_note(report.history),
+            stall=stall_note(report.history),
             overfitting=overfitting_note(report.history),
             strips=self._strips(report),
             scores=scores and _data_uri(scores, "image/png"),
@@ -117,8 +117,10 @@ class HtmlReporter:
     def _strips(self, report: StyleReport) -> list[tuple[str, list[tuple[str, str]]]]:
         """For each prompt the images drawn during training, with their captions."""
         wanted = len(report.after)
-        whole = [(epoch, pngs) for epoch, pngs in report.underway if len(pngs) == wanted]
-        drawn = _spread(whole, MAX_UNDERWAY)
+        whole = [
+            (epoch, pngs) for epoch, pngs in report.checkpoint_previews if len(pngs) == wanted
+        ]
+        drawn = _spread(whole, MAX_CHECKPOINTS)
         return [
             (
                 preview.prompt,

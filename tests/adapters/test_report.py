@@ -547,8 +547,10 @@ def test_a_training_that_stood_still_is_told_with_what_may_help() -> None:
 
 
 def test_previews_from_the_way_are_shown_by_epoch_for_every_prompt() -> None:
-    underway = tuple((epoch, (png("red"), png("green"))) for epoch in range(10, 100, 10))
-    found = page(replace(REPORT, underway=underway))
+    checkpoint_previews = tuple(
+        (epoch, (png("red"), png("green"))) for epoch in range(10, 100, 10)
+    )
+    found = page(replace(REPORT, checkpoint_previews=checkpoint_previews))
     labels = [str(image["alt"]) for image in found.all("img") if "epoch" in str(image["alt"])]
     shown = [label for label in labels if label.startswith("epoch")]
     assert [label for label in shown if "a red fox" in label] == [
@@ -558,8 +560,11 @@ def test_previews_from_the_way_are_shown_by_epoch_for_every_prompt() -> None:
 
 
 def test_previews_of_other_prompts_are_not_shown() -> None:
-    underway = ((10, (png("red"),)),)
-    assert "During the training" not in page(replace(REPORT, underway=underway)).text
+    checkpoint_previews = ((10, (png("red"),)),)
+    assert (
+        "During the training"
+        not in page(replace(REPORT, checkpoint_previews=checkpoint_previews)).text
+    )
 
 
 def test_of_a_dora_only_what_loads_it_is_explained() -> None:

@@ -146,7 +146,7 @@ def test_a_run_stores_them_with_its_checkpoints_and_shows_them_in_the_report(
     """Those at the end are the report's own."""
     world, reporter = World(), Seen()
     assert world.worker(reporter=reporter)(a_task(epochs=epochs), StopSignal()) == Ack()
-    assert [epoch for epoch, _ in reporter.report.underway] == shown
+    assert [epoch for epoch, _ in reporter.report.checkpoint_previews] == shown
     assert KEYS.previews(TASK_ID, 10, 0) in world.blobs.blobs
     assert KEYS.previews(TASK_ID, 10, 0).key.startswith(f"jobs/{TASK_ID}/report/previews/")
 
@@ -214,7 +214,7 @@ def test_previews_that_cannot_be_scored_are_shown_without(
     world, reporter = World(), Seen()
     trainer = Failing(world.clock)
     assert world.worker(reporter=reporter, trainer=trainer)(a_task(), StopSignal()) == Ack()
-    assert [epoch for epoch, _ in reporter.report.underway] == [10, 20]
+    assert [epoch for epoch, _ in reporter.report.checkpoint_previews] == [10, 20]
     assert reporter.report.scores == {}
     assert "the previews are not scored" in caplog.text
 
@@ -264,6 +264,6 @@ def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
 
     outcome = world.worker(trainer=Broken(world.clock))(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
-    assert outcome.broken
+    assert outcome.device_broken
     assert world.job().checkpoint is not None
     assert KEYS.weights(7) not in world.blobs.blobs, "it does not train on"

@@ -11,27 +11,27 @@ def test_different_tasks_in_a_row_open_it_and_each_further_one_doubles_the_pause
 ) -> None:
     breaker = CircuitBreaker(world.clock)
     for number in range(MAX_TASKS):
-        assert breaker.trouble is None
+        assert breaker.pause_reason is None
         breaker.failed(f"task-{number}")
-    assert f"{MAX_TASKS} tasks in a row" in (breaker.trouble or "")
+    assert f"{MAX_TASKS} tasks in a row" in (breaker.pause_reason or "")
     for _ in range(10):
         world.clock.advance(FIRST_PAUSE)
-        if breaker.trouble is None:
+        if breaker.pause_reason is None:
             break
     breaker.failed("one more")
     world.clock.advance(FIRST_PAUSE)
-    assert breaker.trouble is not None
+    assert breaker.pause_reason is not None
     for number in range(20):
         breaker.failed(f"again-{number}")
     world.clock.advance(MAX_PAUSE)
-    assert breaker.trouble is None
+    assert breaker.pause_reason is None
 
 
 def test_one_task_that_fails_again_and_again_does_not_open_it(world: World) -> None:
     breaker = CircuitBreaker(world.clock)
     for _ in range(10 * MAX_TASKS):
         breaker.failed("the same")
-    assert breaker.trouble is None
+    assert breaker.pause_reason is None
 
 
 def test_a_task_that_ends_well_closes_it(world: World) -> None:
@@ -39,6 +39,6 @@ def test_a_task_that_ends_well_closes_it(world: World) -> None:
     for number in range(2 * MAX_TASKS):
         breaker.failed(f"task-{number}")
     breaker.succeeded()
-    assert breaker.trouble is None
+    assert breaker.pause_reason is None
     breaker.failed("another")
-    assert breaker.trouble is None
+    assert breaker.pause_reason is None

@@ -56,7 +56,7 @@ def test_a_job_that_waits_for_a_seat_has_no_part_in_its_workers_crashes(world: W
 
     class Full(AdmissionQueue):
         @contextmanager
-        def taken(self, kind: Any, stop: StopSignal, waiting: Any) -> Iterator[None]:
+        def hold(self, kind: Any, stop: StopSignal, waiting: Any) -> Iterator[None]:
             waiting()
             raise Crash
             yield
@@ -75,9 +75,9 @@ def test_a_job_that_has_broken_off_among_others_trains_alone(world: World) -> No
     kinds: list[Any] = []
 
     class Noting(AdmissionQueue):
-        def taken(self, kind: Any, stop: StopSignal, waiting: Any) -> Any:
+        def hold(self, kind: Any, stop: StopSignal, waiting: Any) -> Any:
             kinds.append(kind)
-            return super().taken(kind, stop, waiting)
+            return super().hold(kind, stop, waiting)
 
     class Crashing(Watched):
         def batch_key(self, _parameters: Any) -> str:
@@ -100,7 +100,7 @@ def test_a_device_that_answers_no_more_costs_one_job_one_setback(world: World) -
 
     outcome = world.worker(trainer=Watched(world, 12, break_down))(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
-    assert outcome.broken
+    assert outcome.device_broken
     assert (world.job().state, world.job().failures) == (JobState.INTERRUPTED, 1)
     assert world.until_settled(a_task()) == Ack()
 
@@ -128,4 +128,4 @@ def test_a_worker_whose_device_answers_no_more_ends_though_it_cannot_put_the_job
 
     outcome = world.worker(trainer=Watched(world, 12, break_down))(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
-    assert outcome.broken
+    assert outcome.device_broken

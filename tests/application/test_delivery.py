@@ -87,7 +87,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, losses: Callable[[int, float], floa
         ]
 
     monkeypatch.setattr(MemorySession, "history", property(history))
-    monkeypatch.setattr(MemorySession, "before", BEFORE)
+    monkeypatch.setattr(MemorySession, "baseline", BEFORE)
 
 
 def best_at_20(epoch: int, _rate: float) -> float:
@@ -103,7 +103,7 @@ def learnable_when_slow(epoch: int, rate: float) -> float:
 
 
 def style_of(world: World, epoch: int) -> bytes:
-    return world.blobs.get(KEYS.style_at(TASK_ID, epoch)).data
+    return world.blobs.get(KEYS.epoch_style(TASK_ID, epoch)).data
 
 
 def test_the_weights_of_the_best_checkpoint_are_delivered_and_announced(
@@ -200,7 +200,7 @@ def test_without_a_divergence_there_is_no_second_try(
         "history",
         property(lambda session: [worse if r.epoch == 25 else r for r in plain(session)]),
     )
-    monkeypatch.setattr(MemorySession, "before", BEFORE)
+    monkeypatch.setattr(MemorySession, "baseline", BEFORE)
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.trainer.opened == 1
     assert failed(world) == [FailureCode.STYLE_NOT_LEARNED]

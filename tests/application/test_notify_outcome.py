@@ -9,7 +9,7 @@ import pytest
 
 from application.journal import Entry
 from application.lease import LeaseLost
-from application.notify_outcome import SLOW_ANSWER, OutcomeNotifier
+from application.notify_outcome import MAX_CALL_SECONDS, OutcomeNotifier
 from application.ports import BlobUnavailable, NotifierRefused, NotifierUnavailable
 from application.settlement import Ack, DeadLetter, Requeue
 from application.stop_signal import StopReason, StopSignal
@@ -55,14 +55,14 @@ def announce(
     *,
     entry: Entry | None = None,
     stop: StopSignal | None = None,
-    still_ours: Callable[[], None] = lambda: None,
+    extend_lease: Callable[[], None] = lambda: None,
     lease_is_valid: Callable[[], bool] = lambda: True,
     **options: Any,
 ) -> Any:
     named: dict[str, Any] = {"notifier": backend, "random": lambda: 1.0, **options}
     notify_outcome = OutcomeNotifier(clock=world.clock, **named)
     return notify_outcome(
-        entry or failing(world), still_ours, lease_is_valid, stop or StopSignal()
+        entry or failing(world), extend_lease, lease_is_valid, stop or StopSignal()
     )
 
 
@@ -134,7 +134,7 @@ def test_a_refusal_is_not_repeated(world: World) -> None:
 def test_the_lease_is_held_anew_before_every_try(world: World) -> None:
     held: list[int] = []
     backend = Answering(away(), away())
-    announce(world, backend, still_ours=lambda: held.append(len(backend.tasks)))
+    announce(world, backend, extend_lease=lambda: held.append(len(backend.tasks)))
     assert held == [0, 1, 2]
 
 
@@ -145,7 +145,7 @@ def test_who_is_not_sure_of_the_job_makes_no_call(world: World, error: Exception
 
     backend = Answering()
     with pytest.raises(type(error)):
-        announce(world, backend, still_ours=unsure)
+        announce(world, backend, extend_lease=unsure)
     assert backend.tasks == []
 
 
@@ -160,7 +160,7 @@ def test_who_was_overtaken_between_two_tries_makes_no_more(world: World) -> None
             other.apply(other.job.conclude())
 
     with pytest.raises(LeaseLost):
-        announce(world, backend, entry=entry, still_ours=overtake)
+        announce(world, backend, entry=entry, extend_lease=overtake)
     assert len(backend.tasks) == 1
 
 
@@ -169,14 +169,14 @@ def test_who_stood_still_while_the_intent_was_recorded_asks_again_whose_the_job_
 ) -> None:
     asked: list[str] = []
 
-    def still_ours() -> None:
+    def extend_lease() -> None:
         asked.append("renewed")
         if len(asked) > 1:
             raise LeaseLost("another worker has renewed it")
 
     backend = Answering()
     with pytest.raises(LeaseLost):
-        announce(world, backend, still_ours=still_ours, lease_is_valid=lambda: False)
+        announce(world, backend, extend_lease=extend_lease, lease_is_valid=lambda: False)
     assert backend.tasks == []
     assert len(asked) == 2
 
@@ -191,7 +191,7 @@ def test_after_a_stop_no_call_is_repeated(world: World) -> None:
     assert len(backend.tasks) == 1
 
 
-@pytest.mark.parametrize(("left", "calls"), [(SLOW_ANSWER - 1, 0), (SLOW_ANSWER + 1, 1)])
+@pytest.mark.parametrize(("left", "calls"), [(MAX_CALL_SECONDS - 1, 0), (MAX_CALL_SECONDS + 1, 1)])
 def test_a_call_that_would_be_cut_off_is_not_begun(world: World, left: float, calls: int) -> None:
     stop, backend = StopSignal(), Answering()
     world.clock.advance(100.0)

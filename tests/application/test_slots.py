@@ -38,7 +38,7 @@ class Runs:
 
     def _run(self, name: str, batch_key: Hashable | None, stop: StopSignal) -> None:
         try:
-            with self.slots.taken(batch_key, stop, lambda: self.waited.append(name)):
+            with self.slots.hold(batch_key, stop, lambda: self.waited.append(name)):
                 with self._changed:
                     self.admitted.append(name)
                     self._changed.notify_all()
@@ -127,9 +127,9 @@ def test_a_run_that_breaks_off_gives_its_seat_up() -> None:
     def wait() -> None:
         raise AssertionError("there is a slot")
 
-    with pytest.raises(KeyError), slots.taken(None, StopSignal(), wait):
+    with pytest.raises(KeyError), slots.hold(None, StopSignal(), wait):
         raise KeyError
-    with slots.taken(None, StopSignal(), wait):
+    with slots.hold(None, StopSignal(), wait):
         pass
 
 
@@ -139,7 +139,7 @@ def test_who_cannot_say_that_it_waits_leaves_the_line() -> None:
     def wait() -> None:
         raise OSError("the store is away")
 
-    with slots.taken(None, StopSignal(), lambda: None):
-        with pytest.raises(OSError, match="away"), slots.taken(None, StopSignal(), wait):
+    with slots.hold(None, StopSignal(), lambda: None):
+        with pytest.raises(OSError, match="away"), slots.hold(None, StopSignal(), wait):
             pass
         assert len(slots._line) == 0

@@ -121,7 +121,7 @@ def test_a_device_that_breaks_over_the_report_is_no_business_of_the_jobs(world: 
 
     settlement = world.worker(reporter=Breaking())(a_task(), StopSignal())
     assert isinstance(settlement, RetryLater)
-    assert settlement.broken
+    assert settlement.device_broken
     assert (world.job().state, world.job().failures) == (JobState.COMPLETED, 0)
     assert world.until_settled(a_task()) == Ack()
     assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs

@@ -27,7 +27,7 @@ def test_checkpoints_are_saved_every_ten_epochs_and_at_the_end(world: World) -> 
 def test_the_style_of_each_checkpoint_lies_beside_it(world: World) -> None:
     world.worker(config=replace(CONFIG, keep_checkpoints=None))(a_task(), StopSignal())
     assert stored_epochs(world, "styles") == [10, 20, 25]
-    styles = [world.blobs.get(KEYS.style_at(TASK_ID, epoch)).data for epoch in (10, 20, 25)]
+    styles = [world.blobs.get(KEYS.epoch_style(TASK_ID, epoch)).data for epoch in (10, 20, 25)]
     assert styles[-1] == world.weights()
     assert len(set(styles)) == 3
 

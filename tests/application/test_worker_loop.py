@@ -19,7 +19,7 @@ from adapters.spool import SpoolQueue
 from application.circuit_breaker import MAX_TASKS, CircuitBreaker
 from application.event_bus import EventSink, MessageSettled, TaskReceived, WorkerEvent
 from application.job_status import job_status
-from application.notify_outcome import SLOW_ANSWER
+from application.notify_outcome import MAX_CALL_SECONDS
 from application.ports import (
     Blob,
     BlobDenied,
@@ -33,7 +33,7 @@ from application.ports import (
 from application.reject_invalid_task import RejectInvalidTask
 from application.settlement import Ack, DeadLetter, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
-from application.worker_loop import AWAY_SECONDS, EMPTY_LOOKS, WorkerLoop
+from application.worker_loop import EMPTY_RECEIVES, UNAVAILABLE_PAUSE, WorkerLoop
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
@@ -297,7 +297,7 @@ def test_a_bad_message_is_handed_on_where_there_is_no_time_to_tell_of_it(world: 
 
     class Stopping(MemoryQueue):
         def receive(self, timeout: float) -> Delivery | None:
-            deadline = world.clock.monotonic() + SLOW_ANSWER / 2
+            deadline = world.clock.monotonic() + MAX_CALL_SECONDS / 2
             stop.request(StopReason.SHUTDOWN, deadline=deadline)
             return super().receive(timeout)
 
@@ -329,12 +329,12 @@ def test_an_idle_worker_stays_until_it_is_asked_to_stop(world: World) -> None:
     class Empty(MemoryQueue):
         def receive(self, timeout: float) -> Delivery | None:
             looks.append(timeout)
-            if len(looks) == 2 * EMPTY_LOOKS:
+            if len(looks) == 2 * EMPTY_RECEIVES:
                 stop.request(StopReason.SHUTDOWN)
             return super().receive(timeout)
 
     loop_over(world, Empty(world.clock))(stop)
-    assert len(looks) == 2 * EMPTY_LOOKS
+    assert len(looks) == 2 * EMPTY_RECEIVES
 
 
 def test_a_broker_that_is_away_is_waited_for_and_told_of_once_an_outage(
@@ -358,7 +358,7 @@ def test_a_broker_that_is_away_is_waited_for_and_told_of_once_an_outage(
     caplog.set_level("INFO")
     loop_over(world, flaky)(StopSignal(), until_empty=True)
     assert world.job().state is JobState.COMPLETED
-    assert looks[:3] == [0.0, AWAY_SECONDS, AWAY_SECONDS + 9.0]
+    assert looks[:3] == [0.0, UNAVAILABLE_PAUSE, UNAVAILABLE_PAUSE + 9.0]
     assert [line for line in caplog.messages if "queue" in line] == [
         "queue unavailable: connection refused",
         "queue available again",

@@ -82,9 +82,9 @@ def test_every_format_can_be_started_from(tmp_path: Path, first: bytes, form: Lo
 def test_dim_from_weights_takes_rank_and_alpha(images: Images, first: bytes) -> None:
     initial = initial_from_bytes(first)
     parameters = plan_of(images[:1], rank=16, dim_from_weights=True).parameters
-    taken = initial.dimensions(parameters)
+    taken = initial.with_own_dimensions(parameters)
     assert (taken.rank, taken.alpha) == (4, 6.0)
-    assert initial.dimensions(replace(parameters, dim_from_weights=False)).rank == 16
+    assert initial.with_own_dimensions(replace(parameters, dim_from_weights=False)).rank == 16
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from domain.image import (
     ImageSet,
     RefusedImage,
     TrainingImage,
+    duplicate_groups,
     folder_repeats,
-    groups_of_alike,
 )
 
 
@@ -41,7 +41,7 @@ def test_images_that_are_alike_by_way_of_another_are_one_group() -> None:
         image("d", "4", 0b00_0000),
     )
     alike = frozenset({0, 2, 3})
-    assert groups_of_alike(images) == [alike, frozenset({1}), alike, alike]
+    assert duplicate_groups(images) == [alike, frozenset({1}), alike, alike]
 
 
 def test_too_few_images_fail_with_every_refusal_in_the_message() -> None:

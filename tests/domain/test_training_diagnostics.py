@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from domain.loss_curve import EpochRecord
-from domain.training_diagnostics import best_epoch, overfitting_note, standstill_note
+from domain.training_diagnostics import best_epoch, overfitting_note, stall_note
 
 
 def history(*losses: tuple[float | None, float | None]) -> list[EpochRecord]:
@@ -76,35 +76,35 @@ def still(*epochs: int, of: int = 20, largest: float | None = None) -> list[Epoc
     ],
 )
 def test_the_epochs_that_stood_still_are_named(epochs: tuple[int, ...], words: str) -> None:
-    assert f"The training stalled {words}" in (standstill_note(still(*epochs)) or "")
+    assert f"The training stalled {words}" in (stall_note(still(*epochs)) or "")
 
 
 def test_weights_that_do_not_move_under_a_gradient_need_a_higher_learning_rate() -> None:
-    note = standstill_note(still(3, 4, largest=0.2))
+    note = stall_note(still(3, 4, largest=0.2))
     assert note is not None
     assert "The learning rate, 4e-06 at most in these epochs, is too low: raise it." in note
     assert "no gradient" not in note
 
 
 def test_without_a_gradient_the_learning_rate_is_not_blamed() -> None:
-    note = standstill_note(still(3, 4, largest=0.0))
+    note = stall_note(still(3, 4, largest=0.0))
     assert note is not None
     assert "no gradient reached its weights" in note
     assert "learning rate" not in note
 
 
 def test_a_trainer_that_tells_no_gradient_leaves_both_causes_open() -> None:
-    note = standstill_note(still(3))
+    note = stall_note(still(3))
     assert note is not None
     assert "too low: raise it. Or no gradient reached" in note
 
 
 def test_epochs_that_stood_still_for_different_reasons_have_both_told() -> None:
-    note = standstill_note([*still(3, largest=0.0)[:3], *still(4, largest=0.2)[3:]])
+    note = stall_note([*still(3, largest=0.0)[:3], *still(4, largest=0.2)[3:]])
     assert note is not None
     assert "too low: raise it. Or no gradient reached" in note
 
 
 def test_a_run_that_moves_is_not_told_to_stand_still() -> None:
-    assert standstill_note([]) is None
-    assert standstill_note(still()) is None
+    assert stall_note([]) is None
+    assert stall_note(still()) is None

@@ -160,7 +160,7 @@ def test_what_happens_to_a_job_is_seen_by_metrics_page_and_log() -> None:
         container.events()(received(a_task()))
         assert container.metrics().registry.get_sample_value("style_trainer_active_jobs") == 1
         assert container.worker_state().snapshot()["job"]["task_id"] == TASK_ID
-        container.store().open(TrainingJob(task_id=TASK_ID, style_id=7)).note(
+        container.store().open(TrainingJob(task_id=TASK_ID, style_id=7)).apply_unsaved(
             TrainingJob(task_id=TASK_ID, style_id=7).start()
         )
         logging.getLogger("tests").warning("a line")

@@ -162,7 +162,7 @@ def test_previews_can_be_left_out(
     assert code == 0, outcome
     assert "drawing previews and writing the report" in said
     without, usual = reports
-    assert (without.before, without.after, without.underway) == ((), (), ())
+    assert (without.before, without.after, without.checkpoint_previews) == ((), (), ())
     assert usual.before
     assert run("--preview-share", "2", "--out", "third")[0] == 2
     assert run("--preview-steps", "0", "--out", "third")[0] == 2

@@ -245,7 +245,7 @@ def test_the_same_command_twice_at_a_time_is_told_so(
         lease_terms=terms,
     )
     task_id = trained.outcome["task_id"]
-    store.forget_record(task_id)
+    store.delete_record(task_id)
     monkeypatch.setattr(local_run, "LEASE", terms)
     with store.lease(task_id).hold(StopSignal(), is_finished=lambda: True):
         assert main(command) == 1
