@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from adapters.rabbitmq.errors import SessionOver, explain, is_expected
+from adapters.rabbitmq.errors import SessionEnded, explain, is_expected
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.pika_patches import read_every_message
 from adapters.rabbitmq.session import Session
@@ -82,7 +82,7 @@ class Connection:
         """
         with self._changed:
             if self._session is None:
-                raise QueueUnavailable(self._why())
+                raise QueueUnavailable(self._reason())
 
     def call(self, run: Callable[[Session], T], *, lost: Exception | None = None) -> T:
         """Call ``run`` on the connection's thread and return its result.
@@ -101,7 +101,7 @@ class Connection:
             if self._session is None and lost is not None:
                 raise lost
             if self._closed:
-                raise QueueUnavailable(self._why())
+                raise QueueUnavailable(self._reason())
             self._commands.append(command)
             if self._thread is None:
                 name = f"RabbitMQ {self._options.where}"
@@ -111,14 +111,14 @@ class Connection:
         if session is not None:
             session.wake()
         try:
-            result: T = command.result.result(self._options.answer_timeout)
+            result: T = command.result.result(self._options.response_timeout)
         except TimeoutError:
             command.result.cancel()
             # End the session, so that the broker requeues its unsettled messages.
             self._overdue = True
             raise QueueUnavailable(
                 f"RabbitMQ at {self._options.where}: no response in "
-                f"{self._options.answer_timeout:.0f} s ({self._trouble or 'connected'})"
+                f"{self._options.response_timeout:.0f} s ({self._trouble or 'connected'})"
             ) from None
         return result
 
@@ -142,30 +142,30 @@ class Connection:
         while not self._closed:
             began = self._clock.monotonic()
             try:
-                self._live()
+                self._run_session()
             except Exception as error:
                 if not is_expected(error):
                     log.exception("an unexpected error ended the session with RabbitMQ")
-                self._down(explain(error, self._options))
-            if self._clock.monotonic() - began > self._options.reconnect_longest:
+                self._mark_disconnected(explain(error, self._options))
+            if self._clock.monotonic() - began > self._options.max_reconnect_delay:
                 failures = 0
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, self._pause(failures))
             failures += 1
         self._fail_commands()
 
-    def _live(self) -> None:
+    def _run_session(self) -> None:
         """Run one session until it ends or ``close`` is called."""
         session = self._open_session()
         try:
             if self._consuming:
                 session.consume()
-            self._up(session)
+            self._mark_connected(session)
             while not self._closed:
                 while self._commands:
                     self._execute(self._commands.popleft(), session)
                 if self._overdue:
-                    raise SessionOver("it did not respond in time")
+                    raise SessionEnded("it did not respond in time")
                 session.pump(PUMP_SECONDS)
         finally:
             with self._changed:
@@ -184,16 +184,16 @@ class Connection:
             with self._changed:
                 self._session = None
             failure = QueueUnavailable(explain(error, self._options))
-            own = isinstance(error, SessionOver)
+            own = isinstance(error, SessionEnded)
             command.result.set_exception(failure if own else command.lost or failure)
             raise
 
-    def _up(self, session: Session) -> None:
+    def _mark_connected(self, session: Session) -> None:
         with self._changed:
             self._session, self._trouble, self._overdue = session, None, False
         log.info("connected to RabbitMQ at %s", self._options.where)
 
-    def _down(self, trouble: str) -> None:
+    def _mark_disconnected(self, trouble: str) -> None:
         with self._changed:
             news = trouble != self._trouble
             self._trouble = trouble
@@ -206,16 +206,16 @@ class Connection:
             failed, self._commands = self._commands, deque()
         for command in failed:
             if command.result.set_running_or_notify_cancel():
-                command.result.set_exception(command.lost or QueueUnavailable(self._why()))
+                command.result.set_exception(command.lost or QueueUnavailable(self._reason()))
 
-    def _why(self) -> str:
+    def _reason(self) -> str:
         if self._closed:
             return f"RabbitMQ at {self._options.where}: this queue is closed"
         return self._trouble or f"RabbitMQ at {self._options.where}: not connected yet"
 
     def _pause(self, failures: int) -> float:
         """Seconds until the next attempt to connect."""
-        first, longest = self._options.reconnect_first, self._options.reconnect_longest
+        first, longest = self._options.first_reconnect_delay, self._options.max_reconnect_delay
         return backoff(failures, first=first, max_pause=longest, random=self._random)
 
 

@@ -8,9 +8,9 @@ from functools import partial
 
 from pika.adapters.blocking_connection import BlockingChannel
 
-from adapters.rabbitmq import envelope
+from adapters.rabbitmq import message_properties
 from adapters.rabbitmq.connection import Connection
-from adapters.rabbitmq.session import Held, Session
+from adapters.rabbitmq.session import Session, UnackedMessage
 from adapters.rabbitmq.topology import Topology
 from application.ports import DeadLetterAction, DeadMessage, QueueUnavailable
 
@@ -35,7 +35,7 @@ def process_dead_letters(
             letter = connection.call(reader.next, lost=QueueUnavailable(_INTERRUPTED))
             if letter is None:
                 break
-            message = envelope.dead_message(letter.properties, letter.body)
+            message = message_properties.dead_message(letter.properties, letter.body)
             shown.append(message)
             action = decide(message)
             if action is not DeadLetterAction.KEEP:
@@ -60,17 +60,19 @@ class _DeadLetterReader:
         self.count: int = declared.method.message_count
         """Number of dead letters at the start."""
 
-    def next(self, session: Session) -> Held | None:
+    def next(self, session: Session) -> UnackedMessage | None:
         self._check(session)
         method, properties, body = self._channel.basic_get(self._topology.dead)
         if method is None or properties is None:
             return None
-        return Held(method.delivery_tag, properties, body or b"")
+        return UnackedMessage(method.delivery_tag, properties, body or b"")
 
-    def remove(self, letter: Held, session: Session, *, put_back: bool) -> None:
+    def remove(self, letter: UnackedMessage, session: Session, *, put_back: bool) -> None:
         self._check(session)
         if put_back:
-            session.publish(self._topology.main, letter.body, envelope.afresh(letter.properties))
+            session.publish(
+                self._topology.main, letter.body, message_properties.replayed(letter.properties)
+            )
         self._channel.basic_ack(letter.tag)
 
     def close(self, session: Session) -> None:

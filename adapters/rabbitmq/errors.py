@@ -15,13 +15,13 @@ from pika.adapters.utils.connection_workflow import (
 from adapters.rabbitmq.options import RabbitOptions
 
 
-class SessionOver(Exception):
+class SessionEnded(Exception):
     """The connection is unusable; the text says why."""
 
 
 def is_expected(error: BaseException) -> bool:
     """Whether the error comes from a broker or the network, not from a bug."""
-    kinds = (SessionOver, OSError, exceptions.AMQPError, AMQPConnectorException)
+    kinds = (SessionEnded, OSError, exceptions.AMQPError, AMQPConnectorException)
     return isinstance(error, kinds)
 
 
@@ -42,7 +42,7 @@ def _root(error: BaseException) -> BaseException:
 
 def _reason(error: BaseException, options: RabbitOptions) -> str:
     match error:
-        case SessionOver():
+        case SessionEnded():
             return str(error)
         case exceptions.AuthenticationError() | exceptions.ProbableAuthenticationError():
             return f"it refuses user {options.user!r}: check user name and password"

@@ -61,11 +61,11 @@ class RabbitOptions:
     """Acknowledgement timeout that the consumer requests. Brokers before 3.11.15 ignore it and
     requeue a message after their ``consumer_timeout``, 30 minutes by default."""
     connect_timeout: float = 10.0
-    answer_timeout: float = 30.0
+    response_timeout: float = 30.0
     """Time limit of a call, including a new connection."""
-    reconnect_first: float = 0.5
+    first_reconnect_delay: float = 0.5
     """Delay after the first failure. It doubles, with up to 50 % jitter."""
-    reconnect_longest: float = 30.0
+    max_reconnect_delay: float = 30.0
 
     def __post_init__(self) -> None:
         check_host(self.host)
@@ -89,8 +89,8 @@ class RabbitOptions:
             *("prefetch", self.prefetch, "give a number from 1 to 65535"),
         )
         for name in (
-            *("ack_timeout", "connect_timeout", "answer_timeout"),
-            *("reconnect_first", "reconnect_longest"),
+            *("ack_timeout", "connect_timeout", "response_timeout"),
+            *("first_reconnect_delay", "max_reconnect_delay"),
         ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "give more than 0")
 

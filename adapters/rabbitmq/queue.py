@@ -8,7 +8,7 @@ from functools import partial
 
 from pika import BasicProperties
 
-from adapters.rabbitmq import envelope
+from adapters.rabbitmq import message_properties
 from adapters.rabbitmq.check import BrokerFacts
 from adapters.rabbitmq.connection import Connection
 from adapters.rabbitmq.dead_letters import process_dead_letters
@@ -52,7 +52,7 @@ class RabbitQueue:
 
     def publish(self, body: bytes) -> None:
         """Publish a message as the backend does, with a publisher confirm."""
-        queue, properties = self._topology.main, envelope.fresh()
+        queue, properties = self._topology.main, message_properties.new_task()
         self._connection.call(lambda session: session.publish(queue, body, properties))
 
     def receive(self, timeout: float) -> Delivery | None:
@@ -71,14 +71,14 @@ class RabbitQueue:
         """Move the message to the retry queue with the next longer delay."""
         queue = self._topology.retry(delay)
         log.info("a message waits in %s: %s", queue, reason)
-        self._move(delivery, queue, partial(envelope.retry_headers, reason=reason))
+        self._move(delivery, queue, partial(message_properties.delayed, reason=reason))
 
     def dead_letter(
         self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
     ) -> None:
         """Move the whole message, of any length, to the dead letters."""
         label = partial(
-            envelope.dead,
+            message_properties.dead_letter,
             reason=reason,
             details=details or {},
             worker=self._worker,

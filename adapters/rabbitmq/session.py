@@ -16,10 +16,10 @@ import pika
 from pika import BasicProperties, exceptions, spec
 from pika.adapters.blocking_connection import BlockingChannel
 
-from adapters.rabbitmq import envelope
+from adapters.rabbitmq import message_properties
 from adapters.rabbitmq.check import BrokerFacts, probe
 from adapters.rabbitmq.consumer import Consumer, start_consumer, why_cancelled
-from adapters.rabbitmq.errors import SessionOver
+from adapters.rabbitmq.errors import SessionEnded
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.topology import Topology
 from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
@@ -33,12 +33,12 @@ came back this often is replaced by a copy at the end of the queue, which is cou
 a smaller number a few lost connections would move a message to the end of the queue."""
 
 
-class Refused(QueueUnavailable):
+class Rejected(QueueUnavailable):
     """The broker rejected a published message; the session stays usable."""
 
 
 @dataclass(frozen=True)
-class Held:
+class UnackedMessage:
     """An unsettled message with its whole body."""
 
     tag: int
@@ -68,7 +68,7 @@ class Session:
         self._options = options
         self._topology = topology
         self._deliver = deliver
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, UnackedMessage] = {}
         self._consumer: Consumer | None = None
         self._connection = pika.BlockingConnection(_parameters(options, name))
         try:
@@ -88,17 +88,17 @@ class Session:
         """Serve the connection until an event, for at most ``seconds``.
 
         Raises:
-            SessionOver: a channel was closed or the consumer cancelled. pika itself raises
+            SessionEnded: a channel was closed or the consumer cancelled. pika itself raises
                 nothing when a channel closes while its connection stays open.
         """
         self._connection.process_data_events(time_limit=seconds)
         if self._consumer is not None and self._consumer.cancelled:
-            raise SessionOver(why_cancelled(self._connection, self._topology.main))
+            raise SessionEnded(why_cancelled(self._connection, self._topology.main))
         channels = [self._publisher, *([self._consumer.channel] if self._consumer else [])]
         for channel in channels:
             if not channel.is_open:
                 # pika exposes the reason only to a call waiting on the channel.
-                raise getattr(channel, "_closing_reason", None) or SessionOver("a channel closed")
+                raise getattr(channel, "_closing_reason", None) or SessionEnded("a channel closed")
 
     def close(self) -> None:
         """Close consumer, channels and connection; unsettled messages are requeued."""
@@ -117,14 +117,14 @@ class Session:
         """Publish a message and wait for the broker's confirm.
 
         Raises:
-            Refused: the broker did not accept it.
+            Rejected: the broker did not accept it.
         """
         try:
             self._publisher.basic_publish("", queue, body, properties, mandatory=True)
         except exceptions.UnroutableError:
-            raise Refused(f"there is no queue {queue!r}") from None
+            raise Rejected(f"there is no queue {queue!r}") from None
         except exceptions.NackError:
-            raise Refused(
+            raise Rejected(
                 f"the broker rejects messages for {queue!r}: check whether it is full"
             ) from None
 
@@ -145,9 +145,9 @@ class Session:
         held = self._take(delivery_id)
         try:
             self.publish(queue, held.body, relabel(held.properties))
-        except Refused as error:
+        except Rejected as error:
             # Holding it would block the consumer; ending the session requeues it.
-            raise SessionOver(str(error)) from error
+            raise SessionEnded(str(error)) from error
         self._ack(held)
 
     def depths(self) -> dict[str, int]:
@@ -161,7 +161,7 @@ class Session:
                 for name in self._topology.names
             }
         except exceptions.ChannelClosedByBroker as error:
-            raise Refused(f"the queue depths cannot be read: {error.reply_text}") from None
+            raise Rejected(f"the queue depths cannot be read: {error.reply_text}") from None
         finally:
             if channel.is_open:
                 channel.close()
@@ -187,16 +187,18 @@ class Session:
         properties: BasicProperties,
         body: bytes,
     ) -> None:
-        if envelope.returns(properties) >= MAX_RETURNS and self._copied(properties, body):
+        if message_properties.delivery_count(properties) >= MAX_RETURNS and self._copied(
+            properties, body
+        ):
             channel.basic_ack(method.delivery_tag)
             return
         delivery_id = f"{method.consumer_tag}:{method.delivery_tag}"
-        self._held[delivery_id] = Held(method.delivery_tag, properties, body)
+        self._held[delivery_id] = UnackedMessage(method.delivery_tag, properties, body)
         self._deliver(
             Delivery(
                 delivery_id,
                 body[: MAX_MESSAGE_BYTES + 1],
-                envelope.retries(properties),
+                message_properties.retries(properties),
                 bool(method.redelivered),
             )
         )
@@ -204,8 +206,8 @@ class Session:
     def _copied(self, properties: BasicProperties, body: bytes) -> bool:
         """Publish a copy to the end of the main queue; False if the broker rejects it."""
         try:
-            self.publish(self._topology.main, body, envelope.copy(properties))
-        except Refused as error:
+            self.publish(self._topology.main, body, message_properties.copy(properties))
+        except Rejected as error:
             log.warning(
                 "a message is close to its queue's delivery limit and cannot be published "
                 "again: %s",
@@ -214,13 +216,13 @@ class Session:
             return False
         return True
 
-    def _take(self, delivery_id: str) -> Held:
+    def _take(self, delivery_id: str) -> UnackedMessage:
         held = self._held.pop(delivery_id, None)
         if held is None:
             raise DeliveryLost(f"delivery {delivery_id} is settled, or of a former connection")
         return held
 
-    def _ack(self, held: Held) -> None:
+    def _ack(self, held: UnackedMessage) -> None:
         self._consuming.basic_ack(held.tag)
         self._await_broker()
 
@@ -242,6 +244,6 @@ def _parameters(options: RabbitOptions, name: str) -> pika.ConnectionParameters:
         heartbeat=options.heartbeat,
         socket_timeout=options.connect_timeout,
         stack_timeout=options.connect_timeout,
-        blocked_connection_timeout=options.answer_timeout,
+        blocked_connection_timeout=options.response_timeout,
         client_properties={"connection_name": name},
     )

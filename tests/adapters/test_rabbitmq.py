@@ -26,7 +26,7 @@ from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from adapters.clock import SystemClock
 from adapters.rabbitmq.connection import PUMP_SECONDS, Connection
-from adapters.rabbitmq.errors import SessionOver, explain, is_expected
+from adapters.rabbitmq.errors import SessionEnded, explain, is_expected
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
@@ -101,10 +101,10 @@ def test_the_password_is_in_no_representation() -> None:
         ({"prefetch": 0}, "prefetch=0"),
         ({"prefetch": 65536}, "prefetch=65536"),
         ({"connect_timeout": 0}, "connect_timeout=0"),
-        ({"reconnect_first": 0}, "reconnect_first=0"),
-        ({"reconnect_longest": 0}, "reconnect_longest=0"),
+        ({"first_reconnect_delay": 0}, "first_reconnect_delay=0"),
+        ({"max_reconnect_delay": 0}, "max_reconnect_delay=0"),
         ({"ack_timeout": 0}, "ack_timeout=0"),
-        ({"answer_timeout": -1.0}, "answer_timeout=-1.0"),
+        ({"response_timeout": -1.0}, "response_timeout=-1.0"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], field: str) -> None:
@@ -199,7 +199,7 @@ def sessions() -> Sessions:
 
 @pytest.fixture
 def connection(sessions: Sessions) -> Iterator[Connection]:
-    options = RabbitOptions(answer_timeout=0.5, reconnect_first=0.01)
+    options = RabbitOptions(response_timeout=0.5, first_reconnect_delay=0.01)
     made = Connection(options, sessions.open, sessions.end, SystemClock(), lambda: 0.0)
     yield made
     made.close()
@@ -242,7 +242,7 @@ def test_the_pauses_between_tries_grow_and_the_trouble_is_told_once(
         tries.append(time.monotonic())
         raise ConnectionRefusedError
 
-    options = RabbitOptions(reconnect_first=0.01)
+    options = RabbitOptions(first_reconnect_delay=0.01)
     connection = Connection(options, refuse, lambda: None, SystemClock(), lambda: 1.0)
     with pytest.raises(QueueUnavailable, match="the connection was refused"):
         connection.call(lambda _: None)
@@ -273,7 +273,7 @@ def test_a_call_is_done_at_once_and_a_closed_connection_does_nothing_more(
     [
         (ConnectionResetError("cut"), None, QueueUnavailable),
         (ConnectionResetError("cut"), DeliveryLost("gone"), DeliveryLost),
-        (SessionOver("full"), DeliveryLost("gone"), QueueUnavailable),
+        (SessionEnded("full"), DeliveryLost("gone"), QueueUnavailable),
     ],
 )
 def test_a_call_that_breaks_the_session_says_what_is_lost(
@@ -365,7 +365,7 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (SessionOver("it was replaced"), "it was replaced$"),
+        (SessionEnded("it was replaced"), "it was replaced$"),
         (exceptions.AuthenticationError("PLAIN"), "it refuses user 'guest'"),
         (exceptions.ProbableAuthenticationError(), "it refuses user 'guest'"),
         (

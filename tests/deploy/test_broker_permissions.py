@@ -56,7 +56,7 @@ def test_a_worker_can_do_all_that_it_does_with_messages(broker: Broker) -> None:
         password=PASSWORD,
         queue=QUEUE,
         retry_delays=(0.1,),
-        answer_timeout=10.0,
+        response_timeout=10.0,
     )
     queue = RabbitQueue(options, worker="w", clock=SystemClock(), random=random.random)
     try:

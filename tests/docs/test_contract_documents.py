@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from pydantic import BaseModel, ValidationError
 
-from adapters.rabbitmq import envelope
+from adapters.rabbitmq import message_properties
 from adapters.schemas.bodies import CompleteBody, FailedBody, ProgressBody
 from adapters.schemas.task import TaskReader
 from domain.location import Location
@@ -153,9 +153,11 @@ def test_the_example_images_are_in_a_bucket_that_the_default_settings_allow() ->
 
 
 def test_the_headers_of_a_message_that_waits_or_is_dead_are_as_described() -> None:
-    waiting = envelope.retry_headers(envelope.fresh(), "the store is away")
+    waiting = message_properties.delayed(message_properties.new_task(), "the store is away")
     since = datetime(2026, 1, 1, tzinfo=UTC)
-    dead = envelope.dead(envelope.fresh(), "no task", {"field": "data"}, "worker-1", since)
+    dead = message_properties.dead_letter(
+        message_properties.new_task(), "no task", {"field": "data"}, "worker-1", since
+    )
     _schema(ASYNCAPI, "WaitingHeaders").validate(waiting.headers)
     _schema(ASYNCAPI, "DeadHeaders").validate(dead.headers)
     assert not _schema(ASYNCAPI, "DeadHeaders").is_valid(waiting.headers)

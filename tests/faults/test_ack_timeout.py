@@ -49,7 +49,7 @@ def options(broker: Broker) -> RabbitOptions:
         port=broker.port,
         queue=f"test.{uuid.uuid4().hex[:8]}",
         retry_delays=(0.2,),
-        reconnect_first=0.1,
+        first_reconnect_delay=0.1,
         ack_timeout=LONG,
     )
 

@@ -39,8 +39,8 @@ def options(broker: Broker) -> RabbitOptions:
         port=broker.port,
         queue=f"test.{uuid.uuid4().hex[:8]}",
         retry_delays=(0.2, 600.0),
-        reconnect_first=0.1,
-        reconnect_longest=1.0,
+        first_reconnect_delay=0.1,
+        max_reconnect_delay=1.0,
     )
 
 
@@ -138,7 +138,7 @@ def test_a_pause_that_ends_while_the_main_queue_is_gone_loses_nothing(
 def test_a_broker_with_a_memory_alarm_is_waited_for(
     broker: Broker, options: RabbitOptions
 ) -> None:
-    with opened(replace(options, answer_timeout=2.0)) as queue:
+    with opened(replace(options, response_timeout=2.0)) as queue:
         queue.publish(b"{}")
         held = receive(queue)
         broker.control("set_vm_memory_high_watermark", "0.0000001")

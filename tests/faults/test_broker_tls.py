@@ -51,8 +51,8 @@ def tls_options(authority: Authority, tls_port: int) -> RabbitOptions:
         port=tls_port,
         queue=f"test.{uuid.uuid4().hex[:8]}",
         retry_delays=(0.2, 600.0),
-        reconnect_first=0.1,
-        reconnect_longest=1.0,
+        first_reconnect_delay=0.1,
+        max_reconnect_delay=1.0,
         tls=TlsOptions(ca_file=authority.certificate, certificate=ours.certificate, key=ours.key),
     )
 
@@ -100,7 +100,7 @@ def test_a_port_with_tls_is_recognised_by_who_speaks_without(
     tls_options: RabbitOptions,
 ) -> None:
     with (
-        opened(replace(tls_options, tls=None, answer_timeout=30.0)) as queue,
+        opened(replace(tls_options, tls=None, response_timeout=30.0)) as queue,
         pytest.raises(QueueUnavailable, match="the TLS setting"),
     ):
         queue.publish(b"{}")

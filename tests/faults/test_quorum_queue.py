@@ -43,8 +43,8 @@ def options(broker: Broker) -> RabbitOptions:
         vhost=VHOST,
         queue=f"test.{uuid.uuid4().hex[:8]}",
         retry_delays=(0.2, 600.0),
-        reconnect_first=0.02,
-        reconnect_longest=0.1,
+        first_reconnect_delay=0.02,
+        max_reconnect_delay=0.1,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.rabbitmq import envelope
+from adapters.rabbitmq import message_properties
 from adapters.rabbitmq.topology import Topology
 from application.ports import MAX_MESSAGE_BYTES
 from entrypoints.cli import version
@@ -147,27 +147,27 @@ def _server(protocol: str, port: str) -> dict[str, Any]:
 def _header_schemas() -> dict[str, Schema]:
     """Schemas of the headers that workers add to a message's own headers."""
     common: Schema = {
-        envelope.RETRIES: {
+        message_properties.RETRIES: {
             "type": "integer",
             "minimum": 0,
             "description": "Number of earlier retries of the message.",
         },
-        envelope.REASON: {
+        message_properties.REASON: {
             "type": "string",
-            "maxLength": envelope.MAX_REASON,
+            "maxLength": message_properties.MAX_REASON,
             "description": "The reason, as text for an operator.",
         },
     }
     dead: Schema = {
-        envelope.SINCE: {"type": "string", "format": "date-time"},
-        envelope.WORKER: {
+        message_properties.SINCE: {"type": "string", "format": "date-time"},
+        message_properties.WORKER: {
             "type": "string",
             "description": "Name of the worker that moved the message here.",
         },
-        envelope.DETAILS: {
+        message_properties.DETAILS: {
             "type": "object",
-            "maxProperties": envelope.MAX_DETAILS,
-            "additionalProperties": {"type": "string", "maxLength": envelope.MAX_DETAIL},
+            "maxProperties": message_properties.MAX_DETAILS,
+            "additionalProperties": {"type": "string", "maxLength": message_properties.MAX_DETAIL},
             "description": "The reason in machine-readable form; of an invalid task: field, "
             "value and remedy.",
         },

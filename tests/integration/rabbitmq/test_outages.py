@@ -58,7 +58,7 @@ def test_a_cut_connection_comes_back_by_itself_and_is_told_once(
     options: RabbitOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    options = replace(options, reconnect_first=0.05, reconnect_longest=0.1)
+    options = replace(options, first_reconnect_delay=0.05, max_reconnect_delay=0.1)
     with Proxy(PORT) as proxy, opened(replace(options, port=proxy.port)) as queue:
         queue.publish(b"{}")
         delivery = receive(queue)
@@ -85,7 +85,7 @@ def test_a_cut_connection_comes_back_by_itself_and_is_told_once(
 def test_what_a_silent_broker_was_told_does_not_count_and_the_message_comes_again(
     options: RabbitOptions, settle: Callable[[RabbitQueue, Delivery], None]
 ) -> None:
-    impatient = replace(options, answer_timeout=1.0, heartbeat=2)
+    impatient = replace(options, response_timeout=1.0, heartbeat=2)
     with Proxy(PORT) as proxy, opened(replace(impatient, port=proxy.port)) as queue:
         queue.publish(b"{}")
         delivery = receive(queue)
@@ -158,7 +158,7 @@ def test_what_is_wrong_is_told_apart_with_its_remedy_once(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     given = {"password": "s3cret-x", **wrong} if "password" in wrong else wrong
-    options = replace(options, reconnect_first=0.02, reconnect_longest=0.05, **given)
+    options = replace(options, first_reconnect_delay=0.02, max_reconnect_delay=0.05, **given)
     with opened(options) as queue:
         for _ in range(3):
             with pytest.raises(QueueUnavailable, match=remedy) as raised:

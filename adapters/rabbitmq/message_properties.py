@@ -42,7 +42,7 @@ MAX_OTHERS = 64 * 1024
 _PERSISTENT = 2
 
 
-def fresh() -> BasicProperties:
+def new_task() -> BasicProperties:
     """Properties of a new task, as the backend publishes it."""
     return BasicProperties(content_type="application/json", delivery_mode=_PERSISTENT)
 
@@ -53,7 +53,7 @@ def retries(properties: BasicProperties) -> int:
     return count if type(count) is int and count >= 0 else 0
 
 
-def returns(properties: BasicProperties) -> int:
+def delivery_count(properties: BasicProperties) -> int:
     """Times the message came back to its quorum queue; a classic queue does not count: 0."""
     count = (properties.headers or {}).get(DELIVERY_COUNT)
     return count if isinstance(count, int) else 0
@@ -65,13 +65,13 @@ def copy(properties: BasicProperties) -> BasicProperties:
     return _passed_on(properties, {key: headers[key] for key in _OURS if key in headers})
 
 
-def retry_headers(properties: BasicProperties, reason: str) -> BasicProperties:
+def delayed(properties: BasicProperties, reason: str) -> BasicProperties:
     """Properties of a delayed message: one more retry."""
     ours = {RETRIES: retries(properties) + 1, REASON: _cut(reason, MAX_REASON)}
     return _passed_on(properties, ours)
 
 
-def dead(
+def dead_letter(
     properties: BasicProperties,
     reason: str,
     details: Mapping[str, str],
@@ -92,7 +92,7 @@ def dead(
     return _passed_on(properties, ours)
 
 
-def afresh(properties: BasicProperties) -> BasicProperties:
+def replayed(properties: BasicProperties) -> BasicProperties:
     """Properties of a message that starts over, without the worker's own headers."""
     return _passed_on(properties, {})
 
