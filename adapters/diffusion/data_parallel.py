@@ -69,7 +69,7 @@ class Rank:
     def share(self, batch: Batch) -> Batch:
         """This rank's images of a batch. A rank without images trains one with weight 0, because
         every rank must take part in the sum."""
-        parts = list(batch.split(-(-len(batch.noisy) // self.count)))
+        parts = list(batch.split(-(-len(batch.noisy_latents) // self.count)))
         if self.number < len(parts):
             return parts[self.number]
         return replace(next(batch.split(1)), loss_weights=torch.zeros_like(batch.loss_weights[:1]))

@@ -129,7 +129,7 @@ class Evaluation:
         at = torch.tensor(timesteps, device=device)
         rows = torch.tensor(self.dataset.rows_of_captions(images, plain), device=device)
         return Batch(
-            noisy=self.objective.add_noise(latents, noise, at),
+            noisy_latents=self.objective.add_noise(latents, noise, at),
             timesteps=at,
             captions=self.captions[rows],
             target=self.objective.target(latents, noise, at),
@@ -142,4 +142,4 @@ class Evaluation:
 
 def _halves(batch: Batch) -> list[Batch]:
     """Both halves, sharing the batch's memory; a single image is not split."""
-    return list(batch.split(-(-len(batch.noisy) // 2)))
+    return list(batch.split(-(-len(batch.noisy_latents) // 2)))

@@ -21,7 +21,7 @@ class EpochReadings:
     gradient_norm: float
     """Sum of the norms before clipping, over the epoch's steps."""
     largest_gradient_norm: float
-    moved: float
+    largest_change: float
     """Largest change of any weight since the last good state."""
 
     @property
@@ -41,7 +41,7 @@ class Rollbacks:
         """Factor on the scheduled learning rate, for the rest of the run."""
         return float(_SLOWER**self.count)
 
-    def one_more(self, epoch: int) -> Rollbacks:
+    def after_rollback(self, epoch: int) -> Rollbacks:
         """The state after one more rollback.
 
         Raises:

@@ -47,7 +47,7 @@ class MemoryPlan:
         return f"{images}, recomputing feature maps" if self.checkpointing else images
 
 
-def groups_of_one_shape(runs: Sequence[DiffusionSession]) -> list[list[DiffusionSession]]:
+def group_by_shape(runs: Sequence[DiffusionSession]) -> list[list[DiffusionSession]]:
     """Group the runs whose next batches can share a pass, ordered by slot so that equal groups
     give equal sums. A run whose memory plan is reduced gets a pass of its own."""
     groups: dict[Hashable, list[DiffusionSession]] = {}
@@ -57,7 +57,7 @@ def groups_of_one_shape(runs: Sequence[DiffusionSession]) -> list[list[Diffusion
     return list(groups.values())
 
 
-def use_less(
+def reduce_memory(
     model: TrainingModel, group: Sequence[DiffusionSession], tried: int
 ) -> TrainingFailed | None:
     """Make the next attempt at a step smaller.

@@ -78,7 +78,7 @@ def request_previews(
     )
 
 
-def encoded_anew(base: BaseModel, request: PreviewRequest, device: torch.device) -> PreviewRequest:
+def reencoded(base: BaseModel, request: PreviewRequest, device: torch.device) -> PreviewRequest:
     """The same request, encoded by the text encoder's current weights."""
     states = encode_captions(base, ["", *request.prompts], device, request.max_tokens)
     return replace(request, states=states[1:], empty=states[:1])

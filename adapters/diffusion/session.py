@@ -29,16 +29,16 @@ from adapters.diffusion.learning_rate import learning_rates
 from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
 from adapters.diffusion.objective import objective_of
-from adapters.diffusion.oom import MemoryPlan, groups_of_one_shape, retry_after_freeing, use_less
+from adapters.diffusion.oom import MemoryPlan, group_by_shape, reduce_memory, retry_after_freeing
 from adapters.diffusion.optimizer import build_optimizer, copy_state, restore_state
-from adapters.diffusion.preview import PreviewRequest, draw_previews, encoded_anew
+from adapters.diffusion.preview import PreviewRequest, draw_previews, reencoded
 from adapters.diffusion.style_measures import (
     StyleAxis,
     encode_previews,
     faithfulness,
     style_axis,
 )
-from adapters.diffusion.style_weights import start_from, weights_for_file
+from adapters.diffusion.style_weights import load_initial_lora, weights_for_file
 from adapters.diffusion.train_step import Batch, train_step
 from adapters.diffusion.training_model import TrainingModel
 from adapters.lora_files.trained_style import RunFacts, encode_trained
@@ -51,7 +51,7 @@ from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 
-_MEANT_TO_MOVE = 0.01
+_MIN_LR_SHARE = 0.01
 """Steps at this share of the peak learning rate, or above, must change some weight."""
 
 
@@ -117,7 +117,7 @@ class DiffusionSession:
         self._evaluation = Evaluation(
             model, objective, dataset, held_out, captions, row, parameters.seed
         )
-        self._good = self._state()
+        self._last_good = self._state()
         self._base_previews: tuple[Preview, ...] = ()
         self._style_axis: StyleAxis | None = None
         self._style_step = 0
@@ -142,8 +142,8 @@ class DiffusionSession:
         """
         if self.finished:
             raise RuntimeError("the run is finished")
-        if self.model.rank is not None:
-            self.model.rank.begin_step()
+        if self.model.distributed is not None:
+            self.model.distributed.begin_step()
         try:
             report = self.thread.step(self)
         except BaseException:
@@ -205,8 +205,8 @@ class DiffusionSession:
     def next_batch(self) -> Batch:
         """The next step's batch. Its noise and timesteps depend on the seed and the step alone."""
         batch = self.batches.batch(self.step)
-        if self.model.rank is not None:
-            batch = self.model.rank.share(batch)
+        if self.model.distributed is not None:
+            batch = self.model.distributed.share(batch)
         if not self.scaler.is_enabled():
             return batch
         return replace(batch, loss_scales=self.scaler.scale(batch.loss_scales))
@@ -240,8 +240,8 @@ class DiffusionSession:
             baseline = self._measured(EpochRecord(epoch=0, loss=0.0, learning_rate=0.0))
             self.baseline = replace(baseline, loss=baseline.evaluation_loss or 0.0)
         if self._plan.initial is not None:
-            start_from(self.lora, self._plan.initial.data)
-        self._good = self._state()
+            load_initial_lora(self.lora, self._plan.initial.data)
+        self._last_good = self._state()
 
     def resume(self, data: bytes) -> None:
         """Restore the state of a checkpoint.
@@ -250,10 +250,10 @@ class DiffusionSession:
             CheckpointRejected: the checkpoint is damaged or belongs to another run.
         """
         state = decode_checkpoint(data, self._identity(), self.lora.weights.numel())
-        self._go_to(state)
+        self._load_state(state)
         self._rollbacks, self.memory = state.rollbacks, state.memory
         self.baseline = state.baseline
-        self._good = self._state()
+        self._last_good = self._state()
 
     def measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Losses over fixed noises: of the training images, and of the held-out images."""
@@ -267,7 +267,7 @@ class DiffusionSession:
 
     def close(self) -> None:
         """Free everything on the device, even if the session is still referenced."""
-        del self._data, self.batches, self._evaluation, self._good
+        del self._data, self.batches, self._evaluation, self._last_good
         del self.lora, self.optimizer, self.scaler, self._sums, self.epoch_sums, self.largest_norm
 
     def _measured(self, record: EpochRecord) -> EpochRecord:
@@ -287,14 +287,14 @@ class DiffusionSession:
 
     def _read_epoch(self) -> EpochReadings:
         """Wait for the device, and read the epoch's sums at once."""
-        moved = (self.lora.weights.detach() - self._good.weights).abs().max()
-        return EpochReadings(*torch.cat([self._sums, moved[None]]).tolist())
+        largest_change = (self.lora.weights.detach() - self._last_good.weights).abs().max()
+        return EpochReadings(*torch.cat([self._sums, largest_change[None]]).tolist())
 
     def _checkpoint(self) -> Checkpoint:
         if self._read_epoch().finite:
-            self._good = self._state()
-        data = encode_checkpoint(self._good, self._identity())
-        return Checkpoint(self._good.step // self._epoch_steps, self._good.step, data)
+            self._last_good = self._state()
+        data = encode_checkpoint(self._last_good, self._identity())
+        return Checkpoint(self._last_good.step // self._epoch_steps, self._last_good.step, data)
 
     def _encode_style(self) -> bytes:
         kind = type(self.optimizer)
@@ -341,19 +341,19 @@ class DiffusionSession:
         the style's text encoder encodes them."""
         with self.model.lora.showing(self.model.lora.slot(self.slot)):
             if self.model.text_encoder is not None:
-                request = encoded_anew(self._base, request, self.model.device)
+                request = reencoded(self._base, request, self.model.device)
             yield request
 
     def _roll_back(self, epoch: int) -> None:
-        self._rollbacks = self._rollbacks.one_more(epoch)
-        self._go_to(self._good)
+        self._rollbacks = self._rollbacks.after_rollback(epoch)
+        self._load_state(self._last_good)
         log.warning(
             "epoch %d: loss or gradient is not a number; back to step %d with %g of the "
             "learning rate (rollback %d)",
             *(epoch, self.step, self.lr_factor, self._rollbacks.count),
         )
         # A later rollback to this state must keep the lower learning rate.
-        self._good = self._state()
+        self._last_good = self._state()
 
     def _close_epoch(self, epoch: int, readings: EpochReadings) -> None:
         record = EpochRecord(
@@ -371,17 +371,17 @@ class DiffusionSession:
             log.warning(
                 "epoch %d: the training has stalled (gradient norm %g, largest change of a "
                 "weight %g)",
-                *(epoch, readings.largest_gradient_norm, readings.moved),
+                *(epoch, readings.largest_gradient_norm, readings.largest_change),
             )
         self.history += (record,)
         self._sums.zero_()
-        self._good = self._state()
+        self._last_good = self._state()
 
     def _is_stalled(self, readings: EpochReadings) -> bool:
-        if readings.moved and readings.largest_gradient_norm:
+        if readings.largest_change and readings.largest_gradient_norm:
             return False
         steps = range(self.step - self._epoch_steps, self.step)
-        least = _MEANT_TO_MOVE * self.parameters.learning_rate
+        least = _MIN_LR_SHARE * self.parameters.learning_rate
         return any(self.schedule[step] >= least for step in steps)
 
     def _state(self) -> RunState:
@@ -398,7 +398,7 @@ class DiffusionSession:
             loss_scale=self.scaler.state_dict(),
         )
 
-    def _go_to(self, state: RunState) -> None:
+    def _load_state(self, state: RunState) -> None:
         """Restore in place: graphs are recorded on these addresses."""
         self.lora.weights.data.copy_(state.weights)
         if not state.optimizer.tensors:
@@ -423,7 +423,7 @@ def advance_runs(
     each run's report or its own error."""
     model = runs[0].model
     outcomes: dict[DiffusionSession, StepReport | Exception] = {}
-    for group in [list(runs)] if len(runs) == 1 else groups_of_one_shape(runs):
+    for group in [list(runs)] if len(runs) == 1 else group_by_shape(runs):
         while group:
             some, failed = group[: model.runs_per_pass], False
             steps = [run.step for run in some]
@@ -438,7 +438,11 @@ def advance_runs(
             done = [run for run, before in zip(some, steps, strict=True) if run.step > before]
             group = [run for run in group if run not in done]
             # After the handler, because an error keeps the tensors of its whole traceback alive.
-            if failed and group and (failure := use_less(model, group, len(some))) is not None:
+            if (
+                failed
+                and group
+                and (failure := reduce_memory(model, group, len(some))) is not None
+            ):
                 outcomes[group.pop(0)] = failure
     trained = [run for run in runs if run not in outcomes]
     for run in trained:

@@ -34,7 +34,7 @@ def weights_for_file(lora: StyleLora) -> LoraWeights:
     }
 
 
-def start_from(lora: StyleLora, data: bytes) -> None:
+def load_initial_lora(lora: StyleLora, data: bytes) -> None:
     """Copy a LoRA into a fresh style, which then has the same effect, whatever its alpha.
 
     Layers missing in the file stay fresh; their number is logged.

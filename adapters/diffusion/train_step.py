@@ -29,12 +29,12 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
     """
     # Noise and timesteps are drawn ahead, from each run's seed and step.
     batches = [run.next_batch() for run in runs]
-    batch = batches[0] if len(runs) == 1 else joined(batches)
+    batch = batches[0] if len(runs) == 1 else concatenated(batches)
     memory, parameters = runs[0].memory, runs[0].parameters
-    images_per_pass = memory.micro_batch if len(runs) == 1 else len(batch.noisy)
+    images_per_pass = memory.micro_batch if len(runs) == 1 else len(batch.noisy_latents)
 
     def forward_backward(batch: Batch) -> None:
-        whole = images_per_pass >= len(batch.noisy)
+        whole = images_per_pass >= len(batch.noisy_latents)
         for part in [batch] if whole else batch.split(images_per_pass):
             with model.lora.training(part.slots):
                 losses = image_losses(model, part)
@@ -50,8 +50,8 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         else:
             batch = model.graphs.run(batch, forward_backward, images_per_pass)
     losses = batch.losses.view(len(runs), -1).sum(dim=1)
-    if model.rank is not None:
-        model.rank.all_reduce(model.lora.gradient, losses)
+    if model.distributed is not None:
+        model.distributed.all_reduce(model.lora.gradient, losses)
 
     for run, loss in zip(runs, losses, strict=True):
         run.scaler.unscale_(run.optimizer)
@@ -79,7 +79,7 @@ def image_losses(model: TrainingModel, batch: Batch) -> torch.Tensor:
     if model.text_encoder is not None:
         states = text_states(model.text_encoder, states).to(model.dtype)
     prediction: torch.Tensor = model.unet(
-        batch.noisy.to(model.dtype, memory_format=model.memory_format),
+        batch.noisy_latents.to(model.dtype, memory_format=model.memory_format),
         batch.timesteps,
         encoder_hidden_states=states,
         return_dict=False,
@@ -97,7 +97,7 @@ class Batch:
     any others.
     """
 
-    noisy: torch.Tensor
+    noisy_latents: torch.Tensor
     """(k * n, c, h, w), float32: latents with noise added."""
     timesteps: torch.Tensor
     """(k * n,)"""
@@ -118,7 +118,7 @@ class Batch:
     @property
     def key(self) -> Hashable:
         """Equal for batches that can use the same CUDA graph."""
-        return tuple(self.noisy.shape), tuple(self.captions.shape), len(self.slots)
+        return tuple(self.noisy_latents.shape), tuple(self.captions.shape), len(self.slots)
 
     def clone(self) -> Batch:
         """A copy in new memory."""
@@ -131,18 +131,18 @@ class Batch:
 
     def split(self, count: int) -> Iterator[Batch]:
         """Micro-batches of at most ``count`` images. They share this batch's memory."""
-        for start in range(0, len(self.noisy), count):
+        for start in range(0, len(self.noisy_latents), count):
             part = slice(start, start + count)
-            yield replace(self, **{name: getattr(self, name)[part] for name in _OF_IMAGES})
+            yield replace(self, **{name: getattr(self, name)[part] for name in _PER_IMAGE})
 
     def _tensors(self) -> Iterator[torch.Tensor]:
         return (getattr(self, field.name) for field in fields(self))
 
 
-_OF_IMAGES = ("noisy", "timesteps", "captions", "target", "loss_weights", "losses")
+_PER_IMAGE = ("noisy_latents", "timesteps", "captions", "target", "loss_weights", "losses")
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
+def concatenated(batches: Sequence[Batch]) -> Batch:
     """One batch from several styles' batches of equal shape."""
     names = (field.name for field in fields(Batch))
     return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))

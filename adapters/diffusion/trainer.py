@@ -89,13 +89,13 @@ class DiffusionTrainer:
         return self._base.native_resolution
 
     @property
-    def together(self) -> int:
+    def runs_per_pass(self) -> int:
         """Current maximum of runs per pass: lower than the number of slots after out-of-memory."""
         model = self._model
         return 1 if model is None else model.runs_per_pass
 
     @property
-    def recordings(self) -> int | None:
+    def recorded_graphs(self) -> int | None:
         """Number of recorded passes of the open runs; None if passes are not recorded."""
         model = self._model
         return None if model is None or model.graphs is None else model.graphs.size
@@ -151,7 +151,7 @@ class DiffusionTrainer:
                     session.resume(resume)
             if rank is not None:
                 rank.join(self._device)
-                model.rank = rank
+                model.distributed = rank
                 log.info("each step's images are shared among %d devices", rank.count)
             if model.runs > 1:
                 log.info("%d runs train together", model.runs)

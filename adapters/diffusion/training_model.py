@@ -52,7 +52,7 @@ class TrainingModel:
         )
         self.graphs = GraphCache(recorder, "steps") if recorder else None
         self.evaluation_graphs = GraphCache(recorder, "measurements") if recorder else None
-        self.rank: Rank | None = None
+        self.distributed: Rank | None = None
         """This process's rank if several processes train one run."""
         self.slots = slots
         self.runs_per_pass = slots

@@ -43,7 +43,7 @@ def measure_styles(bench: Bench, backend: Backend, styles: int) -> dict[str, Any
             time.perf_counter() < enough or min(map(len, runs.epochs)) < 3
         ):
             time.sleep(0.01)
-        together, recordings = trainer.together, trainer.recordings
+        together, recordings = trainer.runs_per_pass, trainer.recorded_graphs
         measured = [list(ends) for ends in runs.epochs]
     epochs = sum((len(ends) - 1) / (ends[-1] - ends[0]) for ends in measured)
     per_step = styles / (epochs * len(bench.images))

@@ -111,7 +111,7 @@ def missing_optimizer() -> Iterator[Failure]:
 
 def diverged() -> Iterator[Failure]:
     with pytest.raises(TrainingFailed) as caught:
-        Rollbacks(MAX_ROLLBACKS).one_more(3)
+        Rollbacks(MAX_ROLLBACKS).after_rollback(3)
     yield caught.value.failure
 
 

@@ -54,9 +54,9 @@ def test_the_next_run_finds_no_recordings_and_makes_its_own(
     fast = recorded(base, Tape())
     for plan in (plan_of(images[:1], epochs=3), plan_of(images[:1], epochs=3, rank=2)):
         with fast.open(plan, None) as session:
-            assert fast.recordings == 0
+            assert fast.recorded_graphs == 0
             drive(session)
-            assert fast.recordings == 1
+            assert fast.recorded_graphs == 1
             weights = session.weights()
         assert weights == run(trainer, plan).weights
 
@@ -165,7 +165,7 @@ def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
     forward, refused = base.unet.forward, []
 
     def limited(*arguments: Any, **keywords: Any) -> Any:
-        if not torch.is_grad_enabled() and fast.recordings:
+        if not torch.is_grad_enabled() and fast.recorded_graphs:
             refused.append(arguments)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(*arguments, **keywords)
@@ -175,9 +175,9 @@ def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
         if what == "previews":
             for _ in range(4):
                 session.advance()
-            assert fast.recordings == 1
+            assert fast.recorded_graphs == 1
             assert session.previews(with_lora=True)
-            assert fast.recordings == 0
+            assert fast.recorded_graphs == 0
         drive(session)
         assert refused
         assert session.history == wanted.history

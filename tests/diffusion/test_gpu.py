@@ -169,7 +169,7 @@ def test_several_styles_at_once_follow_each_alone(
             list(pool.map(drive, sessions))
         # Whichever thread leads: what a recording takes is there.
         assert "no longer recorded" not in caplog.text
-        assert shared.recordings
+        assert shared.recorded_graphs
         for session, plan in zip(sessions, plans, strict=True):
             assert_alike(session.history, run(alone, plan).history, within=0.05)
 

@@ -55,7 +55,7 @@ class BatchPrefetcher:
     def shape(self, step: int) -> torch.Size:
         """(n, c, h, w) of the step's latents."""
         self.prefetch(step)
-        return self._ready[step].noisy.shape
+        return self._ready[step].noisy_latents.shape
 
     def prefetch(self, step: int) -> None:
         """Prepare ``step`` and those after it, if not done yet."""
@@ -112,9 +112,13 @@ class BatchPrefetcher:
         )
         each = zip(*(torch.split(column, counts) for column in columns), strict=True)
         batches = {}
-        for step, (noisy, at, text, target, weights, losses) in zip(steps, each, strict=True):
+        for step, (noisy_latents, at, text, target, weights, losses) in zip(
+            steps, each, strict=True
+        ):
             mean = torch.full((1,), 1 / len(at), device=at.device)
-            batches[step] = Batch(noisy, at, text, target, weights, losses, mean, self.slot)
+            batches[step] = Batch(
+                noisy_latents, at, text, target, weights, losses, mean, self.slot
+            )
         return batches
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:
