@@ -49,7 +49,7 @@ def serving(container: Container) -> Iterator[None]:
             "Queue": partial(broker_check, gauges, queue_place(settings)),
             "Disk": partial(free_space, settings.work_folder, settings.min_disk_gb),
         },
-        cards=read_cards,
+        gpus=read_cards,
         queues=lambda: {
             "depths": dict(gauges.depths),
             "trouble": gauges.trouble,

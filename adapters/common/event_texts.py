@@ -9,7 +9,7 @@ from domain.progress import Progress
 from domain.results import TrainingMetric
 
 
-def undertaking(event: TrainingBegan) -> str:
+def training_start(event: TrainingBegan) -> str:
     """Describe the training that is about to begin."""
     images, epochs = event.image_count, event.parameters.epochs
     return (

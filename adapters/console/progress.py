@@ -5,7 +5,7 @@ from __future__ import annotations
 import rich.progress as bars
 from rich.console import Console
 
-from adapters.common.event_texts import position, scored, second_try, speed, undertaking
+from adapters.common.event_texts import position, scored, second_try, speed, training_start
 from adapters.console.lines import say
 from application.event_bus import WorkerEvent
 from domain.events import (
@@ -90,7 +90,7 @@ class ProgressDisplay:
 
     def _begin(self, event: TrainingBegan) -> None:
         self._end()
-        say(self._console, undertaking(event))
+        say(self._console, training_start(event))
         self._tenths = -1
         if self._console.is_interactive:
             self._bar = bars.Progress(

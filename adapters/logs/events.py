@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from adapters.common.event_texts import outcome, position, scored, second_try, undertaking
+from adapters.common.event_texts import outcome, position, scored, second_try, training_start
 from adapters.common.text import one_line
 from application.event_bus import TaskReceived, WorkerEvent
 from domain.events import (
@@ -51,7 +51,7 @@ def _logged(event: Event) -> tuple[int, str]:
         case SlotAwaited():
             return logging.INFO, "waiting for a slot: the device trains other styles"
         case TrainingBegan():
-            return logging.INFO, undertaking(event)
+            return logging.INFO, training_start(event)
         case ProgressMade():
             return logging.DEBUG, position(event.progress)
         case PartTimed():

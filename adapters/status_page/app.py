@@ -35,7 +35,7 @@ class Sources:
     registry: CollectorRegistry
     checks: Mapping[str, Check]
     """By name."""
-    cards: Callable[[], Sequence[GpuReading]]
+    gpus: Callable[[], Sequence[GpuReading]]
     queues: Callable[[], dict[str, Any]]
     """``depths`` by queue; ``trouble``, why counting failed; ``age`` in seconds."""
     configuration: Sequence[dict[str, str]]
@@ -71,7 +71,7 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         values = {
             **shown,
             "previews": sources.previews.shown(None if job is None else job["style_id"]),
-            "gpus": [asdict(card) for card in sources.cards()],
+            "gpus": [asdict(card) for card in sources.gpus()],
             "queues": sources.queues(),
             "checks": [
                 {"name": name, "ok": ok, "reason": reason}

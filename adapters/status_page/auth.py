@@ -88,17 +88,17 @@ class AuthMiddleware:
         if path == "/" and "token" in request.query_params:
             # The redirect removes the token from the address bar and the history.
             return self._log_in(request, request.query_params["token"])
-        if self._knows(request):
+        if self._is_authenticated(request):
             return None
         if path == "/" and request.method == "GET":
-            return self._ask()
+            return self._login_response()
         return PlainTextResponse(
             "Send the header Authorization: Bearer STATUS_TOKEN\n",
             status_code=401,
             headers={"WWW-Authenticate": 'Bearer realm="style trainer"'},
         )
 
-    def _knows(self, request: Request) -> bool:
+    def _is_authenticated(self, request: Request) -> bool:
         assert self._token is not None  # called only with a token
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
@@ -114,7 +114,7 @@ class AuthMiddleware:
     def _log_in(self, request: Request, given: str) -> Response:
         assert self._token is not None  # as above
         if not _equal(given, self._token):
-            return self._ask(wrong=True)
+            return self._login_response(wrong=True)
         response = RedirectResponse("/", status_code=303)
         response.set_cookie(
             COOKIE,
@@ -128,7 +128,7 @@ class AuthMiddleware:
         )
         return response
 
-    def _ask(self, *, wrong: bool = False) -> Response:
+    def _login_response(self, *, wrong: bool = False) -> Response:
         page = self._login_page.replace("<!-- wrong -->", _WRONG if wrong else "")
         return Response(page, status_code=401, media_type="text/html")
 

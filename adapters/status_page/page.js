@@ -18,7 +18,7 @@ const STATES = {
 };
 
 const chart = new LossChart($("plot"), $("curve-readout"));
-const table = new JobTable($("jobs"), $("hands"), (taskId) => choose(taskId));
+const table = new JobTable($("jobs"), $("active-jobs"), (taskId) => choose(taskId));
 
 function showWorker(status) {
   const { worker } = status;

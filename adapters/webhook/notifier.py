@@ -71,11 +71,11 @@ class WebhookNotifier:
     ) -> None:
         """Report that the style is ready."""
         body = self._bodies.complete(task_id, style_id, artifact, metric)
-        self._tell_end(COMPLETE, body, f"{task_id}:complete")
+        self._send_outcome(COMPLETE, body, f"{task_id}:complete")
 
     def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
         """Report that the job has failed."""
-        self._tell_end(FAILED, self._bodies.failed(style_id, failure), f"{task_id}:failed")
+        self._send_outcome(FAILED, self._bodies.failed(style_id, failure), f"{task_id}:failed")
 
     def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
         """Read the style and compare task id and weights' hash in ``training_metric``, which the
@@ -138,7 +138,7 @@ class WebhookNotifier:
             "GET", STYLE.format(style_id), None, {}, connect=timeout, read=timeout, public=True
         )
 
-    def _tell_end(self, path: str, body: Body, key: str) -> None:
+    def _send_outcome(self, path: str, body: Body, key: str) -> None:
         options, headers = self._options, {"Idempotency-Key": key}
         timeouts = {"connect": options.connect_timeout, "read": options.read_timeout}
         error = self._try("POST", path, body, headers, **timeouts)

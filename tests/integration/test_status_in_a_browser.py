@@ -210,7 +210,7 @@ def test_previews_of_the_running_job_take_the_place_of_the_last_ones(look: Look)
 
 def rows(page: Page) -> list[str]:
     """The jobs in hand, as a person reads them."""
-    return [" ".join(text.split()) for text in page.locator("#hands tr").all_inner_texts()]
+    return [" ".join(text.split()) for text in page.locator("#active-jobs tr").all_inner_texts()]
 
 
 def test_several_jobs_in_hand_are_in_a_table_and_one_of_them_in_full(look: Look) -> None:
@@ -226,7 +226,7 @@ def test_several_jobs_in_hand_are_in_a_table_and_one_of_them_in_full(look: Look)
     assert page.title() == "63 % style 42 and 2 more · atelier-1"
     page.get_by_text("of style 42, epoch 120", exact=True).wait_for()
 
-    page.locator("#hands tr").nth(1).get_by_text("Training").click()
+    page.locator("#active-jobs tr").nth(1).get_by_text("Training").click()
     page.get_by_role("heading", name="Style 43", exact=True).wait_for()
     page.get_by_text("Resumed from the checkpoint of epoch 40.").wait_for()
     page.get_by_text("of style 43, epoch 50", exact=True).wait_for()

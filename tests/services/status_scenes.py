@@ -109,7 +109,7 @@ class Scene:
             previews=self.previews,
             registry=self.metrics.registry,
             checks={"Queue": broker, "Base model": model, "Disk": lambda: self.disk},
-            cards=lambda: self.cards,
+            gpus=lambda: self.cards,
             queues=lambda: self.queues,
             configuration=[
                 {"name": "RABBITMQ_HOST", "value": "rabbitmq", "meaning": "Where the broker is"},
