@@ -111,7 +111,7 @@ class SpoolQueue:
     def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
         """Hide the file for ``delay`` seconds of the wall clock."""
         with self._settling(delivery) as held:
-            log.info("%s waits for %.0f s: %s", held.path.name, delay, reason)
+            log.info("message %s will be retried in %.0f s: %s", held.path.name, delay, reason)
             not_before = self._clock.now().timestamp() + delay
             self._note(held.path, _State(held.state.stamp, delivery.retries + 1, not_before))
 
@@ -188,7 +188,7 @@ class SpoolQueue:
         except OSError as error:
             if path.name not in self._complained:
                 self._complained.add(path.name)
-                log.warning("%s is left out: %s", path, error.strerror)
+                log.warning("message file %s is skipped: %s", path, error.strerror)
             return None
         keep = False
         try:
@@ -253,7 +253,7 @@ class SpoolQueue:
         except FileNotFoundError:
             return _State(stamp)
         except (ValueError, TypeError) as error:
-            log.warning("%s is ignored: %s", self._state_path(path), error)
+            log.warning("message state %s is ignored: %s", self._state_path(path), error)
             return _State(stamp)
         return state if state.stamp == stamp else _State(stamp)
 

@@ -58,7 +58,7 @@ def scores_of(
     except (Stopped, TrainerBroken):
         raise
     except Exception:
-        log.warning("the previews are not scored", exc_info=True)
+        log.warning("could not score the previews", exc_info=True)
         return None
 
 
@@ -92,7 +92,9 @@ class CheckpointPreviews:
         except (Stopped, TrainerBroken):
             raise
         except Exception:
-            log.warning("no previews at epoch %d, and none from here on", epoch, exc_info=True)
+            log.warning(
+                "could not draw previews at epoch %d; this job draws no more", epoch, exc_info=True
+            )
             self._left = 0
             return
         scores = scores_of(session, drawn, stop)
@@ -101,7 +103,7 @@ class CheckpointPreviews:
             if scores is not None:
                 self._store.put_preview_scores(job.task_id, epoch, scores)
         except (Unavailable, BlobDenied) as error:
-            log.warning("the previews of epoch %d are not stored: %s", epoch, error)
+            log.warning("could not store the previews of epoch %d: %s", epoch, error)
         if scores is not None:
             self._store.events(
                 PreviewsScored(

@@ -107,14 +107,14 @@ class CheckpointStorage:
             self.seconds = sent + self._clock.monotonic() - began
         except Unavailable as error:
             self.seconds = self._clock.monotonic() - pending.began
-            log.warning("no checkpoint at epoch %d: %s", pending.epoch, error)
+            log.warning("could not store the checkpoint of epoch %d: %s", pending.epoch, error)
         return True
 
     def _store_style(self, task_id: str, epoch: int, style: bytes) -> None:
         try:
             self._store.put_epoch_style(task_id, epoch, style)
         except (Unavailable, BlobDenied) as error:
-            log.warning("the checkpoint's style is not stored: %s", error)
+            log.warning("could not store the checkpoint's LoRA file: %s", error)
 
     def try_to_finish(self, timeout: float | None = None) -> None:
         """Like ``finish``, for use while another error is handled: exceptions are logged, so that

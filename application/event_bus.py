@@ -60,4 +60,4 @@ class EventBus:
             try:
                 observer(event)
             except Exception:
-                log.exception("an observer failed at %s", type(event).__name__)
+                log.exception("an event observer failed on %s", type(event).__name__)

@@ -175,7 +175,7 @@ class JobStore:
         except BlobTooLarge:
             return True  # the content does not matter
         except (Unavailable, BlobDenied) as error:
-            log.warning("could not look for a request to cancel: %s", error)
+            log.warning("could not check for a cancellation request: %s", error)
             return False
         return True
 
@@ -225,7 +225,7 @@ class JobStore:
                     if not keep or at != best:
                         self.blobs.delete(at)
         except (Unavailable, BlobDenied) as error:
-            log.warning("old checkpoints of task %s are left: %s", task_id, error)
+            log.warning("could not delete old checkpoints of task %s: %s", task_id, error)
 
     # --- results
 
@@ -293,7 +293,7 @@ class JobStore:
             for at in self.blobs.list(self.keys.bucket, self.keys.previews_prefix(task_id)):
                 self.blobs.delete(at)
         except (Unavailable, BlobDenied) as error:
-            log.warning("previews of the first try of task %s are left: %s", task_id, error)
+            log.warning("could not delete the first try's previews of task %s: %s", task_id, error)
 
     def has_report(self, task_id: str) -> bool:
         """Whether a complete report of the job is stored."""

@@ -206,7 +206,7 @@ class Lease:
         try:
             self._blobs.delete(self._blob.at)
         except BlobDenied as error:
-            log.warning("old lease not removed: %s", error)
+            log.warning("could not delete the lease of a finished job: %s", error)
 
     def _understood(self, data: bytes) -> _Record:
         """Decode the record. A damaged record is treated as an expired lease."""

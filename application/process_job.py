@@ -66,8 +66,8 @@ def process_job(
         stop: the worker's.
 
     Returns:
-        How to settle the message; None if the outcome was decided earlier, and the backend is
-        notified of it.
+        How to settle the message; None if nothing is left to do: the outcome is decided and
+        the backend is notified.
 
     Raises:
         LeaseHeld, LeaseLost: another worker has the job.

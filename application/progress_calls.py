@@ -50,4 +50,4 @@ class ProgressCalls:
             if isinstance(error, Unavailable):  # a rejected call is no longer in flight
                 until = self.clock.monotonic() + self.in_flight_seconds
                 self.entry.progress_in_flight_until = until
-            log.warning("progress call failed, the next one will be sent: %s", error)
+            log.warning("progress call failed and is not retried: %s", error)

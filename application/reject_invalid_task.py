@@ -68,7 +68,7 @@ class RejectInvalidTask:
         except BlobDenied as denied:
             return DeadLetter(f"{error}; and the backend could not be notified: {denied}", details)
         except Exception as broken_off:
-            about = f"the refusal of {job_id}"
+            about = f"the rejection {job_id}"
             return settlement_after(
                 broken_off, about, retries=retries, config=self.config, stop=stop
             )
@@ -83,7 +83,7 @@ class RejectInvalidTask:
             note = {**details, "reason": str(error), "record": job_id}
             self.store.put_rejection(error.task_id, note)
         except (Unavailable, BlobDenied) as trouble:
-            log.warning("the rejection of task %s is not stored: %s", error.task_id, trouble)
+            log.warning("could not store the rejection of task %s: %s", error.task_id, trouble)
 
 
 def invalid_task_id(body: bytes) -> str:

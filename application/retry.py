@@ -54,7 +54,7 @@ def retry(call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float)
             pause = min(backoff(tries, error.retry_after), 60.0)
             if stop.reason is not None or clock.monotonic() + pause > deadline:
                 raise
-            log.warning("trying again in %.0f s: %s", pause, error)
+            log.warning("retrying in %.0f s: %s", pause, error)
             sleep(pause, clock, stop)
             tries += 1
 

@@ -294,7 +294,7 @@ class RunTraining:
                     failure = Failure(FailureCode.INVALID_TASK, str(error))
                     raise TrainingFailed(failure) from error
                 except (CheckpointRejected, BlobMissing, BlobTooLarge) as error:
-                    log.warning("starting over, the checkpoint cannot be used: %s", error)
+                    log.warning("training starts over, the checkpoint cannot be used: %s", error)
                     entry.apply(entry.job.discard_checkpoint())
                     session = stack.enter_context(self.trainer.open(plan, None))
             timer.publish()

@@ -141,7 +141,10 @@ class TrainingLoop:
         """Store a checkpoint if there is time for one before the process ends."""
         left = stop.deadline - self.clock.monotonic()
         if not storage.finish(timeout=_at_most(left / 2)):
-            log.warning("no checkpoint: the previous upload did not end within %.1f s", left / 2)
+            log.warning(
+                "no checkpoint before the exit: the previous upload did not end within %.1f s",
+                left / 2,
+            )
             return
         job = entry.job
         if job.checkpoint and job.progress and job.checkpoint.step >= job.progress.current_step:
@@ -149,12 +152,16 @@ class TrainingLoop:
         left = stop.deadline - self.clock.monotonic()
         if storage.seconds >= _CHECKPOINT_SHARE * left:
             log.warning(
-                "no checkpoint: one takes %.1f s, and %.1f s are left", storage.seconds, left
+                "no checkpoint before the exit: one takes %.1f s, and %.1f s are left",
+                storage.seconds,
+                left,
             )
             return
         storage.begin(session, with_style=False)
         if not storage.finish(timeout=_at_most(_CHECKPOINT_SHARE * left)):
-            log.warning("no checkpoint: its upload did not end in the %.1f s left", left)
+            log.warning(
+                "no checkpoint before the exit: its upload did not end in the %.1f s left", left
+            )
 
     def _poll_cancellation(self, entry: Entry, stop: StopSignal) -> None:
         if self.store.cancellation_requested(entry.job.task_id):

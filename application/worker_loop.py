@@ -63,14 +63,14 @@ class WorkerLoop:
         while stop.reason is None:
             if (trouble := self._trouble()) is not None:
                 if not paused:
-                    log.error("no tasks are received: %s", trouble)
+                    log.error("the worker receives no tasks: %s", trouble)
                 if until_empty:
                     return
                 paused = True
                 sleep(UNAVAILABLE_PAUSE, self.clock, stop)
                 continue
             if paused:
-                log.info("tasks are received again")
+                log.info("the worker receives tasks again")
                 paused = False
             try:
                 delivery = self.queue.receive(RECEIVE_SECONDS)
@@ -92,7 +92,7 @@ class WorkerLoop:
             empty_receives = 0
             settlement = self._process(delivery, stop)
             if isinstance(settlement, RetryLater) and settlement.device_broken:
-                log.critical("the worker ends: its device has failed")
+                log.critical("the worker exits: its device has failed")
                 raise TrainerBroken(settlement.reason)
 
     def _process(self, delivery: Delivery, stop: StopSignal) -> Settlement:

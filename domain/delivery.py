@@ -19,8 +19,8 @@ SECOND_TRY = 0.1
 """Factor by which a second try lowers the learning rate."""
 NOT_LEARNED = Failure(
     FailureCode.STYLE_NOT_LEARNED,
-    "The training did not learn the style: with it, the model matches your images no better than "
-    "without it. Please choose images that share one style, and try again with the default "
+    "The training did not learn the style: the model matches your images no better with the style "
+    "than without it. Please choose images that share one style, and try again with the default "
     "settings.",
 )
 

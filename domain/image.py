@@ -117,7 +117,7 @@ class ImageSet:
         else:
             images = "one image" if usable == 1 else f"{usable} images"
             message = (
-                f"A style needs at least {minimum} images, and got {images}. Please add more."
+                f"A style needs at least {minimum} images, but got {images}. Please add more."
             )
         raise TrainingFailed(Failure(FailureCode.LOW_QUALITY_DATA, message))
 

@@ -132,7 +132,7 @@ class TrainingJob:
 
     def await_slot(self) -> Change:
         """Wait for a slot, after checking the images."""
-        self._allow("let wait", JobState.PREPARING)
+        self._allow("wait for a slot with", JobState.PREPARING)
         return replace(self, waits=True), SlotAwaited(**self._ids())
 
     def begin_training(self, parameters: TrainingParameters, image_count: int) -> Change:

@@ -65,7 +65,7 @@ def overfitting_note(history: Sequence[EpochRecord]) -> str | None:
     if rise <= OVERFITTING or not fell:
         return None
     return (
-        f"On images held out, the loss was lowest in epoch {best.epoch} and has risen by "
+        f"On the held-out images, the loss was lowest in epoch {best.epoch} and has risen by "
         f"{rise:.0%} since, while it kept falling on the training images: the style "
         f"begins to memorise its images. About {best.epoch} epochs are enough."
     )
@@ -81,13 +81,13 @@ def stall_note(history: Sequence[EpochRecord]) -> str | None:
     if any(record.largest_gradient_norm != 0 for record in still):
         rate = max(record.learning_rate for record in still)
         causes.append(
-            f"its weights did not change. The learning rate, {rate:g} at most in these epochs, is "
-            "too low: raise it"
+            f"the style's weights did not change. The learning rate, {rate:g} at most in these "
+            "epochs, is too low: raise it"
         )
     if any(not record.largest_gradient_norm for record in still):
         causes.append(
-            "no gradient reached its weights. Check whether images and captions have anything "
-            "to learn from, and whether the weights are attached to this base model"
+            "no gradient reached the style's weights. Check whether images and captions have "
+            "anything to learn from, and whether the weights are attached to this base model"
         )
     when = _epochs([record.epoch for record in still])
     return f"The training stalled in {when}: {'. Or '.join(causes)}."

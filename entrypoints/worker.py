@@ -109,7 +109,7 @@ def _work(arguments: argparse.Namespace) -> int:
             worker_pool = container.worker_pool()
             log.info("worker %s waits for tasks in %s", container.worker(), queue_place(settings))
             worker_pool(stop, until_empty=arguments.once)
-            log.info("worker %s ends", container.worker())
+            log.info("worker %s exits", container.worker())
     return 0
 
 

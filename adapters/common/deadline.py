@@ -112,7 +112,7 @@ def blob_deadline(seconds: float, what: str, size: int = 0) -> Iterator[Deadline
             if not deadline.over:
                 raise
     if deadline.over:
-        raise BlobUnavailable(f"{what}: not done within {deadline.seconds:.0f} s")
+        raise BlobUnavailable(f"{what}: not finished within {deadline.seconds:.0f} s")
 
 
 class Watched(HTTPConnection):

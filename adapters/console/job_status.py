@@ -32,14 +32,19 @@ def in_words(status: JobStatus) -> list[str]:
             f"  {status.rejection.get('reason', '')}",
         ]
     elif job is None:
-        lines = [f"task {status.task_id}: no worker has started it: it waits, or the id is wrong"]
+        lines = [
+            f"task {status.task_id}: no worker has started it: "
+            "its message is still in the queue, or the id is wrong"
+        ]
     else:
         head = f"task {status.task_id}, style {job.style_id}: {_WORDS[job.state]}"
         lines = [head, *(f"  {line}" for line in _details(job))]
         if status.worker is not None:
             lines.append(f"  worker {status.worker} runs it")
         elif not job.is_terminal:
-            lines.append("  no worker runs it now: its message waits in the queue")
+            lines.append(
+                "  no worker runs it now: its message is in the queue or among the dead letters"
+            )
     if status.cancelling and (job is None or not job.is_terminal):
         lines.append("  a cancellation was requested")
     return lines

@@ -111,7 +111,7 @@ class GraphCache:
     def stop(self, reason: str) -> bool:
         """Disable recording. Returns whether there were graphs."""
         if self._recorder is not None:
-            log.warning("%s are no longer recorded: %s", self._what, reason)
+            log.warning("CUDA graphs of %s are disabled: %s", self._what, reason)
         self._recorder = None
         return self.clear()
 

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a run's step holds in memory at once. Saved in the checkpoint."""
+    """How a run's steps save memory. Stored in the checkpoint."""
 
     micro_batch: int
     """Images per forward pass; a batch's gradients are summed over its passes."""

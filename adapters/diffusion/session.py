@@ -348,7 +348,7 @@ class DiffusionSession:
         self._rollbacks = self._rollbacks.after_rollback(epoch)
         self._load_state(self._last_good)
         log.warning(
-            "epoch %d: loss or gradient is not a number; back to step %d with %g of the "
+            "epoch %d: loss or gradient is not a number; rolled back to step %d with %g of the "
             "learning rate (rollback %d)",
             *(epoch, self.step, self.lr_factor, self._rollbacks.count),
         )

@@ -152,7 +152,7 @@ class DiffusionTrainer:
             if rank is not None:
                 rank.join(self._device)
                 model.distributed = rank
-                log.info("each step's images are shared among %d devices", rank.count)
+                log.info("each step's images are split among %d devices", rank.count)
             if model.runs > 1:
                 log.info("%d runs train together", model.runs)
             self._thread.add_run(session)

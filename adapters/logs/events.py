@@ -66,14 +66,14 @@ def _logged(event: Event) -> tuple[int, str]:
         case SecondTryBegan(learning_rate=rate):
             return logging.WARNING, second_try(rate)
         case CheckpointDiscarded():
-            return logging.INFO, "starts over without its checkpoint"
+            return logging.INFO, "the training starts over without a checkpoint"
         case TrainingFinished(metric=metric):
             return logging.INFO, f"trained {metric.steps} steps, {outcome(metric)}"
         case ArtifactStored(artifact=artifact):
             stored = f"{artifact.location}, {artifact.size} bytes, sha256 {artifact.sha256}"
             return logging.INFO, f"weights stored at {stored}"
         case JobGivenUp(failure=failure):
-            return logging.WARNING, f"given up, {failure.code}: {failure.message}"
+            return logging.WARNING, f"will end with {failure.code}: {failure.message}"
         case AnnouncementBegun(call=call):
             level = logging.INFO if call == 1 else logging.WARNING
             return level, f"final call to the backend, number {call}"

@@ -20,7 +20,7 @@ _FIGURES = (
     ("memory_total", "gpu_memory_total_bytes", "Memory of the GPU."),
     ("utilization", "gpu_utilization_ratio", "Share of time with a kernel running, 0 to 1."),
     ("temperature", "gpu_temperature_celsius", "Temperature of the GPU."),
-    ("power", "gpu_power_watts", "Power drawn."),
+    ("power", "gpu_power_watts", "Power draw of the GPU."),
 )
 
 

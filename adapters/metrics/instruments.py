@@ -76,24 +76,37 @@ class Metrics:
         )
         self.epoch = gauge("job_epoch", "Finished epochs of the slot's job.", "slot")
         self.epochs = gauge("job_epochs", "Total epochs of the slot's job.", "slot")
-        self.progress = gauge("job_progress_ratio", "Finished steps of the job, 0 to 1.", "slot")
-        self.loss = gauge("job_loss", "Mean loss of the last finished epoch.", "slot")
-        self.speed = gauge("job_steps_per_second", "Measured over the last minute.", "slot")
+        self.progress = gauge(
+            "job_progress_ratio", "Finished share of the slot's job's steps, 0 to 1.", "slot"
+        )
+        self.loss = gauge("job_loss", "Mean loss of the last epoch of the slot's job.", "slot")
+        self.speed = gauge(
+            "job_steps_per_second",
+            "Steps per second of the slot's job over the last minute.",
+            "slot",
+        )
         self.time_left = gauge(
-            "job_time_left_seconds", "Estimated from the measured speed.", "slot"
+            "job_time_left_seconds",
+            "Time left of the slot's job, estimated from its speed.",
+            "slot",
         )
         self.steps = counter("steps", "Training steps run.", "slot")
         self.checkpoints = counter("checkpoints", "Checkpoints stored.")
         self.failures = gauge("job_failures", "Failures of the last interrupted job.")
-        self.runs = counter("runs", "Tasks that ended, by outcome.", "settlement")
+        self.runs = counter("runs", "Processed messages, by settlement.", "settlement")
 
         # The queue.
         self.deliveries = counter("deliveries", "Messages received from the queue.")
         self.redeliveries = counter("redeliveries", "Redelivered messages.")
         self.settlements = counter(
-            "settlements", "Deliveries settled, by outcome and its result.", "outcome", "result"
+            "settlements",
+            "Deliveries settled, by outcome and by result of the call.",
+            "outcome",
+            "result",
         )
-        self.queue_errors = counter("queue_errors", "Times that the broker became unavailable.")
+        self.queue_errors = counter(
+            "queue_errors", "Receives that failed because the broker was unavailable."
+        )
         self.queue_messages = gauge(
             "queue_messages",
             "Messages ready for delivery; for a spool folder, also those being processed.",
@@ -111,10 +124,13 @@ class Metrics:
             "result",
         )
         self.storage_seconds = histogram(
-            "storage_call_duration_seconds", "Duration of calls.", _CALL_SECONDS, "operation"
+            "storage_call_duration_seconds",
+            "Duration of calls to the store.",
+            _CALL_SECONDS,
+            "operation",
         )
         self.lease_writes = counter(
-            "lease_writes", "Times the lease was taken, renewed or released.", "result"
+            "lease_writes", "Writes of leases (acquire, renew, release), by result.", "result"
         )
         self.lease_written = gauge(
             "lease_last_write_timestamp_seconds",
@@ -125,7 +141,7 @@ class Metrics:
             "webhook_calls", "Calls to the backend, by result.", "call", "result"
         )
         self.webhook_seconds = histogram(
-            "webhook_duration_seconds", "Duration of calls.", _CALL_SECONDS, "call"
+            "webhook_duration_seconds", "Duration of calls to the backend.", _CALL_SECONDS, "call"
         )
         self._show_zeros()
 

@@ -198,7 +198,7 @@ class Connection:
             news = trouble != self._trouble
             self._trouble = trouble
         if news:
-            log.warning("%s; trying again until it works", trouble)
+            log.warning("%s; the worker retries until it is connected", trouble)
         self._fail_commands()
 
     def _fail_commands(self) -> None:

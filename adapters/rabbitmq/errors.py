@@ -45,7 +45,7 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
         case SessionEnded():
             return str(error)
         case exceptions.AuthenticationError() | exceptions.ProbableAuthenticationError():
-            return f"it refuses user {options.user!r}: check user name and password"
+            return f"it rejects user {options.user!r}: check user name and password"
         case exceptions.ProbableAccessDeniedError() if "not found" in str(error):
             return f"it has no virtual host {options.vhost!r}: create it or name another"
         case exceptions.ProbableAccessDeniedError():
@@ -94,13 +94,13 @@ def _closed(code: int, text: str, options: RabbitOptions) -> str:
     reply = f"({code}) {text}"
     if code == 406 and "timed out" in text:
         return (
-            "it took back a delivery after its acknowledgement timeout: raise consumer_timeout "
+            "it requeued a delivery after its acknowledgement timeout: raise consumer_timeout "
             f"in its configuration {reply}"
         )
     if code == 406 and "inequivalent arg" in text:
         return f"{_other_queue(text, options)} {reply}"
     if code == 406:
-        return f"it refuses this call: its version may be newer than this worker supports {reply}"
+        return f"it rejects this call: its version may be newer than this worker supports {reply}"
     if code == 403:
         return f"user {options.user!r} lacks permissions: grant configure, write, read {reply}"
     if code == 320:

@@ -145,7 +145,7 @@ def _others(headers: Mapping[Any, Any]) -> dict[Any, Any]:
         fits = False
     if not fits:
         log.warning(
-            "headers of other programs are dropped, too large or not encodable: %.500s",
+            "message headers of other programs are dropped: too large, or not encodable: %.500s",
             ", ".join(map(repr, others)),
         )
         return {}

@@ -70,7 +70,7 @@ class RabbitQueue:
     def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
         """Move the message to the retry queue with the next longer delay."""
         queue = self._topology.retry(delay)
-        log.info("a message waits in %s: %s", queue, reason)
+        log.info("message moved to retry queue %s: %s", queue, reason)
         self._move(delivery, queue, partial(message_properties.delayed, reason=reason))
 
     def dead_letter(
@@ -123,5 +123,5 @@ class RabbitQueue:
         self._settle(delivery, lambda session: session.move(delivery.id, queue, relabel))
 
     def _settle(self, delivery: Delivery, how: Callable[[Session], None]) -> None:
-        lost = DeliveryLost(f"the connection that brought {delivery.id} is gone")
+        lost = DeliveryLost(f"the connection of delivery {delivery.id} was lost")
         self._connection.call(how, lost=lost)

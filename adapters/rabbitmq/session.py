@@ -219,7 +219,9 @@ class Session:
     def _take(self, delivery_id: str) -> UnackedMessage:
         held = self._held.pop(delivery_id, None)
         if held is None:
-            raise DeliveryLost(f"delivery {delivery_id} is settled, or of a former connection")
+            raise DeliveryLost(
+                f"delivery {delivery_id} is already settled, or belongs to a former connection"
+            )
         return held
 
     def _ack(self, held: UnackedMessage) -> None:

@@ -97,15 +97,15 @@ def _plot_loss(axes: Axes, history: Sequence[EpochRecord], base_loss: float | No
         losses = [sum(losses[end - width : end]) / width for end in range(width, len(losses) + 1)]
     axes.plot(epochs[width - 1 :], losses, color=ACCENT, lw=2, marker=marker, label=label)
     for label, colour, values in (
-        ("fixed noises, images trained on", "#5d8a4e", [r.evaluation_loss for r in history]),
-        ("fixed noises, images held out", "#a8443f", [r.validation_loss for r in history]),
+        ("fixed noises, training images", "#5d8a4e", [r.evaluation_loss for r in history]),
+        ("fixed noises, held-out images", "#a8443f", [r.validation_loss for r in history]),
     ):
         if points := _points(history, values):
             axes.plot(
                 *zip(*points, strict=True), color=colour, lw=1.2, marker=".", ls="--", label=label
             )
     if base_loss is not None:
-        label = "fixed noises, without the style"
+        label = "fixed noises, base model"
         axes.axhline(base_loss, color=FAINT, lw=1.2, ls="-.", label=label)
     axes.set_ylabel("loss", color=ACCENT)
     axes.grid(axis="y", color=FAINT, alpha=0.18)

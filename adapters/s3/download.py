@@ -115,7 +115,7 @@ def _verify(data: bytes, tag: str, response: GetObjectOutputTypeDef, at: Locatio
     expected = response.get("Metadata", {}).get(SHA256_KEY)
     if expected is not None:
         if hashlib.sha256(data).hexdigest() != expected:
-            raise ChecksumMismatch(f"{at}: its SHA-256 is not the stored one")
+            raise ChecksumMismatch(f"{at}: its SHA-256 differs from the stored one")
         return
     # With KMS or customer keys, or in parts, the ETag is not an MD5.
     opaque = response.get("ServerSideEncryption", "AES256") != "AES256"
@@ -123,4 +123,4 @@ def _verify(data: bytes, tag: str, response: GetObjectOutputTypeDef, at: Locatio
     if opaque or "SSECustomerAlgorithm" in response or md5 is None:
         return
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5[1]:
-        raise ChecksumMismatch(f"{at}: its MD5 is not its ETag")
+        raise ChecksumMismatch(f"{at}: its MD5 differs from its ETag")

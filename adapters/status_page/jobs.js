@@ -6,7 +6,7 @@ export const PHASES = {
   preparing: "Preparing",
   training: "Training",
   uploading: "Uploading",
-  announcing: "Announcing",
+  announcing: "Notifying",
 };
 
 const COLUMNS = ["phase", "epoch", "done", "speed", "left"];

@@ -75,9 +75,9 @@ function showNote(status, job, running) {
     setText(note, known(job.resumed_from) ? `Resumed from the checkpoint of epoch ${job.resumed_from}.` : "");
   } else if (!job) {
     const starting = status.worker.state === "starting";
-    setText(note, starting ? "The worker takes tasks as soon as its base model is loaded." : "No job yet. The next task on the queue starts by itself.");
+    setText(note, starting ? "The worker takes tasks as soon as its base model is loaded." : "No job yet. The worker starts the next task in the queue.");
   } else if (job.result === "completed") {
-    setText(note, `Completed in ${duration(job.seconds)}. The backend knows that the style is ready.`);
+    setText(note, `Completed in ${duration(job.seconds)}. The backend was notified that the style is ready.`);
   } else {
     note.className = job.result === "failed" || job.result === "dead letter" ? "bad" : "warn";
     const code = job.code ? ` (${job.code})` : "";
@@ -282,8 +282,8 @@ async function update() {
     missed += 1;
     if (missed >= LOST_AFTER) {
       $("contact").hidden = false;
-      setText($("contact"), "The worker does not respond. This page shows old values and keeps trying.");
-      showState("No contact", "bad");
+      setText($("contact"), "The worker does not respond. This page shows the last known values and retries.");
+      showState("Disconnected", "bad");
     }
   }
 }

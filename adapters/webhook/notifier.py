@@ -113,7 +113,7 @@ class WebhookNotifier:
         if isinstance(found, Response) and found.status == 400:
             return f"{url} accepts the token; {self._check_styles()}"
         error = self._checked(found) or NotifierRefused(
-            "an empty call was accepted instead of answered with 400"
+            "an empty call was accepted instead of rejected with 400"
         )
         ours = isinstance(found, Response) and found.status in (401, 403)
         if isinstance(error, NotifierRefused) and not ours:

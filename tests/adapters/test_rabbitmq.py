@@ -230,7 +230,7 @@ def test_a_session_that_is_over_is_told_closed_and_followed_by_another(
         # mypy cannot infer a lambda with a default.
         eventually(lambda expected=expected: (sessions.ended, len(sessions.all)) == expected)  # type: ignore[misc]
         assert session.closed
-    assert caplog.text.count("trying again until it works") == 2
+    assert caplog.text.count("the worker retries until it is connected") == 2
 
 
 def test_the_pauses_between_tries_grow_and_the_trouble_is_told_once(
@@ -250,7 +250,7 @@ def test_the_pauses_between_tries_grow_and_the_trouble_is_told_once(
     connection.close()
     pauses = [after - before for before, after in pairwise(tries)]
     assert all(pause >= 0.01 * 2**number for number, pause in enumerate(pauses))
-    assert caplog.text.count("trying again until it works") == 1
+    assert caplog.text.count("the worker retries until it is connected") == 1
 
 
 def test_a_call_is_done_at_once_and_a_closed_connection_does_nothing_more(
@@ -366,8 +366,8 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
     ("error", "said"),
     [
         (SessionEnded("it was replaced"), "it was replaced$"),
-        (exceptions.AuthenticationError("PLAIN"), "it refuses user 'guest'"),
-        (exceptions.ProbableAuthenticationError(), "it refuses user 'guest'"),
+        (exceptions.AuthenticationError("PLAIN"), "it rejects user 'guest'"),
+        (exceptions.ProbableAuthenticationError(), "it rejects user 'guest'"),
         (
             exceptions.ProbableAccessDeniedError("(530) vhost a not found"),
             "it has no virtual host '/': create it",
@@ -398,7 +398,7 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
             refused(406, "inequivalent arg 'x' for queue 'model_training.dead' in vhost '/'"),
             "delete it when it is empty",
         ),
-        (refused(406, "invalid arg 'x' for queue 'model_training'"), "it refuses this call"),
+        (refused(406, "invalid arg 'x' for queue 'model_training'"), "it rejects this call"),
         (refused(403, "no"), "'guest' lacks permissions: grant configure, write, read"),
         (refused(320, "shutdown"), r"it closed the connection \(320\) shutdown$"),
         (ChannelClosedByBroker(404, "no"), r"it closed the channel or connection \(404\) no$"),

@@ -281,7 +281,7 @@ def test_what_is_to_be_known_of_an_image_stands_below_it() -> None:
 
 def test_without_refused_and_repeated_images_nothing_is_said_of_them() -> None:
     text = page(replace(REPORT, images=ImageSet(REPORT.images.usable[:1]))).text
-    assert "Left out" not in text
+    assert "left out" not in text
     assert "Duplicates" not in text
 
 
@@ -433,7 +433,7 @@ def test_thumbnails_are_small_jpegs_with_their_size_said(shown: Page) -> None:
     ("size", "said"),
     [
         ((400, 300), "trained at 576 x 448, 4 % cut off"),
-        ((1800, 1200), "trained at 576 x 384, whole"),
+        ((1800, 1200), "trained at 576 x 384, not cropped"),
         ((800, 2400), "trained at 320 x 768, 20 % cut off"),
     ],
 )
@@ -454,11 +454,11 @@ MEASURED = [
 
 def test_the_best_epoch_is_named_with_what_it_was_measured_on() -> None:
     held_out = page(replace(REPORT, history=MEASURED)).text
-    assert "epoch 20 was best: loss 0.2000 on images held out" in held_out
+    assert "epoch 20 was best: loss 0.2000 on held-out images" in held_out
     assert "The file has the weights of epoch 40" in held_out
     without = [replace(record, validation_loss=None) for record in MEASURED]
     text = page(replace(REPORT, history=without)).text
-    assert "epoch 40 was best: loss 0.0075 on images trained on" in text
+    assert "epoch 40 was best: loss 0.0075 on the training images" in text
     assert "No image was held out" in text
     assert "was best" not in page().text
 
@@ -541,7 +541,7 @@ def test_one_epoch_is_enough_for_a_curve_of_gradients(epochs: int) -> None:
 def test_a_training_that_stood_still_is_told_with_what_may_help() -> None:
     still = [replace(record, stalled=record.epoch in (7, 8)) for record in PULLED]
     text = page(replace(REPORT, history=still)).text
-    assert "The training stalled in epochs 7 to 8: its weights did not change." in text
+    assert "The training stalled in epochs 7 to 8: the style's weights did not change." in text
     assert "The learning rate, 0.0001 at most in these epochs, is too low" in text
     assert "stalled" not in page(replace(REPORT, history=PULLED)).text
 

@@ -251,7 +251,7 @@ def test_a_file_that_cannot_be_read_is_named_once_and_holds_up_no_other(
     with caplog.at_level(logging.WARNING):
         assert receive(queue).body == b'{"task": 2}'
         assert queue.receive(1.0) is None
-    assert caplog.text.count("a.json is left out: Permission denied") == 1
+    assert caplog.text.count("a.json is skipped: Permission denied") == 1
 
 
 def test_a_damaged_note_about_a_message_is_ignored(folder: Path, queue: SpoolQueue) -> None:

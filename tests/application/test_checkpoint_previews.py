@@ -128,7 +128,7 @@ def test_a_store_that_takes_none_costs_one_round(
         assert previews.affordable()
         previews.draw(session, JOB, epoch, StopSignal())
     assert [epoch for epoch, _ in store.previews(TASK_ID)] == [20]
-    assert "the previews of epoch 10 are not stored: no way" in caplog.text
+    assert "could not store the previews of epoch 10: no way" in caplog.text
 
 
 class Seen:
@@ -216,7 +216,7 @@ def test_previews_that_cannot_be_scored_are_shown_without(
     assert world.worker(reporter=reporter, trainer=trainer)(a_task(), StopSignal()) == Ack()
     assert [epoch for epoch, _ in reporter.report.checkpoint_previews] == [10, 20]
     assert reporter.report.scores == {}
-    assert "the previews are not scored" in caplog.text
+    assert "could not score the previews" in caplog.text
 
 
 def full_card() -> Exception:

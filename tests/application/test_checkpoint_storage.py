@@ -168,7 +168,7 @@ def test_where_the_store_is_away_the_training_goes_on_without(
     worker = a_worker(world, blobs=Gated(world, once), **parts)
     assert worker(a_task(), StopSignal()) == Ack()
     assert saved(world) == [60, 75]
-    assert "no checkpoint at epoch 10: the store is away" in caplog.text
+    assert "could not store the checkpoint of epoch 10: the store is away" in caplog.text
 
 
 def test_a_store_that_refuses_puts_the_job_down_and_at_last_before_a_person(
@@ -239,7 +239,7 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
     assert worker(a_task(), stop) == Requeue()
     assert 0 < waited < 0.2, "there is time left to hand the job over"
     assert saved(world) == []
-    assert f"no checkpoint: {said}" in caplog.text
+    assert f"no checkpoint before the exit: {said}" in caplog.text
     assert world.job().failures == 0
     (lease,) = world.leases()
     assert json.loads(world.blobs.get(lease).data)["owner"] == "", "the next worker need not wait"

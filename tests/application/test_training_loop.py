@@ -48,7 +48,7 @@ def test_a_style_beside_a_checkpoint_that_cannot_be_stored_costs_nothing_else(
     config = replace(CONFIG, keep_checkpoints=None)
     assert world.worker(blobs=Denying(), config=config)(a_task(), StopSignal()) == Ack()
     assert stored_epochs(world) == [10, 20, 25]
-    assert "the checkpoint's style is not stored: no way" in caplog.text
+    assert "could not store the checkpoint's LoRA file: no way" in caplog.text
 
 
 def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) -> None:
@@ -100,7 +100,7 @@ def test_progress_that_is_not_delivered_is_no_error(
     monkeypatch.setattr(world.notifier, "progress", fail)
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert {(r.levelname, r.message.split(":")[0]) for r in caplog.records} == {
-        ("WARNING", "progress call failed, the next one will be sent")
+        ("WARNING", "progress call failed and is not retried")
     }
 
 

@@ -441,7 +441,7 @@ def test_a_worker_that_is_not_ready_takes_no_task_and_says_why_once(
         replace(loop_over(world, queue), not_ready=not_ready)(stop)
     assert looks[:4] == [1, 1, 1, 1]
     assert world.job().state is JobState.COMPLETED
-    assert caplog.text.count("no tasks are received: 0.1 GB free") == 1
+    assert caplog.text.count("the worker receives no tasks: 0.1 GB free") == 1
 
 
 def test_a_worker_on_which_every_job_meets_a_defect_leaves_the_rest_to_others(

@@ -54,7 +54,7 @@ def test_a_run_goes_back_to_its_last_good_epoch_and_on_more_slowly(
     assert [record.learning_rate for record in outcome.history] == [0.01, 0.005, 0.005]
     assert outcome.history[0] == undisturbed.history[0]
     assert torch.isfinite(torch.tensor([record.loss for record in outcome.history])).all()
-    assert "back to step 3 with 0.5 of the learning rate" in caplog.text
+    assert "rolled back to step 3 with 0.5 of the learning rate" in caplog.text
     for record in outcome.history:
         assert 0 < (record.gradient_norm or 0) <= (record.largest_gradient_norm or 0)
 

@@ -68,7 +68,7 @@ def test_every_entry_of_a_list_counts_in_the_message() -> None:
 
 def test_too_few_good_images_are_not_said_to_be_unusable() -> None:
     images = ImageSet(tuple(image(str(n), str(n), n << 32) for n in range(9)))
-    with pytest.raises(TrainingFailed, match="at least 10 images, and got 9 images") as caught:
+    with pytest.raises(TrainingFailed, match="at least 10 images, but got 9 images") as caught:
         images.require(10)
     assert "can be used" not in caught.value.failure.message
 

@@ -89,7 +89,7 @@ def test_weights_that_do_not_move_under_a_gradient_need_a_higher_learning_rate()
 def test_without_a_gradient_the_learning_rate_is_not_blamed() -> None:
     note = stall_note(still(3, 4, largest=0.0))
     assert note is not None
-    assert "no gradient reached its weights" in note
+    assert "no gradient reached the style's weights" in note
     assert "learning rate" not in note
 
 

@@ -238,4 +238,4 @@ def test_the_check_tries_broker_buckets_and_backend(platform: Platform) -> None:
     assert [line.split()[1] for line in lines] == ["queue", "models", "backend"], bad.stdout
     assert "INTERNAL_API_TOKEN" in lines[2]
     assert SECRET_KEY not in bad.stdout + bad.stderr
-    assert "trying again" not in bad.stderr, "one try is all there is"
+    assert "retrying" not in bad.stderr, "one try is all there is"

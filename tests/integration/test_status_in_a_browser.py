@@ -321,7 +321,7 @@ def test_a_worker_that_is_gone_is_said_to_be_gone(look: Look, browser: Browser) 
     page = visit.open()
     server.stop()
     page.get_by_text("The worker does not respond.").wait_for()
-    assert page.locator("#state-text").inner_text() == "No contact"
+    assert page.locator("#state-text").inner_text() == "Disconnected"
     visit.context.close()
 
 

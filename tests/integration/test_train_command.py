@@ -221,7 +221,7 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
     assert printed.count(fault) == 1
     assert "s3://" not in printed
     report = (out / "report.html").read_text()
-    assert "Left out" in report
+    assert "Images left out" in report
     assert f"{long}.png" in report
     assert f"{first.stem}.jfif" in report
     assert "a caption in capitals" in report

@@ -63,8 +63,9 @@ def test_a_begun_job_starts_over_and_a_completed_one_stays(tmp_path: Path) -> No
     worked = run("worker", "--once", cwd=tmp_path, MOST_SETBACKS="3", PREVIEW_SHARE="0")
     assert worked.returncode == 0, worked.stderr
     assert not list(spool.glob("*.json"))
-    assert "starting over, the checkpoint cannot be used: the checkpoint has format '4'" in (
-        worked.stderr
+    assert (
+        "training starts over, the checkpoint cannot be used: the checkpoint has format '4'"
+        in (worked.stderr)
     )
     assert "MOST_SETBACKS is now MAX_FAILURES" in worked.stderr
     job = json.loads((models / "jobs" / begun["task_id"] / "journal.json").read_text())["job"]

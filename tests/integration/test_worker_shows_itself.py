@@ -135,14 +135,14 @@ def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
     assert TOKEN not in json.dumps(settings)
 
     worker.process.send_signal(signal.SIGTERM)
-    worker.read_until("worker worker-1 ends")
+    worker.read_until("worker worker-1 exits")
     assert worker.process.wait(timeout=60) == 0
 
     of_job = [line for line in worker.lines if "task_id" in line]
     assert {line["task_id"] for line in of_job} == {task_id}
     assert {line["worker"] for line in of_job} == {"worker-1"}
     assert any(line.get("attempt") == 1 for line in of_job)
-    ends = [line for line in worker.lines if line["message"].endswith(" ends")]
+    ends = [line for line in worker.lines if line["message"].endswith(" exits")]
     assert "task_id" not in ends[-1]
     bucket = folder / "spool" / "buckets" / "stylelicense-models"
     (log,) = (bucket / "jobs" / task_id / "logs").glob("*.jsonl")
@@ -175,7 +175,7 @@ def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_p
         assert f"127.0.0.1:{port}" in reasons["Queue"]
         assert "style_trainer_queue_up 0.0" in worker.ask("/metrics")[1]
         worker.process.send_signal(signal.SIGTERM)
-        worker.read_until(" ends")
+        worker.read_until(" exits")
         assert worker.process.wait(timeout=60) == 0
     assert {line["logger"].split(".")[0] for line in worker.lines} <= {
         "__main__",

@@ -140,7 +140,7 @@ def test_a_working_thread_is_not_disturbed_by_the_loss_of_its_delivery(
 # --- What is wrong, and its remedy -------------------------------------------------------
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "password": ({"password": "s3cret-x"}, "refuses user 'guest': check user name and password"),
+    "password": ({"password": "s3cret-x"}, "rejects user 'guest': check user name and password"),
     "vhost": ({"vhost": "nowhere"}, "no virtual host 'nowhere': create it or name another"),
     "port": ({"port": 1}, "the connection was refused: start the broker, or check host and port"),
     "host": ({"host": "nowhere.invalid"}, "name was not found .*: check the host"),
