@@ -16,6 +16,7 @@ from application.ports import (
     PreconditionFailed,
     Unavailable,
 )
+from application.storage_keys import JOBS, MODELS
 from domain.location import Bucket, Location
 
 _RESULTS: dict[type[Exception], str] = {
@@ -36,8 +37,12 @@ class MeteredBlobStore:
         self._clock = clock
 
     def get(self, at: Location, *, max_bytes: int | None = None) -> Blob:
-        """Read, and count the bytes. A read with a limit is of an artist's file: a ``fetch``."""
-        with self._calling("get" if max_bytes is None else "fetch"):
+        """Read, and count the bytes.
+
+        A read of an artist's file counts as ``fetch``, because one wrong task can make it fail.
+        A failing ``get``, of the worker's own files, affects every task.
+        """
+        with self._calling("get" if at.key.startswith((JOBS, MODELS)) else "fetch"):
             blob = self._inner.get(at, max_bytes=max_bytes)
         suppress_errors(lambda: self._metrics.read_bytes.inc(len(blob.data)))
         return blob

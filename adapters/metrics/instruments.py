@@ -119,7 +119,7 @@ class Metrics:
         self.written_bytes = counter("storage_written_bytes", "Bytes written to the store.")
         self.storage_calls = counter(
             "storage_calls",
-            "Calls to the store, by result; fetch: get of an image or caption.",
+            "Calls to the store, by result; fetch: read of an image, caption or initial LoRA.",
             "operation",
             "result",
         )

@@ -98,6 +98,9 @@ def test_a_job_that_succeeds_is_counted_and_timed(metrics: Metrics) -> None:
     assert read is not None
     assert read >= sum(len(f"image {n}") for n in range(10))
     assert (value(metrics, "storage_written_bytes_total") or 0) > len(world.weights())
+    fetched = value(metrics, "storage_calls_total", operation="fetch", result="ok")
+    assert fetched == 10, "the images; the worker's own records are not fetched"
+    assert (value(metrics, "storage_calls_total", operation="get", result="ok") or 0) > 0
 
 
 def test_a_worker_at_rest_shows_no_job(metrics: Metrics) -> None:
@@ -416,7 +419,7 @@ def test_a_failing_store_is_counted_by_its_error_and_raises_it(
 ) -> None:
     blobs = metered(Broken(error), metrics, clock)
     with pytest.raises(type(error)):
-        blobs.get(Location("b", "k"))
+        blobs.get(Location("b", "jobs/7/journal.json"), max_bytes=10)
     assert value(metrics, "storage_calls_total", operation="get", result=result) == 1
     with pytest.raises(type(error)):
         blobs.get(Location("b", "image"), max_bytes=10)
