@@ -87,7 +87,7 @@ def stall_note(history: Sequence[EpochRecord]) -> str | None:
     if any(not record.largest_gradient_norm for record in still):
         causes.append(
             "no gradient reached the style's weights. Check whether images and captions have "
-            "anything to learn from, and whether the weights are attached to this base model"
+            "anything to learn from"
         )
     when = _epochs([record.epoch for record in still])
     return f"The training stalled in {when}: {'. Or '.join(causes)}."

@@ -161,7 +161,9 @@ class Session:
                 for name in self._topology.names
             }
         except exceptions.ChannelClosedByBroker as error:
-            raise Rejected(f"the queue depths cannot be read: {error.reply_text}") from None
+            raise QueueUnavailable(
+                f"the queue depths cannot be read: {error.reply_text}"
+            ) from None
         finally:
             if channel.is_open:
                 channel.close()
