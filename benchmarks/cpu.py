@@ -108,6 +108,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
 
     four = [four_at_once() for _ in range(min(rounds, 3))]
     measured = [(steps_per_second(ours), steps_per_second(plain)) for _ in range(rounds)]
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of steps, without previews
     typical = replace(
         plan,
         images=drawn_images(scratch / "typical", IMAGES, size=320),
@@ -134,7 +135,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
         ],
         "4 styles at once, steps/s of all (median)": round(statistics.median(four), 2),
         "measured losses and scores": cost,
-        "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak memory, MB": peak_memory // 1024,
         "command to first step, s": round(seconds, 2),
         "command to first step, processor s": round(busy, 2),
         **{f"until the end of {name}, s": round(end, 2) for name, end in marks.items()},
