@@ -34,7 +34,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
-def test_each_image_is_described_alike_in_any_batch(
+def test_each_image_gets_the_same_caption_in_any_batch(
     captioner: TransformersCaptioner, images: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = captioner.describe(images, StopSignal())
@@ -44,7 +44,9 @@ def test_each_image_is_described_alike_in_any_batch(
     assert len(set(together)) > 1
 
 
-def test_a_stop_is_heeded(captioner: TransformersCaptioner, images: list[bytes]) -> None:
+def test_a_stop_interrupts_captioning(
+    captioner: TransformersCaptioner, images: list[bytes]
+) -> None:
     stop = StopSignal()
     stop.request(StopReason.SHUTDOWN)
     with pytest.raises(Stopped):

@@ -20,14 +20,14 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
     "host",
     ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.9.9.9", "::1", "[::1]"],
 )
-def test_names_and_addresses_of_this_machine(host: str) -> None:
+def test_names_and_addresses_of_this_machine_are_local(host: str) -> None:
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "10.0.0.1", "local", "localhost.example", "notlocalhost", "", "[]"]
 )
-def test_names_and_addresses_of_other_machines(host: str) -> None:
+def test_names_and_addresses_of_other_machines_are_not_local(host: str) -> None:
     assert not is_loopback(host)
 
 
@@ -49,11 +49,13 @@ def test_names_and_addresses_of_other_machines(host: str) -> None:
         (f"Thu, 01 Jan {'9' * 20} 12:00:00 GMT", None),
     ],
 )
-def test_retry_after_is_read_in_both_forms_and_bounded(header: str, seconds: float | None) -> None:
+def test_retry_after_is_parsed_in_both_formats_and_bounded(
+    header: str, seconds: float | None
+) -> None:
     assert retry_after(header, NOW) == seconds
 
 
-def test_a_date_says_nothing_where_the_servers_own_time_is_unknown() -> None:
+def test_a_retry_after_date_is_ignored_without_the_servers_date() -> None:
     later = format_datetime(NOW + timedelta(seconds=90), usegmt=True)
     assert retry_after(later, http_date("soon")) is None
     assert retry_after(later, http_date(format_datetime(NOW, usegmt=True))) == 90.0

@@ -114,7 +114,7 @@ EVERY_EVENT += OTHERS
 # --- the notifier ------------------------------------------------------------------------
 
 
-def test_outcomes_of_jobs_side_by_side_are_whole_lines_that_name_their_style() -> None:
+def test_outcomes_of_concurrent_jobs_are_whole_lines_that_name_their_style() -> None:
     console, file = pipe()
     notifier, together = ConsoleNotifier(console), threading.Barrier(3, timeout=30)
 
@@ -132,7 +132,7 @@ def test_outcomes_of_jobs_side_by_side_are_whole_lines_that_name_their_style() -
     assert lines == {f"style {n}: GPU_OOM: too small": 100 for n in (1, 2, 3)}
 
 
-def test_a_finished_style_is_one_line_with_its_place() -> None:
+def test_a_finished_style_is_one_line_with_its_path() -> None:
     console, file = pipe()
     ConsoleNotifier(console).completed("task", 7, ARTIFACT, METRIC)
     line = "style 7 is ready: s3://models/models/style_7.safetensors (loss 0.0625)\n"
@@ -147,7 +147,7 @@ def test_a_finished_style_is_shown_beside_the_base_with_its_epoch() -> None:
     assert said in file.getvalue()
 
 
-def test_the_place_is_named_as_the_caller_names_it() -> None:
+def test_the_path_is_printed_as_the_caller_gave_it() -> None:
     console, file = pipe()
     notifier = ConsoleNotifier(console, where=lambda location: f"my  [out]/{location.key}")
     notifier.completed("task", 7, ARTIFACT, METRIC)
@@ -181,7 +181,7 @@ def shown(*events: Event) -> list[str]:
     return file.getvalue().splitlines()
 
 
-def test_a_pipe_gets_one_line_for_a_tenth_of_the_way() -> None:
+def test_a_pipe_gets_one_line_per_tenth_of_the_run() -> None:
     lines = shown(started(), began(), *(made(step) for step in range(1, 501)), SAVED, FINISHED)
     assert lines[0] == "training on 10 images for 50 epochs"
     assert lines[1] == "epoch 1/50 (2 %), loss 0.1250, 4.0 steps/s, 0:02:03 left"
@@ -194,7 +194,7 @@ def test_a_short_run_gets_a_line_for_each_epoch() -> None:
     assert len(shown(began(epochs=3), *steps)) == 1 + 3
 
 
-def test_a_measured_loss_stands_beside_the_bases() -> None:
+def test_a_measured_loss_is_shown_next_to_the_base_models() -> None:
     event = made(100)
     progress = replace(event.progress, measured_loss=0.5, base_loss=0.75)
     line = shown(began(), replace(event, progress=progress))[-1]
@@ -208,13 +208,13 @@ def test_a_second_try_is_announced_with_its_learning_rate() -> None:
     assert lines[3:] == lines[:2]
 
 
-def test_a_resumed_run_says_from_where() -> None:
+def test_a_resumed_run_names_its_starting_step() -> None:
     lines = shown(started(CHECKPOINT), began(), made(201), made(210))
     assert lines[0] == "resuming from epoch 20"
     assert lines[2].startswith("epoch 21/50 (42 %)")
 
 
-def test_a_run_that_goes_back_does_not_repeat_its_lines() -> None:
+def test_a_run_that_rolls_back_does_not_repeat_its_lines() -> None:
     assert len(shown(began(), made(100), made(50), made(100))) == 2
 
 
@@ -223,11 +223,11 @@ def test_a_second_run_is_shown_like_the_first() -> None:
     assert shown(*once, *once) == shown(*once) * 2
 
 
-def test_one_image_and_one_epoch_are_not_called_many() -> None:
+def test_one_image_and_one_epoch_are_singular() -> None:
     assert shown(began(images=1, epochs=1)) == ["training on 1 image for 1 epoch"]
 
 
-def test_a_slow_step_has_a_speed_all_the_same() -> None:
+def test_a_slow_step_has_a_speed_too() -> None:
     event = made(10)
     slow = replace(event, progress=replace(event.progress, steps_per_second=0.05))
     assert "0.050 steps/s, 2:43:20 left" in shown(began(), slow)[-1]
@@ -242,7 +242,7 @@ def plain(output: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
 
 
-def test_a_terminal_gets_a_bar_that_ends_where_the_run_does() -> None:
+def test_a_terminal_gets_a_progress_bar_that_ends_with_the_run() -> None:
     console, file = terminal()
     with ProgressDisplay(console) as display:
         for event in [began(), *(made(step) for step in range(1, 501)), FINISHED, STORED, TOLD]:
@@ -255,7 +255,7 @@ def test_a_terminal_gets_a_bar_that_ends_where_the_run_does() -> None:
     assert output.count(CURSOR_HIDDEN) == output.count(CURSOR_SHOWN) == 1
 
 
-def test_after_the_last_step_the_bar_names_what_it_waits_for() -> None:
+def test_after_the_last_step_the_bar_names_the_current_phase() -> None:
     console, file = terminal()
     with ProgressDisplay(console) as display:
         for event in (began(), made(500)):
@@ -264,7 +264,7 @@ def test_after_the_last_step_the_bar_names_what_it_waits_for() -> None:
     assert plain(file.getvalue()).rstrip().endswith("storing the last checkpoint")
 
 
-def test_a_resumed_runs_bar_begins_where_the_run_is() -> None:
+def test_a_resumed_runs_bar_starts_at_the_resumed_step() -> None:
     console, file = terminal()
     with ProgressDisplay(console) as display:
         display(started(CHECKPOINT))
@@ -272,7 +272,7 @@ def test_a_resumed_runs_bar_begins_where_the_run_is() -> None:
     assert plain(file.getvalue()).rstrip().splitlines()[-1].startswith("epoch 20/50 ")
 
 
-def test_an_interrupt_says_what_it_does_and_a_second_one_what_is_lost() -> None:
+def test_an_interrupt_explains_its_effect_and_that_of_a_second_one() -> None:
     console, file = pipe()
     with ProgressDisplay(console) as display:
         display(began())
@@ -283,7 +283,7 @@ def test_an_interrupt_says_what_it_does_and_a_second_one_what_is_lost() -> None:
     assert "saving a checkpoint" in file.getvalue()
 
 
-def test_a_bar_is_as_long_as_the_way_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_length_of_the_bar_is_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")  # with colours the rest is drawn, too, in another one
     console, file = terminal()
     with ProgressDisplay(console) as display:
@@ -292,13 +292,13 @@ def test_a_bar_is_as_long_as_the_way_that_is_done(monkeypatch: pytest.MonkeyPatc
     assert plain(file.getvalue()).rstrip().splitlines()[-1].count("━") == 10
 
 
-def test_what_has_no_colour_of_its_own_gets_none() -> None:
+def test_uncoloured_text_stays_uncoloured() -> None:
     console, file = terminal()
     say(console, "3 images in /a/path: 'quoted', True")
     assert "\x1b" not in file.getvalue()
 
 
-def test_steps_are_not_drawn_one_by_one() -> None:
+def test_the_bar_is_not_redrawn_at_every_step() -> None:
     console, file = terminal()
     with ProgressDisplay(console) as display:
         display(began(epochs=10_000))
@@ -318,7 +318,7 @@ def test_every_end_of_the_training_stops_the_bar(end: Event) -> None:
     assert CURSOR_SHOWN in file.getvalue()
 
 
-def test_an_error_leaves_the_terminal_in_order() -> None:
+def test_an_error_restores_the_terminal() -> None:
     console, file = terminal()
 
     def interrupted() -> None:
@@ -331,7 +331,7 @@ def test_an_error_leaves_the_terminal_in_order() -> None:
     assert CURSOR_SHOWN in file.getvalue()
 
 
-def test_a_run_that_starts_anew_has_one_bar_at_a_time() -> None:
+def test_a_restarted_run_has_one_bar_at_a_time() -> None:
     console, file = terminal()
     with ProgressDisplay(console) as display:
         display(began())
@@ -339,7 +339,7 @@ def test_a_run_that_starts_anew_has_one_bar_at_a_time() -> None:
     assert file.getvalue().count(CURSOR_HIDDEN) == file.getvalue().count(CURSOR_SHOWN) == 2
 
 
-def test_the_wish_for_no_colour_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     def colours() -> list[str]:
         console, file = terminal()
         ConsoleNotifier(console).failed("task", 7, FAILURE)
@@ -351,7 +351,7 @@ def test_the_wish_for_no_colour_is_heeded(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("output", [pipe, terminal])
-def test_no_event_is_an_error_to_a_display_without_a_run(
+def test_events_outside_a_run_are_accepted(
     output: Callable[[], tuple[Console, StringIO]],
 ) -> None:
     for event in EVERY_EVENT:
@@ -385,7 +385,7 @@ def test_every_event_is_one_line_with_its_job(caplog: pytest.LogCaptureFixture) 
         (AnnouncementBegun(task_id=TASK, style_id=7, call=2), logging.WARNING, "number 2"),
     ],
 )
-def test_the_log_has_level_and_words_by_what_happened(
+def test_log_level_and_message_follow_the_event(
     event: Event, level: int, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):

@@ -24,7 +24,7 @@ DETAILS = "\nCUDA kernel errors might be asynchronously reported at some other A
         RuntimeError("Triton Error [CUDA]: unspecified launch failure"),
     ],
 )
-def test_the_device_is_lost(error: Exception) -> None:
+def test_lost_device_errors_are_recognised(error: Exception) -> None:
     assert is_broken_device(error)
     assert not is_out_of_memory(error)
 
@@ -39,7 +39,7 @@ def test_the_device_is_lost(error: Exception) -> None:
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )
-def test_the_device_is_full(error: Exception) -> None:
+def test_out_of_memory_errors_are_recognised(error: Exception) -> None:
     assert is_out_of_memory(error)
     assert not is_broken_device(error)
 
@@ -47,6 +47,6 @@ def test_the_device_is_full(error: Exception) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("shapes cannot be multiplied"), ValueError(ILLEGAL), MemoryError()]
 )
-def test_the_program_has_a_defect(error: Exception) -> None:
+def test_other_errors_are_defects(error: Exception) -> None:
     assert not is_out_of_memory(error)
     assert not is_broken_device(error)

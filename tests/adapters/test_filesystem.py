@@ -67,7 +67,9 @@ def die_before_replacing(root: Path) -> None:
     FileBlobStore({"out": root}).put(AT, b"never whole")
 
 
-def test_processes_lose_no_increment_of_a_counter(root: Path, blobs: FileBlobStore) -> None:
+def test_concurrent_processes_lose_no_increment_of_a_counter(
+    root: Path, blobs: FileBlobStore
+) -> None:
     blobs.put(COUNTER, b"0")
     workers = [processes.Process(target=increment, args=(root,)) for _ in range(2)]
     for worker in workers:
@@ -79,7 +81,7 @@ def test_processes_lose_no_increment_of_a_counter(root: Path, blobs: FileBlobSto
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_a_writer_killed_before_the_end_leaves_what_was_there_and_no_lock(
+def test_a_killed_writer_leaves_the_old_blob_and_no_lock(
     root: Path, blobs: FileBlobStore, before: bytes | None
 ) -> None:
     if before is not None:
@@ -123,7 +125,7 @@ def test_a_read_only_bucket_is_not_touched_at_all(tmp_path: Path) -> None:
     assert (images / "a.png").read_bytes() == b"1"
 
 
-def test_links_in_somebodys_own_folder_are_followed(tmp_path: Path) -> None:
+def test_links_in_a_users_own_folder_are_followed(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     (tmp_path / "elsewhere.png").write_bytes(b"1")
@@ -132,7 +134,7 @@ def test_links_in_somebodys_own_folder_are_followed(tmp_path: Path) -> None:
     assert blobs.get(Location("images", "a.png")).data == b"1"
 
 
-def test_a_folder_that_is_not_there_is_an_empty_bucket(root: Path, blobs: FileBlobStore) -> None:
+def test_a_missing_folder_is_an_empty_bucket(root: Path, blobs: FileBlobStore) -> None:
     with pytest.raises(BlobMissing):
         blobs.get(AT)
     assert blobs.list(Bucket("out"), "") == []
@@ -187,7 +189,7 @@ def test_a_bucket_may_itself_be_a_link(tmp_path: Path, root: Path) -> None:
     assert blobs.get(AT).data == b"1"
 
 
-def test_our_own_folder_holds_no_blobs(blobs: FileBlobStore) -> None:
+def test_the_internal_folder_holds_no_blobs(blobs: FileBlobStore) -> None:
     blobs.put(AT, b"1")
     own = Location("out", f"{OURS}/lock")
     with pytest.raises(BlobDenied, match=OURS):
@@ -247,7 +249,7 @@ def test_a_read_that_fails_names_the_file_and_the_cause(
 @pytest.mark.parametrize(
     ("code", "expected"), [(errno.EACCES, BlobDenied), (errno.EIO, BlobUnavailable)]
 )
-def test_what_cannot_be_deleted_or_listed_is_told(
+def test_failures_to_delete_or_list_are_raised(
     blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch, code: int, expected: type[Exception]
 ) -> None:
     blobs.put(AT, b"1")
@@ -263,7 +265,7 @@ def test_what_cannot_be_deleted_or_listed_is_told(
         blobs.list(Bucket("out"), "")
 
 
-def test_what_was_written_or_deleted_is_so_after_a_power_cut(
+def test_writes_and_deletions_are_synced_to_disk(
     root: Path, blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[tuple[str, bytes]] = []
@@ -287,7 +289,7 @@ def test_what_was_written_or_deleted_is_so_after_a_power_cut(
     assert len(os.listdir("/proc/self/fd")) == opened
 
 
-def test_a_blob_cannot_stand_where_a_folder_is_nor_below_a_blob(blobs: FileBlobStore) -> None:
+def test_a_blob_cannot_replace_a_folder_or_lie_below_a_blob(blobs: FileBlobStore) -> None:
     blobs.put(AT, b"1")
     for key in ("models", f"{AT.key}/below", f"{AT.key}/far/below"):
         for condition in (None, IfAbsent()):
@@ -299,7 +301,7 @@ def test_a_blob_cannot_stand_where_a_folder_is_nor_below_a_blob(blobs: FileBlobS
 @pytest.mark.parametrize(
     ("name", "answer"), [("x" * 300, BlobMissing), ("lone \udcff\ud800 surrogate", BlobDenied)]
 )
-def test_a_name_that_no_file_can_have_is_refused(
+def test_an_invalid_file_name_is_refused(
     blobs: FileBlobStore, name: str, answer: type[Exception]
 ) -> None:
     blobs.put(AT, b"1")
@@ -310,7 +312,7 @@ def test_a_name_that_no_file_can_have_is_refused(
         blobs.put(at, b"1")
 
 
-def test_files_put_there_by_hand_are_blobs_unless_no_key_could_name_them(
+def test_files_put_there_by_hand_are_blobs_if_a_key_can_name_them(
     root: Path, blobs: FileBlobStore
 ) -> None:
     root.mkdir()
@@ -332,7 +334,7 @@ def test_a_huge_file_is_refused_unread(root: Path, blobs: FileBlobStore) -> None
         blobs.get(Location("out", "huge.png"), max_bytes=1000)
 
 
-def test_the_last_blob_of_a_folder_takes_the_folder_with_it(
+def test_deleting_the_last_blob_of_a_folder_removes_the_folder(
     root: Path, blobs: FileBlobStore
 ) -> None:
     blobs.put(Location("out", "jobs/1/lease.json"), b"1")

@@ -54,7 +54,7 @@ def test_a_pipe_gets_json_and_a_terminal_gets_text() -> None:
     assert "second" in terminal.getvalue()
 
 
-def test_the_form_can_be_chosen() -> None:
+def test_the_log_format_can_be_chosen() -> None:
     pipe, terminal = io.StringIO(), Terminal()
     start_logging(level="INFO", form="text", stream=pipe)
     logging.getLogger("x").info("first")
@@ -64,7 +64,7 @@ def test_the_form_can_be_chosen() -> None:
     assert json.loads(terminal.getvalue())["message"] == "second"
 
 
-def test_no_color_leaves_the_colours_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_disables_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()
     start_logging(level="INFO", stream=terminal)
@@ -72,7 +72,7 @@ def test_no_color_leaves_the_colours_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "ERROR   hot" in terminal.getvalue()
 
 
-def test_secrets_and_chatter_stay_out() -> None:
+def test_secrets_and_library_debug_lines_are_not_logged() -> None:
     pipe = io.StringIO()
     start_logging(level="DEBUG", secrets=[TOKEN], stream=pipe)
     logging.getLogger("x").info("with %s", TOKEN)
@@ -86,7 +86,7 @@ def test_secrets_and_chatter_stay_out() -> None:
     assert len(pipe.getvalue().splitlines()) == 2
 
 
-def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
+def test_the_log_of_a_job_has_the_same_lines_and_is_stored() -> None:
     pipe, blobs = io.StringIO(), MemoryBlobStore()
     logs = start_logging(level="INFO", secrets=[TOKEN], stream=pipe)
     logs.context.worker = "worker-1"
@@ -103,7 +103,7 @@ def test_the_log_of_a_job_has_the_same_lines_and_lies_in_the_store() -> None:
     assert (line["worker"], line["task_id"], line["attempt"]) == ("worker-1", TASK_ID, 1)
 
 
-def test_what_nobody_catches_is_logged_from_the_process_and_from_threads() -> None:
+def test_uncaught_exceptions_of_process_and_threads_are_logged() -> None:
     code = (
         "import threading\n"
         "from adapters.logs.setup import log_uncaught_exceptions, start_logging\n"
@@ -124,7 +124,7 @@ def test_what_nobody_catches_is_logged_from_the_process_and_from_threads() -> No
     assert TOKEN not in done.stderr
 
 
-def test_a_line_of_the_hubs_client_is_said_once_and_in_our_form() -> None:
+def test_a_line_of_the_hub_client_is_logged_once_in_our_format() -> None:
     done = subprocess.run(
         [
             sys.executable,

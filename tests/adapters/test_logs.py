@@ -120,7 +120,7 @@ def test_lines_from_pools_and_timers_carry_the_job(
     assert {(line["task_id"], line["attempt"]) for line in [*fetches, last]} == {(TASK_ID, 3)}
 
 
-def test_lines_of_jobs_side_by_side_name_each_its_own(
+def test_lines_of_concurrent_jobs_name_their_own_job(
     context: LogContext, collector: Collector
 ) -> None:
     together = threading.Barrier(2, timeout=30)
@@ -160,7 +160,9 @@ def test_lines_of_jobs_side_by_side_name_each_its_own(
     }
 
 
-def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: Collector) -> None:
+def test_every_line_of_the_use_case_carries_the_job(
+    context: LogContext, collector: Collector
+) -> None:
 
     world, task = World(), a_task(images=12)
     world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe not text")
@@ -186,7 +188,7 @@ def test_a_whole_run_of_the_use_case_is_marked(context: LogContext, collector: C
         f"{{'Authorization': 'Bearer {TOKEN}'}}",
     ],
 )
-def test_a_secret_is_hidden_in_every_form(form: str) -> None:
+def test_a_secret_is_redacted_in_every_encoding(form: str) -> None:
     hidden = Redactor([TOKEN])(f"before {form} after")
     assert "oken" not in hidden, hidden
     assert REDACTED in hidden
@@ -198,7 +200,7 @@ def test_a_secret_is_hidden_in_every_form(form: str) -> None:
     "form",
     [quote, quote_plus, json.dumps, lambda text: json.dumps(text, ensure_ascii=False), ascii],
 )
-def test_a_secret_with_spaces_and_letters_beyond_ascii_is_hidden_in_every_form(
+def test_a_secret_with_spaces_and_non_ascii_letters_is_redacted_in_every_encoding(
     form: Callable[[str], str],
 ) -> None:
     assert REDACTED in Redactor(["grüner Käse\n"])(form("grüner Käse\n"))
@@ -221,9 +223,7 @@ def test_a_secret_with_spaces_and_letters_beyond_ascii_is_hidden_in_every_form(
         ("{'authorization': 'basic dXNlcjpwYXNz'}", "'basic ", "dXNlcjpwYXNz"),
     ],
 )
-def test_what_looks_like_a_secret_is_hidden_though_nobody_named_it(
-    text: str, kept: str, gone: str
-) -> None:
+def test_text_that_looks_like_a_secret_is_redacted(text: str, kept: str, gone: str) -> None:
     hidden = Redactor()(text)
     assert kept in hidden
     assert gone not in hidden
@@ -232,7 +232,7 @@ def test_what_looks_like_a_secret_is_hidden_though_nobody_named_it(
 @pytest.mark.parametrize(
     "text", ["s3://bucket/key with spaces@2x.png", "https://host/path", "user@host", "basic facts"]
 )
-def test_what_is_no_secret_is_left_alone(text: str) -> None:
+def test_other_text_is_not_redacted(text: str) -> None:
     assert Redactor([None, ""])(text) == text
 
 
@@ -243,12 +243,12 @@ def test_every_text_in_a_structure_is_redacted() -> None:
     assert found == {f"of {REDACTED}": [[REDACTED, 3], {"x": f"\ufffd {REDACTED}"}, None]}
 
 
-def test_a_short_secret_leaves_the_words_around_it() -> None:
+def test_redacting_a_short_secret_keeps_the_words_around_it() -> None:
     assert Redactor(["able"])("table able unable") == f"table {REDACTED} unable"
     assert Redactor(["not so short"])("xnot so shortx") == f"x{REDACTED}x"
 
 
-def test_of_two_secrets_the_longer_is_hidden_whole() -> None:
+def test_the_longer_of_two_overlapping_secrets_is_redacted_whole() -> None:
     assert Redactor(["password", "password-2"])("password-2") == REDACTED
 
 
@@ -269,7 +269,7 @@ def record_of(message: str, *args: object, level: int = logging.INFO) -> logging
     return logging.LogRecord("app", level, __file__, 1, message, args, None)
 
 
-def test_a_line_for_a_program_is_one_object_with_its_time_in_utc() -> None:
+def test_a_json_line_is_one_object_with_its_time_in_utc() -> None:
     line = JsonFormatter(Redactor()).format(record_of("two\nlines with “quotes”"))
     assert "\n" not in line
     found = json.loads(line)
@@ -280,12 +280,12 @@ def test_a_line_for_a_program_is_one_object_with_its_time_in_utc() -> None:
 
 
 @pytest.mark.parametrize("message", ["%d %d", "%(name)s %(other)s", "%z"])
-def test_arguments_that_do_not_fit_lose_no_line(message: str) -> None:
+def test_wrong_format_arguments_lose_no_line(message: str) -> None:
     found = json.loads(JsonFormatter(Redactor()).format(record_of(message, {"name": 1})))
     assert found["message"] == f"{message} {{'name': 1}}"
 
 
-def test_a_stack_that_is_asked_for_is_there_without_secrets() -> None:
+def test_a_requested_stack_trace_is_redacted() -> None:
     record = record_of("here")
     record.stack_info = f"Stack:\n  call({TOKEN!r})"
     shown = TextFormatter(Redactor([TOKEN])).format(record)
@@ -294,7 +294,7 @@ def test_a_stack_that_is_asked_for_is_there_without_secrets() -> None:
     assert found["stack"] == f"Stack:\n  call('{REDACTED}')"
 
 
-def test_a_line_for_a_person_has_the_time_of_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_line_has_local_time(monkeypatch: pytest.MonkeyPatch) -> None:
     record = record_of("a\tb")
     record.created = 0.0
     monkeypatch.setenv("TZ", "UTC-5:30")
@@ -306,11 +306,11 @@ def test_a_line_for_a_person_has_the_time_of_the_place(monkeypatch: pytest.Monke
         time.tzset()
 
 
-def test_an_empty_message_is_a_line() -> None:
+def test_an_empty_message_is_logged() -> None:
     assert TextFormatter(Redactor()).format(record_of("")).endswith(" INFO    ")
 
 
-def test_a_line_for_a_person_names_the_job_once(context: LogContext) -> None:
+def test_a_text_line_names_the_job_once(context: LogContext) -> None:
     context(received(a_task()))
     formatter = TextFormatter(Redactor())
     plain, named = record_of("fetching"), record_of(f"task {TASK_ID} starts")
@@ -320,13 +320,13 @@ def test_a_line_for_a_person_names_the_job_once(context: LogContext) -> None:
     assert formatter.format(named).endswith(f"INFO    task {TASK_ID} starts")
 
 
-def test_colour_is_there_only_where_it_is_wanted() -> None:
+def test_colour_is_used_only_where_enabled() -> None:
     record = record_of("hot", level=logging.ERROR)
     assert "\x1b[31mERROR" in TextFormatter(Redactor(), colour=True).format(record)
     assert "\x1b" not in TextFormatter(Redactor()).format(record)
 
 
-def test_a_name_from_outside_cannot_command_the_terminal_or_forge_a_line() -> None:
+def test_a_hostile_name_cannot_inject_terminal_codes_or_log_lines() -> None:
     shown = TextFormatter(Redactor()).format(record_of("%s", "\x1b[2Jx\n12:00:00 INFO forged"))
     assert "\x1b" not in shown
     assert shown.splitlines()[1].startswith("    ")
@@ -355,7 +355,7 @@ def line_of(task_id: str | None, message: str, *args: object) -> logging.LogReco
 STARTED = JobStarted(task_id=TASK_ID, style_id=7, attempt=1, resumed_from=None)
 
 
-def test_a_job_leaves_its_log_beside_its_files() -> None:
+def test_the_log_of_a_job_is_stored_with_its_files() -> None:
     blobs = MemoryBlobStore()
     handler, context = job_log(blobs), LogContext("host/1")
     handler.addFilter(context)
@@ -373,7 +373,7 @@ def test_a_job_leaves_its_log_beside_its_files() -> None:
     assert json.loads(line)["attempt"] == 1
 
 
-def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
+def test_a_run_without_events_stores_no_log() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs)
     handler(received(a_task()))
@@ -384,7 +384,7 @@ def test_a_run_in_which_nothing_happened_leaves_no_log() -> None:
     assert not blobs.blobs
 
 
-def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
+def test_a_long_log_is_cut_in_the_middle() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs, max_bytes=10_000)
     handler(received(a_task()))
@@ -403,7 +403,7 @@ def test_a_long_log_keeps_its_beginning_and_its_end_within_its_size() -> None:
     assert 4_000 < len(data) < 10_200
 
 
-def test_a_last_line_is_kept_however_long_it_is() -> None:
+def test_the_last_line_is_kept_whatever_its_length() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs, max_bytes=1000)
     handler(received(a_task()))
@@ -414,7 +414,7 @@ def test_a_last_line_is_kept_however_long_it_is() -> None:
     assert json.loads(data)["message"] == "x" * 5000
 
 
-def test_a_job_without_a_line_leaves_no_log() -> None:
+def test_a_job_without_log_lines_stores_no_log() -> None:
     blobs = MemoryBlobStore()
     handler = job_log(blobs)
     handler(received(a_task()))
@@ -423,7 +423,7 @@ def test_a_job_without_a_line_leaves_no_log() -> None:
     assert not blobs.blobs
 
 
-def test_a_line_that_cannot_be_shown_or_stored_as_it_is_costs_nobody_more(
+def test_a_line_that_cannot_be_encoded_loses_no_other_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Broken(logging.Formatter):
@@ -446,7 +446,7 @@ def test_a_line_that_cannot_be_shown_or_stored_as_it_is_costs_nobody_more(
     assert "no form for it" in capsys.readouterr().err
 
 
-def test_a_store_that_is_away_costs_the_log_and_not_the_job(
+def test_an_unavailable_store_loses_the_log_and_not_the_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Away(MemoryBlobStore):
@@ -461,7 +461,7 @@ def test_a_store_that_is_away_costs_the_log_and_not_the_job(
     assert "was not stored: gone" in caplog.text
 
 
-def test_jobs_side_by_side_leave_each_its_own_log(collector: Collector) -> None:
+def test_concurrent_jobs_store_separate_logs(collector: Collector) -> None:
     blobs, context = MemoryBlobStore(), LogContext("host/1")
     handler = job_log(blobs)
     handler.addFilter(context)
@@ -498,7 +498,7 @@ def test_jobs_side_by_side_leave_each_its_own_log(collector: Collector) -> None:
     }
 
 
-def test_two_runs_of_a_job_leave_two_logs() -> None:
+def test_two_runs_of_a_job_store_two_logs() -> None:
     blobs, clock = MemoryBlobStore(), ManualClock()
     handler = JobLog(put_log(blobs), clock, "w")
     handler.setFormatter(JsonFormatter(Redactor()))

@@ -11,7 +11,7 @@ from domain.parameters import TrainingParameters
 from domain.training_plan import TrainingPlan
 
 
-def test_the_manual_clock_stands_still_and_jumps_on_the_wall_alone() -> None:
+def test_the_manual_clock_stands_still_and_jumps_in_wall_time_only() -> None:
     clock = ManualClock(datetime(2026, 3, 1, tzinfo=UTC))
     clock.sleep(10.0)
     clock.jump(-3600.0)
@@ -19,7 +19,7 @@ def test_the_manual_clock_stands_still_and_jumps_on_the_wall_alone() -> None:
     assert clock.monotonic() == 10.0
 
 
-def test_actions_are_called_at_their_time_in_the_order_in_which_they_fall_due() -> None:
+def test_actions_are_called_in_the_order_of_their_due_times() -> None:
     clock = ManualClock()
     calls: list[tuple[str, float]] = []
     with (
@@ -31,7 +31,7 @@ def test_actions_are_called_at_their_time_in_the_order_in_which_they_fall_due() 
     assert clock.monotonic() == 6.5
 
 
-def test_an_action_that_sleeps_lets_the_others_run_but_not_itself() -> None:
+def test_an_action_that_sleeps_blocks_only_itself() -> None:
     clock = ManualClock()
     calls: list[str] = []
 
@@ -46,7 +46,7 @@ def test_an_action_that_sleeps_lets_the_others_run_but_not_itself() -> None:
     assert clock.monotonic() == 4.5
 
 
-def test_the_memory_queue_shows_what_waits_what_is_held_and_what_is_dead() -> None:
+def test_the_memory_queue_lists_waiting_unacknowledged_and_dead_messages() -> None:
     clock = ManualClock()
     queue = MemoryQueue(clock)
     for body in (b"1", b"2", b"3"):
@@ -61,7 +61,7 @@ def test_the_memory_queue_shows_what_waits_what_is_held_and_what_is_dead() -> No
     assert (queue.waiting, queue.unsettled) == ([b"3", b"1"], [])
 
 
-def test_an_idle_receive_waits_for_what_comes_within_its_timeout() -> None:
+def test_an_idle_receive_waits_for_messages_until_its_timeout() -> None:
     clock = ManualClock()
     queue = MemoryQueue(clock)
     with clock.every(3.0, lambda: queue.publish(b"1")):
@@ -70,7 +70,7 @@ def test_an_idle_receive_waits_for_what_comes_within_its_timeout() -> None:
     assert clock.monotonic() == 4.0
 
 
-def test_a_step_of_the_memory_trainer_takes_its_time_on_the_clock() -> None:
+def test_a_step_of_the_memory_trainer_advances_the_clock() -> None:
     clock = ManualClock()
     trainer = MemoryTrainer(clock, step_seconds=0.5)
     facts = MemoryInspector().inspect(b"1", 512, StopSignal()).facts

@@ -103,7 +103,7 @@ def test_a_job_that_succeeds_is_counted_and_timed(metrics: Metrics) -> None:
     assert (value(metrics, "storage_calls_total", operation="get", result="ok") or 0) > 0
 
 
-def test_a_worker_at_rest_shows_no_job(metrics: Metrics) -> None:
+def test_an_idle_worker_shows_no_job(metrics: Metrics) -> None:
     run_a_job(metrics, World())
     assert value(metrics, "phase", slot="0", phase="idle") == 1
     assert value(metrics, "phase", slot="0", phase="training") == 0
@@ -112,7 +112,7 @@ def test_a_worker_at_rest_shows_no_job(metrics: Metrics) -> None:
     assert value(metrics, "active_jobs") == 0
 
 
-def test_an_interrupted_job_is_resumed_in_the_count_of_attempts(metrics: Metrics) -> None:
+def test_an_interrupted_job_counts_as_a_resumed_attempt(metrics: Metrics) -> None:
     world, stop = World(), StopSignal()
     with world.clock.every(30.0, lambda: stop.request(StopReason.SHUTDOWN)):
         assert run_a_job(metrics, world, stop) == Requeue()
@@ -173,7 +173,7 @@ def begin(listener: JobMetrics, style_id: int, *, epochs: int) -> TrainingTask:
     return task
 
 
-def test_a_job_shows_from_the_moment_it_is_taken_up(metrics: Metrics, clock: ManualClock) -> None:
+def test_a_job_is_shown_as_soon_as_it_starts(metrics: Metrics, clock: ManualClock) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
     begin(listener, 1, epochs=10)
     task = replace(a_task(), task_id="task-2", style_id=2)
@@ -187,7 +187,7 @@ def test_a_job_shows_from_the_moment_it_is_taken_up(metrics: Metrics, clock: Man
     assert value(metrics, "job_failures") == 2
 
 
-def test_each_job_in_hand_has_a_seat_of_its_own(metrics: Metrics, clock: ManualClock) -> None:
+def test_each_active_job_has_its_own_slot(metrics: Metrics, clock: ManualClock) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
     first = begin(listener, 1, epochs=10)
     second = begin(listener, 2, epochs=20)
@@ -211,7 +211,7 @@ def test_each_job_in_hand_has_a_seat_of_its_own(metrics: Metrics, clock: ManualC
     assert value(metrics, "phase_duration_seconds_sum", phase="training") == 3 + 7
 
 
-def test_a_job_that_is_gone_does_not_look_alive(metrics: Metrics, clock: ManualClock) -> None:
+def test_a_finished_job_is_not_shown_as_active(metrics: Metrics, clock: ManualClock) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
     tasks = [begin(listener, style_id, epochs=10) for style_id in (1, 2, 3)]
     assert slots(metrics) == {"0", "1", "2"}
@@ -231,7 +231,7 @@ def test_a_job_that_is_gone_does_not_look_alive(metrics: Metrics, clock: ManualC
     assert value(metrics, "active_jobs") == 1
 
 
-def test_a_lease_is_seen_while_its_job_is_in_hand(metrics: Metrics, clock: ManualClock) -> None:
+def test_a_lease_is_shown_while_its_job_is_active(metrics: Metrics, clock: ManualClock) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
     tasks = [begin(listener, style_id, epochs=10) for style_id in (1, 2)]
 
@@ -250,9 +250,7 @@ def test_a_lease_is_seen_while_its_job_is_in_hand(metrics: Metrics, clock: Manua
     assert slots(metrics, "lease_last_write_timestamp_seconds") == {"1"}
 
 
-def test_a_message_that_is_only_looked_at_shows_no_second_job(
-    metrics: Metrics, clock: ManualClock
-) -> None:
+def test_a_duplicate_message_shows_no_second_job(metrics: Metrics, clock: ManualClock) -> None:
     listener = JobMetrics(metrics, clock.monotonic)
     task = begin(listener, 1, epochs=10)
     again = RetryLater(20, "this worker is processing another delivery of the task")
@@ -266,7 +264,7 @@ def test_a_message_that_is_only_looked_at_shows_no_second_job(
     assert value(metrics, "runs_total", settlement="retry_later") == 2
 
 
-def test_jobs_of_threads_side_by_side_add_up(metrics: Metrics) -> None:
+def test_jobs_of_concurrent_threads_add_up(metrics: Metrics) -> None:
     listener = JobMetrics(metrics, lambda: 0.0)
     together = threading.Barrier(4, timeout=30)
 
@@ -367,7 +365,7 @@ AT = Location("b", "k")
         ("notifier", "failed", (7, Failure(FailureCode.GPU_OOM, "small"), "key"), {}),
     ],
 )
-def test_a_measured_port_gets_every_call_as_it_was_made_and_its_answer_comes_back(
+def test_a_measured_port_passes_calls_and_results_through(
     port: str,
     call: str,
     arguments: tuple[Any, ...],
@@ -387,7 +385,7 @@ def test_a_measured_port_gets_every_call_as_it_was_made_and_its_answer_comes_bac
     assert answer is (asked.return_value if call in {"get", "put", "list"} else None)
 
 
-def test_a_call_is_timed_by_what_passes_meanwhile(metrics: Metrics, clock: ManualClock) -> None:
+def test_a_call_is_timed_by_the_clock(metrics: Metrics, clock: ManualClock) -> None:
     clock.advance(100)
     inner = MagicMock()
     inner.delete.side_effect = lambda _: clock.advance(3)
@@ -399,7 +397,7 @@ def test_a_call_is_timed_by_what_passes_meanwhile(metrics: Metrics, clock: Manua
     assert value(metrics, "webhook_duration_seconds_sum", call="failed") == 2
 
 
-def test_a_broker_that_is_away_is_counted_and_still_an_error(metrics: Metrics) -> None:
+def test_an_unavailable_broker_is_counted_and_still_an_error(metrics: Metrics) -> None:
     queue = MeteredQueue(Broken(QueueUnavailable("gone")), metrics)
     with pytest.raises(QueueUnavailable):
         queue.receive(1.0)
@@ -428,9 +426,7 @@ def test_a_failing_store_is_counted_by_its_error_and_raises_it(
     assert value(metrics, "storage_read_bytes_total") == 0
 
 
-def test_a_lease_that_somebody_else_took_is_counted_apart(
-    metrics: Metrics, clock: ManualClock
-) -> None:
+def test_a_lost_lease_is_counted_separately(metrics: Metrics, clock: ManualClock) -> None:
     world, listener = World(), JobMetrics(metrics, clock.monotonic)
     mine, theirs = (world.store(worker=name, events=listener).lease("x") for name in "ab")
     mine.acquire(StopSignal())
@@ -445,7 +441,7 @@ def test_a_lease_that_somebody_else_took_is_counted_apart(
     ("error", "result"),
     [(NotifierUnavailable("503"), "unavailable"), (NotifierRefused("404"), "refused")],
 )
-def test_a_failing_backend_is_counted_by_its_answer(
+def test_a_failing_backend_is_counted_by_its_response(
     error: Exception, result: str, metrics: Metrics, clock: ManualClock
 ) -> None:
     notifier = MeteredNotifier(Broken(error), metrics, clock.monotonic)
@@ -474,7 +470,7 @@ def test_depths_are_gauges_while_they_can_be_counted(metrics: Metrics, clock: Ma
     assert gauges.age == 7
 
 
-def test_a_broker_that_is_away_leaves_no_old_depths(
+def test_an_unavailable_broker_leaves_no_stale_depths(
     metrics: Metrics,
     clock: ManualClock,
     caplog: pytest.LogCaptureFixture,
@@ -494,7 +490,7 @@ def test_a_broker_that_is_away_leaves_no_old_depths(
     assert b"style_trainer_queue_messages{" not in generate_latest(metrics.registry)
 
 
-def test_cards_are_read_when_the_metrics_are(metrics: Metrics) -> None:
+def test_gpus_are_read_when_the_metrics_are_scraped(metrics: Metrics) -> None:
     cards = [GpuReading(index=0, name="NVIDIA H100", memory_used=5, utilization=0.5)]
     GpuCollector(lambda: cards, metrics.registry)
     labels = {"gpu": "0", "model": "NVIDIA H100"}
@@ -505,7 +501,7 @@ def test_cards_are_read_when_the_metrics_are(metrics: Metrics) -> None:
     assert b"gpu_" not in generate_latest(metrics.registry)
 
 
-def test_cards_that_cannot_be_read_break_nothing(metrics: Metrics) -> None:
+def test_unreadable_gpus_break_nothing(metrics: Metrics) -> None:
     def fail() -> list[GpuReading]:
         raise RuntimeError("NVML is confused")
 
@@ -516,7 +512,7 @@ def test_cards_that_cannot_be_read_break_nothing(metrics: Metrics) -> None:
 # --- names, and what measuring may not do ------------------------------------------------
 
 
-def test_names_follow_the_conventions(metrics: Metrics) -> None:
+def test_metric_names_follow_the_conventions(metrics: Metrics) -> None:
     GpuCollector(lambda: [GpuReading(index=0, name="x", power=1.0)], metrics.registry)
     for family in metrics.registry.collect():
         if not family.name.startswith("style_trainer_"):
@@ -572,7 +568,7 @@ def test_the_number_of_series_does_not_grow_with_the_jobs() -> None:
     assert text.count("style_trainer_jobs_total{") == len(FailureCode) + 2
 
 
-def test_quietly_lets_the_end_of_the_process_through() -> None:
+def test_suppress_errors_lets_keyboard_interrupt_through() -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 

@@ -54,7 +54,7 @@ class Nvml:
         }[name]
 
 
-def test_a_card_is_read_in_base_units_and_tells_what_it_can() -> None:
+def test_a_gpu_is_read_in_base_units_as_far_as_it_can() -> None:
     assert GpuReader(Nvml())() == [
         GpuReading(
             index=0,
@@ -69,18 +69,18 @@ def test_a_card_is_read_in_base_units_and_tells_what_it_can() -> None:
     ]
 
 
-def test_a_machine_without_a_driver_has_no_cards_and_is_not_asked_again() -> None:
+def test_a_machine_without_a_driver_has_no_gpus_and_is_queried_once() -> None:
     nvml = Nvml(starts=False)
     reader = GpuReader(nvml)
     assert reader() == [] == reader()
     assert nvml.begun == 1
 
 
-def test_a_card_that_is_lost_is_no_error() -> None:
+def test_a_lost_gpu_is_no_error() -> None:
     assert GpuReader(Nvml(falls_off=True))() == []
 
 
-def test_the_names_played_here_are_those_of_the_library() -> None:
+def test_the_fake_has_the_names_of_the_library() -> None:
     pynvml = pytest.importorskip("pynvml")
     for name in (
         "nvmlInit",
@@ -97,6 +97,6 @@ def test_the_names_played_here_are_those_of_the_library() -> None:
         assert hasattr(pynvml, name), name
 
 
-def test_this_machine_can_be_read_whatever_it_has() -> None:
+def test_this_machine_can_be_read() -> None:
     for card in GpuReader()():
         assert card.name

@@ -42,13 +42,13 @@ def test_a_url_names_everything() -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/", "/%2F"])
-def test_a_url_without_a_virtual_host_means_the_usual_one(path: str) -> None:
+def test_a_url_without_a_virtual_host_means_the_default_one(path: str) -> None:
     options = RabbitOptions.from_url(f"amqp://broker.example{path}")
     assert options == RabbitOptions(host="broker.example")
     assert options.where == "broker.example:5672"
 
 
-def test_a_url_for_tls_brings_its_port() -> None:
+def test_a_tls_url_has_the_tls_port_by_default() -> None:
     options = RabbitOptions.from_url("amqps://u:p@broker.example")
     assert (options.tls, options.effective_port) == (TlsOptions(), 5671)
     tls = TlsOptions(ca_file=Path("ca.pem"))
@@ -68,21 +68,19 @@ def test_a_url_for_tls_brings_its_port() -> None:
         ("amqp://u:s3cret@broker.example/v#w", "has a query"),
     ],
 )
-def test_a_url_that_is_none_is_refused_without_showing_its_password(
-    url: str, problem: str
-) -> None:
+def test_an_invalid_url_is_refused_without_showing_its_password(url: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as raised:
         RabbitOptions.from_url(url)
     assert "s3cret" not in str(raised.value)
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
 
 
-def test_tls_given_for_a_url_without_is_refused() -> None:
+def test_tls_options_for_a_url_without_tls_are_refused() -> None:
     with pytest.raises(ValueError, match="without TLS: write amqps://"):
         RabbitOptions.from_url("amqp://broker.example", tls=TlsOptions())
 
 
-def test_the_password_is_in_no_representation() -> None:
+def test_the_password_is_not_in_the_repr() -> None:
     options = RabbitOptions(password="s3cret")
     assert "s3cret" not in f"{options!r} {options} {options.where}"
 
@@ -113,7 +111,7 @@ def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], field: s
 
 
 @pytest.mark.parametrize("number", [1, 65535])
-def test_the_least_and_the_most_that_the_protocol_has_are_options(number: int) -> None:
+def test_the_protocols_minimum_and_maximum_are_accepted(number: int) -> None:
     options = RabbitOptions(port=number, heartbeat=number, prefetch=number, retry_delays=(0.001,))
     assert options.effective_port == number
     assert RabbitOptions(queue="q" * 200).queue == "q" * 200
@@ -122,14 +120,14 @@ def test_the_least_and_the_most_that_the_protocol_has_are_options(number: int) -
 @pytest.mark.parametrize(
     "host", ["", "amqp://broker.example", "broker.example:5672", "u@broker.example", "[::1]"]
 )
-def test_a_host_is_a_name_or_an_address_alone(host: str) -> None:
+def test_a_host_is_a_name_or_an_address_only(host: str) -> None:
     with pytest.raises(ValueError, match="give the host's name"):
         RabbitOptions(host=host)
     assert RabbitOptions(host="::1").where == "::1:5672"
 
 
 @pytest.mark.parametrize("queue", ["", "amq.mine", "ß" * 101])
-def test_a_name_that_no_queue_of_ours_can_have_is_refused(queue: str) -> None:
+def test_an_invalid_queue_name_is_refused(queue: str) -> None:
     with pytest.raises(ValueError, match="give a name of at most 200 bytes"):
         RabbitOptions(queue=queue)
 
@@ -139,7 +137,7 @@ def test_a_key_without_its_certificate_is_refused() -> None:
         TlsOptions(key=Path("mine.key"))
 
 
-def test_the_pauses_are_rounded_up_and_named_by_their_length() -> None:
+def test_retry_delays_are_rounded_up_and_named_by_their_length() -> None:
     topology = Topology("tasks", (0.3, 5.0, 90.0, 120.0, 3600.0))
     assert topology.names == (
         "tasks",
@@ -205,7 +203,7 @@ def connection(sessions: Sessions) -> Iterator[Connection]:
     made.close()
 
 
-def test_what_was_not_done_in_time_is_not_done_later_and_what_is_held_goes_back(
+def test_a_timed_out_call_is_dropped_and_its_delivery_requeued(
     sessions: Sessions, connection: Connection
 ) -> None:
     assert connection.call(lambda _: "connected") == "connected"
@@ -218,7 +216,7 @@ def test_what_was_not_done_in_time_is_not_done_later_and_what_is_held_goes_back(
     assert done == []
 
 
-def test_a_session_that_is_over_is_told_closed_and_followed_by_another(
+def test_a_closed_session_is_reported_and_replaced(
     sessions: Sessions, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection.call(lambda _: None)
@@ -233,7 +231,7 @@ def test_a_session_that_is_over_is_told_closed_and_followed_by_another(
     assert caplog.text.count("the worker retries until it is connected") == 2
 
 
-def test_the_pauses_between_tries_grow_and_the_trouble_is_told_once(
+def test_reconnect_delays_grow_and_the_problem_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tries: list[float] = []
@@ -253,7 +251,7 @@ def test_the_pauses_between_tries_grow_and_the_trouble_is_told_once(
     assert caplog.text.count("the worker retries until it is connected") == 1
 
 
-def test_a_call_is_done_at_once_and_a_closed_connection_does_nothing_more(
+def test_a_call_runs_at_once_and_a_closed_connection_does_nothing(
     sessions: Sessions, connection: Connection
 ) -> None:
     begun = time.monotonic()
@@ -276,7 +274,7 @@ def test_a_call_is_done_at_once_and_a_closed_connection_does_nothing_more(
         (SessionEnded("full"), DeliveryLost("gone"), QueueUnavailable),
     ],
 )
-def test_a_call_that_breaks_the_session_says_what_is_lost(
+def test_a_call_that_breaks_the_session_raises_the_cause(
     sessions: Sessions,
     connection: Connection,
     error: Exception,
@@ -292,7 +290,7 @@ def test_a_call_that_breaks_the_session_says_what_is_lost(
     eventually(lambda: (sessions.ended, len(sessions.all)) == (1, 2))
 
 
-def test_what_waits_for_a_session_is_lost_with_it(
+def test_calls_waiting_for_a_session_fail_with_it(
     sessions: Sessions, connection: Connection
 ) -> None:
     connection.call(lambda _: None)
@@ -320,13 +318,13 @@ def open_session(**options: Any) -> Session:
     return Session(RabbitOptions(**options), Topology("tasks", (5.0,)), "worker", print)
 
 
-def test_the_broker_is_asked_to_leave_a_delivery_with_us(amqp: MagicMock) -> None:
+def test_the_consumer_requests_a_longer_timeout(amqp: MagicMock) -> None:
     open_session(ack_timeout=7200.0).consume()
     asked = amqp.channel.return_value.basic_consume.call_args.kwargs["arguments"]
     assert asked == {"x-consumer-timeout": 7_200_000}
 
 
-def test_where_the_broker_refuses_that_question_the_worker_consumes_without_it(
+def test_if_the_broker_rejects_the_timeout_argument_the_worker_consumes_without_it(
     amqp: MagicMock,
 ) -> None:
     _publisher, refused, consumer = amqp.channel.side_effect = [MagicMock() for _ in range(3)]
@@ -343,7 +341,7 @@ def test_a_consumer_refused_for_another_reason_is_refused(amqp: MagicMock) -> No
         open_session().consume()
 
 
-def test_a_session_that_cannot_have_its_queues_leaves_no_connection(amqp: MagicMock) -> None:
+def test_a_session_that_cannot_declare_its_queues_leaves_no_connection(amqp: MagicMock) -> None:
     refusal = ChannelClosedByBroker(406, "other arguments")
     amqp.channel.return_value.queue_declare.side_effect = refusal
     with pytest.raises(ChannelClosedByBroker):
@@ -406,9 +404,7 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_what_went_wrong_is_told_with_its_remedy_however_it_is_wrapped(
-    error: Exception, said: str
-) -> None:
+def test_wrapped_errors_are_reported_with_a_remedy(error: Exception, said: str) -> None:
     options = RabbitOptions(host="broker.example", password="s3cret")
     for wrapped in (
         error,
@@ -421,5 +417,5 @@ def test_what_went_wrong_is_told_with_its_remedy_however_it_is_wrapped(
         assert "s3cret" not in told
 
 
-def test_a_defect_is_not_taken_for_a_fault_of_the_network() -> None:
+def test_a_defect_is_not_taken_for_a_network_error() -> None:
     assert not is_expected(KeyError("x"))

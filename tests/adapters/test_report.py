@@ -158,7 +158,7 @@ def test_equal_reports_give_equal_files(rendered: dict[str, bytes]) -> None:
     assert render() == rendered
 
 
-def test_the_page_asks_nothing_of_the_network(rendered: dict[str, bytes], shown: Page) -> None:
+def test_the_page_makes_no_network_request(rendered: dict[str, bytes], shown: Page) -> None:
     html = rendered["report.html"].decode()
     named = [
         value
@@ -174,21 +174,21 @@ def test_the_page_asks_nothing_of_the_network(rendered: dict[str, bytes], shown:
     assert "default-src 'none'" in str(policy["content"])
 
 
-def test_the_page_says_its_language_title_and_width(shown: Page) -> None:
+def test_the_page_declares_language_title_and_viewport(shown: Page) -> None:
     assert shown.all("html") == [{"lang": "en"}]
     assert any(meta.get("name") == "viewport" for meta in shown.all("meta"))
     assert "Style 123" in shown.text
     assert [tag for tag, _ in shown.tags].count("h1") == 1
 
 
-def test_every_inner_link_has_its_place(shown: Page) -> None:
+def test_every_inner_link_has_its_target(shown: Page) -> None:
     places = {attributes.get("id") for _, attributes in shown.tags}
     links = [str(link["href"]) for link in shown.all("a")]
     assert len(links) == 5
     assert {link.removeprefix("#") for link in links} <= places
 
 
-def test_every_image_has_words_for_those_who_do_not_see_it(shown: Page) -> None:
+def test_every_image_has_alternative_text(shown: Page) -> None:
     alternatives = [str(image["alt"]) for image in shown.all("img")]
     assert "Before the training: a red fox" in alternatives
     assert "After the training: a red fox" in alternatives
@@ -234,7 +234,7 @@ def test_every_parameter_is_there_with_its_value(parameters: TrainingParameters)
     assert "None" not in table
 
 
-def test_omitted_parameters_show_what_they_came_to() -> None:
+def test_omitted_parameters_show_their_resolved_values() -> None:
     parameters = TrainingParameters(epochs=40, resolution=512)
     text = page(replace(REPORT, parameters=parameters)).text
     assert "trigger_word none sample_prompts none: the first distinct captions" in text
@@ -271,7 +271,7 @@ def test_refused_and_repeated_images_are_named_with_the_reason(shown: Page) -> N
     assert "nearly the same image two.png, two copy.png, two again.jpg" in shown.text
 
 
-def test_what_is_to_be_known_of_an_image_stands_below_it() -> None:
+def test_notes_on_an_image_are_below_it() -> None:
     usable = REPORT.images.usable[0]
     facts = replace(usable.facts, notes=("its end is missing",))
     noted = ImageSet((replace(usable, facts=facts, repeats=10),))
@@ -279,7 +279,7 @@ def test_what_is_to_be_known_of_an_image_stands_below_it() -> None:
     assert "10 times an epoch its end is missing" in text
 
 
-def test_without_refused_and_repeated_images_nothing_is_said_of_them() -> None:
+def test_refused_and_repeated_images_have_a_section_only_if_there_are_any() -> None:
     text = page(replace(REPORT, images=ImageSet(REPORT.images.usable[:1]))).text
     assert "left out" not in text
     assert "Duplicates" not in text
@@ -302,7 +302,7 @@ def test_the_weights_are_named_and_their_use_explained(shown: Page) -> None:
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_a_style_of_another_base_is_not_for_the_programs_of_sd15(use_dora: bool) -> None:
+def test_a_style_of_another_base_names_no_sd15_programs(use_dora: bool) -> None:
     base = BaseFacts("small_base", is_sd15=False)
     text = page(
         replace(REPORT, base=base, parameters=replace(REPORT.parameters, use_dora=use_dora))
@@ -326,7 +326,7 @@ def test_the_head_shows_duration_attempt_and_memory(seconds: float, text: str) -
 HOSTILE = "\"><script>alert(1)</script><img src='x' onerror=\"y\">{{ 7 * 7 }}'"
 
 
-def test_names_and_words_from_outside_stay_text() -> None:
+def test_hostile_names_and_captions_are_escaped() -> None:
     report = replace(
         REPORT,
         task=replace(REPORT.task, task_id=HOSTILE, tags=(HOSTILE,)),
@@ -349,7 +349,7 @@ def test_names_and_words_from_outside_stay_text() -> None:
     assert " 49'" not in found.text
 
 
-def test_a_name_that_is_not_unicode_is_shown_as_far_as_it_goes() -> None:
+def test_a_name_that_is_not_unicode_is_shown_with_replacements() -> None:
     images = ImageSet((make_image("caf\udce9.png", "a", 0),))
     assert "caf?.png" in page(replace(REPORT, images=images)).text
 
@@ -376,7 +376,7 @@ def grid_size(side: int, lines: Sequence[int]) -> tuple[int, int]:
     return 2 * side + 3 * 24, 26 + 2 * 24 + rows + 48 * len(lines) - 24
 
 
-def test_the_grid_has_the_images_before_on_the_left_and_after_on_the_right() -> None:
+def test_the_grid_has_before_on_the_left_and_after_on_the_right() -> None:
     grid = opened(draw_previews(REPORT.before, REPORT.after), grid_size(256, [2, 2]))
     colours = {colour: count for count, colour in grid.getcolors(2**20) or ()}
     assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == 2 * 256**2
@@ -392,7 +392,7 @@ def test_large_previews_are_scaled_down_and_keep_their_shape() -> None:
     assert colours[(255, 0, 0)] == 2 * 512 * 256
 
 
-def test_a_narrow_preview_stands_in_the_middle_of_its_place() -> None:
+def test_a_narrow_preview_is_centred_in_its_cell() -> None:
     tall = (Preview("a fox", 1, png("red", (128, 256))),)
     grid = opened(draw_previews(tall, tall), grid_size(256, [2]))
     row = [grid.getpixel((x, 200)) == (255, 0, 0) for x in range(24, 24 + 256)]
@@ -411,7 +411,7 @@ def test_a_prompt_of_any_length_fits_in_three_lines_above_its_seed(
     assert len(margin.getcolors() or ()) == 1, "nothing is cut off at the edge"
 
 
-def test_a_run_without_previews_has_a_report_all_the_same() -> None:
+def test_a_run_without_previews_has_a_report() -> None:
     files = render(replace(REPORT, before=(), after=()))
     assert set(files) == {"loss.png", "report.html"}
     text = Page(files["report.html"].decode()).text
@@ -419,7 +419,7 @@ def test_a_run_without_previews_has_a_report_all_the_same() -> None:
     assert "inkwash a house by the sea <lora:style_123:1>" in text
 
 
-def test_thumbnails_are_small_jpegs_with_their_size_said(shown: Page) -> None:
+def test_thumbnails_are_small_jpegs_with_width_and_height(shown: Page) -> None:
     thumbnails = [
         image for image in shown.all("img") if str(image["src"]).startswith("data:image/jpeg")
     ]
@@ -452,7 +452,7 @@ MEASURED = [
 ]
 
 
-def test_the_best_epoch_is_named_with_what_it_was_measured_on() -> None:
+def test_the_best_epoch_is_named_with_its_measured_images() -> None:
     held_out = page(replace(REPORT, history=MEASURED)).text
     assert "epoch 20 was best: loss 0.2000 on held-out images" in held_out
     assert "The file has the weights of epoch 40" in held_out
@@ -463,7 +463,7 @@ def test_the_best_epoch_is_named_with_what_it_was_measured_on() -> None:
     assert "was best" not in page().text
 
 
-def test_the_measured_loss_is_shown_beside_the_bases() -> None:
+def test_the_measured_loss_is_shown_next_to_the_base_models() -> None:
     metric = replace(REPORT.metric, measured_loss=0.2, base_loss=0.31, delivered_epoch=40)
     report = replace(REPORT, history=MEASURED, metric=metric)
     text = page(report).text
@@ -480,7 +480,7 @@ def test_an_earlier_epochs_weights_are_announced_with_the_reason() -> None:
     assert "The file has the weights of epoch 20" in text
 
 
-def test_the_previews_scores_are_drawn_and_told_in_words() -> None:
+def test_preview_scores_are_drawn_and_described() -> None:
     scores = {10: PreviewScores(0.25, 0.75), 40: PreviewScores(0.875, 1.0)}
     report = replace(REPORT, scores=scores)
     html = render(report)["report.html"].decode()
@@ -490,7 +490,7 @@ def test_the_previews_scores_are_drawn_and_told_in_words() -> None:
     assert plot_scores(scores) != plot_scores({**scores, 40: PreviewScores(-0.5, 0.5)})
 
 
-def test_overfitting_is_told() -> None:
+def test_overfitting_is_reported() -> None:
     assert "begins to memorise its images" in page(replace(REPORT, history=MEASURED)).text
     falling = [replace(record, validation_loss=1 / record.epoch) for record in MEASURED]
     assert "by heart" not in page(replace(REPORT, history=falling)).text
@@ -525,7 +525,7 @@ def test_epochs_without_a_gradient_norm_are_left_out_of_its_curve() -> None:
     assert plot_curves(history) != plot_curves(PULLED)
 
 
-def test_without_gradient_norms_there_is_no_curve_of_them_and_no_word(shown: Page) -> None:
+def test_without_gradient_norms_they_have_no_curve_and_no_text(shown: Page) -> None:
     opened(render()["loss.png"], (1600, 800))
     assert "gradient" not in shown.text
     assert not any("gradient" in str(image["alt"]) for image in shown.all("img"))
@@ -538,7 +538,7 @@ def test_one_epoch_is_enough_for_a_curve_of_gradients(epochs: int) -> None:
     assert (47, 102, 144) in {colour for _, colour in below.getcolors(2**20) or ()}
 
 
-def test_a_training_that_stood_still_is_told_with_what_may_help() -> None:
+def test_stalled_training_is_reported_with_a_remedy() -> None:
     still = [replace(record, stalled=record.epoch in (7, 8)) for record in PULLED]
     text = page(replace(REPORT, history=still)).text
     assert "The training stalled in epochs 7 to 8: the style's weights did not change." in text
@@ -546,7 +546,7 @@ def test_a_training_that_stood_still_is_told_with_what_may_help() -> None:
     assert "stalled" not in page(replace(REPORT, history=PULLED)).text
 
 
-def test_previews_from_the_way_are_shown_by_epoch_for_every_prompt() -> None:
+def test_checkpoint_previews_are_shown_by_epoch_for_every_prompt() -> None:
     checkpoint_previews = tuple(
         (epoch, (png("red"), png("green"))) for epoch in range(10, 100, 10)
     )
@@ -567,7 +567,7 @@ def test_previews_of_other_prompts_are_not_shown() -> None:
     )
 
 
-def test_of_a_dora_only_what_loads_it_is_explained() -> None:
+def test_for_dora_only_programs_that_load_it_are_explained() -> None:
     dora = replace(REPORT, parameters=replace(REPORT.parameters, use_dora=True))
     text = page(dora).text
     assert "--export kohya style_123.safetensors" in text

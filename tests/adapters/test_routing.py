@@ -14,7 +14,7 @@ from domain.location import Bucket, Location
 AMAZON, GOOGLE = Location("media", "a", "s3"), Location("media", "a", "gs")
 
 
-def test_each_blob_lies_in_the_store_of_its_scheme() -> None:
+def test_each_blob_is_in_the_store_of_its_scheme() -> None:
     amazon, google = MemoryBlobStore(), MemoryBlobStore()
     blobs = BlobStoreByScheme({"s3": lambda: amazon, "gs": lambda: google})
     blobs.put(AMAZON, b"amazon's")
@@ -28,7 +28,7 @@ def test_each_blob_lies_in_the_store_of_its_scheme() -> None:
         blobs.get(AMAZON)
 
 
-def test_a_store_is_opened_when_it_is_needed_and_once() -> None:
+def test_a_store_is_opened_lazily_and_once() -> None:
     opened: list[str] = []
 
     def opening(scheme: str) -> Callable[[], BlobStore]:
@@ -59,7 +59,7 @@ def test_a_store_that_cannot_be_opened_is_tried_again() -> None:
     blobs.put(GOOGLE, b"1")
 
 
-def test_a_kind_of_store_that_is_not_set_up_is_denied() -> None:
+def test_a_store_that_is_not_configured_is_denied() -> None:
     blobs = BlobStoreByScheme({"s3": MemoryBlobStore})
     with pytest.raises(BlobDenied, match=r"gs:// cannot be read, only s3://: .*ALLOWED_IMAGE"):
         blobs.get(GOOGLE)

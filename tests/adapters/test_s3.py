@@ -58,7 +58,7 @@ DATE = "Tue, 01 Jan 2030 00:00:00 GMT"
         (None, DATE, None),
     ],
 )
-def test_the_wait_that_a_store_asks_for_is_read_in_both_forms_and_bounded(
+def test_retry_after_of_a_store_is_parsed_in_both_formats_and_bounded(
     header: str | None, date: str | None, seconds: float | None
 ) -> None:
     named = {"retry-after": header, "date": date}
@@ -104,16 +104,14 @@ def answered(code: str, number: int) -> ClientError:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_may_pass_or_be_mended_while_a_worker_waits_denies_nothing(
-    error: Exception, said: str
-) -> None:
+def test_temporary_errors_are_not_access_denied(error: Exception, said: str) -> None:
     found = translated(error, "bucket", "reading s3://bucket/key")
     assert isinstance(found, BlobUnavailable)
     assert re.match(f"reading s3://bucket/key: .*{said}", str(found))
 
 
 @pytest.mark.parametrize(("code", "number"), [("SlowDown", 503), ("429", 429), ("500", 500)])
-def test_whoever_is_to_wait_is_told_how_long(code: str, number: int) -> None:
+def test_a_throttling_error_carries_its_retry_delay(code: str, number: int) -> None:
     found = translated(answered(code, number), "bucket", "reading")
     assert isinstance(found, BlobUnavailable)
     assert found.retry_after == 7.0
@@ -130,7 +128,7 @@ def test_whoever_is_to_wait_is_told_how_long(code: str, number: int) -> None:
         ("InvalidArgument", 400, r"no \(InvalidArgument\)"),
     ],
 )
-def test_what_no_patience_mends_is_denied(code: str, number: int, said: str) -> None:
+def test_permanent_errors_are_access_denied(code: str, number: int, said: str) -> None:
     found = translated(answered(code, number), "bucket", "reading s3://bucket/key")
     assert isinstance(found, BlobDenied)
     assert re.match(f"reading s3://bucket/key: .*{said}", str(found))
@@ -167,7 +165,7 @@ def downloaded(store: Any, max_bytes: int | None = None) -> bytes:
     return download(store, AT, max_bytes).data
 
 
-def test_a_body_whose_length_is_not_told_is_read_as_far_as_it_may_be() -> None:
+def test_a_body_without_content_length_is_read_up_to_the_limit() -> None:
     assert downloaded(Store()) == DATA
     assert downloaded(Store(), len(DATA)) == DATA
     store = Store()
@@ -185,7 +183,7 @@ def test_a_body_whose_length_is_not_told_is_read_as_far_as_it_may_be() -> None:
         ProtocolError("cut"),
     ],
 )
-def test_a_body_that_breaks_off_is_damaged_and_closed(error: Exception) -> None:
+def test_a_truncated_body_is_damaged_and_closed(error: Exception) -> None:
     store = Store(ContentLength=len(DATA))
     store.body.error = error
     with pytest.raises(ChecksumMismatch):
@@ -204,7 +202,7 @@ def test_a_body_that_breaks_off_is_damaged_and_closed(error: Exception) -> None:
         {"ETag": f'"{OTHER}"', "ResponseMetadata": {"ChecksumAlgorithm": "sha256"}},
     ],
 )
-def test_a_whole_body_is_taken_whatever_its_etag_is_made_of(answer: dict[str, Any]) -> None:
+def test_a_complete_body_is_accepted_with_any_etag(answer: dict[str, Any]) -> None:
     assert downloaded(Store(**answer)) == DATA
 
 
@@ -217,7 +215,7 @@ def test_a_whole_body_is_taken_whatever_its_etag_is_made_of(answer: dict[str, An
         {"ETag": f'"{MD5}"', "Metadata": {"sha256": "0" * 64}},
     ],
 )
-def test_a_body_that_does_not_fit_its_checksum_is_damaged(answer: dict[str, Any]) -> None:
+def test_a_checksum_mismatch_is_a_damaged_body(answer: dict[str, Any]) -> None:
     with pytest.raises(ChecksumMismatch):
         downloaded(Store(**answer))
 
@@ -262,7 +260,7 @@ def put(client: Any, data: bytes, options: S3Options = IN_PARTS) -> None:
     upload(client, options, AT, data, "text/plain", None)
 
 
-def test_a_blob_goes_in_parts_from_the_threshold_on() -> None:
+def test_a_blob_above_the_threshold_is_a_multipart_upload() -> None:
     below, at = Uploads(), Uploads()
     put(below, DATA[1:])
     put(at, DATA)
@@ -270,7 +268,7 @@ def test_a_blob_goes_in_parts_from_the_threshold_on() -> None:
     assert at.calls == ["create_multipart_upload", "upload_part", "complete_multipart_upload"]
 
 
-def test_parts_grow_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_part_size_grows_to_limit_the_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adapters.s3.upload.MAX_PARTS", 2)
     client = Uploads()
     put(client, bytes(15 * MIB + 1))
@@ -279,7 +277,7 @@ def test_parts_grow_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("ending", [None, NoSuchUpload()])
-def test_an_upload_that_is_interrupted_is_taken_back(
+def test_an_interrupted_upload_is_aborted(
     ending: Exception | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     fails: dict[str, BaseException] = {"upload_part": Interrupted()}
@@ -292,7 +290,7 @@ def test_an_upload_that_is_interrupted_is_taken_back(
     assert not caplog.records
 
 
-def test_parts_that_may_be_left_behind_are_told_and_hide_no_error(
+def test_a_failed_abort_is_logged_and_hides_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     away = HTTPClientError(error="cut")
@@ -309,7 +307,7 @@ def open_store(monkeypatch: pytest.MonkeyPatch, client: Any = None) -> S3BlobSto
     )
 
 
-def test_a_store_that_tells_of_a_missing_blob_has_deleted_it(
+def test_deleting_a_missing_blob_succeeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     missing = ClientError({"Error": {"Code": "NoSuchKey"}}, "DeleteObject")
@@ -319,7 +317,7 @@ def test_a_store_that_tells_of_a_missing_blob_has_deleted_it(
 
 
 @pytest.mark.parametrize("error", [ValueError("no endpoint"), ProfileNotFound(profile="ours")])
-def test_a_configuration_that_makes_no_client_is_denied(
+def test_a_configuration_without_a_valid_client_is_denied(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(_: S3Options) -> None:
@@ -330,7 +328,7 @@ def test_a_configuration_that_makes_no_client_is_denied(
         S3BlobStore(S3Options(), readable=[], writable=[], sleep=lambda _: None)
 
 
-def test_the_client_is_as_patient_and_as_wide_as_its_options_say() -> None:
+def test_the_client_has_the_timeouts_and_pool_size_of_its_options() -> None:
     options = S3Options(
         region="eu-west-1",
         connect_timeout=2.0,
@@ -374,7 +372,7 @@ def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], said: st
     assert "hunter2" not in str(told.value)
 
 
-def test_the_least_that_is_of_use_is_an_option_and_no_secret_is_shown() -> None:
+def test_minimum_options_are_accepted_and_no_secret_is_shown() -> None:
     options = S3Options(
         part_size=5 * MIB, max_attempts=1, multipart_threshold=1, max_pool_connections=1, **KEYS
     )

@@ -78,7 +78,7 @@ def test_the_contracts_example_is_read() -> None:
     )
 
 
-def test_what_is_optional_may_be_absent_or_null(caplog: pytest.LogCaptureFixture) -> None:
+def test_optional_fields_may_be_absent_or_null(caplog: pytest.LogCaptureFixture) -> None:
     bare = {
         "task_id": TASK_ID,
         "type": "model_training",
@@ -150,7 +150,7 @@ TOO_MANY_IMAGES = [f"s3://b/{n}" for n in range(101)]
         ("created_at", "0001-01-01T00:00:00+23:59", "created_at", "ISO 8601"),
     ],
 )
-def test_a_bad_value_is_refused_by_field_and_with_a_remedy(
+def test_an_invalid_value_is_refused_with_field_and_remedy(
     path: str, value: object, field: str, remedy: str
 ) -> None:
     with pytest.raises(InvalidTask) as caught:
@@ -175,19 +175,19 @@ def test_a_bad_value_is_refused_by_field_and_with_a_remedy(
         b"{}{}",
     ],
 )
-def test_what_is_no_json_is_refused(body: bytes) -> None:
+def test_invalid_json_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidTask, match="send JSON in UTF-8") as caught:
         read(body)
     assert caught.value.field == "message"
 
 
 @pytest.mark.parametrize("body", [b"null", b"5", b'"text"', b"[]"])
-def test_json_that_is_no_object_is_refused(body: bytes) -> None:
+def test_json_other_than_an_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidTask, match="give an object"):
         read(body)
 
 
-def test_a_message_may_have_so_many_bytes_and_no_more() -> None:
+def test_the_size_of_a_message_is_limited() -> None:
     body = json.dumps(MESSAGE).encode()
     assert read(body.ljust(MAX_MESSAGE_BYTES))
     with pytest.raises(InvalidTask, match="at most 256 KiB"):
@@ -203,7 +203,7 @@ def test_a_message_may_have_so_many_bytes_and_no_more() -> None:
         ('"epochs": 200', '"new": [{"a\\nb": 1, "a\\nb": 2}]', r"'a\nb'", 123),
     ],
 )
-def test_a_key_that_is_there_twice_is_refused_by_name(
+def test_a_duplicate_key_is_refused_by_name(
     once: str, twice: str, key: str, told: int | None
 ) -> None:
     body = json.dumps(MESSAGE).replace(once, twice)
@@ -213,7 +213,7 @@ def test_a_key_that_is_there_twice_is_refused_by_name(
     assert caught.value.style_id == told
 
 
-def test_a_long_message_of_repeated_keys_and_endless_numbers_is_refused_all_the_same() -> None:
+def test_a_long_message_of_duplicate_keys_and_huge_numbers_is_refused() -> None:
     for filling in ('"a":1,' * 40_000, f'"a":{"9" * 4000},' * 60):
         body = b"{" + filling.encode() + b'"a":1}'
         with pytest.raises(InvalidTask) as caught:
@@ -234,36 +234,36 @@ def test_a_long_message_of_repeated_keys_and_endless_numbers_is_refused_all_the_
         ("task_id", "Größe\x9b\u202e\n", r'"Größe\u009b\u202e\n"'),
     ],
 )
-def test_a_value_is_told_in_the_messages_own_language(path: str, value: object, said: str) -> None:
+def test_a_value_is_quoted_as_json_in_the_error(path: str, value: object, said: str) -> None:
     with pytest.raises(InvalidTask, match=re.escape(f" is {said}: ")):
         read(with_value(path, value))
 
 
-def test_of_a_list_with_too_many_entries_their_number_is_told() -> None:
+def test_a_list_that_is_too_long_is_reported_with_its_length() -> None:
     with pytest.raises(
         InvalidTask, match=r"data\.images is a list of 101: give a list of 1 to 100"
     ):
         read(with_value("data.images", TOO_MANY_IMAGES))
 
 
-def test_another_services_message_names_no_style_to_report_as_failed() -> None:
+def test_a_foreign_message_has_no_style_to_report_as_failed() -> None:
     with pytest.raises(InvalidTask) as caught:
         read(with_value("type", "image_generation"))
     assert caught.value.style_id is None
 
 
-def test_a_number_that_no_float_holds_is_refused() -> None:
+def test_a_number_beyond_float_range_is_refused() -> None:
     with pytest.raises(InvalidTask, match="learning_rate"):
         read(with_value("data.parameters.learning_rate", 10**400))
 
 
-def test_of_several_problems_the_type_is_told_first() -> None:
+def test_the_type_is_reported_first_of_several_problems() -> None:
     with pytest.raises(InvalidTask) as caught:
         read(b'{"data": {}, "type": "other"}')
     assert caught.value.field == "type"
 
 
-def test_few_images_are_for_the_use_case_to_judge() -> None:
+def test_too_few_images_are_left_to_the_use_case() -> None:
     assert len(read(with_value("data.images", ["s3://b/k"])).images) == 1
 
 
@@ -276,23 +276,23 @@ def test_the_task_id_is_normalised() -> None:
     assert read(with_value("task_id", spelled)).task_id == TASK_ID
 
 
-def test_blank_tags_are_dropped_and_the_others_tidied() -> None:
+def test_blank_tags_are_dropped_and_the_others_stripped() -> None:
     task = read(with_value("data.tags", [" oil  paint\n", "", "  ", "画"]))
     assert task.tags == ("oil paint", "画")
 
 
-def test_a_whole_number_serves_where_a_fraction_may_stand() -> None:
+def test_an_integer_is_accepted_as_a_float() -> None:
     task = read(with_value("data.parameters", {"weight_decay": 0, "alpha": 4}))
     resolved = task.requested.resolve(image_count=10, native_resolution=512)
     assert (resolved.weight_decay, resolved.network_alpha) == (0, 4.0)
 
 
-def test_a_parameter_that_is_null_counts_as_not_named() -> None:
+def test_a_null_parameter_counts_as_omitted() -> None:
     task = read(with_value("data.parameters", {"epochs": None, "rank": 4}))
     assert dict(task.requested.named) == {"rank": 4}
 
 
-def test_every_parameter_may_be_named() -> None:
+def test_every_parameter_may_be_set() -> None:
     named = {
         **{"epochs": 5, "resolution": 256, "learning_rate": 1e-3, "batch_size": 2, "rank": 4},
         **{"alpha": 2.0, "seed": 7, "trigger_word": "inkwash", "sample_prompts": ["a", "b"]},
@@ -312,7 +312,7 @@ def test_every_parameter_may_be_named() -> None:
     assert dict(requested.named) == {**named, "sample_prompts": ("a", "b")}
 
 
-def test_a_time_without_a_zone_is_in_utc_and_others_are_brought_there() -> None:
+def test_times_are_converted_to_utc() -> None:
     ten = datetime(2025, 1, 20, 10, tzinfo=UTC)
     assert read(with_value("created_at", "2025-01-20T10:00:00")).created_at == ten
     seoul = read(with_value("created_at", "2025-01-20T19:00:00+09:00")).created_at
@@ -350,7 +350,7 @@ def test_unknown_keys_are_ignored_with_one_warning_that_names_them(
         (["https://stylelicense.com"], True),
     ],
 )
-def test_a_host_to_call_back_that_is_not_the_backends_is_logged_and_that_is_all(
+def test_a_foreign_callback_host_is_only_logged(
     caplog: pytest.LogCaptureFixture, key: str, url: object, told: bool
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -445,12 +445,12 @@ def test_a_task_with_any_one_value_changed_is_read_or_refused(path: str, value: 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 700), st.integers(0, 20), st.binary(max_size=6))
-def test_a_damaged_task_is_read_or_refused(at: int, cut: int, put: bytes) -> None:
+def test_a_corrupted_task_is_read_or_refused(at: int, cut: int, put: bytes) -> None:
     body = json.dumps(MESSAGE).encode()
     reads_or_refuses(body[:at] + put + body[at + cut :])
 
 
-def test_the_bodies_of_the_webhooks_are_the_contracts() -> None:
+def test_webhook_bodies_match_the_contract() -> None:
     progress = Progress(50, 100, 500, 1000, loss=0.1, steps_per_second=500 / 900)
     assert progress_body(10, progress) == {
         "style_id": 10,
@@ -487,7 +487,7 @@ def test_the_bodies_of_the_webhooks_are_the_contracts() -> None:
     assert type(body["error_code"]) is str
 
 
-def test_no_time_left_is_made_up() -> None:
+def test_no_remaining_time_is_invented() -> None:
     with pytest.raises(ValueError, match="speed"):
         progress_body(10, Progress(0, 100, 0, 1000))
 
@@ -505,14 +505,14 @@ def test_no_time_left_is_made_up() -> None:
         ("x" * 20_000, "x" * (MAX_ERROR_CHARACTERS - 1) + "…"),
     ],
 )
-def test_a_message_to_the_artist_is_one_that_a_database_takes(message: str, sent: str) -> None:
+def test_a_message_to_the_artist_is_valid_database_text(message: str, sent: str) -> None:
     body = failed_body(10, Failure(FailureCode.TRAINING_FAILED, message))
     assert body["error_message"] == sent
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(exclude_categories=())))
-def test_any_message_can_be_told(message: str) -> None:
+def test_any_message_can_be_sent(message: str) -> None:
     body = failed_body(10, Failure(FailureCode.TRAINING_FAILED, message))
     assert body["error_message"].strip()
     assert "\0" not in body["error_message"]
@@ -520,7 +520,7 @@ def test_any_message_can_be_told(message: str) -> None:
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_json_has_no_number_for_is_not_sent(loss: float) -> None:
+def test_a_loss_that_json_cannot_represent_is_not_sent(loss: float) -> None:
     artifact = Artifact(Location("bucket", "key"), "ab" * 32, 5)
     with pytest.raises(ValueError, match="loss"):
         complete_body("a-task", 10, artifact, TrainingMetric(loss, 100, 1000))

@@ -76,7 +76,7 @@ def test_an_error_arrives_with_its_job_and_without_secrets(wire: Wire) -> None:
     assert not any("vars" in frame for frame in frames)
 
 
-def test_errors_of_jobs_side_by_side_carry_each_its_own(wire: Wire, context: LogContext) -> None:
+def test_errors_of_concurrent_jobs_carry_their_own_job(wire: Wire, context: LogContext) -> None:
     log = logging.getLogger("tests.sentry")
     together = threading.Barrier(2, timeout=30)
 
@@ -104,20 +104,18 @@ def test_errors_of_jobs_side_by_side_carry_each_its_own(wire: Wire, context: Log
     }
 
 
-def test_what_is_not_an_error_stays_here(wire: Wire) -> None:
+def test_only_errors_are_sent(wire: Wire) -> None:
     logging.getLogger("tests.sentry").warning("nothing to worry about")
     sentry_sdk.flush()
     assert not wire.events
 
 
-def test_an_address_that_is_none_is_one_line_with_the_setting() -> None:
+def test_an_invalid_dsn_is_one_line_with_the_setting() -> None:
     with pytest.raises(SentryMissing, match="SENTRY_DSN"):
         start_sentry("nonsense", version="1", context=LogContext(), redact=Redactor())
 
 
-def test_an_error_of_no_job_is_nobodys_and_keeps_its_own_tags(
-    wire: Wire, context: LogContext
-) -> None:
+def test_an_error_outside_a_job_has_no_job_tags(wire: Wire, context: LogContext) -> None:
     context(MessageSettled(task_id=None, settlement=Ack()))
     with sentry_sdk.new_scope() as scope:
         scope.set_tag("part", "queue")
@@ -127,7 +125,7 @@ def test_an_error_of_no_job_is_nobodys_and_keeps_its_own_tags(
     assert event["tags"] == {"part": "queue"}
 
 
-def test_a_library_that_is_not_there_is_one_line_with_its_remedy(
+def test_a_missing_library_is_one_line_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "sentry_sdk", None)

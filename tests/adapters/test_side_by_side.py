@@ -96,7 +96,7 @@ def onlookers() -> Iterator[Onlookers]:
         root.removeHandler(found.job_log)
 
 
-def test_each_has_its_log_its_figures_and_its_place(onlookers: Onlookers) -> None:
+def test_concurrent_jobs_have_their_own_log_metrics_and_slot(onlookers: Onlookers) -> None:
     assert onlookers.max_active == len(STYLES)
 
     logs = {at.key.split("/")[1]: data.decode() for at, data in onlookers.logs.blobs.items()}

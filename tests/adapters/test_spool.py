@@ -69,7 +69,7 @@ def hold_a_message(folder: Path, holding: Event) -> None:
         time.sleep(600)
 
 
-def test_a_killed_process_gives_its_message_back(folder: Path, queue: SpoolQueue) -> None:
+def test_the_message_of_a_killed_process_is_requeued(folder: Path, queue: SpoolQueue) -> None:
     queue.publish(b"{}")
     holding = processes.Event()
     worker = processes.Process(target=hold_a_message, args=(folder, holding))
@@ -84,7 +84,7 @@ def test_a_killed_process_gives_its_message_back(folder: Path, queue: SpoolQueue
     assert (again.body, again.retries, again.redelivered) == (b"{}", 0, True)
 
 
-def test_a_message_that_goes_between_opening_and_locking_is_not_delivered(
+def test_a_message_removed_between_open_and_lock_is_not_delivered(
     folder: Path, queue: SpoolQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.publish(b"{}")
@@ -113,7 +113,7 @@ def test_a_json_file_dropped_into_the_folder_is_a_message(folder: Path, queue: S
     assert visible(folder) == [".hidden.json", "below.json/task.json", "notes.txt"]
 
 
-def test_a_file_that_somebody_is_still_writing_waits_until_it_is_whole(
+def test_a_partially_written_file_is_delivered_when_complete(
     folder: Path, queue: SpoolQueue
 ) -> None:
     (folder / "task.json").write_bytes(b'{"task":')
@@ -123,7 +123,7 @@ def test_a_file_that_somebody_is_still_writing_waits_until_it_is_whole(
 
 
 @pytest.mark.parametrize("body", [b"", b"not JSON", b'{"task":', b"[1]"])
-def test_a_file_that_is_no_task_is_delivered_once_it_stands_still(
+def test_an_invalid_file_is_delivered_once_it_stops_changing(
     folder: Path, queue: SpoolQueue, body: bytes
 ) -> None:
     (folder / "task.json").write_bytes(body)
@@ -132,16 +132,16 @@ def test_a_file_that_is_no_task_is_delivered_once_it_stands_still(
     assert delivery.body == body
 
 
-def test_a_message_under_way_to_the_folder_is_not_seen(folder: Path, queue: SpoolQueue) -> None:
+def test_a_message_being_moved_into_the_folder_is_not_seen(
+    folder: Path, queue: SpoolQueue
+) -> None:
     queue.publish(b"{}")
     (name,) = (path.name for path in folder.glob("*.json"))
     (folder / name).replace(folder / ".state" / f"{name}.coming")
     assert queue.receive(SETTLING_SECONDS + 1) is None
 
 
-def test_of_a_long_message_as_much_is_delivered_as_it_takes_to_refuse_it(
-    folder: Path, queue: SpoolQueue
-) -> None:
+def test_an_oversized_message_is_delivered_truncated(folder: Path, queue: SpoolQueue) -> None:
     body = b"{" + b" " * MAX_MESSAGE_BYTES + b"\n" * 100 + b"}"
     (folder / "task.json").write_bytes(body)
     delivery = receive(queue)
@@ -150,7 +150,7 @@ def test_of_a_long_message_as_much_is_delivered_as_it_takes_to_refuse_it(
     assert (folder / "dead" / "task.json").read_bytes() == body
 
 
-def test_retries_and_delay_outlive_the_process(
+def test_retry_count_and_delay_survive_the_process(
     folder: Path, queue: SpoolQueue, clock: ManualClock
 ) -> None:
     queue.publish(b"{}")
@@ -162,7 +162,9 @@ def test_retries_and_delay_outlive_the_process(
     assert (delivery.retries, delivery.redelivered) == (1, False)
 
 
-def test_a_mended_file_under_the_old_name_starts_afresh(folder: Path, queue: SpoolQueue) -> None:
+def test_a_corrected_file_of_the_same_name_starts_with_no_retries(
+    folder: Path, queue: SpoolQueue
+) -> None:
     (folder / "task.json").write_bytes(b'{"task": "wrong"}')
     queue.retry_later(receive(queue), 600.0, "busy")
     (folder / "task.json").unlink()
@@ -171,7 +173,7 @@ def test_a_mended_file_under_the_old_name_starts_afresh(folder: Path, queue: Spo
     assert (delivery.body, delivery.retries) == (b'{"task": "right"}', 0)
 
 
-def test_a_file_written_anew_while_it_is_held_is_not_lost(folder: Path, queue: SpoolQueue) -> None:
+def test_a_file_replaced_while_unacknowledged_is_not_lost(folder: Path, queue: SpoolQueue) -> None:
     (folder / "task.json").write_bytes(b'{"task": "wrong"}')
     delivery = receive(queue)
     (folder / "task.json").write_bytes(b'{"task": "right"}')
@@ -180,7 +182,7 @@ def test_a_file_written_anew_while_it_is_held_is_not_lost(folder: Path, queue: S
     assert receive(queue).body == b'{"task": "right"}'
 
 
-def test_a_file_removed_while_it_is_held_is_a_lost_delivery(
+def test_a_file_removed_while_unacknowledged_is_a_lost_delivery(
     folder: Path, queue: SpoolQueue
 ) -> None:
     queue.publish(b"{}")
@@ -192,7 +194,7 @@ def test_a_file_removed_while_it_is_held_is_a_lost_delivery(
     assert queue.receive(2.0) is None
 
 
-def test_dead_letters_of_one_name_are_all_kept(folder: Path, queue: SpoolQueue) -> None:
+def test_dead_letters_of_the_same_name_are_all_kept(folder: Path, queue: SpoolQueue) -> None:
     for number in (b"1", b"2", b"3"):
         (folder / "task.json").write_bytes(b'{"task": %s}' % number)
         queue.dead_letter(receive(queue), "wrong")
@@ -203,14 +205,14 @@ def test_dead_letters_of_one_name_are_all_kept(folder: Path, queue: SpoolQueue) 
         assert note == {"since": "2026-01-01T00:00:00+00:00", "reason": "wrong", "details": {}}
 
 
-def test_nothing_is_left_of_an_acknowledged_message(folder: Path, queue: SpoolQueue) -> None:
+def test_an_acknowledged_message_leaves_no_file(folder: Path, queue: SpoolQueue) -> None:
     queue.publish(b"{}")
     queue.retry_later(receive(queue), 0.0, "busy")
     queue.acknowledge(receive(queue))
     assert visible(folder) == []
 
 
-def test_of_a_dropped_dead_letter_nothing_is_left_either(folder: Path, queue: SpoolQueue) -> None:
+def test_a_dropped_dead_letter_leaves_no_file(folder: Path, queue: SpoolQueue) -> None:
     (folder / "task.json").write_bytes(b"{}")
     queue.dead_letter(receive(queue), "wrong")
     assert visible(folder) == ["dead/task.json", "dead/task.json.reason"]
@@ -218,7 +220,7 @@ def test_of_a_dropped_dead_letter_nothing_is_left_either(folder: Path, queue: Sp
     assert visible(folder) == []
 
 
-def test_a_message_that_comes_while_one_waits_is_soon_there(
+def test_a_waiting_receive_sees_a_new_message_soon(
     folder: Path, queue: SpoolQueue, clock: ManualClock
 ) -> None:
     assert queue.receive(0.05) is None
@@ -232,7 +234,7 @@ def test_a_message_that_comes_while_one_waits_is_soon_there(
     assert clock.monotonic() < 2.0
 
 
-def test_a_file_that_cannot_be_read_is_named_once_and_holds_up_no_other(
+def test_an_unreadable_file_is_logged_once_and_blocks_no_other(
     folder: Path,
     queue: SpoolQueue,
     monkeypatch: pytest.MonkeyPatch,
@@ -254,14 +256,14 @@ def test_a_file_that_cannot_be_read_is_named_once_and_holds_up_no_other(
     assert caplog.text.count("a.json is skipped: Permission denied") == 1
 
 
-def test_a_damaged_note_about_a_message_is_ignored(folder: Path, queue: SpoolQueue) -> None:
+def test_a_damaged_sidecar_file_of_a_message_is_ignored(folder: Path, queue: SpoolQueue) -> None:
     (folder / "task.json").write_bytes(b"{}")
     queue.requeue(receive(queue))
     (folder / ".state" / "task.json").write_bytes(b"\x00\x00")
     assert receive(queue).retries == 0
 
 
-def test_a_folder_that_cannot_be_had_is_an_absent_queue(
+def test_a_folder_that_cannot_be_created_is_an_unavailable_queue(
     tmp_path: Path, clock: ManualClock
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -272,7 +274,7 @@ def test_a_folder_that_cannot_be_had_is_an_absent_queue(
         queue.publish(b"{}")
 
 
-def test_a_message_that_cannot_be_settled_comes_again(
+def test_a_message_that_cannot_be_settled_is_redelivered(
     folder: Path, queue: SpoolQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.publish(b"{}")

@@ -78,7 +78,7 @@ def test_a_worker_that_can_take_tasks_is_ready_and_says_why() -> None:
     }
 
 
-def test_a_worker_that_cannot_is_alive_and_not_ready() -> None:
+def test_a_worker_that_cannot_take_tasks_is_alive_and_not_ready() -> None:
     client = local(failed())
     assert client.get("/health/live").status_code == 200
     answer = client.get("/health/ready")
@@ -87,7 +87,7 @@ def test_a_worker_that_cannot_is_alive_and_not_ready() -> None:
     assert broken == {"Queue", "Disk"}
 
 
-def test_who_has_no_token_learns_which_check_fails_and_not_why() -> None:
+def test_without_a_token_the_failing_check_is_named_without_the_reason() -> None:
     answer = remote(failed()).get("/health/ready")
     assert answer.status_code == 503
     assert set(answer.json()["checks"]) == {"Queue", "Base model", "Disk"}
@@ -95,7 +95,7 @@ def test_who_has_no_token_learns_which_check_fails_and_not_why() -> None:
         assert detail not in answer.text
 
 
-def test_a_check_that_fails_itself_is_not_ready_and_breaks_nothing() -> None:
+def test_a_check_that_raises_is_not_ready_and_breaks_nothing() -> None:
     def look() -> tuple[bool, str]:
         raise OSError("no such folder")
 
@@ -128,7 +128,7 @@ def test_metrics_are_those_of_the_registry_and_can_be_parsed() -> None:
     assert {"style_trainer_jobs", "style_trainer_gpu_memory_used_bytes"} <= names
 
 
-def test_previews_are_images_at_addresses_that_name_them() -> None:
+def test_previews_are_images_with_descriptive_urls() -> None:
     scene = training()
     client = local(scene)
     pairs = client.get("/api/status").json()["previews"]["pairs"]
@@ -145,7 +145,7 @@ def test_previews_are_images_at_addresses_that_name_them() -> None:
     assert client.get(old).status_code == 404, "an old address never shows another image"
 
 
-def test_previews_of_a_run_under_way_are_shown_as_they_come() -> None:
+def test_previews_of_the_current_run_are_shown_as_they_come() -> None:
     scene = training()
     scene.draw(42, 120, finished=False)
     client = local(scene)
@@ -155,7 +155,7 @@ def test_previews_of_a_run_under_way_are_shown_as_they_come() -> None:
     assert client.get(previews["pairs"][2]["after"]).content == a_png(2, True)
 
 
-def test_previews_are_those_of_the_job_that_is_asked_for() -> None:
+def test_previews_are_those_of_the_requested_job() -> None:
     client = local(side_by_side())
 
     def previews(style_id: int) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def test_previews_are_those_of_the_job_that_is_asked_for() -> None:
     assert client.get("/api/status").json()["previews"]["style_id"] == 42
 
 
-def test_the_shelf_keeps_runs_side_by_side_apart_and_few_of_them() -> None:
+def test_the_cache_separates_concurrent_runs_and_keeps_few() -> None:
     preview_cache = PreviewCache()
 
     def draw(style_id: int, epoch: int) -> None:
@@ -206,7 +206,7 @@ def test_the_shelf_keeps_runs_side_by_side_apart_and_few_of_them() -> None:
     )
 
 
-def test_what_a_job_draws_is_on_the_shelf() -> None:
+def test_previews_of_a_job_are_cached() -> None:
     world, preview_cache = World(), PreviewCache()
     assert world.worker(events=preview_cache)(a_task(), StopSignal()) == Ack()
     shown = preview_cache.shown()
@@ -220,18 +220,18 @@ def test_what_a_job_draws_is_on_the_shelf() -> None:
 @pytest.mark.parametrize(
     "path", ["/previews/2/99/after.png", "/previews/2/-1/after.png", "/previews/2/0/x.png"]
 )
-def test_a_preview_that_is_not_there_is_404(path: str) -> None:
+def test_a_missing_preview_is_404(path: str) -> None:
     assert local(training()).get(path).status_code == 404
 
 
-def test_no_secret_is_shown_wherever_it_got_in() -> None:
+def test_secrets_are_redacted_everywhere() -> None:
     client = local(failed())
     for path in ("/api/status", "/api/configuration", "/health/ready", "/metrics", "/"):
         assert SECRET not in client.get(path).text, path
     assert "[redacted]" in client.get("/api/status").text
 
 
-def test_nothing_can_be_changed() -> None:
+def test_every_route_is_read_only() -> None:
     client = local(idle())
     for path in PATHS:
         for method in ("POST", "PUT", "DELETE", "PATCH"):
@@ -239,7 +239,7 @@ def test_nothing_can_be_changed() -> None:
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/health/live", "/no/such/page"])
-def test_every_answer_has_the_security_headers(path: str) -> None:
+def test_every_response_has_the_security_headers(path: str) -> None:
     for client in (local(training()), remote(training())):
         headers = client.get(path).headers
         policy = headers["Content-Security-Policy"]
@@ -250,7 +250,7 @@ def test_every_answer_has_the_security_headers(path: str) -> None:
         assert headers["Referrer-Policy"] == "no-referrer"
 
 
-def test_no_file_of_the_page_names_another_address() -> None:
+def test_no_file_of_the_page_names_another_host() -> None:
     client = local(idle())
     for path in ("/", "/page.css", "/page.js", "/dom.js", "/jobs.js", "/chart.js", "/icon.svg"):
         found = re.findall(r"https?://[^\s\"'<>)]+", client.get(path).text)
@@ -263,7 +263,7 @@ def test_no_file_of_the_page_names_another_address() -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example", "", "192.168.1.5:8080"]
 )
-def test_a_foreign_name_for_this_machine_is_refused(host: str) -> None:
+def test_an_unknown_host_header_is_refused(host: str) -> None:
     client = local(idle())
     for path in (*PATHS, "/health/ready"):
         answer = client.get(path, headers={"Host": host})
@@ -272,7 +272,7 @@ def test_a_foreign_name_for_this_machine_is_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:9", "127.0.0.1:8080", "[::1]:8080"])
-def test_the_names_of_this_machine_are_served(host: str) -> None:
+def test_host_headers_of_this_machine_are_accepted(host: str) -> None:
     assert local(idle()).get("/", headers={"Host": host}).status_code == 200
 
 
@@ -286,24 +286,24 @@ def test_the_network_sees_nothing_without_the_token(path: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["worker.example/health/live?", "worker.example/page.css#"])
-def test_a_path_in_the_host_header_opens_nothing(host: str) -> None:
+def test_a_path_in_the_host_header_bypasses_nothing(host: str) -> None:
     for path in PATHS:
         assert remote(training()).get(path, headers={"Host": host}).status_code == 401, path
 
 
-def test_an_orchestrator_asks_for_health_without_a_token() -> None:
+def test_health_checks_need_no_token() -> None:
     client = remote(idle())
     assert client.get("/health/live").status_code == 200
     assert client.get("/health/ready").status_code == 200
 
 
-def test_a_program_gives_the_token_in_its_header() -> None:
+def test_a_program_sends_the_token_in_a_header() -> None:
     client = remote(training(), Authorization=f"Bearer {TOKEN}")
     assert client.get("/metrics").status_code == 200
     assert client.get("/api/status").json()["worker"]["name"] == "atelier-1"
 
 
-def test_a_person_gives_the_token_once_in_the_address_and_it_leaves_it() -> None:
+def test_a_token_in_the_url_signs_in_and_is_removed_from_the_url() -> None:
     client = remote(training())
     answer = client.get("/", params={"token": TOKEN}, follow_redirects=False)
     assert answer.status_code == 303
@@ -315,7 +315,7 @@ def test_a_person_gives_the_token_once_in_the_address_and_it_leaves_it() -> None
     assert client.get("/api/status").status_code == 200
 
 
-def test_a_person_gives_the_token_in_the_form() -> None:
+def test_a_token_in_the_form_signs_in() -> None:
     client = remote(training())
     assert 'type="password"' in client.get("/").text
     wrong = client.post("/login", data={"token": "wrong"})
@@ -327,7 +327,7 @@ def test_a_person_gives_the_token_in_the_form() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "ü", "x" * 10_000])
-def test_a_wrong_token_is_never_accepted_in_any_form(token: str) -> None:
+def test_a_wrong_token_is_never_accepted(token: str) -> None:
     client = remote(idle())
     assert client.get("/", params={"token": token}).status_code == 401
     assert client.post("/login", data={"token": token}).status_code == 401
@@ -335,7 +335,7 @@ def test_a_wrong_token_is_never_accepted_in_any_form(token: str) -> None:
     assert client.get("/metrics", headers={"Cookie": f"{COOKIE}={TOKEN}"}).status_code == 401
 
 
-def test_a_token_is_asked_for_on_loopback_too_where_one_is_set() -> None:
+def test_a_token_that_is_set_is_required_on_loopback_too() -> None:
     app = build_app(idle().sources(), host="127.0.0.1", token=TOKEN)
     client = TestClient(app, base_url="http://127.0.0.1")
     assert client.get("/metrics").status_code == 401
@@ -351,7 +351,7 @@ def test_a_token_is_asked_for_on_loopback_too_where_one_is_set() -> None:
         ("127.0.0.1", "short", "give 16 or more"),
     ],
 )
-def test_an_open_page_without_a_good_token_is_refused_in_one_line(
+def test_a_public_page_without_a_strong_token_is_refused_in_one_line(
     host: str, token: str | None, said: str
 ) -> None:
     with pytest.raises(InvalidBinding) as refused:
@@ -360,7 +360,7 @@ def test_an_open_page_without_a_good_token_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
-def test_a_page_for_this_machine_alone_needs_no_token() -> None:
+def test_a_loopback_page_needs_no_token() -> None:
     for host in ("localhost", "LOCALHOST", "127.0.0.1", "::1", "[::1]"):
         check_binding(host, None)
 
@@ -396,7 +396,7 @@ def test_a_second_worker_on_a_machine_gets_another_port(url: str) -> None:
         assert fetch(f"{url}/api/status")["job"]["style_id"] == 42
 
 
-def test_an_address_that_others_look_for_must_be_free() -> None:
+def test_an_address_others_connect_to_must_be_free() -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
         app = build_app(idle().sources(), host="0.0.0.0", token=TOKEN)
@@ -404,7 +404,7 @@ def test_an_address_that_others_look_for_must_be_free() -> None:
             StatusServer(app, "0.0.0.0", port).start()
 
 
-def test_a_server_that_is_stopped_is_gone(url: str) -> None:
+def test_a_stopped_server_accepts_no_connection(url: str) -> None:
     server = StatusServer(
         build_app(idle().sources(), host="127.0.0.1", token=None), "127.0.0.1", 0
     )

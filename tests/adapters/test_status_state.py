@@ -31,7 +31,7 @@ def shown(scene: Scene) -> dict[str, Any]:
     return values
 
 
-def test_a_job_in_training_shows_where_it_is() -> None:
+def test_a_job_in_training_shows_its_progress() -> None:
     job = shown(training())["job"]
     assert job["style_id"] == 42
     assert job["attempt"] == 2
@@ -48,12 +48,12 @@ def test_a_job_in_training_shows_where_it_is() -> None:
     assert phases["uploading"] is None
 
 
-def test_the_curve_of_a_resumed_job_goes_on_where_its_checkpoint_was() -> None:
+def test_the_curve_of_a_resumed_job_continues_at_its_checkpoint() -> None:
     epochs = [epoch for epoch, _ in shown(training())["job"]["curve"]]
     assert epochs == list(range(1, 128)), "epochs 41 to 46 are there once"
 
 
-def test_every_end_is_among_the_recent_jobs_newest_first() -> None:
+def test_every_outcome_is_among_the_recent_jobs_newest_first() -> None:
     recent = shown(training())["recent"]
     assert [job["result"] for job in recent] == [
         "retry later",
@@ -94,7 +94,7 @@ def test_states_of_a_worker_without_a_job() -> None:
     assert states == ["starting", "idle", "preparing", "stopping"]
 
 
-def test_a_job_whose_backend_is_away_is_put_aside_with_the_reason() -> None:
+def test_a_job_whose_backend_is_unavailable_is_retried_later_with_the_reason() -> None:
     scene = Scene()
     scene.tell(received(task(6)))
     scene.tell(AnnouncementBegun(**ids(6), call=2))
@@ -105,7 +105,7 @@ def test_a_job_whose_backend_is_away_is_put_aside_with_the_reason() -> None:
     assert snapshot["recent"][0]["message"] == "the backend returned 503"
 
 
-def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() -> None:
+def test_a_task_of_another_worker_takes_one_line_however_often_it_comes() -> None:
     scene = training()
     for _ in range(5):
         scene.tell(received(task(77)))
@@ -114,7 +114,7 @@ def test_a_task_that_another_worker_has_takes_one_line_however_often_it_comes() 
     assert [job["style_id"] for job in recent[:2]] == [77, 40]
 
 
-def test_what_ended_otherwise_keeps_its_line_when_the_task_is_put_aside() -> None:
+def test_an_earlier_outcome_keeps_its_line_when_the_task_is_retried_later() -> None:
     scene = Scene()
     wait = RetryLater(60.0, "worker b holds the lease for 60 s more")
     scene.tell(received(task(6)))
@@ -130,7 +130,7 @@ def test_what_ended_otherwise_keeps_its_line_when_the_task_is_put_aside() -> Non
     assert lines == [(aside, None), (aside, 1), (aside, None), ("requeued", None)]
 
 
-def test_a_repeated_message_of_a_finished_job_is_no_job() -> None:
+def test_a_duplicate_message_of_a_finished_job_is_no_job() -> None:
     scene = Scene()
     scene.tell(received(task(6)))
     scene.tell(settled(task(6), Ack()))
@@ -144,7 +144,7 @@ def test_a_dead_letter_is_shown_with_its_reason() -> None:
     assert shown(scene)["recent"][0]["result"] == "dead letter"
 
 
-def test_a_job_that_was_interrupted_and_went_to_the_dead_letters_is_a_dead_letter() -> None:
+def test_an_interrupted_job_that_is_dead_lettered_is_a_dead_letter() -> None:
     scene = Scene()
     scene.start(8)
     scene.tell(
@@ -156,7 +156,7 @@ def test_a_job_that_was_interrupted_and_went_to_the_dead_letters_is_a_dead_lette
     assert status["last"]["message"] == "access to s3://models is denied"
 
 
-def test_the_use_case_itself_leaves_a_completed_job_on_the_board() -> None:
+def test_a_run_of_the_use_case_leaves_a_completed_job_in_the_state() -> None:
     world = World()
     worker_state = WorkerState("w", "1", world.clock)
     worker_state(received(a_task()))
@@ -172,7 +172,7 @@ def test_the_use_case_itself_leaves_a_completed_job_on_the_board() -> None:
 # --- several jobs in hand ----------------------------------------------------------------
 
 
-def test_jobs_in_hand_are_listed_as_they_were_taken_up_and_the_first_is_shown() -> None:
+def test_active_jobs_are_listed_in_order_of_start_and_the_first_is_shown() -> None:
     snapshot = shown(side_by_side())
     assert [job["style_id"] for job in snapshot["jobs"]] == [42, 43, 44]
     assert [job["phase"] for job in snapshot["jobs"]] == ["training", "training", "preparing"]
@@ -189,20 +189,20 @@ def test_jobs_in_hand_are_listed_as_they_were_taken_up_and_the_first_is_shown() 
     assert not listed & {"curve", "parameters"}
 
 
-def test_a_worker_with_one_job_lists_that_one() -> None:
+def test_a_single_job_is_listed() -> None:
     snapshot = shown(training())
     assert [job["task_id"] for job in snapshot["jobs"]] == [snapshot["job"]["task_id"]]
     assert shown(failed())["jobs"] == []
 
 
-def test_any_job_in_hand_can_be_asked_for() -> None:
+def test_any_active_job_can_be_requested() -> None:
     worker_state = side_by_side().worker_state
     job = worker_state.snapshot(task(43).task_id)["job"]
     assert (job["style_id"], job["attempt"], job["checkpoint"]) == (43, 2, 50)
     assert worker_state.snapshot("not in hand")["job"]["style_id"] == 42
 
 
-def test_a_job_that_is_put_down_leaves_the_others_in_hand() -> None:
+def test_a_finished_job_leaves_the_others_active() -> None:
     scene = side_by_side()
     scene.complete(42, previews=False)
     snapshot = shown(scene)
@@ -215,7 +215,7 @@ def test_a_job_that_is_put_down_leaves_the_others_in_hand() -> None:
     assert snapshot["recent"][0]["message"] == "the store is away"
 
 
-def test_jobs_that_are_interrupted_together_go_on_with_their_own_curves() -> None:
+def test_jobs_interrupted_together_continue_their_own_curves() -> None:
     scene = Scene()
     for style_id in (1, 2):
         scene.start(style_id)
@@ -230,9 +230,7 @@ def test_jobs_that_are_interrupted_together_go_on_with_their_own_curves() -> Non
 
 
 @pytest.mark.parametrize(("seen", "drawn"), [(0, []), (9, [1, 2, 3, 4, 5])])
-def test_a_resumed_job_is_drawn_as_far_as_it_was_seen_and_stored(
-    seen: int, drawn: list[int]
-) -> None:
+def test_a_resumed_jobs_curve_has_every_epoch_seen_and_stored(seen: int, drawn: list[int]) -> None:
     scene = Scene()
     if seen:
         scene.start(1)
@@ -244,7 +242,7 @@ def test_a_resumed_job_is_drawn_as_far_as_it_was_seen_and_stored(
     assert (job["resumed_from"], job["checkpoint"], job["phase"]) == (5, 5, "preparing")
 
 
-def test_events_of_threads_side_by_side_reach_each_its_own_job() -> None:
+def test_events_of_concurrent_threads_reach_their_own_job() -> None:
     scene = Scene()
     together = threading.Barrier(3, timeout=30)
 
@@ -272,7 +270,7 @@ def test_events_of_threads_side_by_side_reach_each_its_own_job() -> None:
 # --- small, and from any thread ----------------------------------------------------------
 
 
-def test_a_curve_keeps_its_size_its_ends_and_its_shape() -> None:
+def test_a_thinned_curve_keeps_its_ends_and_shape() -> None:
     curve = LossCurve()
     for epoch in range(1, 10_001):
         curve.add(epoch, 1 / epoch)
@@ -284,21 +282,21 @@ def test_a_curve_keeps_its_size_its_ends_and_its_shape() -> None:
     assert all(loss == 1 / epoch for epoch, loss in points)
 
 
-def test_a_run_that_goes_back_draws_its_epochs_once() -> None:
+def test_a_run_that_rolls_back_draws_its_epochs_once() -> None:
     curve = LossCurve()
     for epoch, loss in [(1, 0.5), (2, 0.4), (3, 9.0), (2, 0.3), (3, 0.2)]:
         curve.add(epoch, loss)
     assert curve.points == [(1, 0.5), (2, 0.3), (3, 0.2)]
 
 
-def test_a_loss_that_is_no_number_is_not_drawn() -> None:
+def test_a_nan_loss_is_not_drawn() -> None:
     curve = LossCurve()
     for loss in (0.5, math.nan, math.inf):
         curve.add(1, loss)
     assert curve.points == [(1, 0.5)]
 
 
-def test_a_thousand_jobs_leave_a_few() -> None:
+def test_only_a_few_recent_jobs_are_kept() -> None:
     scene = Scene()
     for style_id in range(1000):
         scene.start(style_id)
@@ -306,7 +304,7 @@ def test_a_thousand_jobs_leave_a_few() -> None:
     assert len(shown(scene)["recent"]) == RECENT_JOBS
 
 
-def test_reading_while_a_job_runs_always_sees_one_whole_state() -> None:
+def test_concurrent_reads_see_a_consistent_state() -> None:
     scene = Scene()
     scene.start(1)
     scene.train(1, until=1)

@@ -13,7 +13,7 @@ TENSORS = {"a": torch.arange(5.0), "b": torch.ones(2, 3, dtype=torch.float16)}
 METADATA = {f"key {index}": f"value {index} ä" for index in range(20)}
 
 
-def test_what_is_written_can_be_read_by_us_and_by_the_library(tmp_path: Path) -> None:
+def test_a_written_file_is_read_by_us_and_by_safetensors(tmp_path: Path) -> None:
     data = encode(TENSORS, METADATA)
     tensors, metadata = decode(data)
     assert metadata == METADATA
@@ -26,18 +26,18 @@ def test_what_is_written_can_be_read_by_us_and_by_the_library(tmp_path: Path) ->
         assert file.metadata() == METADATA
 
 
-def test_equal_content_gives_equal_bytes_in_whatever_order_it_comes() -> None:
+def test_equal_content_gives_equal_bytes_in_any_order() -> None:
     forwards = {encode(TENSORS, METADATA) for _ in range(5)}
     backwards = encode(dict(reversed(TENSORS.items())), dict(reversed(METADATA.items())))
     assert forwards == {backwards}
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100, -1])
-def test_a_file_that_is_cut_off_is_damaged(length: int) -> None:
+def test_a_truncated_file_is_damaged(length: int) -> None:
     with pytest.raises(TensorFileDamaged):
         decode(encode(TENSORS, METADATA)[:length])
 
 
-def test_something_else_is_damaged() -> None:
+def test_another_kind_of_file_is_damaged() -> None:
     with pytest.raises(TensorFileDamaged):
         decode(b"PK\x03\x04" + b"pickle" * 100)

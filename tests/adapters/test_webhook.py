@@ -43,7 +43,7 @@ def options(url: str = "https://api.example.com", token: str = TOKEN) -> Webhook
         "http://[::1]:8000",
     ],
 )
-def test_https_goes_anywhere_and_plain_http_to_this_machine(url: str) -> None:
+def test_https_is_allowed_anywhere_and_http_on_loopback(url: str) -> None:
     assert options(url + "/").base_url == url
 
 
@@ -84,7 +84,7 @@ def test_https_goes_anywhere_and_plain_http_to_this_machine(url: str) -> None:
         "",
     ],
 )
-def test_an_address_to_which_the_token_must_not_go_is_refused_with_the_settings_name(
+def test_a_url_unsafe_for_the_token_is_refused_with_the_settings_name(
     url: str,
 ) -> None:
     with pytest.raises(InvalidBackend, match=r"BACKEND_API_URL.*give https://") as caught:
@@ -98,17 +98,17 @@ def test_the_remedy_for_plain_http_is_the_same_address_with_https() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "short", "with space " * 5, "line\n" * 10, "ü" * 40])
-def test_a_token_that_no_header_takes_is_refused_and_not_shown(token: str) -> None:
+def test_a_token_invalid_in_a_header_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(InvalidBackend, match=r"INTERNAL_API_TOKEN.*give") as caught:
         options(token=token)
     assert not token or token not in str(caught.value)
 
 
-def test_the_token_is_not_in_the_options_text() -> None:
+def test_the_token_is_not_in_the_repr_of_the_options() -> None:
     assert TOKEN not in repr(options()) + str(options())
 
 
-def test_a_file_of_certificates_must_be_there(tmp_path: Path) -> None:
+def test_a_certificate_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(InvalidBackend, match=r"BACKEND_CA_FILE.*PEM"):
         WebhookOptions(
             base_url="https://b", token=TOKEN, user_agent="x", ca_file=tmp_path / "absent.pem"
@@ -122,7 +122,7 @@ def judged(status: int, body: bytes | None = b"", **headers: str) -> Exception |
 
 @pytest.mark.parametrize("status", [200, 201, 202])
 @pytest.mark.parametrize("body", [b'{"success": true}', b'{"success": true, "id": 7}', None])
-def test_a_success_is_one_even_where_its_body_was_lost(status: int, body: bytes | None) -> None:
+def test_a_2xx_status_is_a_success_even_without_its_body(status: int, body: bytes | None) -> None:
     assert judged(status, body) is None
 
 
@@ -141,7 +141,7 @@ def test_a_success_is_one_even_where_its_body_was_lost(status: int, body: bytes 
         b"[" * 100_000,
     ],
 )
-def test_a_success_with_another_body_is_never_repeated(body: bytes) -> None:
+def test_a_2xx_status_with_a_foreign_body_is_never_retried(body: bytes) -> None:
     error = judged(200, body)
     assert isinstance(error, NotifierRefused)
     assert "BACKEND_API_URL" in str(error)
@@ -158,7 +158,7 @@ def test_a_success_with_another_body_is_never_repeated(body: bytes) -> None:
         (418, "BACKEND_API_URL"),
     ],
 )
-def test_a_refusal_has_status_reason_and_remedy(status: int, remedy: str) -> None:
+def test_a_rejection_has_status_reason_and_remedy(status: int, remedy: str) -> None:
     error = judged(status, b'{"success": false, "error": "style 7 is\\n\\u001b[31m gone"}')
     assert isinstance(error, NotifierRefused)
     assert rf"returned {status} (style 7 is \u001b[31m gone)" in str(error)
@@ -166,13 +166,13 @@ def test_a_refusal_has_status_reason_and_remedy(status: int, remedy: str) -> Non
 
 
 @pytest.mark.parametrize("key", ["error", "detail", "message"])
-def test_the_backends_own_words_are_told_without_the_json_around_them(key: str) -> None:
+def test_the_backends_error_message_is_extracted_from_its_json(key: str) -> None:
     said = f'{{"success": false, "{key}": "no such style"}}'
     assert "returned 404 (no such style)" in str(judged(404, said.encode()))
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
-def test_a_call_for_patience_is_one(status: int) -> None:
+def test_a_retry_after_header_is_respected(status: int) -> None:
     error = judged(status, b"<h1>busy</h1>", Retry_After="30")
     assert isinstance(error, NotifierUnavailable)
     assert error.retry_after == 30.0
@@ -180,14 +180,12 @@ def test_a_call_for_patience_is_one(status: int) -> None:
 
 
 @pytest.mark.parametrize(("status", "uncertain"), [(502, True), (503, False), (504, True)])
-def test_a_proxys_answer_leaves_open_whether_the_call_has_arrived(
-    status: int, uncertain: bool
-) -> None:
+def test_after_a_proxys_response_the_call_may_have_arrived(status: int, uncertain: bool) -> None:
     assert ("may or may not have received the call" in str(judged(status))) is uncertain
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
-def test_a_redirect_is_refused_and_says_where_to(status: int) -> None:
+def test_a_redirect_is_refused_and_its_target_named(status: int) -> None:
     error = judged(status, Location="https://www.example.com/x")
     assert isinstance(error, NotifierRefused)
     assert "https://www.example.com/x; the token is not sent there" in str(error)
@@ -202,7 +200,7 @@ def test_a_redirect_is_refused_and_says_where_to(status: int) -> None:
         "quoted&quot;slashed/and-more-0123456789-abcdefgh",
     ],
 )
-def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
+def test_a_token_echoed_by_the_backend_is_redacted(said: str) -> None:
     for filler in ("", "x" * 280, "x" * 10_000):
         text = f"{filler}{said}"
         for error in (
@@ -233,19 +231,19 @@ def test_a_token_that_the_backend_says_is_not_said_on(said: str) -> None:
         ),
     ],
 )
-def test_a_call_that_may_have_arrived_is_told_from_one_that_did_not(
+def test_a_call_that_may_have_arrived_is_distinguished_from_one_that_did_not(
     silence: TransportError, told: str
 ) -> None:
     assert told in str(connection_error(silence, "https://b", TOKEN))
 
 
-def test_only_what_is_too_long_is_cut_and_then_to_the_limit() -> None:
+def test_text_above_the_limit_is_cut_to_it() -> None:
     whole = "x" * MAX_REASON_CHARACTERS
     assert readable(whole, TOKEN) == whole
     assert readable(f"{whole}x", TOKEN) == f"{whole[:-1]}…"
 
 
-def test_an_exchange_is_cut_off_once_its_time_is_over_and_not_when_it_has_ended() -> None:
+def test_a_request_is_aborted_at_its_deadline_unless_finished() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(10)
@@ -259,7 +257,7 @@ def test_an_exchange_is_cut_off_once_its_time_is_over_and_not_when_it_has_ended(
             assert ours.recv(1) == b""
 
 
-def test_a_request_that_is_sent_too_late_is_cut_off_at_once() -> None:
+def test_a_request_sent_after_its_deadline_is_aborted_at_once() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, Deadline(0.01) as deadline:
         eventually(lambda: deadline.over)

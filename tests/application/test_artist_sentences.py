@@ -115,7 +115,7 @@ def diverged() -> Iterator[Failure]:
     yield caught.value.failure
 
 
-def test_no_sentence_has_an_operators_words() -> None:
+def test_no_message_to_the_artist_has_operator_terms() -> None:
     ways = (
         *(low_quality, too_many_failures, bad_messages, too_large, unusable_lora),
         *(missing_optimizer, diverged),

@@ -15,7 +15,7 @@ from domain.location import Location
 from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
 
 
-def test_a_cancelled_job_stops_at_the_next_look_and_the_backend_is_told(world: World) -> None:
+def test_a_cancelled_job_stops_at_the_next_check_and_the_backend_is_notified(world: World) -> None:
     def cancel() -> None:
         world.blobs.put(KEYS.cancellation(TASK_ID), b"{}")
 
@@ -30,7 +30,7 @@ def test_a_cancelled_job_stops_at_the_next_look_and_the_backend_is_told(world: W
     assert call.payload.code is FailureCode.CANCELLED
 
 
-def test_a_job_cancelled_while_queued_is_not_begun(world: World) -> None:
+def test_a_job_cancelled_while_queued_is_not_started(world: World) -> None:
     world.blobs.put(KEYS.cancellation(TASK_ID), b"{}")
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.job().state is JobState.CANCELLED
@@ -38,7 +38,7 @@ def test_a_job_cancelled_while_queued_is_not_begun(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [BlobUnavailable("503"), BlobDenied("403")])
-def test_where_nobody_can_tell_whether_a_job_is_cancelled_it_goes_on(
+def test_an_unreadable_cancellation_does_not_stop_the_job(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """S3 denies what is missing to those who may not list."""

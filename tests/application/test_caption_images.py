@@ -26,7 +26,7 @@ class Noting(MemoryTrainer):
         return super().open(plan, resume)
 
 
-def test_only_images_without_a_caption_get_a_made_one(world: World) -> None:
+def test_only_images_without_a_caption_get_a_generated_one(world: World) -> None:
     world.blobs.put(Location("media", "7/03.txt"), b"by the artist")
     trainer, captioner = Noting(world), MemoryCaptioner()
     assert world.worker(trainer=trainer, captioner=captioner)(a_task(), StopSignal()) == Ack()
@@ -55,7 +55,7 @@ def test_a_resumed_job_keeps_the_captions_of_its_first_attempt(
     assert [image.generated_caption for image in trainer.images[0]][:2] == ["image 0", "image 1"]
 
 
-def test_a_job_that_began_without_captions_goes_on_without(world: World) -> None:
+def test_a_job_started_without_captions_continues_without(world: World) -> None:
     stop = StopSignal()
     first = Watched(world, 33, lambda: stop.request(StopReason.SHUTDOWN))
     world.worker(trainer=first)(a_task(), stop)
@@ -71,7 +71,7 @@ def test_captions_that_another_worker_stored_first_are_used(world: World) -> Non
     assert store.add_captions(TASK_ID, {"a": "second"}) == {"a": "first"}
 
 
-def test_captions_wait_for_a_store_that_is_away(world: World) -> None:
+def test_captions_wait_for_an_unavailable_store(world: World) -> None:
     blobs = AwayAfter(world, lambda at, _: at == KEYS.captions(TASK_ID), 30.0)
     worker = world.worker(blobs=blobs, captioner=MemoryCaptioner())
     assert isinstance(worker(a_task(), StopSignal()), RetryLater)

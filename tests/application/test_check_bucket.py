@@ -53,7 +53,7 @@ def test_a_store_that_reads_back_something_else_is_refused() -> None:
         check_bucket(Forgetful(), PROBE, write=True)
 
 
-def test_who_meets_another_at_the_probe_is_asked_to_check_again() -> None:
+def test_two_concurrent_checks_are_told_to_check_again() -> None:
     class Shared(MemoryBlobStore):
         def delete(self, at: Location) -> None:
             self.put(at, b"theirs")
@@ -72,7 +72,7 @@ def test_a_bucket_that_may_be_listed_and_not_read_is_refused() -> None:
 
 
 @pytest.mark.parametrize("write", [False, True])
-def test_what_a_check_that_broke_off_has_left_is_no_obstacle(write: bool) -> None:
+def test_leftovers_of_an_aborted_check_do_not_matter(write: bool) -> None:
     blobs = MemoryBlobStore()
     blobs.put(PROBE, b"first")
     assert "bucket s3://models can be read" in check_bucket(blobs, PROBE, write=write)
@@ -80,7 +80,7 @@ def test_what_a_check_that_broke_off_has_left_is_no_obstacle(write: bool) -> Non
 
 
 @pytest.mark.parametrize("error", [BlobDenied("deleting"), BlobUnavailable("deleting")])
-def test_a_probe_that_cannot_be_removed_does_not_hide_why_the_check_failed(
+def test_a_probe_that_cannot_be_deleted_does_not_hide_why_the_check_failed(
     error: Exception,
 ) -> None:
     class Broken(MemoryBlobStore):

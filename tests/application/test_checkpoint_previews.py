@@ -77,7 +77,7 @@ def test_cheap_previews_are_drawn_at_every_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("share", "round_seconds", "epochs"), [(0.05, 20, [1, 8]), (0.5, 100, [1, 4, 6, 8, 10])]
 )
-def test_dear_ones_keep_to_their_share_of_the_training_after_the_first(
+def test_slow_previews_keep_to_their_share_of_training_time_after_the_first(
     share: float, round_seconds: float, epochs: list[int]
 ) -> None:
     drawn, spent = drawn_at(share, round_seconds)
@@ -85,15 +85,15 @@ def test_dear_ones_keep_to_their_share_of_the_training_after_the_first(
     assert spent <= share
 
 
-def test_their_number_is_bounded() -> None:
+def test_the_number_of_checkpoint_previews_is_bounded() -> None:
     assert drawn_at(1.0, round_seconds=0, epochs=50, most=20)[0] == list(range(1, 21))
 
 
-def test_a_share_of_nothing_draws_none() -> None:
+def test_a_share_of_zero_draws_no_previews() -> None:
     assert drawn_at(0.0, round_seconds=0)[0] == []
 
 
-def test_what_is_stored_is_read_back_in_order() -> None:
+def test_stored_previews_are_read_back_in_order() -> None:
     clock, blobs = ManualClock(), MemoryBlobStore()
     store = World().store(blobs=blobs, clock=clock)
     previews = CheckpointPreviews(store, CONFIG)
@@ -108,7 +108,7 @@ def test_what_is_stored_is_read_back_in_order() -> None:
 
 
 @pytest.mark.parametrize("error", [BlobUnavailable("no way"), BlobDenied("no way")])
-def test_a_store_that_takes_none_costs_one_round(
+def test_a_failing_store_loses_the_previews_of_one_checkpoint(
     caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     class AwayOnce(MemoryBlobStore):
@@ -140,7 +140,7 @@ class Seen:
 
 
 @pytest.mark.parametrize(("epochs", "shown"), [(25, [10, 20]), (20, [10])])
-def test_a_run_stores_them_with_its_checkpoints_and_shows_them_in_the_report(
+def test_a_run_stores_previews_with_its_checkpoints_and_in_the_report(
     epochs: int, shown: list[int]
 ) -> None:
     """Those at the end are the report's own."""
@@ -151,14 +151,14 @@ def test_a_run_stores_them_with_its_checkpoints_and_shows_them_in_the_report(
     assert KEYS.previews(TASK_ID, 10, 0).key.startswith(f"jobs/{TASK_ID}/report/previews/")
 
 
-def test_who_is_asked_to_stop_draws_none() -> None:
+def test_no_previews_are_drawn_after_a_stop() -> None:
     world, stop = World(), StopSignal()
     trainer = Watched(world, 30, lambda: stop.request(StopReason.SHUTDOWN))
     assert world.worker(trainer=trainer)(a_task(), stop) == Requeue()
     assert world.store().previews(TASK_ID) == ()
 
 
-def test_a_stop_while_they_are_drawn_stores_no_second_checkpoint(
+def test_a_stop_while_previews_are_drawn_stores_no_second_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world, stop = World(), StopSignal()
@@ -197,7 +197,7 @@ def test_previews_are_scored_announced_and_shown_in_the_report() -> None:
     assert [(event.epoch, event.closeness) for event in told] == [(10, 0.4), (20, 0.8)]
 
 
-def test_previews_that_cannot_be_scored_are_shown_without(
+def test_previews_that_cannot_be_scored_are_shown_without_scores(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(previews: Any, check: Any) -> Any:
@@ -224,7 +224,7 @@ def full_card() -> Exception:
 
 
 @pytest.mark.parametrize("error", [full_card, lambda: BlobUnavailable("away"), RuntimeError])
-def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]) -> None:
+def test_failing_previews_do_not_fail_the_job(error: Callable[[], Exception]) -> None:
     world = World()
     undisturbed = World()
     undisturbed.worker()(a_task(), StopSignal())
@@ -249,7 +249,7 @@ def test_previews_that_fail_do_not_cost_the_style(error: Callable[[], Exception]
     assert drawn.count(True) == 1
 
 
-def test_a_device_that_breaks_while_it_draws_ends_the_worker() -> None:
+def test_a_device_lost_while_drawing_previews_ends_the_worker() -> None:
     world = World()
 
     def break_down(*, with_lora: bool, check: Callable[[], None]) -> Any:

@@ -85,7 +85,7 @@ def steps_made(world: World) -> int:
     return max(made, default=0)
 
 
-def test_the_training_goes_on_and_the_checkpoint_is_on_record_once_it_is_stored(
+def test_training_continues_and_a_checkpoint_is_recorded_once_stored(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
     before: list[Any] = []
@@ -115,7 +115,7 @@ def test_the_training_goes_on_and_the_checkpoint_is_on_record_once_it_is_stored(
     assert world.job().checkpoint == undisturbed.job().checkpoint
 
 
-def test_one_is_under_way_at_a_time(
+def test_one_checkpoint_is_stored_at_a_time(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
     reached: list[int] = []
@@ -136,7 +136,7 @@ def test_one_is_under_way_at_a_time(
     assert saved(world) == [30, 60, 75]
 
 
-def test_previews_are_drawn_once_the_checkpoint_is_on_record(
+def test_previews_are_drawn_once_the_checkpoint_is_recorded(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
     """Drawing may take long, and may be what a run breaks off at."""
@@ -155,7 +155,7 @@ def test_previews_are_drawn_once_the_checkpoint_is_on_record(
 
 
 @pytest.mark.parametrize("inline", [False, True])
-def test_where_the_store_is_away_the_training_goes_on_without(
+def test_training_continues_while_the_store_is_unavailable(
     world: World, uploads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture, inline: bool
 ) -> None:
     errors = [BlobUnavailable("the store is away")]
@@ -171,7 +171,7 @@ def test_where_the_store_is_away_the_training_goes_on_without(
     assert "could not store the checkpoint of epoch 10: the store is away" in caplog.text
 
 
-def test_a_store_that_refuses_puts_the_job_down_and_at_last_before_a_person(
+def test_a_job_whose_checkpoint_is_denied_is_retried_later_and_finally_dead_lettered(
     world: World, uploads: ThreadPoolExecutor
 ) -> None:
     def refuse() -> None:
@@ -187,7 +187,7 @@ def test_a_store_that_refuses_puts_the_job_down_and_at_last_before_a_person(
 
 
 @pytest.mark.parametrize("grace", [60.0, math.inf])
-def test_shutdown_waits_for_the_one_under_way_and_leaves_a_newer_one(
+def test_shutdown_waits_for_the_checkpoint_being_stored_and_drops_a_newer_one(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor, grace: float
 ) -> None:
     stop = StopSignal()
@@ -248,7 +248,7 @@ def test_shutdown_does_not_wait_for_a_store_that_hangs(
     assert world.until_settled(a_task()) == Ack()
 
 
-def test_a_step_that_takes_long_does_not_make_a_checkpoint_look_long(
+def test_a_slow_step_does_not_count_as_checkpoint_time(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
     stop = StopSignal()
@@ -279,7 +279,7 @@ def test_a_step_that_takes_long_does_not_make_a_checkpoint_look_long(
     assert saved(world) == [30, 40]
 
 
-def test_a_training_that_breaks_off_leaves_the_one_under_way_on_record(
+def test_a_failing_training_still_records_the_checkpoint_being_stored(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
     def fail() -> None:
@@ -295,7 +295,7 @@ def test_a_training_that_breaks_off_leaves_the_one_under_way_on_record(
 
 
 @pytest.mark.parametrize("error", [BlobUnavailable("away"), BlobDenied("not yours")])
-def test_what_becomes_of_the_one_under_way_does_not_hide_why_a_training_broke_off(
+def test_a_failing_checkpoint_does_not_hide_why_training_failed(
     world: World,
     gate: threading.Event,
     uploads: ThreadPoolExecutor,
@@ -322,7 +322,7 @@ def test_what_becomes_of_the_one_under_way_does_not_hide_why_a_training_broke_of
     ]
 
 
-def test_who_knows_that_the_job_is_lost_writes_nothing_more(
+def test_a_worker_that_knows_it_lost_the_job_writes_nothing_more(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
     """Though nobody else has written yet."""
@@ -341,7 +341,7 @@ def test_who_knows_that_the_job_is_lost_writes_nothing_more(
     assert json.loads(world.blobs.get(lease).data)["owner"] == "worker-1", "nor releases it"
 
 
-def test_who_has_lost_the_job_puts_nothing_on_record(
+def test_a_worker_that_lost_the_job_records_nothing(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
     """Another worker comes by while the first one's checkpoint is under way."""
@@ -363,7 +363,7 @@ def test_who_has_lost_the_job_puts_nothing_on_record(
     assert len(world.notifier.final) == 1
 
 
-def test_a_checkpoint_of_a_job_that_is_anothers_by_now_is_no_loss(
+def test_a_checkpoint_of_a_job_taken_over_is_no_failure(
     world: World,
     gate: threading.Event,
     uploads: ThreadPoolExecutor,

@@ -6,7 +6,7 @@ from application.circuit_breaker import FIRST_PAUSE, MAX_PAUSE, MAX_TASKS, Circu
 from tests.application.world import World
 
 
-def test_different_tasks_in_a_row_open_it_and_each_further_one_doubles_the_pause(
+def test_different_failing_tasks_open_it_and_each_further_one_doubles_the_pause(
     world: World,
 ) -> None:
     breaker = CircuitBreaker(world.clock)
@@ -34,7 +34,7 @@ def test_one_task_that_fails_again_and_again_does_not_open_it(world: World) -> N
     assert breaker.pause_reason is None
 
 
-def test_a_task_that_ends_well_closes_it(world: World) -> None:
+def test_a_successful_task_closes_it(world: World) -> None:
     breaker = CircuitBreaker(world.clock)
     for number in range(2 * MAX_TASKS):
         breaker.failed(f"task-{number}")

@@ -18,7 +18,7 @@ from domain.location import Location
 from tests.application.world import CONFIG, KEYS, TASK_ID, Crash, Watched, World, a_task
 
 
-def test_a_job_that_keeps_crashing_is_given_up(world: World) -> None:
+def test_a_job_that_keeps_crashing_fails(world: World) -> None:
     def crash() -> None:
         raise RuntimeError("a defect")
 
@@ -51,7 +51,7 @@ def test_a_failure_of_the_trainer_is_retried_if_it_says_so(world: World, retryab
     assert len(world.notifier.final) == 1
 
 
-def test_a_job_that_waits_for_a_seat_has_no_part_in_its_workers_crashes(world: World) -> None:
+def test_crashes_of_a_worker_do_not_count_for_a_job_waiting_for_a_slot(world: World) -> None:
     """Else the one whose training kills the worker would take the others with it."""
 
     class Full(AdmissionQueue):
@@ -71,7 +71,7 @@ def test_a_job_that_waits_for_a_seat_has_no_part_in_its_workers_crashes(world: W
     assert world.job().state is JobState.COMPLETED
 
 
-def test_a_job_that_has_broken_off_among_others_trains_alone(world: World) -> None:
+def test_a_job_that_failed_in_a_batch_trains_alone(world: World) -> None:
     kinds: list[Any] = []
 
     class Noting(AdmissionQueue):
@@ -94,7 +94,7 @@ def test_a_job_that_has_broken_off_among_others_trains_alone(world: World) -> No
     assert kinds == ["rank 8"] * CONFIG.max_shared_failures + [None]
 
 
-def test_a_device_that_answers_no_more_costs_one_job_one_setback(world: World) -> None:
+def test_a_lost_device_counts_one_failure_for_one_job(world: World) -> None:
     def break_down() -> None:
         raise TrainerBroken("CUDA error: an illegal memory access was encountered")
 
@@ -109,7 +109,7 @@ def test_a_device_that_answers_no_more_costs_one_job_one_setback(world: World) -
 @pytest.mark.parametrize(
     "error", [BlobUnavailable("503"), BlobDenied("403"), PreconditionFailed("another's by now")]
 )
-def test_a_worker_whose_device_answers_no_more_ends_though_it_cannot_put_the_job_down(
+def test_a_worker_with_a_lost_device_ends_even_if_it_cannot_release_the_job(
     world: World,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,

@@ -41,7 +41,7 @@ def chosen(*losses: float | None, deliver: Delivery = Delivery.AUTO) -> list[int
     return [epoch.epoch for epoch in epochs_to_deliver(history, BEFORE, deliver)]
 
 
-def test_only_a_difference_beyond_its_own_noise_is_worse() -> None:
+def test_only_a_difference_above_the_noise_is_worse() -> None:
     assert is_worse(record(2, 0.51), record(1, 0.50)), "all predictions differ alike"
     assert not is_worse(record(2, 0.51, 0.1, -0.1, 0.1, -0.1), record(1, 0.50))
     assert not is_worse(record(1, 0.50), record(2, 0.51))
@@ -57,7 +57,7 @@ def test_the_last_epoch_is_delivered_unless_it_is_worse() -> None:
     assert chosen(0.6, 0.3, 1.1) == [2, 1]
 
 
-def test_last_and_best_are_as_demanded() -> None:
+def test_last_and_best_are_delivered_as_requested() -> None:
     assert chosen(0.3, 0.5, deliver=Delivery.LAST) == [2]
     assert chosen(0.3, 1.5, deliver=Delivery.LAST) == [2]
     noisy = [record(1, 0.40), record(2, 0.41, 0.2, -0.2, 0.2, -0.2)]
@@ -132,7 +132,7 @@ def test_a_resumed_run_delivers_the_same_epoch(
     assert world.weights() == style_of(world, 20)
 
 
-def test_a_lost_checkpoint_leaves_the_next_best_epoch(
+def test_without_its_checkpoint_the_next_best_epoch_is_delivered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure(monkeypatch, best_at_20)
@@ -143,7 +143,7 @@ def test_a_lost_checkpoint_leaves_the_next_best_epoch(
     assert world.weights() == style_of(world, 10)
 
 
-def test_a_run_that_diverges_is_tried_again_with_a_tenth_of_the_rate(
+def test_a_diverging_run_is_retried_with_a_tenth_of_the_learning_rate(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure(monkeypatch, learnable_when_slow)
@@ -171,7 +171,7 @@ def test_after_the_second_try_the_job_fails(world: World, monkeypatch: pytest.Mo
     assert KEYS.weights(7) not in world.blobs.blobs
 
 
-def test_a_worker_killed_in_the_second_try_does_not_begin_a_third(
+def test_a_worker_killed_in_the_second_try_starts_no_third(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure(monkeypatch, unlearnable)

@@ -18,7 +18,7 @@ def failing(event: WorkerEvent) -> None:
     raise RuntimeError("broken observer")
 
 
-def test_an_observer_that_fails_disturbs_neither_the_others_nor_the_work(
+def test_a_failing_observer_affects_neither_the_others_nor_the_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first: list[WorkerEvent] = []

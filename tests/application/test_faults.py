@@ -63,7 +63,7 @@ def assert_same_end(world: World) -> None:
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "answer-lost"])
 @pytest.mark.parametrize("call", NUMBERED, ids=numbered)
-def test_a_call_that_fails_changes_nothing_about_the_end(
+def test_a_failing_call_does_not_change_the_outcome(
     call: str, after: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     number, name = call.split(" ")
@@ -78,14 +78,14 @@ def test_a_call_that_fails_changes_nothing_about_the_end(
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "just-after"])
 @pytest.mark.parametrize("call", NUMBERED, ids=numbered)
-def test_a_crash_changes_nothing_about_the_end(call: str, after: bool) -> None:
+def test_a_crash_does_not_change_the_outcome(call: str, after: bool) -> None:
     number, name = call.split(" ")
     world = run_with(Fault(int(number), Crash, after))
     assert_same_end(world)
     assert len(world.notifier.final) == 1, name
 
 
-def test_the_run_that_is_disturbed_makes_every_kind_of_call() -> None:
+def test_the_run_with_faults_makes_every_kind_of_call() -> None:
     assert set(CALLS) == {
         "blobs.get",
         "blobs.put",

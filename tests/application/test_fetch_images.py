@@ -40,7 +40,7 @@ def test_too_few_usable_images_fail_with_reasons_for_the_artist(world: World) ->
     assert call.task_id == TASK_ID
 
 
-def test_images_of_which_none_is_there_are_the_artists_matter(world: World) -> None:
+def test_missing_images_are_reported_to_the_artist(world: World) -> None:
     gone = tuple(Location("media", f"gone/{n}.jpg") for n in range(10))
     assert world.worker()(replace(a_task(), images=gone), StopSignal()) == Ack()
     failure = world.job().failure
@@ -48,7 +48,7 @@ def test_images_of_which_none_is_there_are_the_artists_matter(world: World) -> N
     assert failure.code is FailureCode.LOW_QUALITY_DATA
 
 
-def test_an_image_listed_several_times_is_one_image(world: World) -> None:
+def test_an_image_listed_several_times_is_fetched_once(world: World) -> None:
     task = a_task(images=9)
     repeated = replace(task, images=(*task.images, *task.images[:1] * 3))
     assert world.worker()(repeated, StopSignal()) == Ack()
@@ -60,7 +60,7 @@ def test_an_image_listed_several_times_is_one_image(world: World) -> None:
 
 
 @pytest.mark.parametrize("images", [12, 10])
-def test_one_denied_image_is_left_out(world: World, images: int) -> None:
+def test_a_single_denied_image_is_left_out(world: World, images: int) -> None:
     class Denying:
         def __getattr__(self, name: str) -> Any:
             def get(at: Location, **options: Any) -> Any:
@@ -77,7 +77,7 @@ def test_one_denied_image_is_left_out(world: World, images: int) -> None:
         assert "05.jpg: the file is not there or may not be read" in failure.message
 
 
-def test_denied_images_are_the_operators_matter_not_the_artists(world: World) -> None:
+def test_denied_images_are_reported_to_the_operator(world: World) -> None:
     class Denying:
         def __getattr__(self, name: str) -> Any:
             def get(at: Location, **options: Any) -> Any:
@@ -93,7 +93,9 @@ def test_denied_images_are_the_operators_matter_not_the_artists(world: World) ->
     assert world.job().state is JobState.INTERRUPTED
 
 
-def test_captions_lie_beside_their_images(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_captions_are_stored_next_to_their_images(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     world.blobs.put(Location("media", "7/00.txt"), "a  red\nfox ".encode("utf-8-sig"))
     world.blobs.put(Location("media", "7/01.txt"), b"\xff\xfe\xff")
     world.blobs.put(Location("media", "7/02.txt"), b"red " * 5000)
@@ -116,7 +118,7 @@ def test_captions_lie_beside_their_images(world: World, caplog: pytest.LogCaptur
     ]
 
 
-def test_an_image_whose_caption_is_denied_has_none(
+def test_an_image_with_a_denied_caption_has_none(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S3 denies what is missing to those who may not list."""
@@ -132,7 +134,7 @@ def test_an_image_whose_caption_is_denied_has_none(
     assert world.job().state is JobState.COMPLETED
 
 
-def test_an_image_with_so_long_a_key_that_no_caption_can_have_it_is_used(world: World) -> None:
+def test_an_image_with_a_key_too_long_for_a_caption_is_used(world: World) -> None:
     longest = Location("media", "7/" + "k" * 1022)
     world.blobs.put(longest, b"an image")
     task = a_task(images=9)
@@ -141,7 +143,7 @@ def test_an_image_with_so_long_a_key_that_no_caption_can_have_it_is_used(world: 
     assert world.job().state is JobState.COMPLETED
 
 
-def test_images_in_kohyas_folders_come_as_often_as_these_say(world: World) -> None:
+def test_kohya_folder_names_set_the_number_of_repeats(world: World) -> None:
     plans = []
 
     class Noting(MemoryTrainer):
@@ -160,7 +162,7 @@ def test_images_in_kohyas_folders_come_as_often_as_these_say(world: World) -> No
 
 
 @pytest.mark.parametrize("slow", ["store", "inspector"])
-def test_a_stop_is_heard_while_images_are_on_their_way(world: World, slow: str) -> None:
+def test_a_stop_interrupts_fetching_images(world: World, slow: str) -> None:
     stop, release = StopSignal(), threading.Event()
 
     class Slow:

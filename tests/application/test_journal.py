@@ -72,7 +72,7 @@ def test_the_record_keeps_the_names_of_version_0_1() -> None:
 
 
 @pytest.mark.parametrize("part", [None, "progress", "metric"])
-def test_what_a_newer_worker_has_added_is_left_out(part: str | None) -> None:
+def test_unknown_fields_of_a_newer_worker_are_ignored(part: str | None) -> None:
     record = written(JOB)
     (record[part] if part else record)["invented_later"] = {"by": "whom"}
     assert decode_job(record) == JOB
@@ -87,7 +87,7 @@ def test_what_a_newer_worker_has_added_is_left_out(part: str | None) -> None:
         ("failure", "code", "INVENTED_LATER", "FailureCode INVENTED_LATER"),
     ],
 )
-def test_what_only_a_newer_worker_can_go_on_with_is_left_to_it(
+def test_a_newer_record_version_is_left_to_a_newer_worker(
     part: str | None, name: str, value: object, told: str
 ) -> None:
     record = written(JOB)
@@ -116,7 +116,7 @@ def test_what_only_a_newer_worker_can_go_on_with_is_left_to_it(
         ("metric", {"loss": "low", "epochs": 4, "steps": 80}),
     ],
 )
-def test_what_is_no_record_is_told_by_its_name(name: str, value: object) -> None:
+def test_an_invalid_record_is_named_in_the_error(name: str, value: object) -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
     record = {"revision": 1, "writer": "w", "job": written(JOB) | {name: value}}
     blobs.put(at, json.dumps(record).encode())
@@ -124,7 +124,7 @@ def test_what_is_no_record_is_told_by_its_name(name: str, value: object) -> None
         read_record(blobs, at)
 
 
-def test_a_record_without_end_is_told_as_damaged_and_not_read() -> None:
+def test_an_oversized_record_is_damaged_and_not_read() -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
     blobs.put(at, b" " * (MAX_RECORD_BYTES + 1))
     with pytest.raises(RecordDamaged, match=r"journal\.json is damaged"):
@@ -133,7 +133,7 @@ def test_a_record_without_end_is_told_as_damaged_and_not_read() -> None:
         store(blobs).open(JOB)
 
 
-def test_what_an_older_worker_did_not_know_has_its_default() -> None:
+def test_fields_missing_from_an_older_record_have_defaults() -> None:
     record = written(JOB)
     del record["metric"]["best_epoch"], record["waits"]
     job = decode_job(record)
@@ -142,7 +142,7 @@ def test_what_an_older_worker_did_not_know_has_its_default() -> None:
     assert job.metric.best_epoch is None
 
 
-def test_who_only_reads_a_record_sees_the_job_or_that_none_is_there() -> None:
+def test_reading_a_record_returns_the_job_or_none() -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
     assert read_record(blobs, at) is None
     job, event = TrainingJob(task_id="task-1", style_id=7).start()
@@ -151,7 +151,7 @@ def test_who_only_reads_a_record_sees_the_job_or_that_none_is_there() -> None:
     assert read_record(blobs, at) == job
 
 
-def test_no_two_records_are_alike_though_the_job_is_the_same_in_them() -> None:
+def test_two_records_of_the_same_job_differ() -> None:
     """A write whose answer is lost is recognised by its content."""
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
     records = set()

@@ -19,7 +19,7 @@ from domain.location import Location
 from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
 
 
-def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> None:
+def test_a_live_lease_of_another_worker_makes_the_message_retry_later(world: World) -> None:
     inner: list[Any] = []
 
     def meanwhile() -> None:
@@ -36,7 +36,7 @@ def test_a_live_lease_of_another_worker_puts_the_message_aside(world: World) -> 
     assert world.trainer.opened == 0
 
 
-def test_of_two_workers_that_find_no_lease_one_gets_it(
+def test_only_one_of_two_workers_acquires_a_free_lease(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, plain = world.worker(), world.blobs.put
@@ -55,7 +55,7 @@ def test_of_two_workers_that_find_no_lease_one_gets_it(
     assert world.trainer.opened == 0
 
 
-def test_a_job_that_another_worker_ends_before_the_lease_is_ours_is_left_as_it_is(
+def test_a_job_completed_before_the_lease_is_acquired_is_left_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, plain = world.worker(), world.blobs.put
@@ -102,7 +102,9 @@ def test_a_damaged_lease_is_replaced(found: bytes, world: World) -> None:
 
 
 @pytest.mark.parametrize("expires_at", ["2000-01-01T00:00:00+00:00", "9999-01-01T00:00:00+00:00"])
-def test_a_forged_term_stops_a_job_for_a_bounded_time(expires_at: str, world: World) -> None:
+def test_a_forged_lease_term_delays_a_job_for_a_bounded_time(
+    expires_at: str, world: World
+) -> None:
     forged = {"owner": "nobody", "expires_at": expires_at, "revision": 1, "seconds": 1e9}
     world.blobs.put(KEYS.lease(TASK_ID), json.dumps(forged).encode())
     began = world.clock.monotonic()
@@ -110,7 +112,7 @@ def test_a_forged_term_stops_a_job_for_a_bounded_time(expires_at: str, world: Wo
     assert world.clock.monotonic() - began < 2 * MAX_SECONDS
 
 
-def test_a_clock_that_jumps_ahead_takes_no_lease_from_the_living(world: World) -> None:
+def test_a_clock_that_jumps_ahead_takes_no_live_lease(world: World) -> None:
     inner: list[Any] = []
 
     def meanwhile() -> None:
@@ -123,7 +125,7 @@ def test_a_clock_that_jumps_ahead_takes_no_lease_from_the_living(world: World) -
     assert len(world.notifier.final) == 1
 
 
-def test_a_longer_term_than_ours_is_respected(world: World) -> None:
+def test_a_longer_lease_term_is_respected(world: World) -> None:
     """Workers may be set differently: what looks expired to us may not have to be renewed yet."""
     patient = LeaseTerms(20 * CONFIG.lease.seconds)
     lease = world.lease("patient", patient)
@@ -139,7 +141,7 @@ def test_a_longer_term_than_ours_is_respected(world: World) -> None:
     assert world.trainer.opened == 0
 
 
-def test_a_stop_is_heard_while_a_lease_is_watched(world: World) -> None:
+def test_a_stop_interrupts_watching_a_lease(world: World) -> None:
     world.lease("dead").acquire(StopSignal())
     world.clock.advance(2 * CONFIG.lease.seconds)
     stop, began = StopSignal(), world.clock.monotonic()
@@ -150,7 +152,7 @@ def test_a_stop_is_heard_while_a_lease_is_watched(world: World) -> None:
     assert lease["owner"] == "dead", "it was not watched for long enough to be taken over"
 
 
-def test_the_lease_is_renewed_before_what_is_dear_to_repeat(
+def test_the_lease_is_renewed_before_expensive_calls(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ages: list[timedelta] = []
@@ -179,7 +181,7 @@ def test_the_lease_is_renewed_before_what_is_dear_to_repeat(
     assert max(ages) <= moment
 
 
-def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World) -> None:
+def test_a_worker_that_lost_its_lease_writes_and_sends_nothing(world: World) -> None:
     def steal() -> None:
         world.blobs.put(
             KEYS.lease(TASK_ID),
@@ -197,7 +199,7 @@ def test_a_worker_that_lost_its_lease_writes_and_announces_nothing(world: World)
     assert KEYS.weights(7) not in world.blobs.blobs
 
 
-def test_a_worker_that_lost_its_lease_tells_no_progress_however_long_its_step_takes(
+def test_a_worker_that_lost_its_lease_sends_no_progress_during_a_long_step(
     world: World,
 ) -> None:
     told: list[int] = []
@@ -219,7 +221,7 @@ def test_a_worker_that_lost_its_lease_tells_no_progress_however_long_its_step_ta
     assert told[1] == told[0]
 
 
-def test_a_worker_that_cannot_renew_its_lease_falls_silent_before_another_may_speak(
+def test_a_worker_that_cannot_renew_stops_calling_before_the_lease_expires(
     world: World,
 ) -> None:
     told: list[float] = []
@@ -258,7 +260,7 @@ def test_a_worker_that_cannot_renew_its_lease_falls_silent_before_another_may_sp
     assert told[-1] > began[0] + 10 * CONFIG.lease.seconds, "and again once it is"
 
 
-def test_who_ends_a_job_leaves_the_lease_that_has_become_anothers(
+def test_completing_a_job_leaves_a_lease_taken_over_by_another(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at, plain = KEYS.lease(TASK_ID), world.notifier.completed
@@ -278,7 +280,7 @@ def test_who_ends_a_job_leaves_the_lease_that_has_become_anothers(
     assert world.blobs.get(at).data == b"theirs"
 
 
-def test_a_lease_that_cannot_be_removed_is_removed_by_the_redelivery(world: World) -> None:
+def test_a_lease_that_cannot_be_deleted_is_deleted_on_redelivery(world: World) -> None:
     class Keeping:
         def __getattr__(self, name: str) -> Any:
             def fail(at: Location) -> None:
@@ -295,7 +297,7 @@ def test_a_lease_that_cannot_be_removed_is_removed_by_the_redelivery(world: Worl
     assert len(world.notifier.final) == 1
 
 
-def test_a_store_that_lets_nobody_delete_costs_nobody_the_job(world: World) -> None:
+def test_a_store_that_denies_deletes_fails_no_job(world: World) -> None:
     class Keeping:
         def __getattr__(self, name: str) -> Any:
             def refuse(at: Location) -> None:

@@ -66,7 +66,7 @@ def announce(
     )
 
 
-def test_tries_are_counted_and_their_pauses_double_up_to_the_longest(world: World) -> None:
+def test_attempts_are_counted_and_delays_double_up_to_the_maximum(world: World) -> None:
     backend, began = Answering(*[away()] * 9), world.clock.monotonic()
     with pytest.raises(NotifierUnavailable, match="502"):
         announce(world, backend, tries=6, first_pause=1.0, max_pause=5.0)
@@ -75,7 +75,7 @@ def test_tries_are_counted_and_their_pauses_double_up_to_the_longest(world: Worl
     assert world.job().state is JobState.ANNOUNCING
 
 
-def test_chance_shortens_a_pause_by_up_to_a_half(world: World) -> None:
+def test_jitter_shortens_a_delay_by_up_to_a_half(world: World) -> None:
     chances, began = iter([0.0, 0.5]), world.clock.monotonic()
     backend = Answering(away(), away())
     assert announce(world, backend, first_pause=8.0, random=lambda: next(chances)) == Ack()
@@ -83,7 +83,7 @@ def test_chance_shortens_a_pause_by_up_to_a_half(world: World) -> None:
 
 
 @pytest.mark.parametrize(("asked", "waited"), [(15.0, 15.0), (3.0, 3.0), (0.0, 1.0), (None, 1.0)])
-def test_a_pause_is_never_shorter_than_asked(
+def test_a_delay_is_never_shorter_than_retry_after(
     world: World, asked: float | None, waited: float
 ) -> None:
     began = world.clock.monotonic()
@@ -91,7 +91,7 @@ def test_a_pause_is_never_shorter_than_asked(
     assert world.clock.monotonic() - began == pytest.approx(waited)
 
 
-def test_a_long_wish_for_patience_is_left_to_a_later_delivery(world: World) -> None:
+def test_a_long_retry_after_is_left_to_a_later_delivery(world: World) -> None:
     backend, began = Answering(away(600.0)), world.clock.monotonic()
     with pytest.raises(NotifierUnavailable) as caught:
         announce(world, backend)
@@ -107,7 +107,7 @@ def test_a_call_that_has_arrived_is_recorded_and_not_repeated(world: World) -> N
     assert world.job().state is JobState.FAILED
 
 
-def test_a_call_of_a_worker_that_was_lost_is_looked_for_before_it_is_repeated(
+def test_a_lost_workers_call_is_looked_up_before_it_is_repeated(
     world: World,
 ) -> None:
     lost = failing(world)
@@ -131,7 +131,7 @@ def test_a_refusal_is_not_repeated(world: World) -> None:
     assert len(backend.tasks) == 1
 
 
-def test_the_lease_is_held_anew_before_every_try(world: World) -> None:
+def test_the_lease_is_renewed_before_every_attempt(world: World) -> None:
     held: list[int] = []
     backend = Answering(away(), away())
     announce(world, backend, extend_lease=lambda: held.append(len(backend.tasks)))
@@ -139,7 +139,7 @@ def test_the_lease_is_held_anew_before_every_try(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [LeaseLost("gone"), BlobUnavailable("no way to the store")])
-def test_who_is_not_sure_of_the_job_makes_no_call(world: World, error: Exception) -> None:
+def test_without_a_certain_lease_no_call_is_made(world: World, error: Exception) -> None:
     def unsure() -> None:
         raise error
 
@@ -149,7 +149,7 @@ def test_who_is_not_sure_of_the_job_makes_no_call(world: World, error: Exception
     assert backend.tasks == []
 
 
-def test_who_was_overtaken_between_two_tries_makes_no_more(world: World) -> None:
+def test_a_worker_overtaken_between_attempts_makes_no_further_call(world: World) -> None:
     """The one who has the job now has told the backend already."""
     entry, backend = failing(world), Answering(away(), None)
 
@@ -164,7 +164,7 @@ def test_who_was_overtaken_between_two_tries_makes_no_more(world: World) -> None
     assert len(backend.tasks) == 1
 
 
-def test_who_stood_still_while_the_intent_was_recorded_asks_again_whose_the_job_is(
+def test_a_pause_while_recording_the_intent_rechecks_the_lease(
     world: World,
 ) -> None:
     asked: list[str] = []
@@ -192,7 +192,9 @@ def test_after_a_stop_no_call_is_repeated(world: World) -> None:
 
 
 @pytest.mark.parametrize(("left", "calls"), [(MAX_CALL_SECONDS - 1, 0), (MAX_CALL_SECONDS + 1, 1)])
-def test_a_call_that_would_be_cut_off_is_not_begun(world: World, left: float, calls: int) -> None:
+def test_a_call_that_would_be_cut_off_is_not_started(
+    world: World, left: float, calls: int
+) -> None:
     stop, backend = StopSignal(), Answering()
     world.clock.advance(100.0)
     stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + left)

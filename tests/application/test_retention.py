@@ -16,7 +16,7 @@ from tests.application.world import CONFIG, Watched, World, a_task, stored_epoch
 
 
 @pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [25]), (2, [20, 25]), (7, [10, 20, 25])])
-def test_a_finished_job_keeps_the_checkpoints_that_the_rules_want(
+def test_a_finished_job_keeps_the_configured_checkpoints(
     world: World, keep: int, left: list[int]
 ) -> None:
     config = replace(CONFIG, keep_checkpoints=keep)
@@ -61,13 +61,13 @@ def test_a_best_epoch_without_a_checkpoint_changes_nothing(world: World) -> None
 
 
 @pytest.mark.usefixtures("measured")
-def test_the_redelivery_knows_the_best_epoch_from_the_journal(world: World) -> None:
+def test_a_redelivery_reads_the_best_epoch_from_the_journal(world: World) -> None:
     world.worker(config=replace(CONFIG, keep_checkpoints=None))(a_task(), StopSignal())
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert stored_epochs(world) == [20, 25]
 
 
-def test_a_crash_before_the_tidying_is_made_up_for_by_the_redelivery(world: World) -> None:
+def test_cleanup_missed_by_a_crash_is_done_on_redelivery(world: World) -> None:
     world.worker(config=replace(CONFIG, keep_checkpoints=None))(a_task(), StopSignal())
     assert stored_epochs(world) == [10, 20, 25]
     assert world.worker()(a_task(), StopSignal()) == Ack()
@@ -75,7 +75,7 @@ def test_a_crash_before_the_tidying_is_made_up_for_by_the_redelivery(world: Worl
 
 
 @pytest.mark.parametrize("error", [BlobUnavailable("503"), BlobDenied("403")])
-def test_old_checkpoints_that_cannot_be_listed_are_left(
+def test_old_checkpoints_that_cannot_be_listed_are_kept(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refuse(_bucket: str, _prefix: str) -> list[Location]:

@@ -24,7 +24,7 @@ class Away:
         raise BlobUnavailable("503")
 
 
-def test_pauses_double_up_to_a_minute_and_no_try_is_after_the_patience() -> None:
+def test_delays_double_up_to_a_minute_and_no_attempt_is_after_the_timeout() -> None:
     clock = ManualClock()
     away = Away(clock)
     with pytest.raises(BlobUnavailable):
@@ -32,7 +32,7 @@ def test_pauses_double_up_to_a_minute_and_no_try_is_after_the_patience() -> None
     assert away.tried == [0.0, 5.0, 15.0, 35.0, 75.0, 135.0, 195.0]
 
 
-def test_a_stop_ends_the_pause_and_the_next_try_is_the_last() -> None:
+def test_a_stop_ends_the_delay_and_the_next_attempt_is_the_last() -> None:
     clock, stop = ManualClock(), StopSignal()
     away = Away(clock)
     with (

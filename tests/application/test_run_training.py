@@ -44,7 +44,7 @@ def test_a_task_becomes_a_style_that_is_announced_once(world: World) -> None:
     assert world.leases() == []
 
 
-def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
+def test_a_redelivered_message_changes_nothing(world: World) -> None:
     world.worker()(a_task(), StopSignal())
     before, opened = world.blobs.blobs, world.trainer.opened
     assert world.worker()(a_task(), StopSignal()) == Ack()
@@ -53,7 +53,7 @@ def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
     assert len(world.notifier.final) == 1
 
 
-def test_the_log_says_what_became_of_a_message_that_came_again(
+def test_the_outcome_of_a_redelivered_message_is_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.worker()(a_task(), StopSignal())
@@ -62,7 +62,7 @@ def test_the_log_says_what_became_of_a_message_that_came_again(
     assert f"task {TASK_ID}: nothing to do, the job is completed" in caplog.messages
 
 
-def test_the_parameters_are_settled_once(world: World) -> None:
+def test_the_parameters_are_resolved_once(world: World) -> None:
     """Though another count of images would have other defaults by now."""
     task = replace(a_task(12), requested=RequestedParameters({"batch_size": 4}))
     stop = StopSignal()
@@ -75,7 +75,7 @@ def test_the_parameters_are_settled_once(world: World) -> None:
     assert world.job().parameters == settled
 
 
-def test_the_trainer_is_told_what_the_task_says(world: World) -> None:
+def test_the_trainer_gets_the_parameters_of_the_task(world: World) -> None:
     plans = []
 
     class Noting(MemoryTrainer):
@@ -89,7 +89,7 @@ def test_the_trainer_is_told_what_the_task_says(world: World) -> None:
     assert (plan.style_id, plan.tags, plan.created_at) == (7, task.tags, task.created_at)
 
 
-def test_a_resumed_style_equals_an_undisturbed_one(world: World) -> None:
+def test_a_resumed_style_equals_an_uninterrupted_one(world: World) -> None:
     undisturbed = World()
     undisturbed.worker()(a_task(), StopSignal())
     stop = StopSignal()
@@ -100,7 +100,7 @@ def test_a_resumed_style_equals_an_undisturbed_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(world: World, gone: bool) -> None:
+def test_a_damaged_checkpoint_costs_only_time(world: World, gone: bool) -> None:
     def fail() -> None:
         raise RuntimeError("a defect")
 
@@ -150,7 +150,7 @@ def test_the_end_of_the_training_is_recorded_once_the_store_is_back(
     assert world.job().attempt == 1
 
 
-def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) -> None:
+def test_an_unreadable_journal_is_dead_lettered(world: World) -> None:
     world.blobs.put(KEYS.journal(TASK_ID), b"{}")
     assert isinstance(world.worker()(a_task(), StopSignal(), 0), RetryLater)
     outcome = world.worker()(a_task(), StopSignal(), CONFIG.max_retries)
@@ -161,7 +161,7 @@ def test_a_journal_that_cannot_be_read_becomes_a_persons_matter(world: World) ->
 @pytest.mark.parametrize(
     "forged", [Location("elsewhere", "models/style_7.safetensors"), Location("models", "x")]
 )
-def test_weights_that_the_record_places_elsewhere_are_not_announced(
+def test_weights_recorded_at_another_location_are_not_announced(
     world: World, forged: Location
 ) -> None:
     job = TrainingJob(
@@ -179,7 +179,7 @@ def test_weights_that_the_record_places_elsewhere_are_not_announced(
     assert world.notifier.final == []
 
 
-def test_a_job_that_a_newer_worker_has_begun_waits_for_one_however_long(world: World) -> None:
+def test_a_job_started_by_a_newer_worker_waits_for_one(world: World) -> None:
     stop = StopSignal()
     world.worker(trainer=Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN)))(
         a_task(), stop
@@ -197,7 +197,7 @@ def test_a_job_that_a_newer_worker_has_begun_waits_for_one_however_long(world: W
     assert world.job().failures == 0
 
 
-def test_a_bucket_of_journals_that_is_denied_buries_no_task(world: World) -> None:
+def test_a_denied_journal_bucket_loses_no_task(world: World) -> None:
     class Denying:
         def __getattr__(self, name: str) -> Any:
             def deny(*_arguments: Any, **_options: Any) -> Any:
@@ -213,7 +213,7 @@ def test_a_bucket_of_journals_that_is_denied_buries_no_task(world: World) -> Non
     assert world.until_settled(a_task()) == Ack()
 
 
-def test_a_refusal_of_the_backend_goes_to_the_dead_letters_and_can_be_replayed(
+def test_a_call_rejected_by_the_backend_is_dead_lettered_and_can_be_replayed(
     world: World,
 ) -> None:
     class Refusing:
@@ -236,7 +236,7 @@ def test_a_refusal_of_the_backend_goes_to_the_dead_letters_and_can_be_replayed(
     assert len(world.notifier.final) == 1
 
 
-def test_a_backend_that_is_away_is_tried_again_with_growing_pauses(world: World) -> None:
+def test_an_unavailable_backend_is_retried_with_growing_delays(world: World) -> None:
     class Away:
         def __getattr__(self, name: str) -> Any:
             def fail(*args: Any) -> None:
@@ -268,7 +268,7 @@ class Deleted(MemoryNotifier):
             raise StyleGone("404")
 
 
-def test_a_style_that_is_gone_stops_its_job_without_a_final_call(world: World) -> None:
+def test_a_deleted_style_stops_its_job_without_a_completion_call(world: World) -> None:
     backend = Deleted()
     outcome = world.worker(notifier=backend)(a_task(epochs=100), StopSignal())
     assert isinstance(outcome, DeadLetter)
@@ -278,13 +278,13 @@ def test_a_style_that_is_gone_stops_its_job_without_a_final_call(world: World) -
     assert world.until_settled(a_task(epochs=100)) == Ack(), "it can be replayed"
 
 
-def test_a_style_that_is_known_in_between_is_not_gone(world: World) -> None:
+def test_a_style_that_is_found_again_is_not_deleted(world: World) -> None:
     backend = Deleted(known=lambda call: call % 3 == 0)
     assert world.worker(notifier=backend)(a_task(epochs=100), StopSignal()) == Ack()
     assert backend.asked > 6
 
 
-def test_weights_in_a_folder_have_a_prefix_of_their_task_and_the_configuration_last(
+def test_weights_in_a_folder_are_stored_under_the_task_with_the_config_last(
     world: World,
 ) -> None:
     written: list[str] = []

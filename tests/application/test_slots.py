@@ -70,7 +70,7 @@ def runs(count: int) -> Iterator[Runs]:
         found.end()
 
 
-def test_runs_of_one_kind_sit_together_as_many_as_there_are_seats() -> None:
+def test_runs_of_one_batch_key_share_as_many_as_there_are_slots() -> None:
     with runs(2) as train:
         train.start("a", "rank 8")
         train.start("b", "rank 8")
@@ -83,7 +83,7 @@ def test_runs_of_one_kind_sit_together_as_many_as_there_are_seats() -> None:
 
 
 @pytest.mark.parametrize("batch_keys", [("rank 8", "rank 4"), (None, None), ("rank 8", None)])
-def test_runs_of_different_kinds_or_none_sit_one_after_another(
+def test_runs_of_different_batch_keys_or_none_run_one_by_one(
     batch_keys: tuple[str | None, str | None],
 ) -> None:
     with runs(8) as train:
@@ -95,7 +95,7 @@ def test_runs_of_different_kinds_or_none_sit_one_after_another(
         train.expect("a", "b")
 
 
-def test_nobody_overtakes_who_waits_for_the_others_to_end() -> None:
+def test_no_run_overtakes_one_that_waits_for_the_others_to_end() -> None:
     with runs(8) as train:
         train.start("a", "rank 8")
         train.expect("a")
@@ -108,7 +108,7 @@ def test_nobody_overtakes_who_waits_for_the_others_to_end() -> None:
         train.expect("a", "other", "b")
 
 
-def test_who_is_asked_to_stop_leaves_the_line() -> None:
+def test_a_stop_leaves_the_admission_queue() -> None:
     stop = StopSignal()
     with runs(1) as train:
         train.start("a", "rank 8")
@@ -121,7 +121,7 @@ def test_who_is_asked_to_stop_leaves_the_line() -> None:
         train.expect("a", "b stopped", "c")
 
 
-def test_a_run_that_breaks_off_gives_its_seat_up() -> None:
+def test_a_failing_run_frees_its_slot() -> None:
     slots = AdmissionQueue(1)
 
     def wait() -> None:
@@ -133,7 +133,7 @@ def test_a_run_that_breaks_off_gives_its_seat_up() -> None:
         pass
 
 
-def test_who_cannot_say_that_it_waits_leaves_the_line() -> None:
+def test_a_failing_wait_callback_leaves_the_admission_queue() -> None:
     slots = AdmissionQueue(1)
 
     def wait() -> None:

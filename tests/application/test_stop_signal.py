@@ -8,7 +8,7 @@ from application.stop_signal import StopReason, StopSignal
 
 
 @pytest.mark.parametrize(("first", "then"), list(permutations(StopReason, 2)))
-def test_the_weightiest_reason_counts_whichever_comes_first_and_from_whom(
+def test_the_reason_of_highest_priority_wins_in_any_order(
     first: StopReason, then: StopReason
 ) -> None:
     alone, parent = StopSignal(), StopSignal()

@@ -20,7 +20,7 @@ from domain.report import StyleReport
 from tests.application.world import KEYS, TASK_ID, AwayAfter, Crash, World, a_task
 
 
-def test_a_report_lies_beside_the_journal(world: World) -> None:
+def test_a_report_is_stored_next_to_the_journal(world: World) -> None:
     world.worker()(a_task(), StopSignal())
     assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
@@ -39,7 +39,7 @@ def test_a_report_is_stored_as_a_page_that_a_browser_opens(
     assert types[KEYS.report(TASK_ID, "report.html")] == "text/html; charset=utf-8"
 
 
-def test_a_report_sets_the_styles_images_against_the_base_models(world: World) -> None:
+def test_a_report_compares_images_of_style_and_base_model(world: World) -> None:
     drawn: list[tuple[Preview, ...]] = []
 
     class Noting:
@@ -52,7 +52,7 @@ def test_a_report_sets_the_styles_images_against_the_base_models(world: World) -
     assert (before, after) == ([True], [False])
 
 
-def test_a_report_tells_how_long_the_job_took(world: World) -> None:
+def test_a_report_shows_how_long_the_job_took(world: World) -> None:
     took: list[float] = []
 
     class Noting:
@@ -65,7 +65,7 @@ def test_a_report_tells_how_long_the_job_took(world: World) -> None:
     assert took == [75.0]
 
 
-def test_a_report_that_fails_does_not_cost_the_style(world: World) -> None:
+def test_a_failing_report_does_not_fail_the_job(world: World) -> None:
     class Broken:
         def render(self, report: Any) -> Any:
             raise RuntimeError(f"no ink for {report.task.style_id}")
@@ -78,13 +78,13 @@ def of_the_report(at: Location, _data: bytes) -> bool:
     return at == KEYS.report(TASK_ID, "report.html")
 
 
-def test_a_report_waits_for_a_store_that_is_away_for_a_moment(world: World) -> None:
+def test_a_report_waits_for_a_store_that_is_briefly_unavailable(world: World) -> None:
     blobs = AwayAfter(world, of_the_report, seconds=20.0)
     assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Ack()
     assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
-def test_a_report_waits_for_the_previews_that_were_drawn_on_the_way(
+def test_a_report_waits_for_the_checkpoint_previews(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, away = world.blobs.list, [BlobUnavailable("503")]
@@ -100,7 +100,7 @@ def test_a_report_waits_for_the_previews_that_were_drawn_on_the_way(
     assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
-def test_a_report_is_written_later_where_the_store_stays_away(
+def test_a_report_is_written_later_if_the_store_stays_unavailable(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     blobs = AwayAfter(world, of_the_report, seconds=UPLOAD_TIMEOUT + 10.0)
@@ -114,7 +114,7 @@ def test_a_report_is_written_later_where_the_store_stays_away(
     assert len(world.notifier.final) == 1
 
 
-def test_a_device_that_breaks_over_the_report_is_no_business_of_the_jobs(world: World) -> None:
+def test_a_device_lost_while_writing_the_report_does_not_fail_the_job(world: World) -> None:
     class Breaking(MemoryReporter):
         def render(self, report: Any) -> Any:
             raise TrainerBroken("the card answers no more")
@@ -127,7 +127,7 @@ def test_a_device_that_breaks_over_the_report_is_no_business_of_the_jobs(world: 
     assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
-def test_a_report_that_a_lost_worker_owes_is_written_when_the_message_comes_again(
+def test_a_lost_workers_missing_report_is_written_on_redelivery(
     world: World,
 ) -> None:
     class Deadly:
@@ -160,7 +160,7 @@ class Stopping:
         return tag
 
 
-def test_a_worker_that_is_asked_to_stop_draws_no_report(world: World) -> None:
+def test_a_stopping_worker_writes_no_report(world: World) -> None:
     stop = StopSignal()
     world.worker(blobs=Stopping(world.blobs, stop, KEYS.weights(7)))(a_task(), stop)
     assert world.weights()

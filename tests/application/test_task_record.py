@@ -24,7 +24,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("field", OTHERS)
-def test_a_message_that_differs_is_dead_lettered_with_what_differs(
+def test_a_message_that_differs_is_dead_lettered_with_the_difference(
     world: World, field: str
 ) -> None:
     assert world.worker()(TASK, StopSignal()) == Ack()
@@ -37,7 +37,7 @@ def test_a_message_that_differs_is_dead_lettered_with_what_differs(
 
 
 @pytest.mark.parametrize("first", [TASK, OTHERS["style_id"]], ids=["original", "deviating"])
-def test_of_two_messages_with_one_id_the_first_decides(world: World, first: TrainingTask) -> None:
+def test_the_first_of_two_messages_with_one_id_wins(world: World, first: TrainingTask) -> None:
     """Also while its job is being trained."""
     second = OTHERS["style_id"] if first is TASK else TASK
     outcomes: list[object] = []
@@ -58,14 +58,14 @@ def test_a_message_that_repeats_the_request_is_the_same_task(world: World) -> No
     assert world.job().state is JobState.COMPLETED
 
 
-def test_a_record_of_version_0_1_knows_its_style(world: World) -> None:
+def test_a_record_of_version_0_1_has_its_style_id(world: World) -> None:
     world.worker()(TASK, StopSignal())
     world.blobs.delete(KEYS.task(TASK_ID))
     assert isinstance(world.worker()(OTHERS["style_id"], StopSignal()), DeadLetter)
     assert world.worker()(TASK, StopSignal()) == Ack()
 
 
-def test_an_invalid_message_that_names_a_jobs_task_makes_no_call(world: World) -> None:
+def test_an_invalid_message_with_the_id_of_a_job_makes_no_call(world: World) -> None:
     world.worker()(TASK, StopSignal())
     error = InvalidTask("data.images", "[]", "give some", 7, task_id=TASK_ID)
     reject = RejectInvalidTask(

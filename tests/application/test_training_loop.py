@@ -24,7 +24,7 @@ def test_checkpoints_are_saved_every_ten_epochs_and_at_the_end(world: World) -> 
     assert saved == [10, 20, 25]
 
 
-def test_the_style_of_each_checkpoint_lies_beside_it(world: World) -> None:
+def test_the_style_of_each_checkpoint_is_stored_next_to_it(world: World) -> None:
     world.worker(config=replace(CONFIG, keep_checkpoints=None))(a_task(), StopSignal())
     assert stored_epochs(world, "styles") == [10, 20, 25]
     styles = [world.blobs.get(KEYS.epoch_style(TASK_ID, epoch)).data for epoch in (10, 20, 25)]
@@ -33,7 +33,7 @@ def test_the_style_of_each_checkpoint_lies_beside_it(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [BlobDenied("no way"), BlobUnavailable("no way")])
-def test_a_style_beside_a_checkpoint_that_cannot_be_stored_costs_nothing_else(
+def test_a_checkpoints_style_that_cannot_be_stored_affects_nothing_else(
     world: World, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     class Denying:
@@ -51,7 +51,7 @@ def test_a_style_beside_a_checkpoint_that_cannot_be_stored_costs_nothing_else(
     assert "could not store the checkpoint's LoRA file: no way" in caplog.text
 
 
-def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) -> None:
+def test_progress_is_sent_at_its_interval_and_never_after_the_end(world: World) -> None:
     world.worker()(a_task(), StopSignal())
     kinds = [call.kind for call in world.notifier.calls]
     assert kinds[-1] == "completed"
@@ -62,7 +62,7 @@ def test_progress_is_told_at_its_period_and_never_after_the_end(world: World) ->
     assert told[-1].loss == 1 / (1 + told[-1].current_epoch)
 
 
-def test_no_progress_is_told_before_its_speed_is_known(
+def test_no_progress_is_sent_before_its_speed_is_known(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.worker(config=replace(CONFIG, progress_every=0.25))(a_task(), StopSignal())
@@ -74,7 +74,7 @@ def test_no_progress_is_told_before_its_speed_is_known(
     assert caplog.messages == []
 
 
-def test_steps_that_are_run_again_are_told_with_the_speed_of_now(world: World) -> None:
+def test_repeated_steps_are_sent_with_the_current_speed(world: World) -> None:
     def fail() -> None:
         raise RuntimeError("a defect")
 
@@ -109,7 +109,7 @@ REFUSAL = NotifierRefused("400")
 
 
 @pytest.mark.parametrize("errors", [[SILENCE], [SILENCE, REFUSAL], [REFUSAL]])
-def test_the_final_call_waits_until_progress_that_was_given_up_can_no_longer_arrive(
+def test_the_completion_call_waits_until_abandoned_progress_cannot_arrive(
     world: World, monkeypatch: pytest.MonkeyPatch, errors: list[Exception]
 ) -> None:
     """In turn, the errors of the progress calls; one that was refused has arrived."""
@@ -180,7 +180,7 @@ def test_a_shutdown_right_after_a_checkpoint_stores_no_second_one(world: World) 
     ("seconds_left", "away", "tried", "step"),
     [(5.5, False, 1, 30), (5.5, True, 1, None), (100.0, False, 2, 40)],
 )
-def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
+def test_a_checkpoint_longer_than_the_shutdown_timeout_is_not_started(
     world: World, seconds_left: float, away: bool, tried: int, step: int | None
 ) -> None:
     """The step takes one second of the grace, a checkpoint five."""
@@ -211,7 +211,7 @@ def test_a_checkpoint_that_does_not_fit_into_the_grace_is_not_begun(
     assert len(puts) == tried
 
 
-def test_observers_learn_where_the_time_of_a_job_went(world: World) -> None:
+def test_observers_get_the_duration_of_each_phase(world: World) -> None:
     """Ten steps of a second each: the first one is counted separately."""
     assert world.worker()(a_task(epochs=10, batch_size=10), StopSignal()) == Ack()
     parts = {event.part: event.seconds for event in world.events if isinstance(event, PartTimed)}

@@ -105,7 +105,7 @@ def test_observers_get_a_message_that_is_rejected_under_the_id_of_its_job(
     assert world.events[0].task_id == received.task_id
 
 
-def test_a_second_delivery_of_a_task_in_progress_is_put_aside_and_no_job_to_observers(
+def test_a_duplicate_of_an_active_task_is_retried_later_and_not_observed_as_a_job(
     world: World, queue: MemoryQueue
 ) -> None:
     seen: list[WorkerEvent] = []
@@ -129,7 +129,7 @@ def test_a_second_delivery_of_a_task_in_progress_is_put_aside_and_no_job_to_obse
     assert len(queue.waiting) == 1, "it is looked at again later"
 
 
-def test_every_line_about_a_message_carries_its_task_the_last_one_too(
+def test_every_log_line_about_a_message_carries_its_task_id(
     world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     context = LogContext("worker-1")
@@ -143,7 +143,7 @@ def test_every_line_about_a_message_carries_its_task_the_last_one_too(
     assert {record.__dict__["task_id"] for record in caplog.records} == {TASK_ID}
 
 
-def test_the_lease_that_a_crash_left_of_a_refusal_is_removed_by_the_redelivery(
+def test_a_rejections_lease_left_by_a_crash_is_deleted_on_redelivery(
     world: World, queue: MemoryQueue
 ) -> None:
     queue.publish(BAD)
@@ -173,7 +173,7 @@ def test_the_same_task_five_times_is_trained_and_announced_once(
     assert len(world.notifier.final) == 1
 
 
-def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
+def test_an_invalid_message_is_reported_once_and_dead_lettered_each_time(
     world: World, queue: MemoryQueue
 ) -> None:
     queue.publish(BAD)
@@ -196,7 +196,7 @@ def test_a_bad_message_is_told_once_and_dead_lettered_each_time(
 
 
 @pytest.mark.parametrize("body", [BAD, BAD.replace(b'"style_id": 7', b'"style_id": "x"')])
-def test_a_bad_message_can_be_looked_up_by_the_task_it_names(
+def test_an_invalid_message_can_be_looked_up_by_its_task_id(
     world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture, body: bytes
 ) -> None:
     queue.publish(body)
@@ -212,7 +212,7 @@ def test_a_bad_message_can_be_looked_up_by_the_task_it_names(
 
 
 @pytest.mark.parametrize("body", [b"\x00garbage", b'{"type": "model_training"}'])
-def test_garbage_is_dead_lettered_and_nobody_is_told(
+def test_garbage_is_dead_lettered_without_a_call(
     world: World, queue: MemoryQueue, body: bytes
 ) -> None:
     queue.publish(body)
@@ -221,7 +221,9 @@ def test_garbage_is_dead_lettered_and_nobody_is_told(
     assert world.notifier.calls == []
 
 
-def test_a_bad_message_waits_for_a_backend_that_is_away(world: World, queue: MemoryQueue) -> None:
+def test_an_invalid_message_waits_for_an_unavailable_backend(
+    world: World, queue: MemoryQueue
+) -> None:
     class Away:
         def failed(self, *args: Any) -> None:
             raise NotifierUnavailable("502")
@@ -235,7 +237,7 @@ def test_a_bad_message_waits_for_a_backend_that_is_away(world: World, queue: Mem
     assert len(queue.dead) == 1
 
 
-def test_a_bad_message_whose_record_is_damaged_is_tried_again_and_then_left_to_a_person(
+def test_an_invalid_message_with_a_damaged_record_is_retried_then_dead_lettered(
     world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue.publish(BAD)
@@ -255,7 +257,7 @@ def test_a_bad_message_whose_record_is_damaged_is_tried_again_and_then_left_to_a
     assert f"{record} is damaged" in letter.reason
 
 
-def test_a_defect_in_refusing_a_message_is_logged_and_at_last_left_to_a_person(
+def test_a_defect_in_rejecting_a_message_is_logged_and_finally_dead_lettered(
     world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Defective:
@@ -276,7 +278,7 @@ def test_a_defect_in_refusing_a_message_is_logged_and_at_last_left_to_a_person(
     assert [letter.reason for letter in queue.dead] == ["after 20 retries: RuntimeError: a defect"]
 
 
-def test_a_bad_message_of_which_nobody_can_be_told_is_left_to_a_person_at_once(
+def test_an_invalid_message_that_cannot_be_reported_is_dead_lettered_at_once(
     world: World, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def deny(at: Location, **_how: Any) -> Blob:
@@ -292,7 +294,7 @@ def test_a_bad_message_of_which_nobody_can_be_told_is_left_to_a_person_at_once(
     assert queue.waiting == []
 
 
-def test_a_bad_message_is_handed_on_where_there_is_no_time_to_tell_of_it(world: World) -> None:
+def test_an_invalid_message_is_requeued_if_there_is_no_time_to_report_it(world: World) -> None:
     stop = StopSignal()
 
     class Stopping(MemoryQueue):
@@ -308,7 +310,7 @@ def test_a_bad_message_is_handed_on_where_there_is_no_time_to_tell_of_it(world: 
     assert (stopping.dead, world.notifier.calls) == ([], [])
 
 
-def test_a_stop_ends_the_loop_and_gives_the_message_back(world: World) -> None:
+def test_a_stop_ends_the_loop_and_requeues_the_message(world: World) -> None:
     stop = StopSignal()
 
     class Stopping(MemoryQueue):
@@ -323,7 +325,7 @@ def test_a_stop_ends_the_loop_and_gives_the_message_back(world: World) -> None:
     assert world.job().state is JobState.INTERRUPTED
 
 
-def test_an_idle_worker_stays_until_it_is_asked_to_stop(world: World) -> None:
+def test_an_idle_worker_runs_until_a_stop(world: World) -> None:
     stop, looks = StopSignal(), []
 
     class Empty(MemoryQueue):
@@ -337,7 +339,7 @@ def test_an_idle_worker_stays_until_it_is_asked_to_stop(world: World) -> None:
     assert len(looks) == 2 * EMPTY_RECEIVES
 
 
-def test_a_broker_that_is_away_is_waited_for_and_told_of_once_an_outage(
+def test_an_unavailable_broker_is_waited_for_and_logged_once_per_outage(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused = QueueUnavailable("connection refused")
@@ -366,7 +368,7 @@ def test_a_broker_that_is_away_is_waited_for_and_told_of_once_an_outage(
 
 
 @pytest.mark.parametrize("error", [DeliveryLost("gone"), QueueUnavailable("gone")])
-def test_a_delivery_lost_in_mid_job_comes_again_and_is_only_acknowledged(
+def test_a_delivery_lost_during_a_job_is_redelivered_and_only_acknowledged(
     world: World, error: Exception
 ) -> None:
     class Losing(MemoryQueue):
@@ -387,7 +389,7 @@ def test_a_delivery_lost_in_mid_job_comes_again_and_is_only_acknowledged(
     assert len(world.notifier.final) == 1
 
 
-def test_a_worker_whose_device_answers_no_more_ends_and_leaves_the_other_tasks_alone(
+def test_a_worker_with_a_lost_device_ends_and_takes_no_other_task(
     world: World, queue: MemoryQueue
 ) -> None:
     class Broken:
@@ -412,9 +414,7 @@ def test_a_worker_whose_device_answers_no_more_ends_and_leaves_the_other_tasks_a
     assert world.job().failures == 1
 
 
-def test_until_empty_a_message_that_is_still_being_written_is_waited_for(
-    world: World, tmp_path: Path
-) -> None:
+def test_until_empty_waits_for_a_message_still_being_written(world: World, tmp_path: Path) -> None:
     (tmp_path / "task.json").write_bytes(b"no task, and no end of one")
     spool = SpoolQueue(tmp_path, world.clock, lambda: "id")
     loop_over(world, spool)(StopSignal(), until_empty=True)
@@ -423,7 +423,7 @@ def test_until_empty_a_message_that_is_still_being_written_is_waited_for(
     ] == [b"no task, and no end of one"]
 
 
-def test_a_worker_that_is_not_ready_takes_no_task_and_says_why_once(
+def test_a_worker_that_is_not_ready_takes_no_task_and_logs_why_once(
     world: World, queue: MemoryQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue.publish(encode_task(a_task()))
@@ -444,7 +444,7 @@ def test_a_worker_that_is_not_ready_takes_no_task_and_says_why_once(
     assert caplog.text.count("the worker receives no tasks: 0.1 GB free") == 1
 
 
-def test_a_worker_on_which_every_job_meets_a_defect_leaves_the_rest_to_others(
+def test_a_worker_on_which_every_job_fails_takes_no_more_tasks(
     world: World, queue: MemoryQueue
 ) -> None:
     tasks = [replace(a_task(), task_id=str(uuid.UUID(int=n))) for n in range(MAX_TASKS + 2)]

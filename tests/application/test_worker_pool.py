@@ -62,7 +62,7 @@ def queue() -> MemoryQueue:
     return MemoryQueue(SystemClock())
 
 
-def test_as_many_jobs_as_loops_are_in_hand_at_a_time(queue: MemoryQueue) -> None:
+def test_as_many_jobs_as_loops_are_active_at_a_time(queue: MemoryQueue) -> None:
     for task in tasks(4):
         queue.publish(encode_task(task))
     both = threading.Barrier(2)
@@ -75,7 +75,9 @@ def test_as_many_jobs_as_loops_are_in_hand_at_a_time(queue: MemoryQueue) -> None
     assert (queue.waiting, queue.unsettled) == ([], [])
 
 
-def test_jobs_of_one_kind_train_together_and_each_is_announced_once(queue: MemoryQueue) -> None:
+def test_jobs_of_one_batch_key_train_together_and_each_is_announced_once(
+    queue: MemoryQueue,
+) -> None:
     world, clock = World(), SystemClock()
     trainer, slots = MemoryTrainer(clock, step_seconds=0.002, slots=3), AdmissionQueue(3)
     for task in tasks(5):
@@ -116,7 +118,7 @@ def test_a_stop_ends_every_loop(queue: MemoryQueue) -> None:
     assert not working.is_alive()
 
 
-def test_a_single_loop_works_in_the_callers_own_thread() -> None:
+def test_a_single_loop_runs_in_the_callers_thread() -> None:
     calls = []
 
     def loop(_stop: StopSignal, *, until_empty: bool) -> None:
@@ -128,7 +130,7 @@ def test_a_single_loop_works_in_the_callers_own_thread() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_what_ends_one_loop_ends_all_and_is_raised(queue: MemoryQueue, count: int) -> None:
+def test_an_error_in_one_loop_ends_all_and_is_raised(queue: MemoryQueue, count: int) -> None:
     queue.publish(encode_task(a_task()))
 
     def run(_task: TrainingTask, _stop: StopSignal, _retries: int) -> Settlement:

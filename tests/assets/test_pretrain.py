@@ -57,7 +57,7 @@ def _train(pipeline: StableDiffusionPipeline, seed: int) -> torch.Tensor:
     return _weights(pipeline.unet) - before
 
 
-def test_the_denoiser_learns_in_every_stage_and_the_same_from_the_same_seed(
+def test_the_unet_learns_in_every_stage_reproducibly(
     pipeline: StableDiffusionPipeline,
 ) -> None:
     start = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
@@ -71,14 +71,14 @@ def test_the_denoiser_learns_in_every_stage_and_the_same_from_the_same_seed(
     assert not torch.equal(first, other)
 
 
-def test_only_the_denoiser_changes_when_it_is_trained(pipeline: StableDiffusionPipeline) -> None:
+def test_training_the_unet_changes_nothing_else(pipeline: StableDiffusionPipeline) -> None:
     before = _weights(pipeline.text_encoder).clone(), _weights(pipeline.vae).clone()
     _train(pipeline, seed=3)
     assert torch.equal(_weights(pipeline.text_encoder), before[0])
     assert torch.equal(_weights(pipeline.vae), before[1])
 
 
-def test_strong_noise_weighs_more(pipeline: StableDiffusionPipeline) -> None:
+def test_high_noise_timesteps_weigh_more(pipeline: StableDiffusionPipeline) -> None:
     from diffusers import DDPMScheduler
 
     weights = timestep_weights(DDPMScheduler.from_config(pipeline.scheduler.config))
@@ -88,7 +88,7 @@ def test_strong_noise_weighs_more(pipeline: StableDiffusionPipeline) -> None:
     assert weights[900] > 5 * weights[100]
 
 
-def test_the_text_encoder_learns_to_tell_captions_apart(
+def test_the_text_encoder_learns_to_distinguish_captions(
     pipeline: StableDiffusionPipeline, scenes: list[Scene], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "assets.train_text_encoder")
@@ -99,7 +99,7 @@ def test_the_text_encoder_learns_to_tell_captions_apart(
     assert last < 0.7 * first
 
 
-def test_the_vocabulary_is_always_the_same_and_has_the_words_whole(tmp_path: Path) -> None:
+def test_the_vocabulary_is_deterministic_and_has_whole_words(tmp_path: Path) -> None:
     captions = ["a small red circle", "a Large red ring"]
     folders = [tmp_path / "first", tmp_path / "again"]
     sizes = [

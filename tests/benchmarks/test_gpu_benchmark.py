@@ -88,7 +88,7 @@ def test_styles_that_were_not_recorded_are_marked() -> None:
     assert "| 4 | 4, eager | 9.5 | 0.9 |" in card_tables(card)
 
 
-def test_a_part_measured_anew_leaves_the_others_rows(tmp_path: Path) -> None:
+def test_remeasuring_one_part_keeps_the_rows_of_the_others(tmp_path: Path) -> None:
     facts = {"device": "card", "versions": {"torch": "2"}}
     rows = [{"part": "speed", "name": "a"}, {"part": "job", "name": "whole job"}]
     file = tmp_path / "card.json"
@@ -99,7 +99,7 @@ def test_a_part_measured_anew_leaves_the_others_rows(tmp_path: Path) -> None:
     assert kept_rows(file, {**facts, "device": "another"}, ["job"]) == []
 
 
-def test_a_row_that_failed_says_so_and_costs_no_other(tmp_path: Path) -> None:
+def test_a_failed_row_says_so_and_affects_no_other(tmp_path: Path) -> None:
     failed = {"error": "OutOfMemoryError: CUDA out of memory", "name": "+ captured"}
     results = {
         "device": "card",

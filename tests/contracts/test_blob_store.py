@@ -130,7 +130,7 @@ def test_a_blob_reads_back_as_written_with_the_tag_that_put_returned(harness: Ha
 @pytest.mark.parametrize(
     "key", ["empty", "a b.txt", "Grüße/画.png", "a%20b+c&d=e", ".hidden", "x.tmp", "~", "C:x"]
 )
-def test_any_key_serves_and_an_empty_blob_too(harness: Harness, key: str) -> None:
+def test_any_key_and_an_empty_blob_are_accepted(harness: Harness, key: str) -> None:
     etag = harness.blobs.put(harness.at(key), b"")
     assert harness.blobs.get(harness.at(key)) == Blob(b"", etag)
     assert harness.list("") == [harness.at(key)]
@@ -143,7 +143,7 @@ def test_an_unconditional_write_replaces_the_blob_and_its_tag(harness: Harness) 
     assert harness.blobs.get(harness.at("a")) == Blob(b"second", second)
 
 
-def test_nothing_there_is_missing(harness: Harness) -> None:
+def test_an_absent_blob_is_missing(harness: Harness) -> None:
     harness.blobs.put(harness.at("a/b"), b"1")
     for key in ("c", "a", "a/b/c", "a/bb"):
         with pytest.raises(BlobMissing):
@@ -162,7 +162,7 @@ def test_a_bucket_that_does_not_exist_is_missing_or_denied(harness: Harness) -> 
         harness.blobs.get(Location("no-such-bucket", "a", harness.scheme))
 
 
-def test_a_blob_may_have_as_many_bytes_as_allowed_and_no_more(harness: Harness) -> None:
+def test_the_size_limit_of_a_read_is_inclusive(harness: Harness) -> None:
     harness.blobs.put(harness.at("a"), b"12345")
     assert harness.blobs.get(harness.at("a"), max_bytes=5).data == b"12345"
     with pytest.raises(BlobTooLarge):
@@ -181,7 +181,7 @@ def test_only_if_absent_writes_once(harness: Harness) -> None:
     assert harness.blobs.get(harness.at("a")) == Blob(b"1", etag)
 
 
-def test_only_if_absent_writes_where_a_blob_was_removed(harness: Harness) -> None:
+def test_only_if_absent_writes_after_a_deletion(harness: Harness) -> None:
     harness.blobs.put(harness.at("a"), b"1")
     harness.blobs.delete(harness.at("a"))
     harness.blobs.put(harness.at("a"), b"2", condition=IfAbsent())
@@ -203,7 +203,7 @@ def test_only_if_unchanged_takes_the_tag_of_a_read(harness: Harness) -> None:
     assert harness.blobs.get(harness.at("a")).data == b"2"
 
 
-def test_only_if_unchanged_does_not_write_where_the_blob_is_gone(harness: Harness) -> None:
+def test_only_if_unchanged_does_not_recreate_a_deleted_blob(harness: Harness) -> None:
     etag = harness.blobs.put(harness.at("a"), b"1")
     harness.blobs.delete(harness.at("a"))
     with pytest.raises(PreconditionFailed):
@@ -245,7 +245,7 @@ def test_no_increment_of_a_contested_counter_is_lost(harness: Harness) -> None:
     assert harness.blobs.get(at).data == b"%d" % (3 * WRITERS)
 
 
-def test_a_read_sees_one_whole_write_and_its_tag(harness: Harness) -> None:
+def test_a_read_is_atomic_and_matches_its_tag(harness: Harness) -> None:
     at = harness.at("busy")
     contents = [bytes([letter]) * 300_000 for letter in b"abcd"]
     written: dict[str, bytes] = {}
@@ -270,7 +270,7 @@ def test_a_read_sees_one_whole_write_and_its_tag(harness: Harness) -> None:
     assert all(written[blob.etag] == blob.data for blob in found)
 
 
-def test_delete_removes_one_blob_and_minds_nothing_missing(harness: Harness) -> None:
+def test_delete_removes_one_blob_and_accepts_a_missing_one(harness: Harness) -> None:
     for key in ("a/b", "a/c", "d/e"):
         harness.blobs.put(harness.at(key), b"1")
     harness.blobs.delete(harness.at("a/b"))
@@ -280,7 +280,7 @@ def test_delete_removes_one_blob_and_minds_nothing_missing(harness: Harness) -> 
     assert harness.list("") == [harness.at("a/c")]
 
 
-def test_list_gives_what_starts_with_the_prefix_in_order_of_the_keys(harness: Harness) -> None:
+def test_list_returns_the_keys_with_the_prefix_in_order(harness: Harness) -> None:
     keys = ["b", "a/2", "a/10", "a.txt", "ab/c", "a/1/x", "A"]
     for key in keys:
         harness.blobs.put(harness.at(key), b"1")

@@ -42,7 +42,7 @@ def test_a_sleep_takes_at_least_its_time_on_both_clocks(clock: Clock) -> None:
     assert clock.now() > wall
 
 
-def test_no_sleep_is_no_error(clock: Clock) -> None:
+def test_a_sleep_of_zero_or_less_returns(clock: Clock) -> None:
     before = clock.monotonic()
     clock.sleep(0)
     clock.sleep(-1)
@@ -84,7 +84,7 @@ def test_an_action_that_raises_is_logged_and_called_again(
     assert "the first trouble" in caplog.text
 
 
-def test_an_action_runs_in_the_context_of_who_asked_for_it(clock: Clock) -> None:
+def test_an_action_runs_in_the_context_of_its_caller(clock: Clock) -> None:
     whose: ContextVar[str] = ContextVar("whose", default="nobody's")
     seen, called = [], threading.Event()
 
@@ -120,7 +120,7 @@ def test_the_context_closes_when_the_work_in_it_fails(clock: Clock) -> None:
     assert len(calls) == count
 
 
-def test_leaving_waits_for_a_call_under_way(clock: Clock) -> None:
+def test_leaving_waits_for_a_running_call(clock: Clock) -> None:
     started, release, finished = threading.Event(), threading.Event(), threading.Event()
 
     def action() -> None:

@@ -43,7 +43,7 @@ def inspect(harness: Harness, data: bytes) -> ImageFacts:
     return harness.inspector.inspect(data, 512, StopSignal()).facts
 
 
-def test_facts_are_plausible(harness: Harness) -> None:
+def test_image_facts_are_plausible(harness: Harness) -> None:
     for data in harness.images:
         facts = inspect(harness, data)
         assert min(facts.width, facts.height) >= MIN_SIDE_PIXELS
@@ -58,7 +58,7 @@ def test_equal_files_have_equal_facts_and_others_do_not(harness: Harness) -> Non
     assert first.perceptual_hash != second.perceptual_hash
 
 
-def test_what_is_no_image_is_refused_with_a_reason(harness: Harness) -> None:
+def test_invalid_images_are_refused_with_a_reason(harness: Harness) -> None:
     with pytest.raises(ImageRefused, match=r"^.+$"):
         inspect(harness, harness.broken)
 
@@ -70,7 +70,7 @@ def test_threads_may_share_an_inspector(harness: Harness) -> None:
     assert together == alone * 8
 
 
-def test_a_stop_is_heard(harness: Harness) -> None:
+def test_a_stop_interrupts_the_inspection(harness: Harness) -> None:
     stop = StopSignal()
     stop.request(StopReason.SHUTDOWN)
     with pytest.raises(Stopped):

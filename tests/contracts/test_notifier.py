@@ -80,7 +80,7 @@ def test_each_outcome_arrives_once(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("message", ["", "two\nlines", "[bold]Grüße[/nope] 画 {}%s", "x" * 20_000])
-def test_every_failure_can_be_told(harness: Harness, message: str) -> None:
+def test_every_failure_can_be_sent(harness: Harness, message: str) -> None:
     for code in FailureCode:
         harness.notifier.failed(f"task of {code}", 7, Failure(code, message))
     assert harness.final_calls() == len(FailureCode)
@@ -96,7 +96,7 @@ def test_calls_may_come_from_several_threads(harness: Harness) -> None:
     assert harness.final_calls() == 40
 
 
-def test_who_asks_whether_a_call_has_arrived_is_never_told_of_another(harness: Harness) -> None:
+def test_has_arrived_is_never_true_for_another_call(harness: Harness) -> None:
     other = replace(ARTIFACT, sha256="cd" * 32)
     failure = Failure(FailureCode.GPU_OOM, "The card is small.")
     asked = harness.notifier.has_arrived

@@ -123,7 +123,7 @@ def _spool(folder: Path, clock: ManualClock) -> Harness:
     return Harness(queue, clock.advance, lose, queue, queue)
 
 
-def test_an_empty_queue_gives_nothing(harness: Harness) -> None:
+def test_an_empty_queue_delivers_nothing(harness: Harness) -> None:
     assert harness.is_idle()
 
 
@@ -145,7 +145,7 @@ def test_equal_messages_are_two_messages(harness: Harness) -> None:
     assert harness.is_idle()
 
 
-def test_a_held_message_is_delivered_to_nobody_else_however_long(harness: Harness) -> None:
+def test_an_unacknowledged_message_is_delivered_to_no_other_consumer(harness: Harness) -> None:
     harness.queue.publish(b"{}")
     harness.receive()
     harness.advance(10.0)
@@ -160,7 +160,7 @@ def test_an_acknowledged_message_is_gone(harness: Harness) -> None:
     assert harness.dead() == []
 
 
-def test_a_lost_workers_message_is_delivered_again_and_says_so(harness: Harness) -> None:
+def test_a_lost_workers_message_is_redelivered_with_the_flag(harness: Harness) -> None:
     harness.queue.publish(b"{}")
     first = harness.receive()
     harness.lose()
@@ -170,7 +170,7 @@ def test_a_lost_workers_message_is_delivered_again_and_says_so(harness: Harness)
 
 
 @every_way
-def test_settling_what_the_broker_took_back_changes_nothing(
+def test_settling_a_lost_delivery_changes_nothing(
     harness: Harness, settle: Callable[[Queue, Delivery], None]
 ) -> None:
     harness.queue.publish(b"{}")
@@ -198,7 +198,7 @@ def test_a_delivery_is_settled_once(
         again(harness.queue, delivery)
 
 
-def test_a_message_put_aside_comes_after_its_delay_and_counts(harness: Harness) -> None:
+def test_a_message_retried_later_comes_after_its_delay_and_counts(harness: Harness) -> None:
     harness.queue.publish(b"{}")
     for retries in range(3):
         delivery = harness.receive()
@@ -208,14 +208,14 @@ def test_a_message_put_aside_comes_after_its_delay_and_counts(harness: Harness) 
         harness.advance(5.0)
 
 
-def test_a_message_put_aside_holds_up_no_other(harness: Harness) -> None:
+def test_a_message_retried_later_blocks_no_other(harness: Harness) -> None:
     harness.queue.publish(b'{"n": 1}')
     harness.queue.publish(b'{"n": 2}')
     harness.put_aside(harness.receive(), 5.0, "busy")
     assert harness.receive().body == b'{"n": 2}'
 
 
-def test_the_count_of_retries_survives_a_lost_worker(harness: Harness) -> None:
+def test_the_retry_count_survives_a_lost_worker(harness: Harness) -> None:
     harness.queue.publish(b"{}")
     harness.put_aside(harness.receive(), 1.0, "busy")
     harness.advance(1.0)
@@ -246,7 +246,7 @@ def test_a_dead_letter_keeps_the_details_of_its_reason_and_its_time(harness: Har
     assert letter.since is not None
 
 
-def test_looking_at_dead_letters_leaves_them_and_a_wanted_one_goes_back(harness: Harness) -> None:
+def test_listing_dead_letters_keeps_them_and_a_chosen_one_is_requeued(harness: Harness) -> None:
     bodies = [b'{"n": 1}', b'{"n": 2}', b'{"n": 3}']
     for body in bodies:
         harness.queue.publish(body)
@@ -282,7 +282,7 @@ def test_a_dead_letter_that_is_dropped_is_gone_and_the_others_stay(harness: Harn
     assert harness.is_idle()
 
 
-def test_a_letter_put_back_may_die_again(harness: Harness) -> None:
+def test_a_requeued_dead_letter_may_be_dead_lettered_again(harness: Harness) -> None:
     harness.queue.publish(b"{}")
     harness.queue.dead_letter(harness.receive(), "once")
     harness.letters.process_dead_letters(lambda _: DeadLetterAction.PUT_BACK)
@@ -290,7 +290,7 @@ def test_a_letter_put_back_may_die_again(harness: Harness) -> None:
     assert harness.dead() == [(b"{}", "twice")]
 
 
-def test_depths_count_what_waits_and_what_is_dead(harness: Harness) -> None:
+def test_depths_count_waiting_and_dead_messages(harness: Harness) -> None:
     before = sum(harness.depths.depths().values())
     harness.queue.publish(b'{"n": 1}')
     harness.queue.publish(b'{"n": 2}')
@@ -298,14 +298,14 @@ def test_depths_count_what_waits_and_what_is_dead(harness: Harness) -> None:
     assert sum(harness.depths.depths().values()) == before + 2
 
 
-def test_a_message_handed_back_comes_again_at_once_and_does_not_count(harness: Harness) -> None:
+def test_a_requeued_message_comes_again_at_once_and_does_not_count(harness: Harness) -> None:
     harness.queue.publish(b"{}")
     harness.queue.requeue(harness.receive())
     again = harness.receive()
     assert (again.body, again.retries, again.redelivered) == (b"{}", 0, True)
 
 
-def test_settling_one_delivery_leaves_the_others_held(harness: Harness) -> None:
+def test_settling_one_delivery_leaves_the_others_unacknowledged(harness: Harness) -> None:
     harness.queue.publish(b'{"n": 1}')
     harness.queue.publish(b'{"n": 2}')
     first, second = harness.receive(), harness.receive()

@@ -160,7 +160,7 @@ def test_the_history_has_each_finished_epoch_with_its_loss(harness: Harness) -> 
             assert newest.learning_rate >= 0
 
 
-def test_the_peak_of_memory_grows_and_never_falls(harness: Harness) -> None:
+def test_peak_memory_never_falls(harness: Harness) -> None:
     with harness.trainer.open(harness.plan(), None) as session:
         before = session.peak_memory
         drive(session)
@@ -174,14 +174,14 @@ def test_training_changes_the_weights(harness: Harness) -> None:
         assert session.weights() != untrained
 
 
-def test_equal_plans_give_equal_runs_and_another_seed_another(harness: Harness) -> None:
+def test_equal_plans_give_equal_runs_and_another_seed_differs(harness: Harness) -> None:
     first = run(harness, harness.plan())
     assert run(harness, harness.plan()) == first
     assert run(harness, harness.plan(seed=1)).weights != first.weights
 
 
 @pytest.mark.parametrize("steps", [0, 2, 3, 6])
-def test_a_resumed_run_is_as_if_never_interrupted(harness: Harness, steps: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(harness: Harness, steps: int) -> None:
     whole = run(harness, harness.plan())
     taken = checkpoint_after(harness, harness.plan(), steps)
     assert (taken.epoch, taken.step) == (steps // 2, steps)
@@ -191,7 +191,7 @@ def test_a_resumed_run_is_as_if_never_interrupted(harness: Harness, steps: int) 
     assert rest.weights == whole.weights
 
 
-def test_a_resumed_session_stands_where_the_checkpoint_was_taken(harness: Harness) -> None:
+def test_a_resumed_session_starts_at_its_checkpoint(harness: Harness) -> None:
     with harness.trainer.open(harness.plan(), None) as session:
         for _ in range(3):
             session.advance()
@@ -202,7 +202,7 @@ def test_a_resumed_session_stands_where_the_checkpoint_was_taken(harness: Harnes
         assert session.checkpoint() == taken
 
 
-def test_looking_at_a_run_does_not_change_it(harness: Harness) -> None:
+def test_observing_a_run_does_not_change_it(harness: Harness) -> None:
     undisturbed = run(harness, harness.plan())
     with harness.trainer.open(harness.plan(), None) as session:
         while not session.finished:
@@ -257,12 +257,12 @@ def test_previews_show_the_prompts_before_and_after_from_the_same_seeds(harness:
     assert [p.png for p in after] != [p.png for p in before]
 
 
-def test_previews_without_named_prompts_show_something(harness: Harness) -> None:
+def test_a_run_without_prompts_has_previews(harness: Harness) -> None:
     with harness.trainer.open(harness.plan(), None) as session:
         assert session.previews(with_lora=True)
 
 
-def test_an_unusable_checkpoint_is_rejected_and_the_trainer_goes_on(harness: Harness) -> None:
+def test_an_unusable_checkpoint_is_rejected_and_the_trainer_stays_usable(harness: Harness) -> None:
     data = checkpoint_after(harness, harness.plan(), 1).data
     of_another_run = checkpoint_after(harness, harness.plan(seed=1), 1).data
     for unusable in (b"", data[: len(data) // 2], b"not a checkpoint at all", of_another_run):
@@ -274,7 +274,7 @@ def test_an_unusable_checkpoint_is_rejected_and_the_trainer_goes_on(harness: Har
     assert run(harness, harness.plan()).reports
 
 
-def test_a_session_that_breaks_off_leaves_the_trainer_free(harness: Harness) -> None:
+def test_a_failing_session_leaves_the_trainer_usable(harness: Harness) -> None:
     whole = run(harness, harness.plan())
 
     def break_off() -> None:
@@ -287,7 +287,7 @@ def test_a_session_that_breaks_off_leaves_the_trainer_free(harness: Harness) -> 
     assert run(harness, harness.plan()) == whole
 
 
-def test_with_one_seat_every_run_is_alone(harness: Harness) -> None:
+def test_with_one_slot_every_run_is_alone(harness: Harness) -> None:
     trainer, plan = harness.trainer, harness.plan()
     assert trainer.batch_key(plan.parameters) is None
     with trainer.open(plan, None) as session:
@@ -296,7 +296,7 @@ def test_with_one_seat_every_run_is_alone(harness: Harness) -> None:
         assert drive(session)
 
 
-def test_runs_of_one_kind_train_at_the_same_time_and_end_as_they_would_alone(
+def test_runs_of_one_batch_key_train_concurrently_and_end_as_alone(
     harness: Harness,
 ) -> None:
     plans = [harness.plan(seed=seed, epochs=epochs) for seed, epochs in ((1, 3), (2, 2), (3, 3))]
@@ -316,7 +316,7 @@ def test_runs_of_one_kind_train_at_the_same_time_and_end_as_they_would_alone(
     assert len({found.weights for found in together}) == 3
 
 
-def test_a_run_joins_others_on_their_way_and_goes_on_alone_from_a_checkpoint(
+def test_a_run_joins_running_ones_and_resumes_alone_from_a_checkpoint(
     harness: Harness,
 ) -> None:
     plan = harness.plan(seed=5)
@@ -333,7 +333,7 @@ def test_a_run_joins_others_on_their_way_and_goes_on_alone_from_a_checkpoint(
     assert rest.history[-1].loss == pytest.approx(whole.history[-1].loss, rel=1e-3)
 
 
-def test_more_runs_than_seats_or_of_another_kind_are_refused(harness: Harness) -> None:
+def test_more_runs_than_slots_or_of_another_batch_key_are_refused(harness: Harness) -> None:
     trainer = harness.with_slots(2)
     with trainer.open(harness.plan(seed=1), None):
         with (

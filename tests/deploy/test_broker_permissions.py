@@ -49,7 +49,7 @@ def _connection(broker: Broker) -> pika.BlockingConnection:
     )
 
 
-def test_a_worker_can_do_all_that_it_does_with_messages(broker: Broker) -> None:
+def test_a_worker_may_do_every_queue_operation_it_needs(broker: Broker) -> None:
     options = RabbitOptions(
         port=broker.port,
         user="trainer",
@@ -84,7 +84,7 @@ def test_a_worker_can_do_all_that_it_does_with_messages(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("name", ["image_generation", f"{QUEUE}s", f"other.{QUEUE}"])
-def test_a_worker_cannot_touch_other_queues(broker: Broker, name: str) -> None:
+def test_a_worker_may_not_use_other_queues(broker: Broker, name: str) -> None:
     connection = _connection(broker)
     try:
         with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):

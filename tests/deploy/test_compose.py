@@ -18,19 +18,19 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = ("worker", "submit")
 
 
-def test_it_holds_against_an_independent_reader_of_the_specification() -> None:
+def test_compose_file_passes_an_independent_validator() -> None:
     # The reader knows no merge keys, which YAML 1.2 has dropped; the engine does.
     read = PyCompose.from_yaml(yaml.safe_dump(COMPOSE))
     assert set(read.service_names()) == set(SERVICES)
 
 
-def test_the_independent_reader_refuses_what_is_not_compose() -> None:
+def test_the_independent_validator_rejects_invalid_compose_files() -> None:
     broken = {**COMPOSE, "services": {"worker": {"imagee": "style-trainer:cpu"}}}
     with pytest.raises(ValueError, match="imagee"):
         PyCompose.from_yaml(yaml.safe_dump(broken))
 
 
-def test_everything_around_a_worker_is_there() -> None:
+def test_every_service_a_worker_needs_is_there() -> None:
     parts = {"rabbitmq", "minio", "buckets", "backend", "prometheus", "grafana", "worker"}
     assert parts <= set(SERVICES)
     assert "management" in SERVICES["rabbitmq"]["image"]
@@ -44,7 +44,7 @@ def test_an_image_is_named_with_a_version(name: str) -> None:
     assert tag != "latest"
 
 
-def test_no_image_is_looked_for_where_it_was_withdrawn_and_ours_in_no_registry() -> None:
+def test_no_image_is_pulled_from_a_withdrawn_place_and_ours_from_no_registry() -> None:
     for name, service in SERVICES.items():
         image = service["image"]
         assert not image.startswith("minio/"), name
@@ -66,7 +66,7 @@ def test_the_worker_starts_with_these_settings(name: str) -> None:
     assert settings.has_object_store
 
 
-def test_hosts_and_ports_are_the_services_own() -> None:
+def test_hosts_and_ports_are_those_of_the_services() -> None:
     environment = SERVICES["worker"]["environment"]
     assert environment["RABBITMQ_HOST"] in SERVICES
     store = urlsplit(environment["S3_ENDPOINT_URL"])
@@ -93,7 +93,7 @@ def test_the_backend_has_a_network_name_and_knows_the_workers_token() -> None:
         assert f'"{option}"' in source
 
 
-def test_the_buckets_that_the_worker_wants_are_made() -> None:
+def test_the_buckets_of_the_worker_are_created() -> None:
     script = SERVICES["buckets"]["entrypoint"][-1]
     environment = SERVICES["worker"]["environment"]
     for name in ("AWS_STORAGE_BUCKET_NAME", "MODEL_BUCKET_NAME"):
@@ -103,13 +103,13 @@ def test_the_buckets_that_the_worker_wants_are_made() -> None:
 
 
 @pytest.mark.parametrize("name", list(SERVICES))
-def test_what_is_published_is_published_to_this_machine_alone(name: str) -> None:
+def test_ports_are_published_on_loopback_only(name: str) -> None:
     for port in SERVICES[name].get("ports", []):
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)
 
 
 @pytest.mark.parametrize("name", list(SERVICES))
-def test_a_file_that_is_mounted_exists(name: str) -> None:
+def test_every_mounted_file_exists(name: str) -> None:
     for volume in SERVICES[name].get("volumes", []):
         source = volume.split(":")[0]
         if source.startswith("."):
@@ -118,7 +118,7 @@ def test_a_file_that_is_mounted_exists(name: str) -> None:
             assert source in COMPOSE["volumes"], source
 
 
-def test_the_worker_is_killed_later_than_it_ends_by_itself() -> None:
+def test_the_stop_grace_period_exceeds_the_shutdown_timeout() -> None:
     grace = accepted(SERVICES["worker"]["environment"]).shutdown_timeout
     assert int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) > grace
 
@@ -136,7 +136,7 @@ def test_prometheus_finds_the_worker_with_its_token() -> None:
         assert (DEPLOY / "prometheus" / name).is_file()
 
 
-def test_grafana_has_the_source_that_the_dashboard_asks() -> None:
+def test_grafana_has_the_data_source_of_the_dashboard() -> None:
     (source,) = read_yaml("grafana/provisioning/datasources/prometheus.yml")["datasources"]
     assert urlsplit(source["url"]).hostname in SERVICES
     (provider,) = read_yaml("grafana/provisioning/dashboards/dashboards.yml")["providers"]

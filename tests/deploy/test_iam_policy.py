@@ -101,11 +101,11 @@ def test_the_check_passes_under_the_policy() -> None:
 
 
 @pytest.mark.parametrize("at", [KEYS.weights(7), KEYS.checkpoint(TASK_ID, 1, 1)])
-def test_what_is_large_can_be_sent_in_parts(at: Location) -> None:
+def test_multipart_uploads_work_under_the_policy(at: Location) -> None:
     _under_the_policy(lambda blobs: blobs.put(at, bytes(7 * MIB)))
 
 
-def test_conditions_hold_under_the_policy() -> None:
+def test_conditional_writes_work_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
         at = KEYS.lease(TASK_ID)
         etag = blobs.put(at, b"first", condition=IfAbsent())
@@ -116,7 +116,7 @@ def test_conditions_hold_under_the_policy() -> None:
 
 
 @pytest.mark.parametrize("bucket", [IMAGES, MODELS])
-def test_what_is_missing_is_told_from_what_is_denied(bucket: str) -> None:
+def test_a_missing_object_is_distinguished_from_a_denied_one(bucket: str) -> None:
     def trial(blobs: S3BlobStore) -> None:
         with pytest.raises(BlobMissing):
             blobs.get(Location(bucket, "jobs/missing"))
@@ -134,7 +134,7 @@ def test_what_is_missing_is_told_from_what_is_denied(bucket: str) -> None:
     ],
     ids=["overwrite an image", "delete an image", "write elsewhere", "delete a style"],
 )
-def test_the_rest_is_denied(act: Callable[[S3BlobStore], object]) -> None:
+def test_everything_else_is_denied(act: Callable[[S3BlobStore], object]) -> None:
     def trial(blobs: S3BlobStore) -> None:
         with pytest.raises(BlobDenied):
             act(blobs)
@@ -142,7 +142,7 @@ def test_the_rest_is_denied(act: Callable[[S3BlobStore], object]) -> None:
     _under_the_policy(trial)
 
 
-def test_a_policy_that_lacks_an_action_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_without_a_needed_action_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = read_json("iam-policy.json")
     policy["Statement"] = [s for s in policy["Statement"] if s["Sid"] != "DeliverStyles"]
     monkeypatch.setitem(globals(), "read_json", lambda _name: policy)
@@ -150,7 +150,7 @@ def test_a_policy_that_lacks_an_action_is_noticed(monkeypatch: pytest.MonkeyPatc
         _under_the_policy(lambda blobs: blobs.put(KEYS.weights(7), b"weights"))
 
 
-def test_the_lifecycle_rule_clears_uploads_that_were_broken_off_and_expires_nothing() -> None:
+def test_the_lifecycle_rule_aborts_incomplete_uploads_and_expires_nothing() -> None:
     rules = read_json("s3-lifecycle.json")
     with mock_aws():
         s3 = boto3.client("s3", region_name=REGION)
@@ -162,7 +162,7 @@ def test_the_lifecycle_rule_clears_uploads_that_were_broken_off_and_expires_noth
     assert "Expiration" not in kept
 
 
-def test_log_lines_reach_the_group_that_the_guide_names_and_no_other_one() -> None:
+def test_log_lines_may_only_be_written_to_the_documented_group() -> None:
     (statement,) = [
         one for one in read_json("iam-policy.json")["Statement"] if one["Sid"] == "SendLogLines"
     ]

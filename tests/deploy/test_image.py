@@ -69,7 +69,7 @@ def _step(part: str) -> str:
 
 
 @pytest.mark.parametrize("variant", ["cpu", "cuda"])
-def test_every_variant_is_built_and_another_is_refused(variant: str) -> None:
+def test_every_variant_is_built_and_an_unknown_one_refused(variant: str) -> None:
     step = _step('case "$VARIANT"')
     assert f" {variant}) index=" in step
     assert "exit 1" in step
@@ -80,7 +80,7 @@ def test_the_cpu_image_cannot_get_the_cuda_build_of_torch() -> None:
 
 
 @pytest.mark.parametrize("model", ["mounted", "hub", "folder", "small"])
-def test_every_way_to_bring_a_model_is_there_and_explained(model: str) -> None:
+def test_every_way_to_provide_a_model_exists_and_is_explained(model: str) -> None:
     assert f" {model}) " in _step('case "$MODEL"')
     assert re.search(rf"^#   {model}\b", DOCKERFILE, re.MULTILINE)
 
@@ -93,7 +93,7 @@ def test_images_are_named_with_a_version_and_stages_without_variables() -> None:
     assert re.search(r"^ARG PYTHON_IMAGE=python:3\.11\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)
 
 
-def test_what_is_copied_can_be_read_though_the_clone_cannot() -> None:
+def test_copied_files_are_readable_whatever_the_clones_permissions() -> None:
     copied = [rest for name, rest in _last_stage() if name == "COPY"]
     for source in ("/models", "/opt/code"):
         assert any(f"--chmod=755 {source} " in rest for rest in copied)
@@ -120,7 +120,7 @@ def test_the_health_check_follows_the_status_page(port: str | None) -> None:
     server.server_close()
 
 
-def test_a_setting_in_the_image_is_one() -> None:
+def test_every_setting_in_the_image_exists() -> None:
     environment = " ".join(rest for name, rest in _last_stage() if name == "ENV")
     names = set(re.findall(r"(\w+)=", environment))
     others = {"PATH", "HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR"}
@@ -143,7 +143,7 @@ def locked(name: str) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
 
 
-def test_the_image_has_the_tested_versions_each_with_its_hashes() -> None:
+def test_the_image_has_the_tested_versions_pinned_by_hash() -> None:
     tested, installed = locked("constraints.txt"), locked("requirements.lock")
     assert installed.items() <= tested.items(), "write requirements.lock anew: see CONTRIBUTING.md"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -172,7 +172,7 @@ def test_the_base_model_of_the_hub_is_a_commit() -> None:
     assert re.fullmatch(r"BASE_MODEL_REVISION=[0-9a-f]{40}", revision)
 
 
-def test_the_builder_gets_the_code_and_nothing_else(tmp_path: Path) -> None:
+def test_the_build_context_is_only_the_code(tmp_path: Path) -> None:
     wanted = [f"{package}/module.py" for package in PACKAGES]
     wanted += [
         "pyproject.toml",
@@ -191,7 +191,7 @@ def test_the_builder_gets_the_code_and_nothing_else(tmp_path: Path) -> None:
     assert {path for path in sent if (tmp_path / path).is_file()} == set(wanted)
 
 
-def test_everything_that_is_copied_is_sent() -> None:
+def test_everything_copied_is_in_the_build_context() -> None:
     sent = exclude_paths(str(ROOT), IGNORED)
     for name, rest in INSTRUCTIONS:
         if name == "COPY" and not rest.startswith("--from"):
@@ -223,7 +223,9 @@ def test_every_file_of_the_packages_is_installed(installed: Path) -> None:
 
 
 @pytest.mark.integration
-def test_what_is_installed_works_without_the_repository(installed: Path, tmp_path: Path) -> None:
+def test_the_installed_package_works_without_the_repository(
+    installed: Path, tmp_path: Path
+) -> None:
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(installed),

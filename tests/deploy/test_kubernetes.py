@@ -51,17 +51,17 @@ RABBITMQ_TRIGGER = {"protocol", "queueName", "mode", "value", "vhostName", "acti
 @pytest.mark.parametrize(
     "document", [OBJECTS["Namespace"], OBJECTS["ConfigMap"], OBJECTS["Secret"], JOB]
 )
-def test_an_object_holds_against_the_schema_of_its_kind(document: dict[str, Any]) -> None:
+def test_every_manifest_is_valid_against_its_schema(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, VERSION, strict=True)
 
 
-def test_the_schema_refuses_what_is_not_kubernetes() -> None:
+def test_the_schema_rejects_invalid_manifests() -> None:
     broken = {**JOB, "spec": {**JOB["spec"], "replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, VERSION, strict=True)
 
 
-def test_kustomize_takes_in_every_object_but_the_example_of_the_secret() -> None:
+def test_kustomize_includes_every_manifest_except_the_example_secret() -> None:
     kustomization = read_yaml("kubernetes/kustomization.yaml")
     others = {path.name for path in FOLDER.glob("*.yaml")} - set(kustomization["resources"])
     assert others == {"kustomization.yaml", "secret.example.yaml"}
@@ -83,7 +83,7 @@ def _environment() -> dict[str, str]:
     return {**SETTINGS_MAP, **named}
 
 
-def test_a_service_beside_it_gives_it_no_settings() -> None:
+def test_service_environment_variables_are_not_settings() -> None:
     assert POD["enableServiceLinks"] is False
 
 
@@ -97,16 +97,16 @@ def test_the_worker_starts_with_these_settings() -> None:
     assert settings.rabbitmq_ssl
 
 
-def test_what_is_secret_is_in_the_secret_alone() -> None:
+def test_secrets_are_only_in_the_secret() -> None:
     assert not SECRETS & SETTINGS_MAP.keys()
     assert all("replace-me" in value for name, value in SECRET.items() if name in SECRETS)
 
 
-def test_the_worker_ends_by_itself_before_it_is_killed() -> None:
+def test_the_termination_grace_period_exceeds_the_shutdown_timeout() -> None:
     assert POD["terminationGracePeriodSeconds"] > float(SETTINGS_MAP["SHUTDOWN_TIMEOUT"])
 
 
-def test_the_probes_ask_the_status_page_where_it_listens() -> None:
+def test_the_probes_use_the_status_pages_port() -> None:
     (port,) = WORKER["ports"]
     assert port["containerPort"] == STATUS_PORT == int(SETTINGS_MAP["STATUS_PORT"])
     assert SETTINGS_MAP["STATUS_HOST"] == "0.0.0.0"
@@ -132,7 +132,7 @@ def test_the_pod_is_restricted() -> None:
     assert mounts == {"/tmp"}
 
 
-def test_a_gpu_is_asked_for_and_spot_nodes_are_tolerated() -> None:
+def test_a_gpu_is_requested_and_spot_nodes_are_tolerated() -> None:
     assert WORKER["resources"]["limits"]["nvidia.com/gpu"] == "1"
     keys = {toleration["key"] for toleration in POD["tolerations"]}
     assert any("spot" in key or "capacity-type" in key for key in keys)
@@ -153,7 +153,7 @@ def test_keda_starts_a_job_for_each_message_and_stops_none() -> None:
     assert SCALED["jobTargetRef"]["backoffLimit"] == 0
 
 
-def test_keda_signs_in_with_the_secret_at_the_management_api() -> None:
+def test_keda_authenticates_at_the_management_api_with_the_secret() -> None:
     authentication = OBJECTS["TriggerAuthentication"]
     (trigger,) = SCALED["triggers"]
     assert trigger["authenticationRef"] == {"name": authentication["metadata"]["name"]}

@@ -44,7 +44,7 @@ def asked_by_keda() -> requests.Response:
     return requests.get(url, auth=("monitor", "PASSWORD"), timeout=30)
 
 
-def test_kedas_user_sees_the_queue_with_what_the_page_gives_it_and_not_with_less(
+def test_kedas_user_needs_exactly_the_documented_permissions(
     broker: Broker,
 ) -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def test_kedas_user_sees_the_queue_with_what_the_page_gives_it_and_not_with_less
     eventually(lambda: asked_by_keda().json().get("messages") == 1)
 
 
-def test_the_broker_exposes_what_the_alerts_ask_for(broker: Broker) -> None:
+def test_the_broker_exposes_the_metrics_of_the_alerts(broker: Broker) -> None:
     def exposed() -> dict[str, set[str]]:
         url = f"http://127.0.0.1:{METRICS}/metrics/per-object"
         text = requests.get(url, timeout=30).text

@@ -140,7 +140,7 @@ def problems(query: str, known: dict[str, dict[str, set[str]]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_every_query_asks_for_what_is_exposed(name: str) -> None:
+def test_every_query_uses_exposed_metrics(name: str) -> None:
     assert problems(QUERIES[name], exposed()) == []
 
 
@@ -158,12 +158,12 @@ def test_every_query_asks_for_what_is_exposed(name: str) -> None:
         ),
     ],
 )
-def test_the_check_itself_finds_what_is_wrong(query: str, said: str) -> None:
+def test_the_query_check_finds_errors(query: str, said: str) -> None:
     assert said in problems(query, exposed())
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
-def test_legends_name_labels_that_the_query_leaves(panel: dict[str, Any]) -> None:
+def test_legends_use_labels_of_the_query_result(panel: dict[str, Any]) -> None:
     known = exposed()
     for target in panel["targets"]:
         wanted = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
@@ -192,7 +192,7 @@ def test_every_metric_of_ours_is_on_the_dashboard_or_in_an_alert() -> None:
     assert not unseen
 
 
-def test_the_dashboard_is_whole() -> None:
+def test_the_dashboard_is_complete() -> None:
     numbers = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(numbers)) == len(numbers)
     taken: set[tuple[int, int]] = set()
@@ -304,7 +304,7 @@ def enough(url: str) -> bool:
 
 
 @pytest.mark.integration
-def test_prometheus_answers_every_panel_with_something(prometheus: str) -> None:
+def test_prometheus_returns_data_for_every_panel(prometheus: str) -> None:
     empty = [name for name, query in dashboard_queries().items() if not ask(prometheus, query)]
     assert empty == []
     with urllib.request.urlopen(f"{prometheus}/api/v1/rules", timeout=10) as answer:

@@ -35,7 +35,7 @@ SPOT_SECONDS = 5
 """From SIGTERM to SIGKILL on a spot pod."""
 
 
-def test_its_fields_are_the_ones_that_the_service_takes() -> None:
+def test_fields_are_those_of_the_runpod_api() -> None:
     assert TEMPLATE.keys() <= FIELDS.keys()
     for name, value in TEMPLATE.items():
         assert type(value) is FIELDS[name], name

@@ -58,7 +58,7 @@ def refusal(name: Path | str) -> str:
     return message
 
 
-def test_a_folder_is_loaded_frozen_and_says_what_it_was_trained_for(base: BaseModel) -> None:
+def test_a_folder_is_loaded_frozen_with_its_prediction_type(base: BaseModel) -> None:
     assert (base.name, base.native_resolution, base.prediction_type) == (
         "small_base",
         128,
@@ -70,7 +70,7 @@ def test_a_folder_is_loaded_frozen_and_says_what_it_was_trained_for(base: BaseMo
         assert {weight.dtype for weight in part.parameters()} == {torch.float32}
 
 
-def test_the_small_base_is_not_taken_for_sd15_and_its_shapes_are() -> None:
+def test_only_models_with_the_shapes_of_sd15_are_taken_for_it() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     base = load_base("assets/small_base")
@@ -152,7 +152,7 @@ def test_another_model_is_refused(
 
 
 @pytest.mark.parametrize("length", [None, 100_000])
-def test_a_single_file_of_something_else_or_cut_off_is_refused(
+def test_a_single_file_of_another_kind_or_truncated_is_refused(
     base: BaseModel, small_base_folder: Path, tmp_path: Path, length: int | None
 ) -> None:
     path = tmp_path / "other.safetensors"
@@ -175,14 +175,14 @@ def test_a_folder_or_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["someone/something", "something"])
-def test_a_name_that_leads_nowhere_is_refused_without_advice_of_the_hubs_client(name: str) -> None:
+def test_an_unknown_name_is_refused_without_the_hub_clients_advice(name: str) -> None:
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         assert "not a folder" in refusal(name)
     assert [str(warning.message) for warning in shown] == []
 
 
-def test_a_hub_that_cannot_be_reached_is_told_within_seconds(
+def test_an_unreachable_hub_is_reported_within_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (port,) = free_ports(1)
@@ -193,7 +193,7 @@ def test_a_hub_that_cannot_be_reached_is_told_within_seconds(
     assert time.monotonic() - began < 10
 
 
-def test_a_hub_whose_address_is_never_found_is_told_within_seconds(
+def test_a_hub_that_cannot_be_resolved_is_reported_within_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     over = threading.Event()
@@ -209,7 +209,7 @@ def test_a_hub_whose_address_is_never_found_is_told_within_seconds(
     "name",
     ["/models/base", "./no/such/folder", "~/base", "no/such/folder", "model.safetensors", "a b"],
 )
-def test_a_path_that_leads_nowhere_is_not_asked_of_the_hub(
+def test_a_missing_path_is_not_looked_up_on_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ask(_name: str) -> None:

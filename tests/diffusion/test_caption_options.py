@@ -47,7 +47,7 @@ def test_steps_train_on_a_bounded_number_of_variants_that_the_seed_chooses(
     assert all(text.startswith("zxc, red circle, ") for text in texts(trigger_word="zxc")[1:])
 
 
-def test_a_run_on_variants_resumes_exactly_and_is_another_than_without(
+def test_a_run_on_variants_resumes_exactly_and_differs_from_one_without(
     trainer: DiffusionTrainer, images: tuple[TrainingImage, ...]
 ) -> None:
     options = {"shuffle_caption": True, "caption_tag_dropout_rate": 0.4, "validation_epochs": 0}

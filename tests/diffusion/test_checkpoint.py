@@ -43,7 +43,7 @@ STATE = RunState(
 DATA = encode_checkpoint(STATE, IDENTITY)
 
 
-def test_what_is_written_is_read_back_exactly() -> None:
+def test_a_checkpoint_is_read_back_exactly() -> None:
     state = decode_checkpoint(DATA, IDENTITY, 5)
     for name in ("step", "history", "baseline", "rollbacks", "memory", "loss_scale"):
         assert getattr(state, name) == getattr(STATE, name)
@@ -57,7 +57,7 @@ def test_what_is_written_is_read_back_exactly() -> None:
 
 
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
-def test_any_altered_byte_is_noticed(position: int, change: int) -> None:
+def test_any_altered_byte_is_detected(position: int, change: int) -> None:
     altered = bytearray(DATA)
     altered[position] ^= change
     with pytest.raises(CheckpointRejected):
@@ -65,13 +65,13 @@ def test_any_altered_byte_is_noticed(position: int, change: int) -> None:
 
 
 @given(st.integers(0, len(DATA) - 1))
-def test_any_missing_end_is_noticed(length: int) -> None:
+def test_any_truncation_is_detected(length: int) -> None:
     with pytest.raises(CheckpointRejected, match="damaged"):
         decode_checkpoint(DATA[:length], IDENTITY, 5)
 
 
 @pytest.mark.parametrize("part", ["images", "image sizes", "captions", "base model"])
-def test_another_run_is_named_by_what_differs(part: str) -> None:
+def test_a_checkpoint_of_another_run_is_rejected_with_the_difference(part: str) -> None:
     with pytest.raises(CheckpointRejected, match=f"other {part}"):
         decode_checkpoint(DATA, {**IDENTITY, part: "x"}, 5)
 
@@ -82,7 +82,7 @@ def test_a_parameter_that_differs_is_named_with_both_values() -> None:
         decode_checkpoint(DATA, {**IDENTITY, "parameters": parameters}, 5)
 
 
-def test_a_parameter_that_the_runs_version_did_not_know_is_at_its_default() -> None:
+def test_a_parameter_unknown_to_the_checkpoints_version_has_its_default() -> None:
     parameters = {**IDENTITY["parameters"], "optimizer": "adamw", "trigger_word": None}
     assert decode_checkpoint(DATA, {**IDENTITY, "parameters": parameters}, 5).step == 7
     parameters["optimizer"] = "prodigy"
@@ -97,7 +97,7 @@ def test_weights_of_another_number_or_precision_are_rejected(weights: torch.Tens
         decode_checkpoint(data, IDENTITY, 5)
 
 
-def test_an_optimizer_remembers_nothing_only_while_no_step_counts() -> None:
+def test_an_empty_optimizer_state_is_accepted_only_at_step_zero() -> None:
     """None is done, or all overflowed in half precision and were skipped."""
     nothing = OptimizerState(numbers=STATE.optimizer.numbers)
     begun = replace(STATE, optimizer=nothing, loss_scale={})

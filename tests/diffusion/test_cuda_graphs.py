@@ -34,7 +34,7 @@ def recorded(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
     )
 
 
-def test_recorded_steps_give_the_bytes_of_plain_ones_and_after_a_resume_too(
+def test_captured_steps_equal_eager_ones_bit_for_bit_also_after_a_resume(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     """Three shapes: four squares as a pair or alone, and the fifth image in its own bucket."""
@@ -48,7 +48,7 @@ def test_recorded_steps_give_the_bytes_of_plain_ones_and_after_a_resume_too(
     assert run(fast, plan, resume=first.checkpoint) == wanted
 
 
-def test_the_next_run_finds_no_recordings_and_makes_its_own(
+def test_the_next_run_captures_its_own_graphs(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     fast = recorded(base, Tape())
@@ -61,7 +61,7 @@ def test_the_next_run_finds_no_recordings_and_makes_its_own(
         assert weights == run(trainer, plan).weights
 
 
-def test_a_recovery_reaches_the_recorded_step(
+def test_a_rollback_reaches_the_captured_step(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     def disturbed(trainer: DiffusionTrainer) -> bytes:
@@ -101,7 +101,7 @@ class Refusing(Tape):
         (torch.OutOfMemoryError(), "OutOfMemoryError: out of memory"),
     ],
 )
-def test_where_recording_fails_steps_are_run_as_they_are(
+def test_steps_run_eagerly_if_capture_fails(
     trainer: DiffusionTrainer,
     base: BaseModel,
     images: Images,
@@ -125,7 +125,7 @@ def batch_of(channels: int) -> Batch:
     return Batch(image, one, image, image, one, one, one, one)
 
 
-def test_the_shape_that_was_used_longest_ago_makes_room_for_a_new_one(
+def test_the_least_recently_used_graph_is_evicted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("adapters.diffusion.cuda_graphs.MAX_GRAPHS", 2)
@@ -148,7 +148,7 @@ def test_the_shape_that_was_used_longest_ago_makes_room_for_a_new_one(
 
 
 @pytest.mark.parametrize("what", ["previews", "measurement"])
-def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
+def test_graphs_are_dropped_when_memory_runs_out(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     class OfSteps(Tape):
@@ -183,7 +183,7 @@ def test_what_finds_no_memory_beside_the_graphs_has_them_dropped(
         assert session.history == wanted.history
 
 
-def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings(
+def test_oom_in_a_replay_leads_to_smaller_batches_and_new_graphs(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     class Filling(Tape):
@@ -212,7 +212,7 @@ def test_memory_that_ends_in_a_replay_leads_to_smaller_passes_and_new_recordings
 @pytest.mark.parametrize(
     ("compute", "channels_last"), [(torch.bfloat16, True), (torch.float16, False)]
 )
-def test_half_precision_follows_the_plain_loss_and_leaves_the_base_bit_for_bit(
+def test_half_precision_follows_the_eager_loss_and_keeps_the_base_bit_for_bit(
     trainer: DiffusionTrainer,
     base: BaseModel,
     images: Images,
@@ -239,7 +239,7 @@ def test_half_precision_follows_the_plain_loss_and_leaves_the_base_bit_for_bit(
     assert resumed == outcome
 
 
-def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
+def test_a_float16_overflow_skips_the_step_and_lowers_the_scale(
     base: BaseModel, images: Images
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
@@ -255,7 +255,7 @@ def test_an_overflow_of_float16_leaves_the_step_out_and_lowers_the_scale(
         assert session.history[0].stalled
 
 
-def test_a_step_that_breaks_off_in_its_update_can_be_taken_again(
+def test_a_step_that_fails_in_its_update_can_be_repeated(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a checkpoint in float32, as of another machine's card."""
@@ -277,7 +277,9 @@ def test_a_step_that_breaks_off_in_its_update_can_be_taken_again(
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
 
 
-def test_a_cpu_computes_in_float32_and_a_card_as_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_computes_in_float32_and_a_gpu_in_its_best_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert choose_backend("cpu") == CPU
     assert CPU.dtype == torch.float32
     found = {}

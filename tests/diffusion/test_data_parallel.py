@@ -61,7 +61,7 @@ def test_two_processes_train_what_one_does_and_resume_when_one_has_died(
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 2, "lora_dropout": 0.1}])
-def test_a_run_that_cannot_be_shared_has_one_process(
+def test_a_run_that_cannot_be_distributed_has_one_process(
     parallel: DiffusionTrainer, images: Images, options: dict[str, Any]
 ) -> None:
     with parallel.open(plan_of(images, **options), None):

@@ -65,7 +65,7 @@ def test_encoding_in_batches_equals_encoding_one_by_one(
     assert together.caption_rows == alone.caption_rows == (1, 2, 1, 0, 3)
 
 
-def test_colours_reach_the_autoencoder_as_it_reads_them(base: BaseModel) -> None:
+def test_colours_are_scaled_for_the_autoencoder(base: BaseModel) -> None:
     image = Image.new("RGB", (64, 64), (255, 0, 51))
     dataset = encode_dataset(base, [(image, (64, 64))], [""], flipped=False, device=CPU)
     pixels = torch.tensor([1.0, -1.0, -0.6]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
@@ -75,7 +75,7 @@ def test_colours_reach_the_autoencoder_as_it_reads_them(base: BaseModel) -> None
     torch.testing.assert_close(found, (wanted.mean, wanted.std), rtol=1e-3, atol=1e-4)
 
 
-def test_rows_lead_to_the_images_views_and_captions(
+def test_rows_index_the_images_views_and_captions(
     base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
     dataset = encoded(base, images, flipped=True)

@@ -69,7 +69,7 @@ def test_runs_that_are_expected_are_waited_for_and_share_each_step() -> None:
     assert reports == [[f"report of {name}"] * 20 for name in "abc"]
 
 
-def test_a_run_that_is_excused_is_not_waited_for() -> None:
+def test_a_run_that_left_is_not_waited_for() -> None:
     steps = Steps()
     with served(steps) as thread:
         thread.add_run("a")
@@ -78,7 +78,7 @@ def test_a_run_that_is_excused_is_not_waited_for() -> None:
     assert steps.taken == [["a"]]
 
 
-def test_a_run_that_is_late_is_left_out_until_it_asks_again() -> None:
+def test_a_late_run_is_left_out_until_its_next_step() -> None:
     steps = Steps()
     with served(steps, max_wait=0.01) as thread:
         thread.add_run("late")
@@ -90,7 +90,7 @@ def test_a_run_that_is_late_is_left_out_until_it_asks_again() -> None:
         assert sorted(name for step in steps.taken[2:] for name in step) == ["a", "late"]
 
 
-def test_a_call_does_not_wait_for_a_step_that_waits_for_others() -> None:
+def test_a_call_does_not_wait_for_a_step_waiting_for_other_runs() -> None:
     steps = Steps()
     with served(steps) as thread, ThreadPoolExecutor(1) as pool:
         thread.add_run("a")
@@ -101,7 +101,7 @@ def test_a_call_does_not_wait_for_a_step_that_waits_for_others() -> None:
         waiting.result(LONG)
 
 
-def test_calls_that_follow_one_another_let_a_step_through_in_between() -> None:
+def test_consecutive_calls_let_a_step_through() -> None:
     """As previews do, image by image, while another run trains."""
     steps, begun, stepping = Steps(), threading.Event(), threading.Event()
 
@@ -120,7 +120,7 @@ def test_calls_that_follow_one_another_let_a_step_through_in_between() -> None:
         assert previews.result(LONG)[1] == 1
 
 
-def test_what_a_run_fails_with_is_raised_to_it_alone() -> None:
+def test_an_error_is_raised_only_in_the_run_that_failed() -> None:
     steps = Steps()
     steps.failures["b"] = KeyError("b")
     with served(steps) as thread:
@@ -136,7 +136,7 @@ def test_what_a_run_fails_with_is_raised_to_it_alone() -> None:
 
 
 @pytest.mark.parametrize("broken", [True, False])
-def test_an_error_of_the_device_breaks_the_trainer_and_no_other_error_does(broken: bool) -> None:
+def test_only_device_errors_break_the_trainer(broken: bool) -> None:
     steps = Steps()
     error = RuntimeError("CUDA error: an illegal memory access\nDetails" if broken else "shapes")
     expected = TrainerBroken if broken else RuntimeError

@@ -45,7 +45,7 @@ def test_the_share_of_images_is_held_out_but_never_all(
     assert len({held_out_positions(different(30), 0.1, seed) for seed in range(8)}) > 1
 
 
-def test_images_that_are_alike_are_held_out_or_trained_on_together() -> None:
+def test_near_duplicates_are_held_out_or_trained_on_together() -> None:
     groups = [frozenset({0, 4, 7}), *different(10)[1:]]
     for position in groups[0]:
         groups[position] = groups[0]
@@ -55,7 +55,7 @@ def test_images_that_are_alike_are_held_out_or_trained_on_together() -> None:
 
 
 @pytest.mark.parametrize("alike", [6, 9])
-def test_never_more_than_half_is_held_out_however_many_are_alike(alike: int) -> None:
+def test_never_more_than_half_is_held_out_however_many_near_duplicates(alike: int) -> None:
     together = frozenset(range(alike))
     groups = [together] * alike + different(10)[alike:]
     held = [held_out_positions(groups, 0.1, seed) for seed in range(20)]
@@ -68,7 +68,7 @@ def test_a_bucket_without_a_trained_image_is_left_out() -> None:
     assert trained_buckets(buckets, {1, 3}) == {(64, 64): (0, 2)}
 
 
-def test_epochs_are_measured_as_often_as_asked_and_at_the_end(
+def test_epochs_are_measured_at_the_interval_and_at_the_end(
     trainer: DiffusionTrainer, images: Images
 ) -> None:
     def measured(**parameters: Any) -> list[int]:
@@ -156,7 +156,7 @@ class OfMeasurements(Tape):
         return super().record(function)
 
 
-def test_recorded_measurements_give_the_bytes_of_plain_ones(
+def test_captured_measurements_equal_eager_ones_bit_for_bit(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     plan = plan_of(images[:3], epochs=4, validation_epochs=1, validation_split=0.2)
@@ -170,7 +170,7 @@ def test_recorded_measurements_give_the_bytes_of_plain_ones(
     assert len({record.evaluation_loss for record in found.history}) == 4
 
 
-def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
+def test_steps_out_of_memory_get_that_of_captured_measurements(
     trainer: DiffusionTrainer,
     base: BaseModel,
     images: Images,
@@ -197,7 +197,7 @@ def test_steps_that_find_no_memory_get_that_of_recorded_measurements(
     assert "out of memory, continuing with" not in caplog.text
 
 
-def test_where_memory_is_short_fewer_predictions_are_made_at_once(
+def test_fewer_predictions_are_batched_where_memory_is_short(
     trainer: DiffusionTrainer,
     base: BaseModel,
     images: Images,
@@ -219,7 +219,7 @@ def test_where_memory_is_short_fewer_predictions_are_made_at_once(
     assert passes == [1] * 2 * PREDICTIONS, "of the base and of the epoch"
 
 
-def test_images_learned_by_heart_show_in_the_held_out_loss_and_a_resume_is_exact(
+def test_overfitting_shows_in_the_held_out_loss_and_a_resume_is_exact(
     trainer: DiffusionTrainer, images: Images
 ) -> None:
     """One image is trained on far too long; another is held out."""

@@ -64,7 +64,7 @@ def test_the_unet_computes_the_same_on_the_same_weights(base: BaseModel, recompu
         {"down_block_types": ("DownBlock2D", "KDownBlock2D")},
     ],
 )
-def test_a_unet_with_other_blocks_or_settings_stays_as_it_is(
+def test_a_unet_with_other_blocks_or_settings_is_not_fused(
     base: BaseModel, setting: dict[str, Any]
 ) -> None:
     unet = copy.deepcopy(base.unet)
@@ -81,7 +81,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_training_with_fused_passes_follows_the_plain_way(
+def test_training_with_fused_passes_follows_eager_training(
     base: BaseModel, trainer: DiffusionTrainer, images: Images, options: dict[str, Any]
 ) -> None:
     plan = plan_of(images, batch_size=2, **options)
@@ -91,7 +91,7 @@ def test_training_with_fused_passes_follows_the_plain_way(
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
 
 
-def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
+def test_styles_trained_together_with_fused_passes_follow_eager_training(
     base: BaseModel, trainer: DiffusionTrainer, images: Images
 ) -> None:
     """Recorded, too: what lies side by side in the copy is gathered anew in each replay."""
@@ -114,7 +114,7 @@ def test_styles_trained_together_with_fused_passes_follow_the_plain_way(
             assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=2e-3)
 
 
-def test_kernels_are_taken_where_they_give_torchs_numbers(
+def test_kernels_are_used_where_they_match_torch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     here = torch.device("cpu")
@@ -144,7 +144,7 @@ def test_without_a_compiler_there_are_no_kernels(
 
 @pytest.mark.parametrize("images", [1, 8, 500])
 @pytest.mark.parametrize(("pixels", "channels"), [(64 * 64, 320), (256 * 256, 960), (15, 12)])
-def test_a_large_images_group_norm_is_shared_among_programs(
+def test_the_group_norm_of_a_large_image_is_split_among_programs(
     images: int, pixels: int, channels: int
 ) -> None:
     cut = NormGrid.of(images, pixels, channels, groups=4)

@@ -76,7 +76,7 @@ def assert_alike(
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=3 * within)
 
 
-def test_captured_steps_follow_plain_ones_over_shapes_schedules_and_batches(
+def test_captured_steps_follow_eager_ones_over_shapes_schedules_and_batches(
     images: Images,
 ) -> None:
     plan = plan_of(images, **EVERY_OPTION, epochs=6, batch_size=3, lr_warmup_steps=3)
@@ -87,7 +87,7 @@ def test_captured_steps_follow_plain_ones_over_shapes_schedules_and_batches(
         assert_alike(session.history, plain.history, within=0.01)
 
 
-def test_recorded_measurements_follow_plain_ones(images: Images) -> None:
+def test_captured_measurements_follow_eager_ones(images: Images) -> None:
     plan = plan_of(images, epochs=6, validation_epochs=1, validation_split=0.2)
     with trainer_with(choose_backend(CARD)).open(plan, None) as session:
         drive(session)
@@ -101,7 +101,7 @@ def test_recorded_measurements_follow_plain_ones(images: Images) -> None:
     assert len({record.evaluation_loss for record in found}) == len(found)
 
 
-def test_recorded_measurements_cost_a_small_cards_steps_nothing(
+def test_captured_measurements_take_no_memory_from_steps_on_small_gpus(
     full_size: BaseModel, images: Images
 ) -> None:
     plan = plan_of(images[:2], resolution=512, rank=8, epochs=6, validation_epochs=1)
@@ -115,7 +115,7 @@ def test_recorded_measurements_cost_a_small_cards_steps_nothing(
         assert recorded(session)
 
 
-def test_the_chosen_way_learns_as_the_recipe_does(images: Images) -> None:
+def test_the_default_backend_learns_like_the_reference(images: Images) -> None:
     plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     base = load_base(str(SMALL_BASE))
     base.unet.to(CARD)
@@ -132,7 +132,7 @@ def test_the_chosen_way_learns_as_the_recipe_does(images: Images) -> None:
 @pytest.mark.parametrize(
     "layout", [{}, {"channels_last": True}, {"channels_last": True, "fused": True}]
 )
-def test_every_precision_and_layout_follows_the_plain_way(
+def test_every_precision_and_layout_follows_eager_float32(
     images: Images, compute: torch.dtype, layout: dict[str, Any]
 ) -> None:
     plan = plan_of(images, epochs=4, batch_size=2, learning_rate=2e-3)
@@ -175,7 +175,7 @@ def test_several_styles_at_once_follow_each_alone(
 
 
 @pytest.mark.parametrize("styles", [1, 2])
-def test_nothing_is_read_back_within_an_epoch(images: Images, styles: int) -> None:
+def test_no_device_synchronisation_within_an_epoch(images: Images, styles: int) -> None:
     base = load_base(str(SMALL_BASE))
     trainer = DiffusionTrainer(base, decode, CARD, slots=styles, max_wait=60.0)
     plans = [plan_of(images, epochs=8, batch_size=1, seed=seed) for seed in range(styles)]
@@ -191,7 +191,7 @@ def test_nothing_is_read_back_within_an_epoch(images: Images, styles: int) -> No
 
 @pytest.mark.parametrize("what", ["capture_begin", "capture_end"])
 @pytest.mark.parametrize("slots", [1, 2])
-def test_where_capture_is_refused_the_run_goes_on_without(
+def test_a_run_continues_eagerly_where_capture_fails(
     images: Images,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -220,7 +220,7 @@ def test_where_capture_is_refused_the_run_goes_on_without(
     assert "CUDA graphs of" in caplog.text
 
 
-def test_a_job_leaves_no_memory_behind_and_the_base_bit_for_bit(images: Images) -> None:
+def test_a_job_frees_its_memory_and_keeps_the_base_bit_for_bit(images: Images) -> None:
     base = load_base(str(SMALL_BASE))
     trainer = trainer_with(choose_backend(CARD), base)
     parts = ("unet", "vae", "text_encoder")
@@ -248,7 +248,7 @@ def a_card_with(gib: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("batch", "card"), [(1, 4), (4, 8)])
-def test_full_size_steps_fit_small_cards(
+def test_full_size_steps_fit_small_gpus(
     full_size: BaseModel, images: Images, batch: int, card: int
 ) -> None:
     plan = plan_of(images[:4], resolution=512, rank=8, batch_size=batch, epochs=8)
@@ -263,7 +263,7 @@ def test_full_size_steps_fit_small_cards(
             assert recorded(session)
 
 
-def test_a_card_with_less_memory_is_met_by_smaller_passes(
+def test_a_gpu_with_less_memory_gets_smaller_batches(
     full_size: BaseModel, images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = plan_of(images[:4], resolution=512, rank=8, batch_size=4, epochs=5)

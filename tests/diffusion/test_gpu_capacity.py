@@ -12,5 +12,5 @@ GIB = 2**30
 @pytest.mark.parametrize(
     ("gib", "slots"), [(0, 1), (4, 1), (6, 3), (8, 6), (12, MAX_JOBS), (140, MAX_JOBS)]
 )
-def test_a_larger_card_seats_more_and_any_card_one(gib: int, slots: int) -> None:
+def test_larger_gpus_run_more_jobs_and_every_gpu_one(gib: int, slots: int) -> None:
     assert max_jobs_for_memory(gib * GIB) == slots

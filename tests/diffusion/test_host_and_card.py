@@ -51,7 +51,7 @@ def entering(monkeypatch: pytest.MonkeyPatch, card: BlankCard) -> None:
         (BFLOAT16, {"train_text_encoder": True, "text_encoder_lr": 1e-5}, 1),
     ],
 )
-def test_runs_keep_to_their_card_and_wait_for_nothing_within_an_epoch(
+def test_runs_stay_on_their_gpu_without_synchronisation_within_an_epoch(
     own_base: BaseModel,
     images: Images,
     card: BlankCard,

@@ -84,7 +84,7 @@ def other_of(found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         ((1, 300, 4, 4), 2),
     ],
 )
-def test_the_norms_kernels_give_the_norm(
+def test_group_norm_kernels_match_torch(
     shape: tuple[int, ...],
     groups: int,
     use: Use,
@@ -114,7 +114,7 @@ def test_the_norms_kernels_give_the_norm(
 @pytest.mark.parametrize("use", [first_of, both_of, other_of])
 @pytest.mark.parametrize("width", [320, 1280, 24])
 @pytest.mark.parametrize("added", [True, False])
-def test_the_norm_of_rows(width: int, use: Use, added: bool) -> None:
+def test_layer_norm_kernel_matches_torch(width: int, use: Use, added: bool) -> None:
     exact = torch.nn.LayerNorm(width, dtype=torch.float64).requires_grad_(False)
     exact.weight.copy_(1 + normal(width, seed=2))
     exact.bias.copy_(normal(width, seed=3))
@@ -129,7 +129,7 @@ def test_the_norm_of_rows(width: int, use: Use, added: bool) -> None:
     )
 
 
-def test_what_is_added_before_a_norm_of_rows_has_the_gradient_of_the_sum() -> None:
+def test_residual_before_a_layer_norm_has_the_gradient_of_the_sum() -> None:
     weight, bias = torch.ones(24, device=DEVICE), torch.zeros(24, device=DEVICE)
     x, plus = (normal(3, 24, seed=n).to(DEVICE).requires_grad_() for n in (1, 2))
     both_of(LayerNormed.apply(x, plus, weight, bias, 1e-5)).square().sum().backward()
@@ -139,7 +139,7 @@ def test_what_is_added_before_a_norm_of_rows_has_the_gradient_of_the_sum() -> No
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_sum_with_a_bias(layout: torch.memory_format) -> None:
+def test_bias_add_kernel_matches_torch(layout: torch.memory_format) -> None:
     x = normal(2, 320, 5, 3).to(memory_format=layout)
     other, bias = normal(2, 320, 5, 3, seed=2), normal(320, seed=3)
     assert_alike(
@@ -150,11 +150,11 @@ def test_a_sum_with_a_bias(layout: torch.memory_format) -> None:
     )
 
 
-def test_a_gate() -> None:
+def test_geglu_kernel_matches_torch() -> None:
     assert_alike(Gated.apply, gated, 3 * normal(2, 7, 2 * 300), within=1e-5)
 
 
-def test_every_kernel_compiles_for_old_and_new_cards() -> None:
+def test_every_kernel_compiles_for_old_and_new_gpus() -> None:
     command = [sys.executable, "-m", "tests.diffusion.compile_kernels"]
     environment = {name: value for name, value in os.environ.items() if "TRITON" not in name}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -71,7 +71,7 @@ def gradients(answers: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> li
     ("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
 )
 @pytest.mark.parametrize("device", DEVICES)
-def test_values_and_gradients_are_autograds(
+def test_values_and_gradients_match_autograd(
     styles: tuple[int, ...], x_moves: bool, dtype: torch.dtype, within: float, device: str
 ) -> None:
     def rounded(tensor: torch.Tensor) -> torch.Tensor:

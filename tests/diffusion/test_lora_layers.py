@@ -61,7 +61,7 @@ def modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
         {"lora_targets": EVERYWHERE, "use_dora": True},
     ],
 )
-def test_values_and_gradients_are_pefts(
+def test_values_and_gradients_match_peft(
     base: BaseModel, options: dict[str, Any], merged: bool
 ) -> None:
     with lora_on(base, merged=merged, **options) as lora:
@@ -135,7 +135,7 @@ def test_each_style_of_a_batch_sees_its_own_lora_and_gets_its_own_gradient(
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True, "lora_targets": EVERYWHERE}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_fresh_style_is_the_base_bit_for_bit_and_a_trained_one_is_not(
+def test_an_initial_lora_equals_the_base_bit_for_bit_and_a_trained_one_does_not(
     base: BaseModel, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     unet = copy.deepcopy(base.unet)
@@ -162,7 +162,7 @@ def test_a_fresh_style_is_the_base_bit_for_bit_and_a_trained_one_is_not(
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True, "lora_targets": EVERYWHERE}])
-def test_the_models_are_what_they_were_afterwards_even_if_the_run_fails(
+def test_the_models_are_restored_even_if_the_run_fails(
     base: BaseModel, options: dict[str, Any]
 ) -> None:
     models = (base.unet, base.text_encoder)
@@ -187,7 +187,7 @@ def test_the_models_are_what_they_were_afterwards_even_if_the_run_fails(
         )
 
 
-def test_initial_weights_depend_on_the_seed_and_on_nothing_global(base: BaseModel) -> None:
+def test_initial_weights_depend_on_the_seed_only(base: BaseModel) -> None:
     def drawn(seed: int, slot: int = 0) -> torch.Tensor:
         with lora_on(base, slots=2) as lora:
             return lora.new_style(slot, seed).weights.detach().clone()
@@ -225,7 +225,7 @@ def test_the_targets_widen_from_attention_to_feed_forward_to_convolutions(
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"lora_targets": EVERYWHERE}])
-def test_dropout_works_in_training_and_nowhere_else(
+def test_dropout_is_active_in_training_only(
     base: BaseModel, options: dict[str, Any], fused: bool
 ) -> None:
     if fused:
@@ -236,7 +236,7 @@ def test_dropout_works_in_training_and_nowhere_else(
         assert not torch.equal(in_training(base, lora), in_training(base, lora))
 
 
-def test_what_dropout_leaves_out_depends_on_the_seed_and_the_step_alone() -> None:
+def test_dropout_masks_depend_on_seed_and_step_only() -> None:
     def drawn(seed: int, step: int) -> list[float]:
         with dropout_rng(seed, step, torch.device("cpu")):
             numbers: list[float] = torch.rand(4).tolist()

@@ -29,7 +29,7 @@ class Attention(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(("batch", "most"), [(1, 2.6), (4, 5.2)])
-def test_weights_and_feature_maps_of_a_full_size_step_leave_room_on_small_cards(
+def test_weights_and_activations_of_a_full_size_step_fit_small_gpus(
     monkeypatch: pytest.MonkeyPatch, batch: int, most: float
 ) -> None:
     """In bfloat16 at 512 px and rank 8: a 4 GB card's batch 1, an 8 GB card's batch 4."""

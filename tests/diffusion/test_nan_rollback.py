@@ -40,7 +40,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
     return arm
 
 
-def test_a_run_goes_back_to_its_last_good_epoch_and_on_more_slowly(
+def test_a_run_rolls_back_to_its_last_good_epoch_with_a_lower_learning_rate(
     trainer: DiffusionTrainer, images: Images, poison: Poison, caplog: Any
 ) -> None:
     plan = plan_of(images[:3], epochs=3, lr_scheduler="constant_with_warmup", lr_warmup_steps=0)
@@ -59,7 +59,7 @@ def test_a_run_goes_back_to_its_last_good_epoch_and_on_more_slowly(
         assert 0 < (record.gradient_norm or 0) <= (record.largest_gradient_norm or 0)
 
 
-def test_weights_that_are_no_numbers_are_noticed_and_undone(
+def test_nan_weights_are_detected_and_rolled_back(
     trainer: DiffusionTrainer, images: Images
 ) -> None:
     with trainer.open(plan_of(images[:3]), None) as session:
@@ -70,7 +70,7 @@ def test_weights_that_are_no_numbers_are_noticed_and_undone(
     assert len(outcome.history) == 2
 
 
-def test_a_run_that_keeps_diverging_is_given_up(
+def test_a_run_that_keeps_diverging_fails(
     trainer: DiffusionTrainer, images: Images, poison: Poison
 ) -> None:
     with trainer.open(plan_of(images[:1], epochs=2), None) as session:
@@ -83,7 +83,7 @@ def test_a_run_that_keeps_diverging_is_given_up(
     assert not failed.value.failure.retryable
 
 
-def test_setbacks_are_remembered_by_the_checkpoint(
+def test_rollbacks_are_counted_in_the_checkpoint(
     trainer: DiffusionTrainer, images: Images, poison: Poison
 ) -> None:
     plan = plan_of(images[:2], epochs=3)
@@ -104,7 +104,7 @@ def test_setbacks_are_remembered_by_the_checkpoint(
             session.advance()
 
 
-def test_a_checkpoint_never_holds_what_is_no_number(
+def test_a_checkpoint_never_contains_nan(
     trainer: DiffusionTrainer, images: Images, poison: Poison
 ) -> None:
     """It is of the last moment that was well, and a run that goes on from it ends the same."""
@@ -125,7 +125,7 @@ def test_a_checkpoint_never_holds_what_is_no_number(
 @pytest.mark.parametrize(
     ("where", "broken"), [(torch.autograd, "backward"), (torch.optim.AdamW, "step")]
 )
-def test_a_training_that_moves_no_more_is_called_out_once(
+def test_stalled_training_is_logged_once(
     trainer: DiffusionTrainer,
     images: Images,
     monkeypatch: pytest.MonkeyPatch,
@@ -144,7 +144,7 @@ def test_a_training_that_moves_no_more_is_called_out_once(
     assert "epoch 3: the training has stalled" in caplog.text
 
 
-def test_a_learning_rate_of_nothing_is_no_standstill(
+def test_a_learning_rate_of_zero_is_not_stalled_training(
     trainer: DiffusionTrainer, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "learning_rates", lambda _, steps: [0.0] * steps)

@@ -50,5 +50,5 @@ def test_noisy_latents_and_target_are_those_of_diffusers(prediction_type: str) -
     torch.testing.assert_close(objective.target(latents, noise, timesteps), expected)
 
 
-def test_without_gamma_every_timestep_weighs_the_same() -> None:
+def test_without_gamma_every_timestep_has_the_same_weight() -> None:
     assert set(objective_of(schedule(), None, CPU).weight.tolist()) == {1.0}

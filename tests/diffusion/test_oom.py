@@ -24,7 +24,7 @@ def assert_same_gradient(found: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
 
 
-def test_the_ladder_halves_the_images_then_recomputes_then_ends() -> None:
+def test_the_memory_plan_halves_the_batch_then_checkpoints_then_ends() -> None:
     steps = [MemoryPlan(6)]
     while (smaller := steps[-1].reduced(6)) is not None:
         steps.append(smaller)
@@ -38,7 +38,7 @@ def test_the_ladder_halves_the_images_then_recomputes_then_ends() -> None:
     assert MemoryPlan(6).reduced(2) == MemoryPlan(1)
 
 
-def test_a_full_card_is_met_by_smaller_passes_with_the_same_gradient(
+def test_out_of_memory_leads_to_smaller_batches_with_the_same_gradient(
     trainer: DiffusionTrainer,
     base: BaseModel,
     images: Images,
@@ -61,7 +61,7 @@ def test_a_full_card_is_met_by_smaller_passes_with_the_same_gradient(
     assert caplog.text.count("out of memory, continuing with 2 images at a time") == 1
 
 
-def test_then_feature_maps_are_recomputed_with_the_same_gradient(
+def test_then_gradient_checkpointing_gives_the_same_gradient(
     trainer: DiffusionTrainer, base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(images[:2], batch_size=2, epochs=1)
@@ -76,7 +76,7 @@ def test_then_feature_maps_are_recomputed_with_the_same_gradient(
     assert not base.unet.is_gradient_checkpointing
 
 
-def test_a_card_that_is_full_even_so_is_told_as_such(
+def test_out_of_memory_after_all_reductions_is_reported(
     trainer: DiffusionTrainer, base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit_memory(monkeypatch, base.unet, 0)
@@ -87,7 +87,7 @@ def test_a_card_that_is_full_even_so_is_told_as_such(
     assert "too little memory" in failed.value.failure.message
 
 
-def test_a_resumed_run_goes_on_as_thriftily_and_gives_the_same_bytes(
+def test_a_resumed_run_keeps_its_memory_plan_and_gives_the_same_bytes(
     trainer: DiffusionTrainer, base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(images[:4], batch_size=4, epochs=3)

@@ -120,7 +120,7 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("interrupted", [0, 1, 7])
-def test_an_optimizer_goes_on_from_its_state_bit_for_bit(name: str, interrupted: int) -> None:
+def test_an_optimizer_resumes_from_its_state_bit_for_bit(name: str, interrupted: int) -> None:
     """5,000 weights: below 4,096 bitsandbytes keeps its moments in 32 bits."""
     asked = RequestedParameters({"optimizer": name, "weight_decay": 0.1})
     parameters = asked.resolve(image_count=1, native_resolution=64)
@@ -148,7 +148,7 @@ def test_an_optimizer_goes_on_from_its_state_bit_for_bit(name: str, interrupted:
 
 
 @pytest.mark.parametrize("weights", [5, 400])
-def test_a_state_that_is_not_of_these_weights_is_refused(weights: int) -> None:
+def test_a_state_of_other_weights_is_refused(weights: int) -> None:
     """What only another version knows is taken where it fits the weights or is 8-bit values'
     table of 256."""
     parameter = torch.nn.Parameter(torch.zeros(weights))
@@ -172,7 +172,7 @@ def test_a_state_that_is_not_of_these_weights_is_refused(weights: int) -> None:
     assert copy_state(optimizer).tensors["other"].all()
 
 
-def test_a_state_has_finite_numbers_of_the_group_and_nothing_that_a_run_sets_anew() -> None:
+def test_optimizer_state_has_only_finite_numbers_that_a_run_does_not_reset() -> None:
     parameter = torch.nn.Parameter(torch.zeros(5))
     optimizer = build_optimizer(parameter, TrainingParameters(epochs=1, resolution=64))
     optimizer.param_groups[0] |= {"d": 0.5, "k": 3, "endless": float("inf"), "no": float("nan")}

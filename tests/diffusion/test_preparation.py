@@ -29,7 +29,7 @@ def captions_of(
     return prepare(base, plan, decode, torch.device("cpu")).captions
 
 
-def test_captions_that_are_cut_are_told_once_with_the_first_image(
+def test_truncated_captions_are_reported_once_with_the_first_image(
     base: BaseModel, images: tuple[TrainingImage, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -40,7 +40,7 @@ def test_captions_that_are_cut_are_told_once_with_the_first_image(
     ]
 
 
-def test_a_caption_of_just_the_length_that_is_read_is_no_trouble(
+def test_a_caption_of_the_maximum_length_is_not_reported(
     base: BaseModel, images: tuple[TrainingImage, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["red"] * 75
@@ -53,7 +53,7 @@ def test_a_caption_of_just_the_length_that_is_read_is_no_trouble(
 
 
 @pytest.mark.parametrize("word", ["inkwash", "my-style"])
-def test_a_trigger_word_that_is_not_read_is_put_in_front(
+def test_a_truncated_trigger_word_is_moved_to_the_front(
     base: BaseModel, images: tuple[TrainingImage, ...], word: str
 ) -> None:
     late, early, absent = f"{LONG}in {word}", f"in {word}, {LONG}x", f"{LONG}x"

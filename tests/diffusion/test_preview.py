@@ -41,13 +41,13 @@ SUBJECTS = ("a portrait of a woman", "a street in a town")
         ((), ["", ""], ("", *SUBJECTS)),
     ],
 )
-def test_prompts_are_those_asked_for_or_else_captions_and_other_subjects(
+def test_prompts_are_those_requested_or_captions_and_other_subjects(
     asked: tuple[str, ...], captions: list[str], prompts: tuple[str, ...]
 ) -> None:
     assert preview_prompts(parameters(sample_prompts=asked), captions) == prompts
 
 
-def test_previews_are_not_larger_than_the_base_can_compose(base: BaseModel) -> None:
+def test_previews_are_not_larger_than_the_base_models_resolution(base: BaseModel) -> None:
     cpu = torch.device("cpu")
     assert request_previews(base, parameters(resolution=64), ["a"], cpu).side == 64
     assert request_previews(base, parameters(resolution=512), ["a"], cpu).side == 128

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 FAST = Backend(make_recorder=Tape)
 
 
-def test_the_fast_way_has_the_recipes_loss_curve_and_ends_at_its_weights(
+def test_the_default_backend_has_the_loss_curve_and_weights_of_the_reference(
     base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
     plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)

@@ -50,7 +50,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert epoch_batches(buckets, 1, seed=1, epoch=5) != order
 
 
-def test_a_step_draws_the_same_whatever_was_drawn_before() -> None:
+def test_the_random_numbers_of_a_step_do_not_depend_on_earlier_draws() -> None:
     again = draw(step=5, noise_offset=0.1, random_flip=True, caption_dropout=0.5)
     torch.rand(1000)
     state = torch.random.get_rng_state()
@@ -63,7 +63,7 @@ def test_a_step_draws_the_same_whatever_was_drawn_before() -> None:
     assert not torch.equal(draw(step=6).noise, first.noise)
 
 
-def test_options_that_are_on_happen_at_their_rate() -> None:
+def test_enabled_options_occur_at_their_rate() -> None:
     assert not any(draw().flipped)
     assert not any(draw().caption_dropped)
     drawn = [draw(step, random_flip=True, caption_dropout=0.2) for step in range(20)]

@@ -106,7 +106,7 @@ def test_each_run_ends_where_it_would_have_ended_alone(
     assert len({outcome.weights for outcome in joint_outcomes}) == 3
 
 
-def test_checkpoints_lead_from_together_to_alone_and_back(
+def test_checkpoints_move_between_batched_and_single_runs(
     trainer: DiffusionTrainer, shared: DiffusionTrainer, plans: list[TrainingPlan]
 ) -> None:
     def first_step(session: Any) -> Checkpoint:
@@ -134,7 +134,7 @@ def recording(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
     )
 
 
-def test_recorded_passes_give_the_bytes_of_plain_ones(
+def test_captured_passes_equal_eager_ones_bit_for_bit(
     shared: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     plans = [
@@ -146,7 +146,7 @@ def test_recorded_passes_give_the_bytes_of_plain_ones(
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
 
-def test_a_recording_serves_runs_that_come_later(
+def test_a_graph_is_reused_by_later_runs(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     recorder = Tape()
@@ -163,7 +163,7 @@ def test_a_recording_serves_runs_that_come_later(
     assert_alike(found, run(trainer, newcomer))
 
 
-def test_previews_are_each_runs_own_and_the_bases(
+def test_previews_are_those_of_each_run_and_of_the_base(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     shared = DiffusionTrainer(base, decode, slots=SLOTS, preview_steps=PREVIEW_STEPS)
@@ -190,7 +190,7 @@ def pixels_apart(one: bytes, other: bytes) -> float:
     return float(np.abs(first - second).max())
 
 
-def test_a_run_that_fails_leaves_the_others(
+def test_a_failing_run_does_not_affect_the_others(
     trainer: DiffusionTrainer, shared: DiffusionTrainer, plans: list[TrainingPlan]
 ) -> None:
     with ExitStack() as stack:
@@ -214,7 +214,7 @@ def test_a_run_that_fails_leaves_the_others(
     assert_alike(found, run(trainer, plans[1]))
 
 
-def test_memory_that_ends_leads_to_fewer_runs_in_a_pass(
+def test_out_of_memory_leads_to_fewer_runs_per_pass(
     shared: DiffusionTrainer,
     base: BaseModel,
     plans: list[TrainingPlan],
@@ -229,7 +229,7 @@ def test_memory_that_ends_leads_to_fewer_runs_in_a_pass(
     assert "out of memory, continuing with 1 runs in one pass" in caplog.text
 
 
-def test_a_run_too_large_for_a_pass_saves_memory_by_itself(
+def test_a_run_too_large_for_a_pass_reduces_its_own_memory(
     trainer: DiffusionTrainer,
     shared: DiffusionTrainer,
     base: BaseModel,
@@ -262,7 +262,7 @@ def out_of_memory(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize("what", ["steps", "previews"])
-def test_a_run_that_does_not_fit_beside_others_may_be_tried_again_and_alone_not(
+def test_out_of_memory_can_be_retried_in_a_batch_but_not_alone(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     trainer, plan = DiffusionTrainer(base, decode, slots=SLOTS), plan_of(images[:1])
@@ -280,7 +280,7 @@ def test_a_run_that_does_not_fit_beside_others_may_be_tried_again_and_alone_not(
     assert [failure.retryable for failure in found] == [True, False]
 
 
-def test_so_may_a_newcomer_whose_images_do_not_fit(
+def test_out_of_memory_while_encoding_for_a_batch_can_be_retried(
     shared: DiffusionTrainer, base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(images[:1])
@@ -290,7 +290,7 @@ def test_so_may_a_newcomer_whose_images_do_not_fit(
     assert not failure_of(lambda: shared.open(plan, None).__enter__()).retryable
 
 
-def test_the_base_is_the_same_afterwards_and_the_trainer_free(
+def test_the_base_is_restored_and_the_trainer_usable(
     shared: DiffusionTrainer, base: BaseModel, plans: list[TrainingPlan]
 ) -> None:
     before = {name: weight.clone() for name, weight in base.unet.state_dict().items()}
@@ -307,7 +307,7 @@ def test_the_base_is_the_same_afterwards_and_the_trainer_free(
     assert run(shared, plans[0], steps=1).weights
 
 
-def test_only_runs_with_adapters_alike_are_of_one_kind(images: Images) -> None:
+def test_only_runs_with_equal_lora_shapes_have_one_batch_key(images: Images) -> None:
     first = compatibility_key(plan_of(images[:1]).parameters)
     alike: dict[str, Any] = {
         "seed": 5,

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 CPU = torch.device("cpu")
 
 
-def test_closeness_ranks_sets_by_the_strength_of_the_style_whatever_they_show(
+def test_closeness_ranks_sets_by_style_strength_whatever_their_content(
     base: BaseModel,
 ) -> None:
     """As in a run, each set is compared with the base's pictures of the same prompts."""
@@ -55,7 +55,7 @@ def test_closeness_is_1_at_the_artists_mean_and_0_at_the_bases() -> None:
     assert axis.closeness(artist * 100) < 0
 
 
-def test_faithfulness_tells_right_prompts_from_wrong_ones(base: BaseModel) -> None:
+def test_faithfulness_distinguishes_right_prompts_from_wrong_ones(base: BaseModel) -> None:
     previews = drawings(0.3, 6, seed=7)
     _, latents = encode_previews(base, previews, CPU)
     captions = [preview.prompt for preview in previews]
@@ -78,7 +78,7 @@ def test_statistics_are_collected_only_in_the_with_block(base: BaseModel) -> Non
     assert torch.allclose(batches[0][:1], batches[1], atol=1e-4)
 
 
-def test_judging_a_run_changes_nothing_in_it(
+def test_scoring_a_run_does_not_change_it(
     base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
     plan = plan_of(images[:3], epochs=2, sample_prompts=("a red circle", "a blue star"))

@@ -16,7 +16,7 @@ LONG = ", ".join(["a red circle", "a blue star"] * 20)
 """More than 75 tokens, fewer than 225."""
 
 
-def test_without_an_option_the_tokens_are_the_tokenizers(base: BaseModel) -> None:
+def test_tokens_are_those_of_the_tokenizer_by_default(base: BaseModel) -> None:
     own = base.tokenizer(
         [SHORT, LONG], padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
@@ -27,7 +27,7 @@ def test_without_an_option_the_tokens_are_the_tokenizers(base: BaseModel) -> Non
 
 
 @pytest.mark.parametrize("chunks", [2, 3])
-def test_chunks_are_encoded_by_themselves_and_joined(base: BaseModel, chunks: int) -> None:
+def test_chunks_are_encoded_separately_and_concatenated(base: BaseModel, chunks: int) -> None:
     """kohya's rule: the first begin token, the 75 states of each chunk, the last end token."""
     tokenizer = base.tokenizer
     words = tokenizer(LONG, add_special_tokens=False).input_ids

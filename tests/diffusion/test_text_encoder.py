@@ -60,7 +60,7 @@ def style(styles: dict[str, tuple[Path, torch.Tensor]]) -> tuple[Path, torch.Ten
     return styles["plain"]
 
 
-def test_the_text_encoder_learns_and_is_what_it_was_afterwards(
+def test_the_text_encoder_learns_and_is_restored_afterwards(
     base: BaseModel, style: tuple[Path, torch.Tensor], images: Images
 ) -> None:
     before = copy.deepcopy(base.text_encoder.state_dict())
@@ -74,7 +74,9 @@ def test_the_text_encoder_learns_and_is_what_it_was_afterwards(
     assert (states(base) - style[1]).abs().max() > 1e-3
 
 
-def test_every_key_of_the_text_encoder_is_kohyas(style: tuple[Path, torch.Tensor]) -> None:
+def test_every_key_of_the_text_encoder_is_in_kohya_format(
+    style: tuple[Path, torch.Tensor],
+) -> None:
     tensors, metadata = read_file(style[0].read_bytes())
     form = re.compile(
         r"lora_te_text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])"
@@ -155,7 +157,9 @@ def test_comfyui_patches_the_text_encoder_of_the_original_checkpoint(
     torch.testing.assert_close(states(model), trained, rtol=1e-4, atol=1e-5)
 
 
-def test_its_learning_rate_is_its_own(trainer: DiffusionTrainer, images: Images) -> None:
+def test_the_text_encoder_has_its_own_learning_rate(
+    trainer: DiffusionTrainer, images: Images
+) -> None:
     def moved(**parameters: Any) -> tuple[float, float]:
         """How far the UNet's and the text encoder's adapters come in the first step."""
         plan = plan_of(images[:1], train_text_encoder=True, lr_warmup_steps=0, **parameters)

@@ -45,7 +45,7 @@ def deltas(data: bytes) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("alpha", [6.0, 1.0])
-def test_before_the_first_step_the_run_is_the_lora_whatever_its_own_alpha(
+def test_before_the_first_step_the_run_equals_the_lora_with_any_alpha(
     trainer: DiffusionTrainer, images: Images, first: bytes, alpha: float
 ) -> None:
     plan = plan_from(images, initial_from_bytes(first), alpha=alpha)
@@ -55,7 +55,7 @@ def test_before_the_first_step_the_run_is_the_lora_whatever_its_own_alpha(
     torch.testing.assert_close(found, wanted, rtol=2e-3, atol=1e-5)
 
 
-def test_it_is_trained_further_resumes_exactly_and_says_where_it_is_from(
+def test_a_warm_start_trains_resumes_exactly_and_records_its_source(
     trainer: DiffusionTrainer, images: Images, first: bytes
 ) -> None:
     plan = plan_from(images, initial_from_bytes(first))
@@ -71,7 +71,7 @@ def test_it_is_trained_further_resumes_exactly_and_says_where_it_is_from(
 
 
 @pytest.mark.parametrize("form", LoraFormat)
-def test_every_format_can_be_started_from(tmp_path: Path, first: bytes, form: LoraFormat) -> None:
+def test_every_format_can_be_a_warm_start(tmp_path: Path, first: bytes, form: LoraFormat) -> None:
     weights, metadata = decode_lora(first)
     write_lora(weights, metadata, form, tmp_path, "style")
     found = initial_from_path(tmp_path)
@@ -125,7 +125,7 @@ def test_layers_of_several_ranks_are_named(first: bytes) -> None:
         initial_from_bytes(data)
 
 
-def test_of_a_worker_a_lora_is_read_from_buckets_that_tasks_may_read() -> None:
+def test_a_worker_reads_a_lora_only_from_allowed_buckets() -> None:
     from domain.task import InvalidTask
     from entrypoints.connections import task_parser
     from tests.services.settings import make_settings

@@ -59,7 +59,7 @@ def test_the_documents_are_what_the_code_says() -> None:
     assert documents.stale(ROOT) == [], "run python -m tools.docs.documents"
 
 
-def test_a_document_that_is_not_current_is_found(
+def test_an_outdated_document_is_detected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert documents.main(["--out", str(tmp_path)]) == 0
@@ -69,15 +69,15 @@ def test_a_document_that_is_not_current_is_found(
     assert "openapi.yaml is not current" in capsys.readouterr().out
 
 
-def test_openapi_holds_against_an_independent_validator() -> None:
+def test_openapi_passes_an_independent_validator() -> None:
     validate(OPENAPI)
 
 
-def test_asyncapi_holds_against_an_independent_model_of_the_specification() -> None:
+def test_asyncapi_passes_an_independent_validator() -> None:
     AsyncAPI3.model_validate(ASYNCAPI)
 
 
-def test_the_independent_model_refuses_what_is_not_asyncapi() -> None:
+def test_the_independent_validator_rejects_invalid_asyncapi() -> None:
     broken = copy.deepcopy(ASYNCAPI)
     broken["channels"]["tasks"]["adress"] = broken["channels"]["tasks"].pop("address")
     with pytest.raises(ValidationError):
@@ -117,7 +117,7 @@ def test_the_example_task_is_accepted_by_the_schema_and_by_the_code() -> None:
     ["k", "a/b c/é.jpg", "..k", ".a/b", "...", "", "/k", "a//b", "a/", "../b", "a/./b", "a/..",
      "a\\b", "a\nb", "a\x7f"],
 )  # fmt: skip
-def test_the_schema_and_the_code_take_the_same_keys(key: str) -> None:
+def test_the_schema_and_the_code_accept_the_same_keys(key: str) -> None:
     message, said = _task(), True
     message["data"]["images"] = [f"s3://bucket/{key}"]
     try:
@@ -138,7 +138,7 @@ def test_the_example_webhooks_are_accepted_by_the_schema_and_by_the_code(
 
 
 @pytest.mark.parametrize(("name", "call"), list(_calls()), ids=[name for name, _ in _calls()])
-def test_only_a_refused_final_call_is_said_to_end_among_the_dead_letters(
+def test_only_a_rejected_completion_call_is_documented_as_dead_lettered(
     name: str, call: dict[str, Any]
 ) -> None:
     said = [answer["description"] for answer in call["responses"].values()]
@@ -152,7 +152,7 @@ def test_the_example_images_are_in_a_bucket_that_the_default_settings_allow() ->
     assert {Location.parse(image).bucket for image in _task()["data"]["images"]} == {allowed}
 
 
-def test_the_headers_of_a_message_that_waits_or_is_dead_are_as_described() -> None:
+def test_headers_of_waiting_and_dead_messages_are_as_described() -> None:
     waiting = message_properties.delayed(message_properties.new_task(), "the store is away")
     since = datetime(2026, 1, 1, tzinfo=UTC)
     dead = message_properties.dead_letter(
@@ -293,7 +293,7 @@ def test_the_schema_and_the_code_agree_on_a_changed_task(
     assert _schema(ASYNCAPI, "TaskMessage").is_valid(message) is good
 
 
-def test_the_guides_example_is_a_task_but_for_its_number_of_images() -> None:
+def test_the_guides_example_is_a_task_except_for_its_number_of_images() -> None:
     page = (DOCS / "platform.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     message = json.loads(example)

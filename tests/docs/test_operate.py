@@ -27,7 +27,7 @@ def test_every_exit_code_has_a_remedy(code: int) -> None:
     assert re.search(rf"^\| (?:\d+, )?{code}(?:, \d+)? \| .+ \| .+ \| .+ \|$", PAGE, re.MULTILINE)
 
 
-def test_every_alert_leads_somewhere() -> None:
+def test_every_alert_links_to_its_remedy() -> None:
     rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8"))
     alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
     section = PAGE[PAGE.index("## Alerts") : PAGE.index("## A job seems stuck")]

@@ -60,7 +60,7 @@ def test_no_link_is_dead(page: Path) -> None:
             assert anchor in _anchors(target), f"{page.name}: {link}"
 
 
-def test_the_index_leads_to_every_guide() -> None:
+def test_the_index_links_to_every_guide() -> None:
     linked = set(_links(ROOT / "docs" / "index.md"))
     others = {page.name for page in GUIDES} | {"asyncapi.yaml", "openapi.yaml"}
     assert others - {"index.md"} <= linked

@@ -58,7 +58,9 @@ def test_bucket_sides_grow_in_steps_of_an_eighth_up_to_64_pixels(
 
 
 @given(SIDES, SIDES, RESOLUTIONS)
-def test_a_bucket_keeps_to_step_budget_and_shape(width: int, height: int, resolution: int) -> None:
+def test_bucket_sides_respect_step_area_and_aspect_ratio(
+    width: int, height: int, resolution: int
+) -> None:
     bucket = bucket_of(width, height, resolution)
     assert all(side > 0 and side % bucket_step(resolution) == 0 for side in bucket)
     assert bucket[0] * bucket[1] <= resolution**2
@@ -107,7 +109,7 @@ def test_a_square_gets_the_whole_budget_unless_it_would_have_to_grow_too_much(
 
 
 @given(SIDES, SIDES, RESOLUTIONS)
-def test_less_than_a_seventh_is_cut_off_from_ordinary_shapes(
+def test_less_than_a_seventh_is_cropped_from_ordinary_aspect_ratios(
     width: int, height: int, resolution: int
 ) -> None:
     if max(width, height) <= MAX_ASPECT_RATIO * min(width, height):

@@ -29,7 +29,7 @@ def test_a_file_without_text_is_an_empty_caption(data: bytes) -> None:
     "data",
     ["a red fox".encode("utf-16-le"), "a red fox".encode("utf-16-be"), b"\0" * 100, b"a\0"],
 )
-def test_utf16_without_a_mark_is_refused_and_not_trained(data: bytes) -> None:
+def test_utf16_without_a_byte_order_mark_is_refused(data: bytes) -> None:
     with pytest.raises(CaptionRefused, match="save it as UTF-8"):
         read_caption(data)
 

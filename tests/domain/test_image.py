@@ -33,7 +33,7 @@ def test_duplicates_are_exact_or_near() -> None:
     )
 
 
-def test_images_that_are_alike_by_way_of_another_are_one_group() -> None:
+def test_near_duplicates_are_grouped_transitively() -> None:
     images = (
         image("a", "1", 0b00_0111),
         image("b", "2", 0xFFFF_0000_0000),
@@ -66,7 +66,7 @@ def test_every_entry_of_a_list_counts_in_the_message() -> None:
         images.require(10)
 
 
-def test_too_few_good_images_are_not_said_to_be_unusable() -> None:
+def test_too_few_good_images_are_not_reported_as_unusable() -> None:
     images = ImageSet(tuple(image(str(n), str(n), n << 32) for n in range(9)))
     with pytest.raises(TrainingFailed, match="at least 10 images, but got 9 images") as caught:
         images.require(10)
@@ -77,7 +77,7 @@ def test_enough_images_pass() -> None:
     ImageSet(tuple(image(str(n), str(n), n) for n in range(10))).require(10)
 
 
-def test_none_at_all_fail_without_an_empty_list_of_refusals() -> None:
+def test_no_images_at_all_fail_without_an_empty_list_of_refusals() -> None:
     with pytest.raises(TrainingFailed) as caught:
         ImageSet(()).require(1)
     assert "Left out" not in caught.value.failure.message
@@ -94,5 +94,5 @@ def test_none_at_all_fail_without_an_empty_list_of_refusals() -> None:
         ("1.png", 1),
     ],
 )
-def test_a_folder_in_kohyas_form_says_how_often_its_images_come(key: str, repeats: int) -> None:
+def test_a_kohya_folder_name_sets_the_repeats(key: str, repeats: int) -> None:
     assert folder_repeats(key) == repeats

@@ -124,14 +124,14 @@ def test_a_job_without_its_checkpoint_starts_over() -> None:
 
 
 @pytest.mark.parametrize("way", [("begin_training",), ("interrupt",), ("interrupt", "start")])
-def test_a_job_waits_for_its_seat_until_something_else_happens(way: tuple[str, ...]) -> None:
+def test_a_job_waits_for_its_slot_until_another_transition(way: tuple[str, ...]) -> None:
     waiting = after(new_job(), "start", "await_slot")
     assert waiting.waits
     assert waiting.state is JobState.PREPARING
     assert not after(waiting, *way).waits
 
 
-def test_the_whole_way_gives_a_completed_job_and_its_events() -> None:
+def test_all_transitions_give_a_completed_job_and_its_events() -> None:
     way = (
         "start",
         "begin_training",
@@ -153,21 +153,21 @@ def test_the_whole_way_gives_a_completed_job_and_its_events() -> None:
     assert events[-1] == JobCompleted(task_id="t", style_id=7, artifact=ARTIFACT)
 
 
-def test_a_style_that_is_gone_is_made_again_and_announced() -> None:
+def test_missing_weights_are_trained_again_and_announced() -> None:
     again = after(REACHED[JobState.COMPLETED], "reopen", "start", "begin_training")
     assert (again.artifact, again.metric, again.announcements) == (None, None, 0)
     done = after(again, "finish_training", "store", "begin_announcement", "conclude")
     assert done.state is JobState.COMPLETED
 
 
-def test_a_job_that_gives_up_fails_with_its_reason() -> None:
+def test_a_failed_job_has_its_reason() -> None:
     job = after(new_job(), "start", "give_up", "begin_announcement")
     job, event = job.conclude()
     assert job.state is JobState.FAILED
     assert event == JobFailed(task_id="t", style_id=7, failure=FAILURE)
 
 
-def test_an_interrupted_job_goes_on_from_its_checkpoint() -> None:
+def test_an_interrupted_job_resumes_from_its_checkpoint() -> None:
     job = after(new_job(), "start", "begin_training", "save_checkpoint", "interrupt")
     job, event = job.start()
     assert event == JobStarted(task_id="t", style_id=7, attempt=2, resumed_from=checkpoint(10))
@@ -179,7 +179,7 @@ def test_parameters_do_not_change_over_a_resume() -> None:
         job.begin_training(replace(PARAMETERS, epochs=11), 12)
 
 
-def test_a_checkpoint_forgives_earlier_setbacks_and_an_orderly_stop_is_none() -> None:
+def test_a_checkpoint_resets_the_failure_count_and_a_stop_is_no_failure() -> None:
     job = after(new_job(), "start", "interrupt", "start", "interrupt")
     assert job.failures == 2
     job = after(job, "start", "begin_training", "save_checkpoint")
@@ -188,7 +188,7 @@ def test_a_checkpoint_forgives_earlier_setbacks_and_an_orderly_stop_is_none() ->
     assert job.failures == 0
 
 
-def test_steps_that_are_run_again_count_for_the_time_left_and_not_for_the_way_made() -> None:
+def test_repeated_steps_count_for_remaining_time_and_not_for_progress() -> None:
     def at(step: int) -> Progress:
         return Progress(step // 10, 10, step, 100, steps_per_second=2.0)
 
@@ -210,7 +210,7 @@ def test_steps_that_are_run_again_count_for_the_time_left_and_not_for_the_way_ma
         {"state": JobState.ANNOUNCING, "artifact": ARTIFACT, "failure": FAILURE},
     ],
 )
-def test_a_job_cannot_be_made_that_contradicts_itself(impossible: dict[str, Any]) -> None:
+def test_an_inconsistent_job_cannot_be_constructed(impossible: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"job has"):
         TrainingJob(task_id="t", style_id=7, **impossible)
 

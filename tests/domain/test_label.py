@@ -15,7 +15,7 @@ def test_names_of_files_are_accepted(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a:b", "<a>", "a ", "x" * 101, "a\nb"]
 )
-def test_a_name_that_no_file_or_prompt_can_have_is_refused(name: str) -> None:
+def test_names_invalid_in_a_file_or_prompt_are_refused(name: str) -> None:
     with pytest.raises(InvalidName, match="not a name for a file"):
         Label(name)
 
@@ -24,6 +24,6 @@ def test_a_name_that_no_file_or_prompt_can_have_is_refused(name: str) -> None:
     ("text", "name"),
     [("a:b", "a_b"), (" a. ", "a"), ("", None), ("...", None), ("x" * 300, "x" * 100)],
 )
-def test_of_a_folders_name_the_nearest_is_taken(text: str, name: str | None) -> None:
+def test_a_folder_name_is_converted_to_the_nearest_valid_name(text: str, name: str | None) -> None:
     assert file_name_from(text) == name
     assert Label(name).name == name

@@ -4,7 +4,7 @@ from domain.location import SCHEMES, Bucket, InvalidLocation, Location
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_reads_and_writes_the_form_of_each_store(scheme: str) -> None:
+def test_urls_of_each_store_are_parsed_and_formatted(scheme: str) -> None:
     text = f"{scheme}://media/training/123/image 0.jpg"
     at = Location.parse(text)
     assert at == Location("media", "training/123/image 0.jpg", scheme)
@@ -31,7 +31,7 @@ def test_a_bucket_is_named_with_or_without_its_store(text: str, bucket: Bucket) 
 
 
 @pytest.mark.parametrize("text", ["", "gs://", "gs://media/", "media/a", "https://media", ".."])
-def test_what_is_no_bucket_is_refused(text: str) -> None:
+def test_invalid_buckets_are_refused(text: str) -> None:
     with pytest.raises(InvalidLocation):
         Bucket.parse(text, "gs")
 
@@ -56,12 +56,12 @@ def test_what_is_no_bucket_is_refused(text: str) -> None:
         "",
     ],
 )
-def test_refuses_what_could_leave_the_bucket_or_is_no_address(text: str) -> None:
+def test_path_traversal_and_invalid_locations_are_refused(text: str) -> None:
     with pytest.raises(InvalidLocation):
         Location.parse(text)
 
 
-def test_a_key_has_room_for_1024_bytes() -> None:
+def test_a_key_has_at_most_1024_bytes() -> None:
     Location("media", "ü" * 512)
     with pytest.raises(InvalidLocation):
         Location("media", "ü" * 512 + "a")
@@ -76,5 +76,5 @@ def test_a_key_has_room_for_1024_bytes() -> None:
         (".jpg", ".jpg.txt"),
     ],
 )
-def test_a_neighbour_shares_the_name_but_for_the_extension(key: str, neighbour: str) -> None:
+def test_a_sibling_differs_only_in_the_extension(key: str, neighbour: str) -> None:
     assert Location("b", key).with_suffix(".txt") == Location("b", neighbour)

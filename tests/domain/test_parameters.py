@@ -24,7 +24,7 @@ def test_default_epochs_fall_from_500_at_10_images_to_100_at_30(images: int, epo
     assert default_epochs(images) == epochs
 
 
-def test_the_defaults_are_the_platforms() -> None:
+def test_the_defaults_are_those_of_the_platform() -> None:
     parameters = RequestedParameters().resolve(image_count=20, native_resolution=512)
     assert parameters == TrainingParameters(
         epochs=300, resolution=512, rank=8, learning_rate=1e-4, batch_size=1
@@ -32,7 +32,7 @@ def test_the_defaults_are_the_platforms() -> None:
     assert parameters.network_alpha == 8.0
 
 
-def test_named_parameters_win_over_defaults() -> None:
+def test_given_parameters_override_defaults() -> None:
     asked = RequestedParameters({"epochs": 7, "resolution": 768, "sample_prompts": ["a cat"]})
     parameters = asked.resolve(image_count=20, native_resolution=512)
     assert (parameters.epochs, parameters.resolution) == (7, 768)
@@ -113,12 +113,12 @@ def test_a_value_out_of_range_is_named_with_its_remedy(name: str, value: Any) ->
         ("sample_prompts", ("x" * 500,) * 8),
     ],
 )
-def test_the_ends_of_a_range_belong_to_it(name: str, value: Any) -> None:
+def test_ranges_are_inclusive(name: str, value: Any) -> None:
     resolved = RequestedParameters({name: value}).resolve(image_count=1, native_resolution=512)
     assert getattr(resolved, name) == value
 
 
-def test_a_name_that_is_no_parameter_is_refused() -> None:
+def test_an_unknown_parameter_is_refused() -> None:
     with pytest.raises(ValueError, match="not a training parameter: colour"):
         RequestedParameters({"colour": "red"})
 
@@ -129,12 +129,12 @@ def test_the_default_warm_up_is_a_twentieth_and_at_most_100_steps(total: int) ->
     assert parameters.warmup_steps(total) == min(100, total // 20)
 
 
-def test_a_named_warm_up_is_kept() -> None:
+def test_a_given_warm_up_is_kept() -> None:
     parameters = TrainingParameters(epochs=1, resolution=512, lr_warmup_steps=7)
     assert parameters.warmup_steps(1000) == 7
 
 
-def test_prodigys_learning_rate_is_1_unless_named() -> None:
+def test_prodigys_learning_rate_is_1_unless_given() -> None:
     def resolved(**named: Any) -> TrainingParameters:
         return RequestedParameters(named).resolve(image_count=10, native_resolution=512)
 
@@ -147,7 +147,7 @@ def test_prodigys_learning_rate_is_1_unless_named() -> None:
 
 @pytest.mark.parametrize("rate", [float("nan"), "1e-4", 20.0, 1.0])
 @pytest.mark.parametrize("name", ["learning_rate", "text_encoder_lr"])
-def test_a_refused_rate_is_told_the_limit_of_its_own_optimizer(name: str, rate: Any) -> None:
+def test_a_refused_learning_rate_names_the_limit_of_its_optimizer(name: str, rate: Any) -> None:
     with pytest.raises(InvalidParameter) as caught:
         RequestedParameters({name: rate, "optimizer": "adamw"})
     assert caught.value.remedy == "give a number above 0 and at most 0.1"
@@ -156,7 +156,7 @@ def test_a_refused_rate_is_told_the_limit_of_its_own_optimizer(name: str, rate: 
             RequestedParameters({name: rate, "optimizer": "prodigy"})
 
 
-def test_the_scale_is_alpha_by_the_rank_or_its_square_root() -> None:
+def test_the_scale_is_alpha_divided_by_the_rank_or_its_square_root() -> None:
     def scale(**values: Any) -> float:
         return TrainingParameters(epochs=1, resolution=512, rank=16, **values).lora_scale
 
@@ -165,7 +165,7 @@ def test_the_scale_is_alpha_by_the_rank_or_its_square_root() -> None:
     assert scale(alpha=8.0, use_rslora=True) == 2.0
 
 
-def test_the_text_encoders_rate_is_the_denoisers_unless_named() -> None:
+def test_the_text_encoders_learning_rate_is_the_unets_unless_given() -> None:
     def share(**values: Any) -> float:
         return TrainingParameters(epochs=1, resolution=512, **values).text_encoder_share
 
@@ -183,7 +183,7 @@ def test_a_schedule_without_warm_up_has_none() -> None:
     assert constant.warmup_steps(1000) == 0
 
 
-def test_every_schedule_can_be_asked_for_by_its_diffusers_name() -> None:
+def test_every_schedule_has_its_diffusers_name() -> None:
     for schedule in LearningRateSchedule:
         asked = RequestedParameters({"lr_scheduler": str(schedule)})
         assert asked.resolve(image_count=1, native_resolution=512).lr_scheduler == schedule

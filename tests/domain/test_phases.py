@@ -18,7 +18,7 @@ PARAMETERS = TrainingParameters(epochs=2, resolution=64)
 
 
 @pytest.mark.parametrize("failure", [None, *(Failure(code, "why") for code in FailureCode)])
-def test_every_event_of_a_job_tells_the_state_that_the_job_is_in(failure: Failure | None) -> None:
+def test_every_event_of_a_job_has_the_state_of_the_job(failure: Failure | None) -> None:
     steps: list[Any] = [
         lambda job: job.start(),
         lambda job: job.await_slot(),
@@ -41,7 +41,5 @@ def test_every_event_of_a_job_tells_the_state_that_the_job_is_in(failure: Failur
     assert job.is_terminal
 
 
-def test_a_job_that_an_earlier_worker_left_to_announce_is_announcing_from_its_first_event() -> (
-    None
-):
+def test_a_job_left_to_announce_is_announcing_from_its_first_event() -> None:
     assert state_after(AnnouncementBegun(task_id="a", style_id=1, call=2)) is JobState.ANNOUNCING

@@ -57,7 +57,7 @@ def test_steps_of_unequal_length_have_their_mean_speed() -> None:
 
 
 @pytest.mark.parametrize("step", [4, 10])
-def test_going_back_gives_no_speed(step: int) -> None:
+def test_a_rollback_gives_no_speed(step: int) -> None:
     meter = Speedometer()
     meter.observe(10, at=5.0)
     meter.observe(step, at=6.0)

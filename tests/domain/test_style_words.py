@@ -20,7 +20,7 @@ from domain.style_words import without_style_words
         ("a painting", ""),
     ],
 )
-def test_words_for_the_medium_are_removed(caption: str, content: str) -> None:
+def test_medium_words_are_removed(caption: str, content: str) -> None:
     assert without_style_words(caption).lower() == content.lower()
 
 
@@ -34,5 +34,5 @@ def test_words_for_the_medium_are_removed(caption: str, content: str) -> None:
         "a child in an inkwell",
     ],
 )
-def test_words_for_the_content_stay(caption: str) -> None:
+def test_content_words_are_kept(caption: str) -> None:
     assert without_style_words(caption) == caption

@@ -28,7 +28,7 @@ def test_more_steps_than_allowed_are_rejected_with_the_product() -> None:
     assert (rejected.value.style_id, rejected.value.task_id) == (7, "a-task")
 
 
-def test_epochs_that_are_not_named_count_as_they_will_be() -> None:
+def test_omitted_epochs_count_at_their_default() -> None:
     check_size(task(10), max_steps=5_000, max_resolution=1024)
     with pytest.raises(InvalidTask, match="makes 5000 steps"):
         check_size(task(10), max_steps=4_999, max_resolution=1024)

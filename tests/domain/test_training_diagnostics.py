@@ -36,7 +36,7 @@ def test_of_equal_epochs_the_earliest_is_the_best() -> None:
     assert best.epoch == 2
 
 
-def test_a_held_out_loss_that_rises_while_the_other_falls_is_told_with_figures() -> None:
+def test_a_rising_held_out_loss_with_a_falling_training_loss_is_reported() -> None:
     losses = (0.3, 0.30), (0.2, 0.25), (None, None), (0.1, 0.28), (None, None)
     note = overfitting_note(history(*losses))
     assert note is not None
@@ -44,7 +44,7 @@ def test_a_held_out_loss_that_rises_while_the_other_falls_is_told_with_figures()
     assert "12%" in note
 
 
-def test_what_is_no_overfitting_is_not_told() -> None:
+def test_other_loss_curves_are_not_reported_as_overfitting() -> None:
     assert overfitting_note([]) is None
     assert overfitting_note(history((0.3, None), (0.1, None))) is None
     # Still falling; risen by a hair; nothing learnt by heart; both risen, which is instability.
@@ -75,7 +75,7 @@ def still(*epochs: int, of: int = 20, largest: float | None = None) -> list[Epoc
         ((1, 2, 3, 5, 7, 8), "in epochs 1 to 3, 5 and 7 to 8:"),
     ],
 )
-def test_the_epochs_that_stood_still_are_named(epochs: tuple[int, ...], words: str) -> None:
+def test_stalled_epochs_are_named(epochs: tuple[int, ...], words: str) -> None:
     assert f"The training stalled {words}" in (stall_note(still(*epochs)) or "")
 
 
@@ -93,18 +93,18 @@ def test_without_a_gradient_the_learning_rate_is_not_blamed() -> None:
     assert "learning rate" not in note
 
 
-def test_a_trainer_that_tells_no_gradient_leaves_both_causes_open() -> None:
+def test_a_trainer_without_gradient_norms_leaves_both_causes_open() -> None:
     note = stall_note(still(3))
     assert note is not None
     assert "too low: raise it. Or no gradient reached" in note
 
 
-def test_epochs_that_stood_still_for_different_reasons_have_both_told() -> None:
+def test_both_reasons_of_stalled_epochs_are_reported() -> None:
     note = stall_note([*still(3, largest=0.0)[:3], *still(4, largest=0.2)[3:]])
     assert note is not None
     assert "too low: raise it. Or no gradient reached" in note
 
 
-def test_a_run_that_moves_is_not_told_to_stand_still() -> None:
+def test_a_run_that_learns_is_not_reported_as_stalled() -> None:
     assert stall_note([]) is None
     assert stall_note(still()) is None

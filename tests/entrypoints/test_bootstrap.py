@@ -51,16 +51,16 @@ def connections(jobs_together: str) -> int:
     return int(options.max_pool_connections)
 
 
-def test_jobs_in_hand_together_have_connections_to_the_store_of_their_own() -> None:
+def test_concurrent_jobs_have_their_own_store_connections() -> None:
     assert connections("3") == 3 * connections("1")
 
 
-def test_a_device_that_is_not_there_is_told_by_the_settings_name() -> None:
+def test_a_missing_device_is_reported_with_the_settings_name() -> None:
     with pytest.raises(UserError, match=r"^DEVICE='cuda:99': "):
         choose_devices(make_settings(device="cuda:99"))
 
 
-def test_a_base_model_that_is_none_is_told_as_one(tmp_path: Path) -> None:
+def test_an_invalid_base_model_is_reported(tmp_path: Path) -> None:
     (tmp_path / "base.ckpt").touch()
     with pytest.raises(BaseModelInvalid, match=r"^base model '.*base\.ckpt': is a pickle"):
         load_base_model(make_settings(base_model=str(tmp_path / "base.ckpt")), "cpu")
@@ -95,7 +95,7 @@ def test_images_come_from_the_bucket_of_models_only_where_that_is_allowed() -> N
 
 
 @pytest.mark.parametrize("name", ["train_text_encoder", "use_dora"])
-def test_a_style_that_a_folders_reader_cannot_load_is_rejected(name: str) -> None:
+def test_a_lora_that_readers_of_a_folder_cannot_load_is_rejected(name: str) -> None:
     body = encode_task(a_task(**{name: True}))
     folder = make_settings(weights_form="folder")
     with open_container(folder) as container:
@@ -114,13 +114,11 @@ def test_a_style_that_a_folders_reader_cannot_load_is_rejected(name: str) -> Non
         ({"rabbitmq_url": "amqp://u:secret@h", "rabbitmq_queue": "q"}, "q at h:5672"),
     ],
 )
-def test_where_tasks_come_from_is_said_without_credentials(
-    named: dict[str, Any], place: str
-) -> None:
+def test_the_task_source_is_logged_without_credentials(named: dict[str, Any], place: str) -> None:
     assert queue_place(make_settings(**named)) == place
 
 
-def test_what_is_on_its_way_to_the_store_is_waited_for_while_somebody_watches_the_time() -> None:
+def test_pending_uploads_are_awaited_under_a_deadline() -> None:
     """Not by the interpreter's end, when the grace is no longer watched."""
     with open_container(make_settings()) as container:
         upload = container.uploads().submit(time.sleep, 0.2)
@@ -131,7 +129,7 @@ PARTS = ("blobs", "notifier", "trainer", "store", "worker_pool")
 
 
 @pytest.mark.parametrize("order", list(permutations(PARTS)), ids="-".join)
-def test_every_part_is_measured_whatever_is_asked_for_first(order: tuple[str, ...]) -> None:
+def test_every_part_is_measured_in_any_order_of_construction(order: tuple[str, ...]) -> None:
     with open_container(make_settings()) as container:
         container.plain_blobs.override(providers.Object(MemoryBlobStore()))
         container.trainer.override(providers.Object(MemoryTrainer(ManualClock())))
@@ -153,7 +151,7 @@ def test_every_part_is_measured_whatever_is_asked_for_first(order: tuple[str, ..
         assert written == 5
 
 
-def test_what_happens_to_a_job_is_seen_by_metrics_page_and_log() -> None:
+def test_job_events_reach_metrics_status_page_and_log() -> None:
     with open_container(make_settings()) as container:
         blobs = MemoryBlobStore()
         container.plain_blobs.override(providers.Object(blobs))

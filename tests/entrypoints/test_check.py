@@ -65,7 +65,7 @@ def container(**parts: Any) -> Any:
     return SimpleNamespace(**usual | parts)
 
 
-def test_every_bucket_is_tried_and_only_that_of_the_models_is_written_to() -> None:
+def test_every_bucket_is_checked_and_only_the_model_bucket_written_to() -> None:
     blobs = Noting()
     for part, trial in trials(container(blobs=lambda: blobs)):
         if part in {"images", "models", "state"}:
@@ -75,7 +75,7 @@ def test_every_bucket_is_tried_and_only_that_of_the_models_is_written_to() -> No
     assert not blobs.blobs, "nothing is left of the trial"
 
 
-def test_what_fails_is_a_line_of_its_own_beside_what_works(
+def test_failures_and_successes_have_a_line_each(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert check(container()) == 1
@@ -89,7 +89,7 @@ def test_what_fails_is_a_line_of_its_own_beside_what_works(
     assert [row["works"] for row in found] == [line.startswith("ok") for line in lines]
 
 
-def test_a_card_is_told_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_printed_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(name="NVIDIA H200", total_memory=140 * 1024**3, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
@@ -114,7 +114,7 @@ def test_too_little_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         named(container(settings=lambda: short), "disk")()
 
 
-def test_a_misspelt_name_and_a_folder_that_is_not_there_are_found(
+def test_a_misspelt_setting_and_a_missing_folder_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -93,14 +93,14 @@ def test_debug_shows_where_an_error_comes_from_and_keeps_its_exit_code(
     assert "in carry_out" in printed
 
 
-def test_errors_are_printed_without_what_a_terminal_obeys(
+def test_errors_are_printed_without_terminal_codes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_with(UserError("a\x1b[2J\x9b\u202eb"))
     assert capsys.readouterr().err == "error: a\\u001b[2J\\u009b\\u202eb\n"
 
 
-def test_a_defect_of_a_command_that_nobody_watches_is_in_the_log(
+def test_a_defect_of_an_unattended_command_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     parser = CommandParser("x")
@@ -113,7 +113,7 @@ def test_a_defect_of_a_command_that_nobody_watches_is_in_the_log(
     assert "in carry_out" in caplog.text
 
 
-def test_a_reader_that_ends_early_is_no_bug() -> None:
+def test_a_closed_output_pipe_is_no_defect() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -136,7 +136,7 @@ def test_several_wrong_settings_are_a_line_each(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_says_its_version(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_prints_its_version(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(name, "--version") == 0
     assert capsys.readouterr().out.startswith("style-trainer ")
 
@@ -152,7 +152,7 @@ def test_every_command_explains_its_exit_codes_and_shows_examples(
     assert f"python -m entrypoints.{name}" in text
 
 
-def test_options_may_be_spelt_as_other_trainers_have_them() -> None:
+def test_options_accept_the_spelling_of_other_trainers() -> None:
     parser = CommandParser("any")
     parser.add_argument("--learning-rate")
     parser.add_argument("--trigger-word")
@@ -189,7 +189,7 @@ def test_elsewhere_than_on_linux_one_line_says_so() -> None:
         ("worker", "--onec", "--once"),
     ],
 )
-def test_a_misspelt_option_is_told_with_the_one_that_was_meant(
+def test_a_misspelt_option_is_reported_with_a_suggestion(
     name: str, given: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = {"train": ["images", "--out", "out"], "submit": ["a"], "worker": []}[name]
@@ -208,7 +208,7 @@ def test_a_misspelt_option_is_told_with_the_one_that_was_meant(
         ("submit", [""], "source"),
     ],
 )
-def test_a_path_that_is_empty_is_not_the_folder_that_the_command_is_started_in(
+def test_an_empty_path_is_not_the_current_directory(
     name: str, arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(name, *arguments) == 2

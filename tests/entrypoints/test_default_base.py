@@ -36,13 +36,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return there
 
 
-def test_without_a_gpu_it_is_the_small_base_and_nobody_is_asked(hub: SimpleNamespace) -> None:
+def test_without_a_gpu_the_small_base_is_used_without_a_download(hub: SimpleNamespace) -> None:
     assert default_base("cpu") == (str(SMALL_BASE), "there is no GPU")
     assert hub.patience is None
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_on_a_gpu_it_is_stable_diffusion_where_it_can_be_had(
+def test_on_a_gpu_stable_diffusion_is_used_where_available(
     hub: SimpleNamespace, device: str
 ) -> None:
     assert default_base(device)[0] == STABLE_DIFFUSION
@@ -67,7 +67,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_the_base_named_is_loaded_with_what_is_said_of_it(
+def test_a_given_base_is_loaded_with_its_options(
     loaded: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = make_settings(base_model="large", base_model_config=tmp_path)
@@ -76,7 +76,7 @@ def test_the_base_named_is_loaded_with_what_is_said_of_it(
     assert caplog.text == ""
 
 
-def test_the_base_that_nobody_named_is_told_and_a_small_one_has_one_thread(
+def test_a_default_base_is_logged_and_a_small_one_uses_one_thread(
     loaded: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):

@@ -48,7 +48,7 @@ def test_devices_are_named_as_torch_names_them(text: str, found: tuple[str, ...]
         "cuda:1x",
     ],
 )
-def test_what_is_no_device_is_refused_with_the_remedy(text: str) -> None:
+def test_an_invalid_device_is_refused_with_a_remedy(text: str) -> None:
     with pytest.raises(ValueError, match="give cpu, cuda, or GPUs by their numbers"):
         parse_devices(text)
     with pytest.raises(ValueError, match="give cpu, cuda, or GPUs by their numbers"):
@@ -60,7 +60,7 @@ def test_each_gpu_is_named_once() -> None:
         parse_devices("cuda:1,cuda:0,cuda:1")
 
 
-def test_unnamed_it_is_the_gpu_where_there_is_one() -> None:
+def test_the_default_device_is_the_gpu_where_there_is_one() -> None:
     assert devices_present(None, lambda: 2) == ("cuda",)
     assert devices_present(None, lambda: 0) == ("cpu",)
     assert devices_present("cpu", unasked) == ("cpu",)
@@ -75,7 +75,7 @@ def test_unnamed_it_is_the_gpu_where_there_is_one() -> None:
         ("cuda:0,cuda:4", 3, "^cuda:4 does not exist; this machine has cuda:0 to cuda:2$"),
     ],
 )
-def test_a_gpu_that_is_not_there_is_named_beside_those_that_are(
+def test_a_missing_gpu_is_reported_with_the_present_ones(
     text: str, count: int, answer: str
 ) -> None:
     with pytest.raises(ValueError, match=answer):
@@ -95,7 +95,7 @@ def nobody() -> Sequence[str]:
     raise AssertionError("nobody needs to know")
 
 
-def test_jobs_share_a_pass_as_many_as_named_or_as_the_first_card_has_room_for(
+def test_concurrent_jobs_are_as_configured_or_as_many_as_fit_the_first_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[torch.device] = []

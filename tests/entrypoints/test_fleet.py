@@ -66,7 +66,7 @@ def when(holds: Callable[[], bool], act: Callable[[], object]) -> threading.Thre
     return thread
 
 
-def test_all_is_every_gpu_of_the_driver_and_a_list_is_itself() -> None:
+def test_all_means_every_gpu_of_the_driver_and_a_list_is_kept() -> None:
     assert gpus_named("all", lambda: 3) == ("0", "1", "2")
     assert gpus_named("1, 0", lambda: 0) == ("1", "0")
 
@@ -92,7 +92,7 @@ def test_a_signal_reaches_every_worker_once_and_ends_the_fleet(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_comes_while_they_are_started_reaches_them_all(
+def test_a_signal_during_startup_reaches_every_worker(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     started: list[str] = []
@@ -108,7 +108,7 @@ def test_a_signal_that_comes_while_they_are_started_reaches_them_all(
     assert started == ["0", "1"], "whoever is asked to stop starts nobody"
 
 
-def test_a_worker_that_does_not_come_to_an_orderly_end_is_a_failure(tmp_path: Path) -> None:
+def test_a_worker_that_exits_abnormally_is_a_failure(tmp_path: Path) -> None:
     program = LINGERING.replace("sys.exit(0)", f"sys.exit({EXIT_SHUTDOWN_TIMEOUT})")
     thread = when(lambda: written(tmp_path / "2"), lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert a_fleet(tmp_path, program).run() == EXIT_FAILED
@@ -136,7 +136,7 @@ def gone(pid: str) -> bool:
     return state.returncode == 1 or state.stdout.startswith("Z")
 
 
-def test_workers_that_are_done_are_not_started_again(tmp_path: Path) -> None:
+def test_finished_workers_are_not_restarted(tmp_path: Path) -> None:
     assert a_fleet(tmp_path, "", once=True).run() == 0
 
 
@@ -145,7 +145,7 @@ def test_a_wrong_setting_ends_the_fleet(tmp_path: Path) -> None:
     assert a_fleet(tmp_path, program).run() == 2
 
 
-def test_a_worker_that_ends_is_started_again_after_a_pause(
+def test_a_worker_that_exits_is_restarted_after_a_delay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet, "RESTART_SECONDS", 0.25)
@@ -158,7 +158,7 @@ def test_a_worker_that_ends_is_started_again_after_a_pause(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1", "cuda:0,cuda:1"])
-def test_a_fleet_and_a_device_by_name_contradict_one_another(
+def test_a_fleet_and_a_named_device_are_mutually_exclusive(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
 ) -> None:
     monkeypatch.setenv("DEVICE", device)

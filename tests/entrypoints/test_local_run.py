@@ -85,9 +85,7 @@ def run(
     return command
 
 
-def test_a_run_that_failed_is_told_with_its_reason_and_begun_anew(
-    trainer: Faulty, run: Run
-) -> None:
+def test_a_failed_run_is_reported_with_its_reason_and_restarted(trainer: Faulty, run: Run) -> None:
     trainer.faults = [DIVERGED]
     code, outcome, said = run()
     assert code == 1
@@ -102,7 +100,7 @@ def test_a_run_that_failed_is_told_with_its_reason_and_begun_anew(
 
 
 @pytest.mark.parametrize("kind", [OSError, BlobDenied, BlobUnavailable])
-def test_a_fault_ends_the_command_with_its_reason_and_the_same_command_goes_on(
+def test_an_error_ends_the_command_and_the_same_command_resumes(
     trainer: Faulty, run: Run, pauses: list[float], kind: type[Exception]
 ) -> None:
     trainer.faults = [kind("the disk is away")]
@@ -115,7 +113,7 @@ def test_a_fault_ends_the_command_with_its_reason_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize(("every", "epochs"), [("1", [1, 2, 3, 4, 5]), ("2", [2, 4, 5])])
-def test_every_checkpoint_that_was_asked_for_stays(
+def test_every_requested_checkpoint_is_kept(
     trainer: Faulty, run: Run, tmp_path: Path, every: str, epochs: list[int]
 ) -> None:
     code, outcome, _ = run("--epochs", "5", "--checkpoint-every", every)
@@ -124,9 +122,7 @@ def test_every_checkpoint_that_was_asked_for_stays(
     assert [int(re.findall(r"\d+", name)[0]) for name in stored] == epochs
 
 
-def test_what_would_disappoint_is_said_before_the_training(
-    trainer: Faulty, run: Run, tmp_path: Path
-) -> None:
+def test_warnings_are_printed_before_training(trainer: Faulty, run: Run, tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((1200, 300)).save(tmp_path / "images" / "wide.png")
     said = run()[2]
     before, training, _ = said.partition("training on 2")
@@ -143,7 +139,7 @@ def test_what_would_disappoint_is_said_before_the_training(
     assert "will not load" not in said
 
 
-def test_previews_can_be_left_out(
+def test_previews_can_be_disabled(
     trainer: Faulty, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[Any] = []
@@ -168,16 +164,14 @@ def test_previews_can_be_left_out(
     assert run("--preview-steps", "0", "--out", "third")[0] == 2
 
 
-def test_images_may_be_links(trainer: Faulty, run: Run, tmp_path: Path) -> None:
+def test_images_may_be_symlinks(trainer: Faulty, run: Run, tmp_path: Path) -> None:
     (image,) = (path for path in (tmp_path / "images").iterdir() if path.suffix != ".txt")
     image.rename(tmp_path / "elsewhere")
     image.symlink_to(tmp_path / "elsewhere")
     assert run()[0] == 0
 
 
-def test_whatever_determines_the_weights_makes_another_run(
-    trainer: Faulty, run: Run, tmp_path: Path
-) -> None:
+def test_changed_inputs_start_another_run(trainer: Faulty, run: Run, tmp_path: Path) -> None:
     assert run()[0] == 0
     (image,) = (path for path in (tmp_path / "images").iterdir() if path.suffix != ".txt")
 
@@ -212,7 +206,7 @@ def changed(file: Path) -> Iterator[Path]:
     file.write_bytes(before)
 
 
-def test_copies_of_an_image_are_told_in_one_line(
+def test_duplicate_images_are_reported_in_one_line(
     trainer: Faulty, run: Run, tmp_path: Path
 ) -> None:
     (image,) = (tmp_path / "images").glob("*.[jpw]*")
@@ -224,7 +218,7 @@ def test_copies_of_an_image_are_told_in_one_line(
     assert told[0].endswith(" and 13 more")
 
 
-def test_a_large_scan_is_used_and_a_damaged_one_is_told_with_what_it_lacks(
+def test_a_large_scan_is_used_and_a_damaged_one_is_reported_with_the_reason(
     trainer: Faulty, run: Run, tmp_path: Path
 ) -> None:
     (image,) = (tmp_path / "images").glob("*.[jpw]*")
@@ -238,7 +232,7 @@ def test_a_large_scan_is_used_and_a_damaged_one_is_told_with_what_it_lacks(
     assert f"{image.name} is used: its end is missing, but its pixels are complete" in said
 
 
-def test_images_in_kohyas_folders_come_as_often_as_these_say(
+def test_kohya_folder_names_set_the_number_of_repeats(
     trainer: Faulty, run: Run, tmp_path: Path
 ) -> None:
     draw_style_set(tmp_path / "images" / "3_ink", count=2, seed=4)

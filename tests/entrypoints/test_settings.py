@@ -43,7 +43,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def test_without_any_setting_everything_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_settings_everything_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = loaded(monkeypatch)
     assert not settings.has_broker
     assert not settings.has_object_store
@@ -84,7 +84,7 @@ def test_every_problem_is_named_at_once_with_its_remedy(monkeypatch: pytest.Monk
         "backend.example",
     ],
 )
-def test_the_token_travels_by_https_or_within_this_machine(
+def test_the_token_is_sent_by_https_or_to_loopback_only(
     monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     (line,) = refused(monkeypatch, BACKEND_API_URL=url, INTERNAL_API_TOKEN=TOKEN)
@@ -96,7 +96,7 @@ def test_the_token_travels_by_https_or_within_this_machine(
     "url",
     ["https://backend.example/", "http://localhost:8000", "http://127.1.2.3", "http://[::1]:1"],
 )
-def test_a_good_backend_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_valid_backend_is_accepted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     settings = loaded(monkeypatch, BACKEND_API_URL=url, INTERNAL_API_TOKEN=TOKEN)
     assert settings.backend_api_url == url.rstrip("/")
 
@@ -106,7 +106,7 @@ def test_a_backend_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith("INTERNAL_API_TOKEN is not set")
 
 
-def test_a_lease_outlasts_a_final_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_lasts_longer_than_a_completion_call(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = {"BACKEND_API_URL": "https://backend.example", "INTERNAL_API_TOKEN": TOKEN}
     loaded(monkeypatch, WEBHOOK_TIMEOUT="100")
     (line,) = refused(monkeypatch, **backend, WEBHOOK_TIMEOUT="100")
@@ -147,7 +147,7 @@ def test_a_broker_may_need_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("S3_ENDPOINT_URL", "minio:9000"),
     ],
 )
-def test_an_address_that_its_adapter_would_refuse_is_refused_before_anything_starts(
+def test_an_invalid_url_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, name: str, url: str
 ) -> None:
     (line,) = refused(
@@ -160,7 +160,7 @@ def test_an_address_that_its_adapter_would_refuse_is_refused_before_anything_sta
     assert "sesame-open" not in line
 
 
-def test_a_broker_brings_s3_with_it_unless_a_folder_is_named(
+def test_a_broker_implies_s3_unless_a_folder_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend = {"BACKEND_API_URL": "https://backend.example", "INTERNAL_API_TOKEN": TOKEN}
@@ -169,11 +169,11 @@ def test_a_broker_brings_s3_with_it_unless_a_folder_is_named(
     assert (in_folder.has_object_store, in_folder.storage_folder) == (False, Path("buckets"))
 
 
-def test_an_address_of_s3_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_s3_endpoint_alone_selects_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded(monkeypatch, S3_ENDPOINT_URL="http://minio:9000").has_object_store
 
 
-def test_lists_are_read_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     delays = "30, 1,5,86400,30,0.001"
     settings = loaded(monkeypatch, RETRY_DELAYS=delays, ALLOWED_IMAGE_BUCKETS="a, b")
     assert settings.retry_delays == (0.001, 1.0, 5.0, 30.0, 86400.0)
@@ -186,7 +186,7 @@ def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("world", ["Google Cloud Storage", "Amazon S3"])
-def test_the_example_of_an_env_file_has_all_that_a_worker_with_a_broker_needs(
+def test_the_example_env_file_has_every_setting_a_worker_with_a_broker_needs(
     tmp_path: Path, world: str
 ) -> None:
     example = (Path(__file__).resolve().parents[2] / ".env.example").read_text()
@@ -199,7 +199,7 @@ def test_the_example_of_an_env_file_has_all_that_a_worker_with_a_broker_needs(
     assert load_settings(tmp_path / ".env", kind=WorkerSettings).has_broker
 
 
-def test_an_env_file_that_cannot_be_read_is_told_by_its_name(tmp_path: Path) -> None:
+def test_an_unreadable_env_file_is_named_in_the_error(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text("MAX_FAILURES=9\n", encoding="utf-16")
     with pytest.raises(InvalidSettings) as refused:
@@ -215,7 +215,7 @@ def test_an_env_file_that_cannot_be_read_is_told_by_its_name(tmp_path: Path) -> 
     assert str(refused.value) == f"{file}: cannot be read (Permission denied)"
 
 
-def test_a_status_page_that_others_can_reach_has_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_public_status_page_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = refused(monkeypatch, STATUS_HOST="0.0.0.0", STATUS_PORT="9200")
     assert line.startswith("STATUS_TOKEN")
     loaded(monkeypatch, STATUS_HOST="0.0.0.0", STATUS_PORT="9200", STATUS_TOKEN=TOKEN)
@@ -248,7 +248,7 @@ def test_devices_are_read_as_a_list_and_share_one_job_at_a_time(
 
 
 @pytest.mark.parametrize("broker", [{"RABBITMQ_HOST": "h"}, {"RABBITMQ_URL": "amqp://h"}])
-def test_only_a_worker_with_a_broker_must_name_its_backend(
+def test_only_a_worker_with_a_broker_needs_a_backend(
     monkeypatch: pytest.MonkeyPatch, broker: dict[str, str]
 ) -> None:
     (backend,) = refused(monkeypatch, **broker)
@@ -257,7 +257,7 @@ def test_only_a_worker_with_a_broker_must_name_its_backend(
 
 
 @pytest.mark.parametrize("name", ["file", "file/spool", "dangling"])
-def test_a_worker_wants_a_spool_folder_that_can_be_had(
+def test_a_worker_needs_a_usable_spool_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -269,7 +269,7 @@ def test_a_worker_wants_a_spool_folder_that_can_be_had(
     assert load_settings(env_file=None).spool_dir == Path(spool), "train needs none"
 
 
-def test_a_spool_folder_that_is_still_to_be_made_can_be_written_where_it_will_be(
+def test_a_missing_spool_folder_is_checked_at_its_parent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     loaded(monkeypatch, SPOOL_DIR=str(tmp_path / "a" / "b"))
@@ -279,7 +279,7 @@ def test_a_spool_folder_that_is_still_to_be_made_can_be_written_where_it_will_be
     assert f"{tmp_path} cannot be written" in line
 
 
-def test_with_a_broker_nobody_looks_at_the_spool_folder(
+def test_with_a_broker_the_spool_folder_is_not_checked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SPOOL_DIR", str(tmp_path / "file"))
@@ -294,7 +294,7 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-def test_what_is_to_be_encrypted_is_not_sent_in_the_clear(
+def test_tls_options_without_tls_are_refused(
     monkeypatch: pytest.MonkeyPatch, authority: Authority
 ) -> None:
     monkeypatch.setenv("RABBITMQ_URL", "amqp://u:sesame-open@broker")
@@ -325,7 +325,7 @@ def load_settings_with(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settin
     return load_settings(env_file=None)
 
 
-def test_a_certificate_that_is_none_is_told_by_its_setting(
+def test_an_invalid_certificate_is_reported_with_its_setting(
     monkeypatch: pytest.MonkeyPatch, authority: Authority, tmp_path: Path
 ) -> None:
     other = authority.issue("other").key
@@ -358,7 +358,7 @@ def test_a_certificate_and_its_key_go_together(
     assert "both, or neither" in line
 
 
-def test_a_file_of_use_is_not_found_fault_with_where_the_url_is_wrong(
+def test_a_valid_file_is_not_reported_beside_an_invalid_url(
     monkeypatch: pytest.MonkeyPatch, authority: Authority
 ) -> None:
     (line,) = refused(
@@ -413,7 +413,7 @@ def test_a_file_of_use_is_not_found_fault_with_where_the_url_is_wrong(
         ("LOG_LEVEL", "LOUD", "give 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
     ],
 )
-def test_a_wrong_setting_is_told_by_its_name_with_what_to_give(
+def test_an_invalid_setting_is_reported_with_its_name_and_valid_values(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, remedy: str
 ) -> None:
     with pytest.raises(InvalidSettings) as caught:
@@ -425,11 +425,11 @@ def test_a_wrong_setting_is_told_by_its_name_with_what_to_give(
     assert "Input should" not in line
 
 
-def test_a_level_may_be_written_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_level_may_be_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded(monkeypatch, LOG_LEVEL="debug").log_level == "DEBUG"
 
 
-def test_what_is_missing_under_a_misspelt_name_is_told_with_the_right_one(
+def test_a_required_setting_with_a_misspelt_name_is_reported_with_the_right_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = refused(
@@ -442,7 +442,7 @@ def test_what_is_missing_under_a_misspelt_name_is_told_with_the_right_one(
     assert len(lines) == 2
 
 
-def test_a_misspelt_name_is_warned_of_wherever_it_stands(
+def test_a_misspelt_setting_causes_a_warning_in_every_source(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RABITMQ_HOST", "broker")
@@ -464,7 +464,7 @@ FORMER = {
 
 @pytest.mark.parametrize(("old", "new"), FORMER.items())
 @pytest.mark.parametrize("in_file", [True, False])
-def test_a_former_name_works_and_is_answered_by_the_new_one(
+def test_a_former_name_works_with_a_warning_naming_the_new_one(
     old: str,
     new: str,
     in_file: bool,
@@ -506,7 +506,7 @@ PLATFORM = {
 DEVELOPMENT = {"BACKEND_ALLOW_HTTP": "true", "BACKEND_ALLOW_SHORT_TOKEN": "true"}
 
 
-def test_the_platforms_own_names_make_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_platforms_setting_names_configure_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = loaded(monkeypatch, **PLATFORM, **DEVELOPMENT)
     assert settings.rabbitmq_pass.get_secret_value() == "sesame-open"
     assert settings.rabbitmq_queue == "training"
@@ -518,13 +518,15 @@ def test_the_platforms_own_names_make_a_worker(monkeypatch: pytest.MonkeyPatch) 
     assert settings.schemes == ("gs",)
 
 
-def test_http_and_a_short_token_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_and_a_short_token_must_be_allowed_explicitly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     address, token, _ = refused(monkeypatch, **PLATFORM)
     assert "BACKEND_ALLOW_HTTP=true" in address
     assert "BACKEND_ALLOW_SHORT_TOKEN=true" in token
 
 
-def test_our_name_wins_and_the_log_says_so(
+def test_our_setting_name_wins_with_a_log_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / ".env").write_text("RABBITMQ_PASS=ours\nBACKEND_URL=https://backend.example\n")
@@ -547,7 +549,7 @@ def test_an_error_names_the_platforms_name_that_was_given(monkeypatch: pytest.Mo
     ]
 
 
-def test_both_worlds_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_both_stores_can_be_combined(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = loaded(
         monkeypatch,
         S3_ENDPOINT_URL="http://minio:9000",
@@ -575,7 +577,7 @@ def test_a_bucket_without_a_store_is_allowed_in_each(monkeypatch: pytest.MonkeyP
     }
 
 
-def test_folders_stand_for_buckets_of_either_store(
+def test_folders_replace_buckets_of_either_store(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = loaded(monkeypatch, STORAGE_DIR=str(tmp_path), MODEL_BUCKET_NAME="gs://models")

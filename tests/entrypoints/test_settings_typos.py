@@ -26,7 +26,7 @@ AWS_QUERYSTRING_AUTH AWS_S3_CUSTOM_DOMAIN AWS_S3_FILE_OVERWRITE LOG_FILE MODEL_P
 """
 
 
-def test_what_a_pod_or_the_stack_around_it_has_is_no_misspelt_setting() -> None:
+def test_environment_variables_of_kubernetes_and_tools_are_no_misspelt_settings() -> None:
     names = f"{POD} {COMPOSE}".lower().split()
     assert settings_typos(dict.fromkeys(names, "x")) == {}
 
@@ -45,15 +45,15 @@ def test_what_a_pod_or_the_stack_around_it_has_is_no_misspelt_setting() -> None:
         ("KEEP_CHECKPOINT", "KEEP_CHECKPOINTS"),
     ],
 )
-def test_a_slip_is_found_with_the_setting_that_was_meant(name: str, setting: str) -> None:
+def test_a_misspelt_setting_is_found_with_the_intended_one(name: str, setting: str) -> None:
     assert settings_typos({name.lower(): "x"}) == {name.upper(): setting}
 
 
-def test_no_setting_is_taken_for_another() -> None:
+def test_no_setting_is_taken_for_a_misspelling_of_another() -> None:
     for name in Settings.model_fields:
         assert settings_typos({name: "x"}) == {}
 
 
-def test_a_name_beside_the_setting_it_resembles_is_somebody_elses() -> None:
+def test_a_similar_name_is_ignored_where_the_setting_is_given_too() -> None:
     given = {"rabbitmq_passwrd": "x", "rabbitmq_pass": "x", "rabbitmq_hostname": ""}
     assert settings_typos(given) == {}

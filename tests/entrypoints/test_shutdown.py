@@ -50,7 +50,7 @@ def started(grace: float, hearing: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks_for_an_orderly_end(number: signal.Signals) -> None:
+def test_the_first_signal_requests_a_graceful_shutdown(number: signal.Signals) -> None:
     with started(30.0, "hearing") as process:
         process.send_signal(number)
         assert process.wait(timeout=30) == 0
@@ -58,7 +58,7 @@ def test_the_first_signal_asks_for_an_orderly_end(number: signal.Signals) -> Non
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_end_is_to_come_within_the_grace(number: signal.Signals) -> None:
+def test_the_shutdown_deadline_is_the_shutdown_timeout(number: signal.Signals) -> None:
     stop, begun = StopSignal(), time.monotonic()
     with graceful_shutdown(stop, 30.0):
         os.kill(os.getpid(), number)
@@ -68,7 +68,7 @@ def test_the_end_is_to_come_within_the_grace(number: signal.Signals) -> None:
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_another_signal_asks_for_nothing_and_afterwards_everything_is_as_before() -> None:
+def test_other_signals_are_ignored_and_handlers_restored() -> None:
     kinds = (*SIGNALS, signal.SIGUSR1)
     before, threads = [signal.getsignal(number) for number in kinds], threading.enumerate()
     heard: list[int] = []
@@ -86,14 +86,14 @@ def test_another_signal_asks_for_nothing_and_afterwards_everything_is_as_before(
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.2], ids=["over at once", "over soon"])
-def test_the_end_of_the_grace_is_the_end(grace: float) -> None:
+def test_the_process_exits_at_the_shutdown_timeout(grace: float) -> None:
     """Over at once it is, too, for who was paused for longer than it lasts."""
     with started(grace, "deaf") as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == EXIT_SHUTDOWN_TIMEOUT
 
 
-def test_a_second_signal_is_the_end() -> None:
+def test_a_second_signal_exits_at_once() -> None:
     with started(30.0, "deaf") as process:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)

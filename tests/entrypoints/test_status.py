@@ -94,7 +94,7 @@ def test_a_worker_that_stops_is_not_ready() -> None:
     assert not work_check(worker_state, breaker)[0]
 
 
-def test_the_broker_is_ready_while_it_answers() -> None:
+def test_the_broker_is_ready_while_it_responds() -> None:
     clock = ManualClock()
     gauges = DepthGauges(MemoryQueue(clock), Metrics("w", "1"), clock.monotonic)
     assert not broker_check(gauges, "rabbitmq:5672")[0]
@@ -104,7 +104,7 @@ def test_the_broker_is_ready_while_it_answers() -> None:
     assert broker_check(gauges, "rabbitmq:5672")[0] is False
 
 
-def test_room_is_looked_for_where_it_is_needed(
+def test_free_space_is_checked_where_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage: dict[Path, Any] = {}
@@ -120,7 +120,7 @@ def test_room_is_looked_for_where_it_is_needed(
     assert set(usage) == {tmp_path}
 
 
-def test_polling_counts_at_once_and_never_holds_up_the_end() -> None:
+def test_polling_starts_at_once_and_never_delays_shutdown() -> None:
     clock = ManualClock()
     reached, never = threading.Event(), threading.Event()
 

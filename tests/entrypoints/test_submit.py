@@ -28,7 +28,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_folders_task_has_all_that_was_said_of_it(
+def test_a_folders_task_has_every_given_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images").mkdir()
@@ -49,7 +49,7 @@ def test_a_folders_task_has_all_that_was_said_of_it(
     assert named[0].with_suffix(".txt").read_text() == "of a.TXT"
 
 
-def test_captions_of_another_ending_are_stored_as_workers_read_them(tmp_path: Path) -> None:
+def test_captions_with_another_extension_are_stored_as_txt(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for name in ("a.png", "a.caption", "a.txt"):
         (tmp_path / "images" / name).write_text(f"of {name}")
@@ -78,7 +78,7 @@ def dead_letters_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list
     return rows
 
 
-def test_dead_letters_are_told_whatever_is_in_them_and_an_id_may_be_in_capitals(
+def test_any_dead_letter_is_printed_and_ids_are_case_insensitive(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     dead("1.json", b"\xff no task")
@@ -94,7 +94,7 @@ def test_dead_letters_are_told_whatever_is_in_them_and_an_id_may_be_in_capitals(
     assert dead_letters_of(capsys, "--dead") == []
 
 
-def test_what_was_done_with_dead_letters_is_counted_and_an_unknown_id_refused(
+def test_processed_dead_letters_are_counted_and_an_unknown_id_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in "123":
@@ -112,7 +112,7 @@ def test_what_was_done_with_dead_letters_is_counted_and_an_unknown_id_refused(
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e x\nforged line"
 
 
-def test_dead_letters_are_printed_without_what_a_terminal_obeys(
+def test_dead_letters_are_printed_without_terminal_codes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     dead("1.json", json.dumps({"task_id": HOSTILE, "reason": HOSTILE}).encode())
@@ -171,7 +171,7 @@ def test_a_tasks_status_is_read_from_the_store_alone(capsys: pytest.CaptureFixtu
     assert "is damaged" in capsys.readouterr().err
 
 
-def test_the_cancellation_of_a_task_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cancellation_of_a_task_is_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--cancel", TASK.upper(), "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert (outcome["task_id"], outcome["state"]) == (TASK, "unknown")
@@ -179,7 +179,7 @@ def test_the_cancellation_of_a_task_is_told_as_json(capsys: pytest.CaptureFixtur
     assert "--cancel no id: this is not a task id" in capsys.readouterr().err
 
 
-def test_a_misspelt_setting_is_warned_of(
+def test_a_misspelt_setting_causes_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RABITMQ_HOST", "broker")
@@ -187,7 +187,7 @@ def test_a_misspelt_setting_is_warned_of(
     assert "did you mean RABBITMQ_HOST?" in capsys.readouterr().err
 
 
-def test_a_task_in_a_file_goes_on_the_queue_as_it_is(
+def test_a_task_file_is_published_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = {"style_id": 7, "images": ["s3://stylelicense-training-data/a.png"] * 10}

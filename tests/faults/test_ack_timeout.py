@@ -66,7 +66,7 @@ def strikes(version: tuple[int, ...], kind: Kind, source: Source) -> bool:
 
 @kinds
 @pytest.mark.parametrize("source", ["consumer", "policy", "broker"])
-def test_a_message_is_taken_back_by_the_timeouts_that_count(
+def test_a_message_is_requeued_by_the_consumer_timeouts(
     broker: Broker,
     options: RabbitOptions,
     kind: Kind,

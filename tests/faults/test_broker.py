@@ -72,7 +72,7 @@ def prepare(queue: RabbitQueue) -> Delivery:
 @pytest.mark.parametrize(
     "fault", [restart, Broker.close_connections], ids=["restarted", "connections closed"]
 )
-def test_nothing_is_lost_or_repeated_in_mid_job(
+def test_no_message_is_lost_or_repeated_during_a_job(
     fault: Callable[[Broker], None], broker: Broker, options: RabbitOptions, queue: RabbitQueue
 ) -> None:
     held = prepare(queue)
@@ -97,7 +97,7 @@ def test_nothing_is_lost_or_repeated_in_mid_job(
     eventually(lambda: queue.depths() == left)
 
 
-def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
+def test_no_message_is_lost_when_the_broker_is_killed(
     broker: Broker, options: RabbitOptions, queue: RabbitQueue
 ) -> None:
     # Debian's 3.10 loses a quorum queue if killed within seconds of its declaration.
@@ -120,7 +120,7 @@ def test_nothing_is_lost_when_the_broker_is_killed_though_it_may_repeat(
     eventually(lambda: queue.depths()[f"{options.queue}.retry.10m"] == 1)
 
 
-def test_a_pause_that_ends_while_the_main_queue_is_gone_loses_nothing(
+def test_a_delay_that_ends_without_the_main_queue_loses_no_message(
     broker: Broker, options: RabbitOptions
 ) -> None:
     with opened(options) as queue:

@@ -85,7 +85,7 @@ def test_an_authority_that_is_not_ours_is_not_trusted(
         queue.publish(b"{}")
 
 
-def test_without_the_certificate_that_the_broker_asks_for_the_remedy_is_told(
+def test_without_the_required_client_certificate_the_error_has_a_remedy(
     tls_options: RabbitOptions, authority: Authority
 ) -> None:
     tls = TlsOptions(ca_file=authority.certificate)
@@ -96,7 +96,7 @@ def test_without_the_certificate_that_the_broker_asks_for_the_remedy_is_told(
         queue.publish(b"{}")
 
 
-def test_a_port_with_tls_is_recognised_by_who_speaks_without(
+def test_a_tls_port_is_recognised_by_a_client_without_tls(
     tls_options: RabbitOptions,
 ) -> None:
     with (

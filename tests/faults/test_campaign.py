@@ -18,7 +18,7 @@ REFERENCES: dict[int, bytes] = {}
     ("runs", "together", "store", "seed"),
     [(3, 3, "s3", 20260122), (3, 1, "gcs", 20260123)],
 )
-def test_nothing_is_lost_trained_twice_or_announced_twice(
+def test_no_task_is_lost_trained_twice_or_announced_twice(
     runs: int, together: int, store: str, seed: int, tmp_path: Path
 ) -> None:
     verdict = campaign(runs, 2, seed, tmp_path, together=together, store=store, known=REFERENCES)

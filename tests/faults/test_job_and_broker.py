@@ -22,7 +22,7 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
         yield made
 
 
-def test_a_job_goes_on_while_its_broker_is_killed_and_is_announced_once(
+def test_a_job_continues_while_its_broker_is_killed_and_is_announced_once(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     order = deployment.order(FIRST_STYLE, 1, random.Random(1))

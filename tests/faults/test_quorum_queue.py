@@ -85,7 +85,7 @@ def test_a_task_survives_more_lost_connections_than_the_delivery_limit(
         assert left(queue) == [(b"{}", 1)]
 
 
-def test_the_first_lost_connection_leaves_a_task_its_place(options: RabbitOptions) -> None:
+def test_after_one_lost_connection_a_task_keeps_its_place(options: RabbitOptions) -> None:
     with opened(options) as queue:
         for body in (b"1", b"2", b"3"):
             queue.publish(body)
@@ -94,7 +94,7 @@ def test_the_first_lost_connection_leaves_a_task_its_place(options: RabbitOption
 
 
 @pytest.mark.parametrize("vhost", ["/", VHOST])
-def test_a_publishers_header_that_looks_like_the_brokers_count_stops_nobody(
+def test_a_publishers_delivery_count_header_stops_no_worker(
     options: RabbitOptions, vhost: str
 ) -> None:
     with (
@@ -111,7 +111,7 @@ def test_a_publishers_header_that_looks_like_the_brokers_count_stops_nobody(
     assert "x-delivery-count" not in properties.headers
 
 
-def test_the_documented_policy_keeps_what_another_program_brings_over_the_limit(
+def test_the_documented_policy_keeps_messages_another_program_requeues_too_often(
     broker: Broker, options: RabbitOptions
 ) -> None:
     keys = {

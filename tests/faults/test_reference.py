@@ -62,7 +62,7 @@ def verdict_on(found: bytes, together: int) -> Verdict:
     return verdict
 
 
-def test_other_rounding_passes_where_runs_share_their_passes_and_nowhere_else() -> None:
+def test_different_rounding_is_accepted_only_in_batched_runs() -> None:
     found = file_of(rounded_otherwise())
     verdict = verdict_on(found, together=3)
     assert verdict.good
@@ -71,7 +71,7 @@ def test_other_rounding_passes_where_runs_share_their_passes_and_nowhere_else() 
 
 
 @pytest.mark.parametrize("together", [1, 3])
-def test_the_same_bytes_pass_always(together: int) -> None:
+def test_equal_bytes_are_always_accepted(together: int) -> None:
     assert verdict_on(file_of(RIGHT), together).good
 
 
@@ -85,7 +85,7 @@ def test_the_same_bytes_pass_always(together: int) -> None:
     ],
     ids=["another seed", "a tensor is lost", "a tensor is larger", "a tensor is no number"],
 )
-def test_other_values_are_found_wrong(found: bytes) -> None:
+def test_different_values_are_rejected(found: bytes) -> None:
     verdict = verdict_on(found, together=3)
     assert verdict.wrong_weights == 1
     assert not verdict.good
@@ -104,6 +104,6 @@ def test_other_values_are_found_wrong(found: bytes) -> None:
     ],
     ids=["nothing", "cut off", "a name", "a shape", "a type", "another's name", "metadata"],
 )
-def test_what_cannot_be_compared_is_found_wrong(found: bytes) -> None:
+def test_incomparable_files_are_rejected(found: bytes) -> None:
     assert distance(found, file_of(RIGHT)) == inf
     assert not verdict_on(found, together=3).good

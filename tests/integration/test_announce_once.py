@@ -75,7 +75,7 @@ def announce(notifier: WebhookNotifier, entry: Entry) -> None:
     assert entry.job.state is JobState.COMPLETED
 
 
-def test_an_answer_that_comes_too_late_makes_one_notification(
+def test_a_late_response_leads_to_one_notification(
     backend: BackendProcess, notifier: WebhookNotifier
 ) -> None:
     backend.misbehave(LATE)
@@ -83,7 +83,7 @@ def test_an_answer_that_comes_too_late_makes_one_notification(
     assert len(backend.final) == 1
 
 
-def test_a_worker_that_is_lost_between_commit_and_answer_leaves_one_notification(
+def test_a_worker_lost_between_commit_and_response_leads_to_one_notification(
     backend: BackendProcess, notifier: WebhookNotifier
 ) -> None:
     lost = stored_job()
@@ -93,7 +93,7 @@ def test_a_worker_that_is_lost_between_commit_and_answer_leaves_one_notification
     assert len(backend.final) == 1
 
 
-def test_an_earlier_tasks_completion_is_not_taken_for_ours(
+def test_the_completion_of_an_earlier_task_is_not_taken_for_this_ones(
     backend: BackendProcess, notifier: WebhookNotifier
 ) -> None:
     notifier.completed(EARLIER_TASK, 7, ARTIFACT, METRIC)
@@ -117,7 +117,7 @@ def test_an_earlier_tasks_completion_is_not_taken_for_ours(
     ],
     ids=["500", "another page", "no metric", "no status", "no answer"],
 )
-def test_where_the_style_says_nothing_the_call_is_repeated(
+def test_without_a_status_of_the_style_the_call_is_repeated(
     backend: BackendProcess, notifier: WebhookNotifier, style: Fault
 ) -> None:
     backend.misbehave(Fault("reset_before"), style, kinds=("complete", "style"))

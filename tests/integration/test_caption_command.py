@@ -58,7 +58,7 @@ def test_missing_captions_are_written_and_existing_ones_kept(
         (["--caption-model", str(SMALL), "--device", "cuda:77"], "--device cuda:77"),
     ],
 )
-def test_wrong_input_is_told_with_the_remedy(
+def test_invalid_input_is_reported_with_a_remedy(
     images: Path, capsys: pytest.CaptureFixture[str], options: list[str], remedy: str
 ) -> None:
     assert caption.main([str(images), *options]) == 2

@@ -95,7 +95,7 @@ def test_lines_arrive_as_json_in_the_stream_of_their_worker(moto: str) -> None:
     assert second["message"] == "the password is [redacted]"
 
 
-def test_a_workers_settings_lead_its_lines_there(
+def test_settings_of_a_worker_select_the_log_group(
     moto: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", moto)
@@ -116,7 +116,7 @@ def test_a_workers_settings_lead_its_lines_there(
     assert messages == ["with [redacted]"]
 
 
-def test_a_group_that_is_missing_is_told_once(moto: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_log_group_is_reported_once(moto: str, caplog: pytest.LogCaptureFixture) -> None:
     with logging_to(moto, group="missing") as log:
         log.info("one")
         eventually(lambda: TOLD in caplog.text)
@@ -143,7 +143,9 @@ def test_lines_arrive_again_after_an_outage(moto: str, caplog: pytest.LogCapture
     assert {json.loads(event["message"])["message"] for event in events} >= {"found"}
 
 
-def test_a_cloudwatch_that_is_away_costs_no_time(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unavailable_cloudwatch_does_not_delay_the_worker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     (port,) = free_ports(1)
     with logging_to(f"http://127.0.0.1:{port}") as log:
         began = time.monotonic()
@@ -157,7 +159,7 @@ def test_a_cloudwatch_that_is_away_costs_no_time(caplog: pytest.LogCaptureFixtur
     assert caplog.text.count(TOLD) == 1
 
 
-def test_a_cloudwatch_that_never_answers_keeps_few_lines_and_costs_no_time() -> None:
+def test_an_unresponsive_cloudwatch_buffers_few_lines_without_delay() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         with logging_to(f"http://127.0.0.1:{silent.getsockname()[1]}") as log:
             began = time.monotonic()
@@ -171,7 +173,7 @@ def test_a_cloudwatch_that_never_answers_keeps_few_lines_and_costs_no_time() -> 
         assert time.monotonic() - began < 10
 
 
-def test_one_that_refuses_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rejecting_cloudwatch_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     class Refuse(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -199,7 +201,7 @@ def test_one_that_refuses_is_told_once(caplog: pytest.LogCaptureFixture) -> None
     assert "no PutLogEvents for you" in caplog.text
 
 
-def test_without_the_library_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "watchtower", None)
     with pytest.raises(CloudWatchMissing, match=r"pip install 'style-trainer\[cloudwatch\]'"):
         cloudwatch_handler(CloudWatchOptions(group="g", stream="s", region="us-east-1"))

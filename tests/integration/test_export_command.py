@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_with_its_remedy_and_writes_nothing(
     assert files_in(tmp_path) == before
 
 
-def test_a_form_that_is_unknown_is_told_with_those_known(
+def test_an_unknown_format_is_reported_with_the_known_ones(
     style: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:

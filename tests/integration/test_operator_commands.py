@@ -38,7 +38,7 @@ def training(cwd: Path, task_id: str) -> Callable[[], bool]:
     return lambda: bool(journal(cwd, task_id).get("checkpoint"))
 
 
-def test_sigterm_hands_the_job_over_and_exits_0(tmp_path: Path, submitted: str) -> None:
+def test_sigterm_requeues_the_job_and_exits_0(tmp_path: Path, submitted: str) -> None:
     with a_worker(cwd=tmp_path, **QUICK) as worker:
         eventually(training(tmp_path, submitted), within=120, running=worker)
         worker.send_signal(signal.SIGTERM)
@@ -74,7 +74,7 @@ def test_a_waiting_task_that_is_cancelled_is_skipped(tmp_path: Path, submitted: 
     assert journal(tmp_path, submitted)["state"] == "cancelled"
 
 
-def test_the_check_says_what_works_and_what_does_not(tmp_path: Path) -> None:
+def test_the_check_prints_successes_and_failures(tmp_path: Path) -> None:
     good = run("worker", "--check", "--json", cwd=tmp_path)
     assert (good.returncode, good.stderr) == (0, ""), good.stdout
     findings = json.loads(good.stdout)

@@ -88,7 +88,7 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
         yield Platform(options.queue, gcs, backend, tmp_path)
 
 
-def test_published_trained_announced_loaded_and_drawn(
+def test_a_published_task_is_trained_announced_loaded_and_drawn(
     platform: Platform,
 ) -> None:
     checked = platform.work("--check", STATE_BUCKET_NAME=STATE)
@@ -140,7 +140,7 @@ def test_published_trained_announced_loaded_and_drawn(
     assert {name.split("/")[1] for name in platform.names(STATE)} == set(tasks.values())
 
 
-def test_a_style_that_the_reader_could_not_load_is_refused_before_it_is_trained(
+def test_a_lora_the_reader_cannot_load_is_refused_before_training(
     platform: Platform,
 ) -> None:
     platform.publish(7, train_text_encoder=True)
@@ -150,7 +150,7 @@ def test_a_style_that_the_reader_could_not_load_is_refused_before_it_is_trained(
     assert "cannot load such a style" in call.body["error_message"]
 
 
-def test_a_worker_killed_between_the_backends_commit_and_its_answer_announces_once(
+def test_a_worker_killed_between_the_backends_commit_and_response_announces_once(
     platform: Platform,
 ) -> None:
     platform.publish(7)

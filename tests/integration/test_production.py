@@ -124,7 +124,7 @@ def submitted(platform: Platform, style_id: int, *options: str) -> str:
     return done.stdout.split()[-1]
 
 
-def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
+def test_one_worker_handles_valid_cancelled_and_invalid_messages(
     platform: Platform,
 ) -> None:
     draw_style_set(platform.folder / "images", count=10, seed=3)
@@ -185,7 +185,7 @@ def test_one_worker_deals_with_a_task_a_cancelled_one_and_what_is_no_task(
     assert platform.backend.token not in printed
 
 
-def test_one_worker_trains_jobs_that_are_alike_together_and_another_goes_on_with_them_alone(
+def test_jobs_batched_on_one_worker_resume_alone_on_another(
     platform: Platform,
 ) -> None:
     platform.upload(draw_style_set(platform.folder / "images", count=10, seed=3))
@@ -220,7 +220,7 @@ def held(platform: Platform, key: str) -> bool:
     return bool(json.loads(body)["owner"])
 
 
-def test_the_check_tries_broker_buckets_and_backend(platform: Platform) -> None:
+def test_the_check_covers_broker_buckets_and_backend(platform: Platform) -> None:
     good = platform.run("worker", "--check")
     assert good.returncode == 0, good.stdout + good.stderr
     assert all(line.startswith("ok    ") for line in good.stdout.splitlines()), good.stdout

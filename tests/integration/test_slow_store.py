@@ -81,7 +81,7 @@ def gcs(url: str) -> BlobStore:
 
 @pytest.mark.parametrize("make", [s3, gcs])
 @pytest.mark.parametrize("answer", [HEADERS, BODY], ids=["headers", "body"])
-def test_an_answer_that_drips_ends_at_the_deadline(
+def test_a_slowly_sent_response_ends_at_the_deadline(
     make: Callable[[str], BlobStore], answer: bytes
 ) -> None:
     with slow_server(answer) as url:
@@ -94,7 +94,7 @@ def test_an_answer_that_drips_ends_at_the_deadline(
 
 
 @pytest.mark.parametrize("make", [s3, gcs])
-def test_an_upload_that_is_read_slowly_ends_at_the_deadline(
+def test_a_slowly_read_upload_ends_at_the_deadline(
     make: Callable[[str], BlobStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadline, "MIN_BYTES_PER_SECOND", 10 * len(LARGE))

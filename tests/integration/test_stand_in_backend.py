@@ -83,7 +83,7 @@ def send(
 
 
 @pytest.mark.parametrize("kind", CALLS)
-def test_the_contracts_examples_are_taken_as_often_as_they_come(
+def test_the_contracts_examples_are_accepted_repeatedly(
     backend: BackendProcess, kind: str
 ) -> None:
     assert [send(backend, kind, Idempotency_Key="k") for _ in range(3)] == [200] * 3
@@ -92,7 +92,7 @@ def test_the_contracts_examples_are_taken_as_often_as_they_come(
 
 
 @pytest.mark.parametrize("kind", CALLS)
-def test_what_the_contract_refuses_is_refused(backend: BackendProcess, kind: str) -> None:
+def test_invalid_calls_are_rejected_as_in_the_contract(backend: BackendProcess, kind: str) -> None:
     assert send(backend, kind, Authorization=None) == 401
     assert send(backend, kind, Authorization="Bearer wrong") == 401
     assert send(backend, kind, Authorization=f"Token {backend.token}") == 401
@@ -137,7 +137,7 @@ def test_a_wrong_field_is_refused(
     assert not any(call.taken for call in backend.calls)
 
 
-def test_more_keys_are_welcome(backend: BackendProcess) -> None:
+def test_additional_keys_are_accepted(backend: BackendProcess) -> None:
     body = {**PROGRESS, "progress": {**PROGRESS["progress"], "loss": 0.1}}  # type: ignore[dict-item] # JSON
     assert send(backend, "progress", body) == 200
     assert backend.calls[0].body == body
@@ -160,7 +160,7 @@ def test_faults_follow_their_schedule_for_the_calls_they_are_meant_for(
 
 
 @pytest.mark.parametrize(("do", "taken"), [("reset_before", False), ("reset_after", True)])
-def test_a_reset_comes_before_or_after_the_call_is_taken(
+def test_a_reset_comes_before_or_after_the_call_is_accepted(
     backend: BackendProcess, do: str, taken: bool
 ) -> None:
     backend.misbehave(Fault(do))
@@ -169,12 +169,12 @@ def test_a_reset_comes_before_or_after_the_call_is_taken(
     assert [call.taken for call in backend.calls] == [taken]
 
 
-def test_a_slow_call_is_taken_all_the_same(backend: BackendProcess) -> None:
+def test_a_slow_call_is_accepted(backend: BackendProcess) -> None:
     backend.misbehave(Fault("slow", seconds=0.05))
     assert send(backend, "failed") == 200
 
 
-def test_chance_is_the_same_for_the_same_seed() -> None:
+def test_random_faults_depend_on_the_seed() -> None:
     def drawn(seed: int) -> list[Fault | None]:
         among = [answer(500), Fault("reset_after")]
         plan = FaultPlan(probability=0.5, among=among, seed=seed)
@@ -184,6 +184,6 @@ def test_chance_is_the_same_for_the_same_seed() -> None:
     assert {fault and fault.do for fault in drawn(1)} == {None, "answer", "reset_after"}
 
 
-def test_a_fault_that_is_none_is_refused() -> None:
+def test_an_unknown_fault_is_refused() -> None:
     with pytest.raises(ValueError, match="do='explode'"):
         Fault("explode")

@@ -106,7 +106,9 @@ def look(browser: Browser) -> Iterator[Look]:
 
 
 @pytest.mark.parametrize(("scene", "scheme", "size"), LOOKS)
-def test_the_page_is_sound_in_every_look(scene: str, scheme: str, size: str, look: Look) -> None:
+def test_the_page_has_no_errors_in_every_theme(
+    scene: str, scheme: str, size: str, look: Look
+) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     visit = look(SCENES[scene](), scheme, size)
@@ -127,7 +129,7 @@ def test_the_page_is_sound_in_every_look(scene: str, scheme: str, size: str, loo
     assert any(passed["id"] == "color-contrast" for passed in found["passes"])
 
 
-def test_a_job_is_shown_as_it_goes_without_reloading(look: Look) -> None:
+def test_job_progress_is_shown_without_reloading(look: Look) -> None:
     scene = status_scenes.training()
     page = look(scene).open()
     bar = page.get_by_role("progressbar")
@@ -167,7 +169,7 @@ def test_the_loss_curve_is_drawn_from_the_numbers(look: Look) -> None:
     assert page.locator("#curve-readout").inner_text().startswith("epoch 126: ")
 
 
-def test_what_a_message_says_is_text_and_never_markup(look: Look) -> None:
+def test_text_of_a_message_is_escaped(look: Look) -> None:
     visit = look(status_scenes.failed())
     page = visit.open()
     assert status_scenes.NASTY in page.locator("#job-note").inner_text()
@@ -176,7 +178,7 @@ def test_what_a_message_says_is_text_and_never_markup(look: Look) -> None:
     assert visit.complaints == []
 
 
-def test_a_worker_that_is_not_ready_says_so_and_why(look: Look) -> None:
+def test_a_worker_that_is_not_ready_shows_why(look: Look) -> None:
     page = look(status_scenes.failed()).open()
     assert page.locator("#state-text").inner_text() == "Not ready"
     assert page.locator("#checks li.not").count() == 2
@@ -198,7 +200,7 @@ def test_previews_are_shown_with_their_prompts(look: Look) -> None:
     page.get_by_alt_text("two boats, mystyle, after training").wait_for()
 
 
-def test_previews_of_the_running_job_take_the_place_of_the_last_ones(look: Look) -> None:
+def test_previews_of_the_running_job_replace_the_last_ones(look: Look) -> None:
     scene = status_scenes.training()
     page = look(scene).open()
     page.get_by_text("of style 41, epoch 200", exact=True).wait_for()
@@ -213,7 +215,7 @@ def rows(page: Page) -> list[str]:
     return [" ".join(text.split()) for text in page.locator("#active-jobs tr").all_inner_texts()]
 
 
-def test_several_jobs_in_hand_are_in_a_table_and_one_of_them_in_full(look: Look) -> None:
+def test_several_active_jobs_are_in_a_table_and_one_of_them_in_full(look: Look) -> None:
     visit = look(status_scenes.side_by_side())
     page = visit.open()
     page.get_by_role("heading", name="Active jobs").wait_for()
@@ -234,7 +236,7 @@ def test_several_jobs_in_hand_are_in_a_table_and_one_of_them_in_full(look: Look)
     assert visit.complaints == []
 
 
-def test_a_job_is_chosen_by_keyboard_and_stays_chosen_while_it_is_in_hand(look: Look) -> None:
+def test_a_job_is_selected_by_keyboard_and_stays_selected_while_active(look: Look) -> None:
     scene = status_scenes.side_by_side()
     page = look(scene).open()
     for _ in range(3):  # the link to the status, the pause, the first job
@@ -269,7 +271,7 @@ def test_one_job_needs_no_table(look: Look) -> None:
     assert rows(page) == []
 
 
-def test_everything_can_be_reached_by_keyboard_and_shows_where_it_is(look: Look) -> None:
+def test_every_control_is_reachable_by_keyboard_with_visible_focus(look: Look) -> None:
     page = look(status_scenes.training()).open()
     page.keyboard.press("Tab")
     assert page.evaluate("() => document.activeElement.className") == "skip"
@@ -305,7 +307,7 @@ def test_updates_can_be_paused(look: Look) -> None:
     page.get_by_text("140 / 200", exact=True).wait_for()
 
 
-def test_nothing_moves_for_those_who_asked_for_that(look: Look) -> None:
+def test_prefers_reduced_motion_is_respected(look: Look) -> None:
     page = look(status_scenes.training()).open()
     page.emulate_media(reduced_motion="reduce")
     animation = "() => getComputedStyle(document.querySelector('.dot')).animationName"
@@ -314,7 +316,7 @@ def test_nothing_moves_for_those_who_asked_for_that(look: Look) -> None:
     assert page.evaluate(animation) == "breathe"
 
 
-def test_a_worker_that_is_gone_is_said_to_be_gone(look: Look, browser: Browser) -> None:
+def test_an_unreachable_worker_is_shown_as_such(look: Look, browser: Browser) -> None:
     scene = status_scenes.training()
     server = StatusServer(build_app(scene.sources(), host="127.0.0.1", token=None), "127.0.0.1", 0)
     visit = Visit(browser, server.start(), "light", "desktop")
@@ -342,7 +344,7 @@ def test_a_person_signs_in_with_the_token(look: Look) -> None:
     assert TOKEN not in page.url
 
 
-def test_a_link_with_the_token_signs_in_and_loses_it(look: Look) -> None:
+def test_a_link_with_the_token_signs_in_and_drops_it_from_the_url(look: Look) -> None:
     visit = look(status_scenes.training(), token=TOKEN)
     visit.page.goto(f"{visit.url}/?token={TOKEN}")
     visit.page.get_by_role("heading", name="atelier-1").wait_for()

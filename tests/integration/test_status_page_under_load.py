@@ -135,7 +135,7 @@ def test_two_thousand_silent_connections_stop_no_health_check(server: Server) ->
     assert server.log.read_text() == ""
 
 
-def test_clients_that_drip_their_headers_or_do_not_read_stop_no_health_check(
+def test_slow_clients_stop_no_health_check(
     server: Server,
 ) -> None:
     ended = threading.Event()
@@ -162,7 +162,7 @@ def test_clients_that_drip_their_headers_or_do_not_read_stop_no_health_check(
     assert server.log.read_text() == ""
 
 
-def test_garbage_is_answered_and_not_logged(server: Server) -> None:
+def test_garbage_requests_get_a_response_and_are_not_logged(server: Server) -> None:
     for _ in range(300):
         with server.connect() as client:
             client.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
@@ -170,7 +170,7 @@ def test_garbage_is_answered_and_not_logged(server: Server) -> None:
     assert server.log.read_text() == ""
 
 
-def test_a_connection_that_completes_no_request_in_time_is_closed(tmp_path: Path) -> None:
+def test_a_connection_without_a_request_in_time_is_closed(tmp_path: Path) -> None:
     with serving(tmp_path, stall_seconds=1.0) as server:
         silent, slow = server.connect(), server.connect()
         used = HTTPConnection(urlsplit(server.url).netloc, timeout=PATIENCE)
@@ -187,7 +187,7 @@ def test_a_connection_that_completes_no_request_in_time_is_closed(tmp_path: Path
             assert used.getresponse().read() == b"live\n", "each request has its own time"
 
 
-def test_a_process_without_free_descriptors_says_so_once_and_recovers(server: Server) -> None:
+def test_a_process_without_free_descriptors_logs_it_once_and_recovers(server: Server) -> None:
     server.check_health()
     server.tell()
     assert server.process.stdout is not None

@@ -142,7 +142,7 @@ def test_a_named_style_has_its_credits_and_the_files_that_show_it(
         (["--thumbnail", "missing.png"], "--thumbnail missing.png: cannot be read"),
     ],
 )
-def test_a_name_or_thumbnail_that_cannot_be_is_refused(
+def test_an_invalid_name_or_thumbnail_is_refused(
     images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -154,7 +154,7 @@ def test_a_name_or_thumbnail_that_cannot_be_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_with_json_the_outcome_is_one_object_and_everything_else_is_elsewhere(
+def test_with_json_the_outcome_is_one_object_and_all_other_output_on_stderr(
     images: Path, trained: Trained, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(images), "--out", str(out), "--json", *QUICK]) == 0
@@ -171,7 +171,7 @@ def test_with_json_the_outcome_is_one_object_and_everything_else_is_elsewhere(
         assert len(outcome["report"]) == 3
 
 
-def test_a_style_that_is_gone_is_made_again_and_one_that_was_changed_is_left_alone(
+def test_a_missing_style_is_trained_again_and_a_changed_one_kept(
     images: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [str(images), "--out", str(out), *QUICK]
@@ -192,7 +192,7 @@ def test_a_style_that_is_gone_is_made_again_and_one_that_was_changed_is_left_alo
     assert file.read_bytes() == b"merged with another"
 
 
-def test_whatever_is_not_trained_on_is_named_once_in_one_line(
+def test_skipped_images_are_named_once_in_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -227,7 +227,7 @@ def test_whatever_is_not_trained_on_is_named_once_in_one_line(
     assert "a caption in capitals" in report
 
 
-def test_the_same_command_twice_at_a_time_is_told_so(
+def test_a_concurrent_second_command_is_refused(
     images: Path,
     trained: Trained,
     out: Path,
@@ -255,7 +255,7 @@ def test_the_same_command_twice_at_a_time_is_told_so(
     assert json.loads(printed.out)["message"] == said
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_resumes(
     images: Path, tmp_path: Path
 ) -> None:
     command = ["entrypoints.train", str(images), "--out", "out", "--epochs", "400", *QUICK[2:]]
@@ -353,7 +353,7 @@ def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
     assert json.loads(capsys.readouterr().out) == {"result": "refused", "message": message}
 
 
-def test_with_json_a_command_line_that_cannot_be_read_is_an_outcome_too(
+def test_with_json_an_invalid_command_line_is_an_outcome_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -364,7 +364,7 @@ def test_with_json_a_command_line_that_cannot_be_read_is_an_outcome_too(
     assert "usage: " in printed.err
 
 
-def test_a_folder_that_holds_another_run_is_left_alone(
+def test_a_folder_of_another_run_is_left_alone(
     images: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {file: (out / file).read_bytes() for file in files_in(out)}
@@ -375,7 +375,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(
     assert {file: (out / file).read_bytes() for file in files_in(out)} == before
 
 
-def test_an_optimizer_that_is_not_installed_is_one_line_and_nothing_is_written(
+def test_a_missing_optimizer_is_one_line_and_nothing_is_written(
     images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -410,7 +410,7 @@ def test_a_style_is_trained_further_from_another_ones_file(
     assert "give a LoRA of Stable Diffusion 1.5" in capsys.readouterr().err
 
 
-def test_captions_may_have_another_ending(
+def test_captions_may_have_another_extension(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = tmp_path / "images", tmp_path / "out"

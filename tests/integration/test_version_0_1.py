@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 RECORDS = Path(__file__).with_name("version_0_1")
 
 
-def test_a_begun_job_starts_over_and_a_completed_one_stays(tmp_path: Path) -> None:
+def test_a_started_job_starts_over_and_a_completed_one_is_kept(tmp_path: Path) -> None:
     spool, buckets = tmp_path / "spool", tmp_path / "spool" / "buckets"
     models = buckets / "stylelicense-models"
     begun = json.loads((RECORDS / "begun.json").read_text())["job"]

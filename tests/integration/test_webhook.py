@@ -105,7 +105,7 @@ def fail_and_complete(notifier: WebhookNotifier) -> None:
     complete(notifier)
 
 
-def test_the_three_calls_are_the_contracts(
+def test_the_three_calls_match_the_contract(
     backend: BackendProcess, notifier: WebhookNotifier
 ) -> None:
     notifier.progress(7, PROGRESS)
@@ -125,7 +125,7 @@ def test_the_three_calls_are_the_contracts(
         assert call.headers["content-type"] == "application/json"
 
 
-def test_calls_one_after_the_other_share_a_connection(
+def test_consecutive_calls_share_a_connection(
     backend: BackendProcess, notifier: WebhookNotifier
 ) -> None:
     for style_id in range(1, 6):
@@ -135,7 +135,7 @@ def test_calls_one_after_the_other_share_a_connection(
 
 
 @pytest.mark.parametrize(("status", "remedy"), [(401, "INTERNAL_API_TOKEN"), (404, "gone")])
-def test_a_refusal_is_told_at_once_with_status_reason_and_remedy(
+def test_a_rejection_is_raised_at_once_with_status_reason_and_remedy(
     backend: BackendProcess,
     notifier: WebhookNotifier,
     clock: ManualClock,
@@ -148,7 +148,7 @@ def test_a_refusal_is_told_at_once_with_status_reason_and_remedy(
     assert len(backend.calls) == 1
 
 
-def test_what_the_backend_itself_refuses_is_told(
+def test_the_backends_own_rejections_are_raised(
     backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock
 ) -> None:
     with pytest.raises(NotifierRefused, match=r"404 \(Style 999 not found\)"):
@@ -163,7 +163,7 @@ def test_what_the_backend_itself_refuses_is_told(
 
 
 @pytest.mark.parametrize("status", [429, 502])
-def test_a_failure_that_may_pass_is_told_and_not_tried_again_by_itself(
+def test_a_temporary_failure_is_raised_and_not_retried(
     backend: BackendProcess, notifier: WebhookNotifier, status: int
 ) -> None:
     backend.misbehave(answer(status))
@@ -176,7 +176,7 @@ def test_a_failure_that_may_pass_is_told_and_not_tried_again_by_itself(
     assert len(backend.final) == 1
 
 
-def test_the_wish_for_patience_is_passed_on_in_seconds_and_as_a_date(
+def test_retry_after_is_passed_on_from_seconds_and_date(
     backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock
 ) -> None:
     date = format_datetime(clock.now() + timedelta(seconds=9), usegmt=True)
@@ -189,7 +189,7 @@ def test_the_wish_for_patience_is_passed_on_in_seconds_and_as_a_date(
 
 
 @pytest.mark.parametrize("fault", [Fault("reset_before"), Fault("hang")])
-def test_a_call_that_was_not_taken_can_be_repeated(
+def test_a_call_that_was_not_accepted_can_be_repeated(
     backend: BackendProcess, hasty: WebhookNotifier, fault: Fault
 ) -> None:
     backend.misbehave(fault)
@@ -199,7 +199,7 @@ def test_a_call_that_was_not_taken_can_be_repeated(
 
 
 @pytest.mark.parametrize("do", ["reset_after", "hang_after", "drip_status"])
-def test_a_call_whose_answer_is_lost_has_the_same_key_again(
+def test_a_call_with_a_lost_response_is_repeated_with_the_same_key(
     backend: BackendProcess, hasty: WebhookNotifier, do: str
 ) -> None:
     backend.misbehave(Fault(do))
@@ -209,7 +209,7 @@ def test_a_call_whose_answer_is_lost_has_the_same_key_again(
 
 
 @pytest.mark.parametrize("do", ["cut", "drip_body", "drip_headers"])
-def test_a_success_whose_rest_breaks_off_is_not_repeated(
+def test_a_success_with_a_truncated_body_is_not_repeated(
     backend: BackendProcess, clock: ManualClock, do: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Long enough for a busy machine to answer the status; only drip_headers lasts until then.
@@ -224,7 +224,7 @@ def test_a_success_whose_rest_breaks_off_is_not_repeated(
 @pytest.mark.parametrize(
     "body", [{"success": False, "error": "no"}, {"success": True, "more": "x" * 500_000}]
 )
-def test_a_success_with_an_odd_body_is_refused_and_never_repeated(
+def test_a_success_with_a_foreign_body_is_rejected_and_never_repeated(
     backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock, body: Any
 ) -> None:
     backend.misbehave(answer(200, body=body))
@@ -234,7 +234,7 @@ def test_a_success_with_an_odd_body_is_refused_and_never_repeated(
 
 
 @pytest.mark.parametrize("do", ["hang", "drip_status", "drip_headers", "drip_body"])
-def test_progress_returns_in_time_at_whatever_pace_the_backend_answers(
+def test_progress_returns_in_time_however_slow_the_backend(
     backend: BackendProcess, hasty: WebhookNotifier, do: str
 ) -> None:
     backend.misbehave(Fault(do, seconds=120.0))
@@ -271,14 +271,14 @@ def test_progress_is_tried_once(
     assert len(backend.calls) == 1
 
 
-def test_a_backend_that_is_away_is_unavailable(clock: ManualClock) -> None:
+def test_an_unreachable_backend_is_unavailable(clock: ManualClock) -> None:
     (port,) = free_ports(1)
     notifier = notifier_for(f"http://127.0.0.1:{port}", "t" * 32, clock)
     with pytest.raises(NotifierUnavailable, match="not sent: Connection refused"):
         complete(notifier)
 
 
-def test_a_backend_that_comes_back_gets_the_call(clock: ManualClock) -> None:
+def test_a_restarted_backend_gets_the_call(clock: ManualClock) -> None:
     with BackendProcess() as first:
         notifier = notifier_for(first.url, first.token, clock)
         notifier.progress(7, PROGRESS)
@@ -350,7 +350,7 @@ def test_a_redirect_is_not_followed(
 
 
 @pytest.mark.parametrize("location", ["http://[broken", "//", "\x01", "x" * 5000])
-def test_a_redirect_to_nowhere_is_a_refusal_like_any_other(
+def test_a_redirect_with_an_unusable_target_is_a_rejection(
     backend: BackendProcess, notifier: WebhookNotifier, location: str
 ) -> None:
     backend.misbehave(Fault("answer", 302, {"Location": location}))
@@ -393,7 +393,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BackendP
         yield running, authority.certificate
 
 
-def test_tls_with_an_authority_of_ones_own_works(secured: tuple[BackendProcess, Path]) -> None:
+def test_tls_with_a_private_ca_works(secured: tuple[BackendProcess, Path]) -> None:
     backend, authority = secured
     backend.forget()
     notifier = notifier_for(backend.url, backend.token, SystemClock(), ca_file=authority)
@@ -403,7 +403,7 @@ def test_tls_with_an_authority_of_ones_own_works(secured: tuple[BackendProcess, 
     assert len(backend.final) == 1
 
 
-def test_a_slow_answer_over_tls_ends_in_time_too(secured: tuple[BackendProcess, Path]) -> None:
+def test_a_slow_response_over_tls_ends_in_time_too(secured: tuple[BackendProcess, Path]) -> None:
     backend, authority = secured
     backend.forget()
     notifier = notifier_for(
@@ -417,7 +417,7 @@ def test_a_slow_answer_over_tls_ends_in_time_too(secured: tuple[BackendProcess, 
     notifier.close()
 
 
-def test_a_certificate_that_is_not_trusted_gets_no_token(
+def test_an_untrusted_certificate_gets_no_token(
     secured: tuple[BackendProcess, Path], clock: ManualClock
 ) -> None:
     backend, _ = secured
@@ -429,7 +429,7 @@ def test_a_certificate_that_is_not_trusted_gets_no_token(
     assert backend.calls == []
 
 
-def test_the_check_tells_what_is_wrong_and_notifies_nobody(
+def test_the_check_reports_problems_without_a_notification(
     backend: BackendProcess,
     notifier: WebhookNotifier,
     elsewhere: Elsewhere,
@@ -459,7 +459,7 @@ def test_the_check_tells_what_is_wrong_and_notifies_nobody(
     assert not any(call.taken for call in backend.calls)
 
 
-def test_what_the_worker_was_busy_with_before_is_no_reason_why_a_call_failed(
+def test_an_exception_being_handled_is_not_the_cause_of_a_failed_call(
     backend: BackendProcess, clock: ManualClock
 ) -> None:
     notifier = notifier_for(backend.url, backend.token, clock)
@@ -518,7 +518,7 @@ raise SystemExit(complete(notifier))
 """
 
 
-def test_the_token_is_in_nothing_that_a_failing_run_prints(
+def test_a_failing_run_never_prints_the_token(
     backend: BackendProcess, elsewhere: Elsewhere
 ) -> None:
     said = f"your token was {backend.token}, on "
@@ -553,7 +553,7 @@ def test_the_token_is_in_nothing_that_a_failing_run_prints(
         assert backend.token[start : start + 12] not in printed
 
 
-def test_the_log_of_a_process_has_no_token(
+def test_the_log_of_a_process_does_not_contain_the_token(
     backend: BackendProcess, notifier: WebhookNotifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend.misbehave(answer(500, body=backend.token), Fault("reset_after"), Fault("cut"))

@@ -75,7 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--dead", "--tags", "a"], "--tags: applies only to a folder"),
     ],
 )
-def test_submit_refuses_in_one_line_before_it_stores_anything(
+def test_submit_rejects_in_one_line_before_storing_anything(
     arguments: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit.main(arguments) == 2
@@ -85,7 +85,7 @@ def test_submit_refuses_in_one_line_before_it_stores_anything(
     assert not (folder / "spool").exists()
 
 
-def test_submit_says_how_many_images_a_folder_may_have(
+def test_submit_reports_how_many_images_a_folder_may_have(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(100):
@@ -94,7 +94,7 @@ def test_submit_says_how_many_images_a_folder_may_have(
     assert capsys.readouterr().err == "error: images: has 101 images; give at most 100\n"
 
 
-def test_a_worker_does_not_wait_for_a_spool_folder_that_cannot_be_had(
+def test_a_worker_does_not_wait_for_an_unusable_spool_folder(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "spool").touch()

@@ -98,9 +98,7 @@ def worker(folder: Path) -> Iterator[Worker]:
         yield found
 
 
-def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
-    worker: Worker, folder: Path
-) -> None:
+def test_a_worker_shows_its_running_job_and_stores_its_log(worker: Worker, folder: Path) -> None:
     task_id = (folder / "task_id").read_text()
     assert worker.ask("/health/live", token=None) == (200, "live\n")
     assert worker.ask("/api/status", token=None)[0] == 401
@@ -151,7 +149,7 @@ def test_a_worker_shows_its_job_while_it_runs_and_leaves_its_log(
     assert any("interrupted" in line["message"] for line in stored)
 
 
-def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_path: Path) -> None:
+def test_a_worker_without_its_broker_is_not_ready_and_keeps_serving(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     away = {
         "RABBITMQ_HOST": "127.0.0.1",
@@ -197,7 +195,7 @@ def test_a_worker_whose_broker_is_away_says_so_and_everything_else_goes_on(tmp_p
         ({"SENTRY_DSN": "nonsense"}, "SENTRY_DSN is not the address"),
     ],
 )
-def test_unsafe_and_wrong_settings_are_refused_in_one_line(
+def test_unsafe_and_invalid_settings_are_refused_in_one_line(
     wrong: dict[str, str],
     said: str,
     tmp_path: Path,

@@ -135,7 +135,7 @@ def test_a_converted_style_loads_in_its_library_and_predicts_the_same(
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("form", LoraFormat)
-def test_the_way_to_a_form_and_back_leaves_the_same_file(
+def test_converting_to_a_format_and_back_gives_the_same_file(
     styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path, form: LoraFormat, name: str
 ) -> None:
     (kohya,) = write_lora(*read_lora(styles[name][0]), LoraFormat.KOHYA, tmp_path, "style")
@@ -147,7 +147,7 @@ def test_the_way_to_a_form_and_back_leaves_the_same_file(
         assert kohya.read_bytes() == styles[name][0].read_bytes()
 
 
-def test_a_file_of_diffusers_own_is_read(
+def test_a_file_written_by_diffusers_is_read(
     base: BaseModel, pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
     """Written by the library, without our metadata and in its key order."""
@@ -185,7 +185,7 @@ Q_PROJ = "encoder.layers.0.self_attn.q_proj"
         ("text_encoder", Q_PROJ, Q_PROJ, 1),
     ],
 )
-def test_a_layers_alpha_is_found_as_peft_finds_it(
+def test_a_layers_alpha_is_resolved_like_in_peft(
     model: str, name: str, pattern: str, alpha: float
 ) -> None:
     config = {"lora_alpha": 4, "alpha_pattern": {"other": 2, pattern: 1}}
@@ -199,7 +199,7 @@ def test_a_layers_alpha_is_found_as_peft_finds_it(
     assert layer.alpha == alpha
 
 
-def test_layers_of_another_rank_or_alpha_are_told_to_peft_by_name() -> None:
+def test_layers_of_another_rank_or_alpha_are_in_pefts_patterns() -> None:
     shapes = {"a.to_q": (4, 2.0), "a.to_k": (4, 2.0), "a.to_v": (8, 2.0), "a.to_out.0": (4, 3.0)}
     style = {
         ("unet", path): LayerWeights(torch.zeros(rank, 6), torch.zeros(6, rank), alpha)
@@ -237,7 +237,7 @@ def test_comfyui_patches_the_original_checkpoint_to_the_trained_model(
     assert close(predict(model.unet), trained)
 
 
-def test_of_dora_each_program_makes_what_the_documentation_says(
+def test_each_program_loads_dora_as_documented(
     base: BaseModel, styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path
 ) -> None:
     """LyCORIS's rule is the trained layer; ComfyUI's is near it; AUTOMATIC1111's is another."""
@@ -257,7 +257,7 @@ def test_of_dora_each_program_makes_what_the_documentation_says(
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_diffusers_form_is_fragments_to_comfyui_and_nothing_to_automatic1111(
+def test_diffusers_format_loads_partly_in_comfyui_and_not_in_automatic1111(
     base: BaseModel, styles: dict[str, tuple[Path, torch.Tensor]], tmp_path: Path, name: str
 ) -> None:
     path = styles[name][0]  # DoRA's is stored in it
@@ -338,7 +338,7 @@ def test_automatic1111_shows_the_styles_name_version_tags_sizes_and_images(
     assert metadata["sshs_model_hash"] == hashlib.sha256(data[end:]).hexdigest()
 
 
-def test_pefts_configuration_names_the_base_and_is_for_use(tmp_path: Path) -> None:
+def test_peft_config_names_the_base_and_is_for_inference(tmp_path: Path) -> None:
     layer = LayerWeights(torch.zeros(2, 8), torch.zeros(8, 2), 3.0, None)
     metadata = {"ss_sd_model_name": "some base"}
     written, _ = write_lora({(UNET, TO_Q): layer}, metadata, LoraFormat.PEFT, tmp_path, "style")

@@ -68,7 +68,7 @@ def test_locon_with_a_tucker_core_is_read_as_the_equal_lora(tmp_path: Path) -> N
         torch.testing.assert_close(found[path], wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_what_diffusers_training_examples_write_is_read(tmp_path: Path) -> None:
+def test_files_of_diffusers_training_examples_are_read(tmp_path: Path) -> None:
     pairs = random_pairs({**UNET_LAYERS, **TEXT_LAYERS}, rank=4)
     check(read(tmp_path, writers.diffusers_examples(pairs)), pairs)
 
@@ -162,7 +162,7 @@ DIFFUSERS_XL = "unet.down_blocks.2.attentions.0.transformer_blocks.9.attn1.to_q"
         ("embeddings of OneTrainer", {"bundle_emb.a.clip_l": torch.ones(2), **pair(STEM, 8)}, {}),
     ],
 )
-def test_a_file_of_another_kind_is_refused_as_what_it_is(
+def test_a_file_of_another_kind_is_refused_with_its_kind(
     tmp_path: Path, kind: str, tensors: writers.Tensors, metadata: dict[str, str]
 ) -> None:
     with pytest.raises(InvalidLoraFile, match=kind) as refused:
@@ -253,12 +253,12 @@ def test_another_kind_of_file_is_named(tmp_path: Path, data: bytes, complaint: s
     assert "give a LoRA of Stable Diffusion 1.5" in str(refused.value)
 
 
-def test_a_path_that_is_missing_is_said_to_be(tmp_path: Path) -> None:
+def test_a_missing_path_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InvalidLoraFile, match="no such file or folder"):
         read_lora(tmp_path / "missing.safetensors")
 
 
-def test_of_a_folder_the_only_safetensors_file_is_read(tmp_path: Path) -> None:
+def test_the_only_safetensors_file_of_a_folder_is_read(tmp_path: Path) -> None:
     read(tmp_path, pair(STEM, 8))
     assert read_lora(tmp_path)[0].keys() == {("unet", TO_Q)}
     safetensors.torch.save_file(pair(STEM, 8), tmp_path / "other.safetensors")
@@ -275,7 +275,7 @@ def test_of_a_folder_the_only_safetensors_file_is_read(tmp_path: Path) -> None:
         (["adapter_config.json"], "has no adapter_model.safetensors"),
     ],
 )
-def test_a_folder_without_safetensors_is_said_to_be(
+def test_a_folder_without_safetensors_is_reported(
     tmp_path: Path, names: list[str], complaint: str
 ) -> None:
     for name in names:
@@ -289,7 +289,7 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
         read(tmp_path, {})
 
 
-def test_a_pattern_that_is_no_regular_expression_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_regular_expression_is_refused(tmp_path: Path) -> None:
     tensors = {f"unet.{TO_Q}.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
     config = json.dumps({"unet.alpha_pattern": {"(": 1}})
     with pytest.raises(InvalidLoraFile, match="unterminated subpattern"):

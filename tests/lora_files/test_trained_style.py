@@ -51,7 +51,7 @@ def plan(images: tuple[TrainingImage, ...]) -> TrainingPlan:
     return replace(plan, created_at=datetime(2025, 1, 20, 10, tzinfo=UTC))
 
 
-def test_every_key_is_kohyas_and_every_layer_has_its_three(
+def test_every_key_is_in_kohya_format_with_three_per_layer(
     trainer: DiffusionTrainer, plan: TrainingPlan
 ) -> None:
     tensors, _ = decode(run(trainer, plan, steps=1).weights)
@@ -69,7 +69,7 @@ def test_every_key_is_kohyas_and_every_layer_has_its_three(
         assert tensors[f"{layer}.alpha"].item() == 6.0
 
 
-def test_the_metadata_has_what_only_a_run_knows(
+def test_the_metadata_describes_the_run(
     trainer: DiffusionTrainer, plan: TrainingPlan, tmp_path: Path
 ) -> None:
     path = tmp_path / "style.safetensors"
@@ -99,7 +99,7 @@ def test_the_metadata_has_what_only_a_run_knows(
     ]
 
 
-def test_no_clock_is_read_and_dropout_has_its_own_name(
+def test_metadata_reads_no_clock_and_has_the_dropout(
     trainer: DiffusionTrainer, images: tuple[TrainingImage, ...]
 ) -> None:
     _, metadata = decode(run(trainer, plan_of(images[:1], lora_dropout=0.25), steps=1).weights)
@@ -108,7 +108,7 @@ def test_no_clock_is_read_and_dropout_has_its_own_name(
     assert "ss_network_dropout" not in metadata  # kohya's, behind lora_down
 
 
-def test_every_figure_of_a_run_has_its_place(
+def test_every_figure_of_a_run_is_in_the_metadata(
     base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
     """Each other than the rest: of five images one is kept for validation, of three epochs two
@@ -203,7 +203,7 @@ def test_every_figure_of_a_run_has_its_place(
     ("options", "rate"),
     [({}, "None"), ({"train_text_encoder": True}, "0.0625"), ({"text_encoder_lr": 0.05}, "None")],
 )
-def test_the_text_encoders_learning_rate_is_told_where_it_is_trained(
+def test_the_text_encoders_learning_rate_is_recorded_if_it_is_trained(
     base: BaseModel, images: tuple[TrainingImage, ...], options: dict[str, Any], rate: str
 ) -> None:
     facts = RunFacts(
@@ -264,7 +264,7 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(png)))
 
 
-def test_the_files_matrices_are_the_trained_ones(
+def test_the_matrices_in_the_file_are_the_trained_ones(
     trainer: DiffusionTrainer, plan: TrainingPlan
 ) -> None:
     with trainer.open(plan, None) as session:

@@ -21,19 +21,19 @@ def test_the_same_seed_gives_the_same_faults_and_another_seed_others() -> None:
     assert 20 <= first.count("cut") <= 80
 
 
-def test_a_rule_spares_the_first_and_hits_as_often_as_it_says() -> None:
+def test_a_rule_skips_and_repeats_as_configured() -> None:
     plan = Plan([Rule(fault="hang", skip=2, times=1), Rule(fault="cut", skip=3, times=2)])
     assert faults(plan, 8) == [None, None, "hang", None, "cut", "cut", None, None]
 
 
-def test_a_rule_hits_only_the_requests_that_it_names() -> None:
+def test_a_rule_applies_only_to_matching_requests() -> None:
     plan = Plan([Rule(fault="cut", method="PUT|POST", target="uploadId=")])
     assert faults(plan, 1, "PUT", "/b/a?uploadId=1") == ["cut"]
     assert faults(plan, 1, "PUT", "/b/a") == [None]
     assert faults(plan, 1, "GET", "/b/a?uploadId=1") == [None]
 
 
-def test_a_sender_alone_can_be_cut_off() -> None:
+def test_a_single_client_can_be_disconnected() -> None:
     plan = Plan([Rule(fault="reset_before", sender="key-of-slot-1")])
     assert plan.choose("GET", "/a", "AWS4-HMAC-SHA256 Credential=key-of-slot-1/x") is not None
     assert plan.choose("GET", "/a", "AWS4-HMAC-SHA256 Credential=key-of-slot-2/x") is None

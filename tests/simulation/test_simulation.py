@@ -31,7 +31,7 @@ def test_no_task_is_lost_trained_twice_or_announced_twice(first: int) -> None:
     assert found == {}, "python -m tests.simulation --show --seed ... shows what happened"
 
 
-def test_a_run_repeats_itself() -> None:
+def test_a_run_is_reproducible() -> None:
     def story(run: Run) -> list[Any]:
         return [(at, who.name, event) for at, who, event in run.world.events]
 
@@ -52,7 +52,7 @@ def take_at_once(self: Lease, *_: Any) -> None:
     ("kind", "method", "broken"),
     [(FencedBlob, "_put", write_anyway), (Lease, "_watch", take_at_once)],
 )
-def test_what_is_broken_shows(
+def test_violations_are_detected(
     monkeypatch: pytest.MonkeyPatch, kind: type, method: str, broken: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(kind, method, broken)

@@ -52,7 +52,7 @@ def test_a_profile_of_colours_is_applied_to_an_image_in_grey() -> None:
     assert load(open_image(data)).notes == ()
 
 
-def test_a_profile_that_cannot_be_used_is_said() -> None:
+def test_a_profile_that_cannot_be_used_is_reported() -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for profile in (b"nonsense", lab):
         notes = load(open_image(encode(scene(), "PNG", icc_profile=profile))).notes

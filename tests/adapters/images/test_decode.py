@@ -20,7 +20,7 @@ from tests.adapters.images.files import SIZE, chunk, encode, furthest, scene
     ("format", "options"),
     [("PNG", {}), ("WEBP", {"lossless": True}), ("JPEG", {"quality": 100, "subsampling": 0})],
 )
-def test_each_format_comes_out_as_it_went_in(format: str, options: dict[str, Any]) -> None:
+def test_each_format_is_decoded(format: str, options: dict[str, Any]) -> None:
     decoded = decode(encode(scene(), format, **options))
     assert furthest(decoded, scene()) <= (8 if format == "JPEG" else 0)
 
@@ -40,7 +40,7 @@ UNDO = {
 
 @pytest.mark.parametrize("orientation", UNDO)
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_every_exif_orientation_is_set_upright(orientation: int, format: str) -> None:
+def test_every_exif_orientation_is_applied(orientation: int, format: str) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     options = {"lossless": True} if format == "WEBP" else {}
@@ -58,13 +58,13 @@ def test_every_exif_orientation_is_set_upright(orientation: int, format: str) ->
     [b"MM\x00*\x00\x00\xff\xff" + bytes(20), b"MM\x00*\x00\x00", b"MM\x0f*\x00\x00\x00"],
     ids=["leads nowhere", "cut short", "no header"],
 )
-def test_unreadable_exif_does_not_matter(exif: bytes) -> None:
+def test_unreadable_exif_is_ignored(exif: bytes) -> None:
     data = encode(scene(), "PNG", exif=b"Exif\x00\x00" + exif)
     assert furthest(decode(data), scene()) == 0
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparent_parts_lie_on_white(mode: str) -> None:
+def test_transparent_parts_become_white(mode: str) -> None:
     image = scene().convert(mode)
     ramp = np.tile(np.linspace(0, 255, SIZE[0]).round().astype(np.uint8), (SIZE[1], 1))
     image.putalpha(Image.fromarray(ramp))
@@ -75,14 +75,14 @@ def test_transparent_parts_lie_on_white(mode: str) -> None:
     assert np.abs(decoded - expected).max() <= 1.01
 
 
-def test_transparent_webp_lies_on_white() -> None:
+def test_transparent_webp_becomes_white() -> None:
     image = Image.new("RGBA", (300, 300), (10, 20, 30, 0))
     assert decode(encode(image, "WEBP", lossless=True)).getcolors() == [(90_000, (255,) * 3)]
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("transparency", [0, bytes([0, 255])])
-def test_a_transparent_palette_entry_lies_on_white(transparency: int | bytes) -> None:
+def test_a_transparent_palette_entry_becomes_white(transparency: int | bytes) -> None:
     image = Image.new("P", (300, 300), 1)
     image.putpalette([200, 0, 0, 0, 0, 200])
     image.paste(0, (0, 0, 150, 300))
@@ -96,7 +96,7 @@ def test_a_plain_palette_keeps_its_colours() -> None:
     assert furthest(decode(encode(reduced, "PNG")), reduced.convert("RGB")) == 0
 
 
-def test_a_transparent_grey_level_lies_on_white() -> None:
+def test_a_transparent_grey_level_becomes_white() -> None:
     image = Image.new("L", (300, 300), 80)
     image.paste(20, (0, 0, 150, 300))
     decoded = decode(encode(image, "PNG", transparency=20))

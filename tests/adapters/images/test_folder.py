@@ -15,7 +15,7 @@ def refuse(*_: object) -> None:
     raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_a_folder_that_may_not_be_read_is_told_by_its_name(
+def test_an_unreadable_folder_is_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "iterdir", refuse)
@@ -24,7 +24,7 @@ def test_a_folder_that_may_not_be_read_is_told_by_its_name(
     assert str(refused.value) == f"{tmp_path}: cannot be read (Permission denied)"
 
 
-def test_a_file_that_may_not_be_read_is_told_by_its_name(
+def test_an_unreadable_file_is_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "read_bytes", refuse)
@@ -33,7 +33,7 @@ def test_a_file_that_may_not_be_read_is_told_by_its_name(
     assert str(refused.value) == f"{tmp_path / 'a.png'}: cannot be read (Permission denied)"
 
 
-def test_images_are_files_whose_names_say_so_and_those_meant_as_such(tmp_path: Path) -> None:
+def test_images_are_recognised_by_their_extensions(tmp_path: Path) -> None:
     ours = ["a.JPG", "b.jpeg", "c.jpe", "d.jfif", "e.png", "f.webp"]
     others = ["g.gif", "h.heic", "i.tiff", "j.psd", "k.avif"]
     for name in (*others, *ours, ".hidden.png", "notes.txt", "png"):
@@ -48,7 +48,7 @@ def test_a_caption_has_its_images_name(tmp_path: Path, name: str, found: bool) -
     assert find_caption(tmp_path / "a.png") == (tmp_path / name if found else None)
 
 
-def test_what_is_passed_over_is_told_with_why_where_it_may_be_a_mistake(tmp_path: Path) -> None:
+def test_skipped_files_are_listed_with_the_reason(tmp_path: Path) -> None:
     names = ["a.png", "b.png"]
     for name in (*names, "a.txt", "b.TXT", "a.png.txt", "c.txt", "a.caption", "m.jsonl", "x.zip"):
         (tmp_path / name).touch()
@@ -72,7 +72,7 @@ def test_what_is_passed_over_is_told_with_why_where_it_may_be_a_mistake(tmp_path
     ]
 
 
-def test_folders_in_kohyas_form_are_read_where_that_is_asked(tmp_path: Path) -> None:
+def test_kohya_style_folders_are_read_on_request(tmp_path: Path) -> None:
     for name in ("10_cats/a.png", "10_cats/a.txt", "2_dogs/a.png", "0_none/a.png", "more/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -61,7 +61,7 @@ def test_a_jpeg_of_very_many_scans_is_refused_by_name(inspector: IsolatedInspect
     inspector.inspect(jpeg_of_scans(100), RESOLUTION, StopSignal())
 
 
-def test_an_animation_of_very_many_frames_costs_one(inspector: IsolatedInspector) -> None:
+def test_only_the_first_of_very_many_frames_is_decoded(inspector: IsolatedInspector) -> None:
     prepared = inspector.inspect(animated_webp(10_000), RESOLUTION, StopSignal())
     assert prepared.facts.notes == ("it is animated; its first frame is used",)
     assert prepared.facts.sha256 == inspector.inspect(SCENE, RESOLUTION, StopSignal()).facts.sha256
@@ -91,7 +91,7 @@ def test_a_large_image_takes_no_more_memory_than_was_reserved() -> None:
     assert whole < peak < whole + 150e6
 
 
-def test_a_decoder_that_breaks_down_costs_one_image(inspector: IsolatedInspector) -> None:
+def test_a_crashing_decoder_fails_one_image_only(inspector: IsolatedInspector) -> None:
     data = rgba_bomb(6000)
     before = children()
     with ThreadPoolExecutor(1) as pool:
@@ -122,7 +122,7 @@ def test_an_image_that_takes_too_long_is_refused() -> None:
 
 
 @pytest.mark.parametrize("phase", ["decoding", "waiting for a process", "waiting for memory"])
-def test_a_stop_is_heard_in_two_seconds(phase: str) -> None:
+def test_a_stop_takes_effect_within_two_seconds(phase: str) -> None:
     slow = rgba_bomb(SLOW)
     inspector = IsolatedInspector(processes=1 if phase == "waiting for a process" else 2)
     if phase == "waiting for memory":
@@ -144,7 +144,7 @@ def test_a_stop_is_heard_in_two_seconds(phase: str) -> None:
                 other.result()
 
 
-def test_no_process_is_left_behind_a_stop() -> None:
+def test_no_process_remains_after_a_stop() -> None:
     before, inspector, stop = children(), IsolatedInspector(processes=1), StopSignal()
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(inspector.inspect, rgba_bomb(SLOW), RESOLUTION, stop)
@@ -156,7 +156,7 @@ def test_no_process_is_left_behind_a_stop() -> None:
     assert children() <= before
 
 
-def test_one_colour_and_nothing_visible_are_refused(inspector: IsolatedInspector) -> None:
+def test_images_of_one_colour_and_invisible_ones_are_refused(inspector: IsolatedInspector) -> None:
     blank = encode(Image.new("RGB", (300, 300), "teal"), "PNG")
     assert reason(inspector, blank) == "it has one colour throughout"
     ink = Image.new("RGBA", (300, 300), (255, 255, 255, 0))

@@ -77,7 +77,7 @@ def test_avif_that_this_pillow_cannot_read_is_refused_by_its_name(
     assert reason(encode(scene(), "AVIF")) == f"it is an AVIF file; {SAVE_AS}"
 
 
-def test_an_avif_image_may_call_itself_an_image_of_the_general_kind() -> None:
+def test_an_avif_image_may_have_the_generic_brand() -> None:
     data = encode(scene(), "AVIF")
     assert data[4:12] == b"ftypavif"
     assert decode(data[:8] + b"mif1" + data[12:]).size == scene().size

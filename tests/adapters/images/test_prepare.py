@@ -57,7 +57,7 @@ def test_an_image_is_reduced_to_the_size_that_it_is_trained_at(resolution: int) 
     assert (prepared.facts.width, prepared.facts.height) == SIZE
 
 
-def test_facts_are_of_the_pixels_and_not_of_the_file() -> None:
+def test_facts_depend_on_the_pixels_and_not_on_the_file() -> None:
     facts = facts_of(encode(scene(), "PNG"))
     assert facts == facts_of(encode(scene(), "WEBP", lossless=True))
     assert facts.sha256 != facts_of(encode(scene(1), "PNG")).sha256
@@ -120,7 +120,7 @@ def test_an_image_of_just_the_largest_area_is_accepted(monkeypatch: pytest.Monke
     assert "1 million in all" in reason(encode(Image.new("RGB", (1001, 1000)), "PNG"))
 
 
-def test_an_image_that_takes_too_much_memory_is_told_from_its_header(
+def test_an_image_that_needs_too_much_memory_is_refused_by_its_header(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Per pixel WebP takes four times as much as PNG, and a progressive JPEG more than twice."""
@@ -141,7 +141,7 @@ def test_opening_an_image_decodes_no_pixels(format: str) -> None:
     assert getattr(opened.image, "tile", None) or format == "WEBP"  # what Pillow has still to load
 
 
-def test_a_machine_without_memory_is_no_fault_of_the_image(
+def test_running_out_of_memory_is_not_blamed_on_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(_: object) -> None:
@@ -159,7 +159,7 @@ def test_an_image_of_one_colour_throughout_is_refused() -> None:
 
 
 @pytest.mark.parametrize("opacity", [0, 255])
-def test_an_image_that_cannot_be_seen_on_white_is_refused(opacity: int) -> None:
+def test_an_image_invisible_on_white_is_refused(opacity: int) -> None:
     image = Image.new("RGBA", (300, 300), (255, 255, 255, 0))
     image.paste((252, 255, 255, opacity), (50, 50, 200, 200))
     assert "it is all white" in reason(encode(image, "PNG"))

@@ -42,14 +42,14 @@ LARGE = zlib.compress(bytes(3_000_000))
     ],
     ids=["zTXt", "iTXt", "long zTXt", "tEXt", "pHYs", "tIME", "gAMA", "eXIf"],
 )
-def test_metadata_of_any_size_and_sense_is_no_reason_to_refuse(text: bytes) -> None:
+def test_unusual_metadata_is_accepted(text: bytes) -> None:
     data = with_chunks(SCENE, text)
     assert furthest(decode(data), scene()) == 0
     assert notes(data) == ()
 
 
 @pytest.mark.parametrize("case", ["ztxt-1.6MB.png", "iccp-1.2MB.png", "text-badcrc.png"])
-def test_files_of_other_programs_that_are_sound(case: str) -> None:
+def test_valid_files_of_other_programs_are_accepted(case: str) -> None:
     assert decode((CASES / case).read_bytes()).size == (400, 300)
 
 
@@ -66,7 +66,7 @@ def test_a_profile_that_unpacks_to_gigabytes_is_ignored() -> None:
     assert notes(data) == ("its colour profile is damaged and is ignored",)
 
 
-def test_a_damaged_text_is_said() -> None:
+def test_damaged_png_text_is_reported() -> None:
     text = bytearray(chunk(b"tEXt", b"Comment\0hello"))
     text[-1] ^= 1
     data = with_chunks(SCENE, bytes(text))
@@ -75,7 +75,7 @@ def test_a_damaged_text_is_said() -> None:
 
 
 @pytest.mark.parametrize("missing", range(1, 13))
-def test_a_png_without_its_end_is_used(missing: int) -> None:
+def test_a_png_without_its_end_chunk_is_used(missing: int) -> None:
     data = SCENE[:-missing]
     assert furthest(decode(data), scene()) == 0
     assert notes(data) == ("its end is missing, but its pixels are complete",)
@@ -83,26 +83,26 @@ def test_a_png_without_its_end_is_used(missing: int) -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("missing", [1, 2])
-def test_a_jpeg_without_its_end_is_used(missing: int, progressive: bool) -> None:
+def test_a_jpeg_without_its_end_marker_is_used(missing: int, progressive: bool) -> None:
     whole = encode(scene(), "JPEG", progressive=progressive)
     assert furthest(decode(whole[:-missing]), decode(whole)) == 0
     assert notes(whole[:-missing]) == ("its end is missing, but its pixels are complete",)
 
 
-def test_a_jpeg_of_another_program_without_its_end() -> None:
+def test_a_jpeg_of_another_program_without_its_end_marker() -> None:
     data = (CASES / "no-eoi.jpg").read_bytes()
     assert furthest(decode(data), decode(data + b"\xff\xd9")) == 0
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("missing", [20, 60, 300])
-def test_a_jpeg_that_breaks_off_in_its_pixels_is_refused(missing: int, progressive: bool) -> None:
+def test_a_jpeg_truncated_in_its_pixels_is_refused(missing: int, progressive: bool) -> None:
     whole = encode(scene(), "JPEG", progressive=progressive)
     with pytest.raises(ImageRefused, match="damaged or incomplete"):
         decode(whole[:-missing])
 
 
-def test_what_follows_a_jpeg_does_not_matter() -> None:
+def test_bytes_after_the_end_of_a_jpeg_are_ignored() -> None:
     """Phones append videos."""
     whole = encode(scene(), "JPEG")
     assert furthest(decode(whole + b"\xff\xda\x00\x02" * 10_000), decode(whole)) == 0
@@ -117,7 +117,7 @@ def test_what_follows_a_jpeg_does_not_matter() -> None:
     ],
     ids=["PNG", "WebP", "AVIF"],
 )
-def test_of_an_animation_the_first_frame_is_used(data: bytes) -> None:
+def test_the_first_frame_of_an_animation_is_used(data: bytes) -> None:
     assert furthest(decode(data), scene()) <= 60  # AVIF is lossy
     assert notes(data) == ("it is animated; its first frame is used",)
 

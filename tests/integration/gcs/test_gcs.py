@@ -106,7 +106,7 @@ def test_a_body_that_is_always_damaged_is_not_returned(store: Store, proxy: Faul
         store.blobs.get(store.at("a"))
 
 
-def test_a_bucket_that_does_not_exist_is_told_from_a_missing_blob(store: Store) -> None:
+def test_a_missing_bucket_is_distinguished_from_a_missing_blob(store: Store) -> None:
     nowhere = Location("no-such-bucket", "a", "gs")
     with pytest.raises(BlobMissing):
         store.blobs.get(store.at("a"))
@@ -125,7 +125,7 @@ def test_a_write_to_a_bucket_that_does_not_exist_is_denied(options: GcsOptions) 
             call()
 
 
-def test_a_large_blob_is_not_even_begun(store: Store, proxy: FaultyProxy) -> None:
+def test_the_body_of_a_too_large_blob_is_not_read(store: Store, proxy: FaultyProxy) -> None:
     store.blobs.put(store.at("a"), b"12345")
     proxy.clear()
     with pytest.raises(BlobTooLarge, match="5 bytes, more than 4"):
@@ -154,7 +154,7 @@ def test_a_resumable_upload_reads_back_whole(store: Store, proxy: FaultyProxy) -
     assert sum(seen.method == "PUT" for seen in proxy.seen()) == 3
 
 
-def test_of_an_upload_that_breaks_off_nothing_is_seen(store: Store, proxy: FaultyProxy) -> None:
+def test_an_aborted_upload_creates_no_blob(store: Store, proxy: FaultyProxy) -> None:
     etag = store.blobs.put(store.at("large"), b"before")
     proxy.rules(google(503, method="PUT", skip=2))
     with pytest.raises(BlobUnavailable):
@@ -164,7 +164,7 @@ def test_of_an_upload_that_breaks_off_nothing_is_seen(store: Store, proxy: Fault
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_an_upload_that_the_store_forgets_is_begun_again(
+def test_an_expired_upload_session_is_restarted(
     store: Store, proxy: FaultyProxy, status: int
 ) -> None:
     proxy.rules(google(status, method="PUT", skip=1, times=1))
@@ -172,13 +172,13 @@ def test_an_upload_that_the_store_forgets_is_begun_again(
     assert store.blobs.get(store.at("large")).data == LARGE
 
 
-def test_a_write_whose_answer_is_lost_is_repeated(store: Store, proxy: FaultyProxy) -> None:
+def test_a_write_with_a_lost_response_is_repeated(store: Store, proxy: FaultyProxy) -> None:
     proxy.rules(Rule(fault="reset_after", method="POST", times=1))
     etag = store.blobs.put(store.at("a"), b"1")
     assert store.blobs.get(store.at("a")) == Blob(b"1", etag)
 
 
-def test_a_conditional_write_whose_answer_is_lost_meets_itself(
+def test_a_conditional_write_with_a_lost_response_recognises_its_own_write(
     store: Store, proxy: FaultyProxy
 ) -> None:
     proxy.rules(Rule(fault="reset_after", method="POST", times=1))
@@ -217,7 +217,7 @@ def test_a_bucket_that_is_not_allowed_is_denied_before_anything_is_sent(
     assert not proxy.seen()
 
 
-def test_a_store_that_is_not_there_cannot_be_reached(options: GcsOptions) -> None:
+def test_an_unreachable_store_is_unavailable(options: GcsOptions) -> None:
     (port,) = free_ports(1)
     away = GcsOptions(emulator_url=f"http://127.0.0.1:{port}", retry_seconds=0.1)
     blobs = GcsBlobStore(away, readable=["images"], writable=[], sleep=lambda _: None)

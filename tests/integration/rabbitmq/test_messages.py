@@ -19,7 +19,7 @@ from tests.services.tcp_proxy import Proxy
 pytestmark = pytest.mark.integration
 
 
-def test_of_an_oversized_message_the_beginning_is_delivered_and_the_whole_dead_lettered(
+def test_an_oversized_message_is_delivered_truncated_and_dead_lettered_whole(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     body = b"x" * (3 * MAX_MESSAGE_BYTES) + b"end"
@@ -30,7 +30,7 @@ def test_of_an_oversized_message_the_beginning_is_delivered_and_the_whole_dead_l
     assert fetch(raw, f"{options.queue}.dead")[1] == body
 
 
-def test_a_boundless_reason_is_cut_to_what_fits_into_a_frame(queue: RabbitQueue) -> None:
+def test_a_long_reason_is_cut_to_the_frame_size(queue: RabbitQueue) -> None:
     queue.publish(b"{}")
     details = {f"{number} " + "ß" * 1000: "画" * 100_000 for number in range(300)}
     queue.dead_letter(receive(queue), "\ud800" + "Grüße " * 100_000, details)
@@ -72,7 +72,7 @@ STRANGE_HEADERS = {
 
 
 @pytest.mark.parametrize("headers", STRANGE_HEADERS.values(), ids=STRANGE_HEADERS.keys())
-def test_strange_headers_stop_nobody(
+def test_unusual_headers_stop_no_consumer(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel, headers: bytes
 ) -> None:
     queue.depths()
@@ -90,7 +90,7 @@ def test_strange_headers_stop_nobody(
     ] == [b'{"n": 1}']
 
 
-def test_a_dead_letter_of_somebody_elses_making_is_shown(
+def test_a_dead_letter_of_another_program_is_shown(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     queue.depths()
@@ -105,7 +105,7 @@ def test_a_dead_letter_of_somebody_elses_making_is_shown(
 # --- Sifting -----------------------------------------------------------------------------
 
 
-def test_letters_that_come_in_while_sifting_are_left_for_the_next_time(
+def test_dead_letters_arriving_during_processing_are_left_for_the_next_time(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     queue.depths()
@@ -123,7 +123,7 @@ def test_letters_that_come_in_while_sifting_are_left_for_the_next_time(
     assert bodies == [b"0", b"1", b"2", b"new", b"new", b"new"]
 
 
-def test_a_sifter_that_fails_leaves_every_letter(
+def test_a_failing_callback_keeps_every_dead_letter(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     queue.depths()
@@ -138,7 +138,7 @@ def test_a_sifter_that_fails_leaves_every_letter(
     assert queue.depths()[f"{options.queue}.dead"] == 3
 
 
-def test_a_sifting_that_is_cut_off_leaves_every_letter_in_one_queue_at_least(
+def test_interrupted_processing_keeps_every_dead_letter_in_at_least_one_queue(
     options: RabbitOptions, raw: BlockingChannel
 ) -> None:
     with Proxy(PORT) as proxy, opened(replace(options, port=proxy.port)) as queue:

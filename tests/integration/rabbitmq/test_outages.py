@@ -54,7 +54,7 @@ def test_heartbeats_are_served_while_the_worker_is_busy(
         idle.channel()
 
 
-def test_a_cut_connection_comes_back_by_itself_and_is_told_once(
+def test_a_lost_connection_is_restored_and_logged_once(
     options: RabbitOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -82,7 +82,7 @@ def test_a_cut_connection_comes_back_by_itself_and_is_told_once(
 
 
 @every_way
-def test_what_a_silent_broker_was_told_does_not_count_and_the_message_comes_again(
+def test_a_settlement_lost_with_a_silent_broker_leads_to_redelivery(
     options: RabbitOptions, settle: Callable[[RabbitQueue, Delivery], None]
 ) -> None:
     impatient = replace(options, response_timeout=1.0, heartbeat=2)
@@ -99,7 +99,7 @@ def test_what_a_silent_broker_was_told_does_not_count_and_the_message_comes_agai
         queue.acknowledge(again)
 
 
-def test_a_cancelled_consumer_begins_anew_and_what_it_held_is_lost(
+def test_a_cancelled_consumer_restarts_and_its_deliveries_are_lost(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     queue.publish(b'{"n": 1}')
@@ -150,7 +150,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("wrong", "remedy"), WRONG.values(), ids=WRONG.keys())
-def test_what_is_wrong_is_told_apart_with_its_remedy_once(
+def test_each_connection_problem_is_logged_once_with_its_remedy(
     options: RabbitOptions,
     wrong: dict[str, Any],
     remedy: str,

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.mark.parametrize(("delay", "step"), [(0.1, "300ms"), (0.4, "1500ms"), (99.0, "1500ms")])
-def test_a_pause_is_rounded_up_to_a_step_and_the_longest_bounds_it(
+def test_a_delay_is_rounded_up_to_a_step_and_bounded_by_the_maximum(
     options: RabbitOptions, queue: RabbitQueue, delay: float, step: str
 ) -> None:
     queue.publish(b"{}")
@@ -31,7 +31,7 @@ def test_a_pause_is_rounded_up_to_a_step_and_the_longest_bounds_it(
     assert time.monotonic() - before >= min(delay, 1.5)
 
 
-def test_a_short_pause_does_not_wait_behind_a_long_one() -> None:
+def test_a_short_delay_does_not_wait_behind_a_long_one() -> None:
     with own_options(delays=(0.2, 60.0)) as options, opened(options) as queue:
         queue.publish(b'{"n": 1}')
         queue.publish(b'{"n": 2}')
@@ -40,7 +40,7 @@ def test_a_short_pause_does_not_wait_behind_a_long_one() -> None:
         assert receive(queue).body == b'{"n": 2}'
 
 
-def test_a_message_keeps_its_properties_while_it_waits_but_those_that_would_lose_it(
+def test_a_delayed_message_keeps_all_properties_except_expiry(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     queue.depths()
@@ -85,7 +85,7 @@ def test_a_message_keeps_its_properties_while_it_waits_but_those_that_would_lose
     }
 
 
-def test_a_move_without_its_queue_leaves_the_message_and_makes_the_queue_anew(
+def test_a_move_to_a_deleted_queue_keeps_the_message_and_redeclares_the_queue(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     queue.publish(b"{}")
@@ -99,7 +99,7 @@ def test_a_move_without_its_queue_leaves_the_message_and_makes_the_queue_anew(
     assert queue.depths()[f"{options.queue}.dead"] == 1
 
 
-def test_a_full_queue_refuses_and_the_message_stays(
+def test_a_full_queue_rejects_and_the_message_is_kept(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     queue.publish(b"{}")

@@ -41,7 +41,7 @@ def test_a_published_message_is_like_the_backends(
     assert not properties.headers
 
 
-def test_who_only_publishes_counts_and_sifts_takes_no_message(
+def test_publishing_counting_and_processing_dead_letters_consume_no_message(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     queue.publish(b"{}")
@@ -77,7 +77,7 @@ def test_every_queue_is_durable_and_the_main_one_has_no_arguments(
     raw.queue_declare(names[3], durable=True, arguments={"x-queue-type": "classic"})
 
 
-def test_a_queue_of_another_kind_is_told_with_its_remedy(
+def test_a_queue_with_other_arguments_is_reported_with_a_remedy(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     raw.queue_declare(options.queue, durable=True, arguments={"x-max-length": 5})
@@ -86,7 +86,7 @@ def test_a_queue_of_another_kind_is_told_with_its_remedy(
     assert "delete" not in str(raised.value), "tasks wait there"
 
 
-def test_a_queue_of_the_workers_own_of_another_kind_is_told_with_its_remedy(
+def test_an_internal_queue_with_other_arguments_is_reported_with_a_remedy(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     raw.queue_declare(f"{options.queue}.dead", durable=True, arguments={"x-max-length": 5})
@@ -117,9 +117,7 @@ def test_two_workers_share_the_messages(options: RabbitOptions, queue: RabbitQue
     assert min(len(share) for share in shares) >= 5
 
 
-def test_by_default_one_message_is_held_at_a_time(
-    options: RabbitOptions, queue: RabbitQueue
-) -> None:
+def test_the_default_prefetch_is_one_message(options: RabbitOptions, queue: RabbitQueue) -> None:
     queue.publish(b'{"n": 1}')
     queue.publish(b'{"n": 2}')
     first = receive(queue)
@@ -131,7 +129,7 @@ def test_by_default_one_message_is_held_at_a_time(
     assert (again.body, again.redelivered) == (b'{"n": 2}', True)
 
 
-def test_closing_gives_back_at_once_what_is_unsettled(
+def test_closing_requeues_unsettled_messages_at_once(
     options: RabbitOptions, queue: RabbitQueue
 ) -> None:
     queue.publish(b"{}")

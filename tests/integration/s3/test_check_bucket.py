@@ -14,9 +14,7 @@ from tests.services.http_proxy import FaultyProxy
 pytestmark = pytest.mark.integration
 
 
-def test_the_check_tries_reading_and_writing_and_leaves_nothing(
-    store: Store, proxy: FaultyProxy
-) -> None:
+def test_the_check_reads_writes_and_leaves_nothing(store: Store, proxy: FaultyProxy) -> None:
     said = check_bucket(store.blobs, store.at("checks/worker-1"), write=True)
     assert "read and written" in said
     assert store.blobs.list(Bucket(store.bucket), "") == []
@@ -33,7 +31,7 @@ def test_the_check_tries_reading_and_writing_and_leaves_nothing(
         (access_denied(method="DELETE"), "deleting.*s3:DeleteObject"),
     ],
 )
-def test_the_check_names_what_is_missing(
+def test_the_check_names_the_missing_permission(
     store: Store, proxy: FaultyProxy, rule: Rule, said: str
 ) -> None:
     proxy.rules(rule)

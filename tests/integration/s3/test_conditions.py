@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_of_eight_writers_with_stores_of_their_own_exactly_one_wins(
+def test_exactly_one_of_eight_writers_with_their_own_stores_wins(
     options: S3Options, bucket: str, there: bool
 ) -> None:
     stores = [make(replace(options, read_timeout=30), bucket) for _ in range(8)]
@@ -49,7 +49,7 @@ def test_of_eight_writers_with_stores_of_their_own_exactly_one_wins(
 
 
 @pytest.mark.parametrize("size", [10, 7 * MIB])
-def test_a_conflict_is_tried_again_and_the_write_succeeds(
+def test_a_conflict_is_retried_and_the_write_succeeds(
     store: Store, proxy: FaultyProxy, size: int
 ) -> None:
     conflict = s3_error("ConditionalRequestConflict", 409, method="PUT|POST", times=1)
@@ -71,7 +71,7 @@ def test_a_conflict_with_the_writer_who_won_ends_as_a_failed_condition(
 
 
 @pytest.mark.parametrize("code", ["ConditionalRequestConflict", "ConcurrentModification"])
-def test_who_meets_conflicts_only_has_lost_the_race(
+def test_repeated_conflicts_are_a_failed_condition(
     store: Store, proxy: FaultyProxy, code: str
 ) -> None:
     proxy.rules(s3_error(code, 409, method="PUT"))
@@ -89,7 +89,7 @@ def test_a_conflict_of_a_write_without_a_condition_is_the_stores_fault(
         store.blobs.put(store.at("a"), b"1")
 
 
-def test_a_fenced_write_whose_answer_was_lost_is_known_as_our_own(
+def test_a_fenced_write_with_a_lost_response_is_recognised_as_our_own(
     store: Store, proxy: FaultyProxy
 ) -> None:
     fenced = FencedBlob(store.blobs, store.at("lease"))

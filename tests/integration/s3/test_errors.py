@@ -67,7 +67,7 @@ def in_region(region: str) -> str:
     ],
     ids=lambda value: value.fault if isinstance(value, Rule) else None,
 )
-def test_what_goes_wrong_is_told_with_its_remedy(
+def test_errors_are_reported_with_a_remedy(
     store: Store, proxy: FaultyProxy, rule: Rule, expected: type[Exception], said: str
 ) -> None:
     proxy.rules(rule)
@@ -77,7 +77,9 @@ def test_what_goes_wrong_is_told_with_its_remedy(
     assert hits(proxy) >= 1
 
 
-def test_a_success_that_is_not_the_stores_own_is_none(store: Store, proxy: FaultyProxy) -> None:
+def test_a_success_response_of_another_server_is_rejected(
+    store: Store, proxy: FaultyProxy
+) -> None:
     for call in (
         lambda: store.blobs.get(store.at("a")),
         lambda: store.blobs.put(store.at("a"), b"1"),
@@ -89,7 +91,7 @@ def test_a_success_that_is_not_the_stores_own_is_none(store: Store, proxy: Fault
 
 
 @pytest.mark.parametrize("fault", ["hang", "reset_before", "reset_after", "500", "503", "403"])
-def test_a_fault_that_passes_is_not_noticed_unless_it_is_a_refusal(
+def test_a_temporary_error_is_retried_unless_it_is_a_denial(
     store: Store, proxy: FaultyProxy, fault: str
 ) -> None:
     rules = {
@@ -115,7 +117,7 @@ def test_a_fault_that_passes_is_not_noticed_unless_it_is_a_refusal(
         assert hits(proxy) == 1
 
 
-def test_a_bucket_that_does_not_exist_is_told_from_a_missing_object(
+def test_a_missing_bucket_is_distinguished_from_a_missing_object(
     options: S3Options, proxy: FaultyProxy
 ) -> None:
     store = make(options, "no-such-bucket")
@@ -132,21 +134,19 @@ def test_a_bucket_that_does_not_exist_is_told_from_a_missing_object(
     assert len(proxy.seen()) == 5
 
 
-def test_a_store_that_cannot_be_reached_is_told_with_its_address(options: S3Options) -> None:
+def test_an_unreachable_store_is_reported_with_its_address(options: S3Options) -> None:
     store = make(replace(options, endpoint_url="http://127.0.0.1:9"), "b")
     with pytest.raises(BlobUnavailable, match=r"cannot be reached.*127\.0\.0\.1:9"):
         store.blobs.get(store.at("a"))
 
 
-def test_a_server_that_does_not_speak_tls_is_told_apart(
-    options: S3Options, proxy: FaultyProxy
-) -> None:
+def test_a_server_without_tls_is_recognised(options: S3Options, proxy: FaultyProxy) -> None:
     store = make(replace(options, endpoint_url=proxy.url.replace("http:", "https:")), "b")
     with pytest.raises(BlobUnavailable, match="certificate"):
         store.blobs.get(store.at("a"))
 
 
-def test_missing_credentials_are_told_with_the_settings_that_give_them(
+def test_missing_credentials_are_reported_with_their_settings(
     options: S3Options, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
@@ -159,19 +159,19 @@ def test_missing_credentials_are_told_with_the_settings_that_give_them(
     assert proxy.seen() == []
 
 
-def test_a_name_that_no_bucket_can_have_is_denied(options: S3Options, proxy: FaultyProxy) -> None:
+def test_an_invalid_bucket_name_is_denied(options: S3Options, proxy: FaultyProxy) -> None:
     store = make(options, "No bucket!")
     with pytest.raises(BlobDenied, match="No bucket!"):
         store.blobs.get(store.at("a"))
     assert proxy.seen() == []
 
 
-def test_a_region_that_cannot_be_one_is_told_at_once(options: S3Options) -> None:
+def test_an_invalid_region_is_reported_at_once(options: S3Options) -> None:
     with pytest.raises(BlobDenied, match="not a region"):
         make(replace(options, region="not a region"), "b")
 
 
-def test_the_wait_that_the_store_asks_for_is_kept_and_passed_on(
+def test_retry_after_of_the_store_is_respected_and_passed_on(
     store: Store, options: S3Options, proxy: FaultyProxy
 ) -> None:
     proxy.rules(slow_down(retry_after=2, times=1))
@@ -196,7 +196,7 @@ def test_the_wait_that_the_store_asks_for_is_kept_and_passed_on(
     assert told.value.retry_after == 3600
 
 
-def test_a_wall_clock_that_goes_back_after_a_refusal_for_haste_holds_nothing_up(
+def test_a_wall_clock_set_back_after_throttling_delays_nothing(
     store: Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy.rules(slow_down(times=1))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-def test_an_object_that_is_too_large_is_refused_by_its_head(
+def test_a_too_large_object_is_refused_by_its_headers(
     store: Store, proxy: FaultyProxy, direct: S3Client
 ) -> None:
     direct.upload_fileobj(io.BytesIO(bytes(48 * MIB)), store.bucket, "huge")
@@ -44,7 +44,7 @@ def test_an_object_that_is_too_large_is_refused_by_its_head(
 
 @pytest.mark.parametrize("fault", ["cut", "corrupt"])
 @pytest.mark.parametrize("kind", ["checksum", "md5", "parts"])
-def test_a_damaged_body_is_read_again_and_never_given_out(
+def test_a_damaged_body_is_read_again_and_never_returned(
     store: Store, proxy: FaultyProxy, direct: S3Client, fault: Any, kind: str
 ) -> None:
     data = b"image" * (MIB if kind == "parts" else 100)
@@ -65,14 +65,14 @@ def test_a_damaged_body_is_read_again_and_never_given_out(
     assert hits(proxy) == TRIES
 
 
-def test_an_upload_damaged_on_its_way_is_sent_again(store: Store, proxy: FaultyProxy) -> None:
+def test_an_upload_damaged_in_transit_is_sent_again(store: Store, proxy: FaultyProxy) -> None:
     proxy.rules(s3_error("BadDigest", 400, method="PUT", times=1))
     store.blobs.put(store.at("a"), b"1")
     assert store.blobs.get(store.at("a")).data == b"1"
     assert hits(proxy) == 1
 
 
-def test_a_body_whose_tls_breaks_does_not_arrive_whole() -> None:
+def test_a_body_with_a_truncated_tls_stream_is_incomplete() -> None:
     class Raw(io.BytesIO):
         def read(self, amount: int | None = -1) -> bytes:
             raise SSLError("bad record mac")
@@ -97,7 +97,7 @@ def test_an_object_that_was_stored_as_gzip_is_unpacked(store: Store, direct: S3C
     assert store.blobs.get(stored("only said to be", image)).data == image
 
 
-def test_gzip_that_breaks_off_is_never_given_out(store: Store, direct: S3Client) -> None:
+def test_truncated_gzip_is_never_returned(store: Store, direct: S3Client) -> None:
     body = gzip.compress(b"image" * 1000)[:-10]
     direct.put_object(Bucket=store.bucket, Key="a", Body=body, ContentEncoding="gzip")
     with pytest.raises(BlobUnavailable):

@@ -41,7 +41,7 @@ def test_an_object_is_stored_with_its_content_type_and_a_sha_256_that_s3_knows(
     assert head["ETag"] == etag
 
 
-def test_a_large_object_goes_in_parts_and_reads_back_whole(
+def test_a_large_object_is_a_multipart_upload_and_reads_back_whole(
     store: Store, proxy: FaultyProxy, direct: S3Client
 ) -> None:
     data = bytes(range(256)) * (11 * MIB // 256) + b"the end"
@@ -58,7 +58,7 @@ def test_a_large_object_goes_in_parts_and_reads_back_whole(
 
 
 @pytest.mark.parametrize("broken", ["partNumber=2", r"\?uploadId="])
-def test_an_upload_that_fails_leaves_neither_an_object_nor_parts(
+def test_a_failed_upload_leaves_neither_object_nor_parts(
     store: Store, proxy: FaultyProxy, direct: S3Client, broken: str
 ) -> None:
     store.blobs.put(store.at("large"), b"before")
@@ -71,7 +71,7 @@ def test_an_upload_that_fails_leaves_neither_an_object_nor_parts(
     assert "Uploads" not in direct.list_multipart_uploads(Bucket=store.bucket)
 
 
-def test_an_upload_in_parts_keeps_its_condition(store: Store, direct: S3Client) -> None:
+def test_a_multipart_upload_keeps_its_condition(store: Store, direct: S3Client) -> None:
     data = bytes(7 * MIB)
     at = store.at("large")
     etag = store.blobs.put(at, data, condition=IfAbsent())
@@ -83,7 +83,7 @@ def test_an_upload_in_parts_keeps_its_condition(store: Store, direct: S3Client) 
     assert "Uploads" not in direct.list_multipart_uploads(Bucket=store.bucket)
 
 
-def test_an_upload_completed_by_a_try_whose_answer_was_lost_is_written_again(
+def test_a_multipart_upload_completed_with_a_lost_response_is_written_again(
     store: Store, proxy: FaultyProxy
 ) -> None:
     proxy.rules(
@@ -96,7 +96,7 @@ def test_an_upload_completed_by_a_try_whose_answer_was_lost_is_written_again(
     assert store.blobs.get(store.at("large")).data == data
 
 
-def test_a_key_is_sent_as_it_is_however_odd(store: Store, direct: S3Client) -> None:
+def test_unusual_keys_are_sent_unchanged(store: Store, direct: S3Client) -> None:
     keys = sorted(
         ["a b+c&d=e%20?f#g;h", "'\"<>|*:", "Grüße/画 🎨.png", "-", "~/.~", "日本語.webp"]
     )
@@ -111,7 +111,9 @@ def test_a_key_is_sent_as_it_is_however_odd(store: Store, direct: S3Client) -> N
     assert store.blobs.list(Bucket(store.bucket), "") == []
 
 
-def test_a_key_that_is_no_unicode_is_denied_and_not_sent(store: Store, proxy: FaultyProxy) -> None:
+def test_a_key_that_is_not_unicode_is_denied_and_not_sent(
+    store: Store, proxy: FaultyProxy
+) -> None:
     at = store.at("lone \ud800 surrogate")
     for access in (
         lambda: store.blobs.get(at),
@@ -123,7 +125,7 @@ def test_a_key_that_is_no_unicode_is_denied_and_not_sent(store: Store, proxy: Fa
     assert proxy.seen() == []
 
 
-def test_a_list_has_every_page_and_leaves_out_what_can_be_no_location(
+def test_a_list_has_every_page_and_skips_invalid_keys(
     options: S3Options, bucket: str, direct: S3Client
 ) -> None:
     store = make(replace(options, read_timeout=30), bucket)  # the service is busy with the pages
