@@ -23,15 +23,15 @@ from assets.drawing import compose_scene, describe
 from assets.pool import draw_scenes, draw_textures
 from assets.store import Provenance, store_base
 from assets.train_autoencoder import train_autoencoder
-from assets.train_denoiser import (
+from assets.train_text_encoder import train_text_encoder
+from assets.train_unet import (
     LatentBucket,
     Stage,
     encode,
     encode_captions,
     tokenize,
-    train_denoiser,
+    train_unet,
 )
-from assets.train_text_encoder import train_text_encoder
 from assets.vocabulary import write_vocabulary
 
 _SQUARE = (NATIVE_SIDE, NATIVE_SIDE)
@@ -141,7 +141,7 @@ def _train(pipeline: StableDiffusionPipeline, options: Options) -> None:
     pipeline.vae.register_to_config(scaling_factor=1 / float(full[0].latents.std()))
     first = round(options.unet_steps * _SMALL_SHARE)
     stages = [Stage(small, first), Stage(full, options.unet_steps - first)]
-    train_denoiser(pipeline, stages, generator, options.snapshots)
+    train_unet(pipeline, stages, generator, options.snapshots)
 
 
 def _encode_scenes(

@@ -33,8 +33,8 @@ def train_text_encoder(
     Args:
         tokens: (scenes, 77) token ids of the captions.
     """
-    answers = torch.tensor([_attributes(scene) for scene in scenes])
-    choices = [int(column.max()) + 1 for column in answers.T]
+    labels = torch.tensor([_attributes(scene) for scene in scenes])
+    choices = [int(column.max()) + 1 for column in labels.T]
     readout = nn.Linear(text_encoder.config.hidden_size, sum(choices))
     parameters = [*text_encoder.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=1e-3)
@@ -45,7 +45,7 @@ def train_text_encoder(
         read = readout(text_encoder(tokens[chosen])[0].mean(dim=1)).split(choices, dim=-1)
         loss = torch.stack(
             [
-                nn.functional.cross_entropy(scores, answers[chosen, attribute])
+                nn.functional.cross_entropy(scores, labels[chosen, attribute])
                 for attribute, scores in enumerate(read)
             ]
         ).sum()

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 where=(--device cuda) seconds=2 epochs=200 tests=() compiled="1 8" tiny=
 if [ "${1:-}" = --tiny ]; then
-  where=(--tiny --device cpu) seconds=0.1 epochs=1 tests=(-k "gate or sum_with") compiled=1 tiny=yes
+  where=(--tiny --device cpu) seconds=0.1 epochs=1 tests=(-k "geglu or bias_add") compiled=1 tiny=yes
   shift
 fi
 out=${1:-benchmarks/results/sitting}

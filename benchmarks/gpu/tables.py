@@ -19,8 +19,8 @@ _ABSENT = "-"
 def gpu_tables(folder: Path) -> str:
     """The tables of every GPU that has a file in ``folder``."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
-    cards = [results for results in found if "matmul_tflops" in results]
-    return "\n".join(map(card_tables, cards)) if cards else NOTHING
+    per_gpu = [results for results in found if "matmul_tflops" in results]
+    return "\n".join(map(device_tables, per_gpu)) if per_gpu else NOTHING
 
 
 def measured(results: dict[str, Any]) -> str:
@@ -29,7 +29,7 @@ def measured(results: dict[str, Any]) -> str:
     return f"version {results.get('version', '0.1')}{dated}"
 
 
-def card_tables(results: dict[str, Any]) -> str:
+def device_tables(results: dict[str, Any]) -> str:
     """The tables of one GPU: the recipe and the best way, each optimization, several styles at
     once, and a whole job."""
     rows = results["rows"]

@@ -8,7 +8,7 @@ import torch
 from adapters.common.device_errors import is_broken_device
 from adapters.common.device_memory import is_out_of_memory
 
-CardError: type[RuntimeError] = getattr(torch, "AcceleratorError", RuntimeError)
+AcceleratorError: type[RuntimeError] = getattr(torch, "AcceleratorError", RuntimeError)
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
 DETAILS = "\nCUDA kernel errors might be asynchronously reported at some other API call."
 
@@ -16,7 +16,7 @@ DETAILS = "\nCUDA kernel errors might be asynchronously reported at some other A
 @pytest.mark.parametrize(
     "error",
     [
-        CardError(ILLEGAL + DETAILS),
+        AcceleratorError(ILLEGAL + DETAILS),
         RuntimeError(ILLEGAL + DETAILS),
         RuntimeError("CUDA error: device-side assert triggered"),
         RuntimeError("CUDA error: uncorrectable ECC error encountered"),
@@ -33,7 +33,7 @@ def test_lost_device_errors_are_recognised(error: Exception) -> None:
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory"),
-        CardError("CUDA error: out of memory" + DETAILS),
+        AcceleratorError("CUDA error: out of memory" + DETAILS),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate"),
         RuntimeError("Triton Error [CUDA]: out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),

@@ -299,14 +299,14 @@ def test_a_blob_cannot_replace_a_folder_or_lie_below_a_blob(blobs: FileBlobStore
 
 
 @pytest.mark.parametrize(
-    ("name", "answer"), [("x" * 300, BlobMissing), ("lone \udcff\ud800 surrogate", BlobDenied)]
+    ("name", "expected"), [("x" * 300, BlobMissing), ("lone \udcff\ud800 surrogate", BlobDenied)]
 )
 def test_an_invalid_file_name_is_refused(
-    blobs: FileBlobStore, name: str, answer: type[Exception]
+    blobs: FileBlobStore, name: str, expected: type[Exception]
 ) -> None:
     blobs.put(AT, b"1")
     at = Location("out", name)
-    with pytest.raises(answer):
+    with pytest.raises(expected):
         blobs.get(at)
     with pytest.raises(BlobDenied):
         blobs.put(at, b"1")

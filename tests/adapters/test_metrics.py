@@ -379,10 +379,10 @@ def test_a_measured_port_passes_calls_and_results_through(
         "blobs": metered(inner, metrics, clock),
         "notifier": MeteredNotifier(inner, metrics, clock.monotonic),
     }[port]
-    answer = getattr(measured, call)(*arguments, **named)
+    result = getattr(measured, call)(*arguments, **named)
     asked = getattr(inner, call)
     asked.assert_called_once_with(*arguments, **named)
-    assert answer is (asked.return_value if call in {"get", "put", "list"} else None)
+    assert result is (asked.return_value if call in {"get", "put", "list"} else None)
 
 
 def test_a_call_is_timed_by_the_clock(metrics: Metrics, clock: ManualClock) -> None:
@@ -491,13 +491,13 @@ def test_an_unavailable_broker_leaves_no_stale_depths(
 
 
 def test_gpus_are_read_when_the_metrics_are_scraped(metrics: Metrics) -> None:
-    cards = [GpuReading(index=0, name="NVIDIA H100", memory_used=5, utilization=0.5)]
-    GpuCollector(lambda: cards, metrics.registry)
+    gpus = [GpuReading(index=0, name="NVIDIA H100", memory_used=5, utilization=0.5)]
+    GpuCollector(lambda: gpus, metrics.registry)
     labels = {"gpu": "0", "model": "NVIDIA H100"}
     assert value(metrics, "gpu_memory_used_bytes", **labels) == 5
     assert value(metrics, "gpu_utilization_ratio", **labels) == 0.5
     assert value(metrics, "gpu_temperature_celsius", **labels) is None
-    cards.clear()
+    gpus.clear()
     assert b"gpu_" not in generate_latest(metrics.registry)
 
 

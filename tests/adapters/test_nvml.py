@@ -28,9 +28,9 @@ class Nvml:
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("nvml"):
             return super().__getattribute__(name)
-        return lambda *args: self.answer(name, *args)
+        return lambda *args: self.call(name, *args)
 
-    def answer(self, name: str, *args: Any) -> Any:
+    def call(self, name: str, *args: Any) -> Any:
         if name == "nvmlInit":
             self.begun += 1
             if not self.starts:
@@ -98,5 +98,5 @@ def test_the_fake_has_the_names_of_the_library() -> None:
 
 
 def test_this_machine_can_be_read() -> None:
-    for card in GpuReader()():
-        assert card.name
+    for gpu in GpuReader()():
+        assert gpu.name

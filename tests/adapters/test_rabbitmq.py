@@ -267,7 +267,7 @@ def test_a_call_runs_at_once_and_a_closed_connection_does_nothing(
 
 
 @pytest.mark.parametrize(
-    ("error", "lost", "told"),
+    ("error", "lost", "expected"),
     [
         (ConnectionResetError("cut"), None, QueueUnavailable),
         (ConnectionResetError("cut"), DeliveryLost("gone"), DeliveryLost),
@@ -279,13 +279,13 @@ def test_a_call_that_breaks_the_session_raises_the_cause(
     connection: Connection,
     error: Exception,
     lost: Exception | None,
-    told: type[Exception],
+    expected: type[Exception],
 ) -> None:
     def fail(_: object) -> None:
         raise error
 
     connection.call(lambda _: None)
-    with pytest.raises(told):
+    with pytest.raises(expected):
         connection.call(fail, lost=lost)
     eventually(lambda: (sessions.ended, len(sessions.all)) == (1, 2))
 
@@ -411,10 +411,10 @@ def test_wrapped_errors_are_reported_with_a_remedy(error: Exception, said: str) 
         exceptions.AMQPConnectionError(AMQPConnectorSocketConnectError(error)),
         exceptions.AMQPConnectionError(AMQPConnectorTransportSetupError(error)),
     ):
-        told = explain(wrapped, options)
-        assert re.match(f"RabbitMQ at broker.example:5672: .*{said}", told)
+        expected = explain(wrapped, options)
+        assert re.match(f"RabbitMQ at broker.example:5672: .*{said}", expected)
         assert is_expected(wrapped)
-        assert "s3cret" not in told
+        assert "s3cret" not in expected
 
 
 def test_a_defect_is_not_taken_for_a_network_error() -> None:

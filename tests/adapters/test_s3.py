@@ -64,15 +64,15 @@ def test_retry_after_of_a_store_is_parsed_in_both_formats_and_bounded(
     named = {"retry-after": header, "date": date}
     headers = {name: value for name, value in named.items() if value is not None}
     metadata: Any = {"HTTPStatusCode": 503, "HTTPHeaders": headers}
-    answer = ClientError(
+    response = ClientError(
         {"Error": {"Code": "SlowDown"}, "ResponseMetadata": metadata}, "PutObject"
     )
-    error = translated(answer, "bucket", "writing s3://bucket/key")
+    error = translated(response, "bucket", "writing s3://bucket/key")
     assert isinstance(error, BlobUnavailable)
     assert error.retry_after == seconds
 
 
-def answered(code: str, number: int) -> ClientError:
+def client_error(code: str, number: int) -> ClientError:
     """An answer of the store; one without a name of its own has its number for one."""
     metadata: Any = {"HTTPStatusCode": number, "HTTPHeaders": {"retry-after": "7"}}
     error: Any = {"Code": code, "Message": "no"}
@@ -82,21 +82,21 @@ def answered(code: str, number: int) -> ClientError:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (answered("TokenRefreshRequired", 400), "expired: give the worker new ones"),
-        (answered("InvalidToken", 400), "new credentials"),
-        (answered("RequestExpired", 400), "clock is wrong"),
-        (answered("InsufficientCapacity", 403), "free space"),
-        (answered("XMinioAdminBucketQuotaExceeded", 400), "free space"),
-        (answered("507", 507), "free space"),
-        (answered("PriorRequestNotComplete", 400), "may be temporary"),
-        (answered("RequestTimeoutException", 400), "may be temporary"),
-        (answered("Throttling", 400), "lower FETCH_CONCURRENCY"),
-        (answered("ThrottlingException", 400), "lower FETCH_CONCURRENCY"),
-        (answered("RequestLimitExceeded", 400), "lower FETCH_CONCURRENCY"),
-        (answered("429", 429), "lower FETCH_CONCURRENCY"),
-        (answered("408", 408), "may be temporary"),
-        (answered("OperationAborted", 409), "may be temporary"),
-        (answered("500", 500), "may be temporary"),
+        (client_error("TokenRefreshRequired", 400), "expired: give the worker new ones"),
+        (client_error("InvalidToken", 400), "new credentials"),
+        (client_error("RequestExpired", 400), "clock is wrong"),
+        (client_error("InsufficientCapacity", 403), "free space"),
+        (client_error("XMinioAdminBucketQuotaExceeded", 400), "free space"),
+        (client_error("507", 507), "free space"),
+        (client_error("PriorRequestNotComplete", 400), "may be temporary"),
+        (client_error("RequestTimeoutException", 400), "may be temporary"),
+        (client_error("Throttling", 400), "lower FETCH_CONCURRENCY"),
+        (client_error("ThrottlingException", 400), "lower FETCH_CONCURRENCY"),
+        (client_error("RequestLimitExceeded", 400), "lower FETCH_CONCURRENCY"),
+        (client_error("429", 429), "lower FETCH_CONCURRENCY"),
+        (client_error("408", 408), "may be temporary"),
+        (client_error("OperationAborted", 409), "may be temporary"),
+        (client_error("500", 500), "may be temporary"),
         (PartialCredentialsError(provider="env", cred_var="key"), "set AWS_ACCESS_KEY_ID"),
         (CredentialRetrievalError(provider="role", error_msg="no"), "give the machine a role"),
         (ConnectTimeoutError(endpoint_url="https://s3.example"), "check the endpoint"),
@@ -112,7 +112,7 @@ def test_temporary_errors_are_not_access_denied(error: Exception, said: str) -> 
 
 @pytest.mark.parametrize(("code", "number"), [("SlowDown", 503), ("429", 429), ("500", 500)])
 def test_a_throttling_error_carries_its_retry_delay(code: str, number: int) -> None:
-    found = translated(answered(code, number), "bucket", "reading")
+    found = translated(client_error(code, number), "bucket", "reading")
     assert isinstance(found, BlobUnavailable)
     assert found.retry_after == 7.0
 
@@ -129,7 +129,7 @@ def test_a_throttling_error_carries_its_retry_delay(code: str, number: int) -> N
     ],
 )
 def test_permanent_errors_are_access_denied(code: str, number: int, said: str) -> None:
-    found = translated(answered(code, number), "bucket", "reading s3://bucket/key")
+    found = translated(client_error(code, number), "bucket", "reading s3://bucket/key")
     assert isinstance(found, BlobDenied)
     assert re.match(f"reading s3://bucket/key: .*{said}", str(found))
 
@@ -148,17 +148,17 @@ class Body(BytesIO):
 class Store:
     """Answers with the same object, whatever is asked for."""
 
-    def __init__(self, **answer: Any) -> None:
+    def __init__(self, **response: Any) -> None:
         self.body = Body(DATA)
-        self._answer: dict[str, Any] = {
+        self._response: dict[str, Any] = {
             "ETag": f'"{MD5}"',
             "ResponseMetadata": {},
             "Body": self.body,
-            **answer,
+            **response,
         }
 
     def get_object(self, **_: str) -> Any:
-        return self._answer
+        return self._response
 
 
 def downloaded(store: Any, max_bytes: int | None = None) -> bytes:
@@ -192,7 +192,7 @@ def test_a_truncated_body_is_damaged_and_closed(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         {"ETag": f'"{OTHER}"', "Metadata": {"sha256": SHA256}},
         {"ETag": f'"{OTHER}-2"'},
@@ -202,12 +202,12 @@ def test_a_truncated_body_is_damaged_and_closed(error: Exception) -> None:
         {"ETag": f'"{OTHER}"', "ResponseMetadata": {"ChecksumAlgorithm": "sha256"}},
     ],
 )
-def test_a_complete_body_is_accepted_with_any_etag(answer: dict[str, Any]) -> None:
-    assert downloaded(Store(**answer)) == DATA
+def test_a_complete_body_is_accepted_with_any_etag(response: dict[str, Any]) -> None:
+    assert downloaded(Store(**response)) == DATA
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         {"ETag": f'"{OTHER}"'},
         {"ETag": OTHER},
@@ -215,9 +215,9 @@ def test_a_complete_body_is_accepted_with_any_etag(answer: dict[str, Any]) -> No
         {"ETag": f'"{MD5}"', "Metadata": {"sha256": "0" * 64}},
     ],
 )
-def test_a_checksum_mismatch_is_a_damaged_body(answer: dict[str, Any]) -> None:
+def test_a_checksum_mismatch_is_a_damaged_body(response: dict[str, Any]) -> None:
     with pytest.raises(ChecksumMismatch):
-        downloaded(Store(**answer))
+        downloaded(Store(**response))
 
 
 class Interrupted(BaseException):
@@ -242,7 +242,7 @@ class Uploads:
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Callable[..., dict[str, str]]:
-        def answer(**named: Any) -> dict[str, str]:
+        def response(**named: Any) -> dict[str, str]:
             self.calls.append(name)
             if name in self._fails:
                 raise self._fails[name]
@@ -250,7 +250,7 @@ class Uploads:
                 self.sizes.append(len(named["Body"]))
             return {"UploadId": "1", "ETag": '"e"'}
 
-        return answer
+        return response
 
 
 IN_PARTS = S3Options(multipart_threshold=len(DATA), part_size=5 * MIB)
@@ -367,9 +367,9 @@ KEYS: dict[str, Any] = {
     ],
 )
 def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said) as told:
+    with pytest.raises(ValueError, match=said) as raised:
         S3Options(**wrong)
-    assert "hunter2" not in str(told.value)
+    assert "hunter2" not in str(raised.value)
 
 
 def test_minimum_options_are_accepted_and_no_secret_is_shown() -> None:

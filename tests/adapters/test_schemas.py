@@ -195,7 +195,7 @@ def test_the_size_of_a_message_is_limited() -> None:
 
 
 @pytest.mark.parametrize(
-    ("once", "twice", "key", "told"),
+    ("once", "twice", "key", "style_id"),
     [
         ('"style_id": 123', '"style_id": 123, "style_id": 124', "'style_id'", None),
         ('"data":', '"data": {"style_id": 9}, "data":', "'data'", None),
@@ -204,13 +204,13 @@ def test_the_size_of_a_message_is_limited() -> None:
     ],
 )
 def test_a_duplicate_key_is_refused_by_name(
-    once: str, twice: str, key: str, told: int | None
+    once: str, twice: str, key: str, style_id: int | None
 ) -> None:
     body = json.dumps(MESSAGE).replace(once, twice)
     with pytest.raises(InvalidTask) as caught:
         read(body.encode())
     assert str(caught.value) == f"message is one with {key} twice: give every key once"
-    assert caught.value.style_id == told
+    assert caught.value.style_id == style_id
 
 
 def test_a_long_message_of_duplicate_keys_and_huge_numbers_is_refused() -> None:
@@ -338,7 +338,7 @@ def test_unknown_keys_are_ignored_with_one_warning_that_names_them(
 
 @pytest.mark.parametrize("key", ["callback_url", "webhook_url"])
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "logged"),
     [
         ("https://stylelicense.com/anything", False),
         ("https://STYLELICENSE.com:443/x", False),
@@ -351,11 +351,11 @@ def test_unknown_keys_are_ignored_with_one_warning_that_names_them(
     ],
 )
 def test_a_foreign_callback_host_is_only_logged(
-    caplog: pytest.LogCaptureFixture, key: str, url: object, told: bool
+    caplog: pytest.LogCaptureFixture, key: str, url: object, logged: bool
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert read(with_value(key, url)).style_id == 123
-    assert [key in record.getMessage() for record in caplog.records] == ([True] if told else [])
+    assert [key in record.getMessage() for record in caplog.records] == ([True] if logged else [])
 
 
 def test_without_a_backend_no_host_is_compared(caplog: pytest.LogCaptureFixture) -> None:

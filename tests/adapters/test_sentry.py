@@ -94,11 +94,11 @@ def test_errors_of_concurrent_jobs_carry_their_own_job(wire: Wire, context: LogC
     for worker in workers:
         worker.join()
     sentry_sdk.flush()
-    told = {
+    tags = {
         event["logentry"]["message"] % tuple(event["logentry"]["params"]): event["tags"]
         for event in wire.events
     }
-    assert told == {
+    assert tags == {
         f"style {n} broke": {"task_id": f"t{n}", "style_id": str(n), "attempt": "1"}
         for n in (1, 2)
     }

@@ -37,7 +37,7 @@ EPOCHS = 25
 STEPS = 3 * EPOCHS
 
 
-class Onlookers:
+class Observers:
     """One worker's, as ``entrypoints/bootstrap.py`` puts them together."""
 
     def __init__(self) -> None:
@@ -78,9 +78,9 @@ class Onlookers:
 
 
 @pytest.fixture
-def onlookers() -> Iterator[Onlookers]:
+def observers() -> Iterator[Observers]:
     """Three jobs have run side by side."""
-    found, root = Onlookers(), logging.getLogger()
+    found, root = Observers(), logging.getLogger()
     level, switching = root.level, sys.getswitchinterval()
     root.addHandler(found.job_log)
     root.setLevel(logging.DEBUG)
@@ -96,10 +96,10 @@ def onlookers() -> Iterator[Onlookers]:
         root.removeHandler(found.job_log)
 
 
-def test_concurrent_jobs_have_their_own_log_metrics_and_slot(onlookers: Onlookers) -> None:
-    assert onlookers.max_active == len(STYLES)
+def test_concurrent_jobs_have_their_own_log_metrics_and_slot(observers: Observers) -> None:
+    assert observers.max_active == len(STYLES)
 
-    logs = {at.key.split("/")[1]: data.decode() for at, data in onlookers.logs.blobs.items()}
+    logs = {at.key.split("/")[1]: data.decode() for at, data in observers.logs.blobs.items()}
     assert logs.keys() == {f"task-{n}" for n in STYLES}
     for task_id, text in logs.items():
         lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
@@ -110,7 +110,7 @@ def test_concurrent_jobs_have_their_own_log_metrics_and_slot(onlookers: Onlooker
         assert all(f"task-{n}" not in text for n in STYLES if task_id != f"task-{n}")
 
     def value(name: str, **labels: str) -> float | None:
-        return onlookers.metrics.registry.get_sample_value(f"style_trainer_{name}", labels)
+        return observers.metrics.registry.get_sample_value(f"style_trainer_{name}", labels)
 
     assert [value("steps_total", slot=slot) for slot in "012"] == [STEPS] * 3
     assert value("jobs_total", result="completed", code="none") == 3
@@ -118,9 +118,9 @@ def test_concurrent_jobs_have_their_own_log_metrics_and_slot(onlookers: Onlooker
     assert value("active_jobs") == 0
     assert [value("phase", slot=slot, phase="idle") for slot in "012"] == [1, None, None]
 
-    snapshot = onlookers.worker_state.snapshot()
+    snapshot = observers.worker_state.snapshot()
     assert (snapshot["job"], snapshot["jobs"]) == (None, [])
     assert {job["style_id"] for job in snapshot["recent"]} == set(STYLES)
     assert {job["result"] for job in snapshot["recent"]} == {"completed"}
     assert [epoch for epoch, _ in snapshot["last"]["curve"]] == list(range(1, EPOCHS + 1))
-    assert (onlookers.preview_cache.shown() or {})["epoch"] == EPOCHS
+    assert (observers.preview_cache.shown() or {})["epoch"] == EPOCHS

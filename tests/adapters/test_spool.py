@@ -198,10 +198,14 @@ def test_dead_letters_of_the_same_name_are_all_kept(folder: Path, queue: SpoolQu
     for number in (b"1", b"2", b"3"):
         (folder / "task.json").write_bytes(b'{"task": %s}' % number)
         queue.dead_letter(receive(queue), "wrong")
-    letters = sorted((folder / "dead").glob("*.json"))
-    assert sorted(letter.read_bytes()[-2:] for letter in letters) == [b"1}", b"2}", b"3}"]
-    for letter in letters:
-        note = json.loads(letter.with_name(f"{letter.name}.reason").read_text("utf-8"))
+    dead_letters = sorted((folder / "dead").glob("*.json"))
+    assert sorted(dead_letter.read_bytes()[-2:] for dead_letter in dead_letters) == [
+        b"1}",
+        b"2}",
+        b"3}",
+    ]
+    for dead_letter in dead_letters:
+        note = json.loads(dead_letter.with_name(f"{dead_letter.name}.reason").read_text("utf-8"))
         assert note == {"since": "2026-01-01T00:00:00+00:00", "reason": "wrong", "details": {}}
 
 

@@ -66,10 +66,10 @@ PATHS = [
 
 def test_a_worker_that_can_take_tasks_is_ready_and_says_why() -> None:
     client = local(idle())
-    answer = client.get("/health/ready")
-    assert answer.status_code == 200
+    response = client.get("/health/ready")
+    assert response.status_code == 200
     checks = {"Queue": True, "Base model": True, "Disk": True}
-    assert answer.json() == {"ready": True, "checks": checks}
+    assert response.json() == {"ready": True, "checks": checks}
     status = client.get("/api/status").json()
     assert {check["name"]: check["reason"] for check in status["checks"]} == {
         "Queue": "rabbitmq:5672 responds",
@@ -81,18 +81,18 @@ def test_a_worker_that_can_take_tasks_is_ready_and_says_why() -> None:
 def test_a_worker_that_cannot_take_tasks_is_alive_and_not_ready() -> None:
     client = local(failed())
     assert client.get("/health/live").status_code == 200
-    answer = client.get("/health/ready")
-    assert answer.status_code == 503
-    broken = {name for name, ok in answer.json()["checks"].items() if not ok}
+    response = client.get("/health/ready")
+    assert response.status_code == 503
+    broken = {name for name, ok in response.json()["checks"].items() if not ok}
     assert broken == {"Queue", "Disk"}
 
 
 def test_without_a_token_the_failing_check_is_named_without_the_reason() -> None:
-    answer = remote(failed()).get("/health/ready")
-    assert answer.status_code == 503
-    assert set(answer.json()["checks"]) == {"Queue", "Base model", "Disk"}
+    response = remote(failed()).get("/health/ready")
+    assert response.status_code == 503
+    assert set(response.json()["checks"]) == {"Queue", "Base model", "Disk"}
     for detail in ("rabbitmq", "/var/lib", "GB", "s3://"):
-        assert detail not in answer.text
+        assert detail not in response.text
 
 
 def test_a_check_that_raises_is_not_ready_and_breaks_nothing() -> None:
@@ -104,9 +104,9 @@ def test_a_check_that_raises_is_not_ready_and_breaks_nothing() -> None:
     client = TestClient(
         build_app(sources, host="127.0.0.1", token=None), base_url="http://localhost"
     )
-    answer = client.get("/health/ready")
-    assert answer.status_code == 503
-    assert answer.json()["checks"] == {"Disk": False}
+    response = client.get("/health/ready")
+    assert response.status_code == 503
+    assert response.json()["checks"] == {"Disk": False}
     (check,) = client.get("/api/status").json()["checks"]
     assert check["reason"] == "OSError: no such folder"
 
@@ -122,9 +122,9 @@ def test_the_status_has_everything_the_page_shows() -> None:
 
 
 def test_metrics_are_those_of_the_registry_and_can_be_parsed() -> None:
-    answer = local(training()).get("/metrics")
-    assert answer.headers["Content-Type"].startswith("text/plain")
-    names = {family.name for family in text_string_to_metric_families(answer.text)}
+    response = local(training()).get("/metrics")
+    assert response.headers["Content-Type"].startswith("text/plain")
+    names = {family.name for family in text_string_to_metric_families(response.text)}
     assert {"style_trainer_jobs", "style_trainer_gpu_memory_used_bytes"} <= names
 
 
@@ -266,9 +266,9 @@ def test_no_file_of_the_page_names_another_host() -> None:
 def test_an_unknown_host_header_is_refused(host: str) -> None:
     client = local(idle())
     for path in (*PATHS, "/health/ready"):
-        answer = client.get(path, headers={"Host": host})
-        assert answer.status_code == 421
-        assert "atelier-1" not in answer.text
+        response = client.get(path, headers={"Host": host})
+        assert response.status_code == 421
+        assert "atelier-1" not in response.text
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:9", "127.0.0.1:8080", "[::1]:8080"])
@@ -279,10 +279,10 @@ def test_host_headers_of_this_machine_are_accepted(host: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_the_network_sees_nothing_without_the_token(path: str) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": f"{COOKIE}=wrong"}):
-        answer = remote(training()).get(path, headers=headers)
-        assert answer.status_code == 401
+        response = remote(training()).get(path, headers=headers)
+        assert response.status_code == 401
         for fact in ("atelier-1", "550e8400", "lighthouse", "style_trainer_"):
-            assert fact not in answer.text.replace(COOKIE, "")
+            assert fact not in response.text.replace(COOKIE, "")
 
 
 @pytest.mark.parametrize("host", ["worker.example/health/live?", "worker.example/page.css#"])
@@ -305,10 +305,10 @@ def test_a_program_sends_the_token_in_a_header() -> None:
 
 def test_a_token_in_the_url_signs_in_and_is_removed_from_the_url() -> None:
     client = remote(training())
-    answer = client.get("/", params={"token": TOKEN}, follow_redirects=False)
-    assert answer.status_code == 303
-    assert answer.headers["Location"] == "/"
-    cookie = answer.headers["Set-Cookie"]
+    response = client.get("/", params={"token": TOKEN}, follow_redirects=False)
+    assert response.status_code == 303
+    assert response.headers["Location"] == "/"
+    cookie = response.headers["Set-Cookie"]
     assert TOKEN not in cookie
     assert "HttpOnly" in cookie
     assert "samesite=lax" in cookie.lower()
@@ -378,8 +378,8 @@ def url() -> Iterator[str]:
 
 
 def fetch(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return json.load(response)
 
 
 def test_a_real_server_answers_from_its_own_thread(url: str) -> None:

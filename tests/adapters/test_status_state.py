@@ -126,8 +126,13 @@ def test_an_earlier_outcome_keeps_its_line_when_the_task_is_retried_later() -> N
     scene.tell(received(task(6)))
     scene.tell(settled(task(6), wait))
     lines = [(job["result"], job["attempt"]) for job in shown(scene)["recent"]]
-    aside = "retry later"
-    assert lines == [(aside, None), (aside, 1), (aside, None), ("requeued", None)]
+    retry_later = "retry later"
+    assert lines == [
+        (retry_later, None),
+        (retry_later, 1),
+        (retry_later, None),
+        ("requeued", None),
+    ]
 
 
 def test_a_duplicate_message_of_a_finished_job_is_no_job() -> None:

@@ -214,7 +214,7 @@ def test_a_token_echoed_by_the_backend_is_redacted(said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("silence", "told"),
+    ("silence", "message"),
     [
         (TransportError("cut", sent=True), "may or may not have received the call: cut"),
         (
@@ -232,9 +232,9 @@ def test_a_token_echoed_by_the_backend_is_redacted(said: str) -> None:
     ],
 )
 def test_a_call_that_may_have_arrived_is_distinguished_from_one_that_did_not(
-    silence: TransportError, told: str
+    silence: TransportError, message: str
 ) -> None:
-    assert told in str(connection_error(silence, "https://b", TOKEN))
+    assert message in str(connection_error(silence, "https://b", TOKEN))
 
 
 def test_text_above_the_limit_is_cut_to_it() -> None:

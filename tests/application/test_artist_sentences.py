@@ -33,7 +33,7 @@ OPERATORS_WORDS = re.compile(
 )
 
 
-def told(world: World) -> list[Failure]:
+def reported_failures(world: World) -> list[Failure]:
     return [call.payload for call in world.notifier.final if isinstance(call.payload, Failure)]
 
 
@@ -43,17 +43,17 @@ def low_quality() -> Iterator[Failure]:
     world.blobs.delete(Location("media", "7/04.jpg"))
     world.blobs.put(Location("media", "7/05.jpg"), b"x" * (10 * 1024**2 + 1))
     world.worker()(a_task(), StopSignal())
-    yield from told(world)
+    yield from reported_failures(world)
     world = World()
     world.worker()(a_task(images=1), StopSignal())
-    yield from told(world)
+    yield from reported_failures(world)
 
 
 def too_many_failures() -> Iterator[Failure]:
     world = World()
     config = replace(CONFIG, max_failures=0)
     world.worker(config=config)(a_task(), StopSignal())
-    yield from told(world)
+    yield from reported_failures(world)
 
 
 def bad_messages() -> Iterator[Failure]:
@@ -76,7 +76,7 @@ def bad_messages() -> Iterator[Failure]:
         queue = MemoryQueue(world.clock)
         queue.publish(json.dumps(body).encode())
         loop_over(world, queue)(StopSignal(), until_empty=True)
-        (failure,) = told(world)
+        (failure,) = reported_failures(world)
         yield failure
 
 
@@ -86,7 +86,7 @@ def too_large() -> Iterator[Failure]:
             check_size(a_task(**named), max_steps=10, max_resolution=64)
         world = World()
         loop_over(world, MemoryQueue(world.clock)).reject(b"", caught.value, StopSignal(), 0)
-        yield from told(world)
+        yield from reported_failures(world)
 
 
 def unusable_lora() -> Iterator[Failure]:
@@ -98,7 +98,7 @@ def unusable_lora() -> Iterator[Failure]:
         world = World()
         task = a_task(network_weights="s3://media/lora.safetensors")
         world.worker(load_lora=load)(task, StopSignal())
-        yield from told(world)
+        yield from reported_failures(world)
 
 
 def missing_optimizer() -> Iterator[Failure]:
@@ -116,12 +116,12 @@ def diverged() -> Iterator[Failure]:
 
 
 def test_no_message_to_the_artist_has_operator_terms() -> None:
-    ways = (
+    sources = (
         *(low_quality, too_many_failures, bad_messages, too_large, unusable_lora),
         *(missing_optimizer, diverged),
     )
     failures = [
-        *(failure for way in ways for failure in way()),
+        *(failure for source in sources for failure in source()),
         gpu_oom().failure,
         NOT_LEARNED,
         CANCELLED,

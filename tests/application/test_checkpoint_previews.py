@@ -193,8 +193,8 @@ def test_previews_are_scored_announced_and_shown_in_the_report() -> None:
     scores = reporter.report.scores
     assert list(scores) == [10, 20, 25], "the last are those of the report's own previews"
     assert [score.closeness for score in scores.values()] == [0.4, 0.8, 1.0]
-    told = [event for event in world.events if isinstance(event, PreviewsScored)]
-    assert [(event.epoch, event.closeness) for event in told] == [(10, 0.4), (20, 0.8)]
+    scored = [event for event in world.events if isinstance(event, PreviewsScored)]
+    assert [(event.epoch, event.closeness) for event in scored] == [(10, 0.4), (20, 0.8)]
 
 
 def test_previews_that_cannot_be_scored_are_shown_without_scores(
@@ -219,11 +219,11 @@ def test_previews_that_cannot_be_scored_are_shown_without_scores(
     assert "could not score the previews" in caplog.text
 
 
-def full_card() -> Exception:
+def out_of_memory() -> Exception:
     return TrainingFailed(Failure(FailureCode.GPU_OOM, "full"))
 
 
-@pytest.mark.parametrize("error", [full_card, lambda: BlobUnavailable("away"), RuntimeError])
+@pytest.mark.parametrize("error", [out_of_memory, lambda: BlobUnavailable("away"), RuntimeError])
 def test_failing_previews_do_not_fail_the_job(error: Callable[[], Exception]) -> None:
     world = World()
     undisturbed = World()

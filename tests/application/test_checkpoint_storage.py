@@ -186,14 +186,14 @@ def test_a_job_whose_checkpoint_is_denied_is_retried_later_and_finally_dead_lett
     assert worker(a_task(), StopSignal(), CONFIG.max_retries) == DeadLetter("not yours")
 
 
-@pytest.mark.parametrize("grace", [60.0, math.inf])
+@pytest.mark.parametrize("timeout", [60.0, math.inf])
 def test_shutdown_waits_for_the_checkpoint_being_stored_and_drops_a_newer_one(
-    world: World, gate: threading.Event, uploads: ThreadPoolExecutor, grace: float
+    world: World, gate: threading.Event, uploads: ThreadPoolExecutor, timeout: float
 ) -> None:
     stop = StopSignal()
 
     def shut_down() -> None:
-        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + grace)
+        stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + timeout)
         threading.Timer(0.1, gate.set).start()
 
     worker = a_worker(

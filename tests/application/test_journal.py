@@ -79,7 +79,7 @@ def test_unknown_fields_of_a_newer_worker_are_ignored(part: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "value", "told"),
+    ("part", "name", "value", "problem"),
     [
         ("parameters", "invented_later", 3, "it has invented_later"),
         ("parameters", "rank", 9999, "it has rank=9999: .*"),
@@ -88,12 +88,12 @@ def test_unknown_fields_of_a_newer_worker_are_ignored(part: str | None) -> None:
     ],
 )
 def test_a_newer_record_version_is_left_to_a_newer_worker(
-    part: str | None, name: str, value: object, told: str
+    part: str | None, name: str, value: object, problem: str
 ) -> None:
     record = written(JOB)
     (record[part] if part else record)[name] = value
     with pytest.raises(
-        RecordNewer, match=rf"newer worker version \({told}\): upgrade this worker"
+        RecordNewer, match=rf"newer worker version \({problem}\): upgrade this worker"
     ):
         decode_job(record)
 
@@ -146,8 +146,8 @@ def test_reading_a_record_returns_the_job_or_none() -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
     assert read_record(blobs, at) is None
     job, event = TrainingJob(task_id="task-1", style_id=7).start()
-    told: list[WorkerEvent] = []
-    store(blobs, told.append).open(job).apply((job, event))
+    seen: list[WorkerEvent] = []
+    store(blobs, seen.append).open(job).apply((job, event))
     assert read_record(blobs, at) == job
 
 

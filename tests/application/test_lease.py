@@ -29,9 +29,9 @@ def test_a_live_lease_of_another_worker_makes_the_message_retry_later(world: Wor
 
     outcome = world.worker(trainer=Watched(world, 30, meanwhile))(a_task(), StopSignal())
     assert outcome == Ack()
-    (put_aside,) = inner
-    assert isinstance(put_aside, RetryLater)
-    assert 0 < put_aside.delay <= CONFIG.lease.seconds
+    (retry_later,) = inner
+    assert isinstance(retry_later, RetryLater)
+    assert 0 < retry_later.delay <= CONFIG.lease.seconds
     assert len(world.notifier.final) == 1
     assert world.trainer.opened == 0
 
@@ -127,8 +127,8 @@ def test_a_clock_that_jumps_ahead_takes_no_live_lease(world: World) -> None:
 
 def test_a_longer_lease_term_is_respected(world: World) -> None:
     """Workers may be set differently: what looks expired to us may not have to be renewed yet."""
-    patient = LeaseTerms(20 * CONFIG.lease.seconds)
-    lease = world.lease("patient", patient)
+    longer = LeaseTerms(20 * CONFIG.lease.seconds)
+    lease = world.lease("longer", longer)
     with lease.hold(StopSignal(), is_finished=lambda: False):
         world.clock.advance(10.0)
         outcome = world.worker()(a_task(), StopSignal())
@@ -202,7 +202,7 @@ def test_a_worker_that_lost_its_lease_writes_and_sends_nothing(world: World) -> 
 def test_a_worker_that_lost_its_lease_sends_no_progress_during_a_long_step(
     world: World,
 ) -> None:
-    told: list[int] = []
+    calls: list[int] = []
 
     def lose_it_in_mid_step() -> None:
         world.blobs.put(
@@ -210,21 +210,21 @@ def test_a_worker_that_lost_its_lease_sends_no_progress_during_a_long_step(
             b'{"owner": "thief", "expires_at": "2100-01-01T00:00:00+00:00", "revision": 99}',
         )
         world.clock.advance(CONFIG.lease.renew_every)
-        told.append(len(world.notifier.calls))
+        calls.append(len(world.notifier.calls))
         world.clock.advance(10 * CONFIG.lease.seconds)
-        told.append(len(world.notifier.calls))
+        calls.append(len(world.notifier.calls))
 
     trainer = Watched(world, 18, lose_it_in_mid_step)
     config = replace(CONFIG, progress_every=1.0)
     world.worker(trainer=trainer, config=config)(a_task(), StopSignal())
-    assert told[0] > 0
-    assert told[1] == told[0]
+    assert calls[0] > 0
+    assert calls[1] == calls[0]
 
 
 def test_a_worker_that_cannot_renew_stops_calling_before_the_lease_expires(
     world: World,
 ) -> None:
-    told: list[float] = []
+    sent_at: list[float] = []
     away: list[bool] = []
 
     class CutOff:
@@ -239,7 +239,7 @@ def test_a_worker_that_cannot_renew_stops_calling_before_the_lease_expires(
     class Noting:
         def __getattr__(self, name: str) -> Any:
             def call(*content: Any) -> None:
-                told.append(world.clock.monotonic())
+                sent_at.append(world.clock.monotonic())
 
             return call
 
@@ -254,10 +254,10 @@ def test_a_worker_that_cannot_renew_stops_calling_before_the_lease_expires(
     world.worker(
         trainer=Watched(world, 20, lose_the_way), notifier=Noting(), blobs=CutOff(), config=config
     )(a_task(), StopSignal())
-    silent = [moment for moment in told if 0 < moment - began[0] < 10 * CONFIG.lease.seconds]
+    silent = [moment for moment in sent_at if 0 < moment - began[0] < 10 * CONFIG.lease.seconds]
     assert silent, "it speaks on while the lease is certainly its own"
     assert max(silent) - began[0] <= CONFIG.lease.takeover_delay
-    assert told[-1] > began[0] + 10 * CONFIG.lease.seconds, "and again once it is"
+    assert sent_at[-1] > began[0] + 10 * CONFIG.lease.seconds, "and again once it is"
 
 
 def test_completing_a_job_leaves_a_lease_taken_over_by_another(

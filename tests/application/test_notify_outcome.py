@@ -18,17 +18,17 @@ from domain.job import JobState, TrainingJob
 from tests.application.world import TASK_ID, World
 
 
-class Answering:
+class ScriptedNotifier:
     """A backend that takes or refuses each final call as told; what is not told is taken."""
 
-    def __init__(self, *answers: Exception | None, arrived: bool | None = None) -> None:
-        self.answers: Iterator[Exception | None] = iter(answers)
+    def __init__(self, *responses: Exception | None, arrived: bool | None = None) -> None:
+        self.responses: Iterator[Exception | None] = iter(responses)
         self.tasks: list[str] = []
         self.arrived = arrived
 
     def failed(self, task_id: str, _style_id: int, _failure: Failure) -> None:
         self.tasks.append(task_id)
-        if (error := next(self.answers, None)) is not None:
+        if (error := next(self.responses, None)) is not None:
             raise error
 
     def has_arrived(self, *_outcome: object) -> bool | None:
@@ -51,7 +51,7 @@ def failing(world: World) -> Entry:
 
 def announce(
     world: World,
-    backend: Answering,
+    backend: ScriptedNotifier,
     *,
     entry: Entry | None = None,
     stop: StopSignal | None = None,
@@ -67,7 +67,7 @@ def announce(
 
 
 def test_attempts_are_counted_and_delays_double_up_to_the_maximum(world: World) -> None:
-    backend, began = Answering(*[away()] * 9), world.clock.monotonic()
+    backend, began = ScriptedNotifier(*[away()] * 9), world.clock.monotonic()
     with pytest.raises(NotifierUnavailable, match="502"):
         announce(world, backend, tries=6, first_pause=1.0, max_pause=5.0)
     assert world.clock.monotonic() - began == pytest.approx(1.0 + 2.0 + 4.0 + 5.0 + 5.0)
@@ -77,7 +77,7 @@ def test_attempts_are_counted_and_delays_double_up_to_the_maximum(world: World) 
 
 def test_jitter_shortens_a_delay_by_up_to_a_half(world: World) -> None:
     chances, began = iter([0.0, 0.5]), world.clock.monotonic()
-    backend = Answering(away(), away())
+    backend = ScriptedNotifier(away(), away())
     assert announce(world, backend, first_pause=8.0, random=lambda: next(chances)) == Ack()
     assert world.clock.monotonic() - began == pytest.approx(4.0 + 15.0 * 0.75)
 
@@ -87,12 +87,12 @@ def test_a_delay_is_never_shorter_than_retry_after(
     world: World, asked: float | None, waited: float
 ) -> None:
     began = world.clock.monotonic()
-    assert announce(world, Answering(away(asked))) == Ack()
+    assert announce(world, ScriptedNotifier(away(asked))) == Ack()
     assert world.clock.monotonic() - began == pytest.approx(waited)
 
 
 def test_a_long_retry_after_is_left_to_a_later_delivery(world: World) -> None:
-    backend, began = Answering(away(600.0)), world.clock.monotonic()
+    backend, began = ScriptedNotifier(away(600.0)), world.clock.monotonic()
     with pytest.raises(NotifierUnavailable) as caught:
         announce(world, backend)
     assert caught.value.retry_after == 600.0
@@ -101,7 +101,7 @@ def test_a_long_retry_after_is_left_to_a_later_delivery(world: World) -> None:
 
 
 def test_a_call_that_has_arrived_is_recorded_and_not_repeated(world: World) -> None:
-    backend = Answering(away(), arrived=True)
+    backend = ScriptedNotifier(away(), arrived=True)
     assert announce(world, backend) == Ack()
     assert len(backend.tasks) == 1
     assert world.job().state is JobState.FAILED
@@ -112,7 +112,7 @@ def test_a_lost_workers_call_is_looked_up_before_it_is_repeated(
 ) -> None:
     lost = failing(world)
     lost.apply(lost.job.begin_announcement())
-    backend = Answering(arrived=True)
+    backend = ScriptedNotifier(arrived=True)
     assert announce(world, backend, entry=opened(world)) == Ack()
     assert backend.tasks == []
     assert world.job().state is JobState.FAILED
@@ -120,20 +120,20 @@ def test_a_lost_workers_call_is_looked_up_before_it_is_repeated(
 
 @pytest.mark.parametrize("arrived", [False, None])
 def test_a_call_that_may_not_have_arrived_is_repeated(world: World, arrived: bool | None) -> None:
-    backend = Answering(away(), arrived=arrived)
+    backend = ScriptedNotifier(away(), arrived=arrived)
     assert announce(world, backend) == Ack()
     assert len(backend.tasks) == 2
 
 
 def test_a_refusal_is_not_repeated(world: World) -> None:
-    backend = Answering(NotifierRefused("404"))
+    backend = ScriptedNotifier(NotifierRefused("404"))
     assert announce(world, backend) == DeadLetter("the backend rejects the outcome: 404")
     assert len(backend.tasks) == 1
 
 
 def test_the_lease_is_renewed_before_every_attempt(world: World) -> None:
     held: list[int] = []
-    backend = Answering(away(), away())
+    backend = ScriptedNotifier(away(), away())
     announce(world, backend, extend_lease=lambda: held.append(len(backend.tasks)))
     assert held == [0, 1, 2]
 
@@ -143,7 +143,7 @@ def test_without_a_certain_lease_no_call_is_made(world: World, error: Exception)
     def unsure() -> None:
         raise error
 
-    backend = Answering()
+    backend = ScriptedNotifier()
     with pytest.raises(type(error)):
         announce(world, backend, extend_lease=unsure)
     assert backend.tasks == []
@@ -151,7 +151,7 @@ def test_without_a_certain_lease_no_call_is_made(world: World, error: Exception)
 
 def test_a_worker_overtaken_between_attempts_makes_no_further_call(world: World) -> None:
     """The one who has the job now has told the backend already."""
-    entry, backend = failing(world), Answering(away(), None)
+    entry, backend = failing(world), ScriptedNotifier(away(), None)
 
     def overtake() -> None:
         if backend.tasks:
@@ -174,7 +174,7 @@ def test_a_pause_while_recording_the_intent_rechecks_the_lease(
         if len(asked) > 1:
             raise LeaseLost("another worker has renewed it")
 
-    backend = Answering()
+    backend = ScriptedNotifier()
     with pytest.raises(LeaseLost):
         announce(world, backend, extend_lease=extend_lease, lease_is_valid=lambda: False)
     assert backend.tasks == []
@@ -182,7 +182,7 @@ def test_a_pause_while_recording_the_intent_rechecks_the_lease(
 
 
 def test_after_a_stop_no_call_is_repeated(world: World) -> None:
-    stop, backend = StopSignal(), Answering(away(), away())
+    stop, backend = StopSignal(), ScriptedNotifier(away(), away())
     with (
         world.clock.every(0.5, lambda: stop.request(StopReason.SHUTDOWN)),
         pytest.raises(NotifierUnavailable),
@@ -195,7 +195,7 @@ def test_after_a_stop_no_call_is_repeated(world: World) -> None:
 def test_a_call_that_would_be_cut_off_is_not_started(
     world: World, left: float, calls: int
 ) -> None:
-    stop, backend = StopSignal(), Answering()
+    stop, backend = StopSignal(), ScriptedNotifier()
     world.clock.advance(100.0)
     stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + left)
     outcome = announce(world, backend, stop=stop)

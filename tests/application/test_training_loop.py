@@ -55,20 +55,20 @@ def test_progress_is_sent_at_its_interval_and_never_after_the_end(world: World) 
     world.worker()(a_task(), StopSignal())
     kinds = [call.kind for call in world.notifier.calls]
     assert kinds[-1] == "completed"
-    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
-    assert len(told) == 75 // 7
-    assert [p.current_step for p in told] == sorted(p.current_step for p in told)
-    assert all(p.steps_per_second == pytest.approx(1.0, rel=0.2) for p in told)
-    assert told[-1].loss == 1 / (1 + told[-1].current_epoch)
+    sent = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert len(sent) == 75 // 7
+    assert [p.current_step for p in sent] == sorted(p.current_step for p in sent)
+    assert all(p.steps_per_second == pytest.approx(1.0, rel=0.2) for p in sent)
+    assert sent[-1].loss == 1 / (1 + sent[-1].current_epoch)
 
 
 def test_no_progress_is_sent_before_its_speed_is_known(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.worker(config=replace(CONFIG, progress_every=0.25))(a_task(), StopSignal())
-    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
-    assert told[0].current_step == 2
-    assert None not in {p.steps_per_second for p in told}
+    sent = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert sent[0].current_step == 2
+    assert None not in {p.steps_per_second for p in sent}
     made = [e.progress for e in world.events if isinstance(e, ProgressMade)]
     assert [p.steps_per_second is None for p in made[:3]] == [True, False, False]
     assert caplog.messages == []
@@ -82,9 +82,9 @@ def test_repeated_steps_are_sent_with_the_current_speed(world: World) -> None:
     world.notifier.calls.clear()
     slower = MemoryTrainer(world.clock, step_seconds=5.0)
     assert world.worker(trainer=slower)(a_task(), StopSignal()) == Ack()
-    told = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
-    assert (told[0].current_step, told[0].redone) == (54, 22)
-    assert all(p.steps_per_second == pytest.approx(0.2) for p in told)
+    sent = [c.payload for c in world.notifier.calls if isinstance(c.payload, Progress)]
+    assert (sent[0].current_step, sent[0].redone) == (54, 22)
+    assert all(p.steps_per_second == pytest.approx(0.2) for p in sent)
 
 
 @pytest.mark.parametrize("error", [NotifierUnavailable("502"), NotifierRefused("404")])

@@ -346,11 +346,11 @@ def test_an_unavailable_broker_is_waited_for_and_logged_once_per_outage(
     asking = QueueUnavailable("connection refused", retry_after=9.0)
 
     class Flaky(MemoryQueue):
-        answers = iter([refused, asking, refused, None, refused])
+        responses = iter([refused, asking, refused, None, refused])
 
         def receive(self, timeout: float) -> Delivery | None:
             looks.append(world.clock.monotonic())
-            if (error := next(self.answers, None)) is not None:
+            if (error := next(self.responses, None)) is not None:
                 raise error
             return super().receive(timeout)
 

@@ -102,17 +102,17 @@ def test_jobs_of_one_batch_key_train_together_and_each_is_announced_once(
 def test_a_stop_ends_every_loop(queue: MemoryQueue) -> None:
     for task in tasks(2):
         queue.publish(encode_task(task))
-    stop, in_hand = StopSignal(), threading.Barrier(3)
+    stop, all_started = StopSignal(), threading.Barrier(3)
 
     def run(_task: TrainingTask, own: StopSignal, _retries: int) -> Settlement:
-        in_hand.wait(LONG)
+        all_started.wait(LONG)
         while own.reason is None:
             pass
         return Ack()
 
     working = threading.Thread(target=worker_pool_of(2, queue, lambda _: run), args=(stop,))
     working.start()
-    in_hand.wait(LONG)
+    all_started.wait(LONG)
     stop.request(StopReason.SHUTDOWN)
     working.join(LONG)
     assert not working.is_alive()

@@ -96,15 +96,15 @@ class Fault:
         if self.dead:
             raise Crash
         self.calls.append(name)
-        strikes = len(self.calls) == self.at
-        if strikes and not self.after:
-            self._strike()
+        crashes = len(self.calls) == self.at
+        if crashes and not self.after:
+            self._crash()
         result = method(*args, **kwargs)
-        if strikes:
-            self._strike()
+        if crashes:
+            self._crash()
         return result
 
-    def _strike(self) -> None:
+    def _crash(self) -> None:
         error = self.error()
         self.dead = isinstance(error, Crash)
         raise error

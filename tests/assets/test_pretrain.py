@@ -13,15 +13,15 @@ from diffusers import StableDiffusionPipeline
 import assets
 from assets.architecture import build_pipeline
 from assets.drawing import Scene, compose_scene, describe
-from assets.train_denoiser import (
+from assets.train_text_encoder import train_text_encoder
+from assets.train_unet import (
     LatentBucket,
     Stage,
     encode_captions,
     timestep_weights,
     tokenize,
-    train_denoiser,
+    train_unet,
 )
-from assets.train_text_encoder import train_text_encoder
 from assets.vocabulary import write_vocabulary
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
@@ -53,7 +53,7 @@ def _train(pipeline: StableDiffusionPipeline, seed: int) -> torch.Tensor:
     )
     before = _weights(pipeline.unet).clone()
     stages = [Stage([small], 2), Stage([full], 2)]
-    train_denoiser(pipeline, stages, torch.Generator().manual_seed(seed))
+    train_unet(pipeline, stages, torch.Generator().manual_seed(seed))
     return _weights(pipeline.unet) - before
 
 

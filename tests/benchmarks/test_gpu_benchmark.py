@@ -12,7 +12,7 @@ import torch
 from adapters.diffusion.backend import Backend
 from benchmarks.gpu.bench import MAX_WAIT, Bench
 from benchmarks.gpu.results import kept_rows
-from benchmarks.gpu.tables import NOTHING, card_tables, gpu_tables
+from benchmarks.gpu.tables import NOTHING, device_tables, gpu_tables
 from tests.services.commands import ROOT, run_module
 
 
@@ -55,7 +55,7 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
 
 @pytest.mark.integration
 def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) -> None:
-    tables = card_tables(rehearsed)
+    tables = device_tables(rehearsed)
     for row in rehearsed["rows"][:-2]:
         assert f"| {row['steps_per_s' if 'batch' in row else 'images_per_s']} |" in tables
     assert f"add {rehearsed['rows'][-2]['ratio'] - 1:.1%} (" in tables
@@ -85,7 +85,7 @@ def test_styles_that_were_not_recorded_are_marked() -> None:
     row = {"name": "styles at once", "styles": 4, "in_one_pass": 4, "images_per_s": 9.5}
     row |= {"times_one_at_a_time": 0.9, "recordings": 0, "still_recorded": False}
     card = {"device": "card", "memory_gib": 8, "versions": {}, "matmul_tflops": 1.0, "rows": [row]}
-    assert "| 4 | 4, eager | 9.5 | 0.9 |" in card_tables(card)
+    assert "| 4 | 4, eager | 9.5 | 0.9 |" in device_tables(card)
 
 
 def test_remeasuring_one_part_keeps_the_rows_of_the_others(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_failed_row_says_so_and_affects_no_other(tmp_path: Path) -> None:
             {**failed, "name": "whole job"},
         ],
     }
-    tables = card_tables(results)
+    tables = device_tables(results)
     assert "| + captured | OutOfMemoryError |" in tables
     assert "| 8 | - | - |" in tables
     assert "| 4 | OutOfMemoryError |" in tables

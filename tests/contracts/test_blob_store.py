@@ -105,7 +105,7 @@ def in_gcs(emulator: Emulator) -> Harness:
     return Harness(blobs, *buckets, scheme="gs")
 
 
-def everybody(write: Callable[[int], str]) -> list[int]:
+def concurrently(write: Callable[[int], str]) -> list[int]:
     """Let all writers write at the same moment; the numbers of those that succeeded."""
     together = threading.Barrier(WRITERS)
 
@@ -222,7 +222,7 @@ def test_of_writers_with_one_condition_exactly_one_wins(harness: Harness, there:
         def write(number: int, at: Location = at, condition: Condition = condition) -> str:
             return harness.blobs.put(at, b"by %d" % number, condition=condition)
 
-        winners = everybody(write)
+        winners = concurrently(write)
         assert len(winners) == 1
         assert harness.blobs.get(at).data == b"by %d" % winners[0]
 

@@ -46,23 +46,23 @@ class Harness:
     """Let seconds pass."""
     lose: Callable[[], None]
     """Take every delivery back, as when its worker died."""
-    letters: DeadLetters
+    dead_letters: DeadLetters
     """The same queue's dead letters."""
     depths: QueueDepths
     """The same queue's."""
     unit: float = 1.0
     """Seconds that stand for one, so that tests that really wait are short."""
-    patience: float = 1.0
+    timeout: float = 1.0
     """Seconds in which a message that is due arrives."""
 
     def advance(self, units: float) -> None:
         self.sleep(units * self.unit)
 
-    def put_aside(self, delivery: Delivery, units: float, reason: str) -> None:
+    def retry_later(self, delivery: Delivery, units: float, reason: str) -> None:
         self.queue.retry_later(delivery, units * self.unit, reason)
 
     def receive(self) -> Delivery:
-        delivery = self.queue.receive(self.patience)
+        delivery = self.queue.receive(self.timeout)
         assert delivery is not None
         return delivery
 
@@ -70,12 +70,12 @@ class Harness:
         """Bodies of the dead letters, each with its reason, oldest first."""
         return [
             (letter.body, letter.reason)
-            for letter in self.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+            for letter in self.dead_letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)
         ]
 
     def is_idle(self) -> bool:
         """Whether nothing is delivered, also once a lost connection has come back."""
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.timeout
         while True:
             try:
                 return self.queue.receive(0.5) is None
@@ -106,7 +106,7 @@ def _rabbitmq() -> Iterator[Harness]:
         Proxy(PORT) as proxy,
         opened(replace(options, port=proxy.port)) as queue,
     ):
-        yield Harness(queue, time.sleep, proxy.cut, queue, queue, unit=0.3, patience=20.0)
+        yield Harness(queue, time.sleep, proxy.cut, queue, queue, unit=0.3, timeout=20.0)
 
 
 def _spool(folder: Path, clock: ManualClock) -> Harness:
@@ -203,7 +203,7 @@ def test_a_message_retried_later_comes_after_its_delay_and_counts(harness: Harne
     for retries in range(3):
         delivery = harness.receive()
         assert (delivery.body, delivery.retries) == (b"{}", retries)
-        harness.put_aside(delivery, 5.0, "the store is away")
+        harness.retry_later(delivery, 5.0, "the store is away")
         assert harness.is_idle()
         harness.advance(5.0)
 
@@ -211,13 +211,13 @@ def test_a_message_retried_later_comes_after_its_delay_and_counts(harness: Harne
 def test_a_message_retried_later_blocks_no_other(harness: Harness) -> None:
     harness.queue.publish(b'{"n": 1}')
     harness.queue.publish(b'{"n": 2}')
-    harness.put_aside(harness.receive(), 5.0, "busy")
+    harness.retry_later(harness.receive(), 5.0, "busy")
     assert harness.receive().body == b'{"n": 2}'
 
 
 def test_the_retry_count_survives_a_lost_worker(harness: Harness) -> None:
     harness.queue.publish(b"{}")
-    harness.put_aside(harness.receive(), 1.0, "busy")
+    harness.retry_later(harness.receive(), 1.0, "busy")
     harness.advance(1.0)
     harness.receive()
     harness.lose()
@@ -241,7 +241,7 @@ def test_a_dead_letter_keeps_the_details_of_its_reason_and_its_time(harness: Har
     harness.queue.publish(b"{}")
     details = {"field": "data.tags", "value": "'Grüße\n画'", "remedy": "give a list"}
     harness.queue.dead_letter(harness.receive(), "wrong", details)
-    (letter,) = harness.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+    (letter,) = harness.dead_letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)
     assert letter.details.items() >= details.items()
     assert letter.since is not None
 
@@ -254,11 +254,13 @@ def test_listing_dead_letters_keeps_them_and_a_chosen_one_is_requeued(harness: H
     for _ in range(2):
         assert [
             letter.body
-            for letter in harness.letters.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+            for letter in harness.dead_letters.process_dead_letters(
+                lambda _: DeadLetterAction.KEEP
+            )
         ] == bodies
     assert harness.is_idle()
 
-    shown = harness.letters.process_dead_letters(
+    shown = harness.dead_letters.process_dead_letters(
         lambda letter: (
             DeadLetterAction.PUT_BACK if letter.body == bodies[1] else DeadLetterAction.KEEP
         )
@@ -275,7 +277,7 @@ def test_a_dead_letter_that_is_dropped_is_gone_and_the_others_stay(harness: Harn
     for body in (b'{"n": 1}', b'{"n": 2}', b'{"n": 3}'):
         harness.queue.publish(body)
         harness.queue.dead_letter(harness.receive(), "the style is gone")
-    harness.letters.process_dead_letters(
+    harness.dead_letters.process_dead_letters(
         lambda letter: DeadLetterAction.DROP if b"2" in letter.body else DeadLetterAction.KEEP
     )
     assert [body for body, _ in harness.dead()] == [b'{"n": 1}', b'{"n": 3}']
@@ -285,7 +287,7 @@ def test_a_dead_letter_that_is_dropped_is_gone_and_the_others_stay(harness: Harn
 def test_a_requeued_dead_letter_may_be_dead_lettered_again(harness: Harness) -> None:
     harness.queue.publish(b"{}")
     harness.queue.dead_letter(harness.receive(), "once")
-    harness.letters.process_dead_letters(lambda _: DeadLetterAction.PUT_BACK)
+    harness.dead_letters.process_dead_letters(lambda _: DeadLetterAction.PUT_BACK)
     harness.queue.dead_letter(harness.receive(), "twice")
     assert harness.dead() == [(b"{}", "twice")]
 

@@ -119,8 +119,8 @@ def test_every_mounted_file_exists(name: str) -> None:
 
 
 def test_the_stop_grace_period_exceeds_the_shutdown_timeout() -> None:
-    grace = accepted(SERVICES["worker"]["environment"]).shutdown_timeout
-    assert int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) > grace
+    shutdown_timeout = accepted(SERVICES["worker"]["environment"]).shutdown_timeout
+    assert int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) > shutdown_timeout
 
 
 def test_prometheus_finds_the_worker_with_its_token() -> None:

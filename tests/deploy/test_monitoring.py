@@ -289,8 +289,8 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
 
 def ask(url: str, query: str) -> list[Any]:
     address = f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    with urllib.request.urlopen(address, timeout=10) as answer:
-        result: list[Any] = json.load(answer)["data"]["result"]
+    with urllib.request.urlopen(address, timeout=10) as response:
+        result: list[Any] = json.load(response)["data"]["result"]
     return result
 
 
@@ -307,8 +307,8 @@ def enough(url: str) -> bool:
 def test_prometheus_returns_data_for_every_panel(prometheus: str) -> None:
     empty = [name for name, query in dashboard_queries().items() if not ask(prometheus, query)]
     assert empty == []
-    with urllib.request.urlopen(f"{prometheus}/api/v1/rules", timeout=10) as answer:
-        groups = json.load(answer)["data"]["groups"]
+    with urllib.request.urlopen(f"{prometheus}/api/v1/rules", timeout=10) as response:
+        groups = json.load(response)["data"]["groups"]
     broken = [
         rule["lastError"] for group in groups for rule in group["rules"] if rule.get("lastError")
     ]

@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from adapters.diffusion.base.model import BaseModel
 
 aten = torch.ops.aten
-CARD = torch.device("meta")
+FAKE_DEVICE = torch.device("meta")
 
 
-class BlankCard(TorchDispatchMode):
+class FakeDevice(TorchDispatchMode):
     """In the with-block and this thread, numbers read from the GPU are 0.
 
     Raises:
@@ -50,14 +50,14 @@ class BlankCard(TorchDispatchMode):
         counted = [tensor for tensor in given if tensor.ndim or not self.takes_single_numbers]
         devices = {tensor.device for tensor in counted}
         assert len(devices) < 2, f"{function} is asked of tensors on {devices}"
-        if all(tensor.device != CARD for tensor in given):
+        if all(tensor.device != FAKE_DEVICE for tensor in given):
             return function(*arguments, **keywords)
         if function is aten._local_scalar_dense.default:
             self.waited.append(str(function))
             return 0
         if function is aten.nonzero.default:
             self.waited.append(str(function))
-            return torch.zeros(1, arguments[0].ndim, dtype=torch.int64, device=CARD)
+            return torch.zeros(1, arguments[0].ndim, dtype=torch.int64, device=FAKE_DEVICE)
         if function.overloadpacket is aten._fused_adamw_:
             return None  # it returns nothing, but torch cannot infer that
         return function(*arguments, **keywords)
@@ -65,7 +65,7 @@ class BlankCard(TorchDispatchMode):
     def _copy(self, source: torch.Tensor, **keywords: Any) -> torch.Tensor:
         to = torch.device(keywords.get("device") or source.device)
         self._note_copy(source.device, to, keywords.get("non_blocking"))
-        if source.device == CARD != to:
+        if source.device == FAKE_DEVICE != to:
             return torch.zeros(source.shape, dtype=keywords.get("dtype") or source.dtype)
         return aten._to_copy.default(source, **keywords)
 
@@ -73,7 +73,7 @@ class BlankCard(TorchDispatchMode):
         self, to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
     ) -> torch.Tensor:
         self._note_copy(source.device, to.device, non_blocking)
-        if source.device == CARD != to.device:
+        if source.device == FAKE_DEVICE != to.device:
             return to.zero_()
         return aten.copy_.default(to, source, non_blocking)
 
@@ -84,10 +84,10 @@ class BlankCard(TorchDispatchMode):
             self.waited.append(f"copy from {source} to {to}")
 
 
-def move_to_card(base: BaseModel) -> None:
+def move_to_fake_device(base: BaseModel) -> None:
     """Move the whole base: with torch a tensor cannot move to this GPU and come back."""
     for part in (base.unet, base.vae, base.text_encoder):
-        torch.nn.Module.to(part, device=CARD)
+        torch.nn.Module.to(part, device=FAKE_DEVICE)
 
 
 def let_adamw_be_fused_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,4 +96,4 @@ def let_adamw_be_fused_there(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["torch.optim.optimizer"]
     name = "_get_fused_kernels_supported_devices"
     supported: Callable[[], list[str]] = getattr(module, name)
-    monkeypatch.setattr(module, name, lambda: [*supported(), CARD.type])
+    monkeypatch.setattr(module, name, lambda: [*supported(), FAKE_DEVICE.type])

@@ -38,10 +38,10 @@ def outcome(unet: UNet2DConditionModel) -> list[torch.Tensor]:
     """A prediction, and the gradient of its square."""
     x = normal(2, 4, 8, 8).requires_grad_()
     states = normal(2, 77, unet.config.cross_attention_dim, seed=1)
-    answer = unet(x, torch.tensor([5, 400]), states).sample
-    answer.square().sum().backward()
+    prediction = unet(x, torch.tensor([5, 400]), states).sample
+    prediction.square().sum().backward()
     assert x.grad is not None
-    return [answer.detach(), x.grad]
+    return [prediction.detach(), x.grad]
 
 
 @pytest.mark.parametrize("recomputed", [False, True])

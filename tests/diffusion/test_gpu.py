@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 Images = tuple[TrainingImage, ...]
-CARD = "cuda"
+CUDA = "cuda"
 GIB = 2**30
 OF_THE_DRIVER = 0.5
 """GiB of a card that no tensor gets: the context and the kernels' code."""
@@ -48,12 +48,12 @@ CAPTURED = Backend(make_recorder=CudaRecorder)
 
 def trainer_with(backend: Backend, base: BaseModel | None = None) -> DiffusionTrainer:
     base = base or load_base(str(SMALL_BASE))
-    return DiffusionTrainer(base, decode, CARD, backend=backend)
+    return DiffusionTrainer(base, decode, CUDA, backend=backend)
 
 
 @pytest.fixture(scope="module")
 def full_size() -> Iterator[BaseModel]:
-    base = full_size_base(CARD, choose_backend(CARD).dtype)
+    base = full_size_base(CUDA, choose_backend(CUDA).dtype)
     for part in (base.vae, base.text_encoder):
         part.to("cpu")
     yield base
@@ -89,7 +89,7 @@ def test_captured_steps_follow_eager_ones_over_shapes_schedules_and_batches(
 
 def test_captured_measurements_follow_eager_ones(images: Images) -> None:
     plan = plan_of(images, epochs=6, validation_epochs=1, validation_split=0.2)
-    with trainer_with(choose_backend(CARD)).open(plan, None) as session:
+    with trainer_with(choose_backend(CUDA)).open(plan, None) as session:
         drive(session)
         assert isinstance(session, DiffusionSession)
         assert session.model.evaluation_graphs is not None
@@ -106,8 +106,8 @@ def test_captured_measurements_take_no_memory_from_steps_on_small_gpus(
 ) -> None:
     plan = plan_of(images[:2], resolution=512, rank=8, epochs=6, validation_epochs=1)
     with (
-        a_card_with(4),
-        trainer_with(choose_backend(CARD), full_size).open(plan, None) as session,
+        gpu_memory_limit(4),
+        trainer_with(choose_backend(CUDA), full_size).open(plan, None) as session,
     ):
         drive(session)
         assert isinstance(session, DiffusionSession)
@@ -118,9 +118,9 @@ def test_captured_measurements_take_no_memory_from_steps_on_small_gpus(
 def test_the_default_backend_learns_like_the_reference(images: Images) -> None:
     plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
     base = load_base(str(SMALL_BASE))
-    base.unet.to(CARD)
+    base.unet.to(CUDA)
     curve, _ = recipe(base, plan)
-    fast = run(trainer_with(choose_backend(CARD)), plan).history
+    fast = run(trainer_with(choose_backend(CUDA)), plan).history
     assert [record.loss for record in fast] == pytest.approx(curve, rel=0.02)
     first, last = fast[0].evaluation_loss, fast[-1].evaluation_loss
     assert first is not None
@@ -143,7 +143,7 @@ def test_every_precision_and_layout_follows_eager_float32(
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(images: Images) -> None:
     plan = plan_of(images, epochs=6, batch_size=2, learning_rate=2e-3)
-    trainer = trainer_with(choose_backend(CARD))
+    trainer = trainer_with(choose_backend(CUDA))
     whole = run(trainer, plan)
     first = run(trainer, plan, steps=7)
     assert_alike(run(trainer, plan, resume=first.checkpoint).history, whole.history, within=0.05)
@@ -153,10 +153,10 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(images: Images) -> None:
 def test_several_styles_at_once_follow_each_alone(
     images: Images, styles: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend = choose_backend(CARD)
+    backend = choose_backend(CUDA)
     alone = trainer_with(backend)
     base = load_base(str(SMALL_BASE))
-    shared = DiffusionTrainer(base, decode, CARD, slots=styles, max_wait=60.0)
+    shared = DiffusionTrainer(base, decode, CUDA, slots=styles, max_wait=60.0)
     plans = [
         plan_of(images[:3], epochs=5, seed=1, learning_rate=2e-3),
         plan_of(images[2:], epochs=4, seed=2, learning_rate=1e-3, **EVERY_OPTION),
@@ -177,7 +177,7 @@ def test_several_styles_at_once_follow_each_alone(
 @pytest.mark.parametrize("styles", [1, 2])
 def test_no_device_synchronisation_within_an_epoch(images: Images, styles: int) -> None:
     base = load_base(str(SMALL_BASE))
-    trainer = DiffusionTrainer(base, decode, CARD, slots=styles, max_wait=60.0)
+    trainer = DiffusionTrainer(base, decode, CUDA, slots=styles, max_wait=60.0)
     plans = [plan_of(images, epochs=8, batch_size=1, seed=seed) for seed in range(styles)]
     with ExitStack() as stack, ThreadPoolExecutor(styles) as pool:
         sessions = [stack.enter_context(trainer.open(plan, None)) for plan in plans]
@@ -209,7 +209,7 @@ def test_a_run_continues_eagerly_where_capture_fails(
     wanted = run(trainer_with(CAPTURED), plan)
     monkeypatch.setattr(torch.cuda.CUDAGraph, what, refuse)
     base = load_base(str(SMALL_BASE))
-    trainer = DiffusionTrainer(base, decode, CARD, backend=CAPTURED, slots=slots)
+    trainer = DiffusionTrainer(base, decode, CUDA, backend=CAPTURED, slots=slots)
     before = torch.cuda.current_stream()
     with trainer.open(plan, None) as session:
         drive(session)
@@ -222,7 +222,7 @@ def test_a_run_continues_eagerly_where_capture_fails(
 
 def test_a_job_frees_its_memory_and_keeps_the_base_bit_for_bit(images: Images) -> None:
     base = load_base(str(SMALL_BASE))
-    trainer = trainer_with(choose_backend(CARD), base)
+    trainer = trainer_with(choose_backend(CUDA), base)
     parts = ("unet", "vae", "text_encoder")
     before = {part: copy.deepcopy(getattr(base, part).state_dict()) for part in parts}
     run(trainer, plan_of(images, epochs=4))
@@ -236,10 +236,10 @@ def test_a_job_frees_its_memory_and_keeps_the_base_bit_for_bit(images: Images) -
 
 
 @contextmanager
-def a_card_with(gib: float) -> Iterator[None]:
+def gpu_memory_limit(gib: float) -> Iterator[None]:
     """While open, no more memory is to be had than on a card of that size."""
     torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(CARD).total_memory
+    total = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.set_per_process_memory_fraction((gib - OF_THE_DRIVER) * GIB / total)
     try:
         yield
@@ -247,13 +247,13 @@ def a_card_with(gib: float) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-@pytest.mark.parametrize(("batch", "card"), [(1, 4), (4, 8)])
+@pytest.mark.parametrize(("batch", "gpu_gib"), [(1, 4), (4, 8)])
 def test_full_size_steps_fit_small_gpus(
-    full_size: BaseModel, images: Images, batch: int, card: int
+    full_size: BaseModel, images: Images, batch: int, gpu_gib: int
 ) -> None:
     plan = plan_of(images[:4], resolution=512, rank=8, batch_size=batch, epochs=8)
-    with a_card_with(card):
-        trainer = trainer_with(choose_backend(CARD), full_size)
+    with gpu_memory_limit(gpu_gib):
+        trainer = trainer_with(choose_backend(CUDA), full_size)
         with trainer.open(plan, None) as session:
             for _ in range(6):
                 session.advance()
@@ -267,9 +267,9 @@ def test_a_gpu_with_less_memory_gets_smaller_batches(
     full_size: BaseModel, images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = plan_of(images[:4], resolution=512, rank=8, batch_size=4, epochs=5)
-    trainer = trainer_with(choose_backend(CARD), full_size)
+    trainer = trainer_with(choose_backend(CUDA), full_size)
     whole = losses_of(trainer, plan)
-    with a_card_with(4.5):
+    with gpu_memory_limit(4.5):
         found = losses_of(trainer, plan)
     assert "out of memory, continuing with" in caplog.text
     assert found == pytest.approx(whole, rel=0.05)

@@ -159,5 +159,5 @@ def test_every_kernel_compiles_for_old_and_new_gpus() -> None:
     environment = {name: value for name, value in os.environ.items() if "TRITON" not in name}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    kernels, switches, cards = 9, 2, 2
-    assert int(done.stdout) == kernels * switches * cards
+    kernels, switches, gpus = 9, 2, 2
+    assert int(done.stdout) == kernels * switches * gpus

@@ -58,9 +58,9 @@ def by_the_book(
     ]
 
 
-def gradients(answers: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def gradients(outputs: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """For a loss in which every number counts differently."""
-    loss = sum((y * normal(*y.shape, seed=5).to(y)).sum() for y in answers)
+    loss = sum((y * normal(*y.shape, seed=5).to(y)).sum() for y in outputs)
     assert isinstance(loss, torch.Tensor)
     return list(torch.autograd.grad(loss, of))
 

@@ -66,8 +66,8 @@ def test_weights_and_activations_of_a_full_size_step_fit_small_gpus(
         lora.training(lora.slot(0)),
     ):
         trained = lora.weights.numel()
-        answer = unet(*inputs).sample
-        assert answer.requires_grad
+        prediction = unet(*inputs).sample
+        assert prediction.requires_grad
     assert 1.5e6 < trained < 1.7e6
     # Weights, gradient, two moments and the last good copy of three of these.
     state = 7 * 4 * trained

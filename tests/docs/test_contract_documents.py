@@ -141,7 +141,7 @@ def test_the_example_webhooks_are_accepted_by_the_schema_and_by_the_code(
 def test_only_a_rejected_completion_call_is_documented_as_dead_lettered(
     name: str, call: dict[str, Any]
 ) -> None:
-    said = [answer["description"] for answer in call["responses"].values()]
+    said = [response["description"] for response in call["responses"].values()]
     refused = sum("dead letters" in text for text in said)
     dropped = sum("call is dropped" in text for text in said)
     assert (refused, dropped) == ((0, 8) if name == "progress" else (5, 0))

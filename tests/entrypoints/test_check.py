@@ -90,12 +90,12 @@ def test_failures_and_successes_have_a_line_each(
 
 
 def test_a_gpu_is_printed_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = SimpleNamespace(name="NVIDIA H200", total_memory=140 * 1024**3, major=9, minor=0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    gpu = SimpleNamespace(name="NVIDIA H200", total_memory=140 * 1024**3, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-    told = dict(trials(container(devices=lambda: ("cuda:0", "cuda:1"))))["device"]()
-    assert told.split("; ")[1].startswith("NVIDIA H200, 140 GiB, ")
+    line = dict(trials(container(devices=lambda: ("cuda:0", "cuda:1"))))["device"]()
+    assert line.split("; ")[1].startswith("NVIDIA H200, 140 GiB, ")
 
 
 def named(container: Any, part: str) -> Any:

@@ -24,10 +24,10 @@ from tests.services.settings import make_settings
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What there is in the cache, and what the hub does when it is asked."""
-    there = SimpleNamespace(cached=None, fault=None, patience=None)
+    there = SimpleNamespace(cached=None, fault=None, timeout_seconds=None)
 
     def ask(_name: str, *, timeout: float) -> None:
-        there.patience = timeout
+        there.timeout_seconds = timeout
         if there.fault is not None:
             raise there.fault
 
@@ -38,7 +38,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_without_a_gpu_the_small_base_is_used_without_a_download(hub: SimpleNamespace) -> None:
     assert default_base("cpu") == (str(SMALL_BASE), "there is no GPU")
-    assert hub.patience is None
+    assert hub.timeout_seconds is None
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
@@ -46,7 +46,7 @@ def test_on_a_gpu_stable_diffusion_is_used_where_available(
     hub: SimpleNamespace, device: str
 ) -> None:
     assert default_base(device)[0] == STABLE_DIFFUSION
-    assert 0 < hub.patience <= 10, "a hub that is cut off holds nobody up"
+    assert 0 < hub.timeout_seconds <= 10, "a hub that is cut off holds nobody up"
     hub.fault = OSError("no way there")
     assert default_base(device) == (str(SMALL_BASE), "no model hub can be reached")
     hub.cached = "/cache/model_index.json"

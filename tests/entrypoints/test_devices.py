@@ -67,7 +67,7 @@ def test_the_default_device_is_the_gpu_where_there_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count", "answer"),
+    ("text", "count", "problem"),
     [
         ("cuda", 0, "torch finds no GPU here; .* or use cpu"),
         ("cuda:1", 1, "^cuda:1 does not exist; this machine has only cuda:0$"),
@@ -76,9 +76,9 @@ def test_the_default_device_is_the_gpu_where_there_is_one() -> None:
     ],
 )
 def test_a_missing_gpu_is_reported_with_the_present_ones(
-    text: str, count: int, answer: str
+    text: str, count: int, problem: str
 ) -> None:
-    with pytest.raises(ValueError, match=answer):
+    with pytest.raises(ValueError, match=problem):
         devices_present(text, lambda: count)
 
 

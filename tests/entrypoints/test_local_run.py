@@ -212,10 +212,10 @@ def test_duplicate_images_are_reported_in_one_line(
     (image,) = (tmp_path / "images").glob("*.[jpw]*")
     for number in range(20):
         (tmp_path / "images" / f"copy{number:02}.png").write_bytes(image.read_bytes())
-    told = [line for line in run()[2].splitlines() if "same image" in line]
-    assert len(told) == 1
-    assert told[0].startswith("the same image: ")
-    assert told[0].endswith(" and 13 more")
+    lines = [line for line in run()[2].splitlines() if "same image" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("the same image: ")
+    assert lines[0].endswith(" and 13 more")
 
 
 def test_a_large_scan_is_used_and_a_damaged_one_is_reported_with_the_reason(

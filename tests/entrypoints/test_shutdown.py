@@ -33,9 +33,9 @@ with graceful_shutdown(stop, float(sys.argv[1])):
 
 
 @contextmanager
-def started(grace: float, hearing: str) -> Iterator[subprocess.Popen[str]]:
+def started(timeout: float, hearing: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(grace), hearing],
+        [sys.executable, "-c", PROGRAM, str(timeout), hearing],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -85,10 +85,10 @@ def test_other_signals_are_ignored_and_handlers_restored() -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
-@pytest.mark.parametrize("grace", [0.0, 0.2], ids=["over at once", "over soon"])
-def test_the_process_exits_at_the_shutdown_timeout(grace: float) -> None:
+@pytest.mark.parametrize("timeout", [0.0, 0.2], ids=["over at once", "over soon"])
+def test_the_process_exits_at_the_shutdown_timeout(timeout: float) -> None:
     """Over at once it is, too, for who was paused for longer than it lasts."""
-    with started(grace, "deaf") as process:
+    with started(timeout, "deaf") as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == EXIT_SHUTDOWN_TIMEOUT
 

@@ -139,7 +139,7 @@ def test_a_tasks_status_is_read_from_the_store_alone(capsys: pytest.CaptureFixtu
     )
     record.write_text(json.dumps({"revision": 3, "writer": "w", "job": encode_job(job)}))
     assert main(["--status", TASK.upper()]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for fact in (
         TASK,
         "style 9",
@@ -148,8 +148,8 @@ def test_a_tasks_status_is_read_from_the_store_alone(capsys: pytest.CaptureFixtu
         "epoch 30 of 100",
         "checkpoint: epoch 20",
     ):
-        assert fact in told
-    assert "no worker runs it now" in told
+        assert fact in printed
+    assert "no worker runs it now" in printed
 
     now = datetime.now(UTC)
     lease = {"owner": "worker-7", "revision": 1, "seconds": 60.0}

@@ -115,7 +115,7 @@ class Campaign:
         )
         verdict.judge_order_of_calls(calls)
         verdict.judge_training(tasks, log)
-        verdict.judge_company(log)
+        verdict.judge_batching(log)
         verdict.judge_dead(tasks, chaos.garbage, set(self.deployment.dead_letters()))
         verdict.judge_exits(self.pool.odd_exits)
         for name, count in self.deployment.broker.depths().items():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tests.faults.deployment import SEEDS, Deployment, Order, garbage
 from tests.faults.pool import Pool, Slot
-from tests.services.backend_faults import Fault, answer
+from tests.services.backend_faults import Fault, response
 from tests.services.http_faults import Rule, internal_error, s3_error, slow_down
 
 SILENT = 300
@@ -151,8 +151,8 @@ class Chaos:
 
     def _break_backend(self) -> None:
         faults = [
-            answer(500),
-            answer(429, retry_after="1"),
+            response(500),
+            response(429, retry_after="1"),
             Fault("hang", seconds=4),
             Fault("reset_before"),
             Fault("reset_after"),

@@ -124,8 +124,8 @@ class Pool:
     def is_healthy(self, slot: Slot) -> bool:
         """Whether the slot's worker answers a health check, if it should."""
         try:
-            with urlopen(f"http://127.0.0.1:{slot.port}/health/live", timeout=20) as answer:
-                return bool(answer.status == 200)
+            with urlopen(f"http://127.0.0.1:{slot.port}/health/live", timeout=20) as response:
+                return bool(response.status == 200)
         except OSError:
             worker = slot.process
             due = worker is not None and worker.poll() is None and slot.resumes_at is None

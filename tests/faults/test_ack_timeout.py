@@ -54,7 +54,7 @@ def options(broker: Broker) -> RabbitOptions:
     )
 
 
-def strikes(version: tuple[int, ...], kind: Kind, source: Source) -> bool:
+def applies(version: tuple[int, ...], kind: Kind, source: Source) -> bool:
     """Whether a timeout set by ``source`` applies to a queue of this kind.
 
     The worker's consumer always sets one: ACK_TIMEOUT.
@@ -76,7 +76,7 @@ def test_a_message_is_requeued_by_the_consumer_timeouts(
     options = replace(options, vhost="/" if kind == "classic" else kind)
     if source == "policy" and broker.version < (3, 11, 15):
         pytest.skip("RabbitMQ has this policy from 3.11.15 on")
-    counts = strikes(broker.version, kind, source)
+    counts = applies(broker.version, kind, source)
     milliseconds = round(SECONDS * 1000)
     match source:
         case "consumer":

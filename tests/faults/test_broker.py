@@ -210,6 +210,6 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
 def dead(queue: RabbitQueue) -> set[bytes]:
     """The dead letters; none while the broker is away."""
     with suppress(QueueUnavailable):
-        letters = queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
-        return {letter.body for letter in letters}
+        messages = queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+        return {letter.body for letter in messages}
     return set()

@@ -81,8 +81,8 @@ class Verdict:
             taken = by_style.pop(style, [])
             if {call.kind for call in taken} not in [{kind} for kind in kinds]:
                 self.lost += 1
-                told = [(call.kind, call.body) for call in taken]
-                self.remarks.append(f"style {style}: {told}, not {' or '.join(kinds)}")
+                actual = [(call.kind, call.body) for call in taken]
+                self.remarks.append(f"style {style}: {actual}, not {' or '.join(kinds)}")
             self._judge_repeats(style, taken, violence)
         for style, taken in by_style.items():
             self.announced_twice += len(taken)
@@ -91,9 +91,9 @@ class Verdict:
     def _judge_repeats(self, style: int, taken: list[Call], violence: Sequence[float]) -> None:
         for before, after in pairwise(taken):
             same = before.idempotency_key and before.idempotency_key == after.idempotency_key
-            answer_lost = before.answer != 200
+            response_lost = before.response != 200
             worker_lost = any(before.at - 5 <= moment <= after.at for moment in violence)
-            if same and (answer_lost or worker_lost):
+            if same and (response_lost or worker_lost):
                 self.repeated_with_key += 1
             else:
                 self.announced_twice += 1
@@ -120,7 +120,7 @@ class Verdict:
                     f"style {order.style_id}: its weights were stored {stored} times"
                 )
 
-    def judge_company(self, log: str) -> None:
+    def judge_batching(self, log: str) -> None:
         """Count how many runs a worker has trained at a time."""
         found = re.findall(r"(\d+) runs train together", log)
         self.max_together = max(map(int, found), default=0)

@@ -20,7 +20,7 @@ from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.results import Artifact, TrainingMetric
 from tests.application.world import World
-from tests.services.backend_faults import Fault, answer
+from tests.services.backend_faults import Fault, response
 from tests.services.backend_process import BackendProcess
 
 pytestmark = pytest.mark.integration
@@ -109,10 +109,10 @@ def test_the_completion_of_an_earlier_task_is_not_taken_for_this_ones(
 @pytest.mark.parametrize(
     "style",
     [
-        answer(500),
-        answer(200, body="<html/>"),
-        answer(200, body=json.dumps({"training_status": "completed"})),
-        answer(200, body=json.dumps({"training_metric": {"task_id": TASK_ID}})),
+        response(500),
+        response(200, body="<html/>"),
+        response(200, body=json.dumps({"training_status": "completed"})),
+        response(200, body=json.dumps({"training_metric": {"task_id": TASK_ID}})),
         Fault("reset_before"),
     ],
     ids=["500", "another page", "no metric", "no status", "no answer"],

@@ -133,12 +133,12 @@ def test_lines_arrive_again_after_an_outage(moto: str, caplog: pytest.LogCapture
         eventually(lambda: TOLD in caplog.text)
         client(moto).create_log_group(logGroupName="later")
 
-        def told_again() -> bool:
+        def logged_again() -> bool:
             log.info("found")
             return "log lines are sent to CloudWatch again" in caplog.text
 
         caplog.set_level("INFO", "adapters.logs.cloudwatch")
-        eventually(told_again)
+        eventually(logged_again)
     events = client(moto).get_log_events(logGroupName="later", logStreamName="later")["events"]
     assert {json.loads(event["message"])["message"] for event in events} >= {"found"}
 

@@ -97,8 +97,8 @@ def test_a_published_task_is_trained_announced_loaded_and_drawn(
     tasks = {style: platform.publish(style) for style in (1, 19)}
     platform.work("--once", STATE_BUCKET_NAME=STATE)
 
-    told = {call.style_id: call.body["model_path"] for call in platform.backend.final}
-    assert told == {
+    paths = {call.style_id: call.body["model_path"] for call in platform.backend.final}
+    assert paths == {
         style: f"gs://{MEDIA}/models/style-{style}/{task}/adapter_model.safetensors"
         for style, task in tasks.items()
     }
@@ -111,15 +111,15 @@ def test_a_published_task_is_trained_announced_loaded_and_drawn(
     )
     pipeline.set_progress_bar_config(disable=True)
     server = InferenceServer(pipeline, platform.emulator, MEDIA)
-    drawn = {style: server.draw(path, PROMPT, size=64) for style, path in told.items()}
-    again = server.draw(told[1], PROMPT, size=64)
+    drawn = {style: server.draw(path, PROMPT, size=64) for style, path in paths.items()}
+    again = server.draw(paths[1], PROMPT, size=64)
     base = server.draw(f"gs://{MEDIA}/models/nothing", PROMPT, size=64)
     assert np.array_equal(again, drawn[1]), "a style drawn in between leaves nothing behind"
     assert np.abs(drawn[1] - base).mean() > 0.01
     assert np.abs(drawn[1] - drawn[19]).mean() > 0.005
 
     downloaded = platform.folder / "downloaded"
-    names = server.download(told[1], downloaded)
+    names = server.download(paths[1], downloaded)
     assert sorted(names) == [
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -158,9 +158,9 @@ def test_one_worker_handles_valid_cancelled_and_invalid_messages(
     assert outcomes[42].body["error_code"] == "CANCELLED"
     assert outcomes[43].body["error_code"] == "INVALID_TASK"
     assert "on our side" in outcomes[43].body["error_message"], "artists read this"
-    told = [call.kind for call in platform.backend.calls if call.style_id == 41]
-    assert "progress" in told
-    assert told[-1] == "complete"
+    kinds = [call.kind for call in platform.backend.calls if call.style_id == 41]
+    assert "progress" in kinds
+    assert kinds[-1] == "complete"
 
     keys = platform.keys()
     style = platform.folder / "style_41.safetensors"

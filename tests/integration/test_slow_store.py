@@ -27,7 +27,7 @@ LARGE = bytes(4 * 1024**2)
 
 
 @contextmanager
-def slow_server(answer: bytes | None) -> Iterator[str]:
+def slow_server(response: bytes | None) -> Iterator[str]:
     """A server that answers this and then a byte now and then; its URL.
 
     Args:
@@ -37,11 +37,11 @@ def slow_server(answer: bytes | None) -> Iterator[str]:
 
     def serve(client: socket.socket) -> None:
         with client, suppress(OSError):
-            if answer is not None:
+            if response is not None:
                 client.recv(64 * 1024)
-                client.sendall(answer)
+                client.sendall(response)
             while not closing.wait(0.05):
-                if answer is None:
+                if response is None:
                     client.recv(1)
                 else:
                     client.sendall(b" ")
@@ -80,11 +80,11 @@ def gcs(url: str) -> BlobStore:
 
 
 @pytest.mark.parametrize("make", [s3, gcs])
-@pytest.mark.parametrize("answer", [HEADERS, BODY], ids=["headers", "body"])
+@pytest.mark.parametrize("response", [HEADERS, BODY], ids=["headers", "body"])
 def test_a_slowly_sent_response_ends_at_the_deadline(
-    make: Callable[[str], BlobStore], answer: bytes
+    make: Callable[[str], BlobStore], response: bytes
 ) -> None:
-    with slow_server(answer) as url:
+    with slow_server(response) as url:
         store, at = make(url), Location("bucket", "a", "gs" if make is gcs else "s3")
         for call in (lambda: store.get(at), lambda: store.list(Bucket("bucket", at.scheme), "a")):
             began = time.monotonic()

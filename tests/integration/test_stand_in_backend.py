@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.services.backend_faults import Fault, FaultPlan, answer
+from tests.services.backend_faults import Fault, FaultPlan, response
 from tests.services.backend_process import BackendProcess
 
 pytestmark = pytest.mark.integration
@@ -70,7 +70,7 @@ def send(
         "Content-Type": "application/json",
         **{name.replace("_", "-"): value for name, value in headers.items()},
     }
-    answered = requests.request(
+    reply = requests.request(
         method or usual,
         f"{backend.url}/api/webhooks/training/{kind}{suffix}",
         json=example if body is None else body,
@@ -78,8 +78,8 @@ def send(
         timeout=10,
         allow_redirects=False,
     )
-    assert answered.json()["success"] is (answered.status_code == 200)
-    return answered.status_code
+    assert reply.json()["success"] is (reply.status_code == 200)
+    return reply.status_code
 
 
 @pytest.mark.parametrize("kind", CALLS)
@@ -147,14 +147,14 @@ def test_the_record_has_everything_but_the_token(backend: BackendProcess) -> Non
     send(backend, "complete", Idempotency_Key="k")
     (call,) = backend.calls
     assert (call.kind, call.style_id, call.body) == ("complete", 10, COMPLETE)
-    assert (call.idempotency_key, call.taken, call.answer) == ("k", True, 200)
+    assert (call.idempotency_key, call.taken, call.response) == ("k", True, 200)
     assert backend.token not in repr(call)
 
 
 def test_faults_follow_their_schedule_for_the_calls_they_are_meant_for(
     backend: BackendProcess,
 ) -> None:
-    backend.misbehave(answer(500, body={"success": False}), None, kinds=["complete"])
+    backend.misbehave(response(500, body={"success": False}), None, kinds=["complete"])
     assert send(backend, "progress") == 200
     assert [send(backend, "complete") for _ in range(3)] == [500, 200, 200]
 
@@ -176,12 +176,12 @@ def test_a_slow_call_is_accepted(backend: BackendProcess) -> None:
 
 def test_random_faults_depend_on_the_seed() -> None:
     def drawn(seed: int) -> list[Fault | None]:
-        among = [answer(500), Fault("reset_after")]
+        among = [response(500), Fault("reset_after")]
         plan = FaultPlan(probability=0.5, among=among, seed=seed)
         return [plan.next("complete") for _ in range(50)]
 
     assert drawn(1) == drawn(1) != drawn(2)
-    assert {fault and fault.do for fault in drawn(1)} == {None, "answer", "reset_after"}
+    assert {fault and fault.do for fault in drawn(1)} == {None, "response", "reset_after"}
 
 
 def test_an_unknown_fault_is_refused() -> None:

@@ -68,12 +68,14 @@ class Visit:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page: Page = self.context.new_page()
-        self.page.on("console", lambda message: self._hear(message.type, message.text))
-        self.page.on("pageerror", lambda error: self._hear("error", str(error)))
-        self.page.on("dialog", lambda dialog: self._hear("error", f"dialog: {dialog.message}"))
+        self.page.on("console", lambda message: self._record_problem(message.type, message.text))
+        self.page.on("pageerror", lambda error: self._record_problem("error", str(error)))
+        self.page.on(
+            "dialog", lambda dialog: self._record_problem("error", f"dialog: {dialog.message}")
+        )
         self.page.on("request", lambda request: self.requests.append(request.url))
 
-    def _hear(self, kind: str, text: str) -> None:
+    def _record_problem(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
             self.complaints.append(text)
 

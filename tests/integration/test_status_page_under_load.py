@@ -72,8 +72,8 @@ class Server:
     def check_health(self) -> float:
         """Seconds that a successful health check takes."""
         began = time.monotonic()
-        with urlopen(f"{self.url}/health/live", timeout=PATIENCE) as answer:
-            assert answer.status == 200
+        with urlopen(f"{self.url}/health/live", timeout=PATIENCE) as response:
+            assert response.status == 200
         return time.monotonic() - began
 
 
@@ -140,20 +140,20 @@ def test_slow_clients_stop_no_health_check(
 ) -> None:
     ended = threading.Event()
     with ExitStack() as held:
-        drips = [held.enter_context(server.connect()) for _ in range(200)]
-        for client in drips:
+        clients = [held.enter_context(server.connect()) for _ in range(200)]
+        for client in clients:
             client.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
         held.callback(ended.set)
 
-        def drip() -> None:
+        def send_slowly() -> None:
             while not ended.wait(0.2):
-                for client in drips:
+                for client in clients:
                     try:
                         client.sendall(b"x")
                     except OSError:
                         continue  # closed by the server
 
-        threading.Thread(target=drip, daemon=True).start()
+        threading.Thread(target=send_slowly, daemon=True).start()
         for client in (held.enter_context(server.connect()) for _ in range(200)):
             client.sendall(b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
         for _ in range(10):

@@ -28,7 +28,7 @@ from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
-from tests.services.backend_faults import Fault, answer
+from tests.services.backend_faults import Fault, response
 from tests.services.backend_process import BackendProcess
 from tests.services.certificates import Authority
 from tests.services.commands import ROOT
@@ -142,7 +142,7 @@ def test_a_rejection_is_raised_at_once_with_status_reason_and_remedy(
     status: int,
     remedy: str,
 ) -> None:
-    backend.misbehave(answer(status, body={"success": False, "error": "because"}))
+    backend.misbehave(response(status, body={"success": False, "error": "because"}))
     with pytest.raises(NotifierRefused, match=f"{status} \\(because\\).*{remedy}"):
         complete(notifier)
     assert len(backend.calls) == 1
@@ -166,12 +166,12 @@ def test_the_backends_own_rejections_are_raised(
 def test_a_temporary_failure_is_raised_and_not_retried(
     backend: BackendProcess, notifier: WebhookNotifier, status: int
 ) -> None:
-    backend.misbehave(answer(status))
+    backend.misbehave(response(status))
     with pytest.raises(NotifierUnavailable, match=str(status)) as caught:
         complete(notifier)
     assert caught.value.retry_after is None
     complete(notifier)
-    assert [call.answer for call in backend.calls] == [status, 200]
+    assert [call.response for call in backend.calls] == [status, 200]
     assert {call.idempotency_key for call in backend.calls} == {KEY}
     assert len(backend.final) == 1
 
@@ -181,7 +181,7 @@ def test_retry_after_is_passed_on_from_seconds_and_date(
 ) -> None:
     date = format_datetime(clock.now() + timedelta(seconds=9), usegmt=True)
     wishes = {"3": 3.0, date: 9.0, "soon": None, "600": 600.0}
-    backend.misbehave(*(answer(503, retry_after=wish) for wish in wishes))
+    backend.misbehave(*(response(503, retry_after=wish) for wish in wishes))
     for seconds in wishes.values():
         with pytest.raises(NotifierUnavailable) as caught:
             complete(notifier)
@@ -198,7 +198,7 @@ def test_a_call_that_was_not_accepted_can_be_repeated(
     assert backend.repeats == {}
 
 
-@pytest.mark.parametrize("do", ["reset_after", "hang_after", "drip_status"])
+@pytest.mark.parametrize("do", ["reset_after", "hang_after", "slow_status"])
 def test_a_call_with_a_lost_response_is_repeated_with_the_same_key(
     backend: BackendProcess, hasty: WebhookNotifier, do: str
 ) -> None:
@@ -208,13 +208,13 @@ def test_a_call_with_a_lost_response_is_repeated_with_the_same_key(
     assert backend.repeats == {KEY: 1}
 
 
-@pytest.mark.parametrize("do", ["cut", "drip_body", "drip_headers"])
+@pytest.mark.parametrize("do", ["cut", "slow_body", "slow_headers"])
 def test_a_success_with_a_truncated_body_is_not_repeated(
     backend: BackendProcess, clock: ManualClock, do: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Long enough for a busy machine to answer the status; only drip_headers lasts until then.
     notifier = notifier_for(backend.url, backend.token, clock, connect_timeout=0.1, read_timeout=3)
-    backend.misbehave(Fault(do, seconds=120.0 if do == "drip_headers" else 0.3))
+    backend.misbehave(Fault(do, seconds=120.0 if do == "slow_headers" else 0.3))
     complete(notifier)
     notifier.close()
     assert len(backend.final) == 1
@@ -227,13 +227,13 @@ def test_a_success_with_a_truncated_body_is_not_repeated(
 def test_a_success_with_a_foreign_body_is_rejected_and_never_repeated(
     backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock, body: Any
 ) -> None:
-    backend.misbehave(answer(200, body=body))
+    backend.misbehave(response(200, body=body))
     with pytest.raises(NotifierRefused, match="returned 200"):
         complete(notifier)
     assert len(backend.calls) == 1
 
 
-@pytest.mark.parametrize("do", ["hang", "drip_status", "drip_headers", "drip_body"])
+@pytest.mark.parametrize("do", ["hang", "slow_status", "slow_headers", "slow_body"])
 def test_progress_returns_in_time_however_slow_the_backend(
     backend: BackendProcess, hasty: WebhookNotifier, do: str
 ) -> None:
@@ -242,7 +242,7 @@ def test_progress_returns_in_time_however_slow_the_backend(
     # With its status in time, a call is taken. A busy machine may be late with the status.
     taken = suppress(NotifierUnavailable)
     lost = pytest.raises(NotifierUnavailable, match="no response in time")
-    with taken if do in ("drip_headers", "drip_body") else lost:
+    with taken if do in ("slow_headers", "slow_body") else lost:
         hasty.progress(7, PROGRESS)
     # Far from 120 s; how far depends on the machine.
     assert time.monotonic() - began < 30
@@ -252,10 +252,10 @@ def test_progress_returns_in_time_however_slow_the_backend(
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (answer(500), NotifierUnavailable),
-        (answer(429, retry_after="7"), NotifierUnavailable),
+        (response(500), NotifierUnavailable),
+        (response(429, retry_after="7"), NotifierUnavailable),
         (Fault("reset_after"), NotifierUnavailable),
-        (answer(404), NotifierRefused),
+        (response(404), NotifierRefused),
     ],
 )
 def test_progress_is_tried_once(
@@ -340,7 +340,7 @@ def elsewhere() -> Iterator[Elsewhere]:
 def test_a_redirect_is_not_followed(
     backend: BackendProcess, notifier: WebhookNotifier, elsewhere: Elsewhere, status: int
 ) -> None:
-    fault = Fault("answer", status, {"Location": f"{elsewhere.url}/x"})
+    fault = Fault("response", status, {"Location": f"{elsewhere.url}/x"})
     backend.misbehave(fault, fault)
     for call in (lambda: complete(notifier), lambda: notifier.progress(7, PROGRESS)):
         with pytest.raises(NotifierRefused, match=f"{status}, redirects to {elsewhere.url}/x"):
@@ -353,7 +353,7 @@ def test_a_redirect_is_not_followed(
 def test_a_redirect_with_an_unusable_target_is_a_rejection(
     backend: BackendProcess, notifier: WebhookNotifier, location: str
 ) -> None:
-    backend.misbehave(Fault("answer", 302, {"Location": location}))
+    backend.misbehave(Fault("response", 302, {"Location": location}))
     with pytest.raises(NotifierRefused, match="redirects to"):
         complete(notifier)
 
@@ -380,7 +380,7 @@ def test_proxies_and_netrc_of_the_environment_are_not_used(
 
 
 def test_cookies_are_not_kept(backend: BackendProcess, notifier: WebhookNotifier) -> None:
-    backend.misbehave(Fault("answer", 500, {"Set-Cookie": "session=1; Path=/"}))
+    backend.misbehave(Fault("response", 500, {"Set-Cookie": "session=1; Path=/"}))
     fail_and_complete(notifier)
     assert all("cookie" not in call.headers for call in backend.calls)
 
@@ -409,7 +409,7 @@ def test_a_slow_response_over_tls_ends_in_time_too(secured: tuple[BackendProcess
     notifier = notifier_for(
         backend.url, backend.token, SystemClock(), ca_file=authority, progress_timeout=SHORT
     )
-    for do in ("drip_status", "hang"):
+    for do in ("slow_status", "hang"):
         backend.misbehave(Fault(do, seconds=120.0))
         with pytest.raises(NotifierUnavailable, match="no response in time"):
             notifier.progress(7, PROGRESS)
@@ -443,17 +443,17 @@ def test_the_check_reports_problems_without_a_notification(
     assert notifier.check() == f"{backend.url} accepts the token; styles can be read"
     stranger = problem(backend.url, "another-token-of-more-than-32-characters")
     assert "INTERNAL_API_TOKEN" in stranger
-    backend.misbehave(answer(403))
+    backend.misbehave(response(403))
     unmarked = problem(backend.url)
     assert "X-Request-Source" in unmarked
-    assert not any("not the backend's host" in told for told in (stranger, unmarked))
+    assert not any("not the backend's host" in text for text in (stranger, unmarked))
     assert "not the backend's host" in problem(elsewhere.url)
     assert "not the backend's host or path" in problem(f"{backend.url}/other")
     (port,) = free_ports(1)
     assert "Unavailable" in problem(f"http://127.0.0.1:{port}")
     assert "TLS with" in problem(backend.url.replace("http://", "https://"))
     assert "cannot be reached" in problem("https://no-such-host.invalid")
-    backend.misbehave(answer(503), Fault("answer", 302, {"Location": elsewhere.url}))
+    backend.misbehave(response(503), Fault("response", 302, {"Location": elsewhere.url}))
     assert "503" in problem(backend.url)
     assert "redirects" in problem(backend.url)
     assert not any(call.taken for call in backend.calls)
@@ -523,14 +523,14 @@ def test_a_failing_run_never_prints_the_token(
 ) -> None:
     said = f"your token was {backend.token}, on "
     echo = [
-        answer(500, body={"error": said}),
-        answer(401, body=f"<pre>Authorization: Bearer {backend.token}</pre>"),
-        answer(400, body={"success": False, "request": {"headers": [said * 20]}}),
-        answer(429, retry_after=backend.token, body=said),
-        answer(200, body={"success": False, "error": said}),
-        Fault("answer", 307, {"Location": f"{elsewhere.url}/?token={backend.token}"}),
+        response(500, body={"error": said}),
+        response(401, body=f"<pre>Authorization: Bearer {backend.token}</pre>"),
+        response(400, body={"success": False, "request": {"headers": [said * 20]}}),
+        response(429, retry_after=backend.token, body=said),
+        response(200, body={"success": False, "error": said}),
+        Fault("response", 307, {"Location": f"{elsewhere.url}/?token={backend.token}"}),
         *(Fault(do, seconds=5.0) for do in ("hang", "reset_before", "reset_after", "cut")),
-        Fault("drip_status", seconds=5.0),
+        Fault("slow_status", seconds=5.0),
     ]
     backend.misbehave(probability=1.0, among=echo, seed=5)
     run = subprocess.run(
@@ -556,7 +556,7 @@ def test_a_failing_run_never_prints_the_token(
 def test_the_log_of_a_process_does_not_contain_the_token(
     backend: BackendProcess, notifier: WebhookNotifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend.misbehave(answer(500, body=backend.token), Fault("reset_after"), Fault("cut"))
+    backend.misbehave(response(500, body=backend.token), Fault("reset_after"), Fault("cut"))
     with caplog.at_level(logging.DEBUG):
         for _ in range(2):
             with pytest.raises(NotifierUnavailable):

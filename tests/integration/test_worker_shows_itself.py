@@ -55,8 +55,8 @@ class Worker:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             request = urllib.request.Request(f"{self.url}{path}", headers=headers)
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return answer.status, answer.read().decode(errors="replace")
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return response.status, response.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
@@ -165,9 +165,9 @@ def test_a_worker_without_its_broker_is_not_ready_and_keeps_serving(tmp_path: Pa
             lambda status: "connection was refused" in (status["queues"]["trouble"] or "")
         )
         assert status["worker"]["state"] == "idle"
-        code, answer = worker.ask("/health/ready", token=None)
+        code, response = worker.ask("/health/ready", token=None)
         assert code == 503
-        ready = json.loads(answer)["checks"]
+        ready = json.loads(response)["checks"]
         assert (ready["Queue"], ready["Base model"]) == (False, True)
         reasons = {check["name"]: check["reason"] for check in status["checks"]}
         assert f"127.0.0.1:{port}" in reasons["Queue"]
@@ -182,7 +182,7 @@ def test_a_worker_without_its_broker_is_not_ready_and_keeps_serving(tmp_path: Pa
         "entrypoints",
     }
     for secret in ("a-password-of-the-broker", away["INTERNAL_API_TOKEN"], TOKEN):
-        assert secret not in json.dumps(worker.lines) + json.dumps(status) + answer
+        assert secret not in json.dumps(worker.lines) + json.dumps(status) + response
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Call:
     """Client address and port: the same for calls over one connection."""
     taken: bool
     """Whether the backend performed the call: notified the artist, stored the progress."""
-    answer: int | str
+    response: int | str
     """The status sent, or the fault injected instead."""
 
 
@@ -175,13 +175,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Serve the record, the health check and styles."""
         if self.path == "/_calls":
-            self._answer(200, self.server.backend.summary())
+            self._respond(200, self.server.backend.summary())
         elif self.path == "/_ready":
-            self._answer(200, {"success": True})
+            self._respond(200, {"success": True})
         elif (named := STYLE.fullmatch(self.path)) is not None:
             self._style(int(named[1]))
         else:
-            self._answer(404, {"success": False, "error": "Not found"})
+            self._respond(404, {"success": False, "error": "Not found"})
 
     def _style(self, style_id: int) -> None:
         backend = self.server.backend
@@ -190,17 +190,17 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None:
             self._misbehave(fault)
         elif "Authorization" in self.headers:
-            self._answer(401, {"detail": "Invalid token."})  # the worker's token is not a user's
+            self._respond(401, {"detail": "Invalid token."})  # the worker's token is not a user's
         elif (style := backend.style(style_id)) is None:
-            self._answer(404, {"detail": "Not found."})
+            self._respond(404, {"detail": "Not found."})
         else:
-            self._answer(200, style)
+            self._respond(200, style)
 
     def do_DELETE(self) -> None:
         """Clear the recorded calls."""
         with self.server.backend.lock:
             self.server.backend.calls.clear()
-        self._answer(200, {"success": True})
+        self._respond(200, {"success": True})
 
     def do_PATCH(self) -> None:
         """Handle a progress call."""
@@ -212,9 +212,9 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 self.server.backend.plan = FaultPlan.from_json(self._body())
             except (ValueError, TypeError) as error:
-                self._answer(400, {"success": False, "error": str(error)})
+                self._respond(400, {"success": False, "error": str(error)})
             else:
-                self._answer(200, {"success": True})
+                self._respond(200, {"success": True})
             return
         self._webhook()
 
@@ -225,7 +225,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind is None:
             known = any(path == self.path for _, path in ROUTES)
             reason = "Method not allowed" if known else "Not found"
-            self._answer(405 if known else 404, {"success": False, "error": reason})
+            self._respond(405 if known else 404, {"success": False, "error": reason})
             return
         with backend.lock:
             fault = backend.plan.next(kind)
@@ -233,25 +233,25 @@ class Handler(BaseHTTPRequestHandler):
             self.server.closing.wait(fault.seconds)
             fault = None
         if fault is not None and not fault.taken:
-            self._record(kind, body, taken=False, answer=fault.status or fault.do)
+            self._record(kind, body, taken=False, response=fault.status or fault.do)
             self._misbehave(fault)
             return
         refusal = backend.refusal(self.headers, kind, body)
         if refusal is not None:
-            self._record(kind, body, taken=False, answer=refusal[0])
-            self._answer(refusal[0], {"success": False, "error": refusal[1]})
+            self._record(kind, body, taken=False, response=refusal[0])
+            self._respond(refusal[0], {"success": False, "error": refusal[1]})
             return
-        self._record(kind, body, taken=True, answer=fault.do if fault else 200)
+        self._record(kind, body, taken=True, response=fault.do if fault else 200)
         if fault is not None:
             self._misbehave(fault)
         else:
-            self._answer(200, {"success": True})
+            self._respond(200, {"success": True})
 
     def _misbehave(self, fault: Fault) -> None:
         self.close_connection = True
         match fault.do:
-            case "answer":
-                self._answer(fault.status, fault.body, fault.headers)
+            case "response":
+                self._respond(fault.status, fault.body, fault.headers)
             case "hang" | "hang_after":
                 self.server.closing.wait(fault.seconds)
             case "reset_before" | "reset_after":
@@ -260,17 +260,17 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.close()
             case "cut":
                 self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"succ')
-            case "drip_status":
+            case "slow_status":
                 self.wfile.write(b"HTTP/1.1 ")
-                self._drip(fault.seconds)
-            case "drip_headers":
+                self._send_slowly(fault.seconds)
+            case "slow_headers":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-                self._drip(fault.seconds)
-            case "drip_body":
+                self._send_slowly(fault.seconds)
+            case "slow_body":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-                self._drip(fault.seconds)
+                self._send_slowly(fault.seconds)
 
-    def _drip(self, seconds: float) -> None:
+    def _send_slowly(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.server.closing.wait(0.05):
             try:
@@ -278,7 +278,7 @@ class Handler(BaseHTTPRequestHandler):
             except OSError:
                 return
 
-    def _record(self, kind: str, body: Any, *, taken: bool, answer: int | str) -> None:
+    def _record(self, kind: str, body: Any, *, taken: bool, response: int | str) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         headers.pop("authorization", None)
         style_id = body.get("style_id") if isinstance(body, dict) else None
@@ -291,7 +291,7 @@ class Handler(BaseHTTPRequestHandler):
             headers=headers,
             peer="{}:{}".format(*self.client_address[:2]),
             taken=taken,
-            answer=answer,
+            response=response,
         )
         with self.server.backend.lock:
             self.server.backend.calls.append(call)
@@ -306,7 +306,7 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:
             return None
 
-    def _answer(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
+    def _respond(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():

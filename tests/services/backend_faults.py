@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-TAKEN = ("reset_after", "hang_after", "cut", "drip_status", "drip_headers", "drip_body")
+TAKEN = ("reset_after", "hang_after", "cut", "slow_status", "slow_headers", "slow_body")
 """The call is taken, and the response is lost or late."""
-NOT_TAKEN = ("answer", "reset_before", "hang")
+NOT_TAKEN = ("response", "reset_before", "hang")
 KINDS = (*NOT_TAKEN, *TAKEN, "slow")
 
 
@@ -18,12 +18,12 @@ class Fault:
     """One fault."""
 
     do: str
-    """``answer``: send ``status``, ``headers`` and ``body`` without taking the call.
+    """``response``: send ``status``, ``headers`` and ``body`` without taking the call.
     ``reset_before``, ``reset_after``: reset the connection before or after taking the call.
     ``hang``, ``hang_after``: send nothing for ``seconds``, without or after taking the call.
     ``slow``: wait for ``seconds``, then respond normally.
     ``cut``: take the call and send only part of the response body.
-    ``drip_status``, ``drip_headers``, ``drip_body``: take the call and respond up to there, then
+    ``slow_status``, ``slow_headers``, ``slow_body``: take the call and respond up to there, then
     one byte at a time for ``seconds``."""
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Fault:
     def __post_init__(self) -> None:
         if self.do not in KINDS:
             raise ValueError(f"do={self.do!r}: give one of {', '.join(KINDS)}")
-        if self.do == "answer" and not 200 <= self.status <= 599:
+        if self.do == "response" and not 200 <= self.status <= 599:
             raise ValueError(f"status={self.status}: give one from 200 to 599")
 
     @property
@@ -43,10 +43,10 @@ class Fault:
         return self.do in TAKEN
 
 
-def answer(status: int, *, retry_after: str | None = None, body: Any = "") -> Fault:
+def response(status: int, *, retry_after: str | None = None, body: Any = "") -> Fault:
     """A fixed response without taking the call."""
     headers = {} if retry_after is None else {"Retry-After": retry_after}
-    return Fault("answer", status, headers, body)
+    return Fault("response", status, headers, body)
 
 
 class FaultPlan:

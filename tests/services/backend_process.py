@@ -130,9 +130,9 @@ class BackendProcess:
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         url = self.url + path
-        answer = self._control.request(
+        response = self._control.request(
             method, url, json=body, timeout=10, verify=self._trusted, allow_redirects=False
         )
-        if answer.status_code != 200:
-            raise ValueError(answer.text)
-        return answer.json()
+        if response.status_code != 200:
+            raise ValueError(response.text)
+        return response.json()

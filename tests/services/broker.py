@@ -97,7 +97,7 @@ class Broker:
             start_new_session=True,
         )
         deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
+        while not self._is_responding():
             if self._node.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"the broker did not start:\n{self.log.read_text()[-4000:]}")
@@ -162,7 +162,7 @@ class Broker:
                 _command("epmd", "-kill"), env=self._environment, capture_output=True, timeout=10
             )
 
-    def _answers(self) -> bool:
+    def _is_responding(self) -> bool:
         parameters = pika.ConnectionParameters(
             "127.0.0.1", self.port, connection_attempts=1, socket_timeout=5, stack_timeout=5
         )

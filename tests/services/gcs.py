@@ -74,14 +74,14 @@ def main() -> None:
         [_get_binary_path(), *arguments, f"-external-url={url}"], stderr=subprocess.DEVNULL
     )
     try:
-        eventually(lambda: _answers(port), running=process)
+        eventually(lambda: _is_responding(port), running=process)
         print(url, flush=True)  # noqa: T201 - for the parent
         sys.stdin.buffer.read()
     finally:
         process.kill()
 
 
-def _answers(port: int) -> bool:
+def _is_responding(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True
     return False

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Fault = Literal["answer", "hang", "cut", "corrupt", "reset_before", "reset_after"]
+Fault = Literal["response", "hang", "cut", "corrupt", "reset_before", "reset_after"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Rule:
     """One fault and the requests that get it. The first matching rule applies."""
 
     fault: Fault
-    """``answer``: the response below, without passing the request on. ``hang``: no response for
+    """``response``: the response below, without passing the request on. ``hang``: no response for
     ``seconds``, then close the connection. ``cut``: half of the server's body. ``corrupt``: change
     one byte of it. ``reset_before``, ``reset_after``: reset the connection, before or after the
     server has processed the request."""
@@ -53,7 +53,7 @@ def s3_error(
         f"<Error><Code>{code}</Code><Message>told by a test</Message>{extra}</Error>"
     )
     heads = {"Content-Type": "application/xml", **(headers or {})}
-    return Rule(fault="answer", status=status, body=body, headers=heads, **when)
+    return Rule(fault="response", status=status, body=body, headers=heads, **when)
 
 
 def internal_error(**when: Any) -> Rule:

@@ -44,9 +44,9 @@ class FaultyProxy:
 
     def seen(self) -> list[Seen]:
         """Every request answered, dropped or left hanging since the rules were set."""
-        answer = requests.get(self.url + CONTROL, timeout=30)
-        answer.raise_for_status()
-        return [Seen(**one) for one in answer.json()]
+        response = requests.get(self.url + CONTROL, timeout=30)
+        response.raise_for_status()
+        return [Seen(**one) for one in response.json()]
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def running_proxy(upstream: str) -> Iterator[FaultyProxy]:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """The response to send to the client."""
 
     status: int
@@ -93,12 +93,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _control(self, body: bytes) -> None:
         if self.command == "GET":
-            answer = json.dumps([asdict(seen) for seen in self.server.plan.seen()]).encode()
+            response = json.dumps([asdict(seen) for seen in self.server.plan.seen()]).encode()
         else:
             plan = json.loads(body)
             self.server.follow(Plan([Rule(**rule) for rule in plan["rules"]], plan["seed"]))
-            answer = b""
-        for _ in self._send(Answer(200, [("Content-Type", "application/json")], answer)):
+            response = b""
+        for _ in self._send(Response(200, [("Content-Type", "application/json")], response)):
             pass
 
     def _pass_on(self, body: bytes) -> None:
@@ -110,48 +110,48 @@ class Handler(BaseHTTPRequestHandler):
             plan.over.wait(rule.seconds)
             self.close_connection = True
             return
-        answer: Answer | None = None
+        response: Response | None = None
         sent = 0
         try:
-            answer = self._answer(rule, body)
-            if answer is not None:
-                allowed = len(answer.body) // 2 if fault == "cut" else len(answer.body)
-                for count in self._send(answer, allowed):
+            response = self._response_for(rule, body)
+            if response is not None:
+                allowed = len(response.body) // 2 if fault == "cut" else len(response.body)
+                for count in self._send(response, allowed):
                     sent = count
-            if answer is None or fault == "cut":
+            if response is None or fault == "cut":
                 self.close_connection = True
         finally:
-            status = None if answer is None else answer.status
+            status = None if response is None else response.status
             plan.note(Seen(self.command, self.path, self._heads(), fault, status, sent))
 
-    def _answer(self, rule: Rule | None, body: bytes) -> Answer | None:
+    def _response_for(self, rule: Rule | None, body: bytes) -> Response | None:
         """The response to send, or None to reset the connection."""
-        if rule is not None and rule.fault == "answer":
-            return Answer(rule.status, list(rule.headers.items()), rule.body.encode())
+        if rule is not None and rule.fault == "response":
+            return Response(rule.status, list(rule.headers.items()), rule.body.encode())
         if rule is not None and rule.fault == "reset_before":
             self._reset()
             return None
-        answer = self.server.fetch(self.command, self.path, self._heads(), body)
+        response = self.server.fetch(self.command, self.path, self._heads(), body)
         if rule is not None and rule.fault == "reset_after":
             self._reset()
             return None
-        if rule is not None and rule.fault == "corrupt" and answer.body:
-            damaged = bytearray(answer.body)
+        if rule is not None and rule.fault == "corrupt" and response.body:
+            damaged = bytearray(response.body)
             damaged[len(damaged) // 2] ^= 0x20
-            return Answer(answer.status, answer.headers, bytes(damaged))
-        return answer
+            return Response(response.status, response.headers, bytes(damaged))
+        return response
 
-    def _send(self, answer: Answer, allowed: int | None = None) -> Iterator[int]:
+    def _send(self, response: Response, allowed: int | None = None) -> Iterator[int]:
         """Send the head and the body, or its first bytes; count the bytes."""
-        self.send_response_only(answer.status)
-        for name, value in answer.headers:
+        self.send_response_only(response.status)
+        for name, value in response.headers:
             self.send_header(name, value)
-        if self.command != "HEAD" and answer.status not in {204, 304}:
-            self.send_header("Content-Length", str(len(answer.body)))
+        if self.command != "HEAD" and response.status not in {204, 304}:
+            self.send_header("Content-Length", str(len(response.body)))
         self.end_headers()
         if self.command == "HEAD":
             return
-        body = answer.body[:allowed]
+        body = response.body[:allowed]
         for start in range(0, len(body), CHUNK):
             piece = body[start : start + CHUNK]
             self.wfile.write(piece)
@@ -183,7 +183,7 @@ class ProxyServer(ThreadingHTTPServer):
         self.plan.over.set()
         self.plan = plan
 
-    def fetch(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def fetch(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Response:
         """The server's response."""
         connection = http.client.HTTPConnection(*self._upstream, timeout=120)
         try:
@@ -192,17 +192,17 @@ class ProxyServer(ThreadingHTTPServer):
                 if name not in {"connection", "expect"}:
                     connection.putheader(name, value)
             connection.endheaders(body or None)
-            answer = connection.getresponse()
+            response = connection.getresponse()
             dropped = {"connection", "keep-alive", "transfer-encoding"}
             if method != "HEAD":
                 dropped.add("content-length")
             # Without this, an upload's own URL would bypass the proxy.
             kept = [
                 (name, value.replace(*self._names))
-                for name, value in answer.getheaders()
+                for name, value in response.getheaders()
                 if name.lower() not in dropped
             ]
-            return Answer(answer.status, kept, answer.read())
+            return Response(response.status, kept, response.read())
         finally:
             connection.close()
 

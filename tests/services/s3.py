@@ -87,8 +87,8 @@ class OneAtATime:
             if _completes_on_stale_state(environ):
                 start_response("412 Precondition Failed", [("Content-Type", "application/xml")])
                 return [_GONE_BY]
-            answer = self._application(environ, start_response)
-            return [b"".join(answer)]
+            response = self._application(environ, start_response)
+            return [b"".join(response)]
 
 
 def _completes_on_stale_state(environ: dict[str, Any]) -> bool:

@@ -43,7 +43,7 @@ from domain.task import TrainingTask
 from tests.application.world import received, settled
 
 SECRET = "a-secret-token-that-nobody-may-see"
-CARD = GpuReading(
+GPU = GpuReading(
     index=0,
     name="NVIDIA GeForce RTX 4090",
     memory_used=9_800_000_000,
@@ -73,7 +73,7 @@ class Scene:
 
     name: str = "atelier-1"
     clock: ManualClock = field(default_factory=ManualClock)
-    cards: Sequence[GpuReading] = (CARD,)
+    gpus: Sequence[GpuReading] = (GPU,)
     queues: dict[str, Any] = field(
         default_factory=lambda: {
             "depths": {"model_training": 3, "model_training.retry": 1, "model_training.dead": 0},
@@ -85,7 +85,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics("atelier-1", "1.2.3")
-        GpuCollector(lambda: self.cards, self.metrics.registry)
+        GpuCollector(lambda: self.gpus, self.metrics.registry)
         self.worker_state = WorkerState(self.name, "1.2.3", self.clock)
         self.worker_state.device = "cuda"
         self.worker_state.model = "stable-diffusion-v1-5"
@@ -109,7 +109,7 @@ class Scene:
             previews=self.previews,
             registry=self.metrics.registry,
             checks={"Queue": broker, "Base model": model, "Disk": lambda: self.disk},
-            gpus=lambda: self.cards,
+            gpus=lambda: self.gpus,
             queues=lambda: self.queues,
             configuration=[
                 {"name": "RABBITMQ_HOST", "value": "rabbitmq", "meaning": "Where the broker is"},
@@ -259,7 +259,7 @@ def side_by_side() -> Scene:
 
 def failed(name: str = "atelier-1") -> Scene:
     """The last job failed with a message that contains markup; the broker is unavailable."""
-    scene = Scene(name, cards=())
+    scene = Scene(name, gpus=())
     scene.start(43)
     scene.train(43, until=30)
     scene.fail(43, FailureCode.GPU_OOM, f"The card's memory did not suffice {NASTY} {SECRET}")

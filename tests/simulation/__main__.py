@@ -10,7 +10,7 @@ from collections import Counter
 
 from domain.events import ProgressMade
 from tests.simulation.run import Run
-from tests.simulation.verdict import repeats, wrongs
+from tests.simulation.verdict import repeats, violations
 from tests.simulation.world import STEPS
 
 
@@ -32,7 +32,7 @@ def main() -> int:
         steps, needed = steps + run.world.steps, needed + STEPS * len(run.world.tasks)
         repeated += repeats(run)
         kinds.update(done.kind for done in run.chaos.done)
-        if lines := wrongs(run):
+        if lines := violations(run):
             wrong += 1
             print(f"seed {seed}:", *lines, sep="\n  ", flush=True)
     print(", ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items())))
@@ -61,7 +61,7 @@ def _show(seed: int) -> int:
             lines.append((call.taken_at, f"the backend takes: {about}"))
     for moment, line in sorted(lines):
         print(f"{moment:9.1f} s  {line}")
-    found = wrongs(run)
+    found = violations(run)
     print(*found, sep="\n")
     return 1 if found else 0
 

@@ -17,7 +17,7 @@ from domain.events import (
     TrainingFinished,
 )
 from tests.simulation.machine import Machine
-from tests.simulation.network import TROUBLES, Server, Trouble
+from tests.simulation.network import FAILURES, Disruption, Server
 from tests.simulation.timeline import Process
 from tests.simulation.world import STEPS, World, garbage
 
@@ -63,32 +63,32 @@ class Chaos:
     """Task ids."""
     garbage: list[bytes] = field(default_factory=list)
     """Messages that are not tasks."""
-    _heeding: list[Callable[[Machine, Event], bool]] = field(default_factory=list)
+    _handlers: list[Callable[[Machine, Event], bool]] = field(default_factory=list)
 
     def plan(self) -> None:
         """Plan one more disturbance."""
         kind = self.chance.choice([*self._kinds()])
         if self.chance.random() < 0.4:
             moment = self.chance.uniform(0, HORIZON)
-            self.world.timeline.at(moment, lambda: self._strike(kind, None))
+            self.world.timeline.at(moment, lambda: self._inject(kind, None))
             return
         is_time = self._a_turn()
         shortly = self.chance.uniform(0, self.chance.choice([1.0, 10.0, 60.0]))
 
-        def heed(machine: Machine, event: Event) -> bool:
+        def on_event(machine: Machine, event: Event) -> bool:
             if not is_time(event):
                 return False
             moment = self.world.timeline.now + shortly
-            self.world.timeline.at(moment, lambda: self._strike(kind, machine))
+            self.world.timeline.at(moment, lambda: self._inject(kind, machine))
             return True
 
-        self._heeding.append(heed)
+        self._handlers.append(on_event)
 
     def happened(self, machine: Machine, event: Event) -> None:
         """Trigger the disturbances planned for this event."""
-        for heed in self._heeding:
-            if heed(machine, event):
-                self._heeding.remove(heed)
+        for on_event in self._handlers:
+            if on_event(machine, event):
+                self._handlers.remove(on_event)
                 return
 
     def _a_turn(self) -> Callable[[Event], bool]:
@@ -101,7 +101,7 @@ class Chaos:
 
         return is_time
 
-    def _strike(self, kind: Callable[[Machine], None], who: Machine | None) -> None:
+    def _inject(self, kind: Callable[[Machine], None], who: Machine | None) -> None:
         living = [machine for machine in self.machines if not machine.process.dead]
         if living:
             kind(who if who in living else self.chance.choice(living))
@@ -114,10 +114,10 @@ class Chaos:
         yield self._break_device
         yield self._meet_defect
         yield self._lose_connection
-        yield lambda _: self._trouble("store", self.world.store)
+        yield lambda _: self._disrupt("store", self.world.store)
         yield self._cut_off
-        yield lambda _: self._trouble("backend", self.world.backend)
-        yield lambda _: self._trouble("broker", self.world.broker)
+        yield lambda _: self._disrupt("backend", self.world.backend)
+        yield lambda _: self._disrupt("broker", self.world.broker)
         yield self._publish_again
         yield self._publish_garbage
         yield self._cancel
@@ -136,9 +136,9 @@ class Chaos:
         self._note("killed", seconds=UNENDING, who=machine)
 
     def _terminate(self, machine: Machine) -> None:
-        grace = self.chance.choice([3.0, 25.0, 60.0])
-        machine.terminate(grace)
-        self._note("terminated", f"in {grace:g} s", UNENDING, machine)
+        timeout = self.chance.choice([3.0, 25.0, 60.0])
+        machine.terminate(timeout)
+        self._note("terminated", f"in {timeout:g} s", UNENDING, machine)
 
     def _freeze(self, machine: Machine) -> None:
         seconds = self._a_while()
@@ -167,23 +167,23 @@ class Chaos:
 
     def _cut_off(self, machine: Machine) -> None:
         """Cut one machine off from the store; the others get its messages."""
-        self._trouble("store", self.world.store, machine)
+        self._disrupt("store", self.world.store, machine)
         machine.connection.lose()
 
-    def _trouble(self, name: str, server: Server, who: Machine | None = None) -> None:
+    def _disrupt(self, name: str, server: Server, who: Machine | None = None) -> None:
         now, seconds = self.world.timeline.now, self._a_while()
-        fates = TROUBLES if self.chance.random() < 0.5 else (self.chance.choice(TROUBLES),)
-        trouble = Trouble(
+        outcomes = FAILURES if self.chance.random() < 0.5 else (self.chance.choice(FAILURES),)
+        disruption = Disruption(
             begins=now,
             ends=now + seconds,
             chance=self.chance.choice([0.2, 0.5, 1.0]),
-            fates=fates,
+            outcomes=outcomes,
             who=None if who is None else who.process,
         )
-        server.troubles.append(trouble)
-        told = ", ".join(fate.name.lower() for fate in fates)
+        server.disruptions.append(disruption)
+        names = ", ".join(outcome.name.lower() for outcome in outcomes)
         # Calls shortly before its end may be completed, or fail, a while later.
-        self._note(name, f"{told} ({trouble.chance:g})", seconds + 2 * server.timeout, who)
+        self._note(name, f"{names} ({disruption.chance:g})", seconds + 2 * server.timeout, who)
 
     def _publish_again(self, _machine: Machine) -> None:
         self.world.queue.publish(self.chance.choice([*self.world.tasks, *self.garbage]))

@@ -82,7 +82,7 @@ class Backend:
         self._world = world
         self._process = process
         self._for_progress = Server(
-            PROGRESS_TIMEOUT, world.backend.lost, world.backend.latency, world.backend.troubles
+            PROGRESS_TIMEOUT, world.backend.lost, world.backend.latency, world.backend.disruptions
         )
 
     def progress(self, style_id: int, progress: Progress) -> None:
@@ -125,7 +125,7 @@ class Backend:
 
         server = self._for_progress if kind == "progress" else world.backend
         world.network.call(self._process, server, take)
-        call.answered_at = world.timeline.now
+        call.responded_at = world.timeline.now
 
 
 class Connection:
@@ -188,8 +188,8 @@ class Connection:
         raise QueueUnavailable("no broker")
 
     def _broken(self) -> bool:
-        trouble = self._world.broker.trouble(self._process, self._world.timeline.now)
-        if trouble is None or self._chance.random() >= trouble.chance:
+        disruption = self._world.broker.disruption(self._process, self._world.timeline.now)
+        if disruption is None or self._chance.random() >= disruption.chance:
             return False
         self._world.timeline.sleep(self._chance.uniform(0, 2))
         return True

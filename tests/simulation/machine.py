@@ -102,10 +102,10 @@ class Machine:
         for _ in range(together):
             world.timeline.spawn(self.process, lambda: self._work(loop))
 
-    def terminate(self, grace: float) -> None:
+    def terminate(self, timeout: float) -> None:
         """SIGTERM; the process ends when the shutdown timeout is over."""
-        self.stop.request(StopReason.SHUTDOWN, deadline=self.clock.monotonic() + grace)
-        self._world.timeline.at(self._world.timeline.now + grace, self.kill)
+        self.stop.request(StopReason.SHUTDOWN, deadline=self.clock.monotonic() + timeout)
+        self._world.timeline.at(self._world.timeline.now + timeout, self.kill)
 
     def kill(self) -> None:
         """SIGKILL. The broker notices after some time."""

@@ -12,34 +12,34 @@ from application.ports import Unavailable
 from tests.simulation.timeline import Process, Timeline
 
 
-class Fate(Enum):
+class CallOutcome(Enum):
     """Outcome of a call."""
 
-    ANSWERED = auto()
+    COMPLETED = auto()
     REFUSED = auto()
     """Fails immediately; nothing is done."""
     SILENT = auto()
     """Nothing is done, and the caller times out."""
-    ANSWER_LOST = auto()
+    RESPONSE_LOST = auto()
     """The call is performed, and the connection breaks."""
-    ANSWER_LATE = auto()
+    RESPONSE_LATE = auto()
     """The call is performed, but the caller has timed out before the response."""
     LATE = auto()
     """The call is performed after the caller has timed out."""
 
 
-TROUBLES = tuple(fate for fate in Fate if fate is not Fate.ANSWERED)
+FAILURES = tuple(outcome for outcome in CallOutcome if outcome is not CallOutcome.COMPLETED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trouble:
+class Disruption:
     """Faults of some calls to a server for a while."""
 
     begins: float
     ends: float
     """Virtual time in seconds."""
     chance: float
-    fates: tuple[Fate, ...]
+    outcomes: tuple[CallOutcome, ...]
     who: Process | None = None
     """Process whose calls are affected; None: all."""
 
@@ -54,13 +54,13 @@ class Server:
     """The error that a timed-out caller gets."""
     latency: float = 0.05
     """Average seconds in each direction."""
-    troubles: list[Trouble] = field(default_factory=list)
+    disruptions: list[Disruption] = field(default_factory=list)
 
-    def trouble(self, process: Process, now: float) -> Trouble | None:
+    def disruption(self, process: Process, now: float) -> Disruption | None:
         """The current trouble for calls of that process, if any."""
-        for trouble in self.troubles:
-            if trouble.begins <= now < trouble.ends and trouble.who in (None, process):
-                return trouble
+        for disruption in self.disruptions:
+            if disruption.begins <= now < disruption.ends and disruption.who in (None, process):
+                return disruption
         return None
 
 
@@ -77,25 +77,29 @@ class Network:
         Raises:
             Unavailable: the server's error ``lost``.
         """
-        fate = self._fate(process, server)
+        outcome = self._outcome(process, server)
         there, back = (self._chance.expovariate(1 / server.latency) for _ in range(2))
         there, back = min(there, server.timeout / 3), min(back, server.timeout / 3)
-        if fate is Fate.LATE:
+        if outcome is CallOutcome.LATE:
             there = server.timeout * self._chance.uniform(1, 2)
         answers: list[Callable[[], Any]] = []
-        if fate not in {Fate.REFUSED, Fate.SILENT}:
+        if outcome not in {CallOutcome.REFUSED, CallOutcome.SILENT}:
             self._timeline.at(self._timeline.now + there, lambda: answers.append(_try(effect)))
-        quick = {Fate.ANSWERED: there + back, Fate.REFUSED: back, Fate.ANSWER_LOST: there + back}
-        self._timeline.sleep(quick.get(fate, server.timeout))
-        if fate is not Fate.ANSWERED:
-            raise server.lost(f"a call was {fate.name.lower().replace('_', ' ')}")
+        quick = {
+            CallOutcome.COMPLETED: there + back,
+            CallOutcome.REFUSED: back,
+            CallOutcome.RESPONSE_LOST: there + back,
+        }
+        self._timeline.sleep(quick.get(outcome, server.timeout))
+        if outcome is not CallOutcome.COMPLETED:
+            raise server.lost(f"a call was {outcome.name.lower().replace('_', ' ')}")
         return answers[0]()
 
-    def _fate(self, process: Process, server: Server) -> Fate:
-        trouble = server.trouble(process, self._timeline.now)
-        if trouble is None or self._chance.random() >= trouble.chance:
-            return Fate.ANSWERED
-        return self._chance.choice(trouble.fates)
+    def _outcome(self, process: Process, server: Server) -> CallOutcome:
+        disruption = server.disruption(process, self._timeline.now)
+        if disruption is None or self._chance.random() >= disruption.chance:
+            return CallOutcome.COMPLETED
+        return self._chance.choice(disruption.outcomes)
 
 
 def _try(effect: Callable[[], Any]) -> Callable[[], Any]:
@@ -105,8 +109,8 @@ def _try(effect: Callable[[], Any]) -> Callable[[], Any]:
     except Exception as error:
         raised = error
 
-        def answer() -> Any:
+        def response() -> Any:
             raise raised
 
-        return answer
+        return response
     return lambda: given

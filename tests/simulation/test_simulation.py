@@ -11,7 +11,7 @@ import pytest
 from application.fenced_blob import FencedBlob
 from application.lease import Lease
 from tests.simulation.run import Run
-from tests.simulation.verdict import wrongs
+from tests.simulation.verdict import violations
 
 EACH = 10
 PATIENCE = 200
@@ -27,7 +27,9 @@ def only_errors() -> Iterator[None]:
 
 @pytest.mark.parametrize("first", range(0, 40, EACH))
 def test_no_task_is_lost_trained_twice_or_announced_twice(first: int) -> None:
-    found = {seed: lines for seed in range(first, first + EACH) if (lines := wrongs(Run(seed)()))}
+    found = {
+        seed: lines for seed in range(first, first + EACH) if (lines := violations(Run(seed)()))
+    }
     assert found == {}, "python -m tests.simulation --show --seed ... shows what happened"
 
 
@@ -56,4 +58,4 @@ def test_violations_are_detected(
     monkeypatch: pytest.MonkeyPatch, kind: type, method: str, broken: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(kind, method, broken)
-    assert any(wrongs(Run(seed)()) for seed in range(PATIENCE))
+    assert any(violations(Run(seed)()) for seed in range(PATIENCE))

@@ -26,7 +26,7 @@ class Process:
     """Frozen as by SIGSTOP, or as on a paused machine."""
 
 
-class _Strand(greenlet):  # type: ignore[misc]  # it has no types
+class _SimulatedThread(greenlet):  # type: ignore[misc]  # it has no types
     """One thread of a process."""
 
     process: Process
@@ -55,9 +55,9 @@ class Timeline:
             with suppress(Gone):
                 work()
 
-        strand = _Strand(live, self._hub)
-        strand.process = process
-        self._resume(strand, self.now)
+        thread = _SimulatedThread(live, self._hub)
+        thread.process = process
+        self._resume(thread, self.now)
 
     def sleep(self, seconds: float) -> None:
         """Suspend the calling thread.
@@ -65,12 +65,12 @@ class Timeline:
         Raises:
             Gone: its process died meanwhile.
         """
-        strand = getcurrent()
-        assert isinstance(strand, _Strand)
-        if not strand.process.dead:
-            self._resume(strand, self.now + max(0.0, seconds))
+        thread = getcurrent()
+        assert isinstance(thread, _SimulatedThread)
+        if not thread.process.dead:
+            self._resume(thread, self.now + max(0.0, seconds))
             self._hub.switch()
-        if strand.process.dead:
+        if thread.process.dead:
             raise Gone
 
     def run(self, until: float, over: Callable[[], bool] = lambda: False) -> None:
@@ -80,13 +80,13 @@ class Timeline:
             self.now = max(self.now, moment)
             action()
 
-    def _resume(self, strand: _Strand, moment: float) -> None:
+    def _resume(self, thread: _SimulatedThread, moment: float) -> None:
         def go() -> None:
-            process = strand.process
+            process = thread.process
             if self.now < process.frozen_until and not process.dead:
-                self._resume(strand, process.frozen_until)
+                self._resume(thread, process.frozen_until)
             else:
-                strand.switch()
+                thread.switch()
 
         self.at(moment, go)
 

@@ -19,7 +19,7 @@ STOPPING = ("killed", "terminated", "frozen", "device", "store")
 """Disturbances after which a machine may lose its work, or fail to record it."""
 
 
-def wrongs(run: Run) -> list[str]:
+def violations(run: Run) -> list[str]:
     """All violations, one line each."""
     lines = [line for task in run.world.tasks.values() for line in _of_task(run, task)]
     for body in set(run.chaos.garbage):
@@ -86,7 +86,7 @@ def _calls(run: Run, style_id: int, wanted: set[str]) -> Iterator[str]:
 
 def _repeat_is_excused(run: Run, before: Call, after: Call) -> bool:
     """Whether the first caller may have failed to record that the call was taken."""
-    if before.answered_at is None or before.answered_at > after.made_at:
+    if before.responded_at is None or before.responded_at > after.made_at:
         return True
     return _was_stopped(run, before.caller, before.made_at, after.made_at)
 

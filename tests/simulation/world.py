@@ -44,7 +44,7 @@ class Call:
     caller: Process
     made_at: float
     taken_at: float | None = None
-    answered_at: float | None = None
+    responded_at: float | None = None
     """When the caller got the response."""
 
 

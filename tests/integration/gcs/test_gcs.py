@@ -40,7 +40,7 @@ def google(status: int, reason: str = "", message: str = "told by a test", **whe
     error = {"code": status, "message": message, "errors": [{"reason": reason}]}
     headers = {"Content-Type": "application/json", **when.pop("headers", {})}
     body = json.dumps({"error": error})
-    return Rule(fault="answer", status=status, body=body, headers=headers, **when)
+    return Rule(fault="response", status=status, body=body, headers=headers, **when)
 
 
 def media_requests(proxy: FaultyProxy) -> int:
@@ -57,7 +57,11 @@ def media_requests(proxy: FaultyProxy) -> int:
         (google(503, "backendError"), BlobUnavailable, "returned status 503"),
         (google(400, "invalid", "no such thing"), BlobDenied, "no such thing"),
         (google(403, "accountDisabled"), BlobDenied, "access is denied"),
-        (Rule(fault="answer", status=200, body="<html/>"), BlobUnavailable, "check STORAGE_EMUL"),
+        (
+            Rule(fault="response", status=200, body="<html/>"),
+            BlobUnavailable,
+            "check STORAGE_EMUL",
+        ),
         (Rule(fault="reset_before"), BlobUnavailable, "cannot be reached"),
         (Rule(fault="hang"), BlobUnavailable, "not respond in time"),
     ],
@@ -72,16 +76,16 @@ def test_each_fault_is_the_ports_error_with_a_remedy(
     ]
     for call in calls:
         proxy.rules(rule)
-        with pytest.raises(expected, match=said) as told:
+        with pytest.raises(expected, match=said) as raised:
             call()
-        assert type(told.value) is expected
+        assert type(raised.value) is expected
 
 
 def test_a_store_that_throttles_says_for_how_long(store: Store, proxy: FaultyProxy) -> None:
     proxy.rules(google(429, "rateLimitExceeded", headers={"Retry-After": "7"}))
-    with pytest.raises(BlobUnavailable) as told:
+    with pytest.raises(BlobUnavailable) as raised:
         store.blobs.get(store.at("a"))
-    assert told.value.retry_after == 7.0
+    assert raised.value.retry_after == 7.0
 
 
 def test_a_fault_that_passes_goes_unnoticed(store: Store, proxy: FaultyProxy) -> None:
@@ -141,7 +145,12 @@ def test_a_blob_that_grows_between_its_size_and_its_body_is_too_large(
     json_head = {"Content-Type": "application/json"}
     proxy.rules(
         Rule(
-            fault="answer", status=200, body=head, headers=json_head, target="projection", times=1
+            fault="response",
+            status=200,
+            body=head,
+            headers=json_head,
+            target="projection",
+            times=1,
         )
     )
     with pytest.raises(BlobTooLarge):

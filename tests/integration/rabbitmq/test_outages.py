@@ -74,19 +74,19 @@ def test_a_lost_connection_is_restored_and_logged_once(
         assert (again.body, again.redelivered) == (b"{}", True)
         queue.acknowledge(again)
     ours = [r for r in caplog.records if r.name.startswith(("adapters", "pika"))]
-    told = [(record.levelno, record.getMessage()) for record in ours]
-    assert [level for level, _ in told].count(logging.INFO) == 2
-    warnings = [text for level, text in told if level == logging.WARNING]
+    logged = [(record.levelno, record.getMessage()) for record in ours]
+    assert [level for level, _ in logged].count(logging.INFO) == 2
+    warnings = [text for level, text in logged if level == logging.WARNING]
     assert len(warnings) == len(set(warnings)) <= 3
-    assert not [text for level, text in told if level > logging.WARNING]
+    assert not [text for level, text in logged if level > logging.WARNING]
 
 
 @every_way
 def test_a_settlement_lost_with_a_silent_broker_leads_to_redelivery(
     options: RabbitOptions, settle: Callable[[RabbitQueue, Delivery], None]
 ) -> None:
-    impatient = replace(options, response_timeout=1.0, heartbeat=2)
-    with Proxy(PORT) as proxy, opened(replace(impatient, port=proxy.port)) as queue:
+    short_timeout = replace(options, response_timeout=1.0, heartbeat=2)
+    with Proxy(PORT) as proxy, opened(replace(short_timeout, port=proxy.port)) as queue:
         queue.publish(b"{}")
         delivery = receive(queue)
         proxy.hold()
@@ -166,6 +166,6 @@ def test_each_connection_problem_is_logged_once_with_its_remedy(
             assert "s3cret" not in str(raised.value)
         with pytest.raises(QueueUnavailable, match=remedy):
             queue.receive(0.3)
-    told = [r for r in caplog.records if r.name.startswith("adapters") and r.levelno > 20]
-    assert len(told) == 1
+    logged = [r for r in caplog.records if r.name.startswith("adapters") and r.levelno > 20]
+    assert len(logged) == 1
     assert "s3cret" not in caplog.text + repr(options)

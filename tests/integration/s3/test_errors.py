@@ -35,7 +35,11 @@ def in_region(region: str) -> str:
         (access_denied(), BlobDenied, "s3:GetObject.*s3:ListBucket.*missing"),
         (s3_error("NoSuchKey", 404), BlobMissing, "no such object"),
         (s3_error("NoSuchBucket", 404), BlobDenied, "no bucket.*create it.*MODEL_BUCKET_NAME"),
-        (Rule(fault="answer", status=404, body="<html/>"), BlobUnavailable, "check the endpoint"),
+        (
+            Rule(fault="response", status=404, body="<html/>"),
+            BlobUnavailable,
+            "check the endpoint",
+        ),
         (s3_error("InvalidAccessKeyId", 403), BlobUnavailable, "AWS_ACCESS_KEY_ID"),
         (s3_error("SignatureDoesNotMatch", 403), BlobUnavailable, "AWS_SECRET_ACCESS_KEY"),
         (s3_error("ExpiredToken", 400), BlobUnavailable, "expired.*new ones"),
@@ -52,7 +56,7 @@ def in_region(region: str) -> str:
         ),
         (s3_error("PermanentRedirect", 301), BlobDenied, "another address.*AWS_S3_REGION_NAME"),
         (
-            Rule(fault="answer", status=301, headers={"Location": "https://s3.example"}),
+            Rule(fault="response", status=301, headers={"Location": "https://s3.example"}),
             BlobDenied,
             "points to https://s3.example: set the endpoint",
         ),
@@ -63,7 +67,7 @@ def in_region(region: str) -> str:
         ),
         (Rule(fault="hang", seconds=20), BlobUnavailable, "did not respond in time"),
         (Rule(fault="reset_before"), BlobUnavailable, "(?i)connection"),
-        (Rule(fault="answer", status=502, body="bad gateway"), BlobUnavailable, "502"),
+        (Rule(fault="response", status=502, body="bad gateway"), BlobUnavailable, "502"),
     ],
     ids=lambda value: value.fault if isinstance(value, Rule) else None,
 )
@@ -71,9 +75,9 @@ def test_errors_are_reported_with_a_remedy(
     store: Store, proxy: FaultyProxy, rule: Rule, expected: type[Exception], said: str
 ) -> None:
     proxy.rules(rule)
-    with pytest.raises(expected, match=said) as told:
+    with pytest.raises(expected, match=said) as raised:
         store.blobs.get(store.at("a"))
-    assert f"s3://{store.bucket}/a" in str(told.value)
+    assert f"s3://{store.bucket}/a" in str(raised.value)
     assert hits(proxy) >= 1
 
 
@@ -85,7 +89,7 @@ def test_a_success_response_of_another_server_is_rejected(
         lambda: store.blobs.put(store.at("a"), b"1"),
         lambda: store.blobs.put(store.at("a"), b"1" * 7 * 1024**2),
     ):
-        proxy.rules(Rule(fault="answer", status=200, body="<html>please sign in</html>"))
+        proxy.rules(Rule(fault="response", status=200, body="<html>please sign in</html>"))
         with pytest.raises(BlobUnavailable, match=r"s3://.*check the endpoint.*proxy"):
             call()
 
@@ -179,21 +183,21 @@ def test_retry_after_of_the_store_is_respected_and_passed_on(
     store.blobs.put(store.at("a"), b"1")
     assert time.monotonic() - begun >= 1.9
     proxy.rules(slow_down(retry_after=1))
-    with pytest.raises(BlobUnavailable) as told:
+    with pytest.raises(BlobUnavailable) as raised:
         store.blobs.get(store.at("a"))
-    assert told.value.retry_after == 1
+    assert raised.value.retry_after == 1
     later = {
         "Retry-After": "Tue, 01 Jan 2030 00:02:00 GMT",
         "Date": "Tue, 01 Jan 2030 00:00:00 GMT",
     }
     proxy.rules(s3_error("SlowDown", 503, headers=later))
-    with pytest.raises(BlobUnavailable) as told:
+    with pytest.raises(BlobUnavailable) as raised:
         store.blobs.get(store.at("a"))
-    assert told.value.retry_after == 120
+    assert raised.value.retry_after == 120
     proxy.rules(slow_down(retry_after=10**9))
-    with pytest.raises(BlobUnavailable) as told:
+    with pytest.raises(BlobUnavailable) as raised:
         make(replace(options, max_attempts=1), store.bucket).blobs.get(store.at("a"))
-    assert told.value.retry_after == 3600
+    assert raised.value.retry_after == 3600
 
 
 def test_a_wall_clock_set_back_after_throttling_delays_nothing(

@@ -59,5 +59,5 @@ def test_no_secret_is_in_logs_errors_or_reprs(
     captured = capfd.readouterr()
     everything = "\n".join([*printed, caplog.text, captured.out, captured.err])
     assert "it failed" in everything
-    for told in (SECRET_KEY, TOKEN, ACCESS_KEY):
-        assert told not in everything
+    for secret in (SECRET_KEY, TOKEN, ACCESS_KEY):
+        assert secret not in everything

@@ -77,8 +77,8 @@ def test_a_body_with_a_truncated_tls_stream_is_incomplete() -> None:
         def read(self, amount: int | None = -1) -> bytes:
             raise SSLError("bad record mac")
 
-    answer = {"Body": StreamingBody(Raw(), 10), "ContentLength": 10}
-    client: Any = SimpleNamespace(get_object=lambda **_asked: answer)
+    response = {"Body": StreamingBody(Raw(), 10), "ContentLength": 10}
+    client: Any = SimpleNamespace(get_object=lambda **_asked: response)
     with pytest.raises(ChecksumMismatch, match="bad record mac"):
         download(client, Location("bucket", "a"), None)
 

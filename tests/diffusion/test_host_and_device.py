@@ -15,7 +15,12 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.conftest import SMALL_BASE
-from tests.diffusion.fake_device import CARD, BlankCard, let_adamw_be_fused_there, move_to_card
+from tests.diffusion.fake_device import (
+    FAKE_DEVICE,
+    FakeDevice,
+    let_adamw_be_fused_there,
+    move_to_fake_device,
+)
 from tests.diffusion.runs import EVERY_OPTION, plan_of
 
 pytestmark = pytest.mark.integration
@@ -32,15 +37,17 @@ def own_base() -> BaseModel:
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> BlankCard:
+def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
     """To be entered by the device's thread: such modes belong to a thread."""
     let_adamw_be_fused_there(monkeypatch)
-    return BlankCard()
+    return FakeDevice()
 
 
-def entering(monkeypatch: pytest.MonkeyPatch, card: BlankCard) -> None:
+def entering(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
     """Let the device's thread see the card from the preparation of a run on."""
-    monkeypatch.setattr("adapters.diffusion.trainer.reset_peak_memory", lambda _: card.__enter__())
+    monkeypatch.setattr(
+        "adapters.diffusion.trainer.reset_peak_memory", lambda _: device.__enter__()
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,34 +61,38 @@ def entering(monkeypatch: pytest.MonkeyPatch, card: BlankCard) -> None:
 def test_runs_stay_on_their_gpu_without_synchronisation_within_an_epoch(
     own_base: BaseModel,
     images: Images,
-    card: BlankCard,
+    device: FakeDevice,
     monkeypatch: pytest.MonkeyPatch,
     backend: Backend,
     options: dict[str, Any],
     slots: int,
 ) -> None:
-    move_to_card(own_base)
-    entering(monkeypatch, card)
+    move_to_fake_device(own_base)
+    entering(monkeypatch, device)
     plan = plan_of(images[:2], epochs=2, sample_prompts=("a house",), **options)
     trainer = DiffusionTrainer(
-        *(own_base, decode, CARD), backend=backend, slots=slots, max_wait=0.0, preview_steps=1
+        *(own_base, decode, FAKE_DEVICE),
+        backend=backend,
+        slots=slots,
+        max_wait=0.0,
+        preview_steps=1,
     )
     with ExitStack() as stack:
         sessions: list[Any] = [stack.enter_context(trainer.open(plan, None)) for _ in range(slots)]
         for _ in range(2):
             for session in sessions:
                 session.batches.prefetch(session.step)  # drawn and sent, for the whole epoch
-            card.waited.clear()
+            device.waited.clear()
             first = [session.advance() for session in sessions]
-            assert card.waited == []
+            assert device.waited == []
             last = [session.advance() for session in sessions]
             finished = [report.epoch_finished for report in (*first, *last)]
             assert finished == [False] * slots + [True] * slots
-            assert card.waited
+            assert device.waited
         for session in sessions:
             assert session.finished
             assert session.checkpoint().data
             assert session.weights()
-            card.takes_single_numbers = True  # diffusers' schedules lie on the host
+            device.takes_single_numbers = True  # diffusers' schedules lie on the host
             assert len(session.previews(with_lora=True)) == 1
-            card.takes_single_numbers = False
+            device.takes_single_numbers = False

@@ -67,7 +67,7 @@ def tokenize(pipeline: StableDiffusionPipeline, captions: Sequence[str]) -> Tens
     return tokens
 
 
-def train_denoiser(
+def train_unet(
     pipeline: StableDiffusionPipeline,
     stages: Sequence[Stage],
     generator: torch.Generator,
