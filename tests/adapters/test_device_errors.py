@@ -1,4 +1,4 @@
-"""Errors of torch, told apart: the device is lost, it is full, or the program has a defect."""
+"""Classification of torch errors: lost device, out of memory, or a defect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What folders add to a blob store's contract: processes, crashes, links, other people's files."""
+"""The filesystem blob store: concurrent processes, crashes, symlinks, files of other programs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def blobs(root: Path) -> FileBlobStore:
 
 
 def files(root: Path) -> list[str]:
-    """Every file and folder but our own, and the lock that stays."""
+    """Every file and folder except the internal ones and the lock."""
     return sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")

@@ -1,4 +1,4 @@
-"""Where log lines go, and in what form."""
+"""Log handlers and formats."""
 
 from __future__ import annotations
 

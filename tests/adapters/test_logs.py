@@ -1,4 +1,4 @@
-"""Log lines: whose they are, what they hide, how they look, and where a job's own go."""
+"""Log lines: job context, redaction, formats, and the log of each job."""
 
 from __future__ import annotations
 

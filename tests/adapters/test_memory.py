@@ -1,4 +1,4 @@
-"""What the fakes add to the contracts, for tests to lean on."""
+"""The in-memory adapters beyond their contracts, as other tests rely on them."""
 
 from __future__ import annotations
 

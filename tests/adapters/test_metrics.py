@@ -1,4 +1,4 @@
-"""What a whole job leaves in the metrics, and that measuring never changes the work."""
+"""The metrics of a whole job; measuring never changes the job."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_run_that_ends_without_an_event_leaves_no_job_behind(
 
 
 def slots(metrics: Metrics, name: str = "phase") -> set[str]:
-    """The slots that are to be seen in a metric."""
+    """The slots in a metric's labels."""
     return {
         sample.labels["slot"]
         for family in metrics.registry.collect()
@@ -161,7 +161,7 @@ def slots(metrics: Metrics, name: str = "phase") -> set[str]:
 
 
 def begin(listener: JobMetrics, style_id: int, *, epochs: int) -> TrainingTask:
-    """A task is taken up and trained for one step."""
+    """Start a task and train one step."""
     task = replace(a_task(), task_id=f"task-{style_id}", style_id=style_id)
     ids: Any = {"task_id": task.task_id, "style_id": style_id}
     parameters = TrainingParameters(epochs=epochs, resolution=64)
@@ -332,7 +332,7 @@ def test_deliveries_and_settlements_are_counted(metrics: Metrics, clock: ManualC
 
 
 class Broken:
-    """Every call fails, with the same error."""
+    """Every call fails with the same error."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

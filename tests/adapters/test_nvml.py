@@ -1,4 +1,4 @@
-"""What is read off the cards. NVML itself needs a driver; its answers are played here."""
+"""GPU readings from NVML, which needs a driver; a fake replaces it here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NvmlError(Exception):
 
 
 class Nvml:
-    """A driver with two cards, the second of which tells nothing but its name."""
+    """A driver with two GPUs, the second of which reports only its name."""
 
     NVMLError = NvmlError
     NVML_TEMPERATURE_GPU = 0

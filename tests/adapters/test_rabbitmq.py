@@ -1,5 +1,4 @@
-"""Options of the broker, what its queues are called, how sessions follow one another; no broker
-is needed."""
+"""Broker options, queue names, and how sessions are replaced; no broker is needed."""
 
 from __future__ import annotations
 
@@ -151,7 +150,7 @@ def test_retry_delays_are_rounded_up_and_named_by_their_length() -> None:
 
 
 class FakeSession:
-    """A connection to no broker, which ends when it is told to."""
+    """A session without a broker, which ends on request."""
 
     def __init__(self) -> None:
         self.serving = threading.Event()
@@ -176,7 +175,7 @@ class FakeSession:
 
 
 class Sessions:
-    """Opens them, and keeps account."""
+    """Opens sessions and records them."""
 
     def __init__(self) -> None:
         self.all: list[FakeSession] = []
@@ -308,7 +307,7 @@ def test_calls_waiting_for_a_session_fail_with_it(
 
 @pytest.fixture
 def amqp(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """What pika connects to: nothing."""
+    """A mock in place of pika's connection."""
     made = MagicMock()
     monkeypatch.setattr(pika, "BlockingConnection", lambda _: made)
     return made

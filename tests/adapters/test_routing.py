@@ -1,4 +1,4 @@
-"""Which store serves a location."""
+"""Routing of a location to its store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store's answers mean; no store is needed."""
+"""Translation of S3 responses into the port's errors; no store is needed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_retry_after_of_a_store_is_parsed_in_both_formats_and_bounded(
 
 
 def client_error(code: str, number: int) -> ClientError:
-    """An answer of the store; one without a name of its own has its number for one."""
+    """A store's error response; its number is the code if it has no name."""
     metadata: Any = {"HTTPStatusCode": number, "HTTPHeaders": {"retry-after": "7"}}
     error: Any = {"Code": code, "Message": "no"}
     return ClientError({"Error": error, "ResponseMetadata": metadata}, "GetObject")
@@ -135,7 +135,7 @@ def test_permanent_errors_are_access_denied(code: str, number: int, said: str) -
 
 
 class Body(BytesIO):
-    """An answer's body, which may break off."""
+    """A response body, which may be truncated."""
 
     error: Exception | None = None
 
@@ -146,7 +146,7 @@ class Body(BytesIO):
 
 
 class Store:
-    """Answers with the same object, whatever is asked for."""
+    """Returns the same object for every key."""
 
     def __init__(self, **response: Any) -> None:
         self.body = Body(DATA)
@@ -232,7 +232,7 @@ class NoSuchUpload(ClientError):
 
 
 class Uploads:
-    """Takes objects whole or in parts, and fails where it is told to."""
+    """Accepts whole and multipart uploads, and fails on request."""
 
     exceptions = SimpleNamespace(NoSuchUpload=NoSuchUpload)
 

@@ -1,4 +1,4 @@
-"""What would reach Sentry: caught at the library's own transport, with no network."""
+"""Events sent to Sentry, captured at the library's transport without a network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = "a-token-of-32-characters-or-more!"
 
 
 class Wire(sentry_sdk.transport.Transport):
-    """Keeps what would be sent."""
+    """Records the events that would be sent."""
 
     def __init__(self) -> None:
         super().__init__()

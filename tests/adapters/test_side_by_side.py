@@ -1,4 +1,4 @@
-"""All that looks on, over real runs of the use case in threads of one process, step by step."""
+"""All observers of concurrent jobs: real runs of the use case in threads, step by step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STEPS = 3 * EPOCHS
 
 
 class Observers:
-    """One worker's, as ``entrypoints/bootstrap.py`` puts them together."""
+    """The observers of one worker, as ``entrypoints/bootstrap.py`` builds them."""
 
     def __init__(self) -> None:
         self.logs, clock = MemoryBlobStore(), ManualClock()
@@ -56,13 +56,13 @@ class Observers:
         self._together = threading.Barrier(len(STYLES), timeout=60)
 
     def __call__(self, event: Event) -> None:
-        """Pass an event on when each of the runs has one, so that they keep pace."""
+        """Pass events on in step: wait until every run has one."""
         self._together.wait()
         self.tell(event)
         self.max_active = max(self.max_active, len(self.worker_state.snapshot()["jobs"]))
 
     def run(self, task: TrainingTask) -> Settlement:
-        """What a worker does with a task, in a thread of its own."""
+        """Run a task as a worker does, in its own thread."""
         world = World()
         blobs = MeteredBlobStore(world.blobs, self.metrics, world.clock)
         use_case = world.worker(
@@ -79,7 +79,7 @@ class Observers:
 
 @pytest.fixture
 def observers() -> Iterator[Observers]:
-    """Three jobs have run side by side."""
+    """The observers after three concurrent jobs."""
     found, root = Observers(), logging.getLogger()
     level, switching = root.level, sys.getswitchinterval()
     root.addHandler(found.job_log)

@@ -1,4 +1,4 @@
-"""What a spool folder adds to a queue's contract: processes, and files that people put there."""
+"""The spool folder beyond a queue's contract: several processes, and files put there by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes of the status page, and who may see them."""
+"""The routes of the status page, and their access control."""
 
 from __future__ import annotations
 

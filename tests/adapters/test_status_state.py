@@ -1,4 +1,4 @@
-"""What the worker_state makes of events, and that it stays small."""
+"""The worker state built from events, and its bounded size."""
 
 from __future__ import annotations
 

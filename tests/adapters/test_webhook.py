@@ -1,4 +1,4 @@
-"""What the webhook adapter decides without a network: addresses, tokens, answers."""
+"""The webhook adapter without a network: URLs, tokens, responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sentences of failed calls are for artists: none has an operator's words."""
+"""Failure messages are for artists: none contains operator terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job that somebody has asked to stop."""
+"""Cancelled jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images without a caption: which get a made one, and what stays the same when a job resumes."""
+"""Generated captions for images without one, also when a job resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores that do not serve a worker, and how the check finds out."""
+"""The bucket check detects stores that a worker cannot use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Previews at checkpoints: stored beside the report, bounded, and never the run's undoing."""
+"""Checkpoint previews: stored next to the report, bounded, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Seen:
 def test_a_run_stores_previews_with_its_checkpoints_and_in_the_report(
     epochs: int, shown: list[int]
 ) -> None:
-    """Those at the end are the report's own."""
+    """The previews at the end belong to the report."""
     world, reporter = World(), Seen()
     assert world.worker(reporter=reporter)(a_task(epochs=epochs), StopSignal()) == Ack()
     assert [epoch for epoch, _ in reporter.report.checkpoint_previews] == shown

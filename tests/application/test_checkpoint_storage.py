@@ -1,4 +1,4 @@
-"""Checkpoints are stored while the training goes on, and on record once they are."""
+"""Checkpoints are stored while training continues, and recorded once stored."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_one_checkpoint_is_stored_at_a_time(
 def test_previews_are_drawn_once_the_checkpoint_is_recorded(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
-    """Drawing may take long, and may be what a run breaks off at."""
+    """Drawing may take long, and may fail the run."""
     threading.Timer(0.2, gate.set).start()
     kept: list[list[int]] = []
 
@@ -254,7 +254,7 @@ def test_a_slow_step_does_not_count_as_checkpoint_time(
     stop = StopSignal()
 
     class Slow(Watched):
-        """Whose 31st step lasts long, and in whose 40th the worker is asked to end."""
+        """Its 31st step is slow, and a stop is requested in its 40th."""
 
         def open(self, plan: Any, resume: bytes | None) -> Any:
             self._before, self._action = 31, self.last_long
@@ -325,7 +325,7 @@ def test_a_failing_checkpoint_does_not_hide_why_training_failed(
 def test_a_worker_that_knows_it_lost_the_job_writes_nothing_more(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
-    """Though nobody else has written yet."""
+    """Even if no other worker has written yet."""
     stop = StopSignal()
 
     def lost() -> None:
@@ -344,7 +344,7 @@ def test_a_worker_that_knows_it_lost_the_job_writes_nothing_more(
 def test_a_worker_that_lost_the_job_records_nothing(
     world: World, gate: threading.Event, uploads: ThreadPoolExecutor
 ) -> None:
-    """Another worker comes by while the first one's checkpoint is under way."""
+    """Another worker takes over while the first one's checkpoint is being stored."""
 
     def taken_over() -> None:
         world.clock.jump(10_000)

@@ -1,4 +1,4 @@
-"""When a worker takes no tasks because every one fails on it."""
+"""The circuit breaker of a worker on which every task fails."""
 
 from __future__ import annotations
 

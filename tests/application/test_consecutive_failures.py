@@ -1,4 +1,4 @@
-"""What a job that breaks off costs, and whom."""
+"""Counting the consecutive failures of a job, and their consequences."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_failure_of_the_trainer_is_retried_if_it_says_so(world: World, retryab
 
 
 def test_crashes_of_a_worker_do_not_count_for_a_job_waiting_for_a_slot(world: World) -> None:
-    """Else the one whose training kills the worker would take the others with it."""
+    """Otherwise a job that kills the worker would also fail the waiting ones."""
 
     class Full(AdmissionQueue):
         @contextmanager

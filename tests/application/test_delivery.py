@@ -1,4 +1,4 @@
-"""Which epoch becomes the style, and what happens when none is better than the base."""
+"""Which epoch is delivered, also when none is better than the base model."""
 
 from __future__ import annotations
 

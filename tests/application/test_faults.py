@@ -1,4 +1,4 @@
-"""Every port call of a run fails, or is the last one: the end is always the same."""
+"""Whichever port call fails or is the last before a crash, the outcome is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task's images and captions: which are used, and whose matter it is where they are not."""
+"""Which images and captions of a task are used, and who is told of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job's record, between workers of two versions."""
+"""The job record, also between workers of two versions."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_reading_a_record_returns_the_job_or_none() -> None:
 
 
 def test_two_records_of_the_same_job_differ() -> None:
-    """A write whose answer is lost is recognised by its content."""
+    """A write with a lost response is recognised by its content."""
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
     records = set()
     fresh = TrainingJob(task_id="task-1", style_id=7)

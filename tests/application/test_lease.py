@@ -1,4 +1,4 @@
-"""Of several workers that hold a task's message one works on it, whatever their clocks say."""
+"""Only one of several workers with a task's message runs it, whatever their clocks show."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_clock_that_jumps_ahead_takes_no_live_lease(world: World) -> None:
 
 
 def test_a_longer_lease_term_is_respected(world: World) -> None:
-    """Workers may be set differently: what looks expired to us may not have to be renewed yet."""
+    """Workers may have different lease terms: another's lease may still be valid."""
     longer = LeaseTerms(20 * CONFIG.lease.seconds)
     lease = world.lease("longer", longer)
     with lease.hold(StopSignal(), is_finished=lambda: False):

@@ -1,4 +1,4 @@
-"""The final call: its tries and pauses, and who may make it."""
+"""The completion call: attempts, delays, and the lease that it needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.application.world import TASK_ID, World
 
 
 class ScriptedNotifier:
-    """A backend that takes or refuses each final call as told; what is not told is taken."""
+    """A backend that raises the given errors in turn, and accepts all further calls."""
 
     def __init__(self, *responses: Exception | None, arrived: bool | None = None) -> None:
         self.responses: Iterator[Exception | None] = iter(responses)
@@ -150,7 +150,7 @@ def test_without_a_certain_lease_no_call_is_made(world: World, error: Exception)
 
 
 def test_a_worker_overtaken_between_attempts_makes_no_further_call(world: World) -> None:
-    """The one who has the job now has told the backend already."""
+    """The new owner of the job has already called the backend."""
     entry, backend = failing(world), ScriptedNotifier(away(), None)
 
     def overtake() -> None:

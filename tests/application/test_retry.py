@@ -1,4 +1,4 @@
-"""Insisting on a call while the other side is away."""
+"""Retries of a call while a dependency is unavailable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from application.stop_signal import StopReason, StopSignal
 
 
 class Away:
-    """A call that never succeeds, and knows when it was tried."""
+    """A call that never succeeds, and records its attempts."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.tried: list[float] = []

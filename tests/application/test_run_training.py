@@ -1,4 +1,4 @@
-"""The way of one task from its message to its settlement: alone, again, stopped, refused."""
+"""One task from its message to its settlement: trained, redelivered, stopped, rejected."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_outcome_of_a_redelivered_message_is_logged(
 
 
 def test_the_parameters_are_resolved_once(world: World) -> None:
-    """Though another count of images would have other defaults by now."""
+    """Even if the number of images, which sets the defaults, has changed."""
     task = replace(a_task(12), requested=RequestedParameters({"batch_size": 4}))
     stop = StopSignal()
     trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
@@ -255,7 +255,7 @@ def test_an_unavailable_backend_is_retried_with_growing_delays(world: World) -> 
 
 
 class Deleted(MemoryNotifier):
-    """A backend that answers 404 to the progress of a style, at each call or at some."""
+    """A backend that responds 404 to progress calls of a style: to all, or to some."""
 
     def __init__(self, known: Callable[[int], bool] = lambda _: False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Who may train at the same time, and who waits for whom."""
+"""Admission of runs that train at the same time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG = 30.0
 
 
 class Runs:
-    """Threads that take a slot and keep it until they are told to leave."""
+    """Threads that take a slot and keep it until they are released."""
 
     def __init__(self, slots: AdmissionQueue) -> None:
         self.slots = slots
@@ -27,7 +27,7 @@ class Runs:
         self._threads: list[threading.Thread] = []
 
     def start(self, name: str, batch_key: Hashable | None, stop: StopSignal | None = None) -> None:
-        """One more run; returns when it is admitted or in the line."""
+        """Start a run; returns when it is admitted or queued."""
         self.leave[name] = threading.Event()
         before = len(self.slots._line) + len(self.slots._taken)
         thread = threading.Thread(target=self._run, args=(name, batch_key, stop or StopSignal()))

@@ -1,4 +1,4 @@
-"""The report: beside the journal, and never the style's undoing."""
+"""The report: stored next to the journal, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_lost_workers_missing_report_is_written_on_redelivery(
 
 
 class Stopping:
-    """A store at which a stop is asked for as soon as a blob lies there."""
+    """A store that requests a stop as soon as a blob is stored."""
 
     def __init__(self, blobs: MemoryBlobStore, stop: StopSignal, at: Location) -> None:
         self._blobs, self._stop, self._at = blobs, stop, at

@@ -1,4 +1,4 @@
-"""One task id, one job: a message that repeats an id must ask for the same."""
+"""One task id, one job: a message with a known id must have the same content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training on its way: its checkpoints, its progress, and the grace of a shutdown."""
+"""The training loop: checkpoints, progress, and the shutdown timeout."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ REFUSAL = NotifierRefused("400")
 def test_the_completion_call_waits_until_abandoned_progress_cannot_arrive(
     world: World, monkeypatch: pytest.MonkeyPatch, errors: list[Exception]
 ) -> None:
-    """In turn, the errors of the progress calls; one that was refused has arrived."""
+    """In turn, the errors of the progress calls; a rejected call has arrived."""
     failed: list[tuple[float, Exception]] = []
 
     def fail(_style_id: int, _progress: Progress) -> None:
@@ -183,7 +183,7 @@ def test_a_shutdown_right_after_a_checkpoint_stores_no_second_one(world: World) 
 def test_a_checkpoint_longer_than_the_shutdown_timeout_is_not_started(
     world: World, seconds_left: float, away: bool, tried: int, step: int | None
 ) -> None:
-    """The step takes one second of the grace, a checkpoint five."""
+    """A step takes one second of the shutdown timeout, a checkpoint five."""
 
     class Slow(MemoryBlobStore):
         def put(self, at: Location, data: bytes, **how: Any) -> str:

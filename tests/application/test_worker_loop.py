@@ -1,4 +1,4 @@
-"""The loop, with the use cases behind it, over a queue in memory."""
+"""The worker loop with the real use cases, over a queue in memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from domain.task import TrainingTask
 from tests.application.world import CONFIG, KEYS, TASK_ID, World, a_task
 
 BAD = encode_task(a_task()).replace(b'"epochs": 25', b'"epochs": -1')
-"""Says which style it was, so that the backend is told."""
+"""Names its style, so that the backend is notified."""
 
 
 def loop_over(

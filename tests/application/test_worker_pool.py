@@ -1,4 +1,4 @@
-"""Several loops side by side: jobs in hand at the same time, and one end for all."""
+"""Concurrent worker loops: several active jobs, and one end for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole world in memory, and a way to let any one call on it fail or be the last."""
+"""All dependencies in memory; any one call can fail, or crash the worker."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TRIES = 12
 
 
 def a_task(images: int = 10, **named: Any) -> TrainingTask:
-    """A task that takes 25 epochs unless told otherwise."""
+    """A task of 25 epochs by default."""
     return TrainingTask(
         task_id=TASK_ID,
         style_id=7,
@@ -73,17 +73,17 @@ def settled(task: TrainingTask, settlement: Settlement) -> MessageSettled:
 
 
 class Crash(BaseException):
-    """The process is gone; nothing may catch it."""
+    """The process has died; do not catch this."""
 
 
 @dataclass
 class Fault:
-    """Strikes once, at the call of that number."""
+    """Applies once, at the call of that number."""
 
     at: int
     error: Callable[[], BaseException]
     after: bool = False
-    """Strike when the call has taken effect already, as when its answer is lost."""
+    """Apply after the call has taken effect, as with a lost response."""
     calls: list[str] = field(default_factory=list)
     dead: bool = False
 
@@ -203,15 +203,15 @@ class World:
         return JobStore(**known, lease_terms=config.lease)
 
     def lease(self, owner: str, terms: LeaseTerms = CONFIG.lease) -> Lease:
-        """The task's lease, in the hands of some worker."""
+        """The task's lease, held by the named worker."""
         return replace(self.store(worker=owner), lease_terms=terms).lease(TASK_ID)
 
     def notify_outcome(self, notifier: Notifier) -> OutcomeNotifier:
-        """Makes the final calls, without chance."""
+        """Makes the completion calls, without jitter."""
         return OutcomeNotifier(notifier=notifier, clock=self.clock, random=lambda: 1.0)
 
     def until_settled(self, task: TrainingTask) -> Settlement:
-        """What redelivery does: new workers, each at its time, until the message is settled."""
+        """Redeliver to new workers, each at its time, until the message is settled."""
         for retry in range(TRIES):
             settlement = self.worker()(task, StopSignal(), retry)
             if isinstance(settlement, RetryLater):
@@ -229,12 +229,12 @@ class World:
         return self.blobs.get(KEYS.weights(7)).data
 
     def leases(self) -> list[Location]:
-        """The leases that lie about."""
+        """All stored leases."""
         return [at for at in self.blobs.blobs if at.name == "lease.json"]
 
 
 class Watched(MemoryTrainer):
-    """A trainer that does something of the test's before one of its steps."""
+    """A trainer that calls the test before one of its steps."""
 
     def __init__(self, world: World, before: int, action: Any) -> None:
         super().__init__(world.clock)
@@ -257,7 +257,7 @@ class Watched(MemoryTrainer):
 
 
 class AwayAfter:
-    """A store that is away for ``seconds``, from the first write of a kind on."""
+    """A store that is unavailable for ``seconds``, starting at the first write of a kind."""
 
     def __init__(self, world: World, first: Callable[[Location, bytes], bool], seconds: float):
         self._world, self._first, self._seconds = world, first, seconds
@@ -276,6 +276,6 @@ class AwayAfter:
 
 
 def stored_epochs(world: World, kind: str = "checkpoints") -> list[int]:
-    """The epochs whose checkpoints, or styles, lie in the store."""
+    """The epochs with a checkpoint, or style, in the store."""
     stored = world.blobs.list(Bucket("models"), f"jobs/{TASK_ID}/{kind}/")
     return [int(at.name.split("_")[1].removesuffix(".safetensors")) for at in stored]

@@ -1,4 +1,4 @@
-"""The pretraining is a function of its seed, and each part of it trains what it should."""
+"""Pretraining is deterministic, and each stage trains only its model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small captioner: its files, and what it says about drawings that it has not seen."""
+"""The small captioner: its files, and its captions of held-out drawings."""
 
 from __future__ import annotations
 

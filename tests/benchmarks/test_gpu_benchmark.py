@@ -1,4 +1,4 @@
-"""What measures a GPU, rehearsed without one: every row runs, and the README can show it."""
+"""The GPU benchmark on a CPU: every row runs, and the tables can show it."""
 
 from __future__ import annotations
 

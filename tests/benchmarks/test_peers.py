@@ -1,4 +1,4 @@
-"""The benchmark beside other programs, without them."""
+"""The comparison with other trainers, which are replaced by fakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grid that the defaults are judged by asks for what the code has."""
+"""The settings of the quality benchmark exist in the code."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ SUITES = {
 
 @dataclass(frozen=True)
 class Version:
-    """A RabbitMQ that can be had."""
+    """An available RabbitMQ version."""
 
     name: str
     suite: str | None

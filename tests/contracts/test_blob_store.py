@@ -1,4 +1,4 @@
-"""What every blob store promises. A new adapter joins by another parameter of ``harness``."""
+"""The contract of every blob store. For a new adapter add a parameter to ``harness``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every clock promises."""
+"""The contract of every clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clock(request: pytest.FixtureRequest) -> Clock:
 
 
 def let_pass_until(clock: Clock, happened: threading.Event) -> None:
-    """Let time pass until the event; fail where it does not come in a thousand periods."""
+    """Let time pass until the event; fail if it does not come in a thousand periods."""
     for _ in range(1000):
         if happened.is_set():
             return

@@ -1,4 +1,4 @@
-"""What every image inspector promises."""
+"""The contract of every image inspector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from domain.image import MIN_SIDE_PIXELS, ImageFacts, ImageRefused
 
 @dataclass(frozen=True)
 class Harness:
-    """An inspector, two images that differ, and a file that is no image."""
+    """An inspector, two different images, and a file that is not an image."""
 
     inspector: ImageInspector
     images: tuple[bytes, bytes]

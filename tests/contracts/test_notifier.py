@@ -1,4 +1,4 @@
-"""What every notifier promises. A new adapter joins by another parameter of ``harness``."""
+"""The contract of every notifier. For a new adapter add a parameter to ``harness``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every queue promises. A new adapter joins by another parameter of ``harness``."""
+"""The contract of every queue. For a new adapter add a parameter to ``harness``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ every_way = pytest.mark.parametrize("settle", SETTLE.values(), ids=SETTLE.keys()
 
 @dataclass(frozen=True)
 class Harness:
-    """A queue without messages, and what a test does to the world around it."""
+    """An empty queue, and the operations of a test around it."""
 
     queue: Queue
     sleep: Callable[[float], None]
@@ -53,7 +53,7 @@ class Harness:
     unit: float = 1.0
     """Seconds that stand for one, so that tests that really wait are short."""
     timeout: float = 1.0
-    """Seconds in which a message that is due arrives."""
+    """Seconds within which a due message arrives."""
 
     def advance(self, units: float) -> None:
         self.sleep(units * self.unit)
@@ -74,7 +74,7 @@ class Harness:
         ]
 
     def is_idle(self) -> bool:
-        """Whether nothing is delivered, also once a lost connection has come back."""
+        """Whether nothing is delivered, also after a lost connection is restored."""
         deadline = time.monotonic() + self.timeout
         while True:
             try:

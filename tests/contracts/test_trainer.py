@@ -1,4 +1,4 @@
-"""What every trainer promises. A new adapter joins by another parameter of ``harness``."""
+"""The contract of every trainer. For a new adapter add a parameter to ``harness``."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def harness(request: pytest.FixtureRequest) -> Harness:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a run shows of itself."""
+    """All observable results of a run."""
 
     reports: Sequence[StepReport]
     history: Sequence[EpochRecord]

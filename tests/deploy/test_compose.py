@@ -1,4 +1,4 @@
-"""deploy/compose.yaml, and what Prometheus and Grafana read beside it."""
+"""deploy/compose.yaml and the configuration of Prometheus and Grafana."""
 
 from __future__ import annotations
 

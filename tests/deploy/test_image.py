@@ -1,4 +1,4 @@
-"""The Dockerfile and what is sent to its builder, checked without a container engine."""
+"""The Dockerfile and its build context, checked without a container engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What KEDA and Prometheus get from a broker's management and metrics plugins."""
+"""Data for KEDA and Prometheus from a broker's management and metrics plugins."""
 
 from __future__ import annotations
 

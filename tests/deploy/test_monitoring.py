@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for what a worker really exposes."""
+"""The dashboard and the alerts use only metrics that a worker exposes."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ whether they are there."""
 
 
 class RabbitNames(MemoryQueue):
-    """The queue of a test, under the names that a broker has them by."""
+    """The queue of a test, by the broker's own names."""
 
     def depths(self) -> dict[str, int]:
         return {"model_training": 0, "model_training.retry": 0, "model_training.dead": 0}
 
 
 def a_busy_worker() -> Scene:
-    """A worker with a card and a queue, in the middle of several jobs."""
+    """A worker with a GPU and a queue, in the middle of several jobs."""
     scene = side_by_side()
     DepthGauges(RabbitNames(ManualClock()), scene.metrics, scene.clock.monotonic).poll()
     return scene
@@ -109,7 +109,7 @@ def parts(expression: Any) -> Iterator[Any]:
 
 
 def problems(query: str, known: dict[str, dict[str, set[str]]]) -> list[str]:
-    """What the query asks for that is not there."""
+    """Metrics and labels of the query that do not exist."""
     found, labels = [], set(ADDED_BY_PROMETHEUS)
     expressions = list(parts(promql_parser.parse(query)))
     selectors = [one for one in expressions if isinstance(one, promql_parser.VectorSelector)]

@@ -1,4 +1,4 @@
-"""What steps train on is drawn ahead, many at a time, and is nobody's but the step's."""
+"""Batches are prefetched, several at a time, and each belongs to one step only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on shuffled and on long captions: reproducible, resumable, and trained on what is said."""
+"""Runs on shuffled and on long captions: reproducible, resumable, and trained on all tokens."""
 
 from __future__ import annotations
 

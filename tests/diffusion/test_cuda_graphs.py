@@ -1,4 +1,4 @@
-"""The fast way to run a step is the plain one's equal, in whatever way it is fast."""
+"""CUDA graphs and half precision train like eager float32."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_rollback_reaches_the_captured_step(
 
 
 class Refusing(Tape):
-    """A device that will not record."""
+    """A device on which capture fails."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def test_steps_run_eagerly_if_capture_fails(
 
 
 def batch_of(channels: int) -> Batch:
-    """A batch of a shape that is like no other's."""
+    """A batch of a unique shape."""
     image, one = torch.zeros(1, channels, 1, 1), torch.zeros(1)
     return Batch(image, one, image, image, one, one, one, one)
 
@@ -258,7 +258,7 @@ def test_a_float16_overflow_skips_the_step_and_lowers_the_scale(
 def test_a_step_that_fails_in_its_update_can_be_repeated(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a checkpoint in float32, as of another machine's card."""
+    """From a checkpoint in float32, as of another machine's GPU."""
     plan = plan_of(images[:1], epochs=3)
     checkpoint = run(DiffusionTrainer(base, decode), plan, steps=1).checkpoint
     own = replace(base, unet=copy.deepcopy(base.unet))

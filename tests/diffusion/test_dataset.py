@@ -1,4 +1,4 @@
-"""Images and captions encoded together are what they are encoded alone."""
+"""Images and captions encoded in a batch equal those encoded one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One thread uses the device: work in the order of its coming, steps for all who want one."""
+"""One thread uses the device: calls run in order, and runs share their steps."""
 
 from __future__ import annotations
 

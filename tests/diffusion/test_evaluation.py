@@ -1,4 +1,4 @@
-"""Measurements over fixed noises: comparable, without effect on the run, and telling."""
+"""Evaluation with fixed noises: comparable, without effect on the run, and sensitive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Images = tuple[TrainingImage, ...]
 
 
 def different(count: int) -> list[frozenset[int]]:
-    """Images of which no two are alike."""
+    """Images without near duplicates."""
     return [frozenset({position}) for position in range(count)]
 
 
@@ -148,7 +148,7 @@ def test_a_measurement_covers_the_whole_schedule(
 
 
 class OfMeasurements(Tape):
-    """A device that records measurements alone."""
+    """A device that captures measurements only."""
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         if torch.is_grad_enabled():

@@ -94,7 +94,7 @@ def test_training_with_fused_passes_follows_eager_training(
 def test_styles_trained_together_with_fused_passes_follow_eager_training(
     base: BaseModel, trainer: DiffusionTrainer, images: Images
 ) -> None:
-    """Recorded, too: what lies side by side in the copy is gathered anew in each replay."""
+    """Captured, too: each replay gathers the weights of the copy again."""
     tape = Tape()
     shared = DiffusionTrainer(
         *(base, decode, "cpu"),

@@ -1,4 +1,4 @@
-"""The fast way on a real card: equal to the plain one, recorded, frugal, and able to fall back."""
+"""The default backend on a real GPU: equal to eager, captured, small, and able to fall back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Images = tuple[TrainingImage, ...]
 CUDA = "cuda"
 GIB = 2**30
 OF_THE_DRIVER = 0.5
-"""GiB of a card that no tensor gets: the context and the kernels' code."""
+"""GiB of a GPU that tensors cannot use: CUDA context and kernel code."""
 PLAIN = Backend()
 CAPTURED = Backend(make_recorder=CudaRecorder)
 
@@ -237,7 +237,7 @@ def test_a_job_frees_its_memory_and_keeps_the_base_bit_for_bit(images: Images) -
 
 @contextmanager
 def gpu_memory_limit(gib: float) -> Iterator[None]:
-    """While open, no more memory is to be had than on a card of that size."""
+    """In the with-block, limit GPU memory to that of a GPU of this size."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.set_per_process_memory_fraction((gib - OF_THE_DRIVER) * GIB / total)

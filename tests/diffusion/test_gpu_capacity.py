@@ -1,4 +1,4 @@
-"""How many styles a card has room for."""
+"""How many concurrent jobs fit a GPU."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What lies on the host, or on another card, does not meet what lies on a card; and within an
-epoch the host does not wait for the card."""
+"""Tensors of a GPU are never combined with tensors of the host or of another GPU, and within an
+epoch the host does not wait for the GPU."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def own_base() -> BaseModel:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    """To be entered by the device's thread: such modes belong to a thread."""
+    """To be entered by the device's thread: such modes are per thread."""
     let_adamw_be_fused_there(monkeypatch)
     return FakeDevice()
 
 
 def entering(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
-    """Let the device's thread see the card from the preparation of a run on."""
+    """Enable the fake device in the device's thread when a run is prepared."""
     monkeypatch.setattr(
         "adapters.diffusion.trainer.reset_peak_memory", lambda _: device.__enter__()
     )

@@ -1,4 +1,4 @@
-"""The fused kernels give torch's numbers, on a GPU or by Triton's interpreter; and compile."""
+"""The fused kernels match torch, on a GPU or in Triton's interpreter, and compile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that read the same x, computed as one: the numbers of each by itself, in fewer calls."""
+"""Layers with the same input, fused: the results of separate layers in fewer calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA layers compute what PEFT's do, for each style its own, and leave the base as it was."""
+"""LoRA layers match PEFT's, separately for each style, and leave the base unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONVOLUTIONS = {"proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_
 
 
 def trained(lora: PackedLora, slot: int = 0, seed: int = 1) -> StyleLora:
-    """A style that has come some way."""
+    """A partly trained style."""
     style = lora.new_style(slot, seed)
     noise = torch.randn(style.weights.shape, generator=torch.Generator().manual_seed(seed))
     style.weights.data += 0.05 * noise
@@ -39,7 +39,7 @@ def shown(base: BaseModel, lora: PackedLora, slot: int = 0) -> torch.Tensor:
 
 
 def in_training(base: BaseModel, lora: PackedLora, slot: int = 0) -> torch.Tensor:
-    """A pass there and back; the gradient lies in the packed one."""
+    """A forward and backward pass; the gradient is in the packed one."""
     with lora.training(lora.slot(slot)):
         found = predict(base.unet, gradient=True)
         found.square().mean().backward()

@@ -1,4 +1,4 @@
-"""What a full-size step must hold, counted without a card: weights and what backward needs."""
+"""Memory of a full-size step, counted without a GPU: weights and saved activations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Attention(torch.autograd.Function):
 def test_weights_and_activations_of_a_full_size_step_fit_small_gpus(
     monkeypatch: pytest.MonkeyPatch, batch: int, most: float
 ) -> None:
-    """In bfloat16 at 512 px and rank 8: a 4 GB card's batch 1, an 8 GB card's batch 4."""
+    """In bfloat16 at 512 px and rank 8: batch 1 on a 4 GB GPU, batch 4 on an 8 GB GPU."""
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers, and trainings that stand still."""
+"""NaN losses and gradients, and stalled training."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_rollbacks_are_counted_in_the_checkpoint(
 def test_a_checkpoint_never_contains_nan(
     trainer: DiffusionTrainer, images: Images, poison: Poison
 ) -> None:
-    """It is of the last moment that was well, and a run that goes on from it ends the same."""
+    """It has the last finite state, and a run resumed from it ends the same."""
     plan = plan_of(images[:3], epochs=2)
     with trainer.open(plan, None) as session:
         for _ in range(6):  # the last three of them in vain

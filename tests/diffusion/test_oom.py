@@ -1,4 +1,4 @@
-"""A full device: less at a time, then recomputing, and only then a failure."""
+"""Out of memory: smaller batches, then gradient checkpointing, and only then a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every option of training trains, resumes exactly, and ends up in the file."""
+"""Every training option takes effect, resumes exactly, and is in the file."""
 
 from __future__ import annotations
 

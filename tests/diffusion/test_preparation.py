@@ -1,4 +1,4 @@
-"""What the text encoder does not read is told, and the trigger word is not among it."""
+"""Truncated captions are reported, and the trigger word is never truncated."""
 
 from __future__ import annotations
 

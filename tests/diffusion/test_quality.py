@@ -1,4 +1,4 @@
-"""Speed costs no quality: the fast way's loss curve is the common recipe's, number by number."""
+"""The default backend has the same loss curve as the reference recipe, number by number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several runs over one base: each is what it would have been alone."""
+"""Several runs over one base: each equals the same run alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.integration
 Images = tuple[TrainingImage, ...]
 SLOTS = 3
 LONG = 60.0
-"""Seconds to wait for late runs, so that company does not depend on how threads are scheduled."""
+"""Seconds to wait for late runs, so that batching does not depend on thread scheduling."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The scores of previews against a world whose style strength and contents are known."""
+"""The scores of previews on images with known style strength and content."""
 
 from __future__ import annotations
 

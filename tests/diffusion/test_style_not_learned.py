@@ -1,4 +1,4 @@
-"""No options, however absurd, make a style that is worse than the base model."""
+"""No options, however extreme, deliver a style that is worse than the base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions through the text encoder: cut at 75 tokens, or read in chunks."""
+"""Captions in the text encoder: truncated at 75 tokens, or encoded in chunks."""
 
 from __future__ import annotations
 

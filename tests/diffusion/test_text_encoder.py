@@ -1,4 +1,4 @@
-"""A style that trains the text encoder, too: it learns, resumes, leaves no trace, and loads."""
+"""Training the text encoder too: it learns, resumes, is restored, and loads."""
 
 from __future__ import annotations
 

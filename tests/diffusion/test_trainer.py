@@ -1,4 +1,4 @@
-"""Runs of the real trainer: exact, repeatable, resumable, and without a trace in the base."""
+"""Runs of the real trainer: exact, reproducible, resumable, and without effect on the base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that starts from an existing LoRA continues it, or says why it cannot."""
+"""A run that starts from an existing LoRA continues it, or fails with the reason."""
 
 from __future__ import annotations
 

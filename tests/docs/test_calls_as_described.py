@@ -1,4 +1,4 @@
-"""What really goes over the wire to a backend is what the OpenAPI document says."""
+"""Real requests to a backend match the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public generators make whole clients from the OpenAPI document, where they are installed."""
+"""Public generators make complete clients from the OpenAPI document, if installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract's documents are current, valid, and say what the code accepts."""
+"""The contract documents are current, valid, and agree with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the guides point at is there: pages, headings, files, commands, options, settings."""
+"""Everything that the guides refer to exists: pages, headings, files, commands, settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README and the pages of figures say is what the code has."""
+"""The README and the pages of figures agree with the code."""
 
 from __future__ import annotations
 

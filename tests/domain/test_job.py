@@ -1,4 +1,4 @@
-"""The state machine: what is allowed, what it gives, and what holds whatever happens."""
+"""The job state machine: allowed transitions, their results, and invariants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a history tells of the best epoch, of overfitting, and of standing still."""
+"""Diagnostics from the history: best epoch, overfitting, stalled training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the container gives its parts, where it depends on the settings."""
+"""How the container configures its parts from the settings."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_task_source_is_logged_without_credentials(named: dict[str, Any], pl
 
 
 def test_pending_uploads_are_awaited_under_a_deadline() -> None:
-    """Not by the interpreter's end, when the grace is no longer watched."""
+    """Not at interpreter exit, when the shutdown timeout is no longer watched."""
     with open_container(make_settings()) as container:
         upload = container.uploads().submit(time.sleep, 0.2)
     assert upload.done()

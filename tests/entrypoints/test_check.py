@@ -1,4 +1,4 @@
-"""What is tried of a pod, and how it is told; the parts are in memory."""
+"""The check command with all dependencies in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.services.settings import make_settings
 
 
 class Noting(MemoryBlobStore):
-    """Notes which buckets are read and written."""
+    """Records which buckets are read and written."""
 
     def __init__(self) -> None:
         super().__init__()

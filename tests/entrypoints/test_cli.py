@@ -1,4 +1,4 @@
-"""What every command does alike."""
+"""Behaviour common to all commands."""
 
 from __future__ import annotations
 

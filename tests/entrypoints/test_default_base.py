@@ -1,4 +1,4 @@
-"""Which base model is taken, and how it is loaded; no hub is asked."""
+"""Which base model is used by default, and how it is loaded; no hub is contacted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.services.settings import make_settings
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What there is in the cache, and what the hub does when it is asked."""
+    """A fake hub: its cache, and its error."""
     there = SimpleNamespace(cached=None, fault=None, timeout_seconds=None)
 
     def ask(_name: str, *, timeout: float) -> None:

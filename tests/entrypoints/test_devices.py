@@ -1,4 +1,4 @@
-"""What may be said of devices, and what is answered where one is not there."""
+"""Parsing of device settings, and the errors for missing devices."""
 
 from __future__ import annotations
 

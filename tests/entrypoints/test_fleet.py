@@ -1,4 +1,4 @@
-"""Several workers under one command, with small programs in their place."""
+"""Several workers under one command, replaced by small programs."""
 
 from __future__ import annotations
 

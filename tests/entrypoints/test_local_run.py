@@ -1,4 +1,4 @@
-"""What a person at a terminal is told of a run without a style; nothing is trained."""
+"""Output of a local run that delivers no style; nothing is trained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DIVERGED = TrainingFailed(Failure(FailureCode.LOSS_DIVERGED, "The loss is no num
 
 
 class Faulty(MemoryTrainer):
-    """Has a fault at the beginning of each run, as long as there are some."""
+    """Raises the given errors, one at the start of each run."""
 
     def __init__(self) -> None:
         super().__init__(SystemClock(), step_seconds=0.0)

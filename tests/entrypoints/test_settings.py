@@ -1,4 +1,4 @@
-"""Settings: everything that is wrong is named at once, with its remedy and without its secret."""
+"""Settings: all errors are reported at once, with remedies and without secrets."""
 
 from __future__ import annotations
 

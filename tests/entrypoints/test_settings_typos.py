@@ -1,4 +1,4 @@
-"""A name that is probably a setting's is found, and nobody else's is taken for one."""
+"""Misspelt settings are found, and other variables are not taken for them."""
 
 from __future__ import annotations
 

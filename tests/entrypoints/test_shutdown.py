@@ -1,4 +1,4 @@
-"""An orderly end, and what ends a process that does not come to one."""
+"""Graceful shutdown, and the forced exit of a process that does not finish in time."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_other_signals_are_ignored_and_handlers_restored() -> None:
 
 @pytest.mark.parametrize("timeout", [0.0, 0.2], ids=["over at once", "over soon"])
 def test_the_process_exits_at_the_shutdown_timeout(timeout: float) -> None:
-    """Over at once it is, too, for who was paused for longer than it lasts."""
+    """It also exits at once if the process was paused for longer than the timeout."""
     with started(timeout, "deaf") as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == EXIT_SHUTDOWN_TIMEOUT

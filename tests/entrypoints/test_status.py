@@ -1,4 +1,4 @@
-"""Where the status page's facts come from."""
+"""The data sources of the status page."""
 
 from __future__ import annotations
 

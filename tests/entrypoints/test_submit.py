@@ -1,4 +1,4 @@
-"""What a submitted task says, and what becomes of dead letters; folders stand for everything."""
+"""Submitting tasks and processing dead letters, with folders as broker and stores."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Campaign:
         chaos = Chaos(
             self.deployment, self.pool, self.rng, self.deployment.publish, self._next_style
         )
-        self.pool.tend()
+        self.pool.maintain()
         left_over = 0
         size = max(MIN_WAVE, self.together * self.pool.size + 1)
         while len(self.orders) < runs:
@@ -78,21 +78,21 @@ class Campaign:
         peace = time.monotonic() + 90
         while budget and time.monotonic() < peace and not self._all_done(wave):
             time.sleep(self.rng.uniform(0.2, 1.6))
-            self.pool.tend()
-            chaos.tend()
+            self.pool.maintain()
+            chaos.maintain()
             chaos.one(wave)
             budget -= 1
         while chaos.pending and time.monotonic() < peace:
             time.sleep(0.2)
-            self.pool.tend()
-            chaos.tend()
+            self.pool.maintain()
+            chaos.maintain()
         chaos.heal()
         deadline = time.monotonic() + 60 * max(MIN_WAVE, len(wave))
         while not self._all_done(wave):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.3)
-            self.pool.tend()
+            self.pool.maintain()
         undone = len(wave) - sum(order.style_id in self._ready() for order in wave)
         quiet = self._wait_for_quiet(deadline)
         self.say(
@@ -150,7 +150,7 @@ class Campaign:
         """
         empty = 0
         while time.monotonic() < deadline:
-            self.pool.tend()
+            self.pool.maintain()
             empty = empty + 1 if self._no_queue_is_full() else 0
             if empty == 2:
                 return True

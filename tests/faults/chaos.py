@@ -19,7 +19,7 @@ SILENT = 300
 
 @dataclass
 class Chaos:
-    """Injects one fault after another; ``tend`` ends those with a duration."""
+    """Injects one fault after another; ``maintain`` ends those with a duration."""
 
     deployment: Deployment
     pool: Pool
@@ -44,7 +44,7 @@ class Chaos:
         self._kinds()[kind](orders)
         self.done[kind] = self.done.get(kind, 0) + 1
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """End the faults that have lasted long enough."""
         for name, (moment, put_right) in list(self._until.items()):
             if time.monotonic() >= moment:

@@ -77,7 +77,7 @@ class Pool:
         for slot in self.slots:
             slot.clock.write_bytes(bytes(8))
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Resume paused workers, and replace those that have ended."""
         for slot in self.slots:
             if slot.resumes_at is not None and time.monotonic() >= slot.resumes_at:
@@ -137,7 +137,7 @@ class Pool:
             slot.resumes_at = None
             self._signal(slot, signal.SIGCONT)
             self.jump(slot, 0)
-        self.tend()
+        self.maintain()
 
     def stop(self) -> None:
         """Stop all workers, gracefully if possible."""

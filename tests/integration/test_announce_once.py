@@ -1,4 +1,4 @@
-"""A completion is announced once, also where its answer comes late or its worker is lost."""
+"""A completion is announced once, also if the response is late or the worker is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EARLIER_TASK = "00000000-e29b-41d4-a716-446655440000"
 ARTIFACT = Artifact(Location("models", "models/style_7.safetensors", "gs"), "ab" * 32, 1000)
 METRIC = TrainingMetric(loss=0.05, epochs=100, steps=1000)
 LATE = Fault("hang_after", seconds=30)
-"""The backend has taken the call, and its answer comes after WEBHOOK_TIMEOUT."""
+"""The backend has accepted the call, and its response comes after WEBHOOK_TIMEOUT."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def notifier(backend: BackendProcess) -> Iterator[WebhookNotifier]:
 
 
 def stored_job() -> Entry:
-    """A job whose weights are stored, so that all that is left is the final call."""
+    """A job with stored weights, of which only the completion call remains."""
     job = TrainingJob(task_id=TASK_ID, style_id=7)
     parameters = RequestedParameters({}).resolve(image_count=10, native_resolution=512)
     job = job.start()[0].begin_training(parameters, 10)[0].finish_training(METRIC)[0]

@@ -1,4 +1,4 @@
-"""`entrypoints.caption` and `train --caption-model` as a person meets them."""
+"""`entrypoints.caption` and `train --caption-model` as a user runs them."""
 
 from __future__ import annotations
 

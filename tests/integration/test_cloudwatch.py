@@ -1,4 +1,4 @@
-"""Log lines go to CloudWatch Logs (moto's), and its troubles never reach the worker."""
+"""Log lines go to CloudWatch Logs (moto's), and its outages never affect the worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`train --export` as a person meets it: conversions, and every bad input in one line."""
+"""`train --export` as a user runs it: conversions, and invalid input in one line."""
 
 from __future__ import annotations
 

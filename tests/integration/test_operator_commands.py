@@ -1,4 +1,4 @@
-"""What an operator does beside running a worker: check, stop, cancel, look at dead letters."""
+"""An operator's other commands: check, stop, cancel, list dead letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Today's platform end to end: it publishes gs:// images, is told of the style, and draws with it.
+"""Today's platform end to end: it publishes gs:// images, gets the style, and draws with it.
 
 The worker knows the platform's own names for settings, and little else.
 """
@@ -60,7 +60,7 @@ class Platform:
         }
 
     def publish(self, style_id: int, **parameters: Any) -> str:
-        """Ask for a style, as its backend does, and tell the task's id."""
+        """Publish a task as the backend does; returns the task's id."""
         drawn = draw_style_set(self.folder / str(style_id), count=10, seed=style_id)
         images = upload_images(self.emulator, MEDIA, style_id, drawn)
         task_id = str(uuid.uuid4())

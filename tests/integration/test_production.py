@@ -84,7 +84,7 @@ class Platform:
             self.s3.client().upload_file(str(path), "images", path.name)
 
     def order(self, style_id: int, **parameters: int) -> str:
-        """Publish a task with all images that were uploaded, and tell its id."""
+        """Publish a task with all uploaded images; returns its id."""
         stored = self.s3.client().list_objects_v2(Bucket="images")["Contents"]
         task = {
             "task_id": str(uuid.uuid4()),
@@ -151,7 +151,7 @@ def test_one_worker_handles_valid_cancelled_and_invalid_messages(
         42: "failed",
         43: "failed",
     }
-    assert len(platform.backend.final) == 3, "each is told once"
+    assert len(platform.backend.final) == 3, "each is notified once"
     assert outcomes[41].body["model_path"] == "s3://models/models/style_41.safetensors"
     metric = outcomes[41].body["training_metric"]
     assert (metric["epochs"], metric["steps"]) == (12, 48), "four batches, by shape"

@@ -1,4 +1,4 @@
-"""A store that moves single bytes: every call ends at its deadline."""
+"""A store that sends or reads single bytes: every call ends at its deadline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGE = bytes(4 * 1024**2)
 
 @contextmanager
 def slow_server(response: bytes | None) -> Iterator[str]:
-    """A server that answers this and then a byte now and then; its URL.
+    """A server that sends this response and then single bytes, slowly; its URL.
 
     Args:
         answer: None for a server that reads the request byte by byte.

@@ -1,4 +1,4 @@
-"""The stand-in backend itself: what it answers is what the other tests believe of the real one."""
+"""The stand-in backend itself, on whose responses other tests rely."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def send(
     suffix: str = "",
     **headers: str | None,
 ) -> int:
-    """The status that a call gets; the contract's example unless something is named."""
+    """The status of a call; by default the contract's example."""
     usual, example = CALLS[kind]
     named = {
         "Authorization": f"Bearer {backend.token}",

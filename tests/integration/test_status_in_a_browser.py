@@ -54,7 +54,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page at a scene, and what the browser had to say about it."""
+    """A page of a scene, and the browser's errors."""
 
     def __init__(self, browser: Browser, url: str, scheme: str, size: str) -> None:
         width, height = SIZES[size]
@@ -213,7 +213,7 @@ def test_previews_of_the_running_job_replace_the_last_ones(look: Look) -> None:
 
 
 def rows(page: Page) -> list[str]:
-    """The jobs in hand, as a person reads them."""
+    """The rows of the active jobs, as shown."""
     return [" ".join(text.split()) for text in page.locator("#active-jobs tr").all_inner_texts()]
 
 

@@ -1,4 +1,4 @@
-"""The local command as a person meets it: a whole run, an interruption, and every bad input."""
+"""The local command as a user runs it: a whole run, an interruption, and invalid input."""
 
 from __future__ import annotations
 

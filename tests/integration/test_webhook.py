@@ -44,7 +44,7 @@ BODIES = Bodies(progress_body, complete_body, failed_body)
 TASK_ID = "550e8400-e29b-41d4-a716-446655440000"
 KEY = f"{TASK_ID}:complete"
 SHORT = 0.4
-"""Seconds of patience, where a test waits for it to end."""
+"""Timeout in seconds, where a test waits for it to expire."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def notifier(backend: BackendProcess, clock: ManualClock) -> Iterator[WebhookNot
 
 @pytest.fixture
 def hasty(backend: BackendProcess, clock: ManualClock) -> Iterator[WebhookNotifier]:
-    """A notifier that soon loses its patience."""
+    """A notifier with a short timeout."""
     made = notifier_for(
         backend.url,
         backend.token,
@@ -212,7 +212,7 @@ def test_a_call_with_a_lost_response_is_repeated_with_the_same_key(
 def test_a_success_with_a_truncated_body_is_not_repeated(
     backend: BackendProcess, clock: ManualClock, do: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Long enough for a busy machine to answer the status; only drip_headers lasts until then.
+    # Long enough for a busy machine to send the status; only slow_headers lasts until then.
     notifier = notifier_for(backend.url, backend.token, clock, connect_timeout=0.1, read_timeout=3)
     backend.misbehave(Fault(do, seconds=120.0 if do == "slow_headers" else 0.3))
     complete(notifier)
@@ -293,7 +293,7 @@ def test_a_restarted_backend_gets_the_call(clock: ManualClock) -> None:
 
 
 class Elsewhere(ThreadingHTTPServer):
-    """Another server: it notes what it receives."""
+    """Another server, which records what it receives."""
 
     daemon_threads = True
 
@@ -387,7 +387,7 @@ def test_cookies_are_not_kept(backend: BackendProcess, notifier: WebhookNotifier
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BackendProcess, Path]]:
-    """A backend that speaks TLS, and the file of its authority."""
+    """A backend with TLS, and the certificate file of its CA."""
     authority = Authority(tmp_path_factory.mktemp("tls"))
     with BackendProcess(authority=authority) as running:
         yield running, authority.certificate

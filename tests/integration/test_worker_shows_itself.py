@@ -51,7 +51,7 @@ class Worker:
         raise AssertionError(f"the worker ended without {wanted!r}: {self.lines}")
 
     def ask(self, path: str, token: str | None = TOKEN) -> tuple[int, str]:
-        """The answer's status and body."""
+        """The response's status and body."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             request = urllib.request.Request(f"{self.url}{path}", headers=headers)
@@ -75,7 +75,7 @@ class Worker:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A spool with one task in it, long enough to be looked at."""
+    """A spool with one task, long enough to be observed."""
     draw_style_set(tmp_path / "images", count=10, seed=3)
     done = run("submit", "images", *TASK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

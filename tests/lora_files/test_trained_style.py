@@ -1,4 +1,4 @@
-"""The file that other programs load: its keys, its metadata, and the images it makes."""
+"""The file that other programs load: keys, metadata, and the images drawn with it."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def s3_error(
     """A rule with S3's own error response."""
     body = (
         '<?xml version="1.0" encoding="UTF-8"?>'
-        f"<Error><Code>{code}</Code><Message>told by a test</Message>{extra}</Error>"
+        f"<Error><Code>{code}</Code><Message>injected by a test</Message>{extra}</Error>"
     )
     heads = {"Content-Type": "application/xml", **(headers or {})}
     return Rule(fault="response", status=status, body=body, headers=heads, **when)

@@ -1,4 +1,4 @@
-"""Tests on a machine that lacks what they need."""
+"""Tests whose requirements are not installed."""
 
 from __future__ import annotations
 

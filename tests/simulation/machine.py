@@ -115,7 +115,7 @@ class Machine:
             self._world.timeline.at(later, self.connection.lose)
 
     def _work(self, loop: WorkerLoop) -> None:
-        """Work like a worker_pool: when the first loop ends, it stops the others gracefully."""
+        """Work like a worker pool: when the first loop ends, it stops the others gracefully."""
         try:
             loop(self.stop)
         except TrainerBroken:

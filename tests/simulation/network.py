@@ -57,7 +57,7 @@ class Server:
     disruptions: list[Disruption] = field(default_factory=list)
 
     def disruption(self, process: Process, now: float) -> Disruption | None:
-        """The current trouble for calls of that process, if any."""
+        """The current disruption of that process's calls, if any."""
         for disruption in self.disruptions:
             if disruption.begins <= now < disruption.ends and disruption.who in (None, process):
                 return disruption

@@ -71,7 +71,7 @@ def _calls(run: Run, style_id: int, wanted: set[str]) -> Iterator[str]:
     taken = [c for c in run.world.calls if c.style_id == style_id and c.taken_at is not None]
     final = sorted((c for c in taken if c.kind != "progress"), key=lambda c: c.taken_at or 0.0)
     if {call.kind for call in final} != wanted:
-        yield f"{name}: the backend was told {[call.kind for call in final]}, not {wanted}"
+        yield f"{name}: the backend got {[call.kind for call in final]}, not {wanted}"
         return
     if len({(call.kind, call.task_id) for call in final}) > 1:
         yield f"{name}: announced under several keys"

@@ -1,4 +1,4 @@
-"""Colour profiles are believed by what they do, not by their names."""
+"""Colour profiles are applied by their content, not by their names."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_colour_profile_is_applied() -> None:
 
 
 def grey_profile() -> bytes:
-    """Of a scanner that tells light itself and not, as is usual, its perceived brightness."""
+    """Of a scanner with linear light instead of the usual perceived brightness."""
     name = b"desc" + bytes(4) + struct.pack(">I", 5) + b"grey".ljust(84, b"\x00")
     white = b"XYZ " + bytes(4) + struct.pack(">III", 63190, 65536, 54061)
     curve = b"curv" + bytes(8)

@@ -1,4 +1,4 @@
-"""What cannot be read is the person's to mend, and no defect."""
+"""Unreadable files and folders are user errors, not defects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever bytes come, they are decoded or refused."""
+"""Any bytes are decoded or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are made to cost memory, time or the process cost themselves and nobody else."""
+"""Images that exhaust memory or time, or crash the decoder, affect no other image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def reason(inspector: IsolatedInspector, data: bytes) -> str:
 
 
 def children() -> set[int]:
-    """Decoders that run. Between fork and exec, a child has its parent's memory and name."""
+    """Decoder processes. Between fork and exec, a child has its parent's memory and name."""
     found = set()
     for child in psutil.Process().children():
         with suppress(psutil.Error):

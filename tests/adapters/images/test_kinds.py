@@ -1,4 +1,4 @@
-"""What is sent by mistake is named for what it is."""
+"""Files of another type are refused with their type."""
 
 from __future__ import annotations
 

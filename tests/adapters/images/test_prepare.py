@@ -1,4 +1,4 @@
-"""Which images are refused for what they hold, and what is found out about the others."""
+"""Which images are refused for their content, and the facts of accepted ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files whose pixels are whole are used, whatever is wrong beside the pixels."""
+"""Files with intact pixels are used, even if their metadata is damaged."""
 
 from __future__ import annotations
 

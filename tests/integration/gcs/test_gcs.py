@@ -1,4 +1,4 @@
-"""What only Google Cloud Storage does, and each fault with the port's error for it."""
+"""Behaviour specific to Google Cloud Storage, and the port's error for each fault."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ LARGE = os.urandom(2 * 8 * MIB + 1)
 """Three chunks of a resumable upload."""
 
 
-def google(status: int, reason: str = "", message: str = "told by a test", **when: Any) -> Rule:
-    """The rule that gives Google's own answer for an error."""
+def google(
+    status: int, reason: str = "", message: str = "injected by a test", **when: Any
+) -> Rule:
+    """The rule for Google's own error response."""
     error = {"code": status, "message": message, "errors": [{"reason": reason}]}
     headers = {"Content-Type": "application/json", **when.pop("headers", {})}
     body = json.dumps({"error": error})

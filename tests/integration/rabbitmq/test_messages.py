@@ -1,4 +1,4 @@
-"""Messages of every kind on RabbitMQ, living and dead."""
+"""Unusual messages and dead letters on RabbitMQ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RabbitMQ that is cut off, falls silent, or was never there."""
+"""RabbitMQ that is disconnected, unresponsive, or unreachable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ladder of queues in which a message waits, and what becomes of it there."""
+"""The delay queues in which messages wait for their retry."""
 
 from __future__ import annotations
 

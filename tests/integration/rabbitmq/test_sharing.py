@@ -1,4 +1,4 @@
-"""What RabbitMQ adds to a queue's contract: a backend beside us, and several workers."""
+"""RabbitMQ beyond a queue's contract: a backend on the same queue, and several workers."""
 
 from __future__ import annotations
 

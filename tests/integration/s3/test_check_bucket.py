@@ -1,4 +1,4 @@
-"""What an operator runs first on a new machine."""
+"""The bucket check against S3."""
 
 from __future__ import annotations
 

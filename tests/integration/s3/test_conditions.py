@@ -1,4 +1,4 @@
-"""Of several writers one wins, and whoever lost or cannot tell learns it."""
+"""Exactly one of several conditional writers wins, and each learns its result."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_fenced_write_after_another_workers_is_superseded(store: Store) -> Non
 def test_no_fenced_write_is_lost_or_done_twice_whatever_the_network_does(
     options: S3Options, bucket: str, proxy: FaultyProxy, seed: int
 ) -> None:
-    """Writers add their entries to one list; who cannot tell whether it did looks again."""
+    """Writers append to one list; a writer in doubt reads it again."""
     proxy.rules(
         Rule(fault="reset_after", probability=0.15),
         Rule(fault="reset_before", probability=0.1),

@@ -1,4 +1,4 @@
-"""What goes wrong, the port's error for it and the remedy in its text."""
+"""S3 errors, the port's error for each, and the remedy in its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets stay where they are."""
+"""Secrets are never shown."""
 
 from __future__ import annotations
 

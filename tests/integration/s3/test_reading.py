@@ -1,4 +1,4 @@
-"""What arrives is what was stored, or it is not given out."""
+"""Reads return exactly what was stored, or fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in the bucket after a write, and nothing else."""
+"""The objects in the bucket after a write."""
 
 from __future__ import annotations
 
