@@ -65,10 +65,11 @@ def measuring_cost(
 def cost_sentence(cost: Mapping[str, Any]) -> str:
     """The measured cost in words."""
     return (
+        f"losses {cost['share_of_losses']:.1%} and scores {cost['share_of_scores']:.1%} of the "
+        f"run's time, each timed by itself; whole runs with and without them differ by "
         f"{cost['ratio'] - 1:.1%} ({cost['lowest_ratio'] - 1:.1%} to "
         f"{cost['highest_ratio'] - 1:.1%} in {cost['rounds']} rounds of {cost['images']} images "
-        f"and {cost['epochs']} epochs); timed one by one, losses {cost['share_of_losses']:.1%}, "
-        f"scores {cost['share_of_scores']:.1%}"
+        f"and {cost['epochs']} epochs)"
     )
 
 

@@ -62,7 +62,7 @@ def figures_table(results: dict[str, Any]) -> str:
             "4 styles in one pass",
             f"{results['4 styles at once, steps/s of all (median)']} steps/s of all",
         ),
-        ("peak memory of all these", f"{results['peak memory, MB']} MB"),
+        ("peak memory, without previews", f"{results['peak memory, MB']} MB"),
         ("from the command to the first step", f"{results['command to first step, s']} s"),
         (
             "`python -m entrypoints.train --help`",
@@ -71,7 +71,7 @@ def figures_table(results: dict[str, Any]) -> str:
     ]
     if "measured losses and scores" in results:  # missing in older files
         cost = cost_sentence(results["measured losses and scores"])
-        rows.append(("measured losses and scores of previews add", cost))
+        rows.append(("cost of measured losses and scores of previews", cost))
     if "full size: ratio" in results:
         rows += _full_size(results)
     head = f"{measured(results)}, small base, batch 1, one CPU thread, torch {results['torch']}"

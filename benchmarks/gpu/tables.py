@@ -103,7 +103,7 @@ def _styles_row(row: dict[str, Any]) -> tuple[object, ...]:
 def _cost(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"The cost of measured losses and scores was not measured: {row['error']}\n"
-    return f"Measured losses and scores of previews add {cost_sentence(row)} to a run.\n"
+    return f"Cost of measured losses and scores of previews: {cost_sentence(row)}.\n"
 
 
 def _job(row: dict[str, Any]) -> str:

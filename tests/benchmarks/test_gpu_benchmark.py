@@ -58,7 +58,7 @@ def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) ->
     tables = device_tables(rehearsed)
     for row in rehearsed["rows"][:-2]:
         assert f"| {row['steps_per_s' if 'batch' in row else 'images_per_s']} |" in tables
-    assert f"add {rehearsed['rows'][-2]['ratio'] - 1:.1%} (" in tables
+    assert f"differ by {rehearsed['rows'][-2]['ratio'] - 1:.1%} (" in tables
     assert f"{rehearsed['rows'][-1]['total_s']} s from the process's start to weights" in tables
     assert f"The first epoch takes {rehearsed['rows'][-1]['first_epoch_s']} s" in tables
     (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")
