@@ -45,9 +45,9 @@ def measuring_cost(
         }
         without, with_them = runs[False], runs[True]
         ratios.append(with_them.seconds / without.seconds)
-        bare = with_them.seconds - with_them.measuring - with_them.judging
+        bare = with_them.seconds - with_them.measuring - with_them.scoring
         of_losses.append(with_them.measuring / bare)
-        of_scores.append(with_them.judging / bare)
+        of_scores.append(with_them.scoring / bare)
         scored = with_them.scored
     return {
         "rounds": rounds,
@@ -84,7 +84,7 @@ class _Stopwatch:
     drawing: float = 0.0
     measuring: float = 0.0
     measured: int = 0
-    judging: float = 0.0
+    scoring: float = 0.0
     scored: int = 0
 
     def timed(self, measure: Callable[[], Any]) -> Callable[[], Any]:
@@ -113,7 +113,7 @@ class _Stopwatch:
         self.previews(with_lora=False)  # kept by the session: the first score needs them
         started = self.clock()
         scores = self.session.score_previews(previews, check)
-        self.judging += self.clock() - started
+        self.scoring += self.clock() - started
         self.scored += 1
         return scores
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +48,7 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
         log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
     else:
         name = settings.base_model
-    import_libraries(name)
+    import_libraries()
     from adapters.diffusion.base.model import load_base
 
     base = load_base(name, settings.base_model_config)
@@ -71,27 +68,11 @@ def _choose_threads(base: BaseModel) -> None:
         torch.set_num_threads(1)
 
 
-def import_libraries(base: str | None = None) -> None:
-    """Import the trainer's libraries, without their progress bars and irrelevant warnings.
-
-    The garbage collector is off meanwhile: it would take a tenth of the time and free nothing.
-
-    Args:
-        base: a base model that the system reads from disk meanwhile, if it is a folder or a file.
-    """
-    if base is not None:
-        _read_ahead(Path(base))
-    gc.disable()
+def import_libraries() -> None:
+    """Import the trainer's libraries, without their progress bars and irrelevant warnings."""
+    gc.disable()  # imports create many objects and free few
     try:
         quiet_libraries()
         import adapters.diffusion.trainer  # noqa: F401 - imports all that a run needs
     finally:
         gc.enable()
-
-
-def _read_ahead(base: Path) -> None:
-    if sys.platform != "linux":
-        return
-    for path in [base] if base.is_file() else base.glob("*/*.safetensors"):
-        with suppress(OSError), path.open("rb") as file:  # loading it will report the error
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

@@ -79,7 +79,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.logs import start_cloudwatch, start_sentry
     from entrypoints.shutdown import graceful_shutdown
 
-    import_libraries(settings.base_model)
+    import_libraries()
     # The check prints each problem itself; its log would repeat them.
     level = "ERROR" if arguments.check else settings.log_level
     logs = start_logging(

@@ -49,8 +49,8 @@ class ConsoleNotifier:
     def has_arrived(
         self,
         task_id: str,  # noqa: ARG002 - the port's
-        style_id: int,  # noqa: ARG002
-        outcome: Artifact | Failure,  # noqa: ARG002
+        style_id: int,  # noqa: ARG002 - the port's
+        outcome: Artifact | Failure,  # noqa: ARG002 - the port's
     ) -> bool | None:
         """None: unknown for a terminal."""
         return None

@@ -4,7 +4,7 @@
 # Each part has a time limit and writes each result at once, so an interruption loses no result. Parts in order:
 # the GPU's tests; steps at batch 1, 2, 4, 8 (the recipe, without and with our kernels), then with
 # torch.compile in place of our kernels; several styles; a whole job, cold and warm; a step's kernels.
-# --tiny rehearses every part on a CPU in at most 9 minutes, with fewer tests and one compilation.
+# --tiny runs a short form of each part on a CPU, in at most 9 minutes, with fewer tests and one compilation.
 # PYTHON names the interpreter, whose torch must fit the GPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.."

@@ -113,7 +113,7 @@ class Command(subprocess.Popen[str]):
         self.pid = self._server.fork(given["args"], str(given["cwd"]), given["env"], streams)
         self._child_created = True
         pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
-        self._close_pipe_fds(*(given[name] for name in pipes))  # type: ignore[attr-defined]
+        self._close_pipe_fds(*(given[name] for name in pipes))  # type: ignore[attr-defined]  # it has no type
 
 
 def adopt_orphans(adopt: bool) -> None:
