@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 UNITS := tests/domain tests/application
 DEMO := demo
 DEMO_OPTIONS := --caption-model assets/small_captioner --epochs 100 --batch-size 4 --learning-rate 0.004
+# Python must keep the compiled modules: compiled anew, the trainer's libraries take several times
+# as long to import.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-gpu test-brokers faults simulate lint format bench bench-gpu quality base captioner clean
@@ -72,7 +75,7 @@ captioner: $(READY) ## Train the small captioner anew (half an hour)
 clean: ## Remove the demo's results and the caches
 	rm -rf $(DEMO) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
 
-# Not compiled at once: most modules are never imported.
+# pip compiles nothing, because most modules are never imported; Python does it at the first import.
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
