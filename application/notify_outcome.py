@@ -93,7 +93,7 @@ class OutcomeNotifier:
         # If this is not recorded, the next attempt repeats the call. So retry without a limit and
         # ignore ``stop``: SHUTDOWN_TIMEOUT ends the process anyway.
         retry(
-            lambda: entry.apply(entry.job.conclude()), self.clock, StopSignal(), timeout=math.inf
+            lambda: entry.apply(entry.job.finish()), self.clock, StopSignal(), timeout=math.inf
         )
         return Ack()
 

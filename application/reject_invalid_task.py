@@ -55,7 +55,7 @@ class RejectInvalidTask:
         failure = Failure(FailureCode.INVALID_TASK, _artist_message(error))
 
         def decide(held: HeldJob) -> Settlement:
-            held.entry.apply(held.entry.job.give_up(failure))
+            held.entry.apply(held.entry.job.fail(failure))
             return held.announce()
 
         try:

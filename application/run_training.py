@@ -111,7 +111,7 @@ class RunTraining:
             if error.failure.retryable:
                 entry.apply(entry.job.interrupt(error.failure.message, is_failure=True))
                 return RetryLater(backoff(entry.job.failures), str(error))
-            entry.apply(entry.job.give_up(error.failure))
+            entry.apply(entry.job.fail(error.failure))
         except Stopped as stopped:
             if stopped.reason is StopReason.LEASE_LOST:
                 raise LeaseLost("another worker has taken the job over") from None
@@ -122,7 +122,7 @@ class RunTraining:
                 reason = f"style {task.style_id} is gone: the backend returns 404 for its progress"
                 self._interrupt(entry, reason, is_failure=False)
                 return DeadLetter(f"{reason}; replay the message if the style exists again")
-            entry.apply(entry.job.give_up(CANCELLED))
+            entry.apply(entry.job.fail(CANCELLED))
         except ImagesDenied as error:
             self._interrupt(entry, str(error), is_failure=False)
             return DeadLetter(str(error))

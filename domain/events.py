@@ -105,7 +105,7 @@ class ArtifactStored(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobGivenUp(Event):
+class FailureRecorded(Event):
     """The job will not produce a style; the backend is about to be notified."""
 
     failure: Failure

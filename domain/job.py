@@ -22,9 +22,9 @@ from domain.events import (
     CheckpointDiscarded,
     CheckpointSaved,
     Event,
+    FailureRecorded,
     JobCompleted,
     JobFailed,
-    JobGivenUp,
     JobInterrupted,
     JobStarted,
     ProgressMade,
@@ -193,11 +193,11 @@ class TrainingJob:
         job = replace(self, state=JobState.ANNOUNCING, artifact=artifact)
         return job, ArtifactStored(**self._ids(), artifact=artifact)
 
-    def give_up(self, failure: Failure) -> Change:
+    def fail(self, failure: Failure) -> Change:
         """Record the job's failure; next, notify the backend."""
-        self._allow("give up", *UNDECIDED)
+        self._allow("fail", *UNDECIDED)
         job = replace(self, state=JobState.ANNOUNCING, artifact=None, failure=failure)
-        return job, JobGivenUp(**self._ids(), failure=failure)
+        return job, FailureRecorded(**self._ids(), failure=failure)
 
     def begin_announcement(self) -> Change:
         """Count the final call before it is made, so that the next worker knows of it."""
@@ -205,11 +205,11 @@ class TrainingJob:
         job = replace(self, announcements=self.announcements + 1)
         return job, AnnouncementBegun(**self._ids(), call=job.announcements)
 
-    def conclude(self) -> Change:
+    def finish(self) -> Change:
         """Record that the backend has accepted the final call."""
-        self._allow("conclude", JobState.ANNOUNCING)
+        self._allow("finish", JobState.ANNOUNCING)
         if not self.announcements:
-            raise InvalidTransition(self.state, "conclude before announcing")
+            raise InvalidTransition(self.state, "finish, without a call to the backend,")
         if self.failure is not None:
             cancelled = self.failure.code is FailureCode.CANCELLED
             state = JobState.CANCELLED if cancelled else JobState.FAILED

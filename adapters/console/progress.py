@@ -12,7 +12,7 @@ from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
     CheckpointSaved,
-    JobGivenUp,
+    FailureRecorded,
     JobInterrupted,
     JobStarted,
     PreviewsScored,
@@ -85,7 +85,7 @@ class ProgressDisplay:
                 say(self._console, self._report)
             case ArtifactStored():
                 self._wait(self._report)
-            case AnnouncementBegun() | JobInterrupted() | JobGivenUp():
+            case AnnouncementBegun() | JobInterrupted() | FailureRecorded():
                 self._end()
 
     def _begin(self, event: TrainingBegan) -> None:

@@ -13,9 +13,9 @@ from domain.events import (
     CheckpointDiscarded,
     CheckpointSaved,
     Event,
+    FailureRecorded,
     JobCompleted,
     JobFailed,
-    JobGivenUp,
     JobInterrupted,
     JobStarted,
     PartTimed,
@@ -72,7 +72,7 @@ def _logged(event: Event) -> tuple[int, str]:
         case ArtifactStored(artifact=artifact):
             stored = f"{artifact.location}, {artifact.size} bytes, sha256 {artifact.sha256}"
             return logging.INFO, f"weights stored at {stored}"
-        case JobGivenUp(failure=failure):
+        case FailureRecorded(failure=failure):
             return logging.WARNING, f"will end with {failure.code}: {failure.message}"
         case AnnouncementBegun(call=call):
             level = logging.INFO if call == 1 else logging.WARNING

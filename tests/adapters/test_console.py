@@ -18,9 +18,9 @@ from domain.events import (
     ArtifactStored,
     CheckpointSaved,
     Event,
+    FailureRecorded,
     JobCompleted,
     JobFailed,
-    JobGivenUp,
     JobInterrupted,
     JobStarted,
     ProgressMade,
@@ -94,7 +94,7 @@ def made(step: int, *, epochs: int = 50, per_epoch: int = 10) -> ProgressMade:
 
 
 FINISHED = TrainingFinished(task_id=TASK, style_id=7, metric=METRIC)
-GIVEN_UP = JobGivenUp(task_id=TASK, style_id=7, failure=FAILURE)
+GIVEN_UP = FailureRecorded(task_id=TASK, style_id=7, failure=FAILURE)
 INTERRUPTED = JobInterrupted(task_id=TASK, style_id=7, reason="its worker\nshut down", failures=0)
 SAVED = CheckpointSaved(task_id=TASK, style_id=7, checkpoint=CHECKPOINT)
 STORED = ArtifactStored(task_id=TASK, style_id=7, artifact=ARTIFACT)

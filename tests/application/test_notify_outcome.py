@@ -45,7 +45,7 @@ def opened(world: World) -> Entry:
 
 def failing(world: World) -> Entry:
     entry = opened(world)
-    entry.apply(entry.job.give_up(Failure(FailureCode.GPU_OOM, "The card is too small.")))
+    entry.apply(entry.job.fail(Failure(FailureCode.GPU_OOM, "The card is too small.")))
     return entry
 
 
@@ -157,7 +157,7 @@ def test_a_worker_overtaken_between_attempts_makes_no_further_call(world: World)
         if backend.tasks:
             other = opened(world)
             other.apply(other.job.begin_announcement())
-            other.apply(other.job.conclude())
+            other.apply(other.job.finish())
 
     with pytest.raises(LeaseLost):
         announce(world, backend, entry=entry, extend_lease=overtake)

@@ -55,9 +55,9 @@ TRANSITIONS: dict[str, Any] = {
     "save_checkpoint": lambda job: job.save_checkpoint(checkpoint(10)),
     "finish_training": lambda job: job.finish_training(METRIC),
     "store": lambda job: job.store(ARTIFACT),
-    "give_up": lambda job: job.give_up(FAILURE),
+    "fail": lambda job: job.fail(FAILURE),
     "begin_announcement": lambda job: job.begin_announcement(),
-    "conclude": lambda job: job.conclude(),
+    "finish": lambda job: job.finish(),
     "interrupt": lambda job: job.interrupt("gone", is_failure=True),
     "reopen": lambda job: job.reopen("its style is gone"),
 }
@@ -67,15 +67,15 @@ REACHED: dict[JobState, TrainingJob] = {
     JobState.PREPARING: after(new_job(), "start"),
     JobState.TRAINING: after(new_job(), "start", "begin_training"),
     JobState.UPLOADING: after(new_job(), "start", "begin_training", "finish_training"),
-    JobState.ANNOUNCING: after(new_job(), "give_up"),
-    JobState.FAILED: after(new_job(), "give_up", "begin_announcement", "conclude"),
+    JobState.ANNOUNCING: after(new_job(), "fail"),
+    JobState.FAILED: after(new_job(), "fail", "begin_announcement", "finish"),
     JobState.INTERRUPTED: after(new_job(), "start", "interrupt"),
 }
 REACHED[JobState.COMPLETED] = after(
-    REACHED[JobState.UPLOADING], "store", "begin_announcement", "conclude"
+    REACHED[JobState.UPLOADING], "store", "begin_announcement", "finish"
 )
 REACHED[JobState.CANCELLED] = after(
-    new_job().give_up(CANCELLED)[0], "begin_announcement", "conclude"
+    new_job().fail(CANCELLED)[0], "begin_announcement", "finish"
 )
 
 ALLOWED: dict[str, set[JobState]] = {
@@ -87,7 +87,7 @@ ALLOWED: dict[str, set[JobState]] = {
     "finish_training": {JobState.TRAINING},
     "store": {JobState.UPLOADING},
     "reopen": {JobState.COMPLETED},
-    "give_up": {
+    "fail": {
         JobState.QUEUED,
         JobState.PREPARING,
         JobState.TRAINING,
@@ -95,7 +95,7 @@ ALLOWED: dict[str, set[JobState]] = {
         JobState.INTERRUPTED,
     },
     "begin_announcement": {JobState.ANNOUNCING},
-    "conclude": set(),  # not before an announcement was begun
+    "finish": set(),  # not before an announcement was begun
     "interrupt": {JobState.PREPARING, JobState.TRAINING, JobState.UPLOADING},
 }
 
@@ -140,7 +140,7 @@ def test_all_transitions_give_a_completed_job_and_its_events() -> None:
         "finish_training",
         "store",
         "begin_announcement",
-        "conclude",
+        "finish",
     )
     job, events = new_job(), []
     for name in way:
@@ -156,13 +156,13 @@ def test_all_transitions_give_a_completed_job_and_its_events() -> None:
 def test_missing_weights_are_trained_again_and_announced() -> None:
     again = after(REACHED[JobState.COMPLETED], "reopen", "start", "begin_training")
     assert (again.artifact, again.metric, again.announcements) == (None, None, 0)
-    done = after(again, "finish_training", "store", "begin_announcement", "conclude")
+    done = after(again, "finish_training", "store", "begin_announcement", "finish")
     assert done.state is JobState.COMPLETED
 
 
 def test_a_failed_job_has_its_reason() -> None:
-    job = after(new_job(), "start", "give_up", "begin_announcement")
-    job, event = job.conclude()
+    job = after(new_job(), "start", "fail", "begin_announcement")
+    job, event = job.finish()
     assert job.state is JobState.FAILED
     assert event == JobFailed(task_id="t", style_id=7, failure=FAILURE)
 
@@ -255,7 +255,7 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        self.attempt(lambda job: job.give_up(CANCELLED))
+        self.attempt(lambda job: job.fail(CANCELLED))
 
     @invariant()
     def progress_never_goes_back(self) -> None:

@@ -29,9 +29,9 @@ def test_every_event_of_a_job_has_the_state_of_the_job(failure: Failure | None) 
         lambda job: job.start(),
         lambda job: job.begin_training(PARAMETERS, 10),
         lambda job: job.finish_training(TrainingMetric(0.1, 2, 2)),
-        lambda job: job.give_up(failure) if failure else job.store(Artifact(AT, "ab", 3)),
+        lambda job: job.fail(failure) if failure else job.store(Artifact(AT, "ab", 3)),
         lambda job: job.begin_announcement(),
-        lambda job: job.conclude(),
+        lambda job: job.finish(),
     ]
     job = TrainingJob(task_id="a", style_id=1)
     for step in steps:

@@ -23,9 +23,9 @@ from domain.events import (
     AnnouncementBegun,
     ArtifactStored,
     CheckpointSaved,
+    FailureRecorded,
     JobCompleted,
     JobFailed,
-    JobGivenUp,
     JobInterrupted,
     JobStarted,
     PreviewsDrawn,
@@ -174,7 +174,7 @@ class Scene:
     def fail(self, style_id: int, code: FailureCode, message: str) -> None:
         """The job fails."""
         failure = Failure(code, message)
-        self.tell(JobGivenUp(**ids(style_id), failure=failure))
+        self.tell(FailureRecorded(**ids(style_id), failure=failure))
         self.tell(AnnouncementBegun(**ids(style_id), call=1))
         self.tell(JobFailed(**ids(style_id), failure=failure))
         self.tell(settled(task(style_id), Ack()))

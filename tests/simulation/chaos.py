@@ -11,7 +11,7 @@ from domain.events import (
     ArtifactStored,
     CheckpointSaved,
     Event,
-    JobGivenUp,
+    FailureRecorded,
     JobStarted,
     ProgressMade,
     TrainingFinished,
@@ -28,7 +28,7 @@ TURNS: tuple[type[Event], ...] = (
     CheckpointSaved,
     TrainingFinished,
     ArtifactStored,
-    JobGivenUp,
+    FailureRecorded,
     AnnouncementBegun,
 )
 """Events after which a disturbance does most harm."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 
-from domain.events import JobGivenUp, JobInterrupted, JobStarted, TrainingFinished
+from domain.events import FailureRecorded, JobInterrupted, JobStarted, TrainingFinished
 from domain.job import UNDECIDED, JobState
 from domain.task import TrainingTask
 from tests.simulation.machine import PLANNED
@@ -116,7 +116,7 @@ def _takeovers(run: Run, name: str, task: TrainingTask) -> Iterator[str]:
                     continue  # its record was written before it was frozen, and replaced since
                 yield f"{name}: taken from {holder.name} by {who.name} at {at:.1f} s"
             holder, since = who, at
-        elif isinstance(event, (JobInterrupted, JobGivenUp, TrainingFinished)):
+        elif isinstance(event, (JobInterrupted, FailureRecorded, TrainingFinished)):
             holder = None
 
 
