@@ -68,8 +68,8 @@ class Evaluation:
     objective: Objective
     dataset: EncodedDataset
     held_out: Collection[int]
-    captions: torch.Tensor
-    """The value of ``Batch.captions`` for each row of the dataset's ``captions``."""
+    conditioning: torch.Tensor
+    """The value of ``Batch.conditioning`` for each row of the dataset's ``captions``."""
     slot: torch.Tensor
     """The style's row of the packed LoRA, (1,), on the device."""
     seed: int
@@ -131,7 +131,7 @@ class Evaluation:
         return Batch(
             noisy_latents=self.objective.add_noise(latents, noise, at),
             timesteps=at,
-            captions=self.captions[rows],
+            conditioning=self.conditioning[rows],
             target=self.objective.target(latents, noise, at),
             loss_weights=torch.ones(len(images), device=device),  # same scale as without min-SNR
             losses=torch.zeros(len(images), device=device),

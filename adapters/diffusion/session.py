@@ -107,15 +107,15 @@ class DiffusionSession:
         self.baseline: EpochRecord | None = None
         """The base's losses over fixed noises, as epoch 0; None without evaluations."""
 
-        captions = dataset.captions
+        conditioning = dataset.captions
         if parameters.train_text_encoder:
             tokens = tokens_of(base, dataset.texts, parameters.max_token_length)
-            captions = tokens.to(model.device)
+            conditioning = tokens.to(model.device)
         objective = objective_of(base.noise_schedule, parameters.snr_gamma, model.device)
         row = model.lora.slot(slot)
-        self.batches = BatchPrefetcher(parameters, dataset, buckets, objective, captions, row)
+        self.batches = BatchPrefetcher(parameters, dataset, buckets, objective, conditioning, row)
         self._evaluation = Evaluation(
-            model, objective, dataset, held_out, captions, row, parameters.seed
+            model, objective, dataset, held_out, conditioning, row, parameters.seed
         )
         self._last_good = self._state()
         self._base_previews: tuple[Preview, ...] = ()

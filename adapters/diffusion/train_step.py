@@ -75,7 +75,7 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
 
 def image_losses(model: TrainingModel, batch: Batch) -> torch.Tensor:
     """Weighted mean squared error of each image's noise prediction, (k * n,), in float32."""
-    states = batch.captions
+    states = batch.conditioning
     if model.text_encoder is not None:
         states = text_states(model.text_encoder, states).to(model.dtype)
     prediction: torch.Tensor = model.unet(
@@ -101,7 +101,7 @@ class Batch:
     """(k * n, c, h, w), float32: latents with noise added."""
     timesteps: torch.Tensor
     """(k * n,)"""
-    captions: torch.Tensor
+    conditioning: torch.Tensor
     """Text encoder states, (k * n, tokens, width); if the text encoder is trained, token ids,
     (k * n, chunks, tokens)."""
     target: torch.Tensor
@@ -118,7 +118,7 @@ class Batch:
     @property
     def key(self) -> Hashable:
         """Equal for batches that can use the same CUDA graph."""
-        return tuple(self.noisy_latents.shape), tuple(self.captions.shape), len(self.slots)
+        return tuple(self.noisy_latents.shape), tuple(self.conditioning.shape), len(self.slots)
 
     def clone(self) -> Batch:
         """A copy in new memory."""
@@ -139,7 +139,7 @@ class Batch:
         return (getattr(self, field.name) for field in fields(self))
 
 
-_PER_IMAGE = ("noisy_latents", "timesteps", "captions", "target", "loss_weights", "losses")
+_PER_IMAGE = ("noisy_latents", "timesteps", "conditioning", "target", "loss_weights", "losses")
 
 
 def concatenated(batches: Sequence[Batch]) -> Batch:

@@ -59,18 +59,18 @@ def kernels_of_step(bench: Bench, backend: Backend, batch: int) -> dict[str, tup
     """Microseconds and calls of each kernel in an eager step."""
     from torch.profiler import ProfilerActivity, profile
 
-    on_card = bench.device.type == "cuda"
-    activity = ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU
+    on_gpu = bench.device.type == "cuda"
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with bench.trainer(backend).open(bench.plan(batch), None) as session:
         for _ in range(3):
             session.advance()
         with profile(activities=[activity]) as profiler:
             session.advance()
-            if on_card:
+            if on_gpu:
                 torch.cuda.synchronize()
     found: dict[str, tuple[float, int]] = {}
     for event in profiler.key_averages():
-        micros = event.self_device_time_total if on_card else event.self_cpu_time_total
+        micros = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if micros:
             found[event.key] = micros, event.count
     return found

@@ -76,7 +76,7 @@ def test_a_step_gets_what_is_drawn_for_it_however_many_are_drawn_at_a_time(
         assert torch.equal(batch.timesteps, draw.timesteps)
         assert torch.equal(batch.loss_weights, objective.weight[draw.timesteps])
         rows = own.rows_of_captions(images, draw.caption_dropped)
-        assert batch.captions[:, 0, 0].tolist() == rows
+        assert batch.conditioning[:, 0, 0].tolist() == rows
         assert batch.loss_scales.tolist() == [1 / len(images)]
         assert torch.equal(batch.slots, SLOT)
     assert sorted(drawn) == list(range(2 * EPOCH))

@@ -39,18 +39,18 @@ class BatchPrefetcher:
     buckets: Sequence[Sequence[int]]
     """Positions of the training images, by size."""
     objective: Objective
-    captions: torch.Tensor
-    """The value of ``Batch.captions`` for each row of the dataset's ``captions``."""
+    conditioning: torch.Tensor
+    """The value of ``Batch.conditioning`` for each row of the dataset's ``captions``."""
     slot: torch.Tensor
     """The style's row of the packed LoRA, (1,), on the device."""
     _ready: dict[int, Batch] = field(default_factory=dict, init=False)
-    """Here ``Batch.captions`` holds row numbers instead of the captions."""
+    """Here ``Batch.conditioning`` holds row numbers instead of the captions."""
 
     def batch(self, step: int) -> Batch:
         """The step's batch."""
         self.prefetch(step)
         batch = self._ready[step]
-        return replace(batch, captions=self.captions[batch.captions])
+        return replace(batch, conditioning=self.conditioning[batch.conditioning])
 
     def shape(self, step: int) -> torch.Size:
         """(n, c, h, w) of the step's latents."""
