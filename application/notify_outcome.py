@@ -92,9 +92,7 @@ class OutcomeNotifier:
                 break
         # If this is not recorded, the next attempt repeats the call. So retry without a limit and
         # ignore ``stop``: SHUTDOWN_TIMEOUT ends the process anyway.
-        retry(
-            lambda: entry.apply(entry.job.finish()), self.clock, StopSignal(), timeout=math.inf
-        )
+        retry(lambda: entry.apply(entry.job.finish()), self.clock, StopSignal(), timeout=math.inf)
         return Ack()
 
     def _too_late(self, stop: StopSignal) -> bool:

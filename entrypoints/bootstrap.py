@@ -157,11 +157,11 @@ def open_job_log(
 def disk_trouble(settings: Settings) -> Callable[[], str | None]:
     """Return a check that returns why disk space is too low for a task, or None."""
 
-    def look() -> str | None:
-        enough, found = free_space(settings.work_folder, settings.min_disk_gb)
-        return None if enough else found
+    def check() -> str | None:
+        enough, text = free_space(settings.work_folder, settings.min_disk_gb)
+        return None if enough else text
 
-    return look
+    return check
 
 
 def build_worker_pool(loop: WorkerLoop, slots: int) -> WorkerPool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from adapters.images.folder import find_caption, find_images
 from domain.errors import UserError
 from entrypoints.cli import CommandParser, run_command
-from entrypoints.options import add_caption_options, path, with_options
+from entrypoints.options import add_caption_options, path
 
 EPILOG = """\
 examples:
@@ -56,9 +56,8 @@ def _caption(arguments: argparse.Namespace) -> int:
     from entrypoints.settings import load_settings
 
     check_device(arguments.device)
-    settings = with_options(
-        load_settings(), arguments, ("caption_model", "device", "keep_style_words")
-    )
+    names = ("caption_model", "device", "keep_style_words")
+    settings = load_settings(options={name: getattr(arguments, name) for name in names})
     if settings.caption_model is None:
         raise UserError(
             "no caption model: give --caption-model, such as "

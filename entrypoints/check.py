@@ -52,7 +52,7 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         ("images", lambda bucket=bucket: _bucket(container, bucket, write=False))
         for bucket in settings.image_buckets
     ]
-    ours = [
+    stores = [
         (part, lambda bucket=bucket: _bucket(container, bucket, write=True))
         for part, bucket in (("models", settings.models), ("state", settings.state))
         if part == "models" or bucket != settings.models
@@ -62,7 +62,7 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         ("disk", lambda: _disk(settings)),
         ("queue", lambda: _counts(container)),
         *images,
-        *ours,
+        *stores,
         ("weights", lambda: _weights_form(settings)),
         ("backend", lambda: _backend(container)),
         ("device", lambda: "; ".join(map(_device, container.devices()))),
@@ -103,11 +103,7 @@ def _row(outcome: Outcome, width: int) -> str:
 
 def _names(settings: Settings) -> str:
     if typos := settings.typos():
-        raise UserError(
-            "; ".join(
-                f"{name} is not a setting, did you mean {near}?" for name, near in typos.items()
-            )
-        )
+        raise UserError("; ".join(typos))
     for name in ("storage_dir", "spool_dir"):
         folder = getattr(settings, name)
         if name in settings.model_fields_set and folder is not None and not folder.exists():
@@ -118,10 +114,10 @@ def _names(settings: Settings) -> str:
 
 
 def _disk(settings: Settings) -> str:
-    enough, found = free_space(settings.work_folder, settings.min_disk_gb)
+    enough, text = free_space(settings.work_folder, settings.min_disk_gb)
     if not enough:
-        raise UserError(f"{found}: free disk space, or lower MIN_DISK_GB, to receive tasks")
-    return found
+        raise UserError(f"{text}: free disk space, or lower MIN_DISK_GB, to receive tasks")
+    return text
 
 
 def _counts(container: Container) -> str:

@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 
 RESTART_SECONDS = 10.0
 """Seconds between a worker's unexpected exit and its restart."""
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
+"""Seconds between two checks of workers and signals."""
 
 
-def gpus_named(text: str, present: Callable[[], int]) -> tuple[str, ...]:
+def parse_gpus(text: str, present: Callable[[], int]) -> tuple[str, ...]:
     """Parse ``all`` or a comma-separated list of GPU numbers.
 
     Raises:
@@ -56,8 +57,8 @@ class Fleet:
     _workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _start_at: dict[str, float] = field(default_factory=dict)
     """Monotonic time in seconds of the next start, by GPU."""
-    _ended: dict[str, int] = field(default_factory=dict)
-    _asked: deque[int] = field(default_factory=deque)
+    _exit_codes: dict[str, int] = field(default_factory=dict)
+    _signals: deque[int] = field(default_factory=deque)
     """Signals received but not yet passed on to the workers."""
     _stopping: bool = False
 
@@ -65,29 +66,29 @@ class Fleet:
         """Run the workers until a signal; return 0 if all exited normally."""
         self._start_at = dict.fromkeys(self.gpus, time.monotonic())
         # The handler only queues the signal: it may run before a new worker is registered.
-        with signals_handled(lambda number, _frame: self._asked.append(number)):
+        with signals_handled(lambda number, _frame: self._signals.append(number)):
             try:
-                while len(self._ended) < len(self.gpus):
-                    self._look()
-                    time.sleep(LOOK_SECONDS)
+                while len(self._exit_codes) < len(self.gpus):
+                    self._poll()
+                    time.sleep(POLL_SECONDS)
             finally:
                 for worker in self._workers.values():
                     worker.kill()
-        codes = set(self._ended.values())
+        codes = set(self._exit_codes.values())
         if EXIT_USAGE in codes:
             return EXIT_USAGE
         return EXIT_FAILED if codes - {0} else 0
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         for gpu, worker in list(self._workers.items()):
             if (code := worker.poll()) is not None:
                 del self._workers[gpu]
-                self._gone(gpu, code)
+                self._handle_exit(gpu, code)
         for gpu, moment in list(self._start_at.items()):
-            if not self._asked and time.monotonic() >= moment:
+            if not self._signals and time.monotonic() >= moment:
                 self._start(gpu)
-        while self._asked:
-            self._asked.popleft()
+        while self._signals:
+            self._signals.popleft()
             self._stop()
 
     def _start(self, gpu: str) -> None:
@@ -98,13 +99,13 @@ class Fleet:
         )
         log.info("the worker on GPU %s is process %d", gpu, self._workers[gpu].pid)
 
-    def _gone(self, gpu: str, code: int) -> None:
+    def _handle_exit(self, gpu: str, code: int) -> None:
         if self._stopping and code == -signal.SIGTERM:
             code = 0  # it was still starting and had no job
         if code == EXIT_USAGE:
             self._stop()
         if self._stopping or (self.once and code == 0):
-            self._ended[gpu] = code
+            self._exit_codes[gpu] = code
             return
         log.warning(
             "the worker on GPU %s exited with %d; it restarts in %.0f s",
@@ -114,7 +115,7 @@ class Fleet:
 
     def _stop(self) -> None:
         self._stopping = True
-        self._ended.update(dict.fromkeys(self._start_at, 0))
+        self._exit_codes.update(dict.fromkeys(self._start_at, 0))
         self._start_at.clear()
         for worker in self._workers.values():
             # Never SIGINT: Python treats it as an error during startup, or ignores it.

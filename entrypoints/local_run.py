@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dependency_injector import providers
 from rich.console import Console
 
-from adapters.common.folders import nearest_existing
+from adapters.common.folders import why_not_writable
 from adapters.console.image_notes import generated_captions
 from adapters.console.lines import say
 from adapters.console.notifier import ConsoleNotifier
@@ -50,13 +49,23 @@ from domain.task import TrainingTask
 from domain.training_plan import InitialLora
 from entrypoints.bootstrap import Container
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
-from entrypoints.options import option_of, with_options
+from entrypoints.options import option_of
 from entrypoints.settings import Settings, load_settings
 from entrypoints.shutdown import signals_handled
 
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
 
+SETTINGS = (
+    "base_model",
+    "base_model_config",
+    "caption_model",
+    "keep_style_words",
+    "device",
+    "checkpoint_every",
+    "preview_share",
+)
+"""Settings that have an option in ``train``."""
 IMAGES, OUT = "images", "out"
 """The buckets that the two folders stand for."""
 LEASE = LeaseTerms(seconds=9.0)
@@ -88,14 +97,8 @@ def check_writable(out: Path) -> None:
     Raises:
         UserError: ``out`` is not writable.
     """
-    try:
-        with tempfile.TemporaryFile(dir=nearest_existing(out)):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"--out {out}: cannot be written ({reason}); give a folder of your own"
-        ) from None
+    if reason := why_not_writable(out):
+        raise UserError(f"--out {out}: {reason}; give a folder that you can write")
 
 
 def check_optimizer(requested: RequestedParameters) -> None:
@@ -148,51 +151,30 @@ def build_container(
 ) -> Container:
     """Build the worker's container with folders as buckets and the terminal as backend."""
     logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
-    settings = with_options(
-        load_settings(),
-        arguments,
-        ("base_model", "base_model_config", "caption_model", "keep_style_words", "device"),
-    )
+    settings = load_settings(options={name: getattr(arguments, name) for name in SETTINGS})
     out: Path = arguments.out
-    preview_share = (
-        settings.preview_share if arguments.preview_share is None else arguments.preview_share
-    )
+    console = Console(stderr=arguments.json)  # with --json, standard output has only the outcome
     container = Container(settings=settings, logs=logs, stop=StopSignal())
-    # With --json, standard output has only the outcome.
-    container.console.override(providers.Singleton(Console, stderr=arguments.json))
-    container.slots.override(providers.Object(1))
-    container.keys.override(
-        providers.Object(StorageKeys(Bucket(OUT), report_prefix="", weights_name=label.name))
-    )
-    container.config.override(
-        providers.Object(
-            WorkerConfig(
-                min_images=1,
-                checkpoint_every=arguments.checkpoint_every,
-                preview_share=preview_share,
-                keep_checkpoints=None,
-                max_image_bytes=MAX_LOCAL_BYTES,
-                repeats_from_folders=arguments.repeats_from_folders,
-                caption_suffixes=caption_suffixes(arguments.caption_extension),
-                keep_style_words=settings.keep_style_words,
-                lease=LEASE,
-            )
-        )
-    )
-    container.blobs.override(
-        providers.Singleton(
-            FileBlobStore, {IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,)
-        )
-    )
-    container.load_lora.override(providers.Object(lambda _: initial))
-    container.reporter.override(
-        providers.Singleton(HtmlReporter, providers.Object(decode), companions=True)
-    )
-    container.notifier.override(
-        providers.Singleton(ConsoleNotifier, container.console, lambda at: out / at.key)
-    )
-    container.events.override(
-        providers.Singleton(ProgressDisplay, container.console, with_previews=preview_share > 0)
+    container.override_providers(
+        console=console,
+        slots=1,
+        keys=StorageKeys(Bucket(OUT), report_prefix="", weights_name=label.name),
+        config=WorkerConfig(
+            min_images=1,
+            checkpoint_every=settings.checkpoint_every,
+            preview_share=settings.preview_share,
+            keep_checkpoints=None,
+            max_image_bytes=MAX_LOCAL_BYTES,
+            repeats_from_folders=arguments.repeats_from_folders,
+            caption_suffixes=caption_suffixes(arguments.caption_extension),
+            keep_style_words=settings.keep_style_words,
+            lease=LEASE,
+        ),
+        blobs=FileBlobStore({IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,)),
+        load_lora=providers.Object(lambda _: initial),
+        reporter=HtmlReporter(decode, companions=True),
+        notifier=ConsoleNotifier(console, lambda at: out / at.key),
+        events=ProgressDisplay(console, with_previews=settings.preview_share > 0),
     )
     if arguments.preview_steps is not None:
         container.trainer.add_kwargs(preview_steps=arguments.preview_steps)
@@ -272,26 +254,32 @@ def run(
         UserError: ``out`` holds another run, or another file under the style's name.
     """
     console, store = container.console(), container.store()
-    _refuse_other_run(task, parameters, container, out)
+    others = [other for other in store.recorded_tasks() if other != task.task_id]
+    if others:
+        difference = _difference(store.read_job(others[0]), parameters)
+        raise UserError(
+            f"--out {out}: holds another run {difference}; give another folder, or repeat that "
+            "command"
+        )
     fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
     job = store.read_job(task.task_id) or fresh
     if job.state is JobState.FAILED:
         store.delete_record(task.task_id)
     if job.artifact is not None and job.state is JobState.COMPLETED:
-        if _is_there(job.artifact, container.blobs(), out):
+        if _style_exists(job.artifact, container.blobs(), out):
             say(console, f"this run is complete already: {out / job.artifact.location.key}")
             return 0, outcome_values(job, out)
-        say(
-            console,
-            f"the finished style of this run is missing in {out}: writing it again",
-            "yellow",
-        )
+        text = f"the finished style of this run is missing in {out}: writing it again"
+        say(console, text, "yellow")
         store.open(job).apply(job.reopen("its style is gone"))
 
     stop = StopSignal()
-    with _display(container) as display, _interruptible(stop, display):
+    display = container.events()
+    assert isinstance(display, ProgressDisplay)  # set by ``build_container``
+    with display, _interruptible(stop, display):
         settlement = _settle(task, container, stop)
     job = store.read_job(task.task_id) or fresh
+    outcome = outcome_values(job, out)
     match settlement:
         case Ack() if job.state is JobState.COMPLETED:
             generated = list((store.captions(task.task_id) or {}).values())
@@ -299,30 +287,22 @@ def run(
                 say(console, generated_captions(generated))
             for path in report_files(out):
                 say(console, f"  {path}")
-            return 0, outcome_values(job, out)
+            return 0, outcome
         case Requeue():
-            epoch = job.checkpoint.epoch if job.checkpoint else 0
-            say(
-                console, f"interrupted in epoch {epoch}; run the same command to resume from there"
-            )
-            return EXIT_INTERRUPTED, outcome_values(job, out)
+            say(console, f"interrupted; {display.how_to_continue()}")
+            return EXIT_INTERRUPTED, outcome
         case RetryLater(elsewhere=True):
-            reason = f"another run of this command is active in {out}; wait until it ends"
-            say(console, reason, "red")
-            return EXIT_FAILED, outcome_values(job, out) | {"message": reason}
+            outcome["message"] = (
+                f"another run of this command is active in {out}; wait until it ends"
+            )
+            say(console, outcome["message"], "red")
         case RetryLater(_, reason) | DeadLetter(reason):
+            outcome["message"] = reason
             say(console, f"not finished: {reason}", "red")
-            return EXIT_FAILED, outcome_values(job, out) | {"message": reason}
-    return EXIT_FAILED, outcome_values(job, out)
+    return EXIT_FAILED, outcome
 
 
-def _display(container: Container) -> ProgressDisplay:
-    display = container.events()
-    assert isinstance(display, ProgressDisplay)  # set by ``build_container``
-    return display
-
-
-def _is_there(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
+def _style_exists(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
     """Whether the stored style still exists.
 
     Raises:
@@ -350,20 +330,6 @@ def _settle(task: TrainingTask, container: Container, stop: StopSignal) -> Settl
         time.sleep(settlement.delay)
         settlement = use_case(task, stop)
     return settlement
-
-
-def _refuse_other_run(
-    task: TrainingTask, parameters: TrainingParameters, container: Container, out: Path
-) -> None:
-    store = container.store()
-    for task_id in store.recorded_tasks():
-        if task_id == task.task_id:
-            continue
-        job = store.read_job(task_id)
-        raise UserError(
-            f"--out {out}: holds another run {_difference(job, parameters)}; give another "
-            "folder, or repeat that command"
-        )
 
 
 def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> str:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domain.limits import Boolean, Choice, FloatRange, IntRange, Limit, Prompts
 from domain.parameters import LIMITS, PARAMETER_NAMES
-
-if TYPE_CHECKING:
-    from entrypoints.settings import Settings
 
 
 def path(text: str) -> Path:
@@ -151,16 +147,6 @@ def _conversion(limit: Limit, metavar: str | None) -> dict[str, Any]:
 def named_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
     """The training parameters given on the command line."""
     return {name: value for name, value in vars(arguments).items() if name in PARAMETER_NAMES}
-
-
-def with_options(
-    settings: Settings, arguments: argparse.Namespace, names: Iterable[str]
-) -> Settings:
-    """The settings, with those replaced that were given as options of the same names."""
-    given = {name: getattr(arguments, name) for name in names}
-    return settings.model_copy(
-        update={name: value for name, value in given.items() if value is not None}
-    )
 
 
 def option_of(parameter: str) -> str:

@@ -39,6 +39,7 @@ from application.lease import MAX_SECONDS, LeaseTerms
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
 from domain.location import Bucket, InvalidLocation, Location
+from entrypoints.options import option_of
 
 log = logging.getLogger(__name__)
 
@@ -152,311 +153,184 @@ LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidat
 class Settings(BaseModel):
     """The values of the settings. ``load_settings`` reads them from the environment and `.env`.
 
+    The text below a setting is its description on the settings page and the status page.
     A check that needs two settings is a validator of the later one, so that one run reports all
     problems.
     """
 
-    model_config = ConfigDict(extra="ignore", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="ignore", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     _given: dict[str, str] = PrivateAttr(default_factory=dict)
     """Every name in the environment and in `.env`, in lower case, with its value."""
 
-    base_model: str | None = Field(
-        None,
-        description="Base model: a diffusers folder, a `.safetensors` checkpoint or a hub "
-        "name. Default: Stable Diffusion 1.5; without a broker, the small base if a GPU or the "
-        "hub is missing",
-    )
-    base_model_config: DirectoryPath | None = Field(
-        None,
-        description="Folder with the configuration of a single-file base model, for "
-        "machines without access to the hub",
-    )
-    caption_model: str | None = Field(
-        None,
-        description="Model that captions images without a caption: a folder or a hub name of an "
-        "image-to-text model of transformers with weights in safetensors, such as "
-        "`Salesforce/blip-image-captioning-base`. Default: none; these images then "
-        "train on the trigger word and the tags",
-    )
-    keep_style_words: bool = Field(
-        False,
-        description='Keep words for the medium, such as "a painting of", in captions that '
-        "`CAPTION_MODEL` makes",
-    )
-    device: Devices | None = Field(
-        None,
-        description="Device to train on: `cuda`, `cuda:1`, `cpu`, or several GPUs for one "
-        "job, `cuda:0,cuda:1`. Default: the GPU if there is one",
-    )
-    jobs_together: JobsTogether = Field(
-        "1",
-        description="Number of jobs that one worker trains at the same time in one pass "
-        "over the base model, if their LoRA settings match. `auto`: as many as "
-        "fit into the GPU's memory, at most 8",
-    )
+    base_model: str | None = None
+    """Base model: a diffusers folder, a `.safetensors` checkpoint or a hub name. Default: Stable
+    Diffusion 1.5; without a broker, the small base if a GPU or the hub is missing"""
+    base_model_config: DirectoryPath | None = None
+    """Folder with the configuration of a single-file base model, for machines without access to
+    the hub"""
+    caption_model: str | None = None
+    """Model that captions images without a caption: a folder or a hub name of an image-to-text
+    model of transformers with weights in safetensors, such as
+    `Salesforce/blip-image-captioning-base`. Default: none; these images then train on the trigger
+    word and the tags"""
+    keep_style_words: bool = False
+    """Keep words for the medium, such as "a painting of", in captions that `CAPTION_MODEL`
+    makes"""
+    device: Devices | None = None
+    """Device to train on: `cuda`, `cuda:1`, `cpu`, or several GPUs for one job, `cuda:0,cuda:1`.
+    Default: the GPU if there is one"""
+    jobs_together: JobsTogether = "1"
+    """Number of jobs that one worker trains at the same time in one pass over the base model, if
+    their LoRA settings match. `auto`: as many as fit into the GPU's memory, at most 8"""
 
-    rabbitmq_host: BrokerHost | None = Field(
-        None,
-        description="Broker host name. If neither this nor `RABBITMQ_URL` is set, tasks are"
-        " read from `SPOOL_DIR`",
-    )
-    rabbitmq_port: int | None = Field(
-        None, ge=1, le=65535, description="Broker port. Default: 5672, or 5671 with TLS"
-    )
-    rabbitmq_user: str = Field("guest", description="Broker user name")
-    rabbitmq_pass: SecretStr = Field(SecretStr("guest"), description="Broker password")
-    rabbitmq_vhost: str = Field("/", description="AMQP virtual host")
-    rabbitmq_url: BrokerUrl | None = Field(
-        None,
-        description="Broker URL, `amqp://` or `amqps://`; replaces host, port, user, "
-        "password and virtual host",
-    )
-    rabbitmq_ssl: bool = Field(False, description="Connect to the broker with TLS")
-    rabbitmq_ca_file: CaFile | None = Field(
-        None, description="CA certificates (PEM) to verify the broker with. Default: the system's"
-    )
-    rabbitmq_cert_file: FilePath | None = Field(
-        None, description="Client certificate (PEM) for the broker"
-    )
-    rabbitmq_key_file: FilePath | None = Field(
-        None, description="Private key (PEM) of the client certificate"
-    )
-    rabbitmq_heartbeat: int = Field(
-        RabbitOptions.heartbeat,
-        ge=2,
-        le=3600,
-        description="AMQP heartbeat interval in seconds. A connection without traffic for "
-        "up to twice this time is closed and opened again",
-    )
-    rabbitmq_queue: QueueName = Field(
-        RabbitOptions.queue,
-        description="Task queue. The worker also declares `<queue>.retry.<seconds>` and "
-        "`<queue>.dead`",
-    )
-    retry_delays: RetryDelays = Field(
-        RabbitOptions.retry_delays,
-        description="Retry delays in seconds, separated by commas; each gets a queue of its own",
-    )
-    ack_timeout: int = Field(
-        int(RabbitOptions.ack_timeout),
-        ge=60,
-        le=int(WEEK),
-        description="Acknowledgement timeout in seconds that the worker requests from the "
-        "broker (`x-consumer-timeout`)",
-    )
-    spool_dir: Path = Field(
-        Path("spool"), description="Folder to read tasks from when no broker is configured"
-    )
+    rabbitmq_host: BrokerHost | None = None
+    """Broker host name. If neither this nor `RABBITMQ_URL` is set, tasks are read from
+    `SPOOL_DIR`"""
+    rabbitmq_port: int | None = Field(None, ge=1, le=65535)
+    """Broker port. Default: 5672, or 5671 with TLS"""
+    rabbitmq_user: str = "guest"
+    """Broker user name"""
+    rabbitmq_pass: SecretStr = SecretStr("guest")
+    """Broker password"""
+    rabbitmq_vhost: str = "/"
+    """AMQP virtual host"""
+    rabbitmq_url: BrokerUrl | None = None
+    """Broker URL, `amqp://` or `amqps://`; replaces host, port, user, password and virtual host"""
+    rabbitmq_ssl: bool = False
+    """Connect to the broker with TLS"""
+    rabbitmq_ca_file: CaFile | None = None
+    """CA certificates (PEM) to verify the broker with. Default: the system's"""
+    rabbitmq_cert_file: FilePath | None = None
+    """Client certificate (PEM) for the broker"""
+    rabbitmq_key_file: FilePath | None = None
+    """Private key (PEM) of the client certificate"""
+    rabbitmq_heartbeat: int = Field(RabbitOptions.heartbeat, ge=2, le=3600)
+    """AMQP heartbeat interval in seconds. A connection without traffic for up to twice this time
+    is closed and opened again"""
+    rabbitmq_queue: QueueName = RabbitOptions.queue
+    """Task queue. The worker also declares `<queue>.retry.<seconds>` and `<queue>.dead`"""
+    retry_delays: RetryDelays = RabbitOptions.retry_delays
+    """Retry delays in seconds, separated by commas; each gets a queue of its own"""
+    ack_timeout: int = Field(int(RabbitOptions.ack_timeout), ge=60, le=int(WEEK))
+    """Acknowledgement timeout in seconds that the worker requests from the broker
+    (`x-consumer-timeout`)"""
+    spool_dir: Path = Path("spool")
+    """Folder to read tasks from when no broker is configured"""
 
-    storage_dir: Path | None = Field(
-        None,
-        description="Folder that replaces the object store; each bucket is a subfolder. "
-        "Default without a broker: `spool/buckets`",
-    )
-    aws_access_key_id: str | None = Field(
-        None, description="S3 access key ID. Default: boto3's credential chain (role, profile)"
-    )
-    aws_secret_access_key: SecretStr | None = Field(None, description="S3 secret access key")
-    aws_session_token: SecretStr | None = Field(
-        None, description="AWS session token (temporary credentials)"
-    )
-    aws_s3_region_name: str = Field("us-east-1", description="AWS region of the buckets")
-    s3_endpoint_url: S3Endpoint | None = Field(
-        None, description="URL of an S3-compatible store such as MinIO. Default: AWS"
-    )
-    s3_addressing_style: AddressingStyle | None = Field(
-        None,
-        description="Where requests to S3 name the bucket: `path` (host/bucket), `virtual` "
-        "(bucket.host) or `auto`. Unset: `auto` at AWS, `path` at `S3_ENDPOINT_URL`",
-    )
-    aws_storage_bucket_name: BucketName = Field(
-        "stylelicense-training-data", description="Bucket with the training images"
-    )
-    gcs_bucket_name: BucketName | None = Field(
-        None,
-        description="The platform's bucket in Google Cloud Storage: images come from it, and "
-        "weights go to it unless `MODEL_BUCKET_NAME` is set",
-    )
-    gcs_project_id: str | None = Field(
-        None, description="Google Cloud project. Default: the one that the credentials name"
-    )
-    google_application_credentials: Path | None = Field(
-        None,
-        description="Credentials file for Google Cloud Storage. Default: Application Default "
-        "Credentials, such as the machine's service account",
-    )
-    storage_emulator_host: EmulatorUrl | None = Field(
-        None,
-        description="Address of an emulator of Google Cloud Storage, such as `http://host:port`",
-    )
-    model_bucket_name: BucketInAStore = Field(
-        "stylelicense-models",
-        description="Bucket of the weights: a name, or with its store `s3://name` or `gs://name`. "
-        "If only `GCS_BUCKET_NAME` is set, weights go to that bucket",
-    )
-    state_bucket_name: BucketInAStore | None = Field(
-        None,
-        description="Bucket of journals, leases, checkpoints, reports and logs, written like "
-        "`MODEL_BUCKET_NAME`. Default: the bucket of the weights. Set it if browsers can read "
-        "that bucket",
-    )
-    allowed_image_buckets: BucketsInStores = Field(
-        (),
-        description="Buckets that images may come from, separated by commas; `s3://name` or "
-        "`gs://name` allows the bucket in that store only. Default: `AWS_STORAGE_BUCKET_NAME` and "
-        "`GCS_BUCKET_NAME`",
-    )
-    weights_form: Literal["file", "folder"] | None = Field(
-        None,
-        description="`file`: `models/style_<id>.safetensors` for diffusers, ComfyUI and "
-        "AUTOMATIC1111. `folder`: a PEFT folder below `models/style-<id>/` with that file beside "
-        "it. Default: `folder` if weights go to Google Cloud Storage, else `file`",
-    )
+    storage_dir: Path | None = None
+    """Folder that replaces the object store; each bucket is a subfolder. Default without a broker:
+    `spool/buckets`"""
+    aws_access_key_id: str | None = None
+    """S3 access key ID. Default: boto3's credential chain (role, profile)"""
+    aws_secret_access_key: SecretStr | None = None
+    """S3 secret access key"""
+    aws_session_token: SecretStr | None = None
+    """AWS session token (temporary credentials)"""
+    aws_s3_region_name: str = "us-east-1"
+    """AWS region of the buckets"""
+    s3_endpoint_url: S3Endpoint | None = None
+    """URL of an S3-compatible store such as MinIO. Default: AWS"""
+    s3_addressing_style: AddressingStyle | None = None
+    """Where requests to S3 name the bucket: `path` (host/bucket), `virtual` (bucket.host) or
+    `auto`. Unset: `auto` at AWS, `path` at `S3_ENDPOINT_URL`"""
+    aws_storage_bucket_name: BucketName = "stylelicense-training-data"
+    """Bucket with the training images"""
+    gcs_bucket_name: BucketName | None = None
+    """The platform's bucket in Google Cloud Storage: images come from it, and weights go to it
+    unless `MODEL_BUCKET_NAME` is set"""
+    gcs_project_id: str | None = None
+    """Google Cloud project. Default: the one that the credentials name"""
+    google_application_credentials: Path | None = None
+    """Credentials file for Google Cloud Storage. Default: Application Default Credentials, such as
+    the machine's service account"""
+    storage_emulator_host: EmulatorUrl | None = None
+    """Address of an emulator of Google Cloud Storage, such as `http://host:port`"""
+    model_bucket_name: BucketInAStore = "stylelicense-models"
+    """Bucket of the weights: a name, or with its store `s3://name` or `gs://name`. If only
+    `GCS_BUCKET_NAME` is set, weights go to that bucket"""
+    state_bucket_name: BucketInAStore | None = None
+    """Bucket of journals, leases, checkpoints, reports and logs, written like `MODEL_BUCKET_NAME`.
+    Default: the bucket of the weights. Set it if browsers can read that bucket"""
+    allowed_image_buckets: BucketsInStores = ()
+    """Buckets that images may come from, separated by commas; `s3://name` or `gs://name` allows
+    the bucket in that store only. Default: `AWS_STORAGE_BUCKET_NAME` and `GCS_BUCKET_NAME`"""
+    weights_form: Literal["file", "folder"] | None = None
+    """`file`: `models/style_<id>.safetensors` for diffusers, ComfyUI and AUTOMATIC1111. `folder`:
+    a PEFT folder below `models/style-<id>/` with that file beside it. Default: `folder` if weights
+    go to Google Cloud Storage, else `file`"""
 
-    backend_allow_http: bool = Field(
-        False,
-        description="Accept an `http://` address in `BACKEND_API_URL`; for private networks only, "
-        "because others on the network can read the token",
-    )
-    backend_allow_short_token: bool = Field(
-        False,
-        description="Accept an `INTERNAL_API_TOKEN` of fewer than 32 characters; for development",
-    )
-    backend_api_url: str | None = Field(
-        None,
-        description="Backend URL for the webhooks; HTTPS unless the host is a loopback "
-        "address. Required when a broker is configured; without it, outcomes "
-        "are printed",
-    )
-    internal_api_token: SecretStr | None = Field(
-        None, description="Bearer token for the backend, at least 32 characters"
-    )
-    backend_ca_file: CaFile | None = Field(
-        None, description="CA certificates (PEM) to verify the backend with. Default: the system's"
-    )
-    webhook_timeout: float = Field(
-        WebhookOptions.read_timeout,
-        gt=0,
-        le=300,
-        description="Seconds to wait for the backend's response to a webhook. Set it above the "
-        "timeout of any proxy in between (by default 60 in nginx and in AWS load balancers)",
-    )
+    backend_allow_http: bool = False
+    """Accept an `http://` address in `BACKEND_API_URL`; for private networks only, because others
+    on the network can read the token"""
+    backend_allow_short_token: bool = False
+    """Accept an `INTERNAL_API_TOKEN` of fewer than 32 characters; for development"""
+    backend_api_url: str | None = None
+    """Backend URL for the webhooks; HTTPS unless the host is a loopback address. Required when a
+    broker is configured; without it, outcomes are printed"""
+    internal_api_token: SecretStr | None = None
+    """Bearer token for the backend, at least 32 characters"""
+    backend_ca_file: CaFile | None = None
+    """CA certificates (PEM) to verify the backend with. Default: the system's"""
+    webhook_timeout: float = Field(WebhookOptions.read_timeout, gt=0, le=300)
+    """Seconds to wait for the backend's response to a webhook. Set it above the timeout of any
+    proxy in between (by default 60 in nginx and in AWS load balancers)"""
 
-    worker_name: str | None = Field(
-        None,
-        description="Name of this worker in leases and logs. Default: host name and process ID",
-    )
-    min_images: int = Field(
-        DEFAULTS.min_images,
-        ge=1,
-        le=100,
-        description="Minimum number of usable images; a job with fewer fails",
-    )
-    checkpoint_every: int = Field(
-        DEFAULTS.checkpoint_every, ge=1, description="Epochs between two checkpoints"
-    )
-    preview_share: float = Field(
-        DEFAULTS.preview_share,
-        ge=0,
-        le=1,
-        description="Share of the training time that previews at checkpoints and their scores may "
-        "take; 0 turns off all previews, those of the report too",
-    )
-    keep_checkpoints: int | None = Field(
-        DEFAULTS.keep_checkpoints,
-        ge=0,
-        description="Number of latest checkpoints to keep of a finished job, besides the "
-        "best epoch's; 0 keeps none",
-    )
-    progress_every: float = Field(
-        DEFAULTS.progress_every, gt=0, le=DAY, description="Seconds between two progress webhooks"
-    )
-    cancel_poll: float = Field(
-        DEFAULTS.cancel_poll,
-        gt=0,
-        le=DAY,
-        description="Seconds between two checks for a cancellation",
-    )
-    lease_seconds: float = Field(
-        DEFAULTS.lease.seconds,
-        ge=3,
-        le=MAX_SECONDS,
-        description="Lease term in seconds, at most an hour and at least 1.5 times "
-        "`WEBHOOK_TIMEOUT`. After one to two terms without renewal another worker takes the job "
-        "over",
-    )
-    max_failures: int = Field(
-        DEFAULTS.max_failures,
-        ge=1,
-        description="Maximum number of consecutive failures without a new checkpoint; after"
-        " that the job fails",
-    )
-    max_job_steps: int = Field(
-        100_000,
-        ge=1,
-        description="Maximum of epochs times images of a task; a task with more is rejected as "
-        "`INVALID_TASK`",
-    )
-    max_resolution: int = Field(
-        1024,
-        ge=64,
-        le=2048,
-        description="Maximum `resolution` of a task in pixels; a task with more is rejected as "
-        "`INVALID_TASK`",
-    )
-    fetch_concurrency: int = Field(
-        DEFAULTS.fetch_concurrency,
-        ge=1,
-        le=64,
-        description="Number of images to download in parallel",
-    )
-    shutdown_timeout: float = Field(
-        25.0,
-        gt=0,
-        le=DAY,
-        description="Seconds from SIGTERM until the process exits, finished or not. "
-        "Kubernetes grants 30 s, RunPod spot pods 5 s",
-    )
-    log_level: LogLevel = Field(
-        "INFO", description="Log level: `DEBUG`, `INFO`, `WARNING` or `ERROR`"
-    )
-    log_format: Literal["auto", "text", "json"] = Field(
-        "auto",
-        description="Log format: `text`, `json`, or `auto` (text on a terminal, else JSON)",
-    )
-    sentry_dsn: SecretStr | None = Field(
-        None, description="Sentry DSN to report errors to; requires the extra `sentry`"
-    )
-    cloudwatch_log_group: str | None = Field(
-        None,
-        description="Log group in Amazon CloudWatch that gets the log lines as JSON, in a stream "
-        "named after the worker; the group must exist. Needs the extra `cloudwatch`. Region and "
-        "credentials are those of S3",
-    )
-    status_host: str = Field(
-        "127.0.0.1",
-        description="Address that the status page, metrics and health checks listen on. Any"
-        " but a loopback address requires `STATUS_TOKEN`",
-    )
-    status_port: int = Field(
-        9108,
-        ge=0,
-        le=65535,
-        description="Port of the status page, metrics and health checks; 0 turns them off",
-    )
-    status_token: SecretStr | None = Field(
-        None, description="Token that the status page and metrics require, at least 16 characters"
-    )
-    min_disk_gb: float = Field(
-        1.0,
-        ge=0,
-        description="Minimum free disk space in GB; with less, the worker receives no tasks",
-    )
+    worker_name: str | None = None
+    """Name of this worker in leases and logs. Default: host name and process ID"""
+    min_images: int = Field(DEFAULTS.min_images, ge=1, le=100)
+    """Minimum number of usable images; a job with fewer fails"""
+    checkpoint_every: int = Field(DEFAULTS.checkpoint_every, ge=1)
+    """Epochs between two checkpoints"""
+    preview_share: float = Field(DEFAULTS.preview_share, ge=0, le=1)
+    """Share of the training time that previews at checkpoints and their scores may take; 0 turns
+    off all previews, those of the report too"""
+    keep_checkpoints: int | None = Field(DEFAULTS.keep_checkpoints, ge=0)
+    """Number of latest checkpoints to keep of a finished job, besides the best epoch's; 0 keeps
+    none"""
+    progress_every: float = Field(DEFAULTS.progress_every, gt=0, le=DAY)
+    """Seconds between two progress webhooks"""
+    cancel_poll: float = Field(DEFAULTS.cancel_poll, gt=0, le=DAY)
+    """Seconds between two checks for a cancellation"""
+    lease_seconds: float = Field(DEFAULTS.lease.seconds, ge=3, le=MAX_SECONDS)
+    """Lease term in seconds, at most an hour and at least 1.5 times `WEBHOOK_TIMEOUT`. After one
+    to two terms without renewal another worker takes the job over"""
+    max_failures: int = Field(DEFAULTS.max_failures, ge=1)
+    """Maximum number of consecutive failures without a new checkpoint; after that the job fails"""
+    max_job_steps: int = Field(100_000, ge=1)
+    """Maximum of epochs times images of a task; a task with more is rejected as `INVALID_TASK`"""
+    max_resolution: int = Field(1024, ge=64, le=2048)
+    """Maximum `resolution` of a task in pixels; a task with more is rejected as `INVALID_TASK`"""
+    fetch_concurrency: int = Field(DEFAULTS.fetch_concurrency, ge=1, le=64)
+    """Number of images to download in parallel"""
+    shutdown_timeout: float = Field(25.0, gt=0, le=DAY)
+    """Seconds from SIGTERM until the process exits, finished or not. Kubernetes grants 30 s,
+    RunPod spot pods 5 s"""
+    log_level: LogLevel = "INFO"
+    """Log level: `DEBUG`, `INFO`, `WARNING` or `ERROR`"""
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """Log format: `text`, `json`, or `auto` (text on a terminal, else JSON)"""
+    sentry_dsn: SecretStr | None = None
+    """Sentry DSN to report errors to; requires the extra `sentry`"""
+    cloudwatch_log_group: str | None = None
+    """Log group in Amazon CloudWatch that gets the log lines as JSON, in a stream named after the
+    worker; the group must exist. Needs the extra `cloudwatch`. Region and credentials are those of
+    S3"""
+    status_host: str = "127.0.0.1"
+    """Address that the status page, metrics and health checks listen on. Any but a loopback
+    address requires `STATUS_TOKEN`"""
+    status_port: int = Field(9108, ge=0, le=65535)
+    """Port of the status page, metrics and health checks; 0 turns them off"""
+    status_token: SecretStr | None = None
+    """Token that the status page and metrics require, at least 16 characters"""
+    min_disk_gb: float = Field(1.0, ge=0)
+    """Minimum free disk space in GB; with less, the worker receives no tasks"""
 
     @field_validator("rabbitmq_ssl")
     @classmethod
-    def _not_in_the_clear(cls, value: bool, info: ValidationInfo) -> bool:
+    def _check_ssl_and_url(cls, value: bool, info: ValidationInfo) -> bool:
         url = info.data.get("rabbitmq_url")
         if value and url is not None and not _is_encrypted(url):
             raise ValueError("RABBITMQ_URL is without TLS: write amqps:// there")
@@ -464,7 +338,7 @@ class Settings(BaseModel):
 
     @field_validator("rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file")
     @classmethod
-    def _of_use(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+    def _check_tls_is_on(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         # If one of the two is invalid itself, its own error is enough.
         known = {"rabbitmq_url", "rabbitmq_ssl"} <= info.data.keys()
         url = info.data.get("rabbitmq_url")
@@ -478,7 +352,7 @@ class Settings(BaseModel):
 
     @field_validator("rabbitmq_key_file")
     @classmethod
-    def _pair(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+    def _check_certificate_and_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if "rabbitmq_cert_file" not in info.data:
             return value
         certificate = info.data["rabbitmq_cert_file"]
@@ -491,27 +365,29 @@ class Settings(BaseModel):
 
     @field_validator("aws_secret_access_key")
     @classmethod
-    def _secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    def _check_key_id(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if (value is None) != (info.data.get("aws_access_key_id") is None):
             raise ValueError("give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY both, or neither")
         return value
 
     @field_validator("aws_session_token")
     @classmethod
-    def _temporary(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    def _check_temporary_key(
+        cls, value: SecretStr | None, info: ValidationInfo
+    ) -> SecretStr | None:
         if value is not None and info.data.get("aws_access_key_id") is None:
             raise ValueError("give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY with it")
         return value
 
     @field_validator("backend_api_url")
     @classmethod
-    def _backend(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _check_address(cls, value: str | None, info: ValidationInfo) -> str | None:
         allowed = bool(info.data.get("backend_allow_http"))
         return value if value is None else checked_address(value, allow_http=allowed)
 
     @field_validator("internal_api_token")
     @classmethod
-    def _token(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    def _check_token(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None:
             allowed = bool(info.data.get("backend_allow_short_token"))
             check_token(value.get_secret_value(), allow_short=allowed)
@@ -525,8 +401,8 @@ class Settings(BaseModel):
     @property
     def has_object_store(self) -> bool:
         """Whether blobs are in object stores: if a broker or an object store is configured."""
-        named = (self.s3_endpoint_url, self.gcs_bucket_name, self.storage_emulator_host)
-        return self.storage_dir is None and (self.has_broker or any(named))
+        stores = (self.s3_endpoint_url, self.gcs_bucket_name, self.storage_emulator_host)
+        return self.storage_dir is None and (self.has_broker or any(stores))
 
     @property
     def storage_folder(self) -> Path:
@@ -541,16 +417,14 @@ class Settings(BaseModel):
     @property
     def models(self) -> Bucket:
         """The bucket of the weights."""
-        if self.gcs_bucket_name is not None and "model_bucket_name" not in self.model_fields_set:
-            return self._ours(self.gcs_bucket_name, "gs")
-        return self._ours(self.model_bucket_name, "s3")
+        return self._bucket_of_setting("model_bucket_name")
 
     @property
     def state(self) -> Bucket:
         """The bucket of journals, leases, checkpoints, reports and logs."""
         if self.state_bucket_name is None:
             return self.models
-        return self._ours(self.state_bucket_name, self.models.scheme)
+        return self._bucket(self.state_bucket_name, self.models.scheme)
 
     @property
     def weights_in_folder(self) -> bool:
@@ -561,22 +435,19 @@ class Settings(BaseModel):
     @property
     def images(self) -> Bucket:
         """The bucket that a folder of images is uploaded to."""
-        only_gcs = "aws_storage_bucket_name" not in self.model_fields_set
-        if self.gcs_bucket_name is not None and only_gcs:
-            return self._ours(self.gcs_bucket_name, "gs")
-        return self._ours(self.aws_storage_bucket_name, "s3")
+        return self._bucket_of_setting("aws_storage_bucket_name")
 
     @property
     def image_buckets(self) -> tuple[Bucket, ...]:
         """The buckets that images may come from. A name without a scheme allows every store."""
         if self.allowed_image_buckets:
-            named = self.allowed_image_buckets
-            found = [self._ours(name, scheme) for name in named for scheme in self.schemes]
+            names, schemes = self.allowed_image_buckets, self.schemes
+            buckets = [self._bucket(name, scheme) for name in names for scheme in schemes]
         else:
-            found = [self.images]
+            buckets = [self.images]
             if self.gcs_bucket_name is not None:
-                found.append(self._ours(self.gcs_bucket_name, "gs"))
-        return tuple(dict.fromkeys(found))
+                buckets.append(self._bucket(self.gcs_bucket_name, "gs"))
+        return tuple(dict.fromkeys(buckets))
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -584,23 +455,29 @@ class Settings(BaseModel):
         folders."""
         if not self.has_object_store:
             return ("s3",)
-        named = [name.split("://")[0] for name in self.allowed_image_buckets if "://" in name]
-        found = [self.models.scheme, self.state.scheme, self.images.scheme, *named]
+        allowed = [name.split("://")[0] for name in self.allowed_image_buckets if "://" in name]
+        schemes = [self.models.scheme, self.state.scheme, self.images.scheme, *allowed]
         if self.gcs_bucket_name is not None:
-            found.append("gs")
-        return tuple(dict.fromkeys(found))
+            schemes.append("gs")
+        return tuple(dict.fromkeys(schemes))
 
     def bucket_of(self, image: Location) -> Bucket:
         """The bucket that an image is read from."""
-        return self._ours(image.bucket, image.scheme)
+        return self._bucket(image.bucket, image.scheme)
 
-    def _ours(self, name: str, scheme: str) -> Bucket:
+    def _bucket_of_setting(self, setting: str) -> Bucket:
+        """The bucket of a setting whose default is ``GCS_BUCKET_NAME``, if that is set."""
+        if self.gcs_bucket_name is not None and setting not in self.model_fields_set:
+            return self._bucket(self.gcs_bucket_name, "gs")
+        return self._bucket(getattr(self, setting), "s3")
+
+    def _bucket(self, name: str, scheme: str) -> Bucket:
         """The bucket of a name; with folders, the scheme is ignored."""
         bucket = Bucket.parse(name, scheme)
         return bucket if self.has_object_store else Bucket(bucket.name)
 
-    def typos(self) -> dict[str, str]:
-        """Given names that are probably misspelt settings, each with the intended setting."""
+    def typos(self) -> list[str]:
+        """One line for each given name that is probably a misspelt setting."""
         return settings_typos(self._given)
 
     def aws_options(self) -> dict[str, Any]:
@@ -615,8 +492,8 @@ class Settings(BaseModel):
 
     def secrets(self) -> tuple[str, ...]:
         """All secrets, so that logs can hide them."""
-        found = [value for value in dict(self).values() if isinstance(value, SecretStr)]
-        texts = [value.get_secret_value() for value in found]
+        values = dict(self).values()
+        texts = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
         if self.rabbitmq_url is not None:
             password = urlsplit(self.rabbitmq_url.get_secret_value()).password or ""
             texts += [password, unquote(password)]
@@ -628,14 +505,14 @@ class WorkerSettings(Settings):
 
     @field_validator("jobs_together")
     @classmethod
-    def _one_job_on_several(cls, value: str, info: ValidationInfo) -> str:
+    def _check_one_job_on_several_gpus(cls, value: str, info: ValidationInfo) -> str:
         if value != "1" and "," in (info.data.get("device") or ""):
             raise ValueError("give 1: DEVICE names several GPUs for one job")
         return value
 
     @field_validator("spool_dir")
     @classmethod
-    def _can_be_had(cls, value: Path, info: ValidationInfo) -> Path:
+    def _check_spool_is_writable(cls, value: Path, info: ValidationInfo) -> Path:
         known = {"rabbitmq_host", "rabbitmq_url"} <= info.data.keys()
         # Fail early: a worker would retry forever to open a queue in an unusable folder.
         if known and not _has_broker(info) and (reason := why_not_writable(value)):
@@ -644,21 +521,21 @@ class WorkerSettings(Settings):
 
     @field_validator("backend_api_url")
     @classmethod
-    def _announces(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _require_backend(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None and _has_broker(info):
             raise ValueError("give the backend's URL; a broker requires it")
         return value
 
     @field_validator("internal_api_token")
     @classmethod
-    def _is_known(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    def _require_token(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is None and info.data.get("backend_api_url"):
             raise ValueError("give the token of the backend at BACKEND_API_URL")
         return value
 
     @field_validator("lease_seconds")
     @classmethod
-    def _outlasts_a_call(cls, value: float, info: ValidationInfo) -> float:
+    def _check_lease_outlasts_webhook(cls, value: float, info: ValidationInfo) -> float:
         timeout = info.data.get("webhook_timeout", 0.0)
         if info.data.get("backend_api_url") and LeaseTerms(value).takeover_delay < timeout:
             raise ValueError(
@@ -669,7 +546,9 @@ class WorkerSettings(Settings):
 
     @field_validator("status_token")
     @classmethod
-    def _status(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    def _check_status_token(
+        cls, value: SecretStr | None, info: ValidationInfo
+    ) -> SecretStr | None:
         if info.data.get("status_port") and info.data.get("status_host"):
             check_binding(
                 info.data["status_host"], None if value is None else value.get_secret_value()
@@ -686,35 +565,36 @@ def _is_encrypted(url: SecretStr) -> bool:
 
 
 def load_settings(
-    env_file: Path | None = Path(".env"), *, kind: type[Settings] = Settings
+    env_file: Path | None = Path(".env"),
+    *,
+    kind: type[Settings] = Settings,
+    options: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Load the settings.
 
     Args:
         kind: the class of settings; ``WorkerSettings`` for a worker.
+        options: command-line options that replace settings of the same names; None: not given.
 
     Raises:
-        InvalidSettings: at least one setting is wrong; the text lists all of them.
+        InvalidSettings: at least one setting or option is wrong; the text lists all of them.
     """
     given = _read(env_file)
-    names = {**PLATFORM_NAMES, **RENAMED}
-    others = {ours: given[other] for other, ours in names.items() if other in given}
+    replaced = {name: value for name, value in (options or {}).items() if value is not None}
+    aliases = {**PLATFORM_NAMES, **RENAMED}
+    by_alias = {name: given[alias] for alias, name in aliases.items() if alias in given}
     try:
-        settings = kind.model_validate({**others, **given})
+        settings = kind.model_validate({**by_alias, **given, **replaced})
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        lines = [_line(problem) for problem in problems]
-        wrong = {str(problem["loc"][0]) for problem in problems}
+        lines = [_line(problem, replaced) for problem in problems]
+        wrong = {str(problem["loc"][0]) for problem in problems} - replaced.keys()
         lines += [
-            f"{name.upper()} is read as {ours.upper()}"
-            for name, ours in PLATFORM_NAMES.items()
-            if ours in wrong and name in given and ours not in given
+            f"{alias.upper()} is read as {name.upper()}"
+            for alias, name in PLATFORM_NAMES.items()
+            if name in wrong and alias in given and name not in given
         ]
-        lines += [
-            f"{name} is not a setting: did you mean {near}?"
-            for name, near in settings_typos(given).items()
-        ]
-        raise InvalidSettings("\n".join(lines)) from None
+        raise InvalidSettings("\n".join(lines + settings_typos(given))) from None
     settings._given = given
     return settings
 
@@ -740,18 +620,18 @@ def warn_about_names(settings: Settings) -> None:
     for old in sorted(given.keys() & RENAMED.keys()):
         new = RENAMED[old].upper()
         log.warning("%s is now %s: rename it, the next release ignores it", old.upper(), new)
-    for name in sorted(given.keys() & PLATFORM_NAMES.keys()):
-        ours = PLATFORM_NAMES[name]
-        if ours in given:
-            log.info("%s is used, %s is ignored", ours.upper(), name.upper())
+    for alias in sorted(given.keys() & PLATFORM_NAMES.keys()):
+        name = PLATFORM_NAMES[alias]
+        if name in given:
+            log.info("%s is used, %s is ignored", name.upper(), alias.upper())
         else:
-            log.info("%s is read as %s", name.upper(), ours.upper())
-    for name, near in settings.typos().items():
-        log.warning("%s is not a setting: did you mean %s?", name, near)
+            log.info("%s is read as %s", alias.upper(), name.upper())
+    for line in settings.typos():
+        log.warning("%s", line)
 
 
-def settings_typos(given: Mapping[str, str]) -> dict[str, str]:
-    """Find the names that are probably misspelt settings, each with the intended setting.
+def settings_typos(given: Mapping[str, str]) -> list[str]:
+    """One line for each name that is probably a misspelt setting, with the intended setting.
 
     Ignores a name if the setting itself is given too (the name then belongs to another program),
     and names without a value.
@@ -760,12 +640,12 @@ def settings_typos(given: Mapping[str, str]) -> dict[str, str]:
         given: names in lower case, with their values.
     """
     read = {*Settings.model_fields, *RENAMED, *PLATFORM_NAMES, *NAMES_OF_OTHERS}
-    found = {}
+    lines = []
     for name in sorted(name for name, value in given.items() if value and name not in read):
         near = get_close_matches(name, Settings.model_fields, n=1, cutoff=NEAR)
         if near and not given.get(near[0]):
-            found[name.upper()] = near[0].upper()
-    return found
+            lines.append(f"{name.upper()} is not a setting: did you mean {near[0].upper()}?")
+    return lines
 
 
 _REMEDIES = {
@@ -783,12 +663,14 @@ _REMEDIES = {
 """Remedies by pydantic's error type."""
 
 
-def _line(problem: Any) -> str:
+def _line(problem: Any, options: Mapping[str, Any]) -> str:
     name = str(problem["loc"][0])
     remedy = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] in _REMEDIES:
         remedy = _REMEDIES[problem["type"]].format(**problem.get("ctx", {}))
     value = problem["input"]
+    if name in options:
+        return f"{option_of(name)} {value}: {remedy}"
     if remedy.startswith(name.upper()):
         return remedy
     if value is None:

@@ -38,11 +38,11 @@ def graceful_shutdown(stop: StopSignal, shutdown_timeout: float) -> Iterator[Non
     A separate thread waits for signals, because Python runs signal handlers only after the main
     thread returns from native code, and a training step can take seconds.
     """
-    ours, pythons = socket.socketpair()
-    pythons.setblocking(False)
-    former = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    former = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(
-        target=_listen, args=(ours, stop, shutdown_timeout), name="signals", daemon=True
+        target=_listen, args=(receiver, stop, shutdown_timeout), name="signals", daemon=True
     )
     thread.start()
     try:
@@ -50,9 +50,9 @@ def graceful_shutdown(stop: StopSignal, shutdown_timeout: float) -> Iterator[Non
             yield
     finally:
         signal.set_wakeup_fd(former)
-        pythons.close()
+        sender.close()
         thread.join()
-        ours.close()
+        receiver.close()
 
 
 def _listen(signals: socket.socket, stop: StopSignal, shutdown_timeout: float) -> None:

@@ -36,8 +36,8 @@ def serving(container: Container) -> Iterator[None]:
         AddressTaken: STATUS_HOST and STATUS_PORT cannot be listened on.
     """
     settings, metrics, state = container.settings(), container.metrics(), container.worker_state()
-    read_cards = GpuReader()
-    GpuCollector(read_cards, metrics.registry)
+    read_gpus = GpuReader()
+    GpuCollector(read_gpus, metrics.registry)
     gauges = DepthGauges(container.queue_depths(), metrics, container.clock().monotonic)
     sources = Sources(
         worker_state=state,
@@ -49,7 +49,7 @@ def serving(container: Container) -> Iterator[None]:
             "Queue": partial(broker_check, gauges, queue_place(settings)),
             "Disk": partial(free_space, settings.work_folder, settings.min_disk_gb),
         },
-        gpus=read_cards,
+        gpus=read_gpus,
         queues=lambda: {
             "depths": dict(gauges.depths),
             "trouble": gauges.trouble,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from adapters.images.folder import find_images, passed_over
 from domain.errors import UserError
-from domain.parameters import RequestedParameters
+from domain.parameters import InvalidParameter, RequestedParameters
 from entrypoints.background import in_background
 from entrypoints.cli import CommandParser, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE
@@ -194,16 +194,10 @@ def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     requested = RequestedParameters(named_parameters(arguments))
-    if arguments.style_id < 1:
-        raise UserError(f"--style-id {arguments.style_id}: give a positive number")
-    if arguments.checkpoint_every < 1:
-        raise UserError(f"--checkpoint-every {arguments.checkpoint_every}: give 1 or more")
-
-    if arguments.preview_share is not None and not 0 <= arguments.preview_share <= 1:
-        raise UserError(f"--preview-share {arguments.preview_share}: give 0 to 1")
-
-    if arguments.preview_steps is not None and arguments.preview_steps < 1:
-        raise UserError(f"--preview-steps {arguments.preview_steps}: give 1 or more")
+    for name in ("style_id", "preview_steps"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise InvalidParameter(name, number, "give 1 or more")
 
     from adapters.console.image_notes import caption_notes, cropping_notes, image_notes
     from adapters.diffusion.base.names import check_name

@@ -116,7 +116,7 @@ def _work(arguments: argparse.Namespace) -> int:
 def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
     from adapters.logs.setup import start_logging
     from adapters.nvml import GpuReader
-    from entrypoints.fleet import Fleet, gpus_named, worker_command
+    from entrypoints.fleet import Fleet, parse_gpus, worker_command
     from entrypoints.settings import environment_on_gpu
 
     if arguments.check:
@@ -126,7 +126,7 @@ def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
         )
     if settings.device not in {None, "cuda", "cuda:0"}:  # each worker sees only its own GPU
         raise UserError(f"--gpus and DEVICE={settings.device}: give one of the two")
-    gpus = gpus_named(arguments.gpus, lambda: len(GpuReader()()))
+    gpus = parse_gpus(arguments.gpus, lambda: len(GpuReader()()))
     start_logging(
         level="DEBUG" if arguments.debug else settings.log_level,
         form=settings.log_format,

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from adapters.common.text import one_line
+
 
 def visible_settings(settings: BaseModel) -> list[dict[str, str]]:
     """Every setting's name, value and meaning; for secrets only whether they are set."""
@@ -18,7 +20,7 @@ def visible_settings(settings: BaseModel) -> list[dict[str, str]]:
             {
                 "name": name.upper(),
                 "value": _shown(value, secret=is_secret(field)),
-                "meaning": (field.description or "").replace("`", ""),
+                "meaning": one_line(field.description or "").replace("`", ""),
             }
         )
     return rows

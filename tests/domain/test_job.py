@@ -74,9 +74,7 @@ REACHED: dict[JobState, TrainingJob] = {
 REACHED[JobState.COMPLETED] = after(
     REACHED[JobState.UPLOADING], "store", "begin_announcement", "finish"
 )
-REACHED[JobState.CANCELLED] = after(
-    new_job().fail(CANCELLED)[0], "begin_announcement", "finish"
-)
+REACHED[JobState.CANCELLED] = after(new_job().fail(CANCELLED)[0], "begin_announcement", "finish")
 
 ALLOWED: dict[str, set[JobState]] = {
     "start": {JobState.QUEUED, JobState.INTERRUPTED},

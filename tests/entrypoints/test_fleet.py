@@ -15,7 +15,7 @@ import pytest
 from domain.errors import UserError
 from entrypoints import fleet, worker
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_SHUTDOWN_TIMEOUT, EXIT_USAGE
-from entrypoints.fleet import Fleet, gpus_named
+from entrypoints.fleet import Fleet, parse_gpus
 from tests.services.waiting import eventually
 
 LINGERING = """
@@ -67,14 +67,14 @@ def when(holds: Callable[[], bool], act: Callable[[], object]) -> threading.Thre
 
 
 def test_all_means_every_gpu_of_the_driver_and_a_list_is_kept() -> None:
-    assert gpus_named("all", lambda: 3) == ("0", "1", "2")
-    assert gpus_named("1, 0", lambda: 0) == ("1", "0")
+    assert parse_gpus("all", lambda: 3) == ("0", "1", "2")
+    assert parse_gpus("1, 0", lambda: 0) == ("1", "0")
 
 
 @pytest.mark.parametrize("text", ["all", "one", "0,0", "", "-1"])
 def test_no_gpu_and_no_list_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=f"--gpus {text}"):
-        gpus_named(text, lambda: 0)
+        parse_gpus(text, lambda: 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -28,7 +28,7 @@ AWS_QUERYSTRING_AUTH AWS_S3_CUSTOM_DOMAIN AWS_S3_FILE_OVERWRITE LOG_FILE MODEL_P
 
 def test_environment_variables_of_kubernetes_and_tools_are_no_misspelt_settings() -> None:
     names = f"{POD} {COMPOSE}".lower().split()
-    assert settings_typos(dict.fromkeys(names, "x")) == {}
+    assert settings_typos(dict.fromkeys(names, "x")) == []
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,15 @@ def test_environment_variables_of_kubernetes_and_tools_are_no_misspelt_settings(
     ],
 )
 def test_a_misspelt_setting_is_found_with_the_intended_one(name: str, setting: str) -> None:
-    assert settings_typos({name.lower(): "x"}) == {name.upper(): setting}
+    (line,) = settings_typos({name.lower(): "x"})
+    assert line == f"{name.upper()} is not a setting: did you mean {setting}?"
 
 
 def test_no_setting_is_taken_for_a_misspelling_of_another() -> None:
     for name in Settings.model_fields:
-        assert settings_typos({name: "x"}) == {}
+        assert settings_typos({name: "x"}) == []
 
 
 def test_a_similar_name_is_ignored_where_the_setting_is_given_too() -> None:
     given = {"rabbitmq_passwrd": "x", "rabbitmq_pass": "x", "rabbitmq_hostname": ""}
-    assert settings_typos(given) == {}
+    assert settings_typos(given) == []

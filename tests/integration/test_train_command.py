@@ -266,7 +266,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_resumes(
         printed, _ = first.communicate(timeout=60)
     assert first.returncode == 130, printed
     assert "stopping: saving a checkpoint" in printed
-    assert "run the same command to resume from there" in printed
+    assert "run the same command to resume from epoch" in printed
 
     with Command(command, cwd=tmp_path, env=env, stdout=pipe, stderr=None) as second:
         assert second.stdout is not None

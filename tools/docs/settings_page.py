@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from adapters.common.text import one_line
 from entrypoints.settings import Settings
 
 SECTIONS = {
@@ -36,7 +37,9 @@ def settings_page() -> str:
     for name, field in Settings.model_fields.items():
         if name in SECTIONS:
             parts.append(f"\n## {SECTIONS[name]}\n{_TABLE}")
-        parts.append(f"| `{name.upper()}` | {_default(field)} | {field.description} |\n")
+        parts.append(
+            f"| `{name.upper()}` | {_default(field)} | {one_line(field.description or '')} |\n"
+        )
     return "".join(parts)
 
 
