@@ -7,8 +7,10 @@ Only rank 0 reports, checkpoints and stores; the others wait for it at the start
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +28,8 @@ from domain.training_plan import TrainingPlan
 if TYPE_CHECKING:
     from adapters.diffusion.train_step import Batch
     from adapters.diffusion.trainer import DiffusionTrainer
+
+log = logging.getLogger(__name__)
 
 _IN_STEP = timedelta(minutes=5)
 """Limit for all ranks to reach the same point of a step, far above any step's duration."""
@@ -46,7 +50,7 @@ class Rank:
 
     def join(self, device: torch.device) -> None:
         """Wait for all ranks."""
-        with _peers_may_be_gone():
+        with _translate_errors():
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
                 init_method=self._file.as_uri(),
@@ -63,7 +67,7 @@ class Rank:
         Raises:
             TrainerBroken: a rank has died.
         """
-        with _peers_may_be_gone():
+        with _translate_errors():
             dist.barrier(self._between_steps)
 
     def share(self, batch: Batch) -> Batch:
@@ -80,7 +84,7 @@ class Rank:
         Raises:
             TrainerBroken: a rank has died.
         """
-        with _peers_may_be_gone():
+        with _translate_errors():
             for tensor in sums:
                 dist.all_reduce(tensor)
 
@@ -121,17 +125,22 @@ def start_ranks(
 def _train(
     rank: Rank, device: str, make_trainer: MakeTrainer, plan: TrainingPlan, resume: bytes | None
 ) -> None:
-    """Main function of a rank other than 0. It ends by an error when rank 0 has died."""
+    """Main function of a rank other than 0. It exits with code 1 when rank 0 has died."""
     # A signal to the process group is for rank 0, which ends this process when it has finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with make_trainer(device, lambda *_: nullcontext(rank)).open(plan, resume) as session:
-        while not session.finished:
-            session.advance()
+    try:
+        with make_trainer(device, lambda *_: nullcontext(rank)).open(plan, resume) as session:
+            while not session.finished:
+                session.advance()
+    except TrainerBroken as error:
+        log.error("process %d of a multi-GPU job exits: %s", rank.number, error)
+        sys.exit(1)
 
 
 @contextmanager
-def _peers_may_be_gone() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
+    """Raise ``TrainerBroken`` for the errors of torch.distributed, which a dead rank causes."""
     try:
         yield
     except (RuntimeError, OSError) as error:

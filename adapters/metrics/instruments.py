@@ -92,7 +92,9 @@ class Metrics:
         )
         self.steps = counter("steps", "Training steps run.", "slot")
         self.checkpoints = counter("checkpoints", "Checkpoints stored.")
-        self.failures = gauge("job_failures", "Failures of the last interrupted job.")
+        self.failures = gauge(
+            "job_failures", "Failures of the last interrupted job; 0 once another attempt starts."
+        )
         self.runs = counter("runs", "Processed messages, by settlement.", "settlement")
 
         # The queue.

@@ -97,6 +97,7 @@ class JobMetrics:
             case JobStarted():
                 resumed = "false" if event.resumed_from is None else "true"
                 metrics.attempts.labels(resumed).inc()
+                metrics.failures.set(0)
                 job.started = self._now()
             case TrainingBegan():
                 metrics.epochs.labels(job.slot).set(event.parameters.epochs)

@@ -185,6 +185,8 @@ def test_a_job_is_shown_as_soon_as_it_starts(metrics: Metrics, clock: ManualCloc
     assert value(metrics, "steps_total", slot="1") == 0
     listener(JobInterrupted(**ids, reason="the store is away", failures=2))
     assert value(metrics, "job_failures") == 2
+    begin(listener, 3, epochs=10)
+    assert value(metrics, "job_failures") == 0
 
 
 def test_each_active_job_has_its_own_slot(metrics: Metrics, clock: ManualClock) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data_parallel import StartRanks, start_ranks
 from adapters.diffusion.trainer import DiffusionTrainer
 from application.ports import TrainerBroken
 from domain.image import TrainingImage
@@ -58,6 +59,26 @@ def test_two_processes_train_what_one_does_and_resume_when_one_has_died(
     for one in (trainer, parallel):
         assert_alike(run(one, plan, resume=checkpoint).history, wanted)
     assert not multiprocessing.active_children()
+
+
+class LosesRank0(DiffusionTrainer):
+    """A rank's trainer that finds rank 0 dead."""
+
+    def __init__(self, _device: str, _start_ranks: StartRanks) -> None: ...
+
+    def open(self, plan: Any, resume: Any) -> Any:
+        raise TrainerBroken("another process of this multi-GPU job has ended: closed")
+
+
+def test_a_rank_without_rank_0_exits_with_one_line(
+    images: Images, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with start_ranks(("cpu",), LosesRank0, plan_of(images), None):
+        (other,) = multiprocessing.active_children()
+        other.join(timeout=60)
+        assert other.exitcode == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "process 1 of a multi-GPU job exits: another process" in line
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 2, "lora_dropout": 0.1}])
