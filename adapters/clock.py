@@ -45,7 +45,7 @@ class SystemClock:
                 try:
                     action()
                 except Exception:
-                    log.exception("a periodic action failed")
+                    log.exception("a periodic call failed; the next one follows as scheduled")
                 due = max(due + seconds, time.monotonic())
 
         thread = threading.Thread(

@@ -113,7 +113,7 @@ class FileBlobStore:
         if bucket not in self._folders:
             known = ", ".join(sorted(self._folders))
             raise BlobDenied(
-                f"unknown bucket {bucket!r}, known are {known}: to allow it, add it to "
+                f"bucket {bucket!r} is not allowed, only {known}: to allow it, add it to "
                 "ALLOWED_IMAGE_BUCKETS"
             )
         return self._folders[bucket]
@@ -122,7 +122,7 @@ class FileBlobStore:
         root = self._folder(at.bucket)
         path = root / at.key
         if at.key.split("/")[0] == OURS:
-            raise BlobDenied(f"{path}: the folder {OURS} holds no blobs")
+            raise BlobDenied(f"{path}: the folder {OURS} is reserved; use another key")
         try:
             inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
         except ValueError:

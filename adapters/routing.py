@@ -53,8 +53,8 @@ class BlobStoreByScheme:
             if scheme not in self._stores:
                 known = " and ".join(f"{name}://" for name in self._stores)
                 raise BlobDenied(
-                    f"{scheme}:// cannot be read, only {known}: to allow it, name a bucket of "
-                    "that kind in ALLOWED_IMAGE_BUCKETS"
+                    f"{scheme}:// is not allowed, only {known}: to allow it, add a "
+                    f"{scheme}:// bucket to ALLOWED_IMAGE_BUCKETS"
                 )
             if scheme not in self._opened:
                 self._opened[scheme] = self._stores[scheme]()

@@ -83,11 +83,12 @@ def _caption(arguments: argparse.Namespace) -> int:
         file = (folder / image.name).with_suffix(".txt")
         caption = made[image.facts.sha256]
         if not caption:
-            print(f"{image.name}: the model finds no words for it", file=sys.stderr)
+            text = f"{image.name}: the model generated no caption; write {file.name} yourself"
+            print(text, file=sys.stderr)
             continue
         try:
-            with file.open("x", encoding="utf-8") as text:
-                text.write(caption + "\n")
+            with file.open("x", encoding="utf-8") as output:
+                output.write(caption + "\n")
         except OSError as error:
             raise UserError(f"{file}: cannot be written ({error.strerror or error})") from None
         print(f"{file}: {caption}")

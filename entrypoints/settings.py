@@ -288,8 +288,8 @@ class Settings(BaseModel):
     """Share of the training time that previews at checkpoints and their scores may take; 0 turns
     off all previews, those of the report too"""
     keep_checkpoints: int | None = Field(DEFAULTS.keep_checkpoints, ge=0)
-    """Number of latest checkpoints to keep of a finished job, besides the best epoch's; 0 keeps
-    none"""
+    """Number of latest checkpoints to keep of a finished job, in addition to the best epoch's; 0
+    deletes all"""
     progress_every: float = Field(DEFAULTS.progress_every, gt=0, le=DAY)
     """Seconds between two progress webhooks"""
     cancel_poll: float = Field(DEFAULTS.cancel_poll, gt=0, le=DAY)
@@ -300,9 +300,10 @@ class Settings(BaseModel):
     max_failures: int = Field(DEFAULTS.max_failures, ge=1)
     """Maximum number of consecutive failures without a new checkpoint; after that the job fails"""
     max_job_steps: int = Field(100_000, ge=1)
-    """Maximum of epochs times images of a task; a task with more is rejected as `INVALID_TASK`"""
+    """Maximum product of a task's epochs and images; a task above it is rejected as
+    `INVALID_TASK`"""
     max_resolution: int = Field(1024, ge=64, le=2048)
-    """Maximum `resolution` of a task in pixels; a task with more is rejected as `INVALID_TASK`"""
+    """Maximum `resolution` of a task in pixels; a task above it is rejected as `INVALID_TASK`"""
     fetch_concurrency: int = Field(DEFAULTS.fetch_concurrency, ge=1, le=64)
     """Number of images to download in parallel"""
     shutdown_timeout: float = Field(25.0, gt=0, le=DAY)
@@ -319,8 +320,8 @@ class Settings(BaseModel):
     worker; the group must exist. Needs the extra `cloudwatch`. Region and credentials are those of
     S3"""
     status_host: str = "127.0.0.1"
-    """Address that the status page, metrics and health checks listen on. Any but a loopback
-    address requires `STATUS_TOKEN`"""
+    """Address that the status page, metrics and health checks listen on. An address other than
+    loopback requires `STATUS_TOKEN`"""
     status_port: int = Field(9108, ge=0, le=65535)
     """Port of the status page, metrics and health checks; 0 turns them off"""
     status_token: SecretStr | None = None
@@ -333,7 +334,7 @@ class Settings(BaseModel):
     def _check_ssl_and_url(cls, value: bool, info: ValidationInfo) -> bool:
         url = info.data.get("rabbitmq_url")
         if value and url is not None and not _is_encrypted(url):
-            raise ValueError("RABBITMQ_URL is without TLS: write amqps:// there")
+            raise ValueError("RABBITMQ_URL is without TLS: write amqps:// in it")
         return value
 
     @field_validator("rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file")
@@ -376,7 +377,7 @@ class Settings(BaseModel):
         cls, value: SecretStr | None, info: ValidationInfo
     ) -> SecretStr | None:
         if value is not None and info.data.get("aws_access_key_id") is None:
-            raise ValueError("give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY with it")
+            raise ValueError("give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY too")
         return value
 
     @field_validator("backend_api_url")
@@ -539,8 +540,8 @@ class WorkerSettings(Settings):
         timeout = info.data.get("webhook_timeout", 0.0)
         if info.data.get("backend_api_url") and LeaseTerms(value).takeover_delay < timeout:
             raise ValueError(
-                f"give {1.5 * timeout:g} or more, for WEBHOOK_TIMEOUT={timeout:g}: another "
-                f"worker could take the job over during its final call"
+                f"give {1.5 * timeout:g} or more, for WEBHOOK_TIMEOUT={timeout:g}: with less, "
+                "another worker could take the job over during its final call"
             )
         return value
 

@@ -22,7 +22,7 @@ class BucketAccess:
         allowed = {*self.readable, *self.writable}
         if bucket not in allowed:
             raise BlobDenied(
-                f"bucket {self.scheme}://{bucket} may not be read, only "
+                f"bucket {self.scheme}://{bucket} is not allowed, only "
                 f"{', '.join(sorted(allowed))}: to allow it, add it to ALLOWED_IMAGE_BUCKETS"
             )
 

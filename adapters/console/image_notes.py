@@ -48,7 +48,10 @@ def caption_notes(
         *(["the tags"] if tags else []),
     ]
     if not captions and not instead:
-        yield "no captions, --trigger-word or --tags: no word in a prompt will activate the style"
+        yield (
+            "there are no captions, no --trigger-word and no --tags, so no word in a prompt will "
+            "activate the style"
+        )
     elif 0 < captions < count:
         others = " and ".join(instead) or "an empty one"
         yield f"{captions} of {count} images have a caption, the others get {others}"

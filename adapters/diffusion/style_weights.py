@@ -53,8 +53,8 @@ def load_initial_lora(lora: StyleLora, data: bytes) -> None:
         count, (model, path) = len(missing), missing[0]
         option = "train_text_encoder" if model == TEXT_ENCODER else "lora_targets"
         raise InvalidLoraFile(
-            f"network_weights has {count} layers that this run does not train, the first "
-            f"{model}.{path}: set {option} as for that LoRA"
+            f"network_weights has {count} layers that this run does not train (first: "
+            f"{model}.{path}): set {option} as in the training of that LoRA"
         )
     for name, given in weights.items():
         label, matrices = ".".join(name), own[name]
@@ -72,9 +72,9 @@ def load_initial_lora(lora: StyleLora, data: bytes) -> None:
             )
         if (given.magnitude is None) != (matrices.magnitude is None) or given.per_input:
             raise InvalidLoraFile(
-                "network_weights is DoRA with magnitudes per input, which is not trained here"
+                "network_weights is DoRA with magnitudes per input; give magnitudes per output"
                 if given.per_input
-                else "use_dora has to be the same as in the LoRA of network_weights"
+                else "set use_dora as in the training of the LoRA in network_weights"
             )
         matrices.down.copy_(down)
         matrices.up.copy_(up.float() * (given.alpha / given.rank) / (lora.alpha / lora.rank))

@@ -175,7 +175,7 @@ class DiffusionTrainer:
                 )
                 self._model = self._close_model.enter_context(opening)
         elif key is None or key != self.batch_key(self._model.parameters):
-            raise RuntimeError("the trainer has open runs of another kind, or one slot")
+            raise RuntimeError("the open runs cannot train together with this one")
         elif not self._model.free_slots:
             raise RuntimeError(f"all {self._slots} slots of the trainer are taken")
         return self._model

@@ -95,7 +95,8 @@ def damage_refused() -> Iterator[None]:
         raise
     except Image.DecompressionBombError:
         raise ImageRefused(
-            f"it has far more than the {MAX_MEGAPIXELS} million pixels that are accepted"
+            f"it has far more than the {MAX_MEGAPIXELS} million pixels that are accepted; please "
+            "save it smaller"
         ) from None
     except Exception as error:
         raise ImageRefused(

@@ -33,7 +33,9 @@ def _initial(weights: LoraWeights) -> InitialLora:
     ranks = Counter(layer.rank for layer in weights.values())
     if len(ranks) > 1:
         named = ", ".join(f"{count} of rank {rank}" for rank, count in ranks.most_common())
-        raise InvalidLoraFile(f"network_weights has layers of several ranks: {named}")
+        raise InvalidLoraFile(
+            f"network_weights has layers of several ranks: {named}; give one of a single rank"
+        )
     (rank,) = ranks
     alpha = Counter(layer.alpha for layer in weights.values()).most_common(1)[0][0]
     return InitialLora(hashed(to_kohya(weights), {}), rank, alpha)

@@ -79,7 +79,7 @@ def _parse(key: str) -> tuple[LayerName, Part]:
     stem, _, part = key.partition(".")
     if stem == "bundle_emb":
         raise InvalidLoraFile(
-            f"it carries embeddings of OneTrainer ({key}), which no other format has a place for; "
+            f"it carries embeddings of OneTrainer ({key}), which no other format can store; "
             "save it without bundled embeddings"
         )
     for beginning, method in _OTHER_METHODS.items():

@@ -75,8 +75,8 @@ def why_cancelled(connection: pika.BlockingConnection, queue: str) -> str:
     try:
         connection.channel().queue_declare(queue, passive=True)
     except ChannelClosedByBroker:
-        return f"it cancelled our consumer: queue {queue!r} was deleted"
+        return f"it cancelled the worker's consumer: queue {queue!r} was deleted"
     return (
-        f"it cancelled our consumer of queue {queue!r}, which still exists: a delivery "
+        f"it cancelled the worker's consumer of queue {queue!r}, which still exists: a delivery "
         "exceeded its acknowledgement timeout (raise ACK_TIMEOUT), or the queue's node stopped"
     )

@@ -167,7 +167,7 @@ class TaskReader:
             url = getattr(message, key)
             if self.backend_host and url and _host(url) != self.backend_host:
                 log.warning(
-                    "task %s: %s=%.200r is not on %s; it is never called",
+                    "task %s: %s=%.200r has another host than %s; the worker never calls it",
                     *(message.task_id, key, url, self.backend_host),
                 )
 

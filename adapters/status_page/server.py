@@ -83,7 +83,7 @@ class StatusServer:
             where = f"{self._host}:{self._port}"
             if self._port == 0 or not is_loopback(self._host):
                 raise AddressTaken(
-                    f"STATUS_HOST, STATUS_PORT: {where}: {error.strerror or error}; set others"
+                    f"STATUS_HOST, STATUS_PORT: {where}: {error.strerror or error}; change them"
                 ) from None
             log.warning("port %d is in use; the status page uses another", self._port)
             self._socket = _listen(self._host, 0)
@@ -137,7 +137,7 @@ class _ErrorLog:
         if now >= self._quiet_until:
             self._quiet_until = now + _LOG_SECONDS
             reason = context.get("exception") or context["message"]
-            log.warning("status page: a connection is refused: %s", reason)
+            log.warning("status page: a connection cannot be accepted: %s", reason)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -61,5 +61,5 @@ def test_a_store_that_cannot_be_opened_is_tried_again() -> None:
 
 def test_a_store_that_is_not_configured_is_denied() -> None:
     blobs = BlobStoreByScheme({"s3": MemoryBlobStore})
-    with pytest.raises(BlobDenied, match=r"gs:// cannot be read, only s3://: .*ALLOWED_IMAGE"):
+    with pytest.raises(BlobDenied, match=r"gs:// is not allowed, only s3://: .*ALLOWED_IMAGE"):
         blobs.get(GOOGLE)

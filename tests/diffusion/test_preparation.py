@@ -35,8 +35,8 @@ def test_truncated_captions_are_reported_once_with_the_first_image(
     with caplog.at_level(logging.WARNING):
         captions_of(base, images, "short", LONG, LONG, trigger_word=None)
     assert [record.getMessage() for record in caplog.records] == [
-        f"2 captions, the first that of {images[1].name}, are cut to 75 tokens: shorten them, or "
-        "raise max_token_length"
+        f"the captions of 2 images (first: {images[1].name}) are cut to 75 tokens: shorten them, "
+        "or raise max_token_length"
     ]
 
 

@@ -91,7 +91,7 @@ def test_dim_from_weights_takes_rank_and_alpha(images: Images, first: bytes) -> 
     ("parameters", "complaint"),
     [
         ({"rank": 8}, "rank 4 and this run 8: set rank to 4, or dim_from_weights"),
-        ({"use_dora": True}, "use_dora has to be the same"),
+        ({"use_dora": True}, "set use_dora as in"),
     ],
 )
 def test_another_rank_or_kind_is_named(

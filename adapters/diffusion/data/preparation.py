@@ -89,7 +89,7 @@ def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
     cut = [i for i, tokens in enumerate(whole) if len(tokens) > read]
     if cut:
         log.warning(
-            "%d captions, the first that of %s, are cut to %d tokens: shorten them, or raise "
+            "the captions of %d images (first: %s) are cut to %d tokens: shorten them, or raise "
             "max_token_length",
             len(cut),
             plan.images[cut[0]].name,

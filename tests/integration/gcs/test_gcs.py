@@ -208,9 +208,9 @@ def test_a_condition_on_a_large_blob_is_sent(store: Store, proxy: FaultyProxy) -
 @pytest.mark.parametrize(
     ("denied", "call", "said"),
     [
-        ("other", lambda blobs, at: blobs.get(at), "may not be read, only .*ALLOWED_IMAGE"),
-        ("other", lambda blobs, at: blobs.list(Bucket(at.bucket, "gs"), ""), "may not be read"),
-        ("other", lambda blobs, at: blobs.put(at, b""), "may not be read"),
+        ("other", lambda blobs, at: blobs.get(at), "is not allowed, only .*ALLOWED_IMAGE"),
+        ("other", lambda blobs, at: blobs.list(Bucket(at.bucket, "gs"), ""), "is not allowed"),
+        ("other", lambda blobs, at: blobs.put(at, b""), "is not allowed"),
         ("images", lambda blobs, at: blobs.put(at, b""), "is read-only"),
         ("images", lambda blobs, at: blobs.delete(at), "is read-only"),
     ],
