@@ -78,10 +78,10 @@ def _caption(arguments: argparse.Namespace) -> int:
         return 0
     captioner = load_captioner(settings, choose_devices(settings)[0])
     assert captioner is not None  # a model is configured
-    made = make_captions(without, captioner, settings.keep_style_words, StopSignal())
+    captions = make_captions(without, captioner, settings.keep_style_words, StopSignal())
     for image in without:
         file = (folder / image.name).with_suffix(".txt")
-        caption = made[image.facts.sha256]
+        caption = captions[image.facts.sha256]
         if not caption:
             text = f"{image.name}: the model generated no caption; write {file.name} yourself"
             print(text, file=sys.stderr)

@@ -24,19 +24,19 @@ def choose_devices(settings: Settings) -> tuple[str, ...]:
     return _existing(settings.device, f"DEVICE={settings.device!r}")
 
 
-def check_device(named: str | None) -> None:
+def check_device(devices: str | None) -> None:
     """Check that the devices of ``--device`` exist.
 
     Raises:
         UserError: a device does not exist.
     """
-    if named is not None:
-        _existing(named, f"--device {named}")
+    if devices is not None:
+        _existing(devices, f"--device {devices}")
 
 
-def _existing(named: str | None, given: str) -> tuple[str, ...]:
+def _existing(devices: str | None, given: str) -> tuple[str, ...]:
     try:
-        return devices_present(named, gpus_of_torch)
+        return devices_present(devices, gpus_of_torch)
     except ValueError as error:
         raise UserError(f"{given}: {error}") from None
 

@@ -254,9 +254,9 @@ def run(
         UserError: ``out`` holds another run, or another file under the style's name.
     """
     console, store = container.console(), container.store()
-    others = [other for other in store.recorded_tasks() if other != task.task_id]
-    if others:
-        difference = _difference(store.read_job(others[0]), parameters)
+    other_runs = [run for run in store.recorded_tasks() if run != task.task_id]
+    if other_runs:
+        difference = _difference(store.read_job(other_runs[0]), parameters)
         raise UserError(
             f"--out {out}: holds another run {difference}; give another folder, or repeat that "
             "command"
@@ -309,10 +309,10 @@ def _style_exists(artifact: Artifact, blobs: BlobStore, out: Path) -> bool:
         UserError: another file has its name and must not be overwritten.
     """
     try:
-        found = blobs.get(artifact.location).data
+        weights = blobs.get(artifact.location).data
     except BlobMissing:
         return False
-    if hashlib.sha256(found).hexdigest() != artifact.sha256:
+    if hashlib.sha256(weights).hexdigest() != artifact.sha256:
         raise UserError(
             f"{out / artifact.location.key}: was changed after this run made it; move it away, "
             f"and run the same command to make the style again"

@@ -144,7 +144,7 @@ def _conversion(limit: Limit, metavar: str | None) -> dict[str, Any]:
     return {"metavar": metavar}
 
 
-def named_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+def given_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
     """The training parameters given on the command line."""
     return {name: value for name, value in vars(arguments).items() if name in PARAMETER_NAMES}
 

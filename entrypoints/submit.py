@@ -20,7 +20,7 @@ from entrypoints.options import (
     add_caption_extension,
     add_parameter_options,
     add_style_options,
-    named_parameters,
+    given_parameters,
     option_of,
     path,
 )
@@ -220,7 +220,7 @@ def _submit_folder(folder: Path, arguments: argparse.Namespace, container: Conta
             style_id=style_id,
             images=tuple(places),
             tags=arguments.tags or (),
-            requested=RequestedParameters(named_parameters(arguments)),
+            requested=RequestedParameters(given_parameters(arguments)),
         )
     )
     try:
@@ -255,7 +255,7 @@ def _require_folder_for_options(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: such an option is given without a folder.
     """
-    given = set(named_parameters(arguments))
+    given = set(given_parameters(arguments))
     given |= {name for name in _FOR_A_FOLDER if getattr(arguments, name) is not None}
     if given and (arguments.source is None or arguments.source.is_file()):
         raise UserError(

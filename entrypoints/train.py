@@ -22,7 +22,7 @@ from entrypoints.options import (
     add_label_options,
     add_parameter_options,
     add_style_options,
-    named_parameters,
+    given_parameters,
     option_of,
     path,
 )
@@ -176,9 +176,9 @@ def _broken_off(error: BaseException) -> dict[str, Any]:
 
 
 def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    named = named_parameters(arguments)
-    if named:
-        raise UserError(f"{option_of(min(named))}: has no effect with --export; leave it out")
+    parameters = given_parameters(arguments)
+    if parameters:
+        raise UserError(f"{option_of(min(parameters))}: has no effect with --export; leave it out")
 
     from adapters.lora_files.convert import convert
     from entrypoints import local_run
@@ -193,7 +193,7 @@ def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    requested = RequestedParameters(named_parameters(arguments))
+    requested = RequestedParameters(given_parameters(arguments))
     for name in ("style_id", "preview_steps"):
         number = getattr(arguments, name)
         if number is not None and number < 1:
@@ -217,7 +217,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     loaded = in_background(container.base_model)  # its libraries take seconds to import
     images = local_run.inspect(names, container.blobs(), container.inspector(), container.config())
     suffixes = container.config().caption_suffixes
-    others = passed_over(arguments.images, names, besides=arguments.out, suffixes=suffixes)
+    unused = passed_over(arguments.images, names, besides=arguments.out, suffixes=suffixes)
     settings = container.settings()
     captions = caption_notes(
         images,
@@ -225,7 +225,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         trigger_word=bool(requested.named.get("trigger_word")),
         tags=bool(arguments.tags),
     )
-    _print_notes(container, [*image_notes(images, others), *captions])
+    _print_notes(container, [*image_notes(images, unused), *captions])
 
     base = loaded()
     parameters = requested.resolve(

@@ -56,11 +56,11 @@ def process_dead_letters(
     rows: list[Row] = []
 
     def decide(message: DeadMessage) -> DeadLetterAction:
-        named = task_id_of(message.body)
+        own_id = task_id_of(message.body)
         row = Row(
             put_back=action is DeadLetterAction.PUT_BACK,
             dropped=action is DeadLetterAction.DROP,
-            task_id=named and plain_id(named),
+            task_id=own_id and plain_id(own_id),
             since=message.since.isoformat() if message.since else None,
             reason=message.reason,
             details=dict(message.details),

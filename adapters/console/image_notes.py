@@ -11,7 +11,7 @@ MAX_NAMED = 8
 """Most file names listed in one line."""
 MAX_CAPTIONS_SHOWN = 3
 MUCH_CUT = 0.1
-"""Cropped share of an image's area above which it is named."""
+"""Cropped share of an image's area above which its file is listed."""
 
 
 def image_notes(images: ImageSet, unused: Sequence[str]) -> Iterator[str]:
@@ -53,8 +53,8 @@ def caption_notes(
             "activate the style"
         )
     elif 0 < captions < count:
-        others = " and ".join(instead) or "an empty one"
-        yield f"{captions} of {count} images have a caption, the others get {others}"
+        substitute = " and ".join(instead) or "an empty one"
+        yield f"{captions} of {count} images have a caption, the others get {substitute}"
 
 
 def generated_captions(captions: Sequence[str]) -> str:
@@ -70,12 +70,12 @@ def cropping_notes(images: ImageSet, resolution: int) -> Iterator[str]:
         (cut_off(image.facts.width, image.facts.height, resolution), image.name)
         for image in images.usable
     ]
-    cut = sorted((found for found in shares if found[0] > MUCH_CUT), reverse=True)
+    cut = sorted((pair for pair in shares if pair[0] > MUCH_CUT), reverse=True)
     if cut:
-        named = _few([f"{name} {share:.0%}" for share, name in cut])
+        files = _few([f"{name} {share:.0%}" for share, name in cut])
         yield (
             f"{len(cut)} of {len(shares)} images lose more than {MUCH_CUT:.0%} to cropping "
-            f"({named}): crop them yourself, to a side ratio of {MAX_ASPECT_RATIO:g} to 1 at most"
+            f"({files}): crop them yourself, to a side ratio of {MAX_ASPECT_RATIO:g} to 1 at most"
         )
 
 

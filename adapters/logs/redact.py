@@ -79,5 +79,5 @@ def _variants(secret: str) -> set[str]:
 
 
 def _pattern(text: str) -> str:
-    found = re.escape(text)
-    return rf"(?<!\w){found}(?!\w)" if len(text) < _SHORT else found
+    pattern = re.escape(text)
+    return rf"(?<!\w){pattern}(?!\w)" if len(text) < _SHORT else pattern

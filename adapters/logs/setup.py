@@ -16,7 +16,7 @@ from adapters.logs.context import LogContext
 from adapters.logs.formats import JsonFormatter, TextFormatter
 from adapters.logs.redact import Redactor
 
-CHATTY = (
+VERBOSE_LIBRARIES = (
     "PIL",
     "matplotlib",
     "urllib3",
@@ -32,7 +32,7 @@ CHATTY = (
     "huggingface_hub",
 )
 """Libraries whose messages below WARNING are hidden, because they do not help operators."""
-SPOKEN_FOR = ("pika",)
+HIDDEN_LIBRARIES = ("pika",)
 """Libraries whose own error messages are hidden, because our adapters log them in one line."""
 
 
@@ -69,25 +69,25 @@ def start_logging(
         secrets: texts to hide in all lines.
     """
     stream = sys.stderr if stream is None else stream
-    found = Logging(LogContext(), Redactor(secrets))
+    logging_setup = Logging(LogContext(), Redactor(secrets))
     handler = logging.StreamHandler(stream)
     terminal = Console(file=stream)  # handles NO_COLOR, FORCE_COLOR and TERM
     if form == "json" or (form == "auto" and not terminal.is_terminal):
-        handler.setFormatter(JsonFormatter(found.redact))
+        handler.setFormatter(JsonFormatter(logging_setup.redact))
     else:
         colour = terminal.is_terminal and not terminal.no_color
-        handler.setFormatter(TextFormatter(found.redact, colour=colour))
+        handler.setFormatter(TextFormatter(logging_setup.redact, colour=colour))
     root = logging.getLogger()
-    for old in [one for one in root.handlers if _is_ours(one)]:
+    for old in [handler for handler in root.handlers if _is_ours(handler)]:
         root.removeHandler(old)
-    _install(handler, found.context)
+    _install(handler, logging_setup.context)
     root.setLevel(level)
     logging.captureWarnings(True)
-    for name in CHATTY:
+    for name in VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in SPOKEN_FOR:
+    for name in HIDDEN_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING if level == "DEBUG" else logging.CRITICAL)
-    return found
+    return logging_setup
 
 
 def log_uncaught_exceptions() -> None:

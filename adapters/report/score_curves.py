@@ -23,19 +23,23 @@ def plot_scores(scores: Mapping[int, PreviewScores]) -> bytes:
     size = (WIDTH / _DPI, HEIGHT / _DPI)
     figure = Figure(figsize=size, dpi=_DPI, facecolor=PAPER, layout="constrained")
     axes = figure.subplots()
-    epochs, found = list(scores), scores.values()
+    epochs, values = list(scores), scores.values()
     axes.plot(
-        epochs, [one.closeness for one in found], color=ACCENT, marker="o", label="closeness"
+        epochs,
+        [one.closeness for one in values],
+        color=ACCENT,
+        marker="o",
+        label="closeness to the style",
     )
     axes.plot(
         epochs,
-        [one.faithfulness for one in found],
+        [one.faithfulness for one in values],
         color="#5d8a4e",
         marker="s",
         ls="--",
-        label="faithfulness",
+        label="faithfulness to the prompts",
     )
-    axes.set_ylim(bottom=min(0.0, *(one.closeness for one in found)) - 0.05, top=1.05)
+    axes.set_ylim(bottom=min(0.0, *(one.closeness for one in values)) - 0.05, top=1.05)
     axes.set_xlabel("epoch", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=FAINT, alpha=0.18)

@@ -92,10 +92,9 @@ class PreviewCache:
 
     def _all(self) -> list[_Drawn]:
         with self._lock:
-            found = [*self._active.values(), self._ended]
-        return [drawn for drawn in found if drawn is not None]
+            entries = [*self._active.values(), self._ended]
+        return [drawn for drawn in entries if drawn is not None]
 
     def _best(self, style_id: int | None) -> _Drawn | None:
-        found = self._all()
-        own = [drawn for drawn in found if style_id in (None, drawn.style_id)]
+        own = [drawn for drawn in self._all() if style_id in (None, drawn.style_id)]
         return max(own, key=lambda drawn: drawn.number, default=self._ended)
