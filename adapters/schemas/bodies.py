@@ -25,7 +25,7 @@ class _Body(BaseModel):
 
 StyleId = Annotated[
     int,
-    Field(ge=1, le=LARGEST_STYLE_ID, description="The style that the task named", examples=[10]),
+    Field(ge=1, le=LARGEST_STYLE_ID, description="The style id of the task", examples=[10]),
 ]
 
 

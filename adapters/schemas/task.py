@@ -96,7 +96,7 @@ class TaskMessage(_Schema):
     callback_url: Any = None
     """Accepted but never called: webhooks go to BACKEND_API_URL only."""
     webhook_url: Any = None
-    """The newer spelling of `callback_url`, treated alike."""
+    """The newer name of `callback_url`; never called either."""
 
 
 _REMEDIES = {

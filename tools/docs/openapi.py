@@ -8,9 +8,9 @@ from adapters.schemas.bodies import CompleteBody, FailedBody, ProgressBody
 from entrypoints.cli import version
 from tools.docs.schemas import reference, schemas_of
 
-_DROPPED = "The call is dropped; the next one carries more."
+_DROPPED = "The call is dropped; the next one has newer figures."
 _RETRIED = "The worker repeats the call with growing pauses until it succeeds."
-_GIVEN_UP = "The call is not repeated: the message goes to the dead letters with this reason."
+_NOT_REPEATED = "The call is not repeated: the message goes to the dead letters with this reason."
 
 _FIGURES = {"current_epoch": 50, "total_epochs": 100, "progress_percent": 50}
 _EXAMPLES: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ def openapi() -> dict[str, Any]:
                     "progress",
                     "Progress of a job",
                     "Every PROGRESS_EVERY seconds while training. A call that fails is dropped, "
-                    "because the next one carries more. None comes after a final call. "
+                    "because the next one has newer figures. None comes after a final call. "
                     "`python -m entrypoints.worker --check` sends `{}` here, which names no "
                     "style, and expects 400: the backend sends it only after accepting token and "
                     "source header.",
@@ -81,7 +81,7 @@ def openapi() -> dict[str, Any]:
                 "post": _call("complete", "The style is ready", "A final call.", "CompleteBody")
             },
             "/api/webhooks/training/failed": {
-                "post": _call("failed", "There will be no style", "A final call.", "FailedBody")
+                "post": _call("failed", "The job has failed", "A final call.", "FailedBody")
             },
         },
         "components": {
@@ -150,15 +150,15 @@ def _call(operation: str, summary: str, description: str, body: str) -> dict[str
 
 
 def _answers(*, final: bool) -> dict[str, str]:
-    given_up, retried = (_GIVEN_UP, _RETRIED) if final else (_DROPPED, _DROPPED)
+    rejected, retried = (_NOT_REPEATED, _RETRIED) if final else (_DROPPED, _DROPPED)
     honoured = " `Retry-After` is honoured." if final else ""
     return {
         "200": "Accepted. With any other body the call counts as rejected.",
-        "3XX": f"The worker does not follow redirects, to keep its token. {given_up}",
-        "400": f"A field is missing. {given_up}",
-        "401": f"The token is wrong. {given_up}",
-        "403": f"`X-Request-Source` is missing or wrong. {given_up}",
-        "404": f"The style is gone. {given_up}",
+        "3XX": f"The worker follows no redirects, because they would get its token. {rejected}",
+        "400": f"A field is missing. {rejected}",
+        "401": f"The token is wrong. {rejected}",
+        "403": f"`X-Request-Source` is missing or wrong. {rejected}",
+        "404": f"The style is gone. {rejected}",
         "408": f"The request took too long. {retried}",
         "429": f"Too many calls. {retried}{honoured}",
         "5XX": f"The backend is down or misconfigured. {retried}",

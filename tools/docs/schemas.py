@@ -59,7 +59,7 @@ def parameters_schema() -> Schema:
         properties[name] = {"description": texts[name].replace("None", "null"), **accepted}
     return {
         "type": "object",
-        "description": "What to train with. Without `epochs` they follow from the number of "
+        "description": "Training parameters. The default of `epochs` depends on the number of "
         "images: 700 - 20 n, at least 100 and at most 500. Without `resolution` it is the base "
         "model's own. Unknown keys are ignored with a warning.",
         "properties": properties,
