@@ -57,42 +57,42 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     import torch
 
     bench = prepare(options, scratch, trigger_word=TRIGGER_WORD)
-    made = _described(bench.images)
-    equal = sum(image.caption == text for image, text in zip(bench.images, made, strict=True))
+    generated = _described(bench.images)
+    equal = sum(image.caption == text for image, text in zip(bench.images, generated, strict=True))
     kinds: dict[str, Sequence[str | None]] = {
         "the artist's captions": [image.caption for image in bench.images],
-        "generated captions": made,
-        "the trigger word only": [None] * len(made),
+        "generated captions": generated,
+        "the trigger word only": [None] * len(generated),
     }
     parameters: dict[str, Any] = {
         "learning_rate": LEARNING_RATE,
         "trigger_word": TRIGGER_WORD,
         "sample_prompts": _prompts(scratch / "prompts"),
     }
-    found: dict[str, dict[str, list[float]]] = {}
+    measured: dict[str, dict[str, list[float]]] = {}
     for kind, captions in kinds.items():
         images = tuple(
             replace(image, caption=caption)
             for image, caption in zip(bench.images, captions, strict=True)
         )
         with_captions = replace(bench, images=images)
-        found[kind] = {name: [] for name in MEASURES}
+        measured[kind] = {name: [] for name in MEASURES}
         for seed in bench.seeds:
             with with_captions.run({**parameters, "seed": seed}) as session:
                 scores = session.score_previews(session.previews(with_lora=True))
                 loss = bench.held_out_loss(session)
             row = (1 - loss / bench.base_loss, scores.closeness, scores.faithfulness)
             for name, value in zip(MEASURES, row, strict=True):
-                found[kind][name].append(round(value, 4))
-        print(f"{kind:24} {found[kind]}", flush=True)
+                measured[kind][name].append(round(value, 4))
+        print(f"{kind:24} {measured[kind]}", flush=True)
     return {
         "torch": torch.__version__,
         "base": bench.base,
         "epochs": options.epochs,
         "base loss": round(bench.base_loss, 5),
-        "images": len(made),
+        "images": len(generated),
         _EQUAL: equal,
-        "captions": found,
+        "captions": measured,
     }
 
 
@@ -115,13 +115,13 @@ def _described(images: Sequence[TrainingImage]) -> list[str]:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The results as a Markdown table."""
-    found = results["captions"]
-    seeds = len(next(iter(found.values()))["gain"])
+    measured = results["captions"]
+    seeds = len(next(iter(measured.values()))["gain"])
 
     def row(kind: str) -> str:
         cells = [
             f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
-            for values, form in zip(found[kind].values(), (".1%", ".2f", ".2f"), strict=True)
+            for values, form in zip(measured[kind].values(), (".1%", ".2f", ".2f"), strict=True)
         ]
         return f"| {kind} | {' | '.join(cells)} |"
 
@@ -134,7 +134,7 @@ def markdown(results: Mapping[str, Any]) -> str:
             "",
             "| captions | reduction of the held-out loss | closeness | faithfulness |",
             "| --- | --- | --- | --- |",
-            *[row(kind) for kind in found],
+            *[row(kind) for kind in measured],
         ]
     )
 

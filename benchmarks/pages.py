@@ -40,12 +40,12 @@ def filled(text: str) -> str:
         "jobs": lambda: whole_job_tables(FOLDER),
         "service": lambda: service_tables(_results("service")),
     }
-    return BLOCK.sub(lambda found: found[1] + tables[found[2]]() + found[3], text)
+    return BLOCK.sub(lambda block: block[1] + tables[block[2]]() + block[3], text)
 
 
 def _results(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
-    return found
+    results: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    return results
 
 
 def figures_table(results: dict[str, Any]) -> str:

@@ -137,14 +137,14 @@ def with_text(page: str, begin: str, end: str, text: str) -> str:
 def markdown(results: Mapping[str, Any]) -> str:
     """The results as a Markdown table."""
 
-    def row(found: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    def row(result: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         name = " ".join(f"{key}={value}" for key, value in options.items())
-        return f"| `{name}` | {found['gain']:.1%} | {found['spread']:.1%} |"
+        return f"| `{name}` | {result['gain']:.1%} | {result['spread']:.1%} |"
 
     reference = results["reference"]["options"]
     changed = [
-        row(found, {k: v for k, v in found["options"].items() if reference.get(k) != v})
-        for found in results["one option changed"]
+        row(result, {k: v for k, v in result["options"].items() if reference.get(k) != v})
+        for result in results["one option changed"]
     ]
     return "\n".join(
         [
@@ -154,7 +154,7 @@ def markdown(results: Mapping[str, Any]) -> str:
             "",
             "| setting | reduction of the held-out loss | spread between seeds |",
             "| --- | --- | --- |",
-            *[row(found, found["options"]) for found in results["learning rates"]],
+            *[row(result, result["options"]) for result in results["learning rates"]],
             f"| at `learning_rate={reference['learning_rate']}`, one option changed: | | |",
             *changed,
         ]

@@ -268,10 +268,10 @@ def compared(runs: Sequence[Mapping[str, Any]], what: str, sign: int) -> dict[st
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The results as Markdown tables."""
-    found, dialled = results["summary"], results["dial"]
+    summary, dialled = results["summary"], results["dial"]
 
     def row(name: str, digits: int) -> str:
-        one = found[name]
+        one = summary[name]
         counts = " / ".join(map(str, one["better, equal, worse"]))
         return (
             f"| {name} | {one['recommended']:.{digits}f} | {one['last']:.{digits}f} | {counts} |"
@@ -285,16 +285,16 @@ def markdown(results: Mapping[str, Any]) -> str:
         [
             "| drawings | without a style | style of a run on 6 or 12 images | of a run on 2 |",
             "| --- | --- | --- | --- |",
-            f"| in the full style | {share(alone['1.0'])} | {share(found[WON])} | "
-            f"{share(found[f'{WON}, 2 images'])} |",
-            f"| styled as strongly as the run's own previews | | {share(found[WON_ALIKE])} | "
-            f"{share(found[f'{WON_ALIKE}, 2 images'])} |",
+            f"| in the full style | {share(alone['1.0'])} | {share(summary[WON])} | "
+            f"{share(summary[f'{WON}, 2 images'])} |",
+            f"| styled as strongly as the run's own previews | | {share(summary[WON_ALIKE])} | "
+            f"{share(summary[f'{WON_ALIKE}, 2 images'])} |",
             "",
             "Comparisons won by the right prompt, on average over "
-            f"{found['runs on 6 or 12 images']} and {found['runs on 2 images']} runs that did not "
-            "diverge.",
+            f"{summary['runs on 6 or 12 images']} and {summary['runs on 2 images']} runs that "
+            "did not diverge.",
             "",
-            f"| mean of {found['runs']} runs, {found['diverged']} of them diverged "
+            f"| mean of {summary['runs']} runs, {summary['diverged']} of them diverged "
             "| recommended epoch | last epoch | better / equal / worse |",
             "| --- | --- | --- | --- |",
             row("held-out loss", 3),
@@ -311,13 +311,13 @@ def drawings(strength: float, count: int, seed: int, content: str = "") -> list[
     from domain.preview import Preview
 
     rng = np.random.default_rng(seed)
-    found = []
+    previews = []
     for number in range(count):
         image, caption = draw_dialled(rng, SIDE, strength, content)
         file = BytesIO()
         image.save(file, "PNG")
-        found.append(Preview(caption, number, file.getvalue()))
-    return found
+        previews.append(Preview(caption, number, file.getvalue()))
+    return previews
 
 
 def request(base: BaseModel, previews: Sequence[Preview]) -> Any:

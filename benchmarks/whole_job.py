@@ -86,18 +86,18 @@ def _measure(
         settings["BASE_MODEL"] = str(_full_size(scratch / "base"))
     worker = None
     try:
-        found = {}
+        parts = {}
         for style_id, name in enumerate(("cold", "warm"), start=1):
             task_id = str(uuid.uuid4())
             published = _publish(options, queue, task_id, style_id, names)
             worker = worker or subprocess.Popen(
                 [sys.executable, "-m", "entrypoints.worker"], env=environment(**settings)
             )
-            found[name] = _wait(backend, worker, style_id, published, status_port)
+            parts[name] = _wait(backend, worker, style_id, published, status_port)
             lease = scratch / MODELS / "jobs" / task_id / "lease.json"
             while lease.exists():  # the worker writes the report after the call
                 time.sleep(POLL_SECONDS)
-        return found
+        return parts
     finally:
         if worker is not None:
             worker.send_signal(signal.SIGTERM)

@@ -68,12 +68,12 @@ def kernels_of_step(bench: Bench, backend: Backend, batch: int) -> dict[str, tup
             session.advance()
             if on_gpu:
                 torch.cuda.synchronize()
-    found: dict[str, tuple[float, int]] = {}
+    kernels: dict[str, tuple[float, int]] = {}
     for event in profiler.key_averages():
         micros = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if micros:
-            found[event.key] = micros, event.count
-    return found
+            kernels[event.key] = micros, event.count
+    return kernels
 
 
 def show(title: str, kernels: dict[str, tuple[float, int]], top: int) -> None:

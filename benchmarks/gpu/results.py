@@ -15,7 +15,7 @@ def kept_rows(target: Path, facts: dict[str, Any], parts: Sequence[str]) -> list
     """Rows of other parts in the file, if it is of the same GPU and the same versions."""
     if not target.is_file():
         return []
-    found = json.loads(target.read_text("utf-8"))
-    if any(found.get(name) != facts[name] for name in ("device", "versions")):
+    results = json.loads(target.read_text("utf-8"))
+    if any(results.get(name) != facts[name] for name in ("device", "versions")):
         return []
-    return [row for row in found["rows"] if row["part"] not in parts]
+    return [row for row in results["rows"] if row["part"] not in parts]

@@ -18,8 +18,8 @@ _ABSENT = "-"
 
 def gpu_tables(folder: Path) -> str:
     """The tables of every GPU that has a file in ``folder``."""
-    found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
-    per_gpu = [results for results in found if "matmul_tflops" in results]
+    files = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    per_gpu = [results for results in files if "matmul_tflops" in results]
     return "\n".join(map(device_tables, per_gpu)) if per_gpu else NOTHING
 
 
@@ -85,7 +85,8 @@ def _ways(steps: dict[int, list[dict[str, Any]]]) -> list[tuple[object, ...]]:
             error = row.get("error", "").split(":")[0]
             by_name.setdefault(row["name"], {})[batch] = error or row["steps_per_s"]
     return [
-        (name, *(found.get(batch, _ABSENT) for batch in steps)) for name, found in by_name.items()
+        (name, *(speeds.get(batch, _ABSENT) for batch in steps))
+        for name, speeds in by_name.items()
     ]
 
 

@@ -157,20 +157,20 @@ def _measure(place: Place, store: str, backlog: int, workers: int, tasks: int) -
     place.backend.forget()
     with _filled_queue(place.port, backlog) as queue:
         command = [sys.executable, "-m", "benchmarks.service.worker"]
-        found = _run(
+        workers_results = _run(
             [
                 ([*command, str(share)], environment(**place.settings(store, queue, number)))
                 for number, share in enumerate(shares(tasks, workers))
             ]
         )
-    calls: Counter[str] = sum((Counter(each["calls"]) for each in found), Counter())
+    calls: Counter[str] = sum((Counter(each["calls"]) for each in workers_results), Counter())
     webhooks = Counter(f"webhook {call.kind}" for call in place.backend.calls)
     return {
         "store": store,
         "backlog": backlog,
         "workers": workers,
         "tasks": tasks,
-        "tasks_per_s": round(together([each["ends"] for each in found]), 2),
+        "tasks_per_s": round(together([each["ends"] for each in workers_results]), 2),
         "bare_messages_per_s": round(together([each["ends"] for each in bare])),
         "calls": {name: round(count / tasks, 2) for name, count in (calls + webhooks).items()},
     }
@@ -202,14 +202,14 @@ def _run(commands: list[tuple[list[str], dict[str, str]]]) -> list[dict[str, Any
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-        found = []
+        results = []
         for process in processes:
             output, errors = process.communicate(timeout=MAX_SECONDS)
             if process.returncode:
                 ended = f"{process.args} ended with {process.returncode}"
                 raise RuntimeError(f"{ended}: {errors[-2000:]}")
-            found.append(json.loads(output.splitlines()[-1]))
-        return found
+            results.append(json.loads(output.splitlines()[-1]))
+        return results
     finally:
         for process in processes:
             process.kill()  # does nothing if it has ended
