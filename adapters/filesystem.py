@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.common.atomic_write import sync_folder, write_atomically
+from adapters.common.files import sync_folder, write_atomically
 from application.ports import (
     Blob,
     BlobDenied,

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import ParamSpec, TypeVar
 
+from adapters.common.queue_ports import DeadLetterAction, DeadMessage
 from application.ports import (
     Blob,
     BlobMissing,
@@ -22,8 +23,6 @@ from application.ports import (
     CheckpointRejected,
     Clock,
     Condition,
-    DeadLetterAction,
-    DeadMessage,
     Delivery,
     DeliveryLost,
     IfAbsent,
@@ -38,10 +37,9 @@ from domain.image import ImageFacts, ImageRefused, PreparedImage
 from domain.location import Bucket, Location
 from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
-from domain.preview import Preview, PreviewScores
 from domain.progress import Progress, StepReport
 from domain.report import BaseFacts, StyleReport
-from domain.results import Artifact, Checkpoint, TrainingMetric
+from domain.results import Artifact, Checkpoint, Preview, PreviewScores, TrainingMetric
 from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)

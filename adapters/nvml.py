@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from application.ports import GpuReading
+from adapters.common.gpu_reading import GpuReading
 
 log = logging.getLogger(__name__)
 

@@ -19,16 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from adapters.common.atomic_write import write_atomically
-from application.ports import (
-    MAX_MESSAGE_BYTES,
-    Clock,
-    DeadLetterAction,
-    DeadMessage,
-    Delivery,
-    DeliveryLost,
-    QueueUnavailable,
-)
+from adapters.common.files import write_atomically
+from adapters.common.queue_ports import DeadLetterAction, DeadMessage
+from application.ports import MAX_MESSAGE_BYTES, Clock, Delivery, DeliveryLost, QueueUnavailable
 
 log = logging.getLogger(__name__)
 

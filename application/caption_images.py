@@ -8,8 +8,8 @@ from dataclasses import replace
 from application.job_store import JobStore
 from application.ports import Captioner
 from application.stop_signal import StopSignal
+from domain.captions import without_style_words
 from domain.image import ImageSet, TrainingImage
-from domain.style_words import without_style_words
 
 log = logging.getLogger(__name__)
 

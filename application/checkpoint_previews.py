@@ -11,7 +11,7 @@ from application.stop_signal import Stopped, StopSignal
 from application.worker_config import WorkerConfig
 from domain.events import PreviewsDrawn, PreviewsScored
 from domain.job import TrainingJob
-from domain.preview import Preview, PreviewScores
+from domain.results import Preview, PreviewScores
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,7 @@ def draw_previews(
         TrainerBroken: raised by the session.
     """
     drawn = session.previews(with_lora=with_lora, check=stop.check)
-    events(
-        PreviewsDrawn(
-            task_id=job.task_id,
-            style_id=job.style_id,
-            epoch=epoch,
-            previews=drawn,
-            with_lora=with_lora,
-        )
-    )
+    events(PreviewsDrawn(**job.ids, epoch=epoch, previews=drawn, with_lora=with_lora))
     return drawn
 
 
@@ -107,8 +99,7 @@ class CheckpointPreviews:
         if scores is not None:
             self._store.events(
                 PreviewsScored(
-                    task_id=job.task_id,
-                    style_id=job.style_id,
+                    **job.ids,
                     epoch=epoch,
                     closeness=scores.closeness,
                     faithfulness=scores.faithfulness,

@@ -71,15 +71,6 @@ class CheckpointStorage:
         stored = self._executor.submit(context.run, store)
         self._pending = _PendingUpload(taken.epoch, began, stored)
 
-    def finish_if_uploaded(self) -> None:
-        """Record the pending checkpoint if its upload has ended.
-
-        Raises:
-            LeaseLost, BlobDenied: as ``begin``.
-        """
-        if self._pending is not None and self._pending.stored.done():
-            self.finish()
-
     def finish(self, timeout: float | None = None, *, at_the_end: bool = False) -> bool:
         """Wait for the pending upload, and record its checkpoint.
 

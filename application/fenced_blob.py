@@ -1,8 +1,13 @@
-"""A blob that a worker may overwrite only if it has read the latest version."""
+"""JSON records in the store, and writes that need the latest version of a record."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
 from application.ports import (
+    Blob,
     BlobMissing,
     BlobStore,
     BlobTooLarge,
@@ -14,9 +19,18 @@ from application.ports import (
 from domain.errors import UserError
 from domain.location import Location
 
+T = TypeVar("T")
+
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """Largest record that is read; written records are many times smaller."""
-DECODE_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+DECODE_ERRORS = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
 """Exceptions raised by decoding JSON of an unexpected structure."""
 
 
@@ -35,43 +49,58 @@ class Superseded(Exception):
     """Another worker wrote the blob after it was read; this write was not stored."""
 
 
+def read_json(blobs: BlobStore, at: Location, decode: Callable[[Any], T]) -> T | None:
+    """Read and decode a JSON record; None if there is none.
+
+    Raises:
+        RecordDamaged: it is too large, not JSON, or ``decode`` raised one of ``DECODE_ERRORS``.
+    """
+    found = _fetch(blobs, at)
+    return None if found is None else _decoded(found.data, at, decode)
+
+
 class FencedBlob:
-    """Reads and writes one blob; each write requires that no other writer changed it meanwhile.
+    """One JSON record; each write requires that no other writer changed it meanwhile.
 
     If the response of a write is lost (a timeout, or a retry of the store's client after its first
-    try was stored), the write is recognised by its content. So the content of every write must be
-    unique among all writers and all earlier writes.
+    try was stored), the write is recognised by its content. So each write gets a new
+    ``revision``, and a record must contain something that is unique to its writer.
     """
 
     def __init__(self, blobs: BlobStore, at: Location) -> None:
         self._blobs = blobs
-        self._etag: str | None = None
+        self._revision = 0
         self._in_doubt: list[bytes] = []
         self.at = at
+        self.etag: str | None = None
+        """Of the version that the next write replaces; None if there is none."""
 
-    def read(self) -> bytes | None:
-        """Return the blob's content, or None; later writes are conditional on this state.
+    def read(self, decode: Callable[[Any], T]) -> T | None:
+        """Return the decoded record, or None; later writes are conditional on this state.
 
         Raises:
-            RecordDamaged: the blob is too large for a record.
+            RecordDamaged: as ``read_json``, or the revision is missing.
         """
-        try:
-            found = self._blobs.get(self.at, max_bytes=MAX_RECORD_BYTES)
-        except BlobTooLarge as error:
-            raise RecordDamaged(self.at, error) from None
-        except BlobMissing:
-            self._etag = None
-            return None
-        self._etag = found.etag
-        return found.data
 
-    def write(self, data: bytes) -> None:
-        """Replace the blob.
+        def decode_with_revision(record: Any) -> T:
+            if type(record["revision"]) is not int:
+                raise TypeError(f"revision is {record['revision']!r}")
+            self._revision = record["revision"]
+            return decode(record)
+
+        data = self._get()
+        return None if data is None else _decoded(data, self.at, decode_with_revision)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Replace the record.
 
         Raises:
             Superseded: another writer changed or removed it.
             Unavailable: the write may or may not have been stored; the next write checks.
         """
+        # A failed write may have been stored: never reuse a revision.
+        self._revision += 1
+        data = json.dumps({"revision": self._revision, **record}, indent=1).encode()
         try:
             try:
                 self._put(data)
@@ -85,9 +114,14 @@ class FencedBlob:
             raise
         self._in_doubt.clear()
 
+    def _get(self) -> bytes | None:
+        found = _fetch(self._blobs, self.at)
+        self.etag = found.etag if found else None
+        return found.data if found else None
+
     def _put(self, data: bytes) -> None:
-        condition = IfAbsent() if self._etag is None else IfMatch(self._etag)
-        self._etag = self._blobs.put(
+        condition = IfAbsent() if self.etag is None else IfMatch(self.etag)
+        self.etag = self._blobs.put(
             self.at, data, content_type="application/json", condition=condition
         )
 
@@ -98,11 +132,27 @@ class FencedBlob:
         Raises:
             PreconditionFailed: another writer wrote the blob.
         """
-        seen = self._etag
-        found = self.read()
+        seen = self.etag
+        found = self._get()
         if found == data:
             return True
         if found is None or found not in self._in_doubt:
-            self._etag = seen
+            self.etag = seen
             raise PreconditionFailed(str(self.at))
         return False
+
+
+def _fetch(blobs: BlobStore, at: Location) -> Blob | None:
+    try:
+        return blobs.get(at, max_bytes=MAX_RECORD_BYTES)
+    except BlobMissing:
+        return None
+    except BlobTooLarge as error:
+        raise RecordDamaged(at, error) from None
+
+
+def _decoded(data: bytes, at: Location, decode: Callable[[Any], T]) -> T:
+    try:
+        return decode(json.loads(data))
+    except DECODE_ERRORS as error:
+        raise RecordDamaged(at, error) from error

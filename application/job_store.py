@@ -14,12 +14,7 @@ from functools import partial
 from typing import Any
 
 from application.event_bus import EventSink, LeaseWritten
-from application.fenced_blob import (
-    DECODE_ERRORS,
-    MAX_RECORD_BYTES,
-    FencedBlob,
-    RecordDamaged,
-)
+from application.fenced_blob import MAX_RECORD_BYTES, FencedBlob, RecordDamaged, read_json
 from application.journal import Entry, read_record
 from application.lease import Lease, LeaseTerms, lease_owner
 from application.ports import (
@@ -35,11 +30,17 @@ from application.ports import (
     Unavailable,
 )
 from application.storage_keys import JOBS, StorageKeys
-from application.task_record import claim_task_id
+from domain.errors import UserError
 from domain.job import TrainingJob
 from domain.location import Bucket, Location
-from domain.preview import Preview, PreviewScores
-from domain.results import Artifact, Checkpoint, CheckpointRef, TrainingMetric
+from domain.results import (
+    Artifact,
+    Checkpoint,
+    CheckpointRef,
+    Preview,
+    PreviewScores,
+    TrainingMetric,
+)
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,19 @@ MAX_CHECKPOINT_BYTES = 4 * 1024**3
 """Exceeds a checkpoint of the highest rank on all layers, including the optimizer's state."""
 MAX_PREVIEW_BYTES = 64 * 1024**2
 """Exceeds one PNG at the largest resolution."""
+
+
+class TaskDiffers(UserError):
+    """A message has a known task id but a different request."""
+
+    def __init__(self, task_id: str, differences: dict[str, tuple[Any, Any]]) -> None:
+        fields = ", ".join(differences)
+        remedy = "publish a different request under a new task_id"
+        super().__init__(f"task {task_id} is already recorded with a different {fields}: {remedy}")
+        self.details = {"field": fields, "remedy": remedy}
+        for name, (recorded, given) in differences.items():
+            self.details[f"{name} on record"] = _short(recorded)
+            self.details[f"{name} in the message"] = _short(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +89,7 @@ class JobStore:
             RecordNewer, RecordDamaged: the record cannot be used.
         """
         blob = FencedBlob(self.blobs, self.keys.journal(fresh.task_id))
-        entry = Entry(blob, self.worker, self.events, fresh, self.clock.monotonic())
+        entry = Entry(blob, self.worker, self.events, fresh, self.clock)
         entry.load()
         return entry
 
@@ -89,14 +103,35 @@ class JobStore:
             reason = ValueError(f"weights at {job.artifact.location}")
             raise RecordDamaged(self.keys.journal(job.task_id), reason)
 
-    def claim(self, task: TrainingTask) -> None:
+    def claim(self, task: TrainingTask, job: TrainingJob) -> None:
         """Record the request under its task id, or compare it with the recorded one.
+
+        If two messages with one id arrive at the same time, the first write is the valid one.
 
         Raises:
             TaskDiffers: an earlier message with this id has a different request.
             RecordDamaged: the recorded request cannot be decoded.
         """
-        claim_task_id(task, self.keys.task(task.task_id), self.blobs)
+        if job.style_id != task.style_id:  # version 0.1 recorded only the style id
+            raise TaskDiffers(task.task_id, {"style_id": (job.style_id, task.style_id)})
+        wanted = {
+            "style_id": task.style_id,
+            "images": [str(image) for image in task.images],
+            "tags": list(task.tags),
+            "parameters": json.loads(json.dumps(dict(task.requested.named))),
+        }
+        at = self.keys.task(task.task_id)
+        try:
+            self._put_json(at, wanted, IfAbsent())
+        except PreconditionFailed:
+            recorded = read_json(self.blobs, at, lambda found: {**found}) or wanted
+            differences = {
+                name: (recorded.get(name), value)
+                for name, value in wanted.items()
+                if recorded.get(name) != value
+            }
+            if differences:
+                raise TaskDiffers(task.task_id, differences) from None
 
     def read_job(self, task_id: str) -> TrainingJob | None:
         """Read the job's record; None if it has none.
@@ -229,26 +264,18 @@ class JobStore:
 
     # --- results
 
-    def put_weights(self, style_id: int, weights: bytes) -> Artifact:
-        """Store a finished style as one file."""
-        return self._put_weights({self.keys.weights(style_id): weights})
-
-    def put_weights_folder(
-        self, job: TrainingJob, weights: bytes, folder: Mapping[str, bytes]
-    ) -> Artifact:
-        """Store a finished style as a folder for PEFT, and also as a single file in that folder.
+    def put_weights(self, job: TrainingJob, weights: bytes, peft: Mapping[str, bytes]) -> Artifact:
+        """Store a finished style as one file, or as a folder for PEFT that also holds this file.
 
         Args:
-            folder: files by name. The backend gets the location of the first; readers wait for the
-                last.
+            peft: the folder's files by name; empty stores one file. The backend gets the location
+                of the first; readers wait for the last.
         """
+        single = self.keys.weights(job.style_id)
         place = partial(self.keys.weights_in_folder, job.style_id, job.task_id)
-        beside = place(self.keys.weights(job.style_id).name)
-        files = {place(name): data for name, data in folder.items()}
-        self.blobs.put(beside, weights)
-        return self._put_weights(files)
-
-    def _put_weights(self, files: Mapping[Location, bytes]) -> Artifact:
+        if peft:
+            self.blobs.put(place(single.name), weights)
+        files = {place(name): data for name, data in peft.items()} or {single: weights}
         for at, data in files.items():
             self.blobs.put(at, data)
         at, data = next(iter(files.items()))
@@ -275,16 +302,15 @@ class JobStore:
 
     def preview_scores(self, task_id: str, epochs: Iterable[int]) -> dict[int, PreviewScores]:
         """Read the scores of these epochs' previews; epochs without scores are left out."""
-        found = {}
+        found: dict[int, PreviewScores] = {}
         for epoch in epochs:
             at = self.keys.preview_scores(task_id, epoch)
             try:
-                data = self.blobs.get(at, max_bytes=MAX_RECORD_BYTES).data
-                found[epoch] = PreviewScores(**json.loads(data))
-            except BlobMissing:
-                continue
-            except (BlobTooLarge, *DECODE_ERRORS) as error:
-                log.warning("%s cannot be used: %s", at, error)
+                scores = read_json(self.blobs, at, lambda value: PreviewScores(**value))
+            except RecordDamaged as error:
+                log.warning("the preview scores cannot be used: %s", error)
+            else:
+                found |= {epoch: scores} if scores else {}
         return found
 
     def delete_previews(self, task_id: str) -> None:
@@ -322,13 +348,9 @@ class JobStore:
 
     def _texts(self, at: Location) -> dict[str, str] | None:
         """Read a JSON object of texts; None if there is none."""
-        try:
-            found = json.loads(self.blobs.get(at, max_bytes=MAX_RECORD_BYTES).data)
-            return {str(name): str(value) for name, value in found.items()}
-        except BlobMissing:
-            return None
-        except (BlobTooLarge, *DECODE_ERRORS) as error:
-            raise RecordDamaged(at, error) from None
+        return read_json(
+            self.blobs, at, lambda found: {str(name): str(text) for name, text in found.items()}
+        )
 
 
 def _best(metric: TrainingMetric | None) -> tuple[int, int]:
@@ -336,3 +358,8 @@ def _best(metric: TrainingMetric | None) -> tuple[int, int]:
     if metric is None or metric.best_epoch is None:
         return 0, 0
     return metric.best_epoch, metric.best_epoch * metric.steps // metric.epochs
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -6,25 +6,20 @@ believed dead cannot overwrite the record of its successor.
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from enum import StrEnum
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from application.event_bus import EventSink
-from application.fenced_blob import (
-    DECODE_ERRORS,
-    MAX_RECORD_BYTES,
-    FencedBlob,
-    RecordDamaged,
-    Superseded,
-)
+from application.fenced_blob import FencedBlob, Superseded, read_json
 from application.lease import LeaseLost
-from application.ports import BlobMissing, BlobStore, BlobTooLarge
+from application.ports import BlobStore, Clock
 from domain.errors import UserError
-from domain.events import Event
+from domain.events import PartTimed
 from domain.job import Change, TrainingJob
 from domain.location import Location
 from domain.parameters import InvalidParameter, TrainingParameters
@@ -47,19 +42,21 @@ class RecordNewer(UserError):
 
 
 class Entry:
-    """One job's record, open for writing by one worker."""
+    """One job's record, open for writing by one worker, and the times of the job's parts."""
 
     def __init__(
-        self, blob: FencedBlob, writer: str, sink: EventSink, job: TrainingJob, opened_at: float
+        self, blob: FencedBlob, writer: str, sink: EventSink, job: TrainingJob, clock: Clock
     ) -> None:
         self._blob = blob
         self._writer = writer
         self._sink = sink
-        self._revision = 0
+        self._clock = clock
         self.job = job
         """The current state of the job."""
-        self.opened_at = opened_at
+        self.opened_at = clock.monotonic()
         """Monotonic time, in seconds."""
+        self.seconds: dict[str, float] = {}
+        """Seconds by part (``PartTimed``), since the last ``publish_times``."""
         self.progress_in_flight_until = -math.inf
         """Monotonic time, in seconds, until which a progress call of ours may still reach the
         backend. Not recorded: the takeover of a dead worker's job takes longer than that."""
@@ -71,9 +68,7 @@ class Entry:
             RecordNewer: the record was written by a newer worker version.
             RecordDamaged: the record cannot be decoded.
         """
-        found = self._blob.read()
-        if found is not None:
-            self._revision, self.job = _decode(found, self._blob.at)
+        self.job = self._blob.read(_decode) or self.job
 
     def apply(self, change: Change) -> None:
         """Write the job to its record after a transition, then publish the event.
@@ -83,11 +78,8 @@ class Entry:
             Unavailable: the store cannot be reached; ``job`` is unchanged.
         """
         job, event = change
-        # A failed write may have been stored: never reuse a revision.
-        self._revision += 1
-        record = {"revision": self._revision, "writer": self._writer, "job": encode_job(job)}
         try:
-            self._blob.write(json.dumps(record, indent=1).encode())
+            self._blob.write({"writer": self._writer, "job": encode_job(job)})
         except Superseded as error:
             raise LeaseLost(str(error)) from None
         self.job = job
@@ -98,9 +90,24 @@ class Entry:
         self.job, event = change
         self._sink(event)
 
-    def publish(self, event: Event) -> None:
-        """Publish an event that changes nothing about the job."""
-        self._sink(event)
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Add the duration of the with-block to a part of the job."""
+        began = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            self.add_time(part, self._clock.monotonic() - began)
+
+    def add_time(self, part: str, seconds: float) -> None:
+        """Add to a part of the job."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def publish_times(self) -> None:
+        """Send an event for each part, and start from 0."""
+        seconds, self.seconds = self.seconds, {}
+        for part, spent in seconds.items():
+            self._sink(PartTimed(**self.job.ids, part=part, seconds=spent))
 
 
 def read_record(blobs: BlobStore, at: Location) -> TrainingJob | None:
@@ -110,25 +117,11 @@ def read_record(blobs: BlobStore, at: Location) -> TrainingJob | None:
         RecordNewer: the record was written by a newer worker version.
         RecordDamaged: the record cannot be decoded.
     """
-    try:
-        found = blobs.get(at, max_bytes=MAX_RECORD_BYTES)
-    except BlobMissing:
-        return None
-    except BlobTooLarge as error:
-        raise RecordDamaged(at, error) from None
-    return _decode(found.data, at)[1]
+    return read_json(blobs, at, _decode)
 
 
-def _decode(data: bytes, at: Location) -> tuple[int, TrainingJob]:
-    """Decode a record's revision and its job."""
-    try:
-        record = json.loads(data)
-        revision = record["revision"]
-        if type(revision) is not int:
-            raise TypeError(f"revision is {revision!r}")
-        return revision, decode_job(record["job"])
-    except DECODE_ERRORS as error:
-        raise RecordDamaged(at, error) from error
+def _decode(record: dict[str, Any]) -> TrainingJob:
+    return decode_job(record["job"])
 
 
 def encode_job(job: TrainingJob) -> dict[str, Any]:

@@ -8,30 +8,17 @@ looks expired for twice its renewal interval, and takes it over only if it was n
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from application.fenced_blob import (
-    DECODE_ERRORS,
-    MAX_RECORD_BYTES,
-    FencedBlob,
-    RecordDamaged,
-    Superseded,
-)
-from application.ports import (
-    BlobDenied,
-    BlobMissing,
-    BlobStore,
-    BlobTooLarge,
-    Clock,
-    Unavailable,
-)
+from application.fenced_blob import FencedBlob, RecordDamaged, Superseded, read_json
+from application.ports import BlobDenied, BlobStore, Clock, Unavailable
 from application.retry import retry, sleep
 from application.stop_signal import StopReason, StopSignal
 from domain.location import Location
@@ -40,6 +27,8 @@ log = logging.getLogger(__name__)
 
 MAX_SECONDS = 3600.0
 """Longest term of a lease. A stored lease with a longer term is treated as having this one."""
+EXTEND_TIMEOUT = 600.0
+"""Seconds for which ``Lease.extend`` retries while the store is unavailable."""
 
 
 class LeaseHeld(Exception):
@@ -78,29 +67,16 @@ class _Record:
     owner: str
     """Empty when released."""
     expires_at: datetime
-    revision: int
     seconds: float
     """The owner's term; other workers may have other terms."""
 
-    def encode(self) -> bytes:
-        return json.dumps({**asdict(self), "expires_at": self.expires_at.isoformat()}).encode()
-
     @staticmethod
-    def decode(data: bytes, at: Location) -> _Record:
-        """Raises: RecordDamaged."""
-        try:
-            fields = json.loads(data)
-            record = _Record(
-                owner=str(fields["owner"]),
-                expires_at=datetime.fromisoformat(fields["expires_at"]).astimezone(UTC),
-                revision=int(fields["revision"]),
-                seconds=float(fields.get("seconds", LeaseTerms.seconds)),
-            )
-        except (*DECODE_ERRORS, OverflowError) as error:
-            raise RecordDamaged(at, error) from None
-        if not record.seconds > 0:
-            raise RecordDamaged(at, ValueError(f"it lasts {record.seconds} seconds"))
-        return record
+    def decode(fields: dict[str, Any]) -> _Record:
+        seconds = float(fields.get("seconds", LeaseTerms.seconds))
+        if not seconds > 0:
+            raise ValueError(f"it lasts {seconds} seconds")
+        expires_at = datetime.fromisoformat(fields["expires_at"]).astimezone(UTC)
+        return _Record(str(fields["owner"]), expires_at, seconds)
 
     def remaining(self, now: datetime) -> float:
         return (self.expires_at - now).total_seconds()
@@ -130,7 +106,6 @@ class Lease:
         self._terms = terms
         self._clock = clock
         self._report_write = report_write
-        self._revision = 0
         self._valid_until = -math.inf
         self._writing = threading.Lock()
 
@@ -152,12 +127,9 @@ class Lease:
             self._write(self._owner)
             return  # a new job: it has no lease yet
         except Superseded:
-            found = self._blob.read()
-        if found is not None:
-            record = self._understood(found)
-            if record.owner:
-                self._watch(record, found, stop)
-            self._revision = record.revision
+            found = self._read()
+        if found is not None and found.owner:
+            self._watch(found, stop)
         try:
             self._write(self._owner)
         except Superseded:
@@ -174,15 +146,16 @@ class Lease:
         except Superseded as error:
             raise LeaseLost(str(error)) from None
 
-    def extend(self) -> None:
+    def extend(self, stop: StopSignal) -> None:
         """Renew the lease, unless it was renewed a moment ago.
 
         Raises:
             LeaseLost: another worker has it.
+            Unavailable: the store was unavailable until ``stop`` or for ``EXTEND_TIMEOUT``.
         """
         left = self._valid_until - self._clock.monotonic()
         if left < self._terms.takeover_delay - self._terms.renew_every / 4:
-            self.renew()
+            retry(self.renew, self._clock, stop, EXTEND_TIMEOUT)
 
     def release(self, *, delete: bool) -> None:
         """Release the lease, so that the next worker can acquire it immediately.
@@ -208,23 +181,25 @@ class Lease:
         except BlobDenied as error:
             log.warning("could not delete the lease of a finished job: %s", error)
 
-    def _understood(self, data: bytes) -> _Record:
-        """Decode the record. A damaged record is treated as an expired lease."""
+    def _read(self) -> _Record | None:
+        """Read the record. A damaged record is treated as an expired lease."""
         try:
-            return _Record.decode(data, self._blob.at)
+            return self._blob.read(_Record.decode)
         except RecordDamaged as error:
             log.warning("the lease will be replaced: %s", error)
-            return _Record("unknown", self._clock.now(), 0, self._terms.seconds)
+            return _Record("unknown", self._clock.now(), self._terms.seconds)
 
-    def _watch(self, record: _Record, found: bytes, stop: StopSignal) -> None:
+    def _watch(self, record: _Record, stop: StopSignal) -> None:
         # The term is capped: a forged lease must not block the job for years.
         theirs = LeaseTerms(min(max(record.seconds, self._terms.seconds), MAX_SECONDS))
         remaining = record.remaining(self._clock.now())
         if 0 < remaining <= 2 * theirs.seconds:
             raise LeaseHeld(record.owner, min(remaining, self._terms.seconds))
+        seen = self._blob.etag
         sleep(theirs.takeover_delay, self._clock, stop)
         stop.check()
-        if self._blob.read() != found:
+        self._read()
+        if self._blob.etag != seen:
             raise LeaseHeld(record.owner, self._terms.seconds)
         log.warning("lease %s taken over from dead worker %s", self._blob.at, record.owner)
 
@@ -281,10 +256,14 @@ class Lease:
             began = self._clock.monotonic()
             now = self._clock.now()
             expires = now + timedelta(seconds=self._terms.seconds)
-            self._revision += 1
-            record = _Record(owner, expires, self._revision, self._terms.seconds)
             try:
-                self._blob.write(record.encode())
+                self._blob.write(
+                    {
+                        "owner": owner,
+                        "expires_at": expires.isoformat(),
+                        "seconds": self._terms.seconds,
+                    }
+                )
             except Exception as error:
                 if isinstance(error, Superseded):
                     self._valid_until = -math.inf
@@ -301,7 +280,7 @@ def lease_owner(blobs: BlobStore, at: Location, now: datetime) -> str | None:
         Unavailable, BlobDenied: the store cannot be read.
     """
     try:
-        record = _Record.decode(blobs.get(at, max_bytes=MAX_RECORD_BYTES).data, at)
-    except (BlobMissing, BlobTooLarge, RecordDamaged):
+        found = read_json(blobs, at, _Record.decode)
+    except RecordDamaged:
         return None
-    return record.owner if record.owner and record.remaining(now) > 0 else None
+    return found.owner if found and found.owner and found.remaining(now) > 0 else None

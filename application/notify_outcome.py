@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from application.journal import Entry
+from application.lease import Lease
 from application.ports import Clock, Notifier, NotifierRefused, NotifierUnavailable
 from application.retry import backoff, retry, sleep
 from application.settlement import Ack, DeadLetter, Requeue, Settlement
@@ -43,22 +44,16 @@ class OutcomeNotifier:
     max_pause: float = 15.0
     """Longest pause in seconds. After a longer ``Retry-After`` the message is retried later."""
 
-    def __call__(
-        self,
-        entry: Entry,
-        extend_lease: Callable[[], None],
-        lease_is_valid: Callable[[], bool],
-        stop: StopSignal,
-    ) -> Settlement:
+    def __call__(self, entry: Entry, lease: Lease, stop: StopSignal) -> Settlement:
         """Make the call, and record the result.
 
         The job's record is written before each try and after the last. These writes are
         conditional: of two workers that both claim the job, one fails here.
 
         Args:
-            extend_lease: renews the lease for longer than a try can take, or raises.
-            lease_is_valid: whether no other worker can have the job at this moment.
-            stop: once set, failed calls are not retried.
+            lease: the job's lease; renewed before each try for longer than it can take.
+            stop: the worker's; once set, failed calls are not retried. A decided job ignores
+                cancellation.
 
         Raises:
             Unavailable: the backend or the store is unavailable; the job stays announcing.
@@ -70,7 +65,7 @@ class OutcomeNotifier:
         while True:
             if self._too_late(stop):
                 return Requeue()
-            extend_lease()
+            lease.extend(stop)
             if entry.job.announcements:
                 if self._has_arrived(entry.job):
                     log.info("the final call for style %d has arrived", entry.job.style_id)
@@ -78,7 +73,7 @@ class OutcomeNotifier:
                 if self._too_late(stop):
                     return Requeue()
             entry.apply(entry.job.begin_announcement())
-            if not lease_is_valid():
+            if not lease.is_valid:
                 # This process was suspended: another worker may have taken over and called.
                 continue
             try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from application.caption_images import caption_images
 from application.fetch_images import fetch_images
 from application.job_store import JobStore
-from application.ports import BlobMissing, BlobTooLarge, Captioner, ImageInspector
+from application.ports import BlobMissing, BlobTooLarge, Captioner, ImageInspector, Trainer
 from application.stop_signal import StopSignal
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
@@ -36,14 +36,14 @@ class TrainingPlanner:
         self,
         task: TrainingTask,
         recorded: TrainingParameters | None,
-        native_resolution: int,
+        trainer: Trainer,
         stop: StopSignal,
     ) -> tuple[TrainingPlan, ImageSet]:
         """Return the plan, and the fetched images including the refused ones.
 
         Args:
             recorded: the parameters of an earlier attempt; they replace the task's.
-            native_resolution: default resolution, as the side of a square in pixels.
+            trainer: its native resolution is the default.
 
         Raises:
             ImagesDenied: access to all images is denied.
@@ -51,12 +51,8 @@ class TrainingPlanner:
             Stopped: ``stop`` was set.
             TrainerBroken: the device failed while it captioned images.
         """
-        requested = task.requested
-        resolution = (
-            recorded.resolution
-            if recorded
-            else requested.named.get("resolution", native_resolution)
-        )
+        requested, native = task.requested, trainer.native_resolution
+        resolution = recorded.resolution if recorded else requested.named.get("resolution", native)
         images = fetch_images(
             task.images, resolution, self.store.blobs, self.inspector, self.config, stop
         )
@@ -70,7 +66,7 @@ class TrainingPlanner:
         in_an_epoch = tuple(image for image in images.usable for _ in range(image.repeats))
 
         parameters = recorded or requested.resolve(
-            image_count=len(in_an_epoch), native_resolution=native_resolution
+            image_count=len(in_an_epoch), native_resolution=native
         )
         initial = self._initial_lora(parameters.network_weights)
         if initial is not None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
 from typing import Protocol
 
 from application.stop_signal import StopSignal
@@ -19,11 +18,9 @@ from domain.image import PreparedImage
 from domain.location import Bucket, Location
 from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
-from domain.preview import Preview, PreviewScores
 from domain.progress import Progress, StepReport
 from domain.report import BaseFacts, StyleReport
-from domain.results import Artifact, Checkpoint, TrainingMetric
-from domain.task import TrainingTask
+from domain.results import Artifact, Checkpoint, Preview, PreviewScores, TrainingMetric
 from domain.training_plan import TrainingPlan
 
 
@@ -103,56 +100,6 @@ class Queue(Protocol):
 
     def requeue(self, delivery: Delivery) -> None:
         """Return the message to the queue immediately, for another worker."""
-
-
-@dataclass(frozen=True)
-class DeadMessage:
-    """One dead letter, as shown to an operator."""
-
-    body: bytes
-    reason: str
-    details: Mapping[str, str] = field(default_factory=dict)
-    since: datetime | None = None
-    """Time of dead-lettering."""
-
-
-class DeadLetterAction(Enum):
-    """An operator's decision about a dead letter."""
-
-    KEEP = "keep"
-    PUT_BACK = "put back"
-    """Move the message back to the queue."""
-    DROP = "drop"
-
-
-class DeadLetters(Protocol):
-    """A queue's dead letters: messages that wait for an operator."""
-
-    def process_dead_letters(
-        self, decide: Callable[[DeadMessage], DeadLetterAction]
-    ) -> list[DeadMessage]:
-        """Call ``decide`` for each dead letter, oldest first, and apply its result.
-
-        Putting a message back resets its retries. It is removed from the dead letters after the
-        queue has stored it: a failure in between may duplicate the message but never loses it.
-
-        Returns:
-            Every dead letter, whether kept or not.
-
-        Raises:
-            QueueUnavailable: some messages may have been put back or dropped already.
-        """
-
-
-class QueueDepths(Protocol):
-    """Queue depths, for gauges and autoscaling."""
-
-    def depths(self) -> Mapping[str, int]:
-        """Return the number of ready (undelivered) messages by queue name.
-
-        Raises:
-            QueueUnavailable: the depths cannot be read now.
-        """
 
 
 # --- BlobStore ---------------------------------------------------------------------------
@@ -429,27 +376,6 @@ class Captioner(Protocol):
         """
 
 
-# --- GPUs --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuReading:
-    """One GPU's state at one moment; None for values that its driver does not report."""
-
-    index: int
-    name: str
-    memory_used: int | None = None
-    """Bytes in use by all processes."""
-    memory_total: int | None = None
-    """Bytes."""
-    utilization: float | None = None
-    """Share of the driver's last sampling period in which a kernel ran, 0 to 1."""
-    temperature: int | None = None
-    """Degrees Celsius."""
-    power: float | None = None
-    """Watts."""
-
-
 # --- Clock, reports, events --------------------------------------------------------------
 
 
@@ -491,14 +417,3 @@ class Reporter(Protocol):
 
     def render(self, report: StyleReport) -> Sequence[ReportFile]:
         """Return the report's files."""
-
-
-class TaskParser(Protocol):
-    """Parses a message's body."""
-
-    def __call__(self, body: bytes) -> TrainingTask:
-        """Return the task that the body describes.
-
-        Raises:
-            InvalidTask: the body is not a valid task.
-        """

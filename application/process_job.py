@@ -7,62 +7,44 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from application.fenced_blob import RecordDamaged
-from application.job_store import JobStore
+from application.job_store import JobStore, TaskDiffers
 from application.journal import Entry, RecordNewer
 from application.lease import Lease, LeaseHeld, LeaseLost
 from application.notify_outcome import OutcomeNotifier
-from application.ports import BlobDenied, Clock, Unavailable
-from application.retry import backoff, retry
+from application.ports import BlobDenied, Unavailable
+from application.retry import backoff
 from application.settlement import DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import Stopped, StopReason, StopSignal
-from application.task_record import TaskDiffers
 from application.worker_config import WorkerConfig
 from domain.job import UNDECIDED
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class HeldJob:
     """A job whose lease this worker holds."""
 
     entry: Entry
     lease: Lease
     stop: StopSignal
-    """Also set if the job is cancelled or the lease is lost."""
+    """Set if the worker stops, the job is cancelled or the lease is lost."""
     worker_stop: StopSignal
-    clock: Clock
-    config: WorkerConfig
-    notify_outcome: OutcomeNotifier
-
-    def announce(self) -> Settlement:
-        """Notify the backend of the decided outcome.
-
-        A decided job ignores cancellation: only a stop of the worker counts.
-
-        Raises:
-            Unavailable, LeaseLost: as ``OutcomeNotifier``.
-        """
-        return self.notify_outcome(
-            self.entry, self._extend, lambda: self.lease.is_valid, self.worker_stop
-        )
-
-    def _extend(self) -> None:
-        retry(self.lease.extend, self.clock, self.worker_stop, self.config.upload_timeout)
+    """Set if the worker stops."""
 
 
 def process_job(
     entry: Entry,
-    decide: Callable[[HeldJob], Settlement],
+    decide: Callable[[HeldJob], Settlement | None],
     store: JobStore,
     notify_outcome: OutcomeNotifier,
-    config: WorkerConfig,
     stop: StopSignal,
 ) -> Settlement | None:
     """Process a job under its lease.
 
     Args:
-        decide: called if the outcome is not decided; decides and announces it.
+        decide: called if the outcome is not decided; decides it and returns None, or returns how
+            to settle the message.
         stop: the worker's.
 
     Returns:
@@ -82,19 +64,12 @@ def process_job(
     with lease.hold(job_stop, is_finished=lambda: entry.job.is_terminal):
         entry.load()
         store.check_weights(entry.job)
-        held = HeldJob(
-            entry=entry,
-            lease=lease,
-            stop=job_stop,
-            worker_stop=stop,
-            clock=store.clock,
-            config=config,
-            notify_outcome=notify_outcome,
-        )
         if entry.job.state in UNDECIDED:
-            return decide(held)
+            settlement = decide(HeldJob(entry, lease, job_stop, stop))
+            if settlement is not None:
+                return settlement
         if not entry.job.is_terminal:
-            settlement = held.announce()
+            settlement = notify_outcome(entry, lease, stop)
             if not entry.job.is_terminal:
                 return settlement
     return None

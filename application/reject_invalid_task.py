@@ -54,17 +54,14 @@ class RejectInvalidTask:
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
         failure = Failure(FailureCode.INVALID_TASK, _artist_message(error))
 
-        def decide(held: HeldJob) -> Settlement:
+        def decide(held: HeldJob) -> None:
             held.entry.apply(held.entry.job.fail(failure))
-            return held.announce()
 
         try:
             if error.task_id is not None and self.store.read_job(error.task_id) is not None:
                 return refused  # the job of that task notifies the backend itself
             entry = self.store.open(fresh)
-            settlement = process_job(
-                entry, decide, self.store, self.notify_outcome, self.config, stop
-            )
+            settlement = process_job(entry, decide, self.store, self.notify_outcome, stop)
         except BlobDenied as denied:
             return DeadLetter(f"{error}; and the backend could not be notified: {denied}", details)
         except Exception as broken_off:

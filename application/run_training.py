@@ -14,7 +14,6 @@ from application.job_store import JobStore
 from application.journal import Entry
 from application.lease import LeaseLost
 from application.notify_outcome import OutcomeNotifier
-from application.part_timer import PartTimer
 from application.plan_training import TrainingPlanner
 from application.ports import (
     BlobDenied,
@@ -32,17 +31,15 @@ from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlem
 from application.slots import AdmissionQueue
 from application.stop_signal import Stopped, StopReason, StopSignal
 from application.style_report import ReportWriter
-from application.task_record import TaskDiffers
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from domain.delivery import NOT_LEARNED, epochs_to_deliver, has_diverged, with_lower_learning_rate
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
-from domain.image import ImageSet
-from domain.job import ACTIVE, Change, JobState, TrainingJob
-from domain.results import Artifact, TrainingMetric
+from domain.job import ACTIVE, JobState, TrainingJob
+from domain.loss_curve import metric_of
+from domain.results import TrainingMetric
 from domain.task import TrainingTask
-from domain.training_diagnostics import metric_of
 from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
@@ -75,11 +72,9 @@ class RunTraining:
         """
         try:
             entry = self.store.open(TrainingJob(task_id=task.task_id, style_id=task.style_id))
-            self._claim(task, entry.job)
+            self.store.claim(task, entry.job)
             decide = partial(self._decide, task)
-            settlement = process_job(
-                entry, decide, self.store, self.notify_outcome, self.config, stop
-            )
+            settlement = process_job(entry, decide, self.store, self.notify_outcome, stop)
             if settlement is None:
                 settlement = self._write_missing_report(task, entry, stop)
             if isinstance(settlement, Ack):
@@ -89,18 +84,8 @@ class RunTraining:
             about = f"task {task.task_id}"
             return settlement_after(error, about, retries=retries, config=self.config, stop=stop)
 
-    def _claim(self, task: TrainingTask, job: TrainingJob) -> None:
-        """Record the request under its task id, or compare it with the recorded one.
-
-        Raises:
-            TaskDiffers: the recorded request differs.
-        """
-        if job.style_id != task.style_id:  # version 0.1 recorded only the style id
-            raise TaskDiffers(task.task_id, {"style_id": (job.style_id, task.style_id)})
-        self.store.claim(task)
-
-    def _decide(self, task: TrainingTask, held: HeldJob) -> Settlement:
-        """Train the job, decide its outcome and notify the backend; or interrupt the job."""
+    def _decide(self, task: TrainingTask, held: HeldJob) -> Settlement | None:
+        """Train the job and notify the backend, decide that it failed, or interrupt it."""
         entry = held.entry
         if entry.job.state in ACTIVE:
             is_failure = not entry.job.waits
@@ -141,7 +126,7 @@ class RunTraining:
             reason = f"{type(error).__name__}: {error}"
             self._interrupt(entry, reason, is_failure=True)
             return RetryLater(backoff(entry.job.failures), reason, unexpected=True)
-        return held.announce()
+        return None
 
     def _train(self, task: TrainingTask, held: HeldJob) -> Settlement:
         """Fetch and caption the images, train, store the weights, notify the backend, and write
@@ -150,37 +135,36 @@ class RunTraining:
         entry, stop = held.entry, held.stop
         self._fail_fast(entry.job)
         entry.apply(entry.job.start())
-        timer = PartTimer(entry, self.store.clock)
-        with timer.time("fetch"):
-            plan, images = self._plan(task, entry.job, stop)
-        timer.publish()
+        with entry.time("fetch"):
+            plan, images = self.plan(task, entry.job.parameters, self.trainer, stop)
+        entry.publish_times()
         alone = entry.job.failures >= self.config.max_shared_failures
         batch_key = None if alone else self.trainer.batch_key(plan.parameters)
         with (
             self.slots.hold(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
-            self._trained(plan, held) as (session, plan),
+            self._trained(plan, held) as session,
         ):
             metric = self._load_best_weights(session, entry.job, stop)
-            self._apply(entry, entry.job.finish_training(metric), stop)
-            self._retry(held.lease.extend, stop)
-            artifact = self._upload(session.weights(), entry.job, stop)
-            self._apply(entry, entry.job.store(artifact), stop)
-            settlement = held.announce()
+            self._retry(partial(entry.apply, entry.job.finish_training(metric)), stop)
+            held.lease.extend(stop)
+            weights = session.weights()
+            peft = self.trainer.peft_files(weights) if self.config.weights_in_folder else {}
+            put = partial(self.store.put_weights, entry.job, weights, peft)
+            artifact = self._retry(put, stop)
+            self._retry(partial(entry.apply, entry.job.store(artifact)), stop)
+            settlement = self.notify_outcome(entry, held.lease, held.worker_stop)
             if entry.job.is_terminal and stop.reason is None:
                 # After the notification, so that the artist does not wait; the previews need the
                 # open session.
-                base = self.trainer.base
-                self.write_report(session, task, plan, images, entry, base, stop)
+                self.write_report(session, task, images, entry, self.trainer.base, stop)
             return settlement
 
     @contextmanager
-    def _trained(
-        self, plan: TrainingPlan, held: HeldJob
-    ) -> Iterator[tuple[TrainingSession, TrainingPlan]]:
+    def _trained(self, plan: TrainingPlan, held: HeldJob) -> Iterator[TrainingSession]:
         """Train to the end; if it diverges without a usable style, once more with a lower rate.
 
         Yields:
-            The finished session, and its plan.
+            The finished session.
 
         Raises:
             TrainingFailed: STYLE_NOT_LEARNED.
@@ -190,15 +174,15 @@ class RunTraining:
             self.loop.run(session, entry, held.lease, held.stop)
             history, baseline = session.history, session.baseline
             if epochs_to_deliver(history, baseline, plan.parameters.deliver):
-                yield session, plan
+                yield session
                 return
         if entry.job.second_try or not has_diverged(history, baseline):
             raise TrainingFailed(NOT_LEARNED)
         plan = replace(plan, parameters=with_lower_learning_rate(plan.parameters))
         entry.apply(entry.job.try_again(plan.parameters))
         self.store.delete_previews(entry.job.task_id)
-        with self._trained(plan, held) as trained:
-            yield trained
+        with self._trained(plan, held) as session:
+            yield session
 
     def _load_best_weights(
         self, session: TrainingSession, job: TrainingJob, stop: StopSignal
@@ -228,19 +212,6 @@ class RunTraining:
             return metric_of(history, baseline, session.total_steps, record)
         raise TrainingFailed(NOT_LEARNED)
 
-    def _plan(
-        self, task: TrainingTask, job: TrainingJob, stop: StopSignal
-    ) -> tuple[TrainingPlan, ImageSet]:
-        return self.plan(task, job.parameters, self.trainer.native_resolution, stop)
-
-    def _upload(self, weights: bytes, job: TrainingJob, stop: StopSignal) -> Artifact:
-        """Store the weights as one file, or as a PEFT folder if so configured."""
-        put = partial(self.store.put_weights, job.style_id, weights)
-        if self.config.weights_in_folder:
-            folder = self.trainer.peft_files(weights)
-            put = partial(self.store.put_weights_folder, job, weights, folder)
-        return self._retry(put, stop)
-
     def _write_missing_report(
         self, task: TrainingTask, entry: Entry, stop: StopSignal
     ) -> Settlement:
@@ -260,15 +231,14 @@ class RunTraining:
         return Ack()
 
     def _report_from_checkpoint(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> None:
-        plan, images = self._plan(task, entry.job, stop)
+        plan, images = self.plan(task, entry.job.parameters, self.trainer, stop)
         with (
             self.slots.hold(self.trainer.batch_key(plan.parameters), stop, lambda: None),
             self.trainer.open(plan, self._checkpoint(entry.job)) as session,
         ):
             if session.finished:
                 self._load_best_weights(session, entry.job, stop)
-                base = self.trainer.base
-                self.write_report(session, task, plan, images, entry, base, stop)
+                self.write_report(session, task, images, entry, self.trainer.base, stop)
 
     def _fail_fast(self, job: TrainingJob) -> None:
         if self.store.cancellation_requested(job.task_id):
@@ -284,9 +254,8 @@ class RunTraining:
     def _session(self, plan: TrainingPlan, entry: Entry) -> Iterator[TrainingSession]:
         """Open a session, resumed from the job's checkpoint if that is usable."""
         entry.apply(entry.job.begin_training(plan.parameters, len(plan.images)))
-        timer = PartTimer(entry, self.store.clock)
         with ExitStack() as stack:
-            with timer.time("encode"):
+            with entry.time("encode"):
                 try:
                     opened = self.trainer.open(plan, self._checkpoint(entry.job))
                     session = stack.enter_context(opened)
@@ -297,7 +266,7 @@ class RunTraining:
                     log.warning("training starts over, the checkpoint cannot be used: %s", error)
                     entry.apply(entry.job.discard_checkpoint())
                     session = stack.enter_context(self.trainer.open(plan, None))
-            timer.publish()
+            entry.publish_times()
             yield session
 
     def _checkpoint(self, job: TrainingJob) -> bytes | None:
@@ -312,9 +281,6 @@ class RunTraining:
             entry.apply(entry.job.interrupt(reason, is_failure=is_failure))
         except Unavailable as error:
             log.warning("could not record the interruption; the job still looks active: %s", error)
-
-    def _apply(self, entry: Entry, change: Change, stop: StopSignal) -> None:
-        self._retry(partial(entry.apply, change), stop)
 
     def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:
         """Retry a call while the store is unavailable: training again would cost much more."""

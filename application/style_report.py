@@ -17,7 +17,6 @@ from application.stop_signal import Stopped, StopSignal
 from domain.image import ImageSet
 from domain.report import BaseFacts, StyleReport
 from domain.task import TrainingTask
-from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,6 @@ class ReportWriter:
         self,
         session: TrainingSession,
         task: TrainingTask,
-        plan: TrainingPlan,
         images: ImageSet,
         entry: Entry,
         base: BaseFacts,
@@ -59,6 +57,7 @@ class ReportWriter:
             TrainerBroken: raised by the session.
         """
         job, ended = entry.job, self.store.clock.monotonic()
+        assert job.parameters is not None  # recorded when training began
         assert job.metric is not None  # recorded when training finished
         assert job.artifact is not None  # recorded when the weights were stored
         try:
@@ -78,7 +77,7 @@ class ReportWriter:
             report = StyleReport(
                 task=task,
                 base=base,
-                parameters=plan.parameters,
+                parameters=job.parameters,
                 images=images,
                 history=session.history,
                 before=before,

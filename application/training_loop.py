@@ -12,17 +12,12 @@ from application.checkpoint_storage import CheckpointStorage
 from application.job_store import JobStore
 from application.journal import Entry
 from application.lease import Lease
-from application.part_timer import PartTimer
-from application.ports import (
-    Clock,
-    Notifier,
-    TrainingSession,
-)
+from application.ports import Clock, Notifier, TrainingSession
 from application.progress_calls import ProgressCalls
 from application.stop_signal import StopReason, StopSignal
 from application.worker_config import WorkerConfig
+from domain.loss_curve import last_measured_loss
 from domain.progress import Progress, Speedometer, StepReport
-from domain.training_diagnostics import last_measured_loss
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +58,6 @@ class TrainingLoop:
             stop=stop,
             in_flight_seconds=self.config.in_flight_seconds,
         )
-        timer = PartTimer(entry, self.clock)
         storage = CheckpointStorage(self.store, entry, self.uploads)
         previews = CheckpointPreviews(self.store, self.config)
         with (
@@ -77,48 +71,40 @@ class TrainingLoop:
                     if stop.reason is StopReason.SHUTDOWN:
                         self._save_before_exit(session, entry, storage, stop)
                     stop.check()
-                    step = self._advance(session, timer, meter)
-                    self._apply_progress(session, entry, step, meter)
+                    step = self._step(session, entry, meter)
                     due = step.epoch_finished and step.epoch % self.config.checkpoint_every == 0
-                    with timer.time("checkpoints"):
-                        storage.finish_if_uploaded()
+                    with entry.time("checkpoints"):
+                        storage.finish(timeout=0.0)
                         if due or session.finished:
                             storage.begin(session, with_style=True)
                     wanted = due and not session.finished and stop.reason is None
                     if wanted and previews.affordable():
-                        with timer.time("checkpoints"):
+                        with entry.time("checkpoints"):
                             storage.finish()  # record it first: drawing is slow and may crash
-                        with timer.time("previews"):
+                        with entry.time("previews"):
                             previews.draw(session, entry.job, step.epoch, stop)
             except Exception:
                 if stop.reason is not StopReason.LEASE_LOST:
                     # A shutdown deadline leaves no time to wait.
                     storage.try_to_finish(timeout=0.0 if math.isfinite(stop.deadline) else None)
                 raise
-            with timer.time("checkpoints"):
+            with entry.time("checkpoints"):
                 storage.finish(at_the_end=True)
-            timer.publish()
+            entry.publish_times()
 
-    def _advance(
-        self, session: TrainingSession, timer: PartTimer, meter: Speedometer
-    ) -> StepReport:
-        """Run one step, and add its time to the job's parts."""
-        first = "first step" not in timer.seconds
+    def _step(self, session: TrainingSession, entry: Entry, meter: Speedometer) -> StepReport:
+        """Run one step, and publish the progress."""
+        first = "first step" not in entry.seconds
         began = self.clock.monotonic()
         step = session.advance()
         ended = self.clock.monotonic()
-        measured = step.epoch_finished and session.history[-1].evaluation_loss is not None
+        history = session.history
+        measured = step.epoch_finished and history[-1].evaluation_loss is not None
         part = "first step" if first else "measurements" if measured else "steps"
-        timer.add(part, ended - began)
+        entry.add_time(part, ended - began)
         meter.observe(step.step, ended)
-        return step
-
-    def _apply_progress(
-        self, session: TrainingSession, entry: Entry, step: StepReport, meter: Speedometer
-    ) -> None:
         job = entry.job
         assert job.parameters is not None  # set when training began
-        history = session.history
         progress = Progress(
             current_epoch=step.epoch,
             total_epochs=job.parameters.epochs,
@@ -130,6 +116,7 @@ class TrainingLoop:
             base_loss=session.baseline.measured_loss if session.baseline else None,
         )
         entry.apply_unsaved(job.advance(progress, epoch_finished=step.epoch_finished))
+        return step
 
     def _save_before_exit(
         self,

@@ -1,9 +1,10 @@
-"""The loop of a worker: receive a message, run its task, settle it."""
+"""The loops of a worker: receive a message, run its task, settle it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from application.circuit_breaker import CircuitBreaker
@@ -14,13 +15,12 @@ from application.ports import (
     DeliveryLost,
     Queue,
     QueueUnavailable,
-    TaskParser,
     TrainerBroken,
 )
 from application.reject_invalid_task import invalid_task_id
 from application.retry import sleep
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
-from application.stop_signal import StopSignal
+from application.stop_signal import StopReason, StopSignal
 from domain.task import InvalidTask, TrainingTask
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ class WorkerLoop:
     """Processes one message at a time."""
 
     queue: Queue
-    parse: TaskParser
+    parse: Callable[[bytes], TrainingTask]
+    """Parses a message's body. Raises ``InvalidTask``."""
     run: Callable[[TrainingTask, StopSignal, int], Settlement]
     reject: Callable[[bytes, InvalidTask, StopSignal, int], Settlement]
     clock: Clock
@@ -163,3 +164,29 @@ class WorkerLoop:
                 "could not settle the delivery; the queue will deliver the message again: %s",
                 error,
             )
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """Runs the loops, each in a thread; a single loop in the caller's thread."""
+
+    loops: Sequence[WorkerLoop]
+
+    def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
+        """Run until ``stop``, or until all loops find the queue empty.
+
+        If a loop raises, the others shut down in an orderly way, and the error is raised.
+        """
+        if len(self.loops) == 1:
+            self.loops[0](stop, until_empty=until_empty)
+            return
+        stop = StopSignal(stop)
+        with ThreadPoolExecutor(len(self.loops), thread_name_prefix="slot") as pool:
+            loops = [pool.submit(loop, stop, until_empty=until_empty) for loop in self.loops]
+            try:
+                wait(loops, return_when=FIRST_EXCEPTION)
+            finally:
+                # If one loop failed, stop the others.
+                stop.request(StopReason.SHUTDOWN)
+        for ended in loops:
+            ended.result()  # raises the loop's error

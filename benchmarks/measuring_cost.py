@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adapters.diffusion.trainer import DiffusionTrainer
     from application.ports import TrainingSession
-    from domain.preview import Preview, PreviewScores
+    from domain.results import Preview, PreviewScores
     from domain.training_plan import TrainingPlan
 
 EPOCHS = 60

@@ -28,7 +28,7 @@ from benchmarks.quality import with_text
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
     from benchmarks.true_strength import StrengthMeter
-    from domain.preview import Preview, PreviewScores
+    from domain.results import Preview, PreviewScores
 
 SIDE = 128
 SETS = 30
@@ -308,7 +308,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 def drawings(strength: float, count: int, seed: int, content: str = "") -> list[Preview]:
     """Drawings with the style at this strength, as previews of their captions."""
     from assets.style_dial import draw_dialled
-    from domain.preview import Preview
+    from domain.results import Preview
 
     rng = np.random.default_rng(seed)
     previews = []

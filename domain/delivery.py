@@ -8,9 +8,8 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 from domain.failure import Failure, FailureCode
-from domain.loss_curve import EpochRecord
+from domain.loss_curve import EpochRecord, measured_loss
 from domain.parameters import Delivery, TrainingParameters
-from domain.training_diagnostics import measured_loss
 
 STANDARD_ERRORS = 2.0
 """A mean difference beyond this many standard errors counts: about 95 % in a paired t-test

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from domain.failure import Failure
 from domain.parameters import TrainingParameters
-from domain.preview import Preview
 from domain.progress import Progress
-from domain.results import Artifact, CheckpointRef, TrainingMetric
+from domain.results import Artifact, CheckpointRef, Preview, TrainingMetric
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,6 +120,11 @@ class TrainingJob:
             raise ValueError("an announcing job has either an artifact or a failure")
 
     @property
+    def ids(self) -> _Ids:
+        """The fields that every event of the job has."""
+        return {"task_id": self.task_id, "style_id": self.style_id}
+
+    @property
     def is_terminal(self) -> bool:
         """True if the job is completed, failed or cancelled."""
         return self.state in TERMINAL
@@ -128,12 +133,12 @@ class TrainingJob:
         """Start or resume the job."""
         self._allow("start", JobState.QUEUED, JobState.INTERRUPTED)
         job = replace(self, state=JobState.PREPARING, attempt=self.attempt + 1, metric=None)
-        return job, JobStarted(**self._ids(), attempt=job.attempt, resumed_from=self.checkpoint)
+        return job, JobStarted(**self.ids, attempt=job.attempt, resumed_from=self.checkpoint)
 
     def await_slot(self) -> Change:
         """Wait for a slot, after checking the images."""
         self._allow("wait for a slot with", JobState.PREPARING)
-        return replace(self, waits=True), SlotAwaited(**self._ids())
+        return replace(self, waits=True), SlotAwaited(**self.ids)
 
     def begin_training(self, parameters: TrainingParameters, image_count: int) -> Change:
         """Begin training with the final parameters."""
@@ -141,7 +146,7 @@ class TrainingJob:
         if self.parameters is not None and parameters != self.parameters:
             raise InvalidTransition(self.state, "change the parameters of")
         job = replace(self, state=JobState.TRAINING, waits=False, parameters=parameters)
-        return job, TrainingBegan(**self._ids(), parameters=parameters, image_count=image_count)
+        return job, TrainingBegan(**self.ids, parameters=parameters, image_count=image_count)
 
     def advance(self, progress: Progress, *, epoch_finished: bool) -> Change:
         """Record a finished step. ``progress`` stays at the furthest position reached."""
@@ -152,19 +157,19 @@ class TrainingJob:
         else:
             furthest = replace(furthest, redone=furthest.current_step - progress.current_step)
         job = replace(self, progress=furthest)
-        event = ProgressMade(**self._ids(), progress=progress, epoch_finished=epoch_finished)
+        event = ProgressMade(**self.ids, progress=progress, epoch_finished=epoch_finished)
         return job, event
 
     def save_checkpoint(self, checkpoint: CheckpointRef) -> Change:
         """Record a stored checkpoint, and reset the number of failures."""
         self._allow("save a checkpoint of", JobState.TRAINING)
         job = replace(self, checkpoint=checkpoint, failures=0)
-        return job, CheckpointSaved(**self._ids(), checkpoint=checkpoint)
+        return job, CheckpointSaved(**self.ids, checkpoint=checkpoint)
 
     def discard_checkpoint(self) -> Change:
         """Drop an unusable checkpoint, so that training starts over."""
         self._allow("discard the checkpoint of", JobState.TRAINING)
-        return replace(self, checkpoint=None), CheckpointDiscarded(**self._ids())
+        return replace(self, checkpoint=None), CheckpointDiscarded(**self.ids)
 
     def try_again(self, parameters: TrainingParameters) -> Change:
         """Start the training over with other parameters, once."""
@@ -179,31 +184,31 @@ class TrainingJob:
             progress=None,
             checkpoint=None,
         )
-        return job, SecondTryBegan(**self._ids(), learning_rate=parameters.learning_rate)
+        return job, SecondTryBegan(**self.ids, learning_rate=parameters.learning_rate)
 
     def finish_training(self, metric: TrainingMetric) -> Change:
         """Record the end of the last step."""
         self._allow("finish training", JobState.TRAINING)
         job = replace(self, state=JobState.UPLOADING, metric=metric)
-        return job, TrainingFinished(**self._ids(), metric=metric)
+        return job, TrainingFinished(**self.ids, metric=metric)
 
     def store(self, artifact: Artifact) -> Change:
         """Record the stored weights; next, notify the backend."""
         self._allow("store", JobState.UPLOADING)
         job = replace(self, state=JobState.ANNOUNCING, artifact=artifact)
-        return job, ArtifactStored(**self._ids(), artifact=artifact)
+        return job, ArtifactStored(**self.ids, artifact=artifact)
 
     def fail(self, failure: Failure) -> Change:
         """Record the job's failure; next, notify the backend."""
         self._allow("fail", *UNDECIDED)
         job = replace(self, state=JobState.ANNOUNCING, artifact=None, failure=failure)
-        return job, FailureRecorded(**self._ids(), failure=failure)
+        return job, FailureRecorded(**self.ids, failure=failure)
 
     def begin_announcement(self) -> Change:
         """Count the final call before it is made, so that the next worker knows of it."""
         self._allow("announce", JobState.ANNOUNCING)
         job = replace(self, announcements=self.announcements + 1)
-        return job, AnnouncementBegun(**self._ids(), call=job.announcements)
+        return job, AnnouncementBegun(**self.ids, call=job.announcements)
 
     def finish(self) -> Change:
         """Record that the backend has accepted the final call."""
@@ -213,17 +218,17 @@ class TrainingJob:
         if self.failure is not None:
             cancelled = self.failure.code is FailureCode.CANCELLED
             state = JobState.CANCELLED if cancelled else JobState.FAILED
-            return replace(self, state=state), JobFailed(**self._ids(), failure=self.failure)
+            return replace(self, state=state), JobFailed(**self.ids, failure=self.failure)
         assert self.artifact is not None  # checked by __post_init__
         job = replace(self, state=JobState.COMPLETED)
-        return job, JobCompleted(**self._ids(), artifact=self.artifact)
+        return job, JobCompleted(**self.ids, artifact=self.artifact)
 
     def interrupt(self, reason: str, *, is_failure: bool) -> Change:
         """Interrupt the job. ``is_failure`` counts it as a failure, not as an orderly stop."""
         self._allow("interrupt", *ACTIVE)
         failures = self.failures + is_failure
         job = replace(self, state=JobState.INTERRUPTED, waits=False, failures=failures)
-        return job, JobInterrupted(**self._ids(), reason=reason, failures=failures)
+        return job, JobInterrupted(**self.ids, reason=reason, failures=failures)
 
     def reopen(self, reason: str) -> Change:
         """Train a deleted style again from the last checkpoint, and notify the backend again."""
@@ -231,11 +236,32 @@ class TrainingJob:
         job = replace(
             self, state=JobState.INTERRUPTED, metric=None, artifact=None, announcements=0
         )
-        return job, JobInterrupted(**self._ids(), reason=reason, failures=job.failures)
+        return job, JobInterrupted(**self.ids, reason=reason, failures=job.failures)
 
     def _allow(self, action: str, *states: JobState) -> None:
         if self.state not in states:
             raise InvalidTransition(self.state, action)
 
-    def _ids(self) -> _Ids:
-        return {"task_id": self.task_id, "style_id": self.style_id}
+
+_AFTER: dict[type[Event], JobState] = {
+    JobStarted: JobState.PREPARING,
+    TrainingBegan: JobState.TRAINING,
+    SecondTryBegan: JobState.PREPARING,
+    TrainingFinished: JobState.UPLOADING,
+    ArtifactStored: JobState.ANNOUNCING,
+    FailureRecorded: JobState.ANNOUNCING,
+    AnnouncementBegun: JobState.ANNOUNCING,
+    JobCompleted: JobState.COMPLETED,
+    JobFailed: JobState.FAILED,
+    JobInterrupted: JobState.INTERRUPTED,
+}
+
+PHASES = (JobState.PREPARING, JobState.TRAINING, JobState.UPLOADING, JobState.ANNOUNCING)
+"""The states in which a worker processes a job, in order."""
+
+
+def state_after(event: Event) -> JobState | None:
+    """The state of the job after the event; None if the event does not change it."""
+    if isinstance(event, JobFailed) and event.failure.code is FailureCode.CANCELLED:
+        return JobState.CANCELLED
+    return _AFTER.get(type(event))

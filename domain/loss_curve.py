@@ -1,8 +1,14 @@
-"""The loss curve of a run, one record for each epoch."""
+"""The loss curve of a run, and what it shows: best epoch, overfitting, stall."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from domain.results import TrainingMetric
+
+OVERFITTING = 0.05
+"""Relative rise of the validation loss above its minimum that is reported as overfitting."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +37,104 @@ class EpochRecord:
     def measured_loss(self) -> float | None:
         """The validation loss; without held-out images, the evaluation loss."""
         return self.evaluation_loss if self.validation_loss is None else self.validation_loss
+
+
+def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord | None:
+    """The evaluated epoch with the lowest validation loss; without held-out images, the one with
+    the lowest loss on training images. The earliest of equal epochs; None if none was evaluated.
+    """
+    held_out = [record for record in history if record.validation_loss is not None]
+    measured = held_out or [record for record in history if record.evaluation_loss is not None]
+    return min(measured, key=measured_loss, default=None)
+
+
+def last_measured_loss(history: Sequence[EpochRecord]) -> float | None:
+    """The newest measured loss; None if no epoch was evaluated."""
+    losses = (record.measured_loss for record in reversed(history))
+    return next((loss for loss in losses if loss is not None), None)
+
+
+def metric_of(
+    history: Sequence[EpochRecord],
+    baseline: EpochRecord | None,
+    total_steps: int,
+    delivered: EpochRecord,
+) -> TrainingMetric:
+    """The metrics of a finished run whose epoch ``delivered`` becomes the style.
+
+    Args:
+        baseline: epoch 0, the base model's losses; None if the run has no evaluations.
+    """
+    last, best = history[-1], best_epoch(history)
+    return TrainingMetric(
+        loss=last.loss,
+        epochs=last.epoch,
+        steps=total_steps,
+        best_epoch=best.epoch if best else None,
+        delivered_epoch=delivered.epoch,
+        measured_loss=delivered.measured_loss,
+        base_loss=baseline.measured_loss if baseline else None,
+    )
+
+
+def overfitting_note(history: Sequence[EpochRecord]) -> str | None:
+    """A warning for the artist about overfitting, or None.
+
+    Overfitting: the validation loss has risen since its minimum while the training loss fell.
+    """
+    measured = [record for record in history if record.validation_loss is not None]
+    best = best_epoch(measured)
+    if best is None or best.validation_loss is None:
+        return None
+    last = measured[-1]
+    assert last.validation_loss is not None  # ``measured`` has no others
+    rise = last.validation_loss / best.validation_loss - 1
+    fell = (last.evaluation_loss or 0) < (best.evaluation_loss or 0)
+    if rise <= OVERFITTING or not fell:
+        return None
+    return (
+        f"On the held-out images, the loss was lowest in epoch {best.epoch} and has risen by "
+        f"{rise:.0%} since, while it kept falling on the training images: the style "
+        f"begins to memorise its images. About {best.epoch} epochs are enough."
+    )
+
+
+def stall_note(history: Sequence[EpochRecord]) -> str | None:
+    """A note with the epochs in which nothing was learnt, and remedies; None if there are none."""
+    still = [record for record in history if record.stalled]
+    if not still:
+        return None
+    causes = []
+    # Without a gradient norm, both causes are possible.
+    if any(record.largest_gradient_norm != 0 for record in still):
+        rate = max(record.learning_rate for record in still)
+        causes.append(
+            f"the style's weights did not change. The learning rate, {rate:g} at most in these "
+            "epochs, is too low: raise it"
+        )
+    if any(not record.largest_gradient_norm for record in still):
+        causes.append(
+            "no gradient reached the style's weights. Check whether images and captions have "
+            "anything to learn from"
+        )
+    when = _epochs([record.epoch for record in still])
+    return f"The training stalled in {when}: {'. Or '.join(causes)}."
+
+
+def _epochs(numbers: Sequence[int]) -> str:
+    """Format epoch numbers: "epoch 4", "epochs 1 to 3 and 7"."""
+    stretches: list[list[int]] = []
+    for number in numbers:
+        if stretches and number == stretches[-1][-1] + 1:
+            stretches[-1].append(number)
+        else:
+            stretches.append([number])
+    words = [f"{s[0]} to {s[-1]}" if len(s) > 1 else f"{s[0]}" for s in stretches]
+    named = " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f"epoch{'s' if len(numbers) > 1 else ''} {named}"
+
+
+def measured_loss(record: EpochRecord) -> float:
+    """The measured loss of an evaluated epoch."""
+    assert record.measured_loss is not None  # only evaluated epochs are compared
+    return record.measured_loss

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from domain.image import ImageSet
 from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
-from domain.preview import Preview, PreviewScores
-from domain.results import Artifact, TrainingMetric
+from domain.results import Artifact, Preview, PreviewScores, TrainingMetric
 from domain.task import TrainingTask
 
 

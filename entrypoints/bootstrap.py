@@ -17,17 +17,15 @@ from dependency_injector import containers, providers
 from rich.console import Console
 
 from adapters.clock import SystemClock
-from adapters.common.folders import free_space
+from adapters.common.files import lack_of_space
 from adapters.images.decode import decode
 from adapters.images.isolated import IsolatedInspector
 from adapters.logs.events import log_event
 from adapters.logs.job_log import JobLog
 from adapters.logs.setup import Logging, silent_logging
-from adapters.metrics.blobs import MeteredBlobStore
+from adapters.metrics.calls import MeteredBlobStore, MeteredNotifier, MeteredQueue
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
-from adapters.metrics.notifier import MeteredNotifier
-from adapters.metrics.queue import MeteredQueue
 from adapters.report.reporter import HtmlReporter
 from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
@@ -46,8 +44,7 @@ from application.storage_keys import StorageKeys
 from application.style_report import ReportWriter
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
-from application.worker_loop import WorkerLoop
-from application.worker_pool import WorkerPool
+from application.worker_loop import WorkerLoop, WorkerPool
 from entrypoints.captioner import load_captioner
 from entrypoints.cli import version
 from entrypoints.connections import (
@@ -152,16 +149,6 @@ def open_job_log(
     logs.also_to(job_log)
     yield job_log
     logging.getLogger().removeHandler(job_log)
-
-
-def disk_trouble(settings: Settings) -> Callable[[], str | None]:
-    """Return a check that returns why disk space is too low for a task, or None."""
-
-    def check() -> str | None:
-        enough, text = free_space(settings.work_folder, settings.min_disk_gb)
-        return None if enough else text
-
-    return check
 
 
 def build_worker_pool(loop: WorkerLoop, slots: int) -> WorkerPool:
@@ -307,7 +294,9 @@ class Container(containers.DeclarativeContainer):
         reject=reject_invalid_task,
         clock=clock,
         events=events,
-        not_ready=providers.Singleton(disk_trouble, settings),
+        not_ready=providers.Singleton(
+            partial, lack_of_space, settings.provided.work_folder, settings.provided.min_disk_gb
+        ),
         circuit_breaker=circuit_breaker,
     )
     worker_pool = providers.Singleton(build_worker_pool, worker_loop, slots)

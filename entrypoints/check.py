@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from adapters.common.folders import free_space
+from adapters.common.files import free_space
 from adapters.common.text import printable
 from adapters.console.notifier import ConsoleNotifier
 from application.ports import BlobDenied, BlobUnavailable

@@ -15,12 +15,10 @@ from rich.console import Console
 from adapters.clock import SystemClock
 from adapters.console.notifier import ConsoleNotifier
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
-from adapters.schemas.task import TaskReader
-from adapters.schemas.task_rules import TaskRules
+from adapters.schemas.task import TaskReader, TaskRules
 from adapters.spool import SpoolQueue
-from application.ports import BlobStore, Notifier, TaskParser
+from application.ports import BlobStore, Notifier
 from domain.location import Location
-from domain.task import TrainingTask
 from domain.training_plan import InitialLora
 from entrypoints.cli import version
 from entrypoints.settings import Settings
@@ -118,25 +116,18 @@ def backend_host(settings: Settings) -> str | None:
     return urlsplit(settings.backend_api_url).hostname if settings.backend_api_url else None
 
 
-def task_parser(settings: Settings) -> TaskParser:
+def task_parser(settings: Settings) -> TaskReader:
     """Build the task parser, which rejects tasks that break this worker's rules."""
-    read = TaskReader(backend_host(settings))
     rules = TaskRules(
         image_buckets=settings.image_buckets,
         models=settings.models,
         own_buckets=(settings.models, settings.state),
-        bucket_of=settings.bucket_of,
+        in_folders=not settings.has_object_store,
         weights_in_folder=settings.weights_in_folder,
         max_steps=settings.max_job_steps,
         max_resolution=settings.max_resolution,
     )
-
-    def parse(body: bytes) -> TrainingTask:
-        task = read(body)
-        rules.check(task)
-        return task
-
-    return parse
+    return TaskReader(backend_host(settings), rules)
 
 
 def lora_loader(blobs: BlobStore) -> Callable[[str], InitialLora]:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from dependency_injector import providers
 from rich.console import Console
 
-from adapters.common.folders import why_not_writable
+from adapters.common.files import why_not_writable
+from adapters.common.text import say
 from adapters.console.image_notes import generated_captions
-from adapters.console.lines import say
 from adapters.console.notifier import ConsoleNotifier
 from adapters.console.progress import ProgressDisplay
 from adapters.console.run_outcome import outcome_values, report_files

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from adapters.common.devices import parse_devices
-from adapters.common.folders import why_not_writable
+from adapters.common.files import why_not_writable
 from adapters.gcs.options import check_emulator
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
 from adapters.s3.options import AddressingStyle, check_endpoint
@@ -38,7 +38,7 @@ from adapters.webhook.options import WebhookOptions, check_token, checked_addres
 from application.lease import MAX_SECONDS, LeaseTerms
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
-from domain.location import Bucket, InvalidLocation, Location
+from domain.location import Bucket, InvalidLocation
 from entrypoints.options import option_of
 
 log = logging.getLogger(__name__)
@@ -461,10 +461,6 @@ class Settings(BaseModel):
         if self.gcs_bucket_name is not None:
             schemes.append("gs")
         return tuple(dict.fromkeys(schemes))
-
-    def bucket_of(self, image: Location) -> Bucket:
-        """The bucket that an image is read from."""
-        return self._bucket(image.bucket, image.scheme)
 
     def _bucket_of_setting(self, setting: str) -> Bucket:
         """The bucket of a setting whose default is ``GCS_BUCKET_NAME``, if that is set."""

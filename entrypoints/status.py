@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from adapters.common.folders import free_space
+from adapters.common.files import free_space
 from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.queue import DepthGauges
 from adapters.nvml import GpuReader

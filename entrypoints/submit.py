@@ -161,9 +161,9 @@ def _task_id(option: str, text: str) -> str:
 
 def _dead_letters(arguments: argparse.Namespace, container: Container) -> None:
     """List the dead letters, or put back or drop some."""
+    from adapters.common.queue_ports import DeadLetterAction
     from adapters.console.dead_letters import process_dead_letters
     from adapters.schemas.task import task_id_of
-    from application.ports import DeadLetterAction
 
     if arguments.drop_dead is not None:
         action, option, task_id = DeadLetterAction.DROP, "--drop-dead", arguments.drop_dead

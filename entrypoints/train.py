@@ -244,7 +244,7 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _print_notes(container: Container, notes: Iterable[str]) -> None:
-    from adapters.console.lines import say
+    from adapters.common.text import say
 
     for note in notes:
         say(container.console(), note, "yellow")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def printable(text: str) -> str:
@@ -19,3 +23,8 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Printable text in one line: line breaks become spaces."""
     return printable(" ".join(text.splitlines()))
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print one line at a terminal: escaped, without markup, and not wrapped."""
+    console.print(one_line(text), style=style, markup=False, highlight=False, soft_wrap=True)

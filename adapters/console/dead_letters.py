@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from adapters.common.queue_ports import DeadLetterAction, DeadLetters, DeadMessage
 from adapters.common.text import printable
-from application.ports import DeadLetterAction, DeadLetters, DeadMessage
 from domain.errors import UserError
 
 NAMELESS = "-"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from adapters.common.event_texts import outcome, position
-from adapters.console.lines import say
+from adapters.common.text import say
 from domain.failure import Failure
 from domain.location import Location
 from domain.progress import Progress

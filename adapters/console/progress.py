@@ -6,7 +6,7 @@ import rich.progress as bars
 from rich.console import Console
 
 from adapters.common.event_texts import position, scored, second_try, speed, training_start
-from adapters.console.lines import say
+from adapters.common.text import say
 from application.event_bus import WorkerEvent
 from domain.events import (
     AnnouncementBegun,

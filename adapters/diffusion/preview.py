@@ -14,7 +14,7 @@ from adapters.common.device_memory import on_device, split_on_oom
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.text import encode_captions
 from domain.parameters import TrainingParameters
-from domain.preview import Preview
+from domain.results import Preview
 
 STEPS = 20
 """Denoising steps by default; enough for DPM-Solver++ (arXiv 2211.01095)."""

@@ -44,9 +44,8 @@ from adapters.diffusion.training_model import TrainingModel
 from adapters.lora_files.trained_style import RunFacts, encode_trained
 from domain.image import duplicate_groups
 from domain.loss_curve import EpochRecord
-from domain.preview import Preview, PreviewScores
 from domain.progress import StepReport
-from domain.results import Checkpoint
+from domain.results import Checkpoint, Preview, PreviewScores
 from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)

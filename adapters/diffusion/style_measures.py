@@ -26,7 +26,7 @@ from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.objective import objective_of
 from adapters.diffusion.preview import PreviewRequest
-from domain.preview import Preview
+from domain.results import Preview
 
 SHRINKAGE = 0.5
 """Share of the diagonal in the covariance of few images with many features (Ledoit and Wolf's

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adapters.common.gpu_reading import GpuReading
 from adapters.metrics.instruments import PREFIX
-from application.ports import GpuReading
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from prometheus_client import (
 )
 
 from domain.failure import FailureCode
-from domain.phases import PHASES
+from domain.job import PHASES
 
 log = logging.getLogger(__name__)
 

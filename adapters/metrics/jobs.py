@@ -22,8 +22,7 @@ from domain.events import (
     ProgressMade,
     TrainingBegan,
 )
-from domain.job import JobState
-from domain.phases import PHASES, state_after
+from domain.job import PHASES, JobState, state_after
 
 _SETTLEMENTS: dict[type[Settlement], str] = {
     Ack: "done",

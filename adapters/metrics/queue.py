@@ -1,75 +1,16 @@
-"""Metrics of the task queue."""
+"""Metrics of the queue's depths."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
-from adapters.metrics.instruments import Metrics, record_outcome, suppress_errors
-from application.ports import (
-    Delivery,
-    DeliveryLost,
-    Queue,
-    QueueDepths,
-    QueueUnavailable,
-)
+from adapters.common.queue_ports import QueueDepths
+from adapters.metrics.instruments import Metrics, suppress_errors
 
 log = logging.getLogger(__name__)
-
-_RESULTS: dict[type[Exception], str] = {DeliveryLost: "lost", QueueUnavailable: "unavailable"}
-
-
-class MeteredQueue:
-    """Port ``Queue`` around another one; counts deliveries and how they were settled."""
-
-    def __init__(self, inner: Queue, metrics: Metrics) -> None:
-        self._inner = inner
-        self._metrics = metrics
-
-    def publish(self, body: bytes) -> None:
-        """Publish."""
-        self._inner.publish(body)
-
-    def receive(self, timeout: float) -> Delivery | None:
-        """Receive, and count the deliveries."""
-        try:
-            delivery = self._inner.receive(timeout)
-        except QueueUnavailable:
-            suppress_errors(self._metrics.queue_errors.inc)
-            raise
-        if delivery is not None:
-            suppress_errors(self._metrics.deliveries.inc)
-            if delivery.redelivered:
-                suppress_errors(self._metrics.redeliveries.inc)
-        return delivery
-
-    def acknowledge(self, delivery: Delivery) -> None:
-        """Acknowledge, and count it."""
-        with self._settling("acknowledged"):
-            self._inner.acknowledge(delivery)
-
-    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
-        """Delay the message for a retry, and count it."""
-        with self._settling("retried"):
-            self._inner.retry_later(delivery, delay, reason)
-
-    def dead_letter(
-        self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None
-    ) -> None:
-        """Dead-letter, and count it."""
-        with self._settling("dead_lettered"):
-            self._inner.dead_letter(delivery, reason, details)
-
-    def requeue(self, delivery: Delivery) -> None:
-        """Requeue, and count it."""
-        with self._settling("requeued"):
-            self._inner.requeue(delivery)
-
-    def _settling(self, outcome: str) -> AbstractContextManager[None]:
-        settlements = self._metrics.settlements
-        return record_outcome(_RESULTS, lambda result: settlements.labels(outcome, result).inc())
 
 
 class DepthGauges:

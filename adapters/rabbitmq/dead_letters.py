@@ -8,11 +8,12 @@ from functools import partial
 
 from pika.adapters.blocking_connection import BlockingChannel
 
+from adapters.common.queue_ports import DeadLetterAction, DeadMessage
 from adapters.rabbitmq import message_properties
 from adapters.rabbitmq.connection import Connection
 from adapters.rabbitmq.session import Session, UnackedMessage
 from adapters.rabbitmq.topology import Topology
-from application.ports import DeadLetterAction, DeadMessage, QueueUnavailable
+from application.ports import QueueUnavailable
 
 _INTERRUPTED = "the connection was lost while processing the dead letters: repeat the command"
 

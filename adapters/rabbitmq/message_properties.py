@@ -10,7 +10,7 @@ from typing import Any
 from pika import BasicProperties
 from pika.data import encode_table
 
-from application.ports import DeadMessage
+from adapters.common.queue_ports import DeadMessage
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from pika import BasicProperties
 
+from adapters.common.queue_ports import DeadLetterAction, DeadMessage
 from adapters.rabbitmq import message_properties
 from adapters.rabbitmq.check import BrokerFacts
 from adapters.rabbitmq.connection import Connection
@@ -16,7 +17,7 @@ from adapters.rabbitmq.inbox import Inbox
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from application.ports import Clock, DeadLetterAction, DeadMessage, Delivery, DeliveryLost
+from application.ports import Clock, Delivery, DeliveryLost
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from io import BytesIO
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from adapters.report.colours import ACCENT, FAINT, INK, PAPER
-from domain.preview import Preview
+from domain.results import Preview
 
 _GAP = 24
 _LINE = 26

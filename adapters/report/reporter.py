@@ -19,9 +19,9 @@ from adapters.report.score_curves import plot_scores, scores_in_words
 from application.ports import ReportFile
 from domain.buckets import bucket_of, cut_off
 from domain.image import TrainingImage
+from domain.loss_curve import best_epoch, overfitting_note, stall_note
 from domain.parameters import TrainingParameters
 from domain.report import StyleReport
-from domain.training_diagnostics import best_epoch, overfitting_note, stall_note
 
 _Item = TypeVar("_Item")
 

@@ -7,7 +7,7 @@ from io import BytesIO
 
 from adapters.report.colours import ACCENT, FAINT, INK, PAPER
 from adapters.report.curves import legend_above
-from domain.preview import PreviewScores
+from domain.results import PreviewScores
 
 WIDTH, HEIGHT = 1600, 560
 """Size of the drawing in pixels."""

@@ -1,11 +1,11 @@
-"""The task, as the backend publishes it."""
+"""The task: as the backend publishes it, and what a worker accepts of it."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -18,9 +18,9 @@ from pydantic_core import from_json
 
 from adapters.common.text import printable
 from application.ports import MAX_MESSAGE_BYTES
-from domain.location import FORMS, SCHEMES, InvalidLocation, Location
+from domain.location import FORMS, SCHEMES, Bucket, InvalidLocation, Location
 from domain.parameters import PARAMETER_NAMES, InvalidParameter, RequestedParameters
-from domain.task import MISSING, InvalidTask, TrainingTask, ValueDescription
+from domain.task import MISSING, InvalidTask, TrainingTask, ValueDescription, check_size
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ LARGEST_STYLE_ID = 2**63 - 1
 
 _UNUSED = ("callback_url", "webhook_url")
 """Two names of the same field. Never called: the token goes to the configured backend only."""
+NOT_IN_A_FOLDER = ("train_text_encoder", "use_dora")
+"""Parameters whose styles ``PeftModel.from_pretrained(unet, folder)`` of PEFT 0.7 fails to load or
+renders wrongly."""
 
 
 _NAMING_THE_STYLE = {"type", "data", "style_id"}
@@ -111,12 +114,66 @@ _REMEDIES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskRules:
+    """The limits of one worker's tasks."""
+
+    image_buckets: Sequence[Bucket]
+    """Buckets that images may come from."""
+    models: Bucket
+    """The bucket of the weights, from which a task may also start."""
+    own_buckets: Collection[Bucket]
+    """The worker's buckets. Its credentials give access to them, so images from there are rejected
+    unless ``image_buckets`` has the bucket."""
+    in_folders: bool
+    """Whether folders replace the buckets: locations may then have any scheme."""
+    weights_in_folder: bool
+    """Whether weights are stored as folders, which excludes ``NOT_IN_A_FOLDER``."""
+    max_steps: int
+    max_resolution: int
+
+    def check(self, task: TrainingTask) -> None:
+        """Raise ``InvalidTask`` if the task breaks a rule."""
+        closed = set(self.own_buckets).difference(self.image_buckets)
+        for number, image in enumerate(task.images):
+            if self._bucket_of(image) in closed:
+                remedy = f"give images from {', '.join(map(str, self.image_buckets))}"
+                raise _breaks_rule(task, f"images.{number}", str(image), remedy)
+        for name in NOT_IN_A_FOLDER if self.weights_in_folder else ():
+            if task.requested.named.get(name):
+                remedy = "leave it out: this platform cannot load such a style (WEIGHTS_FORM)"
+                raise _breaks_rule(task, f"parameters.{name}", True, remedy)
+        initial = task.requested.named.get("network_weights")
+        if initial is not None and not self._may_start_from(initial):
+            buckets = sorted({self.models, *self.image_buckets})
+            remedy = f"give {FORMS} of a LoRA in one of these buckets: " + ", ".join(
+                map(str, buckets)
+            )
+            raise _breaks_rule(task, "parameters.network_weights", repr(initial), remedy)
+        check_size(task, max_steps=self.max_steps, max_resolution=self.max_resolution)
+
+    def _may_start_from(self, text: str) -> bool:
+        try:
+            return self._bucket_of(Location.parse(text)) in {self.models, *self.image_buckets}
+        except InvalidLocation:
+            return False
+
+    def _bucket_of(self, at: Location) -> Bucket:
+        return Bucket(at.bucket) if self.in_folders else Bucket(at.bucket, at.scheme)
+
+
+def _breaks_rule(task: TrainingTask, field: str, value: object, remedy: str) -> InvalidTask:
+    return InvalidTask(f"data.{field}", value, remedy, task.style_id, task.task_id)
+
+
 @dataclass(frozen=True)
 class TaskReader:
-    """Port ``TaskParser``: reads the JSON that the backend publishes."""
+    """Parses the JSON that the backend publishes."""
 
     backend_host: str | None
     """The backend's host. A message with another callback host is logged."""
+    rules: TaskRules | None = None
+    """None accepts every valid task."""
 
     def __call__(self, body: bytes) -> TrainingTask:
         """Parse the task in ``body``.
@@ -124,11 +181,14 @@ class TaskReader:
         A null parameter counts as omitted. A time without a zone is in UTC.
 
         Raises:
-            InvalidTask: the body is not a valid task.
+            InvalidTask: the body is not a valid task, or the task breaks a rule.
         """
         raw = _decode(body)
         try:
-            return self._read(raw, body)
+            task = self._read(raw, body)
+            if self.rules is not None:
+                self.rules.check(task)
+            return task
         except InvalidTask as error:
             error.task_id = _readable_task_id(raw)
             raise

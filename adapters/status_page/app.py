@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from adapters.common.gpu_reading import GpuReading
 from adapters.status_page.auth import AuthMiddleware
 from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
-from application.ports import GpuReading
 
 Check: TypeAlias = "Callable[[], tuple[bool, str]]"
 """One condition for taking tasks: whether it is met, and a text for the operator. Runs at every

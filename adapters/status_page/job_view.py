@@ -7,9 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from adapters.status_page.curve import LossCurve
-from domain.job import JobState
+from domain.job import PHASES, JobState
 from domain.parameters import TrainingParameters
-from domain.phases import PHASES
 from domain.progress import Progress
 
 _PARTS = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from application.event_bus import MessageSettled, WorkerEvent
 from domain.events import PreviewsDrawn
-from domain.preview import Preview
+from domain.results import Preview
 
 
 @dataclass(frozen=True)

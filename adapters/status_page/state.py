@@ -23,7 +23,7 @@ from domain.events import (
     ProgressMade,
     TrainingBegan,
 )
-from domain.phases import PHASES, state_after
+from domain.job import PHASES, state_after
 
 
 class WorkerState:

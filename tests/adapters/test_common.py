@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from adapters.common.atomic_write import write_atomically
+from adapters.common.files import write_atomically
 from adapters.common.loopback import is_loopback
 from adapters.common.retry_after import MAX_RETRY_AFTER, http_date, retry_after
 
@@ -65,7 +65,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path, temporary = tmp_path / "file", tmp_path / "incomplete"
     write_atomically(path, b"first", temporary=temporary)
     with (
-        patch("adapters.common.atomic_write.os.fsync", side_effect=OSError("the disk is full")),
+        patch("adapters.common.files.os.fsync", side_effect=OSError("the disk is full")),
         pytest.raises(OSError, match="full"),
     ):
         write_atomically(path, b"second", temporary=temporary)

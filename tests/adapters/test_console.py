@@ -9,7 +9,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from adapters.console.lines import say
+from adapters.common.text import say
 from adapters.console.notifier import ConsoleNotifier
 from adapters.console.progress import ProgressDisplay
 from adapters.logs.events import log_event

@@ -14,13 +14,13 @@ from unittest.mock import MagicMock
 import pytest
 from prometheus_client import generate_latest
 
+from adapters.common.gpu_reading import GpuReading
 from adapters.memory import ManualClock, MemoryQueue
-from adapters.metrics.blobs import MeteredBlobStore
+from adapters.metrics.calls import MeteredBlobStore, MeteredNotifier, MeteredQueue
 from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.instruments import Metrics, suppress_errors
 from adapters.metrics.jobs import JobMetrics
-from adapters.metrics.notifier import MeteredNotifier
-from adapters.metrics.queue import DepthGauges, MeteredQueue
+from adapters.metrics.queue import DepthGauges
 from application.event_bus import LeaseWritten, MessageSettled
 from application.lease import LeaseHeld
 from application.ports import (
@@ -28,7 +28,6 @@ from application.ports import (
     BlobUnavailable,
     Delivery,
     DeliveryLost,
-    GpuReading,
     IfAbsent,
     NotifierRefused,
     NotifierUnavailable,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from adapters.common.gpu_reading import GpuReading
 from adapters.nvml import GpuReader
-from application.ports import GpuReading
 
 
 class NvmlError(Exception):

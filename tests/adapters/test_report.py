@@ -17,9 +17,8 @@ from domain.image import ImageFacts, ImageSet, RefusedImage, TrainingImage
 from domain.location import Location
 from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
-from domain.preview import Preview, PreviewScores
 from domain.report import BaseFacts, StyleReport
-from domain.results import Artifact, TrainingMetric
+from domain.results import Artifact, Preview, PreviewScores, TrainingMetric
 from domain.task import TrainingTask
 
 _curve = lru_cache(lambda history, base_loss: plot_curves(history, base_loss))

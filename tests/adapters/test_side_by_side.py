@@ -19,7 +19,7 @@ from adapters.logs.formats import JsonFormatter
 from adapters.logs.job_log import JobLog
 from adapters.logs.redact import Redactor
 from adapters.memory import ManualClock, MemoryBlobStore
-from adapters.metrics.blobs import MeteredBlobStore
+from adapters.metrics.calls import MeteredBlobStore
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.jobs import JobMetrics
 from adapters.status_page.previews import PreviewCache

@@ -15,15 +15,10 @@ from typing import Any
 import pytest
 
 from adapters.clock import SystemClock
+from adapters.common.queue_ports import DeadLetterAction
 from adapters.memory import ManualClock
 from adapters.spool import SETTLING_SECONDS, SpoolQueue
-from application.ports import (
-    MAX_MESSAGE_BYTES,
-    DeadLetterAction,
-    Delivery,
-    DeliveryLost,
-    QueueUnavailable,
-)
+from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
 
 processes = multiprocessing.get_context("spawn")
 

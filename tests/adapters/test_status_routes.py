@@ -22,7 +22,7 @@ from adapters.status_page.server import AddressTaken, StatusServer
 from application.settlement import Ack
 from application.stop_signal import StopSignal
 from domain.events import PreviewsDrawn
-from domain.preview import Preview
+from domain.results import Preview
 from tests.application.world import World, a_task, settled
 from tests.services.status_scenes import (
     SECRET,

@@ -18,8 +18,8 @@ from domain.events import PreviewsScored
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState, TrainingJob
 from domain.location import Location
-from domain.preview import Preview, PreviewScores
 from domain.report import StyleReport
+from domain.results import Preview, PreviewScores
 from tests.application.world import (
     CONFIG,
     KEYS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,15 +56,14 @@ def announce(
     *,
     entry: Entry | None = None,
     stop: StopSignal | None = None,
-    extend_lease: Callable[[], None] = lambda: None,
-    lease_is_valid: Callable[[], bool] = lambda: True,
+    extend: Callable[[], None] = lambda: None,
+    is_valid: bool = True,
     **options: Any,
 ) -> Any:
     named: dict[str, Any] = {"notifier": backend, "random": lambda: 1.0, **options}
     notify_outcome = OutcomeNotifier(clock=world.clock, **named)
-    return notify_outcome(
-        entry or failing(world), extend_lease, lease_is_valid, stop or StopSignal()
-    )
+    lease: Any = SimpleNamespace(extend=lambda _stop: extend(), is_valid=is_valid)
+    return notify_outcome(entry or failing(world), lease, stop or StopSignal())
 
 
 def test_attempts_are_counted_and_delays_double_up_to_the_maximum(world: World) -> None:
@@ -134,7 +134,7 @@ def test_a_refusal_is_not_repeated(world: World) -> None:
 def test_the_lease_is_renewed_before_every_attempt(world: World) -> None:
     held: list[int] = []
     backend = ScriptedNotifier(away(), away())
-    announce(world, backend, extend_lease=lambda: held.append(len(backend.tasks)))
+    announce(world, backend, extend=lambda: held.append(len(backend.tasks)))
     assert held == [0, 1, 2]
 
 
@@ -145,7 +145,7 @@ def test_without_a_certain_lease_no_call_is_made(world: World, error: Exception)
 
     backend = ScriptedNotifier()
     with pytest.raises(type(error)):
-        announce(world, backend, extend_lease=unsure)
+        announce(world, backend, extend=unsure)
     assert backend.tasks == []
 
 
@@ -160,7 +160,7 @@ def test_a_worker_overtaken_between_attempts_makes_no_further_call(world: World)
             other.apply(other.job.finish())
 
     with pytest.raises(LeaseLost):
-        announce(world, backend, entry=entry, extend_lease=overtake)
+        announce(world, backend, entry=entry, extend=overtake)
     assert len(backend.tasks) == 1
 
 
@@ -169,14 +169,14 @@ def test_a_pause_while_recording_the_intent_rechecks_the_lease(
 ) -> None:
     asked: list[str] = []
 
-    def extend_lease() -> None:
+    def extend() -> None:
         asked.append("renewed")
         if len(asked) > 1:
             raise LeaseLost("another worker has renewed it")
 
     backend = ScriptedNotifier()
     with pytest.raises(LeaseLost):
-        announce(world, backend, extend_lease=extend_lease, lease_is_valid=lambda: False)
+        announce(world, backend, extend=extend, is_valid=False)
     assert backend.tasks == []
     assert len(asked) == 2
 

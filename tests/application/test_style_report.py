@@ -15,8 +15,8 @@ from application.stop_signal import StopReason, StopSignal
 from application.style_report import UPLOAD_TIMEOUT
 from domain.job import JobState
 from domain.location import Bucket, Location
-from domain.preview import Preview
 from domain.report import StyleReport
+from domain.results import Preview
 from tests.application.world import KEYS, TASK_ID, AwayAfter, Crash, World, a_task
 
 

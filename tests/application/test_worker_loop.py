@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adapters.common.queue_ports import DeadLetterAction
 from adapters.console.job_status import in_words
 from adapters.logs.context import LogContext
 from adapters.memory import MemoryQueue
@@ -23,7 +24,6 @@ from application.notify_outcome import MAX_CALL_SECONDS
 from application.ports import (
     Blob,
     BlobDenied,
-    DeadLetterAction,
     Delivery,
     DeliveryLost,
     NotifierUnavailable,

@@ -17,8 +17,7 @@ from application.settlement import Ack, Settlement
 from application.slots import AdmissionQueue
 from application.stop_signal import StopReason, StopSignal
 from application.storage_keys import StorageKeys
-from application.worker_loop import WorkerLoop
-from application.worker_pool import WorkerPool
+from application.worker_loop import WorkerLoop, WorkerPool
 from domain.location import Bucket
 from domain.task import TrainingTask
 from tests.application.world import CONFIG, World, a_task

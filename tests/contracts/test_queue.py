@@ -14,17 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from adapters.common.queue_ports import DeadLetterAction, DeadLetters, QueueDepths
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.spool import SpoolQueue
-from application.ports import (
-    DeadLetterAction,
-    DeadLetters,
-    Delivery,
-    DeliveryLost,
-    Queue,
-    QueueDepths,
-    QueueUnavailable,
-)
+from application.ports import Delivery, DeliveryLost, Queue, QueueUnavailable
 from tests.services.queues import PORT, opened, own_options
 from tests.services.tcp_proxy import Proxy
 

@@ -11,9 +11,9 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 
 from adapters.clock import SystemClock
+from adapters.common.queue_ports import DeadLetterAction
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import DeadLetterAction
 from tests.deploy.files import ROOT, SETTINGS
 from tests.services.broker import Broker, own_broker
 

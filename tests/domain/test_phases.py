@@ -6,10 +6,9 @@ import pytest
 
 from domain.events import AnnouncementBegun
 from domain.failure import Failure, FailureCode
-from domain.job import JobState, TrainingJob
+from domain.job import JobState, TrainingJob, state_after
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.phases import state_after
 from domain.progress import Progress
 from domain.results import Artifact, CheckpointRef, TrainingMetric
 

@@ -1,6 +1,6 @@
 import pytest
 
-from domain.style_words import without_style_words
+from domain.captions import without_style_words
 
 
 @pytest.mark.parametrize(

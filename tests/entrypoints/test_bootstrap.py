@@ -15,9 +15,7 @@ from dependency_injector import providers
 from adapters.diffusion.base.names import BaseModelInvalid
 from adapters.logs.job_log import JobLog
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
-from adapters.metrics.blobs import MeteredBlobStore
-from adapters.metrics.notifier import MeteredNotifier
-from adapters.metrics.queue import MeteredQueue
+from adapters.metrics.calls import MeteredBlobStore, MeteredNotifier, MeteredQueue
 from adapters.schemas.task import encode_task
 from application.ports import BlobDenied
 from application.settlement import Requeue

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, SecretStr
 
-from adapters.common.folders import free_space
+from adapters.common.files import free_space
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.queue import DepthGauges

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import pytest
 
+from adapters.common.queue_ports import DeadLetterAction
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import DeadLetterAction, Delivery, DeliveryLost, QueueUnavailable
+from application.ports import Delivery, DeliveryLost, QueueUnavailable
 from tests.services.broker import Broker, own_broker
 from tests.services.queues import opened, raw_channel, receive
 from tests.services.waiting import eventually

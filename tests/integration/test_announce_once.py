@@ -71,7 +71,9 @@ def announce(notifier: WebhookNotifier, entry: Entry) -> None:
     notify_outcome = OutcomeNotifier(
         notifier=notifier, clock=SystemClock(), random=lambda: 1.0, first_pause=0.05
     )
-    assert notify_outcome(entry, lambda: None, lambda: True, StopSignal()) == Ack()
+    lease = World().lease("worker")
+    lease.acquire(StopSignal())
+    assert notify_outcome(entry, lease, StopSignal()) == Ack()
     assert entry.job.state is JobState.COMPLETED
 
 

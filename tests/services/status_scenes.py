@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
+from adapters.common.gpu_reading import GpuReading
 from adapters.logs.redact import Redactor
 from adapters.memory import ManualClock
 from adapters.metrics.gpus import GpuCollector
@@ -17,7 +18,6 @@ from adapters.status_page.app import Sources
 from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus, LeaseWritten
-from application.ports import GpuReading
 from application.settlement import Ack, Requeue, RetryLater
 from domain.events import (
     AnnouncementBegun,
@@ -36,9 +36,8 @@ from domain.events import (
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.parameters import TrainingParameters
-from domain.preview import Preview
 from domain.progress import Progress
-from domain.results import Artifact, CheckpointRef, TrainingMetric
+from domain.results import Artifact, CheckpointRef, Preview, TrainingMetric
 from domain.task import TrainingTask
 from tests.application.world import received, settled
 

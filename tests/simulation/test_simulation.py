@@ -43,7 +43,7 @@ def test_a_run_is_reproducible() -> None:
 
 
 def write_anyway(self: FencedBlob, data: bytes) -> None:
-    self._etag = self._blobs.put(self.at, data)
+    self.etag = self._blobs.put(self.at, data)
 
 
 def take_at_once(self: Lease, *_: Any) -> None:

@@ -8,12 +8,7 @@ from dataclasses import dataclass, field
 
 from adapters.memory import MemoryBlobStore, MemoryQueue
 from application.journal import read_record
-from application.ports import (
-    BlobMissing,
-    BlobUnavailable,
-    NotifierUnavailable,
-    QueueUnavailable,
-)
+from application.ports import BlobMissing, BlobUnavailable, NotifierUnavailable, QueueUnavailable
 from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 from domain.events import Event
@@ -70,7 +65,7 @@ class World:
     """Total over all machines."""
 
     def parse(self, body: bytes) -> TrainingTask:
-        """Port ``TaskParser``."""
+        """The task that the body stands for."""
         if body in self.tasks:
             return self.tasks[body]
         raise InvalidTask("data.images", "missing", "give 10 to 100", style_of(body))

@@ -10,9 +10,10 @@ import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
+from adapters.common.queue_ports import DeadLetterAction
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import MAX_MESSAGE_BYTES, DeadLetterAction, QueueUnavailable
+from application.ports import MAX_MESSAGE_BYTES, QueueUnavailable
 from tests.services.queues import PORT, fetch, opened, publish_as_the_backend, receive
 from tests.services.tcp_proxy import Proxy
 

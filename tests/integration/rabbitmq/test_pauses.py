@@ -10,9 +10,10 @@ import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
+from adapters.common.queue_ports import DeadLetterAction
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import DeadLetterAction, QueueUnavailable
+from application.ports import QueueUnavailable
 from tests.services.queues import fetch, opened, own_options, receive
 
 pytestmark = pytest.mark.integration

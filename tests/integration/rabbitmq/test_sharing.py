@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from adapters.common.queue_ports import DeadLetterAction
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
-from application.ports import DeadLetterAction, DeliveryLost, QueueUnavailable
+from application.ports import DeliveryLost, QueueUnavailable
 from tests.services.queues import fetch, opened, publish_as_the_backend, receive
 
 pytestmark = pytest.mark.integration

@@ -9,7 +9,7 @@ import pytest
 
 from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import TRIES
-from application.fenced_blob import FencedBlob, Superseded
+from application.fenced_blob import FencedBlob, Superseded, read_json
 from application.ports import (
     BlobUnavailable,
     Condition,
@@ -93,41 +93,38 @@ def test_a_fenced_write_with_a_lost_response_is_recognised_as_our_own(
     store: Store, proxy: FaultyProxy
 ) -> None:
     fenced = FencedBlob(store.blobs, store.at("lease"))
-    assert fenced.read() is None
+    assert fenced.read(dict) is None
     for turn in range(3):
         proxy.rules(Rule(fault="reset_after", method="PUT", times=1))
-        fenced.write(b"ours %d" % turn)
+        fenced.write({"turn": turn})
         assert hits(proxy) == 1
         assert [seen.status for seen in proxy.seen() if seen.method == "PUT"] == [None, 412]
     proxy.clear()
-    assert store.blobs.get(store.at("lease")).data == b"ours 2"
+    assert read_json(store.blobs, store.at("lease"), dict) == {"revision": 3, "turn": 2}
 
 
 def test_a_fenced_write_in_doubt_is_resolved_by_the_next_one(
     store: Store, proxy: FaultyProxy
 ) -> None:
     fenced = FencedBlob(store.blobs, store.at("lease"))
-    fenced.read()
-    fenced.write(b"first")
+    fenced.write({"turn": 1})
     proxy.rules(Rule(fault="reset_after", method="PUT", times=1), internal_error())
     with pytest.raises(BlobUnavailable):
-        fenced.write(b"second")
+        fenced.write({"turn": 2})
     proxy.clear()
-    assert store.blobs.get(store.at("lease")).data == b"second"
-    fenced.write(b"third")
-    assert store.blobs.get(store.at("lease")).data == b"third"
+    assert read_json(store.blobs, store.at("lease"), dict) == {"revision": 2, "turn": 2}
+    fenced.write({"turn": 3})
+    assert read_json(store.blobs, store.at("lease"), dict) == {"revision": 3, "turn": 3}
 
 
 def test_a_fenced_write_after_another_workers_is_superseded(store: Store) -> None:
     ours, theirs = (FencedBlob(store.blobs, store.at("lease")) for _ in range(2))
-    ours.read()
-    theirs.read()
-    ours.write(b"ours")
+    ours.write({"by": "us"})
     with pytest.raises(Superseded):
-        theirs.write(b"theirs")
+        theirs.write({"by": "them"})
     store.blobs.delete(store.at("lease"))
     with pytest.raises(Superseded):
-        ours.write(b"ours again")
+        ours.write({"by": "us again"})
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -147,10 +144,10 @@ def test_no_fenced_write_is_lost_or_done_twice_whatever_the_network_does(
     def add(fenced: FencedBlob, entry: str) -> None:
         while True:
             try:
-                entries = (fenced.read() or b"").decode().split()
+                entries = fenced.read(lambda record: list(record["entries"])) or []
                 if entry in entries:
                     return
-                fenced.write(" ".join([*entries, entry]).encode())
+                fenced.write({"entries": [*entries, entry]})
             except (Superseded, BlobUnavailable):
                 continue
 
@@ -163,5 +160,6 @@ def test_no_fenced_write_is_lost_or_done_twice_whatever_the_network_does(
         list(pool.map(work, range(4)))
     assert hits(proxy) > 10
     proxy.clear()
-    entries = stores[0].blobs.get(Location(bucket, "list")).data.decode().split()
-    assert sorted(entries) == sorted(f"{n}-{turn}" for n in range(4) for turn in range(6))
+    record = read_json(stores[0].blobs, Location(bucket, "list"), dict)
+    assert record is not None
+    assert sorted(record["entries"]) == [f"{n}-{turn}" for n in range(4) for turn in range(6)]

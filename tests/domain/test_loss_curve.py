@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from domain.loss_curve import EpochRecord
-from domain.training_diagnostics import best_epoch, overfitting_note, stall_note
+from domain.loss_curve import EpochRecord, best_epoch, overfitting_note, stall_note
 
 
 def history(*losses: tuple[float | None, float | None]) -> list[EpochRecord]:
