@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 MAX_SECONDS = 3600.0
 """Longest term of a lease. A stored lease with a longer term is treated as having this one."""
-EXTEND_TIMEOUT = 600.0
-"""Seconds for which ``Lease.extend`` retries while the store is unavailable."""
 
 
 class LeaseHeld(Exception):
@@ -151,11 +149,11 @@ class Lease:
 
         Raises:
             LeaseLost: another worker has it.
-            Unavailable: the store was unavailable until ``stop`` or for ``EXTEND_TIMEOUT``.
+            Unavailable: the store stayed unavailable, as for ``retry``.
         """
         left = self._valid_until - self._clock.monotonic()
         if left < self._terms.takeover_delay - self._terms.renew_every / 4:
-            retry(self.renew, self._clock, stop, EXTEND_TIMEOUT)
+            retry(self.renew, self._clock, stop)
 
     def release(self, *, delete: bool) -> None:
         """Release the lease, so that the next worker can acquire it immediately.

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 FIRST_PAUSE = 5.0
 MAX_PAUSE = 600.0
+RETRY_SECONDS = 600.0
+"""Seconds for which calls are retried by default."""
 POLL_SECONDS = 1.0
 """Seconds between checks of ``stop`` while sleeping."""
 
@@ -39,7 +41,9 @@ def backoff(
     return max(pause, retry_after or 0.0)
 
 
-def retry(call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float) -> T:
+def retry(
+    call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float = RETRY_SECONDS
+) -> T:
     """Retry ``call`` while it raises ``Unavailable``, for ``timeout`` seconds or until ``stop``.
 
     Raises:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 from application.fetch_images import ImagesDenied
 from application.job_store import JobStore
@@ -43,8 +42,6 @@ from domain.task import TrainingTask
 from domain.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 CANCELLED = Failure(FailureCode.CANCELLED, "The training was cancelled.")
 
@@ -108,11 +105,10 @@ class RunTraining:
                 self._interrupt(entry, reason, is_failure=False)
                 return DeadLetter(f"{reason}; replay the message if the style exists again")
             entry.apply(entry.job.fail(CANCELLED))
-        except ImagesDenied as error:
-            self._interrupt(entry, str(error), is_failure=False)
-            return DeadLetter(str(error))
         except (Unavailable, BlobDenied) as error:
             self._interrupt(entry, str(error), is_failure=False)
+            if isinstance(error, ImagesDenied):
+                return DeadLetter(str(error))
             raise
         except LeaseLost:
             raise
@@ -144,14 +140,16 @@ class RunTraining:
             self.slots.hold(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
             self._trained(plan, held) as session,
         ):
+            # Each call is retried while the store is unavailable: training again would cost more.
+            clock = self.store.clock
             metric = self._load_best_weights(session, entry.job, stop)
-            self._retry(partial(entry.apply, entry.job.finish_training(metric)), stop)
+            retry(partial(entry.apply, entry.job.finish_training(metric)), clock, stop)
             held.lease.extend(stop)
             weights = session.weights()
             peft = self.trainer.peft_files(weights) if self.config.weights_in_folder else {}
             put = partial(self.store.put_weights, entry.job, weights, peft)
-            artifact = self._retry(put, stop)
-            self._retry(partial(entry.apply, entry.job.store(artifact)), stop)
+            artifact = retry(put, clock, stop)
+            retry(partial(entry.apply, entry.job.store(artifact)), clock, stop)
             settlement = self.notify_outcome(entry, held.lease, held.worker_stop)
             if entry.job.is_terminal and stop.reason is None:
                 # After the notification, so that the artist does not wait; the previews need the
@@ -203,7 +201,8 @@ class RunTraining:
                 step = record.epoch * session.total_steps // last.epoch
                 at = self.store.keys.checkpoint(job.task_id, record.epoch, step)
                 try:
-                    session.restore(self._retry(partial(self.store.get_checkpoint, at), stop))
+                    get = partial(self.store.get_checkpoint, at)
+                    session.restore(retry(get, self.store.clock, stop))
                 except (BlobMissing, BlobTooLarge, CheckpointRejected) as error:
                     log.warning(
                         "the weights of epoch %d cannot be delivered: %s", record.epoch, error
@@ -281,7 +280,3 @@ class RunTraining:
             entry.apply(entry.job.interrupt(reason, is_failure=is_failure))
         except Unavailable as error:
             log.warning("could not record the interruption; the job still looks active: %s", error)
-
-    def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:
-        """Retry a call while the store is unavailable: training again would cost much more."""
-        return retry(call, self.store.clock, stop, self.config.upload_timeout)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from application.checkpoint_previews import draw_previews, scores_of
 from application.job_store import JobStore
@@ -19,8 +17,6 @@ from domain.report import BaseFacts, StyleReport
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 UPLOAD_TIMEOUT = 60.0
 """Seconds for which each file's upload is retried."""
@@ -56,7 +52,8 @@ class ReportWriter:
         Raises:
             TrainerBroken: raised by the session.
         """
-        job, ended = entry.job, self.store.clock.monotonic()
+        job, clock = entry.job, self.store.clock
+        ended = clock.monotonic()
         assert job.parameters is not None  # recorded when training began
         assert job.metric is not None  # recorded when training finished
         assert job.artifact is not None  # recorded when the weights were stored
@@ -68,7 +65,8 @@ class ReportWriter:
                 for with_lora in (False, True)
             )
             stop.check()
-            checkpoint_previews = self._retry(lambda: self.store.previews(task.task_id), stop)
+            get = partial(self.store.previews, task.task_id)
+            checkpoint_previews = retry(get, clock, stop, UPLOAD_TIMEOUT)
             scores = self.store.preview_scores(
                 task.task_id, [drawn for drawn, _ in checkpoint_previews]
             )
@@ -91,7 +89,8 @@ class ReportWriter:
                 peak_memory=session.peak_memory,
             )
             for file in self.reporter.render(report):
-                self._retry(partial(self.store.put_report, task.task_id, file), stop)
+                put = partial(self.store.put_report, task.task_id, file)
+                retry(put, clock, stop, UPLOAD_TIMEOUT)
         except TrainerBroken:
             raise
         except Stopped:
@@ -101,6 +100,3 @@ class ReportWriter:
             log.warning("no report for task %s, the store is unavailable: %s", task.task_id, error)
         except Exception:
             log.exception("no report for task %s", task.task_id)
-
-    def _retry(self, call: Callable[[], T], stop: StopSignal) -> T:
-        return retry(call, self.store.clock, stop, UPLOAD_TIMEOUT)

@@ -51,6 +51,5 @@ class WorkerConfig:
     """Suffixes of caption files, tried in this order after the image's base name."""
     keep_style_words: bool = False
     """Whether generated captions keep words for the medium, such as "a painting of"."""
-    upload_timeout: float = 600.0
-    """Seconds for which the upload of a finished style is retried."""
+
     lease: LeaseTerms = field(default_factory=LeaseTerms)

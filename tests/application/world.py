@@ -42,7 +42,6 @@ CONFIG = WorkerConfig(
     progress_every=7.0,
     cancel_poll=3.0,
     lease=LeaseTerms(12.0),
-    upload_timeout=60.0,
 )
 KEYS = StorageKeys(Bucket("models"))
 TASK_ID = "550e8400-e29b-41d4-a716-446655440000"
