@@ -134,7 +134,7 @@ def _train(
             while not session.finished:
                 session.advance()
     except TrainerBroken as error:
-        log.error("process %d of a multi-GPU job exits: %s", rank.number, error)
+        log.error("process %d exits: %s", rank.number, error)
         sys.exit(1)
 
 
