@@ -290,7 +290,7 @@ def broken_images(folder: Path) -> Path:
         ("folder of folders", "or --repeats-from-folders for folders such as 10_style/"),
         ("empty folder", "it has no images"),
         ("no usable image", "small.png"),
-        ("out is below a file", "cannot be written"),
+        ("out is below a file", "is not a folder; give a folder that you can write"),
         ("out holds the images", "holds the images; give another folder"),
         ("epochs 0", "--epochs 0: give a whole number"),
         ("rate nan", "--learning-rate nan: give a number"),
