@@ -101,7 +101,7 @@ def _check_values(label: str, tensor: torch.Tensor) -> None:
         if label.endswith(Part.ALPHA) and not tensor.is_complex():
             return
         raise InvalidLoraFile(
-            f"{label} is {kind}, not floating point: quantised LoRAs do not load"
+            f"{label} is {kind}, not floating point: give a LoRA that is not quantised"
         )
     if not torch.isfinite(_plain(tensor)).all():
         raise InvalidLoraFile(f"{label} holds NaN or infinity: the LoRA is broken")

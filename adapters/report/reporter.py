@@ -149,8 +149,8 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
         "network_weights": "none",
         "caption_prefix": "none",
         "caption_suffix": "none",
-        "sample_prompts": "none: the first distinct captions; if there is only one, also with two "
-        "other subjects",
+        "sample_prompts": "none: the first distinct captions; a single caption is combined with "
+        "further subjects",
     }
     rows = []
     for field in fields(parameters):
