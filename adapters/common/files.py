@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 def write_atomically(path: Path, data: bytes, *, temporary: Path) -> None:
@@ -60,4 +61,8 @@ def why_not_writable(folder: Path) -> str | None:
     nearest = nearest_existing(folder)
     if not os.path.isdir(nearest):
         return f"{nearest} is not a folder"
-    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"
+    try:
+        with TemporaryFile(dir=nearest):
+            return None
+    except OSError as error:
+        return f"{nearest} cannot be written ({error.strerror or error})"

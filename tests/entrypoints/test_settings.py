@@ -274,9 +274,11 @@ def test_a_missing_spool_folder_is_checked_at_its_parent(
 ) -> None:
     loaded(monkeypatch, SPOOL_DIR=str(tmp_path / "a" / "b"))
     assert not list(tmp_path.iterdir()), "a look leaves no trace"
-    monkeypatch.setattr(os, "access", lambda place, _mode: place != tmp_path)
-    (line,) = refused(monkeypatch, SPOOL_DIR=str(tmp_path / "a" / "b"))
-    assert f"{tmp_path} cannot be written" in line
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    with patch("adapters.common.files.TemporaryFile", side_effect=denied) as opened:
+        (line,) = refused(monkeypatch, SPOOL_DIR=str(tmp_path / "a" / "b"))
+    assert f"{tmp_path} cannot be written (Permission denied)" in line
+    opened.assert_called_once_with(dir=tmp_path)
 
 
 def test_with_a_broker_the_spool_folder_is_not_checked(
