@@ -97,14 +97,7 @@ class CheckpointPreviews:
         except (Unavailable, BlobDenied) as error:
             log.warning("could not store the previews of epoch %d: %s", epoch, error)
         if scores is not None:
-            self._store.events(
-                PreviewsScored(
-                    **job.ids,
-                    epoch=epoch,
-                    closeness=scores.closeness,
-                    faithfulness=scores.faithfulness,
-                )
-            )
+            self._store.events(PreviewsScored(**job.ids, epoch=epoch, scores=scores))
         self._spent += self._clock.monotonic() - started
         self._rounds += 1
         self._left -= 1

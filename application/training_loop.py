@@ -12,7 +12,7 @@ from application.checkpoint_storage import CheckpointStorage
 from application.job_store import JobStore
 from application.journal import Entry
 from application.lease import Lease
-from application.ports import Clock, Notifier, TrainingSession
+from application.ports import Notifier, TrainingSession
 from application.progress_calls import ProgressCalls
 from application.stop_signal import StopReason, StopSignal
 from application.worker_config import WorkerConfig
@@ -32,7 +32,6 @@ class TrainingLoop:
 
     store: JobStore
     notifier: Notifier
-    clock: Clock
     config: WorkerConfig
     uploads: Executor
     """Uploads checkpoints while training continues."""
@@ -51,7 +50,7 @@ class TrainingLoop:
         meter = Speedometer()
         calls = ProgressCalls(
             notifier=self.notifier,
-            clock=self.clock,
+            clock=self.store.clock,
             entry=entry,
             lease=lease,
             meter=meter,
@@ -61,8 +60,8 @@ class TrainingLoop:
         storage = CheckpointStorage(self.store, entry, self.uploads)
         previews = CheckpointPreviews(self.store, self.config)
         with (
-            self.clock.every(self.config.progress_every, calls.send),
-            self.clock.every(
+            self.store.clock.every(self.config.progress_every, calls.send),
+            self.store.clock.every(
                 self.config.cancel_poll, lambda: self._poll_cancellation(entry, stop)
             ),
         ):
@@ -95,9 +94,9 @@ class TrainingLoop:
     def _step(self, session: TrainingSession, entry: Entry, meter: Speedometer) -> StepReport:
         """Run one step, and publish the progress."""
         first = "first step" not in entry.seconds
-        began = self.clock.monotonic()
+        began = self.store.clock.monotonic()
         step = session.advance()
-        ended = self.clock.monotonic()
+        ended = self.store.clock.monotonic()
         history = session.history
         measured = step.epoch_finished and history[-1].evaluation_loss is not None
         part = "first step" if first else "measurements" if measured else "steps"
@@ -126,7 +125,7 @@ class TrainingLoop:
         stop: StopSignal,
     ) -> None:
         """Store a checkpoint if there is time for one before the process ends."""
-        left = stop.deadline - self.clock.monotonic()
+        left = stop.deadline - self.store.clock.monotonic()
         if not storage.finish(timeout=_at_most(left / 2)):
             log.warning(
                 "no checkpoint before the exit: the previous upload did not end within %.1f s",
@@ -136,7 +135,7 @@ class TrainingLoop:
         job = entry.job
         if job.checkpoint and job.progress and job.checkpoint.step >= job.progress.current_step:
             return  # no step since the last checkpoint
-        left = stop.deadline - self.clock.monotonic()
+        left = stop.deadline - self.store.clock.monotonic()
         if storage.seconds >= _CHECKPOINT_SHARE * left:
             log.warning(
                 "no checkpoint before the exit: one takes %.1f s, and %.1f s are left",

@@ -111,9 +111,7 @@ def seconds_of(
     entry = store.open(job)
     entry.apply_unsaved(entry.job.start())
     entry.apply_unsaved(entry.job.begin_training(plan.parameters, len(plan.images)))
-    loop = TrainingLoop(
-        store=store, notifier=MemoryNotifier(), clock=clock, config=config, uploads=uploads
-    )
+    loop = TrainingLoop(store=store, notifier=MemoryNotifier(), config=config, uploads=uploads)
     with trainer.open(plan, None) as session:
         started = time.perf_counter()
         loop.run(session, entry, store.lease(job.task_id), StopSignal())

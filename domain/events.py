@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from domain.failure import Failure
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
-from domain.results import Artifact, CheckpointRef, Preview, TrainingMetric
+from domain.results import Artifact, CheckpointRef, Preview, PreviewScores, TrainingMetric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,7 @@ class PreviewsScored(Event):
     """The previews of a checkpoint were scored by the model itself."""
 
     epoch: int
-    closeness: float
-    """1: as close to the style as the artist's images; 0: as far as the base model's previews."""
-    faithfulness: float
-    """Share of comparisons in which a preview shows its own prompt; 0.5 by chance."""
+    scores: PreviewScores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -260,7 +260,7 @@ class Container(containers.DeclarativeContainer):
     )
     admission = providers.Singleton(AdmissionQueue, slots)
     training_loop = providers.Singleton(
-        TrainingLoop, store=store, notifier=notifier, clock=clock, config=config, uploads=uploads
+        TrainingLoop, store=store, notifier=notifier, config=config, uploads=uploads
     )
     write_report = providers.Singleton(
         ReportWriter,

@@ -54,8 +54,8 @@ def outcome(metric: TrainingMetric) -> str:
 def scored(event: PreviewsScored) -> str:
     """Describe the scores of a checkpoint's previews."""
     return (
-        f"previews of epoch {event.epoch}: closeness to the style {event.closeness:.2f}, "
-        f"faithfulness to the prompts {event.faithfulness:.2f}"
+        f"previews of epoch {event.epoch}: closeness to the style {event.scores.closeness:.2f}, "
+        f"faithfulness to the prompts {event.scores.faithfulness:.2f}"
     )
 
 

@@ -157,7 +157,7 @@ class WorkerState:
                 if event.epoch_finished and event.progress.loss is not None:
                     job.curve.add(event.progress.current_epoch, event.progress.loss)
             case PreviewsScored():
-                job.scores = event.closeness, event.faithfulness
+                job.scores = event.scores.closeness, event.scores.faithfulness
             case CheckpointSaved():
                 job.checkpoint = event.checkpoint.epoch
             case PartTimed():

@@ -194,7 +194,7 @@ def test_previews_are_scored_announced_and_shown_in_the_report() -> None:
     assert list(scores) == [10, 20, 25], "the last are those of the report's own previews"
     assert [score.closeness for score in scores.values()] == [0.4, 0.8, 1.0]
     scored = [event for event in world.events if isinstance(event, PreviewsScored)]
-    assert [(event.epoch, event.closeness) for event in scored] == [(10, 0.4), (20, 0.8)]
+    assert [(event.epoch, event.scores.closeness) for event in scored] == [(10, 0.4), (20, 0.8)]
 
 
 def test_previews_that_cannot_be_scored_are_shown_without_scores(

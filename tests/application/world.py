@@ -179,7 +179,6 @@ class World:
             loop=TrainingLoop(
                 store=store,
                 notifier=known["notifier"],
-                clock=known["clock"],
                 config=config,
                 uploads=known["uploads"],
             ),

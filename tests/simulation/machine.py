@@ -82,7 +82,6 @@ class Machine:
             loop=TrainingLoop(
                 store=store,
                 notifier=notifier,
-                clock=self.clock,
                 config=CONFIG,
                 uploads=_Uploads(world.timeline, self.process),
             ),
