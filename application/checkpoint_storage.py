@@ -63,8 +63,11 @@ class CheckpointStorage:
         def store() -> tuple[CheckpointRef, float]:
             checkpoint = self._store.put_checkpoint(task_id, taken)
             arrived = self._clock.monotonic()
-            if style is not None:
-                self._store_style(task_id, taken.epoch, style)
+            try:
+                if style is not None:
+                    self._store.put_epoch_style(task_id, taken.epoch, style)
+            except (Unavailable, BlobDenied) as error:
+                log.warning("could not store the checkpoint's LoRA file: %s", error)
             return checkpoint, arrived
 
         context = copy_context()  # log lines of the upload carry the job's id
@@ -100,12 +103,6 @@ class CheckpointStorage:
             self.seconds = self._clock.monotonic() - pending.began
             log.warning("could not store the checkpoint of epoch %d: %s", pending.epoch, error)
         return True
-
-    def _store_style(self, task_id: str, epoch: int, style: bytes) -> None:
-        try:
-            self._store.put_epoch_style(task_id, epoch, style)
-        except (Unavailable, BlobDenied) as error:
-            log.warning("could not store the checkpoint's LoRA file: %s", error)
 
     def try_to_finish(self, timeout: float | None = None) -> None:
         """Like ``finish``, for use while another error is handled: exceptions are logged, so that

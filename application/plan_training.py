@@ -18,6 +18,11 @@ from domain.parameters import TrainingParameters
 from domain.task import TrainingTask
 from domain.training_plan import InitialLora, TrainingPlan
 
+_REASONS: dict[type[Exception], str] = {
+    BlobMissing: "the file is not there",
+    BlobTooLarge: "the file is too large",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlanner:
@@ -87,14 +92,6 @@ class TrainingPlanner:
             return None
         try:
             return self.load_lora(named)
-        except UserError as error:
-            raise _unusable_lora(str(error)) from error
-        except BlobMissing as error:
-            raise _unusable_lora("the file is not there") from error
-        except BlobTooLarge as error:
-            raise _unusable_lora("the file is too large") from error
-
-
-def _unusable_lora(reason: str) -> TrainingFailed:
-    message = f"network_weights cannot be used: {reason}"
-    return TrainingFailed(Failure(FailureCode.INVALID_TASK, message))
+        except (UserError, BlobMissing, BlobTooLarge) as error:
+            message = f"network_weights cannot be used: {_REASONS.get(type(error), error)}"
+            raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message)) from error

@@ -47,6 +47,11 @@ class TrainingLoop:
             TrainingFailed: raised by the session.
             LeaseLost: another worker has the job.
         """
+
+        def poll_cancellation() -> None:
+            if self.store.cancellation_requested(entry.job.task_id):
+                stop.request(StopReason.CANCELLED)
+
         meter = Speedometer()
         calls = ProgressCalls(
             notifier=self.notifier,
@@ -61,9 +66,7 @@ class TrainingLoop:
         previews = CheckpointPreviews(self.store, self.config)
         with (
             self.store.clock.every(self.config.progress_every, calls.send),
-            self.store.clock.every(
-                self.config.cancel_poll, lambda: self._poll_cancellation(entry, stop)
-            ),
+            self.store.clock.every(self.config.cancel_poll, poll_cancellation),
         ):
             try:
                 while not session.finished:
@@ -148,10 +151,6 @@ class TrainingLoop:
             log.warning(
                 "no checkpoint before the exit: its upload did not end in the %.1f s left", left
             )
-
-    def _poll_cancellation(self, entry: Entry, stop: StopSignal) -> None:
-        if self.store.cancellation_requested(entry.job.task_id):
-            stop.request(StopReason.CANCELLED)
 
 
 def _at_most(seconds: float) -> float | None:
