@@ -599,7 +599,8 @@ def load_settings(
 def _read(env_file: Path | None) -> dict[str, str]:
     """All names with a value, in lower case; those of the environment replace the file's."""
     try:
-        in_file = {} if env_file is None else dotenv_values(env_file)
+        # "-sig": editors on Windows write a byte order mark, which would be part of the first name.
+        in_file = {} if env_file is None else dotenv_values(env_file, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8; save it as UTF-8"
         raise InvalidSettings(f"{env_file}: cannot be read ({reason})") from None

@@ -180,8 +180,9 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.image_buckets == (Bucket("a"), Bucket("b"))
 
 
-def test_an_env_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("MAX_FAILURES=9\nUNKNOWN_TO_US=1\n")
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_an_env_file_is_read(tmp_path: Path, mark: str) -> None:
+    (tmp_path / ".env").write_text(f"{mark}MAX_FAILURES=9\nUNKNOWN_TO_US=1\n", encoding="utf-8")
     assert load_settings(tmp_path / ".env").max_failures == 9
 
 
