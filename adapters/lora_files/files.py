@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from adapters.common.atomic_write import write_atomically
 from adapters.common.tensor_file import TensorFileDamaged, body_of, decode, encode
 from adapters.lora_files.diffusers_format import (
     DIFFUSERS_METADATA,
@@ -31,6 +32,7 @@ from adapters.lora_files.peft_format import (
     peft_name,
     to_peft,
 )
+from domain.errors import UserError
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 """The file that diffusers looks for in a folder."""
@@ -110,16 +112,35 @@ def encode_lora(
 
 
 def write_lora(
-    weights: LoraWeights, metadata: Mapping[str, str], form: LoraFormat, folder: Path, name: str
+    weights: LoraWeights,
+    metadata: Mapping[str, str],
+    form: LoraFormat,
+    folder: Path,
+    name: str,
+    source: Path | None = None,
 ) -> list[Path]:
-    """Write the files of ``encode_lora`` into ``folder`` and return their paths, in order."""
-    paths = []
-    for file, data in encode_lora(weights, metadata, form, name).items():
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        paths.append(path)
-    return paths
+    """Write the files of ``encode_lora`` into ``folder`` and return their paths, in order.
+
+    Args:
+        source: the file or folder that the LoRA was read from, which is left as it is.
+
+    Raises:
+        InvalidLoraFile: as ``encode_lora``.
+        UserError: a file of ``source`` would be replaced, or ``folder`` cannot be written.
+    """
+    encoded = encode_lora(weights, metadata, form, name)
+    files = {folder / file: data for file, data in encoded.items()}
+    own = source and source.resolve()
+    if own and any(path.exists() and path.resolve().is_relative_to(own) for path in files):
+        raise UserError(f"{folder}: holds the LoRA itself; give another folder")
+    try:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data, temporary=path.with_name(".incomplete"))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder}: cannot be written ({reason}); give another folder") from None
+    return list(files)
 
 
 def hashed(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:

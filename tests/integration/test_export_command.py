@@ -100,6 +100,18 @@ def test_bad_input_is_one_line_with_its_remedy_and_writes_nothing(
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.parametrize("form", LoraFormat)
+def test_a_conversion_never_replaces_its_source(
+    style: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: LoraFormat
+) -> None:
+    source = tmp_path / "style_9"
+    assert main(["--export", form, str(style), "--out", str(source)]) == 0
+    before = {file: (file.read_bytes(), file.stat().st_ino) for file in source.iterdir()}
+    assert main(["--export", form, str(source), "--out", str(source)]) == 2
+    assert "holds the LoRA itself; give another folder" in capsys.readouterr().err
+    assert {file: (file.read_bytes(), file.stat().st_ino) for file in source.iterdir()} == before
+
+
 def test_an_unknown_format_is_reported_with_the_known_ones(
     style: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
