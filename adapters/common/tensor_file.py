@@ -40,7 +40,7 @@ def decode(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     try:
         tensors = safetensors.torch.load(data)
-        metadata = _split(data)[0].get(_METADATA, {})
+        metadata = _split(data)[0].get(_METADATA) or {}
     except (SafetensorError, KeyError, ValueError) as error:
         raise TensorFileDamaged(str(error)) from error
     return tensors, metadata

@@ -79,7 +79,7 @@ def from_diffusers(
     Raises:
         InvalidLoraFile: a key is missing or unknown, or a layer's tensors do not fit together.
     """
-    config = json.loads(metadata.get(DIFFUSERS_METADATA, "{}"))
+    config = json_object(metadata.get(DIFFUSERS_METADATA, "{}"), DIFFUSERS_METADATA)
     by_model: dict[str, Tensors] = {UNET: {}, TEXT_ENCODER: {}}
     for key, tensor in tensors.items():
         model, _, name = key.partition(".")
@@ -151,6 +151,24 @@ def lora_config(weights: LoraWeights, model: str) -> dict[str, Any]:
     return {**config, "use_dora": True} if uses_dora(weights) else config
 
 
+def json_object(text: str, name: str) -> dict[str, Any]:
+    """The JSON object in ``text``.
+
+    Args:
+        name: names the text in the error.
+
+    Raises:
+        InvalidLoraFile: the text is not a JSON object.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidLoraFile(f"its {name} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InvalidLoraFile(f"its {name} is not a JSON object")
+    return value
+
+
 def bare_path(path: str) -> str:
     """The layer's path as transformers 5 names it: the end of the path in transformers 4."""
     return path.removeprefix("text_model.")
@@ -174,8 +192,13 @@ def _configured_alpha(config: Mapping[str, Any], names: Sequence[str], rank: int
     """The alpha of a layer that has these names. As in PEFT, the keys of ``alpha_pattern`` are
     regular expressions for the ends of names, and the first match counts.
     """
-    for name in names:
-        for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", name):
-                return float(alpha)
-    return float(config.get("lora_alpha", rank))
+    try:
+        for name in names:
+            for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+                if re.match(rf"(.*\.)?({pattern})$", name):
+                    return float(alpha)
+        return float(config.get("lora_alpha", rank))
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
+        raise InvalidLoraFile(
+            f"its alpha_pattern or lora_alpha cannot be used ({error})"
+        ) from None

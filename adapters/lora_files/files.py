@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from adapters.common.tensor_file import TensorFileDamaged, body_of, decode, enco
 from adapters.lora_files.diffusers_format import (
     DIFFUSERS_METADATA,
     from_diffusers,
+    json_object,
     to_diffusers,
 )
 from adapters.lora_files.kohya_format import from_kohya, is_kohya, to_kohya
@@ -69,7 +68,7 @@ def read_lora(path: Path) -> tuple[LoraWeights, dict[str, str]]:
         if not path.is_file():
             raise InvalidLoraFile("no such file or folder")
         return _read_file(path)
-    except (InvalidLoraFile, ValueError, OSError, re.error) as error:
+    except (InvalidLoraFile, ValueError, OSError) as error:
         remedy = "give a LoRA of Stable Diffusion 1.5: a .safetensors file, or PEFT's folder"
         raise InvalidLoraFile(f"{path}: {error}; {remedy}") from error
 
@@ -191,7 +190,7 @@ def _read_peft(folders: Mapping[str, Path]) -> tuple[LoraWeights, dict[str, str]
             raise InvalidLoraFile(f"{folder.name} has no {PEFT_WEIGHTS}{found}")
         tensors, metadata = _decode(file.read_bytes())
         _refuse_other_models(tensors, metadata)
-        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        config = json_object((folder / PEFT_CONFIG).read_text(encoding="utf-8"), PEFT_CONFIG)
         weights = {**weights, **from_peft(model, tensors, config)}
     return weights, metadata
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from adapters.lora_files.files import read_lora, write_lora
+from adapters.lora_files.files import decode_lora, read_lora, write_lora
 from adapters.lora_files.lora_formats import (
     InvalidLoraFile,
     LayerWeights,
@@ -294,3 +294,36 @@ def test_an_invalid_regular_expression_is_refused(tmp_path: Path) -> None:
     config = json.dumps({"unet.alpha_pattern": {"(": 1}})
     with pytest.raises(InvalidLoraFile, match="unterminated subpattern"):
         read(tmp_path, tensors, lora_adapter_metadata=config)
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("null", "is not a JSON object"),
+        ('{"unet.alpha_pattern": [1]}', "alpha_pattern or lora_alpha"),
+        ('{"unet.alpha_pattern": {".*": null}}', "alpha_pattern or lora_alpha"),
+        ('{"unet.lora_alpha": null}', "alpha_pattern or lora_alpha"),
+        ('{"unet.lora_alpha": "much"}', "alpha_pattern or lora_alpha"),
+        (f'{{"unet.lora_alpha": 1{"0" * 400}}}', "alpha_pattern or lora_alpha"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_configuration_of_unexpected_structure_is_refused(config: str, complaint: str) -> None:
+    tensors = {f"unet.{TO_Q}.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
+    data = safetensors.torch.save(tensors, {"lora_adapter_metadata": config})
+    with pytest.raises(InvalidLoraFile, match=complaint):
+        decode_lora(data)
+
+
+@pytest.mark.parametrize("config", [b"[]", b"{", b"\xff", b'{"alpha_pattern": 3}'])
+def test_a_peft_configuration_of_unexpected_structure_is_refused(
+    tmp_path: Path, config: bytes
+) -> None:
+    tensors = {f"base_model.model.{TO_Q}.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
+    safetensors.torch.save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_bytes(config)
+    with pytest.raises(InvalidLoraFile, match="give a LoRA of Stable Diffusion 1.5"):
+        read_lora(tmp_path)
