@@ -18,13 +18,14 @@ def thumbnail(file: Path) -> str:
     """The image as a JPEG in a ``data:`` URL, at most ``SIDE`` pixels per side.
 
     Raises:
-        UserError: the file is not an image.
+        UserError: the file is not an image that can be read.
     """
     try:
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise UserError(f"--thumbnail {file}: cannot be read ({error}); give an image") from None
+    except Exception as error:  # Pillow documents no types for damaged or huge files
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--thumbnail {file}: cannot be read ({reason}); give an image") from None
     upright.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     data = BytesIO()
     upright.save(data, "JPEG", quality=85)

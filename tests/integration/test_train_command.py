@@ -140,6 +140,8 @@ def test_a_named_style_has_its_credits_and_the_files_that_show_it(
     [
         (["--name", "a/b"], "--name: 'a/b' is not a name for a file"),
         (["--thumbnail", "missing.png"], "--thumbnail missing.png: cannot be read"),
+        (["--thumbnail", "cut.png"], "--thumbnail cut.png: cannot be read"),
+        (["--thumbnail", "far_too_large.png"], "far_too_large.png: cannot be read"),
     ],
 )
 def test_an_invalid_name_or_thumbnail_is_refused(
@@ -148,7 +150,12 @@ def test_an_invalid_name_or_thumbnail_is_refused(
     capsys: pytest.CaptureFixture[str],
     options: list[str],
     complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("1", (20_000, 20_000)).save("far_too_large.png")
+    whole = Path("far_too_large.png").read_bytes()
+    Path("cut.png").write_bytes(whole[:40])
     assert main([str(images), "--out", str(tmp_path / "out"), *options, *QUICK]) == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
