@@ -78,9 +78,11 @@ def _caption(arguments: argparse.Namespace) -> int:
         return 0
     captioner = load_captioner(settings, choose_devices(settings)[0])
     assert captioner is not None  # a model is configured
-    captions = make_captions(without, captioner, settings.keep_style_words, StopSignal())
-    for image in without:
-        file = (folder / image.name).with_suffix(".txt")
+    # Images whose names differ only in the extension share a caption file.
+    images_of = {(folder / image.name).with_suffix(".txt"): image for image in without}
+    described = list(images_of.values())
+    captions = make_captions(described, captioner, settings.keep_style_words, StopSignal())
+    for file, image in images_of.items():
         caption = captions[image.facts.sha256]
         if not caption:
             text = f"{image.name}: the model generated no caption; write {file.name} yourself"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import assets
 from assets.drawing import draw_style_set
@@ -48,6 +49,15 @@ def test_missing_captions_are_written_and_existing_ones_kept(
     assert caption.main([str(images), *MODEL]) == 0
     assert texts(images) == found
     assert "every image has a caption" in capsys.readouterr().out
+
+
+def test_images_that_share_a_caption_file_get_one_caption(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.open(images / "image_02.jpg").rotate(90).save(images / "image_02.png")
+    assert caption.main([str(images), *MODEL]) == 0
+    assert texts(images).keys() == {"image_01", "image_02", "image_03"}
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
