@@ -9,6 +9,9 @@ from typing import Any
 from domain.limits import Boolean, Choice, FloatRange, IntRange, Limit, Prompts
 from domain.parameters import LIMITS, PARAMETER_NAMES
 
+MAX_EXTENSION = 20
+"""Most characters of an extension of caption files."""
+
 
 def path(text: str) -> Path:
     """Convert an option's text to a path. Rejects an empty text (an unset shell variable), which
@@ -46,8 +49,20 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
 def add_caption_extension(parser: argparse.ArgumentParser) -> None:
     """Add ``--caption-extension``."""
     parser.add_argument(
-        "--caption-extension", metavar="EXT", help="extension of the caption files (default: .txt)"
+        "--caption-extension",
+        type=_extension,
+        metavar="EXT",
+        help="extension of the caption files (default: .txt)",
     )
+
+
+def _extension(text: str) -> str:
+    """Check an extension of caption files, with or without its dot."""
+    if not text.strip(".") or "/" in text or len(text) > MAX_EXTENSION:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an extension; give one such as .caption"
+        )
+    return text
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:

@@ -244,3 +244,13 @@ def test_bash_completes_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     )
     done = subprocess.run([bash, "-c", f"{script}\n{ask}"], capture_output=True, text=True)
     assert done.stdout.strip() == "--epochs", done.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "submit"])
+@pytest.mark.parametrize("given", ["", ".", "..", "a/b", "x" * 300])
+def test_a_caption_extension_that_no_file_can_have_is_reported(
+    name: str, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {"train": ["images", "--out", "out"], "submit": ["images"]}[name]
+    assert ended(name, *arguments, "--caption-extension", given) == 2
+    assert "is not an extension; give one such as .caption" in capsys.readouterr().err
