@@ -14,12 +14,22 @@ MAX_EXTENSION = 20
 
 
 def path(text: str) -> Path:
-    """Convert an option's text to a path. Rejects an empty text (an unset shell variable), which
-    ``Path`` would turn into the current folder.
+    """Convert an option's text to a path, which need not exist.
+
+    Rejects an empty text (an unset shell variable), which ``Path`` would turn into the current
+    folder, and a path that the system does not allow: too long, a loop of links, not permitted.
     """
     if not text:
         raise argparse.ArgumentTypeError("it is empty; give a path, or . for this folder")
-    return Path(text)
+    found = Path(text)
+    try:
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise argparse.ArgumentTypeError(f"{text}: {reason}; give another path") from None
+    return found
 
 
 def add_style_options(parser: argparse.ArgumentParser) -> None:

@@ -254,3 +254,21 @@ def test_a_caption_extension_that_no_file_can_have_is_reported(
     arguments = {"train": ["images", "--out", "out"], "submit": ["images"]}[name]
     assert ended(name, *arguments, "--caption-extension", given) == 2
     assert "is not an extension; give one such as .caption" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "submit"])
+@pytest.mark.parametrize(
+    ("given", "reason"), [("x" * 300, "File name too long"), ("loop", "Too many levels")]
+)
+def test_a_path_that_the_system_does_not_allow_is_reported(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    given: str,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    assert ended(name, given) == 2
+    assert reason in capsys.readouterr().err

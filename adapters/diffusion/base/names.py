@@ -28,8 +28,12 @@ def check_name(name: str) -> None:
         BaseModelInvalid: none of these.
     """
     path = Path(name)
-    if path.exists():
-        return
+    try:
+        if path.exists():
+            return
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BaseModelInvalid(name, f"cannot be read ({reason}); check the path") from None
     is_file = path.suffix.lower() in {".safetensors", *PICKLES}
     if is_file or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is None:
         raise BaseModelInvalid(name, "is not a folder, a file or a hub name; check the path")
