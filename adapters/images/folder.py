@@ -25,6 +25,8 @@ NOT_DOWNLOADED = ".icloud"
 
 _REPEATED = re.compile(r"[1-9][0-9]*_")
 """Start of the names of kohya's folders with repeats per epoch."""
+MAX_REPEATS = 1000
+"""More than any training needs: a larger number is a date, or another number by chance."""
 
 
 def find_images(folder: Path, *, repeats_from_folders: bool = False) -> list[str]:
@@ -43,9 +45,9 @@ def find_images(folder: Path, *, repeats_from_folders: bool = False) -> list[str
         raise UserError(f"{folder}: no such folder; give the folder that holds the images")
     try:
         if repeats_from_folders:
-            names = [
-                f"{below.name}/{name}" for below in _repeated(folder) for name in _images_in(below)
-            ]
+            repeated = _repeated(folder)
+            _check_repeats(repeated)
+            names = [f"{below.name}/{name}" for below in repeated for name in _images_in(below)]
         else:
             names = _images_in(folder)
         if not names:
@@ -72,6 +74,16 @@ def _repeated(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.iterdir() if path.is_dir() and _REPEATED.match(path.name)
     )
+
+
+def _check_repeats(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        number = folder.name.partition("_")[0]
+        if int(number) > MAX_REPEATS:
+            raise UserError(
+                f"{folder}: its name means {number} repeats per epoch; rename it, for at most "
+                f"{MAX_REPEATS}"
+            )
 
 
 def _nothing_found(folder: Path, repeats_from_folders: bool) -> str:

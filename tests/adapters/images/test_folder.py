@@ -88,3 +88,11 @@ def test_kohya_style_folders_are_read_on_request(tmp_path: Path) -> None:
         find_images(tmp_path)
     with pytest.raises(UserError, match="no image in folders named like 10_style"):
         find_images(tmp_path / "more", repeats_from_folders=True)
+
+
+@pytest.mark.parametrize("name", ["20230101_trip", f"{'9' * 200}_style"])
+def test_a_number_that_is_not_meant_as_repeats_is_reported(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.png").touch()
+    with pytest.raises(UserError, match="repeats per epoch; rename it, for at most 1000"):
+        find_images(tmp_path, repeats_from_folders=True)
