@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
 import logging
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from adapters.common.text import printable
@@ -24,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LINUX_ONLY = "this program runs on Linux only: on Windows use WSL 2, on a Mac the Docker image"
 SHELLS = ("bash", "zsh", "tcsh")
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def version() -> str:
@@ -99,6 +103,7 @@ def run_command(
     if sys.platform != "linux":
         print(f"error: {LINUX_ONLY}", file=sys.stderr)
         return EXIT_USAGE
+    _open_closed_streams()
     parser.add_common_options()
     arguments = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     try:
@@ -109,10 +114,12 @@ def run_command(
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and not log_unexpected:
-            # The reader, such as `head`, has ended. Python flushes once more at the exit.
+        if isinstance(error, OSError) and error.errno in {errno.EPIPE, *_DISK_FULL}:
+            gone = _is_reader_gone()
+            # Python flushes the rest of the output once more at the exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_FAILED
+            if gone:
+                return EXIT_FAILED
         if arguments.debug:
             lines = "".join(traceback.format_exception(error)).splitlines()
             print("\n".join(map(printable, lines)), file=sys.stderr)
@@ -125,6 +132,23 @@ def run_command(
         code, lines = explained
         print("\n".join(f"error: {printable(line)}" for line in lines), file=sys.stderr)
         return code
+
+
+def _open_closed_streams() -> None:
+    """Connect closed standard streams to the null device.
+
+    Python leaves a closed stream as None, and the system gives its number to the next opened file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _is_reader_gone() -> bool:
+    """Whether the reader of standard output, such as `head`, has ended."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 def with_dashes(argv: Sequence[str]) -> list[str]:
@@ -148,6 +172,9 @@ def explain(error: Exception) -> tuple[int, list[str]] | None:
         return EXIT_USAGE, lines
     if isinstance(error, Unavailable | BlobDenied | TrainerBroken):
         return EXIT_FAILED, [" ".join(lines)]
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        where = error.filename or "the output"
+        return EXIT_FAILED, [f"{where}: {error.strerror}; free disk space"]
     return None
 
 

@@ -599,7 +599,7 @@ def load_settings(
 def _read(env_file: Path | None) -> dict[str, str]:
     """All names with a value, in lower case; those of the environment replace the file's."""
     try:
-        # "-sig": editors on Windows write a byte order mark, which would be part of the first name.
+        # "-sig" skips the byte order mark of some editors, else a part of the first name.
         in_file = {} if env_file is None else dotenv_values(env_file, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8; save it as UTF-8"

@@ -272,3 +272,28 @@ def test_a_path_that_the_system_does_not_allow_is_reported(
     Path("loop").symlink_to("loop")
     assert ended(name, given) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_closed_standard_stream_is_no_defect(stream: int) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {stream}>&-', "sh", sys.executable, "-c", PRINTING],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == (b"" if stream == 1 else b"x\n")
+
+
+def test_a_full_disk_below_the_output_is_reported() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >/dev/full', "sh", sys.executable, "-c", PRINTING],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    reason = b"error: the output: No space left on device; free disk space\n"
+    assert (done.returncode, done.stderr) == (1, reason)
