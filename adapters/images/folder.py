@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -135,11 +136,12 @@ def passed_over(
         suffixes: suffixes of caption files.
     """
     found, hidden, away = [], 0, 0
+    results = Path(os.path.realpath(besides))  # unlike ``resolve``, it accepts loops of links
     for path in _beside(folder, names, suffixes):
         if _is_hidden(path):
             hidden += 1
             away += path.suffix == NOT_DOWNLOADED
-        elif not besides.resolve().is_relative_to(path.resolve()):
+        elif not results.is_relative_to(os.path.realpath(path)):
             name = path.relative_to(folder).as_posix()
             found.append(f"{name}{_why(path, names)}")
     if hidden:

@@ -57,6 +57,7 @@ def test_skipped_files_are_listed_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "b.txt").mkdir()
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
     besides = tmp_path / "out" / "first"
     besides.mkdir(parents=True)
     assert passed_over(tmp_path, names, besides) == [
@@ -66,6 +67,7 @@ def test_skipped_files_are_listed_with_the_reason(tmp_path: Path) -> None:
         "b.txt/ (a folder)",
         "c.txt (no image of that name)",
         "gone.txt (a link to nothing)",
+        "loop.txt (a link to nothing)",
         "m.jsonl (a caption is <name>.txt)",
         "more/ (a folder)",
         "x.zip",
