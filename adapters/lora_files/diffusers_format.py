@@ -125,7 +125,9 @@ def from_modules(
     for key, tensor in tensors.items():
         path, part = _parse(key)
         name = (model, _current_path(model, path))
-        layers.setdefault(name, {})[part] = tensor
+        if part in layers.setdefault(name, {}):
+            raise InvalidLoraFile(f"{model}.{key} is the second {part} of its layer")
+        layers[name][part] = tensor
         found[name] = path
 
     def default_alpha(name: LayerName, rank: int) -> float:

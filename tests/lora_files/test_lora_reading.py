@@ -327,3 +327,10 @@ def test_a_peft_configuration_of_unexpected_structure_is_refused(
     (tmp_path / "adapter_config.json").write_bytes(config)
     with pytest.raises(InvalidLoraFile, match="give a LoRA of Stable Diffusion"):
         read_lora(tmp_path)
+
+
+def test_a_layer_under_two_spellings_is_refused(tmp_path: Path) -> None:
+    spellings = [("lora_A", "lora_B"), ("lora.down", "lora.up")]
+    keys = [f"unet.{TO_Q}.{part}.weight" for parts in spellings for part in parts]
+    with pytest.raises(InvalidLoraFile, match=r"is the second lora_(down|up).weight of its layer"):
+        read(tmp_path, {key: torch.ones(2, 2) for key in keys})
