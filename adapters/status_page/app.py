@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -86,7 +87,8 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
 
     def preview(request: Request) -> Response:
         number, place, when = (request.path_params[name] for name in ("number", "place", "when"))
-        png = sources.previews.image(number, place, when)
+        found = _NUMBER.fullmatch(number) and _NUMBER.fullmatch(place)
+        png = sources.previews.image(int(number), int(place), when) if found else None
         if png is None:
             return PlainTextResponse("no such preview\n", status_code=404)
         # A URL names the same image only while this process lives.
@@ -100,7 +102,7 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
         Route("/metrics", metrics),
         Route("/api/status", status),
         Route("/api/configuration", configuration),
-        Route("/previews/{number:int}/{place:int}/{when}.png", preview),
+        Route("/previews/{number}/{place}/{when}.png", preview),
         *(_file_route(path, name, kind) for path, name, kind in _FILES),
     ]
     guard = Middleware(
@@ -111,6 +113,8 @@ def build_app(sources: Sources, *, host: str, token: str | None) -> Starlette:
     return app
 
 
+_NUMBER = re.compile(r"[0-9]{1,18}")
+"""Python converts longer texts slowly, and those of more than 4,300 digits not at all."""
 _SCRIPTS = ("page.js", "dom.js", "jobs.js", "chart.js")
 _FILES = (
     ("/", "page.html", "text/html; charset=utf-8"),

@@ -218,7 +218,13 @@ def test_previews_of_a_job_are_cached() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/previews/2/99/after.png", "/previews/2/-1/after.png", "/previews/2/0/x.png"]
+    "path",
+    [
+        "/previews/2/99/after.png",
+        "/previews/2/-1/after.png",
+        "/previews/2/0/x.png",
+        f"/previews/{'9' * 5000}/0/after.png",
+    ],
 )
 def test_a_missing_preview_is_404(path: str) -> None:
     assert local(training()).get(path).status_code == 404
