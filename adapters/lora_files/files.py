@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters.common.atomic_write import write_atomically
+from adapters.common.files import write_atomically
 from adapters.common.tensor_file import TensorFileDamaged, body_of, decode, encode
 from adapters.lora_files.diffusers_format import (
     DIFFUSERS_METADATA,
