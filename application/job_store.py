@@ -124,11 +124,11 @@ class JobStore:
         try:
             self._put_json(at, wanted, IfAbsent())
         except PreconditionFailed:
-            recorded = read_json(self.blobs, at, lambda found: {**found}) or wanted
+            recorded = read_json(self.blobs, at, lambda found: {**found})
             differences = {
                 name: (recorded.get(name), value)
                 for name, value in wanted.items()
-                if recorded.get(name) != value
+                if recorded is not None and recorded.get(name) != value
             }
             if differences:
                 raise TaskDiffers(task.task_id, differences) from None

@@ -74,3 +74,10 @@ def test_an_invalid_message_with_the_id_of_a_job_makes_no_call(world: World) -> 
     outcome = reject(b"{}", error, StopSignal())
     assert isinstance(outcome, DeadLetter)
     assert [call.kind for call in world.notifier.final] == ["completed"]
+
+
+def test_a_recorded_request_without_fields_is_a_different_one(world: World) -> None:
+    world.blobs.put(KEYS.task(TASK_ID), b"{}")
+    outcome = world.worker()(TASK, StopSignal())
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.details["field"] == "style_id, images, tags, parameters"
